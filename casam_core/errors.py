@@ -1,0 +1,43 @@
+"""Errors a person is meant to read: one line that says what was expected, found, where, and what to do."""
+
+from __future__ import annotations
+
+
+class CasamError(Exception):
+    """A fault in the input or the environment, not in the program.
+
+    Commands print it as one line and exit with status 2; anything else is a defect and shows a
+    traceback. At an institution the text never leaves: only `code` does (client/outcomes.py).
+    """
+
+    code = "error"
+
+
+class ScenarioError(CasamError):
+    """The scenario cannot be run as written."""
+
+    code = "scenario"
+
+
+class DataError(CasamError):
+    """An institution's dataset is missing, broken or too small."""
+
+    code = "data"
+
+
+class CheckpointError(CasamError):
+    """Backbone weights are missing, altered or of another architecture."""
+
+    code = "checkpoint"
+
+
+class BankError(CasamError):
+    """A bank on disk is incomplete, altered or does not fit what was asked."""
+
+    code = "bank"
+
+
+class RunError(CasamError):
+    """The run could not go on; what is on disk is intact."""
+
+    code = "run"

@@ -1,0 +1,201 @@
+"""The resolved scenario: what the server and every institution must agree on.
+
+A scenario is written as TOML by people (see `scenarios/library`) and travels as canonical JSON with
+its hash. Institutions read it from the identify message only; facts about a site (where its data
+lie, its device) come from the site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
+"""Names of institutions, tasks and scenarios become folder names: lower case, digits, - and _."""
+
+
+class Section(BaseModel):
+    """A table of the scenario: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSpec(Section):
+    """The frozen Segment Anything Model that sits everywhere."""
+
+    name: Literal["tiny", "lite_medsam", "vit_b", "vit_l", "vit_h"] = "lite_medsam"
+    checkpoint: str | None = Field(None, description="Path of an official SAM checkpoint (vit_*).")
+    sha256: str | None = Field(None, description="Expected SHA-256 if not the official one.")
+
+
+class ComputeSpec(Section):
+    """How the arithmetic is done; part of what makes two runs equal."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    threads: int = Field(1, ge=1, le=256, description="Torch threads per institution.")
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+
+
+class AlignmentSpec(Section):
+    """The Alignment Layer's form and its learning rate."""
+
+    form: str = Field("residual", description="A name in casam_core.alignment.FORMS.")
+    rank: int = Field(8, ge=1, le=256, description="Rank of the low_rank form.")
+    learning_rate: float | None = Field(None, gt=0, description="Default: the form's own.")
+
+
+class TrainingSpec(Section):
+    """Local training of one task's Alignment Layer from cached embeddings."""
+
+    rounds: int = Field(1, ge=1, description="Exchanges of weights per stage.")
+    epochs: int = Field(24, ge=1, description="Passes over the training images per round.")
+    max_steps: int | None = Field(None, ge=1, description="Stop a round after this many steps.")
+    batch_images: int = Field(6, ge=1)
+    instances: int = Field(5, ge=1, description="Instances drawn per image and step.")
+    prompts: Literal["box", "point", "mixed"] = Field(
+        "mixed", description="mixed tosses a coin for box or point at every step."
+    )
+    strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
+
+
+class RouterSpec(Section):
+    """How the task of a new image is recognised, and when it counts as unknown."""
+
+    kind: str = Field("gaussian", description="A name in casam_core.routers.ROUTERS.")
+    features: Literal["attention", "moments"] = "moments"
+    folds: int = Field(5, ge=2)
+    percentile: float = Field(97.0, gt=0, le=100)
+    shrinkage: float = Field(0.3, ge=0, le=1, description="Gaussian: pull towards the diagonal.")
+    epochs: int = Field(10, ge=1, description="VAE: passes over the features.")
+    learning_rate: float = Field(5e-4, gt=0, description="VAE.")
+    batch: int = Field(6, ge=1, description="VAE.")
+    beta: float = Field(16.5, ge=0, description="VAE: weight of the KL term in the score.")
+    sampled: bool = Field(
+        False, description="VAE: sample the latent when scoring, as the authors' code does."
+    )
+
+
+class EvaluationSpec(Section):
+    """How test images are prompted and measured."""
+
+    prompts: Literal["box", "jittered_box", "point"] = "box"
+    jitter: float = Field(0.1, ge=0, le=0.5, description="Box jitter as a share of its side.")
+    max_instances: int = Field(32, ge=1, description="Instances per image, drawn by seed.")
+    hd95: bool = Field(False, description="Also measure the 95 % Hausdorff distance (slower).")
+
+
+class SplitSpec(Section):
+    """Shares of groups that go to validation and test; the rest trains."""
+
+    val: float = Field(0.15, gt=0, lt=1)
+    test: float = Field(0.25, gt=0, lt=1)
+    sequence: bool = Field(False, description="Frames or slices: contiguous ranges, in order.")
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> SplitSpec:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test must be below 1 to leave training data, found {self.val + self.test}")
+        return self
+
+
+class LimitSpec(Section):
+    """At most this many images of each split (a seeded choice)."""
+
+    train: int | None = Field(None, ge=1)
+    val: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+
+
+class DataSpec(Section):
+    """Where one task's images of one institution come from."""
+
+    reader: Literal["folder", "phantom"] = "folder"
+    path: str | None = Field(None, description="Folder with images/ and masks/ (reader folder).")
+    labels: Literal["instances", "classes"] = Field(
+        "instances", description="classes: every connected part of a class is one instance."
+    )
+    group_pattern: str | None = Field(
+        None, description="Regular expression; its first group in a file name is the patient or slide."
+    )
+    phantom: str | None = Field(None, description="Modality of the generator (reader phantom).")
+    images: int = Field(40, ge=3, description="Images to generate (reader phantom).")
+    size: int = Field(256, ge=32, le=2048, description="Side in pixels (reader phantom).")
+    split: SplitSpec = SplitSpec()
+    limit: LimitSpec = LimitSpec()
+
+    @model_validator(mode="after")
+    def _reader_has_its_key(self) -> DataSpec:
+        needed = {"folder": "path", "phantom": "phantom"}[self.reader]
+        if getattr(self, needed) is None:
+            raise ValueError(f"reader {self.reader!r} needs the key {needed!r}")
+        return self
+
+
+class InstitutionSpec(Section):
+    """One data owner; `data` maps each task it holds to its source."""
+
+    name: Name
+    data: dict[Name, DataSpec] = Field(min_length=1)
+
+
+class DeadlineSpec(Section):
+    """How long the server waits, in seconds, before it goes on without an answer."""
+
+    connect: float = Field(120.0, gt=0, description="For the institutions of the scenario to appear.")
+    train: float = Field(7200.0, gt=0)
+    evaluate: float = Field(7200.0, gt=0)
+
+
+class Scenario(Section):
+    """One experiment."""
+
+    name: Name
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    stream: list[Name] = Field(min_length=1, description="Tasks in the order they are learned.")
+    institutions: list[InstitutionSpec] = Field(min_length=1)
+    backbone: BackboneSpec = BackboneSpec()
+    compute: ComputeSpec = ComputeSpec()
+    alignment: AlignmentSpec = AlignmentSpec()
+    training: TrainingSpec = TrainingSpec()
+    router: RouterSpec = RouterSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    deadlines: DeadlineSpec = DeadlineSpec()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Scenario:
+        names = [site.name for site in self.institutions]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two institutions are named {name!r}; give each its own name")
+        held = {task for site in self.institutions for task in site.data}
+        for task in self.stream:
+            if task not in held:
+                raise ValueError(
+                    f"task {task!r} of the stream is held by no institution; held: {', '.join(sorted(held))}"
+                )
+            if self.stream.count(task) > 1:
+                raise ValueError(f"task {task!r} stands twice in the stream; each task is learned once")
+        return self
+
+    def institution(self, name: str) -> InstitutionSpec:
+        """The institution called `name`; KeyError if there is none."""
+        for site in self.institutions:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    def holders(self, task: str) -> list[str]:
+        """Names of the institutions that hold `task`, in the scenario's order."""
+        return [site.name for site in self.institutions if task in site.data]
+
+    def canonical_json(self) -> str:
+        """The one spelling that is hashed and sent."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hex."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
