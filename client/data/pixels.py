@@ -1,0 +1,237 @@
+"""Pixels of one file: PNG, JPEG and TIFF, read strictly.
+
+A file is either read exactly as it was stored or refused with a DataError; nothing is guessed, filled
+or turned. Which decoder reads what: Pillow all 8-bit files and gray 16-bit PNG, torchvision 16-bit
+colour PNG (Pillow would keep their upper byte only), tifffile TIFF with more than 8 bits.
+
+Orientation tags are refused, not applied: a mask carries no tag of its own, and whether it was drawn
+on the stored or on the turned pixels cannot be seen from the files. For half turns and mirrors even the
+sizes agree, so a wrong guess would train on shifted labels in silence.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from casam_core.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+"""File endings that are read, in lower case."""
+
+MAX_PIXELS = 2**26
+"""Largest image read, 8192 x 8192; beyond it a small file could fill the memory."""
+
+_ORIENTATION = 0x0112
+_LOSSY_TIFF = ("JPEG", "OJPEG", "JPEG_2000_LOSSY", "WEBP", "JPEGXR")
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The image at `path` as uint8 RGB, shape (height, width, 3).
+
+    8-bit files keep their values: gray is repeated over the channels, palettes are looked up, alpha is
+    dropped without blending. 16-bit, 32-bit and float files are scaled by the image's own minimum and
+    maximum (over all colour channels together) to 0..255 and rounded; a constant one becomes black.
+    Raises DataError.
+    """
+    stored, inverted = _decode(path, as_mask=False)
+    if stored.ndim == 3:
+        # Gray + alpha and RGB + alpha lose their alpha; gray is repeated below.
+        stored = stored[..., 0] if stored.shape[2] <= 2 else stored[..., :3]
+    image = stored if stored.dtype == np.uint8 else _scale(stored, path)
+    if inverted:
+        image = 255 - image
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    return np.ascontiguousarray(image, dtype=np.uint8)
+
+
+def read_mask(path: Path) -> NDArray[Any]:
+    """The label map at `path` as stored, shape (height, width), an integer type, no value below 0.
+
+    Palette files give their indices. RGB(A) files are read if their three channels are equal. Float
+    files are read if every value is a whole number. Raises DataError; lossy files are refused because
+    compression invents labels along every edge.
+    """
+    values, inverted = _decode(path, as_mask=True)
+    if inverted:
+        raise DataError(
+            f"{path}: expected a mask whose background is stored as 0, found an inverted gray scale "
+            f"(MinIsWhite); save it with a plain gray scale"
+        )
+    if values.ndim == 3:
+        colour = values[..., : 3 if values.shape[2] >= 3 else 1]
+        if (colour != colour[..., :1]).any():
+            raise DataError(
+                f"{path}: expected a label map with one value per pixel, found a colour mask (channels "
+                f"differ); save it as 8- or 16-bit gray with 0 as background"
+            )
+        values = values[..., 0]
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if np.issubdtype(values.dtype, np.floating):
+        if not np.isfinite(values).all() or (values != np.rint(values)).any():
+            raise DataError(
+                f"{path}: expected whole-number labels, found fractions or non-finite values; save the "
+                f"mask as 8- or 16-bit gray"
+            )
+        values = values.astype(np.int64)
+    if values.min() < 0:
+        raise DataError(
+            f"{path}: expected labels of 0 (background) and above, found {int(values.min())}; renumber it"
+        )
+    return values
+
+
+def _scale(stored: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    """`stored` mapped linearly from its own minimum..maximum to 0..255."""
+    values = stored.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: expected finite intensities, found NaN or infinity; replace these pixels")
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    scaled: NDArray[np.uint8] = np.rint((values - low) / (high - low) * 255).astype(np.uint8)
+    return scaled
+
+
+def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
+    """Stored values, (height, width) or (height, width, channels), and whether 0 means white."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF")) as file:
+            _check_header(path, file, as_mask=as_mask)
+            if file.format == "TIFF":
+                return _decode_tiff(path, data, file, as_mask=as_mask)
+            if file.format == "PNG":
+                return _decode_png(data, file, as_mask=as_mask), False
+            return _pillow_values(file, as_mask=as_mask), False
+    except DataError:
+        raise
+    except Image.DecompressionBombError as fault:
+        raise _too_large(path, _one_line(fault)) from fault
+    except Exception as fault:
+        # Decoders meet broken bytes with a dozen kinds of exception; none of them is a defect here.
+        raise DataError(
+            f"{path}: expected a complete PNG, JPEG or TIFF, found a file that cannot be decoded "
+            f"({_one_line(fault)}); export or copy it again"
+        ) from fault
+
+
+def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> None:
+    width, height = file.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(path, f"{width} x {height}")
+    # MPO is a JPEG with further pictures behind the first, as phones write it.
+    if as_mask and file.format in ("JPEG", "MPO"):
+        raise DataError(
+            f"{path}: expected a lossless mask, found JPEG, which blurs labels; export it as PNG or TIFF"
+        )
+    orientation = file.getexif().get(_ORIENTATION, 1)
+    if orientation not in (0, 1):
+        raise DataError(
+            f"{path}: expected pixels stored upright, found orientation tag {orientation}; turn the pixels "
+            f"themselves or remove the tag, whichever matches the {'image' if as_mask else 'mask'}"
+        )
+
+
+def _decode_png(data: bytes, file: ImageFile.ImageFile, *, as_mask: bool) -> NDArray[Any]:
+    # verify() compares the checksum of every chunk, which decoding alone does not.
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as copy:
+        copy.verify()
+    # Bytes 24 and 25 of a PNG are its bit depth and colour type (0: gray).
+    if data[24] == 16 and data[25] != 0:
+        return _decode_png_16_bit_colour(data)
+    return _pillow_values(file, as_mask=as_mask)
+
+
+def _decode_png_16_bit_colour(data: bytes) -> NDArray[Any]:
+    import torch  # imported here: slow to load and rarely needed
+    from torchvision.io import (  # type: ignore[import-untyped,unused-ignore]
+        ImageReadMode,
+        decode_png,
+    )
+
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    values_CHW: NDArray[Any] = decode_png(buffer, mode=ImageReadMode.UNCHANGED).numpy()
+    return values_CHW.transpose(1, 2, 0)
+
+
+def _pillow_values(file: ImageFile.ImageFile, *, as_mask: bool) -> NDArray[Any]:
+    # A process-wide switch that other libraries turn on; it fills what is missing with gray.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if as_mask or file.mode.startswith("I;16"):
+        if file.mode not in ("1", "L", "P", "LA", "PA", "RGB", "RGBA") and not file.mode.startswith("I;16"):
+            raise ValueError(f"colour space {file.mode} holds no labels")
+        return np.asarray(file)
+    return np.asarray(file.convert("RGB"))
+
+
+def _decode_tiff(
+    path: Path, data: bytes, file: ImageFile.ImageFile, *, as_mask: bool
+) -> tuple[NDArray[Any], bool]:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        if len(tiff.pages) != 1:
+            raise DataError(
+                f"{path}: expected one image per file, found {len(tiff.pages)} pages; save each page "
+                f"(or the channels together as RGB) as a file of its own"
+            )
+        page = tiff.pages.first
+        compression = getattr(page.compression, "name", str(page.compression))
+        if as_mask and compression in _LOSSY_TIFF:
+            raise DataError(
+                f"{path}: expected a lossless mask, found {compression} compression; export it without"
+            )
+        # tifffile fills absent strips with zeros; a cut file must not pass for a dark one.
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if count == 0 or offset + count > len(data):
+                raise ValueError("the file ends before its pixels do")
+        photometric = getattr(page.photometric, "name", str(page.photometric))
+        inverted = photometric == "MINISWHITE"
+        if page.dtype in (np.dtype(bool), np.dtype(np.uint8)):
+            # Pillow turns inverted 8-bit scales round by itself; for masks that hides what was stored.
+            return _pillow_values(file, as_mask=as_mask), inverted and as_mask
+        if photometric not in ("MINISBLACK", "MINISWHITE", "RGB"):
+            raise ValueError(f"colour space {photometric} with {page.bitspersample} bits is not read")
+        return _deep_tiff_values(path, page, file, compression), inverted
+
+
+def _deep_tiff_values(
+    path: Path, page: tifffile.TiffPage, file: ImageFile.ImageFile, compression: str
+) -> NDArray[Any]:
+    """Values of a TIFF with more than 8 bits, (height, width) or (height, width, 3 or 4)."""
+    try:
+        values: NDArray[Any] = np.asarray(page.asarray())
+    except ValueError as fault:
+        if "imagecodecs" not in str(fault):
+            raise
+        if file.mode.startswith("I;16"):
+            return _pillow_values(file, as_mask=True)
+        raise DataError(
+            f"{path}: expected a TIFF without compression or with deflate, found {compression} on "
+            f"{page.bitspersample}-bit pixels; save it again, or install the package imagecodecs"
+        ) from fault
+    if page.axes == "SYX":
+        values = values.transpose(1, 2, 0)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
+        raise DataError(
+            f"{path}: expected gray, RGB or RGBA, found an array of shape {values.shape}; save one "
+            f"2-D image per file"
+        )
+    return values
+
+
+def _too_large(path: Path, found: str) -> DataError:
+    return DataError(
+        f"{path}: expected at most {MAX_PIXELS} pixels, found {found}; cut it into tiles or scale it down"
+    )
+
+
+def _one_line(fault: BaseException) -> str:
+    return " ".join(str(fault).split())[:160] or type(fault).__name__
