@@ -1,0 +1,121 @@
+"""The continual matrix R and what is read from it (METHOD 1, Protocol).
+
+R[t][j] is the score on task j after stage t, t and j counted in the order of the stream. Scores are
+fractions and higher is better. T is the last stage measured so far, so every figure is also defined in
+the middle of a stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Cell = float | None
+"""A score, or None where it was not measured: an old score never stands in for a missing one."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One figure over many cells.
+
+    `value` is formed from the cells that exist and is None where none does. `complete` is False as
+    soon as one cell the formula asks for is missing. A figure that asks for no cell at all (forgetting
+    after a single stage) is None and complete: it is undefined, and nothing was lost.
+    """
+
+    value: float | None
+    complete: bool
+
+
+@dataclass(frozen=True)
+class ContinualMatrix:
+    """R as rows of stages: `cells[t][j]`, one column per task of the stream, None above the diagonal.
+
+    Cells above the diagonal (tasks not learned yet) are refused: the frozen backbone's score on an
+    unseen task is no part of R, and would raise the maximum in `forgetting`.
+
+    Raises:
+        ValueError: a task stands twice, there are more rows than tasks, a row does not have one cell per
+            task, a cell above the diagonal is filled, or a score is not finite.
+    """
+
+    tasks: tuple[str, ...]
+    cells: tuple[tuple[Cell, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"each task has one column, found {', '.join(self.tasks)}")
+        if len(self.cells) > len(self.tasks):
+            raise ValueError(
+                f"{len(self.tasks)} tasks have as many stages at most, found {len(self.cells)} rows"
+            )
+        for t, row in enumerate(self.cells):
+            if len(row) != len(self.tasks):
+                raise ValueError(f"row {t} must have {len(self.tasks)} cells, found {len(row)}")
+            if any(cell is not None for cell in row[t + 1 :]):
+                raise ValueError(f"row {t} scores a task that is learned later; leave the cell None")
+            if not all(cell is None or math.isfinite(cell) for cell in row):
+                raise ValueError(f"row {t} has a score that is not finite; a missing score is None")
+
+    @property
+    def stages(self) -> int:
+        """Number of stages measured so far."""
+        return len(self.cells)
+
+    def with_stage(self, scores: Mapping[str, Cell]) -> ContinualMatrix:
+        """R with the next stage's row; a seen task that `scores` leaves out becomes None.
+
+        Raises:
+            ValueError: a task of `scores` is not learned by that stage, or as in the class.
+        """
+        seen = self.tasks[: self.stages + 1]
+        strangers = sorted(set(scores) - set(seen))
+        if strangers:
+            raise ValueError(
+                f"stage {self.stages} can score {', '.join(seen)}; found also {', '.join(strangers)}"
+            )
+        return ContinualMatrix(self.tasks, (*self.cells, tuple(scores.get(task) for task in self.tasks)))
+
+
+def last(matrix: ContinualMatrix) -> Aggregate:
+    """Last = mean_j R[T][j]: the mean over all tasks seen, after the last stage."""
+    return _mean(matrix.cells[-1][: matrix.stages]) if matrix.cells else Aggregate(None, True)
+
+
+def average(matrix: ContinualMatrix) -> Aggregate:
+    """Avg = mean_t mean_{j<=t} R[t][j]: every stage counts the same, however many tasks it has."""
+    stages = [_mean(row[: t + 1]) for t, row in enumerate(matrix.cells)]
+    return Aggregate(_mean(stage.value for stage in stages).value, all(stage.complete for stage in stages))
+
+
+def forgetting(matrix: ContinualMatrix) -> Aggregate:
+    """FF = 100 x mean_{j<T} (max_{j<=t<T} R[t][j] - R[T][j]), in points; lower is better.
+
+    Negative where later stages helped. A missing earlier cell leaves the maximum to the others; a task
+    without any, or without R[T][j], is left out.
+    """
+    drops: list[Cell] = []
+    complete = True
+    for j in range(matrix.stages - 1):
+        *earlier, final = (row[j] for row in matrix.cells[j:])
+        known = [cell for cell in earlier if cell is not None]
+        complete = complete and len(known) == len(earlier)
+        drops.append(100.0 * (max(known) - final) if known and final is not None else None)
+    mean = _mean(drops)
+    return Aggregate(mean.value, mean.complete and complete)
+
+
+def backward_transfer(matrix: ContinualMatrix) -> Aggregate:
+    """BWT = mean_{j<T} (R[T][j] - R[j][j]), a fraction; higher is better."""
+    changes: list[Cell] = []
+    for j in range(matrix.stages - 1):
+        learned, final = matrix.cells[j][j], matrix.cells[-1][j]
+        changes.append(None if learned is None or final is None else final - learned)
+    return _mean(changes)
+
+
+def _mean(cells: Iterable[Cell]) -> Aggregate:
+    asked = list(cells)
+    known = [cell for cell in asked if cell is not None]
+    return Aggregate(math.fsum(known) / len(known) if known else None, len(known) == len(asked))

@@ -1,0 +1,272 @@
+"""How well one predicted mask fits the true one, and the mean of that within an image.
+
+Masks are numpy bool arrays `pred_HW`, `true_HW` at the image's original resolution. Scores are
+fractions in [0, 1], higher is better; the Hausdorff distance is in pixels, lower is better.
+
+Empty masks, in every overlap score: both empty = 1.0 (nothing to find, nothing found), one empty = 0.0.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+BOUNDARY_RATIO = 0.02
+"""Width of the boundary as a share of the image diagonal, in both Boundary IoUs."""
+
+
+@dataclass(frozen=True)
+class InstanceScores:
+    """Scores of one instance, or their sum or mean over several (`ImageScores`).
+
+    `hd95` is None where it was not asked for.
+    """
+
+    iou: float
+    dice: float
+    biou: float
+    biou_official: float
+    hd95: float | None
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Scores of one image: the sum over its instances, their number and (derived) their mean.
+
+    The main figure is the mean of `mean` over images; `iou_instance` is the sum of `total.iou` over
+    images divided by the sum of `n_instances`.
+    """
+
+    total: InstanceScores
+    n_instances: int
+
+    @property
+    def mean(self) -> InstanceScores:
+        """Mean over the image's instances."""
+        n, total = self.n_instances, self.total
+        return InstanceScores(
+            iou=total.iou / n,
+            dice=total.dice / n,
+            biou=total.biou / n,
+            biou_official=total.biou_official / n,
+            hd95=None if total.hd95 is None else total.hd95 / n,
+        )
+
+
+def iou(pred_HW: Mask, true_HW: Mask) -> float:
+    """Intersection over union, |P & G| / |P | G|, in [0, 1].
+
+    Raises:
+        ValueError: the masks are not two bool arrays of one shape (H, W).
+    """
+    _check(pred_HW, true_HW)
+    return _overlap(pred_HW, true_HW)
+
+
+def dice(pred_HW: Mask, true_HW: Mask) -> float:
+    """Dice coefficient, 2 |P & G| / (|P| + |G|) = 2 IoU / (1 + IoU), in [0, 1].
+
+    Raises:
+        ValueError: the masks are not two bool arrays of one shape (H, W).
+    """
+    return _dice_from_iou(iou(pred_HW, true_HW))
+
+
+def boundary_iou(pred_HW: Mask, true_HW: Mask) -> float:
+    """Boundary IoU of Cheng et al. (CVPR 2021), in [0, 1].
+
+    IoU of the inner bands G_d & G and P_d & P: each mask minus its erosion by d pixels, with
+    d = round(0.02 x image diagonal), at least 1, in the chessboard distance (a 3x3 square eroding d
+    times). The outside of the image counts as background, so a mask cut off by the image's border
+    has a boundary there, as in the reference implementation.
+
+    Raises:
+        ValueError: the masks are not two bool arrays of one shape (H, W).
+    """
+    _check(pred_HW, true_HW)
+    return _inner_band_iou(*_crop(pred_HW, true_HW, margin=0), width=_boundary_width(pred_HW.shape))
+
+
+def boundary_iou_official(pred_HW: Mask, true_HW: Mask) -> float:
+    """The "BIoU" that the CA-SAM authors' code reports, in [0, 1]; not the canonical Boundary IoU.
+
+    Each mask's thin boundary (mask minus its 3x3 erosion) is dilated by a square of odd side
+    k = round(0.02 x image diagonal), plus 1 if even; the score is the IoU of the two bands. The
+    outside of the image counts as foreground in the erosion: a mask cut off by the image's border has
+    no boundary there.
+
+    A mask that fills the image has no such boundary: two full masks score 1.0. A full mask against an
+    empty one scores 0.0 by this module's rule for empty masks (the authors' smoothed ratio gives 1.0).
+
+    Raises:
+        ValueError: the masks are not two bool arrays of one shape (H, W).
+    """
+    _check(pred_HW, true_HW)
+    radius = _dilation_radius(pred_HW.shape)
+    return _dilated_contour_iou(*_crop(pred_HW, true_HW, margin=radius + 1), radius=radius)
+
+
+def hd95(pred_HW: Mask, true_HW: Mask) -> float:
+    """95 % Hausdorff distance in pixels, in [0, image diagonal], through MONAI.
+
+    The larger of the two directed 95th percentiles of the distances between the masks' edges. One
+    mask empty = image diagonal sqrt(H^2 + W^2), counted; both empty = 0.
+
+    Raises:
+        ValueError: the masks are not two bool arrays of one shape (H, W).
+    """
+    _check(pred_HW, true_HW)
+    return _hd95(*_crop(pred_HW, true_HW, margin=1), diagonal=math.hypot(*pred_HW.shape))
+
+
+def score_instance(pred_HW: Mask, true_HW: Mask, *, with_hd95: bool) -> InstanceScores:
+    """All scores of one instance; `hd95` is None unless `with_hd95`.
+
+    Raises:
+        ValueError: the masks are not two bool arrays of one shape (H, W).
+    """
+    _check(pred_HW, true_HW)
+    radius = _dilation_radius(pred_HW.shape)
+    # One crop serves every score: instances are small, and only the diagonal depends on the image.
+    pred_hw, true_hw = _crop(pred_HW, true_HW, margin=radius + 1)
+    overlap = _overlap(pred_hw, true_hw)
+    return InstanceScores(
+        iou=overlap,
+        dice=_dice_from_iou(overlap),
+        biou=_inner_band_iou(pred_hw, true_hw, width=_boundary_width(pred_HW.shape)),
+        biou_official=_dilated_contour_iou(pred_hw, true_hw, radius=radius),
+        hd95=_hd95(pred_hw, true_hw, diagonal=math.hypot(*pred_HW.shape)) if with_hd95 else None,
+    )
+
+
+def score_image(instances: Sequence[InstanceScores]) -> ImageScores:
+    """Sum the instances of one image; the result does not depend on their order.
+
+    Raises:
+        ValueError: no instance (such an image has no score and is left out of the mean), or hd95 was
+            measured on some instances only.
+    """
+    if not instances:
+        raise ValueError("an image without instances has no score; leave it out of the mean")
+    distances = [scores.hd95 for scores in instances if scores.hd95 is not None]
+    if distances and len(distances) != len(instances):
+        raise ValueError(
+            f"hd95 was measured on {len(distances)} of {len(instances)} instances; need all or none"
+        )
+    return ImageScores(
+        total=InstanceScores(
+            iou=math.fsum(scores.iou for scores in instances),
+            dice=math.fsum(scores.dice for scores in instances),
+            biou=math.fsum(scores.biou for scores in instances),
+            biou_official=math.fsum(scores.biou_official for scores in instances),
+            hd95=math.fsum(distances) if distances else None,
+        ),
+        n_instances=len(instances),
+    )
+
+
+def _check(pred_HW: Mask, true_HW: Mask) -> None:
+    for name, mask in (("predicted", pred_HW), ("true", true_HW)):
+        if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
+            raise ValueError(f"the {name} mask must be bool (H, W), found {mask.dtype} {mask.shape}")
+    if pred_HW.shape != true_HW.shape:
+        raise ValueError(f"the masks must have one shape, found {pred_HW.shape} and {true_HW.shape}")
+
+
+def _crop(pred_HW: Mask, true_HW: Mask, margin: int) -> tuple[Mask, Mask]:
+    """Both masks inside the bounding box of their union, widened by `margin` within the image."""
+    rows = np.flatnonzero(pred_HW.any(axis=1) | true_HW.any(axis=1))
+    if rows.size == 0:
+        return pred_HW[:1, :1], true_HW[:1, :1]
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    cols = np.flatnonzero(pred_HW[top:bottom].any(axis=0) | true_HW[top:bottom].any(axis=0))
+    left, right = int(cols[0]), int(cols[-1]) + 1
+    # A negative start would wrap around; an end beyond the image is cut by slicing itself.
+    box = (slice(max(top - margin, 0), bottom + margin), slice(max(left - margin, 0), right + margin))
+    return pred_HW[box], true_HW[box]
+
+
+def _overlap(a_HW: Mask, b_HW: Mask) -> float:
+    union = np.count_nonzero(a_HW | b_HW)
+    return np.count_nonzero(a_HW & b_HW) / union if union else 1.0
+
+
+def _dice_from_iou(value: float) -> float:
+    return 2.0 * value / (1.0 + value)
+
+
+def _boundary_width(shape_HW: tuple[int, ...]) -> int:
+    return max(1, round(BOUNDARY_RATIO * math.hypot(*shape_HW)))
+
+
+def _dilation_radius(shape_HW: tuple[int, ...]) -> int:
+    """Radius of the authors' odd kernel: side k, or k + 1 where k is even, is 2 (k // 2) + 1."""
+    return _boundary_width(shape_HW) // 2
+
+
+def _inner_band_iou(pred_HW: Mask, true_HW: Mask, *, width: int) -> float:
+    if not (pred_HW.any() and true_HW.any()):
+        return _overlap(pred_HW, true_HW)
+    return _overlap(
+        pred_HW & ~_erode(pred_HW, width, outside=False),
+        true_HW & ~_erode(true_HW, width, outside=False),
+    )
+
+
+def _dilated_contour_iou(pred_HW: Mask, true_HW: Mask, *, radius: int) -> float:
+    """Wants crops with a margin of `radius` + 1: room for the bands, and a background edge where the
+    crop ends inside the image, so that only the image's own border is seen as foreground beyond.
+    """
+    if not (pred_HW.any() and true_HW.any()):
+        return _overlap(pred_HW, true_HW)
+    return _overlap(
+        _dilate(pred_HW & ~_erode(pred_HW, 1, outside=True), radius),
+        _dilate(true_HW & ~_erode(true_HW, 1, outside=True), radius),
+    )
+
+
+def _hd95(pred_HW: Mask, true_HW: Mask, *, diagonal: float) -> float:
+    found, present = bool(pred_HW.any()), bool(true_HW.any())
+    if not (found and present):
+        return diagonal if found or present else 0.0
+    # Imported here: MONAI takes seconds to load, and most runs do not ask for this distance.
+    import torch
+    from monai.metrics import compute_hausdorff_distance
+
+    pred_11HW, true_11HW = (
+        torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (pred_HW, true_HW)
+    )
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns at every call about an argument that it sets itself.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        distance_11 = compute_hausdorff_distance(pred_11HW, true_11HW, include_background=True, percentile=95)
+    return float(distance_11.item())
+
+
+def _erode(mask_HW: Mask, radius: int, *, outside: bool) -> Mask:
+    """Minimum over the square of side 2 radius + 1; beyond the array everything is `outside`.
+
+    A window's minimum is the minimum of two overlapping shorter windows, so doubling reaches any width
+    in log2 steps of whole-array ANDs: far faster than a filter per pixel, and exact.
+    """
+    width = 2 * radius + 1
+    out = np.pad(mask_HW, radius, constant_values=outside)
+    reach = 1
+    while reach < width:
+        step = min(reach, width - reach)
+        out = out[:-step] & out[step:]
+        out = out[:, :-step] & out[:, step:]
+        reach += step
+    return out
+
+
+def _dilate(mask_HW: Mask, radius: int) -> Mask:
+    """Maximum over the square of side 2 radius + 1."""
+    return ~_erode(~mask_HW, radius, outside=True)
