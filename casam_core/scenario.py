@@ -97,7 +97,9 @@ class SplitSpec(Section):
     @model_validator(mode="after")
     def _leaves_training_data(self) -> SplitSpec:
         if self.val + self.test >= 1:
-            raise ValueError(f"val + test must be below 1 to leave training data, found {self.val + self.test}")
+            raise ValueError(
+                f"val + test must be below 1 to leave training data, found {self.val + self.test}"
+            )
         return self
 
 
@@ -172,6 +174,8 @@ class Scenario(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two institutions are named {name!r}; give each its own name")
         held = {task for site in self.institutions for task in site.data}
+        if "identity" in held:
+            raise ValueError("no task can be named 'identity': that is the route of an unknown image")
         for task in self.stream:
             if task not in held:
                 raise ValueError(

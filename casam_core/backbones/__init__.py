@@ -1,0 +1,30 @@
+"""Frozen Segment Anything backbones behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from casam_core.backbones.base import Backbone, Geometry
+from casam_core.backbones.lite_medsam import load_lite_medsam
+from casam_core.backbones.sam import load_sam
+from casam_core.backbones.tiny import load_tiny
+from casam_core.compute import Compute
+from casam_core.scenario import BackboneSpec
+
+BACKBONES: dict[str, Callable[[BackboneSpec, Compute], Backbone]] = {
+    "tiny": load_tiny,
+    "lite_medsam": load_lite_medsam,
+    "vit_b": load_sam,
+    "vit_l": load_sam,
+    "vit_h": load_sam,
+}
+
+
+@lru_cache(maxsize=1)
+def load_backbone(spec: BackboneSpec, compute: Compute) -> Backbone:
+    """The backbone of a scenario, loaded once per process. Raises CheckpointError."""
+    return BACKBONES[spec.name](spec, compute)
+
+
+__all__ = ["BACKBONES", "Backbone", "Geometry", "load_backbone"]

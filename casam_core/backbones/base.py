@@ -1,0 +1,116 @@
+"""The one interface of a frozen Segment Anything backbone.
+
+Shapes: B images, C embedding channels, H' x W' embedding cells, S the input frame's side,
+N prompts, h x w the decoder's low-resolution masks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import PromptEncoder
+from torch import Tensor, nn
+
+from casam_core.compute import Compute
+from casam_core.frame import Frame, frame_of, pad_to_square
+from casam_core.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """side: the input frame. channels, cells: the embedding is C x cells x cells. low: mask logits."""
+
+    side: int
+    channels: int
+    cells: int
+
+    @property
+    def low(self) -> int:
+        """Side of the decoder's mask logits."""
+        return 4 * self.cells
+
+
+class Backbone(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; no parameter is ever trained.
+
+    digest: SHA-256 that names the weights; two backbones with one digest give equal embeddings.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        digest: str,
+        geometry: Geometry,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: nn.Module,
+        compute: Compute,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.digest = digest
+        self.geometry = geometry
+        self.compute = compute
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.requires_grad_(False).eval().to(compute.device)
+        self.image_pe: Tensor = prompt_encoder.get_dense_pe()
+
+    @property
+    def transform(self) -> str:
+        """Names the preprocessing; part of every embedding's key."""
+        return f"{self.name}-{self.geometry.side}-{self.normalisation}"
+
+    @property
+    @abstractmethod
+    def normalisation(self) -> str:
+        """Names how pixel values are normalised."""
+
+    @abstractmethod
+    def normalise(self, image_hw3: NDArray[np.uint8]) -> Tensor:
+        """x_3hw float32 from an image at its inner size."""
+
+    def frame(self, image_HW3: NDArray[np.uint8]) -> Frame:
+        """This image's place in the input frame."""
+        return frame_of(image_HW3, self.geometry.side)
+
+    def preprocess(self, image_HW3: NDArray[np.uint8]) -> Tensor:
+        """x_3SS float32: resized, normalised, padded."""
+        resized = self.frame(image_HW3).resize_image(image_HW3)
+        return pad_to_square(self.normalise(resized), self.geometry.side)
+
+    @torch.no_grad()
+    def encode(self, images: list[NDArray[np.uint8]]) -> Tensor:
+        """z_BCHW float32 on the compute device, one embedding per uint8 HxWx3 image."""
+        x_B3SS = torch.stack([self.preprocess(image) for image in images]).to(self.compute.device)
+        with self.compute.autocast():
+            z_BCHW: Tensor = self.image_encoder(x_B3SS)
+        return z_BCHW.float()
+
+    def decode(self, z_CHW: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """(logits_Nhw, iou_N) float32 for N >= 1 prompts, given in the frame's pixels, on one embedding.
+
+        Single-mask output. Gradients flow to z_CHW.
+        """
+        xy = torch.as_tensor(prompts.xy, device=z_CHW.device)
+        points = boxes = None
+        if prompts.boxes_N4 is not None:
+            boxes = xy
+        else:
+            points = (xy[:, None, :], torch.ones(len(xy), 1, device=xy.device))
+        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=None)
+        with self.compute.autocast():
+            logits_N1hw, iou_N1 = self.mask_decoder(
+                image_embeddings=z_CHW[None],
+                image_pe=self.image_pe,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )
+        return logits_N1hw[:, 0].float(), iou_N1[:, 0].float()

@@ -1,0 +1,219 @@
+"""The bank: one entry per learned task, on disk, content-addressed.
+
+A bank is a folder:
+
+    manifest.json            schema, and the entries in the order they were learned
+    entries/<sha256>.entry   one entry: a safetensors file that carries its provenance
+
+An entry never changes after it was added. Its name is the hash of its bytes, so whoever holds the
+name can check the content. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from casam_core.errors import BankError
+from casam_core.files import write_atomic
+
+SCHEMA = 1
+LAYER, ROUTER = "layer/", "router/"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an entry comes from and what it needs to be used. No time stamps: equal runs, equal bytes.
+
+    form, rank: the Alignment Layer's. router, features: how scores are computed; beta and sampled
+    belong to the VAE's score. backbone: SHA-256 of the frozen weights. holders: the institutions that
+    trained it. images: their training images together. stage: 1-based.
+    """
+
+    form: str
+    rank: int
+    router: str
+    features: str
+    beta: float
+    sampled: bool
+    backbone: str
+    holders: tuple[str, ...]
+    images: int
+    stage: int
+    scenario: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about one task: layer weights, router state, threshold, provenance."""
+
+    task: str
+    layer: dict[str, NDArray[np.float32]]
+    router: dict[str, NDArray[np.float32]]
+    threshold: float
+    provenance: Provenance
+
+    def to_bytes(self) -> bytes:
+        """The entry as a safetensors file; equal entries give equal bytes."""
+        tensors = {LAYER + name: np.ascontiguousarray(value) for name, value in self.layer.items()}
+        tensors |= {ROUTER + name: np.ascontiguousarray(value) for name, value in self.router.items()}
+        about = {
+            "schema": SCHEMA,
+            "task": self.task,
+            "threshold": self.threshold,
+            "provenance": asdict(self.provenance),
+        }
+        # One metadata key: safetensors writes several in no fixed order.
+        return bytes(save_tensors(tensors, metadata={"entry": json.dumps(about, sort_keys=True)}))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Entry:
+        """Read an entry. Raises BankError when the bytes are not one."""
+        try:
+            tensors = load_tensors(data)
+            about = json.loads(_metadata(data)["entry"])
+            given = about["provenance"]
+            unknown = set(given) - {field.name for field in fields(Provenance)}
+            if about["schema"] != SCHEMA or unknown:
+                raise BankError(
+                    f"entry has schema {about['schema']} and keys {sorted(unknown)} unknown to schema {SCHEMA}; "
+                    "use the version of casam that wrote it"
+                )
+            return Entry(
+                task=about["task"],
+                layer=_with_prefix(tensors, LAYER),
+                router=_with_prefix(tensors, ROUTER),
+                threshold=float(about["threshold"]),
+                provenance=Provenance(**{**given, "holders": tuple(given["holders"])}),
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
+            raise BankError(f"not an entry file: {type(error).__name__}: {error}") from error
+
+
+def digest_of(data: bytes) -> str:
+    """An entry's name: SHA-256 of its bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Bank:
+    """Entries in the order they were learned, kept in `folder`."""
+
+    def __init__(self, folder: Path, digests: dict[str, str]) -> None:
+        self.folder = folder
+        self._digests = digests
+        self._entries: dict[str, Entry] = {}
+
+    @staticmethod
+    def open(folder: Path, *, create: bool = False) -> Bank:
+        """The bank in `folder`. Raises BankError if there is none (and `create` is off) or it is broken."""
+        manifest = folder / "manifest.json"
+        if not manifest.exists():
+            if not create:
+                raise BankError(f"no bank at {folder}: expected a file manifest.json; check the path")
+            (folder / "entries").mkdir(parents=True, exist_ok=True)
+            bank = Bank(folder, {})
+            bank._write_manifest()
+            return bank
+        try:
+            content = json.loads(manifest.read_text())
+            if content["schema"] != SCHEMA:
+                raise BankError(f"{manifest} has schema {content['schema']}, this version reads {SCHEMA}")
+            return Bank(folder, {item["task"]: item["sha256"] for item in content["entries"]})
+        except (KeyError, TypeError, ValueError) as error:
+            raise BankError(
+                f"{manifest} is damaged ({type(error).__name__}); restore it from a copy"
+            ) from error
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks in the order they were learned."""
+        return tuple(self._digests)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the tasks and entry digests in order: two banks are equal iff this is."""
+        return hashlib.sha256(json.dumps(list(self._digests.items())).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._digests
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[task] for task in self.tasks)
+
+    def digest_of(self, task: str) -> str:
+        """The name of this task's entry."""
+        return self._digests[task]
+
+    def bytes_of(self, task: str) -> bytes:
+        """The entry's file, checked against its name. Raises BankError."""
+        if task not in self._digests:
+            raise BankError(
+                f"no entry for task {task!r}; the bank holds: {', '.join(self.tasks) or 'nothing'}"
+            )
+        path = self._path(self._digests[task])
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise BankError(f"{path} is missing (entry of task {task!r}); restore it from a copy") from error
+        if (found := digest_of(data)) != self._digests[task]:
+            raise BankError(f"{path} was altered: its SHA-256 is {found}; restore it from a copy")
+        return data
+
+    def __getitem__(self, task: str) -> Entry:
+        if task not in self._entries:
+            self._entries[task] = Entry.from_bytes(self.bytes_of(task))
+        return self._entries[task]
+
+    def add(self, entry: Entry) -> str:
+        """Add a new task's entry; it is durable when this returns. Returns its digest.
+
+        Raises BankError when the task has one already: entries never change.
+        """
+        return self.add_bytes(entry.to_bytes())
+
+    def add_bytes(self, data: bytes) -> str:
+        """Add an entry that arrived as a file. Adding the same entry twice changes nothing."""
+        entry, digest = Entry.from_bytes(data), digest_of(data)
+        if self._digests.get(entry.task) == digest:
+            return digest
+        if entry.task in self._digests:
+            raise BankError(f"task {entry.task!r} already has another entry; entries never change")
+        write_atomic(self._path(digest), data)
+        self._digests[entry.task] = digest
+        self._entries[entry.task] = entry
+        self._write_manifest()
+        return digest
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / "entries" / f"{digest}.entry"
+
+    def _write_manifest(self) -> None:
+        entries = [{"task": task, "sha256": digest} for task, digest in self._digests.items()]
+        text = json.dumps({"schema": SCHEMA, "entries": entries}, indent=2)
+        write_atomic(self.folder / "manifest.json", text.encode())
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """The safetensors header's metadata: 8 bytes of length, then JSON."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    metadata: dict[str, Any] = header["__metadata__"]
+    return metadata
+
+
+def _with_prefix(tensors: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,79 @@
+"""The embedding store: every image is encoded once per backbone, ever.
+
+One file per embedding, named by a hash of everything it depends on, written atomically and read
+through a memory map: processes may share a store, a crash leaves no part, and memory stays flat
+however many images there are. Embeddings are patient data: the folder is readable by its owner only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.backbones import Backbone
+from casam_core.files import write_atomic
+
+SCHEMA = 1
+StoreType = Literal["float16", "float32"]
+
+
+class EmbeddingStore:
+    """Embeddings of one institution in `folder`."""
+
+    def __init__(self, folder: Path, dtype: StoreType = "float16") -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        self.folder = folder
+        self.dtype = dtype
+
+    def key(self, image_HW3: NDArray[np.uint8], backbone: Backbone) -> str:
+        """SHA-256 of the pixels and of all that turns them into an embedding."""
+        about = {
+            "schema": SCHEMA,
+            "shape": image_HW3.shape,
+            "transform": backbone.transform,
+            "backbone": backbone.digest,
+            "variant": backbone.compute.variant,
+            "dtype": self.dtype,
+        }
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(image_HW3).data)
+        return digest.hexdigest()
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).exists()
+
+    def embed(self, image_HW3: NDArray[np.uint8], backbone: Backbone) -> tuple[str, Tensor]:
+        """(key, z_CHW float32): from the store, or encoded now and stored.
+
+        What comes back always went through the store's precision, so the first use of an image and
+        the thousandth see the same bits.
+        """
+        key = self.key(image_HW3, backbone)
+        if key not in self:
+            z_CHW = backbone.encode([image_HW3])[0].cpu().numpy().astype(self.dtype)
+            path = self._path(key)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            buffer = io.BytesIO()
+            np.save(buffer, z_CHW)
+            write_atomic(path, buffer.getvalue())
+        return key, self.load(key)
+
+    def load(self, key: str) -> Tensor:
+        """z_CHW float32 of a stored embedding; KeyError if it is not there."""
+        try:
+            mapped = np.load(self._path(key), mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise KeyError(key) from error
+        return torch.from_numpy(mapped.astype(np.float32))
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.npy"

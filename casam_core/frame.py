@@ -1,0 +1,77 @@
+"""The square frame a backbone sees, and the way back to the image's own pixels.
+
+H, W: original size. S: the frame's side. An image is scaled so that its longer side is S and padded
+with zeros at the right and bottom, as Segment Anything does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Geometry of one image inside a frame of side `side`."""
+
+    height: int
+    width: int
+    side: int
+
+    @property
+    def scale(self) -> float:
+        """Frame pixels per image pixel."""
+        return self.side / max(self.height, self.width)
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """(height, width) of the image inside the frame, before padding."""
+        return max(1, int(self.height * self.scale + 0.5)), max(1, int(self.width * self.scale + 0.5))
+
+    def resize_image(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The image at its inner size (bilinear, antialiased), not yet padded."""
+        height, width = self.inner
+        picture = Image.fromarray(image_HW3).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(picture)
+
+    def resize_labels(self, labels_HW: NDArray[np.int32]) -> NDArray[np.int32]:
+        """labels_SS: nearest neighbour, padded with background. Very small instances may vanish."""
+        height, width = self.inner
+        picture = Image.fromarray(labels_HW, mode="I").resize((width, height), Image.Resampling.NEAREST)
+        labels_SS = np.zeros((self.side, self.side), np.int32)
+        labels_SS[:height, :width] = np.asarray(picture, dtype=np.int32)
+        return labels_SS
+
+    def to_frame(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scale xy coordinates (any array whose last axis alternates x and y) into the frame."""
+        height, width = self.inner
+        pairs = points.reshape(*points.shape[:-1], -1, 2) * np.array(
+            [width / self.width, height / self.height], np.float32
+        )
+        return pairs.reshape(points.shape).astype(np.float32)
+
+    def restore(self, logits_Nhw: Tensor) -> Tensor:
+        """logits_NHW at the image's own resolution from the decoder's low-resolution logits."""
+        height, width = self.inner
+        in_frame = F.interpolate(
+            logits_Nhw[:, None].float(), (self.side, self.side), mode="bilinear", align_corners=False
+        )
+        cropped = in_frame[:, :, :height, :width]
+        full = F.interpolate(cropped, (self.height, self.width), mode="bilinear", align_corners=False)
+        return full[:, 0]
+
+
+def frame_of(image: NDArray[np.uint8] | NDArray[np.int32], side: int) -> Frame:
+    """The frame of side `side` for an image_HW3 or its labels_HW."""
+    return Frame(height=image.shape[0], width=image.shape[1], side=side)
+
+
+def pad_to_square(x_3hw: Tensor, side: int) -> Tensor:
+    """x_3SS: zeros at the right and bottom."""
+    return torch.nn.functional.pad(x_3hw, (0, side - x_3hw.shape[2], 0, side - x_3hw.shape[1]))

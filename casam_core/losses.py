@@ -1,0 +1,44 @@
+"""The training loss of an Alignment Layer: 20 * focal + dice + 1 * IoU-head error (CA-SAM, training).
+
+logits_Nhw, target_Nhw (0 or 1): masks at the decoder's resolution; iou_N: the decoder's own estimate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FOCAL_WEIGHT = 20.0
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+
+
+def focal_loss(logits_Nhw: Tensor, target_Nhw: Tensor) -> Tensor:
+    """Sigmoid focal loss (Lin et al. 2017), mean over pixels and instances."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits_Nhw, target_Nhw, reduction="none")
+    probability = torch.sigmoid(logits_Nhw)
+    p_true = probability * target_Nhw + (1 - probability) * (1 - target_Nhw)
+    alpha = FOCAL_ALPHA * target_Nhw + (1 - FOCAL_ALPHA) * (1 - target_Nhw)
+    return (alpha * (1 - p_true) ** FOCAL_GAMMA * cross_entropy).mean()
+
+
+def dice_loss(logits_Nhw: Tensor, target_Nhw: Tensor) -> Tensor:
+    """1 - (2 |PT| + 1) / (|P| + |T| + 1) on probabilities, mean over instances."""
+    probability = torch.sigmoid(logits_Nhw).flatten(1)
+    target = target_Nhw.flatten(1)
+    overlap = (probability * target).sum(1)
+    return (1 - (2 * overlap + 1) / (probability.sum(1) + target.sum(1) + 1)).mean()
+
+
+def soft_iou(logits_Nhw: Tensor, target_Nhw: Tensor) -> Tensor:
+    """iou_N of probabilities against the target, in [0, 1]."""
+    probability = torch.sigmoid(logits_Nhw).flatten(1)
+    target = target_Nhw.flatten(1)
+    overlap = (probability * target).sum(1)
+    return overlap / (probability.sum(1) + target.sum(1) - overlap).clamp(min=1e-6)
+
+
+def alignment_loss(logits_Nhw: Tensor, iou_N: Tensor, target_Nhw: Tensor) -> Tensor:
+    """The weighted sum; the IoU target carries no gradient."""
+    iou_error = F.mse_loss(iou_N, soft_iou(logits_Nhw, target_Nhw).detach())
+    return FOCAL_WEIGHT * focal_loss(logits_Nhw, target_Nhw) + dice_loss(logits_Nhw, target_Nhw) + iou_error

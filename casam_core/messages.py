@@ -1,0 +1,312 @@
+"""What the server and an institution say to each other: plain data, no Flower.
+
+Every message is a Payload: one table of settings, named groups of arrays, named groups of numbers.
+Each class below names everything it may carry; what is not named here is never sent. The classes
+are the one place where both sides agree on names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.routers.base import Arrays
+
+SCHEMA = 1
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The content of one message."""
+
+    config: Mapping[str, Scalar]
+    arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+class Outcome:
+    """How an institution answered: the closed list of words that may leave it in place of a result."""
+
+    OK = "ok"
+    BAD_DATA = "bad-data"
+    BAD_CHECKPOINT = "bad-checkpoint"
+    UNKNOWN_SCENARIO = "unknown-scenario"
+    UNKNOWN_INSTITUTION = "unknown-institution"
+    BANK_MISMATCH = "bank-mismatch"
+    FAILED = "failed"
+    ALL = (OK, BAD_DATA, BAD_CHECKPOINT, UNKNOWN_SCENARIO, UNKNOWN_INSTITUTION, BANK_MISMATCH, FAILED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every request after identify says: to whom, in which stage, about which task."""
+
+    institution: str
+    stage: int
+    task: str = ""
+    round: int = 1
+
+    def config(self) -> dict[str, Scalar]:
+        """The settings every request starts with."""
+        return asdict(self)
+
+    @staticmethod
+    def of(payload: Payload) -> Job:
+        """Read back from a request."""
+        config = payload.config
+        return Job(
+            str(config["institution"]), int(config["stage"]), str(config["task"]), int(config["round"])
+        )
+
+
+@dataclass(frozen=True)
+class IdentifyRequest:
+    """Who is there? Carries the scenario (canonical JSON) and the run's folder name."""
+
+    scenario: str
+    run: str
+
+    def to_payload(self) -> Payload:
+        return Payload({"scenario": self.scenario, "run": self.run})
+
+    @staticmethod
+    def of(payload: Payload) -> IdentifyRequest:
+        return IdentifyRequest(str(payload.config["scenario"]), str(payload.config["run"]))
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How many images of one task an institution holds."""
+
+    train: int
+    val: int
+    test: int
+
+
+@dataclass(frozen=True)
+class IdentifyReply:
+    """Versions of the code, the message schema and the backbone; the institutions this node hosts."""
+
+    code: str
+    backbone: str
+    compute: str
+    institutions: Mapping[str, Mapping[str, Holding]]
+    schema: int = SCHEMA
+
+    def to_payload(self) -> Payload:
+        hosted = {
+            name: {task: asdict(h) for task, h in tasks.items()} for name, tasks in self.institutions.items()
+        }
+        return Payload(
+            {
+                "code": self.code,
+                "schema": self.schema,
+                "backbone": self.backbone,
+                "compute": self.compute,
+                "institutions": json.dumps(hosted, sort_keys=True),
+            }
+        )
+
+    @staticmethod
+    def of(payload: Payload) -> IdentifyReply:
+        config = payload.config
+        hosted = json.loads(str(config["institutions"]))
+        return IdentifyReply(
+            code=str(config["code"]),
+            backbone=str(config["backbone"]),
+            compute=str(config["compute"]),
+            institutions={
+                name: {task: Holding(**h) for task, h in tasks.items()} for name, tasks in hosted.items()
+            },
+            schema=int(config["schema"]),
+        )
+
+
+@dataclass(frozen=True)
+class AlignRequest:
+    """Train the task's layer for one round. layer: the server's weights, None to start afresh."""
+
+    job: Job
+    layer: Mapping[str, NDArray[np.float32]] | None
+
+    def to_payload(self) -> Payload:
+        return Payload(self.job.config(), {"layer": self.layer} if self.layer is not None else {})
+
+    @staticmethod
+    def of(payload: Payload) -> AlignRequest:
+        return AlignRequest(Job.of(payload), payload.arrays.get("layer"))
+
+
+@dataclass(frozen=True)
+class AlignReply:
+    """Trained weights and on how many images; the shape Flower's strategies aggregate."""
+
+    layer: Mapping[str, NDArray[np.float32]]
+    images: int
+
+    def to_payload(self) -> Payload:
+        return Payload({}, {"layer": self.layer}, {"align": {"num-examples": self.images}})
+
+    @staticmethod
+    def of(payload: Payload) -> AlignReply:
+        return AlignReply(payload.arrays["layer"], int(payload.metrics["align"]["num-examples"]))
+
+
+@dataclass(frozen=True)
+class RouterRequest:
+    """Describe the task's images. alone: no other institution holds the task."""
+
+    job: Job
+    alone: bool
+
+    def to_payload(self) -> Payload:
+        return Payload({**self.job.config(), "alone": self.alone})
+
+    @staticmethod
+    def of(payload: Payload) -> RouterRequest:
+        return RouterRequest(Job.of(payload), bool(payload.config["alone"]))
+
+
+@dataclass(frozen=True)
+class RouterReply:
+    """alone: `router` is the finished state and `threshold` is set. Else: `router` and every item of
+    `folds` are summaries that the server merges, and `threshold` is None."""
+
+    router: Arrays
+    images: int
+    threshold: float | None = None
+    folds: Sequence[Arrays] = ()
+
+    def to_payload(self) -> Payload:
+        numbers: dict[str, float] = {"num-examples": self.images}
+        if self.threshold is not None:
+            numbers["threshold"] = self.threshold
+        return Payload({}, {"router": self.router, **fold_groups(self.folds)}, {"router": numbers})
+
+    @staticmethod
+    def of(payload: Payload) -> RouterReply:
+        numbers = payload.metrics["router"]
+        return RouterReply(
+            router=payload.arrays["router"],
+            images=int(numbers["num-examples"]),
+            threshold=numbers.get("threshold"),
+            folds=folds_of(payload),
+        )
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """Score your held-out images under the merged routers, one per fold."""
+
+    job: Job
+    folds: Sequence[Arrays]
+
+    def to_payload(self) -> Payload:
+        return Payload(self.job.config(), fold_groups(self.folds))
+
+    @staticmethod
+    def of(payload: Payload) -> CalibrateRequest:
+        return CalibrateRequest(Job.of(payload), folds_of(payload))
+
+
+@dataclass(frozen=True)
+class CalibrateReply:
+    """Held-out scores as counts over fixed bins (casam_core.threshold)."""
+
+    histogram: NDArray[np.int64]
+
+    def to_payload(self) -> Payload:
+        return Payload({}, {"histogram": {"counts": self.histogram}})
+
+    @staticmethod
+    def of(payload: Payload) -> CalibrateReply:
+        return CalibrateReply(payload.arrays["histogram"]["counts"])
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Add the new entries to your copy of the bank and score your test images under the whole bank.
+
+    entries: entry files you have not been sent yet, in the order they were learned.
+    bank: digest of the bank you must hold after adding them.
+    """
+
+    job: Job
+    entries: Sequence[bytes]
+    bank: str
+
+    def to_payload(self) -> Payload:
+        files = {f"{i:06d}": np.frombuffer(data, np.uint8) for i, data in enumerate(self.entries)}
+        return Payload({**self.job.config(), "bank": self.bank}, {"entries": files} if files else {})
+
+    @staticmethod
+    def of(payload: Payload) -> EvaluateRequest:
+        files = payload.arrays.get("entries", {})
+        return EvaluateRequest(
+            Job.of(payload), [files[name].tobytes() for name in sorted(files)], str(payload.config["bank"])
+        )
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's test split at one institution: means over `images`, and how many went where.
+
+    iou_instance is the mean over `instances`. routes: image counts by task name or `identity`.
+    """
+
+    images: int
+    instances: int
+    iou: float
+    dice: float
+    biou: float
+    biou_official: float
+    iou_instance: float
+    hd95: float | None
+    routes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Results by task. decodes: decoder passes this evaluation really needed."""
+
+    results: Mapping[str, TaskResult]
+    decodes: int
+
+    def to_payload(self) -> Payload:
+        metrics: dict[str, dict[str, float]] = {"work": {"decodes": self.decodes}}
+        for task, result in self.results.items():
+            numbers = asdict(result)
+            routes = numbers.pop("routes")
+            metrics[f"score.{task}"] = {k: v for k, v in numbers.items() if v is not None}
+            metrics[f"route.{task}"] = dict(routes)
+        return Payload({}, {}, metrics)
+
+    @staticmethod
+    def of(payload: Payload) -> EvaluateReply:
+        results = {}
+        for name, numbers in payload.metrics.items():
+            if name.startswith("score."):
+                task = name.removeprefix("score.")
+                routes = {k: int(v) for k, v in payload.metrics[f"route.{task}"].items()}
+                given: dict[str, Any] = {"hd95": None, **numbers, "routes": routes}
+                given["images"], given["instances"] = int(given["images"]), int(given["instances"])
+                results[task] = TaskResult(**given)
+        return EvaluateReply(results, int(payload.metrics["work"]["decodes"]))
+
+
+def fold_groups(folds: Sequence[Arrays]) -> dict[str, Arrays]:
+    """Array groups `fold-0`, `fold-1`, ..."""
+    return {f"fold-{k}": fold for k, fold in enumerate(folds)}
+
+
+def folds_of(payload: Payload) -> list[Arrays]:
+    """The inverse of fold_groups."""
+    count = sum(name.startswith("fold-") for name in payload.arrays)
+    return [payload.arrays[f"fold-{k}"] for k in range(count)]

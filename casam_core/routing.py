@@ -1,0 +1,35 @@
+"""The routing decision: which entry answers for an image, or none (frozen SAM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+IDENTITY = "identity"
+"""The route of an image that no task recognises: the embedding goes to the decoder unchanged."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """task: the chosen task, None for identity. nearest, score: the best task and its score."""
+
+    task: str | None
+    nearest: str | None
+    score: float | None
+
+    @property
+    def name(self) -> str:
+        """The task's name, or `identity`."""
+        return self.task if self.task is not None else IDENTITY
+
+
+def decide(tasks: Sequence[str], scores: Sequence[float], thresholds: Sequence[float]) -> Route:
+    """The lowest score wins; beyond its own task's threshold the image is unknown (CA-SAM, routing).
+
+    Ties go to the task that was learned first. Without tasks every image is unknown.
+    """
+    if not tasks:
+        return Route(task=None, nearest=None, score=None)
+    best = min(range(len(tasks)), key=lambda i: scores[i])
+    known = scores[best] <= thresholds[best]
+    return Route(task=tasks[best] if known else None, nearest=tasks[best], score=scores[best])

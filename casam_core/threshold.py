@@ -1,0 +1,70 @@
+"""The threshold tau of a task: how unlike its own held-out images a routed image may be.
+
+K-fold: a router is fitted without one fold and scores that fold; the held-out scores of all folds
+are pooled, and tau is a high percentile of them (CA-SAM: K = 5, seed 2025, 97th percentile).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.errors import DataError
+from casam_core.routers.base import Arrays, Router
+from casam_core.scenario import RouterSpec
+from casam_core.seeding import derive_seed
+
+FOLD_SEED = 2025
+HISTOGRAM_BINS = 4096
+HISTOGRAM_RANGE = 16.0
+"""Bins are equal in asinh(score): about 0.8 % wide for large scores, up to |score| = 4 million."""
+
+
+def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
+    """Held-out indices per fold: a seeded permutation cut into equal parts, as the authors cut it.
+
+    Raises DataError when there are fewer than two images.
+    """
+    if count < 2:
+        raise DataError(
+            f"a threshold needs at least 2 training images, found {count}; add images to the task"
+        )
+    order = np.random.RandomState(FOLD_SEED).permutation(count)
+    return [part.astype(np.int64) for part in np.array_split(order, min(folds, count))]
+
+
+def fold_summaries(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> list[Arrays]:
+    """One summary per fold, each fitted without that fold's images."""
+    everything = np.arange(len(f_NF))
+    return [
+        router.summarise(f_NF[np.setdiff1d(everything, held_out)], derive_seed(seed, "fold", k))
+        for k, held_out in enumerate(fold_indices(len(f_NF), spec.folds))
+    ]
+
+
+def held_out_scores(
+    router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: int
+) -> NDArray[np.float64]:
+    """scores_N: every image scored once, by the state that never saw it."""
+    scores = np.empty(len(f_NF))
+    for state, held_out in zip(states, fold_indices(len(f_NF), folds), strict=True):
+        for i in held_out:
+            scores[i] = router.score(f_NF[i], state)
+    return scores
+
+
+def score_histogram(scores_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """counts over HISTOGRAM_BINS fixed bins; scores beyond the range fall into the outer bins."""
+    position = (np.arcsinh(scores_N) / HISTOGRAM_RANGE + 1) / 2 * HISTOGRAM_BINS
+    index = np.clip(position.astype(np.int64), 0, HISTOGRAM_BINS - 1)
+    return np.bincount(index, minlength=HISTOGRAM_BINS).astype(np.int64)
+
+
+def histogram_percentile(counts: NDArray[np.int64], percentile: float) -> float:
+    """The upper edge of the bin in which `percentile` percent of the scores are reached."""
+    reached = np.searchsorted(np.cumsum(counts), percentile / 100 * counts.sum())
+    edge = (min(int(reached), HISTOGRAM_BINS - 1) + 1) / HISTOGRAM_BINS * 2 - 1
+    return float(np.sinh(edge * HISTOGRAM_RANGE))

@@ -1,0 +1,134 @@
+"""The training loop of one Alignment Layer, from cached embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from casam_core.backbones import Backbone
+from casam_core.frame import frame_of
+from casam_core.losses import alignment_loss
+from casam_core.prompts import Prompts, random_points, tight_boxes
+from casam_core.scenario import TrainingSpec
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training image: its frozen embedding z_CHW and its instances at the image's resolution."""
+
+    z_CHW: Tensor
+    labels_HW: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """steps: optimiser steps taken. losses: one mean loss per step."""
+
+    steps: int
+    losses: tuple[float, ...]
+
+
+def planned_steps(images: int, spec: TrainingSpec) -> int:
+    """Optimiser steps of one round over this many images."""
+    steps = spec.epochs * -(-images // spec.batch_images)
+    return steps if spec.max_steps is None else min(steps, spec.max_steps)
+
+
+def batches(images: int, spec: TrainingSpec, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Index batches of one round: every epoch sees every image once, in a new order."""
+    left = planned_steps(images, spec)
+    while left > 0:
+        order = rng.permutation(images)
+        for start in range(0, images, spec.batch_images):
+            if left == 0:
+                return
+            yield order[start : start + spec.batch_images]
+            left -= 1
+
+
+def train_layer(
+    layer: nn.Module,
+    backbone: Backbone,
+    load_example: Callable[[int], Example],
+    images: int,
+    spec: TrainingSpec,
+    *,
+    learning_rate: float,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> TrainingResult:
+    """Train `layer` in place for one round (CA-SAM, training; METHOD: Adam, box or point per step).
+
+    load_example(i) gives training image i; it is called anew at every step, so that memory does not
+    grow with the number of images. All randomness comes from `rng`.
+    """
+    layer.to(backbone.compute.device).train()
+    optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate)
+    losses: list[float] = []
+    total = planned_steps(images, spec)
+    for batch in batches(images, spec, rng):
+        kind = spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
+        drawn = [draw_instances(load_example(int(i)), backbone, spec, kind, rng) for i in batch]
+        optimiser.zero_grad()
+        loss = batch_loss(layer, backbone, [item for item in drawn if item is not None])
+        if loss is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        progress(len(losses), total)
+    layer.eval()
+    return TrainingResult(steps=len(losses), losses=tuple(losses))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some instances of one image: prompts in the frame, target_Nhw at the decoder's resolution."""
+
+    z_CHW: Tensor
+    prompts: Prompts
+    target_Nhw: Tensor
+
+
+def draw_instances(
+    example: Example, backbone: Backbone, spec: TrainingSpec, kind: str, rng: np.random.Generator
+) -> Drawn | None:
+    """Up to `spec.instances` instances, prompts and low-resolution targets of one image.
+
+    None if every instance vanishes at the decoder's resolution.
+    """
+    labels_HW = example.labels_HW
+    low = frame_of(labels_HW, backbone.geometry.low).resize_labels(labels_HW)
+    visible = np.unique(low)[1:] if (low == 0).any() else np.unique(low)
+    if len(visible) == 0:
+        return None
+    chosen = np.sort(rng.permutation(visible)[: spec.instances]).astype(np.int32)
+    in_image = tight_boxes(labels_HW, chosen) if kind == "box" else random_points(labels_HW, chosen, rng)
+    target_Nhw = torch.from_numpy(low[None] == chosen[:, None, None]).float()
+    frame = frame_of(labels_HW, backbone.geometry.side)
+    device = backbone.compute.device
+    return Drawn(
+        z_CHW=example.z_CHW.to(device), prompts=in_image.into(frame), target_Nhw=target_Nhw.to(device)
+    )
+
+
+def batch_loss(layer: nn.Module, backbone: Backbone, drawn: Sequence[Drawn]) -> Tensor | None:
+    """Mean over the batch's instances of the alignment loss; None for an empty batch.
+
+    The layer sees all images of the batch at once; the decoder takes one image with its prompts.
+    """
+    if not drawn:
+        return None
+    with backbone.compute.autocast():
+        aligned_BCHW = layer(torch.stack([item.z_CHW for item in drawn])).float()
+    decoded = [backbone.decode(z, item.prompts) for z, item in zip(aligned_BCHW, drawn, strict=True)]
+    logits_Nhw = torch.cat([logits for logits, _ in decoded])
+    iou_N = torch.cat([iou for _, iou in decoded])
+    return alignment_loss(logits_Nhw, iou_N, torch.cat([item.target_Nhw for item in drawn]))

@@ -1,0 +1,149 @@
+"""The Flower ClientApp: one institution per SuperNode, several per node in a small simulation.
+
+Every message type goes through `reply`: its answer is guarded (client/outcomes.py), so that nothing
+an exception says ever travels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from casam_core.backbones import Backbone, load_backbone
+from casam_core.compute import prepare_process, resolve_compute
+from casam_core.fingerprint import ROOT, code_fingerprint
+from casam_core.messages import (
+    AlignRequest,
+    CalibrateRequest,
+    EvaluateRequest,
+    IdentifyReply,
+    IdentifyRequest,
+    Job,
+    Payload,
+    RouterRequest,
+)
+from casam_core.scenario import Scenario
+from casam_core.wire import from_records, to_records
+from client.institution import Institution
+from client.outcomes import UnknownInstitutionError, UnknownScenarioError, guarded
+from client.site import Site, casam_home, hosted_sites
+
+# In a simulation, Ray's workers import the client from the directory the SuperLink was started in;
+# this module is imported first in Ray's driver, whose working directory the workers inherit.
+os.chdir(ROOT)
+
+app = ClientApp()
+
+STATE = "casam"
+"""Key of the node's state record: the identify request, kept for the run."""
+
+
+@app.query("identify")
+def identify(message: Message, context: Context) -> Message:
+    """Say who is here; remember the scenario for the requests that follow."""
+
+    def answer(payload: Payload) -> Payload:
+        request = IdentifyRequest.of(payload)
+        scenario = Scenario.model_validate_json(request.scenario)
+        backbone = ready_backbone(scenario)
+        context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
+        return IdentifyReply(
+            code=code_fingerprint(),
+            backbone=backbone.digest,
+            compute=backbone.compute.variant,
+            institutions={
+                site.institution: institution_at(site, scenario).holdings()
+                for site in hosted_sites(scenario, request.run, context.node_config, context.run_config)
+            },
+        ).to_payload()
+
+    return reply(message, context, answer)
+
+
+@app.train("align")
+def align(message: Message, context: Context) -> Message:
+    """One round of local training."""
+    return reply(
+        message,
+        context,
+        lambda p: addressed(p, context).align(AlignRequest.of(p)).to_payload(),
+    )
+
+
+@app.train("router")
+def router(message: Message, context: Context) -> Message:
+    """Describe the task's images for the router."""
+    return reply(
+        message,
+        context,
+        lambda p: addressed(p, context).describe(RouterRequest.of(p)).to_payload(),
+    )
+
+
+@app.train("calibrate")
+def calibrate(message: Message, context: Context) -> Message:
+    """Score held-out images under the merged router."""
+    return reply(
+        message,
+        context,
+        lambda p: addressed(p, context).calibrate(CalibrateRequest.of(p)).to_payload(),
+    )
+
+
+@app.evaluate("stage")
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the test images under the bank."""
+    return reply(
+        message,
+        context,
+        lambda p: addressed(p, context).evaluate(EvaluateRequest.of(p)).to_payload(),
+    )
+
+
+def reply(message: Message, context: Context, answer: Callable[[Payload], Payload]) -> Message:
+    """The guarded answer as a message; detail of a failure goes to the site's log."""
+    payload = guarded(lambda: answer(from_records(message.content)), site_log(context))
+    return Message(to_records(payload), reply_to=message)
+
+
+def addressed(payload: Payload, context: Context) -> Institution:
+    """The institution a request is for. Raises UnknownScenarioError or UnknownInstitutionError."""
+    job = Job.of(payload)
+    if STATE not in context.state:
+        raise UnknownScenarioError("no identify message was seen in this run")
+    state = context.state.config_records[STATE]
+    scenario = Scenario.model_validate_json(str(state["scenario"]))
+    for site in hosted_sites(scenario, str(state["run"]), context.node_config, context.run_config):
+        if site.institution == job.institution:
+            return institution_at(site, scenario)
+    raise UnknownInstitutionError(f"{job.institution} is not hosted here")
+
+
+@lru_cache(maxsize=64)
+def _institution(site: Site, scenario_json: str) -> Institution:
+    scenario = Scenario.model_validate_json(scenario_json)
+    return Institution(site, scenario, ready_backbone(scenario))
+
+
+def institution_at(site: Site, scenario: Scenario) -> Institution:
+    """One Institution per process, site and scenario, with its dataset opened once."""
+    return _institution(site, scenario.canonical_json())
+
+
+def ready_backbone(scenario: Scenario) -> Backbone:
+    """The frozen backbone, loaded once per process, with the process set up for it."""
+    compute = resolve_compute(scenario.compute)
+    prepare_process(compute)
+    return load_backbone(scenario.backbone, compute)
+
+
+def site_log(context: Context) -> Path:
+    """Where this node keeps what went wrong."""
+    if "institution" in context.node_config:
+        return Path(str(context.node_config.get("home", casam_home()))).expanduser() / "site.log"
+    return casam_home() / f"node-{context.node_config.get('partition-id', 0)}.log"

@@ -1,0 +1,159 @@
+"""Scoring an institution's test images under a bank.
+
+Entries never change, so two results never go stale: a route score belongs to (image, entry), and the
+masks of an image belong to (image, entry that answers). Each is computed once per run, one image at a
+time and at fixed shapes; a stage therefore costs only what changed, and its figures have the bits of
+a full re-evaluation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from casam_core.alignment import build_layer, set_weights
+from casam_core.backbones import Backbone
+from casam_core.bank import Bank, Entry
+from casam_core.features import pool
+from casam_core.messages import TaskResult
+from casam_core.metrics import ImageScores, InstanceScores, score_image, score_instance
+from casam_core.prompts import Prompts, central_points, jittered_boxes, tight_boxes
+from casam_core.routers import Router
+from casam_core.routing import IDENTITY, Route, decide
+from casam_core.scenario import AlignmentSpec, EvaluationSpec
+from casam_core.seeding import numpy_generator
+from client.data.dataset import LoadedSample, Sample
+from client.holdings import TaskData
+from client.results import Results
+
+PROMPTS_PER_DECODE = 8
+"""The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
+
+
+@dataclass
+class Evaluator:
+    """Scores images of one institution; what was computed stays in `scores` and `masks`."""
+
+    institution: str
+    seed: int
+    spec: EvaluationSpec
+    features: str
+    alignment: AlignmentSpec
+    router: Router
+    backbone: Backbone
+    scores: Results
+    masks: Results
+    decodes: int = 0
+
+    def evaluate(
+        self, task: str, data: TaskData, bank: Bank, progress: Callable[[int, int], None]
+    ) -> TaskResult:
+        """This institution's test split of `task`, routed by `bank`."""
+        samples = data.split.test
+        images, routes = [], []
+        for done, sample in enumerate(samples, 1):
+            route = self.route(sample, data, bank)
+            images.append(self.segment(task, sample, data, bank, route))
+            routes.append(route.name)
+            progress(done, len(samples))
+        return summarise(images, routes)
+
+    def route(self, sample: Sample, data: TaskData, bank: Bank) -> Route:
+        """Which entry answers for this image."""
+        key, z_CHW = data.embedding(sample, self.backbone)
+        scores = []
+        feature: Tensor | None = None
+        for task in bank.tasks:
+            digest = bank.digest_of(task)
+            score = self.scores.get(key, digest)
+            if score is None:
+                feature = pool(z_CHW, self.features) if feature is None else feature
+                score = self.router.score(feature, bank[task].router)
+                self.scores.put(key, digest, score)
+            scores.append(score)
+        return decide(bank.tasks, scores, [bank[task].threshold for task in bank.tasks])
+
+    def segment(self, task: str, sample: Sample, data: TaskData, bank: Bank, route: Route) -> ImageScores:
+        """Scores of one image's instances under the entry that answers for it."""
+        answering = bank.digest_of(route.task) if route.task is not None else IDENTITY
+        key, z_CHW = data.embedding(sample, self.backbone)
+        name = f"{task}/{sample.id}/{key}"
+        known = self.masks.get(name, answering)
+        if known is not None:
+            return ImageScores(InstanceScores(**known["total"]), known["n_instances"])
+        layer = None if route.task is None else entry_layer(bank[route.task], self.alignment, len(z_CHW))
+        scores = self.score(task, sample, data.load(sample), z_CHW, layer)
+        self.decodes += 1
+        self.masks.put(name, answering, asdict(scores))
+        return scores
+
+    @torch.no_grad()
+    def score(
+        self, task: str, sample: Sample, loaded: LoadedSample, z_CHW: Tensor, layer: nn.Module | None
+    ) -> ImageScores:
+        """Decode and measure one image; `layer` None is the frozen backbone."""
+        labels_HW = loaded.labels_HW
+        rng = numpy_generator(self.seed, self.institution, "evaluate", task, sample.id)
+        instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)
+        chosen = np.sort(rng.permutation(instances)[: self.spec.max_instances])
+        z = z_CHW.to(self.backbone.compute.device)
+        if layer is not None:
+            with self.backbone.compute.autocast():
+                z = layer.to(z.device)(z[None])[0].float()
+        frame = self.backbone.frame(loaded.image_HW3)
+        prompts = self.prompts(labels_HW, chosen, rng).into(frame)
+        measured: list[InstanceScores] = []
+        for part in range(0, len(chosen), PROMPTS_PER_DECODE):
+            some = slice(part, part + PROMPTS_PER_DECODE)
+            logits_Nhw, _ = self.backbone.decode(z, prompts[some])
+            predicted_NHW = (frame.restore(logits_Nhw) > 0).cpu().numpy()
+            for predicted_HW, instance in zip(predicted_NHW, chosen[some], strict=True):
+                truth_HW = labels_HW == instance
+                measured.append(score_instance(predicted_HW, truth_HW, with_hd95=self.spec.hd95))
+        return score_image(measured)
+
+    def prompts(
+        self, labels_HW: NDArray[np.int32], chosen: NDArray[np.int32], rng: np.random.Generator
+    ) -> Prompts:
+        """The scenario's kind of prompt for the chosen instances, in image pixels."""
+        if self.spec.prompts == "point":
+            return central_points(labels_HW, chosen)
+        if self.spec.prompts == "jittered_box":
+            return jittered_boxes(labels_HW, chosen, self.spec.jitter, rng)
+        return tight_boxes(labels_HW, chosen)
+
+
+def summarise(images: Sequence[ImageScores], routes: Iterable[str]) -> TaskResult:
+    """Mean within each image, then over images; `iou_instance` over instances."""
+    means = [image.mean for image in images]
+    instances = sum(image.n_instances for image in images)
+
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values))
+
+    hd95 = [m.hd95 for m in means if m.hd95 is not None]
+    return TaskResult(
+        images=len(images),
+        instances=instances,
+        iou=mean([m.iou for m in means]),
+        dice=mean([m.dice for m in means]),
+        biou=mean([m.biou for m in means]),
+        biou_official=mean([m.biou_official for m in means]),
+        iou_instance=sum(image.total.iou for image in images) / instances,
+        hd95=mean(hd95) if hd95 else None,
+        routes=dict(sorted(Counter(routes).items())),
+    )
+
+
+def entry_layer(entry: Entry, spec: AlignmentSpec, channels: int) -> nn.Module:
+    """The entry's Alignment Layer, ready to use."""
+    about = entry.provenance
+    layer = build_layer(spec.model_copy(update={"form": about.form, "rank": about.rank}), channels, seed=0)
+    set_weights(layer, entry.layer)
+    return layer.eval().requires_grad_(False)

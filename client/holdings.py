@@ -1,0 +1,75 @@
+"""One task's images at one institution: the dataset, its split, its embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from casam_core.backbones import Backbone
+from casam_core.embeddings import EmbeddingStore
+from casam_core.features import pool
+from casam_core.messages import Holding
+from casam_core.scenario import DataSpec, LimitSpec
+from casam_core.training import Example
+from client.data.dataset import Dataset, LoadedSample, Sample
+from client.data.open import open_dataset
+from client.data.splits import Split, split_samples
+
+
+@dataclass
+class TaskData:
+    """Images are loaded when they are needed; only the names of embeddings stay in memory."""
+
+    dataset: Dataset
+    split: Split
+    store: EmbeddingStore
+    _keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def holding(self) -> Holding:
+        """Image counts per split."""
+        return Holding(len(self.split.train), len(self.split.val), len(self.split.test))
+
+    def embedding(self, sample: Sample, backbone: Backbone) -> tuple[str, Tensor]:
+        """(key, z_CHW) of one image, encoded at most once ever."""
+        if sample.id not in self._keys:
+            key, z_CHW = self.store.embed(self.dataset.load(sample).image_HW3, backbone)
+            self._keys[sample.id] = key
+            return key, z_CHW
+        key = self._keys[sample.id]
+        return key, self.store.load(key)
+
+    def encode(
+        self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]
+    ) -> None:
+        """Make sure that all `samples` have their embedding."""
+        for done, sample in enumerate(samples, 1):
+            self.embedding(sample, backbone)
+            progress(done, len(samples))
+
+    def example(self, sample: Sample, backbone: Backbone) -> Example:
+        """What training needs of one image."""
+        _, z_CHW = self.embedding(sample, backbone)
+        return Example(z_CHW=z_CHW, labels_HW=self.load(sample).labels_HW)
+
+    def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
+        """f_NF: what the router sees of `samples`."""
+        return torch.stack([pool(self.embedding(sample, backbone)[1], kind) for sample in samples])
+
+    def load(self, sample: Sample) -> LoadedSample:
+        """Image and labels of one sample."""
+        return self.dataset.load(sample)
+
+
+def open_task(
+    spec: DataSpec, *, task: str, institution: str, data_root: Path | None, store: EmbeddingStore, seed: int
+) -> TaskData:
+    """The institution's images of `task`, split. Raises DataError."""
+    dataset = open_dataset(spec, data_root=data_root, seed=seed, institution=institution)
+    limit: LimitSpec = spec.limit
+    split = split_samples(dataset.samples, spec.split, limit, seed=seed, scope=f"{institution}/{task}")
+    return TaskData(dataset=dataset, split=split, store=store)

@@ -1,0 +1,158 @@
+"""The institution: everything it does with its own data. No Flower here.
+
+Each method answers one request of casam_core.messages. What a method returns may leave the house;
+what it writes to `site.store` and `site.private` stays.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from casam_core.alignment import build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.backbones import Backbone
+from casam_core.bank import Bank
+from casam_core.embeddings import EmbeddingStore
+from casam_core.messages import (
+    AlignReply,
+    AlignRequest,
+    CalibrateReply,
+    CalibrateRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    Holding,
+    RouterReply,
+    RouterRequest,
+)
+from casam_core.routers import build_router
+from casam_core.scenario import Scenario
+from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.threshold import fold_summaries, held_out_scores, score_histogram
+from casam_core.training import train_layer
+from client.data.dataset import Sample
+from client.evaluation import Evaluator
+from client.holdings import TaskData, open_task
+from client.outcomes import BankMismatchError
+from client.progress import reporter
+from client.results import Results
+from client.site import Site
+
+
+class Institution:
+    """One data owner, taking part in one run."""
+
+    def __init__(self, site: Site, scenario: Scenario, backbone: Backbone) -> None:
+        self.site = site
+        self.scenario = scenario
+        self.backbone = backbone
+        self.router = build_router(scenario.router)
+        self._tasks: dict[str, TaskData] = {}
+
+    @property
+    def name(self) -> str:
+        """The institution's name in the scenario."""
+        return self.site.institution
+
+    def holdings(self) -> dict[str, Holding]:
+        """Image counts of every task held here. Raises DataError."""
+        held = self.scenario.institution(self.name).data
+        return {task: self.task(task).holding for task in held}
+
+    def task(self, task: str) -> TaskData:
+        """This institution's images of `task`, opened once."""
+        if task not in self._tasks:
+            self._tasks[task] = open_task(
+                self.scenario.institution(self.name).data[task],
+                task=task,
+                institution=self.name,
+                data_root=self.site.data_root,
+                store=EmbeddingStore(self.site.store),
+                seed=self.scenario.seed,
+            )
+        return self._tasks[task]
+
+    def align(self, request: AlignRequest) -> AlignReply:
+        """Train the task's Alignment Layer for one round."""
+        job, scenario = request.job, self.scenario
+        data, samples = self.encoded(job.task, "train")
+        # All holders start from the same layer: its seed names the task, not the institution.
+        layer = build_layer(
+            scenario.alignment, self.backbone.geometry.channels, derive_seed(scenario.seed, "layer", job.task)
+        )
+        if request.layer is not None:
+            set_weights(layer, request.layer)
+        train_layer(
+            layer,
+            self.backbone,
+            lambda i: data.example(samples[i], self.backbone),
+            len(samples),
+            scenario.training,
+            learning_rate=learning_rate_of(scenario.alignment),
+            rng=numpy_generator(scenario.seed, self.name, job.stage, job.round, "align"),
+            progress=reporter(self.name, f"train {job.task}"),
+        )
+        return AlignReply(layer=weights_of(layer), images=len(samples))
+
+    def describe(self, request: RouterRequest) -> RouterReply:
+        """Describe the task's images for the router; alone, also choose the threshold."""
+        job, spec = request.job, self.scenario.router
+        data, samples = self.encoded(job.task, "train")
+        f_NF = data.features(samples, self.backbone, spec.features)
+        seed = derive_seed(self.scenario.seed, self.name, job.stage, "router")
+        summary = self.router.summarise(f_NF, seed)
+        folds = fold_summaries(self.router, f_NF, spec, seed)
+        if not request.alone:
+            return RouterReply(router=summary, images=len(samples), folds=folds)
+        states = [self.router.finish(fold) for fold in folds]
+        scores_N = held_out_scores(self.router, f_NF, states, spec.folds)
+        return RouterReply(
+            router=self.router.finish(summary),
+            images=len(samples),
+            threshold=float(np.percentile(scores_N, spec.percentile)),
+        )
+
+    def calibrate(self, request: CalibrateRequest) -> CalibrateReply:
+        """Score the held-out images of every fold under the holders' merged routers."""
+        spec = self.scenario.router
+        data, samples = self.encoded(request.job.task, "train")
+        f_NF = data.features(samples, self.backbone, spec.features)
+        states = request.folds
+        return CalibrateReply(score_histogram(held_out_scores(self.router, f_NF, states, spec.folds)))
+
+    def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
+        """Score the test images of every task held here under the bank as it now stands."""
+        bank = Bank.open(self.site.private / "bank", create=True)
+        for data in request.entries:
+            bank.add_bytes(data)
+        if bank.digest != request.bank:
+            raise BankMismatchError(f"holds {bank.tasks}, expected a bank of digest {request.bank}")
+        evaluator = self.evaluator()
+        results = {}
+        for task in sorted(self.scenario.institution(self.name).data):
+            data_of_task, _ = self.encoded(task, "test")
+            report = reporter(self.name, f"evaluate {task}")
+            results[task] = evaluator.evaluate(task, data_of_task, bank, report)
+        return EvaluateReply(results, evaluator.decodes)
+
+    def encoded(self, task: str, part: Literal["train", "test"]) -> tuple[TaskData, tuple[Sample, ...]]:
+        """The task's data and one of its splits, with every embedding in the store."""
+        data = self.task(task)
+        samples: tuple[Sample, ...] = getattr(data.split, part)
+        data.encode(samples, self.backbone, reporter(self.name, f"encode {task}"))
+        return data, samples
+
+    def evaluator(self) -> Evaluator:
+        """Reads what this run has computed so far; another process may have computed some of it."""
+        self.site.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Evaluator(
+            institution=self.name,
+            seed=self.scenario.seed,
+            spec=self.scenario.evaluation,
+            features=self.scenario.router.features,
+            alignment=self.scenario.alignment,
+            router=self.router,
+            backbone=self.backbone,
+            scores=Results(self.site.private / "scores.jsonl"),
+            masks=Results(self.site.private / "masks.jsonl"),
+        )

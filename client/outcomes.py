@@ -1,0 +1,66 @@
+"""What an institution says when it cannot answer: one word of a closed list and an incident number.
+
+An exception's text may hold a path, a pixel or a patient; it stays in the institution's own log.
+"""
+
+from __future__ import annotations
+
+import secrets
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from casam_core.errors import CasamError
+from casam_core.messages import Outcome, Payload
+
+
+class BankMismatchError(CasamError):
+    """The institution's copy of the bank is not the one the server means."""
+
+    code = Outcome.BANK_MISMATCH
+
+
+class UnknownScenarioError(CasamError):
+    """A request came before the run's identify message (a restarted node)."""
+
+    code = Outcome.UNKNOWN_SCENARIO
+
+
+class UnknownInstitutionError(CasamError):
+    """A request names an institution that this node does not host."""
+
+    code = Outcome.UNKNOWN_INSTITUTION
+
+
+CODES = {
+    "data": Outcome.BAD_DATA,
+    "checkpoint": Outcome.BAD_CHECKPOINT,
+    **{
+        error.code: error.code for error in (BankMismatchError, UnknownScenarioError, UnknownInstitutionError)
+    },
+}
+
+
+def guarded(answer: Callable[[], Payload], log: Path) -> Payload:
+    """The answer with outcome `ok`, or a bare outcome. The reason is appended to the file `log`.
+
+    A log that cannot be written does not turn a failure into an exception that would travel.
+    """
+    try:
+        payload = answer()
+    except Exception as error:
+        incident = secrets.token_hex(4)
+        outcome = CODES.get(error.code, Outcome.FAILED) if isinstance(error, CasamError) else Outcome.FAILED
+        _write(log, incident, error)
+        return Payload({"outcome": outcome, "incident": incident})
+    return Payload({**payload.config, "outcome": Outcome.OK}, payload.arrays, payload.metrics)
+
+
+def _write(log: Path, incident: str, error: Exception) -> None:
+    detail = f"{error}\n" if isinstance(error, CasamError) else "".join(traceback.format_exception(error))
+    try:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"incident {incident}: {type(error).__name__}: {detail}")
+    except OSError:
+        return

@@ -1,0 +1,38 @@
+"""What an institution has already computed in this run, so that a stage costs what changed.
+
+One JSON line per result, appended and flushed; a line torn by a crash is dropped and computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Results:
+    """A persistent mapping from a pair of names (an image, an entry) to a small JSON value."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[tuple[str, str], Any] = {}
+        intact = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                image, entry, value = json.loads(line)
+                self._values[image, entry] = value
+                intact += len(line)
+        self._file = path.open("ab")
+        self._file.truncate(intact)
+
+    def get(self, image: str, entry: str) -> Any | None:
+        """The value, or None if it was never computed."""
+        return self._values.get((image, entry))
+
+    def put(self, image: str, entry: str, value: Any) -> None:
+        """Remember a value; it is in the file when this returns."""
+        self._file.write((json.dumps([image, entry, value]) + "\n").encode())
+        self._file.flush()
+        self._values[image, entry] = value

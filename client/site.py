@@ -1,0 +1,75 @@
+"""Facts of the site: they come from the node, never from the server or the scenario's author.
+
+In deployment a SuperNode is started with --node-config 'institution="a" data-root="/data" home="/home"'
+and hosts that one institution. In a simulation one node hosts every num-partitions-th institution of
+the scenario, so that any number of nodes will do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from casam_core.errors import RunError
+from casam_core.scenario import Scenario
+
+RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+NodeConfig = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one institution keeps what is its own.
+
+    store: embeddings, shared by all runs. private: what this run leaves at the institution.
+    """
+
+    institution: str
+    data_root: Path | None
+    store: Path
+    private: Path
+
+
+def casam_home() -> Path:
+    """Where institutions of a simulation keep their embeddings: $CASAM_HOME, by default ~/.cache/casam."""
+    return Path(os.environ.get("CASAM_HOME", "~/.cache/casam")).expanduser()
+
+
+def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeConfig) -> list[Site]:
+    """The sites this node answers for, in the scenario's order.
+
+    node: the SuperNode's own configuration. settings: the run's, which only a simulation obeys.
+    Raises RunError for a run name that is not a plain folder name.
+    """
+    if not RUN_NAME.match(run):
+        raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
+    if "institution" in node:
+        home = Path(str(node.get("home", casam_home()))).expanduser()
+        return [
+            Site(
+                institution=str(node["institution"]),
+                data_root=_path(node.get("data-root")),
+                store=home / "embeddings",
+                private=home / "runs" / run,
+            )
+        ]
+    names = [spec.name for spec in scenario.institutions]
+    first, step = int(node["partition-id"]), int(node["num-partitions"])
+    out = Path(str(settings["out"])).expanduser() / run
+    return [
+        Site(
+            institution=name,
+            data_root=_path(settings.get("data-root")),
+            store=casam_home() / "institutions" / name / "embeddings",
+            private=out / "institutions" / name / "private",
+        )
+        for name in names[first::step]
+    ]
+
+
+def _path(value: str | int | float | bool | None) -> Path | None:
+    return Path(str(value)).expanduser() if value else None
