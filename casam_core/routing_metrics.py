@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-IDENTITY = "identity"
-"""The route of an image that belongs to no entry: the frozen backbone alone."""
+from casam_core.routing import IDENTITY
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from casam_core.routing_metrics import IDENTITY, RoutingMetrics, routing_metrics
+from casam_core.routing import IDENTITY
+from casam_core.routing_metrics import RoutingMetrics, routing_metrics
 
 
 def test_by_hand() -> None:
