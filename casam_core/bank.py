@@ -60,7 +60,7 @@ class Entry:
 
     task: str
     layer: dict[str, NDArray[np.float32]]
-    router: dict[str, NDArray[np.float32]]
+    router: dict[str, NDArray[Any]]
     threshold: float
     provenance: Provenance
 
@@ -87,8 +87,8 @@ class Entry:
             unknown = set(given) - {field.name for field in fields(Provenance)}
             if about["schema"] != SCHEMA or unknown:
                 raise BankError(
-                    f"entry has schema {about['schema']} and keys {sorted(unknown)} unknown to schema {SCHEMA}; "
-                    "use the version of casam that wrote it"
+                    f"entry has schema {about['schema']} and unknown keys {sorted(unknown)}, this version "
+                    f"reads schema {SCHEMA}; use the version of casam that wrote it"
                 )
             return Entry(
                 task=about["task"],

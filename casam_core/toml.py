@@ -1,0 +1,88 @@
+"""Reading a scenario file, with errors a person can act on: file, key, what was found and expected."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from casam_core.errors import ScenarioError
+from casam_core.scenario import Scenario
+
+Table = dict[str, Any]
+
+
+def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario in `path`, with `KEY=VALUE` overrides applied. Raises ScenarioError."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ScenarioError(f"{path}: no such scenario file; check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
+    for override in overrides:
+        apply_override(table, override)
+    return parse_scenario(table, str(path))
+
+
+def parse_scenario(table: Table, source: str) -> Scenario:
+    """Validate a table; the first fault becomes one line that names the file, the key and the value."""
+    try:
+        return Scenario.model_validate(table)
+    except ValidationError as error:
+        raise ScenarioError(f"{source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """One line for the first fault, and how many more there are."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key {key!r}; see docs/scenario.md for the keys there are"
+    elif first["type"] == "missing":
+        text = f"key {key!r} is missing"
+    elif first["type"] == "value_error":
+        text = (f"{key}: " if key else "") + str(first["ctx"]["error"])
+    else:
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return text + more
+
+
+def apply_override(table: Table, override: str) -> None:
+    """Set one key, e.g. `training.epochs=3` or `institutions.0.data.polyp.images=12`, in place.
+
+    The value is read as TOML; what is no TOML value is taken as text. Raises ScenarioError.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ScenarioError(f"--set: expected KEY=VALUE, found {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, leaf = key.strip().split(".")
+    here: Any = table
+    for part in parents:
+        here = _step(here, part, override)
+    if isinstance(here, list):
+        _step(here, leaf, override)
+        here[int(leaf)] = value
+    elif isinstance(here, dict):
+        here[leaf] = value
+    else:
+        raise ScenarioError(f"--set {override}: there is no table to hold {leaf!r}")
+
+
+def _step(here: Any, part: str, override: str) -> Any:
+    if isinstance(here, dict):
+        return here.setdefault(part, {})
+    if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+        return here[int(part)]
+    raise ScenarioError(f"--set {override}: {part!r} leads nowhere in the scenario")

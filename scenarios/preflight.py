@@ -1,0 +1,78 @@
+"""Before a run on one machine: is everything there, and what will it cost?
+
+Only engines that play all institutions here look at data; in deployment each site checks its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from casam_core.alignment import form_of
+from casam_core.backbones import load_backbone
+from casam_core.compute import resolve_compute
+from casam_core.errors import DataError
+from casam_core.routers import build_router
+from casam_core.scenario import Scenario
+from casam_core.training import planned_steps
+from client.data.check import check
+from client.data.open import open_dataset
+from client.data.splits import Split, split_samples
+from server.aggregation import build_strategy
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will do at most. encodes: images, unless already in a store. steps: optimiser steps
+    of `batch` images. decodes: passes of one image. exchanges: round trips with institutions."""
+
+    encodes: int
+    steps: int
+    batch: int
+    decodes: int
+    exchanges: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.encodes} images to encode (fewer if seen before), {self.steps} training steps of up to "
+            f"{self.batch} images, at most {self.decodes} image decodes, {self.exchanges} exchanges"
+        )
+
+
+def preflight(
+    scenario: Scenario, data_root: Path | None, progress: Callable[[str], None] = lambda name: None
+) -> Cost:
+    """Open and read everything the scenario names. Raises CasamError for the first fault."""
+    form_of(scenario.alignment)
+    build_router(scenario.router)
+    build_strategy(scenario.training.strategy)
+    load_backbone(scenario.backbone, resolve_compute(scenario.compute))
+    splits: dict[tuple[str, str], Split] = {}
+    for site in scenario.institutions:
+        for task, spec in site.data.items():
+            progress(f"{site.name}: {task}")
+            dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=site.name)
+            check(dataset)
+            try:
+                splits[site.name, task] = split_samples(
+                    dataset.samples, spec.split, spec.limit, seed=scenario.seed, scope=f"{site.name}/{task}"
+                )
+            except DataError as error:
+                raise DataError(f"institution {site.name!r}, task {task!r}: {error}") from error
+    return cost_of(scenario, splits)
+
+
+def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
+    """The most a run of `scenario` over these splits can take."""
+    stages = len(scenario.stream)
+    training = {key: len(split.train) for key, split in splits.items() if key[1] in scenario.stream}
+    tests = sum(len(split.test) for split in splits.values())
+    steps = sum(planned_steps(images, scenario.training) for images in training.values())
+    return Cost(
+        encodes=sum(training.values()) + tests,
+        steps=steps * scenario.training.rounds,
+        batch=scenario.training.batch_images,
+        decodes=tests * (stages + 1),
+        exchanges=2 + stages * (3 + scenario.training.rounds),
+    )

@@ -1,0 +1,118 @@
+"""Who is there: the institutions behind Flower's node ids, asked anew at every stage.
+
+Node ids are random and change when a SuperNode restarts; an institution's name does not.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+from casam_core.errors import RunError, ScenarioError
+from casam_core.fingerprint import code_fingerprint
+from casam_core.messages import SCHEMA, Holding, IdentifyReply, IdentifyRequest
+from casam_core.scenario import Scenario
+from server.exchange import Request, Traffic, exchange
+
+POLL_SECONDS = 0.5
+BROKEN_SITE = ("bad-data", "bad-checkpoint", "failed")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One institution that answered: its node and how many images it holds of each task."""
+
+    node: int
+    holdings: dict[str, Holding]
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The institutions of the scenario, in its order."""
+
+    members: dict[str, Member]
+    backbone: str
+    compute: str
+
+
+def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Directory:
+    """Ask every node until all institutions of the scenario have answered.
+
+    Raises RunError after `deadlines.connect` seconds, on two nodes that claim one institution, on
+    another version of code, message schema or backbone, and when a site cannot open its data;
+    ScenarioError when a task of the stream is held by nobody.
+    """
+    wanted = [site.name for site in scenario.institutions]
+    request = IdentifyRequest(scenario.canonical_json(), run).to_payload()
+    deadline = scenario.deadlines.connect
+    end = time.monotonic() + deadline
+    replies: dict[int, IdentifyReply] = {}
+    while True:
+        new = [node for node in grid.get_node_ids() if node not in replies]
+        requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
+        left = max(1.0, end - time.monotonic())
+        answers = exchange(grid, requests, deadline=left, traffic=traffic) if requests else {}
+        for node, answer in zip(new, answers.values(), strict=True):
+            if answer.outcome in BROKEN_SITE:
+                raise RunError(
+                    f"an institution cannot take part ({answer.outcome}, incident {answer.incident}); "
+                    "its own log says why"
+                )
+            if answer.payload is not None:
+                replies[node] = check(IdentifyReply.of(answer.payload))
+        directory = collect(replies)
+        missing = [name for name in wanted if name not in directory.members]
+        if not missing:
+            check_backbones(replies)
+            check_stream(scenario, directory)
+            members = {name: directory.members[name] for name in wanted}
+            return Directory(members, directory.backbone, directory.compute)
+        if time.monotonic() > end:
+            raise RunError(
+                f"no answer from {', '.join(missing)} within {deadline:.0f} s; "
+                f"connected: {', '.join(sorted(directory.members)) or 'nobody'}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def check(reply: IdentifyReply) -> IdentifyReply:
+    """Refuse a node that runs other code or speaks another schema."""
+    if reply.schema != SCHEMA:
+        raise RunError(f"message schema: the server speaks {SCHEMA}, a node {reply.schema}; update the older")
+    if reply.code != code_fingerprint():
+        raise RunError(
+            f"code: the server runs {code_fingerprint()}, a node {reply.code}; stop the local SuperLink "
+            "(or update that node) and run again"
+        )
+    return reply
+
+
+def check_backbones(replies: dict[int, IdentifyReply]) -> None:
+    """All institutions must see images through the same frozen weights."""
+    found = sorted({reply.backbone for reply in replies.values()})
+    if len(found) > 1:
+        raise RunError(
+            f"backbone: institutions hold different weights ({', '.join(found)}); use one checkpoint"
+        )
+
+
+def check_stream(scenario: Scenario, directory: Directory) -> None:
+    """Every task of the stream is held by someone who is here."""
+    held = {task for member in directory.members.values() for task in member.holdings}
+    for task in scenario.stream:
+        if task not in held:
+            raise ScenarioError(f"task {task!r} of the stream is held by no connected institution")
+
+
+def collect(replies: dict[int, IdentifyReply]) -> Directory:
+    """Institutions by name; RunError when two nodes claim one."""
+    members: dict[str, Member] = {}
+    for node, reply in sorted(replies.items()):
+        for name, holdings in reply.institutions.items():
+            if name in members:
+                raise RunError(f"two nodes claim to be institution {name!r}; start each institution once")
+            members[name] = Member(node, dict(holdings))
+    first = next(iter(replies.values()), None)
+    return Directory(members, first.backbone if first else "", first.compute if first else "")

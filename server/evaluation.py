@@ -1,0 +1,64 @@
+"""From institutions' results to one row of the matrix: weighted by images, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from casam_core.messages import EvaluateReply, TaskResult
+
+FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
+
+
+@dataclass(frozen=True)
+class StageScores:
+    """One evaluation of everybody. All by task.
+
+    figures[name][task]: mean over all holders' test images (iou_instance: over instances); None where
+        no holder answered. worst_iou[task]: the lowest institution's IoU. routes[task][route]: images.
+    """
+
+    figures: dict[str, dict[str, float | None]]
+    worst_iou: dict[str, float | None]
+    routes: dict[str, dict[str, int]]
+    decodes: int
+
+    def figure(self, name: str, task: str) -> float | None:
+        """One cell."""
+        return self.figures[name].get(task)
+
+
+def combine(replies: Mapping[str, EvaluateReply], tasks: list[str]) -> StageScores:
+    """Merge the institutions' replies; `tasks` are all tasks held by anyone."""
+    by_task = {
+        task: [reply.results[task] for reply in replies.values() if task in reply.results] for task in tasks
+    }
+    return StageScores(
+        figures={
+            name: {task: weighted(results, name) for task, results in by_task.items()} for name in FIGURES
+        },
+        worst_iou={
+            task: min((result.iou for result in results), default=None) for task, results in by_task.items()
+        },
+        routes={task: count_routes(results) for task, results in by_task.items()},
+        decodes=sum(reply.decodes for reply in replies.values()),
+    )
+
+
+def weighted(results: list[TaskResult], name: str) -> float | None:
+    """Mean over holders weighted by images, for iou_instance by instances; None without a value."""
+    weights = [result.instances if name == "iou_instance" else result.images for result in results]
+    values = [getattr(result, name) for result in results]
+    known = [(w, v) for w, v in zip(weights, values, strict=True) if v is not None]
+    if not known:
+        return None
+    return float(sum(w * v for w, v in known) / sum(w for w, _ in known))
+
+
+def count_routes(results: list[TaskResult]) -> dict[str, int]:
+    """Images by route, over holders."""
+    counts: dict[str, int] = {}
+    for result in results:
+        for route, images in result.routes.items():
+            counts[route] = counts.get(route, 0) + images
+    return dict(sorted(counts.items()))

@@ -1,0 +1,118 @@
+"""One exchange with some institutions: a request each, their answers or why there is none.
+
+Flower's own send_and_receive waits three seconds between polls, and matching by node is not safe
+(an error of a dead node comes from the SuperLink); so requests are pushed, and replies are matched
+by message id until the deadline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from casam_core.messages import Outcome, Payload
+from casam_core.wire import from_records, serialise, to_records
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message: to whom, of which Flower type, with what."""
+
+    to: str
+    node: int
+    kind: str
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Answer:
+    """outcome: a word of Outcome, `no-answer` or `unreachable`. payload and message are set iff ok."""
+
+    to: str
+    outcome: str
+    payload: Payload | None = None
+    message: Message | None = None
+    incident: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return self.outcome == Outcome.OK
+
+
+@dataclass
+class Traffic:
+    """Bytes of serialised records per institution: up = from the institution, down = to it."""
+
+    up: dict[str, int] = field(default_factory=dict)
+    down: dict[str, int] = field(default_factory=dict)
+
+    def add(self, direction: dict[str, int], institution: str, count: int) -> None:
+        """Count some bytes."""
+        direction[institution] = direction.get(institution, 0) + count
+
+
+def exchange(
+    grid: Grid,
+    requests: Iterable[Request],
+    *,
+    deadline: float,
+    traffic: Traffic,
+    heard: Callable[[Answer], None] = lambda answer: None,
+) -> dict[str, Answer]:
+    """Send every request and wait at most `deadline` seconds for the answers.
+
+    Returns one Answer per request by institution, in the order of the requests, so that whatever is
+    summed over them is summed in one order. `heard` is told of each answer as it comes.
+    """
+    messages, order = [], []
+    for request in requests:
+        records = to_records(request.payload)
+        traffic.add(traffic.down, request.to, len(serialise(records)))
+        messages.append(
+            Message(records, dst_node_id=request.node, message_type=request.kind, ttl=deadline + 60)
+        )
+        order.append(request.to)
+    sent = list(grid.push_messages(messages))
+    waiting = {message_id: to for message_id, to in zip(sent, order, strict=True) if message_id}
+    answers: dict[str, Answer] = {}
+    end = time.monotonic() + deadline
+    while waiting:
+        for message in grid.pull_messages(list(waiting)):
+            answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic)
+            answers[answer.to] = answer
+            heard(answer)
+        if waiting and time.monotonic() > end:
+            break
+        if waiting:
+            time.sleep(POLL_SECONDS)
+    for to in order:
+        if to not in answers:
+            answers[to] = Answer(to, "no-answer")
+            heard(answers[to])
+    return {to: answers[to] for to in order}
+
+
+def read(to: str, message: Message, traffic: Traffic) -> Answer:
+    """What a reply says; a reply that is not of our making is an outcome, not an exception."""
+    if message.has_error():
+        return Answer(to, "unreachable")
+    traffic.add(traffic.up, to, len(serialise(message.content)))
+    payload = from_records(message.content)
+    outcome = str(payload.config.get("outcome", Outcome.FAILED))
+    if outcome not in Outcome.ALL:
+        return Answer(to, Outcome.FAILED)
+    if outcome != Outcome.OK:
+        return Answer(to, outcome, incident=str(payload.config.get("incident", "")))
+    return Answer(to, outcome, payload, message)
+
+
+def results(answers: Mapping[str, Answer]) -> dict[str, Payload]:
+    """The payloads of those that answered, by institution."""
+    return {to: answer.payload for to, answer in answers.items() if answer.payload is not None}

@@ -1,0 +1,96 @@
+"""The scenario's institutions as the server talks to them: by name, with deadlines and counted bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.serverapp import Grid
+
+from casam_core.bank import Bank
+from casam_core.errors import RunError
+from casam_core.messages import EvaluateReply, EvaluateRequest, Job, Outcome, Payload
+from casam_core.scenario import Scenario
+from server.directory import Directory, identify
+from server.evaluation import StageScores, combine
+from server.exchange import Answer, Request, Traffic, exchange, results
+from server.run_folder import RunFolder
+
+
+class Institutions:
+    """Who takes part, where they are now, and what they already hold of the bank."""
+
+    def __init__(self, grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
+        self.grid = grid
+        self.scenario = scenario
+        self.folder = folder
+        self.traffic = Traffic()
+        self.directory = Directory({}, "", "")
+        self._entries_held: dict[str, int] = {}
+
+    def meet(self) -> None:
+        """Find every institution again. Raises RunError, ScenarioError (server.directory)."""
+        # Not counted: who-is-there traffic depends on nodes and folder names, not on what is learned.
+        self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic())
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every task held by anyone, sorted."""
+        return sorted({task for member in self.directory.members.values() for task in member.holdings})
+
+    def holders(self, task: str) -> list[str]:
+        """Institutions that hold training images of `task`, in the scenario's order."""
+        return [
+            name
+            for name, member in self.directory.members.items()
+            if task in member.holdings and member.holdings[task].train > 0
+        ]
+
+    def ask(self, kind: str, payloads: Mapping[str, Payload], *, deadline: float) -> dict[str, Answer]:
+        """One exchange; every answer that is not ok becomes an event and a line."""
+
+        def heard(answer: Answer) -> None:
+            if not answer.ok:
+                self.folder.event(
+                    "no-result",
+                    f"{answer.to} gave no result to {kind}: {answer.outcome}"
+                    + (f" (incident {answer.incident} in its own log)" if answer.incident else ""),
+                    institution=answer.to,
+                    kind=kind,
+                    outcome=answer.outcome,
+                    incident=answer.incident,
+                )
+
+        requests = [
+            Request(name, self.directory.members[name].node, kind, payload)
+            for name, payload in payloads.items()
+        ]
+        return exchange(self.grid, requests, deadline=deadline, traffic=self.traffic, heard=heard)
+
+    def evaluate(self, stage: int, bank: Bank) -> StageScores:
+        """Everybody's test images under the bank; each gets only the entries it lacks.
+
+        An institution whose copy turns out not to be ours is sent the whole bank, once more.
+        """
+        names = list(self.directory.members)
+        answers = self._evaluate(names, stage, bank)
+        lost = [name for name in names if answers[name].outcome == Outcome.BANK_MISMATCH]
+        if lost:
+            for name in lost:
+                self._entries_held[name] = 0
+            answers |= self._evaluate(lost, stage, bank)
+        replies = {name: EvaluateReply.of(payload) for name, payload in results(answers).items()}
+        if not replies:
+            raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
+        return combine(replies, self.tasks)
+
+    def _evaluate(self, names: list[str], stage: int, bank: Bank) -> dict[str, Answer]:
+        payloads = {}
+        for name in names:
+            lacking = bank.tasks[self._entries_held.get(name, 0) :]
+            entries = [bank.bytes_of(task) for task in lacking]
+            payloads[name] = EvaluateRequest(Job(name, stage), entries, bank.digest).to_payload()
+        answers = self.ask("evaluate.stage", payloads, deadline=self.scenario.deadlines.evaluate)
+        for name, answer in answers.items():
+            if answer.ok:
+                self._entries_held[name] = len(bank)
+        return answers

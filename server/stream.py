@@ -1,0 +1,137 @@
+"""The stage loop: institutions learn tasks one after the other, and after each all is measured again.
+
+This is the whole protocol. What one step means stands in server.learning (layer, router) and
+server.institutions (who is there, evaluation); what is written stands in server.summary.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+from casam_core.bank import Bank, Entry, Provenance
+from casam_core.routers import Arrays
+from casam_core.scenario import Scenario
+from server.evaluation import StageScores
+from server.institutions import Institutions
+from server.learning import LearnedLayer, learn_layer, learn_router
+from server.run_folder import RunFolder
+from server.summary import write_results
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One learned task: what was measured after it, and the seconds each part took."""
+
+    number: int
+    task: str
+    holders: tuple[str, ...]
+    scores: StageScores
+    seconds: dict[str, float]
+
+
+def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
+    """Run `scenario` over the institutions behind `grid`; leaves a finished run folder.
+
+    Raises CasamError (RunError, ScenarioError) with what is on disk intact; the last event says why.
+    """
+    try:
+        run_stages(grid, scenario, folder)
+    except Exception as error:
+        folder.event("failed", f"failed: {error}", error=type(error).__name__, reason=str(error))
+        raise
+
+
+def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
+    """Stage 0 measures the frozen backbone; every further stage learns one task and measures all."""
+    folder.write_json("scenario.json", scenario.model_dump(mode="json"))
+    institutions = Institutions(grid, scenario, folder)
+    bank = Bank.open(folder.path / "bank", create=True)
+    folder.event("start", f"{scenario.name}: {len(scenario.stream)} stages", scenario=scenario.digest())
+
+    institutions.meet()
+    zero_shot = institutions.evaluate(0, bank)
+    report(folder, 0, scenario, "frozen backbone", zero_shot)
+
+    stages: list[Stage] = []
+    for number, task in enumerate(scenario.stream, 1):
+        clock = Clock()
+        institutions.meet()
+        layer = learn_layer(institutions, number, task)
+        clock.lap("align")
+        router, threshold = learn_router(institutions, number, task, layer.holders)
+        clock.lap("router")
+        entry = make_entry(institutions, number, task, layer, router, threshold)
+        digest = bank.add(entry)
+        folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
+        scores = institutions.evaluate(number, bank)
+        clock.lap("evaluate")
+        stages.append(Stage(number, task, layer.holders, scores, clock.seconds))
+        report(folder, number, scenario, task, scores)
+
+    write_results(folder, institutions, scenario, zero_shot, stages)
+    folder.event("end", f"finished in {folder.elapsed:.0f} s")
+
+
+def make_entry(
+    institutions: Institutions,
+    stage: int,
+    task: str,
+    layer: LearnedLayer,
+    router: Arrays,
+    threshold: float,
+) -> Entry:
+    """The task's entry with all that is needed to use it."""
+    scenario = institutions.scenario
+    return Entry(
+        task=task,
+        layer=dict(layer.weights),
+        router=dict(router),
+        threshold=threshold,
+        provenance=Provenance(
+            form=scenario.alignment.form,
+            rank=scenario.alignment.rank,
+            router=scenario.router.kind,
+            features=scenario.router.features,
+            beta=scenario.router.beta,
+            sampled=scenario.router.sampled,
+            backbone=institutions.directory.backbone,
+            holders=layer.holders,
+            images=layer.images,
+            stage=stage,
+            scenario=scenario.digest(),
+        ),
+    )
+
+
+def report(folder: RunFolder, number: int, scenario: Scenario, what: str, scores: StageScores) -> None:
+    """One event and one line: IoU of every task seen so far."""
+    seen = scenario.stream[:number] if number else scenario.stream
+    cells = "  ".join(
+        f"{task} {iou:.3f}" if (iou := scores.figure("iou", task)) is not None else f"{task} missing"
+        for task in seen
+    )
+    folder.event(
+        "evaluated",
+        f"stage {number}/{len(scenario.stream)} {what}: IoU {cells}",
+        stage=number,
+        iou={task: scores.figure("iou", task) for task in seen},
+        routes=scores.routes,
+        decodes=scores.decodes,
+    )
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Close the part that began at the last lap."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now

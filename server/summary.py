@@ -1,0 +1,131 @@
+"""summary.json, matrix.csv and matrix.png of a finished run (docs/run-folder.md).
+
+Fractions throughout; ff_iou alone is in points. Whatever may differ between two equal runs stands
+under `timing`, `environment` or `run`.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import platform
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from casam_core.continual import ContinualMatrix, average, backward_transfer, forgetting, last
+from casam_core.fingerprint import code_fingerprint
+from casam_core.routing_metrics import routing_metrics
+from casam_core.scenario import Scenario
+from server.evaluation import StageScores
+from server.institutions import Institutions
+from server.pictures import matrix_picture
+from server.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from server.stream import Stage
+
+MATRICES = ("iou", "dice", "biou", "biou_official")
+
+
+def matrix_of(stream: Sequence[str], stages: Sequence[Stage], figure: str) -> ContinualMatrix:
+    """R for one figure: a row per stage, null where a task is unseen or nobody answered."""
+    matrix = ContinualMatrix(tuple(stream))
+    for stage in stages:
+        seen = stream[: stage.number]
+        matrix = matrix.with_stage({task: stage.scores.figure(figure, task) for task in seen})
+    return matrix
+
+
+def summarise(
+    institutions: Institutions,
+    scenario: Scenario,
+    zero_shot: StageScores,
+    stages: Sequence[Stage],
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of summary.json."""
+    matrices = {name: matrix_of(scenario.stream, stages, name) for name in MATRICES}
+    aggregates = {
+        "last": last(matrices["iou"]),
+        "avg": average(matrices["iou"]),
+        "ff": forgetting(matrices["iou"]),
+        "bwt": backward_transfer(matrices["iou"]),
+    }
+    final = stages[-1].scores
+    unseen = [task for task in institutions.tasks if task not in scenario.stream]
+    routing = routing_metrics(final.routes, seen=scenario.stream)
+    return {
+        "schema": 1,
+        "scenario": scenario.name,
+        "scenario_digest": scenario.digest(),
+        "seed": scenario.seed,
+        "status": "completed",
+        "tasks": list(scenario.stream),
+        "holders": {stage.task: list(stage.holders) for stage in stages},
+        "matrix": {name: [list(row) for row in matrix.cells] for name, matrix in matrices.items()},
+        "zero_shot": {name: zero_shot.figures[name] for name in MATRICES},
+        "unseen": {
+            "tasks": unseen,
+            "iou": [{task: stage.scores.figure("iou", task) for task in unseen} for stage in stages],
+        },
+        **{f"{name}_iou": aggregate.value for name, aggregate in aggregates.items()},
+        "complete": {f"{name}_iou": aggregate.complete for name, aggregate in aggregates.items()},
+        "iou_instance": final.figures["iou_instance"],
+        "worst_institution_iou": final.worst_iou,
+        "hd95": final.figures["hd95"] if scenario.evaluation.hd95 else None,
+        "routing": {
+            "accuracy": routing.accuracy,
+            "confusion": final.routes,
+            "false_unknown_rate": routing.false_unknown_rate,
+            "unseen_unknown_rate": routing.unseen_unknown_rate,
+        },
+        "bytes": {"up": institutions.traffic.up, "down": institutions.traffic.down},
+        "decodes": [zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
+        "timing": {
+            "seconds": round(seconds, 3),
+            "stages": [{"task": stage.task, **stage.seconds} for stage in stages],
+        },
+        "environment": environment(institutions),
+        "run": {"folder": institutions.folder.path.name},
+    }
+
+
+def environment(institutions: Institutions) -> dict[str, Any]:
+    """What ran where: versions, arithmetic, code."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "flwr": importlib.metadata.version("flwr"),
+        "compute": institutions.directory.compute,
+        "backbone": institutions.directory.backbone,
+        "code": code_fingerprint(),
+    }
+
+
+def matrix_csv(matrix: ContinualMatrix) -> str:
+    """One row per stage, one column per task; unseen cells are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["stage", "learned", *matrix.tasks])
+    for number, row in enumerate(matrix.cells, 1):
+        writer.writerow([number, matrix.tasks[number - 1], *("" if cell is None else cell for cell in row)])
+    return text.getvalue()
+
+
+def write_results(
+    folder: RunFolder,
+    institutions: Institutions,
+    scenario: Scenario,
+    zero_shot: StageScores,
+    stages: Sequence[Stage],
+) -> None:
+    """Write the three files; summary.json last, so that its presence means that the run is whole."""
+    iou = matrix_of(scenario.stream, stages, "iou")
+    folder.write_text("matrix.csv", matrix_csv(iou))
+    folder.write_bytes("matrix.png", matrix_picture(iou, zero_shot.figures["iou"]))
+    content = summarise(institutions, scenario, zero_shot, stages, folder.elapsed)
+    folder.write_json("summary.json", content)
