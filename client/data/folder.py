@@ -47,7 +47,7 @@ class FolderDataset:
         labels: Literal["instances", "classes"] = "instances",
         group_pattern: str | None = None,
     ) -> None:
-        if not path.is_dir():
+        if not _is_folder(path):
             found = "a file" if path.exists() else "nothing"
             raise DataError(
                 f"{path}: expected a folder with images/ and masks/, found {found}; correct the path"
@@ -115,7 +115,7 @@ def _number_connected_parts(values_HW: NDArray[Any]) -> NDArray[np.int32]:
 
 def _files_by_stem(folder: Path) -> dict[str, Path]:
     """Image files of `folder` by stem."""
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise DataError(
             f"{folder}: expected this folder beside its {'masks' if folder.name == 'images' else 'images'}/, "
             f"found none; a dataset has images/ and masks/"
@@ -123,9 +123,7 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as fault:
-        raise DataError(
-            f"{folder}: expected a readable folder, found: {fault.strerror}; check its permissions"
-        ) from fault
+        raise _not_readable(folder, fault) from fault
     subfolders = [entry.name for entry in entries if entry.is_dir()]
     if subfolders:
         raise DataError(
@@ -148,6 +146,17 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
             )
         files[entry.stem] = entry
     return files
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as fault:
+        raise _not_readable(path, fault) from fault
+
+
+def _not_readable(path: Path, fault: OSError) -> DataError:
+    return DataError(f"{path}: expected a readable folder, found: {fault.strerror}; check its permissions")
 
 
 def _format_suffix(entry: Path) -> str:

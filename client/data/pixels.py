@@ -1,8 +1,7 @@
 """Pixels of one file: PNG, JPEG and TIFF, read strictly.
 
 A file is either read exactly as it was stored or refused with a DataError; nothing is guessed, filled
-or turned. Which decoder reads what: Pillow all 8-bit files and gray 16-bit PNG, torchvision 16-bit
-colour PNG (Pillow would keep their upper byte only), tifffile TIFF with more than 8 bits.
+or turned. Pillow decodes PNG, JPEG and 8-bit TIFF, tifffile TIFF with more than 8 bits.
 
 Orientation tags are refused, not applied: a mask carries no tag of its own, and whether it was drawn
 on the stored or on the turned pixels cannot be seen from the files. For half turns and mirrors even the
@@ -103,9 +102,15 @@ def _scale(stored: NDArray[Any], path: Path) -> NDArray[np.uint8]:
 
 def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
     """Stored values, (height, width) or (height, width, channels), and whether 0 means white."""
+    # A process-wide switch that other libraries turn on; it fills what is missing with gray.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF")) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise _too_large(path, f"{file.width} x {file.height}")
+            if file.format == "PNG":
+                _verify_png(data)
             _check_header(path, file, as_mask=as_mask)
             if file.format == "TIFF":
                 return _decode_tiff(path, data, file, as_mask=as_mask)
@@ -125,9 +130,6 @@ def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
 
 
 def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> None:
-    width, height = file.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"{width} x {height}")
     # MPO is a JPEG with further pictures behind the first, as phones write it.
     if as_mask and file.format in ("JPEG", "MPO"):
         raise DataError(
@@ -141,10 +143,14 @@ def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> No
         )
 
 
-def _decode_png(data: bytes, file: ImageFile.ImageFile, *, as_mask: bool) -> NDArray[Any]:
-    # verify() compares the checksum of every chunk, which decoding alone does not.
+def _verify_png(data: bytes) -> None:
+    """Compare the checksum of every chunk, which decoding alone does not."""
+    # verify() leaves its file unusable, and looking for EXIF decodes a PNG: hence a copy, and first.
     with Image.open(io.BytesIO(data), formats=("PNG",)) as copy:
         copy.verify()
+
+
+def _decode_png(data: bytes, file: ImageFile.ImageFile, *, as_mask: bool) -> NDArray[Any]:
     # Bytes 24 and 25 of a PNG are its bit depth and colour type (0: gray).
     if data[24] == 16 and data[25] != 0:
         return _decode_png_16_bit_colour(data)
@@ -152,20 +158,28 @@ def _decode_png(data: bytes, file: ImageFile.ImageFile, *, as_mask: bool) -> NDA
 
 
 def _decode_png_16_bit_colour(data: bytes) -> NDArray[Any]:
-    import torch  # imported here: slow to load and rarely needed
-    from torchvision.io import (  # type: ignore[import-untyped,unused-ignore]
-        ImageReadMode,
-        decode_png,
-    )
+    """Both bytes of every sample, (height, width, 2, 3 or 4) uint16.
 
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    values_CHW: NDArray[Any] = decode_png(buffer, mode=ImageReadMode.UNCHANGED).numpy()
-    return values_CHW.transpose(1, 2, 0)
+    Of 16-bit colour Pillow keeps one byte per sample: the upper one, or, told that the file has the
+    other byte order, the lower one. Gray with alpha has four bytes per pixel and passes for RGBA.
+    """
+    colour_type = data[25]
+    if colour_type == 4:
+        pairs = _pillow_png_bytes(data, "RGBA").astype(np.uint16)
+        return pairs[..., 0::2] << 8 | pairs[..., 1::2]
+    mode = {2: "RGB", 6: "RGBA"}[colour_type]
+    upper = _pillow_png_bytes(data, f"{mode};16B").astype(np.uint16)
+    return upper << 8 | _pillow_png_bytes(data, f"{mode};16L")
+
+
+def _pillow_png_bytes(data: bytes, raw_mode: str) -> NDArray[np.uint8]:
+    """The PNG decoded as if its bytes were laid out as `raw_mode`."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
+        file.tile = [tile._replace(args=raw_mode) for tile in file.tile]
+        return np.asarray(file)
 
 
 def _pillow_values(file: ImageFile.ImageFile, *, as_mask: bool) -> NDArray[Any]:
-    # A process-wide switch that other libraries turn on; it fills what is missing with gray.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
     if as_mask or file.mode.startswith("I;16"):
         if file.mode not in ("1", "L", "P", "LA", "PA", "RGB", "RGBA") and not file.mode.startswith("I;16"):
             raise ValueError(f"colour space {file.mode} holds no labels")
@@ -183,6 +197,9 @@ def _decode_tiff(
                 f"(or the channels together as RGB) as a file of its own"
             )
         page = tiff.pages.first
+        # Pillow's header check knows nothing of samples per pixel or depth.
+        if page.size > MAX_PIXELS * 4:
+            raise _too_large(path, f"an array of shape {page.shape}")
         compression = getattr(page.compression, "name", str(page.compression))
         if as_mask and compression in _LOSSY_TIFF:
             raise DataError(
