@@ -188,11 +188,11 @@ class RouterReply:
         numbers: dict[str, float] = {"num-examples": self.images}
         if self.threshold is not None:
             numbers["threshold"] = self.threshold
-        return Payload({}, {"router": self.router, **fold_groups(self.folds)}, {"router": numbers})
+        return Payload({}, {"router": self.router, **fold_groups(self.folds)}, {"router-facts": numbers})
 
     @staticmethod
     def of(payload: Payload) -> RouterReply:
-        numbers = payload.metrics["router"]
+        numbers = payload.metrics["router-facts"]
         return RouterReply(
             router=payload.arrays["router"],
             images=int(numbers["num-examples"]),

@@ -18,7 +18,12 @@ CONFIG = "config"
 
 
 def to_records(payload: Payload) -> RecordDict:
-    """One ConfigRecord named `config`, an ArrayRecord per array group, a MetricRecord per number group."""
+    """One ConfigRecord named `config`, an ArrayRecord per array group, a MetricRecord per number group.
+
+    Raises ValueError when two groups share a name: one would silently replace the other.
+    """
+    if shared := payload.arrays.keys() & payload.metrics.keys():
+        raise ValueError(f"array group and number group share the name {sorted(shared)}")
     records = RecordDict({CONFIG: ConfigRecord(dict(payload.config))})
     for name, group in payload.arrays.items():
         records[name] = ArrayRecord({key: Array(np.ascontiguousarray(value)) for key, value in group.items()})
