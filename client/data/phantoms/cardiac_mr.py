@@ -27,7 +27,7 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
     _paint_right_ventricle(rng, canvas, epi, septum)
 
     # Epicardial fat is the strongest edge near the outer border, and it covers only a part of it.
-    patches = (smooth_noise(rng, size, 0.16) > 0.3).astype(np.float64) * 0.75
+    patches = (smooth_noise(rng, size, 0.16) > 0.3).astype(np.float32) * 0.75
     canvas.fill(epi.scaled(1.1), (0.72,), softness=0.03, opacity=patches)
     muscle = float(rng.uniform(0.27, 0.34))
     canvas.fill(epi, (muscle,), softness=0.05, texture_HW=organs)

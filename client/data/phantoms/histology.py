@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.data.dataset import LoadedSample
 from client.data.phantoms.shapes import Blob, Canvas, Field, wobble
@@ -48,7 +49,7 @@ def _place(rng: np.random.Generator, canvas: Canvas) -> Blob:
 
 
 def _paint_nucleus(
-    rng: np.random.Generator, canvas: Canvas, nucleus: Blob, purple: Field, chromatin: Field
+    rng: np.random.Generator, canvas: Canvas, nucleus: Blob, purple: NDArray[np.float64], chromatin: Field
 ) -> None:
     """Halo, membrane, and either dense or vesicular chromatin."""
     faint = float(rng.uniform(0.5, 0.95))
@@ -62,7 +63,7 @@ def _paint_nucleus(
         canvas.fill(nucleus.scaled(0.72), pale, softness=0.15, opacity=0.75, texture_HW=chromatin * 1.4)
 
 
-def _paint_tissue(rng: np.random.Generator, canvas: Canvas, purple: Field) -> None:
+def _paint_tissue(rng: np.random.Generator, canvas: Canvas, purple: NDArray[np.float64]) -> None:
     """Gaps, basophilic haze, out-of-focus nuclei, fibroblasts and debris: none of them labelled."""
     for _ in range(int(rng.integers(1, 4))):
         y, x = rng.uniform(0, 1, 2)

@@ -6,6 +6,7 @@ Shape suffixes: H rows, W columns, C channels (1 grey, 3 colour).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from client.data.dataset import LoadedSample
 
-Field = NDArray[np.float64]
+Field = NDArray[np.float32]
 Colour = Sequence[float]
 Window = tuple[slice, slice]
 
@@ -42,20 +43,24 @@ class Blob:
 
     def level(self, y: Field, x: Field) -> Field:
         """0 at the centre, 1 on the border, growing linearly outwards."""
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        dy, dx = y - self.y, x - self.x
-        u, v = (cos * dx + sin * dy) / self.rx, (cos * dy - sin * dx) / self.ry
-        radius = np.hypot(u, v)
+        # Plain floats keep float32 arrays float32, which halves the time of the whole painting.
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        dy, dx = y - float(self.y), x - float(self.x)
+        u, v = (cos * dx + sin * dy) / float(self.rx), (cos * dy - sin * dx) / float(self.ry)
+        radius = np.sqrt(u * u + v * v)
         if not self.harmonics:
             return np.asarray(radius)
-        # Powers of the unit vector instead of cosines of the angle: several times as fast.
-        unit = (u + 1j * v) / np.maximum(radius, 1e-9)
-        power, reached = unit, 1
+        # The addition theorem instead of cosines of the angle: several times as fast.
+        inverse = 1 / np.maximum(radius, 1e-6)
+        cos_1, sin_1 = u * inverse, v * inverse
+        cos_n, sin_n, reached = cos_1, sin_1, 1
         edge = np.ones_like(radius)
         for order, amplitude, phase in self.harmonics:
             while reached < order:
-                power, reached = power * unit, reached + 1
-            edge += (amplitude * np.cos(phase)) * power.real - (amplitude * np.sin(phase)) * power.imag
+                cos_n, sin_n = cos_n * cos_1 - sin_n * sin_1, sin_n * cos_1 + cos_n * sin_1
+                reached += 1
+            edge += (amplitude * math.cos(phase)) * cos_n
+            edge -= (amplitude * math.sin(phase)) * sin_n
         return np.asarray(radius / edge)
 
     def scaled(self, factor: float) -> Blob:
@@ -68,8 +73,8 @@ class Blob:
 
     def at(self, radius: float, theta: float) -> tuple[float, float]:
         """(y, x) of a point at `radius` (a share of the half axes) in direction `theta`."""
-        u, v = radius * self.rx * np.cos(theta), radius * self.ry * np.sin(theta)
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        u, v = radius * self.rx * math.cos(theta), radius * self.ry * math.sin(theta)
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
         return float(self.y + sin * u + cos * v), float(self.x + cos * u - sin * v)
 
 
@@ -88,9 +93,9 @@ class Canvas:
 
     def __init__(self, size: int, background: Colour) -> None:
         self.size = size
-        centres = (np.arange(size) + 0.5) / size
+        centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
         self.y, self.x = (np.ascontiguousarray(axis) for axis in np.meshgrid(centres, centres, indexing="ij"))
-        self.image_HWC: Field = np.empty((size, size, len(background)))
+        self.image_HWC: Field = np.empty((size, size, len(background)), dtype=np.float32)
         self.image_HWC[:] = background
         self.labels_HW = np.zeros((size, size), dtype=np.int32)
 
@@ -99,8 +104,8 @@ class Canvas:
         reach = blob.reach * margin
 
         def span(centre: float) -> slice:
-            low = int(np.clip(np.floor((centre - reach) * self.size), 0, self.size - 1))
-            return slice(low, int(np.clip(np.ceil((centre + reach) * self.size), low + 1, self.size)))
+            low = min(max(math.floor((centre - reach) * self.size), 0), self.size - 1)
+            return slice(low, min(max(math.ceil((centre + reach) * self.size), low + 1), self.size))
 
         return span(blob.y), span(blob.x)
 
@@ -119,7 +124,7 @@ class Canvas:
         texture_HW: added to the colour inside.
         """
         window = self.window(blob, 1 + 4 * softness)
-        steepness = (1 - blob.level(self.y[window], self.x[window])) / softness
+        steepness = (1 - blob.level(self.y[window], self.x[window])) / float(softness)
         mask = 1 / (1 + np.exp(-np.clip(steepness, -30, 30)))
         mask *= opacity if isinstance(opacity, float) else opacity[window]
         self.blend(mask, colour, window, texture_HW)
@@ -131,18 +136,18 @@ class Canvas:
         where = window or (slice(None), slice(None))
         for channel, value in enumerate(colour):
             plane = self.image_HWC[(*where, channel)]
-            plane += mask * (value - plane)
+            plane += mask * (float(value) - plane)
         if texture_HW is not None:
             self.image_HWC[where] += (mask * texture_HW[where])[..., None]
 
     def dots(self, points: Sequence[tuple[float, float]], radius: float, colour: Colour) -> None:
         """Blend one soft round dot into every point (y, x); many at once cost as much as one."""
-        drops = np.zeros((self.size, self.size))
+        drops = np.zeros((self.size, self.size), dtype=np.float32)
         for y, x in points:
             if 0 <= y < 1 and 0 <= x < 1:
                 drops[int(y * self.size), int(x * self.size)] += 1.0
         sigma = 0.7 * radius * self.size
-        peak = 2 * np.pi * max(sigma, 0.4) ** 2
+        peak = 2 * math.pi * max(sigma, 0.4) ** 2
         drops = ndimage.gaussian_filter(drops, sigma, mode="constant", truncate=2.5)
         self.blend(np.minimum(1.3 * peak * drops, 0.9), colour)
 
@@ -150,7 +155,7 @@ class Canvas:
         """Label the pixels whose centre lies in the blob, and always the pixel nearest its centre."""
         window = self.window(blob)
         self.labels_HW[window][blob.level(self.y[window], self.x[window]) <= 1] = label
-        row, column = (int(np.clip(c * self.size, 0, self.size - 1)) for c in (blob.y, blob.x))
+        row, column = (min(max(int(c * self.size), 0), self.size - 1) for c in (blob.y, blob.x))
         self.labels_HW[row, column] = label
 
     def sample(self, *, smallest: float = 0.0003) -> LoadedSample:

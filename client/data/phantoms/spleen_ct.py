@@ -69,7 +69,7 @@ def _paint_organs(rng: np.random.Generator, canvas: Canvas, phase: float) -> Non
     stomach = Blob(0.41, 0.64 + rng.normal(0, 0.015), 0.1, 0.14, -0.2, wobble(rng, 0.08))
     canvas.fill(stomach, (0.55,), softness=0.02)
     canvas.fill(stomach.scaled(0.88), (float(rng.uniform(0.45, 0.55)),), softness=0.03)
-    bubble = ((canvas.y < stomach.y - 0.02) & (stomach.level(canvas.y, canvas.x) < 0.85)).astype(np.float64)
+    bubble = ((canvas.y < stomach.y - 0.02) & (stomach.level(canvas.y, canvas.x) < 0.85)).astype(np.float32)
     canvas.blend(bubble, (0.02,))
     canvas.fill(Blob(0.66, 0.55, 0.03, 0.03), (0.68 + phase,), softness=0.06)
     canvas.fill(Blob(0.62, 0.43, 0.028, 0.036), (0.6 + phase,), softness=0.08)

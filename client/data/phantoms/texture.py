@@ -13,8 +13,8 @@ def _spline(lattice: Field, positions: Field, axis: int) -> Field:
 
     Four plain taps instead of a matrix product, whose last bits depend on the number of threads.
     """
-    cell = np.floor(positions).astype(np.intp)
-    t = positions - cell
+    floor = np.floor(positions)
+    cell, t = floor.astype(np.intp), positions - floor
     taps = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
     shape = (-1, 1) if axis == 0 else (1, -1)
     total = taps[0].reshape(shape) * np.take(lattice, cell, axis=axis)
@@ -26,15 +26,15 @@ def _spline(lattice: Field, positions: Field, axis: int) -> Field:
 def smooth_noise(rng: np.random.Generator, size: int, scale: float, scale_x: float | None = None) -> Field:
     """HW, mean 0, standard deviation about 1, features about `scale` wide (`scale_x` across columns)."""
     cells = [max(1, round(1 / s)) for s in (scale, scale if scale_x is None else scale_x)]
-    lattice = rng.standard_normal((cells[0] + 4, cells[1] + 4))
-    centres = (np.arange(size) + 0.5) / size
+    lattice = rng.standard_normal((cells[0] + 4, cells[1] + 4), dtype=np.float32)
+    centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     # The spline averages white noise to a standard deviation of about 0.48; undo that.
     return _spline(_spline(lattice, centres * cells[0], 0), centres * cells[1], 1) / 0.48
 
 
 def fractal_noise(rng: np.random.Generator, size: int, scale: float, octaves: int = 3) -> Field:
     """HW, standard deviation about 1: smooth noise plus ever finer, ever weaker copies."""
-    total = np.zeros((size, size))
+    total = np.zeros((size, size), dtype=np.float32)
     for octave in range(octaves):
         total += smooth_noise(rng, size, scale / 2**octave) * 0.6**octave
     return total
@@ -42,11 +42,11 @@ def fractal_noise(rng: np.random.Generator, size: int, scale: float, octaves: in
 
 def grain(rng: np.random.Generator, size: int, blur: float = 0.0) -> Field:
     """HW white noise of standard deviation 1, smoothed by `blur` (units of the side) if that is visible."""
-    noise = rng.standard_normal((size, size))
+    noise = rng.standard_normal((size, size), dtype=np.float32)
     if blur * size < 0.3:
         return noise
     noise = ndimage.gaussian_filter(noise, blur * size, mode="wrap", truncate=3.0)
-    return np.asarray(noise / max(float(noise.std()), 1e-6))
+    return np.asarray(noise / max(float(noise.std()), 1e-6), dtype=np.float32)
 
 
 def soften(canvas: Canvas, blur: float) -> None:
@@ -61,8 +61,8 @@ def soften(canvas: Canvas, blur: float) -> None:
 def rician(rng: np.random.Generator, canvas: Canvas, sigma: float) -> None:
     """Magnitude MR noise: never negative, and dark air is lifted."""
     shape = canvas.image_HWC.shape
-    real = canvas.image_HWC + sigma * rng.standard_normal(shape)
-    canvas.image_HWC = np.hypot(real, sigma * rng.standard_normal(shape))
+    real, imaginary = (sigma * rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    canvas.image_HWC = np.sqrt((canvas.image_HWC + real) ** 2 + imaginary**2)
 
 
 def bias_field(rng: np.random.Generator, canvas: Canvas, strength: float) -> None:
