@@ -24,7 +24,7 @@ class _Stain:
 
 
 _PERIODIC_ACID_SCHIFF = _Stain(
-    stroma=(0.86, 0.74, 0.84), epithelium=(0.79, 0.58, 0.73), lumen=(0.92, 0.87, 0.92),
+    stroma=(0.84, 0.70, 0.82), epithelium=(0.77, 0.54, 0.70), lumen=(0.93, 0.88, 0.93),
     tuft=(0.72, 0.45, 0.66), nucleus=(0.42, 0.28, 0.55), pitch=0.14,
 )
 _TRICHROME = _Stain(
@@ -48,7 +48,7 @@ def _paint(rng: np.random.Generator, size: int, slide: np.random.Generator, stai
     canvas = Canvas(size, stain.stroma)
     texture = fractal_noise(rng, size, 0.03, 2) * 0.03
     glomeruli = _place(rng)
-    _paint_tubules(rng, canvas, stain, texture * 1.5)
+    _paint_tubules(rng, canvas, stain, texture)
     for label, glomerulus in enumerate(glomeruli, start=1):
         _paint_glomerulus(rng, canvas, stain, glomerulus, texture * 2)
         canvas.label(glomerulus, label)
@@ -91,7 +91,8 @@ def _paint_glomerulus(
     rng: np.random.Generator, canvas: Canvas, stain: _Stain, glomerulus: Blob, texture: Field
 ) -> None:
     """A faint capsule around a pale space and an off-centre tuft, whose edge is the strongest one."""
-    canvas.fill(glomerulus.scaled(1.03), stain.epithelium, softness=0.04, opacity=0.8, texture_HW=texture)
+    canvas.fill(glomerulus.scaled(1.1), stain.stroma, softness=0.04, opacity=0.6)
+    canvas.fill(glomerulus.scaled(1.02), stain.tuft, softness=0.03, texture_HW=texture)
     canvas.fill(glomerulus.scaled(0.95), stain.tuft, softness=0.04, texture_HW=texture)
     shift = rng.normal(0, 0.012, 2)
     tuft = Blob(

@@ -14,11 +14,12 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
     body = patient or rng
     torso = Blob(0.52, 0.5, body.uniform(0.33, 0.38), body.uniform(0.43, 0.47), 0.0, wobble(body, 0.015))
     phase = float(body.uniform(-0.03, 0.03))
-    y, x, tilt = body.uniform(0.58, 0.64), body.uniform(0.735, 0.765), body.uniform(-0.35, -0.1)
-    spleen = Blob(
-        y, x, body.uniform(0.13, 0.17) * rng.uniform(0.75, 1.05), body.uniform(0.055, 0.075), tilt,
-        wobble(body, 0.06),
-    )
+    # The spleen lies along the inner side of the wall, on the right of the image.
+    theta = body.uniform(0.2, 0.42)
+    y, x = torso.at(0.61, theta)
+    along = np.arctan2(torso.rx * np.sin(theta), torso.ry * np.cos(theta)) + body.normal(0, 0.06)
+    length, width = body.uniform(0.13, 0.17) * rng.uniform(0.75, 1.05), body.uniform(0.055, 0.075)
+    spleen = Blob(y, x, length, width, along, wobble(body, 0.06))
 
     canvas = Canvas(size, (0.02,))
     _paint_wall(rng, canvas, torso)
@@ -87,7 +88,7 @@ def _paint_spleen(rng: np.random.Generator, canvas: Canvas, spleen: Blob, phase:
     """A bean leaning on wall, stomach and kidney, mottled as in the arterial phase, with a hilum."""
     mottle = np.clip(smooth_noise(rng, canvas.size, 0.035), -2, 2) * 0.06
     # The folded stomach and the flexure of the bowel touch it and are as grey as it is.
-    for theta in (rng.uniform(-1.9, -1.2), np.pi + rng.normal(0, 0.3), rng.uniform(1.2, 1.9)):
+    for theta in (rng.uniform(-2.0, -1.4), np.pi + rng.normal(0, 0.3), rng.uniform(1.9, 2.4)):
         y, x = spleen.at(1.15, theta)
         ry, rx = rng.uniform(0.025, 0.045, 2)
         loop = Blob(y, x, ry, rx, rng.uniform(0, 3), wobble(rng, 0.1))
