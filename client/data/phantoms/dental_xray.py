@@ -60,8 +60,8 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
             _paint_tooth(rng, canvas, tooth, label)
 
     soften(canvas, 0.005)
-    canvas.image_HWC *= np.exp(0.12 * smooth_noise(rng, size, 0.4))[..., None]
-    canvas.image_HWC += (grain(rng, size, 0.002) * 0.025)[..., None]
+    canvas.image_CHW *= np.exp(0.12 * smooth_noise(rng, size, 0.4))
+    canvas.image_CHW += grain(rng, size, 0.002) * 0.025
     return canvas.sample(smallest=0.002)
 
 
@@ -82,7 +82,7 @@ def _paint_jaws(rng: np.random.Generator, canvas: Canvas, middle: Field) -> None
     bone = 1 / (1 + np.exp(-(distance - 0.11) / 0.012)) / (1 + np.exp((distance - 0.42) / 0.03))
     trabeculae = 0.035 * fractal_noise(rng, canvas.size, 0.025, 2)
     trabeculae += 0.03 * smooth_noise(rng, canvas.size, 0.12)
-    canvas.image_HWC[..., 0] = 0.12 + bone * (0.36 + trabeculae)
+    canvas.image_CHW[0] = 0.12 + bone * (0.36 + trabeculae)
     for x in (0.22, 0.8):
         sinus = Blob(0.06, x, 0.1, 0.17, 0.0, wobble(rng, 0.08))
         canvas.fill(sinus, (0.22,), softness=0.06, opacity=0.8)

@@ -53,7 +53,7 @@ def _paint(rng: np.random.Generator, size: int, slide: np.random.Generator, stai
         _paint_glomerulus(rng, canvas, stain, glomerulus, texture * 2)
         canvas.label(glomerulus, label)
     soften(canvas, 0.003)
-    canvas.image_HWC += (texture + grain(rng, size) * 0.015)[..., None] + tint
+    canvas.image_CHW += (texture + grain(rng, size) * 0.015) + tint[:, None, None]
     return canvas.sample(smallest=0.004)
 
 

@@ -19,7 +19,9 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
     canvas = Canvas(size, tuple(pink))
     along, across = rng.permutation([0.025, 0.12])
     fibres = smooth_noise(rng, size, along, across)
-    canvas.image_HWC += (fibres * 0.025 + fractal_noise(rng, size, 0.15) * 0.025)[..., None] * (0.6, 1.0, 0.7)
+    weave = fibres * 0.025 + fractal_noise(rng, size, 0.15) * 0.025
+    # Dense fibres take up eosin, which swallows green most.
+    canvas.image_CHW += weave * np.array([0.6, 1.0, 0.7])[:, None, None]
     _paint_tissue(rng, canvas, purple)
 
     chromatin = grain(rng, size, 0.006) * 0.07
@@ -33,7 +35,7 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
     canvas.dots(nucleoli, 0.006, tuple(purple - 0.14))
 
     soften(canvas, 0.003)
-    canvas.image_HWC += (grain(rng, size) * 0.015)[..., None]
+    canvas.image_CHW += grain(rng, size) * 0.015
     return canvas.sample(smallest=0.0006)
 
 

@@ -16,7 +16,7 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
 
     canvas = Canvas(size, tuple(mucosa))
     light = 0.1 * smooth_noise(rng, size, 0.4) + 0.03 * fractal_noise(rng, size, 0.1)
-    canvas.image_HWC *= np.exp(light)[..., None]
+    canvas.image_CHW *= np.exp(light)
     _paint_lumen_and_folds(rng, canvas)
     for label in range(1, 2 + int(rng.random() < 0.3)):
         polyp = _shape(rng)
@@ -28,10 +28,10 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
 
     vignette(canvas, 0.65)
     lens = Blob(0.5, 0.5, 0.56, 0.6, 0.0, ((4, 0.05, float(np.pi)),))
-    canvas.image_HWC *= (lens.level(canvas.y, canvas.x) < 1)[..., None]
+    canvas.image_CHW *= lens.level(canvas.y, canvas.x) < 1
     # The dark frame hides what lies behind it, from the annotator too.
     canvas.labels_HW[lens.level(canvas.y, canvas.x) >= 1] = 0
-    canvas.image_HWC += (grain(rng, size, 0.002) * 0.012)[..., None]
+    canvas.image_CHW += grain(rng, size, 0.002) * 0.012
     return canvas.sample(smallest=0.003)
 
 
@@ -67,7 +67,7 @@ def _paint_lumen_and_folds(rng: np.random.Generator, canvas: Canvas) -> None:
         part = np.clip(0.5 + 0.6 * smooth_noise(rng, canvas.size, 0.35), 0, 1)
         ridge = np.exp(-(((level - 1) * radius / 0.012) ** 2)) * part
         shadow = np.exp(-(((level - 1) * radius / 0.03 + 1) ** 2)) * part
-        canvas.image_HWC *= (1 - 0.35 * shadow + 0.22 * ridge)[..., None]
+        canvas.image_CHW *= 1 - 0.35 * shadow + 0.22 * ridge
 
 
 def _paint_vessels(rng: np.random.Generator, canvas: Canvas) -> None:

@@ -52,7 +52,7 @@ def _paint(rng: np.random.Generator, size: int, body: np.random.Generator, site:
     soften(canvas, site.blur)
     if site.coil:
         distance2 = (canvas.y - gland.y - 1.5 * gland.ry) ** 2 + (canvas.x - gland.x) ** 2
-        canvas.image_HWC *= (0.75 + site.coil * np.exp(-distance2 / 0.03))[..., None]
+        canvas.image_CHW *= 0.75 + site.coil * np.exp(-distance2 / 0.03)
     bias_field(rng, canvas, 0.12)
     rician(rng, canvas, site.noise)
     return canvas.sample()

@@ -88,6 +88,10 @@ def wobble(rng: np.random.Generator, amplitude: float, orders: Sequence[int] = (
     )
 
 
+def _per_channel(colour: Colour) -> Field:
+    return np.array(colour, dtype=np.float32)[:, None, None]
+
+
 class Canvas:
     """An image being painted, its labels, and the coordinates of its pixel centres."""
 
@@ -95,8 +99,8 @@ class Canvas:
         self.size = size
         centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
         self.y, self.x = (np.ascontiguousarray(axis) for axis in np.meshgrid(centres, centres, indexing="ij"))
-        self.image_HWC: Field = np.empty((size, size, len(background)), dtype=np.float32)
-        self.image_HWC[:] = background
+        self.image_CHW: Field = np.empty((len(background), size, size), dtype=np.float32)
+        self.image_CHW[:] = _per_channel(background)
         self.labels_HW = np.zeros((size, size), dtype=np.int32)
 
     def window(self, blob: Blob, margin: float = 1.0) -> Window:
@@ -134,11 +138,10 @@ class Canvas:
     ) -> None:
         """Blend `colour` in where `mask` (0..1, of the window's shape) says."""
         where = window or (slice(None), slice(None))
-        for channel, value in enumerate(colour):
-            plane = self.image_HWC[(*where, channel)]
-            plane += mask * (float(value) - plane)
+        part_CHW = self.image_CHW[:, *where]
+        part_CHW += mask * (_per_channel(colour) - part_CHW)
         if texture_HW is not None:
-            self.image_HWC[where] += (mask * texture_HW[where])[..., None]
+            part_CHW += mask * texture_HW[where]
 
     def dots(self, points: Sequence[tuple[float, float]], radius: float, colour: Colour) -> None:
         """Blend one soft round dot into every point (y, x); many at once cost as much as one."""
@@ -164,7 +167,7 @@ class Canvas:
         smallest: instances below this share of the image are dropped (slivers at the border or
         behind another instance), except that the largest always stays.
         """
-        pixels = np.clip(self.image_HWC * 255 + 0.5, 0, 255).astype(np.uint8)
+        pixels = np.clip(self.image_CHW * 255 + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0)
         counts = np.bincount(self.labels_HW.ravel())
         counts[0] = 0
         keep = counts >= max(1.0, smallest * self.size**2)

@@ -29,7 +29,7 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
     # Reconstructed CT noise is coarser than a pixel and as strong as the organs' contrast.
     inside = torso.level(canvas.y, canvas.x) < 1.02
     noise = 0.05 * grain(rng, size, 0.004) + 0.015 * smooth_noise(rng, size, 0.05)
-    canvas.image_HWC += (noise * inside)[..., None]
+    canvas.image_CHW += noise * inside
     return canvas.sample()
 
 

@@ -53,24 +53,23 @@ def soften(canvas: Canvas, blur: float) -> None:
     """Blur the image in place: the point spread of the machine. blur: units of the side."""
     if blur * canvas.size < 0.2:
         return
-    for channel in range(canvas.image_HWC.shape[2]):
-        plane = canvas.image_HWC[..., channel]
+    for plane in canvas.image_CHW:
         plane[:] = ndimage.gaussian_filter(plane, blur * canvas.size, mode="nearest", truncate=3.0)
 
 
 def rician(rng: np.random.Generator, canvas: Canvas, sigma: float) -> None:
     """Magnitude MR noise: never negative, and dark air is lifted."""
-    shape = canvas.image_HWC.shape
+    shape = canvas.image_CHW.shape
     real, imaginary = (sigma * rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
-    canvas.image_HWC = np.sqrt((canvas.image_HWC + real) ** 2 + imaginary**2)
+    canvas.image_CHW = np.sqrt((canvas.image_CHW + real) ** 2 + imaginary**2)
 
 
 def bias_field(rng: np.random.Generator, canvas: Canvas, strength: float) -> None:
     """Slow multiplicative shading of an MR coil; strength is its standard deviation."""
-    canvas.image_HWC *= np.exp(strength * smooth_noise(rng, canvas.size, 0.6))[..., None]
+    canvas.image_CHW *= np.exp(strength * smooth_noise(rng, canvas.size, 0.6))
 
 
 def vignette(canvas: Canvas, strength: float) -> None:
     """Darken towards the corners; strength 0..1 is what the corners lose."""
     radius2 = ((canvas.y - 0.5) ** 2 + (canvas.x - 0.5) ** 2) * 2
-    canvas.image_HWC *= (1 - strength * radius2)[..., None]
+    canvas.image_CHW *= 1 - strength * radius2
