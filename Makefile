@@ -1,0 +1,43 @@
+# Needs Python 3.11, make and git; everything else goes into .venv.
+# Another interpreter: make setup PYTHON=/path/to/python3.12
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
+
+setup: $(STAMP)  ## Create .venv and install everything, pinned (a second call costs nothing)
+
+# The stamp is younger than the two files that decide what is installed, or the step runs again. The
+# package itself is installed editable, so its own code never asks for a new set-up.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "make: $(PYTHON) not found; install Python 3.11 or name another: make setup PYTHON=python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off \
+		-c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## Watch three institutions learn three tasks (a few minutes on two cores)
+	$(BIN)/casam run quickstart
+
+test: setup  ## Run every test
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## Run the tests that start neither Flower nor the real backbone
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+lint: setup  ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## Remove .venv and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,175 @@
+"""Run the Flower app with the real `flwr run`, in a simulation that leaves nothing behind.
+
+Three things `flwr run` does not do by itself: it reports a failed run with exit status 0, it leaves
+services and Ray processes running, and it shares one service among all runs of a user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from casam_core.errors import RunError
+from scenarios.superlink import SuperLink, flower_command, last_lines, superlink, toml_text
+
+_STARTED = re.compile(r"Successfully started run (\d+)")
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_SETTLE_SECONDS = 60.0
+"""The stream of lines may end a moment before the run counts as finished."""
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """How a run ended, in Flower's own words."""
+
+    run_id: int
+    status: str
+    """"finished:completed", "finished:failed", ...; "lost" if the SuperLink ended during the run."""
+    details: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True only for a run that completed."""
+        return self.status == "finished:completed"
+
+
+def run_flower_app(
+    app_dir: Path,
+    run_config: Mapping[str, str | int | float | bool],
+    *,
+    nodes: int,
+    home: Path,
+    on_line: Callable[[str], None],
+    cpus_per_node: int = 1,
+    gpus_per_node: float = 0.0,
+    gpus: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> FlowerRun:
+    """Run the app in `app_dir` on `nodes` simulated SuperNodes and wait for its end.
+
+    `home` is a fresh folder; Flower's state and logs of this run go there and stay for the caller to
+    read or remove. `on_line` gets each line the run prints, without colours. `gpus` is what Ray may
+    use in all (default: what it finds). A run that fails comes back with `ok` False; RunError means
+    that it never started. Whatever happens, also on an exception, Ctrl-C or SIGTERM, all processes of
+    the run are ended before this returns.
+    """
+    app_dir, home = app_dir.resolve(), home.resolve()
+    if not (app_dir / "pyproject.toml").is_file():
+        raise RunError(f"no Flower app in {app_dir}: expected a pyproject.toml there")
+    with _terminable(), superlink(home, app_dir, environment or {}) as link:
+        settings = home / "run-config.toml"
+        settings.write_text(toml_text(run_config), encoding="utf-8")
+        command = [flower_command("flwr"), "run", str(app_dir), "--stream", "-c", str(settings)]
+        federation = _federation(nodes, cpus_per_node, gpus_per_node, gpus)
+        run_id, tail = _stream([*command, "--federation-config", federation], link, on_line)
+        if run_id is None:
+            raise RunError(
+                f"the Flower run could not start; `flwr run` said:\n{tail}\n"
+                f"the SuperLink's log ({link.log}) ends:\n{last_lines(link.log)}"
+            )
+        return _final_status(run_id, link)
+
+
+def _federation(nodes: int, cpus_per_node: int, gpus_per_node: float, gpus: int | None) -> str:
+    """Settings of the simulation, as `--federation-config` wants them.
+
+    Ray starts one worker, each with its own copy of the backbone, per share of its CPUs: so it is told
+    of no more CPUs than the nodes can use, and of enough for one node on a small machine.
+    """
+    cores = os.cpu_count() or 1
+    settings: dict[str, str | int | float] = {
+        "num-supernodes": nodes,
+        "client-resources-num-cpus": cpus_per_node,
+        "client-resources-num-gpus": float(gpus_per_node),
+        "init-args-num-cpus": max(cpus_per_node, min(cores, nodes * cpus_per_node)),
+    }
+    if gpus is not None:
+        settings["init-args-num-gpus"] = gpus
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _stream(command: list[str], link: SuperLink, on_line: Callable[[str], None]) -> tuple[int | None, str]:
+    """Follow `flwr run` to its end: the run's id, None if none was given, and the last lines."""
+    run_id: int | None = None
+    tail: deque[str] = deque(maxlen=12)
+    process = subprocess.Popen(
+        command,
+        env=dict(link.environment),
+        cwd=link.home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            for raw in process.stdout:
+                line = _COLOUR.sub("", raw).rstrip()
+                tail.append(line)
+                if run_id is None and (match := _STARTED.search(line)):
+                    run_id = int(match.group(1))
+                on_line(line)
+        except BaseException:
+            process.kill()
+            raise
+    return run_id, "\n".join(tail)
+
+
+def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
+    """Ask Flower how the run ended: `flwr run` exits with 0 either way.
+
+    Asks at least once, and on until the run is finished or the service has gone.
+    """
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    status, details = "lost", f"the SuperLink ended during the run; see {link.log}"
+    while True:
+        answer = subprocess.run(
+            [flower_command("flwr"), "list", "--run-id", str(run_id), "--format", "json"],
+            env=dict(link.environment),
+            cwd=link.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+            row = json.loads(answer.stdout)["runs"][0]
+            status, details = str(row["status"]), str(row.get("status-details") or "")
+        if status.startswith("finished") or not link.alive() or time.monotonic() > deadline:
+            return FlowerRun(
+                run_id, status if link.alive() or status.startswith("finished") else "lost", details
+            )
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that what was started is also ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may set handlers; the guardian covers this case.
+        return
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,118 @@
+"""Finding and ending every process a simulation has started, and only those.
+
+Flower and Ray detach what they start (own sessions, own groups), so neither a process group nor the
+tree of parents leads to all of them. An environment variable does: every descendant inherits it.
+
+Run as a program, this file is the guardian of one run: it waits until its standard input closes, which
+happens however its parent dies, and then ends what is left. It uses the standard library only, so that
+it starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MARKER = "CASAM_RUN_MARKER"
+"""The variable that marks the processes of one run; its value is unique to the run."""
+
+_PROC = Path("/proc")
+
+
+def marked_processes(mark: str) -> set[int]:
+    """Process ids, other than this one, that carry `mark` or descend from one that does.
+
+    Descendants count because a process that renames itself, as Ray's workers do, may overwrite the
+    place where the system shows its environment.
+    """
+    found = _marked_in_proc(mark) if _PROC.is_dir() else _marked_in_ps(mark)
+    return found - {os.getpid()}
+
+
+def end_processes(mark: str, *, grace: float = 5.0) -> set[int]:
+    """End the processes of one run: ask first, insist after `grace` seconds.
+
+    Looks again after each signal, since a process being ended may have started another. Returns those
+    that could not be ended.
+    """
+    started = time.monotonic()
+    asked: set[int] = set()
+    while left := marked_processes(mark):
+        waited = time.monotonic() - started
+        if waited > 2 * grace:
+            return left
+        for pid in left if waited > grace else left - asked:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL if waited > grace else signal.SIGTERM)
+        asked |= left
+        time.sleep(0.1)
+    return set()
+
+
+def start_guardian(mark: str, scratch: Path) -> subprocess.Popen[bytes]:
+    """Start the guardian of the run `mark`; close its standard input to let it do its work.
+
+    It outlives this process however that ends, even by SIGKILL, ends the run's processes, and removes
+    the folder `scratch`.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", __file__, mark, str(scratch)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _marked_in_proc(mark: str) -> set[int]:
+    """Linux: read environment and parent of every process of this user."""
+    needle = f"{MARKER}={mark}".encode()
+    children: dict[int, list[int]] = {}
+    found: set[int] = set()
+    for folder in _PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            # "pid (name) state parent ..."; the name may itself hold brackets and blanks.
+            state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+            if state in "ZX":
+                continue
+            children.setdefault(int(parent), []).append(int(folder.name))
+            if needle in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+        except (OSError, ValueError):
+            continue  # It has ended meanwhile, or belongs to somebody else.
+    pending = list(found)
+    while pending:
+        for child in children.get(pending.pop(), []):
+            if child not in found:
+                found.add(child)
+                pending.append(child)
+    return found
+
+
+def _marked_in_ps(mark: str) -> set[int]:
+    """Elsewhere (macOS): ps shows the environment of one's own processes behind their commands."""
+    listing = subprocess.run(
+        ["ps", "-axEww", "-o", "pid=,command="], capture_output=True, text=True, check=False, errors="replace"
+    )
+    lines = (line.split(None, 1) for line in listing.stdout.splitlines())
+    return {int(words[0]) for words in lines if len(words) == 2 and f"{MARKER}={mark}" in words[1]}
+
+
+def _guard(mark: str, scratch: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    end_processes(mark)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _guard(sys.argv[1], sys.argv[2])

@@ -1,0 +1,179 @@
+"""A private SuperLink: Flower's simulation service for exactly one run.
+
+`flwr run` by itself starts a SuperLink that stays behind, remembers the folder and environment of its
+first call, and is shared by all later runs. Here each run gets its own, on its own port, with its own
+Flower home and Ray folder, and nothing of it is left at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from casam_core.errors import RunError
+from scenarios.processes import MARKER, end_processes, start_guardian
+
+START_SECONDS = 90.0
+"""How long a SuperLink may take to answer; about 2 s on a quiet machine."""
+
+_PORTS = range(20000, 32000)
+"""Below the range systems hand out for outgoing connections, so that none of those takes our port."""
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A SuperLink that answers, and the environment in which `flwr` finds it."""
+
+    home: Path
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> Path:
+        """Everything the SuperLink and the apps it ran have printed."""
+        return self.home / "superlink.log"
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self.process.poll() is None
+
+
+@contextlib.contextmanager
+def superlink(home: Path, app_dir: Path, environment: Mapping[str, str]) -> Iterator[SuperLink]:
+    """Run a SuperLink for the length of a with-block; at its end no process and no Ray folder is left."""
+    mark = uuid.uuid4().hex
+    # Ray keeps sockets there, and the path of a socket holds 104 characters at most, of which Ray uses 75.
+    ray_dir = Path(tempfile.mkdtemp(prefix="casam-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
+    guardian = start_guardian(mark, ray_dir)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        variables = _variables(home, mark, ray_dir) | dict(environment)
+        link = _start(home, app_dir, variables)
+        yield link
+    finally:
+        end_processes(mark)
+        shutil.rmtree(ray_dir, ignore_errors=True)
+        assert guardian.stdin is not None
+        guardian.stdin.close()
+        guardian.wait()
+
+
+def flower_command(name: str) -> str:
+    """Path of a command that Flower installs beside this interpreter, whatever PATH says."""
+    for folder in (Path(sysconfig.get_path("scripts")), Path(sys.executable).parent):
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise RunError(f"no command {name!r} beside {sys.executable}; install this package again with pip")
+
+
+def last_lines(path: Path, count: int = 12) -> str:
+    """The end of a log, for a person."""
+    if not path.is_file():
+        return "(no log was written)"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
+
+
+def _variables(home: Path, mark: str, ray_dir: Path) -> dict[str, str]:
+    """This process's environment without what would point Flower or Ray elsewhere, plus our settings."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_"))}
+    # Flower starts its own parts by name, so they too must come from this interpreter's environment.
+    scripts = Path(flower_command("flwr")).parent
+    return inherited | {
+        MARKER: mark,
+        "PATH": f"{scripts}{os.pathsep}{inherited.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "NO_COLOR": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_TMPDIR": str(ray_dir),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_COLOR_PREFIX": "0",
+        "RAY_DEDUP_LOGS": "0",  # Two institutions may well say the same; both lines count.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def _start(home: Path, app_dir: Path, variables: Mapping[str, str]) -> SuperLink:
+    """Start a SuperLink and wait until it answers; another port if somebody took ours meanwhile."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        port = _free_port()
+        # With a plain address `flwr` takes the service as given: no probing, no second one on a slow day.
+        connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\n'
+        (home / "config.toml").write_text(connection + "insecure = true\n")
+        link = SuperLink(home, variables, _spawn(home, app_dir, variables, port))
+        while link.alive() and time.monotonic() < deadline:
+            if _answers(port):
+                return link
+            time.sleep(0.1)
+        tail = last_lines(link.log)
+        if not link.alive() and "address already in use" in tail and time.monotonic() < deadline:
+            continue
+        if link.alive():
+            link.process.kill()
+            reason = f"it did not answer within {START_SECONDS:.0f} s"
+        else:
+            reason = f"it ended with status {link.process.returncode}"
+        raise RunError(f"Flower's SuperLink could not start: {reason}; see {link.log}, which ends:\n{tail}")
+
+
+def _spawn(home: Path, app_dir: Path, variables: Mapping[str, str], port: int) -> subprocess.Popen[bytes]:
+    """Start the service in the app's folder: Ray's workers look there for the client's code first."""
+    command = [flower_command("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    with (home / "superlink.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=app_dir,
+            env=dict(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _answers(port: int) -> bool:
+    try:
+        # No proxy: the service is on this very machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    """A port nobody listens on. Drawn at random so that two runs that start together differ."""
+    for port in random.SystemRandom().sample(_PORTS, 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RunError(f"no free port between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
+
+
+def toml_text(values: Mapping[str, str | int | float | bool]) -> str:
+    """A flat TOML file; a JSON string is a TOML string once DEL is escaped too."""
+    lines = []
+    for key, value in values.items():
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
+        lines.append(f"{json.dumps(key)} = {text}\n".replace("\x7f", "\\u007f"))
+    return "".join(lines)
