@@ -234,23 +234,29 @@ class CalibrateReply:
 class EvaluateRequest:
     """Add the new entries to your copy of the bank and score your test images under the whole bank.
 
+    known: how many entries you should hold already; 0 means: start your copy afresh.
     entries: entry files you have not been sent yet, in the order they were learned.
     bank: digest of the bank you must hold after adding them.
     """
 
     job: Job
+    known: int
     entries: Sequence[bytes]
     bank: str
 
     def to_payload(self) -> Payload:
         files = {f"{i:06d}": np.frombuffer(data, np.uint8) for i, data in enumerate(self.entries)}
-        return Payload({**self.job.config(), "bank": self.bank}, {"entries": files} if files else {})
+        config = {**self.job.config(), "known": self.known, "bank": self.bank}
+        return Payload(config, {"entries": files} if files else {})
 
     @staticmethod
     def of(payload: Payload) -> EvaluateRequest:
         files = payload.arrays.get("entries", {})
         return EvaluateRequest(
-            Job.of(payload), [files[name].tobytes() for name in sorted(files)], str(payload.config["bank"])
+            job=Job.of(payload),
+            known=int(payload.config["known"]),
+            entries=[files[name].tobytes() for name in sorted(files)],
+            bank=str(payload.config["bank"]),
         )
 
 

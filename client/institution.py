@@ -6,6 +6,7 @@ what it writes to `site.store` and `site.private` stays.
 
 from __future__ import annotations
 
+import shutil
 from typing import Literal
 
 import numpy as np
@@ -48,6 +49,7 @@ class Institution:
         self.backbone = backbone
         self.router = build_router(scenario.router)
         self._tasks: dict[str, TaskData] = {}
+        site.private.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def name(self) -> str:
@@ -122,11 +124,7 @@ class Institution:
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         """Score the test images of every task held here under the bank as it now stands."""
-        bank = Bank.open(self.site.private / "bank", create=True)
-        for data in request.entries:
-            bank.add_bytes(data)
-        if bank.digest != request.bank:
-            raise BankMismatchError(f"holds {bank.tasks}, expected a bank of digest {request.bank}")
+        bank = self.updated_bank(request)
         evaluator = self.evaluator()
         results = {}
         for task in sorted(self.scenario.institution(self.name).data):
@@ -134,6 +132,19 @@ class Institution:
             report = reporter(self.name, f"evaluate {task}")
             results[task] = evaluator.evaluate(task, data_of_task, bank, report)
         return EvaluateReply(results, evaluator.decodes)
+
+    def updated_bank(self, request: EvaluateRequest) -> Bank:
+        """This institution's copy of the bank with the new entries. Raises BankMismatchError."""
+        folder = self.site.private / "bank"
+        if request.known == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        bank = Bank.open(folder, create=True)
+        if len(bank) == request.known:
+            for data in request.entries:
+                bank.add_bytes(data)
+        if bank.digest != request.bank:
+            raise BankMismatchError(f"holds {bank.tasks}, expected a bank of digest {request.bank}")
+        return bank
 
     def encoded(self, task: str, part: Literal["train", "test"]) -> tuple[TaskData, tuple[Sample, ...]]:
         """The task's data and one of its splits, with every embedding in the store."""
@@ -144,7 +155,6 @@ class Institution:
 
     def evaluator(self) -> Evaluator:
         """Reads what this run has computed so far; another process may have computed some of it."""
-        self.site.private.mkdir(mode=0o700, parents=True, exist_ok=True)
         return Evaluator(
             institution=self.name,
             seed=self.scenario.seed,

@@ -16,7 +16,7 @@ from pathlib import Path
 from casam_core.errors import RunError
 from casam_core.scenario import Scenario
 
-RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 NodeConfig = Mapping[str, str | int | float | bool]
 
@@ -45,7 +45,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     node: the SuperNode's own configuration. settings: the run's, which only a simulation obeys.
     Raises RunError for a run name that is not a plain folder name.
     """
-    if not RUN_NAME.match(run):
+    if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
     if "institution" in node:
         home = Path(str(node.get("home", casam_home()))).expanduser()

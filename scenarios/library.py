@@ -24,6 +24,6 @@ def resolve_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenar
     path = Path(name_or_path).expanduser()
     if path.suffix != ".toml" and not path.exists():
         raise ScenarioError(
-            f"scenario {name_or_path!r}: expected a path to a .toml file or one of {', '.join(library_names())}"
+            f"scenario {name_or_path!r}: expected a .toml file or one of " + ", ".join(library_names())
         )
     return read_scenario(path, overrides)

@@ -86,9 +86,9 @@ class Institutions:
     def _evaluate(self, names: list[str], stage: int, bank: Bank) -> dict[str, Answer]:
         payloads = {}
         for name in names:
-            lacking = bank.tasks[self._entries_held.get(name, 0) :]
-            entries = [bank.bytes_of(task) for task in lacking]
-            payloads[name] = EvaluateRequest(Job(name, stage), entries, bank.digest).to_payload()
+            known = self._entries_held.get(name, 0)
+            entries = [bank.bytes_of(task) for task in bank.tasks[known:]]
+            payloads[name] = EvaluateRequest(Job(name, stage), known, entries, bank.digest).to_payload()
         answers = self.ask("evaluate.stage", payloads, deadline=self.scenario.deadlines.evaluate)
         for name, answer in answers.items():
             if answer.ok:

@@ -1,0 +1,107 @@
+"""The `casam` command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from casam_core.errors import CasamError, RunError
+from scenarios.engine import Engine
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Institutions learn one segmentation model together, one after the other, without pooling images.",
+    epilog="Start with: casam run quickstart",
+)
+
+BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
+
+
+def main() -> None:
+    """Entry point: a fault of the input is one line on stderr and exit status 2, a failed run 1."""
+    try:
+        app()
+    except CasamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED_RUN if isinstance(error, RunError) else BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def console() -> Console:
+    """Output; bound to the real stdout, so that nothing that is printed while it draws returns to it."""
+    return Console(file=sys.stdout)
+
+
+def show_version(wanted: bool) -> None:
+    """`casam --version`"""
+    if wanted:
+        typer.echo(f"casam {importlib.metadata.version('casam')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set training.epochs=3."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="simulation: a real `flwr run` here. inprocess: one process, same numbers.")
+    ] = Engine.simulation,
+) -> None:
+    """Run a scenario; the last line printed is the run folder.
+
+    Exits 0 only for a completed run, 1 for a failed one, 2 for bad input (before anything is written).
+    """
+    from scenarios.run import RunOrder, run_scenario, show_results
+
+    screen = console()
+    order = RunOrder(scenario, engine, data_root, out, set_ or [])
+    show_results(run_scenario(order, screen), screen)
+
+
+@app.command()
+def scenarios() -> None:
+    """List the scenarios that come with casam."""
+    from scenarios.library import library_names, resolve_scenario
+
+    for name in library_names():
+        typer.echo(f"{name:<20} {resolve_scenario(name).description}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, weights, devices, disk. Exits 1 if something must be mended."""
+    from scenarios.doctor import check_environment
+
+    findings = check_environment()
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<20} {finding.detail}")
+        if not finding.ok:
+            typer.echo(f"      {'':<20} {finding.advice}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,163 @@
+"""`casam run`: resolve, check, run with one engine, show what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from casam_core.errors import RunError
+from casam_core.fingerprint import ROOT
+from casam_core.scenario import Scenario
+from client.site import RUN_NAME
+from scenarios.engine import Engine
+from scenarios.flower import run_flower_app
+from scenarios.inprocess import run_inprocess
+from scenarios.library import resolve_scenario
+from scenarios.live import View, live_view
+from scenarios.preflight import preflight
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What the user asked for. out: the run folder; by default runs/<scenario>-<time>."""
+
+    scenario: str
+    engine: Engine = Engine.simulation
+    data_root: Path | None = None
+    out: Path | None = None
+    overrides: list[str] = field(default_factory=list)
+
+
+def run_scenario(order: RunOrder, console: Console) -> Path:
+    """Run it and return the run folder. Raises CasamError; then no summary.json exists."""
+    scenario = resolve_scenario(order.scenario, order.overrides)
+    data_root = order.data_root.expanduser().resolve() if order.data_root else None
+    if data_root is not None and not data_root.is_dir():
+        raise RunError(f"--data-root: expected a folder, found nothing at {data_root}; check the path")
+    folder = choose_folder(scenario, order.out)
+    with console.status("checking data") as status:
+        cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
+    console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with live_view(console) as show:
+        if order.engine is Engine.inprocess:
+            with contextlib.redirect_stdout(LineWriter(show)):
+                run_inprocess(scenario, folder, data_root)
+        else:
+            run_simulation(scenario, folder, data_root, show)
+    return folder
+
+
+class LineWriter(io.TextIOBase):
+    """Hands every printed line to a view, as the simulation's output is."""
+
+    def __init__(self, show: View) -> None:
+        self._show = show
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._show(line)
+        return len(text)
+
+
+def choose_folder(scenario: Scenario, out: Path | None) -> Path:
+    """The run folder, absolute; RunError when something is already there."""
+    name = f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = (out or Path("runs") / name).expanduser().resolve()
+    if not RUN_NAME.fullmatch(folder.name):
+        raise RunError(
+            f"--out: expected a folder name of letters, digits, '.', '_' and '-', found {folder.name!r}"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"{folder}: expected a new or empty folder for the run, found files; choose another --out"
+        )
+    return folder
+
+
+def run_simulation(scenario: Scenario, folder: Path, data_root: Path | None, show: View) -> None:
+    """A real `flwr run` on this machine, one SuperNode per institution. Raises RunError if it failed."""
+    if not (ROOT / "pyproject.toml").exists():
+        raise RunError(
+            f"the simulation engine needs the project's own folder, {ROOT} has no pyproject.toml; "
+            "install with `pip install -e .` from a clone, or use --engine inprocess"
+        )
+    settings = {
+        "scenario": scenario.canonical_json(),
+        "out": str(folder.parent),
+        "run": folder.name,
+        "data-root": str(data_root) if data_root else "",
+    }
+    with (folder / "flower.log").open("w") as log:
+
+        def on_line(line: str) -> None:
+            log.write(line.rstrip("\n") + "\n")
+            log.flush()
+            show(line)
+
+        with tempfile.TemporaryDirectory(prefix="casam-") as home:
+            flower = run_flower_app(
+                ROOT,
+                settings,
+                nodes=len(scenario.institutions),
+                cpus_per_node=min(scenario.compute.threads, os.cpu_count() or 1),
+                home=Path(home),
+                on_line=on_line,
+            )
+    if not flower.ok or not (folder / "summary.json").exists():
+        raise RunError(f"{why_failed(folder, flower.status)}; details in {folder / 'flower.log'}")
+
+
+def why_failed(folder: Path, status: str) -> str:
+    """The reason the server recorded, else Flower's status."""
+    events = folder / "events.jsonl"
+    lines = events.read_text().splitlines() if events.exists() else []
+    for line in reversed(lines):
+        event = json.loads(line)
+        if event["event"] == "failed":
+            return f"the run failed: {event['reason']}"
+    return f"the run failed (Flower says {status})"
+
+
+def show_results(folder: Path, console: Console) -> None:
+    """The matrix and the headline figures, then the run folder, last."""
+    summary = json.loads((folder / "summary.json").read_text())
+    tasks: list[str] = summary["tasks"]
+    table = Table(title=f"{summary['scenario']}: IoU on test images")
+    table.add_column("after stage")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    table.add_row("frozen SAM", *(cell(summary["zero_shot"]["iou"].get(task)) for task in tasks))
+    for number, row in enumerate(summary["matrix"]["iou"], 1):
+        table.add_row(f"{number} {tasks[number - 1]}", *map(cell, row))
+    console.print(table)
+    console.print(headline(summary), highlight=False, soft_wrap=True)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One line: quality, forgetting, routing."""
+    routing = summary["routing"]
+    return (
+        f"Last IoU {cell(summary['last_iou'])}   average IoU {cell(summary['avg_iou'])}   "
+        f"forgetting {cell(summary['ff_iou'], digits=2)} points   "
+        f"routing accuracy {cell(routing['accuracy'])}   "
+        f"sent to frozen SAM by mistake {cell(routing['false_unknown_rate'])}"
+    )
+
+
+def cell(value: float | None, digits: int = 3) -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,51 @@
+"""Nothing that an exception says leaves the institution."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from casam_core.errors import CheckpointError, DataError
+from casam_core.messages import Outcome, Payload
+from client.outcomes import BankMismatchError, guarded
+
+SECRET = "patient Doe, /data/doe.png"
+
+
+def failing(error: Exception) -> Payload:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (DataError(SECRET), Outcome.BAD_DATA),
+        (CheckpointError(SECRET), Outcome.BAD_CHECKPOINT),
+        (BankMismatchError(SECRET), Outcome.BANK_MISMATCH),
+        (ValueError(SECRET), Outcome.FAILED),
+        (MemoryError(SECRET), Outcome.FAILED),
+    ],
+)
+def test_a_failure_becomes_one_word_and_an_incident(tmp_path: Path, error: Exception, outcome: str) -> None:
+    log = tmp_path / "site" / "site.log"
+    payload = guarded(lambda: failing(error), log)
+    assert payload.config["outcome"] == outcome
+    assert set(payload.config) == {"outcome", "incident"}
+    assert "Doe" not in str(payload)
+    assert SECRET in log.read_text()
+    assert str(payload.config["incident"]) in log.read_text()
+    assert stat.S_IMODE(log.parent.stat().st_mode) == 0o700
+
+
+def test_a_log_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    payload = guarded(lambda: failing(ValueError(SECRET)), tmp_path / "file" / "site.log")
+    assert payload.config["outcome"] == Outcome.FAILED
+
+
+def test_an_answer_passes_with_outcome_ok(tmp_path: Path) -> None:
+    payload = guarded(lambda: Payload({"a": 1}), tmp_path / "site.log")
+    assert payload.config == {"a": 1, "outcome": "ok"}
+    assert not (tmp_path / "site.log").exists()

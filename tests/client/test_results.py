@@ -1,0 +1,26 @@
+"""What was computed survives a crash, except for a torn last line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client.results import Results
+
+
+def test_a_value_is_found_again_after_a_restart(tmp_path: Path) -> None:
+    Results(tmp_path / "r.jsonl").put("image", "entry", {"iou": 0.25})
+    assert Results(tmp_path / "r.jsonl").get("image", "entry") == {"iou": 0.25}
+    assert Results(tmp_path / "r.jsonl").get("image", "other") is None
+
+
+def test_a_line_torn_by_a_crash_is_dropped_and_can_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    results = Results(path)
+    results.put("a", "e", 1)
+    results.put("b", "e", 2)
+    path.write_bytes(path.read_bytes()[:-3])
+    torn = Results(path)
+    assert (torn.get("a", "e"), torn.get("b", "e")) == (1, None)
+    torn.put("b", "e", 2)
+    again = Results(path)
+    assert (again.get("a", "e"), again.get("b", "e")) == (1, 2)

@@ -1,0 +1,45 @@
+"""Where an institution's things lie is the node's to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from casam_core.errors import RunError
+from casam_core.scenario import Scenario
+from client.site import hosted_sites
+
+SETTINGS = {"out": "/runs", "data-root": "/data"}
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5])
+def test_any_number_of_nodes_hosts_every_institution_once(tiny_scenario: Scenario, nodes: int) -> None:
+    hosted = [
+        site.institution
+        for i in range(nodes)
+        for site in hosted_sites(tiny_scenario, "run", {"partition-id": i, "num-partitions": nodes}, SETTINGS)
+    ]
+    assert sorted(hosted) == ["north", "south", "west"]
+
+
+def test_in_deployment_the_nodes_own_folders_win_over_the_runs(tiny_scenario: Scenario) -> None:
+    node = {"institution": "west", "data-root": "/mnt/west", "home": "/var/west", "partition-id": 0}
+    (site,) = hosted_sites(tiny_scenario, "run", node, SETTINGS)
+    assert site.institution == "west"
+    assert site.data_root == Path("/mnt/west")
+    assert site.store == Path("/var/west/embeddings")
+    assert site.private == Path("/var/west/runs/run")
+
+
+def test_institutions_of_a_simulation_share_no_folder(tiny_scenario: Scenario, own_home: Path) -> None:
+    sites = hosted_sites(tiny_scenario, "run", {"partition-id": 0, "num-partitions": 1}, SETTINGS)
+    assert len({site.store for site in sites}) == 3
+    assert len({site.private for site in sites}) == 3
+    assert all(own_home in site.store.parents for site in sites)
+
+
+@pytest.mark.parametrize("run", ["", "../elsewhere", "/etc", "a/b", ".hidden", "a\n"])
+def test_a_run_name_that_is_no_folder_name_is_refused(tiny_scenario: Scenario, run: str) -> None:
+    with pytest.raises(RunError, match="run name"):
+        hosted_sites(tiny_scenario, run, {"institution": "west"}, SETTINGS)

@@ -1,0 +1,52 @@
+"""Shared fixtures: every test has its own stores, and scenarios that run in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from casam_core.scenario import Scenario
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Embeddings of simulated institutions go to a fresh folder."""
+    home = tmp_path_factory.mktemp("casam-home")
+    monkeypatch.setenv("CASAM_HOME", str(home))
+    return home
+
+
+def phantom(name: str, images: int = 12) -> dict[str, Any]:
+    """A small synthetic dataset of one modality."""
+    return {"reader": "phantom", "phantom": name, "images": images, "size": 64}
+
+
+def tiny_table(**changes: Any) -> dict[str, Any]:
+    """A scenario table: three institutions, a shared task and an unseen one, the tiny backbone."""
+    table: dict[str, Any] = {
+        "name": "tiny",
+        "stream": ["polyp", "histology"],
+        "backbone": {"name": "tiny"},
+        "training": {"epochs": 1, "batch_images": 4},
+        "evaluation": {"max_instances": 4},
+        "institutions": [
+            {"name": "north", "data": {"polyp": phantom("polyp")}},
+            {
+                "name": "south",
+                "data": {"histology": phantom("histology"), "cardiac_mr": phantom("cardiac_mr")},
+            },
+            {"name": "west", "data": {"histology": phantom("histology")}},
+        ],
+    }
+    return table | changes
+
+
+@pytest.fixture
+def tiny_scenario() -> Scenario:
+    """tiny_table, validated."""
+    return Scenario.model_validate(tiny_table())

@@ -1,0 +1,86 @@
+"""One exchange: replies matched by message id, counted bytes, named outcomes, no waiting for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from flwr.app import Error, Message
+
+from casam_core.messages import Payload
+from casam_core.wire import serialise, to_records
+from scenarios.inprocess import InProcessGrid, set_id
+from server.exchange import Answer, Request, Traffic, exchange
+
+
+class ScriptedGrid(InProcessGrid):
+    """Answers as the test says: a payload, an error, or silence."""
+
+    def __init__(self, script: dict[int, Payload | None | str]) -> None:
+        super().__init__(0, {})
+        self.script = script
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.script)
+
+    def _deliver(self, message: Message) -> str:
+        message_id = set_id(message)
+        answer = self.script[message.metadata.dst_node_id]
+        if isinstance(answer, Payload):
+            self._replies[message_id] = Message(to_records(answer), reply_to=message)
+        elif isinstance(answer, str):
+            self._replies[message_id] = Message(Error(2, answer), reply_to=message)
+        return message_id
+
+
+ASK = Payload({"institution": "a", "stage": 1, "task": "", "round": 1})
+OK = Payload({"outcome": "ok"}, {"layer": {"w": np.arange(3, dtype=np.float32)}})
+
+
+def ask(script: dict[int, Payload | None | str], deadline: float = 0.3) -> tuple[dict[str, Answer], Traffic]:
+    traffic = Traffic()
+    requests = [Request(f"site-{node}", node, "train.align", ASK) for node in script]
+    return exchange(ScriptedGrid(script), requests, deadline=deadline, traffic=traffic), traffic
+
+
+def test_an_answer_carries_its_payload() -> None:
+    answers, _ = ask({1: OK})
+    payload = answers["site-1"].payload
+    assert answers["site-1"].ok
+    assert payload is not None
+    np.testing.assert_array_equal(payload.arrays["layer"]["w"], [0, 1, 2])
+
+
+def test_silence_ends_at_the_deadline_with_an_outcome() -> None:
+    start = time.monotonic()
+    answers, _ = ask({1: None, 2: OK}, deadline=0.2)
+    assert time.monotonic() - start < 2
+    assert answers["site-1"].outcome == "no-answer"
+    assert answers["site-2"].ok
+
+
+def test_an_error_of_the_node_is_unreachable_and_its_text_goes_nowhere() -> None:
+    answers, _ = ask({1: "patient 17 on /data/secret.png"})
+    assert answers["site-1"] == Answer("site-1", "unreachable")
+
+
+def test_a_refusal_keeps_its_word_and_incident() -> None:
+    answers, _ = ask({1: Payload({"outcome": "bad-data", "incident": "beef"})})
+    assert answers["site-1"] == Answer("site-1", "bad-data", incident="beef")
+
+
+def test_a_word_outside_the_closed_list_is_a_failure() -> None:
+    answers, _ = ask({1: Payload({"outcome": "patient 17"}), 2: Payload({})})
+    assert [answer.outcome for answer in answers.values()] == ["failed", "failed"]
+
+
+def test_answers_stand_in_the_order_of_the_requests() -> None:
+    answers, _ = ask({3: OK, 1: None, 2: OK}, deadline=0.1)
+    assert list(answers) == ["site-3", "site-1", "site-2"]
+
+
+def test_bytes_are_those_of_the_serialised_records() -> None:
+    _, traffic = ask({1: OK})
+    assert traffic.down == {"site-1": len(serialise(to_records(ASK)))}
+    assert traffic.up == {"site-1": len(serialise(to_records(OK)))}
