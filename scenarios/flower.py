@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
 import time
+import tomllib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,10 +69,14 @@ def run_flower_app(
     app_dir, home = app_dir.resolve(), home.resolve()
     if not (app_dir / "pyproject.toml").is_file():
         raise RunError(f"no Flower app in {app_dir}: expected a pyproject.toml there")
-    with _terminable(), superlink(home, app_dir, environment or {}) as link:
+    if home.is_dir() and any(home.iterdir()):
+        raise RunError(f"{home}: expected a new or empty folder as Flower home, found files in it")
+    home.mkdir(parents=True, exist_ok=True)
+    app = stage_app(app_dir, home / "app")
+    with _terminable(), superlink(home, app, environment or {}) as link:
         settings = home / "run-config.toml"
         settings.write_text(toml_text(run_config), encoding="utf-8")
-        command = [flower_command("flwr"), "run", str(app_dir), "--stream", "-c", str(settings)]
+        command = [flower_command("flwr"), "run", str(app), "--stream", "-c", str(settings)]
         federation = _federation(nodes, cpus_per_node, gpus_per_node, gpus)
         run_id, tail = _stream([*command, "--federation-config", federation], link, on_line)
         if run_id is None:
@@ -79,6 +85,30 @@ def run_flower_app(
                 f"the SuperLink's log ({link.log}) ends:\n{last_lines(link.log)}"
             )
         return _final_status(run_id, link)
+
+
+def stage_app(app_dir: Path, target: Path) -> Path:
+    """Copy what can go into the app's bundle to `target`, and return that folder.
+
+    `flwr run` looks at every file below the app's folder, also those it will not pack: seconds, with a
+    virtual environment in a checkout. The copy also keeps a run's code as it was when it started. An
+    app without `fab-include` names no folders, so all of it is copied but caches and hidden folders.
+    """
+    with (app_dir / "pyproject.toml").open("rb") as file:
+        app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
+    wanted = {pattern.lstrip("/").split("/")[0] for pattern in app.get("fab-include", ["*"])}
+    target.mkdir(parents=True)
+    for entry in sorted(app_dir.iterdir()):
+        always = entry.name in ("pyproject.toml", ".gitignore", "LICENSE")
+        if not always and (entry.name.startswith(".") or not any(entry.match(name) for name in wanted)):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(
+                entry, target / entry.name, ignore=shutil.ignore_patterns("__pycache__", ".*"), symlinks=True
+            )
+        elif entry.is_file():
+            shutil.copyfile(entry, target / entry.name)
+    return target
 
 
 def _federation(nodes: int, cpus_per_node: int, gpus_per_node: float, gpus: int | None) -> str:
@@ -136,7 +166,7 @@ def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
     Asks at least once, and on until the run is finished or the service has gone.
     """
     deadline = time.monotonic() + _SETTLE_SECONDS
-    status, details = "lost", f"the SuperLink ended during the run; see {link.log}"
+    status, details = "unknown", f"the SuperLink did not say how the run stands; see {link.log}"
     while True:
         answer = subprocess.run(
             [flower_command("flwr"), "list", "--run-id", str(run_id), "--format", "json"],
@@ -150,7 +180,7 @@ def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
         )
         with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
             row = json.loads(answer.stdout)["runs"][0]
-            status, details = str(row["status"]), str(row.get("status-details") or "")
+            status, details = str(row["status"]), str(row["status-details"]).replace("N/A", "")
         if status.startswith("finished") or not link.alive() or time.monotonic() > deadline:
             return FlowerRun(
                 run_id, status if link.alive() or status.startswith("finished") else "lost", details

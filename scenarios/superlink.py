@@ -58,10 +58,9 @@ def superlink(home: Path, app_dir: Path, environment: Mapping[str, str]) -> Iter
     """Run a SuperLink for the length of a with-block; at its end no process and no Ray folder is left."""
     mark = uuid.uuid4().hex
     # Ray keeps sockets there, and the path of a socket holds 104 characters at most, of which Ray uses 75.
-    ray_dir = Path(tempfile.mkdtemp(prefix="casam-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
+    ray_dir = Path(tempfile.mkdtemp(prefix="casam-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
     guardian = start_guardian(mark, ray_dir)
     try:
-        home.mkdir(parents=True, exist_ok=True)
         variables = _variables(home, mark, ray_dir) | dict(environment)
         link = _start(home, app_dir, variables)
         yield link

@@ -1,0 +1,94 @@
+"""What must stay true of the repository as a whole."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Spelled in two parts, so that this file passes its own test.
+REGISTRIES = [
+    "py" + "pi.org",
+    "python" + "hosted.org",
+    "download.py" + "torch.org",
+    "conda" + ".anaconda.org",
+]
+MACHINE_PATHS = ["/wo" + "rk/", "/ro" + "ot/", "/opt/py" + "pi"]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    """pyproject.toml, parsed."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def tracked_files() -> list[Path]:
+    """Files git knows; skips where the tests run without a checkout."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def distribution(requirement: str) -> str:
+    """Name of the package a requirement asks for."""
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0].lower()
+
+
+def test_imports_point_one_way() -> None:
+    command = Path(sysconfig.get_path("scripts")) / "lint-imports"
+    result = subprocess.run(
+        [str(command), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_registry_and_no_machine_in_any_file() -> None:
+    for path in tracked_files():
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        for word in REGISTRIES + MACHINE_PATHS:
+            assert word not in text, f"{path.relative_to(ROOT)} contains {word!r}"
+
+
+def test_a_bare_flower_run_has_nothing_to_install(project: dict[str, Any]) -> None:
+    """Every dependency is overridden by one that no Python fits, else `flwr run .` would download it."""
+    extras = project["project"]["optional-dependencies"].values()
+    wanted = {
+        distribution(r) for r in project["project"]["dependencies"] + [r for extra in extras for r in extra]
+    }
+    overrides = project["tool"]["uv"]["override-dependencies"]
+    assert {distribution(r) for r in overrides} == wanted
+    assert all(r.endswith("; python_version < '3'") for r in overrides)
+
+
+def test_pins_cover_what_is_asked_for(project: dict[str, Any]) -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", pin) for pin in pins)
+    names = {distribution(pin) for pin in pins}
+    asked = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
+    assert {distribution(r) for r in asked} <= names
+    assert {"torch==2.14.1", "torchvision==0.29.1", "flwr==1.41.0"} <= set(pins)
+
+
+def test_the_bundle_holds_the_code_and_the_scenarios() -> None:
+    from flwr.cli.build import build_fab_from_files
+
+    files = {p.relative_to(ROOT).as_posix(): p for p in tracked_files() if not p.is_symlink()}
+    bundle, _ = build_fab_from_files(files)
+    packed = set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
+    assert len(bundle) < 5 * 1024**2, "Flower refuses more than 10 MiB"
+    rooms = ("server/", "client/", "casam_core/", "scenarios/")
+    code = {name for name in files if name.startswith(rooms) and name.endswith((".py", ".toml"))}
+    assert code <= packed, "Flower drops files silently, for instance test_*.py"
+    assert not {name for name in packed if name.startswith(("tests/", "docs/"))}
