@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,14 +21,21 @@ from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
 
 
+RECENT_IMAGES = 32
+"""Decoding a file again at every training step costs more than keeping a few: at most some 100 MB."""
+
+
 @dataclass
 class TaskData:
-    """Images are loaded when they are needed; only the names of embeddings stay in memory."""
+    """Images are loaded when they are needed; the last few and the names of embeddings stay in memory."""
 
     dataset: Dataset
     split: Split
     store: EmbeddingStore
     _keys: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.load: Callable[[Sample], LoadedSample] = lru_cache(RECENT_IMAGES)(self.dataset.load)
 
     @property
     def holding(self) -> Holding:
@@ -37,7 +45,7 @@ class TaskData:
     def embedding(self, sample: Sample, backbone: Backbone) -> tuple[str, Tensor]:
         """(key, z_CHW) of one image, encoded at most once ever."""
         if sample.id not in self._keys:
-            key, z_CHW = self.store.embed(self.dataset.load(sample).image_HW3, backbone)
+            key, z_CHW = self.store.embed(self.load(sample).image_HW3, backbone)
             self._keys[sample.id] = key
             return key, z_CHW
         key = self._keys[sample.id]
@@ -59,10 +67,6 @@ class TaskData:
     def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
         """f_NF: what the router sees of `samples`."""
         return torch.stack([pool(self.embedding(sample, backbone)[1], kind) for sample in samples])
-
-    def load(self, sample: Sample) -> LoadedSample:
-        """Image and labels of one sample."""
-        return self.dataset.load(sample)
 
 
 def open_task(
