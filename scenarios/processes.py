@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Set
 from pathlib import Path
+from typing import NamedTuple
 
 MARKER = "CASAM_RUN_MARKER"
 """The variable that marks the processes of one run; its value is unique to the run."""
@@ -25,31 +27,38 @@ MARKER = "CASAM_RUN_MARKER"
 _PROC = Path("/proc")
 
 
-def marked_processes(mark: str) -> set[int]:
-    """Process ids, other than this one, that carry `mark` or descend from one that does.
+class Process(NamedTuple):
+    """A process and when it began, since the system hands out numbers again."""
 
-    Descendants count because a process that renames itself, as Ray's workers do, may overwrite the
-    place where the system shows its environment.
+    pid: int
+    birth: str
+
+
+def marked_processes(mark: str, known: Set[Process] = frozenset()) -> set[Process]:
+    """Living processes, other than this one, that carry `mark`, are `known`, or descend from such.
+
+    A process that renames itself, as Ray's workers do, overwrites the place where the system shows its
+    environment. It is found as a descendant, or as known once its parent has ended.
     """
-    found = _marked_in_proc(mark) if _PROC.is_dir() else _marked_in_ps(mark)
-    return found - {os.getpid()}
+    found = _marked_in_proc(mark, known) if _PROC.is_dir() else _marked_in_ps(mark)
+    return {process for process in found if process.pid != os.getpid()}
 
 
-def end_processes(mark: str, *, grace: float = 5.0) -> set[int]:
+def end_processes(mark: str, *, grace: float = 5.0) -> set[Process]:
     """End the processes of one run: ask first, insist after `grace` seconds.
 
     Looks again after each signal, since a process being ended may have started another. Returns those
     that could not be ended.
     """
     started = time.monotonic()
-    asked: set[int] = set()
-    while left := marked_processes(mark):
+    asked: set[Process] = set()
+    while left := marked_processes(mark, asked):
         waited = time.monotonic() - started
         if waited > 2 * grace:
             return left
-        for pid in left if waited > grace else left - asked:
+        for process in left if waited > grace else left - asked:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL if waited > grace else signal.SIGTERM)
+                os.kill(process.pid, signal.SIGKILL if waited > grace else signal.SIGTERM)
         asked |= left
         time.sleep(0.1)
     return set()
@@ -70,40 +79,43 @@ def start_guardian(mark: str, scratch: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _marked_in_proc(mark: str) -> set[int]:
+def _marked_in_proc(mark: str, known: Set[Process]) -> set[Process]:
     """Linux: read environment and parent of every process of this user."""
     needle = f"{MARKER}={mark}".encode()
-    children: dict[int, list[int]] = {}
-    found: set[int] = set()
+    children: dict[int, list[Process]] = {}
+    found: set[Process] = set()
     for folder in _PROC.iterdir():
         if not folder.name.isdigit():
             continue
         try:
             # "pid (name) state parent ..."; the name may itself hold brackets and blanks.
-            state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            state, parent, birth = fields[0], int(fields[1]), fields[19]
             if state in "ZX":
                 continue
-            children.setdefault(int(parent), []).append(int(folder.name))
-            if needle in (folder / "environ").read_bytes().split(b"\0"):
-                found.add(int(folder.name))
-        except (OSError, ValueError):
+            process = Process(int(folder.name), birth)
+            children.setdefault(parent, []).append(process)
+            if process in known or needle in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(process)
+        except (OSError, ValueError, IndexError):
             continue  # It has ended meanwhile, or belongs to somebody else.
     pending = list(found)
     while pending:
-        for child in children.get(pending.pop(), []):
+        for child in children.get(pending.pop().pid, []):
             if child not in found:
                 found.add(child)
                 pending.append(child)
     return found
 
 
-def _marked_in_ps(mark: str) -> set[int]:
+def _marked_in_ps(mark: str) -> set[Process]:
     """Elsewhere (macOS): ps shows the environment of one's own processes behind their commands."""
     listing = subprocess.run(
         ["ps", "-axEww", "-o", "pid=,command="], capture_output=True, text=True, check=False, errors="replace"
     )
     lines = (line.split(None, 1) for line in listing.stdout.splitlines())
-    return {int(words[0]) for words in lines if len(words) == 2 and f"{MARKER}={mark}" in words[1]}
+    marked = (words for words in lines if len(words) == 2 and f"{MARKER}={mark}" in words[1])
+    return {Process(int(words[0]), "") for words in marked}
 
 
 def _guard(mark: str, scratch: str) -> None:

@@ -61,7 +61,8 @@ def superlink(home: Path, app_dir: Path, environment: Mapping[str, str]) -> Iter
     ray_dir = Path(tempfile.mkdtemp(prefix="casam-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
     guardian = start_guardian(mark, ray_dir)
     try:
-        variables = _variables(home, mark, ray_dir) | dict(environment)
+        # The mark comes last: there a process that renames itself is least likely to overwrite it.
+        variables = _variables(home, ray_dir) | dict(environment) | {MARKER: mark}
         link = _start(home, app_dir, variables)
         yield link
     finally:
@@ -87,13 +88,12 @@ def last_lines(path: Path, count: int = 12) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
 
 
-def _variables(home: Path, mark: str, ray_dir: Path) -> dict[str, str]:
+def _variables(home: Path, ray_dir: Path) -> dict[str, str]:
     """This process's environment without what would point Flower or Ray elsewhere, plus our settings."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", MARKER))}
     # Flower starts its own parts by name, so they too must come from this interpreter's environment.
     scripts = Path(flower_command("flwr")).parent
     return inherited | {
-        MARKER: mark,
         "PATH": f"{scripts}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",

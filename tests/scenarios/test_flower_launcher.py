@@ -295,6 +295,18 @@ def test_ray_is_given_no_more_than_the_nodes_can_use(monkeypatch: pytest.MonkeyP
     assert flower._federation(1, 1, 0.5, 1).endswith("init-args-num-gpus=1")
 
 
+def test_a_process_stays_known_when_its_mark_and_parent_are_gone() -> None:
+    mark = f"test-known-{os.getpid()}"
+    script = "env -i sh -c 'trap \"\" TERM; sleep 60' & sleep 60"
+    shell = subprocess.Popen(["sh", "-c", script], env=os.environ | {processes.MARKER: mark})
+    time.sleep(0.5)
+    family = processes.marked_processes(mark)
+    assert len(family) == 4
+    assert processes.end_processes(mark, grace=0.5) == set()
+    assert shell.wait() != 0
+    assert not processes.marked_processes(mark, family)
+
+
 def test_processes_are_found_by_their_mark_and_ended() -> None:
     mark = f"test-{os.getpid()}"
     shell = subprocess.Popen(
