@@ -107,6 +107,7 @@ def _variables(home: Path, ray_dir: Path) -> dict[str, str]:
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_DEDUP_LOGS": "0",  # Two institutions may well say the same; both lines count.
+        # Institutions share the GPUs by the scenario's `compute.device`; Ray would hide them instead.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 
