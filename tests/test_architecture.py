@@ -42,7 +42,7 @@ def tracked_files() -> list[Path]:
 
 def distribution(requirement: str) -> str:
     """Name of the package a requirement asks for."""
-    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0].lower()
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def test_imports_point_one_way() -> None:
