@@ -6,7 +6,6 @@ an exception says ever travels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from casam_core.backbones import Backbone, load_backbone
 from casam_core.compute import prepare_process, resolve_compute
-from casam_core.fingerprint import ROOT, code_fingerprint
+from casam_core.fingerprint import code_fingerprint
 from casam_core.messages import (
     AlignRequest,
     CalibrateRequest,
@@ -32,10 +31,6 @@ from casam_core.wire import from_records, to_records
 from client.institution import Institution
 from client.outcomes import UnknownInstitutionError, UnknownScenarioError, guarded
 from client.site import Site, casam_home, hosted_sites
-
-# In a simulation, Ray's workers import the client from the directory the SuperLink was started in;
-# this module is imported first in Ray's driver, whose working directory the workers inherit.
-os.chdir(ROOT)
 
 app = ClientApp()
 
