@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,10 +27,12 @@ class Route:
 def decide(tasks: Sequence[str], scores: Sequence[float], thresholds: Sequence[float]) -> Route:
     """The lowest score wins; beyond its own task's threshold the image is unknown (CA-SAM, routing).
 
-    Ties go to the task that was learned first. Without tasks every image is unknown.
+    Ties go to the task that was learned first. A score that is no number (NaN) is out of the race.
+    Without tasks or numbers every image is unknown.
     """
-    if not tasks:
+    comparable = [i for i in range(len(tasks)) if not math.isnan(scores[i])]
+    if not comparable:
         return Route(task=None, nearest=None, score=None)
-    best = min(range(len(tasks)), key=lambda i: scores[i])
+    best = min(comparable, key=lambda i: scores[i])
     known = scores[best] <= thresholds[best]
     return Route(task=tasks[best] if known else None, nearest=tasks[best], score=scores[best])

@@ -57,9 +57,16 @@ def held_out_scores(
 
 
 def score_histogram(scores_N: NDArray[np.float64]) -> NDArray[np.int64]:
-    """counts over HISTOGRAM_BINS fixed bins; scores beyond the range fall into the outer bins."""
+    """counts over HISTOGRAM_BINS fixed bins; scores beyond the range fall into the outer bins.
+
+    Raises DataError for a score that is no number: it belongs to no bin.
+    """
+    if unusable := int(np.isnan(scores_N).sum()):
+        raise DataError(
+            f"{unusable} of {len(scores_N)} held-out scores are no number; check the task's images"
+        )
     position = (np.arcsinh(scores_N) / HISTOGRAM_RANGE + 1) / 2 * HISTOGRAM_BINS
-    index = np.clip(position.astype(np.int64), 0, HISTOGRAM_BINS - 1)
+    index = np.clip(position, 0, HISTOGRAM_BINS - 1).astype(np.int64)
     return np.bincount(index, minlength=HISTOGRAM_BINS).astype(np.int64)
 
 
