@@ -83,6 +83,8 @@ class Entry:
         try:
             tensors = load_tensors(data)
             about = json.loads(_metadata(data)["entry"])
+            if not isinstance(about["task"], str):
+                raise TypeError(f"task: expected text, found {about['task']!r}")
             given = about["provenance"]
             unknown = set(given) - {field.name for field in fields(Provenance)}
             if about["schema"] != SCHEMA or unknown:
@@ -97,7 +99,15 @@ class Entry:
                 threshold=float(about["threshold"]),
                 provenance=Provenance(**{**given, "holders": tuple(given["holders"])}),
             )
-        except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
+        except (
+            SafetensorError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            struct.error,
+        ) as error:
             raise BankError(f"not an entry file: {type(error).__name__}: {error}") from error
 
 
@@ -123,7 +133,7 @@ class Bank:
                 raise BankError(f"no bank at {folder}: expected a file manifest.json; check the path")
             (folder / "entries").mkdir(parents=True, exist_ok=True)
             bank = Bank(folder, {})
-            bank._write_manifest()
+            bank._write_manifest({})
             return bank
         try:
             content = json.loads(manifest.read_text())
@@ -193,16 +203,17 @@ class Bank:
         if entry.task in self._digests:
             raise BankError(f"task {entry.task!r} already has another entry; entries never change")
         write_atomic(self._path(digest), data)
-        self._digests[entry.task] = digest
+        digests = {**self._digests, entry.task: digest}
+        self._write_manifest(digests)
+        self._digests = digests  # only now: if writing failed, adding again must write again
         self._entries[entry.task] = entry
-        self._write_manifest()
         return digest
 
     def _path(self, digest: str) -> Path:
         return self.folder / "entries" / f"{digest}.entry"
 
-    def _write_manifest(self) -> None:
-        entries = [{"task": task, "sha256": digest} for task, digest in self._digests.items()]
+    def _write_manifest(self, digests: dict[str, str]) -> None:
+        entries = [{"task": task, "sha256": digest} for task, digest in digests.items()]
         text = json.dumps({"schema": SCHEMA, "entries": entries}, indent=2)
         write_atomic(self.folder / "manifest.json", text.encode())
 

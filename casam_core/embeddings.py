@@ -7,6 +7,7 @@ however many images there are. Embeddings are patient data: the folder is readab
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -55,23 +56,24 @@ class EmbeddingStore:
         """(key, z_CHW float32): from the store, or encoded now and stored.
 
         What comes back always went through the store's precision, so the first use of an image and
-        the thousandth see the same bits.
+        the thousandth see the same bits. A torn file is encoded anew.
         """
         key = self.key(image_HW3, backbone)
-        if key not in self:
-            z_CHW = backbone.encode([image_HW3])[0].cpu().numpy().astype(self.dtype)
-            path = self._path(key)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            buffer = io.BytesIO()
-            np.save(buffer, z_CHW)
-            write_atomic(path, buffer.getvalue())
+        with contextlib.suppress(KeyError):
+            return key, self.load(key)
+        z_CHW = backbone.encode([image_HW3])[0].cpu().numpy().astype(self.dtype)
+        path = self._path(key)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, z_CHW)
+        write_atomic(path, buffer.getvalue())
         return key, self.load(key)
 
     def load(self, key: str) -> Tensor:
-        """z_CHW float32 of a stored embedding; KeyError if it is not there."""
+        """z_CHW float32 of a stored embedding; KeyError if it is not there or its file is torn."""
         try:
             mapped = np.load(self._path(key), mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, EOFError, ValueError) as error:
             raise KeyError(key) from error
         return torch.from_numpy(mapped.astype(np.float32))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +71,16 @@ def read_checkpoint(path: Path, expected_sha256: str) -> dict[str, Tensor]:
             "use the official file, or set backbone.sha256 to accept this one"
         )
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for bytes that are no checkpoint is open-ended
         raise CheckpointError(
             f"checkpoint {path} is not a plain weights file: {type(error).__name__}"
         ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"checkpoint {path} is not a plain weights file: expected tensors by name, "
+            f"found {type(state).__name__}"
+        )
     return state
 
 
