@@ -1,0 +1,262 @@
+"""The training loop: how many steps, which images, the same bits, and that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+
+from casam_core.alignment import build_layer, weights_of
+from casam_core.backbones import Backbone
+from casam_core.losses import alignment_loss
+from casam_core.scenario import AlignmentSpec, TrainingSpec
+from casam_core.training import (
+    Drawn,
+    Example,
+    TrainingResult,
+    batch_loss,
+    batches,
+    draw_instances,
+    planned_steps,
+    train_layer,
+)
+
+
+def discs(count: int, seed: int = 0) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
+    """64 x 64 pictures of two bright discs on a dark ground, and their labels."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:64, :64]
+    drawn = []
+    for _ in range(count):
+        labels = np.zeros((64, 64), np.int32)
+        for instance, left in ((1, 16), (2, 46)):
+            top, radius = rng.integers(18, 46), rng.integers(8, 13)
+            labels[(y - top) ** 2 + (x - left) ** 2 < radius**2] = instance
+        image = np.where(labels > 0, 200, 40)[..., None] + rng.integers(-20, 20, (64, 64, 3))
+        drawn.append((image.astype(np.uint8), labels))
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def examples(tiny: Backbone) -> list[Example]:
+    """Four pictures of discs, encoded."""
+    return [Example(z_CHW=tiny.encode([image])[0], labels_HW=labels) for image, labels in discs(4)]
+
+
+def residual(seed: int = 0) -> nn.Module:
+    return build_layer(AlignmentSpec(form="residual"), 32, seed)
+
+
+def train(
+    layer: nn.Module,
+    tiny: Backbone,
+    load: Callable[[int], Example],
+    images: int,
+    *,
+    seed: int = 0,
+    learning_rate: float = 1e-3,
+    **spec: int | str | None,
+) -> tuple[TrainingResult, list[tuple[int, int]]]:
+    """(result, what progress was told)."""
+    told: list[tuple[int, int]] = []
+    result = train_layer(
+        layer,
+        tiny,
+        load,
+        images,
+        TrainingSpec.model_validate(spec),
+        learning_rate=learning_rate,
+        rng=np.random.default_rng(seed),
+        progress=lambda done, total: told.append((done, total)),
+    )
+    return result, told
+
+
+# --- Steps and batches -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch", "most", "steps"),
+    [
+        (12, 24, 6, None, 48),
+        (13, 24, 6, None, 72),
+        (1, 3, 6, None, 3),
+        (12, 24, 6, 10, 10),
+        (12, 1, 6, 10, 2),
+    ],
+)
+def test_the_planned_steps_by_hand(
+    images: int, epochs: int, batch: int, most: int | None, steps: int
+) -> None:
+    assert planned_steps(images, TrainingSpec(epochs=epochs, batch_images=batch, max_steps=most)) == steps
+
+
+@given(images=st.integers(1, 30), epochs=st.integers(1, 4), batch=st.integers(1, 8), seed=st.integers(0, 99))
+def test_every_epoch_sees_every_image_once(images: int, epochs: int, batch: int, seed: int) -> None:
+    spec = TrainingSpec(epochs=epochs, batch_images=batch)
+    found = list(batches(images, spec, np.random.default_rng(seed)))
+    assert len(found) == planned_steps(images, spec)
+    assert all(1 <= len(one) <= batch for one in found)
+    order = np.concatenate(found).reshape(epochs, images)
+    assert all(sorted(epoch) == list(range(images)) for epoch in order)
+
+
+def test_every_epoch_has_a_new_order() -> None:
+    found = np.concatenate(list(batches(20, TrainingSpec(epochs=2), np.random.default_rng(0)))).reshape(2, 20)
+    assert not np.array_equal(found[0], found[1])
+
+
+@given(images=st.integers(1, 20), most=st.integers(1, 15))
+def test_a_step_limit_cuts_the_round_short(images: int, most: int) -> None:
+    spec = TrainingSpec(epochs=2, batch_images=3, max_steps=most)
+    full = list(batches(images, spec.model_copy(update={"max_steps": None}), np.random.default_rng(0)))
+    cut = list(batches(images, spec, np.random.default_rng(0)))
+    assert len(cut) == min(most, len(full))
+    assert all(np.array_equal(one, other) for one, other in zip(cut, full, strict=False))
+
+
+# --- Instances -------------------------------------------------------------------------------------
+
+
+def test_at_most_the_wished_instances_are_drawn_each_with_its_own_target(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    spec, rng = TrainingSpec(instances=1), np.random.default_rng(0)
+    kinds = set()
+    for _ in range(20):
+        drawn = draw_instances(examples[0], tiny, spec, "box", rng)
+        assert drawn is not None
+        assert drawn.target_Nhw.shape == (1, 32, 32)
+        x0, y0, x1, y1 = drawn.prompts.xy[0]
+        ys, xs = np.nonzero(drawn.target_Nhw[0].numpy())
+        low = 32 / 64  # the prompt is in the frame's 64 pixels, the target has 32
+        assert x0 * low - 1 <= xs.min() <= xs.max() <= x1 * low + 1
+        assert y0 * low - 1 <= ys.min() <= ys.max() <= y1 * low + 1
+        kinds.add(x0 < 32)
+    assert kinds == {True, False}  # either disc is drawn at some time
+
+
+def test_points_lie_on_their_instance(tiny: Backbone, examples: list[Example]) -> None:
+    drawn = draw_instances(examples[1], tiny, TrainingSpec(), "point", np.random.default_rng(0))
+    assert drawn is not None
+    labels = examples[1].labels_HW
+    assert [labels[int(y), int(x)] for x, y in drawn.prompts.xy] == [1, 2]
+
+
+def test_an_image_that_is_all_instance_keeps_it(tiny: Backbone, examples: list[Example]) -> None:
+    full = Example(z_CHW=examples[0].z_CHW, labels_HW=np.ones((64, 64), np.int32))
+    drawn = draw_instances(full, tiny, TrainingSpec(), "box", np.random.default_rng(0))
+    assert drawn is not None
+    assert drawn.target_Nhw.all()
+
+
+def vanishing(examples: list[Example]) -> Example:
+    """One pixel of 640 x 640: nothing of it is left at the decoder's resolution."""
+    labels = np.zeros((640, 640), np.int32)
+    labels[0, 0] = 1
+    return Example(z_CHW=examples[0].z_CHW, labels_HW=labels)
+
+
+def test_instances_that_vanish_are_left_out(tiny: Backbone, examples: list[Example]) -> None:
+    lost = vanishing(examples)
+    assert draw_instances(lost, tiny, TrainingSpec(), "box", np.random.default_rng(0)) is None
+    lost.labels_HW[200:500, 200:500] = 2
+    drawn = draw_instances(lost, tiny, TrainingSpec(), "box", np.random.default_rng(0))
+    assert drawn is not None
+    assert len(drawn.prompts) == 1
+
+
+def test_a_round_in_which_everything_vanishes_changes_nothing(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    layer = residual()
+    before = weights_of(layer)
+    result, _ = train(layer, tiny, lambda i: vanishing(examples), 3, epochs=2)
+    assert result == TrainingResult(steps=0, losses=())
+    assert all(np.array_equal(value, before[name]) for name, value in weights_of(layer).items())
+
+
+def test_an_image_whose_instances_vanish_does_not_stop_the_others(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    mixed = [examples[0], vanishing(examples)]
+    result, _ = train(residual(), tiny, mixed.__getitem__, 2, epochs=3)
+    assert result.steps == 3
+    assert np.isfinite(result.losses).all()
+
+
+# --- Training --------------------------------------------------------------------------------------
+
+
+def test_the_batch_loss_is_the_mean_over_all_instances(tiny: Backbone, examples: list[Example]) -> None:
+    layer, rng = residual(), np.random.default_rng(0)
+    drawn = [draw_instances(e, tiny, TrainingSpec(), "box", rng) for e in examples[:2]]
+    items = [item for item in drawn if isinstance(item, Drawn)]
+    single = []
+    for item in items:
+        logits, iou = tiny.decode(layer(item.z_CHW[None])[0], item.prompts)
+        single += [
+            alignment_loss(logits[k : k + 1], iou[k : k + 1], item.target_Nhw[k : k + 1])
+            for k in range(len(item.prompts))
+        ]
+    found = batch_loss(layer, tiny, items)
+    assert found is not None
+    torch.testing.assert_close(found, torch.stack(single).mean())
+    assert batch_loss(layer, tiny, []) is None
+
+
+def test_training_lowers_the_loss(tiny: Backbone, examples: list[Example]) -> None:
+    result, _ = train(residual(), tiny, examples.__getitem__, 4, epochs=40, batch_images=4, prompts="box")
+    assert result.steps == 40
+    assert np.mean(result.losses[-5:]) < 0.95 * np.mean(result.losses[:5])
+
+
+def test_equal_generators_train_equal_bits_and_the_backbone_stays_as_it_was(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    frozen = {name: value.clone() for name, value in tiny.state_dict().items()}
+    layers = []
+    for seed, global_seed in ((3, 0), (3, 1), (4, 0)):
+        torch.manual_seed(global_seed)
+        layer = residual()
+        train(layer, tiny, examples.__getitem__, 4, seed=seed, epochs=2, batch_images=2)
+        layers.append(weights_of(layer))
+    one, same, other = layers
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(value, frozen[name]) for name, value in tiny.state_dict().items())
+
+
+def test_embeddings_are_not_changed_by_training(tiny: Backbone, examples: list[Example]) -> None:
+    before = examples[0].z_CHW.clone()
+    train(residual(), tiny, examples.__getitem__, 4, epochs=1)
+    assert torch.equal(examples[0].z_CHW, before)
+
+
+def test_progress_counts_every_step_and_the_layer_is_left_ready_to_use(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    layer = residual()
+    result, told = train(layer, tiny, examples.__getitem__, 4, epochs=2, batch_images=3)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert result.steps == len(result.losses) == 4
+    assert not layer.training
+
+
+@pytest.mark.parametrize(("wish", "kinds"), [("box", {4}), ("point", {2}), ("mixed", {2, 4})])
+def test_each_step_uses_one_kind_of_prompt_and_mixed_tosses_a_coin(
+    tiny: Backbone, examples: list[Example], wish: str, kinds: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    decode = tiny.decode
+    monkeypatch.setattr(tiny, "decode", lambda z, p: (used.append(p.xy.shape[1]), decode(z, p))[1])
+    train(residual(), tiny, examples.__getitem__, 2, epochs=10, batch_images=2, prompts=wish)
+    steps = [set(used[i : i + 2]) for i in range(0, len(used), 2)]
+    assert all(len(step) == 1 for step in steps)
+    assert set().union(*steps) == kinds
