@@ -1,0 +1,134 @@
+"""True runs: the simulation through a real `flwr run`, and real images through a real backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from casam_core.fingerprint import ROOT
+from casam_core.scenario import Scenario
+from scenarios.processes import MARKER, end_processes
+from tests.conftest import tiny_table
+
+pytestmark = pytest.mark.slow
+
+NUCLEI = Path(__file__).parents[3] / "shared" / "data"
+VOLATILE = ("timing", "environment", "run")
+
+
+def casam_run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`casam run ...` in a process of its own."""
+    command = [str(Path(sys.executable).parent / "casam"), "run", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+def lasting(folder: Path) -> dict[str, Any]:
+    return {key: value for key, value in summary_of(folder).items() if key not in VOLATILE}
+
+
+def test_the_simulation_and_one_process_give_the_same_numbers(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table()))
+    for engine in ("simulation", "inprocess"):
+        result = casam_run("tiny.toml", "--engine", engine, "--out", engine, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.stdout.splitlines()[-1] == f"Run folder: {tmp_path / engine}"
+    assert lasting(tmp_path / "simulation") == lasting(tmp_path / "inprocess")
+    for name in ("manifest.json", "entries"):
+        one, other = tmp_path / "simulation" / "bank" / name, tmp_path / "inprocess" / "bank" / name
+        if one.is_dir():
+            assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+        else:
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_that_fails_inside_flower_exits_1_with_the_reason(tmp_path: Path) -> None:
+    # Nobody answers within this deadline; the check before the run cannot know.
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table(deadlines={"train": 0.001})))
+    result = casam_run("tiny.toml", "--out", "run", cwd=tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: the run failed: stage 1: no holder of task 'polyp' could train")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.skipif(not NUCLEI.is_dir(), reason=f"the real nuclei sets are not at {NUCLEI}")
+def test_institutions_learn_real_nuclei_in_sequence(tmp_path: Path) -> None:
+    """The nuclei scenario at reduced size: a few images, a dozen steps per task."""
+    small = [f"institutions.{i}.data.{task}.limit={{train=8, val=2, test=4}}" for i, task in enumerate(TASKS)]
+    settings = [*small, "training.epochs=3", "evaluation.max_instances=6"]
+    result = casam_run(
+        "nuclei", "--engine", "inprocess", "--data-root", str(NUCLEI), "--out", "run",
+        *(argument for setting in settings for argument in ("--set", setting)),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    summary = summary_of(tmp_path / "run")
+    print(
+        f"nuclei at reduced size: frozen {summary['zero_shot']['iou']}, last {summary['matrix']['iou'][-1]}"
+    )
+    learned = dict(zip(summary["tasks"], summary["matrix"]["iou"][-1], strict=True))
+    frozen = summary["zero_shot"]["iou"]
+    assert sum(learned.values()) > sum(frozen[task] for task in TASKS)
+
+
+TASKS = ("fluorescence", "histology_purple", "histology_white")
+
+
+def test_a_bare_flwr_run_works_from_an_empty_flower_home(tmp_path: Path) -> None:
+    """No download, every institution hosted though Flower starts two nodes, an honest status."""
+    home, mark = tmp_path / "flower-home", uuid.uuid4().hex
+    settings = tmp_path / "settings.toml"
+    scenario = Scenario.model_validate(tiny_table()).canonical_json()
+    settings.write_text(tomli_w.dumps({"scenario": scenario, "out": str(tmp_path), "run": "bare"}))
+    environment = os.environ | {
+        # As in an activated environment: Flower starts its parts by name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        MARKER: mark,
+    }
+    flwr = str(Path(sys.executable).parent / "flwr")
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [flwr, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    try:
+        run = call("run", ".", "--stream", "-c", str(settings))
+        status = call("list", "--limit", "1", "--format", "json")
+    finally:
+        end_processes(mark)
+    assert "finished:completed" in status.stdout, run.stdout + run.stderr + status.stdout
+    assert summary_of(tmp_path / "bare")["complete"]["last_iou"]
+    # The runtime environment that `flwr run` makes holds no second torch.
+    assert not list(home.rglob("torch"))
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
