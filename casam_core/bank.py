@@ -66,8 +66,8 @@ class Entry:
 
     def to_bytes(self) -> bytes:
         """The entry as a safetensors file; equal entries give equal bytes."""
-        tensors = {LAYER + name: np.ascontiguousarray(value) for name, value in self.layer.items()}
-        tensors |= {ROUTER + name: np.ascontiguousarray(value) for name, value in self.router.items()}
+        tensors = {LAYER + name: np.asarray(value, order="C") for name, value in self.layer.items()}
+        tensors |= {ROUTER + name: np.asarray(value, order="C") for name, value in self.router.items()}
         about = {
             "schema": SCHEMA,
             "task": self.task,

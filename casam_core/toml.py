@@ -83,6 +83,6 @@ def apply_override(table: Table, override: str) -> None:
 def _step(here: Any, part: str, override: str) -> Any:
     if isinstance(here, dict):
         return here.setdefault(part, {})
-    if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+    if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
         return here[int(part)]
     raise ScenarioError(f"--set {override}: {part!r} leads nowhere in the scenario")

@@ -22,11 +22,15 @@ def to_records(payload: Payload) -> RecordDict:
 
     Raises ValueError when two groups share a name: one would silently replace the other.
     """
+    if CONFIG in payload.arrays or CONFIG in payload.metrics:
+        raise ValueError(f"no group can be named {CONFIG!r}: that is the settings' name")
     if shared := payload.arrays.keys() & payload.metrics.keys():
         raise ValueError(f"array group and number group share the name {sorted(shared)}")
     records = RecordDict({CONFIG: ConfigRecord(dict(payload.config))})
     for name, group in payload.arrays.items():
-        records[name] = ArrayRecord({key: Array(np.ascontiguousarray(value)) for key, value in group.items()})
+        records[name] = ArrayRecord(
+            {key: Array(np.asarray(value, order="C")) for key, value in group.items()}
+        )
     for name, numbers in payload.metrics.items():
         records[name] = MetricRecord(dict(numbers))
     return records
