@@ -85,6 +85,12 @@ def test_an_infinite_threshold_survives() -> None:
     assert Entry.from_bytes(entry.to_bytes()).threshold == float("inf")
 
 
+def test_an_array_without_axes_keeps_its_shape() -> None:
+    entry = replace(entry_of(), layer={"gain": np.array(2.5, np.float32)})
+    assert same(Entry.from_bytes(entry.to_bytes()), entry)
+    assert Entry.from_bytes(entry.to_bytes()).layer["gain"].shape == ()
+
+
 def test_equal_entries_have_equal_bytes_whatever_the_order_and_layout_of_their_arrays() -> None:
     entry = entry_of()
     turned = replace(
