@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,13 @@ class Sample:
     id: stable, unique within the dataset (a file's stem, a phantom's number).
     group: patient, slide or sequence this image belongs to; None where unknown. Images of one group
         never stand on both sides of a split.
+    part: which of the dataset's own lists names this image; None where the dataset leaves the split to
+        the scenario. A dataset marks all of its samples or none.
     """
 
     id: str
     group: str | None = None
+    part: Literal["train", "test"] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,17 @@ class Dataset(Protocol):
 
     def load(self, sample: Sample) -> LoadedSample:
         """Read one sample. Raises DataError naming the file, what was expected and what was found."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What a reader of files can say beyond pixels; asked by `casam data check` only."""
+
+    empty: int
+    """Images or slices left out because they hold no label."""
+
+    warnings: tuple[str, ...]
+    """What a person should know before sharing these files, one line each."""
+
+    def bits(self, sample: Sample) -> int:
+        """Bits per value as the image is stored: 8, 16, 32 or 64. Raises DataError."""

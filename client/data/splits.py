@@ -40,19 +40,65 @@ def split_samples(
     seed, scope: the run's seed and a name for this dataset, e.g. "site-a/nuclei"; they alone decide the
     draw, not the order of `samples`. Capping one part moves no other, and a lower cap keeps a subset of
     what a higher one keeps. Raises DataError if there are fewer than three groups.
+
+    Where the dataset itself names its test images (`Sample.part`), exactly these are the test part;
+    `spec.val` is then the share of the training images that validates, and `spec.test` is not used.
     """
-    units = _units(samples, in_sequence=spec.sequence)
-    if len(units) < len(PARTS):
-        raise _too_few(units, scope)
-    if spec.sequence:
-        parts = _cut(units, spec)
+    if any(sample.part is not None for sample in samples):
+        parts = _around_fixed_test(samples, spec, seed, scope)
     else:
-        order = numpy_generator(seed, scope, "split").permutation(len(units))
-        parts = _draw([units[i] for i in order], spec)
+        parts = _three_parts(samples, spec, seed, scope)
     train, val, test = (
         _cap(part, getattr(limit, name), seed, scope, name) for name, part in zip(PARTS, parts, strict=True)
     )
     return Split(train, val, test)
+
+
+def _three_parts(samples: tuple[Sample, ...], spec: SplitSpec, seed: int, scope: str) -> list[list[Unit]]:
+    units = _units(samples, in_sequence=spec.sequence)
+    if len(units) < len(PARTS):
+        raise _too_few(units, scope)
+    if spec.sequence:
+        return _cut(units, spec)
+    shares = {"train": 1 - spec.val - spec.test, "val": spec.val, "test": spec.test}
+    return _draw(_shuffled(units, seed, scope), shares)
+
+
+def _around_fixed_test(
+    samples: tuple[Sample, ...], spec: SplitSpec, seed: int, scope: str
+) -> list[list[Unit]]:
+    """The dataset's own test part; validation is carved from its training part, in whole groups."""
+    unmarked = sum(sample.part is None for sample in samples)
+    if unmarked:
+        raise DataError(
+            f"{scope}: expected every image to be marked as training or test, found {unmarked} unmarked of "
+            f"{len(samples)}; a dataset names the part of all its images or of none"
+        )
+    test = tuple(sample for sample in samples if sample.part == "test")
+    rest = _units(tuple(sample for sample in samples if sample.part == "train"), in_sequence=spec.sequence)
+    if not test or len(rest) < 2:
+        raise DataError(
+            f"{scope}: expected one test image and 2 training groups or more in the dataset's own lists (one "
+            f"group validates), found {len(test)} test images and {len(rest)} training groups; add images"
+        )
+    tested = {sample.group for sample in test if sample.group is not None}
+    shared = sorted({unit[0].group for unit in rest if unit[0].group in tested} - {None}, key=str)
+    if shared:
+        raise DataError(
+            f"{scope}: expected each group in one of the dataset's own lists, found {len(shared)} in training "
+            f"and test (first: {shared[0]!r}); correct the lists, or group_pattern if it joins too many"
+        )
+    if spec.sequence:
+        images = np.cumsum([len(unit) for unit in rest])
+        border = _nearest(images, images[-1] * (1 - spec.val), low=1, high=len(rest) - 1)
+        train, val = rest[:border], rest[border:]
+    else:
+        train, val = _draw(_shuffled(rest, seed, scope), {"train": 1 - spec.val, "val": spec.val})
+    return [train, val, _units(test, in_sequence=spec.sequence)]
+
+
+def _shuffled(units: list[Unit], seed: int, scope: str) -> list[Unit]:
+    return [units[i] for i in numpy_generator(seed, scope, "split").permutation(len(units))]
 
 
 def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Unit]:
@@ -89,28 +135,32 @@ def _nearest(images: np.ndarray[tuple[int], np.dtype[np.int_]], wanted: float, *
     return min(range(low, high + 1), key=lambda count: abs(float(images[count - 1]) - wanted))
 
 
-def _draw(units: list[Unit], spec: SplitSpec) -> list[list[Unit]]:
-    """Fill test, then validation, with the units that bring them nearer to their share; train the rest."""
+def _draw(units: list[Unit], shares: dict[str, float]) -> list[list[Unit]]:
+    """Fill test, then validation, with the units that bring them nearer to their share; train the rest.
+
+    shares: of the parts wanted, in the order of PARTS; the result has the same order.
+    """
     total = sum(map(len, units))
-    wanted = {"train": total * (1 - spec.val - spec.test), "val": total * spec.val, "test": total * spec.test}
-    parts: dict[str, list[Unit]] = {name: [] for name in PARTS}
+    wanted = {name: total * share for name, share in shares.items()}
+    parts: dict[str, list[Unit]] = {name: [] for name in shares}
+    filled_first = [name for name in ("test", "val") if name in shares]
     for unit in units:
-        for name in ("test", "val"):
+        for name in filled_first:
             have = _images(parts[name])
             if abs(have + len(unit) - wanted[name]) < abs(have - wanted[name]):
                 parts[name].append(unit)
                 break
         else:
             parts["train"].append(unit)
-    for name in PARTS:
+    for name in shares:
         if not parts[name]:
             parts[name].append(_spare_unit(parts, wanted, wanted[name]))
-    return [parts[name] for name in PARTS]
+    return list(parts.values())
 
 
 def _spare_unit(parts: dict[str, list[Unit]], wanted: dict[str, float], size: float) -> Unit:
     """Take from the part most above its share, of those with two units or more, the unit nearest `size`."""
-    donors = [name for name in PARTS if len(parts[name]) > 1]
+    donors = [name for name in parts if len(parts[name]) > 1]
     donor = parts[max(donors, key=lambda name: _images(parts[name]) - wanted[name])]
     best = min(range(len(donor)), key=lambda i: abs(len(donor[i]) - size))
     return donor.pop(best)
