@@ -102,21 +102,39 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def reply(message: Message, context: Context, answer: Callable[[Payload], Payload]) -> Message:
     """The guarded answer as a message; detail of a failure goes to the site's log."""
-    payload = guarded(lambda: answer(from_records(message.content)), site_log(context))
+    payload = guarded(lambda: answer(from_records(message.content)), lambda: log_of(message, context))
     return Message(to_records(payload), reply_to=message)
 
 
 def addressed(payload: Payload, context: Context) -> Institution:
     """The institution a request is for. Raises UnknownScenarioError or UnknownInstitutionError."""
-    job = Job.of(payload)
+    scenario, sites = remembered(context)
+    name = Job.of(payload).institution
+    for site in sites:
+        if site.institution == name:
+            return institution_at(site, scenario)
+    raise UnknownInstitutionError(f"{name} is not hosted here")
+
+
+def remembered(context: Context) -> tuple[Scenario, list[Site]]:
+    """What identify told this node. Raises UnknownScenarioError when it has not come yet."""
     if STATE not in context.state:
         raise UnknownScenarioError("no identify message was seen in this run")
     state = context.state.config_records[STATE]
     scenario = Scenario.model_validate_json(str(state["scenario"]))
-    for site in hosted_sites(scenario, str(state["run"]), context.node_config, context.run_config):
-        if site.institution == job.institution:
-            return institution_at(site, scenario)
-    raise UnknownInstitutionError(f"{job.institution} is not hosted here")
+    return scenario, hosted_sites(scenario, str(state["run"]), context.node_config, context.run_config)
+
+
+def log_of(message: Message, context: Context) -> Path:
+    """The log of the institution a request is for; before that is known, the node's."""
+    name = message.content.config_records["config"].get("institution")
+    if name is not None and STATE in context.state:
+        for site in remembered(context)[1]:
+            if site.institution == name:
+                return site.log
+    node = context.node_config
+    home = Path(str(node.get("home", casam_home()))).expanduser()
+    return home / f"node-{node.get('partition-id', 0)}.log"
 
 
 @lru_cache(maxsize=64)
@@ -135,10 +153,3 @@ def ready_backbone(scenario: Scenario) -> Backbone:
     compute = resolve_compute(scenario.compute)
     prepare_process(compute)
     return load_backbone(scenario.backbone, compute)
-
-
-def site_log(context: Context) -> Path:
-    """Where this node keeps what went wrong."""
-    if "institution" in context.node_config:
-        return Path(str(context.node_config.get("home", casam_home()))).expanduser() / "site.log"
-    return casam_home() / f"node-{context.node_config.get('partition-id', 0)}.log"

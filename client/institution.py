@@ -64,8 +64,10 @@ class Institution:
     def task(self, task: str) -> TaskData:
         """This institution's images of `task`, opened once."""
         if task not in self._tasks:
+            spec = self.scenario.institution(self.name).data[task]
+            self.site.check_path(spec.path)
             self._tasks[task] = open_task(
-                self.scenario.institution(self.name).data[task],
+                spec,
                 task=task,
                 institution=self.name,
                 data_root=self.site.data_root,
@@ -160,7 +162,6 @@ class Institution:
             seed=self.scenario.seed,
             spec=self.scenario.evaluation,
             features=self.scenario.router.features,
-            alignment=self.scenario.alignment,
             router=self.router,
             backbone=self.backbone,
             scores=Results(self.site.private / "scores.jsonl"),

@@ -5,6 +5,7 @@ An exception's text may hold a path, a pixel or a patient; it stays in the insti
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import traceback
 from collections.abc import Callable
@@ -41,10 +42,10 @@ CODES = {
 }
 
 
-def guarded(answer: Callable[[], Payload], log: Path) -> Payload:
-    """The answer with outcome `ok`, or a bare outcome. The reason is appended to the file `log`.
+def guarded(answer: Callable[[], Payload], log: Callable[[], Path]) -> Payload:
+    """The answer with outcome `ok`, or a bare outcome. The reason is appended to the file `log()`.
 
-    A log that cannot be written does not turn a failure into an exception that would travel.
+    A log that cannot be found or written does not turn a failure into an exception that would travel.
     """
     try:
         payload = answer()
@@ -56,11 +57,10 @@ def guarded(answer: Callable[[], Payload], log: Path) -> Payload:
     return Payload({**payload.config, "outcome": Outcome.OK}, payload.arrays, payload.metrics)
 
 
-def _write(log: Path, incident: str, error: Exception) -> None:
+def _write(log: Callable[[], Path], incident: str, error: Exception) -> None:
     detail = f"{error}\n" if isinstance(error, CasamError) else "".join(traceback.format_exception(error))
-    try:
-        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.open("a") as file:
+    with contextlib.suppress(Exception):
+        path = log()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("a") as file:
             file.write(f"incident {incident}: {type(error).__name__}: {detail}")
-    except OSError:
-        return

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from casam_core.errors import RunError
+from casam_core.errors import DataError, RunError
 from casam_core.scenario import Scenario
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -26,12 +26,29 @@ class Site:
     """Where one institution keeps what is its own.
 
     store: embeddings, shared by all runs. private: what this run leaves at the institution.
+    confined: data paths of the scenario must stay below data_root, as the site did not write them.
     """
 
     institution: str
     data_root: Path | None
     store: Path
     private: Path
+    confined: bool
+
+    @property
+    def log(self) -> Path:
+        """Why something failed, for the institution's eyes."""
+        return self.private / "site.log"
+
+    def check_path(self, path: str | None) -> None:
+        """Raise DataError for a path that leads out of this site's data folder."""
+        if path is None or not self.confined:
+            return
+        if self.data_root is None:
+            raise DataError("this node has no data-root; start it with --node-config 'data-root=\"FOLDER\"'")
+        root = self.data_root.resolve()
+        if not (root / Path(path).expanduser()).resolve().is_relative_to(root):
+            raise DataError(f"{path}: expected a path below this site's data-root, found one that leads out")
 
 
 def casam_home() -> Path:
@@ -55,6 +72,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 data_root=_path(node.get("data-root")),
                 store=home / "embeddings",
                 private=home / "runs" / run,
+                confined=True,
             )
         ]
     names = [spec.name for spec in scenario.institutions]
@@ -66,6 +84,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             data_root=_path(settings.get("data-root")),
             store=casam_home() / "institutions" / name / "embeddings",
             private=out / "institutions" / name / "private",
+            confined=False,
         )
         for name in names[first::step]
     ]

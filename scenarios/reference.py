@@ -60,7 +60,9 @@ def type_name(annotation: Any) -> str:
     """A type in a reader's words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if nested_model(annotation) is not None:
-        return {list: "list of tables", dict: "tables by task"}.get(origin or object, "table")
+        if origin is list:
+            return "list of tables"
+        return "tables by task" if origin is dict else "table"
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is typing.Annotated:

@@ -117,7 +117,10 @@ def run_simulation(scenario: Scenario, folder: Path, data_root: Path | None, sho
                 on_line=on_line,
             )
     if not flower.ok or not (folder / "summary.json").exists():
-        raise RunError(f"{why_failed(folder, flower.status)}; details in {folder / 'flower.log'}")
+        raise RunError(
+            f"{why_failed(folder, flower.status)}; details in {folder / 'flower.log'} "
+            f"and in the institutions' own logs ({folder / 'institutions'}/*/private/site.log)"
+        )
 
 
 def why_failed(folder: Path, status: str) -> str:

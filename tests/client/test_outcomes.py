@@ -30,7 +30,7 @@ def failing(error: Exception) -> Payload:
 )
 def test_a_failure_becomes_one_word_and_an_incident(tmp_path: Path, error: Exception, outcome: str) -> None:
     log = tmp_path / "site" / "site.log"
-    payload = guarded(lambda: failing(error), log)
+    payload = guarded(lambda: failing(error), lambda: log)
     assert payload.config["outcome"] == outcome
     assert set(payload.config) == {"outcome", "incident"}
     assert "Doe" not in str(payload)
@@ -41,11 +41,18 @@ def test_a_failure_becomes_one_word_and_an_incident(tmp_path: Path, error: Excep
 
 def test_a_log_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    payload = guarded(lambda: failing(ValueError(SECRET)), tmp_path / "file" / "site.log")
+    payload = guarded(lambda: failing(ValueError(SECRET)), lambda: tmp_path / "file" / "site.log")
     assert payload.config["outcome"] == Outcome.FAILED
 
 
 def test_an_answer_passes_with_outcome_ok(tmp_path: Path) -> None:
-    payload = guarded(lambda: Payload({"a": 1}), tmp_path / "site.log")
+    payload = guarded(lambda: Payload({"a": 1}), lambda: tmp_path / "site.log")
     assert payload.config == {"a": 1, "outcome": "ok"}
     assert not (tmp_path / "site.log").exists()
+
+
+def test_not_even_the_search_for_the_log_can_raise(tmp_path: Path) -> None:
+    def no_log() -> Path:
+        raise KeyError(SECRET)
+
+    assert guarded(lambda: failing(ValueError(SECRET)), no_log).config["outcome"] == Outcome.FAILED

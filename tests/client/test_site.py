@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from casam_core.errors import RunError
+from casam_core.errors import DataError, RunError
 from casam_core.scenario import Scenario
 from client.site import hosted_sites
 
@@ -43,3 +43,14 @@ def test_institutions_of_a_simulation_share_no_folder(tiny_scenario: Scenario, o
 def test_a_run_name_that_is_no_folder_name_is_refused(tiny_scenario: Scenario, run: str) -> None:
     with pytest.raises(RunError, match="run name"):
         hosted_sites(tiny_scenario, run, {"institution": "west"}, SETTINGS)
+
+
+@pytest.mark.parametrize("path", ["../west-payroll", "/etc", "a/../../b"])
+def test_in_deployment_a_data_path_may_not_lead_out_of_the_sites_folder(
+    tiny_scenario: Scenario, path: str
+) -> None:
+    node = {"institution": "west", "data-root": "/mnt/west"}
+    (site,) = hosted_sites(tiny_scenario, "run", node, SETTINGS)
+    site.check_path("nuclei/2024")
+    with pytest.raises(DataError, match="leads out"):
+        site.check_path(path)
