@@ -13,27 +13,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from casam_core.alignment import build_layer, set_weights
 from casam_core.backbones import Backbone
 from casam_core.bank import Bank, Entry
 from casam_core.features import pool
+from casam_core.inference import align, decode_masks, entry_layer, route_among
 from casam_core.messages import TaskResult
 from casam_core.metrics import ImageScores, InstanceScores, score_image, score_instance
 from casam_core.prompts import Prompts, central_points, jittered_boxes, tight_boxes
 from casam_core.routers import Router
-from casam_core.routing import IDENTITY, Route, decide
-from casam_core.scenario import AlignmentSpec, EvaluationSpec
+from casam_core.routing import IDENTITY, Route
+from casam_core.scenario import EvaluationSpec
 from casam_core.seeding import numpy_generator
 from client.data.dataset import LoadedSample, Sample
 from client.holdings import TaskData
 from client.results import Results
-
-PROMPTS_PER_DECODE = 8
-"""The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
 
 
 @dataclass
@@ -44,7 +40,6 @@ class Evaluator:
     seed: int
     spec: EvaluationSpec
     features: str
-    alignment: AlignmentSpec
     router: Router
     backbone: Backbone
     scores: Results
@@ -67,17 +62,19 @@ class Evaluator:
     def route(self, sample: Sample, data: TaskData, bank: Bank) -> Route:
         """Which entry answers for this image."""
         key, z_CHW = data.embedding(sample, self.backbone)
-        scores = []
         feature: Tensor | None = None
-        for task in bank.tasks:
-            digest = bank.digest_of(task)
+
+        def score_of(entry: Entry) -> float:
+            nonlocal feature
+            digest = bank.digest_of(entry.task)
             score = self.scores.get(key, digest)
             if score is None:
                 feature = pool(z_CHW, self.features) if feature is None else feature
-                score = self.router.score(feature, bank[task].router)
+                score = self.router.score(feature, entry.router)
                 self.scores.put(key, digest, score)
-            scores.append(score)
-        return decide(bank.tasks, scores, [bank[task].threshold for task in bank.tasks])
+            return score
+
+        return route_among(bank, score_of)
 
     def segment(self, task: str, sample: Sample, data: TaskData, bank: Bank, route: Route) -> ImageScores:
         """Scores of one image's instances under the entry that answers for it."""
@@ -87,13 +84,12 @@ class Evaluator:
         known = self.masks.get(name, answering)
         if known is not None:
             return ImageScores(InstanceScores(**known["total"]), known["n_instances"])
-        layer = None if route.task is None else entry_layer(bank[route.task], self.alignment, len(z_CHW))
+        layer = None if route.task is None else entry_layer(bank[route.task], len(z_CHW))
         scores = self.score(task, sample, data.load(sample), z_CHW, layer)
         self.decodes += 1
         self.masks.put(name, answering, asdict(scores))
         return scores
 
-    @torch.no_grad()
     def score(
         self, task: str, sample: Sample, loaded: LoadedSample, z_CHW: Tensor, layer: nn.Module | None
     ) -> ImageScores:
@@ -102,20 +98,15 @@ class Evaluator:
         rng = numpy_generator(self.seed, self.institution, "evaluate", task, sample.id)
         instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)
         chosen = np.sort(rng.permutation(instances)[: self.spec.max_instances])
-        z = z_CHW.to(self.backbone.compute.device)
-        if layer is not None:
-            with self.backbone.compute.autocast():
-                z = layer.to(z.device)(z[None])[0].float()
+        z = align(z_CHW, layer, self.backbone.compute)
         frame = self.backbone.frame(loaded.image_HW3)
-        prompts = self.prompts(labels_HW, chosen, rng).into(frame)
-        measured: list[InstanceScores] = []
-        for part in range(0, len(chosen), PROMPTS_PER_DECODE):
-            some = slice(part, part + PROMPTS_PER_DECODE)
-            logits_Nhw, _ = self.backbone.decode(z, prompts[some])
-            predicted_NHW = (frame.restore(logits_Nhw) > 0).cpu().numpy()
-            for predicted_HW, instance in zip(predicted_NHW, chosen[some], strict=True):
-                truth_HW = labels_HW == instance
-                measured.append(score_instance(predicted_HW, truth_HW, with_hd95=self.spec.hd95))
+        prompts = self.prompts(labels_HW, chosen, rng)
+        parts = decode_masks(self.backbone, z, frame, prompts)
+        masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)
+        measured = [
+            score_instance(predicted_HW, labels_HW == instance, with_hd95=self.spec.hd95)
+            for predicted_HW, instance in zip(masks, chosen, strict=True)
+        ]
         return score_image(measured)
 
     def prompts(
@@ -149,11 +140,3 @@ def summarise(images: Sequence[ImageScores], routes: Iterable[str]) -> TaskResul
         hd95=mean(hd95) if hd95 else None,
         routes=dict(sorted(Counter(routes).items())),
     )
-
-
-def entry_layer(entry: Entry, spec: AlignmentSpec, channels: int) -> nn.Module:
-    """The entry's Alignment Layer, ready to use."""
-    about = entry.provenance
-    layer = build_layer(spec.model_copy(update={"form": about.form, "rank": about.rank}), channels, seed=0)
-    set_weights(layer, entry.layer)
-    return layer.eval().requires_grad_(False)

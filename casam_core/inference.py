@@ -1,0 +1,183 @@
+"""Using entries: the layer that answers, the route of an embedding, the masks of an image.
+
+An institution's evaluation and whoever uses a finished bank share these functions, so that a bank
+segments an image afterwards as it did when it was measured.
+
+z_CHW, z_BCHW: frozen embeddings, float32. f_F: pooled feature. N prompts, H x W image pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from casam_core.alignment import build_layer, set_weights
+from casam_core.backbones import Backbone
+from casam_core.bank import Bank, Entry
+from casam_core.bank_edit import check_alike
+from casam_core.compute import Compute
+from casam_core.errors import BankError, ScenarioError
+from casam_core.features import pool
+from casam_core.frame import Frame
+from casam_core.prompts import Prompts
+from casam_core.routers import Router, build_router
+from casam_core.routing import Route, decide
+from casam_core.scenario import AlignmentSpec, RouterSpec
+
+PROMPTS_PER_DECODE = 8
+"""The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
+
+
+def entry_layer(entry: Entry, channels: int) -> nn.Module:
+    """The entry's Alignment Layer, ready to use. Raises BankError when its weights do not fit its form."""
+    about = entry.provenance
+    try:
+        layer = build_layer(AlignmentSpec(form=about.form, rank=about.rank), channels, seed=0)
+        set_weights(layer, entry.layer)
+    except (BankError, ScenarioError, ValueError) as error:
+        raise BankError(f"entry of task {entry.task!r} cannot be used: {one_line(error)}") from error
+    return layer.eval().requires_grad_(False)
+
+
+def entry_router(entry: Entry) -> Router:
+    """The router that scores this entry's state. Raises BankError for one this version does not know."""
+    about = entry.provenance
+    settings = {"kind": about.router, "features": about.features, "beta": about.beta}
+    try:
+        return build_router(RouterSpec.model_validate(settings | {"sampled": about.sampled}))
+    except (ScenarioError, ValueError) as error:
+        raise BankError(f"entry of task {entry.task!r} cannot be routed: {one_line(error)}") from error
+
+
+def route_among(entries: Iterable[Entry], score: Callable[[Entry], float]) -> Route:
+    """The routing decision over `entries`, in the order they were learned."""
+    known = list(entries)
+    return decide(
+        [entry.task for entry in known],
+        [score(entry) for entry in known],
+        [entry.threshold for entry in known],
+    )
+
+
+@torch.no_grad()
+def align(z_CHW: Tensor, layer: nn.Module | None, compute: Compute) -> Tensor:
+    """z_CHW on the compute device behind `layer`; None is the identity, frozen SAM."""
+    z_CHW = z_CHW.to(compute.device)
+    if layer is None:
+        return z_CHW
+    with compute.autocast():
+        aligned: Tensor = layer.to(z_CHW.device)(z_CHW[None])[0].float()
+    return aligned
+
+
+@torch.no_grad()
+def decode_masks(
+    backbone: Backbone, z_CHW: Tensor, frame: Frame, prompts: Prompts
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
+    """(masks_nHW, iou_n) of a few prompts at a time; prompts in image pixels, masks at the image's size.
+
+    z_CHW is on the backbone's device. iou_n is the decoder's own estimate of its masks' IoU.
+    """
+    in_frame = prompts.into(frame)
+    for start in range(0, len(prompts), PROMPTS_PER_DECODE):
+        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[start : start + PROMPTS_PER_DECODE])
+        yield (frame.restore(logits_nhw) > 0).cpu().numpy(), iou_n.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class LoadedEntry:
+    """One task, ready to use. layer maps z_BCHW to z_BCHW; its weights are frozen."""
+
+    entry: Entry
+    layer: nn.Module
+    router: Router
+    channels: int
+
+    @staticmethod
+    def of(entry: Entry) -> LoadedEntry:
+        """Build the layer and try the router once. Raises BankError when either cannot work."""
+        channels = channels_of(entry)
+        loaded = LoadedEntry(entry, entry_layer(entry, channels), entry_router(entry), channels)
+        try:
+            loaded.score(torch.zeros(channels, 2, 2))
+        except Exception as error:  # whatever arithmetic on arrays of other names and shapes raises
+            raise BankError(
+                f"entry of task {entry.task!r}: its {entry.provenance.router} router does not score a "
+                f"{channels}-channel embedding ({type(error).__name__}: {one_line(error)})"
+            ) from error
+        return loaded
+
+    def score(self, z_CHW: Tensor) -> float:
+        """How unlike this task the embedding is; lower is nearer."""
+        return self.router.score(pool(z_CHW, self.entry.provenance.features), self.entry.router)
+
+
+class LoadedBank(Mapping[str, LoadedEntry]):
+    """Tasks in the order they were learned; nothing about it changes after loading.
+
+    digest: the bank's. backbone: SHA-256 of the weights that its embeddings must come from, None for
+    an empty bank.
+    """
+
+    def __init__(self, entries: Iterable[Entry], digest: str) -> None:
+        known = list(entries)
+        check_alike(known)
+        self._entries = {entry.task: LoadedEntry.of(entry) for entry in known}
+        self.digest = digest
+        self.backbone = known[0].provenance.backbone if known else None
+
+    def __getitem__(self, task: str) -> LoadedEntry:
+        if task not in self._entries:
+            raise BankError(
+                f"no entry for task {task!r}; the bank holds: {', '.join(self._entries) or 'nothing'}"
+            )
+        return self._entries[task]
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def route(self, z_BCHW: Tensor) -> tuple[Route, ...]:
+        """One route per embedding, each decided on its own. Raises BankError for another shape."""
+        channels = {loaded.channels for loaded in self.values()}
+        if z_BCHW.dim() != 4 or not channels <= {z_BCHW.shape[1]}:
+            wanted = f"C = {channels.pop()}" if channels else "any C"
+            raise BankError(f"expected z_BCHW with {wanted}, found shape {tuple(z_BCHW.shape)}")
+        return tuple(self._route(z_CHW) for z_CHW in z_BCHW)
+
+    def _route(self, z_CHW: Tensor) -> Route:
+        entries = (loaded.entry for loaded in self.values())
+        return route_among(entries, lambda entry: self[entry.task].score(z_CHW))
+
+
+def load_bank(folder: Path | str) -> LoadedBank:
+    """The bank in `folder`, ready to use. Raises BankError when it is damaged or mixes what cannot mix."""
+    bank = Bank.open(Path(folder))
+    return LoadedBank(bank, bank.digest)
+
+
+def channels_of(entry: Entry) -> int:
+    """The embedding's C: every form's longest vector (a bias, norm or shift) has one value per channel."""
+    vectors = [len(value) for value in entry.layer.values() if value.ndim == 1]
+    if not vectors:
+        raise BankError(
+            f"entry of task {entry.task!r}: expected a layer with one value per channel, found none; "
+            "restore it from a copy"
+        )
+    return max(vectors)
+
+
+def one_line(error: Exception) -> str:
+    """The error's text without line breaks."""
+    return " ".join(str(error).split())
