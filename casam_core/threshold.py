@@ -26,6 +26,9 @@ HISTOGRAM_RANGE = 16.0
 def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
     """Held-out indices per fold: a seeded permutation cut into equal parts, as the authors cut it.
 
+    Fewer images than folds leave the last folds empty: every holder of a task has the same number of
+    folds, so that fold k of one can be merged with fold k of another.
+
     Raises DataError when there are fewer than two images.
     """
     if count < 2:
@@ -33,7 +36,7 @@ def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
             f"a threshold needs at least 2 training images, found {count}; add images to the task"
         )
     order = np.random.RandomState(FOLD_SEED).permutation(count)
-    return [part.astype(np.int64) for part in np.array_split(order, min(folds, count))]
+    return [part.astype(np.int64) for part in np.array_split(order, folds)]
 
 
 def fold_summaries(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> list[Arrays]:
