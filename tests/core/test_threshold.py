@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from casam_core.errors import DataError
-from casam_core.routers import Arrays
+from casam_core.routers import Arrays, build_router
 from casam_core.scenario import RouterSpec
 from casam_core.threshold import (
     HISTOGRAM_BINS,
@@ -51,7 +51,7 @@ class Recorder:
 @pytest.mark.parametrize(("count", "folds"), [(2, 5), (5, 5), (13, 5), (40, 5), (9, 2), (7, 10)])
 def test_folds_are_the_seed_2025_permutation_split_by_numpy(count: int, folds: int) -> None:
     permutation = np.random.RandomState(2025).permutation(count)
-    want = np.array_split(permutation, min(folds, count))
+    want = np.array_split(permutation, folds)
     found = fold_indices(count, folds)
     assert len(found) == len(want)
     assert all(np.array_equal(one, other) for one, other in zip(found, want, strict=True))
@@ -62,7 +62,7 @@ def test_every_image_is_held_out_exactly_once(count: int, folds: int) -> None:
     parts = fold_indices(count, folds)
     assert sorted(np.concatenate(parts)) == list(range(count))
     sizes = [len(part) for part in parts]
-    assert min(sizes) >= 1
+    assert len(sizes) == folds  # of a small holder some are empty
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -77,8 +77,9 @@ def test_every_score_is_held_out(count: int) -> None:
     f = torch.arange(float(count))[:, None]
     spec = RouterSpec(folds=5)
     summaries = fold_summaries(Recorder(), f, spec, seed=0)
-    assert len(summaries) == min(5, count)
-    assert all(s["count"][0] == len(s["seen"]) < count for s in summaries)
+    assert len(summaries) == 5
+    assert all(s["count"][0] == len(s["seen"]) for s in summaries)
+    assert sum(count - len(s["seen"]) for s in summaries) == count  # each is left out of one
     scores = held_out_scores(Recorder(), f, summaries, spec.folds)
     assert scores.tolist() == [10.0 * i for i in range(count)]  # in the images' own order
 
@@ -95,6 +96,19 @@ def test_each_fold_is_fitted_with_its_own_seed() -> None:
         fold_summaries(Seeds(), torch.arange(10.0)[:, None], RouterSpec(), seed=run_seed)
     assert seeds[:5] == seeds[5:10]
     assert len(set(seeds)) == 10
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "vae"])
+def test_a_holder_with_fewer_images_than_folds_shares_a_threshold_with_a_larger_one(kind: str) -> None:
+    spec = RouterSpec(kind=kind, epochs=1)
+    router = build_router(spec)
+    holders = [torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (3, 12)]
+    summaries = [fold_summaries(router, f_NF, spec, seed=0) for f_NF in holders]
+    states = [router.finish(router.merge(parts)) for parts in zip(*summaries, strict=True)]
+    counts = sum(score_histogram(held_out_scores(router, f_NF, states, spec.folds)) for f_NF in holders)
+    assert isinstance(counts, np.ndarray)
+    assert counts.sum() == 15
+    assert math.isfinite(histogram_percentile(counts, spec.percentile))
 
 
 def test_a_states_number_that_differs_from_the_folds_is_refused() -> None:
