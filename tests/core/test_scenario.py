@@ -270,6 +270,15 @@ def test_the_spelling_of_the_file_does_not_change_the_digest() -> None:
     assert json.loads(plain.canonical_json())["training"]["epochs"] == 24
 
 
+def test_the_order_in_which_an_institution_lists_its_tasks_does_not_change_the_digest() -> None:
+    data = {task: {"reader": "phantom", "phantom": "polyp"} for task in ("polyp", "heart")}
+    digests = {
+        parse_scenario(table(institutions=[{"name": "north", "data": listed}]), "a").digest()
+        for listed in (data, dict(reversed(data.items())))
+    }
+    assert len(digests) == 1
+
+
 def test_every_setting_changes_the_digest() -> None:
     digests = {
         parse_scenario(table(**change), "a").digest()

@@ -149,6 +149,32 @@ def test_points_lie_on_their_instance(tiny: Backbone, examples: list[Example]) -
     assert [labels[int(y), int(x)] for x, y in drawn.prompts.xy] == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_prompts_lie_in_the_frame_and_each_beside_its_own_target(
+    tiny: Backbone, examples: list[Example], kind: str
+) -> None:
+    # 96 x 128 pixels: half that in the frame of 64, a quarter at the decoder's 32.
+    labels = np.zeros((96, 128), np.int32)
+    labels[8:40, 16:48] = 1
+    labels[56:88, 80:112] = 4
+    wide = Example(z_CHW=examples[0].z_CHW, labels_HW=labels)
+    drawn = draw_instances(wide, tiny, TrainingSpec(), kind, np.random.default_rng(0))
+    assert drawn is not None
+    targets = [np.argwhere(target.numpy()) for target in drawn.target_Nhw]
+    assert [(t.min(0).tolist(), t.max(0).tolist()) for t in targets] == [
+        ([2, 4], [9, 11]),
+        ([14, 20], [21, 27]),
+    ]
+    if kind == "box":
+        assert drawn.prompts.xy.tolist() == [[8, 4, 23.5, 19.5], [40, 28, 55.5, 43.5]]
+    else:
+        inside = [
+            target[int(y / 2), int(x / 2)]
+            for (x, y), target in zip(drawn.prompts.xy, drawn.target_Nhw, strict=True)
+        ]
+        assert inside == [1, 1]
+
+
 def test_an_image_that_is_all_instance_keeps_it(tiny: Backbone, examples: list[Example]) -> None:
     full = Example(z_CHW=examples[0].z_CHW, labels_HW=np.ones((64, 64), np.int32))
     drawn = draw_instances(full, tiny, TrainingSpec(), "box", np.random.default_rng(0))
