@@ -37,6 +37,12 @@ class BankError(CasamError):
     code = "bank"
 
 
+class PromptError(CasamError):
+    """An image or a prompt is not one that can be segmented."""
+
+    code = "prompt"
+
+
 class RunError(CasamError):
     """The run could not go on; what is on disk is intact."""
 

@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 
 from casam_core.errors import CasamError, RunError
+from scenarios.bank_commands import bank_app
 from scenarios.engine import Engine
+from scenarios.predict import predict
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +21,7 @@ app = typer.Typer(
     help="Institutions learn one segmentation model together, one after the other, without pooling images.",
     epilog="Start with: casam run quickstart",
 )
+app.add_typer(bank_app, name="bank")
 
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 
@@ -82,6 +85,9 @@ def run(
     screen = console()
     order = RunOrder(scenario, engine, data_root, out, set_ or [])
     show_results(run_scenario(order, screen), screen)
+
+
+app.command()(predict)
 
 
 @app.command()

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from casam_core.backbones.base import Backbone, Geometry
+from casam_core.backbones.lite_medsam import SHA256 as LITE_MEDSAM_SHA256
 from casam_core.backbones.lite_medsam import load_lite_medsam
-from casam_core.backbones.sam import load_sam
+from casam_core.backbones.sam import OFFICIAL_SHA256, load_sam
 from casam_core.backbones.tiny import load_tiny
 from casam_core.compute import Compute
 from casam_core.scenario import BackboneSpec
@@ -27,4 +28,10 @@ def load_backbone(spec: BackboneSpec, compute: Compute) -> Backbone:
     return BACKBONES[spec.name](spec, compute)
 
 
-__all__ = ["BACKBONES", "Backbone", "Geometry", "load_backbone"]
+def released_digests() -> dict[str, str]:
+    """SHA-256 by name, where everyone has the same weights: what a bank calls its backbone."""
+    tiny = load_tiny(BackboneSpec(name="tiny"), Compute(device="cpu", threads=1, precision="float32"))
+    return {"lite_medsam": LITE_MEDSAM_SHA256, **OFFICIAL_SHA256, "tiny": tiny.digest}
+
+
+__all__ = ["BACKBONES", "Backbone", "Geometry", "load_backbone", "released_digests"]
