@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -114,13 +115,23 @@ class LimitSpec(Section):
 class DataSpec(Section):
     """Where one task's images of one institution come from."""
 
-    reader: Literal["folder", "phantom"] = "folder"
-    path: str | None = Field(None, description="Folder with images/ and masks/ (reader folder).")
+    reader: Literal["folder", "phantom", "nifti", "dicom", "coco", "tiff_stack", "med_datasets"] = "folder"
+    path: str | None = Field(None, description="Folder of the dataset (every reader but phantom).")
     labels: Literal["instances", "classes"] = Field(
         "instances", description="classes: every connected part of a class is one instance."
     )
     group_pattern: str | None = Field(
         None, description="Regular expression; its first group in a file name is the patient or slide."
+    )
+    slice_axis: Literal[0, 1, 2] = Field(2, description="Axis across the slices (reader nifti).")
+    window: list[float] | None = Field(
+        None,
+        description="[centre, width] shown as black to white, e.g. [40, 400] (readers nifti, dicom). "
+        "Default: the file's own window, else the volume's percentiles.",
+    )
+    annotations: str = Field("annotations.json", description="File inside the folder (reader coco).")
+    pseudo_masks: bool = Field(
+        False, description="Train on the imask files instead of the labels (reader med_datasets)."
     )
     phantom: str | None = Field(None, description="Modality of the generator (reader phantom).")
     images: int = Field(40, ge=3, description="Images to generate (reader phantom).")
@@ -130,10 +141,38 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _reader_has_its_key(self) -> DataSpec:
-        needed = {"folder": "path", "phantom": "phantom"}[self.reader]
+        needed = "phantom" if self.reader == "phantom" else "path"
         if getattr(self, needed) is None:
             raise ValueError(f"reader {self.reader!r} needs the key {needed!r}")
         return self
+
+    @model_validator(mode="after")
+    def _reader_knows_its_options(self) -> DataSpec:
+        # An option that its reader ignores would be a wish that nobody hears.
+        for key, readers in _OPTIONS.items():
+            if self.reader not in readers and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to {' and '.join(readers)}, found reader {self.reader!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _window_is_centre_and_width(self) -> DataSpec:
+        window = self.window
+        if window is not None and not (
+            len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0
+        ):
+            raise ValueError(f"window must be [centre, width] with a width above 0, found {window}")
+        return self
+
+
+_OPTIONS = {
+    "slice_axis": ("nifti",),
+    "window": ("nifti", "dicom"),
+    "annotations": ("coco",),
+    "pseudo_masks": ("med_datasets",),
+    "group_pattern": ("folder", "nifti", "coco", "tiff_stack", "med_datasets"),
+    "labels": ("folder", "nifti", "dicom", "tiff_stack", "med_datasets"),
+}
+"""Keys of DataSpec that only some readers know."""
 
 
 class InstitutionSpec(Section):

@@ -18,14 +18,14 @@ def open_dataset(spec: DataSpec, *, data_root: Path | None, seed: int, instituti
     """The dataset `spec` describes, as `institution` holds it.
 
     data_root: folder of this site that relative paths start from. seed: the run's seed (phantoms only).
-    Raises DataError if the data are not there or not laid out as expected; files are not yet read.
+    Raises DataError if the data are not there or not laid out as expected. Images are not yet read;
+    masks of volumes are, because only they say which slices are labelled.
     """
     return READERS[spec.reader](spec, data_root, seed, institution)
 
 
 def _open_folder(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    assert spec.path is not None  # DataSpec requires it of this reader
-    return FolderDataset(_resolve(spec.path, data_root, institution), spec.labels, spec.group_pattern)
+    return FolderDataset(_folder(spec, data_root, institution), spec.labels, spec.group_pattern)
 
 
 def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
@@ -36,6 +36,56 @@ def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution
     return PhantomDataset(
         name=spec.phantom, images=spec.images, size=spec.size, seed=seed, institution=institution
     )
+
+
+def _open_nifti(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
+    from client.data.nifti import open_nifti
+
+    return open_nifti(
+        _folder(spec, data_root, institution),
+        slice_axis=spec.slice_axis,
+        window=spec.window,
+        labels=spec.labels,
+        group_pattern=spec.group_pattern,
+    )
+
+
+def _open_dicom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
+    from client.data.dicom import DicomDataset
+
+    return DicomDataset(_folder(spec, data_root, institution), window=spec.window, labels=spec.labels)
+
+
+def _open_coco(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
+    from client.data.coco import CocoDataset
+
+    return CocoDataset(
+        _folder(spec, data_root, institution), annotations=spec.annotations, group_pattern=spec.group_pattern
+    )
+
+
+def _open_tiff_stack(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
+    from client.data.tiff_stack import open_tiff_stack
+
+    return open_tiff_stack(
+        _folder(spec, data_root, institution), labels=spec.labels, group_pattern=spec.group_pattern
+    )
+
+
+def _open_med_datasets(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
+    from client.data.med_datasets import MedDataset
+
+    return MedDataset(
+        _folder(spec, data_root, institution),
+        labels=spec.labels,
+        group_pattern=spec.group_pattern,
+        pseudo_masks=spec.pseudo_masks,
+    )
+
+
+def _folder(spec: DataSpec, data_root: Path | None, institution: str) -> Path:
+    assert spec.path is not None  # DataSpec requires it of every reader of files
+    return _resolve(spec.path, data_root, institution)
 
 
 def _resolve(written: str, data_root: Path | None, institution: str) -> Path:
@@ -56,5 +106,13 @@ def _resolve(written: str, data_root: Path | None, institution: str) -> Path:
     )
 
 
-READERS: dict[str, Opener] = {"folder": _open_folder, "phantom": _open_phantom}
-"""Every reader a scenario may name."""
+READERS: dict[str, Opener] = {
+    "folder": _open_folder,
+    "phantom": _open_phantom,
+    "nifti": _open_nifti,
+    "dicom": _open_dicom,
+    "coco": _open_coco,
+    "tiff_stack": _open_tiff_stack,
+    "med_datasets": _open_med_datasets,
+}
+"""Every reader a scenario may name. Readers of rarer formats are imported when they are asked for."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from casam_core.errors import DataError
 
@@ -28,7 +28,8 @@ MAX_PIXELS = 2**26
 """Largest image read, 8192 x 8192; beyond it a small file could fill the memory."""
 
 _ORIENTATION = 0x0112
-_LOSSY_TIFF = ("JPEG", "OJPEG", "JPEG_2000_LOSSY", "WEBP", "JPEGXR")
+_BITS_PER_SAMPLE = 0x0102
+LOSSY_TIFF = ("JPEG", "OJPEG", "JPEG_2000_LOSSY", "WEBP", "JPEGXR")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -88,6 +89,22 @@ def read_mask(path: Path) -> NDArray[Any]:
     return values
 
 
+def stored_bits(path: Path) -> int:
+    """Bits per value as `path` stores them, 8 (or fewer), 16, 32 or 64; from the header. Raises DataError."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as file:
+            if isinstance(file, PngImagePlugin.PngImageFile):
+                with path.open("rb") as raw:
+                    return max(8, raw.read(25)[24])
+            tags = getattr(file, "tag_v2", {})
+            return max(8, *map(int, tags.get(_BITS_PER_SAMPLE, (8,))))
+    except Exception as fault:
+        raise DataError(
+            f"{path}: expected a complete PNG, JPEG or TIFF, found a file that cannot be decoded "
+            f"({one_line(fault)}); export or copy it again"
+        ) from fault
+
+
 def _scale(stored: NDArray[Any], path: Path) -> NDArray[np.uint8]:
     """`stored` mapped linearly from its own minimum..maximum to 0..255."""
     values = stored.astype(np.float64)
@@ -120,12 +137,12 @@ def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
     except DataError:
         raise
     except Image.DecompressionBombError as fault:
-        raise _too_large(path, _one_line(fault)) from fault
+        raise _too_large(path, one_line(fault)) from fault
     except Exception as fault:
         # Decoders meet broken bytes with a dozen kinds of exception; none of them is a defect here.
         raise DataError(
             f"{path}: expected a complete PNG, JPEG or TIFF, found a file that cannot be decoded "
-            f"({_one_line(fault)}); export or copy it again"
+            f"({one_line(fault)}); export or copy it again"
         ) from fault
 
 
@@ -201,7 +218,7 @@ def _decode_tiff(
         if page.size > MAX_PIXELS * 4:
             raise _too_large(path, f"an array of shape {page.shape}")
         compression = getattr(page.compression, "name", str(page.compression))
-        if as_mask and compression in _LOSSY_TIFF:
+        if as_mask and compression in LOSSY_TIFF:
             raise DataError(
                 f"{path}: expected a lossless mask, found {compression} compression; export it without"
             )
@@ -250,5 +267,6 @@ def _too_large(path: Path, found: str) -> DataError:
     )
 
 
-def _one_line(fault: BaseException) -> str:
+def one_line(fault: BaseException) -> str:
+    """An exception's text, short enough for the parentheses of a message."""
     return " ".join(str(fault).split())[:160] or type(fault).__name__

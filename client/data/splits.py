@@ -85,8 +85,8 @@ def _around_fixed_test(
     shared = sorted({unit[0].group for unit in rest if unit[0].group in tested} - {None}, key=str)
     if shared:
         raise DataError(
-            f"{scope}: expected each group in one of the dataset's own lists, found {len(shared)} in training "
-            f"and test (first: {shared[0]!r}); correct the lists, or group_pattern if it joins too many"
+            f"{scope}: expected each group in one of the dataset's own lists, found {len(shared)} in "
+            f"training and test (first: {shared[0]!r}); correct the lists or group_pattern"
         )
     if spec.sequence:
         images = np.cumsum([len(unit) for unit in rest])
@@ -138,12 +138,12 @@ def _nearest(images: np.ndarray[tuple[int], np.dtype[np.int_]], wanted: float, *
 def _draw(units: list[Unit], shares: dict[str, float]) -> list[list[Unit]]:
     """Fill test, then validation, with the units that bring them nearer to their share; train the rest.
 
-    shares: of the parts wanted, in the order of PARTS; the result has the same order.
+    shares: of the parts wanted, in the order of PARTS, as is the result.
     """
     total = sum(map(len, units))
     wanted = {name: total * share for name, share in shares.items()}
     parts: dict[str, list[Unit]] = {name: [] for name in shares}
-    filled_first = [name for name in ("test", "val") if name in shares]
+    filled_first = [name for name in reversed(PARTS[1:]) if name in shares]
     for unit in units:
         for name in filled_first:
             have = _images(parts[name])

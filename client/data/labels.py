@@ -1,0 +1,54 @@
+"""From stored mask values to instances 1..n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
+
+Meaning = Literal["instances", "classes"]
+"""instances: each value above 0 is one instance. classes: each connected part of each value is one."""
+
+
+def number(values_HW: NDArray[Any], meaning: Meaning) -> NDArray[np.int32]:
+    """Labels 1..n in the order of the values, 0 background.
+
+    values_HW: integers of 0 and above. Parts of one class (sides or corners touch) follow each other
+    in reading order.
+    """
+    return _instances(values_HW) if meaning == "instances" else _connected_parts(values_HW)
+
+
+def paint(masks_HW: Sequence[NDArray[np.bool_]]) -> tuple[NDArray[np.int32], list[int]]:
+    """One label map of masks that may overlap, and the indices of masks that ended without a pixel.
+
+    Mask i becomes label i + 1. Larger masks are painted first, so that of overlapping ones the smaller
+    stays whole: a lumen inside a gland keeps its pixels. At least one mask; all of one size.
+    """
+    labels_HW = np.zeros(masks_HW[0].shape, np.int32)
+    for index in sorted(range(len(masks_HW)), key=lambda i: -int(masks_HW[i].sum())):
+        labels_HW[masks_HW[index]] = index + 1
+    present = set(np.unique(labels_HW).tolist())
+    return labels_HW, [index for index in range(len(masks_HW)) if index + 1 not in present]
+
+
+def _instances(values_HW: NDArray[Any]) -> NDArray[np.int32]:
+    present, index = np.unique(values_HW, return_inverse=True)
+    # Without any background the lowest value is an instance too and must not become 0.
+    first = 0 if present[0] == 0 else 1
+    return (index.reshape(values_HW.shape) + first).astype(np.int32)
+
+
+def _connected_parts(values_HW: NDArray[Any]) -> NDArray[np.int32]:
+    labels_HW = np.zeros(values_HW.shape, np.int32)
+    count = 0
+    for value in np.unique(values_HW[values_HW > 0]):
+        parts_HW, parts = ndimage.label(values_HW == value, structure=_EIGHT_CONNECTED)
+        labels_HW[parts_HW > 0] = parts_HW[parts_HW > 0] + count
+        count += parts
+    return labels_HW

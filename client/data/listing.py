@@ -1,0 +1,174 @@
+"""Folders of files: which belong together, and which must not be passed over in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from casam_core.errors import DataError
+from client.data.faults import DataFaultsError
+
+# fmt: off
+_IMAGE_SUFFIXES = frozenset({
+    ".avif", ".bmp", ".czi", ".dcm", ".dicom", ".dib", ".exr", ".gif", ".heic", ".heif", ".hdr", ".jfif",
+    ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".lif", ".mha", ".mhd", ".mrxs", ".nd2", ".ndpi", ".nii", ".npy",
+    ".npz", ".nrrd", ".pbm", ".pgm", ".png", ".ppm", ".psd", ".raw", ".svs", ".tga", ".tif", ".tiff", ".webp",
+})
+# fmt: on
+
+
+def require_folder(path: Path, content: str) -> None:
+    """Raises DataError unless `path` is a folder. content: what it should hold, for the message."""
+    if not is_folder(path):
+        found = "a file" if path.exists() else "nothing"
+        raise DataError(f"{path}: expected a folder with {content}, found {found}; correct the path")
+
+
+def paired_files(path: Path, suffixes: frozenset[str], names: str) -> dict[str, tuple[Path, Path]]:
+    """(image, mask) by stem: files with the same stem in `path`/images and `path`/masks, sorted.
+
+    suffixes: endings that are read, in lower case. names: the same for people, e.g. "PNG, JPEG or
+    TIFF". Hidden files and endings that no image has (README, .txt, .json) are passed over. Raises
+    DataError, for missing partners in both folders at once.
+    """
+    require_folder(path, "images/ and masks/")
+    images = files_by_stem(path / "images", suffixes, names)
+    masks = files_by_stem(path / "masks", suffixes, names)
+    if not images:
+        raise DataError(f"{path / 'images'}: expected at least one {names}, found none; put images there")
+    _require_pairs(path, images, masks)
+    return {stem: (images[stem], masks[stem]) for stem in sorted(images)}
+
+
+def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[str, Path]:
+    """Files of `folder` whose endings are in `suffixes`, by stem. Raises DataError."""
+    if not is_folder(folder):
+        raise DataError(
+            f"{folder}: expected this folder beside its {'masks' if folder.name == 'images' else 'images'}/, "
+            f"found none; a dataset has images/ and masks/"
+        )
+    entries = visible_entries(folder)
+    subfolders = [entry.name for entry in entries if entry.is_dir()]
+    if subfolders:
+        raise DataError(
+            f"{folder}: expected files only, found {naming(subfolders, 'folder')}; move the files up"
+        )
+    stems = {entry: _stem(entry, suffixes) for entry in entries}
+    unread = [
+        entry.name for entry, stem in stems.items() if stem is None and _format(entry) in _IMAGE_SUFFIXES
+    ]
+    if unread:
+        raise DataError(
+            f"{folder}: expected {names}, found {naming(unread, 'file')} of another format; "
+            f"convert or remove them"
+        )
+    files: dict[str, Path] = {}
+    for entry, stem in stems.items():
+        if stem is None:
+            continue
+        if stem in files:
+            raise DataError(
+                f"{folder}: expected one file per stem, found {files[stem].name} and {entry.name}; "
+                f"rename or remove one"
+            )
+        files[stem] = entry
+    return files
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    """Files and folders of `folder` that are not hidden, sorted. Raises DataError."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as fault:
+        raise _not_readable(folder, fault) from fault
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder; DataError if that cannot be seen."""
+    try:
+        return path.is_dir()
+    except OSError as fault:
+        raise _not_readable(path, fault) from fault
+
+
+def groups_of(path: Path, stems: list[str], pattern: str | None) -> list[str | None]:
+    """The group of every stem: the first group of the regular expression `pattern`; None without one."""
+    if pattern is None:
+        return [None] * len(stems)
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as fault:
+        raise DataError(
+            f"{path}: expected a regular expression as group_pattern, found {pattern!r} ({fault}); correct it"
+        ) from fault
+    if compiled.groups < 1:
+        raise DataError(
+            f"{path}: expected a group in group_pattern, found none in {pattern!r}; put the part that names "
+            f"the patient or slide in parentheses"
+        )
+    matches = [compiled.search(stem) for stem in stems]
+    groups = [match.group(1) if match else None for match in matches]
+    unmatched = [stem for stem, group in zip(stems, groups, strict=True) if not group]
+    if unmatched:
+        raise DataError(
+            f"{path}: expected group_pattern {pattern!r} to find a group in every file name, found "
+            f"{naming(unmatched, 'name')} without; correct the pattern or rename the files"
+        )
+    return groups
+
+
+def inside(folder: Path, written: object, source: str) -> Path:
+    """The file `written` below `folder`; DataError if it is no relative path that stays inside.
+
+    source: what names the file, for the message. A list file comes with the data and must not reach
+    other files of the site.
+    """
+    if not isinstance(written, str) or not written:
+        raise DataError(f"{source}: expected a file name, found {written!r}; correct the entry")
+    relative = Path(written)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in written:
+        raise DataError(
+            f"{source}: expected a path that stays inside {folder}, found {written!r}; correct the entry"
+        )
+    return folder / relative
+
+
+def naming(names: Iterable[str], noun: str) -> str:
+    """`1 image (a.png)`, `5 images (a.png, b.png, c.png, ...)`."""
+    listed = list(names)
+    shown = ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+    return f"{len(listed)} {noun}{'s' if len(listed) != 1 else ''} ({shown})"
+
+
+def _not_readable(path: Path, fault: OSError) -> DataError:
+    return DataError(f"{path}: expected a readable folder, found: {fault.strerror}; check its permissions")
+
+
+def _stem(entry: Path, suffixes: frozenset[str]) -> str | None:
+    """The name without the longest ending in `suffixes`; None if it has none of them."""
+    endings = [suffix for suffix in suffixes if entry.name.lower().endswith(suffix)]
+    return entry.name[: -len(max(endings, key=len))] if endings else None
+
+
+def _format(entry: Path) -> str:
+    """The ending in lower case; the one before .gz for packed files."""
+    return Path(entry.name.lower().removesuffix(".gz")).suffix
+
+
+def _require_pairs(path: Path, images: dict[str, Path], masks: dict[str, Path]) -> None:
+    faults = []
+    unmasked = [images[stem].name for stem in sorted(images.keys() - masks.keys())]
+    if unmasked:
+        faults.append(
+            f"{path}: expected a mask for every image, found {naming(unmasked, 'image')} without; "
+            f"add files with the same stems to masks/ or remove the images"
+        )
+    orphans = [masks[stem].name for stem in sorted(masks.keys() - images.keys())]
+    if orphans:
+        faults.append(
+            f"{path}: expected an image for every mask, found {naming(orphans, 'mask')} without; "
+            f"add files with the same stems to images/ or remove the masks"
+        )
+    if faults:
+        raise DataFaultsError(faults)
