@@ -51,23 +51,21 @@ def fold_summaries(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) ->
 def held_out_scores(
     router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: int
 ) -> NDArray[np.float64]:
-    """scores_N: every image scored once, by the state that never saw it."""
+    """scores_N: every image scored once, by the state that never saw it.
+
+    Raises DataError when a score is no number: no threshold can be formed from it.
+    """
     scores = np.empty(len(f_NF))
     for state, held_out in zip(states, fold_indices(len(f_NF), folds), strict=True):
         for i in held_out:
             scores[i] = router.score(f_NF[i], state)
+    if unusable := int(np.isnan(scores).sum()):
+        raise DataError(f"{unusable} of {len(scores)} held-out scores are no number; check the task's images")
     return scores
 
 
 def score_histogram(scores_N: NDArray[np.float64]) -> NDArray[np.int64]:
-    """counts over HISTOGRAM_BINS fixed bins; scores beyond the range fall into the outer bins.
-
-    Raises DataError for a score that is no number: it belongs to no bin.
-    """
-    if unusable := int(np.isnan(scores_N).sum()):
-        raise DataError(
-            f"{unusable} of {len(scores_N)} held-out scores are no number; check the task's images"
-        )
+    """counts over HISTOGRAM_BINS fixed bins; scores beyond the range fall into the outer bins."""
     position = (np.arcsinh(scores_N) / HISTOGRAM_RANGE + 1) / 2 * HISTOGRAM_BINS
     index = np.clip(position, 0, HISTOGRAM_BINS - 1).astype(np.int64)
     return np.bincount(index, minlength=HISTOGRAM_BINS).astype(np.int64)

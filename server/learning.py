@@ -98,7 +98,7 @@ def learn_router(
     router = build_router(scenario.router)
     folds = [
         router.finish(router.merge(parts))
-        for parts in zip(*(reply.folds for reply in replies.values()), strict=False)
+        for parts in zip(*(reply.folds for reply in replies.values()), strict=True)
     ]
     payloads = {name: CalibrateRequest(Job(name, stage, task), folds).to_payload() for name in replies}
     scored = results(institutions.ask("train.calibrate", payloads, deadline=scenario.deadlines.train))

@@ -153,8 +153,11 @@ def test_scores_beyond_the_range_fall_into_the_outer_bins() -> None:
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="1 of 3 held-out scores"):
-        score_histogram(np.array([0.5, np.nan, 1.0]))
+    router, f_NF = build_router(RouterSpec()), torch.randn(6, 4)
+    states = [router.finish(fold) for fold in fold_summaries(router, f_NF, RouterSpec(folds=2), seed=0)]
+    f_NF[3] = math.nan
+    with pytest.raises(DataError, match="1 of 6 held-out scores are no number"):
+        held_out_scores(router, f_NF, states, 2)
 
 
 @given(SCORES, SCORES)
