@@ -57,7 +57,7 @@ class TrainingSpec(Section):
     batch_images: int = Field(6, ge=1)
     instances: int = Field(5, ge=1, description="Instances drawn per image and step.")
     prompts: Literal["box", "point", "mixed"] = Field(
-        "mixed", description="mixed tosses a coin for box or point at every step."
+        "box", description="mixed tosses a coin for box or point at every step, as the paper does."
     )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
 
