@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from casam_core.alignment import build_layer, set_weights
@@ -179,5 +180,8 @@ def channels_of(entry: Entry) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The error's text without line breaks."""
+    """The error's text without line breaks; of a refused setting, the first fault."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}"
     return " ".join(str(error).split())

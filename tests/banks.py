@@ -1,0 +1,83 @@
+"""Small banks on the tiny backbone, made in milliseconds: two kinds of pictures, an entry for each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from casam_core.alignment import build_layer, weights_of
+from casam_core.backbones import Backbone
+from casam_core.backbones.tiny import load_tiny
+from casam_core.bank import Bank, Entry, Provenance
+from casam_core.compute import Compute
+from casam_core.features import pool
+from casam_core.routers import build_router
+from casam_core.scenario import AlignmentSpec, BackboneSpec, RouterSpec
+
+BASE = {"polyp": (200, 80, 70), "histology": (90, 40, 160)}
+
+
+@lru_cache
+def tiny_backbone() -> Backbone:
+    return load_tiny(BackboneSpec(name="tiny"), Compute(device="cpu", threads=1, precision="float32"))
+
+
+def picture(task: str, seed: int = 0, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """Noise around the task's own colour, with a brighter square."""
+    rng = np.random.default_rng([seed, *task.encode()])
+    image = rng.normal(BASE.get(task, (128, 128, 128)), 12, (height, width, 3))
+    image[10:30, 12:36] += 40
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@lru_cache
+def tiny_entry(task: str, form: str = "low_rank", seed: int = 0) -> Entry:
+    """An entry whose layer is not the identity and whose router knows `picture(task)`."""
+    backbone, spec = tiny_backbone(), RouterSpec()
+    z_BCHW = backbone.encode([picture(task, i) for i in range(100 + seed, 132 + seed)])
+    features = torch.stack([pool(z_CHW, spec.features) for z_CHW in z_BCHW])
+    f_NF, held_out = features[:24], features[24:]
+    router = build_router(spec)
+    state = router.finish(router.summarise(f_NF, seed))
+    layer = build_layer(AlignmentSpec(form=form), backbone.geometry.channels, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return Entry(
+        task=task,
+        layer=weights_of(layer),
+        router=dict(state),
+        threshold=max(router.score(f_F, state) for f_F in held_out) + 1.0,
+        provenance=Provenance(
+            form=form,
+            rank=8,
+            router=spec.kind,
+            features=spec.features,
+            beta=spec.beta,
+            sampled=spec.sampled,
+            backbone=backbone.digest,
+            holders=("north",),
+            images=24,
+            stage=1,
+            scenario="0" * 64,
+        ),
+    )
+
+
+def tiny_bank(folder: Path, *tasks: str) -> Bank:
+    """A bank of these tasks, by default of both."""
+    bank = Bank.open(folder, create=True)
+    for stage, task in enumerate(tasks or tuple(BASE), 1):
+        entry = tiny_entry(task)
+        bank.add(replace(entry, provenance=replace(entry.provenance, stage=stage)))
+    return bank
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Content by relative path: what must not change."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
