@@ -12,6 +12,7 @@ from rich.console import Console
 
 from casam_core.errors import CasamError, RunError
 from scenarios.bank_commands import bank_app
+from scenarios.data_commands import data_app
 from scenarios.engine import Engine
 from scenarios.predict import predict
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     epilog="Start with: casam run quickstart",
 )
 app.add_typer(bank_app, name="bank")
+app.add_typer(data_app, name="data")
 
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 

@@ -1,0 +1,84 @@
+"""Images with the outlines of their labels, drawn into a folder only its owner can open."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from skimage.segmentation import find_boundaries
+
+from casam_core.errors import DataError
+from client.data.dataset import Dataset, LoadedSample, Sample
+
+PRIVATE = 0o700
+"""Pictures of patients: the owner alone may read, write and enter."""
+
+_COLOURS = np.array(
+    [[230, 60, 60], [60, 200, 90], [70, 130, 255], [250, 200, 40], [220, 90, 230], [40, 210, 220]], np.uint8
+)
+
+
+def draw_previews(
+    dataset: Dataset,
+    folder: Path,
+    *,
+    count: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Write `count` overlays, spread evenly over the ids, as PNG; returns the files.
+
+    folder: made with mode 0700, or there already with no rights for others. Raises DataError.
+    """
+    samples = _spread(dataset.samples, count)
+    private_folder(folder)
+    files = []
+    for done, sample in enumerate(samples, start=1):
+        overlay = overlay_of(dataset.load(sample))
+        file = folder / f"{done:03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', sample.id)[-100:]}.png"
+        Image.fromarray(overlay).save(file)
+        files.append(file)
+        progress(done, len(samples))
+    return files
+
+
+def overlay_of(loaded: LoadedSample) -> NDArray[np.uint8]:
+    """The image, (height, width, 3) uint8, with each instance's outline inside its border.
+
+    The outline is one pixel wide, wider from 1000 pixels a side on. Neighbouring numbers differ in colour.
+    """
+    labels_HW = loaded.labels_HW
+    edges_HW = find_boundaries(labels_HW, mode="inner")
+    width = max(labels_HW.shape) // 500
+    if width > 1:
+        edges_HW = ndimage.binary_dilation(edges_HW, iterations=width - 1) & (labels_HW > 0)
+    overlay = loaded.image_HW3.copy()
+    overlay[edges_HW] = _COLOURS[(labels_HW[edges_HW] - 1) % len(_COLOURS)]
+    return overlay
+
+
+def private_folder(folder: Path) -> None:
+    """Make `folder` with mode 0700. Raises DataError for one that others may open."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+        folder.mkdir(mode=PRIVATE, exist_ok=True)
+        mode = stat.S_IMODE(folder.stat().st_mode)
+    except OSError as fault:
+        raise DataError(
+            f"{folder}: expected a folder for pictures, found: {fault.strerror}; choose another --out"
+        ) from fault
+    if mode & 0o077:
+        raise DataError(
+            f"{folder}: expected a folder that only its owner can open (mode 0700), found {mode:04o}; choose "
+            f"a new one, as it will hold pictures of patients"
+        )
+
+
+def _spread(samples: tuple[Sample, ...], count: int) -> list[Sample]:
+    places = np.linspace(0, len(samples) - 1, min(count, len(samples)))
+    return [samples[int(place)] for place in places]

@@ -1,0 +1,186 @@
+"""Read a whole dataset and say what it holds and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import median
+
+import numpy as np
+
+from casam_core.errors import DataError
+from casam_core.scenario import DataSpec, LimitSpec
+from client.data.dataset import Dataset, Described, LoadedSample
+from client.data.faults import faults_of
+from client.data.listing import naming
+from client.data.splits import PARTS, Split, split_samples
+
+
+@dataclass
+class Survey:
+    """What one dataset holds.
+
+    parts: images per part of the split. sides: (width, height) of every image. kinds: images by
+    channels and depth, e.g. "gray 16-bit". instances: per image. empty: images left out for want of a
+    label. duplicates: ids of images with the same pixels, same part. hashes: SHA-256 of size and pixels
+    -> (part, id) of each image that has them. warnings: for the person, no faults.
+    """
+
+    images: int = 0
+    groups: int = 0
+    ungrouped: int = 0
+    empty: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    sides: list[tuple[int, int]] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    instances: list[int] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    hashes: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def size_range(self) -> str:
+        """Smallest and largest image, e.g. `256 x 256 to 512 x 480`; by their pixels."""
+        if not self.sides:
+            return "none read"
+        ordered = sorted(self.sides, key=lambda side: side[0] * side[1])
+        first, last = (f"{width} x {height}" for width, height in (ordered[0], ordered[-1]))
+        return first if len(set(ordered)) == 1 else f"{first} to {last}"
+
+    @property
+    def instance_range(self) -> str:
+        """Least, median and most instances in an image."""
+        if not self.instances:
+            return "none read"
+        return f"{min(self.instances)} to {max(self.instances)}, median {median(self.instances):g}"
+
+
+def survey(
+    open_: Callable[[], Dataset],
+    spec: DataSpec,
+    *,
+    seed: int,
+    scope: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Survey:
+    """Everything about one dataset; faults are gathered, none is raised.
+
+    open_: opens the dataset; if that fails its faults are all there is. seed, scope: as in a run, so that
+    the parts are the run's own (`spec.limit` is not applied: leaks hide in what a cap leaves out, too).
+    """
+    found = Survey()
+    try:
+        dataset = open_()
+    except DataError as error:
+        found.faults.extend(faults_of(error))
+        return found
+    found.images = len(dataset.samples)
+    found.groups = len({sample.group for sample in dataset.samples if sample.group is not None})
+    found.ungrouped = sum(sample.group is None for sample in dataset.samples)
+    if isinstance(dataset, Described):
+        found.empty = dataset.empty
+        found.warnings.extend(dataset.warnings)
+    part_of = _parts(dataset, spec, seed, scope, found)
+    for done, sample in enumerate(dataset.samples, start=1):
+        try:
+            loaded = dataset.load(sample)
+            bits = dataset.bits(sample) if isinstance(dataset, Described) else 8
+        except DataError as error:
+            found.faults.extend(faults_of(error))
+        else:
+            _count(found, loaded, bits)
+            found.hashes[pixel_hash(loaded)].append((part_of.get(sample.id, ""), sample.id))
+        progress(done, found.images)
+    _compare(found)
+    return found
+
+
+def leaks_between(surveys: dict[str, Survey]) -> list[str]:
+    """Faults: images of one task that train at one institution and are tested at another.
+
+    surveys: of the task's holders, by name.
+    """
+    faults = []
+    for (first, one), (second, other) in combinations(surveys.items(), 2):
+        shared = [
+            f"{a_id} = {b_id}"
+            for key in one.hashes.keys() & other.hashes.keys()
+            for a_part, a_id in one.hashes[key]
+            for b_part, b_id in other.hashes[key]
+            if a_part != b_part
+        ]
+        if shared:
+            faults.append(
+                f"{first} and {second}: expected different images in different parts, found "
+                f"{naming(sorted(shared), 'pair')} with the same pixels; remove one of each"
+            )
+    return faults
+
+
+def pixel_hash(loaded: LoadedSample) -> str:
+    """SHA-256 of an image's size and pixels, whatever its file."""
+    image = loaded.image_HW3
+    return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def _parts(dataset: Dataset, spec: DataSpec, seed: int, scope: str, found: Survey) -> dict[str, str]:
+    """Part by sample id; counts and group leaks go into `found`."""
+    try:
+        split: Split = split_samples(dataset.samples, spec.split, LimitSpec(), seed=seed, scope=scope)
+    except DataError as error:
+        found.faults.extend(faults_of(error))
+        return {}
+    part_of: dict[str, str] = {}
+    parts_of_group: dict[str, set[str]] = defaultdict(set)
+    for part in PARTS:
+        samples = getattr(split, part)
+        found.parts[part] = len(samples)
+        for sample in samples:
+            part_of[sample.id] = part
+            if sample.group is not None:
+                parts_of_group[sample.group].add(part)
+    torn = sorted(group for group, parts in parts_of_group.items() if len(parts) > 1)
+    if torn:
+        found.faults.append(
+            f"leakage: expected each group in one part of the split, found {naming(torn, 'group')} in several"
+        )
+    return part_of
+
+
+def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
+    image, labels = loaded.image_HW3, loaded.labels_HW
+    found.sides.append((image.shape[1], image.shape[0]))
+    gray = bool((image == image[..., :1]).all())
+    found.kinds[f"{'gray' if gray else 'RGB'} {bits}-bit"] += 1
+    found.instances.append(int(labels.max()))
+
+
+def _compare(found: Survey) -> None:
+    """Equal pixels: in one part a thing to know, across parts a leak."""
+    leaks = []
+    for places in found.hashes.values():
+        if len(places) < 2:
+            continue
+        ids = " = ".join(id_ for _, id_ in places)
+        if len({part for part, _ in places}) > 1:
+            leaks.append(ids)
+        else:
+            found.duplicates.append(ids)
+    if leaks:
+        found.faults.append(
+            f"leakage: expected different images in training, validation and test, found "
+            f"{naming(sorted(leaks), 'set')} with the same pixels; remove the copies or give them one group"
+        )
+    if found.duplicates:
+        found.warnings.append(
+            f"{naming(sorted(found.duplicates), 'set')} of images with the same pixels within one part"
+        )
+    if found.ungrouped:
+        found.warnings.append(
+            f"{found.ungrouped} images name no patient or slide (group_pattern): whether one patient stands "
+            f"on two sides of the split cannot be seen"
+        )
