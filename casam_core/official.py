@@ -171,8 +171,8 @@ def read_weights(path: Path, shapes: Shapes) -> Arrays:
 
 
 def _faults(state: Mapping[str, Any], shapes: Shapes) -> list[str]:
-    faults = [f"missing {name}" for name in shapes if name not in state]
-    faults += [f"unexpected {name}" for name in state if name not in shapes]
+    faults = [f"unexpected {name}" for name in state if name not in shapes]
+    faults += [f"missing {name}" for name in shapes if name not in state]
     for name, shape in shapes.items():
         value = state.get(name)
         if name not in state:
