@@ -39,9 +39,19 @@ class Outcome:
     BAD_CHECKPOINT = "bad-checkpoint"
     UNKNOWN_SCENARIO = "unknown-scenario"
     UNKNOWN_INSTITUTION = "unknown-institution"
+    POOLING_REFUSED = "pooling-refused"
     BANK_MISMATCH = "bank-mismatch"
     FAILED = "failed"
-    ALL = (OK, BAD_DATA, BAD_CHECKPOINT, UNKNOWN_SCENARIO, UNKNOWN_INSTITUTION, BANK_MISMATCH, FAILED)
+    ALL = (
+        OK,
+        BAD_DATA,
+        BAD_CHECKPOINT,
+        UNKNOWN_SCENARIO,
+        UNKNOWN_INSTITUTION,
+        POOLING_REFUSED,
+        BANK_MISMATCH,
+        FAILED,
+    )
 
 
 @dataclass(frozen=True)
@@ -131,32 +141,63 @@ class IdentifyReply:
 
 @dataclass(frozen=True)
 class AlignRequest:
-    """Train the task's layer for one round. layer: the server's weights, None to start afresh."""
+    """Train a layer for one round.
+
+    layer: the weights to start from, None to start afresh. tasks: whose images to train on, by default
+    the job's. importance: for methods that hold on to what earlier tasks need. pooled: train on
+    everybody's images (simulations only).
+    """
 
     job: Job
     layer: Mapping[str, NDArray[np.float32]] | None
+    tasks: tuple[str, ...] = ()
+    importance: Mapping[str, NDArray[np.float32]] | None = None
+    pooled: bool = False
+
+    @property
+    def trains_on(self) -> tuple[str, ...]:
+        """The tasks whose images are used."""
+        return self.tasks or (self.job.task,)
 
     def to_payload(self) -> Payload:
-        return Payload(self.job.config(), {"layer": self.layer} if self.layer is not None else {})
+        config = {**self.job.config(), "tasks": ",".join(self.tasks), "pooled": self.pooled}
+        groups = {"layer": self.layer, "importance": self.importance}
+        return Payload(config, {name: group for name, group in groups.items() if group is not None})
 
     @staticmethod
     def of(payload: Payload) -> AlignRequest:
-        return AlignRequest(Job.of(payload), payload.arrays.get("layer"))
+        return AlignRequest(
+            job=Job.of(payload),
+            layer=payload.arrays.get("layer"),
+            tasks=tuple(task for task in str(payload.config["tasks"]).split(",") if task),
+            importance=payload.arrays.get("importance"),
+            pooled=bool(payload.config["pooled"]),
+        )
 
 
 @dataclass(frozen=True)
 class AlignReply:
-    """Trained weights and on how many images; the shape Flower's strategies aggregate."""
+    """Trained weights and on how many images; the shape Flower's strategies aggregate.
+
+    importance: only where the method asks for it.
+    """
 
     layer: Mapping[str, NDArray[np.float32]]
     images: int
+    importance: Mapping[str, NDArray[np.float32]] | None = None
 
     def to_payload(self) -> Payload:
-        return Payload({}, {"layer": self.layer}, {"align": {"num-examples": self.images}})
+        groups = {"layer": self.layer, "importance": self.importance}
+        arrays = {name: group for name, group in groups.items() if group is not None}
+        return Payload({}, arrays, {"align": {"num-examples": self.images}})
 
     @staticmethod
     def of(payload: Payload) -> AlignReply:
-        return AlignReply(payload.arrays["layer"], int(payload.metrics["align"]["num-examples"]))
+        return AlignReply(
+            layer=payload.arrays["layer"],
+            images=int(payload.metrics["align"]["num-examples"]),
+            importance=payload.arrays.get("importance"),
+        )
 
 
 @dataclass(frozen=True)

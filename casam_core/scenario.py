@@ -18,6 +18,12 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 """Names of institutions, tasks and scenarios become folder names: lower case, digits, - and _."""
 
 
+RESERVED_TASKS = {
+    "identity": "the route of an unknown image",
+    "shared": "the entry of methods that keep one layer for all tasks",
+}
+
+
 class Section(BaseModel):
     """A table of the scenario: unknown keys are refused, values never change."""
 
@@ -175,11 +181,18 @@ _OPTIONS = {
 """Keys of DataSpec that only some readers know."""
 
 
+class PolicySpec(Section):
+    """What an institution allows. In a simulation the scenario may say it in the institution's place."""
+
+    keep_samples: bool = Field(False, description="Keep images after their stage, to train along later.")
+
+
 class InstitutionSpec(Section):
     """One data owner; `data` maps each task it holds to its source."""
 
     name: Name
     data: dict[Name, DataSpec] = Field(min_length=1)
+    policy: PolicySpec = PolicySpec()
 
 
 class DeadlineSpec(Section):
@@ -196,6 +209,7 @@ class Scenario(Section):
     name: Name
     description: str = ""
     seed: int = Field(0, ge=0)
+    method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order they are learned.")
     institutions: list[InstitutionSpec] = Field(min_length=1)
     backbone: BackboneSpec = BackboneSpec()
@@ -213,8 +227,9 @@ class Scenario(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two institutions are named {name!r}; give each its own name")
         held = {task for site in self.institutions for task in site.data}
-        if "identity" in held:
-            raise ValueError("no task can be named 'identity': that is the route of an unknown image")
+        for reserved, meaning in RESERVED_TASKS.items():
+            if reserved in held:
+                raise ValueError(f"no task can be named {reserved!r}: that is {meaning}")
         for task in self.stream:
             if task not in held:
                 raise ValueError(

@@ -64,22 +64,24 @@ def train_layer(
     learning_rate: float,
     rng: np.random.Generator,
     progress: Progress,
+    penalty: Callable[[nn.Module, Batch], Tensor] | None = None,
 ) -> TrainingResult:
-    """Train `layer` in place for one round (CA-SAM, training; METHOD: Adam, box or point per step).
+    """Train `layer` in place for one round with Adam (CA-SAM, training).
 
     load_example(i) gives training image i; it is called anew at every step, so that memory does not
-    grow with the number of images. All randomness comes from `rng`.
+    grow with the number of images. All randomness comes from `rng`. penalty: added to every batch's
+    loss (casam_core.methods).
     """
     layer.to(backbone.compute.device).train()
     optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate)
     losses: list[float] = []
     total = planned_steps(images, spec)
-    for batch in batches(images, spec, rng):
-        kind = spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
-        drawn = [draw_instances(load_example(int(i)), backbone, spec, kind, rng) for i in batch]
+    for indices in batches(images, spec, rng):
+        drawn = draw_batch(indices, load_example, backbone, spec, rng)
         optimiser.zero_grad()
-        loss = batch_loss(layer, backbone, [item for item in drawn if item is not None])
-        if loss is not None:
+        if drawn:
+            batch = decode_batch(layer, backbone, drawn)
+            loss = batch.loss if penalty is None else batch.loss + penalty(layer, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(float(loss.detach()))
@@ -95,6 +97,34 @@ class Drawn:
     z_CHW: Tensor
     prompts: Prompts
     target_Nhw: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch behind the layer and the decoder: N instances of all its images together."""
+
+    drawn: Sequence[Drawn]
+    logits_Nhw: Tensor
+    iou_N: Tensor
+    target_Nhw: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean over the batch's instances of the alignment loss."""
+        return alignment_loss(self.logits_Nhw, self.iou_N, self.target_Nhw)
+
+
+def draw_batch(
+    indices: NDArray[np.int64],
+    load_example: Callable[[int], Example],
+    backbone: Backbone,
+    spec: TrainingSpec,
+    rng: np.random.Generator,
+) -> list[Drawn]:
+    """Some instances of every image of a batch, all prompted alike; images without visible ones fall out."""
+    kind = spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
+    drawn = [draw_instances(load_example(int(i)), backbone, spec, kind, rng) for i in indices]
+    return [item for item in drawn if item is not None]
 
 
 def draw_instances(
@@ -119,16 +149,39 @@ def draw_instances(
     )
 
 
-def batch_loss(layer: nn.Module, backbone: Backbone, drawn: Sequence[Drawn]) -> Tensor | None:
-    """Mean over the batch's instances of the alignment loss; None for an empty batch.
-
-    The layer sees all images of the batch at once; the decoder takes one image with its prompts.
-    """
-    if not drawn:
-        return None
+def decode_batch(layer: nn.Module, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:
+    """The layer sees all images of the batch at once; the decoder takes one image with its prompts."""
     with backbone.compute.autocast():
         aligned_BCHW = layer(torch.stack([item.z_CHW for item in drawn])).float()
     decoded = [backbone.decode(z, item.prompts) for z, item in zip(aligned_BCHW, drawn, strict=True)]
-    logits_Nhw = torch.cat([logits for logits, _ in decoded])
-    iou_N = torch.cat([iou for _, iou in decoded])
-    return alignment_loss(logits_Nhw, iou_N, torch.cat([item.target_Nhw for item in drawn]))
+    return Batch(
+        drawn=drawn,
+        logits_Nhw=torch.cat([logits for logits, _ in decoded]),
+        iou_N=torch.cat([iou for _, iou in decoded]),
+        target_Nhw=torch.cat([item.target_Nhw for item in drawn]),
+    )
+
+
+def importance_of(
+    layer: nn.Module,
+    backbone: Backbone,
+    load_example: Callable[[int], Example],
+    images: int,
+    spec: TrainingSpec,
+    rng: np.random.Generator,
+) -> dict[str, NDArray[np.float32]]:
+    """Diagonal Fisher information: by parameter, the mean squared gradient over the images.
+
+    One image at a time, so that gradients of different images do not cancel before they are squared.
+    """
+    total = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
+    for i in range(images):
+        drawn = draw_batch(np.array([i]), load_example, backbone, spec, rng)
+        layer.zero_grad()
+        if drawn:
+            decode_batch(layer, backbone, drawn).loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in layer.named_parameters():
+                if value.grad is not None:
+                    total[name] += value.grad.square()
+    layer.zero_grad()
+    return {name: (value / images).cpu().numpy() for name, value in total.items()}

@@ -29,7 +29,7 @@ from casam_core.messages import (
 from casam_core.scenario import Scenario
 from casam_core.wire import from_records, to_records
 from client.institution import Institution
-from client.outcomes import UnknownInstitutionError, UnknownScenarioError, guarded
+from client.outcomes import PoolingRefusedError, UnknownInstitutionError, UnknownScenarioError, guarded
 from client.site import Site, casam_home, hosted_sites
 
 app = ClientApp()
@@ -63,11 +63,13 @@ def identify(message: Message, context: Context) -> Message:
 @app.train("align")
 def align(message: Message, context: Context) -> Message:
     """One round of local training."""
-    return reply(
-        message,
-        context,
-        lambda p: addressed(p, context).align(AlignRequest.of(p)).to_payload(),
-    )
+
+    def answer(payload: Payload) -> Payload:
+        request = AlignRequest.of(payload)
+        others = everybody_else(request.job.institution, context) if request.pooled else []
+        return addressed(payload, context).align(request, others).to_payload()
+
+    return reply(message, context, answer)
 
 
 @app.train("router")
@@ -114,6 +116,17 @@ def addressed(payload: Payload, context: Context) -> Institution:
         if site.institution == name:
             return institution_at(site, scenario)
     raise UnknownInstitutionError(f"{name} is not hosted here")
+
+
+def everybody_else(name: str, context: Context) -> list[Institution]:
+    """All other institutions of a simulation, for joint training. A real site refuses."""
+    if "institution" in context.node_config:
+        raise PoolingRefusedError("images of institutions are pooled in simulations only")
+    scenario, _ = remembered(context)
+    run = str(context.state.config_records[STATE]["run"])
+    everybody = {"partition-id": 0, "num-partitions": 1}
+    sites = hosted_sites(scenario, run, everybody, context.run_config)
+    return [institution_at(site, scenario) for site in sites if site.institution != name]
 
 
 def remembered(context: Context) -> tuple[Scenario, list[Site]]:

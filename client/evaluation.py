@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from casam_core.bank import Bank, Entry
 from casam_core.features import pool
 from casam_core.inference import align, decode_masks, entry_layer, route_among
 from casam_core.messages import TaskResult
+from casam_core.methods.base import RouteRule
 from casam_core.metrics import ImageScores, InstanceScores, score_image, score_instance
 from casam_core.prompts import Prompts, central_points, jittered_boxes, tight_boxes
 from casam_core.routers import Router
@@ -40,6 +42,7 @@ class Evaluator:
     seed: int
     spec: EvaluationSpec
     features: str
+    route_rule: RouteRule
     router: Router
     backbone: Backbone
     scores: Results
@@ -53,14 +56,14 @@ class Evaluator:
         samples = data.split.test
         images, routes = [], []
         for done, sample in enumerate(samples, 1):
-            route = self.route(sample, data, bank)
+            route = self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))
             images.append(self.segment(task, sample, data, bank, route))
             routes.append(route.name)
             progress(done, len(samples))
         return summarise(images, routes)
 
     def route(self, sample: Sample, data: TaskData, bank: Bank) -> Route:
-        """Which entry answers for this image."""
+        """The router's decision for this image."""
         key, z_CHW = data.embedding(sample, self.backbone)
         feature: Tensor | None = None
 

@@ -20,7 +20,6 @@ from client.data.dataset import Dataset, LoadedSample, Sample
 from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
 
-
 RECENT_IMAGES = 32
 """Decoding a file again at every training step costs more than keeping a few: at most some 100 MB."""
 

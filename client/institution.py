@@ -6,7 +6,9 @@ what it writes to `site.store` and `site.private` stays.
 
 from __future__ import annotations
 
+import copy
 import shutil
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,11 +28,12 @@ from casam_core.messages import (
     RouterReply,
     RouterRequest,
 )
+from casam_core.methods import SHARED, method_of
 from casam_core.routers import build_router
 from casam_core.scenario import Scenario
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.threshold import fold_summaries, held_out_scores, score_histogram
-from casam_core.training import train_layer
+from casam_core.training import Example, importance_of, train_layer
 from client.data.dataset import Sample
 from client.evaluation import Evaluator
 from client.holdings import TaskData, open_task
@@ -76,27 +79,57 @@ class Institution:
             )
         return self._tasks[task]
 
-    def align(self, request: AlignRequest) -> AlignReply:
-        """Train the task's Alignment Layer for one round."""
-        job, scenario = request.job, self.scenario
-        data, samples = self.encoded(job.task, "train")
+    def align(self, request: AlignRequest, others: Sequence[Institution] = ()) -> AlignReply:
+        """Train a layer for one round on this institution's images of the request's tasks.
+
+        others: institutions whose images are pooled with these (simulations only).
+        """
+        job, scenario, backbone = request.job, self.scenario, self.backbone
+        method = method_of(scenario.method)
+        examples = [
+            (data, sample)
+            for site in (self, *others)
+            for task in request.trains_on
+            if task in scenario.institution(site.name).data
+            for data, samples in [site.encoded(task, "train")]
+            for sample in samples
+        ]
         # All holders start from the same layer: its seed names the task, not the institution.
+        first = SHARED if method.shared else job.task
         layer = build_layer(
-            scenario.alignment, self.backbone.geometry.channels, derive_seed(scenario.seed, "layer", job.task)
+            scenario.alignment, backbone.geometry.channels, derive_seed(scenario.seed, "layer", first)
         )
+        penalty = None
         if request.layer is not None:
             set_weights(layer, request.layer)
+            if method.penalty is not None:
+                start = copy.deepcopy(layer).requires_grad_(False).to(backbone.compute.device)
+                penalty = method.penalty(start, backbone, request.importance)
+
+        def example(i: int) -> Example:
+            data, sample = examples[i]
+            return data.example(sample, backbone)
+
+        def draws(purpose: str) -> np.random.Generator:
+            return numpy_generator(scenario.seed, self.name, job.stage, job.round, purpose)
+
         train_layer(
             layer,
-            self.backbone,
-            lambda i: data.example(samples[i], self.backbone),
-            len(samples),
+            backbone,
+            example,
+            len(examples),
             scenario.training,
             learning_rate=learning_rate_of(scenario.alignment),
-            rng=numpy_generator(scenario.seed, self.name, job.stage, job.round, "align"),
+            rng=draws("align"),
             progress=reporter(self.name, f"train {job.task}"),
+            penalty=penalty,
         )
-        return AlignReply(layer=weights_of(layer), images=len(samples))
+        importance = None
+        if method.weighs:
+            importance = importance_of(
+                layer, backbone, example, len(examples), scenario.training, draws("importance")
+            )
+        return AlignReply(layer=weights_of(layer), images=len(examples), importance=importance)
 
     def describe(self, request: RouterRequest) -> RouterReply:
         """Describe the task's images for the router; alone, also choose the threshold."""
@@ -162,6 +195,7 @@ class Institution:
             seed=self.scenario.seed,
             spec=self.scenario.evaluation,
             features=self.scenario.router.features,
+            route_rule=method_of(self.scenario.method).route,
             router=self.router,
             backbone=self.backbone,
             scores=Results(self.site.private / "scores.jsonl"),

@@ -33,12 +33,18 @@ class UnknownInstitutionError(CasamError):
     code = Outcome.UNKNOWN_INSTITUTION
 
 
+class PoolingRefusedError(CasamError):
+    """A request would train on images of several institutions together."""
+
+    code = Outcome.POOLING_REFUSED
+
+
+OWN_ERRORS = (BankMismatchError, UnknownScenarioError, UnknownInstitutionError, PoolingRefusedError)
+
 CODES = {
     "data": Outcome.BAD_DATA,
     "checkpoint": Outcome.BAD_CHECKPOINT,
-    **{
-        error.code: error.code for error in (BankMismatchError, UnknownScenarioError, UnknownInstitutionError)
-    },
+    **{error.code: error.code for error in OWN_ERRORS},
 }
 
 

@@ -13,6 +13,7 @@ from casam_core.alignment import form_of
 from casam_core.backbones import load_backbone
 from casam_core.compute import resolve_compute
 from casam_core.errors import DataError
+from casam_core.methods import method_of
 from casam_core.routers import build_router
 from casam_core.scenario import Scenario
 from casam_core.training import planned_steps
@@ -44,6 +45,7 @@ def preflight(
     scenario: Scenario, data_root: Path | None, progress: Callable[[str], None] = lambda name: None
 ) -> Cost:
     """Open and read everything the scenario names. Raises CasamError for the first fault."""
+    method_of(scenario.method)
     form_of(scenario.alignment)
     build_router(scenario.router)
     build_strategy(scenario.training.strategy)

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from casam_core.bank import Bank
 from casam_core.errors import RunError
 from casam_core.messages import EvaluateReply, EvaluateRequest, Job, Outcome, Payload
+from casam_core.methods import Cohort
 from casam_core.scenario import Scenario
 from server.directory import Directory, identify
 from server.evaluation import StageScores, combine
@@ -25,6 +26,7 @@ class Institutions:
         self.folder = folder
         self.traffic = Traffic()
         self.directory = Directory({}, "", "")
+        self._bank: Bank | None = None
         self._entries_held: dict[str, int] = {}
 
     def meet(self) -> None:
@@ -37,13 +39,18 @@ class Institutions:
         """Every task held by anyone, sorted."""
         return sorted({task for member in self.directory.members.values() for task in member.holdings})
 
-    def holders(self, task: str) -> list[str]:
-        """Institutions that hold training images of `task`, in the scenario's order."""
-        return [
-            name
-            for name, member in self.directory.members.items()
-            if task in member.holdings and member.holdings[task].train > 0
-        ]
+    def cohort(self, stage: int, task: str) -> Cohort:
+        """Who could train in this stage, for a method to choose from."""
+        stream = self.scenario.stream
+        return Cohort(
+            task=task,
+            seen=tuple(stream[: stage - 1]),
+            held={
+                name: [t for t, holding in member.holdings.items() if t in stream and holding.train > 0]
+                for name, member in self.directory.members.items()
+            },
+            keeps=[spec.name for spec in self.scenario.institutions if spec.policy.keep_samples],
+        )
 
     def ask(self, kind: str, payloads: Mapping[str, Payload], *, deadline: float) -> dict[str, Answer]:
         """One exchange; every answer that is not ok becomes an event and a line."""
@@ -67,10 +74,12 @@ class Institutions:
         return exchange(self.grid, requests, deadline=deadline, traffic=self.traffic, heard=heard)
 
     def evaluate(self, stage: int, bank: Bank) -> StageScores:
-        """Everybody's test images under the bank; each gets only the entries it lacks.
+        """Everybody's test images under the bank; each gets only the entries it lacks of this bank.
 
         An institution whose copy turns out not to be ours is sent the whole bank, once more.
         """
+        if bank is not self._bank:
+            self._bank, self._entries_held = bank, {}
         names = list(self.directory.members)
         answers = self._evaluate(names, stage, bank)
         lost = [name for name in names if answers[name].outcome == Outcome.BANK_MISMATCH]

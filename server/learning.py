@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from casam_core.messages import (
     RouterReply,
     RouterRequest,
 )
+from casam_core.methods import Importance, method_of
 from casam_core.routers import Arrays, build_router
 from casam_core.threshold import histogram_percentile
 from server.aggregation import build_strategy, merge_layers
@@ -27,27 +28,38 @@ from server.institutions import Institutions
 
 @dataclass(frozen=True)
 class LearnedLayer:
-    """The task's layer, who trained it, and on how many images together."""
+    """A layer, who trained it, on how many images together, and what later tasks must not disturb."""
 
     weights: Mapping[str, NDArray[np.float32]]
     holders: tuple[str, ...]
     images: int
+    importance: Importance | None = None
 
 
-def learn_layer(institutions: Institutions, stage: int, task: str) -> LearnedLayer:
-    """Train at the task's holders for the scenario's rounds; several holders are merged every round.
+def learn_layer(
+    institutions: Institutions, stage: int, task: str, before: LearnedLayer | None = None
+) -> LearnedLayer:
+    """Train where the method says, for the scenario's rounds; several replies are merged every round.
 
-    Who does not answer a round is left out of it. Raises RunError when a round has no answer at all.
+    before: the layer that methods with a shared one start from. Who does not answer a round is left
+    out of it. Raises RunError when a round has no answer at all.
     """
     scenario = institutions.scenario
+    method = method_of(scenario.method)
     strategy = build_strategy(scenario.training.strategy)
-    layer: LearnedLayer | None = None
+    trainers = method.trainers(institutions.cohort(stage, task))
+    importance = before.importance if before else None
+    layer = before
     for server_round in range(1, scenario.training.rounds + 1):
         payloads = {
             name: AlignRequest(
-                Job(name, stage, task, server_round), layer.weights if layer else None
+                job=Job(name, stage, task, server_round),
+                layer=layer.weights if layer else None,
+                tasks=tasks if tasks != (task,) else (),
+                importance=importance if method.penalty else None,
+                pooled=method.pools,
             ).to_payload()
-            for name in institutions.holders(task)
+            for name, tasks in trainers.items()
         }
         answers = institutions.ask("train.align", payloads, deadline=scenario.deadlines.train)
         replies = {name: AlignReply.of(payload) for name, payload in results(answers).items()}
@@ -60,6 +72,7 @@ def learn_layer(institutions: Institutions, stage: int, task: str) -> LearnedLay
             weights=only.layer if len(replies) == 1 else merge_layers(strategy, server_round, messages),
             holders=tuple(replies),
             images=sum(reply.images for reply in replies.values()),
+            importance=add_importance(importance, list(replies.values())),
         )
         institutions.folder.event(
             "align",
@@ -73,6 +86,21 @@ def learn_layer(institutions: Institutions, stage: int, task: str) -> LearnedLay
         )
     assert layer is not None  # a scenario has at least one round
     return layer
+
+
+def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> Importance | None:
+    """Importance summed over tasks; within a task, the holders' mean weighted by images."""
+    given = [(reply.images, reply.importance) for reply in replies if reply.importance is not None]
+    if not given:
+        return before
+    images = sum(count for count, _ in given)
+    return {
+        name: np.asarray(
+            (before[name] if before else 0) + sum(count / images * part[name] for count, part in given),
+            np.float32,
+        )
+        for name in given[0][1]
+    }
 
 
 def learn_router(

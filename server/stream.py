@@ -6,12 +6,14 @@ server.institutions (who is there, evaluation); what is written stands in server
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
 from casam_core.bank import Bank, Entry, Provenance
+from casam_core.methods import SHARED, method_of
 from casam_core.routers import Arrays
 from casam_core.scenario import Scenario
 from server.evaluation import StageScores
@@ -23,11 +25,15 @@ from server.summary import write_results
 
 @dataclass(frozen=True)
 class Stage:
-    """One learned task: what was measured after it, and the seconds each part took."""
+    """One learned task: what was measured after it, and the seconds each part took.
+
+    parameters: of the layer that was trained; 0 where nothing is learned.
+    """
 
     number: int
     task: str
     holders: tuple[str, ...]
+    parameters: int
     scores: StageScores
     seconds: dict[str, float]
 
@@ -46,29 +52,42 @@ def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
 
 def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
     """Stage 0 measures the frozen backbone; every further stage learns one task and measures all."""
+    method = method_of(scenario.method)
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
     institutions = Institutions(grid, scenario, folder)
     bank = Bank.open(folder.path / "bank", create=True)
-    folder.event("start", f"{scenario.name}: {len(scenario.stream)} stages", scenario=scenario.digest())
+    folder.event(
+        "start",
+        f"{scenario.name}: {len(scenario.stream)} stages, method {scenario.method}",
+        scenario=scenario.digest(),
+    )
 
     institutions.meet()
     zero_shot = institutions.evaluate(0, bank)
     report(folder, 0, scenario, "frozen backbone", zero_shot)
 
     stages: list[Stage] = []
+    layer: LearnedLayer | None = None
     for number, task in enumerate(scenario.stream, 1):
         clock = Clock()
         institutions.meet()
-        layer = learn_layer(institutions, number, task)
-        clock.lap("align")
-        router, threshold = learn_router(institutions, number, task, layer.holders)
-        clock.lap("router")
-        entry = make_entry(institutions, number, task, layer, router, threshold)
-        digest = bank.add(entry)
-        folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
+        if method.learns:
+            layer = learn_layer(institutions, number, task, before=layer if method.shared else None)
+            clock.lap("align")
+            if method.shared:
+                # Entries never change, and this one is replaced in every stage: so a bank per stage.
+                bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
+                bank.add(make_entry(institutions, number, SHARED, layer, {}, math.inf))
+            else:
+                router, threshold = learn_router(institutions, number, task, layer.holders)
+                clock.lap("router")
+                digest = bank.add(make_entry(institutions, number, task, layer, router, threshold))
+                folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
         scores = institutions.evaluate(number, bank)
         clock.lap("evaluate")
-        stages.append(Stage(number, task, layer.holders, scores, clock.seconds))
+        holders = layer.holders if layer else ()
+        parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
+        stages.append(Stage(number, task, holders, parameters, scores, clock.seconds))
         report(folder, number, scenario, task, scores)
 
     write_results(folder, institutions, scenario, zero_shot, stages)

@@ -17,6 +17,7 @@ import torch
 
 from casam_core.continual import ContinualMatrix, average, backward_transfer, forgetting, last
 from casam_core.fingerprint import code_fingerprint
+from casam_core.methods import method_of
 from casam_core.routing_metrics import routing_metrics
 from casam_core.scenario import Scenario
 from server.evaluation import StageScores
@@ -56,12 +57,14 @@ def summarise(
     }
     final = stages[-1].scores
     unseen = [task for task in institutions.tasks if task not in scenario.stream]
-    routing = routing_metrics(final.routes, seen=scenario.stream)
+    routes = final.routes if method_of(scenario.method).routes else None
+    routing = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
     return {
         "schema": 1,
         "scenario": scenario.name,
         "scenario_digest": scenario.digest(),
         "seed": scenario.seed,
+        "method": scenario.method,
         "status": "completed",
         "tasks": list(scenario.stream),
         "holders": {stage.task: list(stage.holders) for stage in stages},
@@ -77,11 +80,12 @@ def summarise(
         "worst_institution_iou": final.worst_iou,
         "hd95": final.figures["hd95"] if scenario.evaluation.hd95 else None,
         "routing": {
-            "accuracy": routing.accuracy,
-            "confusion": final.routes,
-            "false_unknown_rate": routing.false_unknown_rate,
-            "unseen_unknown_rate": routing.unseen_unknown_rate,
+            "accuracy": routing.accuracy if routing else None,
+            "confusion": routes,
+            "false_unknown_rate": routing.false_unknown_rate if routing else None,
+            "unseen_unknown_rate": routing.unseen_unknown_rate if routing else None,
         },
+        "trained_parameters": stages[-1].parameters,
         "bytes": {"up": institutions.traffic.up, "down": institutions.traffic.down},
         "decodes": [zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
         "timing": {

@@ -20,9 +20,10 @@ from casam_core.training import (
     Drawn,
     Example,
     TrainingResult,
-    batch_loss,
     batches,
+    decode_batch,
     draw_instances,
+    importance_of,
     planned_steps,
     train_layer,
 )
@@ -231,10 +232,27 @@ def test_the_batch_loss_is_the_mean_over_all_instances(tiny: Backbone, examples:
             alignment_loss(logits[k : k + 1], iou[k : k + 1], item.target_Nhw[k : k + 1])
             for k in range(len(item.prompts))
         ]
-    found = batch_loss(layer, tiny, items)
-    assert found is not None
+    found = decode_batch(layer, tiny, items).loss
     torch.testing.assert_close(found, torch.stack(single).mean())
-    assert batch_loss(layer, tiny, []) is None
+
+
+def test_importance_is_the_mean_squared_gradient_of_single_images(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    layer, spec = residual(), TrainingSpec(prompts="box", instances=9)
+    found = importance_of(layer, tiny, examples.__getitem__, 2, spec, np.random.default_rng(0))
+    expected = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
+    rng = np.random.default_rng(0)
+    for example in examples[:2]:
+        item = draw_instances(example, tiny, spec, "box", rng)
+        assert item is not None
+        layer.zero_grad()
+        decode_batch(layer, tiny, [item]).loss.backward()  # type: ignore[no-untyped-call]
+        for name, value in layer.named_parameters():
+            if value.grad is not None:
+                expected[name] += value.grad.square() / 2
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.from_numpy(found[name]), value)
 
 
 def test_training_lowers_the_loss(tiny: Backbone, examples: list[Example]) -> None:

@@ -177,7 +177,7 @@ def test_every_option_runs_through(tmp_path: Path, change: dict[str, Any]) -> No
 def test_a_task_whose_holder_fails_ends_the_run_with_the_reason(
     tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Institution, request: object) -> object:
+    def broken(self: Institution, request: object, others: object) -> object:
         raise ValueError("patient 17")
 
     monkeypatch.setattr(Institution, "align", broken)
@@ -192,10 +192,10 @@ def test_one_of_two_holders_is_enough(
 ) -> None:
     whole = Institution.align
 
-    def fails_in_the_west(self: Institution, request: Any) -> Any:
+    def fails_in_the_west(self: Institution, request: Any, others: Any) -> Any:
         if self.name == "west":
             raise MemoryError
-        return whole(self, request)
+        return whole(self, request, others)
 
     monkeypatch.setattr(Institution, "align", fails_in_the_west)
     run_inprocess(tiny_scenario, tmp_path / "run", None)

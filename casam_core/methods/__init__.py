@@ -1,0 +1,29 @@
+"""Ways of learning tasks one after the other, in one harness. A method is one file and one line here."""
+
+from __future__ import annotations
+
+from casam_core.errors import ScenarioError
+from casam_core.methods import casam, ewc, fedavg, frozen, joint, lwf, oracle, replay, sequential
+from casam_core.methods.base import SHARED, Cohort, Importance, Method
+
+METHODS: dict[str, Method] = {
+    "casam": casam.METHOD,
+    "oracle": oracle.METHOD,
+    "frozen": frozen.METHOD,
+    "sequential": sequential.METHOD,
+    "ewc": ewc.METHOD,
+    "lwf": lwf.METHOD,
+    "replay": replay.METHOD,
+    "fedavg": fedavg.METHOD,
+    "joint": joint.METHOD,
+}
+
+
+def method_of(name: str) -> Method:
+    """The method a scenario names. Raises ScenarioError listing the known ones."""
+    if name not in METHODS:
+        raise ScenarioError(f"method: expected one of {', '.join(METHODS)}, found {name!r}")
+    return METHODS[name]
+
+
+__all__ = ["METHODS", "SHARED", "Cohort", "Importance", "Method", "method_of"]
