@@ -110,7 +110,7 @@ class CocoDataset:
         if hidden:
             raise DataError(
                 f"{self._source}: expected every instance of {image.file_name} to own a pixel, found "
-                f"{naming((str(instances[i].id) for i in hidden), 'annotation')} covered by smaller ones or "
+                f"{naming((str(instances[i].id) for i in hidden), 'annotation')} covered by others or "
                 f"without a pixel's centre inside; remove them"
             )
         return LoadedSample(image_HW3, labels_HW)

@@ -51,7 +51,7 @@ def read_sparse_label(path: Path, size: tuple[int, int], classes: int) -> NDArra
     hidden = [index for index in present if not (labels_HW == index).any()]
     if hidden:
         raise DataError(
-            f"{path}: expected every class to own a pixel, found class {hidden[0]} covered by smaller ones; "
+            f"{path}: expected every class to own a pixel, found class {hidden[0]} covered by the others; "
             f"correct the label"
         )
     return labels_HW
@@ -104,7 +104,7 @@ def _load_sparse(path: Path) -> Any:
 
 
 def _refused(path: Path, expected: str, fault: Exception) -> DataError:
-    if "allow_pickle" in str(fault) or "pickle" in str(fault).lower():
+    if any(word in str(fault).lower() for word in ("pickle", "python objects")):
         return DataError(
             f"{path}: expected {expected}, found pickled content, which can run code when it is opened; save "
             f"it again as plain numbers"

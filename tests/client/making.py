@@ -1,0 +1,26 @@
+"""What tests of readers share: a small image, and the text of a DataError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from casam_core.errors import DataError
+from client.data.faults import faults_of
+
+RNG = np.random.default_rng(0)
+
+
+def fault(action: Callable[[], object]) -> str:
+    """All faults `action` raises, one a line; each says what was expected and what was found."""
+    with pytest.raises(DataError) as caught:
+        action()
+    faults = faults_of(caught.value)
+    for text in (*faults, str(caught.value)):
+        assert "\n" not in text
+        assert "expected" in text
+        assert "found" in text
+        assert ";" in text or "found the id" in text, "says what to do"
+    return "\n".join(faults)
