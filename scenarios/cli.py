@@ -93,6 +93,49 @@ app.command()(predict)
 
 
 @app.command()
+def compare(
+    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the comparison; called again, it does what is missing.")
+    ],
+    methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds separated by commas.")] = "0",
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key for all runs.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
+) -> None:
+    """Run a scenario under several methods and seeds; writes results.csv and prints the table.
+
+    All methods get the scenario's training budget and no tuning of their own.
+    """
+    from scenarios.compare import compare as run_all
+    from scenarios.compare import parse_grid, table_of
+    from scenarios.library import resolve_scenario
+    from scenarios.run import RunOrder, run_scenario
+
+    screen = console()
+    changes = list(set_ or [])
+
+    def run_one(method: str, seed: int, folder: Path) -> None:
+        overrides = [*changes, f"method={method}", f"seed={seed}"]
+        run_scenario(RunOrder(scenario, engine, data_root, folder, overrides), screen)
+
+    rows = run_all(
+        parse_grid(methods, seeds),
+        out,
+        run_one,
+        resolve_scenario(scenario, changes).digest(),
+        lambda line: screen.print(line, highlight=False),
+    )
+    screen.print(table_of(rows))
+    screen.print(f"Results: {(out / 'results.csv').resolve()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def scenarios() -> None:
     """List the scenarios that come with casam."""
     from scenarios.library import library_names, resolve_scenario

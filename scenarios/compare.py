@@ -1,0 +1,158 @@
+"""`casam compare`: one scenario under several methods and seeds, one row each, resumable.
+
+The folder holds results.csv, appended row by row, and the run folders. A row is written only when its
+run is complete; calling again does what is missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from casam_core.errors import RunError, ScenarioError
+from casam_core.files import write_atomic
+from casam_core.methods import METHODS, method_of
+
+COLUMNS = (
+    "method",
+    "seed",
+    "last_iou",
+    "avg_iou",
+    "ff_iou",
+    "bwt_iou",
+    "unseen_iou",
+    "routing_accuracy",
+    "trained_parameters",
+    "seconds",
+)
+FIGURES = COLUMNS[2:]
+
+Row = dict[str, str]
+Runner = Callable[[str, int, Path], None]
+"""(method, seed, run folder) -> a finished run folder."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared: every method under every seed."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def cells(self) -> Iterable[tuple[str, int]]:
+        """Seed by seed, so that an interrupted comparison has whole columns to show."""
+        return [(method, seed) for seed in self.seeds for method in self.methods]
+
+
+def parse_grid(methods: str, seeds: str) -> Grid:
+    """From `all` or `a,b`, and `0,1,2`. Raises ScenarioError."""
+    names = tuple(METHODS) if methods == "all" else tuple(name.strip() for name in methods.split(","))
+    for name in names:
+        method_of(name)
+    try:
+        return Grid(names, tuple(int(seed) for seed in seeds.split(",")))
+    except ValueError as error:
+        raise ScenarioError(f"--seeds: expected whole numbers like 0,1,2, found {seeds!r}") from error
+
+
+def compare(
+    grid: Grid, folder: Path, run: Runner, scenario_digest: str, say: Callable[[str], None]
+) -> list[Row]:
+    """Run what is missing and return all rows. Raises RunError when `folder` holds another comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, scenario_digest)
+    rows = read_rows(folder)
+    for method, seed in grid.cells():
+        if any(row["method"] == method and row["seed"] == str(seed) for row in rows):
+            say(f"{method}, seed {seed}: already there")
+            continue
+        say(f"{method}, seed {seed}")
+        target = folder / "runs" / f"{method}-{seed}"
+        # Without a row, whatever is there is a run that was interrupted.
+        shutil.rmtree(target, ignore_errors=True)
+        run(method, seed, target)
+        rows.append(row_of(json.loads((target / "summary.json").read_text())))
+        write_rows(folder, rows)
+    wanted = set(grid.cells())
+    return [row for row in rows if (row["method"], int(row["seed"])) in wanted]
+
+
+def claim(folder: Path, scenario_digest: str) -> None:
+    """Rows of one folder belong to one scenario."""
+    path = folder / "scenario.sha256"
+    if not path.exists():
+        write_atomic(path, scenario_digest.encode())
+    elif path.read_text() != scenario_digest:
+        raise RunError(
+            f"{folder} holds a comparison of another scenario or other --set; choose another --out"
+        )
+
+
+def row_of(summary: dict[str, Any]) -> Row:
+    """One row of results.csv; a figure that does not apply is empty."""
+    last_unseen = [value for value in summary["unseen"]["iou"][-1].values() if value is not None]
+    values = {
+        "method": summary["method"],
+        "seed": summary["seed"],
+        **{
+            name: summary[name] for name in ("last_iou", "avg_iou", "ff_iou", "bwt_iou", "trained_parameters")
+        },
+        "unseen_iou": statistics.fmean(last_unseen) if last_unseen else None,
+        "routing_accuracy": summary["routing"]["accuracy"],
+        "seconds": summary["timing"]["seconds"],
+    }
+    return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows that are there."""
+    path = folder / "results.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise RunError(f"{path} has other columns than this version writes; choose another --out")
+        return list(reader)
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """results.csv, whole or as it was."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(folder / "results.csv", text.getvalue().encode())
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """One line per method: mean over seeds, and the standard deviation where there are several."""
+    table = Table(title="mean over seeds, ± standard deviation")
+    table.add_column("method")
+    for name in FIGURES:
+        table.add_column(name, justify="right")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        table.add_row(method, *(spread([row[name] for row in mine], name) for name in FIGURES))
+    return table
+
+
+def spread(cells: Sequence[str], name: str) -> str:
+    """`0.812 ± 0.010`, or a dash."""
+    values = [float(cell) for cell in cells if cell]
+    if not values:
+        return "-"
+    digits = {"trained_parameters": 0, "seconds": 0, "ff_iou": 2}.get(name, 3)
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) < 2 or name == "trained_parameters":
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
