@@ -5,17 +5,18 @@ Only engines that play all institutions here look at data; in deployment each si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from casam_core.alignment import form_of
 from casam_core.backbones import load_backbone
 from casam_core.compute import resolve_compute
-from casam_core.errors import DataError
+from casam_core.errors import CasamError, DataError
 from casam_core.methods import method_of
 from casam_core.routers import build_router
-from casam_core.scenario import Scenario
+from casam_core.scenario import DataSpec, Scenario
 from casam_core.training import planned_steps
 from client.data.check import check
 from client.data.open import open_dataset
@@ -44,25 +45,54 @@ class Cost:
 def preflight(
     scenario: Scenario, data_root: Path | None, progress: Callable[[str], None] = lambda name: None
 ) -> Cost:
-    """Open and read everything the scenario names. Raises CasamError for the first fault."""
+    """Open and read everything the scenario names.
+
+    Raises CasamError for a name that no registry knows; else, for one fault of weights or data that
+    fault, and for several a DataError that lists them all.
+    """
     method_of(scenario.method)
     form_of(scenario.alignment)
     build_router(scenario.router)
     build_strategy(scenario.training.strategy)
-    load_backbone(scenario.backbone, resolve_compute(scenario.compute))
+    faults: list[CasamError] = []
     splits: dict[tuple[str, str], Split] = {}
+    with collected(faults):
+        load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     for site in scenario.institutions:
         for task, spec in site.data.items():
             progress(f"{site.name}: {task}")
-            dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=site.name)
-            check(dataset)
-            try:
-                splits[site.name, task] = split_samples(
-                    dataset.samples, spec.split, spec.limit, seed=scenario.seed, scope=f"{site.name}/{task}"
-                )
-            except DataError as error:
-                raise DataError(f"institution {site.name!r}, task {task!r}: {error}") from error
+            with collected(faults):
+                splits[site.name, task] = checked_split(scenario, site.name, task, spec, data_root)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise DataError(
+            f"{len(faults)} things are missing or broken:" + "".join(f"\n  - {f}" for f in faults)
+        )
     return cost_of(scenario, splits)
+
+
+@contextlib.contextmanager
+def collected(faults: list[CasamError]) -> Iterator[None]:
+    """Go on after a fault; it is kept."""
+    try:
+        yield
+    except CasamError as fault:
+        faults.append(fault)
+
+
+def checked_split(
+    scenario: Scenario, institution: str, task: str, spec: DataSpec, data_root: Path | None
+) -> Split:
+    """The split of a dataset whose every image was read. Raises DataError."""
+    dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
+    check(dataset)
+    try:
+        return split_samples(
+            dataset.samples, spec.split, spec.limit, seed=scenario.seed, scope=f"{institution}/{task}"
+        )
+    except DataError as error:
+        raise DataError(f"institution {institution!r}, task {task!r}: {error}") from error
 
 
 def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:

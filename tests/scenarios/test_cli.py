@@ -186,6 +186,22 @@ def test_too_few_images_for_a_test_split(tmp_path: Path, refused: Refused) -> No
     assert "test" in refused(str(folder_scenario(tmp_path)), "--data-root", "data")
 
 
+def test_several_faults_are_one_list(tmp_path: Path, casam: Casam) -> None:
+    (tmp_path / "data").mkdir()
+    sites = [{"name": name, "data": {"squares": {"path": name}}} for name in ("east", "west")]
+    path = scenario_file(
+        tmp_path, stream=["squares"], institutions=sites, backbone={"name": "vit_b", "checkpoint": "sam.pth"}
+    )
+    result = casam("run", str(path), "--data-root", "data", "--out", "out", "--engine", "inprocess")
+    assert result.status == 2
+    first, *faults = result.err.strip().splitlines()
+    assert first == "error: 3 things are missing or broken:"
+    assert [word in fault for word, fault in zip(("sam.pth", "east", "west"), faults, strict=True)] == [
+        True
+    ] * 3
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_checkpoint(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "sam.pth").write_bytes(b"not weights")
     path = scenario_file(tmp_path, backbone={"name": "vit_b", "checkpoint": str(tmp_path / "sam.pth")})
