@@ -6,7 +6,6 @@ No command changes a bank in place; each writes a new folder, whole or not at al
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,34 +30,33 @@ OfBackbone = Annotated[
 @bank_app.command()
 def show(bank: BankFolder) -> None:
     """List the entries of a bank in the order they were learned."""
-    from rich.console import Console
-    from rich.table import Table
-
     from casam_core.bank import Bank
 
     opened = Bank.open(bank)
-    table = Table("task", "form", "router")
-    for name in ("threshold", "holders", "images", "bytes", "digest"):
-        table.add_column(name, justify="left" if name in ("holders", "digest") else "right")
-    backbones = []
+    rows = [("task", "form", "router", "threshold", "holders", "images", "bytes", "digest")]
     for entry in opened:
-        about, data = entry.provenance, opened.bytes_of(entry.task)
-        backbones.append(about.backbone)
-        table.add_row(
-            entry.task,
-            about.form + (f" {about.rank}" if about.form == "low_rank" else ""),
-            f"{about.router}, {about.features}",
-            f"{entry.threshold:.6g}",
-            ", ".join(about.holders) or "-",
-            str(about.images or "-"),
-            f"{len(data):,}",
-            opened.digest_of(entry.task)[:12],
+        about = entry.provenance
+        rows.append(
+            (
+                entry.task,
+                about.form + (f" {about.rank}" if about.form == "low_rank" else ""),
+                f"{about.router}/{about.features}",
+                f"{entry.threshold:.6g}",
+                ",".join(about.holders) or "-",
+                str(about.images or "-"),
+                str(len(opened.bytes_of(entry.task))),
+                opened.digest_of(entry.task)[:12],
+            )
         )
-    screen = Console(file=sys.stdout)
-    screen.print(table)
-    for backbone in dict.fromkeys(backbones):
-        screen.print(f"backbone {backbone}", highlight=False, soft_wrap=True)
-    screen.print(f"bank     {opened.digest}", highlight=False, soft_wrap=True)
+    # Plain columns: a table drawn to a width would cut digests, and this output is also for scripts.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+    typer.echo("")
+    for backbone in dict.fromkeys(entry.provenance.backbone for entry in opened):
+        typer.echo(f"backbone  {backbone}")
+    typer.echo(f"bank      {opened.digest}")
 
 
 @bank_app.command()

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,12 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from scenarios.cli import main
 from scenarios.library import library_names, resolve_scenario
 from scenarios.reference import reference
 from tests.conftest import tiny_table
+from tests.scenarios.conftest import Casam
 
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-Casam = Callable[..., Finished]
-
-
-@pytest.fixture
-def casam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Casam:
-    """The command, called in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["casam", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return Finished(status, out, err)
-
-    return call
 
 
 def scenario_file(folder: Path, **changes: Any) -> Path:
