@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
 from client.data.dicom_headers import (
+    SliceHeader,
     in_order,
     privacy_warnings,
     pseudonym,
@@ -43,7 +44,7 @@ class _Case:
     """(slice, mask) by id, labelled slices only."""
 
     files: tuple[Path, ...]
-    headers: tuple[Any, ...]
+    headers: tuple[SliceHeader, ...]
 
 
 class DicomDataset:
@@ -150,7 +151,8 @@ def _read_case(path: Path, name: str) -> _Case:
     require_one_series(folder, headers)
     ordered = in_order(folder, headers)
     masks = files_by_stem(path / "masks" / name, frozenset({".png"}), "PNG")
-    stems = [slice_stem(file.name) for file, _ in ordered]
+    files = tuple(header.file for header in ordered)
+    stems = [slice_stem(file.name) for file in files]
     orphans = [masks[stem].name for stem in sorted(masks.keys() - set(stems))]
     if orphans:
         raise DataError(
@@ -159,13 +161,12 @@ def _read_case(path: Path, name: str) -> _Case:
         )
     if len(set(stems)) < len(stems):
         raise DataError(f"{folder}: expected one file per stem, found a repeated one; rename or remove it")
-    header = ordered[0][1]
-    patient = str(header.get("PatientID", "") or "").strip()
+    patient = ordered[0].patient
     who = pseudonym("patient", patient, 10) if patient else pseudonym("folder", name, 10)
-    series = pseudonym("series", str(header.get("SeriesInstanceUID", "") or name), 6)
+    series = pseudonym("series", ordered[0].series or name, 6)
     slices = {
         f"p{who}-s{series}-z{index:03d}": (file, masks[stem])
-        for index, ((file, _), stem) in enumerate(zip(ordered, stems, strict=True))
+        for index, (file, stem) in enumerate(zip(files, stems, strict=True))
         if stem in masks and _has_labels(masks[stem])
     }
     if not slices:
@@ -173,7 +174,7 @@ def _read_case(path: Path, name: str) -> _Case:
             f"{path / 'masks' / name}: expected at least one labelled slice, found none; label the series or "
             f"remove the case"
         )
-    return _Case(who, series, slices, tuple(file for file, _ in ordered), tuple(h for _, h in ordered))
+    return _Case(who, series, slices, files, tuple(ordered))
 
 
 def _has_labels(mask: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,28 @@ def slice_stem(name: str) -> str:
     return name
 
 
-def read_headers(case: Path) -> list[tuple[Path, Any]]:
-    """(file, header) of every file of one case. Raises DataError."""
+@dataclass(frozen=True)
+class SliceHeader:
+    """The fields of one file that are used, converted: pydicom converts late and fails late.
+
+    orientation: two directions, position: in mm, number: InstanceNumber; None where absent.
+    identifiers: names of filled IDENTIFIERS. burned_in: YES, NO or what else the header says.
+    """
+
+    file: Path
+    patient: str
+    series: str
+    frames: int
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    number: int | None
+    identifiers: tuple[str, ...]
+    has_private: bool
+    burned_in: str
+
+
+def read_headers(case: Path) -> list[SliceHeader]:
+    """Headers of every file of one case. Raises DataError."""
     pydicom = medical_package("pydicom", reader="dicom")
     headers = []
     for file in visible_entries(case):
@@ -54,7 +75,7 @@ def read_headers(case: Path) -> list[tuple[Path, Any]]:
         if file.is_dir():
             raise DataError(f"{file}: expected slices only in a case's folder, found a folder; move it up")
         try:
-            headers.append((file, pydicom.dcmread(file, stop_before_pixels=True)))
+            headers.append(_header(file, pydicom.dcmread(file, stop_before_pixels=True)))
         except Exception as fault:
             raise DataError(
                 f"{file}: expected a DICOM file, found one that cannot be read ({one_line(fault)}); "
@@ -65,17 +86,47 @@ def read_headers(case: Path) -> list[tuple[Path, Any]]:
     return headers
 
 
-def require_one_series(case: Path, headers: list[tuple[Path, Any]]) -> None:
+def _header(file: Path, data: Any) -> SliceHeader:
+    def text(key: str) -> str:
+        return str(data.get(key, "") or "").strip()
+
+    def numbers(key: str, count: int) -> tuple[float, ...] | None:
+        value = data.get(key)
+        if value is None:
+            return None
+        found = tuple(float(part) for part in value)
+        if len(found) != count or not np.isfinite(found).all():
+            raise ValueError(f"{key} has {len(found)} numbers instead of {count}, or one that is not finite")
+        return found
+
+    number = data.get("InstanceNumber")
+    return SliceHeader(
+        file=file,
+        patient=text("PatientID"),
+        series=text("SeriesInstanceUID"),
+        frames=int(data.get("NumberOfFrames", 1) or 1),
+        orientation=numbers("ImageOrientationPatient", 6),
+        position=numbers("ImagePositionPatient", 3),
+        number=None if number is None else int(number),
+        identifiers=tuple(key for key in IDENTIFIERS if text(key)),
+        has_private=any(tag.is_private for tag in data.keys()),  # noqa: SIM118
+        burned_in=text("BurnedInAnnotation").upper(),
+    )
+
+
+def require_one_series(case: Path, headers: list[SliceHeader]) -> None:
     """Raises DataError unless all files are single slices of one series of one patient."""
-    for key, what in (("SeriesInstanceUID", "series"), ("PatientID", "patient")):
-        values = {str(header.get(key, "")) for _, header in headers}
+    for key, what, values in (
+        ("SeriesInstanceUID", "series", {header.series for header in headers}),
+        ("PatientID", "patient", {header.patient for header in headers}),
+    ):
         if len(values) > 1:
             # The values stay out of the message: they may name a person.
             raise DataError(
                 f"{case}: expected one {what} per folder, found {len(values)} different {key} values; give "
                 f"each {what} a folder of its own"
             )
-    frames = [file.name for file, header in headers if int(header.get("NumberOfFrames", 1) or 1) > 1]
+    frames = [header.file.name for header in headers if header.frames > 1]
     if frames:
         raise DataError(
             f"{case}: expected one slice per file, found {naming(frames, 'file')} with several frames; split "
@@ -83,7 +134,7 @@ def require_one_series(case: Path, headers: list[tuple[Path, Any]]) -> None:
         )
 
 
-def in_order(case: Path, headers: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+def in_order(case: Path, headers: list[SliceHeader]) -> list[SliceHeader]:
     """The slices along their normal; by InstanceNumber where positions are absent or repeated.
 
     Raises DataError if neither gives every slice a place of its own, or if slices lie across each other.
@@ -104,21 +155,19 @@ def pseudonym(kind: str, value: str, digits: int) -> str:
     return hashlib.sha256(f"{kind}:{value}".encode()).hexdigest()[:digits]
 
 
-def privacy_warnings(headers: list[Any]) -> tuple[str, ...]:
+def privacy_warnings(headers: list[SliceHeader]) -> tuple[str, ...]:
     """What these headers still tell about patients, and whether annotations are burned in. No values."""
     total = len(headers)
-    present = Counter(
-        key for header in headers for key in IDENTIFIERS if str(header.get(key, "") or "").strip()
-    )
+    filled = Counter(key for header in headers for key in header.identifiers)
     lines = [
         f"{key} is filled in {count} of {total} headers; the reader never uses it as an id, but remove it "
         f"before files are shared"
-        for key, count in sorted(present.items())
+        for key, count in sorted(filled.items())
     ]
-    private = sum(any(element.tag.is_private for element in header) for header in headers)
+    private = sum(header.has_private for header in headers)
     if private:
         lines.append(f"private tags, which may hold anything, stand in {private} of {total} headers")
-    burned = Counter(str(header.get("BurnedInAnnotation", "") or "").strip().upper() for header in headers)
+    burned = Counter(header.burned_in for header in headers)
     if burned["YES"]:
         lines.append(
             f"BurnedInAnnotation is YES in {burned['YES']} of {total} headers: names may be in the pixels"
@@ -130,31 +179,21 @@ def privacy_warnings(headers: list[Any]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _positions(case: Path, headers: list[tuple[Path, Any]]) -> list[float] | None:
+def _positions(case: Path, headers: list[SliceHeader]) -> list[float] | None:
     """Distance of each slice along the common normal, in mm; None if a header lacks it."""
-    found = [
-        (header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")) for _, header in headers
-    ]
-    if any(orientation is None or position is None for orientation, position in found):
+    orientations = [header.orientation for header in headers if header.orientation is not None]
+    positions = [header.position for header in headers if header.position is not None]
+    if len(orientations) < len(headers) or len(positions) < len(headers):
         return None
-    try:
-        orientations = np.array([[float(v) for v in orientation] for orientation, _ in found]).reshape(
-            -1, 2, 3
-        )
-        positions = np.array([[float(v) for v in position] for _, position in found]).reshape(-1, 3)
-    except ValueError as fault:
-        raise DataError(
-            f"{case}: expected six numbers of orientation and three of position in every header, found "
-            f"others; export the series again"
-        ) from fault
-    if np.abs(orientations - orientations[0]).max() > 1e-2:
+    directions = np.array(orientations).reshape(-1, 2, 3)
+    if np.abs(directions - directions[0]).max() > 1e-2:
         raise DataError(
             f"{case}: expected slices of one orientation, found several; remove localizers from the series"
         )
-    normal = np.cross(orientations[0, 0], orientations[0, 1])
-    return [round(float(place), 3) for place in positions @ normal]
+    normal = np.cross(directions[0, 0], directions[0, 1])
+    return [round(float(place), 3) for place in np.array(positions) @ normal]
 
 
-def _numbers(headers: list[tuple[Path, Any]]) -> list[float] | None:
-    numbers = [header.get("InstanceNumber") for _, header in headers]
-    return None if any(number is None for number in numbers) else [float(number) for number in numbers]
+def _numbers(headers: list[SliceHeader]) -> list[float] | None:
+    numbers = [float(header.number) for header in headers if header.number is not None]
+    return numbers if len(numbers) == len(headers) else None

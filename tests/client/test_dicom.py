@@ -197,7 +197,7 @@ def test_compression_without_a_decoder_is_named(tmp_path: Path, monkeypatch: pyt
             {"ImageOrientationPatient": lambda i: [1, 0, 0, 0, 1, 0] if i else [0, 1, 0, 0, 0, 1]},
             "one orientation",
         ),
-        ({"ImagePositionPatient": [0, 0]}, "six numbers of orientation"),
+        ({"ImagePositionPatient": [0, 0]}, "ImagePositionPatient has 2 numbers instead of 3"),
         ({"masks": {}}, "expected at least one labelled slice"),
         ({"masks": {1: MASK, 7: MASK}}, "found 1 mask (IM2.png) of none"),
     ],
