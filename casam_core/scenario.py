@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from casam_core.seeding import numpy_generator
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 """Names of institutions, tasks and scenarios become folder names: lower case, digits, - and _."""
 
@@ -211,6 +213,9 @@ class Scenario(Section):
     seed: int = Field(0, ge=0)
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order they are learned.")
+    order: Literal["given", "reversed", "shuffled"] = Field(
+        "given", description="Turn the stream round, or shuffle it by the seed."
+    )
     institutions: list[InstitutionSpec] = Field(min_length=1)
     backbone: BackboneSpec = BackboneSpec()
     compute: ComputeSpec = ComputeSpec()
@@ -219,6 +224,18 @@ class Scenario(Section):
     router: RouterSpec = RouterSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     deadlines: DeadlineSpec = DeadlineSpec()
+
+    @model_validator(mode="after")
+    def _is_in_its_order(self) -> Scenario:
+        # Resolved once: what is sent and recorded is the stream as it will be learned.
+        stream = list(self.stream)
+        if self.order == "reversed":
+            stream.reverse()
+        elif self.order == "shuffled":
+            stream = [str(task) for task in numpy_generator(self.seed, "order").permutation(sorted(stream))]
+        object.__setattr__(self, "stream", stream)
+        object.__setattr__(self, "order", "given")
+        return self
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Scenario:

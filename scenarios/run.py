@@ -44,6 +44,7 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
     data_root = order.data_root.expanduser().resolve() if order.data_root else None
     if data_root is not None and not data_root.is_dir():
         raise RunError(f"--data-root: expected a folder, found nothing at {data_root}; check the path")
+    scenario = with_absolute_checkpoint(scenario, data_root)
     folder = choose_folder(scenario, order.out)
     with console.status("checking data") as status:
         cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
@@ -56,6 +57,15 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
         else:
             run_simulation(scenario, folder, data_root, show)
     return folder
+
+
+def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scenario:
+    """A relative checkpoint lies below --data-root, else here; Flower's processes run elsewhere."""
+    if scenario.backbone.checkpoint is None:
+        return scenario
+    path = (data_root or Path.cwd()) / Path(scenario.backbone.checkpoint).expanduser()
+    backbone = scenario.backbone.model_copy(update={"checkpoint": str(path)})
+    return scenario.model_copy(update={"backbone": backbone})
 
 
 class LineWriter(io.TextIOBase):
