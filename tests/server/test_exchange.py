@@ -17,7 +17,7 @@ from server.exchange import Answer, Request, Traffic, exchange
 class ScriptedGrid(InProcessGrid):
     """Answers as the test says: a payload, an error, or silence."""
 
-    def __init__(self, script: dict[int, Payload | None | str]) -> None:
+    def __init__(self, script: dict[int, Payload | str | None]) -> None:
         super().__init__(0, {})
         self.script = script
 
@@ -38,7 +38,7 @@ ASK = Payload({"institution": "a", "stage": 1, "task": "", "round": 1})
 OK = Payload({"outcome": "ok"}, {"layer": {"w": np.arange(3, dtype=np.float32)}})
 
 
-def ask(script: dict[int, Payload | None | str], deadline: float = 0.3) -> tuple[dict[str, Answer], Traffic]:
+def ask(script: dict[int, Payload | str | None], deadline: float = 0.3) -> tuple[dict[str, Answer], Traffic]:
     traffic = Traffic()
     requests = [Request(f"site-{node}", node, "train.align", ASK) for node in script]
     return exchange(ScriptedGrid(script), requests, deadline=deadline, traffic=traffic), traffic

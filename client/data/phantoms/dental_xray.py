@@ -70,9 +70,13 @@ def _shape(rng: np.random.Generator, x: float, up: int, width: float, curve: flo
     y = 0.5 + curve * ((aside - 0.5) ** 2 - 0.06) + up * gap + rng.normal(0, 0.006)
     molar = abs(aside - 0.5) > 0.22
     return _Tooth(
-        y=y, x=aside, tilt=rng.normal(0, 0.08) - up * (aside - 0.5) * 0.25, up=up,
+        y=y,
+        x=aside,
+        tilt=rng.normal(0, 0.08) - up * (aside - 0.5) * 0.25,
+        up=up,
         width=width * rng.uniform(0.95, 1.15) * (1.1 if molar else 0.9),
-        length=rng.uniform(0.26, 0.34) * (0.9 if molar else 1.05), roots=2 if molar else 1,
+        length=rng.uniform(0.26, 0.34) * (0.9 if molar else 1.05),
+        roots=2 if molar else 1,
     )
 
 

@@ -24,12 +24,20 @@ class _Stain:
 
 
 _PERIODIC_ACID_SCHIFF = _Stain(
-    stroma=(0.84, 0.70, 0.82), epithelium=(0.77, 0.54, 0.70), lumen=(0.93, 0.88, 0.93),
-    tuft=(0.72, 0.45, 0.66), nucleus=(0.42, 0.28, 0.55), pitch=0.14,
+    stroma=(0.84, 0.70, 0.82),
+    epithelium=(0.77, 0.54, 0.70),
+    lumen=(0.93, 0.88, 0.93),
+    tuft=(0.72, 0.45, 0.66),
+    nucleus=(0.42, 0.28, 0.55),
+    pitch=0.14,
 )
 _TRICHROME = _Stain(
-    stroma=(0.55, 0.68, 0.80), epithelium=(0.70, 0.45, 0.50), lumen=(0.84, 0.84, 0.86),
-    tuft=(0.64, 0.47, 0.58), nucleus=(0.33, 0.18, 0.30), pitch=0.12,
+    stroma=(0.55, 0.68, 0.80),
+    epithelium=(0.70, 0.45, 0.50),
+    lumen=(0.84, 0.84, 0.86),
+    tuft=(0.64, 0.47, 0.58),
+    nucleus=(0.33, 0.18, 0.30),
+    pitch=0.12,
 )
 
 
@@ -96,8 +104,12 @@ def _paint_glomerulus(
     canvas.fill(glomerulus.scaled(0.95), stain.tuft, softness=0.04, texture_HW=texture)
     shift = rng.normal(0, 0.012, 2)
     tuft = Blob(
-        glomerulus.y + shift[0], glomerulus.x + shift[1], glomerulus.ry * 0.78, glomerulus.rx * 0.78,
-        glomerulus.angle, wobble(rng, 0.09, (2, 3, 5, 7)),
+        glomerulus.y + shift[0],
+        glomerulus.x + shift[1],
+        glomerulus.ry * 0.78,
+        glomerulus.rx * 0.78,
+        glomerulus.angle,
+        wobble(rng, 0.09, (2, 3, 5, 7)),
     )
     # The space is open on some sides only; elsewhere the tuft touches the capsule.
     opening = np.clip(0.4 + 0.6 * smooth_noise(rng, canvas.size, 0.12), 0, 1)

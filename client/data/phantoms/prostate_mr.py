@@ -82,9 +82,7 @@ def _paint_pelvis(rng: np.random.Generator, canvas: Canvas, gland: Blob, site: _
         canvas.fill(Blob(y, x, 0.01, 0.015, rng.uniform(0, 3)), grey, softness=0.3)
 
 
-def _paint_gland(
-    rng: np.random.Generator, canvas: Canvas, gland: Blob, inner: float, texture: Field
-) -> None:
+def _paint_gland(rng: np.random.Generator, canvas: Canvas, gland: Blob, inner: float, texture: Field) -> None:
     """Bright peripheral zone below, dark transition zone with nodules above, a thin broken capsule."""
     patches = np.clip(0.35 + 0.35 * smooth_noise(rng, canvas.size, 0.1), 0, 0.8)
     canvas.fill(gland.scaled(1.03), (0.24,), softness=0.03, opacity=patches)

@@ -78,9 +78,9 @@ class Blob:
         return float(self.y + sin * u + cos * v), float(self.x + cos * u - sin * v)
 
 
-def wobble(rng: np.random.Generator, amplitude: float, orders: Sequence[int] = (2, 3, 4, 5)) -> tuple[
-    tuple[int, float, float], ...
-]:
+def wobble(
+    rng: np.random.Generator, amplitude: float, orders: Sequence[int] = (2, 3, 4, 5)
+) -> tuple[tuple[int, float, float], ...]:
     """Random harmonics for a Blob; higher orders are weaker, so outlines stay smooth."""
     return tuple(
         (order, float(amplitude * rng.uniform(0.4, 1.0) * 2 / order), float(rng.uniform(0, 2 * np.pi)))
