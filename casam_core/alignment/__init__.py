@@ -16,6 +16,7 @@ from torch import nn
 from casam_core.alignment.casam import CasamLayer
 from casam_core.alignment.low_rank import LowRankLayer
 from casam_core.alignment.residual import ResidualLayer
+from casam_core.alignment.scale_shift import ScaleShiftLayer
 from casam_core.errors import BankError, ScenarioError
 from casam_core.scenario import AlignmentSpec
 
@@ -34,6 +35,7 @@ FORMS: dict[str, Form] = {
     "casam": Form(lambda channels, spec: CasamLayer(channels), learning_rate=1e-4),
     "residual": Form(lambda channels, spec: ResidualLayer(channels), learning_rate=1e-4),
     "low_rank": Form(lambda channels, spec: LowRankLayer(channels, spec.rank), learning_rate=3e-3),
+    "scale_shift": Form(lambda channels, spec: ScaleShiftLayer(channels), learning_rate=3e-3),
 }
 
 

@@ -18,7 +18,7 @@ from casam_core.errors import BankError, ScenarioError
 from casam_core.scenario import AlignmentSpec
 
 FORM_NAMES = sorted(FORMS)
-IDENTITY_FORMS = ["low_rank", "residual"]
+IDENTITY_FORMS = ["low_rank", "residual", "scale_shift"]
 
 
 def layer_of(form: str, channels: int = 16, seed: int = 0, rank: int = 8) -> nn.Module:
@@ -104,7 +104,14 @@ def test_the_low_rank_form_is_one_matrix_and_a_shift_in_every_cell() -> None:
 # --- Sizes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("form", "count"), [("casam", 3_541_007), ("low_rank", 4_352)])
+def test_the_scale_shift_form_by_hand() -> None:
+    layer = layer_of("scale_shift", 2)
+    set_weights(layer, {"scale_C": np.array([0.5, -1], np.float32), "shift_C": np.array([1, 2], np.float32)})
+    # channel 0: 4 * 1.5 + 1 = 7; channel 1: 4 * 0 + 2 = 2
+    assert layer(torch.full((1, 2, 1, 1), 4.0)).flatten().tolist() == [7, 2]
+
+
+@pytest.mark.parametrize(("form", "count"), [("casam", 3_541_007), ("low_rank", 4_352), ("scale_shift", 512)])
 def test_the_number_of_parameters_at_256_channels_is_the_published_one(form: str, count: int) -> None:
     assert sum(p.numel() for p in layer_of(form, 256).parameters()) == count
 
