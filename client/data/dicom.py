@@ -5,7 +5,7 @@ like the slice's file (`IM0007.dcm` -> `IM0007.png`). Slices without a mask, or 
 left out. Masks are drawn on the stored pixels.
 
 Names never enter ids: a sample is called by short hashes of PatientID and SeriesInstanceUID and its
-place in the series, `p3f2a91c07b-s81d3aa-z042`, and its group is the patient's hash. Where PatientID
+place in the series, `p3f2a91c07b-s81d3aa07-z042`, and its group is the patient's hash. Where PatientID
 is empty, the case's folder stands for the patient.
 """
 
@@ -39,7 +39,6 @@ from client.data.pixels import read_mask
 @dataclass(frozen=True)
 class _Case:
     patient: str
-    series: str
     slices: dict[str, tuple[Path, Path]]
     """(slice, mask) by id, labelled slices only."""
 
@@ -74,7 +73,7 @@ class DicomDataset:
         headers = [header for case in cases for header in case.headers]
         self.empty = len(headers) - len(self._places)
         self.warnings = privacy_warnings(headers)
-        self._ranges: dict[str, tuple[float, float]] = {}
+        self._ranges: dict[Path, tuple[float, float]] = {}
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -108,9 +107,9 @@ class DicomDataset:
         window = self._window or own
         if window is not None:
             return window[0] - window[1] / 2, window[0] + window[1] / 2
-        if case.series not in self._ranges:
-            self._ranges[case.series] = gray_range(case.files)
-        return self._ranges[case.series]
+        if case.files[0] not in self._ranges:
+            self._ranges[case.files[0]] = gray_range(case.files)
+        return self._ranges[case.files[0]]
 
     def _place(self, sample: Sample) -> tuple[_Case, Path, Path]:
         if sample.id not in self._places:
@@ -163,7 +162,7 @@ def _read_case(path: Path, name: str) -> _Case:
         raise DataError(f"{folder}: expected one file per stem, found a repeated one; rename or remove it")
     patient = ordered[0].patient
     who = pseudonym("patient", patient, 10) if patient else pseudonym("folder", name, 10)
-    series = pseudonym("series", ordered[0].series or name, 6)
+    series = pseudonym("series", ordered[0].series or name, 8)
     slices = {
         f"p{who}-s{series}-z{index:03d}": (file, masks[stem])
         for index, (file, stem) in enumerate(zip(files, stems, strict=True))
@@ -174,7 +173,7 @@ def _read_case(path: Path, name: str) -> _Case:
             f"{path / 'masks' / name}: expected at least one labelled slice, found none; label the series or "
             f"remove the case"
         )
-    return _Case(who, series, slices, files, tuple(ordered))
+    return _Case(who, slices, files, tuple(ordered))
 
 
 def _has_labels(mask: Path) -> bool:
