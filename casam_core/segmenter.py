@@ -146,6 +146,8 @@ def backbone_for(
     """
     known = {digest: model for model, digest in released_digests().items()}
     if name is None:
+        if bank.backbone is None:
+            raise BankError("an empty bank has no backbone to go by; name one with --backbone")
         if bank.backbone not in known:
             raise BankError(
                 f"the bank was learned on a backbone of SHA-256 {bank.backbone}, which is no released model; "

@@ -103,6 +103,8 @@ def test_an_empty_bank_is_frozen_sam(tmp_path: Path) -> None:
     bank = load_bank(tmp_path / "bank")
     prediction = Segmenter(tiny_backbone(), bank).predict(picture("polyp"), [BOX])
     assert (prediction.name, prediction.threshold, len(bank)) == ("identity", None, 0)
+    with pytest.raises(BankError, match="empty bank"):
+        backbone_for(bank)
 
 
 # --- The segmenter ---------------------------------------------------------------------------------
