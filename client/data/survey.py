@@ -111,7 +111,7 @@ def leaks_between(surveys: dict[str, Survey]) -> list[str]:
             for key in one.hashes.keys() & other.hashes.keys()
             for a_part, a_id in one.hashes[key]
             for b_part, b_id in other.hashes[key]
-            if a_part != b_part
+            if a_part and b_part and a_part != b_part  # no part: that dataset could not be split
         ]
         if shared:
             faults.append(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from client.data.dataset import LoadedSample
 from client.data.preview import overlay_of
-from client.data.survey import leaks_between
+from client.data.survey import Survey, leaks_between
 from scenarios.cli import main
 from scenarios.data_commands import guess_reader
 from tests.client import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
@@ -242,6 +242,12 @@ def test_outlines_of_large_images_are_wider() -> None:
 
 def test_no_leak_without_shared_pixels() -> None:
     assert leaks_between({}) == []
+    unsplit, split = Survey(), Survey()
+    unsplit.hashes["same"].append(("", "a"))
+    split.hashes["same"].append(("test", "b"))
+    assert leaks_between({"north": unsplit, "south": split}) == [], "nothing is known without a split"
+    unsplit.hashes["same"] = [("train", "a")]
+    assert "a = b" in leaks_between({"north": unsplit, "south": split})[0]
 
 
 def test_a_table_of_json_is_no_dataset(tmp_path: Path, casam: Casam) -> None:
