@@ -60,11 +60,15 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     """The sites this node answers for, in the scenario's order.
 
     node: the SuperNode's own configuration. settings: the run's, which only a simulation obeys.
-    Raises RunError for a run name that is not a plain folder name.
+    A node whose institution does not take part answers for nobody. Raises RunError for a run name that
+    is not a plain folder name.
     """
     if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
+    names = [spec.name for spec in scenario.institutions]
     if "institution" in node:
+        if node["institution"] not in names:
+            return []
         home = Path(str(node.get("home", casam_home()))).expanduser()
         return [
             Site(
@@ -75,7 +79,6 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 confined=True,
             )
         ]
-    names = [spec.name for spec in scenario.institutions]
     first, step = int(node["partition-id"]), int(node["num-partitions"])
     out = Path(str(settings["out"])).expanduser() / run
     return [

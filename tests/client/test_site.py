@@ -32,6 +32,12 @@ def test_in_deployment_the_nodes_own_folders_win_over_the_runs(tiny_scenario: Sc
     assert site.private == Path("/var/west/runs/run")
 
 
+def test_a_node_of_an_institution_that_does_not_take_part_answers_for_nobody(
+    tiny_scenario: Scenario,
+) -> None:
+    assert hosted_sites(tiny_scenario, "run", {"institution": "east"}, SETTINGS) == []
+
+
 def test_institutions_of_a_simulation_share_no_folder(tiny_scenario: Scenario, own_home: Path) -> None:
     sites = hosted_sites(tiny_scenario, "run", {"partition-id": 0, "num-partitions": 1}, SETTINGS)
     assert len({site.store for site in sites}) == 3
