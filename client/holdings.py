@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -42,13 +43,14 @@ class TaskData:
         return Holding(len(self.split.train), len(self.split.val), len(self.split.test))
 
     def embedding(self, sample: Sample, backbone: Backbone) -> tuple[str, Tensor]:
-        """(key, z_CHW) of one image, encoded at most once ever."""
-        if sample.id not in self._keys:
-            key, z_CHW = self.store.embed(self.load(sample).image_HW3, backbone)
-            self._keys[sample.id] = key
-            return key, z_CHW
-        key = self._keys[sample.id]
-        return key, self.store.load(key)
+        """(key, z_CHW) of one image; encoded only if the store lacks it or its file is torn."""
+        known = self._keys.get(sample.id)
+        if known is not None:
+            with contextlib.suppress(KeyError):
+                return known, self.store.load(known)
+        key, z_CHW = self.store.embed(self.load(sample).image_HW3, backbone)
+        self._keys[sample.id] = key
+        return key, z_CHW
 
     def encode(
         self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]

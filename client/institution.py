@@ -136,7 +136,8 @@ class Institution:
         job, spec = request.job, self.scenario.router
         data, samples = self.encoded(job.task, "train")
         f_NF = data.features(samples, self.backbone, spec.features)
-        seed = derive_seed(self.scenario.seed, self.name, job.stage, "router")
+        # All holders start from the same router: averaging networks of other beginnings averages nothing.
+        seed = derive_seed(self.scenario.seed, job.stage, "router", job.task)
         summary = self.router.summarise(f_NF, seed)
         folds = fold_summaries(self.router, f_NF, spec, seed)
         if not request.alone:
