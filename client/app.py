@@ -156,6 +156,11 @@ def _institution(site: Site, scenario_json: str) -> Institution:
     return Institution(site, scenario, ready_backbone(scenario))
 
 
+def forget_institutions() -> None:
+    """Drop what this process keeps of a finished run: datasets and their last images."""
+    _institution.cache_clear()
+
+
 def institution_at(site: Site, scenario: Scenario) -> Institution:
     """One Institution per process, site and scenario, with its dataset opened once."""
     return _institution(site, scenario.canonical_json())

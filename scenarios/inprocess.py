@@ -19,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from casam_core.scenario import Scenario
 from casam_core.wire import deserialise, serialise
 from client.app import app as client_app
+from client.app import forget_institutions
 from server.run_folder import RunFolder
 from server.stream import run_stream
 
@@ -97,4 +98,7 @@ def run_inprocess(scenario: Scenario, folder: Path, data_root: Path | None) -> N
         "data-root": str(data_root) if data_root else "",
     }
     grid = InProcessGrid(len(scenario.institutions), settings)
-    run_stream(grid, scenario, RunFolder(folder))
+    try:
+        run_stream(grid, scenario, RunFolder(folder))
+    finally:
+        forget_institutions()  # a comparison runs many scenarios in this one process

@@ -28,7 +28,8 @@ from server.institutions import Institutions
 
 @dataclass(frozen=True)
 class LearnedLayer:
-    """A layer, who trained it, on how many images together, and what later tasks must not disturb."""
+    """A layer, who trained it in any round of the stage, on how many images together, and what later
+    tasks must not disturb."""
 
     weights: Mapping[str, NDArray[np.float32]]
     holders: tuple[str, ...]
@@ -50,6 +51,7 @@ def learn_layer(
     trainers = method.trainers(institutions.cohort(stage, task))
     importance = before.importance if before else None
     layer = before
+    trained_on: dict[str, int] = {}
     for server_round in range(1, scenario.training.rounds + 1):
         payloads = {
             name: AlignRequest(
@@ -67,22 +69,24 @@ def learn_layer(
             raise RunError(f"stage {stage}: no holder of task {task!r} could train; their own logs say why")
         messages = [answer.message for answer in answers.values() if answer.message is not None]
         only = next(iter(replies.values()))
+        trained_on |= {name: reply.images for name, reply in replies.items()}
         layer = LearnedLayer(
             # A single holder's weights are the layer: averaging one would only round it.
             weights=only.layer if len(replies) == 1 else merge_layers(strategy, server_round, messages),
-            holders=tuple(replies),
-            images=sum(reply.images for reply in replies.values()),
+            holders=tuple(name for name in trainers if name in trained_on),
+            images=sum(trained_on.values()),
             importance=add_importance(importance, list(replies.values())),
         )
+        images = sum(reply.images for reply in replies.values())
         institutions.folder.event(
             "align",
             f"stage {stage} {task}: round {server_round}/{scenario.training.rounds} trained at "
-            f"{', '.join(layer.holders)} on {layer.images} images",
+            f"{', '.join(replies)} on {images} images",
             stage=stage,
             task=task,
             round=server_round,
-            holders=list(layer.holders),
-            images=layer.images,
+            holders=list(replies),
+            images=images,
         )
     assert layer is not None  # a scenario has at least one round
     return layer

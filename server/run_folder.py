@@ -31,8 +31,9 @@ class RunFolder:
             raise RunError(
                 f"run folder {path} cannot be made: {error.strerror}; choose another --out"
             ) from error
-        if (path / "summary.json").exists():
-            raise RunError(f"run folder {path} already holds a finished run; choose another --out")
+        # The first file a run writes: a bank left by a failed run must not be measured as this one's.
+        if (path / "scenario.json").exists():
+            raise RunError(f"run folder {path} already holds a run; choose another --out")
         self.path = path
         self._started = time.time()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +222,66 @@ def test_an_institution_that_lost_its_bank_is_sent_it_again(
 
 def test_a_finished_run_folder_is_not_overwritten(finished: Path, tiny_scenario: Scenario) -> None:
     before = files_of(finished)
-    with pytest.raises(RunError, match="already holds a finished run"):
+    with pytest.raises(RunError, match="already holds a run"):
         run_inprocess(tiny_scenario, finished, None)
     assert files_of(finished) == before
+
+
+def test_the_folder_of_a_run_that_failed_is_not_used_again(
+    tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bank would answer in the new run's stage 0, which measures the frozen backbone."""
+    whole = Institution.align
+
+    def fails_in_stage_2(self: Institution, request: Any, others: Any) -> Any:
+        if request.job.stage == 2:
+            raise MemoryError
+        return whole(self, request, others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Institution, "align", fails_in_stage_2)
+        with pytest.raises(RunError, match="could train"):
+            run_inprocess(tiny_scenario, tmp_path / "run", None)
+    with pytest.raises(RunError, match="already holds a run"):
+        run_inprocess(tiny_scenario, tmp_path / "run", None)
+
+
+def test_who_trained_in_an_earlier_round_stays_a_holder_of_the_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Institution.align
+
+    def west_is_gone_in_round_2(self: Institution, request: Any, others: Any) -> Any:
+        if self.name == "west" and request.job.round == 2:
+            raise MemoryError
+        return whole(self, request, others)
+
+    monkeypatch.setattr(Institution, "align", west_is_gone_in_round_2)
+    table = tiny_table(training={"epochs": 1, "batch_images": 4, "rounds": 2})
+    run_inprocess(Scenario.model_validate(table), tmp_path / "run", None)
+    provenance = Bank.open(tmp_path / "run" / "bank")["histology"].provenance
+    assert provenance.holders == ("south", "west")
+    assert provenance.images == 14
+    assert summary_of(tmp_path / "run")["holders"]["histology"] == ["south", "west"]
 
 
 def test_a_private_folder_opens_for_its_owner_only(finished: Path) -> None:
     for name in ("north", "south", "west"):
         assert (finished / "institutions" / name / "private").stat().st_mode & 0o077 == 0
+
+
+def test_a_process_keeps_no_dataset_of_a_finished_run(
+    tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[Institution]] = []
+    whole = Institution.align
+
+    def noted(self: Institution, request: Any, others: Any) -> Any:
+        seen.append(weakref.ref(self))
+        return whole(self, request, others)
+
+    monkeypatch.setattr(Institution, "align", noted)
+    run_inprocess(tiny_scenario, tmp_path / "run", None)
+    gc.collect()
+    assert len(seen) == 3
+    assert [site() for site in seen] == [None] * 3
