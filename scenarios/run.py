@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import tempfile
 import time
@@ -52,6 +53,8 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with live_view(console) as show:
         if order.engine is Engine.inprocess:
+            # Our own lines say who trained; Flower's strategies would say it again.
+            logging.getLogger("flwr").setLevel(logging.WARNING)
             with contextlib.redirect_stdout(LineWriter(show)):
                 run_inprocess(scenario, folder, data_root)
         else:

