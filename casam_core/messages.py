@@ -37,6 +37,7 @@ class Outcome:
     OK = "ok"
     BAD_DATA = "bad-data"
     BAD_CHECKPOINT = "bad-checkpoint"
+    OTHER_CODE = "other-code"
     UNKNOWN_SCENARIO = "unknown-scenario"
     UNKNOWN_INSTITUTION = "unknown-institution"
     POOLING_REFUSED = "pooling-refused"
@@ -46,6 +47,7 @@ class Outcome:
         OK,
         BAD_DATA,
         BAD_CHECKPOINT,
+        OTHER_CODE,
         UNKNOWN_SCENARIO,
         UNKNOWN_INSTITUTION,
         POOLING_REFUSED,
@@ -78,17 +80,20 @@ class Job:
 
 @dataclass(frozen=True)
 class IdentifyRequest:
-    """Who is there? Carries the scenario (canonical JSON) and the run's folder name."""
+    """Who is there? Carries the scenario (canonical JSON), the run's folder name, and the fingerprint of
+    the server's code: other code may not even read the scenario."""
 
     scenario: str
     run: str
+    code: str
 
     def to_payload(self) -> Payload:
-        return Payload({"scenario": self.scenario, "run": self.run})
+        return Payload({"scenario": self.scenario, "run": self.run, "code": self.code})
 
     @staticmethod
     def of(payload: Payload) -> IdentifyRequest:
-        return IdentifyRequest(str(payload.config["scenario"]), str(payload.config["run"]))
+        config = payload.config
+        return IdentifyRequest(str(config["scenario"]), str(config["run"]), str(config["code"]))
 
 
 @dataclass(frozen=True)

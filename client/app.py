@@ -27,9 +27,15 @@ from casam_core.messages import (
     RouterRequest,
 )
 from casam_core.scenario import Scenario
-from casam_core.wire import from_records, to_records
+from casam_core.wire import from_records
 from client.institution import Institution
-from client.outcomes import PoolingRefusedError, UnknownInstitutionError, UnknownScenarioError, guarded
+from client.outcomes import (
+    OtherCodeError,
+    PoolingRefusedError,
+    UnknownInstitutionError,
+    UnknownScenarioError,
+    guarded,
+)
 from client.site import Site, casam_home, hosted_sites
 
 app = ClientApp()
@@ -44,6 +50,8 @@ def identify(message: Message, context: Context) -> Message:
 
     def answer(payload: Payload) -> Payload:
         request = IdentifyRequest.of(payload)
+        if request.code != code_fingerprint():
+            raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
         scenario = Scenario.model_validate_json(request.scenario)
         backbone = ready_backbone(scenario)
         context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
@@ -104,8 +112,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def reply(message: Message, context: Context, answer: Callable[[Payload], Payload]) -> Message:
     """The guarded answer as a message; detail of a failure goes to the site's log."""
-    payload = guarded(lambda: answer(from_records(message.content)), lambda: log_of(message, context))
-    return Message(to_records(payload), reply_to=message)
+    records = guarded(lambda: answer(from_records(message.content)), lambda: log_of(message, context))
+    return Message(records, reply_to=message)
 
 
 def addressed(payload: Payload, context: Context) -> Institution:

@@ -11,14 +11,23 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from flwr.app import RecordDict
+
 from casam_core.errors import CasamError
 from casam_core.messages import Outcome, Payload
+from casam_core.wire import to_records
 
 
 class BankMismatchError(CasamError):
     """The institution's copy of the bank is not the one the server means."""
 
     code = Outcome.BANK_MISMATCH
+
+
+class OtherCodeError(CasamError):
+    """The server runs another version of the product."""
+
+    code = Outcome.OTHER_CODE
 
 
 class UnknownScenarioError(CasamError):
@@ -39,7 +48,13 @@ class PoolingRefusedError(CasamError):
     code = Outcome.POOLING_REFUSED
 
 
-OWN_ERRORS = (BankMismatchError, UnknownScenarioError, UnknownInstitutionError, PoolingRefusedError)
+OWN_ERRORS = (
+    BankMismatchError,
+    OtherCodeError,
+    UnknownScenarioError,
+    UnknownInstitutionError,
+    PoolingRefusedError,
+)
 
 CODES = {
     "data": Outcome.BAD_DATA,
@@ -48,19 +63,21 @@ CODES = {
 }
 
 
-def guarded(answer: Callable[[], Payload], log: Callable[[], Path]) -> Payload:
+def guarded(answer: Callable[[], Payload], log: Callable[[], Path]) -> RecordDict:
     """The answer with outcome `ok`, or a bare outcome. The reason is appended to the file `log()`.
+
+    As records, since what cannot be one raises, too, and would quote the value.
 
     A log that cannot be found or written does not turn a failure into an exception that would travel.
     """
     try:
         payload = answer()
+        return to_records(Payload({**payload.config, "outcome": Outcome.OK}, payload.arrays, payload.metrics))
     except Exception as error:
         incident = secrets.token_hex(4)
         outcome = CODES.get(error.code, Outcome.FAILED) if isinstance(error, CasamError) else Outcome.FAILED
         _write(log, incident, error)
-        return Payload({"outcome": outcome, "incident": incident})
-    return Payload({**payload.config, "outcome": Outcome.OK}, payload.arrays, payload.metrics)
+        return to_records(Payload({"outcome": outcome, "incident": incident}))
 
 
 def _write(log: Callable[[], Path], incident: str, error: Exception) -> None:

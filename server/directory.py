@@ -12,12 +12,13 @@ from flwr.serverapp import Grid
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.fingerprint import code_fingerprint
-from casam_core.messages import SCHEMA, Holding, IdentifyReply, IdentifyRequest
+from casam_core.messages import SCHEMA, Holding, IdentifyReply, IdentifyRequest, Outcome
 from casam_core.scenario import Scenario
 from server.exchange import Request, Traffic, exchange
 
 POLL_SECONDS = 0.5
-BROKEN_SITE = ("bad-data", "bad-checkpoint", "failed")
+BROKEN_SITE = ("bad-data", "bad-checkpoint", "failed", "unreadable")
+SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
     ScenarioError when a task of the stream is held by nobody.
     """
     wanted = [site.name for site in scenario.institutions]
-    request = IdentifyRequest(scenario.canonical_json(), run).to_payload()
+    request = IdentifyRequest(scenario.canonical_json(), run, code_fingerprint()).to_payload()
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
     replies: dict[int, IdentifyReply] = {}
@@ -53,15 +54,17 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
         new = [node for node in grid.get_node_ids() if node not in replies]
         requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
         left = max(1.0, end - time.monotonic())
-        answers = exchange(grid, requests, deadline=left, traffic=traffic) if requests else {}
+        answers = exchange(grid, requests, of=IdentifyReply.of, deadline=left, traffic=traffic)
         for node, answer in zip(new, answers.values(), strict=True):
+            if answer.outcome == Outcome.OTHER_CODE:
+                raise RunError(f"code: the server runs {code_fingerprint()}, a node another; {SAME_CODE}")
             if answer.outcome in BROKEN_SITE:
                 raise RunError(
-                    f"an institution cannot take part ({answer.outcome}, incident {answer.incident}); "
-                    "its own log says why"
+                    f"an institution cannot take part ({answer.outcome}, "
+                    f"incident {answer.incident or 'unknown'}); its own log says why"
                 )
-            if answer.payload is not None:
-                replies[node] = check(IdentifyReply.of(answer.payload))
+            if answer.reply is not None:
+                replies[node] = check(answer.reply)
         directory = collect(replies)
         missing = [name for name in wanted if name not in directory.members]
         if not missing:
@@ -82,10 +85,7 @@ def check(reply: IdentifyReply) -> IdentifyReply:
     if reply.schema != SCHEMA:
         raise RunError(f"message schema: the server speaks {SCHEMA}, a node {reply.schema}; update the older")
     if reply.code != code_fingerprint():
-        raise RunError(
-            f"code: the server runs {code_fingerprint()}, a node {reply.code}; stop the local SuperLink "
-            "(or update that node) and run again"
-        )
+        raise RunError(f"code: the server runs {code_fingerprint()}, a node {reply.code}; {SAME_CODE}")
     return reply
 
 

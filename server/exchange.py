@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -18,6 +19,8 @@ from casam_core.messages import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
 
 POLL_SECONDS = 0.1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,13 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """outcome: a word of Outcome, `no-answer` or `unreachable`. payload and message are set iff ok."""
+class Answer(Generic[T]):
+    """outcome: a word of Outcome, `no-answer`, `unreachable` or `unreadable`. reply and message are set
+    iff ok."""
 
     to: str
     outcome: str
-    payload: Payload | None = None
+    reply: T | None = None
     message: Message | None = None
     incident: str = ""
 
@@ -62,11 +66,12 @@ def exchange(
     grid: Grid,
     requests: Iterable[Request],
     *,
+    of: Callable[[Payload], T],
     deadline: float,
     traffic: Traffic,
-    heard: Callable[[Answer], None] = lambda answer: None,
-) -> dict[str, Answer]:
-    """Send every request and wait at most `deadline` seconds for the answers.
+    heard: Callable[[Answer[T]], None] = lambda answer: None,
+) -> dict[str, Answer[T]]:
+    """Send every request and wait at most `deadline` seconds for the answers, which `of` reads.
 
     Returns one Answer per request by institution, in the order of the requests, so that whatever is
     summed over them is summed in one order. `heard` is told of each answer as it comes.
@@ -81,11 +86,11 @@ def exchange(
         order.append(request.to)
     sent = list(grid.push_messages(messages))
     waiting = {message_id: to for message_id, to in zip(sent, order, strict=True) if message_id}
-    answers: dict[str, Answer] = {}
+    answers: dict[str, Answer[T]] = {}
     end = time.monotonic() + deadline
     while waiting:
         for message in grid.pull_messages(list(waiting)):
-            answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic)
+            answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of)
             answers[answer.to] = answer
             heard(answer)
         if waiting and time.monotonic() > end:
@@ -99,20 +104,23 @@ def exchange(
     return {to: answers[to] for to in order}
 
 
-def read(to: str, message: Message, traffic: Traffic) -> Answer:
+def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]) -> Answer[T]:
     """What a reply says; a reply that is not of our making is an outcome, not an exception."""
     if message.has_error():
         return Answer(to, "unreachable")
     traffic.add(traffic.up, to, len(serialise(message.content)))
-    payload = from_records(message.content)
-    outcome = str(payload.config.get("outcome", Outcome.FAILED))
-    if outcome not in Outcome.ALL:
-        return Answer(to, Outcome.FAILED)
-    if outcome != Outcome.OK:
-        return Answer(to, outcome, incident=str(payload.config.get("incident", "")))
-    return Answer(to, outcome, payload, message)
+    try:
+        payload = from_records(message.content)
+        outcome = str(payload.config.get("outcome", Outcome.FAILED))
+        if outcome not in Outcome.ALL:
+            return Answer(to, Outcome.FAILED)
+        if outcome != Outcome.OK:
+            return Answer(to, outcome, incident=str(payload.config.get("incident", "")))
+        return Answer(to, outcome, of(payload), message)
+    except Exception:  # what reading other names, types and shapes raises is open-ended
+        return Answer(to, "unreadable")
 
 
-def results(answers: Mapping[str, Answer]) -> dict[str, Payload]:
-    """The payloads of those that answered, by institution."""
-    return {to: answer.payload for to, answer in answers.items() if answer.payload is not None}
+def results(answers: Mapping[str, Answer[T]]) -> dict[str, T]:
+    """What those said that answered, by institution."""
+    return {to: answer.reply for to, answer in answers.items() if answer.reply is not None}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from flwr.serverapp import Grid
 
@@ -15,6 +16,8 @@ from server.directory import Directory, identify
 from server.evaluation import StageScores, combine
 from server.exchange import Answer, Request, Traffic, exchange, results
 from server.run_folder import RunFolder
+
+T = TypeVar("T")
 
 
 class Institutions:
@@ -52,10 +55,12 @@ class Institutions:
             keeps=[spec.name for spec in self.scenario.institutions if spec.policy.keep_samples],
         )
 
-    def ask(self, kind: str, payloads: Mapping[str, Payload], *, deadline: float) -> dict[str, Answer]:
+    def ask(
+        self, kind: str, payloads: Mapping[str, Payload], of: Callable[[Payload], T], *, deadline: float
+    ) -> dict[str, Answer[T]]:
         """One exchange; every answer that is not ok becomes an event and a line."""
 
-        def heard(answer: Answer) -> None:
+        def heard(answer: Answer[T]) -> None:
             if not answer.ok:
                 self.folder.event(
                     "no-result",
@@ -71,7 +76,7 @@ class Institutions:
             Request(name, self.directory.members[name].node, kind, payload)
             for name, payload in payloads.items()
         ]
-        return exchange(self.grid, requests, deadline=deadline, traffic=self.traffic, heard=heard)
+        return exchange(self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard)
 
     def evaluate(self, stage: int, bank: Bank) -> StageScores:
         """Everybody's test images under the bank; each gets only the entries it lacks of this bank.
@@ -87,18 +92,19 @@ class Institutions:
             for name in lost:
                 self._entries_held[name] = 0
             answers |= self._evaluate(lost, stage, bank)
-        replies = {name: EvaluateReply.of(payload) for name, payload in results(answers).items()}
+        replies = results(answers)
         if not replies:
             raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
         return combine(replies, self.tasks)
 
-    def _evaluate(self, names: list[str], stage: int, bank: Bank) -> dict[str, Answer]:
+    def _evaluate(self, names: list[str], stage: int, bank: Bank) -> dict[str, Answer[EvaluateReply]]:
         payloads = {}
         for name in names:
             known = self._entries_held.get(name, 0)
             entries = [bank.bytes_of(task) for task in bank.tasks[known:]]
             payloads[name] = EvaluateRequest(Job(name, stage), known, entries, bank.digest).to_payload()
-        answers = self.ask("evaluate.stage", payloads, deadline=self.scenario.deadlines.evaluate)
+        deadline = self.scenario.deadlines.evaluate
+        answers = self.ask("evaluate.stage", payloads, EvaluateReply.of, deadline=deadline)
         for name, answer in answers.items():
             if answer.ok:
                 self._entries_held[name] = len(bank)

@@ -63,8 +63,8 @@ def learn_layer(
             ).to_payload()
             for name, tasks in trainers.items()
         }
-        answers = institutions.ask("train.align", payloads, deadline=scenario.deadlines.train)
-        replies = {name: AlignReply.of(payload) for name, payload in results(answers).items()}
+        answers = institutions.ask("train.align", payloads, AlignReply.of, deadline=scenario.deadlines.train)
+        replies = results(answers)
         if not replies:
             raise RunError(f"stage {stage}: no holder of task {task!r} could train; their own logs say why")
         messages = [answer.message for answer in answers.values() if answer.message is not None]
@@ -118,8 +118,8 @@ def learn_router(
     scenario = institutions.scenario
     alone = len(holders) == 1
     payloads = {name: RouterRequest(Job(name, stage, task), alone=alone).to_payload() for name in holders}
-    answers = institutions.ask("train.router", payloads, deadline=scenario.deadlines.train)
-    replies = {name: RouterReply.of(payload) for name, payload in results(answers).items()}
+    deadline = scenario.deadlines.train
+    replies = results(institutions.ask("train.router", payloads, RouterReply.of, deadline=deadline))
     if not replies:
         raise RunError(f"stage {stage}: no holder of task {task!r} could describe its images")
     if alone:
@@ -133,9 +133,9 @@ def learn_router(
         for parts in zip(*(reply.folds for reply in replies.values()), strict=True)
     ]
     payloads = {name: CalibrateRequest(Job(name, stage, task), folds).to_payload() for name in replies}
-    scored = results(institutions.ask("train.calibrate", payloads, deadline=scenario.deadlines.train))
+    scored = results(institutions.ask("train.calibrate", payloads, CalibrateReply.of, deadline=deadline))
     if not scored:
         raise RunError(f"stage {stage}: no holder of task {task!r} could score its held-out images")
-    counts = np.sum([CalibrateReply.of(payload).histogram for payload in scored.values()], axis=0)
+    counts = np.sum([reply.histogram for reply in scored.values()], axis=0)
     state = router.finish(router.merge([reply.router for reply in replies.values()]))
     return state, histogram_percentile(counts, scenario.router.percentile)

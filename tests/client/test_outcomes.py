@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from casam_core.errors import CheckpointError, DataError
 from casam_core.messages import Outcome, Payload
-from client.outcomes import BankMismatchError, guarded
+from casam_core.wire import from_records
+from client import outcomes
+from client.outcomes import BankMismatchError
+
+
+def guarded(answer: Callable[[], Payload], log: Callable[[], Path]) -> Payload:
+    return from_records(outcomes.guarded(answer, log))
+
 
 SECRET = "patient Doe, /data/doe.png"
 
@@ -56,3 +65,10 @@ def test_not_even_the_search_for_the_log_can_raise(tmp_path: Path) -> None:
         raise KeyError(SECRET)
 
     assert guarded(lambda: failing(ValueError(SECRET)), no_log).config["outcome"] == Outcome.FAILED
+
+
+def test_what_cannot_be_sent_is_a_failure_that_quotes_nothing(tmp_path: Path) -> None:
+    unsendable: Any = {"score": {"name": SECRET}}
+    payload = guarded(lambda: Payload({}, {}, unsendable), lambda: tmp_path / "site.log")
+    assert payload.config["outcome"] == Outcome.FAILED
+    assert not payload.metrics

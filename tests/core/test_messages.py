@@ -56,7 +56,7 @@ RESULT = TaskResult(
 EXAMPLES: list[Any] = [
     JOB,
     Job(institution="north", stage=1),
-    IdentifyRequest(scenario='{"name":"süd"}', run="2026-01-01-quickstart"),
+    IdentifyRequest(scenario='{"name":"süd"}', run="2026-01-01-quickstart", code="0123456789abcdef"),
     IdentifyReply(code="c0de", backbone="b" * 64, compute="cpu-float32-t1", institutions={}),
     IdentifyReply(
         code="c0de",

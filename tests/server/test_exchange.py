@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterable
 
 import numpy as np
-from flwr.app import Error, Message
+import pytest
+from flwr.app import Error, Message, RecordDict
 
-from casam_core.messages import Payload
+from casam_core.messages import AlignReply, Payload
 from casam_core.wire import serialise, to_records
 from scenarios.inprocess import InProcessGrid, set_id
-from server.exchange import Answer, Request, Traffic, exchange
+from server.exchange import Answer, Request, Traffic, exchange, read
 
 
 class ScriptedGrid(InProcessGrid):
@@ -35,21 +36,46 @@ class ScriptedGrid(InProcessGrid):
 
 
 ASK = Payload({"institution": "a", "stage": 1, "task": "", "round": 1})
-OK = Payload({"outcome": "ok"}, {"layer": {"w": np.arange(3, dtype=np.float32)}})
+OK = Payload(
+    {"outcome": "ok"}, {"layer": {"w": np.arange(3, dtype=np.float32)}}, {"align": {"num-examples": 3}}
+)
 
 
-def ask(script: dict[int, Payload | str | None], deadline: float = 0.3) -> tuple[dict[str, Answer], Traffic]:
+def ask(
+    script: dict[int, Payload | str | None], deadline: float = 0.3
+) -> tuple[dict[str, Answer[AlignReply]], Traffic]:
     traffic = Traffic()
     requests = [Request(f"site-{node}", node, "train.align", ASK) for node in script]
-    return exchange(ScriptedGrid(script), requests, deadline=deadline, traffic=traffic), traffic
+    grid = ScriptedGrid(script)
+    return exchange(grid, requests, of=AlignReply.of, deadline=deadline, traffic=traffic), traffic
 
 
-def test_an_answer_carries_its_payload() -> None:
+def test_an_answer_carries_its_reply() -> None:
     answers, _ = ask({1: OK})
-    payload = answers["site-1"].payload
+    reply = answers["site-1"].reply
     assert answers["site-1"].ok
-    assert payload is not None
-    np.testing.assert_array_equal(payload.arrays["layer"]["w"], [0, 1, 2])
+    assert reply is not None
+    np.testing.assert_array_equal(reply.layer["w"], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Payload({"outcome": "ok"}),
+        Payload({"outcome": "ok"}, OK.arrays),
+        Payload({"outcome": "ok"}, OK.arrays, {"align": {"images": 3}}),
+    ],
+)
+def test_a_reply_of_another_shape_is_an_outcome(reply: Payload) -> None:
+    answers, _ = ask({1: reply, 2: OK})
+    assert answers["site-1"] == Answer("site-1", "unreadable")
+    assert answers["site-2"].ok
+
+
+def test_a_reply_without_settings_is_an_outcome() -> None:
+    InProcessGrid(0, {})  # Message() asks who is sending
+    stranger = Message(RecordDict(), dst_node_id=1, message_type="train")
+    assert read("site-1", stranger, Traffic(), AlignReply.of) == Answer("site-1", "unreadable")
 
 
 def test_silence_ends_at_the_deadline_with_an_outcome() -> None:
