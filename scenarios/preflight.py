@@ -14,7 +14,7 @@ from casam_core.alignment import form_of
 from casam_core.backbones import load_backbone
 from casam_core.compute import resolve_compute
 from casam_core.errors import CasamError, DataError
-from casam_core.methods import method_of
+from casam_core.methods import Cohort, method_of
 from casam_core.routers import build_router
 from casam_core.scenario import DataSpec, Scenario
 from casam_core.training import planned_steps
@@ -96,15 +96,38 @@ def checked_split(
 
 
 def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
-    """The most a run of `scenario` over these splits can take."""
-    stages = len(scenario.stream)
-    training = {key: len(split.train) for key, split in splits.items() if key[1] in scenario.stream}
+    """The most a run of `scenario` over these splits can take; who trains is the method's to say."""
+    method, training = method_of(scenario.method), scenario.training
     tests = sum(len(split.test) for split in splits.values())
-    steps = sum(planned_steps(images, scenario.training) for images in training.values())
+    trained: set[tuple[str, str]] = set()
+    steps, exchanges = 0, 2
+    for number, task in enumerate(scenario.stream):
+        exchanges += 2  # identify, evaluate
+        if not method.learns:
+            continue
+        trainers = method.trainers(cohort_of(scenario, number, task))
+        for name, tasks in trainers.items():
+            mine = {key for key in splits if key[1] in tasks and (method.pools or key[0] == name)}
+            trained |= mine
+            images = sum(len(splits[key].train) for key in mine)
+            steps += training.rounds * planned_steps(images, training)
+        exchanges += training.rounds
+        if not method.shared:
+            exchanges += 1 if len(trainers) == 1 else 2  # router, and calibrate for several holders
     return Cost(
-        encodes=sum(training.values()) + tests,
-        steps=steps * scenario.training.rounds,
-        batch=scenario.training.batch_images,
-        decodes=tests * (stages + 1),
-        exchanges=2 + stages * (3 + scenario.training.rounds),
+        encodes=sum(len(splits[key].train) for key in trained) + tests,
+        steps=steps,
+        batch=training.batch_images,
+        decodes=tests * (len(scenario.stream) + 1),
+        exchanges=exchanges,
+    )
+
+
+def cohort_of(scenario: Scenario, learned: int, task: str) -> Cohort:
+    """Who could train `task` after `learned` stages, if all institutions are there."""
+    return Cohort(
+        task=task,
+        seen=tuple(scenario.stream[:learned]),
+        held={site.name: [t for t in site.data if t in scenario.stream] for site in scenario.institutions},
+        keeps=[site.name for site in scenario.institutions if site.policy.keep_samples],
     )

@@ -84,7 +84,7 @@ def exchange(
             Message(records, dst_node_id=request.node, message_type=request.kind, ttl=deadline + 60)
         )
         order.append(request.to)
-    sent = list(grid.push_messages(messages))
+    sent = list(grid.push_messages(messages)) if messages else []
     waiting = {message_id: to for message_id, to in zip(sent, order, strict=True) if message_id}
     answers: dict[str, Answer[T]] = {}
     end = time.monotonic() + deadline

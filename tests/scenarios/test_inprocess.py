@@ -13,6 +13,7 @@ import pytest
 
 from casam_core.bank import Bank
 from casam_core.errors import RunError
+from casam_core.fingerprint import ROOT
 from casam_core.scenario import Scenario
 from client.institution import Institution
 from scenarios.inprocess import run_inprocess
@@ -61,6 +62,11 @@ def test_the_run_folder_holds_what_docs_promise(finished: Path) -> None:
     assert set(summary["zero_shot"]["iou"]) == {"polyp", "histology", "cardiac_mr"}
     assert summary["unseen"]["tasks"] == ["cardiac_mr"]
     assert set(summary["bytes"]["up"]) == set(summary["bytes"]["down"]) == {"north", "south", "west"}
+
+
+def test_every_figure_of_the_summary_is_explained(finished: Path) -> None:
+    page = (ROOT / "docs" / "run-folder.md").read_text()
+    assert [key for key in summary_of(finished) if f"`{key}" not in page] == []
 
 
 def test_cells_of_tasks_not_learned_yet_are_null(finished: Path) -> None:
