@@ -64,7 +64,7 @@ def test_elastic_weights_move_less_than_free_ones(tmp_path: Path) -> None:
         first, second = (Bank.open(tmp_path / method / "bank" / f"stage-{n}")["shared"] for n in (1, 2))
         return float(sum(np.abs(second.layer[k] - v).sum() for k, v in first.layer.items()))
 
-    assert moved("ewc") != moved("sequential")
+    assert moved("ewc") < moved("sequential")
 
 
 def test_joint_training_sees_the_images_of_all(tmp_path: Path) -> None:
