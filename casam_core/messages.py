@@ -8,6 +8,7 @@ are the one place where both sides agree on names.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -348,6 +349,8 @@ class EvaluateReply:
                 task = name.removeprefix("score.")
                 routes = {k: int(v) for k, v in payload.metrics[f"route.{task}"].items()}
                 given: dict[str, Any] = {"hd95": None, **numbers, "routes": routes}
+                if not all(math.isfinite(value) for value in numbers.values()):
+                    raise ValueError(f"score.{task}: expected finite numbers, found {dict(numbers)}")
                 given["images"], given["instances"] = int(given["images"]), int(given["instances"])
                 results[task] = TaskResult(**given)
         return EvaluateReply(results, int(payload.metrics["work"]["decodes"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from casam_core.backbones import Backbone
+from casam_core.errors import RunError
 from casam_core.frame import frame_of
 from casam_core.losses import alignment_loss
 from casam_core.prompts import Prompts, random_points, tight_boxes
@@ -70,7 +72,7 @@ def train_layer(
 
     load_example(i) gives training image i; it is called anew at every step, so that memory does not
     grow with the number of images. All randomness comes from `rng`. penalty: added to every batch's
-    loss (casam_core.methods).
+    loss (casam_core.methods). Raises RunError when the loss or the layer is no number any more.
     """
     layer.to(backbone.compute.device).train()
     optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate)
@@ -87,6 +89,11 @@ def train_layer(
             losses.append(float(loss.detach()))
         progress(len(losses), total)
     layer.eval()
+    if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in layer.parameters()):
+        raise RunError(
+            f"training diverged within {len(losses)} steps at learning rate {learning_rate:g}; "
+            "set a lower alignment.learning_rate"
+        )
     return TrainingResult(steps=len(losses), losses=tuple(losses))
 
 

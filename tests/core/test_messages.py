@@ -121,6 +121,14 @@ def test_a_message_survives_the_wire_bit_for_bit(message: Any) -> None:
     assert same(type(message).of(over_the_wire(payload_of(message))), message)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused_when_it_arrives(value: float) -> None:
+    """Else it would end the run at its last file, summary.json."""
+    reply = EvaluateReply({"polyp": dataclasses.replace(RESULT, iou=value)}, decodes=1)
+    with pytest.raises(ValueError, match="finite"):
+        EvaluateReply.of(reply.to_payload())
+
+
 def test_every_message_there_is_has_an_example_here() -> None:
     classes = {cls for _, cls in inspect.getmembers(messages, inspect.isclass) if hasattr(cls, "of")}
     assert classes == {type(message) for message in EXAMPLES}

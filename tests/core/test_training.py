@@ -14,6 +14,7 @@ from torch import nn
 
 from casam_core.alignment import build_layer, weights_of
 from casam_core.backbones import Backbone
+from casam_core.errors import RunError
 from casam_core.losses import alignment_loss
 from casam_core.scenario import AlignmentSpec, TrainingSpec
 from casam_core.training import (
@@ -259,6 +260,12 @@ def test_training_lowers_the_loss(tiny: Backbone, examples: list[Example]) -> No
     result, _ = train(residual(), tiny, examples.__getitem__, 4, epochs=40, batch_images=4, prompts="box")
     assert result.steps == 40
     assert np.mean(result.losses[-5:]) < 0.95 * np.mean(result.losses[:5])
+
+
+def test_a_layer_that_is_no_number_any_more_is_an_error(tiny: Backbone, examples: list[Example]) -> None:
+    """Its masks would all be empty: a run that completes with an IoU of zero."""
+    with pytest.raises(RunError, match=r"diverged .* set a lower alignment.learning_rate"):
+        train(residual(), tiny, examples.__getitem__, 4, epochs=3, learning_rate=1e30)
 
 
 def test_equal_generators_train_equal_bits_and_the_backbone_stays_as_it_was(
