@@ -200,7 +200,9 @@ class InstitutionSpec(Section):
 class DeadlineSpec(Section):
     """How long the server waits, in seconds, before it goes on without an answer."""
 
-    connect: float = Field(120.0, gt=0, description="For the institutions of the scenario to appear.")
+    connect: float = Field(
+        600.0, gt=0, description="For the institutions to appear, load the backbone and open their data."
+    )
     train: float = Field(7200.0, gt=0)
     evaluate: float = Field(7200.0, gt=0)
 
@@ -268,8 +270,9 @@ class Scenario(Section):
         return [site.name for site in self.institutions if task in site.data]
 
     def canonical_json(self) -> str:
-        """The one spelling that is hashed and sent."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """The one spelling that is hashed and sent. Where a checkpoint lies is a fact of each site."""
+        content = self.model_dump(mode="json", exclude={"backbone": {"checkpoint"}})
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex."""

@@ -53,16 +53,14 @@ def identify(message: Message, context: Context) -> Message:
         if request.code != code_fingerprint():
             raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
         scenario = Scenario.model_validate_json(request.scenario)
-        backbone = ready_backbone(scenario)
+        sites = hosted_sites(scenario, request.run, context.node_config, context.run_config)
+        institutions = [institution_at(site, scenario) for site in sites]
         context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
         return IdentifyReply(
             code=code_fingerprint(),
-            backbone=backbone.digest,
-            compute=backbone.compute.variant,
-            institutions={
-                site.institution: institution_at(site, scenario).holdings()
-                for site in hosted_sites(scenario, request.run, context.node_config, context.run_config)
-            },
+            backbone=institutions[0].backbone.digest if institutions else "",
+            compute=institutions[0].backbone.compute.variant if institutions else "",
+            institutions={institution.name: institution.holdings() for institution in institutions},
         ).to_payload()
 
     return reply(message, context, answer)
@@ -160,7 +158,7 @@ def log_of(message: Message, context: Context) -> Path:
 
 @lru_cache(maxsize=64)
 def _institution(site: Site, scenario_json: str) -> Institution:
-    scenario = Scenario.model_validate_json(scenario_json)
+    scenario = site.localised(Scenario.model_validate_json(scenario_json))
     return Institution(site, scenario, ready_backbone(scenario))
 
 

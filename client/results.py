@@ -1,6 +1,6 @@
 """What an institution has already computed in this run, so that a stage costs what changed.
 
-One JSON line per result, appended and flushed; a line torn by a crash is dropped and computed again.
+One JSON line per result, appended and flushed; from a damaged line on, all is computed again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ class Results:
         intact = 0
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    image, entry, value = json.loads(line)
+                except ValueError:
+                    break
                 if not line.endswith(b"\n"):
                     break
-                image, entry, value = json.loads(line)
                 self._values[image, entry] = value
                 intact += len(line)
         self._file = path.open("ab")

@@ -27,6 +27,7 @@ class Site:
 
     store: embeddings, shared by all runs. private: what this run leaves at the institution.
     confined: data paths of the scenario must stay below data_root, as the site did not write them.
+    checkpoint: file of the backbone's weights. device: wins over the scenario's compute.device.
     """
 
     institution: str
@@ -34,6 +35,14 @@ class Site:
     store: Path
     private: Path
     confined: bool
+    checkpoint: str | None = None
+    device: str | None = None
+
+    def localised(self, scenario: Scenario) -> Scenario:
+        """The scenario with this site's own checkpoint and device."""
+        backbone = scenario.backbone.model_copy(update={"checkpoint": self.checkpoint})
+        compute = scenario.compute.model_copy(update={"device": self.device or scenario.compute.device})
+        return scenario.model_copy(update={"backbone": backbone, "compute": compute})
 
     @property
     def log(self) -> Path:
@@ -75,8 +84,11 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 institution=str(node["institution"]),
                 data_root=_path(node.get("data-root")),
                 store=home / "embeddings",
-                private=home / "runs" / run,
+                # Two scenarios under one run name must not read each other's results.
+                private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
                 confined=True,
+                checkpoint=_text(node.get("checkpoint")),
+                device=_text(node.get("device")),
             )
         ]
     first, step = int(node["partition-id"]), int(node["num-partitions"])
@@ -88,9 +100,14 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             store=casam_home() / "institutions" / name / "embeddings",
             private=out / "institutions" / name / "private",
             confined=False,
+            checkpoint=_text(settings.get("checkpoint")),
         )
         for name in names[first::step]
     ]
+
+
+def _text(value: str | int | float | bool | None) -> str | None:
+    return str(value) if value else None
 
 
 def _path(value: str | int | float | bool | None) -> Path | None:

@@ -112,6 +112,7 @@ def compare(
 
     All methods get the scenario's training budget and no tuning of their own.
     """
+    from casam_core.fingerprint import code_fingerprint
     from scenarios.compare import compare as run_all
     from scenarios.compare import parse_grid, table_of
     from scenarios.library import resolve_scenario
@@ -128,7 +129,7 @@ def compare(
         parse_grid(methods, seeds),
         out,
         run_one,
-        resolve_scenario(scenario, changes).digest(),
+        f"{resolve_scenario(scenario, changes).digest()} {code_fingerprint()} {data_root}",
         lambda line: screen.print(line, highlight=False),
     )
     screen.print(table_of(rows))

@@ -64,12 +64,13 @@ def parse_grid(methods: str, seeds: str) -> Grid:
         raise ScenarioError(f"--seeds: expected whole numbers like 0,1,2, found {seeds!r}") from error
 
 
-def compare(
-    grid: Grid, folder: Path, run: Runner, scenario_digest: str, say: Callable[[str], None]
-) -> list[Row]:
-    """Run what is missing and return all rows. Raises RunError when `folder` holds another comparison."""
+def compare(grid: Grid, folder: Path, run: Runner, identity: str, say: Callable[[str], None]) -> list[Row]:
+    """Run what is missing and return all rows. Raises RunError when `folder` holds another comparison.
+
+    identity: all that must be equal for rows to stand in one table (scenario, code, data folder).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    claim(folder, scenario_digest)
+    claim(folder, identity)
     rows = read_rows(folder)
     for method, seed in grid.cells():
         if any(row["method"] == method and row["seed"] == str(seed) for row in rows):
@@ -86,14 +87,15 @@ def compare(
     return [row for row in rows if (row["method"], int(row["seed"])) in wanted]
 
 
-def claim(folder: Path, scenario_digest: str) -> None:
+def claim(folder: Path, identity: str) -> None:
     """Rows of one folder belong to one scenario."""
-    path = folder / "scenario.sha256"
+    path = folder / "comparison.txt"
     if not path.exists():
-        write_atomic(path, scenario_digest.encode())
-    elif path.read_text() != scenario_digest:
+        write_atomic(path, identity.encode())
+    elif path.read_text() != identity:
         raise RunError(
-            f"{folder} holds a comparison of another scenario or other --set; choose another --out"
+            f"{folder} holds a comparison of another scenario, --set, data folder or version; "
+            "choose another --out"
         )
 
 

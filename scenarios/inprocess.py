@@ -96,6 +96,7 @@ def run_inprocess(scenario: Scenario, folder: Path, data_root: Path | None) -> N
     settings: dict[str, str | int | float | bool] = {
         "out": str(folder.parent),
         "data-root": str(data_root) if data_root else "",
+        "checkpoint": scenario.backbone.checkpoint or "",
     }
     grid = InProcessGrid(len(scenario.institutions), settings)
     try:

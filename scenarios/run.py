@@ -16,10 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from casam_core.backbones import load_backbone
 from casam_core.errors import RunError
 from casam_core.fingerprint import ROOT
 from casam_core.scenario import Scenario
-from client.site import RUN_NAME
+from client.site import RUN_NAME, casam_home
 from scenarios.engine import Engine
 from scenarios.flower import run_flower_app
 from scenarios.inprocess import run_inprocess
@@ -55,8 +56,11 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
         if order.engine is Engine.inprocess:
             # Our own lines say who trained; Flower's strategies would say it again.
             logging.getLogger("flwr").setLevel(logging.WARNING)
-            with contextlib.redirect_stdout(LineWriter(show)):
-                run_inprocess(scenario, folder, data_root)
+            try:
+                with contextlib.redirect_stdout(LineWriter(show)):
+                    run_inprocess(scenario, folder, data_root)
+            except RunError as error:
+                raise RunError(f"the run failed: {error}; details in {own_logs(folder)}") from error
         else:
             run_simulation(scenario, folder, data_root, show)
     return folder
@@ -112,7 +116,10 @@ def run_simulation(scenario: Scenario, folder: Path, data_root: Path | None, sho
         "out": str(folder.parent),
         "run": folder.name,
         "data-root": str(data_root) if data_root else "",
+        "checkpoint": scenario.backbone.checkpoint or "",
     }
+    # The workers load their own; this process needs it no longer.
+    load_backbone.cache_clear()
     with (folder / "flower.log").open("w") as log:
 
         def on_line(line: str) -> None:
@@ -132,8 +139,14 @@ def run_simulation(scenario: Scenario, folder: Path, data_root: Path | None, sho
     if not flower.ok or not (folder / "summary.json").exists():
         raise RunError(
             f"{why_failed(folder, flower.status)}; details in {folder / 'flower.log'} "
-            f"and in the institutions' own logs ({folder / 'institutions'}/*/private/site.log)"
+            f"and in {own_logs(folder)}"
         )
+
+
+def own_logs(folder: Path) -> str:
+    """Where institutions of a simulation wrote why they gave no result."""
+    sites, nodes = folder / "institutions" / "*" / "private" / "site.log", casam_home() / "node-*.log"
+    return f"the institutions' own logs ({sites}, {nodes})"
 
 
 def why_failed(folder: Path, status: str) -> str:
@@ -141,9 +154,10 @@ def why_failed(folder: Path, status: str) -> str:
     events = folder / "events.jsonl"
     lines = events.read_text().splitlines() if events.exists() else []
     for line in reversed(lines):
-        event = json.loads(line)
-        if event["event"] == "failed":
-            return f"the run failed: {event['reason']}"
+        with contextlib.suppress(json.JSONDecodeError):  # a line torn by a crash
+            event = json.loads(line)
+            if event["event"] == "failed":
+                return f"the run failed: {event['reason']}"
     return f"the run failed (Flower says {status})"
 
 

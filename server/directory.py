@@ -91,7 +91,7 @@ def check(reply: IdentifyReply) -> IdentifyReply:
 
 def check_backbones(replies: dict[int, IdentifyReply]) -> None:
     """All institutions must see images through the same frozen weights."""
-    found = sorted({reply.backbone for reply in replies.values()})
+    found = sorted({reply.backbone for reply in replies.values() if reply.institutions})
     if len(found) > 1:
         raise RunError(
             f"backbone: institutions hold different weights ({', '.join(found)}); use one checkpoint"
@@ -114,5 +114,5 @@ def collect(replies: dict[int, IdentifyReply]) -> Directory:
             if name in members:
                 raise RunError(f"two nodes claim to be institution {name!r}; start each institution once")
             members[name] = Member(node, dict(holdings))
-    first = next(iter(replies.values()), None)
+    first = next((reply for reply in replies.values() if reply.institutions), None)
     return Directory(members, first.backbone if first else "", first.compute if first else "")

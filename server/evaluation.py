@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from casam_core.messages import EvaluateReply, TaskResult
@@ -15,7 +15,8 @@ class StageScores:
     """One evaluation of everybody. All by task.
 
     figures[name][task]: mean over all holders' test images (iou_instance: over instances); None where
-        no holder answered. worst_iou[task]: the lowest institution's IoU. routes[task][route]: images.
+        a holder did not answer, for a mean over the others would be another figure.
+    worst_iou[task]: the lowest institution's IoU. routes[task][route]: images.
     """
 
     figures: dict[str, dict[str, float | None]]
@@ -28,18 +29,18 @@ class StageScores:
         return self.figures[name].get(task)
 
 
-def combine(replies: Mapping[str, EvaluateReply], tasks: list[str]) -> StageScores:
-    """Merge the institutions' replies; `tasks` are all tasks held by anyone."""
+def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collection[str]]) -> StageScores:
+    """Merge the institutions' replies; `holders` are the institutions that hold each task's test images."""
     by_task = {
-        task: [reply.results[task] for reply in replies.values() if task in reply.results] for task in tasks
+        task: [
+            replies[name].results[task] for name in names if name in replies and task in replies[name].results
+        ]
+        for task, names in holders.items()
     }
+    whole = {task: results for task, results in by_task.items() if len(results) == len(holders[task])}
     return StageScores(
-        figures={
-            name: {task: weighted(results, name) for task, results in by_task.items()} for name in FIGURES
-        },
-        worst_iou={
-            task: min((result.iou for result in results), default=None) for task, results in by_task.items()
-        },
+        figures={name: {task: weighted(whole.get(task, []), name) for task in by_task} for name in FIGURES},
+        worst_iou={task: min((r.iou for r in whole.get(task, [])), default=None) for task in by_task},
         routes={task: count_routes(results) for task, results in by_task.items()},
         decodes=sum(reply.decodes for reply in replies.values()),
     )

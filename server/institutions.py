@@ -42,6 +42,14 @@ class Institutions:
         """Every task held by anyone, sorted."""
         return sorted({task for member in self.directory.members.values() for task in member.holdings})
 
+    def testers(self, task: str) -> list[str]:
+        """Institutions that hold test images of `task`, in the scenario's order."""
+        return [
+            name
+            for name, member in self.directory.members.items()
+            if task in member.holdings and member.holdings[task].test > 0
+        ]
+
     def cohort(self, stage: int, task: str) -> Cohort:
         """Who could train in this stage, for a method to choose from."""
         stream = self.scenario.stream
@@ -95,7 +103,7 @@ class Institutions:
         replies = results(answers)
         if not replies:
             raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
-        return combine(replies, self.tasks)
+        return combine(replies, {task: self.testers(task) for task in self.tasks})
 
     def _evaluate(self, names: list[str], stage: int, bank: Bank) -> dict[str, Answer[EvaluateReply]]:
         payloads = {}

@@ -24,3 +24,14 @@ def test_a_line_torn_by_a_crash_is_dropped_and_can_be_written_again(tmp_path: Pa
     torn.put("b", "e", 2)
     again = Results(path)
     assert (again.get("a", "e"), again.get("b", "e")) == (1, 2)
+
+
+def test_from_a_damaged_line_on_all_is_computed_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    results = Results(path)
+    for name in "abc":
+        results.put(name, "e", 1)
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"\xff" + second[1:] + third)
+    damaged = Results(path)
+    assert [damaged.get(name, "e") for name in "abc"] == [1, None, None]

@@ -29,7 +29,20 @@ def test_in_deployment_the_nodes_own_folders_win_over_the_runs(tiny_scenario: Sc
     assert site.institution == "west"
     assert site.data_root == Path("/mnt/west")
     assert site.store == Path("/var/west/embeddings")
-    assert site.private == Path("/var/west/runs/run")
+    assert site.private == Path(f"/var/west/runs/run-{tiny_scenario.digest()[:12]}")
+
+
+def test_checkpoint_and_device_are_the_sites_and_the_checkpoints_place_is_never_sent(
+    tiny_scenario: Scenario,
+) -> None:
+    asked = tiny_scenario.backbone.model_copy(update={"checkpoint": "/home/author/sam.pth"})
+    scenario = tiny_scenario.model_copy(update={"backbone": asked})
+    assert "/home/author" not in scenario.canonical_json()
+    assert scenario.digest() == tiny_scenario.digest()
+    node = {"institution": "west", "data-root": "/mnt", "checkpoint": "/opt/sam.pth", "device": "cpu"}
+    (site,) = hosted_sites(scenario, "run", node, SETTINGS)
+    assert site.localised(scenario).backbone.checkpoint == "/opt/sam.pth"
+    assert site.localised(scenario).compute.device == "cpu"
 
 
 def test_a_node_of_an_institution_that_does_not_take_part_answers_for_nobody(

@@ -18,7 +18,7 @@ def test_two_holders_are_weighted_by_images_and_by_instances() -> None:
             "a": EvaluateReply({"polyp": result(0.5, 1, 8, {"polyp": 1})}, decodes=1),
             "b": EvaluateReply({"polyp": result(0.9, 3, 2, {"polyp": 2, "identity": 1})}, decodes=2),
         },
-        ["polyp"],
+        {"polyp": ["a", "b"]},
     )
     assert scores.figure("iou", "polyp") == pytest.approx((0.5 * 1 + 0.9 * 3) / 4)
     assert scores.figure("iou_instance", "polyp") == pytest.approx((0.5 * 8 + 0.9 * 2) / 10)
@@ -28,7 +28,7 @@ def test_two_holders_are_weighted_by_images_and_by_instances() -> None:
 
 
 def test_a_task_nobody_answered_for_is_none() -> None:
-    scores = combine({"a": EvaluateReply({}, decodes=0)}, ["polyp"])
+    scores = combine({"a": EvaluateReply({}, decodes=0)}, {"polyp": ["a"]})
     assert scores.figure("iou", "polyp") is None
     assert scores.worst_iou == {"polyp": None}
     assert scores.routes == {"polyp": {}}
@@ -41,6 +41,15 @@ def test_hd95_is_the_mean_over_those_who_measured_it() -> None:
             "a": EvaluateReply({"polyp": measured}, 0),
             "b": EvaluateReply({"polyp": result(1.0, 2, 2, {})}, 0),
         },
-        ["polyp"],
+        {"polyp": ["a", "b"]},
     )
     assert scores.figure("hd95", "polyp") == 4.0
+
+
+def test_a_holder_that_did_not_answer_leaves_the_cell_empty() -> None:
+    """The mean over the others is another figure: forgetting would compare different images."""
+    answered = EvaluateReply({"polyp": result(0.5, 1, 8, {"polyp": 1})}, decodes=1)
+    scores = combine({"a": answered}, {"polyp": ["a", "b"]})
+    assert scores.figure("iou", "polyp") is None
+    assert scores.worst_iou == {"polyp": None}
+    assert scores.routes == {"polyp": {"polyp": 1}}
