@@ -1,8 +1,8 @@
 """What the server and an institution say to each other: plain data, no Flower.
 
-Every message is a Payload: one table of settings, named groups of arrays, named groups of numbers.
-Each class below names everything it may carry; what is not named here is never sent. The classes
-are the one place where both sides agree on names.
+Every message is a Payload (casam_core.payload): a table of settings, named groups of arrays, named
+groups of numbers. Each class below names everything it may carry; what is not named here is never
+sent. The classes are the one place where both sides agree on names.
 """
 
 from __future__ import annotations
@@ -10,73 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.payload import Job, Payload
 from casam_core.routers.base import Arrays
 
 SCHEMA = 1
-
-Scalar = str | int | float | bool
-
-
-@dataclass(frozen=True)
-class Payload:
-    """The content of one message."""
-
-    config: Mapping[str, Scalar]
-    arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
-    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
-class Outcome:
-    """How an institution answered: the closed list of words that may leave it in place of a result."""
-
-    OK = "ok"
-    BAD_DATA = "bad-data"
-    BAD_CHECKPOINT = "bad-checkpoint"
-    OTHER_CODE = "other-code"
-    UNKNOWN_SCENARIO = "unknown-scenario"
-    UNKNOWN_INSTITUTION = "unknown-institution"
-    POOLING_REFUSED = "pooling-refused"
-    BANK_MISMATCH = "bank-mismatch"
-    FAILED = "failed"
-    ALL = (
-        OK,
-        BAD_DATA,
-        BAD_CHECKPOINT,
-        OTHER_CODE,
-        UNKNOWN_SCENARIO,
-        UNKNOWN_INSTITUTION,
-        POOLING_REFUSED,
-        BANK_MISMATCH,
-        FAILED,
-    )
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every request after identify says: to whom, in which stage, about which task."""
-
-    institution: str
-    stage: int
-    task: str = ""
-    round: int = 1
-
-    def config(self) -> dict[str, Scalar]:
-        """The settings every request starts with."""
-        return asdict(self)
-
-    @staticmethod
-    def of(payload: Payload) -> Job:
-        """Read back from a request."""
-        config = payload.config
-        return Job(
-            str(config["institution"]), int(config["stage"]), str(config["task"]), int(config["round"])
-        )
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,9 @@ from casam_core.messages import (
     EvaluateRequest,
     IdentifyReply,
     IdentifyRequest,
-    Job,
-    Payload,
     RouterRequest,
 )
+from casam_core.payload import Job, Payload
 from casam_core.scenario import Scenario
 from casam_core.wire import from_records
 from client.institution import Institution

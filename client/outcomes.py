@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from casam_core.errors import CasamError
-from casam_core.messages import Outcome, Payload
+from casam_core.payload import Outcome, Payload
 from casam_core.wire import to_records
 
 

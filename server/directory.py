@@ -12,7 +12,13 @@ from flwr.serverapp import Grid
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.fingerprint import code_fingerprint
-from casam_core.messages import SCHEMA, Holding, IdentifyReply, IdentifyRequest, Outcome
+from casam_core.messages import (
+    SCHEMA,
+    Holding,
+    IdentifyReply,
+    IdentifyRequest,
+)
+from casam_core.payload import Outcome
 from casam_core.scenario import Scenario
 from server.exchange import Request, Traffic, exchange
 

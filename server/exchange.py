@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from casam_core.messages import Outcome, Payload
+from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
 
 POLL_SECONDS = 0.1

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 
 from casam_core.bank import Bank
 from casam_core.errors import RunError
-from casam_core.messages import EvaluateReply, EvaluateRequest, Job, Outcome, Payload
+from casam_core.messages import EvaluateReply, EvaluateRequest
 from casam_core.methods import Cohort
+from casam_core.payload import Job, Outcome, Payload
 from casam_core.scenario import Scenario
 from server.directory import Directory, identify
 from server.evaluation import StageScores, combine

@@ -14,11 +14,11 @@ from casam_core.messages import (
     AlignRequest,
     CalibrateReply,
     CalibrateRequest,
-    Job,
     RouterReply,
     RouterRequest,
 )
 from casam_core.methods import Importance, method_of
+from casam_core.payload import Job
 from casam_core.routers import Arrays, build_router
 from casam_core.threshold import histogram_percentile
 from server.aggregation import build_strategy, merge_layers

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from casam_core.messages import Job, RouterRequest
+from casam_core.messages import RouterRequest
+from casam_core.payload import Job
 from casam_core.scenario import Scenario
 from client.institution import Institution
 from client.site import hosted_sites

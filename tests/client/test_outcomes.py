@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from casam_core.errors import CheckpointError, DataError
-from casam_core.messages import Outcome, Payload
+from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records
 from client import outcomes
 from client.outcomes import BankMismatchError

@@ -23,13 +23,11 @@ from casam_core.messages import (
     Holding,
     IdentifyReply,
     IdentifyRequest,
-    Job,
-    Outcome,
-    Payload,
     RouterReply,
     RouterRequest,
     TaskResult,
 )
+from casam_core.payload import Job, Outcome, Payload
 
 JOB = Job(institution="north", stage=3, task="polyp", round=2)
 LAYER = {

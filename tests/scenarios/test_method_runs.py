@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from casam_core.bank import Bank
-from casam_core.messages import AlignRequest, Job, Outcome
+from casam_core.messages import AlignRequest
 from casam_core.methods import METHODS
+from casam_core.payload import Job, Outcome
 from casam_core.scenario import Scenario
 from casam_core.wire import from_records, to_records
 from client.app import app as client_app

@@ -7,7 +7,8 @@ import pytest
 from flwr.app import Message
 
 from casam_core.errors import ScenarioError
-from casam_core.messages import AlignReply, Payload
+from casam_core.messages import AlignReply
+from casam_core.payload import Payload
 from casam_core.wire import to_records
 from scenarios.inprocess import InProcessGrid
 from server.aggregation import build_strategy, merge_layers

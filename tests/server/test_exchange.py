@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, RecordDict
 
-from casam_core.messages import AlignReply, Payload
+from casam_core.messages import AlignReply
+from casam_core.payload import Payload
 from casam_core.wire import serialise, to_records
 from scenarios.inprocess import InProcessGrid, set_id
 from server.exchange import Answer, Request, Traffic, exchange, read
