@@ -98,16 +98,16 @@ def test_order_ids_window_and_labels(tmp_path: Path) -> None:
 
 
 def test_no_name_reaches_ids_groups_or_warnings(tmp_path: Path) -> None:
-    put(tmp_path, "c1")
-    put(tmp_path, "c2")
-    put(tmp_path, "c3", PatientID="MRN-0043")
-    put(tmp_path, "c4", PatientID=None)
+    put(tmp_path, "smith")
+    put(tmp_path, "smith-again")
+    put(tmp_path, "jones", PatientID="MRN-0043")
+    put(tmp_path, "nobody", PatientID=None)
     dataset = DicomDataset(tmp_path)
     groups = [sample.group for sample in dataset.samples]
     assert len(groups) == 4
     assert len(set(groups)) == 3, "two series of one patient are one group"
     told = " ".join([*map(str, dataset.samples), *dataset.warnings])
-    for secret in (NAME, PATIENT, "MRN", "c1", "Doe"):
+    for secret in (NAME, PATIENT, "MRN", "smith", "Doe"):  # words no hex digest can spell
         assert secret not in told
 
 
