@@ -30,6 +30,7 @@ class Outcome:
     UNKNOWN_SCENARIO = "unknown-scenario"
     UNKNOWN_INSTITUTION = "unknown-institution"
     POOLING_REFUSED = "pooling-refused"
+    SAMPLES_NOT_KEPT = "samples-not-kept"
     BANK_MISMATCH = "bank-mismatch"
     FAILED = "failed"
     ALL = (
@@ -40,6 +41,7 @@ class Outcome:
         UNKNOWN_SCENARIO,
         UNKNOWN_INSTITUTION,
         POOLING_REFUSED,
+        SAMPLES_NOT_KEPT,
         BANK_MISMATCH,
         FAILED,
     )

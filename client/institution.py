@@ -37,7 +37,7 @@ from casam_core.training import Example, importance_of, train_layer
 from client.data.dataset import Sample
 from client.evaluation import Evaluator
 from client.holdings import TaskData, open_task
-from client.outcomes import BankMismatchError
+from client.outcomes import BankMismatchError, SamplesNotKeptError
 from client.progress import reporter
 from client.results import Results
 from client.site import Site
@@ -86,6 +86,8 @@ class Institution:
         """
         job, scenario, backbone = request.job, self.scenario, self.backbone
         method = method_of(scenario.method)
+        if not request.pooled:
+            self.check_kept(request)
         examples = [
             (data, sample)
             for site in (self, *others)
@@ -130,6 +132,14 @@ class Institution:
                 layer, backbone, example, len(examples), scenario.training, draws("importance")
             )
         return AlignReply(layer=weights_of(layer), images=len(examples), importance=importance)
+
+    def check_kept(self, request: AlignRequest) -> None:
+        """Raise SamplesNotKeptError for a task of an earlier stage, unless the policy keeps samples."""
+        past = set(self.scenario.stream[: request.job.stage - 1]) & set(request.trains_on)
+        if past and not self.scenario.institution(self.name).policy.keep_samples:
+            raise SamplesNotKeptError(
+                f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off"
+            )
 
     def describe(self, request: RouterRequest) -> RouterReply:
         """Describe the task's images for the router; alone, also choose the threshold."""

@@ -48,12 +48,19 @@ class PoolingRefusedError(CasamError):
     code = Outcome.POOLING_REFUSED
 
 
+class SamplesNotKeptError(CasamError):
+    """A request would train on a task of an earlier stage, whose images this institution let go."""
+
+    code = Outcome.SAMPLES_NOT_KEPT
+
+
 OWN_ERRORS = (
     BankMismatchError,
     OtherCodeError,
     UnknownScenarioError,
     UnknownInstitutionError,
     PoolingRefusedError,
+    SamplesNotKeptError,
 )
 
 CODES = {

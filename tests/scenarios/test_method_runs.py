@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from casam_core.bank import Bank
+from casam_core.errors import RunError
 from casam_core.messages import AlignRequest
 from casam_core.methods import METHODS
 from casam_core.payload import Job, Outcome
@@ -85,3 +87,26 @@ def test_a_real_site_refuses_to_pool() -> None:
 
     reply = client_app(Message(to_records(request), dst_node_id=node, message_type="train.align"), context)
     assert from_records(reply.content).config["outcome"] == Outcome.POOLING_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("keeps", "trained"), [(True, ["north", "south", "west"]), (False, ["south", "west"])]
+)
+def test_replay_trains_along_only_where_samples_may_be_kept(
+    tmp_path: Path, keeps: bool, trained: list[str]
+) -> None:
+    table = tiny_table()
+    table["institutions"][0]["policy"] = {"keep_samples": keeps}
+    assert run(tmp_path, "replay", institutions=table["institutions"])["holders"]["histology"] == trained
+
+
+def test_a_site_that_keeps_nothing_refuses_to_train_on_an_earlier_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the server asks for, the site decides."""
+    greedy = dataclasses.replace(METHODS["replay"], trainers=lambda cohort: {"north": ("polyp",)})
+    monkeypatch.setitem(METHODS, "replay", greedy)
+    with pytest.raises(RunError, match="stage 2"):
+        run(tmp_path, "replay")
+    events = [json.loads(line) for line in (tmp_path / "replay" / "events.jsonl").read_text().splitlines()]
+    assert [e["outcome"] for e in events if e["event"] == "no-result"] == [Outcome.SAMPLES_NOT_KEPT]
