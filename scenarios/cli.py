@@ -41,8 +41,11 @@ def main() -> None:
 
 
 def console() -> Console:
-    """Output; bound to the real stdout, so that nothing that is printed while it draws returns to it."""
-    return Console(file=sys.stdout)
+    """Output; bound to the real stdout, so that nothing that is printed while it draws returns to it.
+
+    In a file or a pipe there is no window to fit a table into.
+    """
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
 
 
 def show_version(wanted: bool) -> None:
