@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from casam_core.alignment import FORMS
+from casam_core.methods import METHODS
+from casam_core.routers import ROUTERS
 from casam_core.scenario import Scenario
+from server.aggregation import STRATEGIES
+
+REGISTRIES: dict[str, Collection[str]] = {
+    "casam_core.alignment.FORMS": FORMS,
+    "casam_core.methods.METHODS": METHODS,
+    "casam_core.routers.ROUTERS": ROUTERS,
+    "server.aggregation.STRATEGIES": STRATEGIES,
+}
 
 HEAD = """# Scenario reference
 
@@ -96,6 +107,8 @@ def meaning(field: FieldInfo) -> str:
         if getattr(rule, name, None) is not None
     ]
     text = field.description or ""
+    for path, names in REGISTRIES.items():
+        text = text.replace(f"A name in {path}.", f"One of {', '.join(f'`{name}`' for name in names)}.")
     return f"{text} ({', '.join(ranges)})".strip() if ranges else text
 
 
