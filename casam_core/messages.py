@@ -93,13 +93,14 @@ class AlignRequest:
     """Train a layer for one round.
 
     layer: the weights to start from, None to start afresh. tasks: whose images to train on, by default
-    the job's. importance: for methods that hold on to what earlier tasks need. pooled: train on
-    everybody's images (simulations only).
+    the job's. anchor, importance: for methods that hold on to earlier tasks, the layer these left and
+    how much each parameter matters to them. pooled: train on everybody's images (simulations only).
     """
 
     job: Job
     layer: Mapping[str, NDArray[np.float32]] | None
     tasks: tuple[str, ...] = ()
+    anchor: Mapping[str, NDArray[np.float32]] | None = None
     importance: Mapping[str, NDArray[np.float32]] | None = None
     pooled: bool = False
 
@@ -110,7 +111,7 @@ class AlignRequest:
 
     def to_payload(self) -> Payload:
         config = {**self.job.config(), "tasks": ",".join(self.tasks), "pooled": self.pooled}
-        groups = {"layer": self.layer, "importance": self.importance}
+        groups = {"layer": self.layer, "anchor": self.anchor, "importance": self.importance}
         return Payload(config, {name: group for name, group in groups.items() if group is not None})
 
     @staticmethod
@@ -119,6 +120,7 @@ class AlignRequest:
             job=Job.of(payload),
             layer=payload.arrays.get("layer"),
             tasks=tuple(task for task in str(payload.config["tasks"]).split(",") if task),
+            anchor=payload.arrays.get("anchor"),
             importance=payload.arrays.get("importance"),
             pooled=bool(payload.config["pooled"]),
         )

@@ -102,11 +102,13 @@ class Institution:
             scenario.alignment, backbone.geometry.channels, derive_seed(scenario.seed, "layer", first)
         )
         penalty = None
+        if request.anchor is not None and method.penalty is not None:
+            anchor = copy.deepcopy(layer)
+            set_weights(anchor, request.anchor)
+            anchor.requires_grad_(False).to(backbone.compute.device)
+            penalty = method.penalty(anchor, backbone, request.importance)
         if request.layer is not None:
             set_weights(layer, request.layer)
-            if method.penalty is not None:
-                start = copy.deepcopy(layer).requires_grad_(False).to(backbone.compute.device)
-                penalty = method.penalty(start, backbone, request.importance)
 
         def example(i: int) -> Example:
             data, sample = examples[i]

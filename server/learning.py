@@ -58,6 +58,7 @@ def learn_layer(
                 job=Job(name, stage, task, server_round),
                 layer=layer.weights if layer else None,
                 tasks=tasks if tasks != (task,) else (),
+                anchor=before.weights if method.penalty and before else None,
                 importance=importance if method.penalty else None,
                 pooled=method.pools,
             ).to_payload()

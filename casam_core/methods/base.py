@@ -54,7 +54,7 @@ class Penalty(Protocol):
 
 
 PenaltyBuilder = Callable[[nn.Module, Backbone, Importance | None], Penalty]
-"""(a frozen copy of the layer the stage starts from, backbone, importance) -> penalty."""
+"""(a frozen layer as the earlier stages left it, backbone, importance) -> penalty."""
 
 
 def holders(cohort: Cohort) -> dict[str, tuple[str, ...]]:

@@ -65,7 +65,7 @@ EXAMPLES: list[Any] = [
     ),
     AlignRequest(JOB, None),
     AlignRequest(JOB, LAYER),
-    AlignRequest(JOB, LAYER, tasks=("polyp", "liver"), importance=LAYER, pooled=True),
+    AlignRequest(JOB, LAYER, tasks=("polyp", "liver"), anchor=LAYER, importance=LAYER, pooled=True),
     AlignReply(LAYER, images=12),
     AlignReply(LAYER, images=12, importance=LAYER),
     RouterRequest(JOB, alone=True),

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
+from casam_core.alignment import weights_of
 from casam_core.bank import Bank
 from casam_core.errors import RunError
 from casam_core.messages import AlignRequest
 from casam_core.methods import METHODS
+from casam_core.methods.ewc import elastic
 from casam_core.payload import Job, Outcome
 from casam_core.scenario import Scenario
 from casam_core.wire import from_records, to_records
@@ -68,6 +71,24 @@ def test_elastic_weights_move_less_than_free_ones(tmp_path: Path) -> None:
         return float(sum(np.abs(second.layer[k] - v).sum() for k, v in first.layer.items()))
 
     assert moved("ewc") < moved("sequential")
+
+
+def test_the_anchor_of_every_round_is_the_layer_of_the_stage_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors = []
+
+    def remembering(start: nn.Module, *others: Any) -> Any:
+        anchors.append(weights_of(start))
+        return elastic(start, *others)
+
+    monkeypatch.setitem(METHODS, "ewc", dataclasses.replace(METHODS["ewc"], penalty=remembering))
+    run(tmp_path, "ewc", training={"epochs": 1, "batch_images": 4, "rounds": 2})
+    first = Bank.open(tmp_path / "ewc" / "bank" / "stage-1")["shared"].layer
+    assert len(anchors) == 4  # the second stage's two holders in two rounds; none in the first stage
+    for anchor in anchors:
+        for name, value in first.items():
+            np.testing.assert_array_equal(anchor[name], value)
 
 
 def test_joint_training_sees_the_images_of_all(tmp_path: Path) -> None:
