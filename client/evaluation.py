@@ -64,7 +64,7 @@ class Evaluator:
 
     def route(self, sample: Sample, data: TaskData, bank: Bank) -> Route:
         """The router's decision for this image."""
-        key, z_CHW = data.embedding(sample, self.backbone)
+        key = data.key(sample, self.backbone)
         feature: Tensor | None = None
 
         def score_of(entry: Entry) -> float:
@@ -72,7 +72,8 @@ class Evaluator:
             digest = bank.digest_of(entry.task)
             score = self.scores.get(key, digest)
             if score is None:
-                feature = pool(z_CHW, self.features) if feature is None else feature
+                if feature is None:
+                    feature = pool(data.embedding(sample, self.backbone)[1], self.features)
                 score = self.router.score(feature, entry.router)
                 self.scores.put(key, digest, score)
             return score
@@ -82,11 +83,11 @@ class Evaluator:
     def segment(self, task: str, sample: Sample, data: TaskData, bank: Bank, route: Route) -> ImageScores:
         """Scores of one image's instances under the entry that answers for it."""
         answering = bank.digest_of(route.task) if route.task is not None else IDENTITY
-        key, z_CHW = data.embedding(sample, self.backbone)
-        name = f"{task}/{sample.id}/{key}"
+        name = f"{task}/{sample.id}/{data.key(sample, self.backbone)}"
         known = self.masks.get(name, answering)
         if known is not None:
             return ImageScores(InstanceScores(**known["total"]), known["n_instances"])
+        _, z_CHW = data.embedding(sample, self.backbone)
         layer = None if route.task is None else entry_layer(bank[route.task], len(z_CHW))
         scores = self.score(task, sample, data.load(sample), z_CHW, layer)
         self.decodes += 1

