@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from casam_core.alignment import build_layer, set_weights
+from casam_core.alignment import AlignmentLayer, build_layer, set_weights
 from casam_core.backbones import Backbone
 from casam_core.bank import Bank, Entry
 from casam_core.bank_edit import check_alike
@@ -35,11 +35,15 @@ PROMPTS_PER_DECODE = 8
 """The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
 
 
-def entry_layer(entry: Entry, channels: int) -> nn.Module:
-    """The entry's Alignment Layer, ready to use. Raises BankError when its weights do not fit its form."""
+def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -> AlignmentLayer:
+    """The entry's Alignment Layer, ready to use.
+
+    backbone: for forms that change SAM itself. Raises BankError when it is needed and absent, or when
+    the weights do not fit the form.
+    """
     about = entry.provenance
     try:
-        layer = build_layer(AlignmentSpec(form=about.form, rank=about.rank), channels, seed=0)
+        layer = build_layer(AlignmentSpec(form=about.form, rank=about.rank), channels, 0, backbone)
         set_weights(layer, entry.layer)
     except (BankError, ScenarioError, ValueError) as error:
         raise BankError(f"entry of task {entry.task!r} cannot be used: {one_line(error)}") from error
@@ -67,27 +71,36 @@ def route_among(entries: Iterable[Entry], score: Callable[[Entry], float]) -> Ro
 
 
 @torch.no_grad()
-def align(z_CHW: Tensor, layer: nn.Module | None, compute: Compute) -> Tensor:
-    """z_CHW on the compute device behind `layer`; None is the identity, frozen SAM."""
-    z_CHW = z_CHW.to(compute.device)
+def align(seen_CHW: Tensor, layer: AlignmentLayer | None, compute: Compute) -> Tensor:
+    """z_CHW on the compute device behind `layer`; None is the identity, frozen SAM.
+
+    seen_CHW: what the layer sees, z_CHW but for a form that sees pixels.
+    """
+    seen_CHW = seen_CHW.to(compute.device)
     if layer is None:
-        return z_CHW
+        return seen_CHW
     with compute.autocast():
-        aligned: Tensor = layer.to(z_CHW.device)(z_CHW[None])[0].float()
+        aligned: Tensor = layer.to(seen_CHW.device)(seen_CHW[None])[0].float()
     return aligned
 
 
 @torch.no_grad()
 def decode_masks(
-    backbone: Backbone, z_CHW: Tensor, frame: Frame, prompts: Prompts
+    backbone: Backbone,
+    z_CHW: Tensor,
+    frame: Frame,
+    prompts: Prompts,
+    layer: AlignmentLayer | None = None,
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
     """(masks_nHW, iou_n) of a few prompts at a time; prompts in image pixels, masks at the image's size.
 
     z_CHW is on the backbone's device. iou_n is the decoder's own estimate of its masks' IoU.
+    layer: the one behind z_CHW, which may bring its own mask decoder.
     """
+    decoder = layer.own_decoder() if layer is not None else None
     in_frame = prompts.into(frame)
     for start in range(0, len(prompts), PROMPTS_PER_DECODE):
-        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[start : start + PROMPTS_PER_DECODE])
+        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[start : start + PROMPTS_PER_DECODE], decoder)
         yield (frame.restore(logits_nhw) > 0).cpu().numpy(), iou_n.cpu().numpy()
 
 
@@ -96,7 +109,7 @@ class LoadedEntry:
     """One task, ready to use. layer maps z_BCHW to z_BCHW; its weights are frozen."""
 
     entry: Entry
-    layer: nn.Module
+    layer: AlignmentLayer
     router: Router
     channels: int
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from casam_core.alignment.base import AlignmentLayer
 from casam_core.backbones import Backbone
 from casam_core.errors import RunError
 from casam_core.frame import frame_of
@@ -24,9 +25,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Example:
-    """One training image: its frozen embedding z_CHW and its instances at the image's resolution."""
+    """One training image: what the layer sees of it (its frozen embedding z_CHW, or its pixels x_3SS) and
+    its instances at the image's resolution."""
 
-    z_CHW: Tensor
+    seen_CHW: Tensor
     labels_HW: NDArray[np.int32]
 
 
@@ -57,7 +59,7 @@ def batches(images: int, spec: TrainingSpec, rng: np.random.Generator) -> Iterat
 
 
 def train_layer(
-    layer: nn.Module,
+    layer: AlignmentLayer,
     backbone: Backbone,
     load_example: Callable[[int], Example],
     images: int,
@@ -66,7 +68,7 @@ def train_layer(
     learning_rate: float,
     rng: np.random.Generator,
     progress: Progress,
-    penalty: Callable[[nn.Module, Batch], Tensor] | None = None,
+    penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None,
 ) -> TrainingResult:
     """Train `layer` in place for one round with Adam (CA-SAM, training).
 
@@ -101,7 +103,7 @@ def train_layer(
 class Drawn:
     """Some instances of one image: prompts in the frame, target_Nhw at the decoder's resolution."""
 
-    z_CHW: Tensor
+    seen_CHW: Tensor
     prompts: Prompts
     target_Nhw: Tensor
 
@@ -152,15 +154,16 @@ def draw_instances(
     frame = frame_of(labels_HW, backbone.geometry.side)
     device = backbone.compute.device
     return Drawn(
-        z_CHW=example.z_CHW.to(device), prompts=in_image.into(frame), target_Nhw=target_Nhw.to(device)
+        seen_CHW=example.seen_CHW.to(device), prompts=in_image.into(frame), target_Nhw=target_Nhw.to(device)
     )
 
 
-def decode_batch(layer: nn.Module, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:
+def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:
     """The layer sees all images of the batch at once; the decoder takes one image with its prompts."""
     with backbone.compute.autocast():
-        aligned_BCHW = layer(torch.stack([item.z_CHW for item in drawn])).float()
-    decoded = [backbone.decode(z, item.prompts) for z, item in zip(aligned_BCHW, drawn, strict=True)]
+        aligned_BCHW = layer(torch.stack([item.seen_CHW for item in drawn])).float()
+    decoder = layer.own_decoder()
+    decoded = [backbone.decode(z, item.prompts, decoder) for z, item in zip(aligned_BCHW, drawn, strict=True)]
     return Batch(
         drawn=drawn,
         logits_Nhw=torch.cat([logits for logits, _ in decoded]),
@@ -170,7 +173,7 @@ def decode_batch(layer: nn.Module, backbone: Backbone, drawn: Sequence[Drawn]) -
 
 
 def importance_of(
-    layer: nn.Module,
+    layer: AlignmentLayer,
     backbone: Backbone,
     load_example: Callable[[int], Example],
     images: int,

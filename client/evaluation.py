@@ -15,8 +15,9 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from casam_core.alignment import AlignmentLayer
 from casam_core.backbones import Backbone
 from casam_core.bank import Bank, Entry
 from casam_core.features import pool
@@ -48,6 +49,7 @@ class Evaluator:
     scores: Results
     masks: Results
     decodes: int = 0
+    last_layer: tuple[str, AlignmentLayer] | None = None
 
     def evaluate(
         self, task: str, data: TaskData, bank: Bank, progress: Callable[[int, int], None]
@@ -87,25 +89,37 @@ class Evaluator:
         known = self.masks.get(name, answering)
         if known is not None:
             return ImageScores(InstanceScores(**known["total"]), known["n_instances"])
-        _, z_CHW = data.embedding(sample, self.backbone)
-        layer = None if route.task is None else entry_layer(bank[route.task], len(z_CHW))
-        scores = self.score(task, sample, data.load(sample), z_CHW, layer)
+        layer = None if route.task is None else self.layer_of(bank[route.task], answering)
+        seen_CHW = data.seen(sample, self.backbone, layer is not None and layer.sees_pixels)
+        scores = self.score(task, sample, data.load(sample), seen_CHW, layer)
         self.decodes += 1
         self.masks.put(name, answering, asdict(scores))
         return scores
 
+    def layer_of(self, entry: Entry, digest: str) -> AlignmentLayer:
+        """The entry's layer; the last one is kept, as images of one task come one after the other."""
+        if self.last_layer is None or self.last_layer[0] != digest:
+            layer = entry_layer(entry, self.backbone.geometry.channels, self.backbone)
+            self.last_layer = (digest, layer)
+        return self.last_layer[1]
+
     def score(
-        self, task: str, sample: Sample, loaded: LoadedSample, z_CHW: Tensor, layer: nn.Module | None
+        self,
+        task: str,
+        sample: Sample,
+        loaded: LoadedSample,
+        seen_CHW: Tensor,
+        layer: AlignmentLayer | None,
     ) -> ImageScores:
         """Decode and measure one image; `layer` None is the frozen backbone."""
         labels_HW = loaded.labels_HW
         rng = numpy_generator(self.seed, self.institution, "evaluate", task, sample.id)
         instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)
         chosen = np.sort(rng.permutation(instances)[: self.spec.max_instances])
-        z = align(z_CHW, layer, self.backbone.compute)
+        z = align(seen_CHW, layer, self.backbone.compute)
         frame = self.backbone.frame(loaded.image_HW3)
         prompts = self.prompts(labels_HW, chosen, rng)
-        parts = decode_masks(self.backbone, z, frame, prompts)
+        parts = decode_masks(self.backbone, z, frame, prompts, layer)
         masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)
         measured = [
             score_instance(predicted_HW, labels_HW == instance, with_hd95=self.spec.hd95)

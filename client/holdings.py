@@ -67,10 +67,15 @@ class TaskData:
             self.key(sample, backbone)
             progress(done, len(samples))
 
-    def example(self, sample: Sample, backbone: Backbone) -> Example:
+    def seen(self, sample: Sample, backbone: Backbone, pixels: bool) -> Tensor:
+        """What a layer sees of one image: z_CHW, or the preprocessed pixels x_3SS."""
+        if pixels:
+            return backbone.preprocess(self.load(sample).image_HW3)
+        return self.embedding(sample, backbone)[1]
+
+    def example(self, sample: Sample, backbone: Backbone, pixels: bool = False) -> Example:
         """What training needs of one image."""
-        _, z_CHW = self.embedding(sample, backbone)
-        return Example(z_CHW=z_CHW, labels_HW=self.load(sample).labels_HW)
+        return Example(self.seen(sample, backbone, pixels), self.load(sample).labels_HW)
 
     def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
         """f_NF: what the router sees of `samples`."""

@@ -28,7 +28,7 @@ from casam_core.messages import (
     RouterReply,
     RouterRequest,
 )
-from casam_core.methods import SHARED, method_of
+from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.routers import build_router
 from casam_core.scenario import Scenario
 from casam_core.seeding import derive_seed, numpy_generator
@@ -98,9 +98,9 @@ class Institution:
         ]
         # All holders start from the same layer: its seed names the task, not the institution.
         first = SHARED if method.shared else job.task
-        layer = build_layer(
-            scenario.alignment, backbone.geometry.channels, derive_seed(scenario.seed, "layer", first)
-        )
+        spec = alignment_of(scenario)
+        seed = derive_seed(scenario.seed, "layer", first)
+        layer = build_layer(spec, backbone.geometry.channels, seed, backbone)
         penalty = None
         if request.anchor is not None and method.penalty is not None:
             anchor = copy.deepcopy(layer)
@@ -112,7 +112,7 @@ class Institution:
 
         def example(i: int) -> Example:
             data, sample = examples[i]
-            return data.example(sample, backbone)
+            return data.example(sample, backbone, layer.sees_pixels)
 
         def draws(purpose: str) -> np.random.Generator:
             return numpy_generator(scenario.seed, self.name, job.stage, job.round, purpose)
@@ -123,7 +123,7 @@ class Institution:
             example,
             len(examples),
             scenario.training,
-            learning_rate=learning_rate_of(scenario.alignment),
+            learning_rate=learning_rate_of(spec),
             rng=draws("align"),
             progress=reporter(self.name, f"train {job.task}"),
             penalty=penalty,

@@ -14,7 +14,7 @@ from casam_core.alignment import form_of
 from casam_core.backbones import load_backbone
 from casam_core.compute import resolve_compute
 from casam_core.errors import CasamError, DataError
-from casam_core.methods import Cohort, method_of
+from casam_core.methods import Cohort, alignment_of, method_of
 from casam_core.routers import build_router
 from casam_core.scenario import DataSpec, Scenario
 from casam_core.training import planned_steps
@@ -50,8 +50,7 @@ def preflight(
     Raises CasamError for a name that no registry knows; else, for one fault of weights or data that
     fault, and for several a DataError that lists them all.
     """
-    method_of(scenario.method)
-    form_of(scenario.alignment)
+    form_of(alignment_of(scenario))
     build_router(scenario.router)
     build_strategy(scenario.training.strategy)
     faults: list[CasamError] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flwr.serverapp import Grid
 
 from casam_core.bank import Bank, Entry, Provenance
-from casam_core.methods import SHARED, method_of
+from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.routers import Arrays
 from casam_core.scenario import Scenario
 from server.evaluation import StageScores
@@ -103,15 +103,15 @@ def make_entry(
     threshold: float,
 ) -> Entry:
     """The task's entry with all that is needed to use it."""
-    scenario = institutions.scenario
+    scenario, alignment = institutions.scenario, alignment_of(institutions.scenario)
     return Entry(
         task=task,
         layer=dict(layer.weights),
         router=dict(router),
         threshold=threshold,
         provenance=Provenance(
-            form=scenario.alignment.form,
-            rank=scenario.alignment.rank,
+            form=alignment.form,
+            rank=alignment.rank,
             router=scenario.router.kind,
             features=scenario.router.features,
             beta=scenario.router.beta,

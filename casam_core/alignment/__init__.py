@@ -1,6 +1,7 @@
 """Alignment Layers: what is learned per task, between the frozen encoder and decoder.
 
-A form is one file and one line of FORMS. Every layer maps z_BCHW to z_BCHW.
+A form is one file and one line of FORMS. Every layer maps z_BCHW to z_BCHW, but for two that change SAM
+itself (casam_core.alignment.base).
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from casam_core.alignment.base import AlignmentLayer
 from casam_core.alignment.casam import CasamLayer
+from casam_core.alignment.decoder import DecoderLayer
+from casam_core.alignment.lora import LoraLayer
 from casam_core.alignment.low_rank import LowRankLayer
 from casam_core.alignment.residual import ResidualLayer
 from casam_core.alignment.scale_shift import ScaleShiftLayer
+from casam_core.backbones import Backbone
 from casam_core.errors import BankError, ScenarioError
 from casam_core.scenario import AlignmentSpec
 
@@ -25,17 +30,19 @@ Weights = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Form:
-    """build: (channels, spec) -> module. learning_rate: Adam's, when the scenario names none."""
+    """build: (spec, channels, backbone) -> layer. learning_rate: Adam's, when the scenario names none."""
 
-    build: Callable[[int, AlignmentSpec], nn.Module]
+    build: Callable[[AlignmentSpec, int, Backbone | None], AlignmentLayer]
     learning_rate: float
 
 
 FORMS: dict[str, Form] = {
-    "casam": Form(lambda channels, spec: CasamLayer(channels), learning_rate=1e-4),
-    "residual": Form(lambda channels, spec: ResidualLayer(channels), learning_rate=1e-4),
-    "low_rank": Form(lambda channels, spec: LowRankLayer(channels, spec.rank), learning_rate=3e-3),
-    "scale_shift": Form(lambda channels, spec: ScaleShiftLayer(channels), learning_rate=3e-3),
+    "casam": Form(lambda spec, channels, _: CasamLayer(channels), learning_rate=1e-4),
+    "residual": Form(lambda spec, channels, _: ResidualLayer(channels), learning_rate=1e-4),
+    "low_rank": Form(lambda spec, channels, _: LowRankLayer(channels, spec.rank), learning_rate=3e-3),
+    "scale_shift": Form(lambda spec, channels, _: ScaleShiftLayer(channels), learning_rate=3e-3),
+    "decoder": Form(lambda spec, _, backbone: DecoderLayer(needed(spec, backbone)), learning_rate=1e-4),
+    "lora": Form(lambda spec, _, backbone: LoraLayer(needed(spec, backbone), spec.rank), learning_rate=1e-3),
 }
 
 
@@ -48,12 +55,25 @@ def form_of(spec: AlignmentSpec) -> Form:
     return FORMS[spec.form]
 
 
-def build_layer(spec: AlignmentSpec, channels: int, seed: int) -> nn.Module:
-    """A fresh layer; its initial weights depend on `seed` alone."""
+def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
+    """The backbone of a form that changes SAM itself. Raises ScenarioError where none is at hand."""
+    if backbone is None:
+        raise ScenarioError(
+            f"alignment.form {spec.form!r} changes SAM itself, it is for comparisons: expected its backbone "
+            "at hand, found none; use the other forms outside of `casam run` and `casam compare`"
+        )
+    return backbone
+
+
+def build_layer(
+    spec: AlignmentSpec, channels: int, seed: int, backbone: Backbone | None = None
+) -> AlignmentLayer:
+    """A fresh layer; its initial weights depend on `seed` alone (and on the backbone where it is a part
+    of it). Raises ScenarioError for an unknown form."""
     form = form_of(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return form.build(channels, spec)
+        return form.build(spec, channels, backbone)
 
 
 def learning_rate_of(spec: AlignmentSpec) -> float:
@@ -80,3 +100,16 @@ def set_weights(layer: nn.Module, weights: Mapping[str, NDArray[np.float32]]) ->
                 f"layer weight {name}: expected shape {tuple(value.shape)}, found {weights[name].shape}"
             )
     layer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+
+
+__all__ = [
+    "FORMS",
+    "AlignmentLayer",
+    "Form",
+    "Weights",
+    "build_layer",
+    "form_of",
+    "learning_rate_of",
+    "set_weights",
+    "weights_of",
+]

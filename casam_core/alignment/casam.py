@@ -9,6 +9,8 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from casam_core.alignment.base import AlignmentLayer
+
 BLOCKS = 3
 
 
@@ -48,7 +50,7 @@ class CasamBlock(nn.Module):
         return weighted + r
 
 
-class CasamLayer(nn.Module):
+class CasamLayer(AlignmentLayer):
     """Three blocks, each followed by the one shared channel norm; 3,541,007 parameters at C = 256.
 
     Not the identity at step 0: it first has to climb back to the frozen embedding.

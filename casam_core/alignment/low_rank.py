@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from casam_core.alignment.base import AlignmentLayer
 
-class LowRankLayer(nn.Module):
+
+class LowRankLayer(AlignmentLayer):
     """A_RC random at a fixed scale, B_CR and b_C zero."""
 
     def __init__(self, channels: int, rank: int) -> None:

@@ -6,6 +6,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from casam_core.alignment.base import AlignmentLayer
 from casam_core.alignment.casam import BLOCKS, ChannelAttention
 
 
@@ -28,7 +29,7 @@ class ResidualBlock(nn.Module):
         return x_BCHW + change
 
 
-class ResidualLayer(nn.Module):
+class ResidualLayer(AlignmentLayer):
     """Three residual blocks. Training starts at frozen SAM and never has to climb back to it."""
 
     def __init__(self, channels: int) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from casam_core.alignment.base import AlignmentLayer
 
-class ScaleShiftLayer(nn.Module):
+
+class ScaleShiftLayer(AlignmentLayer):
     """z * (1 + scale_C) + shift_C, both zero at first."""
 
     def __init__(self, channels: int) -> None:

@@ -93,10 +93,12 @@ class Backbone(nn.Module):
             z_BCHW: Tensor = self.image_encoder(x_B3SS)
         return z_BCHW.float()
 
-    def decode(self, z_CHW: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(logits_Nhw, iou_N) float32 for N >= 1 prompts, given in the frame's pixels, on one embedding.
 
-        Single-mask output. Gradients flow to z_CHW.
+        Single-mask output. Gradients flow to z_CHW. mask_decoder: another one than SAM's own.
         """
         xy = torch.as_tensor(prompts.xy, device=z_CHW.device)
         points = boxes = None
@@ -106,7 +108,7 @@ class Backbone(nn.Module):
             points = (xy[:, None, :], torch.ones(len(xy), 1, device=xy.device))
         sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=None)
         with self.compute.autocast():
-            logits_N1hw, iou_N1 = self.mask_decoder(
+            logits_N1hw, iou_N1 = (mask_decoder or self.mask_decoder)(
                 image_embeddings=z_CHW[None],
                 image_pe=self.image_pe,
                 sparse_prompt_embeddings=sparse,

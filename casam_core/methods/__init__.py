@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from casam_core.errors import ScenarioError
-from casam_core.methods import casam, ewc, fedavg, frozen, joint, lwf, oracle, replay, sequential
+from casam_core.methods import (
+    casam,
+    decoder,
+    ewc,
+    fedavg,
+    frozen,
+    joint,
+    lora,
+    lwf,
+    oracle,
+    replay,
+    sequential,
+)
 from casam_core.methods.base import SHARED, Cohort, Importance, Method
+from casam_core.scenario import AlignmentSpec, Scenario
 
 METHODS: dict[str, Method] = {
     "casam": casam.METHOD,
@@ -15,6 +28,8 @@ METHODS: dict[str, Method] = {
     "lwf": lwf.METHOD,
     "replay": replay.METHOD,
     "fedavg": fedavg.METHOD,
+    "decoder": decoder.METHOD,
+    "lora": lora.METHOD,
     "joint": joint.METHOD,
 }
 
@@ -26,4 +41,10 @@ def method_of(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "SHARED", "Cohort", "Importance", "Method", "method_of"]
+def alignment_of(scenario: Scenario) -> AlignmentSpec:
+    """The scenario's Alignment Layer, in the form that its method is about."""
+    form = method_of(scenario.method).form
+    return scenario.alignment if form is None else scenario.alignment.model_copy(update={"form": form})
+
+
+__all__ = ["METHODS", "SHARED", "Cohort", "Importance", "Method", "alignment_of", "method_of"]

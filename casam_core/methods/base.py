@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from casam_core.alignment.base import AlignmentLayer
 from casam_core.backbones import Backbone
 from casam_core.routing import Route
 from casam_core.training import Batch
@@ -49,11 +50,11 @@ Importance = Mapping[str, NDArray[np.float32]]
 class Penalty(Protocol):
     """An addition to the loss of one batch."""
 
-    def __call__(self, layer: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, layer: AlignmentLayer, batch: Batch) -> Tensor:
         """A scalar; gradients flow to the layer."""
 
 
-PenaltyBuilder = Callable[[nn.Module, Backbone, Importance | None], Penalty]
+PenaltyBuilder = Callable[[AlignmentLayer, Backbone, Importance | None], Penalty]
 """(a frozen layer as the earlier stages left it, backbone, importance) -> penalty."""
 
 
@@ -77,7 +78,8 @@ def by_shared_entry(task: str, known: Collection[str], routed: Callable[[], Rout
 class Method:
     """One row of a comparison.
 
-    description: one line. learns: off, nothing is trained. shared: one layer is carried from stage to
+    description: one line. learns: off, nothing is trained. form: of the layer, where the method is about
+    one and the scenario's does not count. shared: one layer is carried from stage to
     stage and answers for all. penalty: added to the loss from the second stage on. weighs: each stage
     measures every parameter's importance for the next. pools: one process trains on everybody's
     images, which no consortium may do; a bound for comparison, in simulations only.
@@ -85,6 +87,7 @@ class Method:
 
     description: str
     learns: bool = True
+    form: str | None = None
     shared: bool = False
     trainers: Trainers = holders
     route: RouteRule = by_router

@@ -7,8 +7,9 @@ over the tasks learned so far; theta* the weights the stage starts from.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from casam_core.alignment.base import AlignmentLayer
 from casam_core.backbones import Backbone
 from casam_core.methods.base import Importance, Method, Penalty, by_shared_entry
 from casam_core.training import Batch
@@ -16,14 +17,14 @@ from casam_core.training import Batch
 STRENGTH = 1000.0
 
 
-def elastic(start: nn.Module, backbone: Backbone, importance: Importance | None) -> Penalty:
+def elastic(start: AlignmentLayer, backbone: Backbone, importance: Importance | None) -> Penalty:
     """The penalty around `start`; without importance (the first stage) it is zero."""
     anchor = {name: value.detach().clone() for name, value in start.named_parameters()}
     weight = {
         name: torch.from_numpy(value).to(anchor[name].device) for name, value in (importance or {}).items()
     }
 
-    def penalty(layer: nn.Module, batch: Batch) -> Tensor:
+    def penalty(layer: AlignmentLayer, batch: Batch) -> Tensor:
         terms = [
             (weight[name] * (value - anchor[name]).square()).sum()
             for name, value in layer.named_parameters()

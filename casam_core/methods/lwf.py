@@ -6,9 +6,10 @@ penalty = strength * cross-entropy of the new mask probabilities against the old
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from casam_core.alignment.base import AlignmentLayer
 from casam_core.backbones import Backbone
 from casam_core.methods.base import Importance, Method, Penalty, by_shared_entry
 from casam_core.training import Batch, decode_batch
@@ -16,10 +17,10 @@ from casam_core.training import Batch, decode_batch
 STRENGTH = 1.0
 
 
-def distillation(start: nn.Module, backbone: Backbone, importance: Importance | None) -> Penalty:
+def distillation(start: AlignmentLayer, backbone: Backbone, importance: Importance | None) -> Penalty:
     """The penalty towards what `start` says about the same prompts."""
 
-    def penalty(layer: nn.Module, batch: Batch) -> Tensor:
+    def penalty(layer: AlignmentLayer, batch: Batch) -> Tensor:
         with torch.no_grad():
             old_Nhw = torch.sigmoid(decode_batch(start, backbone, batch.drawn).logits_Nhw)
         return STRENGTH * F.binary_cross_entropy_with_logits(batch.logits_Nhw, old_Nhw)

@@ -48,7 +48,7 @@ def discs(count: int, seed: int = 0) -> list[tuple[NDArray[np.uint8], NDArray[np
 @pytest.fixture(scope="module")
 def examples(tiny: Backbone) -> list[Example]:
     """Four pictures of discs, encoded."""
-    return [Example(z_CHW=tiny.encode([image])[0], labels_HW=labels) for image, labels in discs(4)]
+    return [Example(seen_CHW=tiny.encode([image])[0], labels_HW=labels) for image, labels in discs(4)]
 
 
 def residual(seed: int = 0) -> nn.Module:
@@ -159,7 +159,7 @@ def test_prompts_lie_in_the_frame_and_each_beside_its_own_target(
     labels = np.zeros((96, 128), np.int32)
     labels[8:40, 16:48] = 1
     labels[56:88, 80:112] = 4
-    wide = Example(z_CHW=examples[0].z_CHW, labels_HW=labels)
+    wide = Example(seen_CHW=examples[0].seen_CHW, labels_HW=labels)
     drawn = draw_instances(wide, tiny, TrainingSpec(), kind, np.random.default_rng(0))
     assert drawn is not None
     targets = [np.argwhere(target.numpy()) for target in drawn.target_Nhw]
@@ -178,7 +178,7 @@ def test_prompts_lie_in_the_frame_and_each_beside_its_own_target(
 
 
 def test_an_image_that_is_all_instance_keeps_it(tiny: Backbone, examples: list[Example]) -> None:
-    full = Example(z_CHW=examples[0].z_CHW, labels_HW=np.ones((64, 64), np.int32))
+    full = Example(seen_CHW=examples[0].seen_CHW, labels_HW=np.ones((64, 64), np.int32))
     drawn = draw_instances(full, tiny, TrainingSpec(), "box", np.random.default_rng(0))
     assert drawn is not None
     assert drawn.target_Nhw.all()
@@ -188,7 +188,7 @@ def vanishing(examples: list[Example]) -> Example:
     """One pixel of 640 x 640: nothing of it is left at the decoder's resolution."""
     labels = np.zeros((640, 640), np.int32)
     labels[0, 0] = 1
-    return Example(z_CHW=examples[0].z_CHW, labels_HW=labels)
+    return Example(seen_CHW=examples[0].seen_CHW, labels_HW=labels)
 
 
 def test_instances_that_vanish_are_left_out(tiny: Backbone, examples: list[Example]) -> None:
@@ -228,7 +228,7 @@ def test_the_batch_loss_is_the_mean_over_all_instances(tiny: Backbone, examples:
     items = [item for item in drawn if isinstance(item, Drawn)]
     single = []
     for item in items:
-        logits, iou = tiny.decode(layer(item.z_CHW[None])[0], item.prompts)
+        logits, iou = tiny.decode(layer(item.seen_CHW[None])[0], item.prompts)
         single += [
             alignment_loss(logits[k : k + 1], iou[k : k + 1], item.target_Nhw[k : k + 1])
             for k in range(len(item.prompts))
@@ -285,9 +285,9 @@ def test_equal_generators_train_equal_bits_and_the_backbone_stays_as_it_was(
 
 
 def test_embeddings_are_not_changed_by_training(tiny: Backbone, examples: list[Example]) -> None:
-    before = examples[0].z_CHW.clone()
+    before = examples[0].seen_CHW.clone()
     train(residual(), tiny, examples.__getitem__, 4, epochs=1)
-    assert torch.equal(examples[0].z_CHW, before)
+    assert torch.equal(examples[0].seen_CHW, before)
 
 
 def test_progress_counts_every_step_and_the_layer_is_left_ready_to_use(
@@ -306,7 +306,7 @@ def test_each_step_uses_one_kind_of_prompt_and_mixed_tosses_a_coin(
 ) -> None:
     used: list[int] = []
     decode = tiny.decode
-    monkeypatch.setattr(tiny, "decode", lambda z, p: (used.append(p.xy.shape[1]), decode(z, p))[1])
+    monkeypatch.setattr(tiny, "decode", lambda z, p, own: (used.append(p.xy.shape[1]), decode(z, p, own))[1])
     train(residual(), tiny, examples.__getitem__, 2, epochs=10, batch_images=2, prompts=wish)
     steps = [set(used[i : i + 2]) for i in range(0, len(used), 2)]
     assert all(len(step) == 1 for step in steps)
