@@ -90,6 +90,7 @@ class RouterSpec(Section):
 class EvaluationSpec(Section):
     """How test images are prompted and measured."""
 
+    split: Literal["test", "val"] = Field("test", description="val: to choose settings, never to report.")
     prompts: Literal["box", "jittered_box", "point"] = "box"
     jitter: float = Field(0.1, ge=0, le=0.5, description="Box jitter as a share of its side.")
     max_instances: int = Field(32, ge=1, description="Instances per image, drawn by seed.")

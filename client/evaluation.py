@@ -54,8 +54,8 @@ class Evaluator:
     def evaluate(
         self, task: str, data: TaskData, bank: Bank, progress: Callable[[int, int], None]
     ) -> TaskResult:
-        """This institution's test split of `task`, routed by `bank`."""
-        samples = data.split.test
+        """This institution's test (or validation) split of `task`, routed by `bank`."""
+        samples = data.split.part(self.spec.split)
         images, routes = [], []
         for done, sample in enumerate(samples, 1):
             route = self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.threshold import fold_summaries, held_out_scores, score_histogram
 from casam_core.training import Example, importance_of, train_layer
 from client.data.dataset import Sample
+from client.data.splits import Part
 from client.evaluation import Evaluator
 from client.holdings import TaskData, open_task
 from client.outcomes import BankMismatchError, SamplesNotKeptError
@@ -176,7 +176,7 @@ class Institution:
         evaluator = self.evaluator()
         results = {}
         for task in sorted(self.scenario.institution(self.name).data):
-            data_of_task, _ = self.encoded(task, "test")
+            data_of_task, _ = self.encoded(task, self.scenario.evaluation.split)
             report = reporter(self.name, f"evaluate {task}")
             results[task] = evaluator.evaluate(task, data_of_task, bank, report)
         return EvaluateReply(results, evaluator.decodes)
@@ -194,10 +194,10 @@ class Institution:
             raise BankMismatchError(f"holds {bank.tasks}, expected a bank of digest {request.bank}")
         return bank
 
-    def encoded(self, task: str, part: Literal["train", "test"]) -> tuple[TaskData, tuple[Sample, ...]]:
+    def encoded(self, task: str, part: Part) -> tuple[TaskData, tuple[Sample, ...]]:
         """The task's data and one of its splits, with every embedding in the store."""
         data = self.task(task)
-        samples: tuple[Sample, ...] = getattr(data.split, part)
+        samples = data.split.part(part)
         data.encode(samples, self.backbone, reporter(self.name, f"encode {task}"))
         return data, samples
 

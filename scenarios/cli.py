@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -110,31 +111,48 @@ def compare(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key for all runs.")
     ] = None,
     engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Learning-rate factors, e.g. 0.3,1,3: each method takes its best on validation."),
+    ] = None,
 ) -> None:
     """Run a scenario under several methods and seeds; writes results.csv and prints the table.
 
-    All methods get the scenario's training budget and no tuning of their own.
+    All methods get the scenario's training budget and, with --tune, the same tries on the first seed,
+    judged on validation images alone.
     """
+    from casam_core.alignment import learning_rate_of
     from casam_core.fingerprint import code_fingerprint
+    from casam_core.methods import alignment_of
+    from scenarios.compare import claim, parse_grid, table_of
     from scenarios.compare import compare as run_all
-    from scenarios.compare import parse_grid, table_of
     from scenarios.library import resolve_scenario
     from scenarios.run import RunOrder, run_scenario
+    from scenarios.tuning import parse_factors
+    from scenarios.tuning import tune as choose_rates
 
     screen = console()
     changes = list(set_ or [])
 
-    def run_one(method: str, seed: int, folder: Path) -> None:
-        overrides = [*changes, f"method={method}", f"seed={seed}"]
+    def say(line: str) -> None:
+        screen.print(line, highlight=False)
+
+    def run_one(method: str, seed: int, folder: Path, more: Sequence[str]) -> None:
+        overrides = [*changes, f"method={method}", f"seed={seed}", *more]
         run_scenario(RunOrder(scenario, engine, data_root, folder, overrides), screen)
 
-    rows = run_all(
-        parse_grid(methods, seeds),
-        out,
-        run_one,
-        f"{resolve_scenario(scenario, changes).digest()} {code_fingerprint()} {data_root}",
-        lambda line: screen.print(line, highlight=False),
-    )
+    grid = parse_grid(methods, seeds)
+    factors = parse_factors(tune) if tune is not None else ()
+    digest = resolve_scenario(scenario, changes).digest()
+    claim(out, f"{digest} {code_fingerprint()} {data_root} {factors}")
+    rates: dict[str, float] = {}
+    if factors:
+        own = {
+            method: learning_rate_of(alignment_of(resolve_scenario(scenario, [*changes, f"method={method}"])))
+            for method in grid.methods
+        }
+        rates = choose_rates(own, factors, grid.seeds[0], out, run_one, say)
+    rows = run_all(grid, out, run_one, say, rates)
     screen.print(table_of(rows))
     screen.print(f"Results: {(out / 'results.csv').resolve()}", highlight=False, soft_wrap=True)
 

@@ -6,12 +6,10 @@ run is complete; calling again does what is missing.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,13 @@ from rich.table import Table
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
 from casam_core.methods import METHODS, method_of
+from scenarios.tables import Row, read_rows, write_rows
+from scenarios.tuning import Runner
 
 COLUMNS = (
     "method",
     "seed",
+    "learning_rate",
     "last_iou",
     "avg_iou",
     "ff_iou",
@@ -34,11 +35,7 @@ COLUMNS = (
     "trained_parameters",
     "seconds",
 )
-FIGURES = COLUMNS[2:]
-
-Row = dict[str, str]
-Runner = Callable[[str, int, Path], None]
-"""(method, seed, run folder) -> a finished run folder."""
+FIGURES = COLUMNS[3:]
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,12 @@ def parse_grid(methods: str, seeds: str) -> Grid:
         raise ScenarioError(f"--seeds: expected whole numbers like 0,1,2, found {seeds!r}") from error
 
 
-def compare(grid: Grid, folder: Path, run: Runner, identity: str, say: Callable[[str], None]) -> list[Row]:
-    """Run what is missing and return all rows. Raises RunError when `folder` holds another comparison.
-
-    identity: all that must be equal for rows to stand in one table (scenario, code, data folder).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    claim(folder, identity)
-    rows = read_rows(folder)
+def compare(
+    grid: Grid, folder: Path, run: Runner, say: Callable[[str], None], rates: Mapping[str, float]
+) -> list[Row]:
+    """Run what is missing and return the grid's rows. rates: tuned learning rates by method."""
+    path = folder / "results.csv"
+    rows = read_rows(path, COLUMNS)
     for method, seed in grid.cells():
         if any(row["method"] == method and row["seed"] == str(seed) for row in rows):
             say(f"{method}, seed {seed}: already there")
@@ -80,31 +75,38 @@ def compare(grid: Grid, folder: Path, run: Runner, identity: str, say: Callable[
         target = folder / "runs" / f"{method}-{seed}"
         # Without a row, whatever is there is a run that was interrupted.
         shutil.rmtree(target, ignore_errors=True)
-        run(method, seed, target)
-        rows.append(row_of(json.loads((target / "summary.json").read_text())))
-        write_rows(folder, rows)
+        rate = rates.get(method)
+        run(method, seed, target, () if rate is None else (f"alignment.learning_rate={rate:g}",))
+        summary = json.loads((target / "summary.json").read_text())
+        rows.append(row_of(summary, rate))
+        write_rows(path, COLUMNS, rows)
     wanted = set(grid.cells())
     return [row for row in rows if (row["method"], int(row["seed"])) in wanted]
 
 
 def claim(folder: Path, identity: str) -> None:
-    """Rows of one folder belong to one scenario."""
+    """Rows of one folder belong to one comparison. Raises RunError when it holds another.
+
+    identity: all that must be equal for rows to stand in one table (scenario, code, data, tuning).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "comparison.txt"
     if not path.exists():
         write_atomic(path, identity.encode())
     elif path.read_text() != identity:
         raise RunError(
-            f"{folder} holds a comparison of another scenario, --set, data folder or version; "
+            f"{folder} holds a comparison of another scenario, --set, --tune, data folder or version; "
             "choose another --out"
         )
 
 
-def row_of(summary: dict[str, Any]) -> Row:
-    """One row of results.csv; a figure that does not apply is empty."""
+def row_of(summary: dict[str, Any], rate: float | None) -> Row:
+    """One row of results.csv; a figure that does not apply is empty, as is an untuned learning rate."""
     last_unseen = [value for value in summary["unseen"]["iou"][-1].values() if value is not None]
     values = {
         "method": summary["method"],
         "seed": summary["seed"],
+        "learning_rate": rate,
         **{
             name: summary[name] for name in ("last_iou", "avg_iou", "ff_iou", "bwt_iou", "trained_parameters")
         },
@@ -113,27 +115,6 @@ def row_of(summary: dict[str, Any]) -> Row:
         "seconds": summary["timing"]["seconds"],
     }
     return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The rows that are there."""
-    path = folder / "results.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise RunError(f"{path} has other columns than this version writes; choose another --out")
-        return list(reader)
-
-
-def write_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """results.csv, whole or as it was."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder / "results.csv", text.getvalue().encode())
 
 
 def table_of(rows: Sequence[Row]) -> Table:

@@ -97,7 +97,7 @@ def checked_split(
 def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
     """The most a run of `scenario` over these splits can take; who trains is the method's to say."""
     method, training = method_of(scenario.method), scenario.training
-    tests = sum(len(split.test) for split in splits.values())
+    tests = sum(len(split.part(scenario.evaluation.split)) for split in splits.values())
     trained: set[tuple[str, str]] = set()
     steps, exchanges = 0, 2
     for number, task in enumerate(scenario.stream):

@@ -28,6 +28,8 @@ from scenarios.library import resolve_scenario
 from scenarios.live import View, live_view
 from scenarios.preflight import preflight
 
+SPLITS = {"test": "test", "val": "validation"}
+
 
 @dataclass(frozen=True)
 class RunOrder:
@@ -165,7 +167,7 @@ def show_results(folder: Path, console: Console) -> None:
     """The matrix and the headline figures, then the run folder, last."""
     summary = json.loads((folder / "summary.json").read_text())
     tasks: list[str] = summary["tasks"]
-    table = Table(title=f"{summary['scenario']}: IoU on test images")
+    table = Table(title=f"{summary['scenario']}: IoU on {SPLITS[summary['evaluated_on']]} images")
     table.add_column("after stage")
     for task in tasks:
         table.add_column(task, justify="right")

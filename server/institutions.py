@@ -44,11 +44,12 @@ class Institutions:
         return sorted({task for member in self.directory.members.values() for task in member.holdings})
 
     def testers(self, task: str) -> list[str]:
-        """Institutions that hold test images of `task`, in the scenario's order."""
+        """Institutions that hold images of `task` to evaluate on, in the scenario's order."""
+        split = self.scenario.evaluation.split
         return [
             name
             for name, member in self.directory.members.items()
-            if task in member.holdings and member.holdings[task].test > 0
+            if task in member.holdings and getattr(member.holdings[task], split) > 0
         ]
 
     def cohort(self, stage: int, task: str) -> Cohort:

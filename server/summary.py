@@ -66,6 +66,7 @@ def summarise(
         "seed": scenario.seed,
         "method": scenario.method,
         "status": "completed",
+        "evaluated_on": scenario.evaluation.split,
         "tasks": list(scenario.stream),
         "holders": {stage.task: list(stage.holders) for stage in stages},
         "matrix": {name: [list(row) for row in matrix.cells] for name, matrix in matrices.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from client.data.dataset import Sample
 Unit = list[Sample]
 """Samples that stay together: one group, or one image whose group is unknown."""
 
-PARTS = ("train", "val", "test")
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Split:
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
+
+    def part(self, name: Part) -> tuple[Sample, ...]:
+        """One part by its name."""
+        samples: tuple[Sample, ...] = getattr(self, name)
+        return samples
 
 
 def split_samples(
@@ -152,9 +159,9 @@ def _draw(units: list[Unit], shares: dict[str, float]) -> list[list[Unit]]:
                 break
         else:
             parts["train"].append(unit)
-    for name in shares:
-        if not parts[name]:
-            parts[name].append(_spare_unit(parts, wanted, wanted[name]))
+    for part in shares:
+        if not parts[part]:
+            parts[part].append(_spare_unit(parts, wanted, wanted[part]))
     return list(parts.values())
 
 

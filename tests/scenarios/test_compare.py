@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from casam_core.errors import RunError, ScenarioError
 from casam_core.methods import METHODS
 from casam_core.scenario import Scenario
-from scenarios.compare import COLUMNS, compare, parse_grid, spread
+from scenarios.compare import COLUMNS, claim, compare, parse_grid, spread
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
 
@@ -31,13 +32,15 @@ class FakeRuns:
     def __init__(self, broken: str = "") -> None:
         self.asked: list[tuple[str, int]] = []
         self.broken = broken
+        self.overrides: list[Sequence[str]] = []
 
-    def __call__(self, method: str, seed: int, folder: Path) -> None:
+    def __call__(self, method: str, seed: int, folder: Path, overrides: Sequence[str]) -> None:
         assert not folder.exists()
         folder.mkdir(parents=True)
         if method == self.broken:
             raise RunError("interrupted")
         self.asked.append((method, seed))
+        self.overrides.append(overrides)
         (folder / "summary.json").write_text(json.dumps(summary(method, seed)))
 
 
@@ -47,7 +50,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_row_has_every_figure_and_leaves_out_what_does_not_apply(tmp_path: Path) -> None:
-    compare(parse_grid("frozen", "3"), tmp_path, FakeRuns(), "abc", print)
+    compare(parse_grid("frozen", "3"), tmp_path, FakeRuns(), print, {})
     (row,) = rows(tmp_path)
     assert tuple(row) == COLUMNS
     assert row["unseen_iou"] == "0.6"  # (0.5 + 0.7) / 2, at the last stage
@@ -57,18 +60,26 @@ def test_a_row_has_every_figure_and_leaves_out_what_does_not_apply(tmp_path: Pat
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
     grid = parse_grid("casam,ewc,lwf", "0,1")
     with pytest.raises(RunError):
-        compare(grid, tmp_path, FakeRuns(broken="ewc"), "abc", print)
+        compare(grid, tmp_path, FakeRuns(broken="ewc"), print, {})
     assert [row["method"] for row in rows(tmp_path)] == ["casam"]
     again = FakeRuns()
-    found = compare(grid, tmp_path, again, "abc", print)
+    found = compare(grid, tmp_path, again, print, {})
     assert again.asked == [("ewc", 0), ("lwf", 0), ("casam", 1), ("ewc", 1), ("lwf", 1)]
     assert len(found) == 6
 
 
 def test_another_scenario_does_not_join_a_comparison(tmp_path: Path) -> None:
-    compare(parse_grid("casam", "0"), tmp_path, FakeRuns(), "abc", print)
+    claim(tmp_path, "abc")
+    claim(tmp_path, "abc")
     with pytest.raises(RunError, match="another scenario"):
-        compare(parse_grid("casam", "1"), tmp_path, FakeRuns(), "def", print)
+        claim(tmp_path, "def")
+
+
+def test_a_tuned_learning_rate_is_used_and_stands_in_its_row(tmp_path: Path) -> None:
+    runs = FakeRuns()
+    compare(parse_grid("casam,frozen", "0"), tmp_path, runs, print, {"casam": 3e-4})
+    assert runs.overrides == [("alignment.learning_rate=0.0003",), ()]
+    assert [row["learning_rate"] for row in rows(tmp_path)] == ["0.0003", ""]
 
 
 def test_all_means_every_method() -> None:
@@ -89,8 +100,8 @@ def test_mean_and_standard_deviation_by_hand() -> None:
 
 
 def test_two_methods_for_real(tmp_path: Path) -> None:
-    def run(method: str, seed: int, folder: Path) -> None:
+    def run(method: str, seed: int, folder: Path, overrides: Sequence[str]) -> None:
         run_inprocess(Scenario.model_validate(tiny_table(method=method, seed=seed)), folder, None)
 
-    found = compare(parse_grid("frozen,casam", "0"), tmp_path, run, "abc", print)
+    found = compare(parse_grid("frozen,casam", "0"), tmp_path, run, print, {})
     assert [row["trained_parameters"] == "0" for row in found] == [True, False]
