@@ -7,11 +7,13 @@ from collections.abc import Callable
 from casam_core.errors import ScenarioError
 from casam_core.routers.base import Arrays, Router
 from casam_core.routers.gaussian import GaussianRouter
+from casam_core.routers.nearest_mean import NearestMeanRouter
 from casam_core.routers.vae import VaeRouter
 from casam_core.scenario import RouterSpec
 
 ROUTERS: dict[str, Callable[[RouterSpec], Router]] = {
     "gaussian": GaussianRouter,
+    "nearest_mean": NearestMeanRouter,
     "vae": VaeRouter,
 }
 

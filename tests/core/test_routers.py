@@ -296,6 +296,24 @@ def test_every_router_counts_its_images_and_scores_deterministically(kind: str, 
     assert isinstance(router.score(probe, state), float)
 
 
+# --- nearest mean -----------------------------------------------------------------------------------
+
+
+def test_the_nearest_mean_by_hand() -> None:
+    # (1, 0) and (3, 4): mean (2, 2). At (5, 6) the squared distances are 9 and 16, their mean 12.5.
+    router = build_router(RouterSpec(kind="nearest_mean"))
+    state = router.finish(router.summarise(torch.tensor([[1.0, 0.0], [3.0, 4.0]]), seed=0))
+    np.testing.assert_array_equal(state["mean_F"], [2.0, 2.0])
+    assert router.score(torch.tensor([5.0, 6.0]), state) == 12.5
+
+
+def test_merged_sums_are_the_mean_of_all_holders_images() -> None:
+    router = build_router(RouterSpec(kind="nearest_mean"))
+    parts = [features(3, 5), features(8, 5, seed=1)]
+    merged = router.finish(router.merge([router.summarise(part, seed=0) for part in parts]))
+    np.testing.assert_allclose(merged["mean_F"], torch.cat(parts).mean(0).numpy(), rtol=1e-5)
+
+
 def test_an_unknown_router_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ScenarioError, match=r"router\.kind.*gaussian, vae.*'knn'"):
+    with pytest.raises(ScenarioError, match=r"router\.kind.*gaussian, nearest_mean, vae.*'knn'"):
         build_router(RouterSpec(kind="knn"))
