@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from casam_core.alignment import AlignmentLayer, build_layer, set_weights
+from casam_core.alignment.identity import channels_in
 from casam_core.backbones import Backbone
 from casam_core.bank import Bank, Entry
 from casam_core.bank_edit import check_alike
@@ -182,14 +183,11 @@ def load_bank(folder: Path | str) -> LoadedBank:
 
 
 def channels_of(entry: Entry) -> int:
-    """The embedding's C: every form's longest vector (a bias, norm or shift) has one value per channel."""
-    vectors = [len(value) for value in entry.layer.values() if value.ndim == 1]
-    if not vectors:
-        raise BankError(
-            f"entry of task {entry.task!r}: expected a layer with one value per channel, found none; "
-            "restore it from a copy"
-        )
-    return max(vectors)
+    """The embedding's C. Raises BankError for a layer that does not say."""
+    try:
+        return channels_in(entry.layer)
+    except ValueError as error:
+        raise BankError(f"entry of task {entry.task!r}: {error}; restore it from a copy") from error
 
 
 def one_line(error: Exception) -> str:

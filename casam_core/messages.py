@@ -130,17 +130,20 @@ class AlignRequest:
 class AlignReply:
     """Trained weights and on how many images; the shape Flower's strategies aggregate.
 
-    importance: only where the method asks for it.
+    importance: only where the method asks for it. improved: in the last round, whether the layer beats
+    frozen SAM on the holder's validation images; None where that was not asked or cannot be said.
     """
 
     layer: Mapping[str, NDArray[np.float32]]
     images: int
     importance: Mapping[str, NDArray[np.float32]] | None = None
+    improved: bool | None = None
 
     def to_payload(self) -> Payload:
         groups = {"layer": self.layer, "importance": self.importance}
         arrays = {name: group for name, group in groups.items() if group is not None}
-        return Payload({}, arrays, {"align": {"num-examples": self.images}})
+        config = {} if self.improved is None else {"improved": self.improved}
+        return Payload(config, arrays, {"align": {"num-examples": self.images}})
 
     @staticmethod
     def of(payload: Payload) -> AlignReply:
@@ -148,6 +151,7 @@ class AlignReply:
             layer=payload.arrays["layer"],
             images=int(payload.metrics["align"]["num-examples"]),
             importance=payload.arrays.get("importance"),
+            improved=bool(payload.config["improved"]) if "improved" in payload.config else None,
         )
 
 

@@ -67,6 +67,17 @@ class TrainingSpec(Section):
     prompts: Literal["box", "point", "mixed"] = Field(
         "box", description="mixed tosses a coin for box or point at every step, as the paper does."
     )
+    warmup: int = Field(0, ge=0, description="Steps over which the learning rate rises to its value.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after this many epochs without a better validation IoU, and keep the best epoch.",
+    )
+    floor: bool = Field(
+        True,
+        description="A task whose layer does not beat frozen SAM on the holders' validation images keeps the "
+        "identity (methods with an entry per task).",
+    )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
 
 
@@ -76,7 +87,10 @@ class RouterSpec(Section):
     kind: str = Field("gaussian", description="A name in casam_core.routers.ROUTERS.")
     features: Literal["attention", "moments"] = "moments"
     folds: int = Field(5, ge=2)
-    percentile: float = Field(97.0, gt=0, le=100)
+    percentile: float = Field(97.0, gt=0, le=100, description="Of the held-out scores: the threshold.")
+    margin: float = Field(
+        1.5, ge=0, description="Widen the threshold by this share of its distance from the median; paper: 0."
+    )
     shrinkage: float = Field(0.3, ge=0, le=1, description="Gaussian: pull towards the diagonal.")
     epochs: int = Field(10, ge=1, description="VAE: passes over the features.")
     learning_rate: float = Field(5e-4, gt=0, description="VAE.")

@@ -2,6 +2,9 @@
 
 K-fold: a router is fitted without one fold and scores that fold; the held-out scores of all folds
 are pooled, and tau is a high percentile of them (CA-SAM: K = 5, seed 2025, 97th percentile).
+
+A percentile of few images lies within the few scores that happened, and sends new images of the very
+task away; `margin` widens the way from the median to the percentile (0: the paper's threshold).
 """
 
 from __future__ import annotations
@@ -62,6 +65,24 @@ def held_out_scores(
     if unusable := int(np.isnan(scores).sum()):
         raise DataError(f"{unusable} of {len(scores)} held-out scores are no number; check the task's images")
     return scores
+
+
+def choose_threshold(scores_N: NDArray[np.float64], spec: RouterSpec) -> float:
+    """tau of held-out scores."""
+    return widened(float(np.median(scores_N)), float(np.percentile(scores_N, spec.percentile)), spec.margin)
+
+
+def histogram_threshold(counts: NDArray[np.int64], spec: RouterSpec) -> float:
+    """tau of several holders' held-out scores, to within a bin."""
+    middle = min(50.0, spec.percentile)
+    return widened(
+        histogram_percentile(counts, middle), histogram_percentile(counts, spec.percentile), spec.margin
+    )
+
+
+def widened(middle: float, high: float, margin: float) -> float:
+    """`high`, moved away from `middle` by `margin` times their distance; never towards it."""
+    return high + margin * max(high - middle, 0.0)
 
 
 def score_histogram(scores_N: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -69,18 +69,23 @@ def train_layer(
     rng: np.random.Generator,
     progress: Progress,
     penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None,
+    finished_epoch: Callable[[AlignmentLayer], bool] | None = None,
 ) -> TrainingResult:
     """Train `layer` in place for one round with Adam (CA-SAM, training).
 
     load_example(i) gives training image i; it is called anew at every step, so that memory does not
     grow with the number of images. All randomness comes from `rng`. penalty: added to every batch's
-    loss (casam_core.methods). Raises RunError when the loss or the layer is no number any more.
+    loss (casam_core.methods). finished_epoch: asked after every pass over the images; True ends the
+    round (casam_core.validation). Raises RunError when the loss or the layer is no number any more.
     """
     layer.to(backbone.compute.device).train()
     optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate)
+    warmup = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / (spec.warmup + 1))
+    )
     losses: list[float] = []
-    total = planned_steps(images, spec)
-    for indices in batches(images, spec, rng):
+    total, steps_per_epoch = planned_steps(images, spec), -(-images // spec.batch_images)
+    for step, indices in enumerate(batches(images, spec, rng), 1):
         drawn = draw_batch(indices, load_example, backbone, spec, rng)
         optimiser.zero_grad()
         if drawn:
@@ -88,8 +93,12 @@ def train_layer(
             loss = batch.loss if penalty is None else batch.loss + penalty(layer, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            warmup.step()
             losses.append(float(loss.detach()))
-        progress(len(losses), total)
+        stop = step % steps_per_epoch == 0 and finished_epoch is not None and finished_epoch(layer)
+        progress(total if stop else step, total)
+        if stop:
+            break
     layer.eval()
     if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in layer.parameters()):
         raise RunError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from casam_core.alignment import build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
 from casam_core.backbones import Backbone
 from casam_core.bank import Bank
 from casam_core.embeddings import EmbeddingStore
@@ -31,8 +31,9 @@ from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.routers import build_router
 from casam_core.scenario import Scenario
 from casam_core.seeding import derive_seed, numpy_generator
-from casam_core.threshold import fold_summaries, held_out_scores, score_histogram
+from casam_core.threshold import choose_threshold, fold_summaries, held_out_scores, score_histogram
 from casam_core.training import Example, importance_of, train_layer
+from casam_core.validation import Patience, Validate, beats_identity, validator
 from client.data.dataset import Sample
 from client.data.splits import Part
 from client.evaluation import Evaluator
@@ -117,23 +118,42 @@ class Institution:
         def draws(purpose: str) -> np.random.Generator:
             return numpy_generator(scenario.seed, self.name, job.stage, job.round, purpose)
 
+        training = scenario.training
+        floor = training.floor and job.round == training.rounds and method.has_floor(spec.form)
+        validate = self.validator(job.task, draws("validate"), layer) if training.patience or floor else None
+        patience = Patience(validate, training.patience) if validate and training.patience else None
         train_layer(
             layer,
             backbone,
             example,
             len(examples),
-            scenario.training,
+            training,
             learning_rate=learning_rate_of(spec),
             rng=draws("align"),
             progress=reporter(self.name, f"train {job.task}"),
             penalty=penalty,
+            finished_epoch=patience,
         )
+        if patience:
+            patience.restore(layer)
         importance = None
         if method.weighs:
             importance = importance_of(
                 layer, backbone, example, len(examples), scenario.training, draws("importance")
             )
-        return AlignReply(layer=weights_of(layer), images=len(examples), importance=importance)
+        improved = None
+        if floor and validate:
+            improved = beats_identity(layer, backbone.geometry.channels, validate)
+        return AlignReply(weights_of(layer), len(examples), importance, improved)
+
+    def validator(self, task: str, rng: np.random.Generator, layer: AlignmentLayer) -> Validate | None:
+        """Measures layers like `layer` on the validation images of `task`; None where there are none."""
+        data, samples = self.encoded(task, "val")
+
+        def example(i: int) -> Example:
+            return data.example(samples[i], self.backbone, layer.sees_pixels)
+
+        return validator(example, len(samples), self.backbone, self.scenario.training, rng)
 
     def check_kept(self, request: AlignRequest) -> None:
         """Raise SamplesNotKeptError for a task of an earlier stage, unless the policy keeps samples."""
@@ -159,7 +179,7 @@ class Institution:
         return RouterReply(
             router=self.router.finish(summary),
             images=len(samples),
-            threshold=float(np.percentile(scores_N, spec.percentile)),
+            threshold=choose_threshold(scores_N, spec),
         )
 
     def calibrate(self, request: CalibrateRequest) -> CalibrateReply:

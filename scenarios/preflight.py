@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from casam_core.alignment import form_of
+from casam_core.alignment import learning_rate_of
 from casam_core.backbones import load_backbone
 from casam_core.compute import resolve_compute
 from casam_core.errors import CasamError, DataError
@@ -50,7 +50,7 @@ def preflight(
     Raises CasamError for a name that no registry knows; else, for one fault of weights or data that
     fault, and for several a DataError that lists them all.
     """
-    form_of(alignment_of(scenario))
+    learning_rate_of(alignment_of(scenario))
     build_router(scenario.router)
     build_strategy(scenario.training.strategy)
     faults: list[CasamError] = []

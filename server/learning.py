@@ -20,7 +20,7 @@ from casam_core.messages import (
 from casam_core.methods import Importance, method_of
 from casam_core.payload import Job
 from casam_core.routers import Arrays, build_router
-from casam_core.threshold import histogram_percentile
+from casam_core.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
 from server.exchange import results
 from server.institutions import Institutions
@@ -29,12 +29,13 @@ from server.institutions import Institutions
 @dataclass(frozen=True)
 class LearnedLayer:
     """A layer, who trained it in any round of the stage, on how many images together, and what later
-    tasks must not disturb."""
+    tasks must not disturb. improved: whether it beats frozen SAM at any holder that could say."""
 
     weights: Mapping[str, NDArray[np.float32]]
     holders: tuple[str, ...]
     images: int
     importance: Importance | None = None
+    improved: bool = True
 
 
 def learn_layer(
@@ -77,6 +78,7 @@ def learn_layer(
             holders=tuple(name for name in trainers if name in trained_on),
             images=sum(trained_on.values()),
             importance=add_importance(importance, list(replies.values())),
+            improved=any(reply.improved is not False for reply in replies.values()),
         )
         images = sum(reply.images for reply in replies.values())
         institutions.folder.event(
@@ -139,4 +141,4 @@ def learn_router(
         raise RunError(f"stage {stage}: no holder of task {task!r} could score its held-out images")
     counts = np.sum([reply.histogram for reply in scored.values()], axis=0)
     state = router.finish(router.merge([reply.router for reply in replies.values()]))
-    return state, histogram_percentile(counts, scenario.router.percentile)
+    return state, histogram_threshold(counts, scenario.router)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
+from casam_core.alignment.identity import identity_like
 from casam_core.bank import Bank, Entry, Provenance
 from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.routers import Arrays
@@ -83,6 +84,14 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
                 clock.lap("router")
                 digest = bank.add(make_entry(institutions, number, task, layer, router, threshold))
                 folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
+                if not layer.improved:
+                    folder.event(
+                        "floor",
+                        f"stage {number} {task}: the layer does not beat frozen SAM on its holders' "
+                        "validation images; the task keeps the identity (training.floor)",
+                        stage=number,
+                        task=task,
+                    )
         scores = institutions.evaluate(number, bank)
         clock.lap("evaluate")
         holders = layer.holders if layer else ()
@@ -106,11 +115,11 @@ def make_entry(
     scenario, alignment = institutions.scenario, alignment_of(institutions.scenario)
     return Entry(
         task=task,
-        layer=dict(layer.weights),
+        layer=dict(layer.weights) if layer.improved else identity_like(layer.weights),
         router=dict(router),
         threshold=threshold,
         provenance=Provenance(
-            form=alignment.form,
+            form=alignment.form if layer.improved else "identity",
             rank=alignment.rank,
             router=scenario.router.kind,
             features=scenario.router.features,

@@ -17,6 +17,7 @@ from torch import nn
 from casam_core.alignment.base import AlignmentLayer
 from casam_core.alignment.casam import CasamLayer
 from casam_core.alignment.decoder import DecoderLayer
+from casam_core.alignment.identity import IdentityLayer
 from casam_core.alignment.lora import LoraLayer
 from casam_core.alignment.low_rank import LowRankLayer
 from casam_core.alignment.residual import ResidualLayer
@@ -30,10 +31,11 @@ Weights = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Form:
-    """build: (spec, channels, backbone) -> layer. learning_rate: Adam's, when the scenario names none."""
+    """build: (spec, channels, backbone) -> layer. learning_rate: Adam's, when the scenario names none; None
+    where there is nothing to learn."""
 
     build: Callable[[AlignmentSpec, int, Backbone | None], AlignmentLayer]
-    learning_rate: float
+    learning_rate: float | None
 
 
 FORMS: dict[str, Form] = {
@@ -41,6 +43,7 @@ FORMS: dict[str, Form] = {
     "residual": Form(lambda spec, channels, _: ResidualLayer(channels), learning_rate=1e-4),
     "low_rank": Form(lambda spec, channels, _: LowRankLayer(channels, spec.rank), learning_rate=3e-3),
     "scale_shift": Form(lambda spec, channels, _: ScaleShiftLayer(channels), learning_rate=3e-3),
+    "identity": Form(lambda spec, channels, _: IdentityLayer(channels), learning_rate=None),
     "decoder": Form(lambda spec, _, backbone: DecoderLayer(needed(spec, backbone)), learning_rate=1e-4),
     "lora": Form(lambda spec, _, backbone: LoraLayer(needed(spec, backbone), spec.rank), learning_rate=1e-3),
 }
@@ -77,8 +80,14 @@ def build_layer(
 
 
 def learning_rate_of(spec: AlignmentSpec) -> float:
-    """The scenario's learning rate or the form's own."""
-    return spec.learning_rate if spec.learning_rate is not None else form_of(spec).learning_rate
+    """The scenario's learning rate or the form's own. Raises ScenarioError for a form that cannot learn."""
+    default = form_of(spec).learning_rate
+    if default is None:
+        raise ScenarioError(
+            f"alignment.form: expected one that learns, found {spec.form!r}; "
+            "for frozen SAM set method = 'frozen'"
+        )
+    return spec.learning_rate if spec.learning_rate is not None else default
 
 
 def weights_of(layer: nn.Module) -> Weights:

@@ -95,6 +95,10 @@ class Method:
     weighs: bool = False
     pools: bool = False
 
+    def has_floor(self, form: str) -> bool:
+        """Whether a task may keep the identity: it needs an entry of its own, between encoder and decoder."""
+        return not self.shared and form not in ("decoder", "lora")
+
     @property
     def routes(self) -> bool:
         """Whether a router takes the decision."""

@@ -18,7 +18,7 @@ from casam_core.errors import BankError, ScenarioError
 from casam_core.scenario import AlignmentSpec
 
 SAM_FORMS = {"decoder", "lora"}  # they change SAM itself: tests/core/test_sam_forms.py
-FORM_NAMES = sorted(FORMS.keys() - SAM_FORMS)
+FORM_NAMES = sorted(FORMS.keys() - SAM_FORMS - {"identity"})
 IDENTITY_FORMS = ["low_rank", "residual", "scale_shift"]
 
 
@@ -225,7 +225,9 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(change: object, 
 
 
 def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ScenarioError, match=r"alignment\.form.*casam, decoder, lora, low_rank.*'mlp'"):
+    with pytest.raises(
+        ScenarioError, match=r"alignment\.form.*casam, decoder, identity, lora, low_rank.*'mlp'"
+    ):
         form_of(AlignmentSpec(form="mlp"))
 
 

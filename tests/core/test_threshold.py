@@ -18,10 +18,12 @@ from casam_core.scenario import RouterSpec
 from casam_core.threshold import (
     HISTOGRAM_BINS,
     HISTOGRAM_RANGE,
+    choose_threshold,
     fold_indices,
     fold_summaries,
     held_out_scores,
     histogram_percentile,
+    histogram_threshold,
     score_histogram,
 )
 
@@ -200,3 +202,24 @@ def test_over_many_scores_it_agrees_with_numpys_percentile(percentile: float) ->
 @given(SCORES)
 def test_all_scores_lie_at_or_below_the_hundredth_percentile(scores: list[float]) -> None:
     assert max(scores) <= histogram_percentile(score_histogram(np.array(scores)), 100)
+
+
+def test_the_margin_widens_the_way_from_the_median_to_the_percentile() -> None:
+    # Of 0..100 the median is 50 and the 90th percentile 90: half of the 40 between is added.
+    scores = np.arange(101.0)
+    assert choose_threshold(scores, RouterSpec(percentile=90, margin=0)) == 90
+    assert choose_threshold(scores, RouterSpec(percentile=90, margin=0.5)) == 110
+
+
+def test_the_margin_means_the_same_for_one_holder_and_for_several() -> None:
+    scores = np.random.default_rng(0).gamma(2.0, 1.5, 20_000)
+    spec = RouterSpec(margin=1.5)
+    merged = histogram_threshold(score_histogram(scores[:7000]) + score_histogram(scores[7000:]), spec)
+    assert merged == pytest.approx(choose_threshold(scores, spec), rel=0.02)
+
+
+@given(SCORES, st.floats(0.5, 100), st.floats(0, 5))
+def test_a_margin_never_tightens_the_threshold(scores: list[float], percentile: float, margin: float) -> None:
+    values = np.array(scores)
+    tight, wide = (RouterSpec(percentile=percentile, margin=m) for m in (0, margin))
+    assert choose_threshold(values, wide) >= choose_threshold(values, tight)

@@ -80,6 +80,44 @@ def train(
     return result, told
 
 
+# --- Warm-up, progress, stopping ---------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_over_the_warm_up(tiny: Backbone, examples: list[Example]) -> None:
+    # Adam's first step moves every weight with a gradient by the learning rate: here a quarter of 4e-3.
+    layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
+    before = weights_of(layer)
+    train(layer, tiny, examples.__getitem__, 4, epochs=1, max_steps=1, warmup=3, learning_rate=4e-3)
+    moved = np.concatenate([np.abs(weights_of(layer)[name] - before[name]) for name in before])
+    assert moved.max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_progress_reaches_its_total_even_if_no_instance_is_visible(tiny: Backbone) -> None:
+    empty = Example(
+        seen_CHW=torch.zeros(tiny.encode([discs(1)[0][0]])[0].shape), labels_HW=np.zeros((64, 64), np.int32)
+    )
+    result, told = train(residual(), tiny, lambda i: empty, 3, epochs=2, batch_images=1)
+    assert result.steps == 0
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_training_can_be_ended_after_any_epoch(tiny: Backbone, examples: list[Example]) -> None:
+    told: list[tuple[int, int]] = []
+    result = train_layer(
+        residual(),
+        tiny,
+        examples.__getitem__,
+        4,
+        TrainingSpec(epochs=10, batch_images=2),
+        learning_rate=1e-3,
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: told.append((done, total)),
+        finished_epoch=lambda layer: len(told) >= 3,
+    )
+    assert result.steps == 4  # two steps an epoch; asked after the second epoch, with three told
+    assert told[-1] == (20, 20)
+
+
 # --- Steps and batches -----------------------------------------------------------------------------
 
 

@@ -128,6 +128,20 @@ def test_another_seed_gives_other_weights(finished: Path, tmp_path: Path) -> Non
     assert Bank.open(tmp_path / "other" / "bank").digest != Bank.open(finished / "bank").digest
 
 
+def test_a_task_whose_layer_does_not_help_keeps_the_identity(finished: Path, tmp_path: Path) -> None:
+    """At a learning rate of almost nothing no layer beats frozen SAM: routes stay, masks are its own."""
+    table = tiny_table(alignment={"learning_rate": 1e-30}, training={"epochs": 1, "floor": True})
+    run_inprocess(Scenario.model_validate(table), tmp_path / "floor", None)
+    bank = Bank.open(tmp_path / "floor" / "bank")
+    assert [entry.provenance.form for entry in bank] == ["identity", "identity"]
+    summary = json.loads((tmp_path / "floor" / "summary.json").read_text())
+    assert summary["matrix"]["iou"][-1] == [summary["zero_shot"]["iou"][task] for task in summary["tasks"]]
+    events = [json.loads(line) for line in (tmp_path / "floor" / "events.jsonl").read_text().splitlines()]
+    assert [event["task"] for event in events if event["event"] == "floor"] == ["polyp", "histology"]
+    with_router = {route for counts in summary["routing"]["confusion"].values() for route in counts}
+    assert {"polyp", "histology"} & with_router
+
+
 def test_an_entry_depends_on_its_own_holders_only(finished: Path, tmp_path: Path) -> None:
     """Without the institution of the second task, the first task's layer and router are the same bytes."""
     table = tiny_table(stream=["polyp"])

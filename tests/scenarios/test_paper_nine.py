@@ -38,7 +38,7 @@ def test_it_is_the_papers_setting() -> None:
     assert scenario.training.prompts == "mixed"
     router = scenario.router
     assert (router.kind, router.features, router.beta, router.epochs) == ("vae", "attention", 16.5, 10)
-    assert (router.folds, router.percentile) == (5, 97)
+    assert (router.folds, router.percentile, router.margin) == (5, 97, 0)
 
 
 @pytest.mark.parametrize(("order", "expected"), [("reversed", ORDER[::-1]), ("given", ORDER)])
