@@ -56,12 +56,15 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known about one task: layer weights, router state, threshold, provenance."""
+    """What is known about one task: layer weights, router state, threshold, provenance.
+
+    Without a threshold the entry is used by its name alone: no router ever chooses it.
+    """
 
     task: str
     layer: dict[str, NDArray[np.float32]]
     router: dict[str, NDArray[Any]]
-    threshold: float
+    threshold: float | None
     provenance: Provenance
 
     def to_bytes(self) -> bytes:
@@ -96,7 +99,7 @@ class Entry:
                 task=about["task"],
                 layer=_with_prefix(tensors, LAYER),
                 router=_with_prefix(tensors, ROUTER),
-                threshold=float(about["threshold"]),
+                threshold=None if about["threshold"] is None else float(about["threshold"]),
                 provenance=Provenance(**{**given, "holders": tuple(given["holders"])}),
             )
         except (

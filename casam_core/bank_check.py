@@ -50,7 +50,7 @@ def faults_of(entry: Entry) -> list[str]:
     about, faults = entry.provenance, []
     if entry.task == IDENTITY:
         faults.append(f"no task can be named {IDENTITY!r}: that is the route of an unknown image")
-    if not math.isfinite(entry.threshold):
+    if entry.threshold is not None and not math.isfinite(entry.threshold):
         faults.append(f"threshold: expected a finite number, found {entry.threshold}")
     for part, arrays in (("layer", entry.layer), ("router", entry.router)):
         for name, array in arrays.items():

@@ -62,12 +62,12 @@ def entry_router(entry: Entry) -> Router:
 
 
 def route_among(entries: Iterable[Entry], score: Callable[[Entry], float]) -> Route:
-    """The routing decision over `entries`, in the order they were learned."""
-    known = list(entries)
+    """The routing decision over those of `entries` that have a threshold, in the order they were learned."""
+    known = [(entry, entry.threshold) for entry in entries if entry.threshold is not None]
     return decide(
-        [entry.task for entry in known],
-        [score(entry) for entry in known],
-        [entry.threshold for entry in known],
+        [entry.task for entry, _ in known],
+        [score(entry) for entry, _ in known],
+        [threshold for _, threshold in known],
     )
 
 
@@ -120,7 +120,8 @@ class LoadedEntry:
         channels = channels_of(entry)
         loaded = LoadedEntry(entry, entry_layer(entry, channels), entry_router(entry), channels)
         try:
-            loaded.score(torch.zeros(channels, 2, 2))
+            if entry.threshold is not None:
+                loaded.score(torch.zeros(channels, 2, 2))
         except Exception as error:  # whatever arithmetic on arrays of other names and shapes raises
             raise BankError(
                 f"entry of task {entry.task!r}: its {entry.provenance.router} router does not score a "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from casam_core.payload import Job, Payload
 from casam_core.routers.base import Arrays
+from casam_core.statistics import Estimate, Statistics
 
 SCHEMA = 1
 
@@ -261,6 +262,7 @@ class TaskResult:
     """One task's test split at one institution: means over `images`, and how many went where.
 
     iou_instance is the mean over `instances`. routes: image counts by task name or `identity`.
+    statistics: how sure the IoU is, and the gain over frozen SAM.
     """
 
     images: int
@@ -272,23 +274,29 @@ class TaskResult:
     iou_instance: float
     hd95: float | None
     routes: Mapping[str, int]
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """Results by task. decodes: decoder passes this evaluation really needed."""
+    """Results by task. decodes: decoder passes this evaluation really needed. margins: by task, how unknown
+    its images look to the router (casam_core.unknownness)."""
 
     results: Mapping[str, TaskResult]
     decodes: int
+    margins: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def to_payload(self) -> Payload:
         metrics: dict[str, dict[str, float]] = {"work": {"decodes": self.decodes}}
         for task, result in self.results.items():
             numbers = asdict(result)
             routes = numbers.pop("routes")
+            del numbers["statistics"]
             metrics[f"score.{task}"] = {k: v for k, v in numbers.items() if v is not None}
             metrics[f"route.{task}"] = dict(routes)
-        return Payload({}, {}, metrics)
+            if result.statistics is not None:
+                metrics[f"statistics.{task}"] = flat(result.statistics)
+        return Payload({}, {"margins": self.margins} if self.margins else {}, metrics)
 
     @staticmethod
     def of(payload: Payload) -> EvaluateReply:
@@ -301,8 +309,33 @@ class EvaluateReply:
                 if not all(math.isfinite(value) for value in numbers.values()):
                     raise ValueError(f"score.{task}: expected finite numbers, found {dict(numbers)}")
                 given["images"], given["instances"] = int(given["images"]), int(given["instances"])
+                if f"statistics.{task}" in payload.metrics:
+                    given["statistics"] = statistics_of(payload.metrics[f"statistics.{task}"])
                 results[task] = TaskResult(**given)
-        return EvaluateReply(results, int(payload.metrics["work"]["decodes"]))
+        decodes = int(payload.metrics["work"]["decodes"])
+        return EvaluateReply(results, decodes, payload.arrays.get("margins", {}))
+
+
+def flat(statistics: Statistics) -> dict[str, float]:
+    """As one group of numbers: `units`, `iou.mean`, `iou.sd`, ..., `gain.high`; what is None stays away."""
+    numbers: dict[str, float] = {"units": statistics.units}
+    for name in ("iou", "gain"):
+        values = asdict(getattr(statistics, name))
+        numbers |= {f"{name}.{key}": value for key, value in values.items() if value is not None}
+    return numbers
+
+
+def statistics_of(numbers: Mapping[str, float]) -> Statistics:
+    """The inverse of flat. Raises ValueError for a number that is none."""
+    if not all(math.isfinite(value) for value in numbers.values()):
+        raise ValueError(f"statistics: expected finite numbers, found {dict(numbers)}")
+
+    def part(name: str) -> Estimate:
+        prefix = f"{name}."
+        given = {key.removeprefix(prefix): v for key, v in numbers.items() if key.startswith(prefix)}
+        return Estimate(**given)
+
+    return Statistics(int(numbers["units"]), part("iou"), part("gain"))
 
 
 def fold_groups(folds: Sequence[Arrays]) -> dict[str, Arrays]:

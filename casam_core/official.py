@@ -227,6 +227,7 @@ def write_official(entries: Iterable[Entry], out: Path, *, backbone: str) -> Non
             layer = {official: entry.layer[ours] for official, ours in LAYER_NAMES.items()}
             torch.save(_tensors(layer), adapter / LAYER_FILE)
             torch.save(_tensors({name: entry.router[name] for name in VAE_SHAPES}), vae / VAE_FILE)
+            assert entry.threshold is not None  # else it was not exportable
             tau: dict[str, float | int] = {"tau_suggested": entry.threshold}
             if entry.provenance.images:
                 tau["n_samples"] = entry.provenance.images
@@ -247,7 +248,7 @@ def _check_exportable(entry: Entry, backbone: str) -> None:
     if not faults:
         ours = {LAYER_NAMES[name]: shape for name, shape in LAYER_SHAPES.items()}
         faults += _faults(_tensors(entry.layer), ours) + _faults(_tensors(entry.router), VAE_SHAPES)
-    if not math.isfinite(entry.threshold):
+    if entry.threshold is None or not math.isfinite(entry.threshold):
         faults.append(f"threshold: expected a finite number, found {entry.threshold}")
     if not _FOLDER_NAME.fullmatch(entry.task):
         faults.append("its name is no folder name")

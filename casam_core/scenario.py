@@ -209,6 +209,9 @@ class InstitutionSpec(Section):
 
     name: Name
     data: dict[Name, DataSpec] = Field(min_length=1)
+    unseen: bool = Field(
+        False, description="Never trains: its tasks show after every stage what unknown images suffer."
+    )
     policy: PolicySpec = PolicySpec()
 
 
@@ -264,6 +267,13 @@ class Scenario(Section):
         for reserved, meaning in RESERVED_TASKS.items():
             if reserved in held:
                 raise ValueError(f"no task can be named {reserved!r}: that is {meaning}")
+        for site in self.institutions:
+            for task in site.data:
+                if site.unseen and task in self.stream:
+                    raise ValueError(
+                        f"institution {site.name!r} is unseen, but its task {task!r} stands in the stream; "
+                        "name its task otherwise or let it take part"
+                    )
         for task in self.stream:
             if task not in held:
                 raise ValueError(

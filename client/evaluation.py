@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -30,9 +30,13 @@ from casam_core.routers import Router
 from casam_core.routing import IDENTITY, Route
 from casam_core.scenario import EvaluationSpec
 from casam_core.seeding import numpy_generator
+from casam_core.statistics import Statistics, estimate
 from client.data.dataset import LoadedSample, Sample
 from client.holdings import TaskData
 from client.results import Results
+
+FROZEN = Route(task=None, nearest=None, score=None)
+"""What every image is measured under besides its route; known since the run's first evaluation."""
 
 
 @dataclass
@@ -53,16 +57,30 @@ class Evaluator:
 
     def evaluate(
         self, task: str, data: TaskData, bank: Bank, progress: Callable[[int, int], None]
-    ) -> TaskResult:
-        """This institution's test (or validation) split of `task`, routed by `bank`."""
+    ) -> tuple[TaskResult, list[float]]:
+        """(this institution's test (or validation) split of `task` as routed by `bank`, how unknown every
+        image looks; empty where no router was asked)."""
         samples = data.split.part(self.spec.split)
-        images, routes = [], []
+        images, routes, margins, gains = [], [], [], []
         for done, sample in enumerate(samples, 1):
             route = self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))
-            images.append(self.segment(task, sample, data, bank, route))
+            image = self.segment(task, sample, data, bank, route)
+            frozen = self.segment(task, sample, data, bank, FROZEN)
+            images.append(image)
             routes.append(route.name)
+            gains.append(image.mean.iou - frozen.mean.iou)
+            threshold = bank[route.nearest].threshold if route.nearest in bank.tasks else None
+            if route.score is not None and threshold is not None:
+                margins.append(route.score - threshold)
             progress(done, len(samples))
-        return summarise(images, routes)
+        units = [sample.group if sample.group is not None else sample.id for sample in samples]
+        rng = numpy_generator(self.seed, self.institution, "bootstrap", task)
+        statistics = Statistics(
+            units=len(set(units)),
+            iou=estimate([image.mean.iou for image in images], units, rng),
+            gain=estimate(gains, units, rng),
+        )
+        return replace(summarise(images, routes), statistics=statistics), margins
 
     def route(self, sample: Sample, data: TaskData, bank: Bank) -> Route:
         """The router's decision for this image."""

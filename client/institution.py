@@ -33,6 +33,7 @@ from casam_core.scenario import Scenario
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.threshold import choose_threshold, fold_summaries, held_out_scores, score_histogram
 from casam_core.training import Example, importance_of, train_layer
+from casam_core.unknownness import margin_histogram
 from casam_core.validation import Patience, Validate, beats_identity, validator
 from client.data.dataset import Sample
 from client.data.splits import Part
@@ -194,12 +195,14 @@ class Institution:
         """Score the test images of every task held here under the bank as it now stands."""
         bank = self.updated_bank(request)
         evaluator = self.evaluator()
-        results = {}
+        results, margins = {}, {}
         for task in sorted(self.scenario.institution(self.name).data):
             data_of_task, _ = self.encoded(task, self.scenario.evaluation.split)
             report = reporter(self.name, f"evaluate {task}")
-            results[task] = evaluator.evaluate(task, data_of_task, bank, report)
-        return EvaluateReply(results, evaluator.decodes)
+            results[task], unknownness = evaluator.evaluate(task, data_of_task, bank, report)
+            if unknownness:
+                margins[task] = margin_histogram(unknownness)
+        return EvaluateReply(results, evaluator.decodes, margins)
 
     def updated_bank(self, request: EvaluateRequest) -> Bank:
         """This institution's copy of the bank with the new entries. Raises BankMismatchError."""

@@ -41,7 +41,7 @@ def show(bank: BankFolder) -> None:
                 entry.task,
                 about.form + (f" {about.rank}" if about.form == "low_rank" else ""),
                 f"{about.router}/{about.features}",
-                f"{entry.threshold:.6g}",
+                "by name" if entry.threshold is None else f"{entry.threshold:.6g}",
                 ",".join(about.holders) or "-",
                 str(about.images or "-"),
                 str(len(opened.bytes_of(entry.task))),

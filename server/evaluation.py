@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from casam_core.messages import EvaluateReply, TaskResult
+from casam_core.statistics import Statistics
+from casam_core.unknownness import margin_histogram
 
 FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
 
@@ -16,13 +21,16 @@ class StageScores:
 
     figures[name][task]: mean over all holders' test images (iou_instance: over instances); None where
         a holder did not answer, for a mean over the others would be another figure.
-    worst_iou[task]: the lowest institution's IoU. routes[task][route]: images.
+    worst_iou[task]: the lowest institution's IoU. routes[task][route]: images. margins[task]: how unknown
+        its images look, over holders. statistics[institution][task]: as the institution computed them.
     """
 
     figures: dict[str, dict[str, float | None]]
     worst_iou: dict[str, float | None]
     routes: dict[str, dict[str, int]]
     decodes: int
+    margins: dict[str, NDArray[np.int64]]
+    statistics: dict[str, dict[str, Statistics]]
 
     def figure(self, name: str, task: str) -> float | None:
         """One cell."""
@@ -43,7 +51,21 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
         worst_iou={task: min((r.iou for r in whole.get(task, [])), default=None) for task in by_task},
         routes={task: count_routes(results) for task, results in by_task.items()},
         decodes=sum(reply.decodes for reply in replies.values()),
+        margins={task: sum_margins(task, replies.values()) for task in by_task},
+        statistics={
+            name: {task: r.statistics for task, r in reply.results.items() if r.statistics is not None}
+            for name, reply in replies.items()
+        },
     )
+
+
+def sum_margins(task: str, replies: Iterable[EvaluateReply]) -> NDArray[np.int64]:
+    """Counts over all holders; zeros where nobody's images were routed."""
+    total = margin_histogram([])
+    for reply in replies:
+        if task in reply.margins:
+            total = total + reply.margins[task]
+    return total
 
 
 def weighted(results: list[TaskResult], name: str) -> float | None:

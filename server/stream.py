@@ -6,7 +6,6 @@ server.institutions (who is there, evaluation); what is written stands in server
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -78,7 +77,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
             if method.shared:
                 # Entries never change, and this one is replaced in every stage: so a bank per stage.
                 bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
-                bank.add(make_entry(institutions, number, SHARED, layer, {}, math.inf))
+                bank.add(make_entry(institutions, number, SHARED, layer, {}, None))
             else:
                 router, threshold = learn_router(institutions, number, task, layer.holders)
                 clock.lap("router")
@@ -109,7 +108,7 @@ def make_entry(
     task: str,
     layer: LearnedLayer,
     router: Arrays,
-    threshold: float,
+    threshold: float | None,
 ) -> Entry:
     """The task's entry with all that is needed to use it."""
     scenario, alignment = institutions.scenario, alignment_of(institutions.scenario)

@@ -10,16 +10,21 @@ import csv
 import importlib.metadata
 import io
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from casam_core.continual import ContinualMatrix, average, backward_transfer, forgetting, last
 from casam_core.fingerprint import code_fingerprint
 from casam_core.methods import method_of
+from casam_core.routing import IDENTITY
 from casam_core.routing_metrics import routing_metrics
 from casam_core.scenario import Scenario
+from casam_core.unknownness import auroc, fpr_at_tpr, margin_histogram
 from server.evaluation import StageScores
 from server.institutions import Institutions
 from server.pictures import matrix_picture
@@ -59,6 +64,8 @@ def summarise(
     unseen = [task for task in institutions.tasks if task not in scenario.stream]
     routes = final.routes if method_of(scenario.method).routes else None
     routing = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
+    known = sum_over(final.margins, scenario.stream)
+    unknown = sum_over(final.margins, unseen)
     return {
         "schema": 1,
         "scenario": scenario.name,
@@ -73,7 +80,15 @@ def summarise(
         "zero_shot": {name: zero_shot.figures[name] for name in MATRICES},
         "unseen": {
             "tasks": unseen,
+            "zero_shot": {task: zero_shot.figure("iou", task) for task in unseen},
             "iou": [{task: stage.scores.figure("iou", task) for task in unseen} for stage in stages],
+            "unknown_rate": [
+                {task: unknown_rate(stage.scores.routes[task]) for task in unseen} for stage in stages
+            ],
+        },
+        "statistics": {
+            name: {task: asdict(statistics) for task, statistics in tasks.items()}
+            for name, tasks in final.statistics.items()
         },
         **{f"{name}_iou": aggregate.value for name, aggregate in aggregates.items()},
         "complete": {f"{name}_iou": aggregate.complete for name, aggregate in aggregates.items()},
@@ -85,6 +100,8 @@ def summarise(
             "confusion": routes,
             "false_unknown_rate": routing.false_unknown_rate if routing else None,
             "unseen_unknown_rate": routing.unseen_unknown_rate if routing else None,
+            "auroc": auroc(known, unknown),
+            "fpr95": fpr_at_tpr(known, unknown),
         },
         "trained_parameters": stages[-1].parameters,
         "bytes": {"up": institutions.traffic.up, "down": institutions.traffic.down},
@@ -96,6 +113,17 @@ def summarise(
         "environment": environment(institutions),
         "run": {"folder": institutions.folder.path.name},
     }
+
+
+def unknown_rate(routes: Mapping[str, int]) -> float | None:
+    """Share of images sent to identity; None without images."""
+    images = sum(routes.values())
+    return routes.get(IDENTITY, 0) / images if images else None
+
+
+def sum_over(margins: Mapping[str, NDArray[np.int64]], tasks: Iterable[str]) -> NDArray[np.int64]:
+    """Histograms of several tasks together."""
+    return margin_histogram([]) + sum(margins[task] for task in tasks if task in margins)
 
 
 def environment(institutions: Institutions) -> dict[str, Any]:

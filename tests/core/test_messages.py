@@ -28,6 +28,7 @@ from casam_core.messages import (
     TaskResult,
 )
 from casam_core.payload import Job, Outcome, Payload
+from casam_core.statistics import Estimate, Statistics
 
 JOB = Job(institution="north", stage=3, task="polyp", round=2)
 LAYER = {
@@ -51,6 +52,10 @@ RESULT = TaskResult(
     routes={"polyp": 5, "identity": 2},
 )
 
+SURE = dataclasses.replace(
+    RESULT, statistics=Statistics(3, Estimate(0.5, 0.1, 0.4, 0.6), Estimate(mean=-0.125))
+)
+
 EXAMPLES: list[Any] = [
     JOB,
     Job(institution="north", stage=1),
@@ -68,6 +73,8 @@ EXAMPLES: list[Any] = [
     AlignRequest(JOB, LAYER, tasks=("polyp", "liver"), anchor=LAYER, importance=LAYER, pooled=True),
     AlignReply(LAYER, images=12),
     AlignReply(LAYER, images=12, importance=LAYER),
+    AlignReply(LAYER, images=12, improved=True),
+    AlignReply(LAYER, images=12, improved=False),
     RouterRequest(JOB, alone=True),
     RouterRequest(JOB, alone=False),
     RouterReply(STATE, images=12, threshold=-0.1),
@@ -81,6 +88,7 @@ EXAMPLES: list[Any] = [
     EvaluateRequest(JOB, known=2, entries=[b"first\x00\xff", b"second"], bank="d" * 64),
     EvaluateRequest(JOB, known=2, entries=[bytes([k]) for k in range(12)], bank="d" * 64),
     EvaluateReply({}, decodes=0),
+    EvaluateReply({"polyp": SURE}, decodes=1, margins={"polyp": np.array([0, 2, 5])}),
     EvaluateReply({"polyp": RESULT, "heart-2": dataclasses.replace(RESULT, hd95=None, routes={})}, decodes=9),
 ]
 

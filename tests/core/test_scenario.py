@@ -122,6 +122,10 @@ def test_a_missing_file_a_folder_and_broken_toml_are_refused_by_path(tmp_path: P
         ({"stream": ["polyp", "polyp"]}, ["'polyp'", "stands twice"]),
         ({"institutions": []}, ["institutions", "at least 1"]),
         ({"training": 5}, ["training", "found 5"]),
+        (
+            {"institutions": [{"name": "a", "unseen": True, "data": {"polyp": {"path": "p"}}}]},
+            ["institution 'a' is unseen", "task 'polyp' stands in the stream"],
+        ),
     ],
 )
 def test_a_fault_names_the_key_what_was_found_and_what_was_expected(

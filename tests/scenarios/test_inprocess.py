@@ -64,6 +64,28 @@ def test_the_run_folder_holds_what_docs_promise(finished: Path) -> None:
     assert set(summary["bytes"]["up"]) == set(summary["bytes"]["down"]) == {"north", "south", "west"}
 
 
+def test_unseen_images_are_measured_after_every_stage(finished: Path) -> None:
+    unseen = summary_of(finished)["unseen"]
+    assert [set(stage) for stage in unseen["unknown_rate"]] == [{"cardiac_mr"}] * 2
+    assert all(0 <= stage["cardiac_mr"] <= 1 for stage in unseen["unknown_rate"])
+    assert set(unseen["zero_shot"]) == {"cardiac_mr"}
+    routing = summary_of(finished)["routing"]
+    assert 0 <= routing["auroc"] <= 1
+    assert 0 <= routing["fpr95"] <= 1
+
+
+def test_institutions_say_how_sure_their_figures_are(finished: Path) -> None:
+    summary = summary_of(finished)
+    assert {name: set(tasks) for name, tasks in summary["statistics"].items()} == {
+        "north": {"polyp"}, "south": {"histology", "cardiac_mr"}, "west": {"histology"},
+    }  # fmt: skip
+    polyp = summary["statistics"]["north"]["polyp"]
+    assert polyp["iou"]["mean"] == pytest.approx(summary["matrix"]["iou"][-1][0])  # its only holder
+    gain = summary["matrix"]["iou"][-1][0] - summary["zero_shot"]["iou"]["polyp"]
+    assert polyp["gain"]["mean"] == pytest.approx(gain)
+    assert polyp["iou"]["low"] <= polyp["iou"]["mean"] <= polyp["iou"]["high"]
+
+
 def test_every_figure_of_the_summary_is_explained(finished: Path) -> None:
     page = (ROOT / "docs" / "run-folder.md").read_text()
     assert [key for key in summary_of(finished) if f"`{key}" not in page] == []

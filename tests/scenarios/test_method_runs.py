@@ -13,6 +13,7 @@ from torch import nn
 
 from casam_core.alignment import weights_of
 from casam_core.bank import Bank
+from casam_core.bank_check import verify
 from casam_core.errors import RunError
 from casam_core.messages import AlignRequest
 from casam_core.methods import METHODS
@@ -60,6 +61,8 @@ def test_sequential_goes_on_from_the_layer_of_the_stage_before(tmp_path: Path) -
     """With a learning rate of almost nothing, the second stage ends where the first did."""
     run(tmp_path, "sequential", alignment={"form": "low_rank", "learning_rate": 1e-12})
     first, second = (Bank.open(tmp_path / "sequential" / "bank" / f"stage-{n}")["shared"] for n in (1, 2))
+    assert first.threshold is None  # no router chooses it
+    assert verify(tmp_path / "sequential" / "bank" / "stage-2") == {"bank": [], "shared": []}
     for name, value in first.layer.items():
         np.testing.assert_allclose(second.layer[name], value, atol=1e-9)
 

@@ -1,0 +1,68 @@
+"""Statistics at the institution: means by hand, intervals that behave, units that stay together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casam_core.statistics import Estimate, by_unit, estimate
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_the_mean_is_over_images_and_the_deviation_over_units_by_hand() -> None:
+    # Patient a: 0.2 and 0.4, patient b: 0.9. Mean of three images 0.5; unit means 0.3 and 0.9.
+    found = estimate([0.2, 0.9, 0.4], ["a", "b", "a"], rng())
+    assert found.mean == pytest.approx(0.5)
+    assert found.sd == pytest.approx(np.std([0.3, 0.9], ddof=1))
+
+
+def test_units_are_summed_by_name() -> None:
+    sums, counts = by_unit([1.0, 2.0, 4.0], ["b", "a", "b"])
+    assert sums.tolist() == [2.0, 5.0]
+    assert counts.tolist() == [1.0, 2.0]
+
+
+def test_two_units_can_only_be_drawn_as_aa_ab_ba_bb() -> None:
+    # Means of the draws: 0.3 (1/4), 0.5 (1/2), 0.9 (1/4); the 2.5 % and 97.5 % points are the outer ones.
+    found = estimate([0.2, 0.9, 0.4], ["a", "b", "a"], rng())
+    assert (found.low, found.high) == (pytest.approx(0.3), pytest.approx(0.9))
+
+
+def test_one_unit_cannot_tell_how_sure_it_is() -> None:
+    assert estimate([0.2, 0.4], ["a", "a"], rng()) == Estimate(pytest.approx(0.3))
+
+
+def test_over_many_images_the_interval_is_that_of_the_normal_law() -> None:
+    values = rng().normal(0.7, 0.1, 400)
+    found = estimate(list(values), [str(i) for i in range(400)], rng())
+    half = 1.96 * values.std(ddof=1) / 20
+    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_images_of_one_patient_make_the_interval_wider_than_independent_ones() -> None:
+    patients = np.repeat(rng().normal(0.7, 0.1, 20), 10)
+    alone = estimate(list(patients), [str(i) for i in range(200)], rng())
+    grouped = estimate(list(patients), [str(i // 10) for i in range(200)], rng())
+    width = [(e.high or 0) - (e.low or 0) for e in (alone, grouped)]
+    assert width[1] > 2 * width[0] > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcd")), min_size=1, max_size=20))
+def test_the_mean_lies_within_the_values_and_the_interval_too(drawn: list[tuple[float, str]]) -> None:
+    values, units = [v for v, _ in drawn], [u for _, u in drawn]
+    found = estimate(values, units, rng())
+    ends = [end for end in (found.low, found.mean, found.high) if end is not None]
+    assert all(min(values) - 1e-9 <= end <= max(values) + 1e-9 for end in ends)
+    assert ends == sorted(ends) or len(ends) == 1
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values, units = [0.1, 0.5, 0.7, 0.9], list("abcd")
+    assert estimate(values, units, rng()) == estimate(values, units, rng())
