@@ -13,6 +13,7 @@ from rich.console import Console
 
 from casam_core.errors import CasamError, RunError
 from scenarios.bank_commands import bank_app
+from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
 from scenarios.engine import Engine
 from scenarios.predict import predict
@@ -94,6 +95,7 @@ def run(
 
 
 app.command()(predict)
+app.command()(bench)
 
 
 @app.command()

@@ -1,0 +1,11 @@
+"""Measurements that the documentation quotes; `casam bench` runs them. One file and one line each."""
+
+from __future__ import annotations
+
+from benchmarks import few_shot, router_quality
+from benchmarks.bench import Benchmark
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run),
+    "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run),
+}

@@ -1,0 +1,132 @@
+"""Few-shot quality: what each form of Alignment Layer has learned after 10, 30 and 100 steps.
+
+Phantom tasks that do not stand in the results table, measured on validation images: these figures choose
+the default form. Every form trains by the product's own loop at its own learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import numpy as np
+from rich.table import Table
+
+from benchmarks.bench import Figures, Surroundings
+from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of, weights_of
+from casam_core.alignment.identity import IdentityLayer
+from casam_core.backbones import Backbone
+from casam_core.embeddings import EmbeddingStore
+from casam_core.scenario import AlignmentSpec, DataSpec, TrainingSpec
+from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.training import Example, train_layer
+from casam_core.validation import Validate, validator
+from client.data.open import open_dataset
+
+SEED, INSTITUTION = 7, "bench"
+TASKS = ("histology", "prostate_mr_a", "glomeruli_a")
+STEPS = (10, 30, 100)
+TRAIN, VALIDATE = 20, 8
+SPEC = TrainingSpec(epochs=1000, max_steps=STEPS[-1], batch_images=1, instances=4)
+FORMS = {
+    "casam (paper)": AlignmentSpec(form="casam"),
+    "residual": AlignmentSpec(form="residual"),
+    "low_rank 1": AlignmentSpec(form="low_rank", rank=1),
+    "low_rank 8": AlignmentSpec(form="low_rank", rank=8),
+    "low_rank 32": AlignmentSpec(form="low_rank", rank=32),
+    "scale_shift": AlignmentSpec(form="scale_shift"),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """iou: by steps. bytes: of the weights. seconds: per step."""
+
+    iou: dict[int, float]
+    bytes: int
+    seconds: float
+
+
+def examples(around: Surroundings, backbone: Backbone, task: str) -> list[Example]:
+    """Training images first, then validation images; each encoded once ever."""
+    spec = DataSpec(reader="phantom", phantom=task, images=TRAIN + VALIDATE)
+    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
+    store = EmbeddingStore(around.home / "embeddings")
+    loaded = [dataset.load(sample) for sample in dataset.samples]
+    around.say(f"{task}: encode {len(loaded)} images")
+    return [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
+
+
+def learn(
+    spec: AlignmentSpec,
+    backbone: Backbone,
+    known: Sequence[Example],
+    validate: Validate,
+    steps: Sequence[int],
+) -> Curve:
+    """Train once, measured on the way."""
+    layer = build_layer(spec, backbone.geometry.channels, derive_seed(SEED, "layer", spec.form))
+    iou: dict[int, float] = {}
+    measuring = 0.0
+    start = monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal measuring
+        if done in steps:
+            begun = monotonic()
+            iou[done] = validate_in_peace(layer, validate)
+            measuring += monotonic() - begun
+
+    train_layer(
+        layer,
+        backbone,
+        known.__getitem__,
+        len(known),
+        SPEC.model_copy(update={"max_steps": max(steps)}),
+        learning_rate=learning_rate_of(spec),
+        rng=numpy_generator(SEED, "few-shot"),
+        progress=progress,
+    )
+    seconds = (monotonic() - start - measuring) / max(steps)
+    return Curve(iou, sum(weights.nbytes for weights in weights_of(layer).values()), seconds)
+
+
+def validate_in_peace(layer: AlignmentLayer, validate: Validate) -> float:
+    """The IoU, with training's mode restored."""
+    layer.eval()
+    iou = validate(layer)
+    layer.train()
+    return iou
+
+
+def run(around: Surroundings) -> Figures:
+    """Every form on every task; figures are means over tasks."""
+    backbone = around.lite_medsam()
+    table = Table(title=f"validation IoU after so many steps of 1 image x 4 instances ({TRAIN} images)")
+    for name in ("task", "form", *map(str, STEPS), "bytes", "s / step"):
+        table.add_column(name, justify="left" if name in ("task", "form") else "right")
+    curves: dict[str, list[Curve]] = {name: [] for name in FORMS}
+    frozen = []
+    for task in TASKS:
+        known = examples(around, backbone, task)
+        held_out = known[TRAIN:]
+        rng = numpy_generator(SEED, "few-shot", task)
+        validate = validator(held_out.__getitem__, len(held_out), backbone, SPEC, rng)
+        assert validate is not None  # every phantom has visible instances
+        frozen.append(validate(IdentityLayer(backbone.geometry.channels)))
+        table.add_row(task, "frozen SAM", *[f"{frozen[-1]:.3f}"] * len(STEPS), "0", "-")
+        for name, spec in FORMS.items():
+            curve = learn(spec, backbone, known[:TRAIN], validate, STEPS)
+            curves[name].append(curve)
+            cells = [f"{curve.iou[steps]:.3f}" for steps in STEPS]
+            table.add_row(task, name, *cells, str(curve.bytes), f"{curve.seconds:.2f}")
+            around.say(f"{task}, {name}: {' '.join(cells)}")
+    around.show(table)
+    figures = {"iou_frozen": float(np.mean(frozen))}
+    for name, learned in curves.items():
+        key = name.split(" (")[0].replace(" ", "_")
+        figures |= {f"iou_{key}_{n}": float(np.mean([c.iou[n] for c in learned])) for n in STEPS}
+        figures[f"bytes_{key}"] = learned[0].bytes
+        figures[f"seconds_{key}"] = float(np.mean([c.seconds for c in learned]))
+    return figures

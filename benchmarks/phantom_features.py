@@ -1,0 +1,56 @@
+"""Pooled features of phantom images, encoded once and kept: an image costs about a second of one core."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.backbones import Backbone
+from casam_core.features import FEATURES, pool
+from casam_core.files import write_atomic
+from casam_core.scenario import DataSpec
+from client.data.open import open_dataset
+
+SEED, INSTITUTION = 7, "bench"
+SAVE_EVERY = 16
+
+Features = dict[str, NDArray[np.float32]]
+"""By kind of feature (casam_core.features), f_NF of images 0..N-1."""
+
+
+def phantom_features(
+    backbone: Backbone, modality: str, images: int, home: Path, say: Callable[[str], None]
+) -> Features:
+    """Features of the first `images` phantoms of `modality`; only those not yet in `home` are encoded.
+
+    Embeddings are rounded to half precision before pooling, as the embedding store rounds them.
+    """
+    path = home / f"{modality}-{backbone.digest[:12]}.npz"
+    known: Features = {}
+    if path.exists():
+        with np.load(path) as file:
+            known = {kind: file[kind] for kind in FEATURES}
+    spec = DataSpec(reader="phantom", phantom=modality, images=max(images, 3))
+    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
+    done = len(next(iter(known.values()), ()))
+    rows: dict[str, list[NDArray[np.float32]]] = {kind: list(known.get(kind, ())) for kind in FEATURES}
+    for number in range(done, images):
+        z_CHW = backbone.encode([dataset.load(dataset.samples[number]).image_HW3])[0].cpu().half().float()
+        for kind in FEATURES:
+            rows[kind].append(pool(z_CHW, kind).numpy())
+        if (number + 1) % SAVE_EVERY == 0 or number + 1 == images:
+            save(path, rows)
+            say(f"encode {modality}: {number + 1}/{images}")
+    return {kind: np.stack(values[:images]) for kind, values in rows.items()}
+
+
+def save(path: Path, rows: dict[str, list[NDArray[np.float32]]]) -> None:
+    """The file, whole or as it was."""
+    content = io.BytesIO()
+    np.savez(content, **{kind: np.stack(values) for kind, values in rows.items()})  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content.getvalue())

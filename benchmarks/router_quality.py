@@ -1,0 +1,171 @@
+"""Router quality: is the task recognised, and is an unknown image told from a known one?
+
+Per split, a third of the tasks stays unseen and every other task is learned from `images` training
+images: a router state, and a threshold calibrated on held-out folds of these images alone. Test images
+are others. An image's unknownness is its score under the nearest task minus that task's threshold;
+AUROC and FPR at 95 % TPR compare it between unseen (positive) and seen test images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from monai.metrics import compute_roc_auc
+from numpy.typing import NDArray
+from rich.table import Table
+
+from benchmarks.bench import Figures, Surroundings
+from benchmarks.phantom_features import Features, phantom_features
+from casam_core.routers import Arrays, Router, build_router
+from casam_core.routing import decide
+from casam_core.scenario import RouterSpec
+from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.threshold import choose_threshold, fold_summaries, held_out_scores
+
+TEST_IMAGES = 32
+TRAINING_IMAGES = (8, 16, 64, 256)
+SPLITS = 4
+TASKS = (
+    "cardiac_mr", "dental_xray", "glomeruli_a", "glomeruli_b", "histology",
+    "polyp", "prostate_mr_a", "prostate_mr_b", "spleen_ct",
+)  # fmt: skip
+TWINS = (("glomeruli_a", "glomeruli_b"), ("prostate_mr_a", "prostate_mr_b"))
+MANY = ("glomeruli_a", "glomeruli_b", "prostate_mr_a", "prostate_mr_b")
+"""Tasks of the row with more than 64 training images: the twins, for 288 images of each cost minutes."""
+
+CANDIDATES: dict[str, RouterSpec] = {
+    "vae, attention, sampled, no margin (paper)": RouterSpec(
+        kind="vae", features="attention", sampled=True, margin=0
+    ),
+    "vae, attention": RouterSpec(kind="vae", features="attention"),
+    "vae, moments": RouterSpec(kind="vae", features="moments"),
+    "nearest mean, attention": RouterSpec(kind="nearest_mean", features="attention"),
+    "nearest mean, moments": RouterSpec(kind="nearest_mean", features="moments"),
+    "gaussian, attention": RouterSpec(kind="gaussian", features="attention"),
+    "gaussian, moments": RouterSpec(kind="gaussian", features="moments"),
+    "gaussian, moments, no margin": RouterSpec(kind="gaussian", features="moments", margin=0),
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One candidate on one split. accuracy: seen test images sent to their own task.
+
+    confused: seen images sent to another task. false_unknown: seen images sent to identity. unknown:
+    unseen images sent to identity. auroc, fpr95: of unknownness. twins: accuracy over near-twin tasks
+    whose twin was learned, too; None without such.
+    """
+
+    accuracy: float
+    confused: float
+    false_unknown: float
+    unknown: float
+    auroc: float
+    fpr95: float
+    twins: float | None
+
+
+def learn(router: Router, f_NF: NDArray[np.float32], spec: RouterSpec, seed: int) -> tuple[Arrays, float]:
+    """(state, threshold) as an institution that holds its task alone makes them."""
+    features_NF = torch.from_numpy(f_NF)
+    state = router.finish(router.summarise(features_NF, seed))
+    folds = [router.finish(fold) for fold in fold_summaries(router, features_NF, spec, seed)]
+    scores_N = held_out_scores(router, features_NF, folds, spec.folds)
+    return state, choose_threshold(scores_N, spec)
+
+
+def measure(
+    spec: RouterSpec,
+    features: Mapping[str, Features],
+    images: int,
+    split: int,
+    twins: Sequence[Sequence[str]],
+) -> Quality:
+    """One candidate on one split. The last TEST_IMAGES images of every task are for testing."""
+    rng = numpy_generator(split, "router-quality", images)
+    order = [str(task) for task in rng.permutation(sorted(features))]
+    seen, unseen = sorted(order[len(order) // 3 :]), sorted(order[: len(order) // 3])
+    router = build_router(spec)
+    learned = {}
+    for task in seen:
+        f_NF = features[task][spec.features]
+        chosen = np.sort(rng.permutation(len(f_NF) - TEST_IMAGES)[:images])
+        learned[task] = learn(router, f_NF[chosen], spec, derive_seed(split, "router", task))
+    states, thresholds = [learned[task][0] for task in seen], [learned[task][1] for task in seen]
+
+    def routed(task: str) -> list[tuple[str, float]]:
+        """(route, unknownness) of every test image."""
+        results = []
+        for f_F in torch.from_numpy(features[task][spec.features][-TEST_IMAGES:]):
+            scores = [router.score(f_F, state) for state in states]
+            route = decide(seen, scores, thresholds)
+            best = int(np.argmin(scores))
+            results.append((route.name, scores[best] - thresholds[best]))
+        return results
+
+    known = {task: routed(task) for task in seen}
+    strange = [result for task in unseen for result in routed(task)]
+    right = [[name == task for name, _ in known[task]] for task in seen]
+    lost = [[name == "identity" for name, _ in known[task]] for task in seen]
+    paired = [task for pair in twins if set(pair) <= set(seen) for task in pair]
+    margins = [margin for results in known.values() for _, margin in results]
+    unknownness = torch.tensor([*(margin for _, margin in strange), *margins], dtype=torch.float64)
+    positive = torch.tensor([1] * len(strange) + [0] * len(margins))
+    return Quality(
+        accuracy=float(np.mean(right)),
+        confused=1 - float(np.mean(right)) - float(np.mean(lost)),
+        false_unknown=float(np.mean(lost)),
+        unknown=float(np.mean([name == "identity" for name, _ in strange])),
+        auroc=float(compute_roc_auc(unknownness, positive)),
+        fpr95=false_positive_rate(unknownness.numpy(), positive.numpy()),
+        twins=float(np.mean([right[seen.index(task)] for task in paired])) if paired else None,
+    )
+
+
+def false_positive_rate(unknownness: NDArray[np.float64], positive: NDArray[np.int64]) -> float:
+    """Share of seen images above the value that 95 % of the unseen ones reach."""
+    strange = np.sort(unknownness[positive == 1])[::-1]
+    cut = strange[math.ceil(0.95 * len(strange)) - 1]
+    return float(np.mean(unknownness[positive == 0] >= cut))
+
+
+def run(around: Surroundings) -> Figures:
+    """All candidates on all numbers of training images; figures are those of the default router."""
+    table = Table(title=f"mean over {SPLITS} splits; tasks of phantoms, {TEST_IMAGES} test images each")
+    columns = [field.name for field in fields(Quality)]
+    for name in ("router", "images", *columns):
+        table.add_column(name, justify="left" if name == "router" else "right")
+    figures: Figures = {}
+    for images in [n for n in TRAINING_IMAGES if n <= around.images]:
+        features = learnable(around, images)
+        for name, spec in CANDIDATES.items():
+            splits = [measure(spec, features, images, split, TWINS) for split in range(SPLITS)]
+            means = {column: mean_of([getattr(quality, column) for quality in splits]) for column in columns}
+            table.add_row(name, str(images), *("-" if m is None else f"{m:.3f}" for m in means.values()))
+            around.say(
+                f"{name}, {images} images: accuracy {means['accuracy']:.3f}, AUROC {means['auroc']:.3f}"
+            )
+            if spec == RouterSpec():
+                figures |= {f"{key}_{images}": value for key, value in means.items() if value is not None}
+    around.show(table)
+    return figures
+
+
+def learnable(around: Surroundings, images: int) -> dict[str, Features]:
+    """Features of every task that has so many images to learn from, and as many to test on as ever."""
+    backbone = around.lite_medsam()
+    tasks = TASKS if images <= 64 else MANY
+    return {
+        task: phantom_features(backbone, task, images + TEST_IMAGES, around.home, around.say)
+        for task in tasks
+    }
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Over the splits that have the figure; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
