@@ -117,7 +117,7 @@ def measure(
     positive = torch.tensor([1] * len(strange) + [0] * len(margins))
     return Quality(
         accuracy=float(np.mean(right)),
-        confused=1 - float(np.mean(right)) - float(np.mean(lost)),
+        confused=float(np.mean(~(np.array(right) | np.array(lost)))),
         false_unknown=float(np.mean(lost)),
         unknown=float(np.mean([name == "identity" for name, _ in strange])),
         auroc=float(compute_roc_auc(unknownness, positive)),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,12 @@ class Bank:
     @property
     def digest(self) -> str:
         """SHA-256 over the tasks and entry digests in order: two banks are equal iff this is."""
-        return hashlib.sha256(json.dumps(list(self._digests.items())).encode()).hexdigest()
+        return self.digest_over(self.tasks)
+
+    def digest_over(self, tasks: Sequence[str]) -> str:
+        """The digest of a bank that holds only these of its entries."""
+        items = [(task, self._digests[task]) for task in tasks]
+        return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._digests)

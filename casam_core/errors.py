@@ -7,7 +7,7 @@ class CasamError(Exception):
     """A fault in the input or the environment, not in the program.
 
     Commands print it as one line and exit with status 2; anything else is a defect and shows a
-    traceback. At an institution the text never leaves: only `code` does (client/outcomes.py).
+    traceback. At an institution the text never leaves: only `code` does (client/release.py).
     """
 
     code = "error"
@@ -17,6 +17,12 @@ class ScenarioError(CasamError):
     """The scenario cannot be run as written."""
 
     code = "scenario"
+
+
+class PolicyError(CasamError):
+    """An institution's policy file is missing or cannot be read."""
+
+    code = "policy"
 
 
 class DataError(CasamError):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.payload import Job, Payload
+from casam_core.policy import Policy
 from casam_core.routers.base import Arrays
 from casam_core.statistics import Estimate, Statistics
 
@@ -52,12 +53,14 @@ class Holding:
 
 @dataclass(frozen=True)
 class IdentifyReply:
-    """Versions of the code, the message schema and the backbone; the institutions this node hosts."""
+    """Versions of the code, the message schema and the backbone; the institutions this node hosts, and what
+    each of them allows."""
 
     code: str
     backbone: str
     compute: str
     institutions: Mapping[str, Mapping[str, Holding]]
+    policies: Mapping[str, Policy]
     schema: int = SCHEMA
 
     def to_payload(self) -> Payload:
@@ -71,6 +74,10 @@ class IdentifyReply:
                 "backbone": self.backbone,
                 "compute": self.compute,
                 "institutions": json.dumps(hosted, sort_keys=True),
+                "policies": json.dumps(
+                    {name: policy.model_dump(mode="json") for name, policy in self.policies.items()},
+                    sort_keys=True,
+                ),
             }
         )
 
@@ -78,6 +85,9 @@ class IdentifyReply:
     def of(payload: Payload) -> IdentifyReply:
         config = payload.config
         hosted = json.loads(str(config["institutions"]))
+        policies = json.loads(str(config["policies"]))
+        if policies.keys() != hosted.keys():
+            raise ValueError("expected a policy for every institution and no other")
         return IdentifyReply(
             code=str(config["code"]),
             backbone=str(config["backbone"]),
@@ -85,6 +95,7 @@ class IdentifyReply:
             institutions={
                 name: {task: Holding(**h) for task, h in tasks.items()} for name, tasks in hosted.items()
             },
+            policies={name: Policy.model_validate(policy) for name, policy in policies.items()},
             schema=int(config["schema"]),
         )
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+AUDIT = "audit"
+"""Setting of every reply: the place of this release in the institution's audit log, `SEQUENCE:HEAD`."""
 
 Scalar = str | int | float | bool
 
@@ -32,7 +38,29 @@ class Outcome:
     POOLING_REFUSED = "pooling-refused"
     SAMPLES_NOT_KEPT = "samples-not-kept"
     BANK_MISMATCH = "bank-mismatch"
+    BAD_POLICY = "bad-policy"
+    ADAPTER_NOT_SHARED = "adapter-not-shared"
+    ROUTER_NOT_SHARED = "router-not-shared"
+    METRICS_NOT_SHARED = "metrics-not-shared"
+    ENTRIES_NOT_ACCEPTED = "entries-not-accepted"
+    NOT_PRESENT = "not-present"
+    ROUNDS_SPENT = "rounds-spent"
+    BYTES_SPENT = "bytes-spent"
+    REPEATED = "repeated"
+    NOT_ALLOWED = "not-allowed"
     FAILED = "failed"
+    REFUSALS = (
+        POOLING_REFUSED,
+        SAMPLES_NOT_KEPT,
+        ADAPTER_NOT_SHARED,
+        ROUTER_NOT_SHARED,
+        METRICS_NOT_SHARED,
+        ENTRIES_NOT_ACCEPTED,
+        NOT_PRESENT,
+        ROUNDS_SPENT,
+        BYTES_SPENT,
+    )
+    """The institution decided: nothing is broken, and asking again changes nothing."""
     ALL = (
         OK,
         BAD_DATA,
@@ -40,11 +68,27 @@ class Outcome:
         OTHER_CODE,
         UNKNOWN_SCENARIO,
         UNKNOWN_INSTITUTION,
-        POOLING_REFUSED,
-        SAMPLES_NOT_KEPT,
         BANK_MISMATCH,
+        BAD_POLICY,
+        REPEATED,
+        NOT_ALLOWED,
         FAILED,
+        *REFUSALS,
     )
+
+
+def digest_of(payload: Payload) -> str:
+    """SHA-256 of the content, whatever order its groups came in; `AUDIT` does not count."""
+    hashed = hashlib.sha256()
+    config = {key: value for key, value in payload.config.items() if key != AUDIT}
+    metrics = {name: dict(numbers) for name, numbers in payload.metrics.items()}
+    hashed.update(json.dumps([config, metrics], sort_keys=True).encode())
+    for name in sorted(payload.arrays):
+        for key, array in sorted(payload.arrays[name].items()):
+            array = np.ascontiguousarray(array)
+            hashed.update(f"{name}/{key} {array.dtype.str} {array.shape}\n".encode())
+            hashed.update(array.tobytes())
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ import json
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
+from casam_core.policy import Policy
+from casam_core.section import Section
 from casam_core.seeding import numpy_generator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
@@ -24,12 +26,6 @@ RESERVED_TASKS = {
     "identity": "the route of an unknown image",
     "shared": "the entry of methods that keep one layer for all tasks",
 }
-
-
-class Section(BaseModel):
-    """A table of the scenario: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BackboneSpec(Section):
@@ -198,12 +194,6 @@ _OPTIONS = {
 """Keys of DataSpec that only some readers know."""
 
 
-class PolicySpec(Section):
-    """What an institution allows. In a simulation the scenario may say it in the institution's place."""
-
-    keep_samples: bool = Field(False, description="Keep images after their stage, to train along later.")
-
-
 class InstitutionSpec(Section):
     """One data owner; `data` maps each task it holds to its source."""
 
@@ -212,7 +202,7 @@ class InstitutionSpec(Section):
     unseen: bool = Field(
         False, description="Never trains: its tasks show after every stage what unknown images suffer."
     )
-    policy: PolicySpec = PolicySpec()
+    policy: Policy = Policy()
 
 
 class DeadlineSpec(Section):

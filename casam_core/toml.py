@@ -9,22 +9,36 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from casam_core.errors import ScenarioError
+from casam_core.errors import CasamError, PolicyError, ScenarioError
+from casam_core.policy import Policy
 from casam_core.scenario import Scenario
 
 Table = dict[str, Any]
 
 
+def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
+    """A TOML file's content. Raises `refuse`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise refuse(f"{path}: no such {what} file; check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise refuse(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise refuse(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_policy(path: Path) -> Policy:
+    """An institution's policy. Raises PolicyError."""
+    try:
+        return Policy.model_validate(read_table(path, "policy", PolicyError))
+    except ValidationError as error:
+        raise PolicyError(f"{path}: {explain(error)}") from error
+
+
 def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
     """The scenario in `path`, with `KEY=VALUE` overrides applied. Raises ScenarioError."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ScenarioError(f"{path}: no such scenario file; check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: not valid TOML: {error}") from error
-    except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
+    table = read_table(path, "scenario", ScenarioError)
     for override in overrides:
         apply_override(table, override)
     return parse_scenario(table, str(path))

@@ -1,17 +1,17 @@
 """The Flower ClientApp: one institution per SuperNode, several per node in a small simulation.
 
-Every message type goes through `reply`: its answer is guarded (client/outcomes.py), so that nothing
-an exception says ever travels.
+Every answer, and every exception, passes `release` on its way out (client/release.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 
 from casam_core.backbones import Backbone, load_backbone
 from casam_core.compute import prepare_process, resolve_compute
@@ -26,101 +26,115 @@ from casam_core.messages import (
 )
 from casam_core.payload import Job, Payload
 from casam_core.scenario import Scenario
-from casam_core.wire import from_records
+from casam_core.wire import from_records, to_records
+from client import policy
 from client.institution import Institution
-from client.outcomes import (
+from client.refusals import (
     OtherCodeError,
     PoolingRefusedError,
     UnknownInstitutionError,
     UnknownScenarioError,
-    guarded,
 )
+from client.release import answer_for
 from client.site import Site, casam_home, hosted_sites
-
-app = ClientApp()
 
 STATE = "casam"
 """Key of the node's state record: the identify request, kept for the run."""
 
 
+class InstitutionApp(ClientApp):
+    """A ClientApp whose every answer passes `release`.
+
+    A mod would be the usual place, but what Flower raises around its mods (a message that no function is
+    registered for) would pass it by.
+    """
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return release(message, context, super().__call__)
+
+
+def release(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Whatever answers, nothing leaves but through `answer_for`."""
+    answer: Message | Exception
+    try:
+        answer = call_next(message, context)
+    except Exception as error:
+        answer = error
+    institution, sites, run = None, [], ""
+    with contextlib.suppress(Exception):  # nobody is known yet
+        sites = remembered(context)[1]
+        run = str(context.state.config_records[STATE]["run"])
+    with contextlib.suppress(Exception):  # nobody is addressed
+        institution = addressed(Job.of(from_records(message.content)), context)
+        sites = [institution.site]
+    log = sites[0].log if len(sites) == 1 else node_log(context)
+    return Message(answer_for(message, answer, institution, sites, run, log), reply_to=message)
+
+
+app = InstitutionApp()
+
+
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
     """Say who is here; remember the scenario for the requests that follow."""
-
-    def answer(payload: Payload) -> Payload:
-        request = IdentifyRequest.of(payload)
-        if request.code != code_fingerprint():
-            raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
-        scenario = Scenario.model_validate_json(request.scenario)
-        sites = hosted_sites(scenario, request.run, context.node_config, context.run_config)
-        institutions = [institution_at(site, scenario) for site in sites]
-        context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
-        return IdentifyReply(
-            code=code_fingerprint(),
-            backbone=institutions[0].backbone.digest if institutions else "",
-            compute=institutions[0].backbone.compute.variant if institutions else "",
-            institutions={institution.name: institution.holdings() for institution in institutions},
-        ).to_payload()
-
-    return reply(message, context, answer)
+    request = IdentifyRequest.of(from_records(message.content))
+    if request.code != code_fingerprint():
+        raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
+    scenario = Scenario.model_validate_json(request.scenario)
+    sites = hosted_sites(scenario, request.run, context.node_config, context.run_config)
+    institutions = [institution_at(site, scenario) for site in sites]
+    context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
+    answer = IdentifyReply(
+        code=code_fingerprint(),
+        backbone=institutions[0].backbone.digest if institutions else "",
+        compute=institutions[0].backbone.compute.variant if institutions else "",
+        institutions={institution.name: institution.holdings() for institution in institutions},
+        policies={site.institution: site.policy for site in sites},
+    )
+    return answered(message, answer.to_payload())
 
 
 @app.train("align")
 def align(message: Message, context: Context) -> Message:
     """One round of local training."""
-
-    def answer(payload: Payload) -> Payload:
-        request = AlignRequest.of(payload)
-        others = everybody_else(request.job.institution, context) if request.pooled else []
-        return addressed(payload, context).align(request, others).to_payload()
-
-    return reply(message, context, answer)
+    request = AlignRequest.of(from_records(message.content))
+    others = everybody_else(request.job.institution, context) if request.pooled else []
+    return answered(message, policy.align(addressed(request.job, context), request, others).to_payload())
 
 
 @app.train("router")
 def router(message: Message, context: Context) -> Message:
     """Describe the task's images for the router."""
-    return reply(
-        message,
-        context,
-        lambda p: addressed(p, context).describe(RouterRequest.of(p)).to_payload(),
-    )
+    request = RouterRequest.of(from_records(message.content))
+    return answered(message, policy.describe(addressed(request.job, context), request).to_payload())
 
 
 @app.train("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
     """Score held-out images under the merged router."""
-    return reply(
-        message,
-        context,
-        lambda p: addressed(p, context).calibrate(CalibrateRequest.of(p)).to_payload(),
-    )
+    request = CalibrateRequest.of(from_records(message.content))
+    return answered(message, policy.calibrate(addressed(request.job, context), request).to_payload())
 
 
 @app.evaluate("stage")
 def evaluate(message: Message, context: Context) -> Message:
     """Score the test images under the bank."""
-    return reply(
-        message,
-        context,
-        lambda p: addressed(p, context).evaluate(EvaluateRequest.of(p)).to_payload(),
-    )
+    request = EvaluateRequest.of(from_records(message.content))
+    return answered(message, policy.evaluate(addressed(request.job, context), request).to_payload())
 
 
-def reply(message: Message, context: Context, answer: Callable[[Payload], Payload]) -> Message:
-    """The guarded answer as a message; detail of a failure goes to the site's log."""
-    records = guarded(lambda: answer(from_records(message.content)), lambda: log_of(message, context))
-    return Message(records, reply_to=message)
+def answered(message: Message, payload: Payload) -> Message:
+    """The answer, still inside: `release` looks at it before it leaves."""
+    return Message(to_records(payload), reply_to=message)
 
 
-def addressed(payload: Payload, context: Context) -> Institution:
+def addressed(job: Job, context: Context) -> Institution:
     """The institution a request is for. Raises UnknownScenarioError or UnknownInstitutionError."""
     scenario, sites = remembered(context)
-    name = Job.of(payload).institution
     for site in sites:
-        if site.institution == name:
+        if site.institution == job.institution:
             return institution_at(site, scenario)
-    raise UnknownInstitutionError(f"{name} is not hosted here")
+    raise UnknownInstitutionError(f"{job.institution} is not hosted here")
 
 
 def everybody_else(name: str, context: Context) -> list[Institution]:
@@ -143,13 +157,8 @@ def remembered(context: Context) -> tuple[Scenario, list[Site]]:
     return scenario, hosted_sites(scenario, str(state["run"]), context.node_config, context.run_config)
 
 
-def log_of(message: Message, context: Context) -> Path:
-    """The log of the institution a request is for; before that is known, the node's."""
-    name = message.content.config_records["config"].get("institution")
-    if name is not None and STATE in context.state:
-        for site in remembered(context)[1]:
-            if site.institution == name:
-                return site.log
+def node_log(context: Context) -> Path:
+    """Where a node writes what concerns none or several of its institutions."""
     node = context.node_config
     home = Path(str(node.get("home", casam_home()))).expanduser()
     return home / f"node-{node.get('partition-id', 0)}.log"

@@ -1,14 +1,25 @@
 """What Flower loads: the ClientApp, from the bundle and nowhere else."""
 
 import os
+import sys
+from pathlib import Path
 
-from casam_core.fingerprint import ROOT
+from flwr.clientapp import ClientApp
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # In a simulation, Ray's workers import the client from the directory the SuperLink was started in,
 # which may hold another checkout. This module is imported first in Ray's driver, whose working
 # directory the workers inherit.
 os.chdir(ROOT)
 
-from client.app import app  # noqa: E402
+app: ClientApp
+try:
+    from client.app import app
+except Exception as error:
+    sys.path.insert(0, str(ROOT))
+    from client.broken import broken_app
+
+    app = broken_app(error)
 
 __all__ = ["app"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from casam_core.alignment import AlignmentLayer
 from casam_core.backbones import Backbone
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Entry
 from casam_core.features import pool
 from casam_core.inference import align, decode_masks, entry_layer, route_among
 from casam_core.messages import TaskResult
@@ -33,6 +33,7 @@ from casam_core.seeding import numpy_generator
 from casam_core.statistics import Statistics, estimate
 from client.data.dataset import LoadedSample, Sample
 from client.holdings import TaskData
+from client.own_entries import KnownEntries
 from client.results import Results
 
 FROZEN = Route(task=None, nearest=None, score=None)
@@ -56,7 +57,7 @@ class Evaluator:
     last_layer: tuple[str, AlignmentLayer] | None = None
 
     def evaluate(
-        self, task: str, data: TaskData, bank: Bank, progress: Callable[[int, int], None]
+        self, task: str, data: TaskData, bank: KnownEntries, progress: Callable[[int, int], None]
     ) -> tuple[TaskResult, list[float]]:
         """(this institution's test (or validation) split of `task` as routed by `bank`, how unknown every
         image looks; empty where no router was asked)."""
@@ -82,7 +83,7 @@ class Evaluator:
         )
         return replace(summarise(images, routes), statistics=statistics), margins
 
-    def route(self, sample: Sample, data: TaskData, bank: Bank) -> Route:
+    def route(self, sample: Sample, data: TaskData, bank: KnownEntries) -> Route:
         """The router's decision for this image."""
         key = data.key(sample, self.backbone)
         feature: Tensor | None = None
@@ -100,7 +101,9 @@ class Evaluator:
 
         return route_among(bank, score_of)
 
-    def segment(self, task: str, sample: Sample, data: TaskData, bank: Bank, route: Route) -> ImageScores:
+    def segment(
+        self, task: str, sample: Sample, data: TaskData, bank: KnownEntries, route: Route
+    ) -> ImageScores:
         """Scores of one image's instances under the entry that answers for it."""
         answering = bank.digest_of(route.task) if route.task is not None else IDENTITY
         name = f"{task}/{sample.id}/{data.key(sample, self.backbone)}"

@@ -1,7 +1,7 @@
 """The institution: everything it does with its own data. No Flower here.
 
-Each method answers one request of casam_core.messages. What a method returns may leave the house;
-what it writes to `site.store` and `site.private` stays.
+What a method returns may leave the house if the policy lets it (client/policy.py); what it writes to
+`site.store` and `site.private` stays.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
 from casam_core.backbones import Backbone
@@ -25,9 +26,9 @@ from casam_core.messages import (
     EvaluateRequest,
     Holding,
     RouterReply,
-    RouterRequest,
 )
 from casam_core.methods import SHARED, alignment_of, method_of
+from casam_core.payload import Job
 from casam_core.routers import build_router
 from casam_core.scenario import Scenario
 from casam_core.seeding import derive_seed, numpy_generator
@@ -39,8 +40,9 @@ from client.data.dataset import Sample
 from client.data.splits import Part
 from client.evaluation import Evaluator
 from client.holdings import TaskData, open_task
-from client.outcomes import BankMismatchError, SamplesNotKeptError
+from client.own_entries import KnownEntries
 from client.progress import reporter
+from client.refusals import BankMismatchError
 from client.results import Results
 from client.site import Site
 
@@ -88,8 +90,6 @@ class Institution:
         """
         job, scenario, backbone = request.job, self.scenario, self.backbone
         method = method_of(scenario.method)
-        if not request.pooled:
-            self.check_kept(request)
         examples = [
             (data, sample)
             for site in (self, *others)
@@ -156,50 +156,51 @@ class Institution:
 
         return validator(example, len(samples), self.backbone, self.scenario.training, rng)
 
-    def check_kept(self, request: AlignRequest) -> None:
-        """Raise SamplesNotKeptError for a task of an earlier stage, unless the policy keeps samples."""
-        past = set(self.scenario.stream[: request.job.stage - 1]) & set(request.trains_on)
-        if past and not self.scenario.institution(self.name).policy.keep_samples:
-            raise SamplesNotKeptError(
-                f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off"
-            )
+    def describe_with_others(self, job: Job) -> RouterReply:
+        """Summaries for the server to merge with other holders': of all images, and without each fold."""
+        spec = self.scenario.router
+        f_NF, seed = self.described(job)
+        return RouterReply(
+            router=self.router.summarise(f_NF, seed),
+            images=len(f_NF),
+            folds=fold_summaries(self.router, f_NF, spec, seed),
+        )
 
-    def describe(self, request: RouterRequest) -> RouterReply:
-        """Describe the task's images for the router; alone, also choose the threshold."""
-        job, spec = request.job, self.scenario.router
+    def describe_alone(self, job: Job) -> RouterReply:
+        """The finished router, and the threshold from held-out scores."""
+        spec = self.scenario.router
+        f_NF, seed = self.described(job)
+        states = [self.router.finish(fold) for fold in fold_summaries(self.router, f_NF, spec, seed)]
+        scores_N = held_out_scores(self.router, f_NF, states, spec.folds)
+        return RouterReply(
+            router=self.router.finish(self.router.summarise(f_NF, seed)),
+            images=len(f_NF),
+            threshold=choose_threshold(scores_N, spec),
+        )
+
+    def described(self, job: Job) -> tuple[Tensor, int]:
+        """(f_NF of the task's training images, the router's seed)."""
+        spec = self.scenario.router
         data, samples = self.encoded(job.task, "train")
         f_NF = data.features(samples, self.backbone, spec.features)
         # All holders start from the same router: averaging networks of other beginnings averages nothing.
         seed = derive_seed(self.scenario.seed, job.stage, "router", job.task)
-        summary = self.router.summarise(f_NF, seed)
-        folds = fold_summaries(self.router, f_NF, spec, seed)
-        if not request.alone:
-            return RouterReply(router=summary, images=len(samples), folds=folds)
-        states = [self.router.finish(fold) for fold in folds]
-        scores_N = held_out_scores(self.router, f_NF, states, spec.folds)
-        return RouterReply(
-            router=self.router.finish(summary),
-            images=len(samples),
-            threshold=choose_threshold(scores_N, spec),
-        )
+        return f_NF, seed
 
     def calibrate(self, request: CalibrateRequest) -> CalibrateReply:
         """Score the held-out images of every fold under the holders' merged routers."""
-        spec = self.scenario.router
-        data, samples = self.encoded(request.job.task, "train")
-        f_NF = data.features(samples, self.backbone, spec.features)
-        states = request.folds
-        return CalibrateReply(score_histogram(held_out_scores(self.router, f_NF, states, spec.folds)))
+        f_NF, _ = self.described(request.job)
+        folds = self.scenario.router.folds
+        return CalibrateReply(score_histogram(held_out_scores(self.router, f_NF, request.folds, folds)))
 
-    def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
-        """Score the test images of every task held here under the bank as it now stands."""
-        bank = self.updated_bank(request)
+    def evaluate(self, known: KnownEntries) -> EvaluateReply:
+        """Score the test images of every task held here under the entries as they now stand."""
         evaluator = self.evaluator()
         results, margins = {}, {}
         for task in sorted(self.scenario.institution(self.name).data):
             data_of_task, _ = self.encoded(task, self.scenario.evaluation.split)
             report = reporter(self.name, f"evaluate {task}")
-            results[task], unknownness = evaluator.evaluate(task, data_of_task, bank, report)
+            results[task], unknownness = evaluator.evaluate(task, data_of_task, known, report)
             if unknownness:
                 margins[task] = margin_histogram(unknownness)
         return EvaluateReply(results, evaluator.decodes, margins)

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from casam_core.errors import DataError, RunError
+from casam_core.errors import DataError, PolicyError, RunError
+from casam_core.policy import Policy
 from casam_core.scenario import Scenario
+from casam_core.toml import read_policy
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -26,15 +28,19 @@ class Site:
     """Where one institution keeps what is its own.
 
     store: embeddings, shared by all runs. private: what this run leaves at the institution.
+    audit: log of what left, in deployment over all runs.
     confined: data paths of the scenario must stay below data_root, as the site did not write them.
-    checkpoint: file of the backbone's weights. device: wins over the scenario's compute.device.
+    policy: what this institution allows; in deployment from its own file. checkpoint: file of the backbone's
+    weights. device: wins over the scenario's compute.device.
     """
 
     institution: str
     data_root: Path | None
     store: Path
     private: Path
+    audit: Path
     confined: bool
+    policy: Policy
     checkpoint: str | None = None
     device: str | None = None
 
@@ -86,7 +92,9 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 store=home / "embeddings",
                 # Two scenarios under one run name must not read each other's results.
                 private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
+                audit=home / "audit.jsonl",
                 confined=True,
+                policy=own_policy(node),
                 checkpoint=_text(node.get("checkpoint")),
                 device=_text(node.get("device")),
             )
@@ -99,11 +107,23 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             data_root=_path(settings.get("data-root")),
             store=casam_home() / "institutions" / name / "embeddings",
             private=out / "institutions" / name / "private",
+            audit=out / "institutions" / name / "private" / "audit.jsonl",
             confined=False,
+            policy=scenario.institution(name).policy,
             checkpoint=_text(settings.get("checkpoint")),
         )
         for name in names[first::step]
     ]
+
+
+def own_policy(node: NodeConfig) -> Policy:
+    """The policy file of a real site; no scenario can stand in for it. Raises PolicyError."""
+    path = _path(node.get("policy"))
+    if path is None:
+        raise PolicyError(
+            "this node has no policy; write one and start the node with --node-config 'policy=\"FILE\"'"
+        )
+    return read_policy(path)
 
 
 def _text(value: str | int | float | bool | None) -> str | None:

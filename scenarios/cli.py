@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from casam_core.errors import CasamError, RunError
+from scenarios.audit_commands import audit_app
 from scenarios.bank_commands import bank_app
 from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Institutions learn one segmentation model together, one after the other, without pooling images.",
     epilog="Start with: casam run quickstart",
 )
+app.add_typer(audit_app, name="audit")
 app.add_typer(bank_app, name="bank")
 app.add_typer(data_app, name="data")
 

@@ -19,20 +19,22 @@ from casam_core.messages import (
     IdentifyRequest,
 )
 from casam_core.payload import Outcome
+from casam_core.policy import Policy
 from casam_core.scenario import Scenario
 from server.exchange import Request, Traffic, exchange
 
 POLL_SECONDS = 0.5
-BROKEN_SITE = ("bad-data", "bad-checkpoint", "failed", "unreadable")
+BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "unreadable")
 SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One institution that answered: its node and how many images it holds of each task."""
+    """One institution that answered: its node, how many images it holds of each task, what it allows."""
 
     node: int
     holdings: dict[str, Holding]
+    policy: Policy
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,6 @@ def collect(replies: dict[int, IdentifyReply]) -> Directory:
         for name, holdings in reply.institutions.items():
             if name in members:
                 raise RunError(f"two nodes claim to be institution {name!r}; start each institution once")
-            members[name] = Member(node, dict(holdings))
+            members[name] = Member(node, dict(holdings), reply.policies[name])
     first = next((reply for reply in replies.values() if reply.institutions), None)
     return Directory(members, first.backbone if first else "", first.compute if first else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from flwr.app import Message
@@ -36,18 +36,26 @@ class Request:
 @dataclass(frozen=True)
 class Answer(Generic[T]):
     """outcome: a word of Outcome, `no-answer`, `unreachable` or `unreadable`. reply and message are set
-    iff ok."""
+    iff ok. payload, bytes, request: what arrived, its size, and the id of the request it answers."""
 
     to: str
     outcome: str
     reply: T | None = None
     message: Message | None = None
     incident: str = ""
+    payload: Payload | None = None
+    bytes: int = 0
+    request: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether there is a result."""
         return self.outcome == Outcome.OK
+
+    @property
+    def refused(self) -> bool:
+        """Whether the institution decided not to answer."""
+        return self.outcome in Outcome.REFUSALS
 
 
 @dataclass
@@ -108,15 +116,22 @@ def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]
     """What a reply says; a reply that is not of our making is an outcome, not an exception."""
     if message.has_error():
         return Answer(to, "unreachable")
-    traffic.add(traffic.up, to, len(serialise(message.content)))
+    size = len(serialise(message.content))
+    traffic.add(traffic.up, to, size)
     try:
         payload = from_records(message.content)
+        arrived = Answer[T](
+            to,
+            Outcome.FAILED,
+            incident=str(payload.config.get("incident", "")),
+            payload=payload,
+            bytes=size,
+            request=message.metadata.reply_to_message_id,
+        )
         outcome = str(payload.config.get("outcome", Outcome.FAILED))
-        if outcome not in Outcome.ALL:
-            return Answer(to, Outcome.FAILED)
         if outcome != Outcome.OK:
-            return Answer(to, outcome, incident=str(payload.config.get("incident", "")))
-        return Answer(to, outcome, of(payload), message)
+            return replace(arrived, outcome=outcome) if outcome in Outcome.ALL else arrived
+        return replace(arrived, outcome=outcome, reply=of(payload), message=message)
     except Exception:  # what reading other names, types and shapes raises is open-ended
         return Answer(to, "unreadable")
 

@@ -7,12 +7,14 @@ from typing import TypeVar
 
 from flwr.serverapp import Grid
 
+from casam_core.audit import AuditLog, now
 from casam_core.bank import Bank
 from casam_core.errors import RunError
 from casam_core.messages import EvaluateReply, EvaluateRequest
 from casam_core.methods import Cohort
 from casam_core.payload import Job, Outcome, Payload
 from casam_core.scenario import Scenario
+from server.arrivals import arrival
 from server.directory import Directory, identify
 from server.evaluation import StageScores, combine
 from server.exchange import Answer, Request, Traffic, exchange, results
@@ -30,6 +32,9 @@ class Institutions:
         self.folder = folder
         self.traffic = Traffic()
         self.directory = Directory({}, "", "")
+        self.arrivals = AuditLog(folder.path / "audit.jsonl")
+        self.releases: dict[str, int] = {}
+        self.refusals: dict[str, dict[str, int]] = {}
         self._bank: Bank | None = None
         self._entries_held: dict[str, int] = {}
 
@@ -43,6 +48,10 @@ class Institutions:
         """Every task held by anyone, sorted."""
         return sorted({task for member in self.directory.members.values() for task in member.holdings})
 
+    def present(self, stage: int) -> list[str]:
+        """Institutions whose policy lets them take part in this stage, in the scenario's order."""
+        return [name for name, member in self.directory.members.items() if member.policy.present(stage)]
+
     def testers(self, task: str) -> list[str]:
         """Institutions that hold images of `task` to evaluate on, in the scenario's order."""
         split = self.scenario.evaluation.split
@@ -54,15 +63,17 @@ class Institutions:
 
     def cohort(self, stage: int, task: str) -> Cohort:
         """Who could train in this stage, for a method to choose from."""
-        stream = self.scenario.stream
+        stream, members = self.scenario.stream, self.directory.members
+        present = self.present(stage)
         return Cohort(
             task=task,
             seen=tuple(stream[: stage - 1]),
             held={
                 name: [t for t, holding in member.holdings.items() if t in stream and holding.train > 0]
-                for name, member in self.directory.members.items()
+                for name, member in members.items()
+                if name in present
             },
-            keeps=[spec.name for spec in self.scenario.institutions if spec.policy.keep_samples],
+            keeps=[name for name in present if members[name].policy.keep_samples],
         )
 
     def ask(
@@ -71,10 +82,28 @@ class Institutions:
         """One exchange; every answer that is not ok becomes an event and a line."""
 
         def heard(answer: Answer[T]) -> None:
+            if answer.payload is not None:
+                self.releases[answer.to] = self.releases.get(answer.to, 0) + 1
+                self.arrivals.append(
+                    arrival(
+                        answer.to,
+                        self.folder.path.name,
+                        answer.request,
+                        kind,
+                        Job.of(payloads[answer.to]),
+                        answer.payload,
+                        answer.bytes,
+                        now(),
+                    )
+                )
+            if answer.refused:
+                refused = self.refusals.setdefault(answer.to, {})
+                refused[answer.outcome] = refused.get(answer.outcome, 0) + 1
             if not answer.ok:
+                verb = "refuses" if answer.refused else "gave no result to"
                 self.folder.event(
-                    "no-result",
-                    f"{answer.to} gave no result to {kind}: {answer.outcome}"
+                    "refusal" if answer.refused else "no-result",
+                    f"{answer.to} {verb} {kind}: {answer.outcome}"
                     + (f" (incident {answer.incident} in its own log)" if answer.incident else ""),
                     institution=answer.to,
                     kind=kind,
@@ -95,7 +124,7 @@ class Institutions:
         """
         if bank is not self._bank:
             self._bank, self._entries_held = bank, {}
-        names = list(self.directory.members)
+        names = self.present(stage)
         answers = self._evaluate(names, stage, bank)
         lost = [name for name in names if answers[name].outcome == Outcome.BANK_MISMATCH]
         if lost:
@@ -103,19 +132,27 @@ class Institutions:
                 self._entries_held[name] = 0
             answers |= self._evaluate(lost, stage, bank)
         replies = results(answers)
-        if not replies:
+        if not replies and not all(answer.refused for answer in answers.values()):
             raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
         return combine(replies, {task: self.testers(task) for task in self.tasks})
 
     def _evaluate(self, names: list[str], stage: int, bank: Bank) -> dict[str, Answer[EvaluateReply]]:
         payloads = {}
+        tasks = {name: self.entries_for(name, bank) for name in names}
         for name in names:
             known = self._entries_held.get(name, 0)
-            entries = [bank.bytes_of(task) for task in bank.tasks[known:]]
-            payloads[name] = EvaluateRequest(Job(name, stage), known, entries, bank.digest).to_payload()
+            entries = [bank.bytes_of(task) for task in tasks[name][known:]]
+            digest = bank.digest_over(tasks[name])
+            payloads[name] = EvaluateRequest(Job(name, stage), known, entries, digest).to_payload()
         deadline = self.scenario.deadlines.evaluate
         answers = self.ask("evaluate.stage", payloads, EvaluateReply.of, deadline=deadline)
         for name, answer in answers.items():
-            if answer.ok:
-                self._entries_held[name] = len(bank)
+            if answer.ok or answer.outcome == Outcome.METRICS_NOT_SHARED:  # it has them, and keeps its scores
+                self._entries_held[name] = len(tasks[name])
         return answers
+
+    def entries_for(self, name: str, bank: Bank) -> tuple[str, ...]:
+        """Tasks whose entries the institution gets: all, or where it takes none of others, its own."""
+        if self.directory.members[name].policy.accept_entries:
+            return bank.tasks
+        return tuple(task for task in bank.tasks if bank[task].provenance.holders == (name,))

@@ -40,11 +40,11 @@ class LearnedLayer:
 
 def learn_layer(
     institutions: Institutions, stage: int, task: str, before: LearnedLayer | None = None
-) -> LearnedLayer:
+) -> LearnedLayer | None:
     """Train where the method says, for the scenario's rounds; several replies are merged every round.
 
     before: the layer that methods with a shared one start from. Who does not answer a round is left
-    out of it. Raises RunError when a round has no answer at all.
+    out of it. None when nobody may be asked or all refuse; RunError when a round has no answer at all.
     """
     scenario = institutions.scenario
     method = method_of(scenario.method)
@@ -53,6 +53,8 @@ def learn_layer(
     importance = before.importance if before else None
     layer = before
     trained_on: dict[str, int] = {}
+    if not trainers:
+        return None
     for server_round in range(1, scenario.training.rounds + 1):
         payloads = {
             name: AlignRequest(
@@ -67,6 +69,9 @@ def learn_layer(
         }
         answers = institutions.ask("train.align", payloads, AlignReply.of, deadline=scenario.deadlines.train)
         replies = results(answers)
+        if not replies and all(answer.refused for answer in answers.values()):
+            # In a later round the rounds before it stand: who trained them shared them.
+            return layer if trained_on else None
         if not replies:
             raise RunError(f"stage {stage}: no holder of task {task!r} could train; their own logs say why")
         messages = [answer.message for answer in answers.values() if answer.message is not None]
@@ -112,8 +117,8 @@ def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> 
 
 def learn_router(
     institutions: Institutions, stage: int, task: str, holders: tuple[str, ...]
-) -> tuple[Arrays, float]:
-    """(router state, threshold) of the task.
+) -> tuple[Arrays, float | None]:
+    """(router state, threshold) of the task; nothing and None where no holder shares it.
 
     A single holder finishes both at home. Several send summaries; the server merges them and asks for
     held-out scores under the merged routers as histograms, whose merged percentile is the threshold.
@@ -122,7 +127,10 @@ def learn_router(
     alone = len(holders) == 1
     payloads = {name: RouterRequest(Job(name, stage, task), alone=alone).to_payload() for name in holders}
     deadline = scenario.deadlines.train
-    replies = results(institutions.ask("train.router", payloads, RouterReply.of, deadline=deadline))
+    answers = institutions.ask("train.router", payloads, RouterReply.of, deadline=deadline)
+    replies = results(answers)
+    if not replies and all(answer.refused for answer in answers.values()):
+        return {}, None
     if not replies:
         raise RunError(f"stage {stage}: no holder of task {task!r} could describe its images")
     if alone:

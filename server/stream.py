@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from casam_core.alignment.identity import identity_like
-from casam_core.bank import Bank, Entry, Provenance
-from casam_core.methods import SHARED, alignment_of, method_of
+from casam_core.bank import Bank, Entry
+from casam_core.entries import make_entry
+from casam_core.methods import SHARED, method_of
 from casam_core.routers import Arrays
 from casam_core.scenario import Scenario
 from server.evaluation import StageScores
@@ -68,20 +68,30 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
 
     stages: list[Stage] = []
     layer: LearnedLayer | None = None
+    learned: LearnedLayer | None = None
     for number, task in enumerate(scenario.stream, 1):
         clock = Clock()
         institutions.meet()
         if method.learns:
-            layer = learn_layer(institutions, number, task, before=layer if method.shared else None)
+            before = layer if method.shared else None
+            learned = learn_layer(institutions, number, task, before)
+            layer = learned or before
             clock.lap("align")
-            if method.shared:
+            if layer is None:
+                folder.event(
+                    "refused",
+                    f"stage {number} {task}: nobody shares a layer; the task stays identity for the others",
+                    stage=number,
+                    task=task,
+                )
+            elif method.shared:
                 # Entries never change, and this one is replaced in every stage: so a bank per stage.
                 bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
-                bank.add(make_entry(institutions, number, SHARED, layer, {}, None))
+                bank.add(entry_of(institutions, number, SHARED, layer, {}, None))
             else:
                 router, threshold = learn_router(institutions, number, task, layer.holders)
                 clock.lap("router")
-                digest = bank.add(make_entry(institutions, number, task, layer, router, threshold))
+                digest = bank.add(entry_of(institutions, number, task, layer, router, threshold))
                 folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
                 if not layer.improved:
                     folder.event(
@@ -93,7 +103,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
                     )
         scores = institutions.evaluate(number, bank)
         clock.lap("evaluate")
-        holders = layer.holders if layer else ()
+        holders = learned.holders if learned else ()
         parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
         stages.append(Stage(number, task, holders, parameters, scores, clock.seconds))
         report(folder, number, scenario, task, scores)
@@ -102,7 +112,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
     folder.event("end", f"finished in {folder.elapsed:.0f} s")
 
 
-def make_entry(
+def entry_of(
     institutions: Institutions,
     stage: int,
     task: str,
@@ -110,26 +120,18 @@ def make_entry(
     router: Arrays,
     threshold: float | None,
 ) -> Entry:
-    """The task's entry with all that is needed to use it."""
-    scenario, alignment = institutions.scenario, alignment_of(institutions.scenario)
-    return Entry(
+    """What the stage learned, as an entry."""
+    return make_entry(
+        institutions.scenario,
+        institutions.directory.backbone,
         task=task,
-        layer=dict(layer.weights) if layer.improved else identity_like(layer.weights),
-        router=dict(router),
+        stage=stage,
+        layer=layer.weights,
+        improved=layer.improved,
+        holders=layer.holders,
+        images=layer.images,
+        router=router,
         threshold=threshold,
-        provenance=Provenance(
-            form=alignment.form if layer.improved else "identity",
-            rank=alignment.rank,
-            router=scenario.router.kind,
-            features=scenario.router.features,
-            beta=scenario.router.beta,
-            sampled=scenario.router.sampled,
-            backbone=institutions.directory.backbone,
-            holders=layer.holders,
-            images=layer.images,
-            stage=stage,
-            scenario=scenario.digest(),
-        ),
     )
 
 

@@ -105,6 +105,15 @@ def summarise(
         },
         "trained_parameters": stages[-1].parameters,
         "bytes": {"up": institutions.traffic.up, "down": institutions.traffic.down},
+        "privacy": {
+            name: {
+                "policy": member.policy.model_dump(mode="json"),
+                "refusals": institutions.refusals.get(name, {}),
+                "releases": institutions.releases.get(name, 0),
+                "bytes": institutions.traffic.up.get(name, 0),
+            }
+            for name, member in institutions.directory.members.items()
+        },
         "decodes": [zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
         "timing": {
             "seconds": round(seconds, 3),

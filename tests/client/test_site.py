@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from casam_core.errors import DataError, RunError
+from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.scenario import Scenario
+from casam_core.toml import read_policy
 from client.site import hosted_sites
+from tests.conftest import tiny_table
 
 SETTINGS = {"out": "/runs", "data-root": "/data"}
 
@@ -23,8 +25,50 @@ def test_any_number_of_nodes_hosts_every_institution_once(tiny_scenario: Scenari
     assert sorted(hosted) == ["north", "south", "west"]
 
 
-def test_in_deployment_the_nodes_own_folders_win_over_the_runs(tiny_scenario: Scenario) -> None:
-    node = {"institution": "west", "data-root": "/mnt/west", "home": "/var/west", "partition-id": 0}
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    """A site's own policy file."""
+    path = tmp_path / "policy.toml"
+    path.write_text('adapter = "never"\n')
+    return path
+
+
+def test_in_deployment_the_policy_is_the_sites_own_file_whatever_the_scenario_says(closed: Path) -> None:
+    table = tiny_table()
+    table["institutions"][2]["policy"] = {"adapter": "yes", "keep_samples": True}
+    scenario = Scenario.model_validate(table)
+    (site,) = hosted_sites(scenario, "run", {"institution": "west", "policy": str(closed)}, SETTINGS)
+    assert (site.policy.adapter, site.policy.keep_samples) == ("never", False)
+
+
+def test_in_deployment_a_node_without_a_policy_takes_no_part(tiny_scenario: Scenario) -> None:
+    with pytest.raises(PolicyError, match="this node has no policy; write one"):
+        hosted_sites(tiny_scenario, "run", {"institution": "west"}, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('adapter = "maybe"', "adapter: input should be 'yes' or 'never', found 'maybe'"),
+        ("epsilom = 3", "unknown key 'epsilom'"),
+        ("joins_at = 3\nleaves_at = 2", r"leaves_at must be above joins_at \(3\), found 2"),
+        ("= 3", "not valid TOML"),
+    ],
+)
+def test_a_faulty_policy_names_the_key_and_what_was_found(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(PolicyError, match=words):
+        read_policy(tmp_path / "policy.toml")
+
+
+def test_in_deployment_the_nodes_own_folders_win_over_the_runs(tiny_scenario: Scenario, closed: Path) -> None:
+    node = {
+        "institution": "west",
+        "data-root": "/mnt/west",
+        "home": "/var/west",
+        "partition-id": 0,
+        "policy": str(closed),
+    }
     (site,) = hosted_sites(tiny_scenario, "run", node, SETTINGS)
     assert site.institution == "west"
     assert site.data_root == Path("/mnt/west")
@@ -33,13 +77,14 @@ def test_in_deployment_the_nodes_own_folders_win_over_the_runs(tiny_scenario: Sc
 
 
 def test_checkpoint_and_device_are_the_sites_and_the_checkpoints_place_is_never_sent(
-    tiny_scenario: Scenario,
+    tiny_scenario: Scenario, closed: Path
 ) -> None:
     asked = tiny_scenario.backbone.model_copy(update={"checkpoint": "/home/author/sam.pth"})
     scenario = tiny_scenario.model_copy(update={"backbone": asked})
     assert "/home/author" not in scenario.canonical_json()
     assert scenario.digest() == tiny_scenario.digest()
-    node = {"institution": "west", "data-root": "/mnt", "checkpoint": "/opt/sam.pth", "device": "cpu"}
+    own = {"data-root": "/mnt", "checkpoint": "/opt/sam.pth", "device": "cpu", "policy": str(closed)}
+    node = {"institution": "west", **own}
     (site,) = hosted_sites(scenario, "run", node, SETTINGS)
     assert site.localised(scenario).backbone.checkpoint == "/opt/sam.pth"
     assert site.localised(scenario).compute.device == "cpu"
@@ -66,9 +111,9 @@ def test_a_run_name_that_is_no_folder_name_is_refused(tiny_scenario: Scenario, r
 
 @pytest.mark.parametrize("path", ["../west-payroll", "/etc", "a/../../b"])
 def test_in_deployment_a_data_path_may_not_lead_out_of_the_sites_folder(
-    tiny_scenario: Scenario, path: str
+    tiny_scenario: Scenario, closed: Path, path: str
 ) -> None:
-    node = {"institution": "west", "data-root": "/mnt/west"}
+    node = {"institution": "west", "data-root": "/mnt/west", "policy": str(closed)}
     (site,) = hosted_sites(tiny_scenario, "run", node, SETTINGS)
     site.check_path("nuclei/2024")
     with pytest.raises(DataError, match="leads out"):

@@ -28,6 +28,7 @@ from casam_core.messages import (
     TaskResult,
 )
 from casam_core.payload import Job, Outcome, Payload
+from casam_core.policy import Policy
 from casam_core.statistics import Estimate, Statistics
 
 JOB = Job(institution="north", stage=3, task="polyp", round=2)
@@ -60,12 +61,13 @@ EXAMPLES: list[Any] = [
     JOB,
     Job(institution="north", stage=1),
     IdentifyRequest(scenario='{"name":"süd"}', run="2026-01-01-quickstart", code="0123456789abcdef"),
-    IdentifyReply(code="c0de", backbone="b" * 64, compute="cpu-float32-t1", institutions={}),
+    IdentifyReply(code="c0de", backbone="b" * 64, compute="cpu-float32-t1", institutions={}, policies={}),
     IdentifyReply(
         code="c0de",
         backbone="b" * 64,
         compute="cpu-float32-t1",
         institutions={"north": {"polyp": Holding(9, 2, 3), "heart": Holding(1, 0, 0)}, "west": {}},
+        policies={"north": Policy(adapter="never", leaves_at=4), "west": Policy()},
         schema=7,
     ),
     AlignRequest(JOB, None),
@@ -153,9 +155,10 @@ def test_the_weights_travel_in_the_shape_flowers_strategies_aggregate() -> None:
 
 
 def test_outcomes_are_a_closed_list_of_different_words() -> None:
-    words = {value for name, value in vars(Outcome).items() if name.isupper() and name != "ALL"}
+    words = {value for name, value in vars(Outcome).items() if isinstance(value, str) and name.isupper()}
     assert words == set(Outcome.ALL)
     assert len(Outcome.ALL) == len(words)
+    assert set(Outcome.REFUSALS) < words
 
 
 # --- The wire --------------------------------------------------------------------------------------

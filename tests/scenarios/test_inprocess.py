@@ -249,7 +249,7 @@ def test_one_of_two_holders_is_enough(
 def test_an_institution_that_lost_its_bank_is_sent_it_again(
     finished: Path, tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Institution.evaluate
+    whole = Institution.updated_bank
 
     def loses_its_bank_once(self: Institution, request: Any) -> Any:
         manifest = self.site.private / "bank" / "manifest.json"
@@ -257,7 +257,7 @@ def test_an_institution_that_lost_its_bank_is_sent_it_again(
             manifest.unlink()
         return whole(self, request)
 
-    monkeypatch.setattr(Institution, "evaluate", loses_its_bank_once)
+    monkeypatch.setattr(Institution, "updated_bank", loses_its_bank_once)
     run_inprocess(tiny_scenario, tmp_path / "run", None)
     assert lasting(tmp_path / "run")["matrix"] == lasting(finished)["matrix"]
 

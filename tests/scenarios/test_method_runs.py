@@ -14,7 +14,6 @@ from torch import nn
 from casam_core.alignment import weights_of
 from casam_core.bank import Bank
 from casam_core.bank_check import verify
-from casam_core.errors import RunError
 from casam_core.messages import AlignRequest
 from casam_core.methods import METHODS
 from casam_core.methods.ewc import elastic
@@ -130,7 +129,8 @@ def test_a_site_that_keeps_nothing_refuses_to_train_on_an_earlier_task(
     """Whatever the server asks for, the site decides."""
     greedy = dataclasses.replace(METHODS["replay"], trainers=lambda cohort: {"north": ("polyp",)})
     monkeypatch.setitem(METHODS, "replay", greedy)
-    with pytest.raises(RunError, match="stage 2"):
-        run(tmp_path, "replay")
+    summary = run(tmp_path, "replay")
     events = [json.loads(line) for line in (tmp_path / "replay" / "events.jsonl").read_text().splitlines()]
-    assert [e["outcome"] for e in events if e["event"] == "no-result"] == [Outcome.SAMPLES_NOT_KEPT]
+    assert [e["outcome"] for e in events if e["event"] == "refusal"] == [Outcome.SAMPLES_NOT_KEPT]
+    assert summary["privacy"]["north"]["refusals"] == {Outcome.SAMPLES_NOT_KEPT: 1}
+    assert summary["holders"] == {"polyp": ["north"], "histology": []}

@@ -94,7 +94,10 @@ def test_an_error_of_the_node_is_unreachable_and_its_text_goes_nowhere() -> None
 
 def test_a_refusal_keeps_its_word_and_incident() -> None:
     answers, _ = ask({1: Payload({"outcome": "bad-data", "incident": "beef"})})
-    assert answers["site-1"] == Answer("site-1", "bad-data", incident="beef")
+    answer = answers["site-1"]
+    assert (answer.outcome, answer.incident, answer.reply) == ("bad-data", "beef", None)
+    assert not answer.refused
+    assert answer.bytes > 0
 
 
 def test_a_word_outside_the_closed_list_is_a_failure() -> None:

@@ -1,0 +1,128 @@
+"""The guard: an allow-list of what an answer may hold. What is not on it does not leave.
+
+Per kind of message: names, dtypes, shapes, ranges. It defends against mistakes, bugs and an honest but
+curious server; it cannot see what is hidden inside weights of the right shape (docs/threat-model.md).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.messages import IdentifyReply
+from casam_core.payload import Job, Outcome, Payload
+from client.guard_rules import Arrays, Numbers, Rules, rules_for
+from client.institution import Institution
+from client.refusals import NotAllowedError
+
+CONFIG: dict[str, Callable[[Any], bool]] = {
+    "outcome": lambda value: value in Outcome.ALL,
+    "improved": lambda value: isinstance(value, bool),
+}
+"""Settings that an answer of any kind may hold."""
+
+IDENTIFY: dict[str, Callable[[Any], bool]] = {
+    "outcome": lambda value: value in Outcome.ALL,
+    "code": lambda value: bool(re.fullmatch(r"[0-9a-f]{16}", str(value))),
+    "schema": lambda value: isinstance(value, int) and 0 <= value < 1000,
+    "backbone": lambda value: bool(re.fullmatch(r"([0-9a-f]{64})?", str(value))),
+    "compute": lambda value: bool(re.fullmatch(r"([a-z]{1,8}-(float32|bfloat16)-t\d{1,3})?", str(value))),
+    "institutions": lambda value: True,  # read and compared as a whole
+    "policies": lambda value: True,
+}
+
+
+def check(kind: str, payload: Payload, institution: Institution | None, job: Job | None) -> None:
+    """Raise NotAllowedError, naming what is not on the list for this kind of message."""
+    if kind == "query.identify":
+        check_config(payload.config, IDENTIFY)
+        check_identify(payload)
+        rules = Rules({}, {})
+    elif institution is None or job is None:
+        raise NotAllowedError(f"{kind}: an answer that no institution stands behind")
+    else:
+        check_config(payload.config, CONFIG)
+        rules = rules_for(kind, institution, job)
+    for name, group in payload.arrays.items():
+        check_group(name, group, rules.arrays.get(name, ()))
+    for name, numbers in payload.metrics.items():
+        check_numbers(name, numbers, rules.numbers.get(name))
+
+
+def check_config(config: Mapping[str, Any], known: Mapping[str, Callable[[Any], bool]]) -> None:
+    """Only known settings, each of its own form."""
+    for key, value in config.items():
+        if key not in known:
+            raise NotAllowedError(f"setting {key!r} is not on the list")
+        if not known[key](value):
+            raise NotAllowedError(f"setting {key!r} does not have its form")
+
+
+def check_identify(payload: Payload) -> None:
+    """The two tables hold counts and policies and not a character more."""
+    try:
+        reply = IdentifyReply.of(payload)
+        counts = [
+            n for tasks in reply.institutions.values() for h in tasks.values() for n in vars(h).values()
+        ]
+    except Exception as error:
+        raise NotAllowedError("identify: the tables cannot be read") from error
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**9 for n in counts):
+        raise NotAllowedError("identify: expected counts of images")
+    again = reply.to_payload().config
+    for key in ("institutions", "policies"):
+        if payload.config[key] != again[key]:
+            raise NotAllowedError(f"identify: {key} holds more than its table")
+    names = [*reply.institutions, *(task for tasks in reply.institutions.values() for task in tasks)]
+    if not all(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,47}", name) for name in names):
+        raise NotAllowedError(f"identify: names of another form in {json.dumps(names)[:80]}")
+
+
+def check_group(name: str, group: Mapping[str, NDArray[Any]], rules: Sequence[Arrays]) -> None:
+    """The arrays of one of the rules; the fault that is named is that of the last."""
+    fault = NotAllowedError(f"array group {name!r} is not on the list")
+    for rule in rules:
+        try:
+            return check_arrays(name, group, rule)
+        except NotAllowedError as error:
+            fault = error
+    raise fault
+
+
+def check_arrays(name: str, group: Mapping[str, NDArray[Any]], rule: Arrays) -> None:
+    """Exactly the arrays of the rule: none more, none less, each of its dtype, shape and range."""
+    if (rule.complete and group.keys() != rule.shapes.keys()) or not group.keys() <= rule.shapes.keys():
+        odd = sorted(group.keys() ^ rule.shapes.keys())
+        raise NotAllowedError(f"{name}: expected other arrays, {odd[0]!r} is missing or too many")
+    for key, array in group.items():
+        form = rule.shapes[key]
+        if array.dtype != form.dtype or not form.fits(array.shape):
+            raise NotAllowedError(
+                f"{name}/{key}: expected {form.dtype} {form.shape}, found {array.dtype} {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise NotAllowedError(f"{name}/{key}: expected finite values")
+        if form.least is not None and array.size and array.min() < form.least:
+            raise NotAllowedError(f"{name}/{key}: expected values from {form.least}")
+        if form.total is not None and array.sum() > form.total:
+            raise NotAllowedError(f"{name}/{key}: expected counts of at most {form.total} images")
+
+
+def check_numbers(name: str, numbers: Mapping[str, float], rule: Numbers | None) -> None:
+    """Only numbers of the rule, each within its range."""
+    if rule is None:
+        raise NotAllowedError(f"number group {name!r} is not on the list")
+    for key, value in numbers.items():
+        if key not in rule:
+            raise NotAllowedError(f"{name}/{key} is not on the list")
+        low, high, whole = rule[key]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise NotAllowedError(f"{name}/{key}: expected a finite number")
+        if not low <= value <= high or (whole and value != int(value)):
+            raise NotAllowedError(f"{name}/{key}: expected {'a count' if whole else 'a value'} {low}..{high}")

@@ -1,0 +1,33 @@
+"""Entries an institution keeps to itself, and how it sees the bank with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from casam_core.bank import Bank, Entry
+
+
+class KnownEntries:
+    """The received bank under the institution's own entries: for a task in both, its own answers."""
+
+    def __init__(self, received: Bank, own: Bank) -> None:
+        self._received = received
+        self._own = own
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """In the order they were learned; tasks that only the institution knows come last."""
+        return tuple(dict.fromkeys([*self._received.tasks, *self._own.tasks]))
+
+    def _holding(self, task: str) -> Bank:
+        return self._own if task in self._own else self._received
+
+    def digest_of(self, task: str) -> str:
+        """The name of the entry that answers for this task."""
+        return self._holding(task).digest_of(task)
+
+    def __getitem__(self, task: str) -> Entry:
+        return self._holding(task)[task]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[task] for task in self.tasks)

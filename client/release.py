@@ -1,0 +1,136 @@
+"""The one way out: whatever answers a message passes here, outside of everything else.
+
+It stands around the whole ClientApp (client/app.py). An exception becomes one word and an incident
+number; an answer is held against the guard's list (client/guard.py); what then leaves is a line of the
+institution's audit log before it is sent. What cannot be checked or logged does not leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.app import Message, RecordDict
+
+from casam_core.audit import AuditLog, Release, now
+from casam_core.errors import CasamError
+from casam_core.payload import AUDIT, Job, Outcome, Payload, digest_of
+from casam_core.wire import from_records, serialise, to_records
+from client.guard import check
+from client.institution import Institution
+from client.refusals import BytesSpentError, PolicyRefusalError, RepeatedError, outcome_of
+from client.site import Site
+
+BLANK = f"{0:012d}:{'0' * 64}"
+"""Stands for the place in the audit log while bytes are counted: every place is as long."""
+
+
+def answer_for(
+    message: Message,
+    answer: Message | Exception,
+    institution: Institution | None,
+    sites: Sequence[Site],
+    run: str,
+    log: Path,
+) -> RecordDict:
+    """What leaves in reply to `message`: the checked and logged answer, or one word in its place.
+
+    institution: who is addressed, None where nobody is (identify). sites: in whose audit logs it stands.
+    log: where the reason of a failure stays.
+    """
+    kind = message.metadata.message_type
+    clause = CLAUSES.get(kind, kind)
+    try:
+        if isinstance(answer, Exception):
+            raise answer
+        content = from_records(answer.content)
+        payload = Payload({**content.config, "outcome": Outcome.OK}, content.arrays, content.metrics)
+        check(kind, payload, institution, job_of(message))
+        places = [logged(site, message, run, payload, clause) for site in sites]
+    except Exception as error:
+        payload = refusal(error, log)
+        clause = error.clause if isinstance(error, PolicyRefusalError) else "errors"
+        places = []
+        # A log that cannot be written lets one bare word out and nothing else.
+        with contextlib.suppress(Exception):
+            places = [logged(site, message, run, payload, clause) for site in sites]
+    if institution is not None and places:
+        payload = Payload({**payload.config, AUDIT: places[0]}, payload.arrays, payload.metrics)
+    return to_records(payload)
+
+
+CLAUSES = {
+    "query.identify": "identify",
+    "train.align": "adapter",
+    "train.router": "router",
+    "train.calibrate": "router",
+    "evaluate.stage": "metrics",
+}
+"""The key of the policy that allows each kind of answer."""
+
+
+def refusal(error: Exception, log: Path) -> Payload:
+    """One word and an incident number; the reason is appended to the institution's own log."""
+    incident = secrets.token_hex(4)
+    detail = f"{error}\n" if isinstance(error, CasamError) else "".join(traceback.format_exception(error))
+    with contextlib.suppress(Exception):
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"incident {incident}: {type(error).__name__}: {detail}")
+    return Payload({"outcome": outcome_of(error), "incident": incident})
+
+
+def logged(site: Site, message: Message, run: str, payload: Payload, clause: str) -> str:
+    """The release's place in the audit log, `SEQUENCE:HEAD`; the line is on the disk when this returns.
+
+    Raises BytesSpentError when it would be more than the policy lets out, RepeatedError for a request that
+    was answered before.
+    """
+    log = AuditLog(site.audit)
+    blank = Payload({**payload.config, AUDIT: BLANK}, payload.arrays, payload.metrics)
+    size, job = len(serialise(to_records(blank))), job_of(message)
+    before = [line.release for line in log.lines()]
+    refused = payload.config["outcome"] != Outcome.OK
+    if not refused:
+        if any(release.request == message.metadata.message_id for release in before):
+            raise RepeatedError(f"request {message.metadata.message_id} was answered before")
+        most = site.policy.max_bytes
+        if most is not None and sum(release.bytes for release in before) + size > most:
+            raise BytesSpentError(f"policy.max_bytes is {most}; this answer of {size} bytes would pass it")
+    line = log.append(
+        Release(
+            time=now(),
+            institution=site.institution,
+            run=run,
+            request=message.metadata.message_id,
+            kind=message.metadata.message_type,
+            stage=job.stage if job else 0,
+            round=job.round if job else 0,
+            task=job.task if job else "",
+            outcome=str(payload.config["outcome"]),
+            clause=clause,
+            records=described(payload),
+            bytes=size,
+            digest=digest_of(payload),
+        )
+    )
+    return f"{line.sequence:012d}:{line.head}"
+
+
+def described(payload: Payload) -> tuple[str, ...]:
+    """What is in it, without a value of it."""
+    arrays = (
+        f"{name}/{key} {array.dtype} {array.shape}"
+        for name, group in payload.arrays.items()
+        for key, array in group.items()
+    )
+    return (*arrays, *(f"{name} {len(numbers)} numbers" for name, numbers in payload.metrics.items()))
+
+
+def job_of(message: Message) -> Job | None:
+    """What a request is about; None for one that names no institution."""
+    config = message.content.config_records["config"]
+    return Job.of(from_records(message.content)) if "institution" in config else None

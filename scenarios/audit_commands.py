@@ -1,0 +1,100 @@
+"""`casam audit`: is a log whole, what left, and did both sides see the same?
+
+Exit status: 0 consistent, 1 tampered or different, 2 not readable.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+audit_app = typer.Typer(no_args_is_help=True, help="Verify and read what left an institution.")
+
+LogFile = Annotated[Path, typer.Argument(metavar="FILE", help="An audit.jsonl.")]
+TAMPERED = 1
+
+
+@audit_app.command()
+def verify(
+    file: LogFile,
+    anchor: Annotated[
+        Path | None,
+        typer.Option(help="Heads the other side kept: the server's audit.jsonl (finds cuts and rewriting)."),
+    ] = None,
+) -> None:
+    """Check the chain of a log, and with an anchor that nothing is missing at its end."""
+    from casam_core.audit import against_anchor, broken, read_log
+    from server.arrivals import heads_of
+
+    lines = read_log(file)
+    fault = broken(lines)
+    if fault is None and anchor is not None:
+        names = {line.release.institution for line in lines}
+        fault = against_anchor(lines, [head for head in heads_of(anchor) if head.institution in names])
+    if fault is not None:
+        typer.echo(f"tampered: {file}: {fault}")
+        raise typer.Exit(TAMPERED)
+    typer.echo(f"consistent: {len(lines)} releases")
+    if anchor is None:
+        typer.echo("not checkable without --anchor: a cut at the end, a log rewritten as a whole")
+
+
+@audit_app.command()
+def show(
+    file: LogFile, json_: Annotated[bool, typer.Option("--json", help="One object a line.")] = False
+) -> None:
+    """List what left, in order."""
+    from casam_core.audit import line_text, read_log
+
+    if json_:
+        for line in read_log(file):
+            typer.echo(json.dumps(json.loads(line_text(line)), sort_keys=True))
+        return
+    rows = [("line", "time", "kind", "stage", "task", "outcome", "bytes", "epsilon", "clause", "digest")]
+    for line in read_log(file):
+        release = line.release
+        spent = release.epsilon or {}
+        epsilon = " ".join(f"{name} {value:.2f}" for name, value in spent.items() if value is not None)
+        rows.append(
+            (
+                str(line.sequence),
+                release.time[:19],
+                release.kind,
+                str(release.stage),
+                release.task or "-",
+                release.outcome,
+                str(release.bytes),
+                epsilon or "-",
+                release.clause,
+                release.digest[:12],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@audit_app.command()
+def compare(
+    site: Annotated[Path, typer.Argument(metavar="SITE", help="The institution's audit.jsonl.")],
+    server: Annotated[Path, typer.Argument(metavar="SERVER", help="The server's audit.jsonl of one run.")],
+) -> None:
+    """Does what left an institution equal what arrived at the server?"""
+    from casam_core.audit import differences, read_log
+    from server.arrivals import read_arrivals
+
+    left, arrived = read_log(site), read_arrivals(server)
+    names = {line.release.institution for line in left}
+    runs = {release.run for release in arrived}
+    found = differences(
+        [line.release for line in left if line.release.run in runs],
+        [release for release in arrived if release.institution in names],
+    )
+    for difference in found:
+        typer.echo(difference)
+    if found:
+        raise typer.Exit(TAMPERED)
+    typer.echo(f"equal: {len(left)} releases")
