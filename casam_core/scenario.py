@@ -134,7 +134,9 @@ class LimitSpec(Section):
 class DataSpec(Section):
     """Where one task's images of one institution come from."""
 
-    reader: Literal["folder", "phantom", "nifti", "dicom", "coco", "tiff_stack", "med_datasets"] = "folder"
+    reader: Literal["folder", "phantom", "nifti", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"] = (
+        "folder"
+    )
     path: str | None = Field(None, description="Folder of the dataset (every reader but phantom).")
     labels: Literal["instances", "classes"] = Field(
         "instances", description="classes: every connected part of a class is one instance."
@@ -188,7 +190,7 @@ _OPTIONS = {
     "window": ("nifti", "dicom"),
     "annotations": ("coco",),
     "pseudo_masks": ("med_datasets",),
-    "group_pattern": ("folder", "nifti", "coco", "tiff_stack", "med_datasets"),
+    "group_pattern": ("folder", "nifti", "coco", "yolo", "tiff_stack", "med_datasets"),
     "labels": ("folder", "nifti", "dicom", "tiff_stack", "med_datasets"),
 }
 """Keys of DataSpec that only some readers know."""

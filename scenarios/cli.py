@@ -128,7 +128,7 @@ def compare(
     from casam_core.alignment import learning_rate_of
     from casam_core.fingerprint import code_fingerprint
     from casam_core.methods import alignment_of
-    from scenarios.compare import claim, parse_grid, table_of
+    from scenarios.compare import claim, paired_table, parse_grid, table_of
     from scenarios.compare import compare as run_all
     from scenarios.library import resolve_scenario
     from scenarios.run import RunOrder, run_scenario
@@ -158,6 +158,8 @@ def compare(
         rates = choose_rates(own, factors, grid.seeds[0], out, run_one, say)
     rows = run_all(grid, out, run_one, say, rates)
     screen.print(table_of(rows))
+    if (pairs := paired_table(rows)) is not None:
+        screen.print(pairs)
     screen.print(f"Results: {(out / 'results.csv').resolve()}", highlight=False, soft_wrap=True)
 
 

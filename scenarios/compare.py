@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from scipy.stats import ttest_rel
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
@@ -127,6 +128,32 @@ def table_of(rows: Sequence[Row]) -> Table:
         mine = [row for row in rows if row["method"] == method]
         table.add_row(method, *(spread([row[name] for row in mine], name) for name in FIGURES))
     return table
+
+
+def paired_table(rows: Sequence[Row]) -> Table | None:
+    """Last IoU against the first method's, seed by seed; None without two methods that share two seeds.
+
+    The 95 % interval is Student's over the seeds' differences: seeds draw splits, images and weights anew,
+    so pairing takes away what they do to all methods alike.
+    """
+    by_method: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["last_iou"]:
+            by_method.setdefault(row["method"], {})[row["seed"]] = float(row["last_iou"])
+    (first, own), *others = by_method.items() or [("", {})]
+    table = Table(title=f"last_iou minus that of {first}, paired by seed")
+    for name in ("method", "seeds", "difference", "95 % interval"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for method, theirs in others:
+        seeds = sorted(own.keys() & theirs.keys())
+        if len(seeds) < 2:
+            continue
+        found = ttest_rel([theirs[seed] for seed in seeds], [own[seed] for seed in seeds])
+        interval = found.confidence_interval(0.95)
+        mean = statistics.fmean(theirs[seed] - own[seed] for seed in seeds)
+        cells = (f"{mean:+.3f}", f"{interval.low:+.3f} .. {interval.high:+.3f}")
+        table.add_row(method, str(len(seeds)), *cells)
+    return table if table.row_count else None
 
 
 def spread(cells: Sequence[str], name: str) -> str:

@@ -172,6 +172,8 @@ def guess_reader(folder: Path) -> str:
         return "med_datasets"
     if (folder / "annotations.json").is_file():
         return "coco"
+    if (folder / "labels").is_dir() and not (folder / "masks").exists():
+        return "yolo"
     entries = visible_entries(folder / "images") if is_folder(folder / "images") else []
     if any(entry.name.lower().endswith((".nii", ".nii.gz")) for entry in entries):
         return "nifti"

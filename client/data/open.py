@@ -64,6 +64,12 @@ def _open_coco(spec: DataSpec, data_root: Path | None, seed: int, institution: s
     )
 
 
+def _open_yolo(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
+    from client.data.yolo import YoloDataset
+
+    return YoloDataset(_folder(spec, data_root, institution), spec.group_pattern)
+
+
 def _open_tiff_stack(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
     from client.data.tiff_stack import open_tiff_stack
 
@@ -112,6 +118,7 @@ READERS: dict[str, Opener] = {
     "nifti": _open_nifti,
     "dicom": _open_dicom,
     "coco": _open_coco,
+    "yolo": _open_yolo,
     "tiff_stack": _open_tiff_stack,
     "med_datasets": _open_med_datasets,
 }

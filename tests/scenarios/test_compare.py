@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.methods import METHODS
 from casam_core.scenario import Scenario
-from scenarios.compare import COLUMNS, claim, compare, parse_grid, spread
+from scenarios.compare import COLUMNS, claim, compare, paired_table, parse_grid, spread
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
 
@@ -105,3 +108,29 @@ def test_two_methods_for_real(tmp_path: Path) -> None:
 
     found = compare(parse_grid("frozen,casam", "0"), tmp_path, run, print, {})
     assert [row["trained_parameters"] == "0" for row in found] == [True, False]
+
+
+def rendered(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_methods_are_compared_seed_by_seed_by_hand() -> None:
+    # Differences -0.1 and -0.3: mean -0.2, standard error 0.1; Student's factor of one degree is 12.706.
+    found = {("ours", "0"): 0.8, ("ours", "1"): 0.9, ("theirs", "0"): 0.7, ("theirs", "1"): 0.6}
+    rows = [{"method": method, "seed": seed, "last_iou": str(iou)} for (method, seed), iou in found.items()]
+    table = paired_table(rows)
+    assert table is not None
+    text = rendered(table)
+    assert "minus that of ours" in text
+    assert "-0.200" in text
+    assert "-1.471 .. +1.071" in text
+
+
+def test_one_seed_or_one_method_is_no_comparison() -> None:
+    one = [{"method": m, "seed": "0", "last_iou": "0.5"} for m in ("ours", "theirs")]
+    assert paired_table(one) is None
+    assert paired_table(one[:1]) is None
+    assert paired_table([]) is None

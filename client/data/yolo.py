@@ -1,0 +1,118 @@
+"""YOLO segmentation: images/ and labels/, one text file per image, one polygon per line.
+
+A line is `class x1 y1 x2 y2 ...` with coordinates as shares of the image's width and height.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.draw import polygon
+
+from casam_core.errors import DataError
+from client.data.dataset import LoadedSample, Sample
+from client.data.labels import paint
+from client.data.listing import files_by_stem, groups_of, naming, require_folder, visible_entries
+from client.data.pixels import SUFFIXES, read_image, stored_bits
+
+Polygon = NDArray[np.float64]
+"""xy_K2 in [0, 1]."""
+
+
+class YoloDataset:
+    """Images with at least one polygon; ids are the stems.
+
+    A pixel belongs to an instance if its centre lies inside the polygon. Classes are not used, as every
+    line is an instance. Where instances overlap the smaller one keeps the pixels. An image without a text
+    file, or with an empty one, is left out; `empty` counts them. A line of four numbers is a box and no
+    mask: it is refused. group_pattern is searched in the stems.
+
+    The constructor reads the text files; images are read when they are loaded. Both raise DataError.
+    """
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, group_pattern: str | None = None) -> None:
+        require_folder(path, "images/ and labels/")
+        require_folder(path / "labels", "one .txt per image")
+        self._path = path
+        self._images = files_by_stem(path / "images", SUFFIXES, "PNG, JPEG or TIFF")
+        texts = {file.stem: file for file in visible_entries(path / "labels") if file.suffix == ".txt"}
+        orphans = [texts[stem].name for stem in sorted(texts.keys() - self._images.keys() - {"classes"})]
+        if orphans:
+            raise DataError(
+                f"{path}: expected an image for every text file, found {naming(orphans, 'file')} without; "
+                f"add the images or remove the files"
+            )
+        polygons = {stem: read_polygons(texts[stem]) for stem in sorted(self._images) if stem in texts}
+        self._polygons = {stem: found for stem, found in polygons.items() if found}
+        self.empty = len(self._images) - len(self._polygons)
+        if not self._polygons:
+            raise DataError(f"{path / 'labels'}: expected at least one polygon, found none; label images")
+        stems = list(self._polygons)
+        groups = groups_of(path, stems, group_pattern)
+        self._samples = tuple(Sample(stem, group) for stem, group in zip(stems, groups, strict=True))
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All images with polygons, sorted by id."""
+        return self._samples
+
+    def load(self, sample: Sample) -> LoadedSample:
+        """Read one image and rasterise its polygons, in the order of the lines. Raises DataError."""
+        image_HW3 = read_image(self._image(sample))
+        height, width = image_HW3.shape[:2]
+        masks = [raster(xy_K2, height, width) for xy_K2 in self._polygons[sample.id]]
+        labels_HW, hidden = paint(masks)
+        if hidden:
+            raise DataError(
+                f"{self._path / 'labels' / sample.id}.txt: expected every polygon to own a pixel, found "
+                f"{naming((str(i + 1) for i in hidden), 'polygon')} covered by others or without a pixel's "
+                f"centre inside; remove them"
+            )
+        return LoadedSample(image_HW3, labels_HW)
+
+    def bits(self, sample: Sample) -> int:
+        """Bits per value of the image file."""
+        return stored_bits(self._image(sample))
+
+    def _image(self, sample: Sample) -> Path:
+        if sample.id not in self._polygons:
+            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
+        return self._images[sample.id]
+
+
+def read_polygons(path: Path) -> list[Polygon]:
+    """The polygons of one text file. Raises DataError naming the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise DataError(f"{path}: expected a text file, it cannot be read; export it again") from fault
+    return [read_line(line, f"{path}: line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_line(line: str, where: str) -> Polygon:
+    """xy_K2 of one line. Raises DataError."""
+    try:
+        numbers = [float(word) for word in line.split()[1:]]
+    except ValueError as fault:
+        raise DataError(f"{where}: expected a class and numbers, found {line[:40]!r}; correct it") from fault
+    if len(numbers) == 4:
+        raise DataError(f"{where}: expected a polygon, found a box; export segments instead of boxes")
+    if len(numbers) < 6 or len(numbers) % 2:
+        raise DataError(
+            f"{where}: expected three points or more as x y x y ..., found {len(numbers)} numbers; correct it"
+        )
+    xy_K2 = np.array(numbers).reshape(-1, 2)
+    if not ((xy_K2 >= 0) & (xy_K2 <= 1)).all():
+        raise DataError(f"{where}: expected shares of width and height from 0 to 1, found others; correct it")
+    return xy_K2
+
+
+def raster(xy_K2: Polygon, height: int, width: int) -> NDArray[np.bool_]:
+    """(height, width), True inside. YOLO counts from a pixel's corner, scikit-image from its centre."""
+    mask_HW = np.zeros((height, width), np.bool_)
+    mask_HW[polygon(xy_K2[:, 1] * height - 0.5, xy_K2[:, 0] * width - 0.5, (height, width))] = True
+    return mask_HW
