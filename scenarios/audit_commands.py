@@ -86,13 +86,13 @@ def compare(
     from casam_core.audit import differences, read_log
     from server.arrivals import read_arrivals
 
-    left, arrived = read_log(site), read_arrivals(server)
-    names = {line.release.institution for line in left}
+    arrived = read_arrivals(server)
     runs = {release.run for release in arrived}
-    found = differences(
-        [line.release for line in left if line.release.run in runs],
-        [release for release in arrived if release.institution in names],
-    )
+    releases = [line.release for line in read_log(site) if line.release.run in runs]
+    names = {release.institution for release in releases}
+    # Who-is-there answers come from nodes, before anybody is known: they stand in the site's log alone.
+    left = [release for release in releases if release.kind != "query.identify"]
+    found = differences(left, [release for release in arrived if release.institution in names])
     for difference in found:
         typer.echo(difference)
     if found:
