@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
-from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of, weights_of
+from casam_core.alignment import build_layer, learning_rate_of, weights_of
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone
 from casam_core.embeddings import EmbeddingStore
@@ -75,7 +75,7 @@ def learn(
         nonlocal measuring
         if done in steps:
             begun = monotonic()
-            iou[done] = validate_in_peace(layer, validate)
+            iou[done] = validate(layer)
             measuring += monotonic() - begun
 
     train_layer(
@@ -90,14 +90,6 @@ def learn(
     )
     seconds = (monotonic() - start - measuring) / max(steps)
     return Curve(iou, sum(weights.nbytes for weights in weights_of(layer).values()), seconds)
-
-
-def validate_in_peace(layer: AlignmentLayer, validate: Validate) -> float:
-    """The IoU, with training's mode restored."""
-    layer.eval()
-    iou = validate(layer)
-    layer.train()
-    return iou
 
 
 def run(around: Surroundings) -> Figures:

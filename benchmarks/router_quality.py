@@ -20,11 +20,11 @@ from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
 from benchmarks.phantom_features import Features, phantom_features
-from casam_core.routers import Arrays, Router, build_router
+from casam_core.routers import build_router
 from casam_core.routing import decide
 from casam_core.scenario import RouterSpec
 from casam_core.seeding import derive_seed, numpy_generator
-from casam_core.threshold import choose_threshold, fold_summaries, held_out_scores
+from casam_core.threshold import learn_alone
 
 TEST_IMAGES = 32
 TRAINING_IMAGES = (8, 16, 64, 256)
@@ -69,15 +69,6 @@ class Quality:
     twins: float | None
 
 
-def learn(router: Router, f_NF: NDArray[np.float32], spec: RouterSpec, seed: int) -> tuple[Arrays, float]:
-    """(state, threshold) as an institution that holds its task alone makes them."""
-    features_NF = torch.from_numpy(f_NF)
-    state = router.finish(router.summarise(features_NF, seed))
-    folds = [router.finish(fold) for fold in fold_summaries(router, features_NF, spec, seed)]
-    scores_N = held_out_scores(router, features_NF, folds, spec.folds)
-    return state, choose_threshold(scores_N, spec)
-
-
 def measure(
     spec: RouterSpec,
     features: Mapping[str, Features],
@@ -94,7 +85,8 @@ def measure(
     for task in seen:
         f_NF = features[task][spec.features]
         chosen = np.sort(rng.permutation(len(f_NF) - TEST_IMAGES)[:images])
-        learned[task] = learn(router, f_NF[chosen], spec, derive_seed(split, "router", task))
+        seed = derive_seed(split, "router", task)
+        learned[task] = learn_alone(router, torch.from_numpy(f_NF[chosen]), spec, seed)
     states, thresholds = [learned[task][0] for task in seen], [learned[task][1] for task in seen]
 
     def routed(task: str) -> list[tuple[str, float]]:

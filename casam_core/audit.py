@@ -13,7 +13,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,17 @@ class Line:
     previous: str
     head: str
 
+    @property
+    def place(self) -> str:
+        """`SEQUENCE:HEAD`, as replies carry it; always as long as NO_PLACE."""
+        return f"{self.sequence:012d}:{self.head}"
+
+
+NO_PLACE = f"{0:012d}:{START}"
+"""Stands for a place while bytes are counted."""
+
+_PLACE = re.compile(r"(\d{12}):([0-9a-f]{64})")
+
 
 @dataclass(frozen=True)
 class Head:
@@ -73,6 +85,12 @@ class Head:
     institution: str
     sequence: int
     head: str
+
+
+def head_at(place: str, institution: str) -> Head | None:
+    """The head that a reply named (Line.place); None for any other text."""
+    found = _PLACE.fullmatch(place)
+    return Head(institution, int(found[1]), found[2]) if found else None
 
 
 def now() -> str:
@@ -118,10 +136,14 @@ class AuditLog:
         self.path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def append(self, release: Release) -> Line:
-        """Add a line behind the last whole one. Raises AuditError when the chain is broken already."""
+    def append(self, release: Release, allow: Callable[[Sequence[Line]], None] = lambda lines: None) -> Line:
+        """Add a line behind the last whole one. Raises AuditError when the chain is broken already.
+
+        allow: shown the lines so far while nobody else can add one; what it raises keeps the line out.
+        """
         with self._locked() as handle:
             lines = self._read(handle)
+            allow(lines)
             previous = lines[-1].head if lines else START
             line = chained(len(lines) + 1, release, previous)
             os.lseek(handle, 0, os.SEEK_END)

@@ -18,7 +18,8 @@ from casam_core.policy import Policy
 from casam_core.section import Section
 from casam_core.seeding import numpy_generator
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
+NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 """Names of institutions, tasks and scenarios become folder names: lower case, digits, - and _."""
 
 

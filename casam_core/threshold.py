@@ -67,6 +67,13 @@ def held_out_scores(
     return scores
 
 
+def learn_alone(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> tuple[Arrays, float]:
+    """(state, threshold) as an institution that holds its task alone makes them. Raises DataError."""
+    states = [router.finish(fold) for fold in fold_summaries(router, f_NF, spec, seed)]
+    scores_N = held_out_scores(router, f_NF, states, spec.folds)
+    return router.finish(router.summarise(f_NF, seed)), choose_threshold(scores_N, spec)
+
+
 def choose_threshold(scores_N: NDArray[np.float64], spec: RouterSpec) -> float:
     """tau of held-out scores."""
     return widened(float(np.median(scores_N)), float(np.percentile(scores_N, spec.percentile)), spec.margin)

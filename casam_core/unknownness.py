@@ -6,7 +6,7 @@ that known and unknown images can be told apart across institutions without anyb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,11 @@ def margin_histogram(margins_N: Sequence[float]) -> NDArray[np.int64]:
     position = (np.arcsinh(np.asarray(margins_N, np.float64) / SCALE) / RANGE + 1) / 2 * BINS
     index = np.clip(position, 0, BINS - 1).astype(np.int64)
     return np.bincount(index, minlength=BINS).astype(np.int64)
+
+
+def total(histograms: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Counts over several histograms; zeros without any."""
+    return margin_histogram([]) + sum(histograms)
 
 
 def auroc(known: NDArray[np.int64], unknown: NDArray[np.int64]) -> float | None:

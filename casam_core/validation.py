@@ -14,6 +14,7 @@ from casam_core.scenario import TrainingSpec
 from casam_core.training import Drawn, Example, decode_batch, draw_instances
 
 Validate = Callable[[AlignmentLayer], float]
+"""Measures a layer, in training or not, and leaves it as it was."""
 
 
 def validator(
@@ -39,8 +40,11 @@ def validator(
         return None
 
     def validate(layer: AlignmentLayer) -> float:
-        layer.to(backbone.compute.device)
-        return float(np.mean([mean_iou(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]))
+        training = layer.training
+        layer.to(backbone.compute.device).eval()
+        iou = [mean_iou(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]
+        layer.train(training)
+        return float(np.mean(iou))
 
     return validate
 
@@ -71,9 +75,7 @@ class Patience:
         self._best: Weights = {}
 
     def __call__(self, layer: AlignmentLayer) -> bool:
-        layer.eval()
         iou = self.validate(layer)
-        layer.train()
         if not self._history or iou > max(self._history):
             self._best = weights_of(layer)
         self._history.append(iou)

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
-from casam_core.payload import Payload, Scalar
+from casam_core.payload import Job, Payload, Scalar
 
 CONFIG = "config"
 
@@ -47,6 +47,12 @@ def from_records(records: RecordDict) -> Payload:
         name: cast(dict[str, float], dict(numbers)) for name, numbers in records.metric_records.items()
     }
     return Payload(config, arrays, metrics)
+
+
+def job_of(records: RecordDict) -> Job | None:
+    """What a request is about, without reading its arrays; None for one that names no institution."""
+    config = cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
+    return Job.of(Payload(config)) if "institution" in config else None
 
 
 def serialise(records: RecordDict) -> bytes:

@@ -6,8 +6,8 @@ Every answer, and every exception, passes `release` on its way out (client/relea
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
@@ -26,8 +26,9 @@ from casam_core.messages import (
 )
 from casam_core.payload import Job, Payload
 from casam_core.scenario import Scenario
-from casam_core.wire import from_records, to_records
+from casam_core.wire import from_records, job_of, to_records
 from client import policy
+from client.incidents import node_log
 from client.institution import Institution
 from client.refusals import (
     OtherCodeError,
@@ -36,7 +37,7 @@ from client.refusals import (
     UnknownScenarioError,
 )
 from client.release import answer_for
-from client.site import Site, casam_home, hosted_sites
+from client.site import Site, hosted_sites
 
 STATE = "casam"
 """Key of the node's state record: the identify request, kept for the run."""
@@ -60,14 +61,16 @@ def release(message: Message, context: Context, call_next: ClientAppCallable) ->
         answer = call_next(message, context)
     except Exception as error:
         answer = error
-    institution, sites, run = None, [], ""
-    with contextlib.suppress(Exception):  # nobody is known yet
-        sites = remembered(context)[1]
+    institution: Institution | None = None
+    sites: list[Site] = []
+    run = ""
+    with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
+        scenario, sites = remembered(context)
         run = str(context.state.config_records[STATE]["run"])
-    with contextlib.suppress(Exception):  # nobody is addressed
-        institution = addressed(Job.of(from_records(message.content)), context)
-        sites = [institution.site]
-    log = sites[0].log if len(sites) == 1 else node_log(context)
+        if (job := job_of(message.content)) is not None:
+            institution = institution_among(sites, scenario, job.institution)
+            sites = [institution.site]
+    log = sites[0].log if len(sites) == 1 else node_log(context.node_config)
     return Message(answer_for(message, answer, institution, sites, run, log), reply_to=message)
 
 
@@ -131,10 +134,15 @@ def answered(message: Message, payload: Payload) -> Message:
 def addressed(job: Job, context: Context) -> Institution:
     """The institution a request is for. Raises UnknownScenarioError or UnknownInstitutionError."""
     scenario, sites = remembered(context)
+    return institution_among(sites, scenario, job.institution)
+
+
+def institution_among(sites: Sequence[Site], scenario: Scenario, name: str) -> Institution:
+    """The institution called `name`. Raises UnknownInstitutionError."""
     for site in sites:
-        if site.institution == job.institution:
+        if site.institution == name:
             return institution_at(site, scenario)
-    raise UnknownInstitutionError(f"{job.institution} is not hosted here")
+    raise UnknownInstitutionError(f"{name} is not hosted here")
 
 
 def everybody_else(name: str, context: Context) -> list[Institution]:
@@ -153,15 +161,14 @@ def remembered(context: Context) -> tuple[Scenario, list[Site]]:
     if STATE not in context.state:
         raise UnknownScenarioError("no identify message was seen in this run")
     state = context.state.config_records[STATE]
-    scenario = Scenario.model_validate_json(str(state["scenario"]))
+    scenario = parsed(str(state["scenario"]))
     return scenario, hosted_sites(scenario, str(state["run"]), context.node_config, context.run_config)
 
 
-def node_log(context: Context) -> Path:
-    """Where a node writes what concerns none or several of its institutions."""
-    node = context.node_config
-    home = Path(str(node.get("home", casam_home()))).expanduser()
-    return home / f"node-{node.get('partition-id', 0)}.log"
+@lru_cache(maxsize=8)
+def parsed(scenario_json: str) -> Scenario:
+    """The scenario; every message of a run asks for it, and it never changes."""
+    return Scenario.model_validate_json(scenario_json)
 
 
 @lru_cache(maxsize=64)

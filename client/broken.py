@@ -5,14 +5,12 @@ Flower would send the exception's text, with its paths, to the server.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import traceback
-from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+
+from client.incidents import keep, node_log
 
 
 def broken_app(error: BaseException) -> ClientApp:
@@ -20,13 +18,7 @@ def broken_app(error: BaseException) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
-        incident = secrets.token_hex(4)
-        with contextlib.suppress(Exception):
-            home = str(context.node_config.get("home", os.environ.get("CASAM_HOME", "~/.cache/casam")))
-            log = Path(home).expanduser() / f"node-{context.node_config.get('partition-id', 0)}.log"
-            log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with log.open("a") as file:
-                file.write(f"incident {incident}: {''.join(traceback.format_exception(error))}")
+        incident = keep("".join(traceback.format_exception(error)), node_log(context.node_config))
         outcome = ConfigRecord({"outcome": "failed", "incident": incident})
         return Message(RecordDict({"config": outcome}), reply_to=message)
 

@@ -1,7 +1,6 @@
 """What Flower loads: the ClientApp, from the bundle and nowhere else."""
 
 import os
-import sys
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
@@ -17,7 +16,6 @@ app: ClientApp
 try:
     from client.app import app
 except Exception as error:
-    sys.path.insert(0, str(ROOT))
     from client.broken import broken_app
 
     app = broken_app(error)

@@ -70,8 +70,9 @@ class Evaluator:
             images.append(image)
             routes.append(route.name)
             gains.append(image.mean.iou - frozen.mean.iou)
-            threshold = bank[route.nearest].threshold if route.nearest in bank.tasks else None
-            if route.score is not None and threshold is not None:
+            if route.score is not None and route.nearest is not None:
+                threshold = bank[route.nearest].threshold
+                assert threshold is not None  # else no router would have scored it
                 margins.append(route.score - threshold)
             progress(done, len(samples))
         units = [sample.group if sample.group is not None else sample.id for sample in samples]

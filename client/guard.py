@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from casam_core.messages import IdentifyReply
 from casam_core.payload import Job, Outcome, Payload
+from casam_core.scenario import NAME
 from client.guard_rules import Arrays, Numbers, Rules, rules_for
 from client.institution import Institution
 from client.refusals import NotAllowedError
@@ -80,7 +81,7 @@ def check_identify(payload: Payload) -> None:
         if payload.config[key] != again[key]:
             raise NotAllowedError(f"identify: {key} holds more than its table")
     names = [*reply.institutions, *(task for tasks in reply.institutions.values() for task in tasks)]
-    if not all(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,47}", name) for name in names):
+    if not all(re.fullmatch(NAME, name) for name in names):
         raise NotAllowedError(f"identify: names of another form in {json.dumps(names)[:80]}")
 
 

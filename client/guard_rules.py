@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from casam_core.alignment import build_layer
-from casam_core.methods import alignment_of, method_of
+from casam_core.backbones import Backbone
+from casam_core.features import pool
+from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.payload import Job
 from casam_core.routers import build_router
 from casam_core.routing import IDENTITY
-from casam_core.scenario import RouterSpec
+from casam_core.scenario import AlignmentSpec, RouterSpec
 from casam_core.threshold import HISTOGRAM_BINS
 from casam_core.unknownness import BINS
 from client.institution import Institution
@@ -66,7 +68,7 @@ class Rules:
 
 def align_rules(institution: Institution, job: Job) -> Rules:
     """A layer of the scenario's form, and where the method asks for it, its importance."""
-    shapes = layer_forms(institution)
+    shapes = layer_forms(alignment_of(institution.scenario), institution.backbone)
     arrays = {"layer": (Arrays(shapes),)}
     if method_of(institution.scenario.method).weighs:
         arrays["importance"] = (Arrays({name: replace(form, least=0.0) for name, form in shapes.items()}),)
@@ -77,7 +79,7 @@ def align_rules(institution: Institution, job: Job) -> Rules:
 def router_rules(institution: Institution, job: Job) -> Rules:
     """A finished router with its threshold, or summaries of all images and of every fold."""
     spec = institution.scenario.router
-    width = institution.backbone.geometry.channels * (2 if spec.features == "moments" else 1)
+    width = len(pool(torch.zeros(institution.backbone.geometry.channels, 1, 1), spec.features))
     finished, summary = router_forms(spec.model_dump_json(), width)
     folds = {f"fold-{k}": (Arrays(summary),) for k in range(spec.folds)}
     numbers: Numbers = {
@@ -108,7 +110,7 @@ def evaluate_rules(institution: Institution, job: Job) -> Rules:
             **dict.fromkeys(("iou", "dice", "biou", "biou_official", "iou_instance"), share),
             "hd95": (0, 1e6, False),
         }
-        names = {IDENTITY, "shared", *institution.scenario.stream}
+        names = {IDENTITY, SHARED, *institution.scenario.stream}
         numbers[f"route.{task}"] = dict.fromkeys(names, (0, images, True))
         numbers[f"statistics.{task}"] = {
             "units": (0, images, True),
@@ -138,10 +140,10 @@ def images_held(institution: Institution, part: str) -> int:
     return sum(getattr(holding, part) for holding in institution.holdings().values())
 
 
-def layer_forms(institution: Institution) -> dict[str, Form]:
-    """Names, dtypes and shapes of the layer that this scenario trains."""
-    backbone = institution.backbone
-    layer = build_layer(alignment_of(institution.scenario), backbone.geometry.channels, 0, backbone)
+@lru_cache(maxsize=8)
+def layer_forms(spec: AlignmentSpec, backbone: Backbone) -> dict[str, Form]:
+    """Names, dtypes and shapes of a layer."""
+    layer = build_layer(spec, backbone.geometry.channels, 0, backbone)
     return {
         name: Form(np.dtype(np.float32), tuple(value.shape)) for name, value in layer.state_dict().items()
     }

@@ -32,7 +32,7 @@ from casam_core.payload import Job
 from casam_core.routers import build_router
 from casam_core.scenario import Scenario
 from casam_core.seeding import derive_seed, numpy_generator
-from casam_core.threshold import choose_threshold, fold_summaries, held_out_scores, score_histogram
+from casam_core.threshold import fold_summaries, held_out_scores, learn_alone, score_histogram
 from casam_core.training import Example, importance_of, train_layer
 from casam_core.unknownness import margin_histogram
 from casam_core.validation import Patience, Validate, beats_identity, validator
@@ -168,15 +168,9 @@ class Institution:
 
     def describe_alone(self, job: Job) -> RouterReply:
         """The finished router, and the threshold from held-out scores."""
-        spec = self.scenario.router
         f_NF, seed = self.described(job)
-        states = [self.router.finish(fold) for fold in fold_summaries(self.router, f_NF, spec, seed)]
-        scores_N = held_out_scores(self.router, f_NF, states, spec.folds)
-        return RouterReply(
-            router=self.router.finish(self.router.summarise(f_NF, seed)),
-            images=len(f_NF),
-            threshold=choose_threshold(scores_N, spec),
-        )
+        state, threshold = learn_alone(self.router, f_NF, self.scenario.router, seed)
+        return RouterReply(router=state, images=len(f_NF), threshold=threshold)
 
     def described(self, job: Job) -> tuple[Tensor, int]:
         """(f_NF of the task's training images, the router's seed)."""

@@ -105,32 +105,17 @@ class NotAllowedError(CasamError):
     code = Outcome.NOT_ALLOWED
 
 
-OWN_ERRORS = (
-    BankMismatchError,
-    OtherCodeError,
-    UnknownScenarioError,
-    UnknownInstitutionError,
-    PoolingRefusedError,
-    SamplesNotKeptError,
-    AdapterNotSharedError,
-    RouterNotSharedError,
-    MetricsNotSharedError,
-    EntriesNotAcceptedError,
-    NotPresentError,
-    RoundsSpentError,
-    BytesSpentError,
-    RepeatedError,
-    NotAllowedError,
-)
-
 CODES = {
     "data": Outcome.BAD_DATA,
     "checkpoint": Outcome.BAD_CHECKPOINT,
     "policy": Outcome.BAD_POLICY,
-    **{error.code: error.code for error in OWN_ERRORS},
 }
+"""Words for errors of casam_core; those of this module are words already."""
 
 
 def outcome_of(error: BaseException) -> str:
     """The word that may leave in the error's place."""
-    return CODES.get(error.code, Outcome.FAILED) if isinstance(error, CasamError) else Outcome.FAILED
+    if not isinstance(error, CasamError):
+        return Outcome.FAILED
+    word = CODES.get(error.code, error.code)
+    return word if word in Outcome.ALL else Outcome.FAILED

@@ -8,24 +8,21 @@ institution's audit log before it is sent. What cannot be checked or logged does
 from __future__ import annotations
 
 import contextlib
-import secrets
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Message, RecordDict
 
-from casam_core.audit import AuditLog, Release, now
+from casam_core.audit import NO_PLACE, AuditLog, Line, Release, now
 from casam_core.errors import CasamError
-from casam_core.payload import AUDIT, Job, Outcome, Payload, digest_of
-from casam_core.wire import from_records, serialise, to_records
+from casam_core.payload import AUDIT, Outcome, Payload, digest_of
+from casam_core.wire import from_records, job_of, serialise, to_records
 from client.guard import check
+from client.incidents import keep
 from client.institution import Institution
 from client.refusals import BytesSpentError, PolicyRefusalError, RepeatedError, outcome_of
 from client.site import Site
-
-BLANK = f"{0:012d}:{'0' * 64}"
-"""Stands for the place in the audit log while bytes are counted: every place is as long."""
 
 
 def answer_for(
@@ -48,7 +45,7 @@ def answer_for(
             raise answer
         content = from_records(answer.content)
         payload = Payload({**content.config, "outcome": Outcome.OK}, content.arrays, content.metrics)
-        check(kind, payload, institution, job_of(message))
+        check(kind, payload, institution, job_of(message.content))
         places = [logged(site, message, run, payload, clause) for site in sites]
     except Exception as error:
         payload = refusal(error, log)
@@ -74,13 +71,8 @@ CLAUSES = {
 
 def refusal(error: Exception, log: Path) -> Payload:
     """One word and an incident number; the reason is appended to the institution's own log."""
-    incident = secrets.token_hex(4)
     detail = f"{error}\n" if isinstance(error, CasamError) else "".join(traceback.format_exception(error))
-    with contextlib.suppress(Exception):
-        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.open("a") as file:
-            file.write(f"incident {incident}: {type(error).__name__}: {detail}")
-    return Payload({"outcome": outcome_of(error), "incident": incident})
+    return Payload({"outcome": outcome_of(error), "incident": keep(f"{type(error).__name__}: {detail}", log)})
 
 
 def logged(site: Site, message: Message, run: str, payload: Payload, clause: str) -> str:
@@ -89,23 +81,28 @@ def logged(site: Site, message: Message, run: str, payload: Payload, clause: str
     Raises BytesSpentError when it would be more than the policy lets out, RepeatedError for a request that
     was answered before.
     """
-    log = AuditLog(site.audit)
-    blank = Payload({**payload.config, AUDIT: BLANK}, payload.arrays, payload.metrics)
-    size, job = len(serialise(to_records(blank))), job_of(message)
-    before = [line.release for line in log.lines()]
-    refused = payload.config["outcome"] != Outcome.OK
-    if not refused:
-        if any(release.request == message.metadata.message_id for release in before):
-            raise RepeatedError(f"request {message.metadata.message_id} was answered before")
+    placed = Payload({**payload.config, AUDIT: NO_PLACE}, payload.arrays, payload.metrics)
+    size, job, request = (
+        len(serialise(to_records(placed))),
+        job_of(message.content),
+        message.metadata.message_id,
+    )
+
+    def allow(lines: Sequence[Line]) -> None:
+        if payload.config["outcome"] != Outcome.OK:
+            return
+        if any(line.release.request == request for line in lines):
+            raise RepeatedError(f"request {request} was answered before")
         most = site.policy.max_bytes
-        if most is not None and sum(release.bytes for release in before) + size > most:
+        if most is not None and sum(line.release.bytes for line in lines) + size > most:
             raise BytesSpentError(f"policy.max_bytes is {most}; this answer of {size} bytes would pass it")
-    line = log.append(
+
+    line = AuditLog(site.audit).append(
         Release(
             time=now(),
             institution=site.institution,
             run=run,
-            request=message.metadata.message_id,
+            request=request,
             kind=message.metadata.message_type,
             stage=job.stage if job else 0,
             round=job.round if job else 0,
@@ -115,9 +112,10 @@ def logged(site: Site, message: Message, run: str, payload: Payload, clause: str
             records=described(payload),
             bytes=size,
             digest=digest_of(payload),
-        )
+        ),
+        allow,
     )
-    return f"{line.sequence:012d}:{line.head}"
+    return line.place
 
 
 def described(payload: Payload) -> tuple[str, ...]:
@@ -128,9 +126,3 @@ def described(payload: Payload) -> tuple[str, ...]:
         for key, array in group.items()
     )
     return (*arrays, *(f"{name} {len(numbers)} numbers" for name, numbers in payload.metrics.items()))
-
-
-def job_of(message: Message) -> Job | None:
-    """What a request is about; None for one that names no institution."""
-    config = message.content.config_records["config"]
-    return Job.of(from_records(message.content)) if "institution" in config else None

@@ -7,9 +7,7 @@ the scenario, so that any number of nodes will do.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +15,9 @@ from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario
 from casam_core.toml import read_policy
+from client.incidents import NodeConfig, casam_home
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-NodeConfig = Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,6 @@ class Site:
         root = self.data_root.resolve()
         if not (root / Path(path).expanduser()).resolve().is_relative_to(root):
             raise DataError(f"{path}: expected a path below this site's data-root, found one that leads out")
-
-
-def casam_home() -> Path:
-    """Where institutions of a simulation keep their embeddings: $CASAM_HOME, by default ~/.cache/casam."""
-    return Path(os.environ.get("CASAM_HOME", "~/.cache/casam")).expanduser()
 
 
 def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeConfig) -> list[Site]:

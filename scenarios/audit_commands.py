@@ -5,11 +5,12 @@ Exit status: 0 consistent, 1 tampered or different, 2 not readable.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from scenarios.tables import plain_columns
 
 audit_app = typer.Typer(no_args_is_help=True, help="Verify and read what left an institution.")
 
@@ -51,7 +52,7 @@ def show(
 
     if json_:
         for line in read_log(file):
-            typer.echo(json.dumps(json.loads(line_text(line)), sort_keys=True))
+            typer.echo(line_text(line))
         return
     rows = [("line", "time", "kind", "stage", "task", "outcome", "bytes", "epsilon", "clause", "digest")]
     for line in read_log(file):
@@ -72,9 +73,8 @@ def show(
                 release.digest[:12],
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for text in plain_columns(rows):
+        typer.echo(text)
 
 
 @audit_app.command()

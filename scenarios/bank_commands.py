@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from casam_core.errors import BankError
+from scenarios.tables import plain_columns
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look at, check, combine and exchange banks.")
 
@@ -48,11 +49,8 @@ def show(bank: BankFolder) -> None:
                 opened.digest_of(entry.task)[:12],
             )
         )
-    # Plain columns: a table drawn to a width would cut digests, and this output is also for scripts.
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+    for line in plain_columns(rows):
+        typer.echo(line)
     typer.echo("")
     for backbone in dict.fromkeys(entry.provenance.backbone for entry in opened):
         typer.echo(f"backbone  {backbone}")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from casam_core.errors import ScenarioError
 from casam_core.files import write_atomic
+from scenarios.screen import console
 
 
 def bench(
@@ -31,7 +30,7 @@ def bench(
     """Run one benchmark or all. Images are encoded once and kept, at about a second each."""
     from benchmarks import BENCHMARKS
     from benchmarks.bench import Surroundings
-    from client.site import casam_home
+    from client.incidents import casam_home
 
     if name is None and not all_:
         for known, benchmark in BENCHMARKS.items():
@@ -39,7 +38,7 @@ def bench(
         return
     if name is not None and name not in BENCHMARKS:
         raise ScenarioError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, found {name!r}")
-    screen = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    screen = console()
     around = Surroundings(
         home=home if home is not None else casam_home() / "bench",
         images=images,

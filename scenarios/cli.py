@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from casam_core.errors import CasamError, RunError
 from scenarios.audit_commands import audit_app
@@ -18,6 +17,7 @@ from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
 from scenarios.engine import Engine
 from scenarios.predict import predict
+from scenarios.screen import console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,14 +42,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-
-
-def console() -> Console:
-    """Output; bound to the real stdout, so that nothing that is printed while it draws returns to it.
-
-    In a file or a pipe there is no window to fit a table into.
-    """
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
 
 
 def show_version(wanted: bool) -> None:

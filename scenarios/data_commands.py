@@ -115,7 +115,8 @@ def preview(
     """Draw images with the outlines of their labels; the last line printed is the folder."""
     from client.data.open import open_dataset
     from client.data.preview import draw_previews
-    from client.site import RUN_NAME, casam_home
+    from client.incidents import casam_home
+    from client.site import RUN_NAME
 
     if not RUN_NAME.fullmatch(institution):
         raise ScenarioError(

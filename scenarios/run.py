@@ -20,7 +20,8 @@ from casam_core.backbones import load_backbone
 from casam_core.errors import RunError
 from casam_core.fingerprint import ROOT
 from casam_core.scenario import Scenario
-from client.site import RUN_NAME, casam_home
+from client.incidents import casam_home
+from client.site import RUN_NAME
 from scenarios.engine import Engine
 from scenarios.flower import run_flower_app
 from scenarios.inprocess import run_inprocess

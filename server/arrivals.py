@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from casam_core.audit import AuditError, Head, Release, broken, read_log
+from casam_core.audit import AuditError, Head, Release, broken, head_at, read_log
 from casam_core.payload import AUDIT, Job, Payload, digest_of
-
-PLACE = re.compile(r"(\d{12}):([0-9a-f]{64})")
 
 
 def arrival(
@@ -42,8 +39,5 @@ def read_arrivals(path: Path) -> list[Release]:
 
 def heads_of(path: Path) -> list[Head]:
     """The institutions' heads that the server saw: an anchor. Raises AuditError for a broken log."""
-    heads = []
-    for release in read_arrivals(path):
-        if place := PLACE.fullmatch(release.clause):
-            heads.append(Head(release.institution, int(place[1]), place[2]))
-    return heads
+    heads = [head_at(release.clause, release.institution) for release in read_arrivals(path)]
+    return [head for head in heads if head is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from casam_core.messages import EvaluateReply, TaskResult
 from casam_core.statistics import Statistics
-from casam_core.unknownness import margin_histogram
+from casam_core.unknownness import total
 
 FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
 
@@ -51,21 +51,15 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
         worst_iou={task: min((r.iou for r in whole.get(task, [])), default=None) for task in by_task},
         routes={task: count_routes(results) for task, results in by_task.items()},
         decodes=sum(reply.decodes for reply in replies.values()),
-        margins={task: sum_margins(task, replies.values()) for task in by_task},
+        margins={
+            task: total(reply.margins[task] for reply in replies.values() if task in reply.margins)
+            for task in by_task
+        },
         statistics={
             name: {task: r.statistics for task, r in reply.results.items() if r.statistics is not None}
             for name, reply in replies.items()
         },
     )
-
-
-def sum_margins(task: str, replies: Iterable[EvaluateReply]) -> NDArray[np.int64]:
-    """Counts over all holders; zeros where nobody's images were routed."""
-    total = margin_histogram([])
-    for reply in replies:
-        if task in reply.margins:
-            total = total + reply.margins[task]
-    return total
 
 
 def weighted(results: list[TaskResult], name: str) -> float | None:

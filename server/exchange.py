@@ -136,6 +136,11 @@ def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]
         return Answer(to, "unreadable")
 
 
+def all_refuse(answers: Mapping[str, Answer[T]]) -> bool:
+    """Whether every institution that was asked decided not to answer."""
+    return all(answer.refused for answer in answers.values())
+
+
 def results(answers: Mapping[str, Answer[T]]) -> dict[str, T]:
     """What those said that answered, by institution."""
     return {to: answer.reply for to, answer in answers.items() if answer.reply is not None}

@@ -17,7 +17,7 @@ from casam_core.scenario import Scenario
 from server.arrivals import arrival
 from server.directory import Directory, identify
 from server.evaluation import StageScores, combine
-from server.exchange import Answer, Request, Traffic, exchange, results
+from server.exchange import Answer, Request, Traffic, all_refuse, exchange, results
 from server.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ class Institutions:
                 self._entries_held[name] = 0
             answers |= self._evaluate(lost, stage, bank)
         replies = results(answers)
-        if not replies and not all(answer.refused for answer in answers.values()):
+        if not replies and not all_refuse(answers):
             raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
         return combine(replies, {task: self.testers(task) for task in self.tasks})
 

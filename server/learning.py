@@ -22,7 +22,7 @@ from casam_core.payload import Job
 from casam_core.routers import Arrays, build_router
 from casam_core.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
-from server.exchange import results
+from server.exchange import all_refuse, results
 from server.institutions import Institutions
 
 
@@ -69,7 +69,7 @@ def learn_layer(
         }
         answers = institutions.ask("train.align", payloads, AlignReply.of, deadline=scenario.deadlines.train)
         replies = results(answers)
-        if not replies and all(answer.refused for answer in answers.values()):
+        if all_refuse(answers):
             # In a later round the rounds before it stand: who trained them shared them.
             return layer if trained_on else None
         if not replies:
@@ -129,7 +129,7 @@ def learn_router(
     deadline = scenario.deadlines.train
     answers = institutions.ask("train.router", payloads, RouterReply.of, deadline=deadline)
     replies = results(answers)
-    if not replies and all(answer.refused for answer in answers.values()):
+    if all_refuse(answers):
         return {}, None
     if not replies:
         raise RunError(f"stage {stage}: no holder of task {task!r} could describe its images")

@@ -10,13 +10,11 @@ import csv
 import importlib.metadata
 import io
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from casam_core.continual import ContinualMatrix, average, backward_transfer, forgetting, last
 from casam_core.fingerprint import code_fingerprint
@@ -24,7 +22,7 @@ from casam_core.methods import method_of
 from casam_core.routing import IDENTITY
 from casam_core.routing_metrics import routing_metrics
 from casam_core.scenario import Scenario
-from casam_core.unknownness import auroc, fpr_at_tpr, margin_histogram
+from casam_core.unknownness import auroc, fpr_at_tpr, total
 from server.evaluation import StageScores
 from server.institutions import Institutions
 from server.pictures import matrix_picture
@@ -64,8 +62,8 @@ def summarise(
     unseen = [task for task in institutions.tasks if task not in scenario.stream]
     routes = final.routes if method_of(scenario.method).routes else None
     routing = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
-    known = sum_over(final.margins, scenario.stream)
-    unknown = sum_over(final.margins, unseen)
+    known = total(final.margins[task] for task in scenario.stream if task in final.margins)
+    unknown = total(final.margins[task] for task in unseen if task in final.margins)
     return {
         "schema": 1,
         "scenario": scenario.name,
@@ -128,11 +126,6 @@ def unknown_rate(routes: Mapping[str, int]) -> float | None:
     """Share of images sent to identity; None without images."""
     images = sum(routes.values())
     return routes.get(IDENTITY, 0) / images if images else None
-
-
-def sum_over(margins: Mapping[str, NDArray[np.int64]], tasks: Iterable[str]) -> NDArray[np.int64]:
-    """Histograms of several tasks together."""
-    return margin_histogram([]) + sum(margins[task] for task in tasks if task in margins)
 
 
 def environment(institutions: Institutions) -> dict[str, Any]:

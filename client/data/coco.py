@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from skimage.draw import polygon
 
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
 from client.data.faults import DataFaultsError
 from client.data.json_file import read_json
-from client.data.labels import paint
+from client.data.labels import fill_polygon, paint
 from client.data.listing import groups_of, inside, naming, require_folder
 from client.data.pixels import read_image, stored_bits
 
@@ -165,9 +164,7 @@ def _raster(annotation: _Annotation, size: tuple[int, int], source: Path) -> NDA
                 f"{where}: expected polygons of three points or more as x, y, x, y, ..., found "
                 f"{len(numbers)} numbers, or numbers that are not finite; correct it"
             )
-        x, y = np.array(numbers[0::2]), np.array(numbers[1::2])
-        # COCO counts from a pixel's corner, scikit-image from its centre.
-        mask_HW[polygon(y - 0.5, x - 0.5, size)] = True
+        mask_HW |= fill_polygon(np.array(numbers, np.float64).reshape(-1, 2), size)
     return mask_HW
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.draw import polygon
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
 
@@ -35,6 +36,17 @@ def paint(masks_HW: Sequence[NDArray[np.bool_]]) -> tuple[NDArray[np.int32], lis
         labels_HW[masks_HW[index]] = index + 1
     present = set(np.unique(labels_HW).tolist())
     return labels_HW, [index for index in range(len(masks_HW)) if index + 1 not in present]
+
+
+def fill_polygon(xy_K2: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """mask_HW of `size` (height, width): pixels whose centre lies inside.
+
+    xy_K2 in pixels, counted from a pixel's corner as annotation tools do; scikit-image counts from its
+    centre.
+    """
+    mask_HW = np.zeros(size, np.bool_)
+    mask_HW[polygon(xy_K2[:, 1] - 0.5, xy_K2[:, 0] - 0.5, size)] = True
+    return mask_HW
 
 
 def _instances(values_HW: NDArray[Any]) -> NDArray[np.int32]:

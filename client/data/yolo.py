@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.draw import polygon
 
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
-from client.data.labels import paint
+from client.data.labels import fill_polygon, paint
 from client.data.listing import files_by_stem, groups_of, naming, require_folder, visible_entries
 from client.data.pixels import SUFFIXES, read_image, stored_bits
 
@@ -64,7 +63,9 @@ class YoloDataset:
         """Read one image and rasterise its polygons, in the order of the lines. Raises DataError."""
         image_HW3 = read_image(self._image(sample))
         height, width = image_HW3.shape[:2]
-        masks = [raster(xy_K2, height, width) for xy_K2 in self._polygons[sample.id]]
+        masks = [
+            fill_polygon(xy_K2 * (width, height), (height, width)) for xy_K2 in self._polygons[sample.id]
+        ]
         labels_HW, hidden = paint(masks)
         if hidden:
             raise DataError(
@@ -109,10 +110,3 @@ def read_line(line: str, where: str) -> Polygon:
     if not ((xy_K2 >= 0) & (xy_K2 <= 1)).all():
         raise DataError(f"{where}: expected shares of width and height from 0 to 1, found others; correct it")
     return xy_K2
-
-
-def raster(xy_K2: Polygon, height: int, width: int) -> NDArray[np.bool_]:
-    """(height, width), True inside. YOLO counts from a pixel's corner, scikit-image from its centre."""
-    mask_HW = np.zeros((height, width), np.bool_)
-    mask_HW[polygon(xy_K2[:, 1] * height - 0.5, xy_K2[:, 0] * width - 0.5, (height, width))] = True
-    return mask_HW
