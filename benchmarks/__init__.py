@@ -8,4 +8,5 @@ from benchmarks.bench import Benchmark
 BENCHMARKS: dict[str, Benchmark] = {
     "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run),
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run),
+    "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task (hours).", few_shot.run_long),
 }

@@ -1,4 +1,4 @@
-"""Few-shot quality: what each form of Alignment Layer has learned after 10, 30 and 100 steps.
+"""Few-shot quality: what each form of Alignment Layer has learned after 10, 30 and 100 steps, and long after.
 
 Phantom tasks that do not stand in the results table, measured on validation images: these figures choose
 the default form. Every form trains by the product's own loop at its own learning rate.
@@ -6,7 +6,7 @@ the default form. Every form trains by the product's own loop at its own learnin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -27,8 +27,9 @@ from client.data.open import open_dataset
 SEED, INSTITUTION = 7, "bench"
 TASKS = ("histology", "prostate_mr_a", "glomeruli_a")
 STEPS = (10, 30, 100)
+LONG_STEPS = (100, 300, 1000)
 TRAIN, VALIDATE = 20, 8
-SPEC = TrainingSpec(epochs=1000, max_steps=STEPS[-1], batch_images=1, instances=4)
+SPEC = TrainingSpec(epochs=1000, batch_images=1, instances=4)
 FORMS = {
     "casam (paper)": AlignmentSpec(form="casam"),
     "residual": AlignmentSpec(form="residual"),
@@ -94,31 +95,44 @@ def learn(
 
 def run(around: Surroundings) -> Figures:
     """Every form on every task; figures are means over tasks."""
+    return measure(around, TASKS, FORMS, STEPS)
+
+
+def run_long(around: Surroundings) -> Figures:
+    """What comes after many steps: the forms worth a row, on one task."""
+    forms = {name: FORMS[name] for name in ("low_rank 8", "scale_shift", "residual", "casam (paper)")}
+    return measure(around, TASKS[:1], forms, LONG_STEPS)
+
+
+def measure(
+    around: Surroundings, tasks: Sequence[str], forms: Mapping[str, AlignmentSpec], steps: Sequence[int]
+) -> Figures:
+    """Every form trained once on every task and measured after each of `steps`; means over tasks."""
     backbone = around.lite_medsam()
     table = Table(title=f"validation IoU after so many steps of 1 image x 4 instances ({TRAIN} images)")
-    for name in ("task", "form", *map(str, STEPS), "bytes", "s / step"):
+    for name in ("task", "form", *map(str, steps), "bytes", "s / step"):
         table.add_column(name, justify="left" if name in ("task", "form") else "right")
-    curves: dict[str, list[Curve]] = {name: [] for name in FORMS}
+    curves: dict[str, list[Curve]] = {name: [] for name in forms}
     frozen = []
-    for task in TASKS:
+    for task in tasks:
         known = examples(around, backbone, task)
         held_out = known[TRAIN:]
         rng = numpy_generator(SEED, "few-shot", task)
         validate = validator(held_out.__getitem__, len(held_out), backbone, SPEC, rng)
         assert validate is not None  # every phantom has visible instances
         frozen.append(validate(IdentityLayer(backbone.geometry.channels)))
-        table.add_row(task, "frozen SAM", *[f"{frozen[-1]:.3f}"] * len(STEPS), "0", "-")
-        for name, spec in FORMS.items():
-            curve = learn(spec, backbone, known[:TRAIN], validate, STEPS)
+        table.add_row(task, "frozen SAM", *[f"{frozen[-1]:.3f}"] * len(steps), "0", "-")
+        for name, spec in forms.items():
+            curve = learn(spec, backbone, known[:TRAIN], validate, steps)
             curves[name].append(curve)
-            cells = [f"{curve.iou[steps]:.3f}" for steps in STEPS]
+            cells = [f"{curve.iou[n]:.3f}" for n in steps]
             table.add_row(task, name, *cells, str(curve.bytes), f"{curve.seconds:.2f}")
             around.say(f"{task}, {name}: {' '.join(cells)}")
     around.show(table)
     figures = {"iou_frozen": float(np.mean(frozen))}
     for name, learned in curves.items():
         key = name.split(" (")[0].replace(" ", "_")
-        figures |= {f"iou_{key}_{n}": float(np.mean([c.iou[n] for c in learned])) for n in STEPS}
+        figures |= {f"iou_{key}_{n}": float(np.mean([c.iou[n] for c in learned])) for n in steps}
         figures[f"bytes_{key}"] = learned[0].bytes
         figures[f"seconds_{key}"] = float(np.mean([c.seconds for c in learned]))
     return figures

@@ -48,7 +48,7 @@ class ComputeSpec(Section):
 class AlignmentSpec(Section):
     """The Alignment Layer's form and its learning rate."""
 
-    form: str = Field("residual", description="A name in casam_core.alignment.FORMS.")
+    form: str = Field("low_rank", description="A name in casam_core.alignment.FORMS.")
     rank: int = Field(8, ge=1, le=256, description="Rank of the low_rank form.")
     learning_rate: float | None = Field(None, gt=0, description="Default: the form's own.")
 

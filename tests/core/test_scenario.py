@@ -64,7 +64,7 @@ def test_a_scenario_is_read_with_defaults_for_what_it_leaves_out(path: Path) -> 
     assert scenario.stream == ["polyp", "heart"]
     assert scenario.seed == 0
     assert scenario.backbone.name == "lite_medsam"
-    assert scenario.alignment.form == "residual"
+    assert (scenario.alignment.form, scenario.alignment.rank) == ("low_rank", 8)
     assert scenario.router.percentile == 97.0
     assert scenario.router.beta == 16.5
     assert scenario.compute.threads == 1
