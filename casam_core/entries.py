@@ -32,7 +32,7 @@ def make_entry(
     backbone: SHA-256 of the frozen weights. improved: off, the task keeps the identity. threshold: None
     for an entry that is used by its name alone.
     """
-    alignment = alignment_of(scenario)
+    alignment = alignment_of(scenario, task)
     return Entry(
         task=task,
         layer=dict(layer) if improved else identity_like(layer),

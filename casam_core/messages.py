@@ -52,20 +52,36 @@ class Holding:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """Of `rounds` private rounds of one task, how many the institution's budget affords."""
+
+    affordable: int
+    rounds: int
+
+
+@dataclass(frozen=True)
 class IdentifyReply:
     """Versions of the code, the message schema and the backbone; the institutions this node hosts, and what
-    each of them allows."""
+    each of them allows.
+
+    forecasts: by institution and task, where the policy adds noise. simulated: privacy noise is seeded.
+    """
 
     code: str
     backbone: str
     compute: str
     institutions: Mapping[str, Mapping[str, Holding]]
     policies: Mapping[str, Policy]
+    forecasts: Mapping[str, Mapping[str, Forecast]] = field(default_factory=dict)
+    simulated: bool = False
     schema: int = SCHEMA
 
     def to_payload(self) -> Payload:
         hosted = {
             name: {task: asdict(h) for task, h in tasks.items()} for name, tasks in self.institutions.items()
+        }
+        forecasts = {
+            name: {task: asdict(f) for task, f in tasks.items()} for name, tasks in self.forecasts.items()
         }
         return Payload(
             {
@@ -78,6 +94,8 @@ class IdentifyReply:
                     {name: policy.model_dump(mode="json") for name, policy in self.policies.items()},
                     sort_keys=True,
                 ),
+                "forecasts": json.dumps(forecasts, sort_keys=True),
+                "simulated": self.simulated,
             }
         )
 
@@ -96,6 +114,11 @@ class IdentifyReply:
                 name: {task: Holding(**h) for task, h in tasks.items()} for name, tasks in hosted.items()
             },
             policies={name: Policy.model_validate(policy) for name, policy in policies.items()},
+            forecasts={
+                name: {task: Forecast(**f) for task, f in tasks.items()}
+                for name, tasks in json.loads(str(config["forecasts"])).items()
+            },
+            simulated=bool(config["simulated"]),
             schema=int(config["schema"]),
         )
 
@@ -273,32 +296,38 @@ class TaskResult:
     """One task's test split at one institution: means over `images`, and how many went where.
 
     iou_instance is the mean over `instances`. routes: image counts by task name or `identity`.
-    statistics: how sure the IoU is, and the gain over frozen SAM.
+    statistics: how sure the IoU is, and the gain over frozen SAM. None: not measured, or not released.
     """
 
     images: int
-    instances: int
+    instances: int | None
     iou: float
     dice: float
-    biou: float
-    biou_official: float
-    iou_instance: float
+    biou: float | None
+    biou_official: float | None
+    iou_instance: float | None
     hd95: float | None
     routes: Mapping[str, int]
     statistics: Statistics | None = None
 
 
+NOT_ALWAYS = ("instances", "biou", "biou_official", "iou_instance", "hd95")
+"""Figures of a TaskResult that may be None."""
+
+
 @dataclass(frozen=True)
 class EvaluateReply:
-    """Results by task. decodes: decoder passes this evaluation really needed. margins: by task, how unknown
+    """Results by task. decodes: decoder passes this evaluation really needed, None if not released. margins: by task, how unknown
     its images look to the router (casam_core.unknownness)."""
 
     results: Mapping[str, TaskResult]
-    decodes: int
+    decodes: int | None
     margins: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def to_payload(self) -> Payload:
-        metrics: dict[str, dict[str, float]] = {"work": {"decodes": self.decodes}}
+        metrics: dict[str, dict[str, float]] = {}
+        if self.decodes is not None:
+            metrics["work"] = {"decodes": self.decodes}
         for task, result in self.results.items():
             numbers = asdict(result)
             routes = numbers.pop("routes")
@@ -316,14 +345,16 @@ class EvaluateReply:
             if name.startswith("score."):
                 task = name.removeprefix("score.")
                 routes = {k: int(v) for k, v in payload.metrics[f"route.{task}"].items()}
-                given: dict[str, Any] = {"hd95": None, **numbers, "routes": routes}
+                given: dict[str, Any] = {**dict.fromkeys(NOT_ALWAYS), **numbers, "routes": routes}
                 if not all(math.isfinite(value) for value in numbers.values()):
                     raise ValueError(f"score.{task}: expected finite numbers, found {dict(numbers)}")
-                given["images"], given["instances"] = int(given["images"]), int(given["instances"])
+                given["images"] = int(given["images"])
+                if given["instances"] is not None:
+                    given["instances"] = int(given["instances"])
                 if f"statistics.{task}" in payload.metrics:
                     given["statistics"] = statistics_of(payload.metrics[f"statistics.{task}"])
                 results[task] = TaskResult(**given)
-        decodes = int(payload.metrics["work"]["decodes"])
+        decodes = int(payload.metrics["work"]["decodes"]) if "work" in payload.metrics else None
         return EvaluateReply(results, decodes, payload.arrays.get("margins", {}))
 
 

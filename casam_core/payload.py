@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 AUDIT = "audit"
 """Setting of every reply: the place of this release in the institution's audit log, `SEQUENCE:HEAD`."""
 
+EPSILON_TRAIN, EPSILON_METRICS = "epsilon-train", "epsilon-metrics"
+"""Settings of a reply whose institution adds noise: what it has spent so far, of each split's budget."""
+
 Scalar = str | int | float | bool
 
 
@@ -46,6 +49,11 @@ class Outcome:
     NOT_PRESENT = "not-present"
     ROUNDS_SPENT = "rounds-spent"
     BYTES_SPENT = "bytes-spent"
+    BUDGET_SPENT = "budget-spent"
+    DELTA_TOO_LARGE = "delta-too-large"
+    NOISE_NOT_POSSIBLE = "noise-not-possible"
+    COHORT_TOO_SMALL = "cohort-too-small"
+    OUT_OF_RANGE = "out-of-range"
     REPEATED = "repeated"
     NOT_ALLOWED = "not-allowed"
     FAILED = "failed"
@@ -59,6 +67,11 @@ class Outcome:
         NOT_PRESENT,
         ROUNDS_SPENT,
         BYTES_SPENT,
+        BUDGET_SPENT,
+        DELTA_TOO_LARGE,
+        NOISE_NOT_POSSIBLE,
+        COHORT_TOO_SMALL,
+        OUT_OF_RANGE,
     )
     """The institution decided: nothing is broken, and asking again changes nothing."""
     ALL = (

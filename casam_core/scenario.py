@@ -78,6 +78,28 @@ class TrainingSpec(Section):
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
 
 
+class PrivacySpec(Section):
+    """How institutions whose policy asks for noise train and describe (docs/privacy.md). The budget is theirs."""
+
+    steps: int = Field(25, ge=1, description="Optimiser steps of a private round; fixed, so never early.")
+    sampling_rate: float = Field(
+        0.2, gt=0, le=1, description="Chance of every image (or group) to take part in a step."
+    )
+    clip: float = Field(1.0, gt=0, description="Largest L2 norm of one image's (or group's) gradient.")
+    learning_rate: float | None = Field(None, gt=0, description="Default: the form's own.")
+    noise_multiplier: float | None = Field(
+        None,
+        gt=0,
+        description="Standard deviation of the noise over `clip`. Default: the least with which the scenario's "
+        "rounds fit the institution's whole budget.",
+    )
+    router_ratio: float = Field(
+        4.0,
+        gt=0,
+        description="Noise multiplier of the router over that of training; higher spends less on it.",
+    )
+
+
 class RouterSpec(Section):
     """How the task of a new image is recognised, and when it counts as unknown."""
 
@@ -233,7 +255,11 @@ class Scenario(Section):
     backbone: BackboneSpec = BackboneSpec()
     compute: ComputeSpec = ComputeSpec()
     alignment: AlignmentSpec = AlignmentSpec()
+    alignments: dict[Name, AlignmentSpec] = Field(
+        default_factory=dict, description="By task, where it has another layer than `alignment` says."
+    )
     training: TrainingSpec = TrainingSpec()
+    privacy: PrivacySpec = PrivacySpec()
     router: RouterSpec = RouterSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     deadlines: DeadlineSpec = DeadlineSpec()
@@ -274,6 +300,9 @@ class Scenario(Section):
                 )
             if self.stream.count(task) > 1:
                 raise ValueError(f"task {task!r} stands twice in the stream; each task is learned once")
+        for task in self.alignments:
+            if task not in self.stream:
+                raise ValueError(f"alignments.{task}: expected a task of the stream")
         return self
 
     def institution(self, name: str) -> InstitutionSpec:

@@ -100,12 +100,17 @@ def train_layer(
         if stop:
             break
     layer.eval()
+    check_converged(layer, losses, learning_rate)
+    return TrainingResult(steps=len(losses), losses=tuple(losses))
+
+
+def check_converged(layer: AlignmentLayer, losses: Sequence[float], learning_rate: float) -> None:
+    """Raise RunError when a loss or a weight is no number any more."""
     if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in layer.parameters()):
         raise RunError(
             f"training diverged within {len(losses)} steps at learning rate {learning_rate:g}; "
             "set a lower alignment.learning_rate"
         )
-    return TrainingResult(steps=len(losses), losses=tuple(losses))
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,15 @@ class Batch:
     def loss(self) -> Tensor:
         """Mean over the batch's instances of the alignment loss."""
         return alignment_loss(self.logits_Nhw, self.iou_N, self.target_Nhw)
+
+    @property
+    def sum_of_image_losses(self) -> Tensor:
+        """Sum over the batch's images of each one's own mean loss: no image weighs on another's term."""
+        counts = [len(item.target_Nhw) for item in self.drawn]
+        logits, iou, target = (
+            torch.split(values, counts) for values in (self.logits_Nhw, self.iou_N, self.target_Nhw)
+        )
+        return torch.stack([alignment_loss(*part) for part in zip(logits, iou, target, strict=True)]).sum()
 
 
 def draw_batch(

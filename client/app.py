@@ -30,6 +30,8 @@ from casam_core.wire import from_records, job_of, to_records
 from client import policy
 from client.incidents import node_log
 from client.institution import Institution
+from client.private_plan import leaves_noisy
+from client.private_release import forecasts_of
 from client.refusals import (
     OtherCodeError,
     PoolingRefusedError,
@@ -93,6 +95,12 @@ def identify(message: Message, context: Context) -> Message:
         compute=institutions[0].backbone.compute.variant if institutions else "",
         institutions={institution.name: institution.holdings() for institution in institutions},
         policies={site.institution: site.policy for site in sites},
+        forecasts={
+            institution.name: forecasts_of(institution)
+            for institution in institutions
+            if leaves_noisy(institution.site.policy.adapter)
+        },
+        simulated=any(site.simulated for site in sites),
     )
     return answered(message, answer.to_payload())
 

@@ -40,6 +40,21 @@ FROZEN = Route(task=None, nearest=None, score=None)
 """What every image is measured under besides its route; known since the run's first evaluation."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One task's images as they were routed and segmented, in one order. Never leaves as it is.
+
+    gains: IoU minus frozen SAM's. units: patient or slide, else the image. margins: how unknown each image
+    looks; empty where no router was asked.
+    """
+
+    images: list[ImageScores]
+    routes: list[str]
+    gains: list[float]
+    units: list[str]
+    margins: list[float]
+
+
 @dataclass
 class Evaluator:
     """Scores images of one institution; what was computed stays in `scores` and `masks`."""
@@ -56,11 +71,10 @@ class Evaluator:
     decodes: int = 0
     last_layer: tuple[str, AlignmentLayer] | None = None
 
-    def evaluate(
+    def measure(
         self, task: str, data: TaskData, bank: KnownEntries, progress: Callable[[int, int], None]
-    ) -> tuple[TaskResult, list[float]]:
-        """(this institution's test (or validation) split of `task` as routed by `bank`, how unknown every
-        image looks; empty where no router was asked)."""
+    ) -> Measured:
+        """This institution's test (or validation) split of `task` as routed by `bank`."""
         samples = data.split.part(self.spec.split)
         images, routes, margins, gains = [], [], [], []
         for done, sample in enumerate(samples, 1):
@@ -76,13 +90,17 @@ class Evaluator:
                 margins.append(route.score - threshold)
             progress(done, len(samples))
         units = [sample.group if sample.group is not None else sample.id for sample in samples]
+        return Measured(images, routes, gains, units, margins)
+
+    def result(self, task: str, measured: Measured) -> TaskResult:
+        """Exact means with their intervals."""
         rng = numpy_generator(self.seed, self.institution, "bootstrap", task)
         statistics = Statistics(
-            units=len(set(units)),
-            iou=estimate([image.mean.iou for image in images], units, rng),
-            gain=estimate(gains, units, rng),
+            units=len(set(measured.units)),
+            iou=estimate([image.mean.iou for image in measured.images], measured.units, rng),
+            gain=estimate(measured.gains, measured.units, rng),
         )
-        return replace(summarise(images, routes), statistics=statistics), margins
+        return replace(summarise(measured.images, measured.routes), statistics=statistics)
 
     def route(self, sample: Sample, data: TaskData, bank: KnownEntries) -> Route:
         """The router's decision for this image."""

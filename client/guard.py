@@ -16,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.messages import IdentifyReply
-from casam_core.payload import Job, Outcome, Payload
+from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload
 from casam_core.scenario import NAME
 from client.guard_rules import Arrays, Numbers, Rules, rules_for
 from client.institution import Institution
+from client.private_release import was_paid_for
 from client.refusals import NotAllowedError
 
 CONFIG: dict[str, Callable[[Any], bool]] = {
     "outcome": lambda value: value in Outcome.ALL,
     "improved": lambda value: isinstance(value, bool),
+    EPSILON_TRAIN: lambda value: isinstance(value, float) and 0 <= value < 1e6,
+    EPSILON_METRICS: lambda value: isinstance(value, float) and 0 <= value < 1e6,
 }
 """Settings that an answer of any kind may hold."""
 
@@ -36,6 +39,8 @@ IDENTIFY: dict[str, Callable[[Any], bool]] = {
     "compute": lambda value: bool(re.fullmatch(r"([a-z]{1,8}-(float32|bfloat16)-t\d{1,3})?", str(value))),
     "institutions": lambda value: True,  # read and compared as a whole
     "policies": lambda value: True,
+    "forecasts": lambda value: True,
+    "simulated": lambda value: isinstance(value, bool),
 }
 
 
@@ -50,10 +55,22 @@ def check(kind: str, payload: Payload, institution: Institution | None, job: Job
     else:
         check_config(payload.config, CONFIG)
         rules = rules_for(kind, institution, job)
+        check_paid_for(kind, payload, institution)
     for name, group in payload.arrays.items():
         check_group(name, group, rules.arrays.get(name, ()))
     for name, numbers in payload.metrics.items():
         check_numbers(name, numbers, rules.numbers.get(name))
+
+
+def check_paid_for(kind: str, payload: Payload, institution: Institution) -> None:
+    """Where the policy asks for noise, only a stored private release may leave (client/private_release.py).
+
+    A router and its threshold are computed from one and cannot be compared; they have its noise.
+    """
+    policy = institution.site.policy
+    noisy = {"train.align": policy.adapter.noise == "dp", "evaluate.stage": policy.metrics == "noisy"}
+    if noisy.get(kind) and not was_paid_for(institution.site, payload):
+        raise NotAllowedError(f"{kind}: the policy asks for noise, and this is no private release")
 
 
 def check_config(config: Mapping[str, Any], known: Mapping[str, Callable[[Any], bool]]) -> None:
@@ -69,18 +86,17 @@ def check_identify(payload: Payload) -> None:
     """The two tables hold counts and policies and not a character more."""
     try:
         reply = IdentifyReply.of(payload)
-        counts = [
-            n for tasks in reply.institutions.values() for h in tasks.values() for n in vars(h).values()
-        ]
+        tables = (*reply.institutions.values(), *reply.forecasts.values())
+        counts = [n for tasks in tables for held in tasks.values() for n in vars(held).values()]
     except Exception as error:
         raise NotAllowedError("identify: the tables cannot be read") from error
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**9 for n in counts):
         raise NotAllowedError("identify: expected counts of images")
     again = reply.to_payload().config
-    for key in ("institutions", "policies"):
+    for key in ("institutions", "policies", "forecasts"):
         if payload.config[key] != again[key]:
             raise NotAllowedError(f"identify: {key} holds more than its table")
-    names = [*reply.institutions, *(task for tasks in reply.institutions.values() for task in tasks)]
+    names = [*reply.institutions, *reply.forecasts, *(task for tasks in tables for task in tasks)]
     if not all(re.fullmatch(NAME, name) for name in names):
         raise NotAllowedError(f"identify: names of another form in {json.dumps(names)[:80]}")
 

@@ -68,7 +68,7 @@ class Rules:
 
 def align_rules(institution: Institution, job: Job) -> Rules:
     """A layer of the scenario's form, and where the method asks for it, its importance."""
-    shapes = layer_forms(alignment_of(institution.scenario), institution.backbone)
+    shapes = layer_forms(alignment_of(institution.scenario, job.task), institution.backbone)
     arrays = {"layer": (Arrays(shapes),)}
     if method_of(institution.scenario.method).weighs:
         arrays["importance"] = (Arrays({name: replace(form, least=0.0) for name, form in shapes.items()}),)
@@ -98,7 +98,8 @@ def calibrate_rules(institution: Institution, job: Job) -> Rules:
 
 def evaluate_rules(institution: Institution, job: Job) -> Rules:
     """Per task held here: means in their ranges, routes to known names, intervals, one histogram."""
-    numbers: dict[str, Numbers] = {"work": {"decodes": (0, MANY, True)}}
+    noisy = institution.site.policy.metrics == "noisy"
+    numbers: dict[str, dict[str, Range]] = {} if noisy else {"work": {"decodes": (0, MANY, True)}}
     margins: dict[str, Form] = {}
     share: Range = (0, 1, False)
     for task, holding in institution.holdings().items():
@@ -110,8 +111,13 @@ def evaluate_rules(institution: Institution, job: Job) -> Rules:
             **dict.fromkeys(("iou", "dice", "biou", "biou_official", "iou_instance"), share),
             "hd95": (0, 1e6, False),
         }
+        if noisy:
+            exact = numbers[f"score.{task}"]
+            numbers[f"score.{task}"] = {key: exact[key] for key in ("images", "iou", "dice")}
         names = {IDENTITY, SHARED, *institution.scenario.stream}
         numbers[f"route.{task}"] = dict.fromkeys(names, (0, images, True))
+        if noisy:
+            continue
         numbers[f"statistics.{task}"] = {
             "units": (0, images, True),
             **{f"iou.{key}": share for key in ("mean", "sd", "low", "high")},

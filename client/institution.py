@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -38,7 +39,7 @@ from casam_core.unknownness import margin_histogram
 from casam_core.validation import Patience, Validate, beats_identity, validator
 from client.data.dataset import Sample
 from client.data.splits import Part
-from client.evaluation import Evaluator
+from client.evaluation import Evaluator, Measured
 from client.holdings import TaskData, open_task
 from client.own_entries import KnownEntries
 from client.progress import reporter
@@ -83,6 +84,13 @@ class Institution:
             )
         return self._tasks[task]
 
+    def dataset(self, task: str) -> str:
+        """Where the task's images lie: the same folder is the same images, whatever a scenario calls them."""
+        spec = self.scenario.institution(self.name).data[task]
+        if spec.path is None:
+            return f"phantom/{self.name}/{spec.phantom}"
+        return str(((self.site.data_root or Path()) / Path(spec.path).expanduser()).resolve())
+
     def align(self, request: AlignRequest, others: Sequence[Institution] = ()) -> AlignReply:
         """Train a layer for one round on this institution's images of the request's tasks.
 
@@ -98,11 +106,8 @@ class Institution:
             for data, samples in [site.encoded(task, "train")]
             for sample in samples
         ]
-        # All holders start from the same layer: its seed names the task, not the institution.
-        first = SHARED if method.shared else job.task
-        spec = alignment_of(scenario)
-        seed = derive_seed(scenario.seed, "layer", first)
-        layer = build_layer(spec, backbone.geometry.channels, seed, backbone)
+        spec = alignment_of(scenario, job.task)
+        layer = build_layer(spec, backbone.geometry.channels, self.layer_seed(job), backbone)
         penalty = None
         if request.anchor is not None and method.penalty is not None:
             anchor = copy.deepcopy(layer)
@@ -147,6 +152,11 @@ class Institution:
             improved = beats_identity(layer, backbone.geometry.channels, validate)
         return AlignReply(weights_of(layer), len(examples), importance, improved)
 
+    def layer_seed(self, job: Job) -> int:
+        """All holders start from the same layer: its seed names the task, not the institution."""
+        first = SHARED if method_of(self.scenario.method).shared else job.task
+        return derive_seed(self.scenario.seed, "layer", first)
+
     def validator(self, task: str, rng: np.random.Generator, layer: AlignmentLayer) -> Validate | None:
         """Measures layers like `layer` on the validation images of `task`; None where there are none."""
         data, samples = self.encoded(task, "val")
@@ -190,14 +200,26 @@ class Institution:
     def evaluate(self, known: KnownEntries) -> EvaluateReply:
         """Score the test images of every task held here under the entries as they now stand."""
         evaluator = self.evaluator()
-        results, margins = {}, {}
+        measured = self.measured(known, evaluator)
+        return EvaluateReply(
+            {task: evaluator.result(task, of_task) for task, of_task in measured.items()},
+            evaluator.decodes,
+            {
+                task: margin_histogram(of_task.margins)
+                for task, of_task in measured.items()
+                if of_task.margins
+            },
+        )
+
+    def measured(self, known: KnownEntries, evaluator: Evaluator | None = None) -> dict[str, Measured]:
+        """Every test image of every task held here, under the entries as they now stand."""
+        evaluator = evaluator or self.evaluator()
+        found = {}
         for task in sorted(self.scenario.institution(self.name).data):
             data_of_task, _ = self.encoded(task, self.scenario.evaluation.split)
             report = reporter(self.name, f"evaluate {task}")
-            results[task], unknownness = evaluator.evaluate(task, data_of_task, known, report)
-            if unknownness:
-                margins[task] = margin_histogram(unknownness)
-        return EvaluateReply(results, evaluator.decodes, margins)
+            found[task] = evaluator.measure(task, data_of_task, known, report)
+        return found
 
     def updated_bank(self, request: EvaluateRequest) -> Bank:
         """This institution's copy of the bank with the new entries. Raises BankMismatchError."""

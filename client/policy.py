@@ -26,6 +26,13 @@ from casam_core.methods import method_of
 from casam_core.payload import Job, Outcome
 from client.institution import Institution
 from client.own_entries import KnownEntries
+from client.private_learning import (
+    align_privately,
+    calibrate_privately,
+    describe_privately_alone,
+    describe_privately_with_others,
+)
+from client.private_metrics import evaluate_privately
 from client.refusals import (
     AdapterNotSharedError,
     EntriesNotAcceptedError,
@@ -44,21 +51,26 @@ def align(institution: Institution, request: AlignRequest, others: Sequence[Inst
     """
     policy = institution.site.policy
     check_present(institution, request.job)
-    if policy.adapter == "never":
+    if policy.adapter.share == "never":
         if not method_of(institution.scenario.method).shared:
             keep_own_entry(institution, request.job)
-        raise AdapterNotSharedError("policy.adapter is never")
+        raise AdapterNotSharedError("policy.adapter.share is never")
     past = set(institution.scenario.stream[: request.job.stage - 1]) & set(request.trains_on)
     if past and not policy.keep_samples and not request.pooled:
         raise SamplesNotKeptError(f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off")
     if policy.max_rounds is not None and rounds_answered(institution) >= policy.max_rounds:
         raise RoundsSpentError(f"policy.max_rounds is {policy.max_rounds}")
+    if policy.adapter.noise == "dp":
+        return align_privately(institution, request)
     return institution.align(request, others)
 
 
 def describe(institution: Institution, request: RouterRequest) -> RouterReply:
     """The task's router, finished or as summaries, if it may leave."""
     check_router_shared(institution, request.job)
+    if institution.site.policy.router.noise == "dp":
+        describe = describe_privately_alone if request.alone else describe_privately_with_others
+        return describe(institution, request)
     if request.alone:
         return institution.describe_alone(request.job)
     return institution.describe_with_others(request.job)
@@ -67,6 +79,8 @@ def describe(institution: Institution, request: RouterRequest) -> RouterReply:
 def calibrate(institution: Institution, request: CalibrateRequest) -> CalibrateReply:
     """Held-out scores under the merged routers, if they may leave."""
     check_router_shared(institution, request.job)
+    if institution.site.policy.router.noise == "dp":
+        return calibrate_privately(institution, request)
     return institution.calibrate(request)
 
 
@@ -80,6 +94,8 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     known = known_entries(institution, institution.updated_bank(request))
     if policy.metrics == "never":
         raise MetricsNotSharedError("policy.metrics is never")
+    if policy.metrics == "noisy":
+        return evaluate_privately(institution, request, known)
     return institution.evaluate(known)
 
 
@@ -95,8 +111,8 @@ def check_present(institution: Institution, job: Job) -> None:
 def check_router_shared(institution: Institution, job: Job) -> None:
     """Raise NotPresentError or RouterNotSharedError."""
     check_present(institution, job)
-    if institution.site.policy.router == "never":
-        raise RouterNotSharedError("policy.router is never")
+    if institution.site.policy.router.share == "never":
+        raise RouterNotSharedError("policy.router.share is never")
 
 
 def check_own(institution: Institution, entry: Entry) -> None:
@@ -149,7 +165,7 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
     An entry of its own that others use by its name alone has its router here.
     """
     own = own_entries(institution)
-    if institution.site.policy.router == "never":
+    if institution.site.policy.router.share == "never":
         for entry in received:
             about = entry.provenance
             if institution.name in about.holders and entry.threshold is None and entry.task not in own:

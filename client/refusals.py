@@ -93,6 +93,36 @@ class BytesSpentError(PolicyRefusalError):
     code, clause = Outcome.BYTES_SPENT, "max_bytes"
 
 
+class BudgetSpentError(PolicyRefusalError):
+    """The release would cost more than is left of the privacy budget."""
+
+    code, clause = Outcome.BUDGET_SPENT, "budget"
+
+
+class DeltaTooLargeError(PolicyRefusalError):
+    """With so few images, the budget's delta would allow to publish one of them."""
+
+    code, clause = Outcome.DELTA_TOO_LARGE, "budget.delta"
+
+
+class NoiseNotPossibleError(PolicyRefusalError):
+    """Noise is asked for where there is no private way."""
+
+    code, clause = Outcome.NOISE_NOT_POSSIBLE, "noise"
+
+
+class CohortTooSmallError(PolicyRefusalError):
+    """A secure sum over fewer institutions than the policy asks for, or none at all."""
+
+    code, clause = Outcome.COHORT_TOO_SMALL, "aggregation, minimum_cohort"
+
+
+class OutOfRangeError(PolicyRefusalError):
+    """A value that the secure sum would clip or overflow."""
+
+    code, clause = Outcome.OUT_OF_RANGE, "aggregation"
+
+
 class RepeatedError(CasamError):
     """A request that was answered before."""
 

@@ -21,6 +21,7 @@ from casam_core.wire import from_records, job_of, serialise, to_records
 from client.guard import check
 from client.incidents import keep
 from client.institution import Institution
+from client.private_release import Account, account_of
 from client.refusals import BytesSpentError, PolicyRefusalError, RepeatedError, outcome_of
 from client.site import Site
 
@@ -44,9 +45,11 @@ def answer_for(
         if isinstance(answer, Exception):
             raise answer
         content = from_records(answer.content)
-        payload = Payload({**content.config, "outcome": Outcome.OK}, content.arrays, content.metrics)
+        account = account_of(institution) if institution is not None else None
+        config = {**content.config, **(account.config() if account else {}), "outcome": Outcome.OK}
+        payload = Payload(config, content.arrays, content.metrics)
         check(kind, payload, institution, job_of(message.content))
-        places = [logged(site, message, run, payload, clause) for site in sites]
+        places = [logged(site, message, run, payload, clause, account) for site in sites]
     except Exception as error:
         payload = refusal(error, log)
         clause = error.clause if isinstance(error, PolicyRefusalError) else "errors"
@@ -75,7 +78,14 @@ def refusal(error: Exception, log: Path) -> Payload:
     return Payload({"outcome": outcome_of(error), "incident": keep(f"{type(error).__name__}: {detail}", log)})
 
 
-def logged(site: Site, message: Message, run: str, payload: Payload, clause: str) -> str:
+def logged(
+    site: Site,
+    message: Message,
+    run: str,
+    payload: Payload,
+    clause: str,
+    account: Account | None = None,
+) -> str:
     """The release's place in the audit log, `SEQUENCE:HEAD`; the line is on the disk when this returns.
 
     Raises BytesSpentError when it would be more than the policy lets out, RepeatedError for a request that
@@ -112,6 +122,7 @@ def logged(site: Site, message: Message, run: str, payload: Payload, clause: str
             records=described(payload),
             bytes=size,
             digest=digest_of(payload),
+            epsilon=account.logged() if account else None,
         ),
         allow,
     )

@@ -25,7 +25,7 @@ class Site:
     """Where one institution keeps what is its own.
 
     store: embeddings, shared by all runs. private: what this run leaves at the institution.
-    audit: log of what left, in deployment over all runs.
+    audit: log of what left, in deployment over all runs. ledger: of private releases, likewise.
     confined: data paths of the scenario must stay below data_root, as the site did not write them.
     policy: what this institution allows; in deployment from its own file. checkpoint: file of the backbone's
     weights. device: wins over the scenario's compute.device.
@@ -36,6 +36,7 @@ class Site:
     store: Path
     private: Path
     audit: Path
+    ledger: Path
     confined: bool
     policy: Policy
     checkpoint: str | None = None
@@ -46,6 +47,11 @@ class Site:
         backbone = scenario.backbone.model_copy(update={"checkpoint": self.checkpoint})
         compute = scenario.compute.model_copy(update={"device": self.device or scenario.compute.device})
         return scenario.model_copy(update={"backbone": backbone, "compute": compute})
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a scenario plays this institution; its noise is then seeded."""
+        return not self.confined
 
     @property
     def log(self) -> Path:
@@ -85,6 +91,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 # Two scenarios under one run name must not read each other's results.
                 private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
                 audit=home / "audit.jsonl",
+                ledger=home / "ledger.jsonl",
                 confined=True,
                 policy=own_policy(node),
                 checkpoint=_text(node.get("checkpoint")),
@@ -93,6 +100,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
         ]
     first, step = int(node["partition-id"]), int(node["num-partitions"])
     out = Path(str(settings["out"])).expanduser() / run
+    ledgers = _path(settings.get("ledger-dir"))
     return [
         Site(
             institution=name,
@@ -100,6 +108,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             store=casam_home() / "institutions" / name / "embeddings",
             private=out / "institutions" / name / "private",
             audit=out / "institutions" / name / "private" / "audit.jsonl",
+            ledger=(ledgers / name if ledgers else out / "institutions" / name / "private") / "ledger.jsonl",
             confined=False,
             policy=scenario.institution(name).policy,
             checkpoint=_text(settings.get("checkpoint")),

@@ -50,7 +50,8 @@ def preflight(
     Raises CasamError for a name that no registry knows; else, for one fault of weights or data that
     fault, and for several a DataError that lists them all.
     """
-    learning_rate_of(alignment_of(scenario))
+    for task in scenario.stream:
+        learning_rate_of(alignment_of(scenario, task))
     build_router(scenario.router)
     build_strategy(scenario.training.strategy)
     faults: list[CasamError] = []

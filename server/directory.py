@@ -6,7 +6,7 @@ Node ids are random and change when a SuperNode restarts; an institution's name 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
@@ -14,6 +14,7 @@ from casam_core.errors import RunError, ScenarioError
 from casam_core.fingerprint import code_fingerprint
 from casam_core.messages import (
     SCHEMA,
+    Forecast,
     Holding,
     IdentifyReply,
     IdentifyRequest,
@@ -30,11 +31,14 @@ SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
 @dataclass(frozen=True)
 class Member:
-    """One institution that answered: its node, how many images it holds of each task, what it allows."""
+    """One institution that answered: its node, how many images it holds of each task, what it allows, and
+    how many private rounds of each task it can afford. simulated: its privacy noise is seeded."""
 
     node: int
     holdings: dict[str, Holding]
     policy: Policy
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
+    simulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,12 @@ def collect(replies: dict[int, IdentifyReply]) -> Directory:
         for name, holdings in reply.institutions.items():
             if name in members:
                 raise RunError(f"two nodes claim to be institution {name!r}; start each institution once")
-            members[name] = Member(node, dict(holdings), reply.policies[name])
+            members[name] = Member(
+                node,
+                dict(holdings),
+                reply.policies[name],
+                dict(reply.forecasts.get(name, {})),
+                reply.simulated,
+            )
     first = next((reply for reply in replies.values() if reply.institutions), None)
     return Directory(members, first.backbone if first else "", first.compute if first else "")

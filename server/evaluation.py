@@ -50,7 +50,7 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
         figures={name: {task: weighted(whole.get(task, []), name) for task in by_task} for name in FIGURES},
         worst_iou={task: min((r.iou for r in whole.get(task, [])), default=None) for task in by_task},
         routes={task: count_routes(results) for task, results in by_task.items()},
-        decodes=sum(reply.decodes for reply in replies.values()),
+        decodes=sum(reply.decodes or 0 for reply in replies.values()),
         margins={
             task: total(reply.margins[task] for reply in replies.values() if task in reply.margins)
             for task in by_task
@@ -66,8 +66,9 @@ def weighted(results: list[TaskResult], name: str) -> float | None:
     """Mean over holders weighted by images, for iou_instance by instances; None without a value."""
     weights = [result.instances if name == "iou_instance" else result.images for result in results]
     values = [getattr(result, name) for result in results]
-    known = [(w, v) for w, v in zip(weights, values, strict=True) if v is not None]
-    if not known:
+    known = [(w, v) for w, v in zip(weights, values, strict=True) if w is not None and v is not None]
+    # A mean over some of the holders would be another figure; an empty HD95 counts by itself.
+    if not known or (name != "hd95" and len(known) < len(values)):
         return None
     return float(sum(w * v for w, v in known) / sum(w for w, _ in known))
 

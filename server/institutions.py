@@ -12,7 +12,7 @@ from casam_core.bank import Bank
 from casam_core.errors import RunError
 from casam_core.messages import EvaluateReply, EvaluateRequest
 from casam_core.methods import Cohort
-from casam_core.payload import Job, Outcome, Payload
+from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload
 from casam_core.scenario import Scenario
 from server.arrivals import arrival
 from server.directory import Directory, identify
@@ -35,6 +35,7 @@ class Institutions:
         self.arrivals = AuditLog(folder.path / "audit.jsonl")
         self.releases: dict[str, int] = {}
         self.refusals: dict[str, dict[str, int]] = {}
+        self.epsilon: dict[str, dict[str, float]] = {}
         self._bank: Bank | None = None
         self._entries_held: dict[str, int] = {}
 
@@ -42,6 +43,20 @@ class Institutions:
         """Find every institution again. Raises RunError, ScenarioError (server.directory)."""
         # Not counted: who-is-there traffic depends on nodes and folder names, not on what is learned.
         self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic())
+
+    def forecast(self) -> None:
+        """One line per institution that trains privately: how far its budget goes."""
+        for name, member in self.directory.members.items():
+            for task, found in member.forecasts.items():
+                self.folder.event(
+                    "forecast",
+                    f"{name}: {found.affordable} of {found.rounds} rounds of {task} affordable at epsilon "
+                    f"{member.policy.budget.epsilon:g}",
+                    institution=name,
+                    task=task,
+                    affordable=found.affordable,
+                    rounds=found.rounds,
+                )
 
     @property
     def tasks(self) -> list[str]:
@@ -96,6 +111,12 @@ class Institutions:
                         now(),
                     )
                 )
+                if answer.ok:
+                    self.epsilon[answer.to] = {
+                        key: float(value)
+                        for key, value in answer.payload.config.items()
+                        if key in (EPSILON_TRAIN, EPSILON_METRICS)
+                    }
             if answer.refused:
                 refused = self.refusals.setdefault(answer.to, {})
                 refused[answer.outcome] = refused.get(answer.outcome, 0) + 1

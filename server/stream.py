@@ -63,6 +63,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
     )
 
     institutions.meet()
+    institutions.forecast()
     zero_shot = institutions.evaluate(0, bank)
     report(folder, 0, scenario, "frozen backbone", zero_shot)
 

@@ -41,10 +41,11 @@ def method_of(name: str) -> Method:
     return METHODS[name]
 
 
-def alignment_of(scenario: Scenario) -> AlignmentSpec:
-    """The scenario's Alignment Layer, in the form that its method is about."""
-    form = method_of(scenario.method).form
-    return scenario.alignment if form is None else scenario.alignment.model_copy(update={"form": form})
+def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
+    """The Alignment Layer of a task, in the form that the method is about; one for all where it shares one."""
+    method = method_of(scenario.method)
+    spec = scenario.alignment if method.shared else scenario.alignments.get(task, scenario.alignment)
+    return spec if method.form is None else spec.model_copy(update={"form": method.form})
 
 
 __all__ = ["METHODS", "SHARED", "Cohort", "Importance", "Method", "alignment_of", "method_of"]

@@ -1,0 +1,152 @@
+"""A Gaussian router under differential privacy: one noisy, clipped mean in the frame of public images.
+
+What is private is little. In a public frame (mean mu, scale s, K leading directions V of phantom images)
+each unit w = (f - mu) / s becomes
+
+    u = clip_C(V^T w),     |u|^2 / C,     min(|w - V V^T w|, D)^2 C / D^2,     together of norm <= sqrt(3) C.
+
+Their sum gets Gaussian noise once. From it come the task's mean inside the K directions, and two numbers: how
+far its images spread inside of them, and how far outside. All else (the covariance's shape, the mean outside
+the directions) is public. The result is given as the sufficient statistics of a Gaussian router, so that it
+is merged, finished and scored like any other; scores for the threshold are those of features drawn from the
+result. Both are post-processing and cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.privacy.accounting import Mechanism
+from casam_core.privacy.noise import NoiseSource
+from casam_core.routers.base import Arrays
+
+DIRECTIONS = 32
+CLIP_QUANTILE = 0.95
+"""C is chosen on public images: this share of them is not clipped."""
+OUTSIDE_ROOM = 1.5
+"""D over the same quantile of public tasks, each seen in a frame that was made without it."""
+NARROWEST = 0.1
+"""Least spread, as a share of a phantom task's: what noise may make of it at worst."""
+
+
+@dataclass(frozen=True)
+class PublicFrame:
+    """What public images say about features in general, in units of `scale_F` around `mean_F`.
+
+    directions_FK: orthonormal. inside_KK: covariance inside a task, in these directions. outside_FF: of all
+    images, in the others. clip, reach: C and D.
+    """
+
+    mean_F: NDArray[np.float64]
+    scale_F: NDArray[np.float64]
+    directions_FK: NDArray[np.float64]
+    inside_KK: NDArray[np.float64]
+    outside_FF: NDArray[np.float64]
+    clip: float
+    reach: float
+
+
+def public_frame(tasks: Sequence[NDArray[np.float64]]) -> PublicFrame:
+    """The frame of several public tasks' features f_NF. Needs two tasks of two images at least.
+
+    Both covariances are pulled half way to diagonal ones: a few public images leave most directions of
+    feature space without any variance, where an image of another kind would look impossible.
+    """
+    mean_F, scale_F, V_FK = axes(tasks)
+    whitened = [(f_NF - mean_F) / scale_F for f_NF in tasks]
+    w_NF = np.concatenate(whitened)
+    inside_KK = np.mean([np.cov((task_NF @ V_FK).T, bias=True) for task_NF in whitened], axis=0)
+    rest_NF = w_NF - w_NF @ V_FK @ V_FK.T
+    outside_FF = rest_NF.T @ rest_NF / len(rest_NF)
+    free_FF = np.eye(len(mean_F)) - V_FK @ V_FK.T
+    flat_FF = free_FF * np.trace(outside_FF) / np.trace(free_FF)
+    rest_of_strangers = []
+    for number, f_NF in enumerate(tasks):
+        mean, scale, V = axes([*tasks[:number], *tasks[number + 1 :]])
+        stranger_NF = (f_NF - mean) / scale
+        rest_of_strangers += list(np.linalg.norm(stranger_NF - stranger_NF @ V @ V.T, axis=1))
+    return PublicFrame(
+        mean_F,
+        scale_F,
+        V_FK,
+        (inside_KK + np.diag(np.diag(inside_KK))) / 2,
+        (outside_FF + flat_FF) / 2,
+        clip=float(np.quantile(np.linalg.norm(w_NF @ V_FK, axis=1), CLIP_QUANTILE)),
+        reach=OUTSIDE_ROOM * float(np.quantile(rest_of_strangers, CLIP_QUANTILE)),
+    )
+
+
+def axes(
+    tasks: Sequence[NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(mean_F, scale_F, leading directions_FK) of all images together."""
+    everything_NF = np.concatenate(tasks)
+    mean_F, scale_F = everything_NF.mean(0), np.maximum(everything_NF.std(0), 1e-9)
+    w_NF = (everything_NF - mean_F) / scale_F
+    values, vectors_FF = np.linalg.eigh(w_NF.T @ w_NF)
+    kept = min(DIRECTIONS, len(mean_F) // 2)
+    return mean_F, scale_F, vectors_FF[:, np.argsort(values)[::-1][:kept]]
+
+
+def router_mechanism(noise_multiplier: float) -> Mechanism:
+    """What one description costs."""
+    return Mechanism(noise_multiplier)
+
+
+def describe_privately(
+    f_UF: NDArray[np.float64],
+    images: int,
+    frame: PublicFrame,
+    noise_multiplier: float,
+    noise: NoiseSource,
+) -> Arrays:
+    """Sufficient statistics {count, sum_F, outer_FF} of a Gaussian, noisy; costs `router_mechanism`.
+
+    f_UF: one feature per unit (of a group: its images' mean). images: how many there are, which is public.
+    """
+    units, clip, V_FK = len(f_UF), frame.clip, frame.directions_FK
+    w_UF = (f_UF - frame.mean_F) / frame.scale_F
+    w_UF = np.where(np.isfinite(w_UF).all(1, keepdims=True), w_UF, 0.0)
+    u_UK = w_UF @ V_FK
+    rest_U = np.minimum(np.linalg.norm(w_UF - u_UK @ V_FK.T, axis=1) / frame.reach, 1)
+    u_UK *= np.minimum(1, clip / np.maximum(np.linalg.norm(u_UK, axis=1, keepdims=True), 1e-12))
+    rows = np.column_stack([u_UK, np.square(u_UK).sum(1) / clip, np.square(rest_U) * clip])
+    deviation = noise_multiplier * np.sqrt(3) * clip
+    noisy = (rows.sum(0) + deviation * noise.normal(rows.shape[1])) / units
+    # From here on nothing private is read.
+    mean_K, uncertainty = noisy[:-2], (deviation / units) ** 2
+    inside = noisy[-2] * clip - (np.square(mean_K).sum() - len(mean_K) * uncertainty)
+    outside = noisy[-1] / clip * frame.reach**2
+    covariance_FF = (
+        V_FK @ (scaled(frame.inside_KK, inside) + uncertainty * np.eye(len(mean_K))) @ V_FK.T
+        + scaled(frame.outside_FF, outside)
+    ) * np.outer(frame.scale_F, frame.scale_F)
+    mean_F = frame.mean_F + frame.scale_F * (V_FK @ mean_K)
+    return {
+        "count": np.array([float(images)]),
+        "sum_F": images * mean_F,
+        "outer_FF": images * (covariance_FF + np.outer(mean_F, mean_F)),
+    }
+
+
+def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:
+    """A public covariance of another size."""
+    usual = float(np.trace(shape))
+    return shape * (max(trace, NARROWEST * usual) / usual)
+
+
+def features_like(summary: Arrays, images: int, seed: int) -> Tensor:
+    """f_NF drawn from the Gaussian that a summary describes: stand-ins for images that may not be scored."""
+    count = float(summary["count"][0])
+    mean_F = np.asarray(summary["sum_F"], np.float64) / count
+    covariance_FF = np.asarray(summary["outer_FF"], np.float64) / count - np.outer(mean_F, mean_F)
+    values_F, vectors_FF = np.linalg.eigh(covariance_FF)
+    drawn_NF = np.random.default_rng(seed).standard_normal((images, len(mean_F)))
+    spread_FF = vectors_FF * np.sqrt(np.clip(values_F, 0, None))
+    return torch.from_numpy(mean_F + drawn_NF @ spread_FF.T).float()

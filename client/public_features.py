@@ -1,0 +1,27 @@
+"""What a private router compares with: features of phantom images, which are nobody's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from casam_core.backbones import Backbone
+from casam_core.embeddings import EmbeddingStore
+from casam_core.features import pool
+from casam_core.privacy.private_router import PublicFrame, public_frame
+from casam_core.scenario import DataSpec
+from client.data.open import open_dataset
+from client.data.phantoms import PHANTOMS
+
+SEED, IMAGES = 0, 8
+"""Fixed: the frame is the same at every institution with the same backbone."""
+
+
+def public_frame_of(backbone: Backbone, features: str, store: EmbeddingStore) -> PublicFrame:
+    """The frame for one backbone and kind of feature; phantoms are encoded once per store."""
+    tasks = []
+    for modality in sorted(PHANTOMS):
+        spec = DataSpec(reader="phantom", phantom=modality, images=IMAGES)
+        dataset = open_dataset(spec, data_root=None, seed=SEED, institution="public")
+        embeddings = [store.embed(dataset.load(s).image_HW3, backbone)[1] for s in dataset.samples]
+        tasks.append(np.stack([pool(z_CHW, features).double().numpy() for z_CHW in embeddings]))
+    return public_frame(tasks)
