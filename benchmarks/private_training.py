@@ -1,8 +1,8 @@
 """What privacy costs: IoU of every form against epsilon, on one task with enough images.
 
-A phantom that does not stand in the results table, measured on validation images. Rounds are the product's own
-(casam_core.privacy.dp_training) with the scenario's default settings; `inf` keeps samples and clipping and adds
-no noise. The privacy noise is seeded: the figures can be repeated, and protect nobody.
+A phantom that does not stand in the results table, measured on validation images. Rounds are the product's
+own (casam_core.privacy.dp_training) with the scenario's default settings; `inf` keeps samples and clipping
+and adds no noise. The privacy noise is seeded: the figures can be repeated, and protect nobody.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def measure(
     figures = {"iou_frozen": validate(IdentityLayer(backbone.geometry.channels)), "delta": DELTA}
     table = Table(
         title=f"validation IoU of {TASK}, {images} training images, {privacy.steps} steps at rate "
-        f"{privacy.sampling_rate:g}, clip {privacy.clip:g}, delta {DELTA:g}; frozen {figures['iou_frozen']:.3f}"
+        f"{privacy.sampling_rate:g}, clip {privacy.clip:g}, delta {DELTA:g}; "
+        f"frozen {figures['iou_frozen']:.3f}"
     )
     table.add_column("form")
     for epsilon, multiplier in multipliers.items():

@@ -317,8 +317,8 @@ NOT_ALWAYS = ("instances", "biou", "biou_official", "iou_instance", "hd95")
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """Results by task. decodes: decoder passes this evaluation really needed, None if not released. margins: by task, how unknown
-    its images look to the router (casam_core.unknownness)."""
+    """Results by task. decodes: decoder passes this evaluation really needed, None if not released.
+    margins: by task, how unknown its images look to the router (casam_core.unknownness)."""
 
     results: Mapping[str, TaskResult]
     decodes: int | None

@@ -79,7 +79,7 @@ class TrainingSpec(Section):
 
 
 class PrivacySpec(Section):
-    """How institutions whose policy asks for noise train and describe (docs/privacy.md). The budget is theirs."""
+    """How institutions train whose policy asks for noise (docs/privacy.md). The budget is theirs."""
 
     steps: int = Field(25, ge=1, description="Optimiser steps of a private round; fixed, so never early.")
     sampling_rate: float = Field(
@@ -90,13 +90,13 @@ class PrivacySpec(Section):
     noise_multiplier: float | None = Field(
         None,
         gt=0,
-        description="Standard deviation of the noise over `clip`. Default: the least with which the scenario's "
-        "rounds fit the institution's whole budget.",
+        description="Standard deviation of the noise over `clip`. Default: the least with which the rounds "
+        "of a task fit the institution's whole budget.",
     )
     router_ratio: float = Field(
         4.0,
         gt=0,
-        description="Noise multiplier of the router over that of training; higher spends less on it.",
+        description="Noise multiplier of the router over that of training; more spends less.",
     )
 
 

@@ -1,8 +1,8 @@
-"""The privacy ledger: every private release this site ever began, one JSON line each, never reset by software.
+"""The privacy ledger: every private release this site ever began, a JSON line each, never reset by software.
 
-A line is on the disk before anything is computed for it (`reserve`), so a crash can only count too much. Lines
-are never changed or taken away; an old copy that somebody puts back is noticed by the audit log, which names
-the number of lines with every release (client/release.py).
+A line is on the disk before anything is computed for it (`reserve`), so a crash can only count too much.
+Lines are never changed or taken away; an old copy that somebody puts back is noticed by the audit log, which
+names the number of lines with every release (client/private_release.py).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from casam_core.privacy.accounting import Mechanism
 
 @dataclass(frozen=True)
 class Spend:
-    """One private release. dataset: where its images lie, however a scenario calls the task. split: train, val
-    or test. unit: image or group. The rest is the mechanism (casam_core.privacy.accounting)."""
+    """One private release. dataset: where its images lie, however a scenario calls the task. split: train,
+    val or test. unit: image or group. The rest is the mechanism (casam_core.privacy.accounting)."""
 
     time: str
     run: str
@@ -91,8 +91,8 @@ class Ledger:
             return Spend(**content)
         except (ValueError, TypeError, AttributeError) as error:
             raise PolicyError(
-                f"{self.path}: line {number} is no line of a ledger; nothing private leaves until the file is "
-                "mended from a copy that is not older"
+                f"{self.path}: line {number} is no line of a ledger; nothing private leaves until the file "
+                "is mended from a copy that is not older"
             ) from error
 
 

@@ -6,7 +6,7 @@ keeps its cost and is drawn anew. That is the same after a crash, a lost reply a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def reserve(
     assert budget.delta is not None
     if budget.delta >= 1 / units:
         raise DeltaTooLargeError(
-            f"{task}: budget.delta {budget.delta:g} must be below 1 / {units} {budget.unit}s = {1 / units:.2g}"
+            f"{task}: expected budget.delta below 1 / {units} {budget.unit}s, found {budget.delta:g}"
         )
     spend = Spend(
         time=now(),
@@ -103,12 +103,11 @@ def reserve(
     remembered = lines_in_audit(site)
     delta = budget.delta
 
-    def allow(spends: object) -> None:
-        assert isinstance(spends, list)
+    def allow(spends: Sequence[Spend]) -> None:
         if len(spends) < remembered:
             raise PolicyError(
-                f"{site.ledger}: {len(spends)} lines, but the audit log saw {remembered}: an older ledger was "
-                "put back; restore the newest one"
+                f"{site.ledger}: {len(spends)} lines, but the audit log saw {remembered}: an older ledger "
+                "was put back; restore the newest one"
             )
         before = of_dataset(spends, spend.dataset, split)
         if any(s.unit != budget.unit for s in before):
@@ -182,9 +181,8 @@ def account_of(institution: Institution) -> Account | None:
             for task in tasks
         )
 
-    exact = any(
-        learned.share == "yes" and learned.noise == "none" for learned in (policy.adapter, policy.router)
-    )
+    learned = (policy.adapter, policy.router)
+    exact = any(item.share == "yes" and item.noise == "none" for item in learned)
     return Account(
         train=None if exact else worst("train"),
         metrics=worst(split) if policy.metrics == "noisy" else None,

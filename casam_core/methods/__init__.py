@@ -42,7 +42,7 @@ def method_of(name: str) -> Method:
 
 
 def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
-    """The Alignment Layer of a task, in the form that the method is about; one for all where it shares one."""
+    """The Alignment Layer of a task, in the form that the method is about; one for all if it shares one."""
     method = method_of(scenario.method)
     spec = scenario.alignment if method.shared else scenario.alignments.get(task, scenario.alignment)
     return spec if method.form is None else spec.model_copy(update={"form": method.form})

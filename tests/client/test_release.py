@@ -144,7 +144,7 @@ def test_an_old_message_played_again_is_not_answered_again(node: Node) -> None:
 
 
 def test_a_refusal_is_logged_with_the_clause_that_refused(tmp_path: Path) -> None:
-    node = Node(tmp_path, adapter="never")
+    node = Node(tmp_path, adapter={"share": "never"})
     assert node.align().config["outcome"] == Outcome.ADAPTER_NOT_SHARED
     *_, line = read_log(node.private / "audit.jsonl")
     assert (line.release.outcome, line.release.clause) == (Outcome.ADAPTER_NOT_SHARED, "adapter")

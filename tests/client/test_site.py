@@ -29,16 +29,16 @@ def test_any_number_of_nodes_hosts_every_institution_once(tiny_scenario: Scenari
 def closed(tmp_path: Path) -> Path:
     """A site's own policy file."""
     path = tmp_path / "policy.toml"
-    path.write_text('adapter = "never"\n')
+    path.write_text('adapter.share = "never"\n')
     return path
 
 
 def test_in_deployment_the_policy_is_the_sites_own_file_whatever_the_scenario_says(closed: Path) -> None:
     table = tiny_table()
-    table["institutions"][2]["policy"] = {"adapter": "yes", "keep_samples": True}
+    table["institutions"][2]["policy"] = {"adapter": {"share": "yes"}, "keep_samples": True}
     scenario = Scenario.model_validate(table)
     (site,) = hosted_sites(scenario, "run", {"institution": "west", "policy": str(closed)}, SETTINGS)
-    assert (site.policy.adapter, site.policy.keep_samples) == ("never", False)
+    assert (site.policy.adapter.share, site.policy.keep_samples) == ("never", False)
 
 
 def test_in_deployment_a_node_without_a_policy_takes_no_part(tiny_scenario: Scenario) -> None:
@@ -49,7 +49,7 @@ def test_in_deployment_a_node_without_a_policy_takes_no_part(tiny_scenario: Scen
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('adapter = "maybe"', "adapter: input should be 'yes' or 'never', found 'maybe'"),
+        ('adapter.share = "maybe"', "adapter.share: input should be 'yes' or 'never', found 'maybe'"),
         ("epsilom = 3", "unknown key 'epsilom'"),
         ("joins_at = 3\nleaves_at = 2", r"leaves_at must be above joins_at \(3\), found 2"),
         ("= 3", "not valid TOML"),

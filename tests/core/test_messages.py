@@ -28,7 +28,7 @@ from casam_core.messages import (
     TaskResult,
 )
 from casam_core.payload import Job, Outcome, Payload
-from casam_core.policy import Policy
+from casam_core.policy import LearnedPolicy, Policy
 from casam_core.statistics import Estimate, Statistics
 
 JOB = Job(institution="north", stage=3, task="polyp", round=2)
@@ -67,7 +67,7 @@ EXAMPLES: list[Any] = [
         backbone="b" * 64,
         compute="cpu-float32-t1",
         institutions={"north": {"polyp": Holding(9, 2, 3), "heart": Holding(1, 0, 0)}, "west": {}},
-        policies={"north": Policy(adapter="never", leaves_at=4), "west": Policy()},
+        policies={"north": Policy(adapter=LearnedPolicy(share="never"), leaves_at=4), "west": Policy()},
         schema=7,
     ),
     AlignRequest(JOB, None),

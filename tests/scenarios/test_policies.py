@@ -32,7 +32,7 @@ def private(folder: Path, name: str) -> Path:
 
 
 def test_a_layer_that_stays_at_home_leaves_the_task_to_frozen_sam_elsewhere(tmp_path: Path) -> None:
-    summary = run(tmp_path, north={"adapter": "never"})
+    summary = run(tmp_path, north={"adapter": {"share": "never"}})
     assert Bank.open(tmp_path / "run" / "bank").tasks == ("histology",)
     assert summary["holders"] == {"polyp": [], "histology": ["south", "west"]}
     assert summary["privacy"]["north"]["refusals"] == {Outcome.ADAPTER_NOT_SHARED: 1}
@@ -46,7 +46,7 @@ def test_a_layer_that_stays_at_home_leaves_the_task_to_frozen_sam_elsewhere(tmp_
 
 
 def test_its_own_entry_is_the_one_that_it_would_have_shared(tmp_path: Path) -> None:
-    run(tmp_path / "closed", north={"adapter": "never"})
+    run(tmp_path / "closed", north={"adapter": {"share": "never"}})
     run(tmp_path / "open")
     own = Bank.open(private(tmp_path / "closed", "north") / "own-entries")["polyp"]
     shared = Bank.open(tmp_path / "open" / "run" / "bank")["polyp"]
@@ -55,13 +55,13 @@ def test_its_own_entry_is_the_one_that_it_would_have_shared(tmp_path: Path) -> N
 
 
 def test_one_of_two_holders_can_stay_out(tmp_path: Path) -> None:
-    summary = run(tmp_path, west={"adapter": "never"})
+    summary = run(tmp_path, west={"adapter": {"share": "never"}})
     assert summary["holders"]["histology"] == ["south"]
     assert "histology" in Bank.open(private(tmp_path, "west") / "own-entries")
 
 
 def test_without_its_router_an_entry_is_used_by_its_name_alone(tmp_path: Path) -> None:
-    summary = run(tmp_path, north={"router": "never"})
+    summary = run(tmp_path, north={"router": {"share": "never"}})
     entry = Bank.open(tmp_path / "run" / "bank")["polyp"]
     assert (entry.threshold, entry.router) == (None, {})
     assert summary["holders"]["polyp"] == ["north"]
