@@ -64,7 +64,9 @@ class Policy(Section):
     max_rounds: int | None = Field(
         None, ge=0, description="Rounds of training to answer, in all runs together."
     )
-    max_bytes: int | None = Field(None, ge=0, description="Bytes to send, in all runs together.")
+    max_bytes: int | None = Field(
+        None, ge=0, description="Bytes to send besides who is there, in all runs together."
+    )
 
     @model_validator(mode="after")
     def _leaves_after_it_joins(self) -> Policy:

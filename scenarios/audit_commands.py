@@ -57,8 +57,9 @@ def show(
     rows = [("line", "time", "kind", "stage", "task", "outcome", "bytes", "epsilon", "clause", "digest")]
     for line in read_log(file):
         release = line.release
-        spent = release.epsilon or {}
-        epsilon = " ".join(f"{name} {value:.2f}" for name, value in spent.items() if value is not None)
+        known = (release.epsilon or {}).items()
+        spent = [(name, value) for name, value in known if value is not None and name != "ledger"]
+        epsilon = " ".join(f"{name} {value:.2f}" for name, value in spent)
         rows.append(
             (
                 str(line.sequence),

@@ -16,6 +16,7 @@ from scenarios.bank_commands import bank_app
 from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
 from scenarios.engine import Engine
+from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
 from scenarios.screen import console
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     epilog="Start with: casam run quickstart",
 )
 app.add_typer(audit_app, name="audit")
+app.add_typer(ledger_app, name="ledger")
 app.add_typer(bank_app, name="bank")
 app.add_typer(data_app, name="data")
 
@@ -76,6 +78,10 @@ def run(
     engine: Annotated[
         Engine, typer.Option(help="simulation: a real `flwr run` here. inprocess: one process, same numbers.")
     ] = Engine.simulation,
+    ledger_dir: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the privacy budgets kept here. Default: every run has fresh ones."),
+    ] = None,
 ) -> None:
     """Run a scenario; the last line printed is the run folder.
 
@@ -84,7 +90,7 @@ def run(
     from scenarios.run import RunOrder, run_scenario, show_results
 
     screen = console()
-    order = RunOrder(scenario, engine, data_root, out, set_ or [])
+    order = RunOrder(scenario, engine, data_root, out, ledger_dir, set_ or [])
     show_results(run_scenario(order, screen), screen)
 
 
@@ -135,7 +141,7 @@ def compare(
 
     def run_one(method: str, seed: int, folder: Path, more: Sequence[str]) -> None:
         overrides = [*changes, f"method={method}", f"seed={seed}", *more]
-        run_scenario(RunOrder(scenario, engine, data_root, folder, overrides), screen)
+        run_scenario(RunOrder(scenario, engine, data_root, folder, overrides=overrides), screen)
 
     grid = parse_grid(methods, seeds)
     factors = parse_factors(tune) if tune is not None else ()

@@ -91,11 +91,14 @@ def set_id(message: Message) -> str:
     return message_id
 
 
-def run_inprocess(scenario: Scenario, folder: Path, data_root: Path | None) -> None:
+def run_inprocess(
+    scenario: Scenario, folder: Path, data_root: Path | None, ledgers: Path | None = None
+) -> None:
     """Run `scenario` here and now. Raises CasamError."""
     settings: dict[str, str | int | float | bool] = {
         "out": str(folder.parent),
         "data-root": str(data_root) if data_root else "",
+        "ledger-dir": str(ledgers) if ledgers else "",
         "checkpoint": scenario.backbone.checkpoint or "",
     }
     grid = InProcessGrid(len(scenario.institutions), settings)

@@ -91,6 +91,8 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return "see below"
+    if field.default_factory is not None:
+        return "empty"
     if field.default is None:
         return "none"
     text = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)

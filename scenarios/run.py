@@ -34,12 +34,14 @@ SPLITS = {"test": "test", "val": "validation"}
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What the user asked for. out: the run folder; by default runs/<scenario>-<time>."""
+    """What the user asked for. out: the run folder; by default runs/<scenario>-<time>. ledgers: where budgets
+    of earlier runs go on; by default every run starts with fresh ones."""
 
     scenario: str
     engine: Engine = Engine.simulation
     data_root: Path | None = None
     out: Path | None = None
+    ledgers: Path | None = None
     overrides: list[str] = field(default_factory=list)
 
 
@@ -49,6 +51,7 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
     data_root = order.data_root.expanduser().resolve() if order.data_root else None
     if data_root is not None and not data_root.is_dir():
         raise RunError(f"--data-root: expected a folder, found nothing at {data_root}; check the path")
+    ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
     scenario = with_absolute_checkpoint(scenario, data_root)
     folder = choose_folder(scenario, order.out)
     with console.status("checking data") as status:
@@ -61,11 +64,11 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
             logging.getLogger("flwr").setLevel(logging.WARNING)
             try:
                 with contextlib.redirect_stdout(LineWriter(show)):
-                    run_inprocess(scenario, folder, data_root)
+                    run_inprocess(scenario, folder, data_root, ledgers)
             except RunError as error:
                 raise RunError(f"the run failed: {error}; details in {own_logs(folder)}") from error
         else:
-            run_simulation(scenario, folder, data_root, show)
+            run_simulation(scenario, folder, data_root, ledgers, show)
     return folder
 
 
@@ -107,7 +110,9 @@ def choose_folder(scenario: Scenario, out: Path | None) -> Path:
     return folder
 
 
-def run_simulation(scenario: Scenario, folder: Path, data_root: Path | None, show: View) -> None:
+def run_simulation(
+    scenario: Scenario, folder: Path, data_root: Path | None, ledgers: Path | None, show: View
+) -> None:
     """A real `flwr run` on this machine, one SuperNode per institution. Raises RunError if it failed."""
     if not (ROOT / "pyproject.toml").exists():
         raise RunError(
@@ -119,6 +124,7 @@ def run_simulation(scenario: Scenario, folder: Path, data_root: Path | None, sho
         "out": str(folder.parent),
         "run": folder.name,
         "data-root": str(data_root) if data_root else "",
+        "ledger-dir": str(ledgers) if ledgers else "",
         "checkpoint": scenario.backbone.checkpoint or "",
     }
     # The workers load their own; this process needs it no longer.

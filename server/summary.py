@@ -19,6 +19,7 @@ import torch
 from casam_core.continual import ContinualMatrix, average, backward_transfer, forgetting, last
 from casam_core.fingerprint import code_fingerprint
 from casam_core.methods import method_of
+from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN
 from casam_core.routing import IDENTITY
 from casam_core.routing_metrics import routing_metrics
 from casam_core.scenario import Scenario
@@ -106,12 +107,17 @@ def summarise(
         "privacy": {
             name: {
                 "policy": member.policy.model_dump(mode="json"),
+                "epsilon_train": institutions.epsilon.get(name, {}).get(EPSILON_TRAIN),
+                "epsilon_metrics": institutions.epsilon.get(name, {}).get(EPSILON_METRICS),
+                "delta": member.policy.budget.delta,
+                "unit": member.policy.budget.unit,
                 "refusals": institutions.refusals.get(name, {}),
                 "releases": institutions.releases.get(name, 0),
                 "bytes": institutions.traffic.up.get(name, 0),
             }
             for name, member in institutions.directory.members.items()
         },
+        "noise": noise_of(institutions),
         "decodes": [zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
         "timing": {
             "seconds": round(seconds, 3),
@@ -120,6 +126,16 @@ def summarise(
         "environment": environment(institutions),
         "run": {"folder": institutions.folder.path.name},
     }
+
+
+def noise_of(institutions: Institutions) -> str | None:
+    """Where privacy noise came from; None where nobody's policy asks for any."""
+    members = institutions.directory.members.values()
+    noisy = [m for m in members if m.policy.private or m.policy.metrics == "noisy"]
+    if not noisy:
+        return None
+    simulated = any(member.simulated for member in noisy)
+    return "seeded (simulated, protects nobody)" if simulated else "operating system"
 
 
 def unknown_rate(routes: Mapping[str, int]) -> float | None:

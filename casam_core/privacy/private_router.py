@@ -111,12 +111,7 @@ def describe_privately(
     f_UF: one feature per unit (of a group: its images' mean). images: how many there are, which is public.
     """
     units, clip, V_FK = len(f_UF), frame.clip, frame.directions_FK
-    w_UF = (f_UF - frame.mean_F) / frame.scale_F
-    w_UF = np.where(np.isfinite(w_UF).all(1, keepdims=True), w_UF, 0.0)
-    u_UK = w_UF @ V_FK
-    rest_U = np.minimum(np.linalg.norm(w_UF - u_UK @ V_FK.T, axis=1) / frame.reach, 1)
-    u_UK *= np.minimum(1, clip / np.maximum(np.linalg.norm(u_UK, axis=1, keepdims=True), 1e-12))
-    rows = np.column_stack([u_UK, np.square(u_UK).sum(1) / clip, np.square(rest_U) * clip])
+    rows = bounded_rows(f_UF, frame)
     deviation = noise_multiplier * np.sqrt(3) * clip
     noisy = (rows.sum(0) + deviation * noise.normal(rows.shape[1])) / units
     # From here on nothing private is read.
@@ -133,6 +128,17 @@ def describe_privately(
         "sum_F": images * mean_F,
         "outer_FF": images * (covariance_FF + np.outer(mean_F, mean_F)),
     }
+
+
+def bounded_rows(f_UF: NDArray[np.float64], frame: PublicFrame) -> NDArray[np.float64]:
+    """What each unit adds to the sum: (u, |u|^2 / C, outside), of an L2 norm of at most sqrt(3) C."""
+    clip, V_FK = frame.clip, frame.directions_FK
+    w_UF = (f_UF - frame.mean_F) / frame.scale_F
+    w_UF = np.where(np.isfinite(w_UF).all(1, keepdims=True), w_UF, 0.0)
+    u_UK = w_UF @ V_FK
+    rest_U = np.minimum(np.linalg.norm(w_UF - u_UK @ V_FK.T, axis=1) / frame.reach, 1)
+    u_UK *= np.minimum(1, clip / np.maximum(np.linalg.norm(u_UK, axis=1, keepdims=True), 1e-12))
+    return np.column_stack([u_UK, np.square(u_UK).sum(1) / clip, np.square(rest_U) * clip])
 
 
 def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:

@@ -24,7 +24,9 @@ def test_without_a_name_the_benchmarks_are_listed() -> None:
 def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
     result = CliRunner().invoke(app, ["bench", "speed"])
     assert isinstance(result.exception, ScenarioError)
-    assert str(result.exception) == "benchmark: expected one of router, few-shot, found 'speed'"
+    assert str(result.exception) == (
+        f"benchmark: expected one of {', '.join(benchmarks.BENCHMARKS)}, found 'speed'"
+    )
 
 
 def test_figures_are_written_by_benchmark_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
