@@ -54,6 +54,7 @@ class Outcome:
     NOISE_NOT_POSSIBLE = "noise-not-possible"
     COHORT_TOO_SMALL = "cohort-too-small"
     OUT_OF_RANGE = "out-of-range"
+    SUM_NOT_POSSIBLE = "sum-not-possible"
     REPEATED = "repeated"
     NOT_ALLOWED = "not-allowed"
     FAILED = "failed"
@@ -72,6 +73,7 @@ class Outcome:
         NOISE_NOT_POSSIBLE,
         COHORT_TOO_SMALL,
         OUT_OF_RANGE,
+        SUM_NOT_POSSIBLE,
     )
     """The institution decided: nothing is broken, and asking again changes nothing."""
     ALL = (

@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from numpy.typing import NDArray
 
 from casam_core.payload import Job, Payload, Scalar
 
@@ -63,3 +64,13 @@ def serialise(records: RecordDict) -> bytes:
 def deserialise(data: bytes) -> RecordDict:
     """The inverse of serialise."""
     return recorddict_from_proto(RecordDictProto.FromString(data))
+
+
+def packed(settings: ConfigRecord) -> NDArray[np.uint8]:
+    """Settings with byte strings and lists, as an array: a payload's own settings are single values."""
+    return np.frombuffer(serialise(RecordDict({CONFIG: settings})), np.uint8)
+
+
+def unpacked(data: NDArray[np.uint8]) -> ConfigRecord:
+    """The inverse of packed."""
+    return deserialise(data.tobytes()).config_records[CONFIG]

@@ -26,6 +26,7 @@ from casam_core.messages import (
 )
 from casam_core.payload import Job, Payload
 from casam_core.scenario import Scenario
+from casam_core.secure_sum import SecureRequest
 from casam_core.wire import from_records, job_of, to_records
 from client import policy
 from client.incidents import node_log
@@ -39,6 +40,7 @@ from client.refusals import (
     UnknownScenarioError,
 )
 from client.release import answer_for
+from client.secure_sum import take_part
 from client.site import Site, hosted_sites
 
 STATE = "casam"
@@ -125,6 +127,13 @@ def calibrate(message: Message, context: Context) -> Message:
     """Score held-out images under the merged router."""
     request = CalibrateRequest.of(from_records(message.content))
     return answered(message, policy.calibrate(addressed(request.job, context), request).to_payload())
+
+
+@app.train()
+def secure_sum(message: Message, context: Context) -> Message:
+    """One exchange of a secure sum. Its message type is exactly `train`: Flower's SecAgg+ knows no other."""
+    request = SecureRequest.of(from_records(message.content))
+    return answered(message, take_part(addressed(request.job, context), request, context).to_payload())
 
 
 @app.evaluate("stage")

@@ -25,5 +25,6 @@ def broken_app(error: BaseException) -> ClientApp:
     app.query("identify")(answer)
     for action in ("align", "router", "calibrate"):
         app.train(action)(answer)
+    app.train()(answer)
     app.evaluate("stage")(answer)
     return app

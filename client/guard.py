@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.messages import IdentifyReply
-from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload
+from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload, digest_of
 from casam_core.scenario import NAME
+from casam_core.secure_sum import RANGES, SecureReply
+from casam_core.wire import packed, unpacked
 from client.guard_rules import Arrays, Numbers, Rules, rules_for
+from client.guard_sums import fault_in_sum
 from client.institution import Institution
 from client.private_release import was_paid_for
 from client.refusals import NotAllowedError
@@ -30,6 +33,13 @@ CONFIG: dict[str, Callable[[Any], bool]] = {
     EPSILON_METRICS: lambda value: isinstance(value, float) and 0 <= value < 1e6,
 }
 """Settings that an answer of any kind may hold."""
+
+SUM = {
+    **CONFIG,
+    "sum": lambda value: value in RANGES,
+    "names": lambda value: isinstance(value, str) and len(value) < 10_000,  # compared with the arrays' own
+}
+"""Settings of an exchange of a secure sum."""
 
 IDENTIFY: dict[str, Callable[[Any], bool]] = {
     "outcome": lambda value: value in Outcome.ALL,
@@ -53,6 +63,8 @@ def check(kind: str, payload: Payload, institution: Institution | None, job: Job
     elif institution is None or job is None:
         raise NotAllowedError(f"{kind}: an answer that no institution stands behind")
     else:
+        if kind == "train":
+            return check_sum(payload, institution, job)
         check_config(payload.config, CONFIG)
         rules = rules_for(kind, institution, job)
         check_paid_for(kind, payload, institution)
@@ -71,6 +83,34 @@ def check_paid_for(kind: str, payload: Payload, institution: Institution) -> Non
     noisy = {"train.align": policy.adapter.noise == "dp", "evaluate.stage": policy.metrics == "noisy"}
     if noisy.get(kind) and not was_paid_for(institution.site, payload):
         raise NotAllowedError(f"{kind}: the policy asks for noise, and this is no private release")
+
+
+def check_sum(payload: Payload, institution: Institution, job: Job) -> None:
+    """One exchange of a secure sum: keys, encrypted key shares, or arrays under masks, and nothing else.
+
+    What is under the masks was checked before they were put on (client/secure_sum.py).
+    """
+    check_config(payload.config, SUM)
+    if payload.metrics:
+        raise NotAllowedError("train: a secure sum holds no numbers in the open")
+    kind = str(payload.config.get("sum"))
+    if kind not in RANGES:
+        raise NotAllowedError("train: not one of what may be summed")
+    try:
+        reply = SecureReply.of(payload)
+        protocol = unpacked(reply.protocol)
+    except Exception as error:
+        raise NotAllowedError("train: no exchange of a secure sum") from error
+    again = SecureReply(kind, reply.step, packed(protocol), reply.names).to_payload()
+    bare = {key: value for key, value in payload.config.items() if key in again.config}
+    if digest_of(again) != digest_of(Payload(bare, payload.arrays)):
+        raise NotAllowedError("train: more than an exchange of a secure sum")
+    try:
+        fault = fault_in_sum(reply, protocol, rules_for(kind, institution, job))
+    except Exception as error:
+        raise NotAllowedError("train: no exchange of a secure sum") from error
+    if fault is not None:
+        raise NotAllowedError(f"train {reply.step}: {fault}")
 
 
 def check_config(config: Mapping[str, Any], known: Mapping[str, Callable[[Any], bool]]) -> None:

@@ -6,7 +6,8 @@ name (client/refusals.py); what is refused to others the institution may still k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from casam_core.audit import AuditLog
@@ -24,6 +25,8 @@ from casam_core.messages import (
 )
 from casam_core.methods import method_of
 from casam_core.payload import Job, Outcome
+from casam_core.policy import LearnedPolicy
+from casam_core.secure_sum import released_in
 from client.institution import Institution
 from client.own_entries import KnownEntries
 from client.private_learning import (
@@ -35,39 +38,63 @@ from client.private_learning import (
 from client.private_metrics import evaluate_privately
 from client.refusals import (
     AdapterNotSharedError,
+    CohortTooSmallError,
     EntriesNotAcceptedError,
     MetricsNotSharedError,
     NotPresentError,
+    PolicyRefusalError,
     RoundsSpentError,
     RouterNotSharedError,
     SamplesNotKeptError,
+    SumNotPossibleError,
 )
 
 
-def align(institution: Institution, request: AlignRequest, others: Sequence[Institution] = ()) -> AlignReply:
+def align(
+    institution: Institution,
+    request: AlignRequest,
+    others: Sequence[Institution] = (),
+    *,
+    summed: bool = False,
+) -> AlignReply:
     """One round of training, if the trained layer may leave.
 
-    others: institutions whose images are pooled with these (simulations only).
+    others: institutions whose images are pooled with these (simulations only). summed: what is returned
+    leaves in a secure sum only (client/secure_sum.py).
     """
-    policy = institution.site.policy
-    check_present(institution, request.job)
-    if policy.adapter.share == "never":
-        if not method_of(institution.scenario.method).shared:
-            keep_own_entry(institution, request.job)
-        raise AdapterNotSharedError("policy.adapter.share is never")
-    past = set(institution.scenario.stream[: request.job.stage - 1]) & set(request.trains_on)
-    if past and not policy.keep_samples and not request.pooled:
-        raise SamplesNotKeptError(f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off")
-    if policy.max_rounds is not None and rounds_answered(institution) >= policy.max_rounds:
-        raise RoundsSpentError(f"policy.max_rounds is {policy.max_rounds}")
-    if policy.adapter.noise == "dp":
-        return align_privately(institution, request)
+    check_align(institution, request, summed=summed)
+    if institution.site.policy.adapter.noise == "dp":
+        with learned_at_home(institution, request.job):
+            return align_privately(institution, request)
     return institution.align(request, others)
 
 
-def describe(institution: Institution, request: RouterRequest) -> RouterReply:
+def check_align(institution: Institution, request: AlignRequest, *, summed: bool) -> None:
+    """Raise what the policy has against a round of training."""
+    policy = institution.site.policy
+    with learned_at_home(institution, request.job):
+        check_present(institution, request.job)
+        if policy.adapter.share == "never":
+            raise AdapterNotSharedError("policy.adapter.share is never")
+        check_way(policy.adapter, summed)
+        past = set(institution.scenario.stream[: request.job.stage - 1]) & set(request.trains_on)
+        if past and not policy.keep_samples and not request.pooled:
+            raise SamplesNotKeptError(
+                f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off"
+            )
+        if policy.max_rounds is not None and rounds_answered(institution) >= policy.max_rounds:
+            raise RoundsSpentError(f"policy.max_rounds is {policy.max_rounds}")
+
+
+def check_way(learned: LearnedPolicy, summed: bool) -> None:
+    """Raise CohortTooSmallError where something is asked openly that leaves in secure sums only."""
+    if learned.aggregation == "secagg" and not summed:
+        raise CohortTooSmallError("the policy asks for a secure sum, the request is for this site alone")
+
+
+def describe(institution: Institution, request: RouterRequest, *, summed: bool = False) -> RouterReply:
     """The task's router, finished or as summaries, if it may leave."""
-    check_router_shared(institution, request.job)
+    check_router(institution, request.job, summed=summed)
     if institution.site.policy.router.noise == "dp":
         describe = describe_privately_alone if request.alone else describe_privately_with_others
         return describe(institution, request)
@@ -76,9 +103,9 @@ def describe(institution: Institution, request: RouterRequest) -> RouterReply:
     return institution.describe_with_others(request.job)
 
 
-def calibrate(institution: Institution, request: CalibrateRequest) -> CalibrateReply:
+def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bool = False) -> CalibrateReply:
     """Held-out scores under the merged routers, if they may leave."""
-    check_router_shared(institution, request.job)
+    check_router(institution, request.job, summed=summed)
     if institution.site.policy.router.noise == "dp":
         return calibrate_privately(institution, request)
     return institution.calibrate(request)
@@ -108,11 +135,15 @@ def check_present(institution: Institution, job: Job) -> None:
         )
 
 
-def check_router_shared(institution: Institution, job: Job) -> None:
-    """Raise NotPresentError or RouterNotSharedError."""
+def check_router(institution: Institution, job: Job, *, summed: bool) -> None:
+    """Raise what the policy has against a router or its threshold."""
     check_present(institution, job)
-    if institution.site.policy.router.share == "never":
+    policy = institution.site.policy
+    if policy.router.share == "never":
         raise RouterNotSharedError("policy.router.share is never")
+    check_way(policy.router, summed)
+    if summed and not institution.router.additive:
+        raise SumNotPossibleError(f"router.kind {institution.scenario.router.kind!r} cannot be added up")
 
 
 def check_own(institution: Institution, entry: Entry) -> None:
@@ -123,8 +154,34 @@ def check_own(institution: Institution, entry: Entry) -> None:
 
 def rounds_answered(institution: Institution) -> int:
     """Rounds of training that left this institution, in all runs that its audit log knows."""
-    lines = AuditLog(institution.site.audit).lines()
-    return sum(line.release.kind == "train.align" and line.release.outcome == Outcome.OK for line in lines)
+    left = [line.release for line in AuditLog(institution.site.audit).lines()]
+    openly = sum(release.kind == "train.align" and release.outcome == Outcome.OK for release in left)
+    in_sums = sum(
+        release.clause == SUMMED["train.align"] and released_in(release.records) for release in left
+    )
+    return openly + in_sums
+
+
+SUMMED = {
+    "train.align": "adapter, aggregation",
+    "train.router": "router, aggregation",
+    "train.calibrate": "router, aggregation",
+}
+"""The keys of the policy that allow what leaves in a secure sum."""
+
+
+@contextlib.contextmanager
+def learned_at_home(institution: Institution, job: Job) -> Iterator[None]:
+    """What is refused inside is learned for this institution alone.
+
+    Only where nothing of this stage has left yet, and methods know entries by task.
+    """
+    try:
+        yield
+    except PolicyRefusalError as refusal:
+        if refusal.own and job.round == 1 and not method_of(institution.scenario.method).shared:
+            keep_own_entry(institution, job)
+        raise
 
 
 def keep_own_entry(institution: Institution, job: Job) -> None:
@@ -162,13 +219,14 @@ def own_entries(institution: Institution) -> Bank:
 def known_entries(institution: Institution, received: Bank) -> KnownEntries:
     """The received bank with what this institution keeps to itself.
 
-    An entry of its own that others use by its name alone has its router here.
+    An entry that others use by its name alone has its router here, where its task's images are.
     """
     own = own_entries(institution)
-    if institution.site.policy.router.share == "never":
-        for entry in received:
-            about = entry.provenance
-            if institution.name in about.holders and entry.threshold is None and entry.task not in own:
-                router = institution.describe_alone(Job(institution.name, about.stage, entry.task))
-                own.add(replace(entry, router=dict(router.router), threshold=router.threshold))
+    held = institution.scenario.institution(institution.name).data
+    for entry in received:
+        about = entry.provenance
+        nameless = entry.threshold is None and entry.task in held and entry.task not in own
+        if nameless and institution.name in about.holders:
+            router = institution.describe_alone(Job(institution.name, about.stage, entry.task))
+            own.add(replace(entry, router=dict(router.router), threshold=router.threshold))
     return KnownEntries(received, own)

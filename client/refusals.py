@@ -34,21 +34,25 @@ class UnknownInstitutionError(CasamError):
 
 
 class PolicyRefusalError(CasamError):
-    """The institution's policy says no. clause: the key that does."""
+    """The institution's policy says no. clause: the key that does. own: whether the institution, asked to
+    train, then learns the task for itself."""
 
     clause = ""
+    own = True
 
 
 class PoolingRefusedError(PolicyRefusalError):
     """A request would train on images of several institutions together."""
 
     code, clause = Outcome.POOLING_REFUSED, "no pooling"
+    own = False
 
 
 class SamplesNotKeptError(PolicyRefusalError):
     """A request would train on a task of an earlier stage, whose images this institution let go."""
 
     code, clause = Outcome.SAMPLES_NOT_KEPT, "keep_samples"
+    own = False
 
 
 class AdapterNotSharedError(PolicyRefusalError):
@@ -79,6 +83,7 @@ class NotPresentError(PolicyRefusalError):
     """The institution takes no part in this stage."""
 
     code, clause = Outcome.NOT_PRESENT, "joins_at, leaves_at"
+    own = False
 
 
 class RoundsSpentError(PolicyRefusalError):
@@ -121,6 +126,12 @@ class OutOfRangeError(PolicyRefusalError):
     """A value that the secure sum would clip or overflow."""
 
     code, clause = Outcome.OUT_OF_RANGE, "aggregation"
+
+
+class SumNotPossibleError(PolicyRefusalError):
+    """A secure sum of what cannot be added, or by other rules than this site's."""
+
+    code, clause = Outcome.SUM_NOT_POSSIBLE, "aggregation"
 
 
 class RepeatedError(CasamError):

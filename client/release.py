@@ -17,10 +17,11 @@ from flwr.app import Message, RecordDict
 from casam_core.audit import NO_PLACE, AuditLog, Line, Release, now
 from casam_core.errors import CasamError
 from casam_core.payload import AUDIT, Outcome, Payload, digest_of
-from casam_core.wire import from_records, job_of, serialise, to_records
+from casam_core.wire import CONFIG, from_records, job_of, serialise, to_records
 from client.guard import check
 from client.incidents import keep
 from client.institution import Institution
+from client.policy import SUMMED
 from client.private_release import Account, account_of
 from client.refusals import BytesSpentError, PolicyRefusalError, RepeatedError, outcome_of
 from client.site import Site
@@ -40,8 +41,8 @@ def answer_for(
     log: where the reason of a failure stays.
     """
     kind = message.metadata.message_type
-    clause = CLAUSES.get(kind, kind)
     try:
+        clause = clause_of(message)
         if isinstance(answer, Exception):
             raise answer
         content = from_records(answer.content)
@@ -72,6 +73,14 @@ CLAUSES = {
     "evaluate.stage": "metrics",
 }
 """The key of the policy that allows each kind of answer."""
+
+
+def clause_of(message: Message) -> str:
+    """The key of the policy that allows an answer to this message."""
+    kind = message.metadata.message_type
+    if kind != "train":
+        return CLAUSES.get(kind, kind)
+    return SUMMED.get(str(message.content.config_records[CONFIG].get("sum")), kind)
 
 
 def refusal(error: Exception, log: Path) -> Payload:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Strategy
 from numpy.typing import NDArray
 
 from casam_core.errors import RunError, ScenarioError
+from casam_core.messages import AlignReply
+from casam_core.wire import to_records
 
 # Our own loop chooses who trains: no strategy may wait for more nodes than there are holders.
 ANY_NUMBER = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -31,14 +33,13 @@ def build_strategy(name: str) -> Strategy:
 
 
 def merge_layers(
-    strategy: Strategy, server_round: int, replies: Sequence[Message]
+    strategy: Strategy, server_round: int, replies: Sequence[AlignReply]
 ) -> dict[str, NDArray[np.float32]]:
     """The holders' layers as one, weighted by their image counts where the strategy weighs.
 
-    replies: align replies in a fixed order. Raises RunError when the strategy returns nothing.
+    replies: in a fixed order. Raises RunError when the strategy returns nothing.
     """
-    plain = [layer_only(message) for message in replies]
-    merged, _ = strategy.aggregate_train(server_round, plain)
+    merged, _ = strategy.aggregate_train(server_round, [as_flower_expects(reply) for reply in replies])
     if merged is None:
         raise RunError(
             f"{type(strategy).__name__} could not merge {len(replies)} layers of round {server_round}"
@@ -46,10 +47,7 @@ def merge_layers(
     return {name: np.asarray(value.numpy(), np.float32) for name, value in merged.items()}
 
 
-def layer_only(message: Message) -> Message:
-    """The reply with the two records that Flower's strategies expect, and nothing else."""
-    content = message.content
-    layer: ArrayRecord = content.array_records["layer"]
-    records = RecordDict({"layer": layer, "align": content.metric_records["align"]})
-    copy = Message(records, dst_node_id=message.metadata.src_node_id, message_type="train")
-    return copy
+def as_flower_expects(reply: AlignReply) -> Message:
+    """The layer and its image count, the two records that Flower's strategies read, and nothing else."""
+    payload = AlignReply(reply.layer, reply.images).to_payload()
+    return Message(to_records(payload), dst_node_id=0, message_type="train")

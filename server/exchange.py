@@ -35,13 +35,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """outcome: a word of Outcome, `no-answer`, `unreachable` or `unreadable`. reply and message are set
-    iff ok. payload, bytes, request: what arrived, its size, and the id of the request it answers."""
+    """outcome: a word of Outcome, `no-answer`, `unreachable` or `unreadable`. reply is set iff ok.
+    payload, bytes, request: what arrived, its size, and the id of the request it answers."""
 
     to: str
     outcome: str
     reply: T | None = None
-    message: Message | None = None
     incident: str = ""
     payload: Payload | None = None
     bytes: int = 0
@@ -131,7 +130,7 @@ def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]
         outcome = str(payload.config.get("outcome", Outcome.FAILED))
         if outcome != Outcome.OK:
             return replace(arrived, outcome=outcome) if outcome in Outcome.ALL else arrived
-        return replace(arrived, outcome=outcome, reply=of(payload), message=message)
+        return replace(arrived, outcome=outcome, reply=of(payload))
     except Exception:  # what reading other names, types and shapes raises is open-ended
         return Answer(to, "unreadable")
 

@@ -36,6 +36,7 @@ class Institutions:
         self.releases: dict[str, int] = {}
         self.refusals: dict[str, dict[str, int]] = {}
         self.epsilon: dict[str, dict[str, float]] = {}
+        self.anonymity: dict[str, dict[str, dict[str, int]]] = {}
         self._bank: Bank | None = None
         self._entries_held: dict[str, int] = {}
 
@@ -137,6 +138,14 @@ class Institutions:
             for name, payload in payloads.items()
         ]
         return exchange(self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard)
+
+    def note_anonymity(self, name: str, release: str, server: int, co_holder: int) -> None:
+        """Among how many institutions a release hides, from the server and from a co-holder; the least."""
+        known = self.anonymity.setdefault(name, {}).setdefault(
+            release, {"server": server, "co_holder": co_holder}
+        )
+        known["server"] = min(known["server"], server)
+        known["co_holder"] = min(known["co_holder"], co_holder)
 
     def evaluate(self, stage: int, bank: Bank) -> StageScores:
         """Everybody's test images under the bank; each gets only the entries it lacks of this bank.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casam_core.errors import RunError
+from casam_core.errors import RunError, ScenarioError
 from casam_core.messages import (
     AlignReply,
     AlignRequest,
@@ -22,7 +22,7 @@ from casam_core.payload import Job
 from casam_core.routers import Arrays, build_router
 from casam_core.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
-from server.exchange import all_refuse, results
+from server.gathering import gather
 from server.institutions import Institutions
 
 
@@ -46,10 +46,17 @@ def learn_layer(
     before: the layer that methods with a shared one start from. Who does not answer a round is left
     out of it. None when nobody may be asked or all refuse; RunError when a round has no answer at all.
     """
-    scenario = institutions.scenario
+    scenario, members = institutions.scenario, institutions.directory.members
     method = method_of(scenario.method)
     strategy = build_strategy(scenario.training.strategy)
     trainers = method.trainers(institutions.cohort(stage, task))
+    if scenario.training.strategy != "fedavg":
+        hidden = [name for name in trainers if members[name].policy.adapter.aggregation == "secagg"]
+        if hidden:
+            raise ScenarioError(
+                f"training.strategy: {scenario.training.strategy} looks at each layer, and {hidden[0]} "
+                "shares its own in secure sums only; use fedavg"
+            )
     importance = before.importance if before else None
     layer = before
     trained_on: dict[str, int] = {}
@@ -67,33 +74,41 @@ def learn_layer(
             ).to_payload()
             for name, tasks in trainers.items()
         }
-        answers = institutions.ask("train.align", payloads, AlignReply.of, deadline=scenario.deadlines.train)
-        replies = results(answers)
-        if all_refuse(answers):
+        gathered = gather(
+            institutions,
+            "train.align",
+            payloads,
+            AlignReply.of,
+            learned="adapter",
+            deadline=scenario.deadlines.train,
+        )
+        replies = gathered.replies
+        if gathered.refused:
             # In a later round the rounds before it stand: who trained them shared them.
             return layer if trained_on else None
         if not replies:
             raise RunError(f"stage {stage}: no holder of task {task!r} could train; their own logs say why")
-        messages = [answer.message for answer in answers.values() if answer.message is not None]
-        only = next(iter(replies.values()))
-        trained_on |= {name: reply.images for name, reply in replies.items()}
+        trained_on |= {name: reply.images for name, reply in gathered.openly.items()}
+        trained_on |= {name: members[name].holdings[task].train for name in gathered.members}
         layer = LearnedLayer(
             # A single holder's weights are the layer: averaging one would only round it.
-            weights=only.layer if len(replies) == 1 else merge_layers(strategy, server_round, messages),
+            weights=replies[0].layer if len(replies) == 1 else merge_layers(strategy, server_round, replies),
             holders=tuple(name for name in trainers if name in trained_on),
             images=sum(trained_on.values()),
-            importance=add_importance(importance, list(replies.values())),
-            improved=any(reply.improved is not False for reply in replies.values()),
+            importance=add_importance(importance, replies),
+            improved=any(reply.improved is not False for reply in replies),
         )
-        images = sum(reply.images for reply in replies.values())
+        images = sum(reply.images for reply in replies)
         institutions.folder.event(
             "align",
             f"stage {stage} {task}: round {server_round}/{scenario.training.rounds} trained at "
-            f"{', '.join(replies)} on {images} images",
+            f"{', '.join(gathered.names)} on {images} images"
+            + (f", {len(gathered.members)} of them in a secure sum" if gathered.members else ""),
             stage=stage,
             task=task,
             round=server_round,
-            holders=list(replies),
+            holders=list(gathered.names),
+            summed=list(gathered.members),
             images=images,
         )
     assert layer is not None  # a scenario has at least one round
@@ -125,28 +140,38 @@ def learn_router(
     """
     scenario = institutions.scenario
     alone = len(holders) == 1
-    payloads = {name: RouterRequest(Job(name, stage, task), alone=alone).to_payload() for name in holders}
     deadline = scenario.deadlines.train
-    answers = institutions.ask("train.router", payloads, RouterReply.of, deadline=deadline)
-    replies = results(answers)
-    if all_refuse(answers):
+    described = gather(
+        institutions,
+        "train.router",
+        {name: RouterRequest(Job(name, stage, task), alone=alone).to_payload() for name in holders},
+        RouterReply.of,
+        learned="router",
+        deadline=deadline,
+    )
+    replies = described.replies
+    if described.refused:
         return {}, None
     if not replies:
         raise RunError(f"stage {stage}: no holder of task {task!r} could describe its images")
     if alone:
-        (reply,) = replies.values()
-        if reply.threshold is None:
+        if replies[0].threshold is None:
             raise RunError(f"stage {stage}: the holder of task {task!r} sent no threshold")
-        return reply.router, reply.threshold
+        return replies[0].router, replies[0].threshold
     router = build_router(scenario.router)
     folds = [
-        router.finish(router.merge(parts))
-        for parts in zip(*(reply.folds for reply in replies.values()), strict=True)
+        router.finish(router.merge(parts)) for parts in zip(*(reply.folds for reply in replies), strict=True)
     ]
-    payloads = {name: CalibrateRequest(Job(name, stage, task), folds).to_payload() for name in replies}
-    scored = results(institutions.ask("train.calibrate", payloads, CalibrateReply.of, deadline=deadline))
+    scored = gather(
+        institutions,
+        "train.calibrate",
+        {name: CalibrateRequest(Job(name, stage, task), folds).to_payload() for name in described.names},
+        CalibrateReply.of,
+        learned="router",
+        deadline=deadline,
+    ).replies
     if not scored:
         raise RunError(f"stage {stage}: no holder of task {task!r} could score its held-out images")
-    counts = np.sum([reply.histogram for reply in scored.values()], axis=0)
-    state = router.finish(router.merge([reply.router for reply in replies.values()]))
+    counts = np.sum([reply.histogram for reply in scored], axis=0)
+    state = router.finish(router.merge([reply.router for reply in replies]))
     return state, histogram_threshold(counts, scenario.router)

@@ -111,6 +111,7 @@ def summarise(
                 "epsilon_metrics": institutions.epsilon.get(name, {}).get(EPSILON_METRICS),
                 "delta": member.policy.budget.delta,
                 "unit": member.policy.budget.unit,
+                "anonymity": institutions.anonymity.get(name, {}),
                 "refusals": institutions.refusals.get(name, {}),
                 "releases": institutions.releases.get(name, 0),
                 "bytes": institutions.traffic.up.get(name, 0),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -27,3 +29,17 @@ class Keystream:
     def uniform(self, count: int) -> NDArray[np.float64]:
         """The next numbers in [0, 1), multiples of 2^-53."""
         return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def masks(seed: bytes, modulus: int, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.int64]]:
+    """Arrays of uniform numbers below `modulus`, a power of two, that the same seed repeats.
+
+    Takes the place of Flower's generator for secure aggregation, which folds every seed to 32 bits.
+    """
+    if modulus & (modulus - 1) or modulus > 2**62:
+        raise ValueError(f"expected a power of two up to 2^62, found {modulus}")
+    stream = Keystream(seed)
+    return [
+        (stream.words(math.prod(shape)) & np.uint64(modulus - 1)).astype(np.int64).reshape(shape)
+        for shape in shapes
+    ]

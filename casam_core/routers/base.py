@@ -12,7 +12,7 @@ like a layer's weights. Three steps, because several institutions may hold one t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,12 @@ Arrays = Mapping[str, NDArray[np.float64] | NDArray[np.float32]]
 
 
 class Router(Protocol):
-    """One way to recognise a task. Implementations hold settings only, never data."""
+    """One way to recognise a task. Implementations hold settings only, never data.
+
+    additive: whether summaries of several holders are simply added, which a secure sum can do.
+    """
+
+    additive: ClassVar[bool]
 
     def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
         """What one holder says about its N >= 1 features. Always carries `count`, a (1,) array."""

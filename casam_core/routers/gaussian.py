@@ -13,6 +13,7 @@ feature keeps its variance. Score = (Mahalanobis distance^2 + log det Sigma) / F
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ RELATIVE_FLOOR = 1e-4
 
 class GaussianRouter:
     """See the module's text."""
+
+    additive: ClassVar[bool] = True
 
     def __init__(self, spec: RouterSpec) -> None:
         self.shrinkage = spec.shrinkage

@@ -6,6 +6,7 @@ The simplest thing that can recognise a task, to compare the others with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +17,8 @@ from casam_core.scenario import RouterSpec
 
 class NearestMeanRouter:
     """Score = ||f - mean||^2 / F. Summaries are sums, so they add over institutions."""
+
+    additive: ClassVar[bool] = True
 
     def __init__(self, spec: RouterSpec) -> None:
         pass

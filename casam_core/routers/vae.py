@@ -7,6 +7,7 @@ mean over F of (reconstruction - f)^2 + beta * KL, KL summed over the latent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -57,6 +58,8 @@ class TaskVae(nn.Module):
 
 class VaeRouter:
     """Trains one TaskVae per task; holders' weights are averaged by their image counts."""
+
+    additive: ClassVar[bool] = False
 
     def __init__(self, spec: RouterSpec) -> None:
         self.spec = spec

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import Message
 
 from casam_core.errors import ScenarioError
 from casam_core.messages import AlignReply
-from casam_core.payload import Payload
-from casam_core.wire import to_records
 from scenarios.inprocess import InProcessGrid
 from server.aggregation import build_strategy, merge_layers
 
 
-def reply(value: float, images: int) -> Message:
+def reply(value: float, images: int) -> AlignReply:
     InProcessGrid(0, {})  # Message() asks who is sending
-    payload = AlignReply({"w": np.full((2,), value, np.float32)}, images).to_payload()
-    answered = Payload({"outcome": "ok"}, payload.arrays, payload.metrics)
-    return Message(to_records(answered), dst_node_id=1, message_type="train.align")
+    return AlignReply({"w": np.full((2,), value, np.float32)}, images)
 
 
 def test_fedavg_weighs_by_images() -> None:

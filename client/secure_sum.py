@@ -1,0 +1,203 @@
+"""An institution's part in a secure sum. The protocol is Flower's SecAgg+; what is decided here is ours.
+
+Three things differ from the mod as it comes: masks have full strength (Flower folds seeds to 32 bits); what
+would be clipped or overflow is refused; and every exchange is held against the policy, so that a sum over
+fewer institutions than `minimum_cohort` is never begun, answered or unmasked.
+
+Claimed against an honest but curious server that relays the members' keys (docs/threat-model.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key
+from flwr.compat.common.recorddict_compat import fitres_to_recorddict
+
+from casam_core.messages import AlignRequest, CalibrateRequest, RouterRequest
+from casam_core.payload import Payload
+from casam_core.privacy.keystream import masks
+from casam_core.secure_sum import (
+    COLLECT,
+    MODULUS,
+    MOST_MEMBERS,
+    RANGES,
+    SETUP,
+    SHARE_KEYS,
+    STEPS,
+    Named,
+    SecureReply,
+    SecureRequest,
+    share_of,
+    shares_needed,
+)
+from casam_core.seeding import derive_seed
+from casam_core.wire import packed, unpacked
+from client import policy
+from client.guard import check
+from client.institution import Institution
+from client.refusals import CohortTooSmallError, OutOfRangeError, SumNotPossibleError
+
+# The package gives the mod the name of its module.
+flower = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+flower.pseudo_rand_gen = masks  # type: ignore[attr-defined]
+
+MEMORY = "secure-sum"
+"""Key, with the institution's name, of what a node remembers between the exchanges of a sum."""
+
+ANSWERS: dict[str, Callable[[Institution, Payload], Payload]] = {
+    "train.align": lambda who, asks: policy.align(who, AlignRequest.of(asks), summed=True).to_payload(),
+    "train.router": lambda who, asks: policy.describe(who, RouterRequest.of(asks), summed=True).to_payload(),
+    "train.calibrate": lambda who, asks: policy.calibrate(
+        who, CalibrateRequest.of(asks), summed=True
+    ).to_payload(),
+}
+"""How the question behind a sum is answered: as if it were asked openly, and not sent like that."""
+
+CHECKS: dict[str, Callable[[Institution, Payload], None]] = {
+    "train.align": lambda who, asks: policy.check_align(who, AlignRequest.of(asks), summed=True),
+    "train.router": lambda who, asks: policy.check_router(who, RouterRequest.of(asks).job, summed=True),
+    "train.calibrate": lambda who, asks: policy.check_router(who, CalibrateRequest.of(asks).job, summed=True),
+}
+"""What the policy says before any key is made."""
+
+
+def take_part(institution: Institution, request: SecureRequest, context: Context) -> SecureReply:
+    """This institution's part of one exchange; a layer that it refuses to add it learns for itself.
+
+    Raises CohortTooSmallError, SumNotPossibleError, OutOfRangeError, and what answering openly raises.
+    """
+    if request.kind != "train.align":
+        return part(institution, request, context)
+    with policy.learned_at_home(institution, request.job):
+        return part(institution, request, context)
+
+
+def part(institution: Institution, request: SecureRequest, context: Context) -> SecureReply:
+    """One exchange by Flower's protocol, if it is one that the policy lets us take part in."""
+    protocol = unpacked(request.protocol)
+    key = f"{MEMORY}-{institution.name}"
+    memory = context.state.config_records.get(key, ConfigRecord({}))
+    check_exchange(institution, request, protocol, memory)
+    named: Named = {}
+    images = 0
+    if request.step == COLLECT:
+        named, images = share(institution, request, float(cast(float, memory[Key.MAX_WEIGHT])))
+
+    def plaintext(message: Message, _: Context) -> Message:
+        values = ndarrays_to_parameters(list(named.values()))
+        answer = FitRes(Status(Code.OK, ""), values, images, {})
+        return Message(fitres_to_recorddict(answer, keep_input=True), reply_to=message)
+
+    state = RecordDict({RECORD_KEY_STATE: memory} if memory else {})
+    inner = Context(context.run_id, context.node_id, context.node_config, state, context.run_config)
+    job = request.job
+    with seeded_rounding(
+        derive_seed(institution.scenario.seed, institution.name, job.stage, job.round, "rounding")
+    ):
+        answer = flower.secaggplus_mod(as_flower_sends(protocol, institution), inner, plaintext)
+    context.state[key] = inner.state.config_records[RECORD_KEY_STATE]
+    settings = answer.content.config_records[RECORD_KEY_CONFIGS]
+    return SecureReply(request.kind, request.step, packed(settings), tuple(named))
+
+
+def number_of(institution: Institution) -> int:
+    """An institution's number in a sum: its place in the scenario, whatever node it is on."""
+    return [site.name for site in institution.scenario.institutions].index(institution.name) + 1
+
+
+def as_flower_sends(protocol: ConfigRecord, institution: Institution) -> Message:
+    """The exchange as Flower's mod reads it; it acts on messages of type `train` and on no others."""
+    content = RecordDict({RECORD_KEY_CONFIGS: protocol})
+    return Message(content, dst_node_id=number_of(institution), message_type="train")
+
+
+def share(institution: Institution, request: SecureRequest, most_images: float) -> tuple[Named, int]:
+    """(what goes into the sum, its weight), past the guard and within its range."""
+    answer = ANSWERS[request.kind](institution, request.asks)
+    check(request.kind, answer, institution, request.job)
+    images = institution.task(request.job.task).holding.train
+    if images > most_images:
+        raise OutOfRangeError(f"{images} images, the sum is made for {most_images:g} at most")
+    named, reach = share_of(request.kind, answer, images), RANGES[request.kind]
+    for name, values in named.items():
+        largest = float(np.abs(values).max(initial=0))
+        if not largest <= reach:
+            raise OutOfRangeError(f"{name} holds {largest:g}, a sum of {request.kind} up to {reach:g}")
+    return named, images
+
+
+def check_exchange(
+    institution: Institution, request: SecureRequest, protocol: ConfigRecord, memory: ConfigRecord
+) -> None:
+    """Hold one exchange against the policy and the rules of the sum, before anything is done for it."""
+    if request.kind not in CHECKS or protocol.get(Key.STAGE) != request.step:
+        raise SumNotPossibleError(f"{request.kind} {request.step}: no exchange of a secure sum")
+    least = institution.site.policy.minimum_cohort
+    if request.step == SETUP:
+        CHECKS[request.kind](institution, request.asks)
+        members = int(cast(int, protocol[Key.SAMPLE_NUMBER]))
+        check_cohort(members, least)
+        check_rules(request.kind, protocol, members, least)
+        return
+    if not memory:
+        raise SumNotPossibleError(f"{request.step} before {SETUP}")
+    if request.step == SHARE_KEYS:
+        present = {int(key) for key in protocol if key != Key.STAGE}
+        check_members(institution, request.job.task, present)
+    elif request.step == COLLECT:
+        present = {number_of(institution), *cast(list[int], protocol[Key.SOURCE_LIST])}
+    else:
+        present = set(cast(list[int], protocol[Key.ACTIVE_NODE_ID_LIST]))
+        gone = set(cast(list[int], protocol[Key.DEAD_NODE_ID_LIST]))
+        # Both shares of one member would unmask it alone.
+        if present & gone or number_of(institution) not in present:
+            raise SumNotPossibleError("a member cannot be both present and gone")
+    check_cohort(len(present), least)
+
+
+def check_cohort(members: int, least: int) -> None:
+    """Raise CohortTooSmallError for fewer members than the policy asks for."""
+    if members < least:
+        raise CohortTooSmallError(f"{members} in the sum, policy.minimum_cohort is {least}")
+
+
+def check_rules(kind: str, protocol: ConfigRecord, members: int, least: int) -> None:
+    """The one set of rules by which sums are made; weaker ones are refused."""
+    rules = {
+        Key.SHARE_NUMBER: members,
+        Key.CLIPPING_RANGE: RANGES[kind],
+        Key.TARGET_RANGE: STEPS,
+        Key.MOD_RANGE: MODULUS,
+    }
+    for key, expected in rules.items():
+        if protocol.get(key) != expected:
+            raise SumNotPossibleError(f"{key}: expected {expected!r}, found {protocol.get(key)!r}")
+    needed = cast(int, protocol[Key.THRESHOLD])
+    if members > MOST_MEMBERS or not shares_needed(members, least) <= needed <= members:
+        raise SumNotPossibleError(f"{needed} of {members} shares to unmask")
+
+
+def check_members(institution: Institution, task: str, numbers: set[int]) -> None:
+    """Every member is an institution of the scenario that holds the task."""
+    scenario = institution.scenario
+    holders = {n for n, site in enumerate(scenario.institutions, 1) if task in site.data}
+    if not numbers <= holders:
+        raise SumNotPossibleError(f"{sorted(numbers - holders)}: no holders of {task}")
+
+
+@contextlib.contextmanager
+def seeded_rounding(seed: int) -> Iterator[None]:
+    """Flower rounds shares by numpy's global generator: repeat it, and leave the generator as it was."""
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
