@@ -38,7 +38,7 @@ class Provenance:
 
     form, rank: the Alignment Layer's. router, features: how scores are computed; beta and sampled
     belong to the VAE's score. backbone: SHA-256 of the frozen weights. holders: the institutions that
-    trained it. images: their training images together. stage: 1-based.
+    trained it. images: their training images together. stage: 1-based. scenario: its learned_digest.
     """
 
     form: str
@@ -216,6 +216,31 @@ class Bank:
         self._digests = digests  # only now: if writing failed, adding again must write again
         self._entries[entry.task] = entry
         return digest
+
+    def remove(self, task: str) -> None:
+        """Forget a task: its entry's file is deleted, the other entries keep every byte. BankError: no such
+        task."""
+        digest = self.digest_of(task)
+        self._hold({name: d for name, d in self._digests.items() if name != task}, task, digest)
+
+    def replace(self, entry: Entry) -> str:
+        """Put a new entry in the place of its task's old one, which is deleted. Returns its digest.
+
+        Only for what was learned anew without somebody (server/unlearning.py); else entries never change.
+        """
+        data, old = entry.to_bytes(), self.digest_of(entry.task)
+        digest = digest_of(data)
+        if digest != old:
+            write_atomic(self._path(digest), data)
+            self._hold({**self._digests, entry.task: digest}, entry.task, old)
+        return digest
+
+    def _hold(self, digests: dict[str, str], task: str, gone: str) -> None:
+        """Change the manifest first: a crash leaves a file that nobody names, never a name without a file."""
+        self._write_manifest(digests)
+        self._digests = digests
+        self._entries.pop(task, None)
+        self._path(gone).unlink(missing_ok=True)
 
     def _path(self, digest: str) -> Path:
         return self.folder / "entries" / f"{digest}.entry"

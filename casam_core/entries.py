@@ -49,6 +49,6 @@ def make_entry(
             holders=holders,
             images=images,
             stage=stage,
-            scenario=scenario.digest(),
+            scenario=scenario.learned_digest(),
         ),
     )

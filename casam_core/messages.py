@@ -130,6 +130,7 @@ class AlignRequest:
     layer: the weights to start from, None to start afresh. tasks: whose images to train on, by default
     the job's. anchor, importance: for methods that hold on to earlier tasks, the layer these left and
     how much each parameter matters to them. pooled: train on everybody's images (simulations only).
+    again: the task was learned before, and is learned anew without a holder that left.
     """
 
     job: Job
@@ -138,6 +139,7 @@ class AlignRequest:
     anchor: Mapping[str, NDArray[np.float32]] | None = None
     importance: Mapping[str, NDArray[np.float32]] | None = None
     pooled: bool = False
+    again: bool = False
 
     @property
     def trains_on(self) -> tuple[str, ...]:
@@ -145,7 +147,12 @@ class AlignRequest:
         return self.tasks or (self.job.task,)
 
     def to_payload(self) -> Payload:
-        config = {**self.job.config(), "tasks": ",".join(self.tasks), "pooled": self.pooled}
+        config = {
+            **self.job.config(),
+            "tasks": ",".join(self.tasks),
+            "pooled": self.pooled,
+            "again": self.again,
+        }
         groups = {"layer": self.layer, "anchor": self.anchor, "importance": self.importance}
         return Payload(config, {name: group for name, group in groups.items() if group is not None})
 
@@ -158,6 +165,7 @@ class AlignRequest:
             anchor=payload.arrays.get("anchor"),
             importance=payload.arrays.get("importance"),
             pooled=bool(payload.config["pooled"]),
+            again=bool(payload.config["again"]),
         )
 
 
@@ -289,6 +297,47 @@ class EvaluateRequest:
             entries=[files[name].tobytes() for name in sorted(files)],
             bank=str(payload.config["bank"]),
         )
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """Delete all copies of these entries and what was computed from them: their holder has left.
+
+    entries: digests. leaver: whose work was in them.
+    """
+
+    job: Job
+    leaver: str
+    entries: Sequence[str]
+
+    def to_payload(self) -> Payload:
+        config = {**self.job.config(), "leaver": self.leaver, "entries": ",".join(self.entries)}
+        return Payload(config)
+
+    @staticmethod
+    def of(payload: Payload) -> ForgetRequest:
+        config = payload.config
+        return ForgetRequest(Job.of(payload), str(config["leaver"]), str(config["entries"]).split(","))
+
+
+@dataclass(frozen=True)
+class ForgetReply:
+    """The institution's signed word that it did (casam_core.signing). public: its key."""
+
+    public: str
+    signature: str
+
+    def to_payload(self) -> Payload:
+        return Payload({"public": self.public, "signature": self.signature})
+
+    @staticmethod
+    def of(payload: Payload) -> ForgetReply:
+        return ForgetReply(str(payload.config["public"]), str(payload.config["signature"]))
+
+
+def purge_statement(institution: str, run: str, leaver: str, entries: Sequence[str]) -> dict[str, Any]:
+    """What an institution signs when it has deleted its copies."""
+    return {"institution": institution, "run": run, "leaver": leaver, "deleted": sorted(entries)}
 
 
 @dataclass(frozen=True)

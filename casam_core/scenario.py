@@ -248,6 +248,11 @@ class Scenario(Section):
     seed: int = Field(0, ge=0)
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order they are learned.")
+    unlearning: Literal["retrain", "drop"] = Field(
+        "retrain",
+        description="What becomes of an entry when one of its holders leaves with on_leave = unlearn: the "
+        "others learn it anew (they must have kept their samples), or it is dropped.",
+    )
     order: Literal["given", "reversed", "shuffled"] = Field(
         "given", description="Turn the stream round, or shuffle it by the seed."
     )
@@ -324,3 +329,9 @@ class Scenario(Section):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def learned_digest(self) -> str:
+        """The digest without the institutions' policies: they are not the experiment's, may change, and are
+        unknown to it in a deployment. It stands in entries."""
+        sites = [site.model_copy(update={"policy": Policy()}) for site in self.institutions]
+        return self.model_copy(update={"institutions": sites}).digest()

@@ -20,6 +20,7 @@ from casam_core.messages import (
     AlignRequest,
     CalibrateRequest,
     EvaluateRequest,
+    ForgetRequest,
     IdentifyReply,
     IdentifyRequest,
     RouterRequest,
@@ -29,6 +30,7 @@ from casam_core.scenario import Scenario
 from casam_core.secure_sum import SecureRequest
 from casam_core.wire import from_records, job_of, to_records
 from client import policy
+from client.forgetting import forget
 from client.incidents import node_log
 from client.institution import Institution
 from client.private_plan import leaves_noisy
@@ -105,6 +107,13 @@ def identify(message: Message, context: Context) -> Message:
         simulated=any(site.simulated for site in sites),
     )
     return answered(message, answer.to_payload())
+
+
+@app.query("forget")
+def forget_entries(message: Message, context: Context) -> Message:
+    """Delete what a leaving institution had a part in."""
+    request = ForgetRequest.of(from_records(message.content))
+    return answered(message, forget(addressed(request.job, context), request).to_payload())
 
 
 @app.train("align")

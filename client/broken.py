@@ -22,7 +22,8 @@ def broken_app(error: BaseException) -> ClientApp:
         outcome = ConfigRecord({"outcome": "failed", "incident": incident})
         return Message(RecordDict({"config": outcome}), reply_to=message)
 
-    app.query("identify")(answer)
+    for action in ("identify", "forget"):
+        app.query(action)(answer)
     for action in ("align", "router", "calibrate"):
         app.train(action)(answer)
     app.train()(answer)

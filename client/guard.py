@@ -34,6 +34,13 @@ CONFIG: dict[str, Callable[[Any], bool]] = {
 }
 """Settings that an answer of any kind may hold."""
 
+FORGET = {
+    **CONFIG,
+    "public": lambda value: bool(re.fullmatch(r"[0-9a-f]{64}", str(value))),
+    "signature": lambda value: bool(re.fullmatch(r"[0-9a-f]{128}", str(value))),
+}
+"""Settings of the signed word that something was deleted."""
+
 SUM = {
     **CONFIG,
     "sum": lambda value: value in RANGES,
@@ -65,7 +72,7 @@ def check(kind: str, payload: Payload, institution: Institution | None, job: Job
     else:
         if kind == "train":
             return check_sum(payload, institution, job)
-        check_config(payload.config, CONFIG)
+        check_config(payload.config, FORGET if kind == "query.forget" else CONFIG)
         rules = rules_for(kind, institution, job)
         check_paid_for(kind, payload, institution)
     for name, group in payload.arrays.items():

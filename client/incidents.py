@@ -4,17 +4,13 @@ imported (client/broken.py)."""
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from casam_core.home import casam_home
+
 NodeConfig = Mapping[str, str | int | float | bool]
-
-
-def casam_home() -> Path:
-    """Where institutions of a simulation keep their embeddings: $CASAM_HOME, by default ~/.cache/casam."""
-    return Path(os.environ.get("CASAM_HOME", "~/.cache/casam")).expanduser()
 
 
 def node_log(node: NodeConfig) -> Path:

@@ -77,7 +77,8 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
         if policy.adapter.share == "never":
             raise AdapterNotSharedError("policy.adapter.share is never")
         check_way(policy.adapter, summed)
-        past = set(institution.scenario.stream[: request.job.stage - 1]) & set(request.trains_on)
+        seen = request.job.stage if request.again else request.job.stage - 1
+        past = set(institution.scenario.stream[:seen]) & set(request.trains_on)
         if past and not policy.keep_samples and not request.pooled:
             raise SamplesNotKeptError(
                 f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from casam_core.alignment import build_layer, learning_rate_of, set_weights, weights_of
@@ -79,7 +81,8 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         institution,
         job,
         "align",
-        request.to_payload(),
+        # Learning anew asks the same: what was released for it is sent again and costs nothing.
+        replace(request, again=False).to_payload(),
         split="train",
         mechanisms={job.task: round_mechanism(scenario.privacy, noise_multiplier)},
         units={job.task: len(units)},

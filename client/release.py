@@ -71,6 +71,7 @@ CLAUSES = {
     "train.router": "router",
     "train.calibrate": "router",
     "evaluate.stage": "metrics",
+    "query.forget": "on_leave",
 }
 """The key of the policy that allows each kind of answer."""
 

@@ -6,8 +6,11 @@ One JSON line per result, appended and flushed; from a damaged line on, all is c
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from casam_core.files import write_atomic
 
 
 class Results:
@@ -39,3 +42,11 @@ class Results:
         self._file.write((json.dumps([image, entry, value]) + "\n").encode())
         self._file.flush()
         self._values[image, entry] = value
+
+    def forget(self, entries: Collection[str]) -> None:
+        """Delete what was computed with these entries, from the file as well."""
+        self._file.close()
+        self._values = {key: value for key, value in self._values.items() if key[1] not in entries}
+        lines = (json.dumps([*key, value]) + "\n" for key, value in self._values.items())
+        write_atomic(self.path, "".join(lines).encode())
+        self._file = self.path.open("ab")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casam_core.errors import DataError, PolicyError, RunError
+from casam_core.home import casam_home
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario
 from casam_core.toml import read_policy
-from client.incidents import NodeConfig, casam_home
+from client.incidents import NodeConfig
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -25,7 +26,8 @@ class Site:
     """Where one institution keeps what is its own.
 
     store: embeddings, shared by all runs. private: what this run leaves at the institution.
-    audit: log of what left, in deployment over all runs. ledger: of private releases, likewise.
+    run: its name. audit: log of what left, in deployment over all runs. ledger: of private releases,
+    likewise. key: for signed statements.
     confined: data paths of the scenario must stay below data_root, as the site did not write them.
     policy: what this institution allows; in deployment from its own file. checkpoint: file of the backbone's
     weights. device: wins over the scenario's compute.device.
@@ -37,6 +39,8 @@ class Site:
     private: Path
     audit: Path
     ledger: Path
+    key: Path
+    run: str
     confined: bool
     policy: Policy
     checkpoint: str | None = None
@@ -92,6 +96,8 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
                 audit=home / "audit.jsonl",
                 ledger=home / "ledger.jsonl",
+                key=home / "signing.key",
+                run=run,
                 confined=True,
                 policy=own_policy(node),
                 checkpoint=_text(node.get("checkpoint")),
@@ -106,6 +112,8 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             institution=name,
             data_root=_path(settings.get("data-root")),
             store=casam_home() / "institutions" / name / "embeddings",
+            key=casam_home() / "institutions" / name / "signing.key",
+            run=run,
             private=out / "institutions" / name / "private",
             audit=out / "institutions" / name / "private" / "audit.jsonl",
             ledger=(ledgers / name if ledgers else out / "institutions" / name / "private") / "ledger.jsonl",

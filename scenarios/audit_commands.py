@@ -99,3 +99,38 @@ def compare(
     if found:
         raise typer.Exit(TAMPERED)
     typer.echo(f"equal: {len(left)} releases")
+
+
+@audit_app.command()
+def receipt(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipts/*.json of a run.")],
+    bank: Annotated[
+        Path | None, typer.Option(help="A bank that must have forgotten what the receipt says.")
+    ] = None,
+) -> None:
+    """Check who signed that a leaving institution's part was deleted."""
+    import json
+
+    from casam_core.audit import AuditError
+    from casam_core.bank import Bank
+    from server.unlearning import faults_in_receipt
+
+    digests = []
+    if bank is not None:
+        opened = Bank.open(bank)
+        digests = [opened.digest_of(task) for task in opened.tasks]
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        faults = faults_in_receipt(content, digests)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AuditError(f"{file}: expected a receipt of unlearning, it cannot be read") from error
+    for fault in faults:
+        typer.echo(f"tampered: {fault}")
+    if faults:
+        raise typer.Exit(TAMPERED)
+    gone = [*content["deleted"], *content["retrained"]]
+    typer.echo(
+        f"consistent: {content['institution']} left at stage {content['stage']}; deleted or learned anew: "
+        f"{', '.join(gone) or 'nothing'}; signed by the server and {len(content['purged'])} institutions"
+    )
+    typer.echo(content["not_covered"])

@@ -30,7 +30,7 @@ def bench(
     """Run one benchmark or all. Images are encoded once and kept, at about a second each."""
     from benchmarks import BENCHMARKS
     from benchmarks.bench import Surroundings
-    from client.incidents import casam_home
+    from casam_core.home import casam_home
 
     if name is None and not all_:
         for known, benchmark in BENCHMARKS.items():

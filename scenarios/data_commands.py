@@ -113,9 +113,9 @@ def preview(
     pseudo_masks: OfPseudo = False,
 ) -> None:
     """Draw images with the outlines of their labels; the last line printed is the folder."""
+    from casam_core.home import casam_home
     from client.data.open import open_dataset
     from client.data.preview import draw_previews
-    from client.incidents import casam_home
     from client.site import RUN_NAME
 
     if not RUN_NAME.fullmatch(institution):

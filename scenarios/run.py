@@ -19,8 +19,8 @@ from rich.table import Table
 from casam_core.backbones import load_backbone
 from casam_core.errors import RunError
 from casam_core.fingerprint import ROOT
+from casam_core.home import casam_home
 from casam_core.scenario import Scenario
-from client.incidents import casam_home
 from client.site import RUN_NAME
 from scenarios.engine import Engine
 from scenarios.flower import run_flower_app

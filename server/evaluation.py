@@ -32,6 +32,11 @@ class StageScores:
     margins: dict[str, NDArray[np.int64]]
     statistics: dict[str, dict[str, Statistics]]
 
+    @property
+    def iou(self) -> dict[str, float | None]:
+        """IoU by task."""
+        return self.figures["iou"]
+
     def figure(self, name: str, task: str) -> float | None:
         """One cell."""
         return self.figures[name].get(task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from flwr.serverapp import Grid
@@ -10,10 +10,17 @@ from flwr.serverapp import Grid
 from casam_core.audit import AuditLog, now
 from casam_core.bank import Bank
 from casam_core.errors import RunError
-from casam_core.messages import EvaluateReply, EvaluateRequest
+from casam_core.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    ForgetReply,
+    ForgetRequest,
+    purge_statement,
+)
 from casam_core.methods import Cohort
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload
 from casam_core.scenario import Scenario
+from casam_core.signing import is_signed
 from server.arrivals import arrival
 from server.directory import Directory, identify
 from server.evaluation import StageScores, combine
@@ -77,10 +84,13 @@ class Institutions:
             if task in member.holdings and getattr(member.holdings[task], split) > 0
         ]
 
-    def cohort(self, stage: int, task: str) -> Cohort:
-        """Who could train in this stage, for a method to choose from."""
+    def cohort(self, stage: int, task: str, now: int) -> Cohort:
+        """Who could train in this stage, for a method to choose from.
+
+        now: the stage in which it happens; a later one where a task is learned anew by those still there.
+        """
         stream, members = self.scenario.stream, self.directory.members
-        present = self.present(stage)
+        present = [name for name in self.present(stage) if name in self.present(now)]
         return Cohort(
             task=task,
             seen=tuple(stream[: stage - 1]),
@@ -146,6 +156,26 @@ class Institutions:
         )
         known["server"] = min(known["server"], server)
         known["co_holder"] = min(known["co_holder"], co_holder)
+
+    def forget(self, stage: int, leaver: str, entries: Sequence[str]) -> dict[str, ForgetReply]:
+        """Let everybody present delete entries; the signed words of those who did, by institution.
+
+        Copies of the bank are sent anew at the next evaluation.
+        """
+        payloads = {
+            name: ForgetRequest(Job(name, stage), leaver, entries).to_payload()
+            for name in self.present(stage)
+        }
+        answers = self.ask(
+            "query.forget", payloads, ForgetReply.of, deadline=self.scenario.deadlines.evaluate
+        )
+        self._entries_held = {}
+        run = self.folder.path.name
+        return {
+            name: word
+            for name, word in results(answers).items()
+            if is_signed(word.public, purge_statement(name, run, leaver, entries), word.signature)
+        }
 
     def evaluate(self, stage: int, bank: Bank) -> StageScores:
         """Everybody's test images under the bank; each gets only the entries it lacks of this bank.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.bank import Entry
+from casam_core.entries import make_entry
 from casam_core.errors import RunError, ScenarioError
 from casam_core.messages import (
     AlignReply,
@@ -38,18 +40,59 @@ class LearnedLayer:
     improved: bool = True
 
 
+def learn_entry(institutions: Institutions, stage: int, task: str, *, now: int) -> Entry | None:
+    """Layer, router and threshold of a task with an entry of its own; None when nobody shares a layer.
+
+    stage: of the stream, which all seeds know. now: a later stage where the task is learned anew.
+    """
+    layer = learn_layer(institutions, stage, task, now=now)
+    if layer is None:
+        return None
+    router, threshold = learn_router(institutions, stage, task, layer.holders)
+    return entry_of(institutions, stage, task, layer, router, threshold)
+
+
+def entry_of(
+    institutions: Institutions,
+    stage: int,
+    task: str,
+    layer: LearnedLayer,
+    router: Arrays,
+    threshold: float | None,
+) -> Entry:
+    """What was learned, as an entry."""
+    return make_entry(
+        institutions.scenario,
+        institutions.directory.backbone,
+        task=task,
+        stage=stage,
+        layer=layer.weights,
+        improved=layer.improved,
+        holders=layer.holders,
+        images=layer.images,
+        router=router,
+        threshold=threshold,
+    )
+
+
 def learn_layer(
-    institutions: Institutions, stage: int, task: str, before: LearnedLayer | None = None
+    institutions: Institutions,
+    stage: int,
+    task: str,
+    before: LearnedLayer | None = None,
+    *,
+    now: int | None = None,
 ) -> LearnedLayer | None:
     """Train where the method says, for the scenario's rounds; several replies are merged every round.
 
-    before: the layer that methods with a shared one start from. Who does not answer a round is left
-    out of it. None when nobody may be asked or all refuse; RunError when a round has no answer at all.
+    before: the layer that methods with a shared one start from. now: see learn_entry. Who does not answer a
+    round is left out of it. None when nobody may be asked or all refuse; RunError when a round has no answer
+    at all.
     """
     scenario, members = institutions.scenario, institutions.directory.members
     method = method_of(scenario.method)
     strategy = build_strategy(scenario.training.strategy)
-    trainers = method.trainers(institutions.cohort(stage, task))
+    trainers = method.trainers(institutions.cohort(stage, task, now or stage))
     if scenario.training.strategy != "fedavg":
         hidden = [name for name in trainers if members[name].policy.adapter.aggregation == "secagg"]
         if hidden:
@@ -71,6 +114,7 @@ def learn_layer(
                 anchor=before.weights if method.penalty and before else None,
                 importance=importance if method.penalty else None,
                 pooled=method.pools,
+                again=now is not None and now > stage,
             ).to_payload()
             for name, tasks in trainers.items()
         }

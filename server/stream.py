@@ -11,23 +11,22 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from casam_core.bank import Bank, Entry
-from casam_core.entries import make_entry
+from casam_core.bank import Bank
 from casam_core.methods import SHARED, method_of
-from casam_core.routers import Arrays
 from casam_core.scenario import Scenario
 from server.evaluation import StageScores
 from server.institutions import Institutions
-from server.learning import LearnedLayer, learn_layer, learn_router
+from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
 from server.run_folder import RunFolder
 from server.summary import write_results
+from server.unlearning import Unlearned, check_unlearning, facts_of, unlearn, write_receipt
 
 
 @dataclass(frozen=True)
 class Stage:
     """One learned task: what was measured after it, and the seconds each part took.
 
-    parameters: of the layer that was trained; 0 where nothing is learned.
+    parameters: of the layer that was trained; 0 where nothing is learned. unlearned: who left before it.
     """
 
     number: int
@@ -36,6 +35,7 @@ class Stage:
     parameters: int
     scores: StageScores
     seconds: dict[str, float]
+    unlearned: tuple[Unlearned, ...] = ()
 
 
 def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
@@ -63,16 +63,21 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
     )
 
     institutions.meet()
+    check_unlearning(institutions)
     institutions.forecast()
     zero_shot = institutions.evaluate(0, bank)
     report(folder, 0, scenario, "frozen backbone", zero_shot)
 
     stages: list[Stage] = []
+    earlier = zero_shot
     layer: LearnedLayer | None = None
     learned: LearnedLayer | None = None
     for number, task in enumerate(scenario.stream, 1):
         clock = Clock()
         institutions.meet()
+        unlearned = unlearn(institutions, number, bank)
+        if unlearned:
+            clock.lap("unlearn")
         if method.learns:
             before = layer if method.shared else None
             learned = learn_layer(institutions, number, task, before)
@@ -106,34 +111,14 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         clock.lap("evaluate")
         holders = learned.holders if learned else ()
         parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
-        stages.append(Stage(number, task, holders, parameters, scores, clock.seconds))
+        stages.append(Stage(number, task, holders, parameters, scores, clock.seconds, tuple(unlearned)))
         report(folder, number, scenario, task, scores)
+        for left in unlearned:
+            write_receipt(folder, left, facts_of(left, earlier.iou, scores.iou))
+        earlier = scores
 
     write_results(folder, institutions, scenario, zero_shot, stages)
     folder.event("end", f"finished in {folder.elapsed:.0f} s")
-
-
-def entry_of(
-    institutions: Institutions,
-    stage: int,
-    task: str,
-    layer: LearnedLayer,
-    router: Arrays,
-    threshold: float | None,
-) -> Entry:
-    """What the stage learned, as an entry."""
-    return make_entry(
-        institutions.scenario,
-        institutions.directory.backbone,
-        task=task,
-        stage=stage,
-        layer=layer.weights,
-        improved=layer.improved,
-        holders=layer.holders,
-        images=layer.images,
-        router=router,
-        threshold=threshold,
-    )
 
 
 def report(folder: RunFolder, number: int, scenario: Scenario, what: str, scores: StageScores) -> None:

@@ -28,6 +28,7 @@ from server.evaluation import StageScores
 from server.institutions import Institutions
 from server.pictures import matrix_picture
 from server.run_folder import RunFolder
+from server.unlearning import facts_of
 
 if TYPE_CHECKING:
     from server.stream import Stage
@@ -74,7 +75,7 @@ def summarise(
         "status": "completed",
         "evaluated_on": scenario.evaluation.split,
         "tasks": list(scenario.stream),
-        "holders": {stage.task: list(stage.holders) for stage in stages},
+        "holders": holders_of(stages),
         "matrix": {name: [list(row) for row in matrix.cells] for name, matrix in matrices.items()},
         "zero_shot": {name: zero_shot.figures[name] for name in MATRICES},
         "unseen": {
@@ -119,6 +120,7 @@ def summarise(
             for name, member in institutions.directory.members.items()
         },
         "noise": noise_of(institutions),
+        "unlearned": unlearned_in(stages, zero_shot),
         "decodes": [zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
         "timing": {
             "seconds": round(seconds, 3),
@@ -127,6 +129,25 @@ def summarise(
         "environment": environment(institutions),
         "run": {"folder": institutions.folder.path.name},
     }
+
+
+def holders_of(stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """By task, whose training is in its entry at the end."""
+    holders = {stage.task: list(stage.holders) for stage in stages}
+    for left in (left for stage in stages for left in stage.unlearned):
+        holders |= {task: [] for task in left.deleted}
+        holders |= {task: list(names) for task, names in left.holders.items()}
+    return holders
+
+
+def unlearned_in(stages: Sequence[Stage], zero_shot: StageScores) -> list[dict[str, Any]]:
+    """Who left and took its part with it, with the matrix's rows before and after."""
+    rows = [zero_shot.iou, *(stage.scores.iou for stage in stages)]
+    return [
+        facts_of(left, rows[stage.number - 1], rows[stage.number])
+        for stage in stages
+        for left in stage.unlearned
+    ]
 
 
 def noise_of(institutions: Institutions) -> str | None:

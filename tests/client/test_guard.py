@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casam_core.messages import AlignRequest, CalibrateRequest, Holding, IdentifyReply
+from casam_core.messages import AlignRequest, CalibrateRequest, ForgetReply, Holding, IdentifyReply
 from casam_core.payload import Job, Outcome, Payload
 from casam_core.policy import Policy
 from casam_core.routers import build_router
@@ -64,6 +64,7 @@ def answers(north: Institution) -> Answers:
         "train.router": north.describe_alone(ROUTER).to_payload(),
         "train.calibrate": north.calibrate(CalibrateRequest(CALIBRATE, folds)).to_payload(),
         "evaluate.stage": north.evaluate(empty).to_payload(),
+        "query.forget": ForgetReply("a" * 64, "b" * 128).to_payload(),
         "query.identify": IdentifyReply(
             "0" * 16, "a" * 64, "cpu-float32-t1", {"north": {"polyp": Holding(6, 2, 4)}}, {"north": Policy()}
         ).to_payload(),
@@ -76,6 +77,7 @@ def job_of(kind: str) -> Job | None:
         "train.router": ROUTER,
         "train.calibrate": CALIBRATE,
         "evaluate.stage": EVALUATE,
+        "query.forget": EVALUATE,
     }.get(kind)
 
 
@@ -84,7 +86,8 @@ def guarded(kind: str, payload: Payload, north: Institution) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["train.align", "train.router", "train.calibrate", "evaluate.stage", "query.identify"]
+    "kind",
+    ["train.align", "train.router", "train.calibrate", "evaluate.stage", "query.forget", "query.identify"],
 )
 def test_honest_answers_pass(kind: str, answers: Answers, north: Institution) -> None:
     guarded(kind, answers[kind], north)
@@ -268,6 +271,9 @@ SMUGGLE: list[tuple[str, str, Callable[[Payload], Payload]]] = [
         lambda p: replace(p, config={**p.config, "institutions": str(p.config["institutions"]) + " " * 999}),
     ),
     ("arrays at identify", "query.identify", arrays(images={"0": IMAGE})),
+    ("a name for a signature", "query.forget", config(signature=PATIENT)),
+    ("pixels for a key", "query.forget", config(public=IMAGE.tobytes().hex())),
+    ("a signature elsewhere", "train.align", config(signature="b" * 128)),
     (
         "a kind of message that nobody knows",
         "train.images",

@@ -35,3 +35,14 @@ def test_from_a_damaged_line_on_all_is_computed_again(tmp_path: Path) -> None:
     path.write_bytes(first + b"\xff" + second[1:] + third)
     damaged = Results(path)
     assert [damaged.get(name, "e") for name in "abc"] == [1, None, None]
+
+
+def test_what_was_computed_with_a_deleted_entry_is_deleted_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    results = Results(path)
+    results.put("a", "gone", 1)
+    results.put("a", "stays", 2)
+    results.forget(["gone"])
+    results.put("b", "stays", 3)
+    assert path.read_text().splitlines() == ['["a", "stays", 2]', '["b", "stays", 3]']
+    assert (results.get("a", "gone"), Results(path).get("b", "stays")) == (None, 3)

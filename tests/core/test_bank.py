@@ -401,3 +401,29 @@ def test_a_manifest_of_random_bytes_gives_a_bank_error(
     (folder / "manifest.json").write_bytes(data)
     with pytest.raises(BankError, match=r"manifest\.json"):
         Bank.open(folder)
+
+
+def test_a_removed_task_leaves_no_byte_and_the_others_as_they_were(tmp_path: Path) -> None:
+    both, one = Bank.open(tmp_path / "both", create=True), Bank.open(tmp_path / "one", create=True)
+    both.add(entry_of("polyp"))
+    both.add(entry_of("histology", seed=1))
+    one.add(entry_of("histology", seed=1))
+    both.remove("polyp")
+    assert files(both.folder) == files(one.folder)
+    assert Bank.open(both.folder).tasks == both.tasks == ("histology",)
+    with pytest.raises(BankError, match="polyp"):
+        both.remove("polyp")
+
+
+def test_an_entry_learned_anew_stands_in_the_old_ones_place(tmp_path: Path) -> None:
+    bank = Bank.open(tmp_path / "bank", create=True)
+    bank.add(entry_of("polyp"))
+    bank.add(entry_of("histology", seed=1))
+    digest = bank.replace(entry_of("polyp", seed=2))
+    again = Bank.open(tmp_path / "bank")
+    assert again.tasks == ("polyp", "histology")
+    assert again.digest_of("polyp") == digest
+    assert same(again["polyp"], entry_of("polyp", seed=2))
+    assert len(files(tmp_path / "bank")) == 3  # the manifest and two entries
+    assert bank.replace(entry_of("polyp", seed=2)) == digest
+    assert same(bank["polyp"], entry_of("polyp", seed=2))

@@ -1,0 +1,66 @@
+"""Signed statements: who said that something was deleted (Ed25519)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from casam_core.errors import CasamError
+from casam_core.files import write_atomic
+
+
+class SigningError(CasamError):
+    """A key file is not one."""
+
+    code = "signing"
+
+
+def signing_key(path: Path) -> Ed25519PrivateKey:
+    """The key in `path`; made there, readable by its owner alone, when it is first asked for."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = Ed25519PrivateKey.generate()
+        write_atomic(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, OSError) as error:
+        raise SigningError(f"{path}: expected a private key in PEM; restore it or move it away") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SigningError(f"{path}: expected an Ed25519 key, found {type(key).__name__}")
+    return key
+
+
+def public_hex(key: Ed25519PrivateKey) -> str:
+    """The public key, 64 hex digits."""
+    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
+
+
+def signature_of(key: Ed25519PrivateKey, statement: Mapping[str, Any]) -> str:
+    """128 hex digits over the statement as canonical JSON."""
+    return key.sign(_canonical(statement)).hex()
+
+
+def is_signed(public: str, statement: Mapping[str, Any], signature: str) -> bool:
+    """Whether this key signed exactly this statement."""
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+        key.verify(bytes.fromhex(signature), _canonical(statement))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _canonical(statement: Mapping[str, Any]) -> bytes:
+    return json.dumps(statement, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,163 @@
+"""Unlearning: an institution leaves and takes with it what was learned from its images.
+
+At the stage that a policy names in `leaves_at` with `on_leave = "unlearn"`, before anything else is learned:
+entries that the institution alone made are deleted; entries that others made with it are learned anew by
+them, from the same seeds as at first, or dropped (`unlearning` in the scenario, or nobody else may). Every
+other institution deletes its copies and signs that it did. The bank then has the bytes of a run in which the
+institution never took part. Earlier runs, printed figures and spent epsilon stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from casam_core.bank import Bank
+from casam_core.errors import ScenarioError
+from casam_core.home import casam_home
+from casam_core.messages import ForgetReply, purge_statement
+from casam_core.methods import method_of
+from casam_core.signing import is_signed, public_hex, signature_of, signing_key
+from server.institutions import Institutions
+from server.learning import learn_entry
+from server.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """One institution's leaving.
+
+    deleted: by task, the digest of the entry that is gone. retrained: by task, digests before and after.
+    holders: by retrained task, who made the new entry. purged: by institution, its signed word.
+    """
+
+    institution: str
+    stage: int
+    bank_before: str
+    bank_after: str
+    deleted: Mapping[str, str]
+    retrained: Mapping[str, tuple[str, str]]
+    holders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    purged: Mapping[str, ForgetReply] = field(default_factory=dict)
+
+
+def check_unlearning(institutions: Institutions) -> None:
+    """Raise ScenarioError for a method that could not keep a policy's promise to unlearn."""
+    if not method_of(institutions.scenario.method).shared:
+        return
+    for name, member in institutions.directory.members.items():
+        if member.policy.on_leave == "unlearn":
+            raise ScenarioError(
+                f"method {institutions.scenario.method!r} keeps one layer for all tasks, from which nothing "
+                f"can be taken back, and {name} asks for on_leave = 'unlearn'; choose a method with an entry "
+                "per task"
+            )
+
+
+def unlearn(institutions: Institutions, stage: int, bank: Bank) -> list[Unlearned]:
+    """Take out what those made that leave at this stage; changes `bank` in place.
+
+    Raises RunError when a task that must be learned anew gets no answer at all.
+    """
+    members = institutions.directory.members
+    leavers = [
+        name
+        for name, member in members.items()
+        if member.policy.on_leave == "unlearn" and member.policy.leaves_at == stage
+    ]
+    return [unlearn_one(institutions, stage, bank, name) for name in leavers]
+
+
+def unlearn_one(institutions: Institutions, stage: int, bank: Bank, leaver: str) -> Unlearned:
+    """One institution's leaving."""
+    before = bank.digest
+    deleted: dict[str, str] = {}
+    retrained: dict[str, tuple[str, str]] = {}
+    holders: dict[str, tuple[str, ...]] = {}
+    for task in bank.tasks:
+        about, old = bank[task].provenance, bank.digest_of(task)
+        if leaver not in about.holders:
+            continue
+        entry = None
+        if institutions.scenario.unlearning == "retrain" and len(about.holders) > 1:
+            entry = learn_entry(institutions, about.stage, task, now=stage)
+        if entry is None:
+            bank.remove(task)
+            deleted[task] = old
+        else:
+            retrained[task] = (old, bank.replace(entry))
+            holders[task] = entry.provenance.holders
+    gone = sorted([*deleted.values(), *(old for old, _ in retrained.values())])
+    purged = institutions.forget(stage, leaver, gone) if gone else {}
+    found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged)
+    institutions.folder.event(
+        "unlearned",
+        f"stage {stage}: {leaver} leaves; deleted {', '.join(deleted) or 'nothing'}, learned anew without it "
+        f"{', '.join(retrained) or 'nothing'}; {len(purged)} others purged their copies",
+        stage=stage,
+        institution=leaver,
+        deleted=list(deleted),
+        retrained=list(retrained),
+        purged=sorted(purged),
+    )
+    return found
+
+
+def facts_of(
+    unlearned: Unlearned, before: Mapping[str, float | None], after: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """What summary.json and the receipt say. before, after: IoU by task, of the stage before and of this."""
+    return {
+        "institution": unlearned.institution,
+        "stage": unlearned.stage,
+        "deleted": sorted(unlearned.deleted),
+        "retrained": sorted(unlearned.retrained),
+        "bank_before": unlearned.bank_before,
+        "bank_after": unlearned.bank_after,
+        "purged": sorted(unlearned.purged),
+        "iou_before": dict(before),
+        "iou_after": {task: after.get(task) for task in before},
+    }
+
+
+NOT_COVERED = (
+    "Copies elsewhere are attested by their holders, not proven to be gone. Out of reach are earlier runs, "
+    "figures that were published, what other institutions learned from looking at the entries, and privacy "
+    "budget that was spent."
+)
+
+
+def write_receipt(folder: RunFolder, unlearned: Unlearned, facts: Mapping[str, Any]) -> None:
+    """receipts/INSTITUTION-stage-N.json, signed with the server's key."""
+    statement = {
+        "schema": 1,
+        "run": folder.path.name,
+        **facts,
+        "deleted": dict(unlearned.deleted),
+        "retrained": {task: list(pair) for task, pair in unlearned.retrained.items()},
+        "purged": {
+            name: {"public_key": reply.public, "signature": reply.signature}
+            for name, reply in unlearned.purged.items()
+        },
+        "not_covered": NOT_COVERED,
+    }
+    key = signing_key(casam_home() / "server" / "signing.key")
+    signed = {**statement, "public_key": public_hex(key), "signature": signature_of(key, statement)}
+    (folder.path / "receipts").mkdir(exist_ok=True)
+    folder.write_json(f"receipts/{unlearned.institution}-stage-{unlearned.stage}.json", signed)
+
+
+def faults_in_receipt(receipt: Mapping[str, Any], digests: Sequence[str] = ()) -> list[str]:
+    """What is wrong with a receipt, a line each. digests: of the bank that should have forgotten."""
+    statement = {k: v for k, v in receipt.items() if k not in ("public_key", "signature")}
+    found = []
+    if not is_signed(str(receipt["public_key"]), statement, str(receipt["signature"])):
+        found.append("the receipt was altered, or another key signed it")
+    gone = sorted([*receipt["deleted"].values(), *(old for old, _ in receipt["retrained"].values())])
+    for name, word in receipt["purged"].items():
+        said = purge_statement(name, receipt["run"], receipt["institution"], gone)
+        if not is_signed(word["public_key"], said, word["signature"]):
+            found.append(f"{name} did not sign that it deleted these entries")
+    found += [f"the bank still holds {digest}" for digest in gone if digest in digests]
+    return found
