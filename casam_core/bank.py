@@ -220,6 +220,7 @@ class Bank:
     def remove(self, task: str) -> None:
         """Forget a task: its entry's file is deleted, the other entries keep every byte. BankError: no such
         task."""
+        self.bytes_of(task)  # refuses a task that is not there
         digest = self.digest_of(task)
         self._hold({name: d for name, d in self._digests.items() if name != task}, task, digest)
 
