@@ -3,7 +3,7 @@
 A sum is a mean over its members weighted by their images, of named arrays of bounded numbers. Every member
 hides its share behind masks that cancel in the sum (SecAgg+, Bell et al. 2020; the protocol is Flower's). The
 masks hide integers, so a share is rounded to one of STEPS values within its range: the error of a mean is at
-most `resolution(kind)`.
+most RESOLUTION.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from casam_core.payload import Job, Payload
 
-STEPS = 2**28
-MODULUS = 2**32
+STEPS = 2**44
+"""Fine enough for variances of features, which are a millionth of the range."""
+MODULUS = 2**48
 MOST_MEMBERS = 10
 """Fewer than MODULUS / STEPS, or sums would overflow."""
 
-RANGES = {"train.align": 8.0, "train.router": 64.0, "train.calibrate": 1.0}
-"""By what is summed, the largest absolute value of a number. A member refuses beyond it."""
+KINDS = ("train.align", "train.router", "train.calibrate")
+"""What may be summed: answers to these questions."""
+RANGE = 64.0
+"""The largest absolute value of a summed number. A member refuses beyond it."""
 
 SETUP, SHARE_KEYS, COLLECT, UNMASK = STEPS_OF_A_SUM = (
     "setup",
@@ -39,9 +42,19 @@ Named = dict[str, NDArray[np.float64]]
 """By `group/key`, as payloads name arrays."""
 
 
-def resolution(kind: str) -> float:
-    """Largest error of a number of a mean."""
-    return MOST_MEMBERS * 2 * RANGES[kind] / STEPS
+RESOLUTION = MOST_MEMBERS * 2 * RANGE / STEPS
+"""Largest error of a number of a mean."""
+
+
+def quantize(values: Sequence[NDArray[np.float64]], reach: float, steps: int) -> list[NDArray[np.int64]]:
+    """[-reach, reach] as integers 0..steps, rounded to the nearest. Raises ValueError for what lies outside.
+
+    Takes the place of Flower's, which clips, has 32 bits, and rounds at random to make up for them.
+    """
+    outside = [array for array in values if not (np.abs(array) <= reach).all()]
+    if outside:
+        raise ValueError(f"expected values within {reach:g}, found {np.abs(outside[0]).max():g}")
+    return [np.rint((array + reach) * (steps / (2 * reach))).astype(np.int64) for array in values]
 
 
 def shares_needed(members: int, minimum: int) -> int:
@@ -81,7 +94,7 @@ def total_of(kind: str, means: Named, images: int) -> Payload:
             value = np.rint(mean * images).astype(np.int64)
         arrays.setdefault(group, {})[key] = value
     if kind == "train.align":
-        improved = bool(means[IMPROVED][0] > resolution(kind))
+        improved = bool(means[IMPROVED][0] > RESOLUTION)
         return Payload({IMPROVED: improved}, arrays, {"align": {"num-examples": images}})
     if kind == "train.router":
         return Payload({}, arrays, {"router-facts": {"num-examples": images}})

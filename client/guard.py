@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from casam_core.messages import IdentifyReply
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload, digest_of
 from casam_core.scenario import NAME
-from casam_core.secure_sum import RANGES, SecureReply
+from casam_core.secure_sum import KINDS, SecureReply
 from casam_core.wire import packed, unpacked
 from client.guard_rules import Arrays, Numbers, Rules, rules_for
 from client.guard_sums import fault_in_sum
@@ -43,7 +43,7 @@ FORGET = {
 
 SUM = {
     **CONFIG,
-    "sum": lambda value: value in RANGES,
+    "sum": lambda value: value in KINDS,
     "names": lambda value: isinstance(value, str) and len(value) < 10_000,  # compared with the arrays' own
 }
 """Settings of an exchange of a secure sum."""
@@ -101,7 +101,7 @@ def check_sum(payload: Payload, institution: Institution, job: Job) -> None:
     if payload.metrics:
         raise NotAllowedError("train: a secure sum holds no numbers in the open")
     kind = str(payload.config.get("sum"))
-    if kind not in RANGES:
+    if kind not in KINDS:
         raise NotAllowedError("train: not one of what may be summed")
     try:
         reply = SecureReply.of(payload)

@@ -1,17 +1,16 @@
 """An institution's part in a secure sum. The protocol is Flower's SecAgg+; what is decided here is ours.
 
-Three things differ from the mod as it comes: masks have full strength (Flower folds seeds to 32 bits); what
-would be clipped or overflow is refused; and every exchange is held against the policy, so that a sum over
-fewer institutions than `minimum_cohort` is never begun, answered or unmasked.
+Three things differ from the mod as it comes: masks have full strength (Flower folds seeds to 32 bits);
+numbers have 44 bits, and what would be clipped or overflow is refused; and every exchange is held against the
+policy, so that a sum over fewer institutions than `minimum_cohort` is never begun, answered or unmasked.
 
 Claimed against an honest but curious server that relays the members' keys (docs/threat-model.md).
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -27,17 +26,17 @@ from casam_core.secure_sum import (
     COLLECT,
     MODULUS,
     MOST_MEMBERS,
-    RANGES,
+    RANGE,
     SETUP,
     SHARE_KEYS,
     STEPS,
     Named,
     SecureReply,
     SecureRequest,
+    quantize,
     share_of,
     shares_needed,
 )
-from casam_core.seeding import derive_seed
 from casam_core.wire import packed, unpacked
 from client import policy
 from client.guard import check
@@ -47,6 +46,7 @@ from client.refusals import CohortTooSmallError, OutOfRangeError, SumNotPossible
 # The package gives the mod the name of its module.
 flower = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
 flower.pseudo_rand_gen = masks  # type: ignore[attr-defined]
+flower.quantize = quantize  # type: ignore[attr-defined]
 
 MEMORY = "secure-sum"
 """Key, with the institution's name, of what a node remembers between the exchanges of a sum."""
@@ -97,11 +97,7 @@ def part(institution: Institution, request: SecureRequest, context: Context) -> 
 
     state = RecordDict({RECORD_KEY_STATE: memory} if memory else {})
     inner = Context(context.run_id, context.node_id, context.node_config, state, context.run_config)
-    job = request.job
-    with seeded_rounding(
-        derive_seed(institution.scenario.seed, institution.name, job.stage, job.round, "rounding")
-    ):
-        answer = flower.secaggplus_mod(as_flower_sends(protocol, institution), inner, plaintext)
+    answer = flower.secaggplus_mod(as_flower_sends(protocol, institution), inner, plaintext)
     context.state[key] = inner.state.config_records[RECORD_KEY_STATE]
     settings = answer.content.config_records[RECORD_KEY_CONFIGS]
     return SecureReply(request.kind, request.step, packed(settings), tuple(named))
@@ -125,11 +121,11 @@ def share(institution: Institution, request: SecureRequest, most_images: float) 
     images = institution.task(request.job.task).holding.train
     if images > most_images:
         raise OutOfRangeError(f"{images} images, the sum is made for {most_images:g} at most")
-    named, reach = share_of(request.kind, answer, images), RANGES[request.kind]
+    named = share_of(request.kind, answer, images)
     for name, values in named.items():
         largest = float(np.abs(values).max(initial=0))
-        if not largest <= reach:
-            raise OutOfRangeError(f"{name} holds {largest:g}, a sum of {request.kind} up to {reach:g}")
+        if not largest <= RANGE:
+            raise OutOfRangeError(f"{name} holds {largest:g}, a secure sum takes up to {RANGE:g}")
     return named, images
 
 
@@ -144,7 +140,7 @@ def check_exchange(
         CHECKS[request.kind](institution, request.asks)
         members = int(cast(int, protocol[Key.SAMPLE_NUMBER]))
         check_cohort(members, least)
-        check_rules(request.kind, protocol, members, least)
+        check_rules(protocol, members, least)
         return
     if not memory:
         raise SumNotPossibleError(f"{request.step} before {SETUP}")
@@ -168,11 +164,11 @@ def check_cohort(members: int, least: int) -> None:
         raise CohortTooSmallError(f"{members} in the sum, policy.minimum_cohort is {least}")
 
 
-def check_rules(kind: str, protocol: ConfigRecord, members: int, least: int) -> None:
+def check_rules(protocol: ConfigRecord, members: int, least: int) -> None:
     """The one set of rules by which sums are made; weaker ones are refused."""
     rules = {
         Key.SHARE_NUMBER: members,
-        Key.CLIPPING_RANGE: RANGES[kind],
+        Key.CLIPPING_RANGE: RANGE,
         Key.TARGET_RANGE: STEPS,
         Key.MOD_RANGE: MODULUS,
     }
@@ -190,14 +186,3 @@ def check_members(institution: Institution, task: str, numbers: set[int]) -> Non
     holders = {n for n, site in enumerate(scenario.institutions, 1) if task in site.data}
     if not numbers <= holders:
         raise SumNotPossibleError(f"{sorted(numbers - holders)}: no holders of {task}")
-
-
-@contextlib.contextmanager
-def seeded_rounding(seed: int) -> Iterator[None]:
-    """Flower rounds shares by numpy's global generator: repeat it, and leave the generator as it was."""
-    before = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)

@@ -39,7 +39,7 @@ from casam_core.privacy.keystream import masks
 from casam_core.secure_sum import (
     COLLECT,
     MODULUS,
-    RANGES,
+    RANGE,
     STEPS,
     Named,
     SecureReply,
@@ -97,7 +97,7 @@ def attempt(members: Members) -> Payload | None:
         # Members refuse a sum of fewer than they ask for; they are asked all the same, and say so.
         reconstruction_threshold=min(shares_needed(count, least), count),
         max_weight=float(max(images.values())),
-        clipping_range=RANGES[members.kind],
+        clipping_range=RANGE,
         quantization_range=STEPS,
         modulus_range=MODULUS,
         timeout=members.deadline,

@@ -21,14 +21,16 @@ from casam_core.scenario import Scenario
 from casam_core.secure_sum import (
     COLLECT,
     MODULUS,
+    MOST_MEMBERS,
+    RESOLUTION,
     SETUP,
     SHARE_KEYS,
     STEPS,
     STEPS_OF_A_SUM,
     UNMASK,
     SecureRequest,
+    quantize,
     released_in,
-    resolution,
     share_of,
     shares_needed,
     total_of,
@@ -52,7 +54,7 @@ RULES: dict[str, Any] = {
     "sample_num": 3,
     "share_num": 3,
     "threshold": 3,
-    "clipping_range": 8.0,
+    "clipping_range": 64.0,
     "target_range": STEPS,
     "mod_range": MODULUS,
     "max_weight": 100.0,
@@ -107,6 +109,7 @@ def test_masks_keep_the_whole_seed() -> None:
 def test_both_sides_use_them() -> None:
     assert secure_sum.flower.pseudo_rand_gen is masks
     assert secaggplus_workflow.pseudo_rand_gen is masks
+    assert secure_sum.flower.quantize is quantize
 
 
 def test_a_layer_is_averaged_and_statistics_are_added() -> None:
@@ -121,9 +124,17 @@ def test_a_layer_is_averaged_and_statistics_are_added() -> None:
     assert counts.arrays["histogram"]["counts"].tolist() == [38]
 
 
-def test_an_error_is_far_below_what_is_promised() -> None:
-    assert resolution("train.align") < 1e-6
-    assert resolution("train.router") < 1e-5
+def test_an_error_is_far_below_the_variance_of_a_feature() -> None:
+    assert RESOLUTION < 1e-10
+    assert MOST_MEMBERS * STEPS < MODULUS
+
+
+def test_numbers_are_rounded_to_the_nearest_step_and_never_clipped() -> None:
+    # 8 steps over [-1, 1]: -1, -0.75, ..., 1
+    assert [a.tolist() for a in quantize([np.array([-1.0, -0.7, 0.0, 1.0])], 1.0, 8)] == [[0, 1, 4, 8]]
+    for value in (1.01, -2.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="expected values within 1"):
+            quantize([np.array([value])], 1.0, 8)
 
 
 @pytest.mark.parametrize(("members", "minimum", "needed"), [(3, 3, 3), (4, 3, 3), (10, 3, 6), (5, 2, 3)])
@@ -266,7 +277,7 @@ SMUGGLE: list[tuple[str, str, Smuggle]] = [
     ("shares without members", UNMASK, protocol(UNMASK, nids=[], shares=[b"x"])),
     ("a layer without masks", COLLECT, masked(lambda parts: [array(np.ones(3)), *parts[1:]])),
     ("another shape", COLLECT, masked(lambda parts: [*parts[:-1], array(np.zeros(999, np.int64))])),
-    ("beyond the modulus", COLLECT, masked(lambda parts: [array(np.array([2**40])), *parts[1:]])),
+    ("beyond the modulus", COLLECT, masked(lambda parts: [array(np.array([2**50])), *parts[1:]])),
     ("below zero", COLLECT, masked(lambda parts: [array(np.array([-1])), *parts[1:]])),
     ("one array more", COLLECT, masked(lambda parts: [*parts, parts[0]])),
     ("bytes behind an array", COLLECT, masked(lambda parts: [parts[0] + PATIENT.encode() * 30, *parts[1:]])),
