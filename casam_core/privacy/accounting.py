@@ -13,6 +13,14 @@ from dataclasses import dataclass
 
 from opacus.accountants import RDPAccountant
 
+ORDERS = (
+    *(1 + x / 100 for x in range(1, 10)),
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(12, 64),
+    *(64, 80, 96, 128, 192, 256, 384, 512, 1024),
+)
+"""Of Rényi divergences; Opacus' own and some beyond both ends, where little or much noise has its best one."""
+
 LEAST_NOISE, MOST_NOISE = 0.1, 1e4
 """Noise multipliers outside of these are not looked for."""
 
@@ -33,7 +41,7 @@ def epsilon_of(mechanisms: Sequence[Mechanism], delta: float) -> float:
         return 0.0
     accountant = RDPAccountant()
     accountant.history = [(m.noise_multiplier, m.sample_rate, m.steps) for m in mechanisms]
-    return float(accountant.get_epsilon(delta=delta))
+    return float(accountant.get_epsilon(delta=delta, alphas=list(ORDERS)))
 
 
 def calibrate(at: Callable[[float], Sequence[Mechanism]], epsilon: float, delta: float) -> float:
