@@ -19,7 +19,7 @@ ORDERS = (
     *range(12, 64),
     *(64, 80, 96, 128, 192, 256, 384, 512, 1024),
 )
-"""Of Rényi divergences; Opacus' own and some beyond both ends, where little or much noise has its best one."""
+"""Of Rényi divergences: Opacus' own and some beyond both ends, where much or little noise is best bounded."""
 
 LEAST_NOISE, MOST_NOISE = 0.1, 1e4
 """Noise multipliers outside of these are not looked for."""
