@@ -6,7 +6,8 @@ scenario names no noise, it is the least with which the scenario's rounds and th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from casam_core.policy import LearnedPolicy, Policy
@@ -14,6 +15,7 @@ from casam_core.privacy.accounting import Mechanism, affordable, calibrate
 from casam_core.privacy.dp_training import round_mechanism
 from casam_core.privacy.private_router import router_mechanism
 from casam_core.scenario import PrivacySpec, Scenario
+from client.refusals import BudgetSpentError
 
 
 def leaves_noisy(learned: LearnedPolicy) -> bool:
@@ -24,20 +26,30 @@ def leaves_noisy(learned: LearnedPolicy) -> bool:
 def learning_noise(scenario: Scenario, policy: Policy) -> float:
     """Noise multiplier of a training round; a router's is `privacy.router_ratio` times that.
 
-    Raises ValueError where no noise fits the budget.
+    Raises BudgetSpentError where no noise fits the budget.
     """
     spec = scenario.privacy
     if spec.noise_multiplier is not None:
         return spec.noise_multiplier
     assert policy.budget.epsilon is not None  # a policy with noise has a budget
     assert policy.budget.delta is not None
-    return _learning_noise(
-        spec.model_dump_json(),
-        scenario.training.rounds if leaves_noisy(policy.adapter) else 0,
-        leaves_noisy(policy.router),
-        policy.budget.epsilon,
-        policy.budget.delta,
-    )
+    with named_refusal():
+        return _learning_noise(
+            spec.model_dump_json(),
+            scenario.training.rounds if leaves_noisy(policy.adapter) else 0,
+            leaves_noisy(policy.router),
+            policy.budget.epsilon,
+            policy.budget.delta,
+        )
+
+
+@contextlib.contextmanager
+def named_refusal() -> Iterator[None]:
+    """A budget that no noise fits is one that is spent before anything was released."""
+    try:
+        yield
+    except ValueError as error:
+        raise BudgetSpentError(f"policy.budget: {error}") from error
 
 
 @lru_cache(maxsize=256)
@@ -58,10 +70,15 @@ def evaluations(scenario: Scenario, policy: Policy) -> int:
 
 
 def metrics_noise(scenario: Scenario, policy: Policy) -> float:
-    """Noise multiplier of one evaluation, so that all of this run's fit the budget."""
+    """Noise multiplier of one evaluation, so that all of this run's fit the budget.
+
+    Raises BudgetSpentError where no noise does.
+    """
     assert policy.budget.epsilon_metrics is not None  # a policy with noisy metrics has a budget
     assert policy.budget.delta is not None
-    return _metrics_noise(evaluations(scenario, policy), policy.budget.epsilon_metrics, policy.budget.delta)
+    times = evaluations(scenario, policy)
+    with named_refusal():
+        return _metrics_noise(times, policy.budget.epsilon_metrics, policy.budget.delta)
 
 
 @lru_cache(maxsize=256)
@@ -71,7 +88,11 @@ def _metrics_noise(times: int, epsilon: float, delta: float) -> float:
 
 def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechanism]) -> int:
     """Of the scenario's rounds of one task, how many fit behind what is spent and before the router."""
-    budget, noise = policy.budget, learning_noise(scenario, policy)
+    budget = policy.budget
+    try:
+        noise = learning_noise(scenario, policy)
+    except BudgetSpentError:
+        return 0
     assert budget.epsilon is not None
     assert budget.delta is not None
     router = one_task(scenario.privacy, 0, leaves_noisy(policy.router), noise)

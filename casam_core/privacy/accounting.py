@@ -41,7 +41,8 @@ def epsilon_of(mechanisms: Sequence[Mechanism], delta: float) -> float:
         return 0.0
     accountant = RDPAccountant()
     accountant.history = [(m.noise_multiplier, m.sample_rate, m.steps) for m in mechanisms]
-    return float(accountant.get_epsilon(delta=delta, alphas=list(ORDERS)))
+    # With much noise and a large delta the bound falls below nothing at all.
+    return max(0.0, float(accountant.get_epsilon(delta=delta, alphas=list(ORDERS))))
 
 
 def calibrate(at: Callable[[float], Sequence[Mechanism]], epsilon: float, delta: float) -> float:

@@ -22,6 +22,7 @@ from casam_core.backbones import Backbone
 from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, epsilon_of
 from casam_core.privacy.dp_training import (
     PRIVATE_FORMS,
+    NoisyOptimizer,
     PerSampleLayer,
     gradients,
     packed,
@@ -84,8 +85,9 @@ def test_the_numerical_accountants_agree_and_stay_below_rdp(mechanisms: list[Mec
     assert pld <= epsilon_of(mechanisms, delta) * 1.001
 
 
-def test_nothing_released_costs_nothing() -> None:
+def test_nothing_released_costs_nothing_and_nothing_less() -> None:
     assert epsilon_of([], 1e-3) == 0
+    assert epsilon_of([Mechanism(1e4)], 0.01) == 0
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0, 8.0])
@@ -164,10 +166,11 @@ def shaken(form: str) -> torch.nn.Module:
     return layer
 
 
+@pytest.mark.parametrize("functorch", [False, True], ids=["hooks", "functorch"])
 @pytest.mark.parametrize("form", PRIVATE_FORMS)
-def test_a_units_gradient_is_that_of_its_images_alone(form: str, tiny: Backbone) -> None:
+def test_a_units_gradient_is_that_of_its_images_alone(form: str, functorch: bool, tiny: Backbone) -> None:
     layer, known, spec = shaken(form), examples(), TrainingSpec()
-    wrapped = PerSampleLayer(layer, loss_reduction="sum")
+    wrapped = PerSampleLayer(layer, loss_reduction="sum", force_functorch=functorch)
     rows = gradients(wrapped, tiny, known.__getitem__, UNITS, spec, np.random.default_rng(0))
     wrapped.to_standard_module()
     for number, unit in enumerate(UNITS):
@@ -240,12 +243,22 @@ def test_without_noise_it_learns_what_plain_training_learns(tiny: Backbone) -> N
         np.testing.assert_allclose(private[name], plain, atol=1e-4)
 
 
-def test_no_unit_moves_the_sum_by_more_than_the_clip(tiny: Backbone) -> None:
-    """One image a million times as bright as the others."""
-    known = examples()
-    loud = [*known[:3], Example(known[3].seen_CHW * 1e6, known[3].labels_HW)]
-    with_it = train(tiny, [[0], [1], [2], [3]], 0.0, loud, sampling_rate=1.0, steps=1)
-    assert all(np.isfinite(value).all() for value in with_it.values())
+@pytest.mark.parametrize("clip", [1e-4, 1e-3])
+def test_no_unit_moves_the_sum_by_more_than_the_clip(
+    clip: float, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of clipped gradients with and without one image whose own gradient is larger than the clip."""
+    sums: list[torch.Tensor] = []
+
+    def record(self: NoisyOptimizer) -> None:
+        sums.append(torch.cat([p.summed_grad.flatten() for p in self.params]))
+        for p in self.params:
+            p.grad = p.summed_grad
+
+    monkeypatch.setattr(NoisyOptimizer, "add_noise", record)
+    for units in ([[0], [1], [2], [3]], [[0], [1], [2]]):
+        train(tiny, units, 0.0, examples(), sampling_rate=1.0, steps=1, clip=clip)
+    assert float((sums[0] - sums[1]).norm()) == pytest.approx(clip, rel=1e-3)
 
 
 def test_an_image_that_is_no_number_says_nothing(tiny: Backbone) -> None:

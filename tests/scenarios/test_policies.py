@@ -119,3 +119,17 @@ def test_what_left_is_what_arrived(tmp_path: Path, name: str) -> None:
     assert [(h.sequence, h.head) for h in seen] == [
         (line.sequence, line.head) for line in lines if line.release.kind != "query.identify"
     ]
+
+
+def test_a_budget_that_no_noise_fits_is_a_refusal_and_no_failure(tmp_path: Path) -> None:
+    tight = {
+        "adapter": {"noise": "dp"},
+        "router": {"noise": "dp"},
+        "metrics": "noisy",
+        "budget": {"epsilon": 1e-6, "epsilon_metrics": 1e-6, "delta": 1e-5},
+    }
+    summary = run(tmp_path, north=tight)
+    assert summary["privacy"]["north"]["refusals"] == {Outcome.BUDGET_SPENT: 4}  # a layer, three evaluations
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert '"affordable": 0' in events
+    assert "polyp" in Bank.open(private(tmp_path, "north") / "own-entries")
