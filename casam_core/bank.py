@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,11 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def bank_digest(entries: Mapping[str, str]) -> str:
+    """SHA-256 over tasks and their entries' digests, in order."""
+    return hashlib.sha256(json.dumps(list(entries.items())).encode()).hexdigest()
+
+
 class Bank:
     """Entries in the order they were learned, kept in `folder`."""
 
@@ -160,8 +165,7 @@ class Bank:
 
     def digest_over(self, tasks: Sequence[str]) -> str:
         """The digest of a bank that holds only these of its entries."""
-        items = [(task, self._digests[task]) for task in tasks]
-        return hashlib.sha256(json.dumps(items).encode()).hexdigest()
+        return bank_digest({task: self._digests[task] for task in tasks})
 
     def __len__(self) -> int:
         return len(self._digests)

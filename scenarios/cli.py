@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from casam_core.errors import CasamError, RunError
+from casam_core.errors import CasamError, RunError, ScenarioError
 from scenarios.audit_commands import audit_app
 from scenarios.bank_commands import bank_app
 from scenarios.bench_command import bench
@@ -64,7 +64,9 @@ def options(
 
 @app.command()
 def run(
-    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
+    scenario: Annotated[
+        str | None, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")
+    ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
     ] = None,
@@ -82,14 +84,29 @@ def run(
         Path | None,
         typer.Option(help="Go on with the privacy budgets kept here. Default: every run has fresh ones."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with an interrupted run, as it was started; takes no scenario and no other option.",
+        ),
+    ] = None,
 ) -> None:
     """Run a scenario; the last line printed is the run folder.
 
     Exits 0 only for a completed run, 1 for a failed one, 2 for bad input (before anything is written).
     """
-    from scenarios.run import RunOrder, run_scenario, show_results
+    from scenarios.run import RunOrder, resume_run, run_scenario, show_results
 
     screen = console()
+    if resume is not None:
+        given = [scenario, data_root, out, ledger_dir, set_]
+        if any(value is not None for value in given):
+            raise ScenarioError("--resume: a run goes on as it was started; give the run folder alone")
+        show_results(resume_run(resume, screen), screen)
+        return
+    if scenario is None:
+        raise ScenarioError("run: expected a scenario or --resume RUN, found neither; see `casam scenarios`")
     order = RunOrder(scenario, engine, data_root, out, ledger_dir, set_ or [])
     show_results(run_scenario(order, screen), screen)
 

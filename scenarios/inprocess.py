@@ -92,9 +92,14 @@ def set_id(message: Message) -> str:
 
 
 def run_inprocess(
-    scenario: Scenario, folder: Path, data_root: Path | None, ledgers: Path | None = None
+    scenario: Scenario,
+    folder: Path,
+    data_root: Path | None,
+    ledgers: Path | None = None,
+    *,
+    resume: bool = False,
 ) -> None:
-    """Run `scenario` here and now. Raises CasamError."""
+    """Run `scenario` here and now, or go on with an interrupted run of it. Raises CasamError."""
     settings: dict[str, str | int | float | bool] = {
         "out": str(folder.parent),
         "data-root": str(data_root) if data_root else "",
@@ -102,7 +107,9 @@ def run_inprocess(
         "checkpoint": scenario.backbone.checkpoint or "",
     }
     grid = InProcessGrid(len(scenario.institutions), settings)
+    run_folder = RunFolder(folder, scenario if resume else None)
     try:
-        run_stream(grid, scenario, RunFolder(folder))
+        run_stream(grid, scenario, run_folder)
     finally:
+        run_folder.close()
         forget_institutions()  # a comparison runs many scenarios in this one process

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from casam_core.backbones import load_backbone
 from casam_core.errors import RunError
+from casam_core.files import write_atomic
 from casam_core.fingerprint import ROOT
 from casam_core.home import casam_home
 from casam_core.scenario import Scenario
@@ -28,6 +29,7 @@ from scenarios.inprocess import run_inprocess
 from scenarios.library import resolve_scenario
 from scenarios.live import View, live_view
 from scenarios.preflight import preflight
+from server.run_folder import check_interrupted
 
 SPLITS = {"test": "test", "val": "validation"}
 
@@ -45,6 +47,19 @@ class RunOrder:
     overrides: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What an engine is started with; kept in the run folder as order.json, so that it can be resumed.
+
+    Facts of this machine, not of the scenario. checkpoint: of the backbone, absolute.
+    """
+
+    engine: str
+    data_root: str
+    ledger_dir: str
+    checkpoint: str
+
+
 def run_scenario(order: RunOrder, console: Console) -> Path:
     """Run it and return the run folder. Raises CasamError; then no summary.json exists."""
     scenario = resolve_scenario(order.scenario, order.overrides)
@@ -58,18 +73,49 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
         cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
     console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
     folder.mkdir(parents=True, exist_ok=True)
+    start = Start(
+        order.engine.value, str(data_root or ""), str(ledgers or ""), scenario.backbone.checkpoint or ""
+    )
+    write_atomic(folder / "order.json", (json.dumps(asdict(start), indent=2) + "\n").encode())
+    run_engine(scenario, folder, start, console)
+    return folder
+
+
+def resume_run(folder: Path, console: Console) -> Path:
+    """Go on with a run that was interrupted, as it was started. Raises CasamError."""
+    folder = folder.expanduser().resolve()
+    try:
+        start = Start(**json.loads((folder / "order.json").read_text()))
+        scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
+        Engine(start.engine)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"--resume {folder}: expected the folder of a run that `casam run` began (order.json, "
+            "scenario.json); start it anew if it was ended before its first stage"
+        ) from error
+    check_interrupted(folder, scenario)
+    backbone = scenario.backbone.model_copy(update={"checkpoint": start.checkpoint or None})
+    run_engine(scenario.model_copy(update={"backbone": backbone}), folder, start, console, resume=True)
+    return folder
+
+
+def run_engine(
+    scenario: Scenario, folder: Path, start: Start, console: Console, *, resume: bool = False
+) -> None:
+    """Let the chosen engine run the scenario into `folder`."""
     with live_view(console) as show:
-        if order.engine is Engine.inprocess:
+        if start.engine == Engine.inprocess.value:
             # Our own lines say who trained; Flower's strategies would say it again.
             logging.getLogger("flwr").setLevel(logging.WARNING)
             try:
                 with contextlib.redirect_stdout(LineWriter(show)):
-                    run_inprocess(scenario, folder, data_root, ledgers)
+                    data_root = Path(start.data_root) if start.data_root else None
+                    ledgers = Path(start.ledger_dir) if start.ledger_dir else None
+                    run_inprocess(scenario, folder, data_root, ledgers, resume=resume)
             except RunError as error:
                 raise RunError(f"the run failed: {error}; details in {own_logs(folder)}") from error
         else:
-            run_simulation(scenario, folder, data_root, ledgers, show)
-    return folder
+            run_simulation(scenario, folder, start, show, resume=resume)
 
 
 def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scenario:
@@ -110,26 +156,25 @@ def choose_folder(scenario: Scenario, out: Path | None) -> Path:
     return folder
 
 
-def run_simulation(
-    scenario: Scenario, folder: Path, data_root: Path | None, ledgers: Path | None, show: View
-) -> None:
+def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *, resume: bool) -> None:
     """A real `flwr run` on this machine, one SuperNode per institution. Raises RunError if it failed."""
     if not (ROOT / "pyproject.toml").exists():
         raise RunError(
             f"the simulation engine needs the project's own folder, {ROOT} has no pyproject.toml; "
             "install with `pip install -e .` from a clone, or use --engine inprocess"
         )
-    settings = {
+    settings: dict[str, str | int | float | bool] = {
         "scenario": scenario.canonical_json(),
         "out": str(folder.parent),
         "run": folder.name,
-        "data-root": str(data_root) if data_root else "",
-        "ledger-dir": str(ledgers) if ledgers else "",
-        "checkpoint": scenario.backbone.checkpoint or "",
+        "resume": resume,
+        "data-root": start.data_root,
+        "ledger-dir": start.ledger_dir,
+        "checkpoint": start.checkpoint,
     }
     # The workers load their own; this process needs it no longer.
     load_backbone.cache_clear()
-    with (folder / "flower.log").open("w") as log:
+    with (folder / "flower.log").open("a") as log:
 
         def on_line(line: str) -> None:
             log.write(line.rstrip("\n") + "\n")

@@ -52,4 +52,4 @@ def open_folder(settings: Mapping[str, str | int | float | bool], scenario: Scen
             f"out: expected an absolute path (the server's working directory is Flower's), found {out}"
         )
     name = str(settings.get("run", "")) or f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return RunFolder(out / name)
+    return RunFolder(out / name, scenario if settings.get("resume") else None)

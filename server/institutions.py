@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.serverapp import Grid
 
@@ -28,6 +29,9 @@ from server.exchange import Answer, Request, Traffic, all_refuse, exchange, resu
 from server.run_folder import RunFolder
 
 T = TypeVar("T")
+
+COUNTED = ("releases", "refusals", "epsilon", "anonymity")
+"""Attributes of Institutions that count over the stages."""
 
 
 class Institutions:
@@ -148,6 +152,18 @@ class Institutions:
             for name, payload in payloads.items()
         ]
         return exchange(self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard)
+
+    def counters(self) -> dict[str, Any]:
+        """Everything that is counted over the stages of a run."""
+        counted = {name: getattr(self, name) for name in COUNTED}
+        return copy.deepcopy({**counted, "up": self.traffic.up, "down": self.traffic.down})
+
+    def count_on(self, counters: Mapping[str, Any]) -> None:
+        """Go on counting from what an interrupted run had counted."""
+        known = copy.deepcopy(dict(counters))
+        self.traffic = Traffic(known.pop("up"), known.pop("down"))
+        for name, value in known.items():
+            setattr(self, name, value)
 
     def note_anonymity(self, name: str, release: str, server: int, co_holder: int) -> None:
         """Among how many institutions a release hides, from the server and from a co-holder; the least."""

@@ -6,36 +6,19 @@ server.institutions (who is there, evaluation); what is written stands in server
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-
 from flwr.serverapp import Grid
 
 from casam_core.bank import Bank
-from casam_core.methods import SHARED, method_of
+from casam_core.methods import SHARED
 from casam_core.scenario import Scenario
 from server.evaluation import StageScores
 from server.institutions import Institutions
-from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
+from server.learning import LearnedLayer
 from server.run_folder import RunFolder
+from server.stage import Stage, run_stage
+from server.state import State, restore, save, set_back
 from server.summary import write_results
-from server.unlearning import Unlearned, check_unlearning, facts_of, unlearn, write_receipt
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One learned task: what was measured after it, and the seconds each part took.
-
-    parameters: of the layer that was trained; 0 where nothing is learned. unlearned: who left before it.
-    """
-
-    number: int
-    task: str
-    holders: tuple[str, ...]
-    parameters: int
-    scores: StageScores
-    seconds: dict[str, float]
-    unlearned: tuple[Unlearned, ...] = ()
+from server.unlearning import check_unlearning, facts_of, held_by, write_receipt
 
 
 def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
@@ -51,8 +34,10 @@ def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
 
 
 def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
-    """Stage 0 measures the frozen backbone; every further stage learns one task and measures all."""
-    method = method_of(scenario.method)
+    """Stage 0 measures the frozen backbone; every further stage learns one task and measures all.
+
+    After each the run is durable: one that was interrupted goes on behind its last stage.
+    """
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
     institutions = Institutions(grid, scenario, folder)
     bank = Bank.open(folder.path / "bank", create=True)
@@ -61,64 +46,60 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         f"{scenario.name}: {len(scenario.stream)} stages, method {scenario.method}",
         scenario=scenario.digest(),
     )
-
     institutions.meet()
     check_unlearning(institutions)
     institutions.forecast()
-    zero_shot = institutions.evaluate(0, bank)
-    report(folder, 0, scenario, "frozen backbone", zero_shot)
 
-    stages: list[Stage] = []
-    earlier = zero_shot
-    layer: LearnedLayer | None = None
-    learned: LearnedLayer | None = None
-    for number, task in enumerate(scenario.stream, 1):
-        clock = Clock()
-        institutions.meet()
-        unlearned = unlearn(institutions, number, bank)
-        if unlearned:
-            clock.lap("unlearn")
-        if method.learns:
-            before = layer if method.shared else None
-            learned = learn_layer(institutions, number, task, before)
-            layer = learned or before
-            clock.lap("align")
-            if layer is None:
-                folder.event(
-                    "refused",
-                    f"stage {number} {task}: nobody shares a layer; the task stays identity for the others",
-                    stage=number,
-                    task=task,
-                )
-            elif method.shared:
-                # Entries never change, and this one is replaced in every stage: so a bank per stage.
-                bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
-                bank.add(entry_of(institutions, number, SHARED, layer, {}, None))
-            else:
-                router, threshold = learn_router(institutions, number, task, layer.holders)
-                clock.lap("router")
-                digest = bank.add(entry_of(institutions, number, task, layer, router, threshold))
-                folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
-                if not layer.improved:
-                    folder.event(
-                        "floor",
-                        f"stage {number} {task}: the layer does not beat frozen SAM on its holders' "
-                        "validation images; the task keeps the identity (training.floor)",
-                        stage=number,
-                        task=task,
-                    )
-        scores = institutions.evaluate(number, bank)
-        clock.lap("evaluate")
-        holders = learned.holders if learned else ()
-        parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
-        stages.append(Stage(number, task, holders, parameters, scores, clock.seconds, tuple(unlearned)))
-        report(folder, number, scenario, task, scores)
-        for left in unlearned:
-            write_receipt(folder, left, facts_of(left, earlier.iou, scores.iou))
-        earlier = scores
+    state = restore(folder)
+    if state is None:
+        set_back(bank, ())
+        scores = institutions.evaluate(0, bank)
+        report(folder, 0, scenario, "frozen backbone", scores)
+        state = keep(folder, institutions, scores, (), bank, None)
+    else:
+        institutions.count_on(state.counters)
+        bank = bank_behind(folder, state)
+        set_back(bank, state.held)
+        folder.resume(state.seconds)
+        folder.event(
+            "resumed",
+            f"resumed behind stage {len(state.stages)} of {len(scenario.stream)}",
+            stage=len(state.stages),
+        )
+    for number in range(len(state.stages) + 1, len(scenario.stream) + 1):
+        learned = run_stage(institutions, number, bank, state.layer, state.held)
+        bank = learned.bank
+        report(folder, number, scenario, learned.stage.task, learned.stage.scores)
+        before = state.stages[-1].scores if state.stages else state.zero_shot
+        for left in learned.stage.unlearned:
+            write_receipt(folder, left, facts_of(left, before.iou, learned.stage.scores.iou))
+        stages = (*state.stages, learned.stage)
+        state = keep(folder, institutions, state.zero_shot, stages, bank, learned.layer)
 
-    write_results(folder, institutions, scenario, zero_shot, stages)
+    write_results(folder, institutions, scenario, state.zero_shot, state.stages)
     folder.event("end", f"finished in {folder.elapsed:.0f} s")
+
+
+def keep(
+    folder: RunFolder,
+    institutions: Institutions,
+    zero_shot: StageScores,
+    stages: tuple[Stage, ...],
+    bank: Bank,
+    layer: LearnedLayer | None,
+) -> State:
+    """Make what is known so far durable."""
+    held = held_by(bank, institutions)
+    state = State(zero_shot, stages, institutions.counters(), layer, held, folder.elapsed)
+    save(folder, state)
+    return state
+
+
+def bank_behind(folder: RunFolder, state: State) -> Bank:
+    """The bank that the last finished stage left: methods with one layer for all have one per stage."""
+    shared = any(item.task == SHARED for item in state.held)
+    path = folder.path / "bank"
+    return Bank.open(path / f"stage-{len(state.stages)}" if shared else path)
 
 
 def report(folder: RunFolder, number: int, scenario: Scenario, what: str, scores: StageScores) -> None:
@@ -136,17 +117,3 @@ def report(folder: RunFolder, number: int, scenario: Scenario, what: str, scores
         routes=scores.routes,
         decodes=scores.decodes,
     )
-
-
-class Clock:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Close the part that began at the last lap."""
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 3)
-        self._last = now

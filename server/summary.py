@@ -31,7 +31,7 @@ from server.run_folder import RunFolder
 from server.unlearning import facts_of
 
 if TYPE_CHECKING:
-    from server.stream import Stage
+    from server.stage import Stage
 
 MATRICES = ("iou", "dice", "biou", "biou_official")
 

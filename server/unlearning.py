@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from casam_core.bank import Bank
+from casam_core.bank import Bank, bank_digest
 from casam_core.errors import ScenarioError
 from casam_core.home import casam_home
 from casam_core.messages import ForgetReply, purge_statement
@@ -42,6 +42,33 @@ class Unlearned:
     purged: Mapping[str, ForgetReply] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Held:
+    """One entry of the bank as it stood after a stage. leaves: whether an institution that had a part in it
+    takes it out later."""
+
+    task: str
+    digest: str
+    stage: int
+    holders: tuple[str, ...]
+    leaves: bool
+
+
+def held_by(bank: Bank, institutions: Institutions) -> tuple[Held, ...]:
+    """What the bank holds now."""
+    members = institutions.directory.members
+    return tuple(
+        Held(
+            entry.task,
+            bank.digest_of(entry.task),
+            entry.provenance.stage,
+            entry.provenance.holders,
+            any(members[name].policy.on_leave == "unlearn" for name in entry.provenance.holders),
+        )
+        for entry in bank
+    )
+
+
 def check_unlearning(institutions: Institutions) -> None:
     """Raise ScenarioError for a method that could not keep a policy's promise to unlearn."""
     if not method_of(institutions.scenario.method).shared:
@@ -55,10 +82,11 @@ def check_unlearning(institutions: Institutions) -> None:
             )
 
 
-def unlearn(institutions: Institutions, stage: int, bank: Bank) -> list[Unlearned]:
+def unlearn(institutions: Institutions, stage: int, bank: Bank, held: Sequence[Held]) -> list[Unlearned]:
     """Take out what those made that leave at this stage; changes `bank` in place.
 
-    Raises RunError when a task that must be learned anew gets no answer at all.
+    held: what the bank held when the stage began; a stage that was interrupted may have taken out some of it
+    already. Raises RunError when a task that must be learned anew gets no answer at all.
     """
     members = institutions.directory.members
     leavers = [
@@ -66,28 +94,34 @@ def unlearn(institutions: Institutions, stage: int, bank: Bank) -> list[Unlearne
         for name, member in members.items()
         if member.policy.on_leave == "unlearn" and member.policy.leaves_at == stage
     ]
-    return [unlearn_one(institutions, stage, bank, name) for name in leavers]
+    found = []
+    for name in leavers:
+        found.append(unlearn_one(institutions, stage, bank, name, held))
+        held = held_by(bank, institutions)
+    return found
 
 
-def unlearn_one(institutions: Institutions, stage: int, bank: Bank, leaver: str) -> Unlearned:
+def unlearn_one(
+    institutions: Institutions, stage: int, bank: Bank, leaver: str, held: Sequence[Held]
+) -> Unlearned:
     """One institution's leaving."""
-    before = bank.digest
+    before = bank_digest({item.task: item.digest for item in held})
     deleted: dict[str, str] = {}
     retrained: dict[str, tuple[str, str]] = {}
     holders: dict[str, tuple[str, ...]] = {}
-    for task in bank.tasks:
-        about, old = bank[task].provenance, bank.digest_of(task)
-        if leaver not in about.holders:
+    for item in held:
+        if leaver not in item.holders:
             continue
         entry = None
-        if institutions.scenario.unlearning == "retrain" and len(about.holders) > 1:
-            entry = learn_entry(institutions, about.stage, task, now=stage)
-        if entry is None:
-            bank.remove(task)
-            deleted[task] = old
-        else:
-            retrained[task] = (old, bank.replace(entry))
-            holders[task] = entry.provenance.holders
+        if institutions.scenario.unlearning == "retrain" and len(item.holders) > 1:
+            entry = learn_entry(institutions, item.stage, item.task, now=stage)
+        if entry is not None:
+            retrained[item.task] = (item.digest, bank.replace(entry))
+            holders[item.task] = entry.provenance.holders
+            continue
+        if item.task in bank.tasks:
+            bank.remove(item.task)
+        deleted[item.task] = item.digest
     gone = sorted([*deleted.values(), *(old for old, _ in retrained.values())])
     purged = institutions.forget(stage, leaver, gone) if gone else {}
     found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged)

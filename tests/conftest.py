@@ -13,6 +13,11 @@ from casam_core.scenario import Scenario
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--kills: how often the kill tests kill; more for the long profile."""
+    parser.addoption("--kills", type=int, default=5, help="Kills of a run in tests of recovery.")
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Embeddings of simulated institutions go to a fresh folder."""

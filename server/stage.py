@@ -1,0 +1,104 @@
+"""One stage of the stream: who leaves is unlearned, one task is learned, everybody's images are scored."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from casam_core.bank import Bank
+from casam_core.methods import SHARED, method_of
+from server.evaluation import StageScores
+from server.institutions import Institutions
+from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
+from server.unlearning import Held, Unlearned, unlearn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One learned task: what was measured after it, and the seconds each part took.
+
+    parameters: of the layer that was trained; 0 where nothing is learned. unlearned: who left before it.
+    """
+
+    number: int
+    task: str
+    holders: tuple[str, ...]
+    parameters: int
+    scores: StageScores
+    seconds: dict[str, float]
+    unlearned: tuple[Unlearned, ...] = ()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a stage leaves to the next one. layer: of methods that carry one from stage to stage."""
+
+    stage: Stage
+    bank: Bank
+    layer: LearnedLayer | None
+
+
+def run_stage(
+    institutions: Institutions,
+    number: int,
+    bank: Bank,
+    before: LearnedLayer | None,
+    held: tuple[Held, ...],
+) -> Learned:
+    """Learn the stage's task. before: the layer carried so far. held: what the bank held when it began."""
+    scenario, folder = institutions.scenario, institutions.folder
+    method, task, clock = method_of(scenario.method), scenario.stream[number - 1], Clock()
+    institutions.meet()
+    unlearned = unlearn(institutions, number, bank, held)
+    if unlearned:
+        clock.lap("unlearn")
+    learned: LearnedLayer | None = None
+    layer = before
+    if method.learns:
+        learned = learn_layer(institutions, number, task, before)
+        layer = learned or before
+        clock.lap("align")
+        if layer is None:
+            folder.event(
+                "refused",
+                f"stage {number} {task}: nobody shares a layer; the task stays identity for the others",
+                stage=number,
+                task=task,
+            )
+        elif method.shared:
+            # Entries never change, and this one is replaced in every stage: so a bank per stage.
+            bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
+            bank.add(entry_of(institutions, number, SHARED, layer, {}, None))
+        else:
+            router, threshold = learn_router(institutions, number, task, layer.holders)
+            clock.lap("router")
+            digest = bank.add(entry_of(institutions, number, task, layer, router, threshold))
+            folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
+            if not layer.improved:
+                folder.event(
+                    "floor",
+                    f"stage {number} {task}: the layer does not beat frozen SAM on its holders' "
+                    "validation images; the task keeps the identity (training.floor)",
+                    stage=number,
+                    task=task,
+                )
+    scores = institutions.evaluate(number, bank)
+    clock.lap("evaluate")
+    holders = learned.holders if learned else ()
+    parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
+    stage = Stage(number, task, holders, parameters, scores, clock.seconds, tuple(unlearned))
+    return Learned(stage, bank, layer if method.shared else None)
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Close the part that began at the last lap."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now

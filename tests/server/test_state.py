@@ -1,0 +1,143 @@
+"""The server's memory of a run: it survives its file to the last bit, and damage is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from casam_core.errors import RunError
+from casam_core.messages import ForgetReply
+from casam_core.scenario import Scenario
+from casam_core.statistics import Estimate, Statistics
+from server.evaluation import StageScores
+from server.learning import LearnedLayer
+from server.run_folder import RunFolder
+from server.stage import Stage
+from server.state import FILE, State, decoded, encoded, restore, save
+from server.unlearning import Held, Unlearned
+from tests.conftest import tiny_table
+
+SCORES = StageScores(
+    figures={"iou": {"polyp": 0.1 + 0.2, "histology": None}},
+    worst_iou={"polyp": 1 / 3},
+    routes={"polyp": {"identity": 4}},
+    decodes=4,
+    margins={"polyp": np.arange(5, dtype=np.int64)},
+    statistics={
+        "north": {"polyp": Statistics(4, Estimate(0.5, 0.1, 0.4, 0.6), Estimate(0.1, None, None, None))}
+    },
+)  # fmt: skip
+LEFT = Unlearned(
+    "north", 2, "a" * 64, "b" * 64, {"polyp": "c" * 64}, {"histology": ("d" * 64, "e" * 64)},
+    {"histology": ("west",)}, {"south": ForgetReply("f" * 64, "0" * 128)},
+)  # fmt: skip
+STATE = State(
+    zero_shot=SCORES,
+    stages=(Stage(1, "polyp", ("north",), 96, SCORES, {"align": 1.5}, (LEFT,)),),
+    counters={"up": {"north": 3}, "down": {}, "releases": {"north": 1}, "refusals": {}, "epsilon": {}},
+    layer=LearnedLayer({"w": np.array([[0.1, -0.0]], np.float32)}, ("north",), 7, None, False),
+    held=(Held("polyp", "c" * 64, 1, ("north", "west"), True),),
+    seconds=12.5,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_state_survives_its_file_to_the_last_bit(folder: RunFolder) -> None:
+    save(folder, STATE)
+    again = restore(folder)
+    assert again is not None
+    assert encoded(again) == encoded(STATE)
+    assert again.stages[0].scores.figures["iou"]["polyp"] == 0.1 + 0.2
+    assert again.stages[0].unlearned[0].retrained["histology"] == ("d" * 64, "e" * 64)
+    assert again.layer is not None
+    assert again.layer.weights["w"].tobytes() == np.array([[0.1, -0.0]], np.float32).tobytes()
+    assert isinstance(again.held[0].holders, tuple)
+
+
+def test_without_a_finished_stage_there_is_none(folder: RunFolder) -> None:
+    assert restore(folder) is None
+
+
+@pytest.mark.parametrize("value", [(), (1, "a"), {"x": [1, (2,)]}, None, True, 0.1, np.zeros((0, 3))])
+def test_values_keep_their_types(value: object) -> None:
+    again = decoded(json.loads(json.dumps(encoded(value))))
+    assert type(again) is type(value)
+    assert encoded(again) == encoded(value)
+
+
+def test_an_altered_state_is_not_gone_on_from(folder: RunFolder) -> None:
+    save(folder, STATE)
+    path = folder.path / FILE
+    path.write_text(path.read_text().replace("0.30000000000000004", "0.9"))
+    with pytest.raises(RunError, match="was altered; the run cannot be resumed"):
+        restore(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1, "sha256": "x", "state": 3}', "not json"])
+def test_a_damaged_state_is_one_line(folder: RunFolder, text: str) -> None:
+    (folder.path / FILE).write_text(text)
+    with pytest.raises(RunError, match=r"damaged|altered"):
+        restore(folder)
+
+
+def test_another_versions_state_is_named(folder: RunFolder) -> None:
+    (folder.path / FILE).write_text('{"schema": 9, "sha256": "", "state": {}}')
+    with pytest.raises(RunError, match="has schema 9, this version reads 1"):
+        restore(folder)
+
+
+# --- The run folder ------------------------------------------------------------------------------------
+
+
+def begun(path: Path) -> Scenario:
+    """A folder whose run was interrupted."""
+    scenario = Scenario.model_validate(tiny_table())
+    first = RunFolder(path)
+    first.write_json("scenario.json", scenario.model_dump(mode="json"))
+    first.event("start")
+    first.close()
+    return scenario
+
+
+def test_two_servers_cannot_write_to_one_folder(tmp_path: Path) -> None:
+    scenario = begun(tmp_path / "run")
+    one = RunFolder(tmp_path / "run", scenario)
+    with pytest.raises(RunError, match="is written to by another server"):
+        RunFolder(tmp_path / "run", scenario)
+    one.close()
+    RunFolder(tmp_path / "run", scenario).close()
+
+
+def test_a_new_run_does_not_go_on_by_itself(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(RunError, match="already holds a run"):
+        RunFolder(tmp_path / "run")
+
+
+def test_only_the_same_scenario_goes_on(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(RunError, match="holds a run of scenario"):
+        RunFolder(tmp_path / "run", Scenario.model_validate(tiny_table(seed=1)))
+
+
+def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
+    scenario = begun(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(RunError, match="the run is finished"):
+        RunFolder(tmp_path / "run", scenario)
+
+
+def test_a_torn_event_is_cut(tmp_path: Path) -> None:
+    scenario = begun(tmp_path / "run")
+    events = tmp_path / "run" / "events.jsonl"
+    events.write_text(events.read_text() + '{"time": 17, "ev')
+    folder = RunFolder(tmp_path / "run", scenario)
+    folder.event("resumed")
+    assert [json.loads(line)["event"] for line in events.read_text().splitlines()] == ["start", "resumed"]
