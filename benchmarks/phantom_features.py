@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,29 +20,50 @@ SEED, INSTITUTION = 7, "bench"
 SAVE_EVERY = 16
 
 Features = dict[str, NDArray[np.float32]]
-"""By kind of feature (casam_core.features), f_NF of images 0..N-1."""
+"""By kind of feature, f_NF of images 0..N-1."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """name: part of the cache's file names. kinds: what `describe` returns, one f_F each."""
+
+    name: str
+    kinds: tuple[str, ...]
+    describe: Callable[[Backbone, NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
+
+
+def describe_embedding(backbone: Backbone, image_HW3: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """The product's features (casam_core.features).
+
+    The embedding is rounded to half precision before pooling, as the embedding store rounds it.
+    """
+    z_CHW = backbone.encode([image_HW3])[0].cpu().half().float()
+    return {kind: pool(z_CHW, kind).numpy() for kind in FEATURES}
+
+
+EMBEDDING = Description("embedding", tuple(FEATURES), describe_embedding)
 
 
 def phantom_features(
-    backbone: Backbone, modality: str, images: int, home: Path, say: Callable[[str], None]
+    backbone: Backbone,
+    modality: str,
+    images: int,
+    home: Path,
+    say: Callable[[str], None],
+    description: Description = EMBEDDING,
 ) -> Features:
-    """Features of the first `images` phantoms of `modality`; only those not yet in `home` are encoded.
-
-    Embeddings are rounded to half precision before pooling, as the embedding store rounds them.
-    """
-    path = home / f"{modality}-{backbone.digest[:12]}.npz"
-    known: Features = {}
+    """Features of the first `images` phantoms of `modality`; only those not yet in `home` are encoded."""
+    path = home / f"{modality}-{description.name}-{backbone.digest[:12]}.npz"
+    rows: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in description.kinds}
     if path.exists():
         with np.load(path) as file:
-            known = {kind: file[kind] for kind in FEATURES}
+            rows = {kind: list(file[kind]) for kind in description.kinds}
     spec = DataSpec(reader="phantom", phantom=modality, images=max(images, 3))
     dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
-    done = len(next(iter(known.values()), ()))
-    rows: dict[str, list[NDArray[np.float32]]] = {kind: list(known.get(kind, ())) for kind in FEATURES}
-    for number in range(done, images):
-        z_CHW = backbone.encode([dataset.load(dataset.samples[number]).image_HW3])[0].cpu().half().float()
-        for kind in FEATURES:
-            rows[kind].append(pool(z_CHW, kind).numpy())
+    for number in range(len(next(iter(rows.values()))), images):
+        described = description.describe(backbone, dataset.load(dataset.samples[number]).image_HW3)
+        for kind in description.kinds:
+            rows[kind].append(described[kind])
         if (number + 1) % SAVE_EVERY == 0 or number + 1 == images:
             save(path, rows)
             say(f"encode {modality}: {number + 1}/{images}")

@@ -9,7 +9,7 @@ AUROC and FPR at 95 % TPR compare it between unseen (positive) and seen test ima
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,7 +24,7 @@ from casam_core.routers import build_router
 from casam_core.routing import decide
 from casam_core.scenario import RouterSpec
 from casam_core.seeding import derive_seed, numpy_generator
-from casam_core.threshold import learn_alone
+from casam_core.threshold import choose_threshold, learn_and_score
 
 TEST_IMAGES = 32
 TRAINING_IMAGES = (8, 16, 64, 256)
@@ -50,6 +50,9 @@ CANDIDATES: dict[str, RouterSpec] = {
     "gaussian, moments, no margin": RouterSpec(kind="gaussian", features="moments", margin=0),
 }
 
+Rule = Callable[[NDArray[np.float64]], float]
+"""A task's threshold from the scores of its held-out images."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -69,38 +72,61 @@ class Quality:
     twins: float | None
 
 
-def measure(
-    spec: RouterSpec,
-    features: Mapping[str, Features],
-    images: int,
-    split: int,
-    twins: Sequence[Sequence[str]],
-) -> Quality:
-    """One candidate on one split. The last TEST_IMAGES images of every task are for testing."""
+@dataclass(frozen=True)
+class Scores:
+    """One router on one split. seen, unseen: task names; held_out: of each seen task's training images,
+    scored by states that never saw them; tests: by task, scores_NS of N test
+    images under the S seen tasks."""
+
+    seen: list[str]
+    unseen: list[str]
+    held_out: dict[str, NDArray[np.float64]]
+    tests: dict[str, NDArray[np.float64]]
+
+
+def score(spec: RouterSpec, features: Mapping[str, NDArray[np.float32]], images: int, split: int) -> Scores:
+    """One candidate on one split. The last TEST_IMAGES images of every task are for testing.
+
+    features: f_NF by task.
+    """
     rng = numpy_generator(split, "router-quality", images)
     order = [str(task) for task in rng.permutation(sorted(features))]
     seen, unseen = sorted(order[len(order) // 3 :]), sorted(order[: len(order) // 3])
     router = build_router(spec)
-    learned = {}
+    states, held_out = [], {}
     for task in seen:
-        f_NF = features[task][spec.features]
+        f_NF = features[task]
         chosen = np.sort(rng.permutation(len(f_NF) - TEST_IMAGES)[:images])
         seed = derive_seed(split, "router", task)
-        learned[task] = learn_alone(router, torch.from_numpy(f_NF[chosen]), spec, seed)
-    states, thresholds = [learned[task][0] for task in seen], [learned[task][1] for task in seen]
+        state, held_out[task] = learn_and_score(router, torch.from_numpy(f_NF[chosen]), spec, seed)
+        states.append(state)
+    tests = {
+        task: np.array(
+            [
+                [router.score(f_F, state) for state in states]
+                for f_F in torch.from_numpy(features[task][-TEST_IMAGES:])
+            ]
+        )
+        for task in (*seen, *unseen)
+    }
+    return Scores(seen, unseen, held_out, tests)
+
+
+def judge(scores: Scores, rule: Rule, twins: Sequence[Sequence[str]]) -> Quality:
+    """What these scores are worth under thresholds that `rule` makes of the held-out ones."""
+    seen, thresholds = scores.seen, [rule(scores.held_out[task]) for task in scores.seen]
 
     def routed(task: str) -> list[tuple[str, float]]:
         """(route, unknownness) of every test image."""
         results = []
-        for f_F in torch.from_numpy(features[task][spec.features][-TEST_IMAGES:]):
-            scores = [router.score(f_F, state) for state in states]
-            route = decide(seen, scores, thresholds)
-            best = int(np.argmin(scores))
-            results.append((route.name, scores[best] - thresholds[best]))
+        for row_S in scores.tests[task]:
+            best = int(np.argmin(row_S))
+            route = decide(seen, row_S.tolist(), thresholds)
+            results.append((route.name, row_S[best] - thresholds[best]))
         return results
 
     known = {task: routed(task) for task in seen}
-    strange = [result for task in unseen for result in routed(task)]
+    strange = [result for task in scores.unseen for result in routed(task)]
     right = [[name == task for name, _ in known[task]] for task in seen]
     lost = [[name == "identity" for name, _ in known[task]] for task in seen]
     paired = [task for pair in twins if set(pair) <= set(seen) for task in pair]
@@ -116,6 +142,18 @@ def measure(
         fpr95=false_positive_rate(unknownness.numpy(), positive.numpy()),
         twins=float(np.mean([right[seen.index(task)] for task in paired])) if paired else None,
     )
+
+
+def measure(
+    spec: RouterSpec,
+    features: Mapping[str, Features],
+    images: int,
+    split: int,
+    twins: Sequence[Sequence[str]],
+) -> Quality:
+    """One candidate as the product would use it, on one split."""
+    pooled = {task: of_task[spec.features] for task, of_task in features.items()}
+    return judge(score(spec, pooled, images, split), lambda scores_N: choose_threshold(scores_N, spec), twins)
 
 
 def false_positive_rate(unknownness: NDArray[np.float64], positive: NDArray[np.int64]) -> float:

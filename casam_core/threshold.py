@@ -69,9 +69,17 @@ def held_out_scores(
 
 def learn_alone(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> tuple[Arrays, float]:
     """(state, threshold) as an institution that holds its task alone makes them. Raises DataError."""
+    state, scores_N = learn_and_score(router, f_NF, spec, seed)
+    return state, choose_threshold(scores_N, spec)
+
+
+def learn_and_score(
+    router: Router, f_NF: Tensor, spec: RouterSpec, seed: int
+) -> tuple[Arrays, NDArray[np.float64]]:
+    """(state of all images, held-out scores_N of each). Raises DataError."""
     states = [router.finish(fold) for fold in fold_summaries(router, f_NF, spec, seed)]
     scores_N = held_out_scores(router, f_NF, states, spec.folds)
-    return router.finish(router.summarise(f_NF, seed)), choose_threshold(scores_N, spec)
+    return router.finish(router.summarise(f_NF, seed)), scores_N
 
 
 def choose_threshold(scores_N: NDArray[np.float64], spec: RouterSpec) -> float:
