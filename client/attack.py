@@ -35,7 +35,7 @@ from client.holdings import TaskData
 from client.progress import reporter
 from client.shadows import Shadows, indices
 
-LAYER_ATTACKS = ("layer_loss", "layer_likelihood_ratio")
+LAYER_ATTACKS = ("layer_loss", "layer_gain", "layer_likelihood_ratio")
 ROUTER_ATTACKS = ("router_score", "router_likelihood_ratio", "router_read_out")
 ROUTER_SHADOWS = 32
 """A router's shadow costs a fraction of a second, a layer's a training: those are the caller's to count."""
@@ -120,7 +120,7 @@ def attack_entry(target: Target, layer_shadows: int) -> dict[str, Attacked]:
 
 
 def attack_layer(target: Target, shadows: int) -> dict[str, Attacked]:
-    """By loss, and by likelihood ratio against `shadows` models."""
+    """By loss, by gain over frozen SAM, and by likelihood ratio against `shadows` models."""
     layer = entry_layer(target.entry, target.backbone.geometry.channels, target.backbone)
 
     def example(i: int) -> Example:
@@ -142,7 +142,8 @@ def attack_layer(target: Target, shadows: int) -> dict[str, Attacked]:
         return target.data.example(target.samples[i], target.backbone)
 
     frozen_N = losses_of(identity, embedded, images, target.backbone, report("attack layer of"))
-    found = {"layer_loss": Attacked(target.outcome(frozen_N - own_N, members_N))}
+    scores = {"layer_loss": -own_N, "layer_gain": frozen_N - own_N}
+    found = {name: Attacked(target.outcome(score_N, members_N)) for name, score_N in scores.items()}
     if not shadows:
         return found | {
             "layer_likelihood_ratio": Attacked(None, "no shadow models were asked for: --shadows")

@@ -22,7 +22,7 @@ from casam_core.backbones import Backbone, load_backbone
 from casam_core.bank import Bank
 from casam_core.compute import prepare_process, resolve_compute
 from casam_core.embeddings import EmbeddingStore
-from casam_core.errors import DataError, RunError
+from casam_core.errors import CasamError, DataError
 from casam_core.methods import method_of
 from casam_core.policy import LearnedPolicy, Policy
 from casam_core.scenario import Scenario
@@ -34,6 +34,10 @@ from scenarios.run import LineWriter
 
 Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""
+
+
+class AttackError(CasamError):
+    """A run that cannot be attacked as it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,10 @@ class Run:
 
 
 def open_run(folder: Path, data_root: Path | None) -> Run:
-    """Raises RunError for a folder that holds no finished run, or one without an entry per task."""
+    """Raises AttackError for a folder that holds no finished run, or one without an entry per task."""
     for name in ("scenario.json", "summary.json"):
         if not (folder / name).is_file():
-            raise RunError(
+            raise AttackError(
                 f"{folder}: expected the folder of a finished run, found no {name}; check the path"
             )
     try:
@@ -86,13 +90,13 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
             for name, facts in summary["privacy"].items()
         }
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
+        raise AttackError(
             f"{folder}: its scenario.json or summary.json cannot be read ({type(error).__name__}); "
             "use the version of casam that ran it"
         ) from error
     method = method_of(scenario.method)
     if method.shared or not method.learns:
-        raise RunError(
+        raise AttackError(
             f"{folder}: method {scenario.method!r} has no entry per task, and entries are what is attacked"
         )
     settings: dict[str, str | int | float | bool] = {
@@ -109,15 +113,16 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
 def attack_run(run: Run, wanted: Sequence[str], shadows: int, console: Console) -> Report:
     """Attack every entry that an institution (of `wanted`, or any) had a part in.
 
-    shadows: layers to train per entry for likelihood ratios. Raises RunError where nothing can be attacked.
+    shadows: layers to train per entry for likelihood ratios. Raises AttackError where nothing can be
+    attacked.
     """
     scenario = run.scenario
     names = list(wanted) or [site.name for site in scenario.institutions]
     for name in names:
         if name not in run.sites:
-            raise RunError(f"--institution: expected one of {', '.join(run.sites)}, found {name!r}")
+            raise AttackError(f"--institution: expected one of {', '.join(run.sites)}, found {name!r}")
         if not wanted and not (run.folder / "institutions" / name).is_dir():
-            raise RunError(
+            raise AttackError(
                 f"{run.folder} has no part of {name!r}: a real deployment's run. An attack needs the images: "
                 f"whoever holds them calls it there with --institution {name} --data-root FOLDER"
             )
@@ -132,8 +137,7 @@ def attack_run(run: Run, wanted: Sequence[str], shadows: int, console: Console) 
                     found = attack_one(run, name, task, backbone, shadows)
                     report.setdefault(name, {})[task] = found
     if not any(figures["refused"] is None for _, _, _, figures in lines(report)):
-        reasons = {f"{name}, {task}: {figures['refused']}" for name, task, _, figures in lines(report)}
-        raise RunError(f"nothing can be attacked. {'; '.join(sorted(reasons)) or 'No task was learned.'}")
+        raise AttackError(f"nothing can be attacked. {'; '.join(refusals(report)) or 'No task was learned'}")
     return report
 
 
@@ -148,7 +152,7 @@ def attack_one(run: Run, name: str, task: str, backbone: Backbone, shadows: int)
         return {attack: figures_of(attack, refused, claim) for attack in (*LAYER_ATTACKS, *ROUTER_ATTACKS)}
     entry = run.bank[task]
     if entry.provenance.backbone != backbone.digest:
-        raise RunError(
+        raise AttackError(
             f"task {task!r} was learned behind backbone {entry.provenance.backbone[:12]}, found "
             f"{backbone.digest[:12]}; give the run's own checkpoint"
         )
@@ -231,7 +235,7 @@ def bound_facts(bound: Bound | None) -> dict[str, float] | str:
     """One false positive rate's part in the bound."""
     if bound is None:
         return NOT_MEASURABLE
-    return {"tpr": bound.tpr, "fpr": bound.fpr, "epsilon": bound.epsilon, "at_most": bound.ceiling}
+    return {"tpr": bound.tpr, "fpr": bound.fpr, "epsilon": bound.epsilon}
 
 
 def lines(report: Report) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -243,7 +247,7 @@ def lines(report: Report) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
 
 
 def table_of(report: Report) -> Table:
-    """One row per attack."""
+    """One row per attack that was made."""
     table = Table(title="who was trained on? 0.5 is guessing")
     for column in ("institution", "task", "attack"):
         table.add_column(column)
@@ -251,7 +255,6 @@ def table_of(report: Report) -> Table:
         table.add_column(column, justify="right")
     for name, task, attack, figures in lines(report):
         if figures["refused"] is not None:
-            table.add_row(name, task, attack, "-", figures["refused"])
             continue
         table.add_row(
             name,
@@ -266,6 +269,17 @@ def table_of(report: Report) -> Table:
             cell(figures["epsilon_lower_bound"]) + (" (vacuous)" if figures["vacuous"] else ""),
         )
     return table
+
+
+def refusals(report: Report) -> list[str]:
+    """What was not attacked, a line per institution, task and reason."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, task, attack, figures in lines(report):
+        if figures["refused"] is not None:
+            found.setdefault((name, task, figures["refused"]), []).append(attack)
+    return [
+        f"{name}, {task} ({', '.join(attacks)}): {reason}" for (name, task, reason), attacks in found.items()
+    ]
 
 
 def cell(value: float | str) -> str:

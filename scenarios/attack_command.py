@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from casam_core.errors import RunError, ScenarioError
+from casam_core.errors import RunError
 from casam_core.files import write_atomic
 from scenarios.screen import console
 
@@ -42,16 +42,18 @@ def attack(
     Members are its training images, non-members its validation and test images. The figures are made from
     these images: they are the institution's to keep or to publish. Exits 1 if a claimed epsilon is refuted.
     """
-    if shadows % 2:
-        raise ScenarioError(f"--shadows: expected an even number, found {shadows}")
-    if json_ is not None and not json_.parent.is_dir():
-        raise ScenarioError(f"--json: expected the folder {json_.parent} to exist; make it first")
+    from scenarios.attack import AttackError, attack_run, broken_claims, open_run, refusals, table_of
 
-    from scenarios.attack import attack_run, broken_claims, open_run, table_of
+    if shadows % 2:
+        raise AttackError(f"--shadows: expected an even number, found {shadows}")
+    if json_ is not None and not json_.parent.is_dir():
+        raise AttackError(f"--json: expected the folder {json_.parent} to exist; make it first")
 
     screen = console()
     report = attack_run(open_run(run.expanduser().resolve(), data_root), institution or [], shadows, screen)
     screen.print(table_of(report))
+    for line in refusals(report):
+        screen.print(f"not attacked: {line}", highlight=False, soft_wrap=True)
     if json_ is not None:
         write_atomic(json_, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
     if broken := broken_claims(report):

@@ -1,8 +1,8 @@
 """What an Alignment Layer makes of an image whose mask is known: the number that layer attacks go by.
 
 A layer fits images that it was trained on better than others (Yeom et al. 2018). Loss-based inference takes
-the loss under frozen SAM less the loss under the layer; likelihood ratios take the fit itself, and compare
-it with other layers' on the same image.
+the loss itself, or what the layer gained over frozen SAM; likelihood ratios compare the loss with that of
+other layers on the same image.
 """
 
 from __future__ import annotations

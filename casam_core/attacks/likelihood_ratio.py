@@ -11,12 +11,17 @@ fit_N: of the target, one image each. fit_MN: of M shadow models. inside_MN: who
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 FEWEST_FOR_OWN_SPREAD = 16
 """With fewer models an image's own variance is too unsure, and all images share one (Carlini et al., too)."""
+
+LEAST_VARIANCE = 1e-18
+"""Models that agree to the last bit must not divide by nothing."""
 
 Fits = NDArray[np.float64]
 Inside = NDArray[np.bool_]
@@ -42,11 +47,13 @@ def online(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
 
     Raises ValueError for an image that no model, or every model, was trained on.
     """
-    mean_in, spread_in = gaussians(fit_MN, inside_MN)
-    mean_out, spread_out = gaussians(fit_MN, ~inside_MN)
-    likelihood_in = norm.logpdf(fit_N, mean_in, spread_in)
-    score_N: Fits = likelihood_in - norm.logpdf(fit_N, mean_out, spread_out)
-    return score_N
+    inside, outside = gaussians(fit_MN, inside_MN), gaussians(fit_MN, ~inside_MN)
+    if inside.few or outside.few:
+        spread_in = spread_out = shared_spread(inside, outside)
+    else:
+        spread_in, spread_out = inside.spread, outside.spread
+    likelihood_in: Fits = norm.logpdf(fit_N, inside.mean_N, spread_in)
+    return likelihood_in - norm.logpdf(fit_N, outside.mean_N, spread_out)
 
 
 def offline(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
@@ -54,25 +61,41 @@ def offline(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
 
     Raises ValueError for an image that every model was trained on.
     """
-    mean_out, spread_out = gaussians(fit_MN, ~inside_MN)
-    return (fit_N - mean_out) / spread_out
+    outside = gaussians(fit_MN, ~inside_MN)
+    spread_N = shared_spread(outside) if outside.few else outside.spread
+    return (fit_N - outside.mean_N) / spread_N
 
 
-def gaussians(fit_MN: Fits, counts_MN: Inside) -> tuple[Fits, Fits]:
-    """(mean_N, spread_N) over the models that count for an image.
+@dataclass(frozen=True)
+class Gaussians:
+    """Of every image's fits over some models: mean, sum of squared differences from it, number of models."""
 
-    Raises ValueError where none does.
-    """
+    mean_N: Fits
+    square_N: Fits
+    models_N: NDArray[np.int64]
+
+    @property
+    def few(self) -> bool:
+        """Whether an image's own variance is too unsure."""
+        return int(self.models_N.min()) < FEWEST_FOR_OWN_SPREAD
+
+    @property
+    def spread(self) -> Fits:
+        """Each image's own standard deviation."""
+        return np.sqrt(np.maximum(self.square_N / (self.models_N - 1), LEAST_VARIANCE))
+
+
+def shared_spread(*groups: Gaussians) -> Fits:
+    """One standard deviation for all images, over all groups of models; 1 where no image has two models."""
+    free = sum(int(np.maximum(group.models_N - 1, 0).sum()) for group in groups)
+    square = sum(float(group.square_N.sum()) for group in groups)
+    return np.sqrt(np.full(len(groups[0].mean_N), max(square / free, LEAST_VARIANCE) if free else 1.0))
+
+
+def gaussians(fit_MN: Fits, counts_MN: Inside) -> Gaussians:
+    """Over the models that count for an image. Raises ValueError where none does."""
     models_N = counts_MN.sum(0)
     if (models_N == 0).any():
         raise ValueError(f"{int((models_N == 0).sum())} images have no shadow model to compare with")
     mean_N = np.where(counts_MN, fit_MN, 0).sum(0) / models_N
-    square_N = np.square(np.where(counts_MN, fit_MN - mean_N, 0)).sum(0)
-    if models_N.min() < FEWEST_FOR_OWN_SPREAD:
-        free = int(np.maximum(models_N - 1, 0).sum())
-        variance_N = np.full(len(models_N), square_N.sum() / free if free else 1.0)
-    else:
-        variance_N = square_N / (models_N - 1)
-    # Models that agree to the last bit must not divide by nothing.
-    least = 1e-12 * (1 + np.square(mean_N))
-    return mean_N, np.sqrt(np.maximum(variance_N, least))
+    return Gaussians(mean_N, np.square(np.where(counts_MN, fit_MN - mean_N, 0)).sum(0), models_N)

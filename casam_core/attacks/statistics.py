@@ -32,25 +32,21 @@ class Bound:
     """What one false positive rate proves about epsilon.
 
     tpr, fpr: at the threshold, on images that had no part in choosing it. epsilon: lower bound at 95 %, 0
-    where nothing is proved. ceiling: what it would be if every member had been found; a claimed epsilon
-    above it cannot be refuted with so few images, and the bound is vacuous for it.
+    where nothing is proved.
     """
 
     level: float
     tpr: float
     fpr: float
     epsilon: float
-    ceiling: float
-
-    def vacuous(self, epsilon: float) -> bool:
-        """Whether no outcome of this attack could have contradicted the claim."""
-        return self.ceiling <= epsilon
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One attack. p_value: how often guessing would come to such an AUC or a higher one (Mann and Whitney's
-    test). tpr, bounds: by false positive rate, None where it is not measurable."""
+    test). tpr, bounds: by false positive rate, None where it is not measurable. ceiling: the bound of an
+    attack that finds every member and takes nobody else for one; None where no rate is measurable.
+    """
 
     members: int
     non_members: int
@@ -58,20 +54,16 @@ class Outcome:
     p_value: float
     tpr: dict[float, float | None]
     bounds: dict[float, Bound | None]
+    ceiling: float | None
 
     @property
     def epsilon(self) -> float | None:
         """The best lower bound; None where no rate is measurable."""
         return max((bound.epsilon for bound in self.bounds.values() if bound is not None), default=None)
 
-    @property
-    def ceiling(self) -> float | None:
-        """The most it could have been; None where no rate is measurable."""
-        return max((bound.ceiling for bound in self.bounds.values() if bound is not None), default=None)
-
     def vacuous(self, epsilon: float) -> bool:
-        """Whether the bounds say nothing about a claim of this epsilon, whatever the attack had found."""
-        return all(bound is None or bound.vacuous(epsilon) for bound in self.bounds.values())
+        """Whether no attack on so few images could have contradicted a claim of this epsilon."""
+        return self.ceiling is None or self.ceiling <= epsilon
 
 
 def outcome_of(
@@ -93,13 +85,16 @@ def outcome_of(
             raise ValueError(f"{int(np.isnan(scores).sum())} scores of {name} are no number")
     order = rng.permutation(len(non_members))
     chooses, measures = np.array_split(non_members[order], 2)
+    bounds = {level: bound_at(members, chooses, measures, level, delta) for level in levels}
+    perfect = epsilon_lower_bound(len(members), len(members), 0, max(len(measures), 1), delta)
     return Outcome(
         members=len(members),
         non_members=len(non_members),
         auc=auc(members, non_members),
         p_value=float(mannwhitneyu(members, non_members, alternative="greater").pvalue),
         tpr={level: tpr_at(members, non_members, level) for level in levels},
-        bounds={level: bound_at(members, chooses, measures, level, delta) for level in levels},
+        bounds=bounds,
+        ceiling=perfect if any(bound is not None for bound in bounds.values()) else None,
     )
 
 
@@ -141,13 +136,11 @@ def bound_at(members: Scores, chooses: Scores, measures: Scores, level: float, d
         return None
     threshold = threshold_at(chooses, level)
     found, wrong = int(np.sum(members > threshold)), int(np.sum(measures > threshold))
-    expected = allowed(len(measures), level)
     return Bound(
         level=level,
         tpr=found / len(members),
         fpr=wrong / len(measures),
         epsilon=epsilon_lower_bound(found, len(members), wrong, len(measures), delta),
-        ceiling=epsilon_lower_bound(len(members), len(members), expected, len(measures), delta),
     )
 
 
