@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from casam_core.errors import CasamError, RunError, ScenarioError
+from scenarios.attack_command import attack
 from scenarios.audit_commands import audit_app
 from scenarios.bank_commands import bank_app
 from scenarios.bench_command import bench
@@ -113,6 +114,7 @@ def run(
 
 app.command()(predict)
 app.command()(bench)
+app.command()(attack)
 
 
 @app.command()
