@@ -55,9 +55,8 @@ def launch(path: Path) -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     signer = Ed25519PrivateKey.generate()
-    start_client_internal.http_request_response = pinned(  # type: ignore[assignment]
-        start_client_internal.http_request_response, node.bundle, signer
-    )
+    connect: Connect = vars(start_client_internal)["http_request_response"]
+    vars(start_client_internal)["http_request_response"] = pinned(connect, node.bundle, signer)
     with tempfile.TemporaryDirectory(prefix="casam-node-") as scratch:
         trusted = Path(scratch) / "trusted.yaml"
         trusted.write_text(json.dumps({PINNED: public_text(signer)}))  # JSON is YAML
@@ -145,7 +144,7 @@ def arguments_of(node: NodeFile) -> list[str]:
 
 
 def environment_of(node: NodeFile) -> dict[str, str]:
-    """Flower's own folder in the institution's home, nothing told to anybody, its parts from this environment."""
+    """Flower's folder in the institution's home, its parts from this environment, nothing told to anybody."""
     scripts = Path(sys.executable).parent
     if not (scripts / "flwr-clientapp").is_file():
         raise DeploymentError(

@@ -81,7 +81,8 @@ def check_authority(path: Path) -> None:
         raise DeploymentError(f"authority: {path} is no certificate: {error}") from error
     if certificate.not_valid_after_utc < datetime.now(UTC):
         raise DeploymentError(
-            f"authority: {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; ask the operator for a new one"
+            f"authority: {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
+            "ask the operator for a new one"
         )
 
 

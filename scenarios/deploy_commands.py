@@ -31,7 +31,7 @@ def local(
     sites: Annotated[
         Path | None,
         typer.Option(
-            help="Institutions' homes, one folder each: budgets, logs and embeddings go on from earlier runs. "
+            help="Institutions' homes, one folder each: budgets, logs and embeddings of earlier runs go on. "
             "Default: fresh ones in the run folder."
         ),
     ] = None,

@@ -156,7 +156,7 @@ def write_node(
     write_public(files / "node.pub", public)
     policy = scenario.institution(name).policy.model_dump(mode="json", exclude_none=True)
     write_private(home / "policy.toml", tomli_w.dumps(policy).encode())
-    node = {
+    node: dict[str, str | int | None] = {
         "institution": name,
         "superlink": f"127.0.0.1:{link.port}",
         "authority": str(tls.authority),
@@ -170,17 +170,8 @@ def write_node(
     }
     settings = {key: value for key, value in node.items() if value is not None}
     write_private(files / "node.toml", tomli_w.dumps(settings).encode())
-    (site,) = hosted_sites(
-        scenario,
-        "check",
-        {
-            "institution": name,
-            "policy": settings["policy"],
-            "home": str(home),
-            "data-root": str(data_root or ""),
-        },
-        {},
-    )
+    facts = {"institution": name, "policy": settings["policy"], "data-root": str(data_root or "")}
+    (site,) = hosted_sites(scenario, "check", facts, {})
     for spec in scenario.institution(name).data.values():
         site.check_path(spec.path)
     return files / "node.toml"
