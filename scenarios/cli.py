@@ -15,7 +15,7 @@ from scenarios.audit_commands import audit_app
 from scenarios.bank_commands import bank_app
 from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
-from scenarios.deploy_commands import bundle_app, deploy_app, node
+from scenarios.deploy_commands import bundle_app, deploy_app, gateway, node, provision
 from scenarios.engine import Engine
 from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
@@ -115,6 +115,8 @@ def run(
 
 
 app.command()(node)
+app.command()(gateway)
+app.command()(provision)
 app.command()(predict)
 app.command()(bench)
 

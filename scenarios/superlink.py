@@ -51,7 +51,8 @@ class SuperLink:
 
     home: Path
     environment: Mapping[str, str]
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
+    """None: somebody else started it."""
     port: int
 
     @property
@@ -60,8 +61,8 @@ class SuperLink:
         return self.home / "superlink.log"
 
     def alive(self) -> bool:
-        """Whether it still runs."""
-        return self.process.poll() is None
+        """Whether it still runs, as far as this process can know."""
+        return self.process is None or self.process.poll() is None
 
 
 @contextlib.contextmanager
@@ -79,7 +80,7 @@ def superlink(
     guardian = start_guardian(mark, ray_dir)
     try:
         # The mark comes last: there a process that renames itself is least likely to overwrite it.
-        variables = _variables(home, ray_dir) | dict(environment) | {MARKER: mark}
+        variables = variables_for(home, ray_dir) | dict(environment) | {MARKER: mark}
         link = _start(home, app_dir, variables, tls)
         yield link
     finally:
@@ -105,7 +106,7 @@ def last_lines(path: Path, count: int = 12) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
 
 
-def _variables(home: Path, ray_dir: Path) -> dict[str, str]:
+def variables_for(home: Path, ray_dir: Path) -> dict[str, str]:
     """This process's environment without what would point Flower or Ray elsewhere, plus our settings."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", MARKER))}
     # Flower starts its own parts by name, so they too must come from this interpreter's environment.
@@ -138,7 +139,8 @@ def _start(home: Path, app_dir: Path, variables: Mapping[str, str], tls: Tls | N
         connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\n'
         trust = toml_text({"root-certificates": str(tls.authority)}) if tls else "insecure = true\n"
         (home / "config.toml").write_text(connection + trust, encoding="utf-8")
-        link = SuperLink(home, variables, _spawn(home, app_dir, variables, port, tls), port)
+        process = _spawn(home, app_dir, variables, port, tls)
+        link = SuperLink(home, variables, process, port)
         while link.alive() and time.monotonic() < deadline:
             if _answers(port, tls):
                 return link
@@ -147,10 +149,10 @@ def _start(home: Path, app_dir: Path, variables: Mapping[str, str], tls: Tls | N
         if not link.alive() and "address already in use" in tail and time.monotonic() < deadline:
             continue
         if link.alive():
-            link.process.kill()
+            process.kill()
             reason = f"it did not answer within {START_SECONDS:.0f} s"
         else:
-            reason = f"it ended with status {link.process.returncode}"
+            reason = f"it ended with status {process.returncode}"
         raise RunError(f"Flower's SuperLink could not start: {reason}; see {link.log}, which ends:\n{tail}")
 
 
