@@ -5,6 +5,7 @@ Everything a server must not decide stands here, on the institution's disk (docs
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +68,8 @@ def check_node(node: NodeFile) -> None:
         node.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DeploymentError(f"home: {node.home} cannot be made: {error.strerror}") from error
+    if not os.access(node.home, os.R_OK | os.W_OK | os.X_OK):
+        raise DeploymentError(f"home: {node.home} belongs to somebody else; this process cannot write there")
     for key, value in node:
         # Flower splits the settings of a node at quotes and has no way to escape one.
         if isinstance(value, Path) and re.search(r"[\"\\\n]", str(value)):
