@@ -15,7 +15,6 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,7 +232,7 @@ def test_every_institution_is_a_user_of_its_own_without_powers(demo: Demo) -> No
 
 
 def test_only_trusted_and_registered_parties_meet(demo: Demo) -> None:
-    """Another node in north's place: without a key, with one that nobody registered, without the authority."""
+    """Another node in north's place: without a key, with one nobody registered, without the authority."""
     script = (
         "cd /tmp && timeout 60 flower-supernode --superlink gateway:9092 --port 9100 {} > log 2>&1; cat log"
     )
