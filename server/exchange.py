@@ -13,12 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
 
 POLL_SECONDS = 0.1
+
+BUNDLE_REFUSED = "bundle-refused"
+"""A site's launcher pins another bundle (client/launcher.py)."""
 
 T = TypeVar("T")
 
@@ -35,8 +39,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """outcome: a word of Outcome, `no-answer`, `unreachable` or `unreadable`. reply is set iff ok.
-    payload, bytes, request: what arrived, its size, and the id of the request it answers."""
+    """outcome: a word of Outcome, `no-answer`, `unreachable`, `unreadable` or `bundle-refused`. reply is set
+    iff ok. payload, bytes, request: what arrived, its size, and the id of the request it answers."""
 
     to: str
     outcome: str
@@ -114,7 +118,7 @@ def exchange(
 def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]) -> Answer[T]:
     """What a reply says; a reply that is not of our making is an outcome, not an exception."""
     if message.has_error():
-        return Answer(to, "unreachable")
+        return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else "unreachable")
     size = len(serialise(message.content))
     traffic.add(traffic.up, to, size)
     try:

@@ -114,3 +114,10 @@ def test_bytes_are_those_of_the_serialised_records() -> None:
     _, traffic = ask({1: OK})
     assert traffic.down == {"site-1": len(serialise(to_records(ASK)))}
     assert traffic.up == {"site-1": len(serialise(to_records(OK)))}
+
+
+def test_a_refused_bundle_is_an_outcome_of_its_own() -> None:
+    """A site's launcher pins another; Flower answers in its place."""
+    message = Message(RecordDict(), dst_node_id=1, message_type="query.identify")
+    refused = Message(Error(7, "The FAB could not be verified."), reply_to=message)
+    assert read("north", refused, Traffic(), AlignReply.of).outcome == "bundle-refused"
