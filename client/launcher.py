@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 PINNED = "pinned"
 """The name of the launcher's own key among those whose bundles Flower may run."""
 
+FLOWER = "1.41.0"
+
 Connect = Callable[..., AbstractContextManager[tuple[Any, ...]]]
 
 
@@ -44,6 +47,7 @@ def launch(path: Path) -> None:
     """
     node = read_node_file(path)
     check_node(node)
+    check_flower(importlib.metadata.version("flwr"))
     os.environ.update(environment_of(node))
     os.umask(0o077)
     # What an earlier launch unpacked: Flower finds bundles by eight digits of their hash, ours are 64.
@@ -63,6 +67,14 @@ def launch(path: Path) -> None:
         sys.argv = ["flower-supernode", *arguments_of(node), "--trusted-entities", str(trusted)]
         print(f"{node.institution}: only the bundle {node.bundle} runs here", flush=True)
         flower_supernode()
+
+
+def check_flower(found: str) -> None:
+    """The pin wraps one of Flower's own functions: another Flower may have another way in."""
+    if found != FLOWER:
+        raise DeploymentError(
+            f"flwr: expected {FLOWER}, for which the pin was tested, found {found}; install requirements.lock"
+        )
 
 
 def pinned(connect: Connect, bundle: str, signer: Ed25519PrivateKey) -> Connect:

@@ -103,7 +103,4 @@ def declared_licence(package: str) -> str | None:
 
 def licence_of(text: str, licences: LicenseFactory) -> License:
     """An SPDX licence where the text is one, else the text as the licence's name."""
-    try:
-        return licences.make_from_string(text, license_acknowledgement=LicenseAcknowledgement.DECLARED)
-    except Exception:
-        return licences.make_with_name(text)
+    return licences.make_from_string(text, license_acknowledgement=LicenseAcknowledgement.DECLARED)

@@ -18,7 +18,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.start_client_internal import _verify_fab
 
-from client.launcher import PINNED, arguments_of, pinned, public_text, signed
+from casam_core.errors import DeploymentError
+from client.launcher import FLOWER, PINNED, arguments_of, check_flower, pinned, public_text, signed
 from client.node_file import read_node_file
 
 BUNDLE = b"the code that the site has read"
@@ -117,3 +118,9 @@ def test_the_node_is_started_with_what_the_site_says_and_nothing_else(tmp_path: 
         "--node-config",
         f'institution="north" policy="{tmp_path}/policy.toml" home="{tmp_path}/home" data-root="/data"',
     ]
+
+
+def test_another_flower_does_not_start() -> None:
+    check_flower(FLOWER)
+    with pytest.raises(DeploymentError, match=r"flwr: expected 1\.41\.0, .* found 1\.42\.0"):
+        check_flower("1.42.0")
