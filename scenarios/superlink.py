@@ -67,17 +67,18 @@ class SuperLink:
 
 @contextlib.contextmanager
 def superlink(
-    home: Path, app_dir: Path, environment: Mapping[str, str], tls: Tls | None = None
+    home: Path, app_dir: Path, environment: Mapping[str, str], tls: Tls | None = None, *scratch: Path
 ) -> Iterator[SuperLink]:
     """Run a SuperLink for the length of a with-block; at its end no process and no Ray folder is left.
 
     tls: serve nodes of their own, that must be registered, and keep the state in a database; without, the
-    nodes are simulated. What is started with the SuperLink's environment is ended with it.
+    nodes are simulated. What is started with the SuperLink's environment is ended with it. scratch: folders
+    that must not outlive the run, however it ends.
     """
     mark = uuid.uuid4().hex
     # Ray keeps sockets there, and the path of a socket holds 104 characters at most, of which Ray uses 75.
     ray_dir = Path(tempfile.mkdtemp(prefix="casam-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
-    guardian = start_guardian(mark, ray_dir)
+    guardian = start_guardian(mark, ray_dir, *scratch)
     try:
         # The mark comes last: there a process that renames itself is least likely to overwrite it.
         variables = variables_for(home, ray_dir) | dict(environment) | {MARKER: mark}

@@ -107,7 +107,7 @@ def run_deployed(
     home.mkdir()
     app = stage_app(ROOT, home / "app")
     pin = bundle_hash(build_bundle(ROOT))
-    with terminable(), superlink(home, app, {}, tls) as link:
+    with terminable(), superlink(home, app, {}, tls, scratch) as link:
         nodes = []
         for site in scenario.institutions:
             files = scratch / "institutions" / site.name
