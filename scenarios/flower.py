@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from casam_core.errors import RunError
-from scenarios.superlink import SuperLink, flower_command, last_lines, superlink, toml_text
+from scenarios.superlink import SuperLink, flower_command, flwr, last_lines, superlink, toml_text
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -182,16 +182,7 @@ def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
     deadline = time.monotonic() + _SETTLE_SECONDS
     status, details = "unknown", f"the SuperLink did not say how the run stands; see {link.log}"
     while True:
-        answer = subprocess.run(
-            [flower_command("flwr"), "list", "--run-id", str(run_id), "--format", "json"],
-            env=dict(link.environment),
-            cwd=link.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
+        answer = flwr(link, "list", "--run-id", str(run_id), "--format", "json")
         with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
             row = json.loads(answer.stdout)["runs"][0]
             status, details = str(row["status"]), str(row["status-details"]).replace("N/A", "")

@@ -100,6 +100,21 @@ def flower_command(name: str) -> str:
     raise RunError(f"no command {name!r} beside {sys.executable}; install this package again with pip")
 
 
+def flwr(link: SuperLink, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Flower's own command, as an operator of this SuperLink, whatever its status."""
+    return subprocess.run(
+        [flower_command("flwr"), *arguments],
+        env=dict(link.environment),
+        cwd=link.home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
 def last_lines(path: Path, count: int = 12) -> str:
     """The end of a log, for a person."""
     if not path.is_file():

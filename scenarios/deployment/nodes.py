@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from casam_core.errors import RunError
-from scenarios.superlink import SuperLink, flower_command
+from scenarios.superlink import SuperLink, flwr
 
 ONLINE = "online"
 KNOWN_ALREADY = re.compile(r"already (in use|registered|exists)", re.IGNORECASE)
@@ -42,17 +41,7 @@ def list_nodes(link: SuperLink) -> dict[int, str]:
 
 def ask(link: SuperLink, *arguments: str) -> dict[str, Any]:
     """`flwr supernode ...` as JSON; what is no JSON is an error message."""
-    result = subprocess.run(
-        [flower_command("flwr"), "supernode", *arguments, "--format", "json"],
-        env=dict(link.environment),
-        cwd=link.home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
+    result = flwr(link, "supernode", *arguments, "--format", "json")
     try:
         answer: dict[str, Any] = json.loads(result.stdout)
     except ValueError:
