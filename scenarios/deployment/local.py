@@ -19,7 +19,7 @@ from rich.console import Console
 from casam_core.errors import RunError
 from casam_core.fingerprint import ROOT
 from casam_core.scenario import Scenario
-from client.site import hosted_sites
+from client.site import check_below
 from scenarios.bundle import build_bundle, bundle_hash
 from scenarios.deployment.certificates import (
     new_authority,
@@ -69,6 +69,9 @@ def deploy_local(order: DeployOrder, console: Console) -> Path:
     data_root = order.data_root.expanduser().resolve() if order.data_root else None
     if data_root is not None and not data_root.is_dir():
         raise RunError(f"--data-root: expected a folder, found nothing at {data_root}; check the path")
+    for spec in (spec for site in scenario.institutions for spec in site.data.values()):
+        if spec.path is not None:
+            check_below(spec.path, data_root)
     scenario = with_absolute_checkpoint(scenario, data_root)
     folder = choose_folder(scenario, order.out)
     homes = {
@@ -101,7 +104,7 @@ def run_deployed(
     scratch: Path,
     on_line: View,
 ) -> None:
-    """Server, nodes, run. Raises RunError, DataError or PolicyError. scratch: for what must not stay."""
+    """Server, nodes, run. Raises RunError. scratch: for what must not stay."""
     tls = make_tls(scratch / "operator")
     home = scratch / "server"
     home.mkdir()
@@ -145,10 +148,7 @@ def write_node(
     link: SuperLink,
     pin: str,
 ) -> Path:
-    """One institution's own files: its key, its policy (the scenario's word for it), its node file.
-
-    Raises DataError for a scenario whose data a site would not open.
-    """
+    """One institution's own files: its key, its policy (the scenario's word for it), its node file."""
     files.mkdir(mode=0o700, parents=True)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     private, public = node_key()
@@ -170,10 +170,6 @@ def write_node(
     }
     settings = {key: value for key, value in node.items() if value is not None}
     write_private(files / "node.toml", tomli_w.dumps(settings).encode())
-    facts = {"institution": name, "policy": settings["policy"], "data-root": str(data_root or "")}
-    (site,) = hosted_sites(scenario, "check", facts, {})
-    for spec in scenario.institution(name).data.values():
-        site.check_path(spec.path)
     return files / "node.toml"
 
 
