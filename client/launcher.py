@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -50,8 +49,11 @@ def launch(path: Path) -> None:
     check_flower(importlib.metadata.version("flwr"))
     os.environ.update(environment_of(node))
     os.umask(0o077)
+    flower_home = Path(os.environ["FLWR_HOME"])
     # What an earlier launch unpacked: Flower finds bundles by eight digits of their hash, ours are 64.
-    shutil.rmtree(Path(os.environ["FLWR_HOME"]) / "apps", ignore_errors=True)
+    if (flower_home / "apps").exists():
+        shutil.rmtree(flower_home / "apps")
+    flower_home.mkdir(exist_ok=True)
 
     # Flower reads its settings when it is imported.
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -61,12 +63,11 @@ def launch(path: Path) -> None:
     signer = Ed25519PrivateKey.generate()
     connect: Connect = vars(start_client_internal)["http_request_response"]
     vars(start_client_internal)["http_request_response"] = pinned(connect, node.bundle, signer)
-    with tempfile.TemporaryDirectory(prefix="casam-node-") as scratch:
-        trusted = Path(scratch) / "trusted.yaml"
-        trusted.write_text(json.dumps({PINNED: public_text(signer)}))  # JSON is YAML
-        sys.argv = ["flower-supernode", *arguments_of(node), "--trusted-entities", str(trusted)]
-        print(f"{node.institution}: only the bundle {node.bundle} runs here", flush=True)
-        flower_supernode()
+    trusted = flower_home / "trusted.yaml"
+    trusted.write_text(json.dumps({PINNED: public_text(signer)}))  # JSON is YAML
+    sys.argv = ["flower-supernode", *arguments_of(node), "--trusted-entities", str(trusted)]
+    print(f"{node.institution}: only the bundle {node.bundle} runs here", flush=True)
+    flower_supernode()
 
 
 def check_flower(found: str) -> None:

@@ -92,10 +92,12 @@ def test_a_deployment_gives_the_matrix_of_one_process(scenario: Path) -> None:
 
 def test_a_run_that_fails_exits_with_1_and_leaves_nothing(scenario: Path) -> None:
     cwd = scenario.parent
-    process = start("deploy", "local", "tiny.toml", "--out", "run", "--set", "deadlines.train=0.001", cwd=cwd)
+    process = start(
+        "deploy", "local", "tiny.toml", "--out", "run", "--set", "deadlines.evaluate=0.001", cwd=cwd
+    )
     said, failed = process.communicate()
     assert process.returncode == 1, said + failed
-    assert "the run failed: stage 1: no holder of task 'polyp' could train" in failed
+    assert "the run failed: stage 0: no institution could evaluate" in failed
     assert left_behind(cwd) == []
 
 
