@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from packaging.utils import canonicalize_name
@@ -185,3 +186,14 @@ def test_the_lock_holds_every_dependency() -> None:
     names = {canonicalize_name(re.split(r"[\[<>=!~; ]", text)[0]) for text in wanted}
     locked = {canonicalize_name(package.name) for package in locked_packages(LOCK.read_text())}
     assert names <= locked, "run `make lock`"
+
+
+def test_a_kits_container_is_as_confined_as_the_demos(made: Path) -> None:
+    (node,) = yaml.safe_load((made / "institutions" / "north" / "compose.yml").read_text())[
+        "services"
+    ].values()
+    assert node["command"] == ["casam", "node", "/site/node.toml"]
+    assert (node["read_only"], node["cap_drop"], node["user"]) == (True, ["ALL"], "10001:10001")
+    assert ".:/site:ro" in node["volumes"]
+    assert any(volume.endswith(":/data:ro") for volume in node["volumes"])
+    assert "ports" not in node
