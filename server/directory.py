@@ -22,7 +22,7 @@ from casam_core.messages import (
 from casam_core.payload import Outcome
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario
-from server.exchange import BUNDLE_REFUSED, Request, Traffic, exchange
+from server.exchange import BUNDLE_REFUSED, Request, Traffic, exchange, patiently
 
 POLL_SECONDS = 0.5
 BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "unreadable")
@@ -63,7 +63,7 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
     end = time.monotonic() + deadline
     replies: dict[int, IdentifyReply] = {}
     while True:
-        new = [node for node in grid.get_node_ids() if node not in replies]
+        new = [node for node in patiently(grid.get_node_ids) if node not in replies]
         requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
         left = max(1.0, end - time.monotonic())
         answers = exchange(grid, requests, of=IdentifyReply.of, deadline=left, traffic=traffic)
