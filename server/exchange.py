@@ -25,8 +25,8 @@ LONGEST_POLL_SECONDS = 1.0
 """A busy SuperLink is asked less and less often."""
 
 PATIENCE_SECONDS = 120.0
-"""How long the SuperLink may be out of reach. Flower tries again by itself, but not when TLS is what timed out,
-as it does on an overloaded machine."""
+"""How long the SuperLink may be out of reach. Flower tries again by itself, but not where TLS is what timed
+out, as it does on an overloaded machine."""
 
 BUNDLE_REFUSED = "bundle-refused"
 """A site's launcher pins another bundle (client/launcher.py)."""
