@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Without this project's settings for uv, which would lock nothing.
-LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes --no-annotate --no-header \
-	--python-version 3.11 -c constraints.txt
+LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-deploy lint lock clean
@@ -45,10 +45,8 @@ lint: setup  ## Style, types and the direction of imports
 	$(BIN)/lint-imports
 
 lock: setup  ## Write requirements.lock and docker/thin.lock: every package with the hashes of its files
-	@for lock in requirements docker/thin; do \
-		{ grep '^#' $$lock.lock; $(LOCK) $$([ $$lock = requirements ] && echo "--extra medical pyproject.toml" \
-			|| { printf 'flwr\nnumpy\n' > $$lock.in; echo $$lock.in; }); } > $$lock.new && mv $$lock.new $$lock.lock; \
-	done; rm -f docker/thin.in
+	$(LOCK) --extra medical pyproject.toml -o requirements.lock
+	printf 'flwr\nnumpy\n' | $(LOCK) - -o docker/thin.lock
 
 clean:  ## Remove .venv and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,41 +106,19 @@ def daemon(docker: str) -> Iterator[None]:
     """dockerd for the length of a with-block."""
     if os.getuid() != 0 or (command := shutil.which("dockerd")) is None:
         raise NoEngineError("no engine answers, and only root with dockerd can start one")
-    process = subprocess.Popen(
-        [command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    said: list[str] = []
-    assert process.stderr is not None
-    os.set_blocking(process.stderr.fileno(), False)
-    deadline = time.monotonic() + 60
-    try:
-        while call([docker, "info"], timeout=60).returncode != 0:
-            said += (process.stderr.read() or "").splitlines()
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise NoEngineError("dockerd does not start: " + " | ".join(said[-3:]))
-            time.sleep(0.5)
-        with drained(process):
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen([command], stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 60
+        try:
+            while call([docker, "info"], timeout=60).returncode != 0:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise NoEngineError("dockerd does not start: " + " | ".join(log.read().splitlines()[-3:]))
+                time.sleep(0.5)
             yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@contextlib.contextmanager
-def drained(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Keep reading what the daemon says, or it would stop when the pipe is full."""
-    import threading
-
-    assert process.stderr is not None
-    os.set_blocking(process.stderr.fileno(), True)
-    reader = threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True)
-    reader.start()
-    yield
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def base_image(engine: Engine) -> str:
