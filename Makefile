@@ -4,9 +4,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Without this project's settings for uv, which would lock nothing.
+LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint clean
+.PHONY: help setup demo test test-fast test-deploy lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
@@ -32,11 +35,18 @@ test: setup  ## Run every test
 test-fast: setup  ## Run the tests that start neither Flower nor the real backbone
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
+test-deploy: setup  ## Run the compose demo in containers (root and Debian, or a running engine; else a counted skip)
+	$(BIN)/python -m pytest -m deploy tests/deploy
+
 lint: setup  ## Style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lock: setup  ## Write requirements.lock and docker/thin.lock: every package with the hashes of its files
+	$(LOCK) --extra medical pyproject.toml -o requirements.lock
+	printf 'flwr\nnumpy\n' | $(LOCK) - -o docker/thin.lock
 
 clean:  ## Remove .venv and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -49,6 +49,12 @@ class PromptError(CasamError):
     code = "prompt"
 
 
+class DeploymentError(CasamError):
+    """A node, its keys or its kit are not as they must be."""
+
+    code = "deployment"
+
+
 class RunError(CasamError):
     """The run could not go on; what is on disk is intact."""
 

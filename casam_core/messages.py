@@ -61,8 +61,8 @@ class Forecast:
 
 @dataclass(frozen=True)
 class IdentifyReply:
-    """Versions of the code, the message schema and the backbone; the institutions this node hosts, and what
-    each of them allows.
+    """Versions of the code, the message schema, the backbone and its preprocessing; the institutions this
+    node hosts, and what each of them allows.
 
     forecasts: by institution and task, where the policy adds noise. simulated: privacy noise is seeded.
     """
@@ -74,6 +74,7 @@ class IdentifyReply:
     policies: Mapping[str, Policy]
     forecasts: Mapping[str, Mapping[str, Forecast]] = field(default_factory=dict)
     simulated: bool = False
+    preprocessing: str = ""
     schema: int = SCHEMA
 
     def to_payload(self) -> Payload:
@@ -88,6 +89,7 @@ class IdentifyReply:
                 "code": self.code,
                 "schema": self.schema,
                 "backbone": self.backbone,
+                "preprocessing": self.preprocessing,
                 "compute": self.compute,
                 "institutions": json.dumps(hosted, sort_keys=True),
                 "policies": json.dumps(
@@ -119,6 +121,7 @@ class IdentifyReply:
                 for name, tasks in json.loads(str(config["forecasts"])).items()
             },
             simulated=bool(config["simulated"]),
+            preprocessing=str(config["preprocessing"]),
             schema=int(config["schema"]),
         )
 

@@ -96,6 +96,7 @@ def identify(message: Message, context: Context) -> Message:
     answer = IdentifyReply(
         code=code_fingerprint(),
         backbone=institutions[0].backbone.digest if institutions else "",
+        preprocessing=institutions[0].backbone.preprocessing if institutions else "",
         compute=institutions[0].backbone.compute.variant if institutions else "",
         institutions={institution.name: institution.holdings() for institution in institutions},
         policies={site.institution: site.policy for site in sites},

@@ -53,6 +53,7 @@ IDENTIFY: dict[str, Callable[[Any], bool]] = {
     "code": lambda value: bool(re.fullmatch(r"[0-9a-f]{16}", str(value))),
     "schema": lambda value: isinstance(value, int) and 0 <= value < 1000,
     "backbone": lambda value: bool(re.fullmatch(r"([0-9a-f]{64})?", str(value))),
+    "preprocessing": lambda value: bool(re.fullmatch(r"([0-9a-f]{16})?", str(value))),
     "compute": lambda value: bool(re.fullmatch(r"([a-z]{1,8}-(float32|bfloat16)-t\d{1,3})?", str(value))),
     "institutions": lambda value: True,  # read and compared as a whole
     "policies": lambda value: True,

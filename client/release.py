@@ -16,6 +16,7 @@ from flwr.app import Message, RecordDict
 
 from casam_core.audit import NO_PLACE, AuditLog, Line, Release, now
 from casam_core.errors import CasamError
+from casam_core.fingerprint import code_fingerprint
 from casam_core.payload import AUDIT, Outcome, Payload, digest_of
 from casam_core.wire import CONFIG, from_records, job_of, serialise, to_records
 from client.guard import check
@@ -87,7 +88,11 @@ def clause_of(message: Message) -> str:
 def refusal(error: Exception, log: Path) -> Payload:
     """One word and an incident number; the reason is appended to the institution's own log."""
     detail = f"{error}\n" if isinstance(error, CasamError) else "".join(traceback.format_exception(error))
-    return Payload({"outcome": outcome_of(error), "incident": keep(f"{type(error).__name__}: {detail}", log)})
+    outcome = outcome_of(error)
+    # Of other code the server hears which: 16 digits, as every other identify answer tells them.
+    version = {"code": code_fingerprint()} if outcome == Outcome.OTHER_CODE else {}
+    incident = keep(f"{type(error).__name__}: {detail}", log)
+    return Payload({"outcome": outcome, "incident": incident, **version})
 
 
 def logged(

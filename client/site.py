@@ -64,13 +64,17 @@ class Site:
 
     def check_path(self, path: str | None) -> None:
         """Raise DataError for a path that leads out of this site's data folder."""
-        if path is None or not self.confined:
-            return
-        if self.data_root is None:
-            raise DataError("this node has no data-root; start it with --node-config 'data-root=\"FOLDER\"'")
-        root = self.data_root.resolve()
-        if not (root / Path(path).expanduser()).resolve().is_relative_to(root):
-            raise DataError(f"{path}: expected a path below this site's data-root, found one that leads out")
+        if path is not None and self.confined:
+            check_below(path, self.data_root)
+
+
+def check_below(path: str, data_root: Path | None) -> None:
+    """Raise DataError for a data path that does not lie below the site's folder, or a site without one."""
+    if data_root is None:
+        raise DataError("this node has no data-root; start it with --node-config 'data-root=\"FOLDER\"'")
+    root = data_root.resolve()
+    if not (root / Path(path).expanduser()).resolve().is_relative_to(root):
+        raise DataError(f"{path}: expected a path below this site's data-root, found one that leads out")
 
 
 def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeConfig) -> list[Site]:

@@ -16,6 +16,7 @@ from scenarios.audit_commands import audit_app
 from scenarios.bank_commands import bank_app
 from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
+from scenarios.deploy_commands import bundle_app, deploy_app, gateway, node, provision
 from scenarios.engine import Engine
 from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
@@ -31,6 +32,8 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(bank_app, name="bank")
 app.add_typer(data_app, name="data")
+app.add_typer(deploy_app, name="deploy")
+app.add_typer(bundle_app, name="bundle")
 
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 
@@ -112,6 +115,9 @@ def run(
     show_results(run_scenario(order, screen), screen)
 
 
+app.command()(node)
+app.command()(gateway)
+app.command()(provision)
 app.command()(predict)
 app.command()(bench)
 app.command()(attack)

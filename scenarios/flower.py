@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from casam_core.errors import RunError
-from scenarios.superlink import SuperLink, flower_command, last_lines, superlink, toml_text
+from scenarios.superlink import SuperLink, flower_command, flwr, last_lines, superlink, toml_text
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -73,18 +73,32 @@ def run_flower_app(
         raise RunError(f"{home}: expected a new or empty folder as Flower home, found files in it")
     home.mkdir(parents=True, exist_ok=True)
     app = stage_app(app_dir, home / "app")
-    with _terminable(), superlink(home, app, environment or {}) as link:
-        settings = home / "run-config.toml"
-        settings.write_text(toml_text(run_config), encoding="utf-8")
-        command = [flower_command("flwr"), "run", str(app), "--stream", "-c", str(settings)]
+    with terminable(), superlink(home, app, environment or {}) as link:
         federation = _federation(nodes, cpus_per_node, gpus_per_node, gpus)
-        run_id, tail = _stream([*command, "--federation-config", federation], link, on_line)
-        if run_id is None:
-            raise RunError(
-                f"the Flower run could not start; `flwr run` said:\n{tail}\n"
-                f"the SuperLink's log ({link.log}) ends:\n{last_lines(link.log)}"
-            )
-        return _final_status(run_id, link)
+        return submit(link, app, run_config, on_line, "--federation-config", federation)
+
+
+def submit(
+    link: SuperLink,
+    app: Path,
+    run_config: Mapping[str, str | int | float | bool],
+    on_line: Callable[[str], None],
+    *options: str,
+) -> FlowerRun:
+    """Start the app at a SuperLink, follow it to its end and ask how it ended.
+
+    RunError means that it never started.
+    """
+    settings = link.home / "run-config.toml"
+    settings.write_text(toml_text(run_config), encoding="utf-8")
+    command = [flower_command("flwr"), "run", str(app), "--stream", "-c", str(settings), *options]
+    run_id, tail = _stream(command, link, on_line)
+    if run_id is None:
+        raise RunError(
+            f"the Flower run could not start; `flwr run` said:\n{tail}\n"
+            f"the SuperLink's log ({link.log}) ends:\n{last_lines(link.log)}"
+        )
+    return _final_status(run_id, link)
 
 
 def stage_app(app_dir: Path, target: Path) -> Path:
@@ -168,16 +182,7 @@ def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
     deadline = time.monotonic() + _SETTLE_SECONDS
     status, details = "unknown", f"the SuperLink did not say how the run stands; see {link.log}"
     while True:
-        answer = subprocess.run(
-            [flower_command("flwr"), "list", "--run-id", str(run_id), "--format", "json"],
-            env=dict(link.environment),
-            cwd=link.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
+        answer = flwr(link, "list", "--run-id", str(run_id), "--format", "json")
         with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
             row = json.loads(answer.stdout)["runs"][0]
             status, details = str(row["status"]), str(row["status-details"]).replace("N/A", "")
@@ -189,7 +194,7 @@ def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM unwind the stack, as Ctrl-C does, so that what was started is also ended."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Only the main thread may set handlers; the guardian covers this case.

@@ -64,14 +64,14 @@ def end_processes(mark: str, *, grace: float = 5.0) -> set[Process]:
     return set()
 
 
-def start_guardian(mark: str, scratch: Path) -> subprocess.Popen[bytes]:
+def start_guardian(mark: str, *scratch: Path) -> subprocess.Popen[bytes]:
     """Start the guardian of the run `mark`; close its standard input to let it do its work.
 
     It outlives this process however that ends, even by SIGKILL, ends the run's processes, and removes
-    the folder `scratch`.
+    the folders `scratch`.
     """
     return subprocess.Popen(
-        [sys.executable, "-I", __file__, mark, str(scratch)],
+        [sys.executable, "-I", __file__, mark, *map(str, scratch)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -118,13 +118,14 @@ def _marked_in_ps(mark: str) -> set[Process]:
     return {Process(int(words[0]), "") for words in marked}
 
 
-def _guard(mark: str, scratch: str) -> None:
+def _guard(mark: str, *scratch: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
     end_processes(mark)
-    shutil.rmtree(scratch, ignore_errors=True)
+    for folder in scratch:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    _guard(sys.argv[1], sys.argv[2])
+    _guard(*sys.argv[1:])

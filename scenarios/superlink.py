@@ -1,4 +1,4 @@
-"""A private SuperLink: Flower's simulation service for exactly one run.
+"""A private SuperLink: Flower's service for exactly one run, of a simulation or for nodes of their own.
 
 `flwr run` by itself starts a SuperLink that stays behind, remembers the folder and environment of its
 first call, and is shared by all later runs. Here each run gets its own, on its own port, with its own
@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -36,12 +37,23 @@ _PORTS = range(20000, 32000)
 
 
 @dataclass(frozen=True)
+class Tls:
+    """Files of a server that nodes connect to: its authority's certificate, its own, its private key."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
 class SuperLink:
     """A SuperLink that answers, and the environment in which `flwr` finds it."""
 
     home: Path
     environment: Mapping[str, str]
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
+    """None: somebody else started it."""
+    port: int
 
     @property
     def log(self) -> Path:
@@ -49,21 +61,28 @@ class SuperLink:
         return self.home / "superlink.log"
 
     def alive(self) -> bool:
-        """Whether it still runs."""
-        return self.process.poll() is None
+        """Whether it still runs, as far as this process can know."""
+        return self.process is None or self.process.poll() is None
 
 
 @contextlib.contextmanager
-def superlink(home: Path, app_dir: Path, environment: Mapping[str, str]) -> Iterator[SuperLink]:
-    """Run a SuperLink for the length of a with-block; at its end no process and no Ray folder is left."""
+def superlink(
+    home: Path, app_dir: Path, environment: Mapping[str, str], tls: Tls | None = None, *scratch: Path
+) -> Iterator[SuperLink]:
+    """Run a SuperLink for the length of a with-block; at its end no process and no Ray folder is left.
+
+    tls: serve nodes of their own, that must be registered, and keep the state in a database; without, the
+    nodes are simulated. What is started with the SuperLink's environment is ended with it. scratch: folders
+    that must not outlive the run, however it ends.
+    """
     mark = uuid.uuid4().hex
     # Ray keeps sockets there, and the path of a socket holds 104 characters at most, of which Ray uses 75.
     ray_dir = Path(tempfile.mkdtemp(prefix="casam-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
-    guardian = start_guardian(mark, ray_dir)
+    guardian = start_guardian(mark, ray_dir, *scratch)
     try:
         # The mark comes last: there a process that renames itself is least likely to overwrite it.
-        variables = _variables(home, ray_dir) | dict(environment) | {MARKER: mark}
-        link = _start(home, app_dir, variables)
+        variables = variables_for(home, ray_dir) | dict(environment) | {MARKER: mark}
+        link = _start(home, app_dir, variables, tls)
         yield link
     finally:
         end_processes(mark)
@@ -81,6 +100,21 @@ def flower_command(name: str) -> str:
     raise RunError(f"no command {name!r} beside {sys.executable}; install this package again with pip")
 
 
+def flwr(link: SuperLink, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Flower's own command, as an operator of this SuperLink, whatever its status."""
+    return subprocess.run(
+        [flower_command("flwr"), *arguments],
+        env=dict(link.environment),
+        cwd=link.home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
 def last_lines(path: Path, count: int = 12) -> str:
     """The end of a log, for a person."""
     if not path.is_file():
@@ -88,7 +122,7 @@ def last_lines(path: Path, count: int = 12) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
 
 
-def _variables(home: Path, ray_dir: Path) -> dict[str, str]:
+def variables_for(home: Path, ray_dir: Path) -> dict[str, str]:
     """This process's environment without what would point Flower or Ray elsewhere, plus our settings."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", MARKER))}
     # Flower starts its own parts by name, so they too must come from this interpreter's environment.
@@ -112,33 +146,41 @@ def _variables(home: Path, ray_dir: Path) -> dict[str, str]:
     }
 
 
-def _start(home: Path, app_dir: Path, variables: Mapping[str, str]) -> SuperLink:
+def _start(home: Path, app_dir: Path, variables: Mapping[str, str], tls: Tls | None) -> SuperLink:
     """Start a SuperLink and wait until it answers; another port if somebody took ours meanwhile."""
     deadline = time.monotonic() + START_SECONDS
     while True:
-        port = _free_port()
+        port = free_port()
         # With a plain address `flwr` takes the service as given: no probing, no second one on a slow day.
         connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\n'
-        (home / "config.toml").write_text(connection + "insecure = true\n")
-        link = SuperLink(home, variables, _spawn(home, app_dir, variables, port))
+        trust = toml_text({"root-certificates": str(tls.authority)}) if tls else "insecure = true\n"
+        (home / "config.toml").write_text(connection + trust, encoding="utf-8")
+        process = _spawn(home, app_dir, variables, port, tls)
+        link = SuperLink(home, variables, process, port)
         while link.alive() and time.monotonic() < deadline:
-            if _answers(port):
+            if _answers(port, tls):
                 return link
             time.sleep(0.1)
         tail = last_lines(link.log)
         if not link.alive() and "address already in use" in tail and time.monotonic() < deadline:
             continue
         if link.alive():
-            link.process.kill()
+            process.kill()
             reason = f"it did not answer within {START_SECONDS:.0f} s"
         else:
-            reason = f"it ended with status {link.process.returncode}"
+            reason = f"it ended with status {process.returncode}"
         raise RunError(f"Flower's SuperLink could not start: {reason}; see {link.log}, which ends:\n{tail}")
 
 
-def _spawn(home: Path, app_dir: Path, variables: Mapping[str, str], port: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    home: Path, app_dir: Path, variables: Mapping[str, str], port: int, tls: Tls | None
+) -> subprocess.Popen[bytes]:
     """Start the service in the app's folder: Ray's workers look there for the client's code first."""
-    command = [flower_command("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command = [flower_command("flower-superlink"), "--isolation", "subprocess"]
+    if tls is None:
+        command += ["--insecure", "--simulation"]
+    else:
+        command += [*tls_arguments(tls), "--database", str(home / "state.db")]
     with (home / "superlink.log").open("ab") as log:
         return subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -151,17 +193,31 @@ def _spawn(home: Path, app_dir: Path, variables: Mapping[str, str], port: int) -
         )
 
 
-def _answers(port: int) -> bool:
+def tls_arguments(tls: Tls) -> list[str]:
+    """Of `flower-superlink`: encrypted, and only for registered nodes."""
+    return [
+        *("--ssl-ca-certfile", str(tls.authority)),
+        *("--ssl-certfile", str(tls.certificate)),
+        *("--ssl-keyfile", str(tls.key)),
+        "--enable-supernode-auth",
+    ]
+
+
+def _answers(port: int, tls: Tls | None) -> bool:
+    # No proxy: the service is on this very machine.
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if tls is not None:
+        trusted = ssl.create_default_context(cafile=tls.authority)
+        handlers.append(urllib.request.HTTPSHandler(context=trusted))
+    opener = urllib.request.build_opener(*handlers)
     try:
-        # No proxy: the service is on this very machine.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/health", timeout=2) as response:
+        with opener.open(f"http{'s' if tls else ''}://127.0.0.1:{port}/health", timeout=2) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port nobody listens on. Drawn at random so that two runs that start together differ."""
     for port in random.SystemRandom().sample(_PORTS, 200):
         with socket.socket() as probe, contextlib.suppress(OSError):

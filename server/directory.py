@@ -22,7 +22,7 @@ from casam_core.messages import (
 from casam_core.payload import Outcome
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario
-from server.exchange import Request, Traffic, exchange
+from server.exchange import BUNDLE_REFUSED, Request, Traffic, exchange, patiently
 
 POLL_SECONDS = 0.5
 BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "unreadable")
@@ -54,7 +54,7 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
     """Ask every node until all institutions of the scenario have answered.
 
     Raises RunError after `deadlines.connect` seconds, on two nodes that claim one institution, on
-    another version of code, message schema or backbone, and when a site cannot open its data;
+    another version of code, message schema, backbone or preprocessing, and when a site cannot open its data;
     ScenarioError when a task of the stream is held by nobody.
     """
     wanted = [site.name for site in scenario.institutions]
@@ -63,13 +63,19 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
     end = time.monotonic() + deadline
     replies: dict[int, IdentifyReply] = {}
     while True:
-        new = [node for node in grid.get_node_ids() if node not in replies]
+        new = [node for node in patiently(grid.get_node_ids) if node not in replies]
         requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
         left = max(1.0, end - time.monotonic())
         answers = exchange(grid, requests, of=IdentifyReply.of, deadline=left, traffic=traffic)
         for node, answer in zip(new, answers.values(), strict=True):
             if answer.outcome == Outcome.OTHER_CODE:
-                raise RunError(f"code: the server runs {code_fingerprint()}, a node another; {SAME_CODE}")
+                theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"
+                raise RunError(f"code: the server runs {code_fingerprint()}, a node {theirs}; {SAME_CODE}")
+            if answer.outcome == BUNDLE_REFUSED:
+                raise RunError(
+                    "bundle: a site's launcher refuses the one this run sends; compare `casam bundle hash` "
+                    "with `bundle` in the sites' node.toml (their logs name both)"
+                )
             if answer.outcome in BROKEN_SITE:
                 raise RunError(
                     f"an institution cannot take part ({answer.outcome}, "
@@ -81,6 +87,7 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
         missing = [name for name in wanted if name not in directory.members]
         if not missing:
             check_backbones(replies)
+            check_preprocessing(replies)
             check_stream(scenario, directory)
             members = {name: directory.members[name] for name in wanted}
             return Directory(members, directory.backbone, directory.compute)
@@ -107,6 +114,16 @@ def check_backbones(replies: dict[int, IdentifyReply]) -> None:
     if len(found) > 1:
         raise RunError(
             f"backbone: institutions hold different weights ({', '.join(found)}); use one checkpoint"
+        )
+
+
+def check_preprocessing(replies: dict[int, IdentifyReply]) -> None:
+    """All institutions must prepare images alike, or equal weights would see other images."""
+    found = sorted({reply.preprocessing for reply in replies.values() if reply.institutions})
+    if len(found) > 1:
+        raise RunError(
+            f"preprocessing: institutions prepare images otherwise ({', '.join(found)}); "
+            "install the versions of requirements.lock everywhere"
         )
 
 

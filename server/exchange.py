@@ -12,13 +12,24 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+import httpx
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
 
 POLL_SECONDS = 0.1
+LONGEST_POLL_SECONDS = 1.0
+"""A busy SuperLink is asked less and less often."""
+
+PATIENCE_SECONDS = 120.0
+"""How long the SuperLink may be out of reach. Flower tries again by itself, but not where TLS is what timed
+out, as it does on an overloaded machine."""
+
+BUNDLE_REFUSED = "bundle-refused"
+"""A site's launcher pins another bundle (client/launcher.py)."""
 
 T = TypeVar("T")
 
@@ -35,8 +46,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """outcome: a word of Outcome, `no-answer`, `unreachable` or `unreadable`. reply is set iff ok.
-    payload, bytes, request: what arrived, its size, and the id of the request it answers."""
+    """outcome: a word of Outcome, `no-answer`, `unreachable`, `unreadable` or `bundle-refused`. reply is set
+    iff ok. payload, bytes, request: what arrived, its size, and the id of the request it answers."""
 
     to: str
     outcome: str
@@ -91,19 +102,20 @@ def exchange(
             Message(records, dst_node_id=request.node, message_type=request.kind, ttl=deadline + 60)
         )
         order.append(request.to)
-    sent = list(grid.push_messages(messages)) if messages else []
+    sent = list(patiently(lambda: grid.push_messages(messages))) if messages else []
     waiting = {message_id: to for message_id, to in zip(sent, order, strict=True) if message_id}
     answers: dict[str, Answer[T]] = {}
-    end = time.monotonic() + deadline
+    end, pause = time.monotonic() + deadline, POLL_SECONDS
     while waiting:
-        for message in grid.pull_messages(list(waiting)):
+        for message in patiently(lambda: grid.pull_messages(list(waiting))):
             answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of)
             answers[answer.to] = answer
             heard(answer)
         if waiting and time.monotonic() > end:
             break
         if waiting:
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(1.1 * pause, LONGEST_POLL_SECONDS)
     for to in order:
         if to not in answers:
             answers[to] = Answer(to, "no-answer")
@@ -111,10 +123,22 @@ def exchange(
     return {to: answers[to] for to in order}
 
 
+def patiently(call: Callable[[], T]) -> T:
+    """Try again while no connection can be made: then nothing was sent, and nothing is done twice."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return call()
+        except (httpx.ConnectTimeout, httpx.ConnectError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(LONGEST_POLL_SECONDS)
+
+
 def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]) -> Answer[T]:
     """What a reply says; a reply that is not of our making is an outcome, not an exception."""
     if message.has_error():
-        return Answer(to, "unreachable")
+        return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else "unreachable")
     size = len(serialise(message.content))
     traffic.add(traffic.up, to, size)
     try:

@@ -70,6 +70,7 @@ EXAMPLES: list[Any] = [
         compute="cpu-float32-t1",
         institutions={"north": {"polyp": Holding(9, 2, 3), "heart": Holding(1, 0, 0)}, "west": {}},
         policies={"north": Policy(adapter=LearnedPolicy(share="never"), leaves_at=4), "west": Policy()},
+        preprocessing="0123456789abcdef",
         schema=7,
     ),
     AlignRequest(JOB, None),

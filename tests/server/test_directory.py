@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import client.app
+import client.release
+from casam_core.backbones import load_backbone
+from casam_core.compute import resolve_compute
 from casam_core.errors import RunError
+from casam_core.fingerprint import code_fingerprint
+from casam_core.frame import Frame
+from casam_core.messages import Holding, IdentifyReply
+from casam_core.policy import Policy
 from casam_core.scenario import Scenario
 from scenarios.inprocess import run_inprocess
+from server.directory import check, check_backbones, check_preprocessing
 
 
 def test_other_code_is_named_before_the_scenario_is_read(
@@ -20,7 +30,61 @@ def test_other_code_is_named_before_the_scenario_is_read(
     def cannot_read(text: str) -> Scenario:
         raise AssertionError("read before the code was compared")
 
-    monkeypatch.setattr(client.app, "code_fingerprint", lambda: "an older one")
+    for module in (client.app, client.release):
+        monkeypatch.setattr(module, "code_fingerprint", lambda: "0123456789abcdef")
     monkeypatch.setattr(client.app.Scenario, "model_validate_json", cannot_read)
-    with pytest.raises(RunError, match=r"code: the server runs .* a node another; stop the local SuperLink"):
+    with pytest.raises(
+        RunError,
+        match=r"code: the server runs [0-9a-f]{16}, a node 0123456789abcdef; stop the local SuperLink",
+    ):
         run_inprocess(tiny_scenario, tmp_path / "run", None)
+
+
+def reply(name: str, **changes: str | int) -> IdentifyReply:
+    facts: dict[str, str | int] = {
+        "code": code_fingerprint(),
+        "backbone": "a" * 64,
+        "preprocessing": "b" * 16,
+    }
+    facts |= {"compute": "cpu-float32-t1", **changes}
+    held = {name: {"polyp": Holding(9, 2, 3)}}
+    return IdentifyReply(institutions=held, policies={name: Policy()}, **facts)  # type: ignore[arg-type]
+
+
+def test_another_message_schema_is_refused_with_both_values() -> None:
+    with pytest.raises(RunError, match="message schema: the server speaks 1, a node 7; update the older"):
+        check(reply("north", schema=7))
+
+
+def test_institutions_with_other_weights_are_refused_with_both_values() -> None:
+    replies = {1: reply("north"), 2: reply("south", backbone="c" * 64)}
+    with pytest.raises(RunError, match=f"backbone: .*{'a' * 64}, {'c' * 64}"):
+        check_backbones(replies)
+
+
+def test_institutions_that_prepare_images_otherwise_are_refused_with_both_values() -> None:
+    replies = {1: reply("north"), 2: reply("south", preprocessing="c" * 16)}
+    with pytest.raises(RunError, match=f"preprocessing: .*{'b' * 16}, {'c' * 16}"):
+        check_preprocessing(replies)
+    check_preprocessing({1: reply("north"), 2: reply("south")})
+
+
+def test_an_image_library_that_resizes_otherwise_has_another_preprocessing(
+    tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digits() -> str:
+        load_backbone.cache_clear()
+        return load_backbone(tiny_scenario.backbone, resolve_compute(tiny_scenario.compute)).preprocessing
+
+    before, resize = digits(), Frame.resize_image
+    assert digits() == before
+
+    def slightly_other(self: Frame, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        resized = resize(self, image).copy()
+        resized[0, 0, 0] ^= 1
+        return resized
+
+    monkeypatch.setattr(Frame, "resize_image", slightly_other)
+    other = digits()
+    load_backbone.cache_clear()
+    assert other != before

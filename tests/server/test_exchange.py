@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Error, Message, RecordDict
@@ -13,7 +14,8 @@ from casam_core.messages import AlignReply
 from casam_core.payload import Payload
 from casam_core.wire import serialise, to_records
 from scenarios.inprocess import InProcessGrid, set_id
-from server.exchange import Answer, Request, Traffic, exchange, read
+from server import exchange as exchanges
+from server.exchange import Answer, Request, Traffic, exchange, patiently, read
 
 
 class ScriptedGrid(InProcessGrid):
@@ -114,3 +116,46 @@ def test_bytes_are_those_of_the_serialised_records() -> None:
     _, traffic = ask({1: OK})
     assert traffic.down == {"site-1": len(serialise(to_records(ASK)))}
     assert traffic.up == {"site-1": len(serialise(to_records(OK)))}
+
+
+def test_a_refused_bundle_is_an_outcome_of_its_own() -> None:
+    """A site's launcher pins another; Flower answers in its place."""
+    message = Message(RecordDict(), dst_node_id=1, message_type="query.identify")
+    refused = Message(Error(7, "The FAB could not be verified."), reply_to=message)
+    assert read("north", refused, Traffic(), AlignReply.of).outcome == "bundle-refused"
+
+
+def test_a_superlink_out_of_reach_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "LONGEST_POLL_SECONDS", 0.001)
+    faults: list[Exception] = [httpx.ConnectTimeout("_ssl.c:975: The handshake operation timed out")] * 3
+
+    def call() -> str:
+        if faults:
+            raise faults.pop()
+        return "reached"
+
+    assert patiently(call) == "reached"
+
+
+def test_a_superlink_that_stays_away_ends_the_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "LONGEST_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(exchanges, "PATIENCE_SECONDS", 0.05)
+
+    def call() -> str:
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(httpx.ConnectError):
+        patiently(call)
+
+
+@pytest.mark.parametrize("fault", [httpx.ReadTimeout("late"), httpx.WriteError("torn")])
+def test_what_may_have_arrived_is_not_sent_twice(fault: Exception) -> None:
+    calls = []
+
+    def call() -> str:
+        calls.append(1)
+        raise fault
+
+    with pytest.raises(type(fault)):
+        patiently(call)
+    assert len(calls) == 1

@@ -1,0 +1,159 @@
+"""Who may be believed: a certificate authority for one consortium, the server's certificate, a key per node.
+
+Nodes check the server by TLS against the authority; the server checks nodes by the public keys that were
+registered with it. Flower wants node keys as OpenSSH files.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from casam_core.errors import DeploymentError
+from casam_core.files import write_atomic
+
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 397
+
+CURVE = ec.SECP384R1()
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Signs server certificates; its key stays with the operator."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def new_authority(name: str = "casam consortium") -> Authority:
+    """A self-signed authority that may sign server certificates and no further authorities."""
+    key = ec.generate_private_key(CURVE)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        _certificate(subject, subject, key.public_key(), key.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .sign(key, hashes.SHA384())
+    )
+    return Authority(certificate, key)
+
+
+def server_certificate(authority: Authority, names: Sequence[str]) -> tuple[bytes, bytes]:
+    """(certificate, private key) as PEM for a server reached under `names`: host names or IP addresses."""
+    key = ec.generate_private_key(CURVE)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    certificate = (
+        _certificate(
+            subject, authority.certificate.subject, key.public_key(), authority.key.public_key(), SERVER_DAYS
+        )
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(authority.key, hashes.SHA384())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), key_pem(key)
+
+
+def node_key() -> tuple[bytes, bytes]:
+    """(private, public) P-384 key of a node as OpenSSH."""
+    key = ec.generate_private_key(CURVE)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return private, public + b"\n"
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PEM, unencrypted: its file's mode protects it."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def read_authority(folder: Path) -> Authority:
+    """What write_authority wrote. Raises DeploymentError."""
+    certificate, key = folder / "ca.crt", folder / "ca.key"
+    try:
+        loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DeploymentError(
+            f"{folder}: expected the authority's ca.crt and ca.key there: {error}"
+        ) from error
+    if not isinstance(loaded, ec.EllipticCurvePrivateKey):
+        raise DeploymentError(f"{key}: expected an elliptic curve key")
+    return Authority(found, loaded)
+
+
+def write_authority(authority: Authority, folder: Path) -> None:
+    """ca.crt for everybody, ca.key for the operator alone."""
+    write_public(folder / "ca.crt", authority.certificate.public_bytes(serialization.Encoding.PEM))
+    write_private(folder / "ca.key", key_pem(authority.key))
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A file that only its owner may read."""
+    write_atomic(path, data)  # its temporary file is 0600 from the first byte on
+    path.chmod(0o600)
+
+
+def write_public(path: Path, data: bytes) -> None:
+    """A file that everybody may read."""
+    write_atomic(path, data)
+    path.chmod(0o644)
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
+    days: int,
+) -> x509.CertificateBuilder:
+    start = datetime.now(UTC) - timedelta(hours=1)  # clocks differ
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key),
+            critical=False,
+        )
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

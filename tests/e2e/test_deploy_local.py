@@ -1,0 +1,119 @@
+"""`casam deploy local` for real: the numbers of one process, an honest status, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from casam_core.audit import broken, read_log
+from casam_core.toml import read_policy
+from tests.conftest import tiny_table
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+CASAM = str(Path(sys.executable).parent / "casam")
+MARK = "CASAM_TEST_DEPLOY"
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    """tiny_table; one institution allows no more than two rounds of training."""
+    table = tiny_table()
+    table["institutions"][0]["policy"] = {"max_rounds": 2}
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
+    return tmp_path / "tiny.toml"
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """`casam ...`; its temporary files go where the test can look for them."""
+    (cwd / "tmp").mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [CASAM, *arguments],
+        cwd=cwd,
+        env=os.environ | {MARK: str(cwd), "TMPDIR": str(cwd / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left_behind(cwd: Path) -> list[str]:
+    """Processes that carry the test's mark, and temporary files."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={cwd}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found + [str(path) for path in (cwd / "tmp").iterdir()]
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+def test_a_deployment_gives_the_matrix_of_one_process(scenario: Path) -> None:
+    cwd = scenario.parent
+    alone = start("run", "tiny.toml", "--engine", "inprocess", "--out", "alone", cwd=cwd)
+    assert alone.wait() == 0
+    deployed = start("deploy", "local", "tiny.toml", "--out", "deployed", cwd=cwd)
+    said, failed = deployed.communicate()
+    assert deployed.returncode == 0, said + failed
+    assert said.splitlines()[-1] == f"Run folder: {cwd / 'deployed'}"
+    assert left_behind(cwd) == []
+
+    one, other = summary_of(cwd / "alone"), summary_of(cwd / "deployed")
+    assert other["scenario_digest"] == one["scenario_digest"]
+    for row, expected in zip(other["matrix"]["iou"], one["matrix"]["iou"], strict=True):
+        assert row == pytest.approx(expected, abs=1e-5)
+    assert other["zero_shot"]["iou"] == pytest.approx(one["zero_shot"]["iou"], abs=1e-5)
+
+    for site in ("north", "south", "west"):
+        home = cwd / "deployed" / "institutions" / site / "private"
+        assert home.stat().st_mode & 0o777 == 0o700
+        lines = read_log(home / "audit.jsonl")
+        assert lines
+        assert broken(lines) is None
+        assert not any(b"PRIVATE KEY" in path.read_bytes() for path in home.rglob("*") if path.is_file())
+    own = cwd / "deployed" / "institutions" / "north" / "private" / "policy.toml"
+    assert read_policy(own).max_rounds == 2
+
+
+def test_a_run_that_fails_exits_with_1_and_leaves_nothing(scenario: Path) -> None:
+    cwd = scenario.parent
+    process = start(
+        "deploy", "local", "tiny.toml", "--out", "run", "--set", "deadlines.evaluate=0.001", cwd=cwd
+    )
+    said, failed = process.communicate()
+    assert process.returncode == 1, said + failed
+    assert "the run failed: stage 0: no institution could evaluate" in failed
+    assert left_behind(cwd) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_nothing_outlives_an_interrupt_or_a_kill(scenario: Path, number: signal.Signals, status: int) -> None:
+    cwd = scenario.parent
+    process = start("deploy", "local", "tiny.toml", "--out", "run", cwd=cwd)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "3 of 3 nodes connected" in line:
+            break
+    assert len(left_behind(cwd)) > 4, "server, nodes and files must be visible to this test"
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == status
+    deadline = time.monotonic() + 20
+    while left_behind(cwd) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left_behind(cwd) == []
