@@ -16,9 +16,13 @@ from scenarios.bank_commands import bank_app
 from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
 from scenarios.engine import Engine
+from scenarios.init_command import init
 from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
+from scenarios.scenario_commands import scenarios_app, schema, studies_app
 from scenarios.screen import console
+from scenarios.study_command import study
+from scenarios.watch_command import watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +34,8 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(bank_app, name="bank")
 app.add_typer(data_app, name="data")
+app.add_typer(scenarios_app, name="scenarios")
+app.add_typer(studies_app, name="studies")
 
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 
@@ -113,6 +119,10 @@ def run(
 
 app.command()(predict)
 app.command()(bench)
+app.command()(study)
+app.command()(watch)
+app.command()(init)
+app.command()(schema)
 
 
 @app.command()
@@ -176,15 +186,6 @@ def compare(
     if (pairs := paired_table(rows)) is not None:
         screen.print(pairs)
     screen.print(f"Results: {(out / 'results.csv').resolve()}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def scenarios() -> None:
-    """List the scenarios that come with casam."""
-    from scenarios.library import library_names, resolve_scenario
-
-    for name in library_names():
-        typer.echo(f"{name:<20} {resolve_scenario(name).description}")
 
 
 @app.command()
