@@ -1,10 +1,12 @@
-"""How fast this machine is, right now: seconds of one encode, one training step and one decode.
+"""How fast this machine is, right now: seconds to start a run, of one encode, training step and decode.
 
 Measured in moments on a synthetic image, so that a plan of hours can be told in minutes before it starts.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,15 +28,18 @@ from scenarios.preflight import Cost
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of one image to encode, of one image in a training step, of one image to decode and score."""
+    """Seconds until a run's process is ready, and of one image: to encode, in a training step, to decode and
+    score."""
 
+    start: float
     encode: float
     train: float
     decode: float
 
     def seconds(self, cost: Cost) -> float:
         """What `cost` takes one process."""
-        return cost.encodes * self.encode + cost.steps * cost.batch * self.train + cost.decodes * self.decode
+        steps = cost.steps * cost.batch * self.train
+        return self.start + cost.encodes * self.encode + steps + cost.decodes * self.decode
 
 
 def measure_pace(scenario: Scenario) -> Pace:
@@ -68,12 +73,18 @@ def measure_pace(scenario: Scenario) -> Pace:
     try:
         z_CHW = backbone.encode([painted.image_HW3])[0].float()
         return Pace(
+            start=seconds_of(start_process),
             encode=seconds_of(lambda: backbone.encode([painted.image_HW3])),
             train=seconds_of(train) / 2,
             decode=seconds_of(decode),
         )
     finally:
         torch.set_num_threads(threads)
+
+
+def start_process() -> None:
+    """All that a run's process imports."""
+    subprocess.run([sys.executable, "-c", "import scenarios.cell"], check=True)
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -63,6 +63,8 @@ class Study(Section):
     @model_validator(mode="after")
     def _is_consistent(self) -> Study:
         axes = self.labels()
+        if "seed" in axes:
+            raise ValueError("axes.seed: seeds are an axis by themselves; write seeds = [...]")
         for axis, labels in axes.items():
             if not labels:
                 raise ValueError(f"axis {axis!r}: expected values, found none")

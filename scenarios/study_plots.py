@@ -81,12 +81,9 @@ def institutions_picture(comparison: Comparison, others: list[str], sites: pd.Da
     return png(figure)
 
 
-def bar(
-    axes: Axes, at: float, mean: float, low: float | None, high: float | None, colour: str, *, upright: bool
-) -> None:
+def bar(axes: Axes, at: float, mean: float, low: float, high: float, colour: str, *, upright: bool) -> None:
     """A mean with its interval, where there is one."""
-    known = low is not None and high is not None and np.isfinite([low, high]).all()
-    reach = [[mean - low], [high - mean]] if known else None  # type: ignore[operator]
+    reach = [[mean - low], [high - mean]] if np.isfinite([low, high]).all() else None
     place, errors = ((at, mean), {"yerr": reach}) if upright else ((mean, at), {"xerr": reach})
     axes.errorbar(*place, **errors, fmt="o", color=colour, capsize=3, markersize=4)  # type: ignore[arg-type]
 

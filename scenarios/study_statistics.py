@@ -29,8 +29,9 @@ def summary_rows(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
         for figure in FIGURES
         if len(values := part[figure].dropna().to_numpy())
     ]
-    columns = [*axes, "figure", "seeds", "mean", "sd", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+    numbers = ["mean", "sd", "low", "high"]
+    frame = pd.DataFrame(rows, columns=[*axes, "figure", "seeds", *numbers])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
 def difference_rows(study: Study, runs: pd.DataFrame, sites: pd.DataFrame) -> pd.DataFrame:
@@ -48,8 +49,8 @@ def difference_rows(study: Study, runs: pd.DataFrame, sites: pd.DataFrame) -> pd
                 found = list(paired(comparison, frame, [*others, *extra], figure))
                 for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
                     rows.append({"scope": scope, **row, "p_holm": p})
-    columns = ["comparison", "value", "baseline", *axes, "scope", "institution", "task", "figure", "seeds"]
-    columns += [
+    names = ["comparison", "value", "baseline", *axes, "scope", "institution", "task", "figure", "seeds"]
+    numbers = [
         "baseline_mean",
         "mean",
         "difference",
@@ -61,7 +62,8 @@ def difference_rows(study: Study, runs: pd.DataFrame, sites: pd.DataFrame) -> pd
         "own_low",
         "own_high",
     ]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
+    frame = pd.DataFrame(rows, columns=[*names, *numbers])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
 def paired(

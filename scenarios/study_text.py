@@ -6,8 +6,7 @@ A difference counts as significant where its p value, corrected for all tests of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
@@ -20,6 +19,7 @@ MEANINGS = {
     "worst_iou": "worst institution",
     "unseen_iou": "unseen tasks",
     "ff_iou": "forgetting",
+    "false_unknown_rate": "to frozen SAM by mistake",
 }
 """Run figures of the first table of a comparison, and what they are called there."""
 
@@ -130,26 +130,41 @@ def verdict(value: str, comparison: Comparison, here: pd.DataFrame) -> str:
         worst = sites.loc[sites["difference"].idxmin()]
         where = f"{worst['institution']} ({worst['task']})"
         if worst["difference"] < 0:
-            text += (
-                f" Most of all it costs {where}, {-100 * worst['difference']:.1f} points: {judged(worst)}."
-            )
+            points_lost = f"{-100 * worst['difference']:.1f} points"
+            own = "" if pd.isna(worst["own_low"]) else f"; {by_itself(worst)}"
+            text += f" Most of all it costs {where}, {points_lost}: {judged(worst)}{own}."
         count = sum(significant(site) and site["difference"] < 0 for _, site in sites.iterrows())
         text += f" Significantly worse off: {count} of {len(sites)} datasets."
     return text
 
 
+def by_itself(row: pd.Series) -> str:
+    """What the institution's own statistics allow without knowing how the two scores go together."""
+    low, high = 100 * row["own_low"], 100 * row["own_high"]
+    return f"its own images alone put that between {low:+.1f} and {high:+.1f}"
+
+
 def change(row: pd.Series) -> str:
     """In words."""
+    if same(row):
+        return "changes nothing"
     amount = f"{abs(100 * row['difference']):.1f} points"
     return f"costs {amount}" if row["difference"] < 0 else f"gains {amount}"
 
 
 def judged(row: pd.Series) -> str:
     """Whether to believe it."""
+    if same(row):
+        return "the same figure under every seed"
     if pd.isna(row["p_holm"]):
         return "one seed cannot tell whether that is chance"
     word = "significant" if significant(row) else "not significant"
     return f"{word} (p = {probability(row['p_holm'])}, {row['seeds']} seeds)"
+
+
+def same(row: pd.Series) -> bool:
+    """Whether it is the baseline's figure, to the last bit."""
+    return bool(row["difference"] == 0 and (pd.isna(row["sd"]) or row["sd"] == 0))
 
 
 def significant(row: pd.Series) -> bool:
@@ -174,10 +189,10 @@ def probability(p: float) -> str:
     return "-" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def table(head: Sequence[str], rows: Any) -> Iterator[str]:
-    """A Markdown table."""
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + " --- |" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
+def table(head: Sequence[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    """A Markdown table, without the columns in which nothing stands."""
+    rows = list(rows)
+    kept = [i for i in range(len(head)) if any(row[i] not in ("", "-") for row in rows)]
+    for row in [list(head), ["---"] * len(head), *rows]:
+        yield "| " + " | ".join(row[i] for i in kept) + " |"
     yield ""
