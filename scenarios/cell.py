@@ -108,17 +108,20 @@ def main() -> None:
     order = CellOrder(**json.loads(sys.stdin.readline()))
     threading.Thread(target=end_when_abandoned, daemon=True).start()
     try:
-        if order.code != code_fingerprint():
-            raise RunError(
-                f"code: the study runs {order.code}, this machine {code_fingerprint()}; update one"
-            )
-        scenario = Scenario.model_validate_json(order.scenario)
-        data_root = Path(order.data_root) if order.data_root else None
-        run = RunOrder(order.name, Engine(order.engine), data_root, Path(order.folder))
-        run_resolved(scenario, run, console())
+        execute(order)
     except CasamError as error:
         print(f"error: {error}", flush=True)
         sys.exit(1)
+
+
+def execute(order: CellOrder) -> None:
+    """Run it in this process. Raises CasamError."""
+    if (code := code_fingerprint()) != order.code:
+        raise RunError(f"code: the study runs {order.code}, this machine {code}; update one of them")
+    scenario = Scenario.model_validate_json(order.scenario)
+    data_root = Path(order.data_root) if order.data_root else None
+    run = RunOrder(order.name, Engine(order.engine), data_root, Path(order.folder))
+    run_resolved(scenario, run, console())
 
 
 def end_when_abandoned() -> None:

@@ -7,6 +7,7 @@ comes with Flower's simulation engine; it chooses the node, and the cell runs th
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 import ray
@@ -20,11 +21,23 @@ def run_here(order: CellOrder) -> CellEnd:
     return LocalCells().run(order)
 
 
+def knock(address: str) -> None:
+    """Raise RunError where nothing listens at HOST:PORT: Ray tries for minutes, then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return  # `auto` and the like; Ray looks for a cluster on this machine
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise RunError(f"--ray {address}: no Ray cluster answers there: {error}") from error
+
+
 class RayCells:
     """Each cell a task of the cluster. threads: CPUs that one cell uses."""
 
     def __init__(self, address: str, threads: int) -> None:
         """Connect. Raises RunError where no cluster answers."""
+        knock(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from casam_core.errors import RunError
-from scenarios.cell import ABANDONED, CellEnd, CellOrder, LocalCells
+from casam_core.errors import CasamError, RunError
+from scenarios.cell import ABANDONED, CellEnd, CellOrder, LocalCells, execute
 from scenarios.study import Cell, Plan, plan_study
 from scenarios.study_run import Setting, claim, costs, estimate, finished, run_cells
 from tests.scenarios.conftest import Casam
@@ -161,15 +161,15 @@ def test_the_estimate_shares_work_but_no_single_run() -> None:
     assert estimate(work[:3], 2) == 1.5
 
 
-def order_of(folder: Path, plan: Plan, **changes: Any) -> CellOrder:
+def order_of(study: Path, plan: Plan, **changes: Any) -> CellOrder:
     for part in ("runs", "logs"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    return CellOrder(**asdict(Setting(folder, None).order(plan.cells[0])) | changes)
+        (study / part).mkdir(parents=True, exist_ok=True)
+    return CellOrder(**asdict(Setting(study, None).order(plan.cells[0])) | changes)
 
 
-def test_a_cell_of_other_code_is_refused_by_its_process(tmp_path: Path, plan: Plan) -> None:
-    end = LocalCells().run(order_of(tmp_path / "study", plan, code="0123456789abcdef"))
-    assert "the study runs 0123456789abcdef" in end.reason
+def test_a_cell_of_other_code_is_refused(tmp_path: Path, plan: Plan) -> None:
+    with pytest.raises(RunError, match="the study runs 0123456789abcdef"):
+        execute(order_of(tmp_path / "study", plan, code="0123456789abcdef"))
 
 
 def test_a_folder_that_another_machine_cannot_see_is_a_reason(tmp_path: Path, plan: Plan) -> None:
@@ -177,6 +177,7 @@ def test_a_folder_that_another_machine_cannot_see_is_a_reason(tmp_path: Path, pl
     assert "share the study's folder" in LocalCells().run(order).reason
 
 
+@pytest.mark.slow
 def test_a_process_whose_study_is_gone_ends(tmp_path: Path, plan: Plan) -> None:
     order = order_of(tmp_path / "study", plan)
     process = subprocess.Popen([sys.executable, "-m", "scenarios.cell"], stdin=subprocess.PIPE, text=True)
@@ -187,6 +188,32 @@ def test_a_process_whose_study_is_gone_ends(tmp_path: Path, plan: Plan) -> None:
     assert not (Path(order.folder) / "summary.json").exists()
 
 
+class CellsHere:
+    """Stands in for processes: cells run in this one, one after the other."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def run(self, order: CellOrder) -> CellEnd:
+        with self.lock:
+            try:
+                execute(order)
+            except CasamError as error:
+                return CellEnd(order.name, str(error), 0.1)
+        return CellEnd(order.name, "", 0.1)
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processes."""
+    monkeypatch.setattr("scenarios.cell.LocalCells", CellsHere)
+    monkeypatch.setattr("scenarios.pace.start_process", lambda: None)
+
+
+@pytest.mark.usefixtures("here")
 def test_a_study_from_the_command_line_runs_fails_shows_and_resumes(tmp_path: Path, casam: Casam) -> None:
     broken = {"set": {"training.rounds": 2, "institutions.*.policy.max_rounds": 0, "backbone.name": "vit_b"}}
     path = study_file(tmp_path, **TWO | {"variants": {"policy": {"open": {}, "broken": broken}}})
@@ -218,6 +245,7 @@ def test_a_study_from_the_command_line_runs_fails_shows_and_resumes(tmp_path: Pa
     assert (tmp_path / "out" / "runs" / "open_seed-0" / "events.jsonl").read_bytes() == before
 
 
+@pytest.mark.usefixtures("here")
 def test_a_plan_writes_nothing(tmp_path: Path, casam: Casam) -> None:
     path = study_file(tmp_path, **TWO)
     before = sorted(tmp_path.rglob("*"))
@@ -236,6 +264,18 @@ def test_a_wrong_option_is_one_line(tmp_path: Path, casam: Casam, option: str, v
     assert result.status in (1, 2)
     (line,) = result.err.strip().splitlines()
     assert option in line
+
+
+@pytest.mark.slow
+def test_cells_in_processes_of_their_own_give_the_figures_of_one_process(
+    tmp_path: Path, casam: Casam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = study_file(tmp_path, **TWO)
+    assert casam("study", path, "--out", "apart", "--jobs", "2").status == 0
+    monkeypatch.setattr("scenarios.cell.LocalCells", CellsHere)
+    assert casam("study", path, "--out", "here").status == 0
+    one, other = (pd.read_csv(tmp_path / name / "results.csv") for name in ("apart", "here"))
+    pd.testing.assert_frame_equal(one.drop(columns="seconds"), other.drop(columns="seconds"))
 
 
 @pytest.mark.slow
