@@ -19,6 +19,12 @@ class ScenarioError(CasamError):
     code = "scenario"
 
 
+class StudyError(CasamError):
+    """The study cannot be run as written."""
+
+    code = "study"
+
+
 class PolicyError(CasamError):
     """An institution's policy file is missing or cannot be read."""
 

@@ -38,6 +38,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet. Raises FileExistsError where one is, and leaves it alone."""
+    with path.open("xb") as file:
+        file.write(data)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it gets its name `path` when the block ends well, and is gone when it does not.

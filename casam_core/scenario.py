@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -228,6 +229,13 @@ class InstitutionSpec(Section):
         False, description="Never trains: its tasks show after every stage what unknown images suffer."
     )
     policy: Policy = Policy()
+    copies: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="So many institutions alike, named NAME-1, NAME-2, ...; phantoms of each have images of "
+        "their own.",
+    )
 
 
 class DeadlineSpec(Section):
@@ -245,6 +253,10 @@ class Scenario(Section):
 
     name: Name
     description: str = ""
+    minutes: float | None = Field(
+        None, gt=0, description="Expected minutes on two CPU cores, the first time; for `casam scenarios`."
+    )
+    look_at: str = Field("", description="What to look at in the results; for `casam scenarios`.")
     seed: int = Field(0, ge=0)
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order they are learned.")
@@ -268,6 +280,13 @@ class Scenario(Section):
     router: RouterSpec = RouterSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     deadlines: DeadlineSpec = DeadlineSpec()
+
+    @model_validator(mode="after")
+    def _has_every_copy(self) -> Scenario:
+        # Resolved once, like the order: nobody but the author sees copies.
+        sites = [copy for site in self.institutions for copy in copies_of(site)]
+        object.__setattr__(self, "institutions", sites)
+        return self
 
     @model_validator(mode="after")
     def _is_in_its_order(self) -> Scenario:
@@ -322,8 +341,17 @@ class Scenario(Section):
         return [site.name for site in self.institutions if task in site.data]
 
     def canonical_json(self) -> str:
-        """The one spelling that is hashed and sent. Where a checkpoint lies is a fact of each site."""
-        content = self.model_dump(mode="json", exclude={"backbone": {"checkpoint"}})
+        """The one spelling that is hashed and sent. Where a checkpoint lies is a fact of each site, and
+        what a list of scenarios says about it changes nothing."""
+        content = self.model_dump(
+            mode="json",
+            exclude={
+                "backbone": {"checkpoint"},
+                "institutions": {"__all__": {"copies"}},
+                "minutes": True,
+                "look_at": True,
+            },
+        )
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def digest(self) -> str:
@@ -335,3 +363,14 @@ class Scenario(Section):
         unknown to it in a deployment. It stands in entries."""
         sites = [site.model_copy(update={"policy": Policy()}) for site in self.institutions]
         return self.model_copy(update={"institutions": sites}).digest()
+
+
+def copies_of(site: InstitutionSpec) -> list[InstitutionSpec]:
+    """The institutions that one table stands for; numbers have leading zeros, so that names sort."""
+    if site.copies == 1:
+        return [site]
+    width = len(str(site.copies))
+    names = [f"{site.name}-{number:0{width}}" for number in range(1, site.copies + 1)]
+    if not re.fullmatch(NAME, names[0]):
+        raise ValueError(f"copies need a shorter name: {names[0]!r} has more than 48 characters")
+    return [site.model_copy(update={"copies": 1, "name": name}) for name in names]

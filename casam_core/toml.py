@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def explain(error: ValidationError) -> str:
 
 
 def apply_override(table: Table, override: str) -> None:
-    """Set one key, e.g. `training.epochs=3` or `institutions.0.data.polyp.images=12`, in place.
+    """Set one key from `KEY=VALUE`, e.g. `training.epochs=3`, in place (see `set_key`).
 
     The value is read as TOML; what is no TOML value is taken as text. Raises ScenarioError.
     """
@@ -81,22 +82,47 @@ def apply_override(table: Table, override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *parents, leaf = key.strip().split(".")
-    here: Any = table
+    set_key(table, key.strip(), value, f"--set {override}")
+
+
+def set_key(table: Table, key: str, value: Any, source: str) -> None:
+    """Set one key in place: names with dots, e.g. `institutions.heart-centre.data.polyp.images`.
+
+    An item of a list is reached by its number or, where it has one, its `name`; `*` reaches every item of a
+    list or table that is there. source: what an error names. Raises ScenarioError.
+    """
+    *parents, leaf = key.split(".")
+    places: list[Any] = [table]
     for part in parents:
-        here = _step(here, part, override)
-    if isinstance(here, list):
-        _step(here, leaf, override)
-        here[int(leaf)] = value
-    elif isinstance(here, dict):
-        here[leaf] = value
-    else:
-        raise ScenarioError(f"--set {override}: there is no table to hold {leaf!r}")
+        places = [inner for place in places for inner in _steps(place, part, source)]
+    for place in places:
+        if isinstance(place, list):
+            for number in _numbers(place, leaf, source):
+                place[number] = copy.deepcopy(value)
+        elif not isinstance(place, dict):
+            raise ScenarioError(f"{source}: there is no table to hold {leaf!r}")
+        elif leaf == "*":
+            place.update({name: copy.deepcopy(value) for name in place})
+        else:
+            place[leaf] = copy.deepcopy(value)
 
 
-def _step(here: Any, part: str, override: str) -> Any:
+def _steps(here: Any, part: str, source: str) -> list[Any]:
+    """What lies one step further; a table that is not there yet is made."""
     if isinstance(here, dict):
-        return here.setdefault(part, {})
-    if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
-        return here[int(part)]
-    raise ScenarioError(f"--set {override}: {part!r} leads nowhere in the scenario")
+        return list(here.values()) if part == "*" else [here.setdefault(part, {})]
+    if isinstance(here, list):
+        return [here[number] for number in _numbers(here, part, source)]
+    raise ScenarioError(f"{source}: {part!r} leads nowhere in the scenario")
+
+
+def _numbers(items: list[Any], part: str, source: str) -> list[int]:
+    """Positions of the items that `part` names. Raises ScenarioError where there are none."""
+    found = [
+        number
+        for number, item in enumerate(items)
+        if part in ("*", str(number)) or (isinstance(item, dict) and item.get("name") == part)
+    ]
+    if not found:
+        raise ScenarioError(f"{source}: {part!r} leads nowhere in the scenario")
+    return found

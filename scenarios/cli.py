@@ -18,9 +18,13 @@ from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
 from scenarios.deploy_commands import bundle_app, deploy_app, gateway, node, provision
 from scenarios.engine import Engine
+from scenarios.init_command import init
 from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
+from scenarios.scenario_commands import scenarios_app, schema, studies_app
 from scenarios.screen import console
+from scenarios.study_command import study
+from scenarios.watch_command import watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +38,8 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(scenarios_app, name="scenarios")
+app.add_typer(studies_app, name="studies")
 
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 
@@ -121,6 +127,10 @@ app.command()(provision)
 app.command()(predict)
 app.command()(bench)
 app.command()(attack)
+app.command()(study)
+app.command()(watch)
+app.command()(init)
+app.command()(schema)
 
 
 @app.command()
@@ -184,15 +194,6 @@ def compare(
     if (pairs := paired_table(rows)) is not None:
         screen.print(pairs)
     screen.print(f"Results: {(out / 'results.csv').resolve()}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def scenarios() -> None:
-    """List the scenarios that come with casam."""
-    from scenarios.library import library_names, resolve_scenario
-
-    for name in library_names():
-        typer.echo(f"{name:<20} {resolve_scenario(name).description}")
 
 
 @app.command()

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from scipy.stats import ttest_rel
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
 from casam_core.methods import METHODS, method_of
+from casam_core.statistics import student
 from scenarios.tables import Row, read_rows, write_rows
 from scenarios.tuning import Runner
 
@@ -103,7 +103,6 @@ def claim(folder: Path, identity: str) -> None:
 
 def row_of(summary: dict[str, Any], rate: float | None) -> Row:
     """One row of results.csv; a figure that does not apply is empty, as is an untuned learning rate."""
-    last_unseen = [value for value in summary["unseen"]["iou"][-1].values() if value is not None]
     values = {
         "method": summary["method"],
         "seed": summary["seed"],
@@ -111,11 +110,17 @@ def row_of(summary: dict[str, Any], rate: float | None) -> Row:
         **{
             name: summary[name] for name in ("last_iou", "avg_iou", "ff_iou", "bwt_iou", "trained_parameters")
         },
-        "unseen_iou": statistics.fmean(last_unseen) if last_unseen else None,
+        "unseen_iou": unseen_iou(summary),
         "routing_accuracy": summary["routing"]["accuracy"],
         "seconds": summary["timing"]["seconds"],
     }
     return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}
+
+
+def unseen_iou(summary: dict[str, Any]) -> float | None:
+    """Mean over the tasks that nobody learned, at the last stage; None without any."""
+    values = [value for value in summary["unseen"]["iou"][-1].values() if value is not None]
+    return statistics.fmean(values) if values else None
 
 
 def table_of(rows: Sequence[Row]) -> Table:
@@ -148,10 +153,8 @@ def paired_table(rows: Sequence[Row]) -> Table | None:
         seeds = sorted(own.keys() & theirs.keys())
         if len(seeds) < 2:
             continue
-        found = ttest_rel([theirs[seed] for seed in seeds], [own[seed] for seed in seeds])
-        interval = found.confidence_interval(0.95)
-        mean = statistics.fmean(theirs[seed] - own[seed] for seed in seeds)
-        cells = (f"{mean:+.3f}", f"{interval.low:+.3f} .. {interval.high:+.3f}")
+        found = student([theirs[seed] - own[seed] for seed in seeds])
+        cells = (f"{found.mean:+.3f}", f"{found.low:+.3f} .. {found.high:+.3f}")
         table.add_row(method, str(len(seeds)), *cells)
     return table if table.row_count else None
 

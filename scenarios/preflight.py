@@ -6,6 +6,7 @@ Only engines that play all institutions here look at data; in deployment each si
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from casam_core.training import planned_steps
 from client.data.check import check
 from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
+from client.private_plan import leaves_noisy
 from server.aggregation import build_strategy
 
 
@@ -42,18 +44,27 @@ class Cost:
         )
 
 
+Known = dict[tuple[int, str, str, str], Split]
+"""Splits of datasets that were read already, by (seed, institution, task, data table)."""
+
+
 def preflight(
-    scenario: Scenario, data_root: Path | None, progress: Callable[[str], None] = lambda name: None
+    scenario: Scenario,
+    data_root: Path | None,
+    progress: Callable[[str], None] = lambda name: None,
+    known: Known | None = None,
 ) -> Cost:
     """Open and read everything the scenario names.
 
-    Raises CasamError for a name that no registry knows; else, for one fault of weights or data that
-    fault, and for several a DataError that lists them all.
+    known: what earlier calls with this data_root read; it grows, and is not read again. Raises CasamError
+    for a name that no registry knows; else, for one fault of weights or data that fault, and for several a
+    DataError that lists them all.
     """
     for task in scenario.stream:
         learning_rate_of(alignment_of(scenario, task))
     build_router(scenario.router)
     build_strategy(scenario.training.strategy)
+    known = {} if known is None else known
     faults: list[CasamError] = []
     splits: dict[tuple[str, str], Split] = {}
     with collected(faults):
@@ -62,7 +73,10 @@ def preflight(
         for task, spec in site.data.items():
             progress(f"{site.name}: {task}")
             with collected(faults):
-                splits[site.name, task] = checked_split(scenario, site.name, task, spec, data_root)
+                key = (scenario.seed, site.name, task, spec.model_dump_json())
+                if key not in known:
+                    known[key] = checked_split(scenario, site.name, task, spec, data_root)
+                splits[site.name, task] = known[key]
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -110,7 +124,7 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
             mine = {key for key in splits if key[1] in tasks and (method.pools or key[0] == name)}
             trained |= mine
             images = sum(len(splits[key].train) for key in mine)
-            steps += training.rounds * planned_steps(images, training)
+            steps += training.rounds * steps_of(scenario, name, images)
         exchanges += training.rounds
         if not method.shared:
             exchanges += 1 if len(trainers) == 1 else 2  # router, and calibrate for several holders
@@ -121,6 +135,15 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
         decodes=tests * (len(scenario.stream) + 1),
         exchanges=exchanges,
     )
+
+
+def steps_of(scenario: Scenario, name: str, images: int) -> int:
+    """Steps of one round at an institution. Private ones draw their images: as many steps of the scenario's
+    batch as see the expected number of images."""
+    if not leaves_noisy(scenario.institution(name).policy.adapter):
+        return planned_steps(images, scenario.training)
+    private = scenario.privacy
+    return math.ceil(private.steps * private.sampling_rate * images / scenario.training.batch_images)
 
 
 def cohort_of(scenario: Scenario, learned: int, task: str) -> Cohort:

@@ -62,10 +62,12 @@ class Start:
 
 def run_scenario(order: RunOrder, console: Console) -> Path:
     """Run it and return the run folder. Raises CasamError; then no summary.json exists."""
-    scenario = resolve_scenario(order.scenario, order.overrides)
-    data_root = order.data_root.expanduser().resolve() if order.data_root else None
-    if data_root is not None and not data_root.is_dir():
-        raise RunError(f"--data-root: expected a folder, found nothing at {data_root}; check the path")
+    return run_resolved(resolve_scenario(order.scenario, order.overrides), order, console)
+
+
+def run_resolved(scenario: Scenario, order: RunOrder, console: Console) -> Path:
+    """`run_scenario` for a scenario that is read already; the order's name and overrides do not count."""
+    data_root = data_folder(order.data_root)
     ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
     scenario = with_absolute_checkpoint(scenario, data_root)
     folder = choose_folder(scenario, order.out)
@@ -116,6 +118,14 @@ def run_engine(
                 raise RunError(f"the run failed: {error}; details in {own_logs(folder)}") from error
         else:
             run_simulation(scenario, folder, start, show, resume=resume)
+
+
+def data_folder(data_root: Path | None) -> Path | None:
+    """--data-root, absolute. Raises RunError where it is no folder."""
+    found = data_root.expanduser().resolve() if data_root else None
+    if found is not None and not found.is_dir():
+        raise RunError(f"--data-root: expected a folder, found nothing at {found}; check the path")
+    return found
 
 
 def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scenario:

@@ -55,6 +55,8 @@ class Institutions:
         """Find every institution again. Raises RunError, ScenarioError (server.directory)."""
         # Not counted: who-is-there traffic depends on nodes and folder names, not on what is learned.
         self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic())
+        held = {name: sorted(member.holdings) for name, member in self.directory.members.items()}
+        self.folder.event("met", stream=list(self.scenario.stream), institutions=held)
 
     def forecast(self) -> None:
         """One line per institution that trains privately: how far its budget goes."""
@@ -127,15 +129,27 @@ class Institutions:
                     )
                 )
                 if answer.ok:
-                    self.epsilon[answer.to] = {
+                    spent = {
                         key: float(value)
                         for key, value in answer.payload.config.items()
                         if key in (EPSILON_TRAIN, EPSILON_METRICS)
                     }
+                    self.epsilon[answer.to] = spent
+                    self.folder.event(
+                        "answer",
+                        institution=answer.to,
+                        kind=kind,
+                        stage=Job.of(payloads[answer.to]).stage,
+                        up=self.traffic.up[answer.to],
+                        down=self.traffic.down[answer.to],
+                        epsilon=spent,
+                        iou=iou_of(answer.reply),
+                    )
             if answer.refused:
                 refused = self.refusals.setdefault(answer.to, {})
                 refused[answer.outcome] = refused.get(answer.outcome, 0) + 1
             if not answer.ok:
+                stage = Job.of(payloads[answer.to]).stage
                 verb = "refuses" if answer.refused else "gave no result to"
                 self.folder.event(
                     "refusal" if answer.refused else "no-result",
@@ -143,6 +157,7 @@ class Institutions:
                     + (f" (incident {answer.incident} in its own log)" if answer.incident else ""),
                     institution=answer.to,
                     kind=kind,
+                    stage=stage,
                     outcome=answer.outcome,
                     incident=answer.incident,
                 )
@@ -151,6 +166,9 @@ class Institutions:
             Request(name, self.directory.members[name].node, kind, payload)
             for name, payload in payloads.items()
         ]
+        if payloads:
+            job = Job.of(next(iter(payloads.values())))
+            self.folder.event("asked", kind=kind, stage=job.stage, task=job.task, institutions=list(payloads))
         return exchange(self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard)
 
     def counters(self) -> dict[str, Any]:
@@ -232,3 +250,9 @@ class Institutions:
         if self.directory.members[name].policy.accept_entries:
             return bank.tasks
         return tuple(task for task in bank.tasks if bank[task].provenance.holders == (name,))
+
+
+def iou_of(reply: object) -> dict[str, float]:
+    """What an evaluation says, by task; nothing for other answers."""
+    results = reply.results if isinstance(reply, EvaluateReply) else {}
+    return {task: result.iou for task, result in results.items()}

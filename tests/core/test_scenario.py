@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from casam_core.errors import ScenarioError
 from casam_core.scenario import Scenario
-from casam_core.toml import apply_override, parse_scenario, read_scenario
+from casam_core.toml import apply_override, parse_scenario, read_scenario, set_key
 
 TEXT = """
 name = "small"
@@ -207,6 +207,22 @@ def test_an_override_reaches_into_lists_and_makes_tables_on_its_way(path: Path) 
     assert scenario.institution("north").data["polyp"].limit.test == 4
 
 
+def test_an_override_names_an_institution_or_all_of_them(path: Path) -> None:
+    named = read_scenario(path, ["institutions.west.data.polyp.images=20"])
+    assert named.institution("west").data["polyp"].images == 20
+    assert named.institution("north").data["polyp"].images == 40
+    everyone = read_scenario(path, ["institutions.*.policy.metrics=never", "institutions.*.data.*.size=64"])
+    assert [site.policy.metrics for site in everyone.institutions] == ["never", "never"]
+    assert {spec.size for site in everyone.institutions for spec in site.data.values()} == {64}
+
+
+def test_what_an_override_sets_everywhere_is_not_one_shared_table() -> None:
+    changed = table(institutions=[{"name": "a"}, {"name": "b"}])
+    set_key(changed, "institutions.*.policy", {"metrics": "never"}, "here")
+    set_key(changed, "institutions.a.policy.metrics", "exact", "here")
+    assert [site["policy"]["metrics"] for site in changed["institutions"]] == ["exact", "never"]
+
+
 def test_the_last_override_wins(path: Path) -> None:
     assert read_scenario(path, ["seed=1", "seed=2"]).seed == 2
 
@@ -221,7 +237,8 @@ def test_an_override_without_key_or_value_is_refused(override: str) -> None:
     "override",
     [
         "institutions.9.name=x",
-        "institutions.north.name=x",
+        "institutions.south.name=x",
+        "stream.polyp=x",
         "name.first=x",
         "name.a.b=x",
         "stream.5=x",
@@ -281,6 +298,29 @@ def test_the_order_in_which_an_institution_lists_its_tasks_does_not_change_the_d
         for listed in (data, dict(reversed(data.items())))
     }
     assert len(digests) == 1
+
+
+def test_what_a_list_of_scenarios_says_does_not_change_the_digest() -> None:
+    plain = parse_scenario(table(), "a")
+    told = parse_scenario(table(minutes=3.5, look_at="the matrix"), "b")
+    assert (told.minutes, told.look_at) == (3.5, "the matrix")
+    assert told.digest() == plain.digest()
+
+
+def test_copies_are_institutions_of_their_own_and_the_same_scenario_as_when_written_out() -> None:
+    data = {"polyp": {"reader": "phantom", "phantom": "polyp"}}
+    short = parse_scenario(table(institutions=[{"name": "clinic", "data": data, "copies": 12}]), "a")
+    names = [f"clinic-{number:02}" for number in range(1, 13)]
+    assert [site.name for site in short.institutions] == names
+    written = table(institutions=[{"name": name, "data": data} for name in names])
+    assert parse_scenario(written, "b").digest() == short.digest()
+    assert Scenario.model_validate_json(short.canonical_json()) == short
+
+
+def test_copies_need_room_in_the_name() -> None:
+    data = {"polyp": {"reader": "phantom", "phantom": "polyp"}}
+    site = {"name": "c" * 47, "data": data, "copies": 2}
+    assert "shorter name" in refusal_of(institutions=[site])
 
 
 def test_every_setting_changes_the_digest() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casam_core.statistics import Estimate, by_unit, estimate
+from casam_core.statistics import Estimate, Spread, apart, by_unit, estimate, holm, student
 
 
 def rng() -> np.random.Generator:
@@ -66,3 +66,49 @@ def test_the_mean_lies_within_the_values_and_the_interval_too(drawn: list[tuple[
 def test_the_same_seed_gives_the_same_interval() -> None:
     values, units = [0.1, 0.5, 0.7, 0.9], list("abcd")
     assert estimate(values, units, rng()) == estimate(values, units, rng())
+
+
+def test_students_interval_by_hand() -> None:
+    # Mean 2, deviation 1, n = 3: half the width is 4.302653 / sqrt(3); t = 2 sqrt(3) gives p = 0.0742.
+    found = student([1.0, 2.0, 3.0])
+    assert (found.n, found.mean, found.sd) == (3, 2.0, 1.0)
+    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5)
+    assert found.low == pytest.approx(2 - 4.302653 / 3**0.5)
+    assert found.p == pytest.approx(0.0741799)
+
+
+def test_one_value_has_no_interval_and_equal_values_one_of_no_width() -> None:
+    assert student([0.4]) == Spread(1, 0.4)
+    assert student([0.0, 0.0]) == Spread(2, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert student([0.5, 0.5]).p == 0.0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=8).filter(lambda v: np.std(v) > 1e-3))
+def test_zero_lies_outside_the_interval_exactly_where_p_is_below_5_percent(values: list[float]) -> None:
+    found = student(values)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.p is not None
+    assert (found.low > 0 or found.high < 0) == (found.p < 0.05)
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.04: times 3, 2, 1 is 0.03, 0.04, 0.04. None was no test.
+    assert holm([0.04, None, 0.01, 0.02]) == [0.04, None, pytest.approx(0.03), 0.04]
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_an_interval_without_knowing_the_correlation_covers_every_correlation() -> None:
+    a = rng().normal(0.7, 0.1, 30)
+    for b in (a - 0.05, 1.4 - a - 0.05, rng().permutation(a) - 0.05):
+        mine, other = (Estimate(float(v.mean()), float(v.std(ddof=1))) for v in (a, b))
+        found = apart(mine, other, 30)
+        assert found is not None
+        true = student(list(a - b))
+        assert true.low is not None
+        assert true.high is not None
+        assert found[0] <= true.low + 1e-12
+        assert found[1] >= true.high - 1e-12
+    assert apart(Estimate(0.5), Estimate(0.4, 0.1), 30) is None

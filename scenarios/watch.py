@@ -1,0 +1,168 @@
+"""A run as its events.jsonl tells it: who does what in which stage, with which figures, for how much longer.
+
+Only the server's events are read; nothing an institution keeps to itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DOES = {
+    "train.align": "trains",
+    "train.router": "describes",
+    "train.calibrate": "calibrates",
+    "evaluate.stage": "measures",
+}
+"""What an institution does that was asked for this kind of work."""
+
+DONE = {"train.align": "trained", "train.router": "described", "train.calibrate": "calibrated"}
+REFUSED, FAULT, MEASURED = "refused", "fault", "done"
+
+
+@dataclass
+class SiteView:
+    """One institution. states: by stage. iou: by task, as last measured. up, down: bytes so far.
+
+    refusals, faults: how many answers were no, and how many did not come or could not be given.
+    """
+
+    tasks: tuple[str, ...] = ()
+    states: dict[int, str] = field(default_factory=dict)
+    iou: dict[str, float] = field(default_factory=dict)
+    epsilon: dict[str, float] = field(default_factory=dict)
+    up: int = 0
+    down: int = 0
+    refusals: int = 0
+    faults: int = 0
+
+    def enter(self, stage: int, state: str) -> None:
+        """A refusal or fault stays to be seen when the stage is over."""
+        if self.states.get(stage) not in (REFUSED, FAULT):
+            self.states[stage] = state
+
+
+@dataclass
+class RunView:
+    """The whole run. status: running, completed or failed. ends: when each finished stage ended.
+
+    started, last: seconds since the epoch of the first and the last event.
+    """
+
+    stream: tuple[str, ...] = ()
+    sites: dict[str, SiteView] = field(default_factory=dict)
+    stage: int = 0
+    status: str = "running"
+    reason: str = ""
+    started: float | None = None
+    last: float | None = None
+    ends: dict[int, float] = field(default_factory=dict)
+    iou: dict[str, float | None] = field(default_factory=dict)
+
+    def take(self, event: Mapping[str, Any]) -> str | None:
+        """One more event; a line for a person where it is worth one. Unknown events are passed by."""
+        self.last = float(event["time"])
+        self.started = self.started or self.last
+        told = _TAKE.get(str(event["event"]))
+        return told(self, event) if told else None
+
+    def seconds_left(self, now: float) -> float | None:
+        """From the mean of the stages that are over; None before there is one."""
+        if self.status != "running":
+            return 0.0
+        if self.started is None or not self.stream or max(self.ends, default=0) < 1:
+            return None
+        # Stage 0 only measures; the others learn and measure.
+        ended, begun = max(self.ends), self.ends.get(0, self.started)
+        mean = (self.ends[ended] - begun) / ended
+        return max(0.0, mean * (len(self.stream) - ended) - (now - self.ends[ended]))
+
+
+def _met(view: RunView, event: Mapping[str, Any]) -> None:
+    view.stream = tuple(event["stream"])
+    for name, tasks in event["institutions"].items():
+        view.sites.setdefault(name, SiteView()).tasks = tuple(tasks)
+
+
+def _asked(view: RunView, event: Mapping[str, Any]) -> str:
+    view.stage = int(event["stage"])
+    does = DOES.get(event["kind"], event["kind"])
+    for name in event["institutions"]:
+        view.sites.setdefault(name, SiteView()).enter(view.stage, does)
+    who = ", ".join(event["institutions"])
+    return f"stage {view.stage}: {does.removesuffix('s')}: {who}"
+
+
+def _answer(view: RunView, event: Mapping[str, Any]) -> str:
+    site = view.sites.setdefault(event["institution"], SiteView())
+    site.up, site.down = int(event["up"]), int(event["down"])
+    site.epsilon |= event["epsilon"]
+    site.iou |= event["iou"]
+    state = DONE.get(event["kind"], MEASURED)
+    site.enter(int(event["stage"]), state)
+    scores = "".join(f", {task} {iou:.3f}" for task, iou in event["iou"].items())
+    spent = "".join(f", {name} {value:.2f}" for name, value in event["epsilon"].items())
+    return f"stage {event['stage']}: {event['institution']} {state}{scores}{spent}, {site.up:,} bytes up"
+
+
+def _no(view: RunView, event: Mapping[str, Any]) -> str:
+    site = view.sites.setdefault(event["institution"], SiteView())
+    refused = event["event"] == "refusal"
+    site.refusals, site.faults = site.refusals + refused, site.faults + (not refused)
+    stage = int(event.get("stage", view.stage))
+    site.states[stage] = REFUSED if refused else FAULT
+    verb = "refuses" if refused else "gives no result to"
+    return f"stage {stage}: {event['institution']} {verb} {event['kind']}: {event['outcome']}"
+
+
+def _evaluated(view: RunView, event: Mapping[str, Any]) -> str:
+    view.ends[int(event["stage"])] = float(event["time"])
+    view.iou = dict(event["iou"])
+    cells = ", ".join(f"{task} {'-' if iou is None else f'{iou:.3f}'}" for task, iou in view.iou.items())
+    return f"stage {event['stage']}/{len(view.stream)} measured: {cells}"
+
+
+def _end(view: RunView, event: Mapping[str, Any]) -> str:
+    view.status = "completed"
+    return "completed"
+
+
+def _failed(view: RunView, event: Mapping[str, Any]) -> str:
+    view.status, view.reason = "failed", str(event["reason"])
+    return f"failed: {view.reason}"
+
+
+_TAKE = {
+    "met": _met,
+    "asked": _asked,
+    "answer": _answer,
+    "refusal": _no,
+    "no-result": _no,
+    "evaluated": _evaluated,
+    "end": _end,
+    "failed": _failed,
+}
+
+
+class Events:
+    """A file of events that grows; every whole line is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """What came since the last call; a line that is still being written waits."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            event: dict[str, Any] = json.loads(line)
+            yield event
