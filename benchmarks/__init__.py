@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from benchmarks import few_shot, private_training, router_quality
+from benchmarks import evaluate, few_shot, machine, private_training, route, router_quality
 from benchmarks.bench import Benchmark
 
+MACHINE = "machine"
+"""Measured before every other: figures of speed mean nothing without it."""
+
 BENCHMARKS: dict[str, Benchmark] = {
-    "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run),
-    "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run),
-    "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task (hours).", few_shot.run_long),
-    "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run),
+    MACHINE: Benchmark("What this machine is, and how fast it multiplies and reads.", machine.run),
+    "evaluate": Benchmark("Decoder passes of the whole matrix: what changed, or everything.", evaluate.run),
+    "route": Benchmark("Milliseconds to route an image among 1 to 1000 entries.", route.run),
+    "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run, True),
+    "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
+    "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
+    "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
 }
+
+SMOKE = ("evaluate", "route")
+"""What the regression guard runs, at small sizes (Surroundings.smoke)."""
