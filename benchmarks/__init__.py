@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import evaluate, few_shot, machine, private_training, route, router_quality
+from benchmarks import evaluate, few_shot, machine, memory, private_training, route, router_quality, wire
 from benchmarks.bench import Benchmark
 
 MACHINE = "machine"
@@ -12,11 +12,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     MACHINE: Benchmark("What this machine is, and how fast it multiplies and reads.", machine.run),
     "evaluate": Benchmark("Decoder passes of the whole matrix: what changed, or everything.", evaluate.run),
     "route": Benchmark("Milliseconds to route an image among 1 to 1000 entries.", route.run),
+    "wire": Benchmark("Bytes of an entry, and of a stream against sending the whole bank.", wire.run),
+    "memory": Benchmark("Memory of an institution with 100 and with 10,000 images.", memory.run),
     "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run, True),
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
     "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
     "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
 }
 
-SMOKE = ("evaluate", "route")
+SMOKE = ("evaluate", "route", "wire", "memory")
 """What the regression guard runs, at small sizes (Surroundings.smoke)."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from benchmarks.bench import Figures, Surroundings
 from benchmarks.machine import memory_read
 from benchmarks.timing import interleaved
+from casam_core.inference import STACK_FROM
 from casam_core.routers import Arrays, Router, build_router
 from casam_core.routers.stack import GaussianStack
 from casam_core.routing import Route, decide
@@ -47,12 +48,13 @@ def run(around: Surroundings) -> Figures:
         table.add_column(name, justify="right")
     for count in entries:
         known = states[:count]
-        stack = GaussianStack(known)
+        # As a bank does it (casam_core.inference).
+        stack = GaussianStack(known) if count >= STACK_FROM else None
         figures["wrong"] += sum(
             stacked(gaussian, stack, known, f_F) != one_by_one(gaussian, known, f_F) for f_F in probes
         )
 
-        def all_probes_stacked(stack: GaussianStack = stack, known: list[Arrays] = known) -> None:
+        def all_probes_stacked(stack: GaussianStack | None = stack, known: list[Arrays] = known) -> None:
             for f_F in probes:
                 stacked(gaussian, stack, known, f_F)
 
@@ -63,7 +65,7 @@ def run(around: Surroundings) -> Figures:
         }
         seconds = interleaved(sides, repeats=REPEATS, threads=around.threads)
         ms = {name: 1e3 * taken / len(probes) for name, taken in seconds.items()}
-        floor = 1e3 * stack.product_FX.nbytes / bandwidth / 1e9
+        floor = 1e3 * bytes_of(known) / bandwidth / 1e9
         figures |= {
             f"ms_{count}": ms["stacked"],
             f"one_by_one_ms_{count}": ms["one by one"],
@@ -103,8 +105,16 @@ def one_by_one(router: Router, known: list[Arrays], f_F: torch.Tensor) -> Route:
     return decide([str(i) for i in range(len(known))], scores, [0.0] * len(known))
 
 
-def stacked(router: Router, stack: GaussianStack, known: list[Arrays], f_F: torch.Tensor) -> Route:
+def bytes_of(known: list[Arrays]) -> int:
+    return sum(value.nbytes for state in known for value in state.values())
+
+
+def stacked(
+    router: Router, stack: GaussianStack | None, known: list[Arrays], f_F: torch.Tensor
+) -> Route:
     """The same from the scores of those that can be nearest."""
+    if stack is None:
+        return one_by_one(router, known, f_F)
     near = stack.contenders(f_F)
     scores = [router.score(f_F, known[i]) for i in near]
     return decide([str(i) for i in near], scores, [0.0] * len(near))
