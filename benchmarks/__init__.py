@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from benchmarks import evaluate, few_shot, machine, memory, private_training, route, router_quality, wire
+from benchmarks import (
+    encode,
+    evaluate,
+    few_shot,
+    machine,
+    memory,
+    private_training,
+    route,
+    router_quality,
+    scale,
+    train,
+    utilisation,
+    wire,
+)
 from benchmarks.bench import Benchmark
 
 MACHINE = "machine"
@@ -10,10 +23,15 @@ MACHINE = "machine"
 
 BENCHMARKS: dict[str, Benchmark] = {
     MACHINE: Benchmark("What this machine is, and how fast it multiplies and reads.", machine.run),
+    "encode": Benchmark("Images a second through the frozen encoder, plain and fast.", encode.run),
+    "train": Benchmark("An epoch from cached embeddings, against encoding in every epoch.", train.run),
+    "utilisation": Benchmark("The residual form's step as a share of the GEMM peak.", utilisation.run),
     "evaluate": Benchmark("Decoder passes of the whole matrix: what changed, or everything.", evaluate.run),
     "route": Benchmark("Milliseconds to route an image among 1 to 1000 entries.", route.run),
     "wire": Benchmark("Bytes of an entry, and of a stream against sending the whole bank.", wire.run),
     "memory": Benchmark("Memory of an institution with 100 and with 10,000 images.", memory.run),
+    "scale": Benchmark("9 and 100 institutions through Flower, against an app that does nothing.", scale.run_some),
+    "scale-1000": Benchmark("The same with 1000 as well.", scale.run, hours=True),
     "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run, True),
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
     "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),

@@ -43,6 +43,12 @@ class ComputeSpec(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int = Field(1, ge=1, le=256, description="Torch threads per institution.")
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    encoder: Literal["plain", "fast", "compiled"] = Field(
+        "plain",
+        description="fast: bfloat16 where the chip has it, folded norms, attention by rows; several times the "
+        "images per second, embeddings of their own (docs/performance.md). compiled: also torch.compile, for "
+        "hundreds of images.",
+    )
 
 
 class AlignmentSpec(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
+from casam_core.backbones.fast_encoder import FastEncoder
 from casam_core.backbones.mask_decoder import decode_prompts
 from casam_core.compute import Compute
 from casam_core.frame import Frame, frame_of, pad_to_square
@@ -89,10 +91,20 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def encode(self, images: list[NDArray[np.uint8]]) -> Tensor:
         """z_BCHW float32 on the compute device, one embedding per uint8 HxWx3 image."""
-        x_B3SS = torch.stack([self.preprocess(image) for image in images]).to(self.compute.device)
+        x_B3SS = torch.stack([self.preprocess(image) for image in images])
+        if self.compute.device.startswith("cuda"):
+            x_B3SS = x_B3SS.pin_memory()  # only from there can a copy run beside the arithmetic
+        x_B3SS = x_B3SS.to(self.compute.device, non_blocking=True)
+        if self.compute.encoder != "plain":
+            return self._fast_encoder(x_B3SS)
         with self.compute.autocast():
             z_BCHW: Tensor = self.image_encoder(x_B3SS)
         return z_BCHW.float()
+
+    @cached_property
+    def _fast_encoder(self) -> FastEncoder:
+        """Made when it is first needed; `image_encoder` stays for who trains it (form `lora`)."""
+        return FastEncoder(self.image_encoder, self.compute)
 
     def decode(
         self, z_CHW: Tensor, prompts: Prompts, mask_decoder: MaskDecoder | None = None
