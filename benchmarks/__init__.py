@@ -38,5 +38,5 @@ BENCHMARKS: dict[str, Benchmark] = {
     "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
 }
 
-SMOKE = ("evaluate", "route", "wire", "memory")
+SMOKE = ("encode", "train", "evaluate", "route", "wire", "memory")
 """What the regression guard runs, at small sizes (Surroundings.smoke)."""
