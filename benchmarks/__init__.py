@@ -30,9 +30,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     "route": Benchmark("Milliseconds to route an image among 1 to 1000 entries.", route.run),
     "wire": Benchmark("Bytes of an entry, and of a stream against sending the whole bank.", wire.run),
     "memory": Benchmark("Memory of an institution with 100 and with 10,000 images.", memory.run),
-    "scale": Benchmark("9 and 100 institutions through Flower, against an app that does nothing.", scale.run_some),
+    "scale": Benchmark(
+        "9 and 100 institutions through Flower, against an app that does nothing.", scale.run_some
+    ),
     "scale-1000": Benchmark("The same with 1000 as well.", scale.run, hours=True),
-    "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run, True),
+    "router": Benchmark(
+        "Which router recognises tasks best, from how many images.", router_quality.run, True
+    ),
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
     "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
     "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),

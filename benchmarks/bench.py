@@ -27,7 +27,11 @@ class Engines(Protocol):
         """The same by a real `flwr run`."""
 
     def flower_app(
-        self, app: Path, settings: Mapping[str, str | int | float | bool], nodes: int, say: Callable[[str], None]
+        self,
+        app: Path,
+        settings: Mapping[str, str | int | float | bool],
+        nodes: int,
+        say: Callable[[str], None],
     ) -> None:
         """Any Flower app by a real `flwr run`, every line it prints to `say`."""
 

@@ -142,5 +142,6 @@ def show(around: Surroundings, figures: Figures) -> None:
     around.show(table)
     around.say(
         f"encode: IoU of frozen SAM moves by {figures['iou_change']:.2f} points (standard error "
-        f"{figures['iou_change_error']:.2f}, from {figures['iou_plain']:.3f}), embeddings by {figures['embedding_error']:.1%}"
+        f"{figures['iou_change_error']:.2f}, from {figures['iou_plain']:.3f}), "
+        f"embeddings by {figures['embedding_error']:.1%}"
     )

@@ -54,8 +54,8 @@ def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
     known = KnownEntries(bank, own)
 
     ours = Side(scenario, backbone, folder / "ours")
-    frozen = ours.evaluate(tasks, known)
-    frozen_passes, ours.passes = ours.passes, 0
+    ours.evaluate(tasks, known)
+    ours.passes = 0
     anew = Side(scenario, backbone, folder / "anew")
     shutil.copy(ours.folder / "masks.jsonl", folder / "frozen.jsonl")
 
@@ -93,7 +93,6 @@ def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
             str(ours.passes - images),
         )
         around.say(f"evaluate: {stage} stages")
-    assert len(frozen) == len(tasks) and frozen_passes == TEST * len(tasks)
     around.show(table)
     around.say("evaluate: results " + ("are the same bits" if figures["identical"] else "DIFFER"))
     return figures
@@ -105,9 +104,7 @@ def scenario_of(tasks: int) -> Scenario:
         "name": "evaluate",
         "stream": [name_of(i) for i in range(tasks)],
         "backbone": {"name": "tiny"},
-        "institutions": [
-            {"name": INSTITUTION, "data": {name_of(i): {"path": "none"} for i in range(tasks)}}
-        ],
+        "institutions": [{"name": INSTITUTION, "data": {name_of(i): {"path": "none"} for i in range(tasks)}}],
     }
     return Scenario.model_validate(table)
 

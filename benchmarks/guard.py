@@ -60,7 +60,10 @@ def losses(baseline: Figures, found: Figures) -> list[str]:
 
 
 def guard(
-    baseline: Ratios, measure: Callable[[str], Figures], figures: dict[str, Figures], say: Callable[[str], None]
+    baseline: Ratios,
+    measure: Callable[[str], Figures],
+    figures: dict[str, Figures],
+    say: Callable[[str], None],
 ) -> None:
     """Compare; a benchmark that lost is measured again before it counts. Raises RunError naming the losses.
 

@@ -84,4 +84,3 @@ class AsReleased:
 def as_released(backbone: Backbone) -> Backbone:
     """For whoever asks for a backbone's decoder, geometry and compute."""
     return cast(Backbone, AsReleased(backbone))
-

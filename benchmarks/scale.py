@@ -125,7 +125,9 @@ def idle_round(around: Surroundings, count: int, simulated: dict[str, Any]) -> f
     lines: list[str] = []
     settings = {"nodes": count, "rounds": EVALUATIONS + 1, "down": int(down), "up": int(up)}
     around.engines.flower_app(IDLE_APP, settings, count, lines.append)
-    seconds = [float(found[1]) for line in lines if (found := re.search(r"idle \| round took ([\d.]+)", line))]
+    seconds = [
+        float(found[1]) for line in lines if (found := re.search(r"idle \| round took ([\d.]+)", line))
+    ]
     if len(seconds) != EVALUATIONS + 1:
         raise RunError(f"scale: expected {EVALUATIONS + 1} rounds of the idle app, found {len(seconds)}")
     return median(seconds[1:])

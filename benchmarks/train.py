@@ -11,15 +11,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
 from benchmarks.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
 from benchmarks.timing import clock, interleaved
-from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
 from casam_core.backbones import Backbone
 from casam_core.embeddings import EmbeddingStore
+from casam_core.entries import rounded
 from casam_core.scenario import AlignmentSpec, TrainingSpec
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.training import Example, TrainingResult, train_layer
@@ -35,7 +35,8 @@ LONG_TRAIN, LONG_VALIDATE, LONG_STEPS = 6, 4, 24
 def run(around: Surroundings) -> Figures:
     """Figures by backbone B: ratio_B (seconds of an epoch), ratio_24_B (of 24 epochs, the one encoding
     counted), ours_seconds_B, official_seconds_B (per image); ratio_bfloat16_B; loss_error (relative, float32
-    cache), loss_error_float16 (the default store); iou_change_bfloat16 (points)."""
+    cache), loss_error_float16 (the default store); iou_trained, and iou_change_bfloat16 and
+    iou_change_float16_entry (points)."""
     table = Table(title=f"training, seconds an image and epoch ({INSTANCES} instances, low_rank 8)")
     for name in ("backbone", "official loop", "ours", "ours, bfloat16", "ratio", "24 epochs", "bfloat16"):
         table.add_column(name, justify="left" if name == "backbone" else "right")
@@ -49,11 +50,18 @@ def run(around: Surroundings) -> Figures:
         if name == "lite_medsam":
             figures |= {key: found[key] for key in ("loss_error", "loss_error_float16")}
         figures |= {f"{key}_{name}": value for key, value in found.items() if not key.startswith("loss")}
-        cells = ("official_seconds", "ours_seconds", "bfloat16_seconds", "ratio", "ratio_24", "ratio_bfloat16")
+        cells = (
+            "official_seconds",
+            "ours_seconds",
+            "bfloat16_seconds",
+            "ratio",
+            "ratio_24",
+            "ratio_bfloat16",
+        )
         table.add_row(name, *(f"{found[key]:.2f}" for key in cells))
     if not around.smoke:
         around.say("train: what bfloat16 does to a layer")
-        figures["iou_change_bfloat16"] = low_precision(around)
+        figures |= low_precision(around)
     around.show(table)
     around.say(
         f"train: losses differ by {figures['loss_error']:.1e} relative (float32 cache), "
@@ -110,7 +118,9 @@ def measure(
 
 def epoch(backbone: Backbone, load_example: Callable[[int], Example], images: int) -> TrainingResult:
     """One pass of the product's own loop over the images, always from the same beginning."""
-    return trained(backbone, load_example, images, TrainingSpec(epochs=1, batch_images=1, instances=INSTANCES))[1]
+    return trained(
+        backbone, load_example, images, TrainingSpec(epochs=1, batch_images=1, instances=INSTANCES)
+    )[1]
 
 
 def trained(
@@ -138,9 +148,9 @@ def difference(one: TrainingResult, other: TrainingResult) -> float:
     return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
-def low_precision(around: Surroundings) -> float:
-    """Points of validation IoU between a layer trained in bfloat16 and one in float32; both are measured in
-    float32."""
+def low_precision(around: Surroundings) -> Figures:
+    """Points of validation IoU: a layer trained in bfloat16 against one in float32, and the latter rounded as
+    entries are in float16. All are measured in float32."""
     backbone, faster = (lite_medsam(cpu(around.threads, precision=p)) for p in ("float32", "bfloat16"))
     samples = phantoms(MODALITY, LONG_TRAIN + LONG_VALIDATE)
     known = [Example(backbone.encode([s.image_HW3])[0].half().float(), s.labels_HW) for s in samples]
@@ -150,5 +160,9 @@ def low_precision(around: Surroundings) -> float:
         held_out.__getitem__, len(held_out), backbone, TrainingSpec(), numpy_generator(SEED, "validate")
     )
     assert validate is not None  # every phantom has visible instances
-    ious = [validate(trained(model, known.__getitem__, LONG_TRAIN, spec)[0]) for model in (backbone, faster)]
-    return float(100 * abs(np.diff(ious)[0]))
+    exact, low = (trained(model, known.__getitem__, LONG_TRAIN, spec)[0] for model in (backbone, faster))
+    iou = validate(exact)
+    changes = {"iou_change_bfloat16": validate(low) - iou}
+    set_weights(exact, rounded(weights_of(exact)))
+    changes["iou_change_float16_entry"] = validate(exact) - iou
+    return {"iou_trained": iou, **{name: 100 * abs(change) for name, change in changes.items()}}

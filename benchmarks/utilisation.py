@@ -66,7 +66,7 @@ def gflop(step: Callable[[], object]) -> float:
     """Of one call."""
     with FlopCounterMode(display=False) as counter:
         step()
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def alignment_step(compute: Compute) -> Callable[[], None]:
@@ -79,7 +79,7 @@ def alignment_step(compute: Compute) -> Callable[[], None]:
         optimiser.zero_grad()
         with compute.autocast():
             aligned = layer(z_BCHW).float()
-        aligned.backward(gradient_BCHW)  # type: ignore[no-untyped-call]
+        aligned.backward(gradient_BCHW)
         optimiser.step()
 
     return step

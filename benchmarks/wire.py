@@ -26,20 +26,24 @@ from casam_core.entries import make_entry
 from casam_core.messages import EvaluateRequest
 from casam_core.payload import Job
 from casam_core.routers import build_router
-from casam_core.scenario import AlignmentSpec, RouterSpec, Scenario
+from casam_core.scenario import AlignmentSpec, BankSpec, RouterSpec, Scenario
 from casam_core.wire import serialise, to_records
 
 STAGES, SMOKE_STAGES = (9, 100), (6,)
 INSTITUTIONS = 3
 MODALITIES = ("polyp", "histology", "cardiac_mr", "glomeruli_a", "spleen_ct", "dental_xray", "prostate_mr_a")
 CHANNELS, FEATURES, IMAGES = 256, 512, 48
-PAPER = {"alignment": AlignmentSpec(form="casam"), "router": RouterSpec(kind="vae", features="attention")}
+PRECISIONS = ("float32", "float16")
+COMPACT_DIRECTIONS = 8
+"""With bank.precision = float16: the smallest entry that the settings offer without another form."""
 
 
 def run(around: Surroundings) -> Figures:
-    """Figures: entry_bytes, layer_bytes, content_bytes (layer and router, as they are sent up), paper_over_ours (the paper's layer over our whole entry),
-    paper_layer_over_ours, paper_entry_over_ours; by number of stages T: ratio_T (whole bank over ours),
-    over_entries_T (ours, down, over T entries), tiny_ratio_T, kib_T (an institution's bytes both ways)."""
+    """Figures: entry_bytes, layer_bytes, content_bytes (layer and router, as they are sent up),
+    paper_over_ours (the paper's layer over our whole entry), paper_layer_over_ours, paper_entry_over_ours;
+    entry_bytes and paper_over_ours again with bank.precision float16, and with 8 directions (compact); by
+    number of stages T: ratio_T (whole bank over ours), over_entries_T (ours, down, over T entries),
+    tiny_ratio_T, kib_T (an institution's bytes both ways)."""
     figures = entry_figures(around)
     table = Table(title="bytes of an institution over a stream, mean of three")
     for name in ("stages", "whole bank, KiB", "ours, KiB", "ratio", "ours / entries", "tiny: ratio"):
@@ -76,13 +80,15 @@ def run(around: Surroundings) -> Figures:
 
 def entry_figures(around: Surroundings) -> Figures:
     """Bytes of real entries: ours, and the paper's form with the paper's router."""
-    ours = real_entry(AlignmentSpec(), RouterSpec())
-    paper = real_entry(PAPER["alignment"], PAPER["router"])
+    ours, halved = (real_entry(AlignmentSpec(), RouterSpec(), precision) for precision in PRECISIONS)
+    compact = real_entry(AlignmentSpec(), RouterSpec(directions=COMPACT_DIRECTIONS), "float16")
+    paper = real_entry(AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"))
     layer, paper_layer = layer_bytes(ours), layer_bytes(paper)
     entry, paper_entry = len(ours.to_bytes()), len(paper.to_bytes())
     around.say(
-        f"an entry has {entry} bytes, {layer} of them the layer; the paper's layer has {paper_layer}, with its "
-        f"router {paper_entry}"
+        f"an entry has {entry} bytes, {layer} of them the layer; in float16 {len(halved.to_bytes())}, with "
+        f"{COMPACT_DIRECTIONS} directions {len(compact.to_bytes())}; the paper's layer has {paper_layer}, "
+        f"with its router {paper_entry}"
     )
     return {
         "entry_bytes": float(entry),
@@ -90,6 +96,10 @@ def entry_figures(around: Surroundings) -> Figures:
         "content_bytes": float(content_bytes(ours)),
         "paper_over_ours": paper_layer / entry,
         "paper_layer_over_ours": paper_layer / layer,
+        "entry_bytes_float16": float(len(halved.to_bytes())),
+        "paper_over_ours_float16": paper_layer / len(halved.to_bytes()),
+        "entry_bytes_compact": float(len(compact.to_bytes())),
+        "paper_over_ours_compact": paper_layer / len(compact.to_bytes()),
         "paper_entry_over_ours": paper_entry / entry,
     }
 
@@ -102,12 +112,13 @@ def content_bytes(entry: Entry) -> int:
     return layer_bytes(entry) + sum(value.nbytes for value in entry.router.values())
 
 
-def real_entry(alignment: Any, router: Any) -> Entry:
+def real_entry(alignment: AlignmentSpec, router: RouterSpec, precision: str = "float32") -> Entry:
     """An entry of LiteMedSAM's and SAM's shapes; what its numbers are does not change its size."""
     f_NF = torch.randn(IMAGES, FEATURES, generator=torch.Generator().manual_seed(0))
     if router.features == "attention":
         f_NF = f_NF[:, :CHANNELS]
-    scenario = scenario_of(1).model_copy(update={"alignment": alignment, "router": router})
+    bank = BankSpec.model_validate({"precision": precision})
+    scenario = scenario_of(1).model_copy(update={"alignment": alignment, "router": router, "bank": bank})
     made = build_router(router.model_copy(update={"epochs": 1}))
     return make_entry(
         scenario,
@@ -149,8 +160,8 @@ def scenario_of(stages: int) -> Scenario:
 
 @dataclass(frozen=True)
 class Counted:
-    """Bytes of the mean institution over a run. up, down: from it, to it. sent: of layers and routers it sent.
-    entries: of entry files sent to it. whole_bank: down, had every stage sent the whole bank."""
+    """Bytes of the mean institution over a run. up, down: from it, to it. sent: of layers and routers it
+    sent. entries: of entry files sent to it. whole_bank: down, had every stage sent the whole bank."""
 
     up: float
     down: float
@@ -182,4 +193,6 @@ def count(folder: Path, scenario: Scenario) -> Counted:
 
 def evaluate_bytes(name: str, stage: int, known: int, entries: Sequence[bytes], bank: Bank) -> int:
     """The size of one evaluate request, as it would be sent."""
-    return len(serialise(to_records(EvaluateRequest(Job(name, stage), known, entries, bank.digest).to_payload())))
+    return len(
+        serialise(to_records(EvaluateRequest(Job(name, stage), known, entries, bank.digest).to_payload()))
+    )

@@ -71,7 +71,7 @@ def prepare_process(compute: Compute) -> None:
     torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # That also fills every fresh buffer, for code that reads what it never wrote; ours does not.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _keep_freed_memory()
 
 

@@ -2,7 +2,8 @@
 
 One file per embedding, named by a hash of everything it depends on, written atomically and read
 through a memory map: processes may share a store and never encode one image twice, a crash leaves no
-part, and memory stays flat however many images there are. Embeddings are patient data: the folder is readable by its owner only.
+part, and memory stays flat however many images there are. Embeddings are patient data: the folder is
+readable by its owner only.
 """
 
 from __future__ import annotations

@@ -38,7 +38,11 @@ class CasamEngines:
         run_simulation(scenario, folder, None, None, lambda line: None)
 
     def flower_app(
-        self, app: Path, settings: Mapping[str, str | int | float | bool], nodes: int, say: Callable[[str], None]
+        self,
+        app: Path,
+        settings: Mapping[str, str | int | float | bool],
+        nodes: int,
+        say: Callable[[str], None],
     ) -> None:
         """Any Flower app by a real `flwr run`. Raises RunError when it failed."""
         from scenarios.flower import run_flower_app
@@ -51,7 +55,9 @@ class CasamEngines:
 
 def bench(
     name: Annotated[str | None, typer.Argument(help="A benchmark; without one they are listed.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Run every benchmark that does not take hours.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Run every benchmark that does not take hours.")
+    ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="The fastest ones at their smallest sizes, for --baseline.")
     ] = False,
@@ -116,8 +122,8 @@ def bench(
         if json_ is not None:
             write_atomic(json_, (json.dumps(figures, indent=2) + "\n").encode())
 
-    for benchmark in dict.fromkeys([MACHINE, *wanted]):
-        figures[benchmark] = measure(benchmark)
+    for each in dict.fromkeys([MACHINE, *wanted]):
+        figures[each] = measure(each)
         keep()
     if new_baseline is not None:
         write_baseline(new_baseline, figures)

@@ -96,9 +96,10 @@ class Backbone(nn.Module):
             x_B3SS = x_B3SS.pin_memory()  # only from there can a copy run beside the arithmetic
         x_B3SS = x_B3SS.to(self.compute.device, non_blocking=True)
         if self.compute.encoder != "plain":
-            return self._fast_encoder(x_B3SS)
+            z_BCHW: Tensor = self._fast_encoder(x_B3SS)
+            return z_BCHW
         with self.compute.autocast():
-            z_BCHW: Tensor = self.image_encoder(x_B3SS)
+            z_BCHW = self.image_encoder(x_B3SS)
         return z_BCHW.float()
 
     @cached_property

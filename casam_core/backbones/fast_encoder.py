@@ -48,9 +48,10 @@ def rebuilt(module: nn.Module) -> nn.Module:
     """The module with every part that has a faster twin replaced, in place where it is a container."""
     for name, child in list(module.named_children()):
         setattr(module, name, rebuilt(child))
-    if isinstance(module, nn.Sequential) and [type(part) for part in module] == [nn.Conv2d, nn.BatchNorm2d]:
+    if isinstance(module, nn.Sequential) and len(module) == 2:
         convolution, norm = module
-        return fuse_conv_bn_eval(convolution, norm)
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            return fuse_conv_bn_eval(convolution, norm)
     if isinstance(module, Attention) and module.use_rel_pos:
         return RowAttention(module)
     if type(module).__name__ == "LayerNorm2d":  # SAM's, and the copy of it that LiteMedSAM brings
@@ -63,7 +64,10 @@ class ChannelNorm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        assert isinstance(norm.weight, nn.Parameter)
+        assert isinstance(norm.bias, nn.Parameter)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.eps = float(norm.eps)  # type: ignore[arg-type]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
@@ -85,7 +89,7 @@ class RowAttention(nn.Module):
         # Rows of every head of every image or window, one after the other.
         qkv = self.qkv(x_BHWC).view(batch, cells, 3, self.num_heads, channels // self.num_heads)
         q_RND, k_RND, v_RND = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
-        grid_RHWD = q_RND.unflatten(1, (height, width))
+        grid_RHWD = q_RND.view(-1, height, width, q_RND.shape[-1])
         up_HHD = get_rel_pos(height, height, self.rel_pos_h)
         aside_WWD = get_rel_pos(width, width, self.rel_pos_w)
         up_RNH = torch.einsum("rhwd,hkd->rhwk", grid_RHWD, up_HHD).flatten(1, 2)
@@ -98,10 +102,10 @@ class RowAttention(nn.Module):
             for n in range(0, cells, ROWS):
                 rows = slice(n, n + ROWS)
                 pairs = q_RND[some, rows] @ k_RND[some].transpose(1, 2)
-                grid = pairs.unflatten(2, (height, width))
+                grid = pairs.view(*pairs.shape[:2], height, width)
                 grid += up_RNH[some, rows, :, None]
                 grid += aside_RNW[some, rows, None, :]
                 looks_RND[some, rows] = pairs.softmax(2) @ v_RND[some]
-        looks = looks_RND.unflatten(0, (batch, self.num_heads)).transpose(1, 2)
+        looks = looks_RND.view(batch, self.num_heads, cells, -1).transpose(1, 2)
         merged: Tensor = self.proj(looks.reshape(batch, height, width, channels))
         return merged

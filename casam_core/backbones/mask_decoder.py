@@ -16,9 +16,12 @@ h x w = 4 cells x 4 cells mask logits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from segment_anything.modeling import MaskDecoder
-from segment_anything.modeling.transformer import TwoWayAttentionBlock
+from segment_anything.modeling.transformer import TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,7 +50,7 @@ def as_rows(x_BCHW: Tensor) -> Tensor:
 
 
 def attend(
-    transformer: nn.Module, tokens_NTC: Tensor, cells_1KC: Tensor, pe_1KC: Tensor
+    transformer: TwoWayTransformer, tokens_NTC: Tensor, cells_1KC: Tensor, pe_1KC: Tensor
 ) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer: (tokens_NTC, cells_NKC)."""
     first, *others = transformer.layers
@@ -77,13 +80,11 @@ def first_block(
     ).view_as(queries_NTC)
     queries_NTC = block.norm2(queries_NTC + looks_NTC)
     queries_NTC = block.norm3(queries_NTC + block.mlp(queries_NTC))
-    changes_NKC = block.cross_attn_image_to_token(
-        q=placed_1KC, k=queries_NTC + tokens_NTC, v=queries_NTC
-    )
+    changes_NKC = block.cross_attn_image_to_token(q=placed_1KC, k=queries_NTC + tokens_NTC, v=queries_NTC)
     return queries_NTC, block.norm4(cells_1KC + changes_NKC)
 
 
-def mask_logits(upscaling: nn.Sequential, cells_NKC: Tensor, mask_ND: Tensor, cells: int) -> Tensor:
+def mask_logits(upscaling: Iterable[Any], cells_NKC: Tensor, mask_ND: Tensor, cells: int) -> Tensor:
     """logits_Nhw: cells doubled twice in width and height, then weighed by the mask's own D channels."""
     widen, norm, act, widen_again, act_again = upscaling
     quarters = doubled(widen, cells_NKC)
@@ -101,4 +102,5 @@ def doubled(convolution: nn.ConvTranspose2d, x_C: Tensor) -> Tensor:
     channels, width, parts = weight_CDP.shape
     weight_CX = weight_CDP.transpose(1, 2).reshape(channels, parts * width)
     assert convolution.bias is not None  # SAM's have one
-    return (x_C @ weight_CX).unflatten(-1, (parts, width)) + convolution.bias
+    parts_CX: Tensor = x_C @ weight_CX
+    return parts_CX.view(*x_C.shape[:-1], parts, width) + convolution.bias

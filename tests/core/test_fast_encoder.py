@@ -105,4 +105,6 @@ def test_embeddings_of_two_variants_never_share_a_key(tmp_path: Path) -> None:
 
 def test_the_plain_variant_is_called_as_it_always_was() -> None:
     assert resolve_compute(ComputeSpec(device="cpu")).variant == "cpu-float32-t1"
-    assert resolve_compute(ComputeSpec(device="cpu", encoder="fast")).variant.startswith("cpu-float32-t1-fast-")
+    assert resolve_compute(ComputeSpec(device="cpu", encoder="fast")).variant.startswith(
+        "cpu-float32-t1-fast-"
+    )

@@ -15,12 +15,12 @@ from casam_core import inference
 from casam_core.bank import Entry
 from casam_core.inference import LoadedBank
 from casam_core.routers import Arrays, build_router
-from casam_core.routers.gaussian import DIRECTIONS
 from casam_core.routers.stack import GaussianStack
 from casam_core.scenario import RouterSpec
 from tests.banks import picture, tiny_backbone, tiny_entry
 
 ROUTER = build_router(RouterSpec())
+DIRECTIONS = RouterSpec().directions
 
 
 def states(tasks: int, width: int, images: int, seed: int, spread: float = 1.0) -> list[Arrays]:

@@ -20,9 +20,7 @@ def main(grid: Grid, context: Context) -> None:
     settings = context.run_config
     while len(nodes := list(grid.get_node_ids())) < int(settings["nodes"]):
         time.sleep(POLL_SECONDS)
-    content = RecordDict(
-        {"nothing": ArrayRecord({"x": Array(np.zeros(int(settings["down"]), np.uint8))})}
-    )
+    content = RecordDict({"nothing": ArrayRecord({"x": Array(np.zeros(int(settings["down"]), np.uint8))})})
     for _ in range(int(settings["rounds"])):
         begun = time.monotonic()
         messages = [Message(content, dst_node_id=node, message_type="query.idle") for node in nodes]
