@@ -9,7 +9,7 @@ LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes 
 	--custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-deploy lint lock clean
+.PHONY: help setup demo test test-fast test-deploy bench-smoke lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
@@ -47,6 +47,9 @@ lint: setup  ## Style, types and the direction of imports
 lock: setup  ## Write requirements.lock and docker/thin.lock: every package with the hashes of its files
 	$(LOCK) --extra medical pyproject.toml -o requirements.lock
 	printf 'flwr\nnumpy\n' | $(LOCK) - -o docker/thin.lock
+
+bench-smoke: setup  ## Is anything a fifth slower than stored? (ratios only, under three minutes)
+	$(BIN)/casam bench --smoke --baseline benchmarks/baseline.json
 
 clean:  ## Remove .venv and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

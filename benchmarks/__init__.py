@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from benchmarks import attack, few_shot, private_training, router_choices, router_quality
+from benchmarks import (
+    attack,
+    encode,
+    evaluate,
+    few_shot,
+    machine,
+    memory,
+    private_training,
+    route,
+    router_choices,
+    router_quality,
+    scale,
+    train,
+    utilisation,
+    wire,
+)
 from benchmarks.bench import Benchmark
 
+MACHINE = "machine"
+"""Measured before every other: figures of speed mean nothing without it."""
+
 BENCHMARKS: dict[str, Benchmark] = {
-    "router": Benchmark("Which router recognises tasks best, from how many images.", router_quality.run),
-    "router-choices": Benchmark(
-        "Encoder depths and threshold rules against the default router.", router_choices.run
+    MACHINE: Benchmark("What this machine is, and how fast it multiplies and reads.", machine.run),
+    "encode": Benchmark("Images a second through the frozen encoder, plain and fast.", encode.run),
+    "train": Benchmark("An epoch from cached embeddings, against encoding in every epoch.", train.run),
+    "utilisation": Benchmark("The residual form's step as a share of the GEMM peak.", utilisation.run),
+    "evaluate": Benchmark("Decoder passes of the whole matrix: what changed, or everything.", evaluate.run),
+    "route": Benchmark("Milliseconds to route an image among 1 to 1000 entries.", route.run),
+    "wire": Benchmark("Bytes of an entry, and of a stream against sending the whole bank.", wire.run),
+    "memory": Benchmark("Memory of an institution with 100 and with 10,000 images.", memory.run),
+    "scale": Benchmark(
+        "9 and 100 institutions through Flower, against an app that does nothing.", scale.run_some
     ),
-    "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run),
-    "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task (hours).", few_shot.run_long),
-    "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run),
-    "attack": Benchmark("What attacks find with and without privacy, on synthetic images.", attack.run),
+    "scale-1000": Benchmark("The same with 1000 as well.", scale.run, hours=True),
+    "router": Benchmark(
+        "Which router recognises tasks best, from how many images.", router_quality.run, True
+    ),
+    "router-choices": Benchmark(
+        "Encoder depths and threshold rules against the default router.", router_choices.run, True
+    ),
+    "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
+    "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
+    "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
+    "attack": Benchmark("What attacks find with and without privacy, on synthetic images.", attack.run, True),
 }
+
+SMOKE = ("encode", "train", "evaluate", "route", "wire", "memory")
+"""What the regression guard runs, at small sizes (Surroundings.smoke)."""

@@ -24,6 +24,7 @@ class Compute:
     device: str
     threads: int
     precision: str
+    encoder: str = "plain"
 
     @property
     def variant(self) -> str:
@@ -31,7 +32,15 @@ class Compute:
 
         The same mathematics with another thread count has other last bits.
         """
-        return f"{self.device.split(':')[0]}-{self.precision}-t{self.threads}"
+        plain = f"{self.device.split(':')[0]}-{self.precision}-t{self.threads}"
+        return plain if self.encoder == "plain" else f"{plain}-{self.encoder}-{self.encoder_precision}"
+
+    @property
+    def encoder_precision(self) -> str:
+        """Of the image encoder: the faster ones take bfloat16 wherever the chip multiplies it."""
+        if self.encoder == "plain":
+            return self.precision
+        return "bfloat16" if _has_fast_bfloat16(self.device) else "float32"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -54,13 +63,15 @@ def resolve_compute(spec: ComputeSpec) -> Compute:
     precision = spec.precision
     if precision == "auto":
         precision = "bfloat16" if _has_fast_bfloat16(device) else "float32"
-    return Compute(device=device, threads=spec.threads, precision=precision)
+    return Compute(device=device, threads=spec.threads, precision=precision, encoder=spec.encoder)
 
 
 def prepare_process(compute: Compute) -> None:
     """Set this process's threads, allocator and determinism once, before the first tensor."""
     torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # That also fills every fresh buffer, for code that reads what it never wrote; ours does not.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _keep_freed_memory()
 
 

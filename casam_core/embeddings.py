@@ -1,16 +1,20 @@
 """The embedding store: every image is encoded once per backbone, ever.
 
 One file per embedding, named by a hash of everything it depends on, written atomically and read
-through a memory map: processes may share a store, a crash leaves no part, and memory stays flat
-however many images there are. Embeddings are patient data: the folder is readable by its owner only.
+through a memory map: processes may share a store and never encode one image twice, a crash leaves no
+part, and memory stays flat however many images there are. Embeddings are patient data: the folder is
+readable by its owner only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +27,7 @@ from casam_core.backbones import Backbone
 from casam_core.files import write_atomic
 
 SCHEMA = 1
+LOCK = ".lock"
 StoreType = Literal["float16", "float32"]
 
 
@@ -61,13 +66,31 @@ class EmbeddingStore:
         key = self.key(image_HW3, backbone)
         with contextlib.suppress(KeyError):
             return key, self.load(key)
-        z_CHW = backbone.encode([image_HW3])[0].cpu().numpy().astype(self.dtype)
-        path = self._path(key)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        buffer = io.BytesIO()
-        np.save(buffer, z_CHW)
-        write_atomic(path, buffer.getvalue())
-        return key, self.load(key)
+        with self._alone(key):
+            with contextlib.suppress(KeyError):
+                return key, self.load(key)  # another process was faster
+            z_CHW = backbone.encode([image_HW3])[0].cpu().numpy().astype(self.dtype)
+            path = self._path(key)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            buffer = io.BytesIO()
+            np.save(buffer, z_CHW)
+            write_atomic(path, buffer.getvalue())
+            return key, self.load(key)
+
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """No other process encodes this image meanwhile; a process that dies lets go by itself.
+
+        A lock on one byte of one file, a byte per key: nothing is left to clean up. Where the file system
+        knows no locks, two processes may do the same work; files are whole either way.
+        """
+        handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(handle, fcntl.LOCK_EX, 1, int(key[:15], 16))  # offsets end at 2^63
+            yield
+        finally:
+            os.close(handle)  # unlocks
 
     def load(self, key: str) -> Tensor:
         """z_CHW float32 of a stored embedding; KeyError if it is not there or its file is torn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,11 @@ def make_entry(
     for an entry that is used by its name alone.
     """
     alignment = alignment_of(scenario, task)
+    kept = rounded if scenario.bank.precision == "float16" else dict
     return Entry(
         task=task,
-        layer=dict(layer) if improved else identity_like(layer),
-        router=dict(router),
+        layer=kept(layer) if improved else identity_like(layer),
+        router=kept(router),
         threshold=threshold,
         provenance=Provenance(
             form=alignment.form if improved else "identity",
@@ -52,3 +54,15 @@ def make_entry(
             scenario=scenario.learned_digest(),
         ),
     )
+
+
+def rounded(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Matrices in half precision. Vectors (variances, norms, shifts) are few bytes and may be tiny."""
+    return {name: half(value) if value.ndim > 1 else value for name, value in arrays.items()}
+
+
+def half(value: NDArray[Any]) -> NDArray[Any]:
+    """float16; as it was where a number is too large for it."""
+    with np.errstate(over="ignore"):
+        small = value.astype(np.float16)
+    return small if np.isfinite(small).all() else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,16 @@ from casam_core.features import pool
 from casam_core.frame import Frame
 from casam_core.prompts import Prompts
 from casam_core.routers import Router, build_router
+from casam_core.routers.gaussian import GaussianRouter
+from casam_core.routers.stack import GaussianStack
 from casam_core.routing import Route, decide
 from casam_core.scenario import AlignmentSpec, RouterSpec
 
 PROMPTS_PER_DECODE = 8
 """The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
+
+STACK_FROM = 16
+"""Entries from which scoring all at once is worth the memory it takes (70 KB each)."""
 
 
 def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -> AlignmentLayer:
@@ -131,7 +137,11 @@ class LoadedEntry:
 
     def score(self, z_CHW: Tensor) -> float:
         """How unlike this task the embedding is; lower is nearer."""
-        return self.router.score(pool(z_CHW, self.entry.provenance.features), self.entry.router)
+        return self.score_feature(pool(z_CHW, self.entry.provenance.features))
+
+    def score_feature(self, f_F: Tensor) -> float:
+        """The same from the embedding's pooled feature."""
+        return self.router.score(f_F, self.entry.router)
 
 
 class LoadedBank(Mapping[str, LoadedEntry]):
@@ -147,6 +157,7 @@ class LoadedBank(Mapping[str, LoadedEntry]):
         self._entries = {entry.task: LoadedEntry.of(entry) for entry in known}
         self.digest = digest
         self.backbone = known[0].provenance.backbone if known else None
+        self._routable = [loaded for loaded in self._entries.values() if loaded.entry.threshold is not None]
 
     def __getitem__(self, task: str) -> LoadedEntry:
         if task not in self._entries:
@@ -170,11 +181,27 @@ class LoadedBank(Mapping[str, LoadedEntry]):
         if z_BCHW.dim() != 4 or not channels <= {z_BCHW.shape[1]}:
             wanted = f"C = {channels.pop()}" if channels else "any C"
             raise BankError(f"expected z_BCHW with {wanted}, found shape {tuple(z_BCHW.shape)}")
-        return tuple(self._route(z_CHW) for z_CHW in z_BCHW)
+        if not self._routable:
+            return tuple(decide([], [], []) for _ in z_BCHW)
+        # Entries of one bank share their router's features (check_alike).
+        features = self._routable[0].entry.provenance.features
+        return tuple(self.route_feature(pool(z_CHW, features)) for z_CHW in z_BCHW)
 
-    def _route(self, z_CHW: Tensor) -> Route:
-        entries = (loaded.entry for loaded in self.values())
-        return route_among(entries, lambda entry: self[entry.task].score(z_CHW))
+    def route_feature(self, f_F: Tensor) -> Route:
+        """The route of one embedding by its pooled feature; the bits of scoring every entry by itself."""
+        near = self._routable
+        if self._stack is not None:
+            near = [near[i] for i in self._stack.contenders(f_F)]
+        return route_among(
+            (loaded.entry for loaded in near), lambda entry: self[entry.task].score_feature(f_F)
+        )
+
+    @cached_property
+    def _stack(self) -> GaussianStack | None:
+        """All states at once, where there are many and the router can."""
+        if len(self._routable) < STACK_FROM or not isinstance(self._routable[0].router, GaussianRouter):
+            return None
+        return GaussianStack([loaded.entry.router for loaded in self._routable])
 
 
 def load_bank(folder: Path | str) -> LoadedBank:

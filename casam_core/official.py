@@ -257,7 +257,11 @@ def _check_exportable(entry: Entry, backbone: str) -> None:
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+    # The authors' files are float32; an entry may hold halves of it (casam_core.entries).
+    return {
+        name: torch.from_numpy(np.array(value, np.float32 if value.dtype == np.float16 else None))
+        for name, value in arrays.items()
+    }
 
 
 def _is_number(value: object) -> bool:

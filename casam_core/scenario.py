@@ -44,6 +44,12 @@ class ComputeSpec(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int = Field(1, ge=1, le=256, description="Torch threads per institution.")
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    encoder: Literal["plain", "fast", "compiled"] = Field(
+        "plain",
+        description="fast: bfloat16 where the chip has it, folded norms, attention by rows; about twice the "
+        "images per second, embeddings of their own (docs/performance.md). compiled: also torch.compile, for "
+        "thousands of images.",
+    )
 
 
 class AlignmentSpec(Section):
@@ -112,12 +118,28 @@ class RouterSpec(Section):
         1.5, ge=0, description="Widen the threshold by this share of its distance from the median; paper: 0."
     )
     shrinkage: float = Field(0.3, ge=0, le=1, description="Gaussian: pull towards the diagonal.")
+    directions: int = Field(
+        32,
+        ge=0,
+        le=512,
+        description="Gaussian: kept directions of the covariance; 2 KB each at 512 features.",
+    )
     epochs: int = Field(10, ge=1, description="VAE: passes over the features.")
     learning_rate: float = Field(5e-4, gt=0, description="VAE.")
     batch: int = Field(6, ge=1, description="VAE.")
     beta: float = Field(16.5, ge=0, description="VAE: weight of the KL term in the score.")
     sampled: bool = Field(
         False, description="VAE: sample the latent when scoring, as the authors' code does."
+    )
+
+
+class BankSpec(Section):
+    """How entries are kept and sent."""
+
+    precision: Literal["float32", "float16"] = Field(
+        "float32",
+        description="float16: matrices of layer and router are rounded once, when the entry is made; about "
+        "half the bytes to everyone. Vectors stay float32.",
     )
 
 
@@ -278,6 +300,7 @@ class Scenario(Section):
     training: TrainingSpec = TrainingSpec()
     privacy: PrivacySpec = PrivacySpec()
     router: RouterSpec = RouterSpec()
+    bank: BankSpec = BankSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     deadlines: DeadlineSpec = DeadlineSpec()
 

@@ -15,6 +15,8 @@ from scipy.stats import bootstrap, t
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 2**18
+"""Units in a batch of resamples: memory must not grow with images. The draws are the same."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def estimate(values_N: Sequence[float], units_N: Sequence[str], rng: np.random.G
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
+        batch=max(1, DRAWN_AT_ONCE // len(sums_U)),
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=rng,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from segment_anything.modeling import MaskDecoder
 from torch import nn
 
 
@@ -16,6 +17,6 @@ class AlignmentLayer(nn.Module):
 
     sees_pixels: ClassVar[bool] = False
 
-    def own_decoder(self) -> nn.Module | None:
+    def own_decoder(self) -> MaskDecoder | None:
         """The mask decoder to use in place of the backbone's; None for the backbone's."""
         return None

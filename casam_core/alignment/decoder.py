@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from torch import Tensor, nn
+from segment_anything.modeling import MaskDecoder
+from torch import Tensor
 
 from casam_core.alignment.base import AlignmentLayer
 from casam_core.backbones import Backbone
@@ -17,7 +18,7 @@ class DecoderLayer(AlignmentLayer):
         super().__init__()
         self.mask_decoder = copy.deepcopy(backbone.mask_decoder).requires_grad_(True)
 
-    def own_decoder(self) -> nn.Module:
+    def own_decoder(self) -> MaskDecoder:
         return self.mask_decoder
 
     def forward(self, z_BCHW: Tensor) -> Tensor:

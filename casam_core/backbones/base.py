@@ -14,9 +14,11 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import PromptEncoder
+from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
+from casam_core.backbones.fast_encoder import FastEncoder
+from casam_core.backbones.mask_decoder import decode_prompts
 from casam_core.compute import Compute
 from casam_core.frame import Frame, frame_of, pad_to_square
 from casam_core.prompts import Prompts
@@ -50,7 +52,7 @@ class Backbone(nn.Module):
         geometry: Geometry,
         image_encoder: nn.Module,
         prompt_encoder: PromptEncoder,
-        mask_decoder: nn.Module,
+        mask_decoder: MaskDecoder,
         compute: Compute,
     ) -> None:
         super().__init__()
@@ -102,13 +104,24 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def encode(self, images: list[NDArray[np.uint8]]) -> Tensor:
         """z_BCHW float32 on the compute device, one embedding per uint8 HxWx3 image."""
-        x_B3SS = torch.stack([self.preprocess(image) for image in images]).to(self.compute.device)
+        x_B3SS = torch.stack([self.preprocess(image) for image in images])
+        if self.compute.device.startswith("cuda"):
+            x_B3SS = x_B3SS.pin_memory()  # only from there can a copy run beside the arithmetic
+        x_B3SS = x_B3SS.to(self.compute.device, non_blocking=True)
+        if self.compute.encoder != "plain":
+            z_BCHW: Tensor = self._fast_encoder(x_B3SS)
+            return z_BCHW
         with self.compute.autocast():
-            z_BCHW: Tensor = self.image_encoder(x_B3SS)
+            z_BCHW = self.image_encoder(x_B3SS)
         return z_BCHW.float()
 
+    @cached_property
+    def _fast_encoder(self) -> FastEncoder:
+        """Made when it is first needed; `image_encoder` stays for who trains it (form `lora`)."""
+        return FastEncoder(self.image_encoder, self.compute)
+
     def decode(
-        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: nn.Module | None = None
+        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: MaskDecoder | None = None
     ) -> tuple[Tensor, Tensor]:
         """(logits_Nhw, iou_N) float32 for N >= 1 prompts, given in the frame's pixels, on one embedding.
 
@@ -120,13 +133,9 @@ class Backbone(nn.Module):
             boxes = xy
         else:
             points = (xy[:, None, :], torch.ones(len(xy), 1, device=xy.device))
-        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=None)
+        sparse_NTC, dense_NCHW = self.prompt_encoder(points=points, boxes=boxes, masks=None)
         with self.compute.autocast():
-            logits_N1hw, iou_N1 = (mask_decoder or self.mask_decoder)(
-                image_embeddings=z_CHW[None],
-                image_pe=self.image_pe,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=False,
+            logits_Nhw, iou_N = decode_prompts(
+                mask_decoder or self.mask_decoder, z_CHW, self.image_pe, sparse_NTC, dense_NCHW[:1]
             )
-        return logits_N1hw[:, 0].float(), iou_N1[:, 0].float()
+        return logits_Nhw.float(), iou_N.float()

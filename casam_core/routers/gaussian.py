@@ -22,7 +22,6 @@ from torch import Tensor
 from casam_core.routers.base import Arrays
 from casam_core.scenario import RouterSpec
 
-DIRECTIONS = 32
 RELATIVE_FLOOR = 1e-4
 """Smallest variance, as a share of the mean variance: a constant feature must not decide alone."""
 
@@ -34,6 +33,7 @@ class GaussianRouter:
 
     def __init__(self, spec: RouterSpec) -> None:
         self.shrinkage = spec.shrinkage
+        self.directions = spec.directions
 
     def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
         f = f_NF.double()
@@ -52,7 +52,7 @@ class GaussianRouter:
         covariance_FF = torch.from_numpy(summary["outer_FF"]) / count - torch.outer(mean_F, mean_F)
         variance_F = covariance_FF.diagonal().clamp(min=0)
         variance_F = variance_F.clamp(min=RELATIVE_FLOOR * max(float(variance_F.mean()), 1e-12))
-        kept = int(min(DIRECTIONS, max(count - 1, 0), len(mean_F)))
+        kept = int(min(self.directions, max(count - 1, 0), len(mean_F)))
         values, vectors = torch.linalg.eigh((1 - self.shrinkage) * covariance_FF)
         leading_K = values.flip(0)[:kept].clamp(min=0).sqrt()
         directions_KF = leading_K[:, None] * vectors.flip(1)[:, :kept].T

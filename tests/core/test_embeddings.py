@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from casam_core.backbones import Backbone
 from casam_core.backbones.tiny import load_tiny
 from casam_core.compute import Compute
-from casam_core.embeddings import EmbeddingStore
+from casam_core.embeddings import LOCK, EmbeddingStore
 from casam_core.scenario import BackboneSpec
 
 Picture = NDArray[np.uint8]
@@ -37,7 +38,8 @@ def encodings(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def stored(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file but the one that processes lock."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
 
 
 def mode(path: Path) -> int:
@@ -172,14 +174,23 @@ def write_together(folder: Path, barrier: Barrier, turns: int) -> None:
     """Encode and store the same pictures at the same moments as another process."""
     torch.set_num_threads(1)
     backbone = load_tiny(BackboneSpec(name="tiny"), Compute("cpu", 1, "float32"))
+    encode = backbone.encode
+
+    def slowly(images: list[Picture]) -> torch.Tensor:
+        time.sleep(0.05)  # the other process asks meanwhile
+        with (folder.parent / "encodings").open("a") as file:
+            file.write(f"{images[0][0, 0, 0]}\n")
+        return encode(images)
+
+    backbone.encode = slowly  # type: ignore[method-assign]
     store = EmbeddingStore(folder)
     for turn in range(turns):
         barrier.wait(60)
         store.embed(np.full((20, 30, 3), turn, np.uint8), backbone)
 
 
-def test_two_processes_that_write_the_same_key_leave_one_good_file(tmp_path: Path, tiny: Backbone) -> None:
-    turns = 8
+def test_two_processes_that_want_the_same_image_encode_it_once(tmp_path: Path, tiny: Backbone) -> None:
+    tmp_path, turns = tmp_path / "store", 8
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     workers = [context.Process(target=write_together, args=(tmp_path, barrier, turns)) for _ in range(2)]
@@ -188,6 +199,7 @@ def test_two_processes_that_write_the_same_key_leave_one_good_file(tmp_path: Pat
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
+    assert (tmp_path.parent / "encodings").read_text().split() == [str(turn) for turn in range(turns)]
     assert len(stored(tmp_path)) == turns  # no temporary file is left
     store = EmbeddingStore(tmp_path)
     for turn in range(turns):

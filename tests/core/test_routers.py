@@ -16,11 +16,12 @@ from torch import Tensor
 
 from casam_core.errors import ScenarioError
 from casam_core.routers import ROUTERS, Arrays, build_router
-from casam_core.routers.gaussian import DIRECTIONS, RELATIVE_FLOOR, GaussianRouter
+from casam_core.routers.gaussian import RELATIVE_FLOOR, GaussianRouter
 from casam_core.routers.vae import HIDDEN, LATENT, TaskVae, VaeRouter
 from casam_core.scenario import RouterSpec
 
 Floats = NDArray[np.float64]
+DIRECTIONS = RouterSpec().directions
 
 
 def features(count: int, width: int, seed: int = 0, shift: float = 0.0) -> Tensor:

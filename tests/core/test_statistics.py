@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from casam_core import statistics
 from casam_core.statistics import Estimate, Spread, apart, by_unit, estimate, holm, student
 
 
@@ -31,6 +32,14 @@ def test_two_units_can_only_be_drawn_as_aa_ab_ba_bb() -> None:
     # Means of the draws: 0.3 (1/4), 0.5 (1/2), 0.9 (1/4); the 2.5 % and 97.5 % points are the outer ones.
     found = estimate([0.2, 0.9, 0.4], ["a", "b", "a"], rng())
     assert (found.low, found.high) == (pytest.approx(0.3), pytest.approx(0.9))
+
+
+def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = list(np.random.default_rng(3).uniform(size=40))
+    units = [str(i) for i in range(40)]
+    together = estimate(values, units, rng())
+    monkeypatch.setattr(statistics, "DRAWN_AT_ONCE", 100)  # two resamples
+    assert estimate(values, units, rng()) == together
 
 
 def test_one_unit_cannot_tell_how_sure_it_is() -> None:

@@ -1,0 +1,88 @@
+"""The machine under the figures: what it is, and how fast it multiplies matrices and reads memory.
+
+A GEMM's peak is the best of several shapes and of the two libraries that torch calls (MKL for a plain
+product, oneDNN for a convolution with a 1 x 1 kernel), so that a share of it flatters nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from benchmarks.bench import Figures, Surroundings
+from benchmarks.timing import clock
+
+SIDES = (512, 1024, 2048)
+REPEATS = 7
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STREAM_BYTES = 256 << 20
+
+
+def run(around: Surroundings) -> Figures:
+    """Figures: cores, threads, gib, gemm_float32 and gemm_bfloat16 (GFLOP/s), memory_read (GB/s)."""
+    torch.set_num_threads(around.threads)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    figures: Figures = {
+        "cores": float(os.cpu_count() or 1),
+        "threads": float(around.threads),
+        "gib": memory,
+        **{f"gemm_{name}": gemm_peak(name, around.threads) for name in PRECISIONS},
+        "memory_read": memory_read(around.threads),
+    }
+    table = Table(title=f"{processor()}, {platform.system()}, torch {torch.__version__}")
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{value:.1f}" for value in figures.values()))
+    around.show(table)
+    return figures
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    about = Path("/proc/cpuinfo")
+    if about.exists():
+        for line in about.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def fastest(work: Callable[[], object], threads: int) -> float:
+    """Seconds of the best of several calls: a peak is what the machine can, not what it does on average."""
+    now, best = clock(threads), float("inf")
+    work()
+    for _ in range(REPEATS):
+        begun = now()
+        work()
+        best = min(best, now() - begun)
+    return best
+
+
+@torch.no_grad()
+def gemm_peak(precision: str, threads: int) -> float:
+    """GFLOP/s of the fastest square matrix product of this precision."""
+    rates = []
+    for side in SIDES:
+        a, b = torch.randn(2, side, side).to(PRECISIONS[precision]).unbind()
+        image = torch.randn(1, side, side // 32, 32).to(a.dtype).contiguous(memory_format=torch.channels_last)
+        kernel = torch.nn.Conv2d(side, side, 1, bias=False).to(a.dtype).to(memory_format=torch.channels_last)
+
+        def product(a: torch.Tensor = a, b: torch.Tensor = b) -> object:
+            return a @ b
+
+        def convolution(kernel: torch.nn.Module = kernel, image: torch.Tensor = image) -> object:
+            return kernel(image)
+
+        rates += [2 * side**3 / fastest(work, threads) / 1e9 for work in (product, convolution)]
+    return max(rates)
+
+
+def memory_read(threads: int) -> float:
+    """GB/s of adding up more numbers than any cache holds."""
+    numbers = torch.ones(STREAM_BYTES // 4)
+    return STREAM_BYTES / fastest(numbers.sum, threads) / 1e9

@@ -1,0 +1,86 @@
+"""Backbones to measure: real small weights, and SAM's ViT-B with random ones."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from segment_anything import sam_model_registry
+from torch import Tensor, nn
+
+from casam_core.backbones import Backbone, Geometry
+from casam_core.backbones.lite_medsam import load_lite_medsam
+from casam_core.backbones.sam import SamBackbone
+from casam_core.compute import Compute, prepare_process
+from casam_core.prompts import Prompts
+from casam_core.scenario import BackboneSpec, DataSpec
+from client.data.dataset import LoadedSample
+from client.data.open import open_dataset
+
+SEED, INSTITUTION = 7, "bench"
+
+
+def cpu(threads: int, precision: str = "float32", encoder: str = "plain") -> Compute:
+    """This machine's processor, with the process set up for it."""
+    compute = Compute(device="cpu", threads=threads, precision=precision, encoder=encoder)
+    prepare_process(compute)
+    return compute
+
+
+def lite_medsam(compute: Compute) -> Backbone:
+    """The packaged weights; not cached, as two of them are compared."""
+    return load_lite_medsam(BackboneSpec(name="lite_medsam"), compute)
+
+
+def random_vit_b(compute: Compute) -> Backbone:
+    """SAM's ViT-B in every shape, its weights random: speed only, it segments nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        sam = sam_model_registry["vit_b"]()
+    return SamBackbone(
+        name="vit_b",
+        digest="random",
+        geometry=Geometry(side=1024, channels=256, cells=64),
+        image_encoder=sam.image_encoder,
+        prompt_encoder=sam.prompt_encoder,
+        mask_decoder=sam.mask_decoder,
+        compute=compute,
+    )
+
+
+def phantoms(modality: str, images: int) -> list[LoadedSample]:
+    """The first images of a synthetic modality."""
+    spec = DataSpec(reader="phantom", phantom=modality, images=max(images, 3))
+    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
+    return [dataset.load(sample) for sample in dataset.samples[:images]]
+
+
+class AsReleased:
+    """The same backbone with segment_anything's own decoder, which repeats the image for every prompt."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.backbone, name)
+
+    def decode(
+        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As Backbone.decode."""
+        boxes = torch.as_tensor(prompts.xy, device=z_CHW.device)
+        sparse, dense = self.backbone.prompt_encoder(points=None, boxes=boxes, masks=None)
+        with self.backbone.compute.autocast():
+            logits_N1hw, iou_N1 = self.backbone.mask_decoder(
+                image_embeddings=z_CHW[None],
+                image_pe=self.backbone.image_pe,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )
+        return logits_N1hw[:, 0].float(), iou_N1[:, 0].float()
+
+
+def as_released(backbone: Backbone) -> Backbone:
+    """For whoever asks for a backbone's decoder, geometry and compute."""
+    return cast(Backbone, AsReleased(backbone))

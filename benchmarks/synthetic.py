@@ -1,0 +1,65 @@
+"""Tasks by the hundred, for measuring what surrounds the model: small images, each task in its own colour.
+
+On the tiny backbone an image costs milliseconds, and its router can tell the colours apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from casam_core.backbones import Backbone, load_backbone
+from casam_core.compute import prepare_process, resolve_compute
+from casam_core.embeddings import EmbeddingStore
+from casam_core.scenario import BackboneSpec, ComputeSpec
+from client.data.dataset import LoadedSample, Sample
+from client.data.splits import Split
+from client.holdings import TaskData
+
+SIDE = 64
+NOISE = 10.0
+
+
+@dataclass(frozen=True)
+class ColouredImages:
+    """A dataset (client.data.dataset.Dataset) of `images` squares, two instances each, drawn by number."""
+
+    number: int
+    images: int
+
+    @cached_property
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(Sample(f"{i:06d}") for i in range(self.images))
+
+    def load(self, sample: Sample) -> LoadedSample:
+        rng = np.random.default_rng([self.number, int(sample.id)])
+        colour = np.random.default_rng([self.number]).uniform(40, 215, 3)
+        image_HW3 = rng.normal(colour, NOISE, (SIDE, SIDE, 3))
+        labels_HW = np.zeros((SIDE, SIDE), np.int32)
+        for instance, left in ((1, 4), (2, 36)):
+            top, height = rng.integers(4, 30), rng.integers(10, 28)
+            labels_HW[top : top + height, left : left + 24] = instance
+        image_HW3[labels_HW > 0] += 25
+        return LoadedSample(np.clip(image_HW3, 0, 255).astype(np.uint8), labels_HW)
+
+
+def coloured_task(number: int, *, train: int, test: int, store: EmbeddingStore) -> TaskData:
+    """One institution's images of task `number`."""
+    dataset = ColouredImages(number, train + test)
+    return TaskData(dataset, Split(dataset.samples[:train], (), dataset.samples[train:]), store)
+
+
+@lru_cache(maxsize=1)
+def tiny(threads: int) -> Backbone:
+    """The tiny backbone, with the process set up for it."""
+    compute = resolve_compute(ComputeSpec(device="cpu", threads=threads))
+    prepare_process(compute)
+    return load_backbone(BackboneSpec(name="tiny"), compute)
+
+
+def fresh_store(folder: Path) -> EmbeddingStore:
+    """A store of its own, so that nothing was encoded before."""
+    return EmbeddingStore(folder / "embeddings")

@@ -1,0 +1,198 @@
+"""Bytes of an entry, and what every institution receives and sends over a stream of 9 and of 100 stages.
+
+Counted from whole runs of the in-process engine (its messages are serialised both ways). The other side
+is the same run that sends the whole bank at every stage: these requests are built and serialised, not
+estimated. The tiny backbone's entries are smaller than real ones, so the figures without `tiny` in
+their name put real entries (256 channels, 512 router features, 48 images) in the place of the counted
+ones; every other byte stays as counted.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from benchmarks.bench import Figures, Surroundings
+from casam_core.alignment import build_layer, weights_of
+from casam_core.bank import Bank, Entry
+from casam_core.entries import make_entry
+from casam_core.messages import EvaluateRequest
+from casam_core.payload import Job
+from casam_core.routers import build_router
+from casam_core.scenario import AlignmentSpec, BankSpec, RouterSpec, Scenario
+from casam_core.wire import serialise, to_records
+
+STAGES, SMOKE_STAGES = (9, 100), (6,)
+INSTITUTIONS = 3
+MODALITIES = ("polyp", "histology", "cardiac_mr", "glomeruli_a", "spleen_ct", "dental_xray", "prostate_mr_a")
+CHANNELS, FEATURES, IMAGES = 256, 512, 48
+PRECISIONS = ("float32", "float16")
+COMPACT_DIRECTIONS = 8
+"""With bank.precision = float16: the smallest entry that the settings offer without another form."""
+
+
+def run(around: Surroundings) -> Figures:
+    """Figures: entry_bytes, layer_bytes, content_bytes (layer and router, as they are sent up),
+    paper_over_ours (the paper's layer over our whole entry), paper_layer_over_ours, paper_entry_over_ours;
+    entry_bytes and paper_over_ours again with bank.precision float16, and with 8 directions (compact); by
+    number of stages T: ratio_T (whole bank over ours), over_entries_T (ours, down, over T entries),
+    tiny_ratio_T, kib_T (an institution's bytes both ways)."""
+    figures = entry_figures(around)
+    table = Table(title="bytes of an institution over a stream, mean of three")
+    for name in ("stages", "whole bank, KiB", "ours, KiB", "ratio", "ours / entries", "tiny: ratio"):
+        table.add_column(name, justify="right")
+    for stages in SMOKE_STAGES if around.smoke else STAGES:
+        with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
+            scenario = scenario_of(stages)
+            around.engines.inprocess(scenario, Path(folder) / "run")
+            counted = count(Path(folder) / "run", scenario)
+        entry = figures["entry_bytes"]
+        # Every institution also sends the layer and the router of its own tasks, a third of them.
+        up = counted.up - counted.sent + figures["content_bytes"] * stages / INSTITUTIONS
+        down = counted.down - counted.entries + entry * stages
+        ours = up + down
+        whole = ours + entry * stages * (stages - 1) / 2
+        figures |= {
+            f"ratio_{stages}": whole / ours,
+            f"over_entries_{stages}": down / (stages * entry),
+            f"tiny_ratio_{stages}": (counted.up + counted.whole_bank) / (counted.up + counted.down),
+            f"tiny_over_entries_{stages}": counted.down / counted.entries,
+            f"kib_{stages}": ours / 1024,
+        }
+        table.add_row(
+            str(stages),
+            f"{whole / 1024:.0f}",
+            f"{ours / 1024:.0f}",
+            f"{whole / ours:.1f}",
+            f"{figures[f'over_entries_{stages}']:.3f}",
+            f"{figures[f'tiny_ratio_{stages}']:.1f}",
+        )
+    around.show(table)
+    return figures
+
+
+def entry_figures(around: Surroundings) -> Figures:
+    """Bytes of real entries: ours, and the paper's form with the paper's router."""
+    ours, halved = (real_entry(AlignmentSpec(), RouterSpec(), precision) for precision in PRECISIONS)
+    compact = real_entry(AlignmentSpec(), RouterSpec(directions=COMPACT_DIRECTIONS), "float16")
+    paper = real_entry(AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"))
+    layer, paper_layer = layer_bytes(ours), layer_bytes(paper)
+    entry, paper_entry = len(ours.to_bytes()), len(paper.to_bytes())
+    around.say(
+        f"an entry has {entry} bytes, {layer} of them the layer; in float16 {len(halved.to_bytes())}, with "
+        f"{COMPACT_DIRECTIONS} directions {len(compact.to_bytes())}; the paper's layer has {paper_layer}, "
+        f"with its router {paper_entry}"
+    )
+    return {
+        "entry_bytes": float(entry),
+        "layer_bytes": float(layer),
+        "content_bytes": float(content_bytes(ours)),
+        "paper_over_ours": paper_layer / entry,
+        "paper_layer_over_ours": paper_layer / layer,
+        "entry_bytes_float16": float(len(halved.to_bytes())),
+        "paper_over_ours_float16": paper_layer / len(halved.to_bytes()),
+        "entry_bytes_compact": float(len(compact.to_bytes())),
+        "paper_over_ours_compact": paper_layer / len(compact.to_bytes()),
+        "paper_entry_over_ours": paper_entry / entry,
+    }
+
+
+def layer_bytes(entry: Entry) -> int:
+    return sum(weights.nbytes for weights in entry.layer.values())
+
+
+def content_bytes(entry: Entry) -> int:
+    return layer_bytes(entry) + sum(value.nbytes for value in entry.router.values())
+
+
+def real_entry(alignment: AlignmentSpec, router: RouterSpec, precision: str = "float32") -> Entry:
+    """An entry of LiteMedSAM's and SAM's shapes; what its numbers are does not change its size."""
+    f_NF = torch.randn(IMAGES, FEATURES, generator=torch.Generator().manual_seed(0))
+    if router.features == "attention":
+        f_NF = f_NF[:, :CHANNELS]
+    bank = BankSpec.model_validate({"precision": precision})
+    scenario = scenario_of(1).model_copy(update={"alignment": alignment, "router": router, "bank": bank})
+    made = build_router(router.model_copy(update={"epochs": 1}))
+    return make_entry(
+        scenario,
+        "0" * 64,
+        task="task-0",
+        stage=1,
+        layer=weights_of(build_layer(alignment, CHANNELS, 0)),
+        improved=True,
+        holders=("institution-0",),
+        images=IMAGES,
+        router=made.finish(made.summarise(f_NF, 0)),
+        threshold=1.0,
+    )
+
+
+def scenario_of(stages: int) -> Scenario:
+    """Tasks dealt out to three institutions, a few small phantoms each; the least that still runs it all."""
+    data: list[dict[str, Any]] = [{} for _ in range(INSTITUTIONS)]
+    for number in range(stages):
+        phantom = MODALITIES[number % len(MODALITIES)]
+        source = {"reader": "phantom", "phantom": phantom, "images": 8, "size": 64}
+        if phantom in ("cardiac_mr", "spleen_ct", "prostate_mr_a"):
+            source["images"] = 12  # four slices of each of three patients
+        data[number % INSTITUTIONS][f"task-{number}"] = source
+    return Scenario.model_validate(
+        {
+            "name": "wire",
+            "stream": [f"task-{number}" for number in range(stages)],
+            "backbone": {"name": "tiny"},
+            "training": {"epochs": 1, "floor": False, "instances": 1},
+            "router": {"folds": 2},
+            "evaluation": {"max_instances": 1},
+            "institutions": [
+                {"name": f"institution-{i}", "data": held} for i, held in enumerate(data) if held
+            ],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Bytes of the mean institution over a run. up, down: from it, to it. sent: of layers and routers it
+    sent. entries: of entry files sent to it. whole_bank: down, had every stage sent the whole bank."""
+
+    up: float
+    down: float
+    sent: float
+    entries: float
+    whole_bank: float
+
+
+def count(folder: Path, scenario: Scenario) -> Counted:
+    """From the run's own figures and its bank."""
+    traffic = json.loads((folder / "summary.json").read_text())["bytes"]
+    bank = Bank.open(folder / "bank")
+    files = [bank.bytes_of(task) for task in bank.tasks]
+    names = [site.name for site in scenario.institutions]
+    up, down = (sum(traffic[way].values()) / len(names) for way in ("up", "down"))
+    more = sum(
+        evaluate_bytes(names[0], stage, 0, files[:stage], bank)
+        - evaluate_bytes(names[0], stage, stage - 1, files[stage - 1 : stage], bank)
+        for stage in range(1, len(files) + 1)
+    )
+    return Counted(
+        up=up,
+        down=down,
+        sent=sum(map(content_bytes, bank)) / len(names),
+        entries=float(sum(map(len, files))),
+        whole_bank=down + more,
+    )
+
+
+def evaluate_bytes(name: str, stage: int, known: int, entries: Sequence[bytes], bank: Bank) -> int:
+    """The size of one evaluate request, as it would be sent."""
+    return len(
+        serialise(to_records(EvaluateRequest(Job(name, stage), known, entries, bank.digest).to_payload()))
+    )

@@ -1,0 +1,33 @@
+"""Bytes of entries by hand, and a short stream counted against one that sends the whole bank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import wire
+from casam_core.scenario import AlignmentSpec, RouterSpec
+from tests.benchmarks.surroundings import surroundings
+
+
+def test_an_entrys_bytes_are_its_numbers(tmp_path: Path) -> None:
+    figures = wire.entry_figures(surroundings(tmp_path))
+    # low_rank 8 on 256 channels: 2 x 8 x 256 + 256 numbers of four bytes.
+    assert figures["layer_bytes"] == 4 * (2 * 8 * 256 + 256)
+    # Gaussian on 512 features: mean, diagonal and 32 directions.
+    assert figures["content_bytes"] == figures["layer_bytes"] + 4 * 512 * (2 + 32)
+    assert figures["content_bytes"] < figures["entry_bytes"] < figures["content_bytes"] + 2048
+    paper = wire.real_entry(AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"))
+    assert wire.layer_bytes(paper) == 4 * 3_541_007
+
+
+def test_a_stream_is_counted_from_a_run(tmp_path: Path) -> None:
+    scenario = wire.scenario_of(3)
+    surroundings(tmp_path).engines.inprocess(scenario, tmp_path / "run")
+    counted = wire.count(tmp_path / "run", scenario)
+    # Stages 2 and 3 would send the one and the two entries before again: as many as the stream has in all.
+    assert counted.whole_bank - counted.down == pytest.approx(counted.entries, rel=0.1)
+    # An institution receives the three entries, a third of the other requests, and little else.
+    assert counted.entries < counted.down < 1.5 * counted.entries
+    assert counted.sent < counted.up
