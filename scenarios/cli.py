@@ -18,6 +18,7 @@ from scenarios.data_commands import data_app
 from scenarios.engine import Engine
 from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
+from scenarios.report_command import report
 from scenarios.screen import console
 
 app = typer.Typer(
@@ -113,6 +114,7 @@ def run(
 
 app.command()(predict)
 app.command()(bench)
+app.command()(report)
 
 
 @app.command()
