@@ -102,6 +102,8 @@ def institution(images: int, folder: Path) -> Institution:
         private=folder / "private",
         audit=folder / "private" / "audit.jsonl",
         ledger=folder / "private" / "ledger.jsonl",
+        key=folder / "signing.key",
+        run="memory",
         confined=False,
         policy=scenario.institution(INSTITUTION).policy,
     )

@@ -23,6 +23,11 @@ def margin_histogram(margins_N: Sequence[float]) -> NDArray[np.int64]:
     return np.bincount(index, minlength=BINS).astype(np.int64)
 
 
+def bin_edge(number: int) -> float:
+    """The margin at which a bin begins, 0 to BINS; the outer bins also hold what lies beyond."""
+    return float(SCALE * np.sinh((2 * number / BINS - 1) * RANGE))
+
+
 def total(histograms: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Counts over several histograms; zeros without any."""
     return margin_histogram([]) + sum(histograms)

@@ -32,10 +32,12 @@ class CasamEngines:
 
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""
-        from scenarios.run import run_simulation
+        from scenarios.engine import Engine
+        from scenarios.run import Start, run_simulation
 
         folder.mkdir(parents=True)
-        run_simulation(scenario, folder, None, None, lambda line: None)
+        start = Start(Engine.simulation.value, data_root="", ledger_dir="", checkpoint="")
+        run_simulation(scenario, folder, start, lambda line: None, resume=False)
 
     def flower_app(
         self,

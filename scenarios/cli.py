@@ -21,6 +21,7 @@ from scenarios.engine import Engine
 from scenarios.init_command import init
 from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
+from scenarios.report_command import report
 from scenarios.scenario_commands import scenarios_app, schema, studies_app
 from scenarios.screen import console
 from scenarios.study_command import study
@@ -131,6 +132,7 @@ app.command()(study)
 app.command()(watch)
 app.command()(init)
 app.command()(schema)
+app.command()(report)
 
 
 @app.command()

@@ -225,6 +225,8 @@ class Institutions:
             for name in lost:
                 self._entries_held[name] = 0
             answers |= self._evaluate(lost, stage, bank)
+        # Totals, not differences: a stage that was begun twice then counts once, with all it took.
+        self.folder.event("traffic", stage=stage, up=dict(self.traffic.up), down=dict(self.traffic.down))
         replies = results(answers)
         if not replies and not all_refuse(answers):
             raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")

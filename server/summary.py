@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from casam_core.continual import ContinualMatrix, average, backward_transfer, forgetting, last
 from casam_core.fingerprint import code_fingerprint
@@ -102,6 +104,7 @@ def summarise(
             "unseen_unknown_rate": routing.unseen_unknown_rate if routing else None,
             "auroc": auroc(known, unknown),
             "fpr95": fpr_at_tpr(known, unknown),
+            "margins": {task: filled_bins(counts) for task, counts in final.margins.items()},
         },
         "trained_parameters": stages[-1].parameters,
         "bytes": {"up": institutions.traffic.up, "down": institutions.traffic.down},
@@ -158,6 +161,11 @@ def noise_of(institutions: Institutions) -> str | None:
         return None
     simulated = any(member.simulated for member in noisy)
     return "seeded (simulated, protects nobody)" if simulated else "operating system"
+
+
+def filled_bins(counts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(bin, images) of the bins that hold any (casam_core.unknownness)."""
+    return [(int(number), int(counts[number])) for number in np.flatnonzero(counts)]
 
 
 def unknown_rate(routes: Mapping[str, int]) -> float | None:

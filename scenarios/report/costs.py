@@ -1,0 +1,136 @@
+"""What the run cost: bytes by institution and stage, seconds, decoder passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+
+from scenarios.report.drawing import SERIES, draw, heat_map, step_of, values
+from scenarios.report.parts import Block, Chart, Key, Panel, Section, Table
+from scenarios.report.reading import Run
+from scenarios.report.words import MISSING, count, duration, size
+
+MOST_IN_CHART = 40
+EDGES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+PARTS = ("align", "router", "evaluate")
+WAYS = {"up": "from the institutions", "down": "to the institutions"}
+
+
+def costs(run: Run, prefix: str) -> Section:
+    """The section."""
+    blocks: list[Block] = [bytes_chart(run, prefix)]
+    if (seconds := seconds_chart(run, prefix)) is not None:
+        blocks.append(seconds)
+    decodes = [(f"stage {stage}", count(passes)) for stage, passes in enumerate(run.summary.decodes)]
+    blocks.append(
+        Table("Decoder passes (one image each) per evaluation", ("evaluation", "passes"), tuple(decodes))
+    )
+    return Section(
+        "costs",
+        "What it cost",
+        "Bytes are serialised records before transport, without the introductions. Images never travel, so "
+        "no byte of them is counted here.",
+        blocks,
+    )
+
+
+def bytes_by_stage(run: Run, way: str) -> dict[str, dict[int, int]]:
+    """By institution and stage, from the totals that the run noted at the end of every stage."""
+    found: dict[str, dict[int, int]] = {}
+    before: Mapping[str, int] = {}
+    for event in run.events:
+        if event.name == "traffic":
+            total: Mapping[str, int] = event.facts[way]
+            for name, value in total.items():
+                here = found.setdefault(name, {})
+                here[event.stage] = here.get(event.stage, 0) + value - before.get(name, 0)
+            before = total
+    return found
+
+
+def bytes_chart(run: Run, prefix: str) -> Chart:
+    """Institution x stage, one picture for each way."""
+    names = run.institutions
+    stages = [str(stage) for stage in range(run.stages + 1)]
+    totals = {"up": run.summary.bytes.up, "down": run.summary.bytes.down}
+    panels = []
+    rows = []
+    columns = [*stages, "all"]
+    for way, words in WAYS.items():
+        by_stage = bytes_by_stage(run, way)
+        cells = []
+        for name in names:
+            row = by_stage.get(name, {})
+            known: dict[str, int | None] = {stage: row.get(int(stage)) for stage in stages}
+            known["all"] = totals[way].get(name, 0)
+            rows.append((name, way, *(size(known[column]) for column in columns)))
+            for column in columns:
+                if value := known[column]:
+                    when = "all stages" if column == "all" else f"stage {column}"
+                    say = f"{name}, {when}: {size(value)} {way}"
+                    cell = {"column": column, "row": name, "step": step_of(value, EDGES), "say": say}
+                    cells.append({**cell, "text": size(value)})
+        shown = names[:MOST_IN_CHART]
+        chart = heat_map(
+            [cell for cell in cells if cell["row"] in shown],
+            columns,
+            shown,
+            x_title="stage",
+            y_title="",
+            width=66,
+        )
+        total = sum(totals[way].values())
+        panels.append(
+            Panel(draw(chart, f"{prefix}-bytes-{way}"), f"{words.capitalize()}: {size(total)} in all.", words)
+        )
+    return Chart(
+        "Bytes by institution and stage",
+        "Stage 0 measures frozen SAM. An institution that trains sends its layer and router; all receive the "
+        "new entry." + (f" The first {MOST_IN_CHART} institutions are drawn." if len(names) > 40 else ""),
+        tuple(panels),
+        Table(
+            "Bytes by institution, way and stage",
+            ("institution", "way", *(f"stage {s}" for s in stages), "all"),
+            tuple(rows),
+            words=frozenset({1}),
+        ),
+    )
+
+
+def seconds_chart(run: Run, prefix: str) -> Chart | None:
+    """Stacked bars: how long each part of each stage took; None without timing."""
+    data: list[dict[str, Any]] = []
+    rows = []
+    for number, stage in enumerate(run.summary.timing.stages, 1):
+        name = f"{number}. {stage.get('task', '')}"
+        known = {part: float(stage[part]) for part in PARTS if part in stage}
+        cells = [duration(known[part]) if part in known else MISSING for part in PARTS]
+        rows.append((name, *cells, duration(sum(known.values()))))
+        for part, seconds in known.items():
+            say = f"{name}, {part}: {duration(seconds)}"
+            data.append({"stage": name, "part": part, "seconds": seconds, "say": say})
+    if not data:
+        return None
+    y = alt.Y("stage:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, grid=False))
+    colour = alt.Fill("part:N", scale=alt.Scale(domain=list(PARTS), range=list(SERIES[:3])), legend=None)
+    bars = alt.Chart(values(data)).mark_bar(height=16, stroke="var(--paper)", strokeWidth=1)
+    chart = bars.encode(
+        y=y,
+        x=alt.X("sum(seconds):Q", title="seconds", axis=alt.Axis(tickCount=5)),
+        fill=colour,
+        order=alt.Order("part:N"),
+        description=alt.Description("say:N"),
+    ).properties(width=330, height=alt.Step(26))
+    said = "; ".join(f"{row[0]} {row[-1]}" for row in rows)
+    return Chart(
+        "Where the time went",
+        "Seconds on this one machine, which played every institution; institutions of a deployment work at "
+        "the same time."
+        if run.summary.environment
+        else "",
+        (Panel(draw(chart, f"{prefix}-seconds"), f"Time by stage: {said}."),),
+        Table("Time by stage and part", ("stage", *PARTS, "together"), tuple(rows)),
+        tuple(Key(f"series-{i}", part) for i, part in enumerate(PARTS)),
+    )

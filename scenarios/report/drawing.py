@@ -1,0 +1,126 @@
+"""From Altair charts to inline SVG: no script, no request, colours from the page's own style sheet.
+
+Colours are CSS variables (style.css), so that one picture serves light, dark and paper. Vega describes
+every mark for screen readers; as each picture has a sentence and a table beside it, that description
+becomes the mark's tooltip instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup
+
+INK, SOFT, LINE = "var(--ink)", "var(--soft)", "var(--line)"
+OURS, FROZEN, UNKNOWN = "var(--c-ours)", "var(--c-frozen)", "var(--c-unknown)"
+SERIES = tuple(f"var(--c-{i})" for i in range(8))
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "stroke")
+STEPS = 7
+RAMP = tuple(f"var(--ramp-{i})" for i in range(STEPS))
+ON_RAMP = tuple(f"var(--on-ramp-{i})" for i in range(STEPS))
+"""A sequential scale of STEPS colours, and the colour of text upon each."""
+
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+
+Data = Sequence[Mapping[str, Any]]
+
+
+def values(data: Data) -> alt.Data:
+    """Rows for a chart, written into it as they are."""
+    return alt.Data(values=[dict(row) for row in data])
+
+
+def draw(chart: alt.TopLevelMixin, prefix: str) -> Markup:
+    """The chart as an <svg> element. prefix: makes its ids unique on the page."""
+    spec = chart.to_dict()
+    spec["config"] = CONFIG
+    return Markup(cleaned(vl_convert.vegalite_to_svg(spec), prefix))
+
+
+CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK,
+        "titleColor": SOFT,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "domainColor": LINE,
+        "tickColor": LINE,
+        "gridColor": LINE,
+        "labelLimit": 200,
+        "titlePadding": 8,
+    },
+    "text": {"fontSize": 12, "color": INK},
+}
+
+
+def cleaned(svg: str, prefix: str) -> str:
+    """Without roles, with tooltips, with ids of its own."""
+    root = ElementTree.fromstring(svg)
+    for element in root.iter():
+        said = element.attrib.get("aria-label")
+        mark = element.attrib.get("aria-roledescription", "").endswith("mark")
+        for name in [name for name in element.attrib if name.startswith("aria-") or name == "role"]:
+            del element.attrib[name]
+        if said and mark and element.tag != f"{{{SVG}}}text":
+            title = ElementTree.Element(f"{{{SVG}}}title")
+            title.text = said
+            element.insert(0, title)
+    root.attrib["focusable"] = "false"
+    root.attrib["aria-hidden"] = "true"
+    text = ElementTree.tostring(root, encoding="unicode")
+    names = dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))
+    for number, name in enumerate(names):
+        text = text.replace(f'id="{name}"', f'id="{prefix}-{number}"')
+        text = text.replace(f"url(#{name})", f"url(#{prefix}-{number})")
+    return text
+
+
+def step_of(value: float, edges: Sequence[float]) -> int:
+    """Which colour of the ramp: how many of the STEPS - 1 edges lie at or below the value."""
+    return sum(value >= edge for edge in edges)
+
+
+def heat_map(
+    cells: Data,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    *,
+    x_title: str,
+    y_title: str,
+    width: int = 58,
+) -> alt.LayerChart:
+    """Cells {column, row, step, text, say}; columns and rows in their order, what has no cell stays blank."""
+    x = alt.X(
+        "column:N",
+        sort=list(columns),
+        scale=alt.Scale(domain=list(columns)),
+        title=x_title,
+        axis=alt.Axis(labelAngle=-35, orient="top", ticks=False, domain=False, grid=False),
+    )
+    y = alt.Y(
+        "row:N",
+        sort=list(rows),
+        scale=alt.Scale(domain=list(rows)),
+        title=y_title,
+        axis=alt.Axis(ticks=False, domain=False, grid=False),
+    )
+    steps = list(range(STEPS))
+    base = alt.Chart(values(cells)).encode(x=x, y=y, description=alt.Description("say:N"))
+    boxes = base.mark_rect(stroke="var(--paper)", strokeWidth=2, cornerRadius=4).encode(
+        fill=alt.Fill("step:O", scale=alt.Scale(domain=steps, range=list(RAMP)), legend=None)
+    )
+    text = base.mark_text().encode(
+        text="text:N",
+        color=alt.Color("step:O", scale=alt.Scale(domain=steps, range=list(ON_RAMP)), legend=None),
+    )
+    return alt.layer(boxes, text).properties(width=alt.Step(width), height=alt.Step(30))

@@ -1,0 +1,172 @@
+"""The first screen: what came out, in cards and in a few sentences."""
+
+from __future__ import annotations
+
+import statistics
+
+from scenarios.report.parts import Card, Cards, Notice, Section, Tone
+from scenarios.report.quality import SPLITS, empty_cells
+from scenarios.report.reading import Run
+from scenarios.report.words import count, fraction, listed, percent, points, signed, size
+
+
+def headline(run: Run) -> Section:
+    """Sentences and cards."""
+    blocks = [Notice(in_sentences(run)), Cards(tuple(cards(run)))]
+    if run.summary.evaluated_on != "test":
+        split = SPLITS[run.summary.evaluated_on]
+        text = f"Measured on {split} images: good for choosing settings, not for reporting."
+        blocks.insert(1, Notice(text, "warn"))
+    if (missing := empty_cells(run)) is not None:
+        blocks.append(missing)
+    return Section("figures", "What came out", "", blocks)
+
+
+def frozen_mean(run: Run) -> float | None:
+    """Frozen SAM's mean IoU over the stream; None where a task's is unknown."""
+    return mean_of([run.summary.zero_shot["iou"].get(task) for task in run.summary.tasks])
+
+
+def mean_of(found: list[float | None]) -> float | None:
+    """None as soon as one is unknown: a mean over the others is another figure."""
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(found) else None
+
+
+def gain(run: Run) -> float | None:
+    """Last IoU minus frozen SAM's, as a fraction; None unless both are means over all tasks."""
+    frozen, last = frozen_mean(run), run.summary.last_iou
+    if frozen is None or last is None or not run.summary.complete.get("last_iou", False):
+        return None
+    return last - frozen
+
+
+def in_sentences(run: Run) -> str:
+    """The result in words."""
+    summary = run.summary
+    sites, tasks = len(run.institutions), len(summary.tasks)
+    said = [
+        f"{sites} institution{'s' if sites > 1 else ''} learned {tasks} task{'s' if tasks > 1 else ''} in "
+        f"{run.stages} stage{'s' if run.stages > 1 else ''} ({listed(summary.tasks)}) without pooling an "
+        "image."
+    ]
+    gained = gain(run)
+    if gained is not None:
+        how = f"{points(abs(gained))[1:]} points {'above' if gained > 0 else 'below'} frozen SAM's"
+        said.append(
+            f"At the end the mean IoU is {fraction(summary.last_iou)}, {how} {fraction(frozen_mean(run))}."
+        )
+    elif summary.last_iou is not None:
+        said.append(
+            f"At the end the mean IoU of the tasks whose scores are known is {fraction(summary.last_iou)}."
+        )
+    if summary.ff_iou is not None:
+        lost = (
+            "Nothing was forgotten"
+            if summary.ff_iou < 0.05
+            else f"{summary.ff_iou:.1f} points of IoU were forgotten"
+        )
+        said.append(f"{lost} between a task's best stage and the last.")
+    if summary.routing.accuracy is not None:
+        said.append(f"{percent(summary.routing.accuracy)} of the images found their own task.")
+    return " ".join(said)
+
+
+def cards(run: Run) -> list[Card]:
+    """Headline figures; those that do not apply are left out."""
+    summary, routes = run.summary, run.summary.routing
+    gained = gain(run)
+    last_tone: Tone = "" if gained is None else "good" if gained > 0 else "bad"
+    compare = f"frozen SAM: {fraction(frozen_mean(run))}"
+    found = [
+        Card(
+            "IoU at the end",
+            fraction(summary.last_iou),
+            compare + (f" ({points(gained)} points)" if gained is not None else ""),
+            "Mean over all tasks after the last stage. 1 would be every outline exactly right.",
+            last_tone,
+        ),
+        Card(
+            "Average IoU",
+            fraction(summary.avg_iou),
+            "over all stages",
+            "Mean over the stages of what the tasks learned so far scored: how good it was along the way.",
+        ),
+    ]
+    if summary.ff_iou is not None:
+        found.append(
+            Card(
+                "Forgetting",
+                f"{signed(summary.ff_iou, 2).lstrip('+')} points",
+                f"backward transfer {points(summary.bwt_iou)} points",
+                "How far tasks fell from their best stage to the last, in hundredths of IoU. 0: nothing "
+                "lost. Backward transfer is the change since a task was learned.",
+                "good" if summary.ff_iou < 1 else "bad",
+            )
+        )
+    if routes.accuracy is not None:
+        found.append(
+            Card(
+                "Found their task",
+                percent(routes.accuracy),
+                f"{percent(routes.false_unknown_rate)} held for unknown",
+                "Share of learned tasks' images that the router sent to their own task. Those held for "
+                "unknown get plain frozen SAM.",
+            )
+        )
+    if routes.unseen_unknown_rate is not None:
+        auroc = f"AUROC {fraction(routes.auroc)}" if routes.auroc is not None else "AUROC not known"
+        found.append(
+            Card(
+                "Strangers recognised",
+                percent(routes.unseen_unknown_rate),
+                auroc,
+                "Share of images of never-learned tasks that count as unknown, as they should. AUROC: how "
+                "well unknown and known images can be told apart at all; 0.5 is guessing.",
+            )
+        )
+    up, down = sum(summary.bytes.up.values()), sum(summary.bytes.down.values())
+    found.append(
+        Card(
+            "Sent by institutions",
+            size(up),
+            f"received {size(down)}",
+            "All bytes of all stages together: layers, routers, figures. Never an image.",
+        )
+    )
+    found.append(privacy_card(run))
+    refusals = sum(sum(p.refusals.values()) for p in summary.privacy.values())
+    failures = sum(event.name == "no-result" for event in run.events)
+    found.append(
+        Card(
+            "Refusals and failures",
+            f"{count(refusals)} and {count(failures)}",
+            "by policy, and by mishap",
+            "How often an institution's policy said no, and how often no answer came. Neither stops a run.",
+            "bad" if failures else "",
+        )
+    )
+    return found
+
+
+def privacy_card(run: Run) -> Card:
+    """The highest epsilon of training images, or that there is no noise."""
+    private = {n: p for n, p in run.summary.privacy.items() if p.policy.private}
+    title = "Privacy of training images"
+    if not private:
+        return Card(
+            title,
+            "no noise",
+            "policies of all institutions",
+            "What leaves is exact: nothing limits what could be learned from it about single images.",
+        )
+    worst = max(private, key=lambda name: private[name].epsilon_train or 0.0)
+    simulated = (run.summary.noise or "").startswith("seeded")
+    return Card(
+        title,
+        f"ε ≤ {private[worst].epsilon_train or 0.0:.2f}",
+        f"{len(private)} of {len(run.summary.privacy)} institutions add noise",
+        f"The highest price paid so far, by {worst}."
+        + (" The noise is seeded: a simulation of the cost, no protection." if simulated else ""),
+        "bad" if simulated else "",
+    )

@@ -1,0 +1,84 @@
+"""The whole page: sections of one run, or a comparison and every run's own part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jinja2
+from markupsafe import Markup
+
+from scenarios.report.comparison import comparison
+from scenarios.report.costs import costs
+from scenarios.report.headline import headline
+from scenarios.report.parts import Section
+from scenarios.report.privacy import privacy
+from scenarios.report.quality import quality
+from scenarios.report.reading import Found, Run
+from scenarios.report.record import course, surroundings
+from scenarios.report.routing import routing
+from scenarios.report.words import listed
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sections under one heading. name: its anchor, and the beginning of its sections'."""
+
+    name: str
+    title: str
+    sections: Sequence[Section]
+    description: str = ""
+
+
+def page(found: Found, *, full: bool, progress: Progress = lambda what: None) -> str:
+    """HTML. full: with every run's own part, where there are several."""
+    runs = found.runs
+    parts = []
+    if len(runs) > 1:
+        progress("comparing")
+        skipped = f" Without a finished run: {listed(found.skipped)}." if found.skipped else ""
+        described = f"{len(runs)} runs side by side; differences are against the first one.{skipped}"
+        parts.append(Part("compare", "Comparison", comparison(runs), described))
+    if full or len(runs) == 1:
+        for number, run in enumerate(runs, 1):
+            progress(run.label)
+            parts.append(part_of(run, f"r{number}"))
+    title = runs[0].summary.scenario if len(runs) == 1 else f"{len(runs)} runs"
+    return environment().get_template("page.html").render(title=title, parts=parts, style=style())
+
+
+def part_of(run: Run, prefix: str) -> Part:
+    """One run."""
+    summary = run.summary
+    sections = (
+        headline(run),
+        quality(run, prefix),
+        routing(run, prefix),
+        privacy(run, prefix),
+        costs(run, prefix),
+        course(run),
+        surroundings(run),
+    )
+    facts = f"Run {run.label}: method {summary.method}, seed {summary.seed}."
+    description = f"{run.scenario.get('description', '')} {facts}"
+    return Part(prefix, summary.scenario, sections, description.strip())
+
+
+@lru_cache(maxsize=1)
+def environment() -> jinja2.Environment:
+    """Templates of this package; whatever comes from a run is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("scenarios.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def style() -> Markup:
+    """The style sheet, which stands inside the page."""
+    return Markup(environment().get_template("style.css").render())

@@ -1,0 +1,266 @@
+"""How well the tasks are segmented: the matrix, what was forgotten, what was gained over frozen SAM."""
+
+from __future__ import annotations
+
+import math
+
+import altair as alt
+
+from scenarios.report.drawing import FROZEN, INK, OURS, draw, heat_map, step_of, values
+from scenarios.report.parts import Block, Chart, Key, Notice, Panel, Section, Table
+from scenarios.report.reading import Run
+from scenarios.report.words import MISSING, count, fraction, listed, points
+
+EDGES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SPLITS = {"test": "test", "val": "validation"}
+
+
+def quality(run: Run, prefix: str) -> Section:
+    """The section; prefix makes its pictures' ids unique."""
+    blocks: list[Block] = [matrix_chart(run, prefix), forgetting_chart(run, prefix)]
+    if (gains := gain_chart(run, prefix)) is not None:
+        blocks.append(gains)
+    if any(value is not None for value in (run.summary.hd95 or {}).values()) or run.summary.iou_instance:
+        blocks.append(other_figures(run))
+    return Section(
+        "quality",
+        "How well each task is segmented",
+        f"IoU (intersection over union) says how much of a predicted outline and the true one overlap: 0 is "
+        f"none, 1 is all. It is measured on {SPLITS[run.summary.evaluated_on]} images by the institutions "
+        "that hold them, with the entry that the router chose for each image.",
+        blocks,
+    )
+
+
+def matrix_chart(run: Run, prefix: str) -> Chart:
+    """Heat map of stages x tasks, the frozen backbone first."""
+    tasks, rows = run.summary.tasks, stage_rows(run)
+    cells = []
+    for name, row in rows:
+        for task, value in zip(tasks, row, strict=True):
+            if value is not None:
+                say = f"{name}, {task}: IoU {value:.3f}"
+                step = step_of(value, EDGES)
+                cells.append({"column": task, "row": name, "step": step, "text": fraction(value), "say": say})
+    names = [name for name, _ in rows]
+    chart = heat_map(cells, tasks, names, x_title="scored on", y_title="after learning")
+    missing = sum(row[j] is None for t, (_, row) in enumerate(rows) for j in range(t or len(tasks)))
+    last = ", ".join(f"{task} {fraction(value)}" for task, value in zip(tasks, rows[-1][1], strict=True))
+    text = f"Heat map of IoU by stage and task. At the end: {last}."
+    return Chart(
+        "The continual matrix",
+        "Read a column downwards: it is one task through time, from the stage in which it was learned. The "
+        "first row is SAM without any training. Darker, in dark mode brighter, is better."
+        + (f" {missing} cells are empty because an institution did not share its scores." if missing else ""),
+        (Panel(draw(chart, f"{prefix}-matrix"), text),),
+        Table(
+            "IoU by stage (rows) and task (columns)",
+            ("after learning", *tasks),
+            tuple((name, *map(fraction, row)) for name, row in rows),
+        ),
+    )
+
+
+def stage_rows(run: Run) -> list[tuple[str, list[float | None]]]:
+    """(name, IoU by task) of the frozen backbone and of every stage."""
+    tasks = run.summary.tasks
+    frozen = [run.summary.zero_shot["iou"].get(task) for task in tasks]
+    stages = [(f"{t}. {tasks[t - 1]}", row) for t, row in enumerate(run.summary.matrix["iou"], 1)]
+    return [("frozen SAM", frozen), *stages]
+
+
+def forgetting_chart(run: Run, prefix: str) -> Chart:
+    """One small picture per task: IoU after each stage, with the frozen backbone as a dashed line."""
+    tasks, matrix = run.summary.tasks, run.summary.matrix["iou"]
+    known = [v for _, row in stage_rows(run) for v in row if v is not None]
+    low = math.floor(10 * min(known, default=0.0)) / 10
+    high = min(1.0, math.ceil(10 * max(known, default=1.0)) / 10)
+    panels, rows = [], []
+    for j, task in enumerate(tasks):
+        curve = [(t, row[j]) for t, row in enumerate(matrix, 1) if t > j]
+        frozen = run.summary.zero_shot["iou"].get(task)
+        scores = [(t, value) for t, value in curve if value is not None]
+        best = max((value for _, value in scores[:-1]), default=None)
+        lost = best - scores[-1][1] if best is not None and scores[-1][0] == len(matrix) else None
+        first = fraction(curve[0][1]) if curve else MISSING
+        last = fraction(curve[-1][1]) if curve else MISSING
+        rows.append((task, fraction(frozen), first, last, points(lost)))
+        data = [{"stage": t, "iou": v, "say": f"{task} after stage {t}: {v:.3f}"} for t, v in scores]
+        x = alt.X(
+            "stage:Q",
+            title="stage",
+            scale=alt.Scale(domain=[0.5, len(matrix) + 0.5]),
+            axis=alt.Axis(values=stage_ticks(len(matrix)), format="d", grid=False),
+        )
+        y = alt.Y(
+            "iou:Q", title=None, scale=alt.Scale(domain=[low, high]), axis=alt.Axis(tickCount=4, format=".1f")
+        )
+        base = alt.Chart(values(data)).encode(x=x, y=y, description=alt.Description("say:N"))
+        layers: list[alt.Chart] = [
+            base.mark_line(stroke=OURS, strokeWidth=2),
+            base.mark_point(fill=OURS, stroke=OURS, size=40, opacity=1),
+        ]
+        if frozen is not None:
+            rule = alt.Chart(values([{"iou": frozen, "say": f"frozen SAM: {frozen:.3f}"}]))
+            layers.insert(
+                0,
+                rule.mark_rule(stroke=FROZEN, strokeDash=[5, 4], strokeWidth=2).encode(
+                    y=y, description=alt.Description("say:N")
+                ),
+            )
+        said = "; ".join(f"{value:.3f} after stage {t}" for t, value in scores) or "no scores were shared"
+        panels.append(
+            Panel(
+                draw(alt.layer(*layers).properties(width=190, height=110), f"{prefix}-forget{j}"),
+                f"{task}: {said}. Frozen SAM: {fraction(frozen)}.",
+                task,
+            )
+        )
+    return Chart(
+        "Is anything forgotten?",
+        "Each task after every stage from its own on. A flat line: later stages did it no harm. A falling "
+        "line: it was forgotten.",
+        tuple(panels),
+        Table(
+            "IoU right after learning and at the end; lost is the best earlier score minus the last, in "
+            "points",
+            ("task", "frozen SAM", "right after learning", "at the end", "lost"),
+            tuple(rows),
+        ),
+        (Key("ours", "with the bank"), Key("frozen", "frozen SAM")),
+    )
+
+
+def stage_ticks(stages: int) -> list[int]:
+    """Whole numbers from 1 on, at most some eight."""
+    return list(range(1, stages + 1, max(1, math.ceil(stages / 8))))
+
+
+def gain_chart(run: Run, prefix: str) -> Chart | None:
+    """Gain over frozen SAM with the institutions' own intervals; None where no gain is known."""
+    data, rows = [], []
+    for task in run.summary.tasks:
+        found = [(who, tasks[task]) for who, tasks in run.summary.statistics.items() if task in tasks]
+        for who, statistics in found:
+            gain = statistics.gain
+            data.append(
+                {
+                    "row": f"{task} · {who}",
+                    "gain": 100 * gain.mean,
+                    "low": None if gain.low is None else 100 * gain.low,
+                    "high": None if gain.high is None else 100 * gain.high,
+                    "known": gain.low is not None,
+                    "say": f"{task} at {who}: {interval(gain.mean, gain.low, gain.high)}",
+                }
+            )
+            rows.append(
+                (
+                    task,
+                    who,
+                    count(statistics.units),
+                    fraction(statistics.iou.mean),
+                    points(gain.mean),
+                    f"{points(gain.low)} to {points(gain.high)}" if gain.low is not None else MISSING,
+                    verdict(gain.low, gain.high),
+                )
+            )
+        if not found and (gained := gain_from_matrix(run, task)) is not None:
+            data.append(
+                {
+                    "row": f"{task} · all",
+                    "gain": 100 * gained,
+                    "low": None,
+                    "high": None,
+                    "known": False,
+                    "say": f"{task}: {points(gained)} points, no interval released",
+                }
+            )
+            rows.append((task, "all", MISSING, MISSING, points(gained), MISSING, "no interval released"))
+    if not data:
+        return None
+    order = [str(row["row"]) for row in data]
+    y = alt.Y("row:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, grid=False))
+    x = alt.X("gain:Q", title="gain in IoU over frozen SAM, points", axis=alt.Axis(tickCount=6, format="+d"))
+    base = alt.Chart(values(data)).encode(y=y, description=alt.Description("say:N"))
+    zero = alt.Chart(values([{"zero": 0}])).mark_rule(stroke=INK, strokeWidth=1).encode(x="zero:Q")
+    with_interval = base.transform_filter("datum.known")
+    lines = with_interval.mark_rule(stroke=OURS, strokeWidth=3).encode(x=alt.X("low:Q"), x2="high:Q")
+    dots = with_interval.mark_point(fill=OURS, stroke=OURS, size=70, opacity=1).encode(x=x)
+    open_dots = (
+        base.transform_filter("!datum.known")
+        .mark_point(fill="var(--paper)", stroke=OURS, size=70, opacity=1)
+        .encode(x=x)
+    )
+    chart = alt.layer(zero, lines, dots, open_dots).properties(width=330, height=alt.Step(26))
+    said = "; ".join(str(row["say"]) for row in data)
+    return Chart(
+        "What is gained over frozen SAM, and how sure that is",
+        "Each institution compares the bank with frozen SAM on the same images, at the last stage. The "
+        "line is its own 95 % bootstrap interval over patients or slides where it knows them, else over "
+        "images. An interval that crosses zero means: with these few images, no difference can be told.",
+        (Panel(draw(chart, f"{prefix}-gain"), f"Gain over frozen SAM: {said}."),),
+        Table(
+            "Gain in IoU over frozen SAM at the last stage, in points",
+            ("task", "institution", "units", "IoU", "gain", "95 % interval", "reading"),
+            tuple(rows),
+            words=frozenset({1, 6}),
+        ),
+        (Key("ours", "mean and 95 % interval"), Key("open", "no interval known")),
+    )
+
+
+def gain_from_matrix(run: Run, task: str) -> float | None:
+    """Last score minus frozen SAM's, where both are known."""
+    frozen = run.summary.zero_shot["iou"].get(task)
+    last = run.summary.matrix["iou"][-1][run.summary.tasks.index(task)] if run.stages else None
+    return None if frozen is None or last is None else last - frozen
+
+
+def interval(mean: float, low: float | None, high: float | None) -> str:
+    """`+3.1 points (+1.0 to +5.2)`"""
+    known = f" ({points(low)} to {points(high)})" if low is not None and high is not None else ", no interval"
+    return f"{points(mean)} points{known}"
+
+
+def verdict(low: float | None, high: float | None) -> str:
+    """What an interval says in words."""
+    if low is None or high is None:
+        return "too few units to tell"
+    if low > 0:
+        return "better than frozen SAM"
+    return "worse than frozen SAM" if high < 0 else "no difference can be told"
+
+
+def other_figures(run: Run) -> Table:
+    """Dice, boundary IoU and the rest, at the last stage."""
+    summary = run.summary
+    last = {name: rows[-1] if rows else [] for name, rows in summary.matrix.items()}
+    rows = []
+    for j, task in enumerate(summary.tasks):
+        cells = [fraction(row[j]) for row in last.values() if row]
+        worst = summary.worst_institution_iou.get(task)
+        row = [task, *cells, fraction(summary.iou_instance.get(task)), fraction(worst)]
+        if summary.hd95 is not None:
+            value = summary.hd95.get(task)
+            row.append(MISSING if value is None else f"{value:.1f}")
+        rows.append(tuple(row))
+    names = {"iou": "IoU", "dice": "Dice", "biou": "boundary IoU", "biou_official": "boundary IoU (authors')"}
+    head = ["task", *(names.get(name, name) for name, row in last.items() if row)]
+    head += ["IoU over instances", "lowest institution's IoU"]
+    if summary.hd95 is not None:
+        head.append("HD95, pixels")
+    return Table("All figures at the last stage", tuple(head), tuple(rows))
+
+
+def empty_cells(run: Run) -> Notice | None:
+    """Whose silence leaves figures incomplete; None where none are."""
+    incomplete = [name for name, complete in run.summary.complete.items() if not complete]
+    if not incomplete:
+        return None
+    silent = [name for name, p in run.summary.privacy.items() if "metrics-not-shared" in p.refusals]
+    who = f" ({listed(silent)} shares no scores)" if silent else ""
+    return Notice(
+        f"Some scores are missing{who}: {listed([f.replace('_iou', '') for f in incomplete])} are means over "
+        "what is known and cannot be compared with complete ones.",
+        "warn",
+    )

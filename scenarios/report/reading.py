@@ -1,0 +1,182 @@
+"""A run folder as typed data. Only the server's documented files are opened (docs/run-folder.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from casam_core.audit import Release, broken, read_log
+from casam_core.errors import CasamError, RunError
+from casam_core.toml import explain
+from scenarios.report.summary_file import Summary
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of events.jsonl. seconds: since the run's first event. stage: 0 is the frozen backbone;
+    None before the first stage."""
+
+    seconds: float
+    name: str
+    stage: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. label: how this page calls it. scenario: as resolved, without places on a disk.
+    started: seconds since 1970. arrivals: the server's audit log, and what is wrong with it."""
+
+    label: str
+    summary: Summary
+    scenario: Mapping[str, Any]
+    started: float
+    events: tuple[Event, ...]
+    arrivals: tuple[Release, ...]
+    audit_fault: str | None
+
+    @property
+    def institutions(self) -> list[str]:
+        """In the scenario's order."""
+        return [str(site["name"]) for site in self.scenario["institutions"]]
+
+    @property
+    def stages(self) -> int:
+        """Stages that were measured, without stage 0."""
+        return len(self.summary.matrix["iou"])
+
+    def present(self, institution: str, stage: int) -> bool:
+        """Whether its policy lets the institution take part in this stage."""
+        privacy = self.summary.privacy.get(institution)
+        return privacy is not None and privacy.policy.present(stage)
+
+
+def read_run(folder: Path, label: str) -> Run:
+    """The run in `folder`. Raises RunError for a folder that holds no finished run, or one of other form."""
+    if not (folder / "summary.json").is_file():
+        raise RunError(f"{folder}: expected a finished run's folder, {why_unfinished(folder)}")
+    content = read_json(folder / "summary.json")
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise RunError(
+            f"{folder / 'summary.json'}: expected schema {SCHEMA}, found another; use the casam that made it"
+        )
+    try:
+        summary = Summary.model_validate(content)
+    except ValidationError as error:
+        raise RunError(
+            f"{folder / 'summary.json'}: {explain(error)}; was it made by another version of casam?"
+        ) from error
+    scenario = read_json(folder / "scenario.json")
+    if not isinstance(scenario, dict) or not scenario.get("institutions"):
+        raise RunError(f"{folder / 'scenario.json'}: expected a resolved scenario with institutions")
+    # Where a checkpoint lies is a fact of one machine; pages are passed on.
+    scenario.get("backbone", {}).pop("checkpoint", None)
+    started, events = read_events(folder / "events.jsonl")
+    arrivals, fault = read_audit(folder / "audit.jsonl")
+    return Run(label, summary, scenario, started, events, arrivals, fault)
+
+
+def why_unfinished(folder: Path) -> str:
+    """The end of a sentence: what is there instead of a summary."""
+    if not folder.is_dir():
+        return "found no such folder; check the path"
+    if not (folder / "events.jsonl").is_file():
+        return "found neither summary.json nor a study (results.csv and runs/); check the path"
+    _, events = read_events(folder / "events.jsonl")
+    if events and events[-1].name == "failed":
+        return f"found a run that failed: {events[-1].facts.get('reason', 'its events do not say why')}"
+    return "found a run that has no summary.json yet; wait for its end"
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content. Raises RunError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as JSON: {error}; the run folder is not whole") from error
+
+
+def read_events(path: Path) -> tuple[float, tuple[Event, ...]]:
+    """(time of the first one, all events); a line torn by a crash ends the list.
+
+    An event that does not say its stage belongs to the one that was measured next.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    events: list[Event] = []
+    started, stage = 0.0, 0
+    for line in lines:
+        try:
+            facts = json.loads(line)
+            time, name = float(facts.pop("time")), str(facts.pop("event"))
+        except (ValueError, KeyError, AttributeError):
+            break
+        if not events:
+            started = time
+        number = facts.get("stage")
+        events.append(Event(time - started, name, number if isinstance(number, int) else stage, facts))
+        if name == "evaluated":
+            stage = events[-1].stage + 1
+    return started, tuple(events)
+
+
+def read_audit(path: Path) -> tuple[tuple[Release, ...], str | None]:
+    """(what arrived, None), or nothing and what is wrong with the server's log."""
+    if not path.is_file():
+        return (), "the run folder holds no audit.jsonl"
+    try:
+        lines = read_log(path)
+    except CasamError:
+        return (), "the server's audit log cannot be read"
+    if (fault := broken(lines)) is not None:
+        return (), f"the server's audit log was altered: {fault}"
+    return tuple(line.release for line in lines), None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs behind the command's arguments. skipped: folders of studies without a finished run.
+    tables: what studies computed over their runs, as (title, CSV file)."""
+
+    runs: tuple[Run, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
+    """Runs and studies in order. Raises RunError; a study may hold unfinished runs, an argument may not."""
+    folders: list[Path] = []
+    skipped: list[Path] = []
+    for path in paths:
+        if (path / "runs").is_dir() and not (path / "summary.json").is_file():
+            inside = sorted(run for run in (path / "runs").iterdir() if run.is_dir())
+            finished = [run for run in inside if (run / "summary.json").is_file()]
+            if not finished:
+                raise RunError(f"{path}: expected a study with finished runs, found none in {path / 'runs'}")
+            folders += finished
+            skipped += [run for run in inside if run not in finished]
+        else:
+            folders.append(path)
+    runs = []
+    for done, (folder, label) in enumerate(zip(folders, labels(folders), strict=True), 1):
+        runs.append(read_run(folder, label))
+        progress(done, len(folders))
+    return Found(tuple(runs), tuple(run.name for run in skipped))
+
+
+def labels(folders: Iterable[Path]) -> list[str]:
+    """Each folder's name, with as many of its parents' as tell it from the others."""
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise RunError("the same run folder is named twice; name each once")
+    depth = 1
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path in resolved]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1

@@ -1,0 +1,182 @@
+"""What happened, in what surroundings, and how to do it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from scenarios.report.parts import Block, Cell, Code, Notice, Row, Section, Table
+from scenarios.report.reading import Event, Run
+from scenarios.report.timeline import STATES, timeline
+from scenarios.report.words import DASH, KINDS, OUTCOMES, duration, listed
+
+
+def course(run: Run) -> Section:
+    """Timeline and faults."""
+    deeds = timeline(run)
+    heads = ["0. frozen SAM", *(f"{t}. {task}" for t, task in enumerate(run.summary.tasks[: run.stages], 1))]
+    rows: list[Row] = [(name, *(deed.cell() for deed in row)) for name, row in deeds.items()]
+    counts: list[Row] = [
+        (
+            word,
+            *(str(sum(row[stage].state == state for row in deeds.values())) for stage in range(len(heads))),
+        )
+        for state, word in STATES.items()
+    ]
+    blocks: list[Block] = [
+        Table(
+            "Timeline: what each institution did in each stage",
+            ("institution", *heads),
+            tuple(rows),
+            words=frozenset(range(1, len(heads) + 1)),
+        ),
+        Table("Institutions by what they did", ("state", *heads), tuple(counts)),
+    ]
+    faults = fault_table(run)
+    blocks.append(faults or Notice("No refusals, no failures, no late answers.", "good"))
+    if run.audit_fault is not None:
+        blocks.append(Notice(f"Audit: {run.audit_fault}. This page cannot confirm what arrived.", "warn"))
+    else:
+        blocks.append(
+            Notice(
+                f"Audit: {len(run.arrivals)} answers stand in the server's hash-chained log, which is "
+                "consistent in itself. `casam audit compare` holds it against an institution's own.",
+                "soft",
+            )
+        )
+    return Section(
+        "timeline",
+        "Who did what",
+        "Trained: its images taught this stage's task. Waited: it took part, but had nothing to train; its "
+        "test images were measured if it shares scores. Refused: its policy said no. No result: it failed "
+        "or was late. Away: its policy takes no part in this stage.",
+        blocks,
+    )
+
+
+def fault_table(run: Run) -> Table | None:
+    """Refusals, missing answers, kept floors and failures, alike ones together; None without any."""
+    found: dict[tuple[str, str, str], list[Event]] = {}
+    for event in run.events:
+        if (what := fault_of(event)) is not None:
+            found.setdefault(what, []).append(event)
+    rows: list[Row] = []
+    for (who, what, meaning), events in found.items():
+        stages = sorted({event.stage for event in events})
+        bad = any(event.name in ("no-result", "failed") for event in events)
+        rows.append(
+            (
+                duration(events[0].seconds),
+                ranges(stages),
+                who,
+                Cell(what, "failed" if bad else "refused"),
+                str(len(events)),
+                meaning,
+            )
+        )
+    if not rows:
+        return None
+    head = ("first after", "stages", "who", "what", "times", "what it means")
+    return Table(
+        "Refusals and faults, in the order they came", head, tuple(rows), words=frozenset({1, 2, 3, 5})
+    )
+
+
+def fault_of(event: Event) -> tuple[str, str, str] | None:
+    """(who, what, what it means); None for an event that is none."""
+    facts = event.facts
+    if event.name in ("refusal", "no-result"):
+        outcome, kind = str(facts.get("outcome")), str(facts.get("kind"))
+        meaning = OUTCOMES.get(outcome)
+        what = f"{KINDS.get(kind, kind)}: {meaning.short if meaning else outcome}"
+        return str(facts.get("institution")), what, meaning.long if meaning else ""
+    if event.name == "floor":
+        task = str(facts.get("task"))
+        return (
+            task,
+            "keeps frozen SAM",
+            "Its layer did not beat frozen SAM on its holders' validation images.",
+        )
+    if event.name == "refused":
+        task = str(facts.get("task"))
+        return (
+            task,
+            "not learned",
+            "No holder shares what it learns: for the others this task stays frozen SAM.",
+        )
+    if event.name == "failed":
+        return "server", "the run failed", str(facts.get("reason", ""))
+    return None
+
+
+def ranges(numbers: list[int]) -> str:
+    """`0 to 3, 5`, with a dash."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}{DASH}{p[-1]}" for p in parts)
+
+
+def surroundings(run: Run) -> Section:
+    """Environment and how to reproduce."""
+    summary, environment = run.summary, run.summary.environment
+    names = {
+        "python": "Python",
+        "torch": "PyTorch",
+        "flwr": "Flower",
+        "platform": "operating system",
+        "compute": "arithmetic (device, threads, precision)",
+        "backbone": "frozen backbone's weights (SHA-256)",
+        "code": "casam's code (fingerprint)",
+    }
+    rows: list[Row] = [(names.get(key, key), str(value)) for key, value in environment.items()]
+    rows += [
+        ("method", summary.method),
+        ("alignment layer", alignment_of(run.scenario)),
+        ("trained parameters of the last stage's layer", f"{summary.trained_parameters:,}"),
+        ("seed", str(summary.seed)),
+        ("scenario's digest (SHA-256)", summary.scenario_digest),
+        ("began (UTC)", began(run.started)),
+        ("took", duration(summary.timing.seconds)),
+    ]
+    root = " --data-root FOLDER" if needs_data(run.scenario) else ""
+    command = f"casam run scenario.json{root} --out NEW_FOLDER"
+    where = " FOLDER holds the datasets that the scenario names." if root else ""
+    return Section(
+        "reproduce",
+        "Surroundings, and how to do it again",
+        "",
+        (
+            Table("Environment", ("what", "value"), tuple(rows), words=frozenset({1})),
+            Notice(
+                "Save the scenario below as scenario.json (the run folder holds the same file) and run the "
+                f"command with the casam of the fingerprint above.{where} The same scenario on the same "
+                "kind of machine gives the same figures; the digest must be the same."
+            ),
+            Code("Command", command),
+            Code("scenario.json", json.dumps(run.scenario, indent=1, sort_keys=True), folded=True),
+        ),
+    )
+
+
+def alignment_of(scenario: Mapping[str, Any]) -> str:
+    """`low_rank, rank 8`"""
+    spec = scenario.get("alignment", {})
+    others = sorted(scenario.get("alignments", {}))
+    rank = f", rank {spec.get('rank')}" if spec.get("form") == "low_rank" else ""
+    return f"{spec.get('form')}{rank}" + (f"; {listed(others)} have their own" if others else "")
+
+
+def needs_data(scenario: Mapping[str, Any]) -> bool:
+    """Whether any institution reads real images."""
+    return any(data.get("path") for site in scenario["institutions"] for data in site["data"].values())
+
+
+def began(seconds: float) -> str:
+    """`2026-11-25 04:00`, in UTC"""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,241 @@
+"""How images find their task: confusion, unknown images, margins and thresholds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from casam_core.routing import IDENTITY
+from casam_core.unknownness import BINS, RANGE, SCALE, bin_edge
+from scenarios.report.drawing import INK, OURS, UNKNOWN, draw, heat_map, step_of, values
+from scenarios.report.parts import Block, Chart, Key, Notice, Panel, Section, Table
+from scenarios.report.reading import Run
+from scenarios.report.words import MINUS, MISSING, count, listed, percent
+
+EDGES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
+FROZEN_SAM = "unknown"
+"""What the page calls the route `identity`."""
+GROUP = 8
+"""Bins of a margin histogram that are drawn as one."""
+TICKS = (-1000.0, -100.0, -10.0, -1.0, -0.1, 0.0, 0.1, 1.0, 10.0, 100.0, 1000.0)
+
+
+def routing(run: Run, prefix: str) -> Section:
+    """The section; of methods without a router it says just that."""
+    title = "How images find their task"
+    if run.summary.routing.confusion is None:
+        return Section("routing", title, f"Method {run.summary.method} has no router: nothing is recognised.")
+    blocks: list[Block] = []
+    if any(run.summary.routing.confusion.values()):
+        blocks += [confusion_chart(run, prefix), unknown_chart(run, prefix)]
+    else:
+        blocks.append(Notice("No institution shared where its images were sent.", "warn"))
+    blocks.append(margins_chart(run, prefix) or Notice("No institution released its margins.", "soft"))
+    return Section(
+        "routing",
+        title,
+        "Nobody tells the model which task an image belongs to. The router compares the image with every "
+        "task it knows; if even the nearest one is further away than that task's threshold, the image counts "
+        "as unknown and plain frozen SAM answers.",
+        blocks,
+    )
+
+
+def confusion_chart(run: Run, prefix: str) -> Chart:
+    """True task x route, as shares of the row."""
+    summary = run.summary
+    confusion = {task: routes for task, routes in (summary.routing.confusion or {}).items() if routes}
+    tasks = [task for task in (*summary.tasks, *summary.unseen.tasks) if task in confusion]
+    routes = [*summary.tasks, FROZEN_SAM]
+    names = {task: task + (" (never learned)" if task in summary.unseen.tasks else "") for task in tasks}
+    cells, rows, right = [], [], []
+    for task in tasks:
+        counts = {FROZEN_SAM if route == IDENTITY else route: n for route, n in confusion[task].items()}
+        images = sum(counts.values())
+        rows.append((names[task], count(images), *(count(counts.get(route, 0)) for route in routes)))
+        right.append(f"{task} {percent(counts.get(task, 0) / images)}" if task in summary.tasks else "")
+        for route in routes:
+            share = counts.get(route, 0) / images
+            if share:
+                say = f"{names[task]} sent to {route}: {percent(share)} ({counts[route]} of {images} images)"
+                text = f"{100 * share:.0f} %"
+                step = step_of(share, EDGES)
+                cells.append({"column": route, "row": names[task], "step": step, "text": text, "say": say})
+    chart = heat_map(cells, routes, list(names.values()), x_title="sent to", y_title="true task", width=54)
+    said = ", ".join(filter(None, right)) or "no task was learned"
+    return Chart(
+        "Where images were sent",
+        "Each row is 100 % of one task's test images at the last stage. For learned tasks the diagonal is "
+        "right; for tasks that were never learned the last column (unknown) is right.",
+        (Panel(draw(chart, f"{prefix}-confusion"), f"Share of images sent to their own task: {said}."),),
+        Table(
+            "Images by true task (rows) and route (columns)", ("true task", "images", *routes), tuple(rows)
+        ),
+    )
+
+
+def unknown_chart(run: Run, prefix: str) -> Chart:
+    """Share of images that count as unknown, after each stage."""
+    summary, stages = run.summary, range(1, run.stages + 1)
+    series = {task: ("learned", rates_of(run, task)) for task in summary.tasks}
+    for task in summary.unseen.tasks:
+        rates = dict(enumerate((row.get(task) for row in summary.unseen.unknown_rate), 1))
+        series[task] = ("never learned", rates)
+    data: list[dict[str, Any]] = []
+    rows = []
+    for task, (kind, rates) in series.items():
+        rows.append((task, kind, *(percent(rates.get(stage)) for stage in stages)))
+        rate = rates.get(run.stages)
+        if rate is not None:
+            say = f"{task} ({kind}): {percent(rate)} unknown"
+            data.append({"task": task, "kind": kind, "rate": 100 * rate, "zero": 0, "say": say})
+    kinds = ["learned", "never learned"]
+    base = alt.Chart(values(data)).encode(
+        y=alt.Y("task:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, grid=False)),
+        color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[OURS, UNKNOWN]), legend=None),
+        description=alt.Description("say:N"),
+    )
+    x = alt.X("rate:Q", title="images that count as unknown, %", scale=alt.Scale(domain=[0, 100]))
+    bars = base.mark_bar(height=12, cornerRadiusEnd=3).encode(x=x)
+    # A bar of no length would look like a missing one.
+    dots = base.mark_point(size=45, filled=True, opacity=1).encode(x=x)
+    chart = alt.layer(bars, dots).properties(width=330, height=alt.Step(26))
+    said = "; ".join(str(row["say"]) for row in data) or "not released"
+    return Chart(
+        "Which images count as unknown",
+        "For learned tasks a short bar is right: these images should be recognised. For tasks that were "
+        "never learned a long bar is right: better plain SAM than the wrong task's layer.",
+        (Panel(draw(chart, f"{prefix}-unknown"), f"At the last stage: {said}."),),
+        Table(
+            "Share of images that count as unknown, after each stage",
+            ("task", "kind", *(f"stage {stage}" for stage in stages)),
+            tuple(rows),
+            words=frozenset({1}),
+        ),
+        (Key("ours", "learned tasks"), Key("unknown", "tasks never learned")),
+    )
+
+
+def rates_of(run: Run, task: str) -> dict[int, float | None]:
+    """Share of a learned task's images sent to identity, by stage, from its own stage on."""
+    found: dict[int, float | None] = {}
+    learned_at = run.summary.tasks.index(task) + 1
+    for event in run.events:
+        if event.name == "evaluated" and event.stage >= learned_at:
+            routes: Mapping[str, int] = event.facts.get("routes", {}).get(task, {})
+            images = sum(routes.values())
+            found[event.stage] = routes.get(IDENTITY, 0) / images if images else None
+    return found
+
+
+def margins_chart(run: Run, prefix: str) -> Chart | None:
+    """One small histogram per task: how far from its nearest threshold each image lies; None without any."""
+    summary = run.summary
+    margins = {task: bins for task, bins in summary.routing.margins.items() if bins}
+    tasks = [task for task in (*summary.tasks, *summary.unseen.tasks) if task in margins]
+    if not tasks:
+        return None
+    grouped = {task: in_groups(margins[task]) for task in tasks}
+    used = [group for groups in grouped.values() for group in groups]
+    low, high = min(*used, BINS // GROUP // 2 - 1) - 1, max(*used, BINS // GROUP // 2) + 2
+    thresholds = thresholds_of(run)
+    panels, rows = [], []
+    for number, task in enumerate(tasks):
+        groups = grouped[task]
+        images = sum(groups.values())
+        below = sum(n for group, n in groups.items() if group < BINS // GROUP // 2)
+        threshold = thresholds.get(task)
+        rows.append(
+            (
+                task,
+                count(images),
+                count(below),
+                count(images - below),
+                MISSING if threshold is None else f"{threshold:.4g}",
+            )
+        )
+        learned = task in summary.tasks
+        chart = histogram(groups, low, high, OURS if learned else UNKNOWN)
+        text = f"{task}{'' if learned else ' (never learned)'}: {below} of {images} images lie below"
+        panels.append(Panel(draw(chart, f"{prefix}-margin{number}"), f"{text} the threshold.", task))
+    keeps = [name for name, p in summary.privacy.items() if p.policy.metrics != "exact"]
+    return Chart(
+        "How far from the threshold",
+        "A margin is an image's score under the nearest task minus that task's threshold. Left of the line "
+        "the image is recognised, right of it unknown; the further, the surer. Steps grow with the distance."
+        + (f" Not released by {listed(keeps)}." if keeps else ""),
+        tuple(panels),
+        Table(
+            "Images by side of the threshold, at the last stage; and the task's own threshold where it is "
+            "shared",
+            ("task", "images", "recognised", "unknown", "threshold (score)"),
+            tuple(rows),
+        ),
+        (Key("ours", "learned tasks"), Key("unknown", "tasks never learned")),
+    )
+
+
+def in_groups(bins: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Images by group of GROUP bins. Group BINS / GROUP / 2 begins at margin 0."""
+    groups: dict[int, int] = {}
+    for number, images in bins:
+        groups[number // GROUP] = groups.get(number // GROUP, 0) + images
+    return groups
+
+
+def histogram(groups: Mapping[int, int], low: int, high: int, colour: str) -> alt.LayerChart:
+    """Bars by group from low to below high, and a line at margin 0."""
+    data = [
+        {
+            "from": group,
+            "to": group + 1,
+            "images": images,
+            "zero": 0,
+            "say": f"{images} images with margins from {bin_edge(group * GROUP):.3g} "
+            f"to {bin_edge((group + 1) * GROUP):.3g}",
+        }
+        for group, images in groups.items()
+    ]
+    most = max(groups.values())
+    ticks = {group_at(margin): f"{margin:g}".replace("-", MINUS) for margin in TICKS}
+    shown = [place for place in ticks if low <= place <= high]
+    labels = " : ".join(f"abs(datum.value - {place}) < 0.001 ? '{ticks[place]}'" for place in shown)
+    x = alt.X(
+        "from:Q",
+        title="margin",
+        scale=alt.Scale(domain=[low, high]),
+        axis=alt.Axis(values=shown, labelExpr=f"{labels} : ''", grid=False, labelOverlap=True),
+    )
+    y = alt.Y(
+        "images:Q",
+        title="images",
+        scale=alt.Scale(domain=[0, most]),
+        axis=alt.Axis(tickCount=min(3, most), format="d"),
+    )
+    bars = (
+        alt.Chart(values(data))
+        .mark_rect(fill=colour)
+        .encode(x=x, x2="to:Q", y=y, y2="zero:Q", description=alt.Description("say:N"))
+    )
+    line = alt.Chart(values([{"from": BINS // GROUP // 2, "say": "the threshold"}])).mark_rule(
+        stroke=INK, strokeWidth=1.5, strokeDash=[3, 2]
+    )
+    rule = line.encode(x="from:Q", description=alt.Description("say:N"))
+    return alt.layer(bars, rule).properties(width=190, height=90)
+
+
+def group_at(margin: float) -> float:
+    """Where a margin lies, in groups."""
+    return round((math.asinh(margin / SCALE) / RANGE + 1) / 2 * BINS / GROUP, 4)
+
+
+def thresholds_of(run: Run) -> dict[str, float | None]:
+    """By task: what its entry came with; None where its holders share no router."""
+    return {
+        str(event.facts["task"]): event.facts.get("threshold")
+        for event in run.events
+        if event.name == "entry" and "task" in event.facts
+    }

@@ -1,0 +1,70 @@
+"""Who did what in each stage, from events.jsonl and the policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scenarios.report.parts import Cell, Tone
+from scenarios.report.reading import Event, Run
+from scenarios.report.words import KINDS, OUTCOMES
+
+STATES: dict[Tone, str] = {
+    "trained": "trained",
+    "waited": "waited",
+    "refused": "refused",
+    "failed": "no result",
+    "away": "away",
+}
+"""Symbols stand in style.css; the word is always written."""
+
+
+@dataclass(frozen=True)
+class Deed:
+    """What one institution did in one stage. notes: what it refused or failed to answer."""
+
+    state: Tone
+    notes: tuple[str, ...] = ()
+
+    def cell(self) -> Cell:
+        """As a cell of the timeline."""
+        return Cell(STATES[self.state], self.state, self.notes)
+
+
+def timeline(run: Run) -> dict[str, list[Deed]]:
+    """By institution: a deed for stage 0 (the frozen backbone) and every stage after it."""
+    by_stage: list[list[Event]] = [[] for _ in range(run.stages + 1)]
+    for event in run.events:
+        if event.stage <= run.stages:
+            by_stage[event.stage].append(event)
+    return {
+        name: [deed(run, name, stage, events) for stage, events in enumerate(by_stage)]
+        for name in run.institutions
+    }
+
+
+def deed(run: Run, institution: str, stage: int, events: Sequence[Event]) -> Deed:
+    """One cell: training counts most, then a failure, a refusal to train, waiting."""
+    trained = any(e.name == "align" and institution in e.facts.get("holders", ()) for e in events)
+    mine = [e for e in events if e.facts.get("institution") == institution]
+    refused = [e for e in mine if e.name == "refusal"]
+    failed = [e for e in mine if e.name == "no-result"]
+    notes = tuple(dict.fromkeys(note_of(e) for e in (*failed, *refused)))
+    if trained:
+        return Deed("trained", notes)
+    if failed:
+        return Deed("failed", notes)
+    if any(e.facts.get("kind") != "evaluate.stage" for e in refused):
+        return Deed("refused", notes)
+    if not run.present(institution, stage):
+        policy = run.summary.privacy[institution].policy if institution in run.summary.privacy else None
+        early = policy is not None and stage < policy.joins_at
+        return Deed("away", ("has not joined yet" if early else "has left",))
+    return Deed("waited", notes)
+
+
+def note_of(event: Event) -> str:
+    """`keeps its scores`, `no answer to training`."""
+    outcome, kind = str(event.facts.get("outcome")), str(event.facts.get("kind"))
+    what = OUTCOMES[outcome].short if outcome in OUTCOMES else outcome
+    return f"{KINDS.get(kind, kind)}: {what}"
