@@ -268,6 +268,9 @@ class DeadlineSpec(Section):
     )
     train: float = Field(7200.0, gt=0)
     evaluate: float = Field(7200.0, gt=0)
+    retries: int = Field(
+        2, ge=0, description="How often an institution is looked for and asked again whose node went away."
+    )
 
 
 class Scenario(Section):

@@ -28,6 +28,9 @@ PATIENCE_SECONDS = 120.0
 """How long the SuperLink may be out of reach. Flower tries again by itself, but not where TLS is what timed
 out, as it does on an overloaded machine."""
 
+UNREACHABLE = "unreachable"
+"""The node that was asked is gone, or its process died."""
+
 BUNDLE_REFUSED = "bundle-refused"
 """A site's launcher pins another bundle (client/launcher.py)."""
 
@@ -138,7 +141,7 @@ def patiently(call: Callable[[], T]) -> T:
 def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]) -> Answer[T]:
     """What a reply says; a reply that is not of our making is an outcome, not an exception."""
     if message.has_error():
-        return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else "unreachable")
+        return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else UNREACHABLE)
     size = len(serialise(message.content))
     traffic.add(traffic.up, to, size)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,10 +26,13 @@ from casam_core.signing import is_signed
 from server.arrivals import arrival
 from server.directory import Directory, identify
 from server.evaluation import StageScores, combine
-from server.exchange import Answer, Request, Traffic, all_refuse, exchange, results
+from server.exchange import UNREACHABLE, Answer, Request, Traffic, all_refuse, exchange, results
 from server.run_folder import RunFolder
 
 T = TypeVar("T")
+
+RETRY_SECONDS = 1.0
+"""Before the first time that an institution is asked again; then twice as long, and so on."""
 
 COUNTED = ("releases", "refusals", "epsilon", "anonymity")
 """Attributes of Institutions that count over the stages."""
@@ -111,65 +115,84 @@ class Institutions:
     def ask(
         self, kind: str, payloads: Mapping[str, Payload], of: Callable[[Payload], T], *, deadline: float
     ) -> dict[str, Answer[T]]:
-        """One exchange; every answer that is not ok becomes an event and a line."""
+        """One exchange; every answer that is not ok becomes an event and a line.
 
-        def heard(answer: Answer[T]) -> None:
-            if answer.payload is not None:
-                self.releases[answer.to] = self.releases.get(answer.to, 0) + 1
-                self.arrivals.append(
-                    arrival(
-                        answer.to,
-                        self.folder.path.name,
-                        answer.request,
-                        kind,
-                        Job.of(payloads[answer.to]),
-                        answer.payload,
-                        answer.bytes,
-                        now(),
-                    )
-                )
-                if answer.ok:
-                    spent = {
-                        key: float(value)
-                        for key, value in answer.payload.config.items()
-                        if key in (EPSILON_TRAIN, EPSILON_METRICS)
-                    }
-                    self.epsilon[answer.to] = spent
-                    self.folder.event(
-                        "answer",
-                        institution=answer.to,
-                        kind=kind,
-                        stage=Job.of(payloads[answer.to]).stage,
-                        up=self.traffic.up[answer.to],
-                        down=self.traffic.down[answer.to],
-                        epsilon=spent,
-                        iou=iou_of(answer.reply),
-                    )
-            if answer.refused:
-                refused = self.refusals.setdefault(answer.to, {})
-                refused[answer.outcome] = refused.get(answer.outcome, 0) + 1
-            if not answer.ok:
-                stage = Job.of(payloads[answer.to]).stage
-                verb = "refuses" if answer.refused else "gave no result to"
-                self.folder.event(
-                    "refusal" if answer.refused else "no-result",
-                    f"{answer.to} {verb} {kind}: {answer.outcome}"
-                    + (f" (incident {answer.incident} in its own log)" if answer.incident else ""),
-                    institution=answer.to,
-                    kind=kind,
-                    stage=stage,
-                    outcome=answer.outcome,
-                    incident=answer.incident,
-                )
+        An institution whose node went away meanwhile is looked for and asked again. Raises RunError when it
+        does not come back (server.directory).
+        """
+        if payloads:
+            job = Job.of(next(iter(payloads.values())))
+            self.folder.event("asked", kind=kind, stage=job.stage, task=job.task, institutions=list(payloads))
+        answers = self._exchange(kind, payloads, of, deadline)
+        retries = self.scenario.deadlines.retries
+        for attempt in range(1, retries + 1):
+            lost = [name for name, answer in answers.items() if answer.outcome == UNREACHABLE]
+            if not lost:
+                break
+            self.folder.event(
+                "retry",
+                f"{', '.join(lost)} went away during {kind}; asked again ({attempt} of {retries})",
+                kind=kind,
+                institutions=lost,
+                attempt=attempt,
+            )
+            time.sleep(RETRY_SECONDS * attempt)
+            self.meet()
+            answers |= self._exchange(kind, {name: payloads[name] for name in lost}, of, deadline)
+        return answers
 
+    def _exchange(
+        self, kind: str, payloads: Mapping[str, Payload], of: Callable[[Payload], T], deadline: float
+    ) -> dict[str, Answer[T]]:
         requests = [
             Request(name, self.directory.members[name].node, kind, payload)
             for name, payload in payloads.items()
         ]
-        if payloads:
-            job = Job.of(next(iter(payloads.values())))
-            self.folder.event("asked", kind=kind, stage=job.stage, task=job.task, institutions=list(payloads))
+
+        def heard(answer: Answer[T]) -> None:
+            self._heard(kind, Job.of(payloads[answer.to]), answer)
+
         return exchange(self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard)
+
+    def _heard(self, kind: str, job: Job, answer: Answer[Any]) -> None:
+        """Count and log one answer."""
+        name, payload = answer.to, answer.payload
+        if payload is not None:
+            self.releases[name] = self.releases.get(name, 0) + 1
+            run = self.folder.path.name
+            self.arrivals.append(arrival(name, run, answer.request, kind, job, payload, answer.bytes, now()))
+        if answer.ok and payload is not None:
+            spent = {
+                key: float(value)
+                for key, value in payload.config.items()
+                if key in (EPSILON_TRAIN, EPSILON_METRICS)
+            }
+            self.epsilon[name] = spent
+            self.folder.event(
+                "answer",
+                institution=name,
+                kind=kind,
+                stage=job.stage,
+                up=self.traffic.up[name],
+                down=self.traffic.down[name],
+                epsilon=spent,
+                iou=iou_of(answer.reply),
+            )
+            return
+        if answer.refused:
+            refused = self.refusals.setdefault(name, {})
+            refused[answer.outcome] = refused.get(answer.outcome, 0) + 1
+        verb = "refuses" if answer.refused else "gave no result to"
+        self.folder.event(
+            "refusal" if answer.refused else "no-result",
+            f"{name} {verb} {kind}: {answer.outcome}"
+            + (f" (incident {answer.incident} in its own log)" if answer.incident else ""),
+            institution=name,
+            kind=kind,
+            stage=job.stage,
+            outcome=answer.outcome,
+            incident=answer.incident,
+        )
 
     def counters(self) -> dict[str, Any]:
         """Everything that is counted over the stages of a run."""
