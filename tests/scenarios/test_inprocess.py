@@ -124,7 +124,7 @@ def test_an_institution_holds_the_same_entries_as_the_server(finished: Path) -> 
 
 def test_events_tell_the_story_in_order(finished: Path) -> None:
     events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
-    fine = ("met", "asked", "answer")  # for `casam watch`; tests/scenarios/test_watch.py
+    fine = ("met", "asked", "answer", "traffic")  # for `casam watch`; tests/scenarios/test_watch.py
     assert [event["event"] for event in events if event["event"] not in fine] == [
         "start", "evaluated",
         "align", "entry", "evaluated",
