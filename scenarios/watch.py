@@ -16,11 +16,22 @@ DOES = {
     "train.router": "describes",
     "train.calibrate": "calibrates",
     "evaluate.stage": "measures",
+    "query.forget": "forgets",
+    "train": "sums",
 }
 """What an institution does that was asked for this kind of work."""
 
-DONE = {"train.align": "trained", "train.router": "described", "train.calibrate": "calibrated"}
-REFUSED, FAULT, MEASURED = "refused", "fault", "done"
+DONE = {
+    "train.align": "trained",
+    "train.router": "described",
+    "train.calibrate": "calibrated",
+    "evaluate.stage": "done",
+    "query.forget": "forgot",
+    "train": "summed",
+}
+"""What it has done that answered."""
+
+REFUSED, FAULT = "refused", "fault"
 
 
 @dataclass
@@ -101,7 +112,7 @@ def _answer(view: RunView, event: Mapping[str, Any]) -> str:
     site.up, site.down = int(event["up"]), int(event["down"])
     site.epsilon |= event["epsilon"]
     site.iou |= event["iou"]
-    state = DONE.get(event["kind"], MEASURED)
+    state = DONE.get(event["kind"], "answered")
     site.enter(int(event["stage"]), state)
     scores = "".join(f", {task} {iou:.3f}" for task, iou in event["iou"].items())
     spent = "".join(f", {name} {value:.2f}" for name, value in event["epsilon"].items())
