@@ -29,6 +29,9 @@ from scenarios.library import resolve_scenario
 from scenarios.live import View, live_view
 from scenarios.preflight import preflight
 
+RAY_ADDRESS = "CASAM_RAY_ADDRESS"
+"""Variable that names a Ray cluster to simulate on, HOST:PORT; Ray's own is not obeyed by accident."""
+
 SPLITS = {"test": "test", "val": "validation"}
 
 
@@ -144,6 +147,7 @@ def run_simulation(
                 cpus_per_node=min(scenario.compute.threads, os.cpu_count() or 1),
                 home=Path(home),
                 on_line=on_line,
+                ray_address=os.environ.get(RAY_ADDRESS),
             )
     if not flower.ok or not (folder / "summary.json").exists():
         raise RunError(
