@@ -57,14 +57,16 @@ def run_flower_app(
     gpus_per_node: float = 0.0,
     gpus: int | None = None,
     environment: Mapping[str, str] | None = None,
+    ray_address: str | None = None,
 ) -> FlowerRun:
     """Run the app in `app_dir` on `nodes` simulated SuperNodes and wait for its end.
 
     `home` is a fresh folder; Flower's state and logs of this run go there and stay for the caller to
     read or remove. `on_line` gets each line the run prints, without colours. `gpus` is what Ray may
-    use in all (default: what it finds). A run that fails comes back with `ok` False; RunError means
-    that it never started. Whatever happens, also on an exception, Ctrl-C or SIGTERM, all processes of
-    the run are ended before this returns.
+    use in all (default: what it finds). `ray_address` is a Ray cluster that is there already, perhaps on
+    several machines (docs/performance.md); by default the run starts its own. A run that fails comes
+    back with `ok` False; RunError means that it never started. Whatever happens, also on an exception,
+    Ctrl-C or SIGTERM, all processes of the run are ended before this returns.
     """
     app_dir, home = app_dir.resolve(), home.resolve()
     if not (app_dir / "pyproject.toml").is_file():
@@ -73,8 +75,9 @@ def run_flower_app(
         raise RunError(f"{home}: expected a new or empty folder as Flower home, found files in it")
     home.mkdir(parents=True, exist_ok=True)
     app = stage_app(app_dir, home / "app")
-    with terminable(), superlink(home, app, environment or {}) as link:
-        federation = _federation(nodes, cpus_per_node, gpus_per_node, gpus)
+    variables = dict(environment or {}) | ({"RAY_ADDRESS": ray_address} if ray_address else {})
+    with terminable(), superlink(home, app, variables) as link:
+        federation = _federation(nodes, cpus_per_node, gpus_per_node, gpus, own_ray=ray_address is None)
         return submit(link, app, run_config, on_line, "--federation-config", federation)
 
 
@@ -125,20 +128,24 @@ def stage_app(app_dir: Path, target: Path) -> Path:
     return target
 
 
-def _federation(nodes: int, cpus_per_node: int, gpus_per_node: float, gpus: int | None) -> str:
+def _federation(
+    nodes: int, cpus_per_node: int, gpus_per_node: float, gpus: int | None, *, own_ray: bool = True
+) -> str:
     """Settings of the simulation, as `--federation-config` wants them.
 
     Ray starts one worker, each with its own copy of the backbone, per share of its CPUs: so it is told
-    of no more CPUs than the nodes can use, and of enough for one node on a small machine.
+    of no more CPUs than the nodes can use, and of enough for one node on a small machine. A cluster that
+    is there already knows its own, and refuses to be told.
     """
     cores = os.cpu_count() or 1
     settings: dict[str, str | int | float] = {
         "num-supernodes": nodes,
         "client-resources-num-cpus": cpus_per_node,
         "client-resources-num-gpus": float(gpus_per_node),
-        "init-args-num-cpus": max(cpus_per_node, min(cores, nodes * cpus_per_node)),
     }
-    if gpus is not None:
+    if own_ray:
+        settings["init-args-num-cpus"] = max(cpus_per_node, min(cores, nodes * cpus_per_node))
+    if gpus is not None and own_ray:
         settings["init-args-num-gpus"] = gpus
     return " ".join(f"{key}={value}" for key, value in settings.items())
 

@@ -31,6 +31,9 @@ from scenarios.live import View, live_view
 from scenarios.preflight import preflight
 from server.run_folder import check_interrupted
 
+RAY_ADDRESS = "CASAM_RAY_ADDRESS"
+"""Variable that names a Ray cluster to simulate on, HOST:PORT; Ray's own is not obeyed by accident."""
+
 SPLITS = {"test": "test", "val": "validation"}
 
 
@@ -199,6 +202,7 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
                 cpus_per_node=min(scenario.compute.threads, os.cpu_count() or 1),
                 home=Path(home),
                 on_line=on_line,
+                ray_address=os.environ.get(RAY_ADDRESS),
             )
     if not flower.ok or not (folder / "summary.json").exists():
         raise RunError(

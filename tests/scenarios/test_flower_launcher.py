@@ -219,6 +219,8 @@ def test_ray_is_given_no_more_than_the_nodes_can_use(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert "init-args-num-cpus=4" in flower._federation(3, 4, 0.0, None)
     assert flower._federation(1, 1, 0.5, 1).endswith("init-args-num-gpus=1")
+    # Ray refuses to connect to a cluster that it is told the size of.
+    assert "init-args" not in flower._federation(3, 1, 0.0, 1, own_ray=False)
 
 
 def test_a_process_stays_known_when_its_mark_and_parent_are_gone() -> None:
