@@ -105,7 +105,13 @@ def heat_map(
         sort=list(columns),
         scale=alt.Scale(domain=list(columns)),
         title=x_title,
-        axis=alt.Axis(labelAngle=-35, orient="top", ticks=False, domain=False, grid=False),
+        axis=alt.Axis(
+            labelAngle=-35 if max(map(len, columns)) > 6 else 0,
+            orient="top",
+            ticks=False,
+            domain=False,
+            grid=False,
+        ),
     )
     y = alt.Y(
         "row:N",
