@@ -151,6 +151,13 @@ class EvaluationSpec(Section):
     jitter: float = Field(0.1, ge=0, le=0.5, description="Box jitter as a share of its side.")
     max_instances: int = Field(32, ge=1, description="Instances per image, drawn by seed.")
     hd95: bool = Field(False, description="Also measure the 95 % Hausdorff distance (slower).")
+    overlays: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="Pictures per task that each institution draws for its own eyes, in a simulation. A real "
+        "site's own setting `overlays` alone counts there.",
+    )
 
 
 class SplitSpec(Section):

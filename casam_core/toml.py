@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +19,25 @@ Table = dict[str, Any]
 
 
 def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
-    """A TOML file's content. Raises `refuse`."""
+    """Content of a TOML file, or of a JSON file as runs leave it. Raises `refuse`."""
     try:
+        if path.suffix == ".json":
+            return as_table(json.loads(path.read_text(encoding="utf-8")))
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise refuse(f"{path}: no such {what} file; check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise refuse(f"{path}: not valid TOML: {error}") from error
+    except ValueError as error:  # what both parsers and the decoder raise
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise refuse(f"{path}: not valid {kind}: {error}") from error
     except OSError as error:
         raise refuse(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def as_table(content: Any) -> Table:
+    """Raises ValueError for JSON that is no object."""
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, found {type(content).__name__}")
+    return content
 
 
 def read_policy(path: Path) -> Policy:

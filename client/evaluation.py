@@ -9,7 +9,7 @@ a full re-evaluation.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -152,6 +152,22 @@ class Evaluator:
         layer: AlignmentLayer | None,
     ) -> ImageScores:
         """Decode and measure one image; `layer` None is the frozen backbone."""
+        return score_image(
+            [
+                score_instance(predicted_HW, loaded.labels_HW == instance, with_hd95=self.spec.hd95)
+                for instance, predicted_HW in self.decoded(task, sample, loaded, seen_CHW, layer)
+            ]
+        )
+
+    def decoded(
+        self,
+        task: str,
+        sample: Sample,
+        loaded: LoadedSample,
+        seen_CHW: Tensor,
+        layer: AlignmentLayer | None,
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """(instance, its predicted mask) of every instance that is measured, in their order."""
         labels_HW = loaded.labels_HW
         rng = numpy_generator(self.seed, self.institution, "evaluate", task, sample.id)
         instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)
@@ -161,11 +177,7 @@ class Evaluator:
         prompts = self.prompts(labels_HW, chosen, rng)
         parts = decode_masks(self.backbone, z, frame, prompts, layer)
         masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)
-        measured = [
-            score_instance(predicted_HW, labels_HW == instance, with_hd95=self.spec.hd95)
-            for predicted_HW, instance in zip(masks, chosen, strict=True)
-        ]
-        return score_image(measured)
+        yield from zip(map(int, chosen), masks, strict=True)
 
     def prompts(
         self, labels_HW: NDArray[np.int32], chosen: NDArray[np.int32], rng: np.random.Generator

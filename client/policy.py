@@ -28,6 +28,7 @@ from casam_core.payload import Job, Outcome
 from casam_core.policy import LearnedPolicy
 from casam_core.secure_sum import released_in
 from client.institution import Institution
+from client.overlays import draw_overlays
 from client.own_entries import KnownEntries
 from client.private_learning import (
     align_privately,
@@ -121,10 +122,15 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
             check_own(institution, Entry.from_bytes(data))
     known = known_entries(institution, institution.updated_bank(request))
     if policy.metrics == "never":
+        draw_overlays(institution, request.job, known)
         raise MetricsNotSharedError("policy.metrics is never")
     if policy.metrics == "noisy":
-        return evaluate_privately(institution, request, known)
-    return institution.evaluate(known)
+        reply = evaluate_privately(institution, request, known)
+    else:
+        reply = institution.evaluate(known)
+    # After the answer is made: what pictures compute must not show in its count of decodes.
+    draw_overlays(institution, request.job, known)
+    return reply
 
 
 def check_present(institution: Institution, job: Job) -> None:

@@ -30,7 +30,7 @@ class Site:
     likewise. key: for signed statements.
     confined: data paths of the scenario must stay below data_root, as the site did not write them.
     policy: what this institution allows; in deployment from its own file. checkpoint: file of the backbone's
-    weights. device: wins over the scenario's compute.device.
+    weights. device: wins over the scenario's compute.device. overlays: pictures per task for its own eyes.
     """
 
     institution: str
@@ -45,6 +45,7 @@ class Site:
     policy: Policy
     checkpoint: str | None = None
     device: str | None = None
+    overlays: int = 0
 
     def localised(self, scenario: Scenario) -> Scenario:
         """The scenario with this site's own checkpoint and device."""
@@ -106,6 +107,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 policy=own_policy(node),
                 checkpoint=_text(node.get("checkpoint")),
                 device=_text(node.get("device")),
+                overlays=int(node.get("overlays", 0)),
             )
         ]
     first, step = int(node["partition-id"]), int(node["num-partitions"])
@@ -124,6 +126,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             confined=False,
             policy=scenario.institution(name).policy,
             checkpoint=_text(settings.get("checkpoint")),
+            overlays=scenario.evaluation.overlays,
         )
         for name in names[first::step]
     ]

@@ -52,8 +52,9 @@ def online(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
         spread_in = spread_out = shared_spread(inside, outside)
     else:
         spread_in, spread_out = inside.spread, outside.spread
-    likelihood_in: Fits = norm.logpdf(fit_N, inside.mean_N, spread_in)
-    return likelihood_in - norm.logpdf(fit_N, outside.mean_N, spread_out)
+    score_N: Fits = norm.logpdf(fit_N, inside.mean_N, spread_in)
+    score_N = score_N - norm.logpdf(fit_N, outside.mean_N, spread_out)
+    return score_N
 
 
 def offline(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
@@ -89,7 +90,8 @@ def shared_spread(*groups: Gaussians) -> Fits:
     """One standard deviation for all images, over all groups of models; 1 where no image has two models."""
     free = sum(int(np.maximum(group.models_N - 1, 0).sum()) for group in groups)
     square = sum(float(group.square_N.sum()) for group in groups)
-    return np.sqrt(np.full(len(groups[0].mean_N), max(square / free, LEAST_VARIANCE) if free else 1.0))
+    spread = np.sqrt(max(square / free, LEAST_VARIANCE)) if free else 1.0
+    return np.full(len(groups[0].mean_N), spread, np.float64)
 
 
 def gaussians(fit_MN: Fits, counts_MN: Inside) -> Gaussians:

@@ -35,7 +35,7 @@ def draw_previews(
 
     folder: made with mode 0700, or there already with no rights for others. Raises DataError.
     """
-    samples = _spread(dataset.samples, count)
+    samples = spread(dataset.samples, count)
     private_folder(folder)
     files = []
     for done, sample in enumerate(samples, start=1):
@@ -53,13 +53,19 @@ def overlay_of(loaded: LoadedSample) -> NDArray[np.uint8]:
     The outline is one pixel wide, wider from 1000 pixels a side on. Neighbouring numbers differ in colour.
     """
     labels_HW = loaded.labels_HW
-    edges_HW = find_boundaries(labels_HW, mode="inner")
-    width = max(labels_HW.shape) // 500
-    if width > 1:
-        edges_HW = ndimage.binary_dilation(edges_HW, iterations=width - 1) & (labels_HW > 0)
+    edges_HW = outlines(labels_HW)
     overlay = loaded.image_HW3.copy()
     overlay[edges_HW] = _COLOURS[(labels_HW[edges_HW] - 1) % len(_COLOURS)]
     return overlay
+
+
+def outlines(labels_HW: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Where each label's outline lies, inside its border."""
+    edges_HW: NDArray[np.bool_] = find_boundaries(labels_HW, mode="inner")
+    width = max(labels_HW.shape) // 500
+    if width > 1:
+        edges_HW = ndimage.binary_dilation(edges_HW, iterations=width - 1) & (labels_HW > 0)
+    return edges_HW
 
 
 def private_folder(folder: Path) -> None:
@@ -79,6 +85,7 @@ def private_folder(folder: Path) -> None:
         )
 
 
-def _spread(samples: tuple[Sample, ...], count: int) -> list[Sample]:
+def spread(samples: tuple[Sample, ...], count: int) -> list[Sample]:
+    """At most `count` of them, evenly over their order."""
     places = np.linspace(0, len(samples) - 1, min(count, len(samples)))
     return [samples[int(place)] for place in places]

@@ -110,7 +110,9 @@ def seconds_chart(run: Run, prefix: str) -> Chart | None:
         rows.append((name, *cells, duration(sum(known.values()))))
         for part, seconds in known.items():
             say = f"{name}, {part}: {duration(seconds)}"
-            data.append({"stage": name, "part": part, "seconds": seconds, "say": say})
+            data.append(
+                {"stage": name, "part": part, "seconds": seconds, "place": PARTS.index(part), "say": say}
+            )
     if not data:
         return None
     y = alt.Y("stage:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, grid=False))
@@ -120,7 +122,7 @@ def seconds_chart(run: Run, prefix: str) -> Chart | None:
         y=y,
         x=alt.X("sum(seconds):Q", title="seconds", axis=alt.Axis(tickCount=5)),
         fill=colour,
-        order=alt.Order("part:N"),
+        order=alt.Order("place:Q"),
         description=alt.Description("say:N"),
     ).properties(width=330, height=alt.Step(26))
     said = "; ".join(f"{row[0]} {row[-1]}" for row in rows)

@@ -33,7 +33,7 @@ Data = Sequence[Mapping[str, Any]]
 
 def values(data: Data) -> alt.Data:
     """Rows for a chart, written into it as they are."""
-    return alt.Data(values=[dict(row) for row in data])
+    return alt.Data(values=[dict(row) for row in data])  # type: ignore[no-untyped-call]
 
 
 def draw(chart: alt.TopLevelMixin, prefix: str) -> Markup:
@@ -98,14 +98,20 @@ def heat_map(
     x_title: str,
     y_title: str,
     width: int = 58,
-) -> alt.LayerChart:
+) -> alt.TopLevelMixin:
     """Cells {column, row, step, text, say}; columns and rows in their order, what has no cell stays blank."""
     x = alt.X(
         "column:N",
         sort=list(columns),
         scale=alt.Scale(domain=list(columns)),
         title=x_title,
-        axis=alt.Axis(labelAngle=-35, orient="top", ticks=False, domain=False, grid=False),
+        axis=alt.Axis(
+            labelAngle=-35 if max(map(len, columns)) > 6 else 0,
+            orient="top",
+            ticks=False,
+            domain=False,
+            grid=False,
+        ),
     )
     y = alt.Y(
         "row:N",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from scenarios.report.parts import Card, Cards, Notice, Section, Tone
+from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.quality import SPLITS, empty_cells
 from scenarios.report.reading import Run
 from scenarios.report.words import count, fraction, listed, percent, points, signed, size
@@ -12,7 +12,7 @@ from scenarios.report.words import count, fraction, listed, percent, points, sig
 
 def headline(run: Run) -> Section:
     """Sentences and cards."""
-    blocks = [Notice(in_sentences(run)), Cards(tuple(cards(run)))]
+    blocks: list[Block] = [Notice(in_sentences(run)), Cards(tuple(cards(run)))]
     if run.summary.evaluated_on != "test":
         split = SPLITS[run.summary.evaluated_on]
         text = f"Measured on {split} images: good for choosing settings, not for reporting."

@@ -60,8 +60,8 @@ def fault_table(run: Run) -> Table | None:
     """Refusals, missing answers, kept floors and failures, alike ones together; None without any."""
     found: dict[tuple[str, str, str], list[Event]] = {}
     for event in run.events:
-        if (what := fault_of(event)) is not None:
-            found.setdefault(what, []).append(event)
+        if (fault := fault_of(event)) is not None:
+            found.setdefault(fault, []).append(event)
     rows: list[Row] = []
     for (who, what, meaning), events in found.items():
         stages = sorted({event.stage for event in events})

@@ -186,7 +186,7 @@ def in_groups(bins: Sequence[tuple[int, int]]) -> dict[int, int]:
     return groups
 
 
-def histogram(groups: Mapping[int, int], low: int, high: int, colour: str) -> alt.LayerChart:
+def histogram(groups: Mapping[int, int], low: int, high: int, colour: str) -> alt.TopLevelMixin:
     """Bars by group from low to below high, and a line at margin 0."""
     data = [
         {
