@@ -233,19 +233,21 @@ def test_every_institution_is_a_user_of_its_own_without_powers(demo: Demo) -> No
 
 def test_only_trusted_and_registered_parties_meet(demo: Demo) -> None:
     """Another node in north's place: without a key, with one nobody registered, without the authority."""
-    script = (
-        "cd /tmp && timeout 60 flower-supernode --superlink gateway:9092 --port 9100 {} > log 2>&1; cat log"
+    command = (
+        "timeout 200 flower-supernode --superlink gateway:9092 --port 9100 {} > /tmp/log 2>&1; cat /tmp/log"
     )
+
+    def said_by(arguments: str) -> str:
+        return demo.shell(NORTH, command.format(arguments), timeout=240).stdout
+
     trust = "--root-certificates /site/ca.crt"
-    no_key = demo.shell(NORTH, script.format(trust)).stdout
+    no_key = said_by(trust)
     assert "404" in no_key, no_key  # the gateway has no way in for nodes without keys
     demo.shell(NORTH, "casam deploy key --out /tmp/stranger.key")
-    stranger = demo.shell(
-        NORTH, script.format(f"{trust} --auth-supernode-private-key /tmp/stranger.key")
-    ).stdout
+    stranger = said_by(f"{trust} --auth-supernode-private-key /tmp/stranger.key")
     assert "[code: 2004]" in stranger, stranger
     own = "--auth-supernode-private-key /site/node.key"
-    untrusting = demo.shell(NORTH, script.format(f"{own} --max-retries 1 --max-wait-time 10")).stdout
+    untrusting = said_by(f"{own} --max-retries 1 --max-wait-time 10")
     assert "CERTIFICATE_VERIFY_FAILED" in untrusting, untrusting
     for said in (no_key, stranger, untrusting):
         assert "SuperNode ID" not in said
