@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Watch three institutions learn three tasks (a few minutes on two cores)
 	$(BIN)/casam run quickstart
 
-test: setup  ## Run every test
-	$(BIN)/python -m pytest
+test: test-fast  ## Run every test but those in containers
+	$(BIN)/python -m pytest -m "slow and not deploy"
 
 test-fast: setup  ## Run the tests that start neither Flower nor the real backbone
 	$(BIN)/python -m pytest -m "not slow" -n 2
