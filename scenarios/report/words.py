@@ -70,6 +70,9 @@ OUTCOMES: dict[str, Meaning] = {
         "too few to hide among", "A secure sum would have held fewer institutions than it asks for."
     ),
     Outcome.OUT_OF_RANGE: Meaning("out of range", "A value would have been clipped by the secure sum."),
+    Outcome.SUM_NOT_POSSIBLE: Meaning(
+        "no such sum", "The secure sum was of something that cannot be added, or by other rules than its own."
+    ),
     Outcome.REPEATED: Meaning("asked twice", "The request was answered before; nothing left a second time."),
     Outcome.NOT_ALLOWED: Meaning("held by its guard", "Its answer held something that may not leave."),
     Outcome.FAILED: Meaning("failed", "Something went wrong there; its own log says what."),
