@@ -10,11 +10,12 @@ Claimed against an honest but curious server that relays the members' keys (docs
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from typing import cast
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import DEFAULT_TTL, ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key
 from flwr.compat.common.recorddict_compat import fitres_to_recorddict
@@ -97,7 +98,7 @@ def part(institution: Institution, request: SecureRequest, context: Context) -> 
 
     state = RecordDict({RECORD_KEY_STATE: memory} if memory else {})
     inner = Context(context.run_id, context.node_id, context.node_config, state, context.run_config)
-    answer = flower.secaggplus_mod(as_flower_sends(protocol, institution), inner, plaintext)
+    answer = flower.secaggplus_mod(as_flower_sends(protocol, institution, inner), inner, plaintext)
     context.state[key] = inner.state.config_records[RECORD_KEY_STATE]
     settings = answer.content.config_records[RECORD_KEY_CONFIGS]
     return SecureReply(request.kind, request.step, packed(settings), tuple(named))
@@ -108,10 +109,24 @@ def number_of(institution: Institution) -> int:
     return [site.name for site in institution.scenario.institutions].index(institution.name) + 1
 
 
-def as_flower_sends(protocol: ConfigRecord, institution: Institution) -> Message:
-    """The exchange as Flower's mod reads it; it acts on messages of type `train` and on no others."""
-    content = RecordDict({RECORD_KEY_CONFIGS: protocol})
-    return Message(content, dst_node_id=number_of(institution), message_type="train")
+def as_flower_sends(protocol: ConfigRecord, institution: Institution, context: Context) -> Message:
+    """The exchange as Flower's mod reads it; it acts on messages of type `train` and on no others.
+
+    Only servers may begin a message in Flower's usual way, so this one is written out.
+    """
+    about = Metadata(
+        run_id=context.run_id,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=number_of(institution),
+        reply_to_message_id="",
+        group_id="",
+        created_at=time.time(),
+        ttl=DEFAULT_TTL,
+        message_type="train",
+    )
+    make = cast(Callable[..., Message], Message)  # Flower's types do not tell of `metadata`
+    return make(content=RecordDict({RECORD_KEY_CONFIGS: protocol}), metadata=about)
 
 
 def share(institution: Institution, request: SecureRequest, most_images: float) -> tuple[Named, int]:

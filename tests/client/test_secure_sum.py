@@ -12,6 +12,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from flwr.server.workflow.secure_aggregation import secaggplus_workflow
+from flwr.supercore.task_identity import TaskIdentity
 from scipy.stats import kstest
 
 from casam_core.messages import AlignRequest
@@ -155,7 +156,6 @@ def exchange(institution: Institution, protocol: dict[str, Any], context: Contex
 
 
 def empty() -> Context:
-    InProcessGrid(0, {})  # Message() asks who is sending
     return Context(1, 1, {}, RecordDict(), {})
 
 
@@ -178,6 +178,16 @@ def test_a_sum_by_weaker_rules_is_not_begun(
 ) -> None:
     with pytest.raises(refusal):
         exchange(recorded[0], {**RULES, **changes})
+
+
+def test_a_client_takes_part_though_only_servers_may_begin_messages(
+    recorded: tuple[Institution, dict[str, Payload]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):  # as in a client's own process
+        monkeypatch.setattr(TaskIdentity, name, None)
+    context = empty()
+    exchange(recorded[0], RULES, context)
+    assert list(context.state.config_records) == [f"{secure_sum.MEMORY}-a"]
 
 
 @pytest.mark.parametrize("stage", [SHARE_KEYS, COLLECT, UNMASK])

@@ -40,8 +40,22 @@ def lasting(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in summary_of(folder).items() if key not in VOLATILE}
 
 
-def test_the_simulation_and_one_process_give_the_same_numbers(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table()))
+SECRET = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}, "minimum_cohort": 2}
+PRIVATE = {
+    "adapter": {"noise": "dp"},
+    "router": {"noise": "dp"},
+    "metrics": "noisy",
+    "budget": {"epsilon": 8.0, "epsilon_metrics": 8.0, "delta": 0.01},
+}
+POLICIES = {"open": {}, "private": {"north": PRIVATE, "south": SECRET, "west": SECRET}}
+
+
+@pytest.mark.parametrize("policies", POLICIES)
+def test_the_simulation_and_one_process_give_the_same_numbers(tmp_path: Path, policies: str) -> None:
+    table = tiny_table(privacy={"steps": 3})
+    for site in table["institutions"]:
+        site["policy"] = POLICIES[policies].get(site["name"], {})
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
     for engine in ("simulation", "inprocess"):
         result = casam_run("tiny.toml", "--engine", engine, "--out", engine, cwd=tmp_path)
         assert result.returncode == 0, result.stdout + result.stderr
