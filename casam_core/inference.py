@@ -38,7 +38,7 @@ from casam_core.scenario import AlignmentSpec, RouterSpec
 PROMPTS_PER_DECODE = 8
 """The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
 
-STACK_FROM = 16
+STACK_FROM = 6
 """Entries from which scoring all at once is worth the memory it takes (70 KB each)."""
 
 
