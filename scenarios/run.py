@@ -242,6 +242,7 @@ def show_results(folder: Path, console: Console) -> None:
         table.add_row(f"{number} {tasks[number - 1]}", *map(cell, row))
     console.print(table)
     console.print(headline(summary), highlight=False, soft_wrap=True)
+    console.print(f"A page of it: casam report {folder}", highlight=False, soft_wrap=True)
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
