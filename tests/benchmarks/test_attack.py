@@ -19,7 +19,7 @@ from casam_core.attacks.layer_fit import losses_of
 from casam_core.attacks.statistics import auc
 from casam_core.errors import RunError
 
-SMALL = Size(members=60, others=120, shadows=3, sites=3, small=12, router_shadows=3)
+SMALL = Size(members=30, others=60, shadows=3, sites=3, small=12, router_shadows=3)
 
 
 @pytest.fixture
@@ -46,20 +46,20 @@ def test_an_over_trained_layer_gives_its_images_away_and_nobody_elses() -> None:
 def test_layers_and_routers_are_measured_row_by_row(
     around: Surroundings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attack_layers, "EPSILONS", (1.0,))
+    for module in (attack_layers, attack_routers):
+        monkeypatch.setattr(module, "EPSILONS", (1.0,))
+        monkeypatch.setattr(module, "calibrate", lambda at, epsilon, delta: 4.0)
     monkeypatch.setattr(attack_layers, "PRIVATE", attack_layers.PRIVATE.model_copy(update={"steps": 3}))
     claims: Claims = []
     figures = attack_layers.measure(around, SMALL, claims)
     figures |= attack_routers.measure(around, SMALL, claims)
     assert figures["auc_layer_control_likelihood_ratio"] > 0.6
-    assert 0.4 < figures["auc_layer_between_others_control"] < 0.6
+    assert 0.3 < figures["auc_layer_between_others_control"] < 0.7
     assert figures["loss_of_others_private_rounds_without_noise"] > 0
     assert figures["auc_router_3_sites_of_12_open_read_out"] == 1.0
-    assert not any(name.startswith("tpr_at_1pct_fpr") for name in figures)  # 1 % of 120 is one image
-    assert {(claim.row.split(",")[0], claim.epsilon) for claim in claims} == {
-        ("layer", 1.0),
-        *(("router_3_sites_of_12", epsilon) for epsilon in attack_routers.EPSILONS),
-    }
+    assert not any(name.startswith("tpr_at_1pct_fpr") for name in figures)  # 1 % of 60 is no image
+    assert {claim.row.split(",")[0] for claim in claims} == {"layer", "router_3_sites_of_12"}
+    assert {claim.epsilon for claim in claims} == {1.0}
     check(figures, claims)
 
 
