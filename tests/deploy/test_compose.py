@@ -257,7 +257,8 @@ def test_an_institution_killed_at_work_comes_back_and_the_run_goes_on(demo: Demo
     container = demo.container(WEST)
 
     def started() -> int:
-        return demo.engine.run("logs", container).stdout.count("Receiving: evaluate.stage")
+        said = demo.engine.run("logs", container)  # Flower speaks on both
+        return (said.stdout + said.stderr).count("Receiving: evaluate.stage")
 
     before, lives = started(), restarts(demo, container)
     run = subprocess.Popen(
@@ -271,6 +272,7 @@ def test_an_institution_killed_at_work_comes_back_and_the_run_goes_on(demo: Demo
     )
     with run:
         wait_until(lambda: started() > before or run.poll() is not None, 600)
+        assert run.poll() is None, "the run ended before anybody could be killed"
         # Killed as a machine that loses its power; the engine starts it again by the restart policy.
         os.kill(int(demo.engine.output("inspect", "-f", "{{.State.Pid}}", container)), signal.SIGKILL)
         said, _ = run.communicate(timeout=1200)
