@@ -301,7 +301,7 @@ def stages_chart(runs: Sequence[Run]) -> Chart:
     dots = base.mark_point(size=60, strokeWidth=2, fill="var(--paper)", opacity=1).encode(
         shape=alt.Shape("run:N", scale=alt.Scale(domain=names, range=list(SHAPES[: len(names)])), legend=None)
     )
-    chart = alt.layer(lines, dots).properties(width=330, height=200)
+    chart = alt.layer(lines, dots).properties(width=290, height=200)
     return Chart(
         "Stage by stage",
         "Mean IoU of the tasks learned so far. It moves because tasks differ in difficulty, too: compare "

@@ -62,9 +62,9 @@ def part_of(run: Run, prefix: str) -> Part:
         course(run),
         surroundings(run),
     )
-    facts = f"Run {run.label}: method {summary.method}, seed {summary.seed}."
+    facts = f"Scenario {summary.scenario}, run {run.label}: method {summary.method}, seed {summary.seed}."
     description = f"{run.scenario.get('description', '')} {facts}"
-    return Part(prefix, summary.scenario, sections, description.strip())
+    return Part(prefix, run.label, sections, description.strip())
 
 
 @lru_cache(maxsize=1)

@@ -234,18 +234,18 @@ def verdict(low: float | None, high: float | None) -> str:
 def other_figures(run: Run) -> Table:
     """Dice, boundary IoU and the rest, at the last stage."""
     summary = run.summary
-    last = {name: rows[-1] if rows else [] for name, rows in summary.matrix.items()}
+    names = {"iou": "IoU", "dice": "Dice", "biou": "boundary IoU", "biou_official": "boundary IoU (authors')"}
+    last = {name: summary.matrix[name][-1] for name in names if summary.matrix.get(name)}
     rows = []
     for j, task in enumerate(summary.tasks):
-        cells = [fraction(row[j]) for row in last.values() if row]
+        cells = [fraction(row[j]) for row in last.values()]
         worst = summary.worst_institution_iou.get(task)
         row = [task, *cells, fraction(summary.iou_instance.get(task)), fraction(worst)]
         if summary.hd95 is not None:
             value = summary.hd95.get(task)
             row.append(MISSING if value is None else f"{value:.1f}")
         rows.append(tuple(row))
-    names = {"iou": "IoU", "dice": "Dice", "biou": "boundary IoU", "biou_official": "boundary IoU (authors')"}
-    head = ["task", *(names.get(name, name) for name, row in last.items() if row)]
+    head = ["task", *(names[name] for name in last)]
     head += ["IoU over instances", "lowest institution's IoU"]
     if summary.hd95 is not None:
         head.append("HD95, pixels")

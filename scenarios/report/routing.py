@@ -94,14 +94,19 @@ def unknown_chart(run: Run, prefix: str) -> Chart:
             data.append({"task": task, "kind": kind, "rate": 100 * rate, "zero": 0, "say": say})
     kinds = ["learned", "never learned"]
     base = alt.Chart(values(data)).encode(
-        y=alt.Y("task:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, grid=False)),
+        y=alt.Y(
+            "task:N",
+            sort=None,
+            title=None,
+            axis=alt.Axis(ticks=False, domain=False, grid=False, labelPadding=8),
+        ),
         color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[OURS, UNKNOWN]), legend=None),
         description=alt.Description("say:N"),
     )
     x = alt.X("rate:Q", title="images that count as unknown, %", scale=alt.Scale(domain=[0, 100]))
     bars = base.mark_bar(height=12, cornerRadiusEnd=3).encode(x=x)
     # A bar of no length would look like a missing one.
-    dots = base.mark_point(size=45, filled=True, opacity=1).encode(x=x)
+    dots = base.transform_filter("datum.rate < 1").mark_point(size=45, filled=True, opacity=1).encode(x=x)
     chart = alt.layer(bars, dots).properties(width=330, height=alt.Step(26))
     said = "; ".join(str(row["say"]) for row in data) or "not released"
     return Chart(
