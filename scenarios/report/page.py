@@ -12,7 +12,7 @@ from markupsafe import Markup
 from scenarios.report.comparison import comparison
 from scenarios.report.costs import costs
 from scenarios.report.headline import headline
-from scenarios.report.parts import Section
+from scenarios.report.parts import Code, Section
 from scenarios.report.privacy import privacy
 from scenarios.report.quality import quality
 from scenarios.report.reading import Found, Run
@@ -41,13 +41,20 @@ def page(found: Found, *, full: bool, progress: Progress = lambda what: None) ->
         progress("comparing")
         skipped = f" Without a finished run: {listed(found.skipped)}." if found.skipped else ""
         described = f"{len(runs)} runs side by side; differences are against the first one.{skipped}"
-        parts.append(Part("compare", "Comparison", comparison(runs), described))
+        answers = [answer_of(name, text, number) for number, (name, text) in enumerate(found.answers, 1)]
+        parts.append(Part("compare", "Comparison", [*answers, *comparison(runs)], described))
     if full or len(runs) == 1:
         for number, run in enumerate(runs, 1):
             progress(run.label)
             parts.append(part_of(run, f"r{number}"))
     title = runs[0].summary.scenario if len(runs) == 1 else f"{len(runs)} runs"
     return environment().get_template("page.html").render(title=title, parts=parts, style=style())
+
+
+def answer_of(name: str, text: str, number: int) -> Section:
+    """A study's own summary, over seeds and with its tests, as it wrote it."""
+    help_ = "Written by the study: differences are paired by seed, with intervals and corrected tests."
+    return Section(f"answer{number}", f"What study {name} found", help_, (Code(f"{name}: summary.md", text),))
 
 
 def part_of(run: Run, prefix: str) -> Part:

@@ -142,16 +142,18 @@ def read_audit(path: Path) -> tuple[tuple[Release, ...], str | None]:
 @dataclass(frozen=True)
 class Found:
     """The runs behind the command's arguments. skipped: folders of studies without a finished run.
-    tables: what studies computed over their runs, as (title, CSV file)."""
+    answers: what studies found over their runs, as (study's folder, its summary.md)."""
 
     runs: tuple[Run, ...]
     skipped: tuple[str, ...] = ()
+    answers: tuple[tuple[str, str], ...] = ()
 
 
 def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
     """Runs and studies in order. Raises RunError; a study may hold unfinished runs, an argument may not."""
     folders: list[Path] = []
     skipped: list[Path] = []
+    answers: list[tuple[str, str]] = []
     for path in paths:
         if (path / "runs").is_dir() and not (path / "summary.json").is_file():
             inside = sorted(run for run in (path / "runs").iterdir() if run.is_dir())
@@ -160,13 +162,15 @@ def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambd
                 raise RunError(f"{path}: expected a study with finished runs, found none in {path / 'runs'}")
             folders += finished
             skipped += [run for run in inside if run not in finished]
+            if (path / "summary.md").is_file():
+                answers.append((path.resolve().name, (path / "summary.md").read_text(encoding="utf-8")))
         else:
             folders.append(path)
     runs = []
     for done, (folder, label) in enumerate(zip(folders, labels(folders), strict=True), 1):
         runs.append(read_run(folder, label))
         progress(done, len(folders))
-    return Found(tuple(runs), tuple(run.name for run in skipped))
+    return Found(tuple(runs), tuple(run.name for run in skipped), tuple(answers))
 
 
 def labels(folders: Iterable[Path]) -> list[str]:

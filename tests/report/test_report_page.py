@@ -159,6 +159,15 @@ def test_two_runs_stand_side_by_side_with_their_differences(both: str) -> None:
     assert "The continual matrix" not in text  # a run's own part
 
 
+def test_a_studys_own_answer_comes_first(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / "study" / "runs" / f"s{seed}", scenario_of(seed=seed))
+    (tmp_path / "study" / "summary.md").write_text("# What it costs <to all>")
+    text = shown(page(read_all([tmp_path / "study"]), full=False))
+    assert "What study study found" in text
+    assert text.index("# What it costs <to all>") < text.index("Headline figures")
+
+
 def test_markup_from_a_run_is_text_on_the_page(tmp_path: Path) -> None:
     scenario = scenario_of(description="<script>alert(1)</script>")
     html = page(Found((read_run(write_run(tmp_path / "one", scenario), "<b>"),)), full=True)

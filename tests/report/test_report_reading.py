@@ -113,6 +113,7 @@ def test_a_study_is_its_finished_runs_and_says_which_are_not(tmp_path: Path) -> 
     found = read_all([tmp_path / "study"])
     assert [run.label for run in found.runs] == ["a-0", "b-0"]
     assert found.skipped == ("c-0",)
+    assert found.answers == ()
 
 
 def test_a_study_without_a_finished_run_is_refused(tmp_path: Path) -> None:
