@@ -12,6 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # directory the workers inherit.
 os.chdir(ROOT)
 
+# Ray would otherwise join the last cluster that `ray start` left a note of, whether or not it lives, and
+# wait for it. Who wants a cluster names it in RAY_ADDRESS ("auto" is the last one).
+os.environ.setdefault("RAY_ADDRESS", "local")
+
 app: ClientApp
 try:
     from client.app import app
