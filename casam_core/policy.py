@@ -47,6 +47,12 @@ class Policy(Section):
     metrics: Literal["exact", "noisy", "never"] = Field(
         "exact", description="Scores, routes and intervals of the test images. noisy: within the budget."
     )
+    canaries: int = Field(
+        1,
+        ge=0,
+        description="How often a stage the institution says, pass or fail, whether a new entry claims "
+        "validation images of its own tasks; noisy where `metrics` are. 0: never.",
+    )
     budget: BudgetPolicy = BudgetPolicy()
     minimum_cohort: int = Field(
         3, ge=2, description="Institutions that a secure sum must hold; with two, each derives the other."

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from casam_core.participation import AdmissionSpec, DeadlineSpec, FaultSpec, ParticipationSpec
 from casam_core.policy import Policy
 from casam_core.section import Section
 from casam_core.seeding import numpy_generator
@@ -258,25 +259,13 @@ class InstitutionSpec(Section):
         False, description="Never trains: its tasks show after every stage what unknown images suffer."
     )
     policy: Policy = Policy()
+    faults: FaultSpec = FaultSpec()
     copies: int = Field(
         1,
         ge=1,
         le=10_000,
         description="So many institutions alike, named NAME-1, NAME-2, ...; phantoms of each have images of "
         "their own.",
-    )
-
-
-class DeadlineSpec(Section):
-    """How long the server waits, in seconds, before it goes on without an answer."""
-
-    connect: float = Field(
-        600.0, gt=0, description="For the institutions to appear, load the backbone and open their data."
-    )
-    train: float = Field(7200.0, gt=0)
-    evaluate: float = Field(7200.0, gt=0)
-    retries: int = Field(
-        2, ge=0, description="How often an institution is looked for and asked again whose node went away."
     )
 
 
@@ -313,6 +302,8 @@ class Scenario(Section):
     bank: BankSpec = BankSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     deadlines: DeadlineSpec = DeadlineSpec()
+    participation: ParticipationSpec = ParticipationSpec()
+    admission: AdmissionSpec = AdmissionSpec()
 
     @model_validator(mode="after")
     def _has_every_copy(self) -> Scenario:
@@ -392,10 +383,20 @@ class Scenario(Section):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
     def learned_digest(self) -> str:
-        """The digest without the institutions' policies: they are not the experiment's, may change, and are
-        unknown to it in a deployment. It stands in entries."""
-        sites = [site.model_copy(update={"policy": Policy()}) for site in self.institutions]
-        return self.model_copy(update={"institutions": sites}).digest()
+        """The digest without what may differ where the same is learned: the institutions' policies, which are
+        their own, and what goes wrong, who is waited for and how far they are trusted. It stands in entries.
+        """
+        sites = [
+            site.model_copy(update={"policy": Policy(), "faults": FaultSpec()}) for site in self.institutions
+        ]
+        return self.model_copy(
+            update={
+                "institutions": sites,
+                "deadlines": DeadlineSpec(),
+                "participation": ParticipationSpec(),
+                "admission": AdmissionSpec(),
+            }
+        ).digest()
 
 
 def copies_of(site: InstitutionSpec) -> list[InstitutionSpec]:

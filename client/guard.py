@@ -7,20 +7,17 @@ curious server; it cannot see what is hidden inside weights of the right shape (
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from casam_core.answer_check import AnswerError, check_content
+from casam_core.answer_rules import Rules, Sender, rules_for
 from casam_core.messages import IdentifyReply
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload, digest_of
 from casam_core.scenario import NAME
 from casam_core.secure_sum import KINDS, SecureReply
 from casam_core.wire import packed, unpacked
-from client.guard_rules import Arrays, Numbers, Rules, rules_for
 from client.guard_sums import fault_in_sum
 from client.institution import Institution
 from client.private_release import was_paid_for
@@ -74,12 +71,23 @@ def check(kind: str, payload: Payload, institution: Institution | None, job: Job
         if kind == "train":
             return check_sum(payload, institution, job)
         check_config(payload.config, FORGET if kind == "query.forget" else CONFIG)
-        rules = rules_for(kind, institution, job)
+        rules = rules_for(kind, sender_of(institution), job)
         check_paid_for(kind, payload, institution)
-    for name, group in payload.arrays.items():
-        check_group(name, group, rules.arrays.get(name, ()))
-    for name, numbers in payload.metrics.items():
-        check_numbers(name, numbers, rules.numbers.get(name))
+    try:
+        check_content(payload, rules)
+    except AnswerError as error:
+        raise NotAllowedError(str(error)) from error
+
+
+def sender_of(institution: Institution) -> Sender:
+    """The institution as the list of what may leave knows it."""
+    return Sender(
+        scenario=institution.scenario,
+        holdings=institution.holdings(),
+        policy=institution.site.policy,
+        channels=institution.backbone.geometry.channels,
+        backbone=institution.backbone,
+    )
 
 
 def check_paid_for(kind: str, payload: Payload, institution: Institution) -> None:
@@ -114,7 +122,7 @@ def check_sum(payload: Payload, institution: Institution, job: Job) -> None:
     if digest_of(again) != digest_of(Payload(bare, payload.arrays)):
         raise NotAllowedError("train: more than an exchange of a secure sum")
     try:
-        fault = fault_in_sum(reply, protocol, rules_for(kind, institution, job))
+        fault = fault_in_sum(reply, protocol, rules_for(kind, sender_of(institution), job))
     except Exception as error:
         raise NotAllowedError("train: no exchange of a secure sum") from error
     if fault is not None:
@@ -147,47 +155,3 @@ def check_identify(payload: Payload) -> None:
     names = [*reply.institutions, *reply.forecasts, *(task for tasks in tables for task in tasks)]
     if not all(re.fullmatch(NAME, name) for name in names):
         raise NotAllowedError(f"identify: names of another form in {json.dumps(names)[:80]}")
-
-
-def check_group(name: str, group: Mapping[str, NDArray[Any]], rules: Sequence[Arrays]) -> None:
-    """The arrays of one of the rules; the fault that is named is that of the last."""
-    fault = NotAllowedError(f"array group {name!r} is not on the list")
-    for rule in rules:
-        try:
-            return check_arrays(name, group, rule)
-        except NotAllowedError as error:
-            fault = error
-    raise fault
-
-
-def check_arrays(name: str, group: Mapping[str, NDArray[Any]], rule: Arrays) -> None:
-    """Exactly the arrays of the rule: none more, none less, each of its dtype, shape and range."""
-    if (rule.complete and group.keys() != rule.shapes.keys()) or not group.keys() <= rule.shapes.keys():
-        odd = sorted(group.keys() ^ rule.shapes.keys())
-        raise NotAllowedError(f"{name}: expected other arrays, {odd[0]!r} is missing or too many")
-    for key, array in group.items():
-        form = rule.shapes[key]
-        if array.dtype != form.dtype or not form.fits(array.shape):
-            raise NotAllowedError(
-                f"{name}/{key}: expected {form.dtype} {form.shape}, found {array.dtype} {array.shape}"
-            )
-        if not np.isfinite(array).all():
-            raise NotAllowedError(f"{name}/{key}: expected finite values")
-        if form.least is not None and array.size and array.min() < form.least:
-            raise NotAllowedError(f"{name}/{key}: expected values from {form.least}")
-        if form.total is not None and array.sum() > form.total:
-            raise NotAllowedError(f"{name}/{key}: expected counts of at most {form.total} images")
-
-
-def check_numbers(name: str, numbers: Mapping[str, float], rule: Numbers | None) -> None:
-    """Only numbers of the rule, each within its range."""
-    if rule is None:
-        raise NotAllowedError(f"number group {name!r} is not on the list")
-    for key, value in numbers.items():
-        if key not in rule:
-            raise NotAllowedError(f"{name}/{key} is not on the list")
-        low, high, whole = rule[key]
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise NotAllowedError(f"{name}/{key}: expected a finite number")
-        if not low <= value <= high or (whole and value != int(value)):
-            raise NotAllowedError(f"{name}/{key}: expected {'a count' if whole else 'a value'} {low}..{high}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flwr.common.secure_aggregation.secaggplus_constants import Key
 
+from casam_core.answer_rules import Form, Rules
 from casam_core.secure_sum import (
     COLLECT,
     IMPROVED,
@@ -19,7 +20,6 @@ from casam_core.secure_sum import (
     UNMASK,
     SecureReply,
 )
-from client.guard_rules import Form, Rules
 
 LONGEST_KEY = 400
 """A P-384 public key in PEM has some 220 bytes."""
