@@ -278,17 +278,19 @@ class EvaluateRequest:
 
     known: how many entries you should hold already; 0 means: start your copy afresh.
     entries: entry files you have not been sent yet, in the order they were learned.
-    bank: digest of the bank you must hold after adding them.
+    bank: digest of the bank you must hold after adding them. candidate: a task of it whose entry is new; say
+    whether it claims validation images of your own tasks.
     """
 
     job: Job
     known: int
     entries: Sequence[bytes]
     bank: str
+    candidate: str = ""
 
     def to_payload(self) -> Payload:
         files = {f"{i:06d}": np.frombuffer(data, np.uint8) for i, data in enumerate(self.entries)}
-        config = {**self.job.config(), "known": self.known, "bank": self.bank}
+        config = {**self.job.config(), "known": self.known, "bank": self.bank, "candidate": self.candidate}
         return Payload(config, {"entries": files} if files else {})
 
     @staticmethod
@@ -299,6 +301,7 @@ class EvaluateRequest:
             known=int(payload.config["known"]),
             entries=[files[name].tobytes() for name in sorted(files)],
             bank=str(payload.config["bank"]),
+            candidate=str(payload.config["candidate"]),
         )
 
 
@@ -370,16 +373,20 @@ NOT_ALWAYS = ("instances", "biou", "biou_official", "iou_instance", "hd95")
 @dataclass(frozen=True)
 class EvaluateReply:
     """Results by task. decodes: decoder passes this evaluation really needed, None if not released.
-    margins: by task, how unknown its images look to the router (casam_core.unknownness)."""
+    margins: by task, how unknown its images look to the router (casam_core.unknownness).
+    canary: whether the candidate claims too many validation images held here; None: not said."""
 
     results: Mapping[str, TaskResult]
     decodes: int | None
     margins: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    canary: bool | None = None
 
     def to_payload(self) -> Payload:
         metrics: dict[str, dict[str, float]] = {}
         if self.decodes is not None:
             metrics["work"] = {"decodes": self.decodes}
+        if self.canary is not None:
+            metrics["canary"] = {"failed": float(self.canary)}
         for task, result in self.results.items():
             numbers = asdict(result)
             routes = numbers.pop("routes")
@@ -407,7 +414,8 @@ class EvaluateReply:
                     given["statistics"] = statistics_of(payload.metrics[f"statistics.{task}"])
                 results[task] = TaskResult(**given)
         decodes = int(payload.metrics["work"]["decodes"]) if "work" in payload.metrics else None
-        return EvaluateReply(results, decodes, payload.arrays.get("margins", {}))
+        canary = bool(payload.metrics["canary"]["failed"]) if "canary" in payload.metrics else None
+        return EvaluateReply(results, decodes, payload.arrays.get("margins", {}), canary)
 
 
 def flat(statistics: Statistics) -> dict[str, float]:

@@ -6,6 +6,7 @@ Every answer, and every exception, passes `release` on its way out (client/relea
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -30,6 +31,7 @@ from casam_core.scenario import Scenario
 from casam_core.secure_sum import SecureRequest
 from casam_core.wire import from_records, job_of, to_records
 from client import policy
+from client.faults import Role, attacked, is_gone, suffer
 from client.forgetting import forget
 from client.incidents import node_log
 from client.institution import Institution
@@ -57,7 +59,23 @@ class InstitutionApp(ClientApp):
     """
 
     def __call__(self, message: Message, context: Context) -> Message:
-        return release(message, context, super().__call__)
+        begun = time.monotonic()
+        answer = release(message, context, super().__call__)
+        role = role_in(message, context)
+        if role is None:
+            return answer
+        suffer(role, time.monotonic() - begun)
+        return Message(to_records(attacked(role, from_records(answer.content))), reply_to=message)
+
+
+def role_in(message: Message, context: Context) -> Role | None:
+    """What a simulated institution plays; None for one that is as it should be."""
+    with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
+        job = job_of(message.content)
+        if job is not None:
+            role = Role(addressed(job, context), message.metadata.message_type, job)
+            return role if role.plays else None
+    return None
 
 
 def release(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -90,7 +108,8 @@ def identify(message: Message, context: Context) -> Message:
     if request.code != code_fingerprint():
         raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
     scenario = Scenario.model_validate_json(request.scenario)
-    sites = hosted_sites(scenario, request.run, context.node_config, context.run_config)
+    hosted = hosted_sites(scenario, request.run, context.node_config, context.run_config)
+    sites = [site for site in hosted if not is_gone(site)]
     institutions = [institution_at(site, scenario) for site in sites]
     context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
     answer = IdentifyReply(

@@ -27,6 +27,7 @@ from casam_core.methods import method_of
 from casam_core.payload import Job, Outcome
 from casam_core.policy import LearnedPolicy
 from casam_core.secure_sum import released_in
+from client.canary import canary
 from client.institution import Institution
 from client.overlays import draw_overlays
 from client.own_entries import KnownEntries
@@ -124,10 +125,11 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     if policy.metrics == "never":
         draw_overlays(institution, request.job, known)
         raise MetricsNotSharedError("policy.metrics is never")
+    failed = canary(institution, request, known) if request.candidate else None
     if policy.metrics == "noisy":
-        reply = evaluate_privately(institution, request, known)
+        reply = evaluate_privately(institution, request, known, failed)
     else:
-        reply = institution.evaluate(known)
+        reply = replace(institution.evaluate(known), canary=failed)
     # After the answer is made: what pictures compute must not show in its count of decodes.
     draw_overlays(institution, request.job, known)
     return reply

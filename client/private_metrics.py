@@ -30,9 +30,9 @@ IMAGE_NORM = math.sqrt(3)
 
 
 def evaluate_privately(
-    institution: Institution, request: EvaluateRequest, known: KnownEntries
+    institution: Institution, request: EvaluateRequest, known: KnownEntries, canary: bool | None
 ) -> EvaluateReply:
-    """Noisy results of every task held here; paid for once per stage."""
+    """Noisy results of every task held here; paid for once per stage. canary: what client/canary.py says."""
     scenario, policy = institution.scenario, institution.site.policy
     noise_multiplier = metrics_noise(scenario, policy)
     tasks = sorted(scenario.institution(institution.name).data)
@@ -50,7 +50,7 @@ def evaluate_privately(
             task: noisy_result(measured, names, max(map(len, units[task])), noise_multiplier, noise)
             for task, measured in institution.measured(known).items()
         }
-        return EvaluateReply(results, decodes=None).to_payload()
+        return EvaluateReply(results, decodes=None, canary=canary).to_payload()
 
     released = release_once(
         institution,

@@ -37,6 +37,10 @@ class Results:
         """The value, or None if it was never computed."""
         return self._values.get((image, entry))
 
+    def of(self, image: str) -> list[Any]:
+        """All values of one image."""
+        return [value for (name, _), value in self._values.items() if name == image]
+
     def put(self, image: str, entry: str, value: Any) -> None:
         """Remember a value; it is in the file when this returns."""
         self._file.write((json.dumps([image, entry, value]) + "\n").encode())

@@ -40,6 +40,7 @@ from casam_core.secure_sum import (
 )
 from casam_core.wire import packed, unpacked
 from client import policy
+from client.faults import Role, attacked
 from client.guard import check
 from client.institution import Institution
 from client.refusals import CohortTooSmallError, OutOfRangeError, SumNotPossibleError
@@ -133,6 +134,9 @@ def share(institution: Institution, request: SecureRequest, most_images: float) 
     """(what goes into the sum, its weight), past the guard and within its range."""
     answer = ANSWERS[request.kind](institution, request.asks)
     check(request.kind, answer, institution, request.job)
+    role = Role(institution, request.kind, request.job)
+    if role.plays:
+        answer = attacked(role, answer)
     images = institution.task(request.job.task).holding.train
     if images > most_images:
         raise OutOfRangeError(f"{images} images, the sum is made for {most_images:g} at most")

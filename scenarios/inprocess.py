@@ -6,6 +6,7 @@ wire; the numbers are those of the simulation.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ from casam_core.scenario import Scenario
 from casam_core.wire import deserialise, serialise
 from client.app import app as client_app
 from client.app import forget_institutions
+from server.exchange import GRACE
 from server.run_folder import RunFolder
 from server.stream import run_stream
 
@@ -73,6 +75,7 @@ class InProcessGrid(Grid):
     def _deliver(self, message: Message) -> str:
         message_id = set_id(message)
         message.content = deserialise(serialise(message.content))
+        begun = time.monotonic()
         try:
             reply = client_app(message, self._contexts[message.metadata.dst_node_id])
             reply.content = deserialise(serialise(reply.content))
@@ -80,7 +83,8 @@ class InProcessGrid(Grid):
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         set_id(reply)
-        self._replies[message_id] = reply
+        if time.monotonic() - begun <= message.metadata.ttl - GRACE:
+            self._replies[message_id] = reply  # else it is late: nobody waits for it any more
         return message_id
 
 

@@ -6,6 +6,7 @@ Node ids are random and change when a SuperNode restarts; an institution's name 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -50,20 +51,25 @@ class Directory:
     compute: str
 
 
-def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Directory:
+def identify(
+    grid: Grid, scenario: Scenario, run: str, traffic: Traffic, away: Collection[str] = ()
+) -> Directory:
     """Ask every node until all institutions of the scenario have answered.
 
-    Raises RunError after `deadlines.connect` seconds, on two nodes that claim one institution, on
-    another version of code, message schema, backbone or preprocessing, and when a site cannot open its data;
-    ScenarioError when a task of the stream is held by nobody.
+    away: those that are not waited for, though welcome. Where `participation.missing` is "skip", whoever has
+    not answered after `deadlines.connect` seconds, or cannot open its data, is left out; else that raises
+    RunError. So do, always, two nodes that claim one institution, and another version of code, message
+    schema, backbone or preprocessing. ScenarioError when a task of the stream is held by nobody.
     """
     wanted = [site.name for site in scenario.institutions]
+    skip = scenario.participation.missing == "skip"
+    broken: set[int] = set()
     request = IdentifyRequest(scenario.canonical_json(), run, code_fingerprint()).to_payload()
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
     replies: dict[int, IdentifyReply] = {}
     while True:
-        new = [node for node in patiently(grid.get_node_ids) if node not in replies]
+        new = [node for node in patiently(grid.get_node_ids) if node not in replies and node not in broken]
         requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
         left = max(1.0, end - time.monotonic())
         answers = exchange(grid, requests, of=IdentifyReply.of, deadline=left, traffic=traffic)
@@ -76,7 +82,9 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
                     "bundle: a site's launcher refuses the one this run sends; compare `casam bundle hash` "
                     "with `bundle` in the sites' node.toml (their logs name both)"
                 )
-            if answer.outcome in BROKEN_SITE:
+            if answer.outcome in BROKEN_SITE and skip:
+                broken.add(node)
+            elif answer.outcome in BROKEN_SITE:
                 raise RunError(
                     f"an institution cannot take part ({answer.outcome}, "
                     f"incident {answer.incident or 'unknown'}); its own log says why"
@@ -84,12 +92,14 @@ def identify(grid: Grid, scenario: Scenario, run: str, traffic: Traffic) -> Dire
             if answer.reply is not None:
                 replies[node] = check(answer.reply)
         directory = collect(replies)
-        missing = [name for name in wanted if name not in directory.members]
-        if not missing:
+        missing = [name for name in wanted if name not in directory.members and name not in away]
+        left_out = skip and directory.members and time.monotonic() > end
+        if not missing or left_out:
             check_backbones(replies)
             check_preprocessing(replies)
-            check_stream(scenario, directory)
-            members = {name: directory.members[name] for name in wanted}
+            if not skip:
+                check_stream(scenario, directory)
+            members = {name: directory.members[name] for name in wanted if name in directory.members}
             return Directory(members, directory.backbone, directory.compute)
         if time.monotonic() > end:
             raise RunError(

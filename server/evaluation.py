@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ class StageScores:
         a holder did not answer, for a mean over the others would be another figure.
     worst_iou[task]: the lowest institution's IoU. routes[task][route]: images. margins[task]: how unknown
         its images look, over holders. statistics[institution][task]: as the institution computed them.
+    canary[institution]: whether the stage's new entry claims too many of its images; None: it says nothing.
     """
 
     figures: dict[str, dict[str, float | None]]
@@ -31,6 +32,7 @@ class StageScores:
     decodes: int
     margins: dict[str, NDArray[np.int64]]
     statistics: dict[str, dict[str, Statistics]]
+    canary: dict[str, bool | None] = field(default_factory=dict)
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -64,6 +66,7 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
             name: {task: r.statistics for task, r in reply.results.items() if r.statistics is not None}
             for name, reply in replies.items()
         },
+        canary={name: reply.canary for name, reply in replies.items()},
     )
 
 

@@ -17,6 +17,7 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from casam_core.answer_check import AnswerError
 from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
 
@@ -31,8 +32,20 @@ out, as it does on an overloaded machine."""
 UNREACHABLE = "unreachable"
 """The node that was asked is gone, or its process died."""
 
+REJECTED = "rejected"
+"""What came is not what may come (server/admission.py)."""
+
 BUNDLE_REFUSED = "bundle-refused"
 """A site's launcher pins another bundle (client/launcher.py)."""
+
+LONGEST_REASON = 200
+"""Names in it come from whoever sent them."""
+
+GRACE = 60.0
+"""How much longer than its deadline a message lives in Flower, which would else drop what is just in time."""
+
+Check = Callable[[str, Payload, int], None]
+"""Raises AnswerError for a result that may not count: (from whom, what, bytes)."""
 
 T = TypeVar("T")
 
@@ -49,8 +62,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """outcome: a word of Outcome, `no-answer`, `unreachable`, `unreadable` or `bundle-refused`. reply is set
-    iff ok. payload, bytes, request: what arrived, its size, and the id of the request it answers."""
+    """outcome: a word of Outcome, `no-answer`, `unreachable`, `unreadable`, `rejected` or `bundle-refused`.
+    reply is set iff ok. payload, bytes, request: what arrived, its size, the id of the request it answers.
+    reason: why it was rejected."""
 
     to: str
     outcome: str
@@ -59,6 +73,7 @@ class Answer(Generic[T]):
     payload: Payload | None = None
     bytes: int = 0
     request: str = ""
+    reason: str = ""
 
     @property
     def ok(self) -> bool:
@@ -91,27 +106,29 @@ def exchange(
     deadline: float,
     traffic: Traffic,
     heard: Callable[[Answer[T]], None] = lambda answer: None,
+    check: Check = lambda to, payload, size: None,
 ) -> dict[str, Answer[T]]:
     """Send every request and wait at most `deadline` seconds for the answers, which `of` reads.
 
     Returns one Answer per request by institution, in the order of the requests, so that whatever is
-    summed over them is summed in one order. `heard` is told of each answer as it comes.
+    summed over them is summed in one order. `heard` is told of each answer as it comes; `check` is shown
+    every result with its bytes before it is read, and rejects it by an AnswerError.
     """
     messages, order = [], []
     for request in requests:
         records = to_records(request.payload)
         traffic.add(traffic.down, request.to, len(serialise(records)))
         messages.append(
-            Message(records, dst_node_id=request.node, message_type=request.kind, ttl=deadline + 60)
+            Message(records, dst_node_id=request.node, message_type=request.kind, ttl=deadline + GRACE)
         )
         order.append(request.to)
+    end, pause = time.monotonic() + deadline, POLL_SECONDS
     sent = list(patiently(lambda: grid.push_messages(messages))) if messages else []
     waiting = {message_id: to for message_id, to in zip(sent, order, strict=True) if message_id}
     answers: dict[str, Answer[T]] = {}
-    end, pause = time.monotonic() + deadline, POLL_SECONDS
     while waiting:
         for message in patiently(lambda: grid.pull_messages(list(waiting))):
-            answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of)
+            answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of, check)
             answers[answer.to] = answer
             heard(answer)
         if waiting and time.monotonic() > end:
@@ -138,7 +155,13 @@ def patiently(call: Callable[[], T]) -> T:
             time.sleep(LONGEST_POLL_SECONDS)
 
 
-def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]) -> Answer[T]:
+def read(
+    to: str,
+    message: Message,
+    traffic: Traffic,
+    of: Callable[[Payload], T],
+    check: Check = lambda to, payload, size: None,
+) -> Answer[T]:
     """What a reply says; a reply that is not of our making is an outcome, not an exception."""
     if message.has_error():
         return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else UNREACHABLE)
@@ -157,14 +180,18 @@ def read(to: str, message: Message, traffic: Traffic, of: Callable[[Payload], T]
         outcome = str(payload.config.get("outcome", Outcome.FAILED))
         if outcome != Outcome.OK:
             return replace(arrived, outcome=outcome) if outcome in Outcome.ALL else arrived
+        try:
+            check(to, payload, size)
+        except AnswerError as error:
+            return replace(arrived, outcome=REJECTED, reason=str(error)[:LONGEST_REASON])
         return replace(arrived, outcome=outcome, reply=of(payload))
     except Exception:  # what reading other names, types and shapes raises is open-ended
         return Answer(to, "unreadable")
 
 
-def all_refuse(answers: Mapping[str, Answer[T]]) -> bool:
-    """Whether every institution that was asked decided not to answer."""
-    return all(answer.refused for answer in answers.values())
+def all_settled(answers: Mapping[str, Answer[T]]) -> bool:
+    """Whether asking again changes nothing: everybody decided not to answer, or is not to be believed."""
+    return all(answer.refused or answer.outcome == REJECTED for answer in answers.values())
 
 
 def results(answers: Mapping[str, Answer[T]]) -> dict[str, T]:

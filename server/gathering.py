@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from casam_core.payload import Payload
-from server.exchange import all_refuse, results
+from server.exchange import all_settled, results
 from server.institutions import Institutions
 from server.secure_sum import SecureSum, secure_sum
 
@@ -20,7 +20,7 @@ Learned = Literal["adapter", "router"]
 @dataclass(frozen=True)
 class Gathered(Generic[T]):
     """openly: by institution. summed, members: one answer of all in the secure sum together, and who they
-    are. refused: nobody answers, and everybody decided so."""
+    are. refused: nobody's answer counts, and asking again would not change it."""
 
     openly: Mapping[str, T]
     summed: T | None
@@ -48,7 +48,7 @@ def gather(
     deadline: float,
 ) -> Gathered[T]:
     """Ask, and note of every release among how many institutions it hides."""
-    members = institutions.directory.members
+    members = institutions.known
     secret = [n for n in questions if getattr(members[n].policy, learned).aggregation == "secagg"]
     # A sum of one is no sum: asked openly, the institution refuses by its own policy.
     together = secret if len(secret) > 1 else []
@@ -62,7 +62,7 @@ def gather(
         openly=replies,
         summed=None if summed.payload is None else of(summed.payload),
         members=summed.members,
-        refused=not replies and not summed.members and all_refuse(answers) and summed.refused,
+        refused=not replies and not summed.members and all_settled(answers) and summed.refused,
     )
     for name in gathered.names:
         hidden = name in gathered.members

@@ -23,10 +23,11 @@ from casam_core.methods import Cohort
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload
 from casam_core.scenario import Scenario
 from casam_core.signing import is_signed
+from server.admission import check_answer
 from server.arrivals import arrival
-from server.directory import Directory, identify
+from server.directory import Directory, Member, identify
 from server.evaluation import StageScores, combine
-from server.exchange import UNREACHABLE, Answer, Request, Traffic, all_refuse, exchange, results
+from server.exchange import REJECTED, UNREACHABLE, Answer, Request, Traffic, all_settled, exchange, results
 from server.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -34,12 +35,15 @@ T = TypeVar("T")
 RETRY_SECONDS = 1.0
 """Before the first time that an institution is asked again; then twice as long, and so on."""
 
-COUNTED = ("releases", "refusals", "epsilon", "anonymity")
+COUNTED = ("releases", "refusals", "rejections", "epsilon", "anonymity")
 """Attributes of Institutions that count over the stages."""
 
 
 class Institutions:
-    """Who takes part, where they are now, and what they already hold of the bank."""
+    """Who takes part, where they are now, and what they already hold of the bank.
+
+    directory: who is there. known: who ever was, as last seen; away are those that are not there now.
+    """
 
     def __init__(self, grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         self.grid = grid
@@ -47,9 +51,11 @@ class Institutions:
         self.folder = folder
         self.traffic = Traffic()
         self.directory = Directory({}, "", "")
+        self.known: dict[str, Member] = {}
         self.arrivals = AuditLog(folder.path / "audit.jsonl")
         self.releases: dict[str, int] = {}
         self.refusals: dict[str, dict[str, int]] = {}
+        self.rejections: dict[str, dict[str, int]] = {}
         self.epsilon: dict[str, dict[str, float]] = {}
         self.anonymity: dict[str, dict[str, dict[str, int]]] = {}
         self._bank: Bank | None = None
@@ -58,9 +64,23 @@ class Institutions:
     def meet(self) -> None:
         """Find every institution again. Raises RunError, ScenarioError (server.directory)."""
         # Not counted: who-is-there traffic depends on nodes and folder names, not on what is learned.
-        self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic())
+        before = self.away if self.known else []
+        self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic(), before)
+        seen = {**self.known, **self.directory.members}
+        self.known = {site.name: seen[site.name] for site in self.scenario.institutions if site.name in seen}
         held = {name: sorted(member.holdings) for name, member in self.directory.members.items()}
         self.folder.event("met", stream=list(self.scenario.stream), institutions=held)
+        for name in self.away:
+            if name not in before:
+                self.folder.event("absent", f"{name} is not there; the others go on", institution=name)
+        for name in before:
+            if name not in self.away:
+                self.folder.event("back", f"{name} is there again", institution=name)
+
+    @property
+    def away(self) -> list[str]:
+        """Institutions of the scenario that are not there now, in its order."""
+        return [s.name for s in self.scenario.institutions if s.name not in self.directory.members]
 
     def forecast(self) -> None:
         """One line per institution that trains privately: how far its budget goes."""
@@ -79,18 +99,19 @@ class Institutions:
     @property
     def tasks(self) -> list[str]:
         """Every task held by anyone, sorted."""
-        return sorted({task for member in self.directory.members.values() for task in member.holdings})
+        return sorted({task for member in self.known.values() for task in member.holdings})
 
     def present(self, stage: int) -> list[str]:
         """Institutions whose policy lets them take part in this stage, in the scenario's order."""
         return [name for name, member in self.directory.members.items() if member.policy.present(stage)]
 
     def testers(self, task: str) -> list[str]:
-        """Institutions that hold images of `task` to evaluate on, in the scenario's order."""
+        """Institutions that hold images of `task` to evaluate on, also if they are away, in the scenario's
+        order."""
         split = self.scenario.evaluation.split
         return [
             name
-            for name, member in self.directory.members.items()
+            for name, member in self.known.items()
             if task in member.holdings and getattr(member.holdings[task], split) > 0
         ]
 
@@ -117,8 +138,8 @@ class Institutions:
     ) -> dict[str, Answer[T]]:
         """One exchange; every answer that is not ok becomes an event and a line.
 
-        An institution whose node went away meanwhile is looked for and asked again. Raises RunError when it
-        does not come back (server.directory).
+        An institution whose node went away meanwhile is looked for and asked again. When it does not come
+        back, `participation.missing` says whether that raises RunError or the others go on without.
         """
         if payloads:
             job = Job.of(next(iter(payloads.values())))
@@ -126,7 +147,11 @@ class Institutions:
         answers = self._exchange(kind, payloads, of, deadline)
         retries = self.scenario.deadlines.retries
         for attempt in range(1, retries + 1):
-            lost = [name for name, answer in answers.items() if answer.outcome == UNREACHABLE]
+            lost = [
+                name
+                for name, answer in answers.items()
+                if answer.outcome == UNREACHABLE and name not in self.away
+            ]
             if not lost:
                 break
             self.folder.event(
@@ -139,20 +164,28 @@ class Institutions:
             time.sleep(RETRY_SECONDS * attempt)
             self.meet()
             answers |= self._exchange(kind, {name: payloads[name] for name in lost}, of, deadline)
-        return answers
+        return {name: answers[name] for name in payloads}
 
     def _exchange(
         self, kind: str, payloads: Mapping[str, Payload], of: Callable[[Payload], T], deadline: float
     ) -> dict[str, Answer[T]]:
+        members = self.directory.members
         requests = [
-            Request(name, self.directory.members[name].node, kind, payload)
+            Request(name, members[name].node, kind, payload)
             for name, payload in payloads.items()
+            if name in members
         ]
 
         def heard(answer: Answer[T]) -> None:
             self._heard(kind, Job.of(payloads[answer.to]), answer)
 
-        return exchange(self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard)
+        def check(name: str, payload: Payload, size: int) -> None:
+            check_answer(self.scenario, self.known[name], kind, Job.of(payloads[name]), payload, size)
+
+        nobody = {name: Answer[T](name, UNREACHABLE) for name in payloads if name not in members}
+        return nobody | exchange(
+            self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard, check=check
+        )
 
     def _heard(self, kind: str, job: Job, answer: Answer[Any]) -> None:
         """Count and log one answer."""
@@ -179,6 +212,8 @@ class Institutions:
                 iou=iou_of(answer.reply),
             )
             return
+        if answer.outcome == REJECTED:
+            return self.reject(name, kind, job.stage, answer.reason)
         if answer.refused:
             refused = self.refusals.setdefault(name, {})
             refused[answer.outcome] = refused.get(answer.outcome, 0) + 1
@@ -192,6 +227,19 @@ class Institutions:
             stage=job.stage,
             outcome=answer.outcome,
             incident=answer.incident,
+        )
+
+    def reject(self, name: str, kind: str, stage: int, reason: str) -> None:
+        """Count and log that something an institution sent does not count, and why."""
+        counts = self.rejections.setdefault(name, {})
+        counts[kind] = counts.get(kind, 0) + 1
+        self.folder.event(
+            "rejected",
+            f"stage {stage}: what {name} answered to {kind} does not count: {reason}",
+            institution=name,
+            kind=kind,
+            stage=stage,
+            reason=reason,
         )
 
     def counters(self) -> dict[str, Any]:
@@ -234,35 +282,40 @@ class Institutions:
             if is_signed(word.public, purge_statement(name, run, leaver, entries), word.signature)
         }
 
-    def evaluate(self, stage: int, bank: Bank) -> StageScores:
+    def evaluate(self, stage: int, bank: Bank, candidate: str = "") -> StageScores:
         """Everybody's test images under the bank; each gets only the entries it lacks of this bank.
 
+        candidate: the task of a new entry; holders of older tasks say whether it claims their images.
         An institution whose copy turns out not to be ours is sent the whole bank, once more.
         """
         if bank is not self._bank:
             self._bank, self._entries_held = bank, {}
         names = self.present(stage)
-        answers = self._evaluate(names, stage, bank)
+        answers = self._evaluate(names, stage, bank, candidate)
         lost = [name for name in names if answers[name].outcome == Outcome.BANK_MISMATCH]
         if lost:
             for name in lost:
                 self._entries_held[name] = 0
-            answers |= self._evaluate(lost, stage, bank)
+            answers |= self._evaluate(lost, stage, bank, candidate)
         # Totals, not differences: a stage that was begun twice then counts once, with all it took.
         self.folder.event("traffic", stage=stage, up=dict(self.traffic.up), down=dict(self.traffic.down))
         replies = results(answers)
-        if not replies and not all_refuse(answers):
+        if not replies and not all_settled(answers) and self.scenario.participation.missing == "stop":
             raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
         return combine(replies, {task: self.testers(task) for task in self.tasks})
 
-    def _evaluate(self, names: list[str], stage: int, bank: Bank) -> dict[str, Answer[EvaluateReply]]:
+    def _evaluate(
+        self, names: list[str], stage: int, bank: Bank, candidate: str
+    ) -> dict[str, Answer[EvaluateReply]]:
         payloads = {}
         tasks = {name: self.entries_for(name, bank) for name in names}
         for name in names:
             known = self._entries_held.get(name, 0)
             entries = [bank.bytes_of(task) for task in tasks[name][known:]]
             digest = bank.digest_over(tasks[name])
-            payloads[name] = EvaluateRequest(Job(name, stage), known, entries, digest).to_payload()
+            asked = candidate if candidate in tasks[name] else ""
+            request = EvaluateRequest(Job(name, stage), known, entries, digest, asked)
+            payloads[name] = request.to_payload()
         deadline = self.scenario.deadlines.evaluate
         answers = self.ask("evaluate.stage", payloads, EvaluateReply.of, deadline=deadline)
         for name, answer in answers.items():
@@ -272,7 +325,7 @@ class Institutions:
 
     def entries_for(self, name: str, bank: Bank) -> tuple[str, ...]:
         """Tasks whose entries the institution gets: all, or where it takes none of others, its own."""
-        if self.directory.members[name].policy.accept_entries:
+        if self.known[name].policy.accept_entries:
             return bank.tasks
         return tuple(task for task in bank.tasks if bank[task].provenance.holders == (name,))
 

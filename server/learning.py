@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casam_core.bank import Entry
+from casam_core.bank import Bank, Entry
 from casam_core.entries import make_entry
 from casam_core.errors import RunError, ScenarioError
 from casam_core.messages import (
@@ -23,9 +23,11 @@ from casam_core.methods import Importance, method_of
 from casam_core.payload import Job
 from casam_core.routers import Arrays, build_router
 from casam_core.threshold import histogram_threshold
+from server.admission import first_layer
 from server.aggregation import build_strategy, merge_layers
 from server.gathering import gather
 from server.institutions import Institutions
+from server.rounds import admitted, too_few
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class LearnedLayer:
     improved: bool = True
 
 
-def learn_entry(institutions: Institutions, stage: int, task: str, *, now: int) -> Entry | None:
+def learn_entry(institutions: Institutions, stage: int, task: str, bank: Bank, *, now: int) -> Entry | None:
     """Layer, router and threshold of a task with an entry of its own; None when nobody shares a layer.
 
     stage: of the stream, which all seeds know. now: a later stage where the task is learned anew.
     """
-    layer = learn_layer(institutions, stage, task, now=now)
+    layer = learn_layer(institutions, stage, task, bank, now=now)
     if layer is None:
         return None
     router, threshold = learn_router(institutions, stage, task, layer.holders)
@@ -79,17 +81,18 @@ def learn_layer(
     institutions: Institutions,
     stage: int,
     task: str,
+    bank: Bank,
     before: LearnedLayer | None = None,
     *,
     now: int | None = None,
 ) -> LearnedLayer | None:
     """Train where the method says, for the scenario's rounds; several replies are merged every round.
 
-    before: the layer that methods with a shared one start from. now: see learn_entry. Who does not answer a
-    round is left out of it. None when nobody may be asked or all refuse; RunError when a round has no answer
-    at all.
+    bank: what was learned before. before: the layer that methods with a shared one start from. now: see
+    learn_entry. Who does not answer a round, or not as it should, is left out of it. None when nobody may be
+    asked or nobody's answer counts; what happens below the quorum says the scenario (server.rounds).
     """
-    scenario, members = institutions.scenario, institutions.directory.members
+    scenario, members = institutions.scenario, institutions.known
     method = method_of(scenario.method)
     strategy = build_strategy(scenario.training.strategy)
     trainers = method.trainers(institutions.cohort(stage, task, now or stage))
@@ -126,12 +129,12 @@ def learn_layer(
             learned="adapter",
             deadline=scenario.deadlines.train,
         )
+        start = layer.weights if layer else first_layer(scenario, task)
+        gathered = admitted(institutions, bank, stage, task, gathered, start)
         replies = gathered.replies
-        if gathered.refused:
+        if gathered.refused or too_few(institutions, stage, task, gathered.names):
             # In a later round the rounds before it stand: who trained them shared them.
             return layer if trained_on else None
-        if not replies:
-            raise RunError(f"stage {stage}: no holder of task {task!r} could train; their own logs say why")
         trained_on |= {name: reply.images for name, reply in gathered.openly.items()}
         trained_on |= {name: members[name].holdings[task].train for name in gathered.members}
         layer = LearnedLayer(

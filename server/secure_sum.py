@@ -88,7 +88,7 @@ def secure_sum(
 
 def attempt(members: Members) -> Payload | None:
     """One run of the protocol; None when it had to stop, `members.lost` naming who left."""
-    directory = members.institutions.directory.members
+    directory = members.institutions.known
     count = len(members.questions)
     least = max(directory[name].policy.minimum_cohort for name in members.questions)
     images = {name: directory[name].holdings[members.job.task].train for name in members.questions}

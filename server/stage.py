@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from casam_core.bank import Bank
 from casam_core.methods import SHARED, method_of
 from server.evaluation import StageScores
 from server.institutions import Institutions
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
+from server.quarantine import let_in, put_out
 from server.unlearning import Held, Unlearned, unlearn
 
 
@@ -53,15 +54,15 @@ def run_stage(
     if unlearned:
         clock.lap("unlearn")
     learned: LearnedLayer | None = None
-    layer = before
+    layer, candidate = before, ""
     if method.learns:
-        learned = learn_layer(institutions, number, task, before)
+        learned = learn_layer(institutions, number, task, bank, before)
         layer = learned or before
         clock.lap("align")
         if layer is None:
             folder.event(
                 "refused",
-                f"stage {number} {task}: nobody shares a layer; the task stays identity for the others",
+                f"stage {number} {task}: no layer came that counts; the task stays identity for the others",
                 stage=number,
                 task=task,
             )
@@ -72,8 +73,9 @@ def run_stage(
         else:
             router, threshold = learn_router(institutions, number, task, layer.holders)
             clock.lap("router")
-            digest = bank.add(entry_of(institutions, number, task, layer, router, threshold))
-            folder.event("entry", stage=number, task=task, entry=digest, threshold=threshold)
+            entry = entry_of(institutions, number, task, layer, router, threshold)
+            if let_in(folder, bank, entry, number, scenario.admission.norm_factor):
+                candidate = task
             if not layer.improved:
                 folder.event(
                     "floor",
@@ -82,7 +84,10 @@ def run_stage(
                     stage=number,
                     task=task,
                 )
-    scores = institutions.evaluate(number, bank)
+    scores = institutions.evaluate(number, bank, candidate)
+    if put_out(folder, bank, candidate, number, scores):
+        # What was measured under an entry that is held back does not count; what was said about it does.
+        scores = replace(institutions.evaluate(number, bank), canary=scores.canary)
     clock.lap("evaluate")
     holders = learned.holders if learned else ()
     parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0

@@ -29,6 +29,7 @@ from casam_core.unknownness import auroc, fpr_at_tpr, total
 from server.evaluation import StageScores
 from server.institutions import Institutions
 from server.pictures import matrix_picture
+from server.quarantine import Quarantine
 from server.run_folder import RunFolder
 from server.unlearning import facts_of
 
@@ -63,6 +64,7 @@ def summarise(
         "bwt": backward_transfer(matrices["iou"]),
     }
     final = stages[-1].scores
+    held_back = Quarantine(institutions.folder.path).held_back()
     unseen = [task for task in institutions.tasks if task not in scenario.stream]
     routes = final.routes if method_of(scenario.method).routes else None
     routing = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
@@ -77,7 +79,7 @@ def summarise(
         "status": "completed",
         "evaluated_on": scenario.evaluation.split,
         "tasks": list(scenario.stream),
-        "holders": holders_of(stages),
+        "holders": holders_of(stages) | {item.task: [] for item in held_back},
         "matrix": {name: [list(row) for row in matrix.cells] for name, matrix in matrices.items()},
         "zero_shot": {name: zero_shot.figures[name] for name in MATRICES},
         "unseen": {
@@ -117,12 +119,15 @@ def summarise(
                 "unit": member.policy.budget.unit,
                 "anonymity": institutions.anonymity.get(name, {}),
                 "refusals": institutions.refusals.get(name, {}),
+                "rejections": institutions.rejections.get(name, {}),
                 "releases": institutions.releases.get(name, 0),
                 "bytes": institutions.traffic.up.get(name, 0),
             }
-            for name, member in institutions.directory.members.items()
+            for name, member in institutions.known.items()
         },
         "noise": noise_of(institutions),
+        "quarantine": [asdict(item) for item in held_back],
+        "canary": {stage.task: stage.scores.canary for stage in stages},
         "unlearned": unlearned_in(stages, zero_shot),
         "decodes": [zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
         "timing": {
@@ -155,7 +160,7 @@ def unlearned_in(stages: Sequence[Stage], zero_shot: StageScores) -> list[dict[s
 
 def noise_of(institutions: Institutions) -> str | None:
     """Where privacy noise came from; None where nobody's policy asks for any."""
-    members = institutions.directory.members.values()
+    members = institutions.known.values()
     noisy = [m for m in members if m.policy.private or m.policy.metrics == "noisy"]
     if not noisy:
         return None

@@ -56,14 +56,17 @@ class Held:
 
 def held_by(bank: Bank, institutions: Institutions) -> tuple[Held, ...]:
     """What the bank holds now."""
-    members = institutions.directory.members
+    members = institutions.known
     return tuple(
         Held(
             entry.task,
             bank.digest_of(entry.task),
             entry.provenance.stage,
             entry.provenance.holders,
-            any(members[name].policy.on_leave == "unlearn" for name in entry.provenance.holders),
+            any(
+                name in members and members[name].policy.on_leave == "unlearn"
+                for name in entry.provenance.holders
+            ),
         )
         for entry in bank
     )
@@ -73,7 +76,7 @@ def check_unlearning(institutions: Institutions) -> None:
     """Raise ScenarioError for a method that could not keep a policy's promise to unlearn."""
     if not method_of(institutions.scenario.method).shared:
         return
-    for name, member in institutions.directory.members.items():
+    for name, member in institutions.known.items():
         if member.policy.on_leave == "unlearn":
             raise ScenarioError(
                 f"method {institutions.scenario.method!r} keeps one layer for all tasks, from which nothing "
@@ -88,7 +91,7 @@ def unlearn(institutions: Institutions, stage: int, bank: Bank, held: Sequence[H
     held: what the bank held when the stage began; a stage that was interrupted may have taken out some of it
     already. Raises RunError when a task that must be learned anew gets no answer at all.
     """
-    members = institutions.directory.members
+    members = institutions.known
     leavers = [
         name
         for name, member in members.items()
@@ -114,7 +117,7 @@ def unlearn_one(
             continue
         entry = None
         if institutions.scenario.unlearning == "retrain" and len(item.holders) > 1:
-            entry = learn_entry(institutions, item.stage, item.task, now=stage)
+            entry = learn_entry(institutions, item.stage, item.task, bank, now=stage)
         if entry is not None:
             retrained[item.task] = (item.digest, bank.replace(entry))
             holders[item.task] = entry.provenance.holders

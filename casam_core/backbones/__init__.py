@@ -9,6 +9,7 @@ from casam_core.backbones.base import Backbone, Geometry
 from casam_core.backbones.lite_medsam import SHA256 as LITE_MEDSAM_SHA256
 from casam_core.backbones.lite_medsam import load_lite_medsam
 from casam_core.backbones.sam import OFFICIAL_SHA256, load_sam
+from casam_core.backbones.tiny import GEOMETRY as TINY_GEOMETRY
 from casam_core.backbones.tiny import load_tiny
 from casam_core.compute import Compute
 from casam_core.scenario import BackboneSpec
@@ -21,11 +22,19 @@ BACKBONES: dict[str, Callable[[BackboneSpec, Compute], Backbone]] = {
     "vit_h": load_sam,
 }
 
+SAM_CHANNELS = 256
+"""Of every published SAM, and of LiteMedSAM."""
+
 
 @lru_cache(maxsize=1)
 def load_backbone(spec: BackboneSpec, compute: Compute) -> Backbone:
     """The backbone of a scenario, loaded once per process. Raises CheckpointError."""
     return BACKBONES[spec.name](spec, compute)
+
+
+def channels_of(name: str) -> int:
+    """Channels of an embedding, known without the weights."""
+    return TINY_GEOMETRY.channels if name == "tiny" else SAM_CHANNELS
 
 
 def released_digests() -> dict[str, str]:
@@ -34,4 +43,4 @@ def released_digests() -> dict[str, str]:
     return {"lite_medsam": LITE_MEDSAM_SHA256, **OFFICIAL_SHA256, "tiny": tiny.digest}
 
 
-__all__ = ["BACKBONES", "Backbone", "Geometry", "load_backbone", "released_digests"]
+__all__ = ["BACKBONES", "Backbone", "Geometry", "channels_of", "load_backbone", "released_digests"]

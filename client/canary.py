@@ -1,0 +1,120 @@
+"""The canary: does a new entry claim validation images of tasks that are held here?
+
+A router that calls every image its own (by malice or by mistake) would send other tasks' images to its layer.
+Whoever holds those tasks notices, and says one word: pass or fail. The word is a release (policy.canaries,
+docs/privacy.md): where metrics are noisy, it comes from a count with noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from casam_core.messages import EvaluateRequest
+from casam_core.payload import Payload
+from casam_core.privacy.accounting import Mechanism
+from casam_core.privacy.dp_training import units_of
+from casam_core.privacy.noise import NoiseSource
+from client.institution import Institution
+from client.own_entries import KnownEntries
+from client.private_plan import metrics_noise
+from client.private_release import release_once
+from client.refusals import BudgetSpentError, DeltaTooLargeError
+from client.results import Results
+
+SURE = 2.0
+"""Standard deviations of its own noise by which a noisy count must pass the limit: honest entries of private
+institutions would else fail by chance."""
+
+
+def canary(institution: Institution, request: EvaluateRequest, known: KnownEntries) -> bool | None:
+    """Whether the candidate fails; None where nothing is said.
+
+    Nothing is said by who holds no images of older tasks, whose policy does not let it, or who measures on
+    the validation images themselves (evaluation.split), which would be asked twice.
+    """
+    scenario, policy = institution.scenario, institution.site.policy
+    share = scenario.admission.canary_share
+    images = images_at_stake(institution, request.candidate, known)
+    if share is None or not images or scenario.evaluation.split == "val" or not may_say(institution, request):
+        return None
+    if policy.metrics == "noisy":
+        with contextlib.suppress(BudgetSpentError, DeltaTooLargeError):
+            return noisy_canary(institution, request, known, images)
+        return None
+    claimed = claimed_by(institution, request.candidate, known, images)
+    return any(claimed[task] > share * images[task] for task in images)
+
+
+def images_at_stake(institution: Institution, candidate: str, known: KnownEntries) -> dict[str, int]:
+    """Validation images by older task held here, of tasks that a router can choose."""
+    held = institution.scenario.institution(institution.name).data
+    counts = {
+        task: institution.task(task).holding.val
+        for task in known.tasks
+        if task in held and task != candidate and known[task].threshold is not None
+    }
+    return {task: images for task, images in counts.items() if images and candidate in known.tasks}
+
+
+def may_say(institution: Institution, request: EvaluateRequest) -> bool:
+    """Whether the policy allows one more answer in this stage; the same question again costs nothing."""
+    asked = Results(institution.site.private / "canaries.jsonl")
+    stage = f"stage {request.job.stage}"
+    if asked.get(stage, request.bank) is None:
+        if len(asked.of(stage)) >= institution.site.policy.canaries:
+            return False
+        asked.put(stage, request.bank, True)
+    return True
+
+
+def claimed_by(
+    institution: Institution, candidate: str, known: KnownEntries, images: Mapping[str, int]
+) -> dict[str, int]:
+    """By older task, how many of its validation images the candidate would take. Never leaves."""
+    evaluator = institution.evaluator()
+    counts = {}
+    for task in images:
+        data, samples = institution.encoded(task, "val")
+        routes = [evaluator.route(sample, data, known) for sample in samples]
+        counts[task] = sum(route.task == candidate for route in routes)
+    return counts
+
+
+def noisy_canary(
+    institution: Institution, request: EvaluateRequest, known: KnownEntries, images: Mapping[str, int]
+) -> bool:
+    """The same from counts with Gaussian noise, paid from the budget of metrics on the validation images.
+
+    A unit's images change a count by as many as it has. With few images the noise hides every theft: then the
+    canary passes, and says nothing.
+    """
+    scenario, policy = institution.scenario, institution.site.policy
+    noise_multiplier = metrics_noise(scenario, policy)
+    units = {
+        task: units_of(
+            [s.group or s.id for s in institution.task(task).split.part("val")], policy.budget.unit
+        )
+        for task in images
+    }
+    share = scenario.admission.canary_share or 1.0
+
+    def compute(noise: NoiseSource) -> Payload:
+        failed = False
+        for task, count in claimed_by(institution, request.candidate, known, images).items():
+            deviation = noise_multiplier * max(map(len, units[task]))
+            noisy = count + deviation * float(noise.normal(1)[0])
+            failed |= noisy > share * images[task] + SURE * deviation
+        return Payload({}, {}, {"canary": {"failed": float(failed)}})
+
+    released = release_once(
+        institution,
+        request.job,
+        "canary",
+        Payload({**request.job.config(), "bank": request.bank}),
+        split="val",
+        mechanisms={task: Mechanism(noise_multiplier) for task in images},
+        units={task: len(units[task]) for task in images},
+        compute=compute,
+    )
+    return bool(released.metrics["canary"]["failed"])

@@ -1,0 +1,114 @@
+"""What is looked at before something that came counts: the answer alone, beside its peers, then the entry.
+
+The list of what an answer may hold is the one that the institution's own guard reads; a hostile site has no
+guard. What passes here can still be wrong: docs/reliability.md says what gets through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.alignment import build_layer, weights_of
+from casam_core.answer_check import AnswerError, check_content
+from casam_core.answer_rules import Sender, layer_arrays, rules_for
+from casam_core.backbones import channels_of
+from casam_core.bank import Bank, Entry
+from casam_core.methods import SHARED, alignment_of, method_of
+from casam_core.payload import Job, Payload
+from casam_core.scenario import Scenario
+from casam_core.seeding import derive_seed
+from server.directory import Member
+
+Layer = Mapping[str, NDArray[np.float32]]
+
+
+def check_answer(
+    scenario: Scenario, member: Member, kind: str, job: Job, payload: Payload, size: int
+) -> None:
+    """Raise AnswerError for a result of another form, size or range than an honest site's guard lets out."""
+    most = int(scenario.admission.megabytes * 1e6)
+    if size > most:
+        raise AnswerError(f"{size} bytes: expected at most {most} (admission.megabytes)")
+    # Deletions are signed, sums are masked: both have checks of their own.
+    if kind in ("query.forget", "train"):
+        return
+    sender = Sender(
+        scenario, member.holdings, member.policy, channels_of(scenario.backbone.name), backbone=None
+    )
+    check_content(payload, rules_for(kind, sender, job))
+
+
+def too_far(distances: Mapping[str, float], peers: Iterable[float], factor: float | None) -> dict[str, str]:
+    """Who moved its layer much farther than its peers, and how far: {institution: reason}.
+
+    distances: of this round, by institution. peers: of other tasks' layers of the same form, which count
+    where fewer than three holders answer, as two cannot say which of them is odd. Nobody is judged by
+    nobody.
+    """
+    if factor is None:
+        return {}
+    known = list(distances.values()) if len(distances) > 2 else list(peers)
+    if not known:
+        return {}
+    usual = median(known)
+    return {
+        name: f"the layer moved {distance:.3g}, {distance / usual:.0f} times as far as its peers"
+        for name, distance in distances.items()
+        if usual > 0 and distance > factor * usual
+    }
+
+
+def first_layer(scenario: Scenario, task: str) -> Layer | None:
+    """What every holder starts from; None where that is a part of SAM, which is not at hand here."""
+    spec, channels = alignment_of(scenario, task), channels_of(scenario.backbone.name)
+    if layer_arrays(spec, channels, None).open:
+        return None
+    first = SHARED if method_of(scenario.method).shared else task
+    return weights_of(build_layer(spec, channels, derive_seed(scenario.seed, "layer", first)))
+
+
+def distance(layer: Layer, start: Layer) -> float:
+    """Euclidean, over all weights together."""
+    return float(
+        np.sqrt(sum(np.square(layer[name].astype(np.float64) - start[name]).sum() for name in start))
+    )
+
+
+def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
+    """How far the layers of other tasks moved that have the task's form."""
+    spec = alignment_of(scenario, task)
+    found = []
+    for entry in bank:
+        start = first_layer(scenario, entry.task) if entry.task in scenario.stream else None
+        alike = (entry.provenance.form, entry.provenance.rank) == (spec.form, spec.rank)
+        if entry.task != task and alike and start is not None:
+            found.append(distance(entry.layer, start))
+    return found
+
+
+def fault_of(entry: Entry, bank: Bank, factor: float | None) -> str | None:
+    """What speaks against an entry before anybody sees it: it is a copy of another holder's, or its threshold
+    lets in what is many times as unlike as any other task lets in."""
+    widest = max((abs(other.threshold) for other in bank if other.threshold is not None), default=None)
+    if factor and widest and entry.threshold is not None and entry.threshold > factor * widest:
+        return (
+            f"its threshold is {entry.threshold:.3g}, {entry.threshold / widest:.0f} times the widest other"
+        )
+    for other in bank:
+        if other.provenance.holders == entry.provenance.holders:
+            continue
+        for part in ("layer", "router"):
+            mine, theirs = getattr(entry, part), getattr(other, part)
+            trained = part == "router" or entry.provenance.form != "identity"
+            if mine and trained and mine.keys() == theirs.keys() and same(mine, theirs):
+                return f"its {part} is a copy of {other.task}'s"
+    return None
+
+
+def same(one: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]) -> bool:
+    """Whether two groups of arrays of equal names are equal to the last bit."""
+    return all(np.array_equal(one[name], other[name]) for name in one)

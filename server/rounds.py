@@ -1,0 +1,65 @@
+"""What of a round of training counts: whose layers, and whether they are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from casam_core.bank import Bank
+from casam_core.errors import RunError
+from casam_core.messages import AlignReply
+from server.admission import Layer, distance, peers_in, too_far
+from server.gathering import Gathered
+from server.institutions import Institutions
+
+SECURE_SUM = ""
+"""Stands for all its members, of whom nobody sees a layer alone; no institution has this name."""
+
+
+def admitted(
+    institutions: Institutions,
+    bank: Bank,
+    stage: int,
+    task: str,
+    gathered: Gathered[AlignReply],
+    start: Layer | None,
+) -> Gathered[AlignReply]:
+    """Those answers whose layers did not go much farther than others from `start`; the rest is rejected."""
+    scenario = institutions.scenario
+    if start is None:
+        return gathered
+    moved = {name: distance(reply.layer, start) for name, reply in gathered.openly.items()}
+    if gathered.summed is not None:
+        moved[SECURE_SUM] = distance(gathered.summed.layer, start)
+    odd = too_far(moved, peers_in(bank, scenario, task), scenario.admission.norm_factor)
+    for name, reason in odd.items():
+        for who in gathered.members if name == SECURE_SUM else (name,):
+            institutions.reject(who, "train.align", stage, reason)
+    openly = {name: reply for name, reply in gathered.openly.items() if name not in odd}
+    summed = None if SECURE_SUM in odd else gathered.summed
+    return Gathered(
+        openly=openly,
+        summed=summed,
+        members=gathered.members if summed is not None else (),
+        refused=gathered.refused or bool(odd and not openly and summed is None),
+    )
+
+
+def too_few(institutions: Institutions, stage: int, task: str, names: Sequence[str]) -> bool:
+    """Whether fewer holders answered than a round needs. Raises RunError where the scenario says stop."""
+    rule = institutions.scenario.participation
+    if len(names) >= rule.quorum:
+        return False
+    found = f"{len(names)} of {rule.quorum} holders needed (participation.quorum)"
+    if rule.missing == "stop":
+        if not names:
+            raise RunError(f"stage {stage}: no holder of task {task!r} could train; their own logs say why")
+        raise RunError(f"stage {stage}: {task!r} was trained by {found}; `casam run --resume` asks again")
+    institutions.folder.event(
+        "skipped",
+        f"stage {stage} {task}: trained by {found}; the others go on",
+        stage=stage,
+        task=task,
+        holders=list(names),
+        quorum=rule.quorum,
+    )
+    return True
