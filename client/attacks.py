@@ -1,8 +1,8 @@
 """What a hostile institution of a simulation sends in place of its answers (docs/reliability.md).
 
 An attack is one function and one line of ATTACKS. It sees the kind of message and the honest answer, and
-changes what it is about; the server and the other institutions are not told. For studies of defences: a real site
-never plays one (client/faults.py).
+changes what it is about; the server and the other institutions are not told. For studies of defences: a real
+site never plays one (client/faults.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`casam bank`: look at a bank, check it, make new ones from it, exchange it with the authors' code.
 
-No command changes a bank in place; each writes a new folder, whole or not at all.
+No command changes a bank in place but `admit`; each writes a new folder, whole or not at all.
 """
 
 from __future__ import annotations
@@ -75,6 +75,30 @@ def verify(bank: BankFolder) -> None:
             typer.echo(f"ok    {name}")
     if any(found.values()):
         raise typer.Exit(1)
+
+
+@bank_app.command()
+def admit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    task: Annotated[
+        str | None, typer.Argument(help="The task whose entry is let in. Without it: list what is held back.")
+    ] = None,
+) -> None:
+    """Let an entry into the bank that the run held back; events.jsonl says so."""
+    from server.quarantine import Quarantine
+    from server.quarantine import admit as let_in
+
+    if task is not None:
+        admitted = let_in(run, task)
+        typer.echo(f"admitted {task} ({admitted.entry[:12]}); held back for: {'; '.join(admitted.reasons)}")
+        return
+    items = Quarantine(run).held_back()
+    rows = [("task", "stage", "digest", "admitted", "reasons")]
+    for item in items:
+        admitted_yet = "yes" if item.admitted else "no"
+        rows.append((item.task, str(item.stage), item.entry[:12], admitted_yet, "; ".join(item.reasons)))
+    for line in plain_columns(rows) if items else ["nothing was held back"]:
+        typer.echo(line)
 
 
 @bank_app.command()

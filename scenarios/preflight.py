@@ -19,6 +19,7 @@ from casam_core.methods import Cohort, alignment_of, method_of
 from casam_core.routers import build_router
 from casam_core.scenario import DataSpec, Scenario
 from casam_core.training import planned_steps
+from client.attacks import attack_of
 from client.data.check import check
 from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
@@ -64,6 +65,9 @@ def preflight(
         learning_rate_of(alignment_of(scenario, task))
     build_router(scenario.router)
     build_strategy(scenario.training.strategy)
+    for site in scenario.institutions:
+        if site.faults.attack is not None:
+            attack_of(site.faults.attack)
     known = {} if known is None else known
     faults: list[CasamError] = []
     splits: dict[tuple[str, str], Split] = {}

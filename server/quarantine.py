@@ -15,7 +15,7 @@ from casam_core.errors import BankError
 from casam_core.files import write_atomic
 from server.admission import fault_of
 from server.evaluation import StageScores
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, append_event
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,21 @@ def put_out(folder: RunFolder, bank: Bank, task: str, stage: int, scores: StageS
     bank.remove(task)
     hold_back(folder, entry, stage, f"it claims images of other tasks, {', '.join(failed)} says")
     return True
+
+
+def admit(run: Path, task: str) -> HeldBack:
+    """Let a finished run's held-back entry into its bank, by hand; an event says so.
+
+    Raises BankError for a run that is not finished, whose server would take it out again, and for a task of
+    which no entry is held back.
+    """
+    if not (run / "summary.json").exists():
+        raise BankError(f"{run}: expected the folder of a finished run; let it end before admitting an entry")
+    admitted = Quarantine(run).admit(task, Bank.open(run / "bank"))
+    append_event(
+        run, "admitted", task=task, stage=admitted.stage, entry=admitted.entry, reasons=list(admitted.reasons)
+    )
+    return admitted
 
 
 def hold_back(folder: RunFolder, entry: Entry, stage: int, reason: str) -> None:

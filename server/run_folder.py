@@ -66,9 +66,7 @@ class RunFolder:
 
     def event(self, event: str, line: str | None = None, **facts: Any) -> None:
         """Append to events.jsonl, and print one flushed line if it is worth a person's eye."""
-        record = {"time": round(time.time(), 3), "event": event, **facts}
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_event(self.path, event, **facts)
         if line is not None:
             print(f"casam | server | {line}", flush=True)
 
@@ -89,6 +87,13 @@ class RunFolder:
     def elapsed(self) -> float:
         """Seconds since the folder was opened."""
         return time.time() - self._started
+
+
+def append_event(run: Path, event: str, **facts: Any) -> None:
+    """One line more in a run's events.jsonl."""
+    record = {"time": round(time.time(), 3), "event": event, **facts}
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def check_interrupted(path: Path, scenario: Scenario) -> None:
