@@ -7,6 +7,7 @@ from benchmarks import (
     encode,
     evaluate,
     few_shot,
+    hostile,
     machine,
     memory,
     private_training,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
     "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
     "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
+    "hostile": Benchmark("What hostile institutions do, and which defence stops them.", hostile.run, True),
     "attack": Benchmark("What attacks find with and without privacy, on synthetic images.", attack.run, True),
 }
 
