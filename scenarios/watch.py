@@ -129,6 +129,30 @@ def _no(view: RunView, event: Mapping[str, Any]) -> str:
     return f"stage {stage}: {event['institution']} {verb} {event['kind']}: {event['outcome']}"
 
 
+def _rejected(view: RunView, event: Mapping[str, Any]) -> str:
+    site, stage = view.sites.setdefault(event["institution"], SiteView()), int(event["stage"])
+    site.faults, site.states[stage] = site.faults + 1, FAULT
+    return f"stage {stage}: {event['institution']}'s answer to {event['kind']} rejected: {event['reason']}"
+
+
+def _quarantined(view: RunView, event: Mapping[str, Any]) -> str:
+    return f"stage {event['stage']}: the entry of {event['task']} is held back: {event['reason']}"
+
+
+def _skipped(view: RunView, event: Mapping[str, Any]) -> str:
+    return f"stage {event['stage']}: {event['task']} is below its quorum and not learned"
+
+
+def _absent(view: RunView, event: Mapping[str, Any]) -> str:
+    site = view.sites.setdefault(event["institution"], SiteView())
+    site.faults += 1
+    return f"{event['institution']} is not there; the others go on"
+
+
+def _back(view: RunView, event: Mapping[str, Any]) -> str:
+    return f"{event['institution']} is there again"
+
+
 def _evaluated(view: RunView, event: Mapping[str, Any]) -> str:
     view.ends[int(event["stage"])] = float(event["time"])
     view.iou = dict(event["iou"])
@@ -152,6 +176,11 @@ _TAKE = {
     "answer": _answer,
     "refusal": _no,
     "no-result": _no,
+    "rejected": _rejected,
+    "quarantined": _quarantined,
+    "skipped": _skipped,
+    "absent": _absent,
+    "back": _back,
     "evaluated": _evaluated,
     "end": _end,
     "failed": _failed,

@@ -51,13 +51,15 @@ def course(run: Run) -> Section:
         "Who did what",
         "Trained: its images taught this stage's task. Waited: it took part, but had nothing to train; its "
         "test images were measured if it shares scores. Refused: its policy said no. No result: it failed "
-        "or was late. Away: its policy takes no part in this stage.",
+        "or was late, or what it sent did not count. Away: its policy takes no part in this stage, or it was "
+        "not there.",
         blocks,
     )
 
 
 def fault_table(run: Run) -> Table | None:
-    """Refusals, missing answers, kept floors and failures, alike ones together; None without any."""
+    """Refusals, missing and rejected answers, entries held back, kept floors, failures; alike ones together.
+    None without any."""
     found: dict[tuple[str, str, str], list[Event]] = {}
     for event in run.events:
         if (fault := fault_of(event)) is not None:
@@ -65,7 +67,7 @@ def fault_table(run: Run) -> Table | None:
     rows: list[Row] = []
     for (who, what, meaning), events in found.items():
         stages = sorted({event.stage for event in events})
-        bad = any(event.name in ("no-result", "failed") for event in events)
+        bad = any(event.name in BAD for event in events)
         rows.append(
             (
                 duration(events[0].seconds),
@@ -84,6 +86,10 @@ def fault_table(run: Run) -> Table | None:
     )
 
 
+BAD = ("no-result", "failed", "rejected", "quarantined", "absent")
+"""Events that nobody decided to bring about."""
+
+
 def fault_of(event: Event) -> tuple[str, str, str] | None:
     """(who, what, what it means); None for an event that is none."""
     facts = event.facts
@@ -92,23 +98,39 @@ def fault_of(event: Event) -> tuple[str, str, str] | None:
         meaning = OUTCOMES.get(outcome)
         what = f"{KINDS.get(kind, kind)}: {meaning.short if meaning else outcome}"
         return str(facts.get("institution")), what, meaning.long if meaning else ""
-    if event.name == "floor":
-        task = str(facts.get("task"))
-        return (
-            task,
-            "keeps frozen SAM",
-            "Its layer did not beat frozen SAM on its holders' validation images.",
-        )
-    if event.name == "refused":
-        task = str(facts.get("task"))
-        return (
-            task,
-            "not learned",
-            "No holder shares what it learns: for the others this task stays frozen SAM.",
-        )
+    if event.name == "rejected":
+        what = f"{KINDS.get(str(facts.get('kind')), str(facts.get('kind')))}: rejected"
+        return str(facts.get("institution")), what, f"It does not count: {facts.get('reason')}."
     if event.name == "failed":
         return "server", "the run failed", str(facts.get("reason", ""))
+    if event.name in ABOUT_TASKS:
+        what, means = ABOUT_TASKS[event.name]
+        return str(facts.get("task")), what, means.format(reason=facts.get("reason", ""))
+    if event.name in ABOUT_INSTITUTIONS:
+        return str(facts.get("institution")), *ABOUT_INSTITUTIONS[event.name]
     return None
+
+
+ABOUT_TASKS = {
+    "floor": ("keeps frozen SAM", "Its layer did not beat frozen SAM on its holders' validation images."),
+    "refused": (
+        "not learned",
+        "No layer came that counts (refused or rejected): for the others this task stays frozen SAM.",
+    ),
+    "skipped": ("not learned", "Fewer holders trained it than the scenario's quorum asks for."),
+    "quarantined": (
+        "held back",
+        "Its entry is in no bank: {reason}. `casam bank admit` lets it in, once somebody has looked.",
+    ),
+    "admitted": ("let in by hand", "Its entry was held back, and stands in the bank since."),
+}
+"""(what, what it means) of events about a task."""
+
+ABOUT_INSTITUTIONS = {
+    "absent": ("away", "It did not answer when it was looked for; the others went on without it."),
+    "back": ("back", "It answers again."),
+}
+"""(what, what it means) of events about an institution."""
 
 
 def ranges(numbers: list[int]) -> str:

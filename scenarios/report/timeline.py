@@ -48,7 +48,7 @@ def deed(run: Run, institution: str, stage: int, events: Sequence[Event]) -> Dee
     trained = any(e.name == "align" and institution in e.facts.get("holders", ()) for e in events)
     mine = [e for e in events if e.facts.get("institution") == institution]
     refused = [e for e in mine if e.name == "refusal"]
-    failed = [e for e in mine if e.name == "no-result"]
+    failed = [e for e in mine if e.name in ("no-result", "rejected")]
     notes = tuple(dict.fromkeys(note_of(e) for e in (*failed, *refused)))
     if trained:
         return Deed("trained", notes)
@@ -65,6 +65,6 @@ def deed(run: Run, institution: str, stage: int, events: Sequence[Event]) -> Dee
 
 def note_of(event: Event) -> str:
     """`keeps its scores`, `no answer to training`."""
-    outcome, kind = str(event.facts.get("outcome")), str(event.facts.get("kind"))
+    outcome, kind = str(event.facts.get("outcome", event.name)), str(event.facts.get("kind"))
     what = OUTCOMES[outcome].short if outcome in OUTCOMES else outcome
     return f"{KINDS.get(kind, kind)}: {what}"

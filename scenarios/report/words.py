@@ -76,6 +76,7 @@ OUTCOMES: dict[str, Meaning] = {
     Outcome.REPEATED: Meaning("asked twice", "The request was answered before; nothing left a second time."),
     Outcome.NOT_ALLOWED: Meaning("held by its guard", "Its answer held something that may not leave."),
     Outcome.FAILED: Meaning("failed", "Something went wrong there; its own log says what."),
+    "rejected": Meaning("rejected", "What it sent does not count (docs/reliability.md)."),
     "no-answer": Meaning("no answer in time", "No answer came before the deadline."),
     "unreachable": Meaning("unreachable", "Its node could not be reached or stopped."),
     "unreadable": Meaning("unreadable answer", "What it sent could not be read as an answer."),

@@ -293,7 +293,7 @@ def test_the_scenario_on_the_page_gives_the_same_digest(tmp_path: Path, html: st
 
 
 def test_every_outcome_has_words() -> None:
-    assert set(words.OUTCOMES) == {*Outcome.ALL, "no-answer", "unreachable", "unreadable"}
+    assert set(words.OUTCOMES) == {*Outcome.ALL, "no-answer", "unreachable", "unreadable", "rejected"}
 
 
 def test_policies_in_words() -> None:
