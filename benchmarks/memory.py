@@ -99,6 +99,7 @@ def institution(images: int, folder: Path) -> Institution:
         institution=INSTITUTION,
         data_root=None,
         store=folder / "embeddings",
+        public=folder / "embeddings",
         private=folder / "private",
         audit=folder / "private" / "audit.jsonl",
         ledger=folder / "private" / "ledger.jsonl",

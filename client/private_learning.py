@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from casam_core.alignment import build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.embeddings import EmbeddingStore
 from casam_core.messages import (
     AlignReply,
     AlignRequest,
@@ -134,7 +135,9 @@ def private_summary(institution: Institution, job: Job) -> tuple[Arrays, int]:
 
     def compute(noise: NoiseSource) -> Payload:
         f_NF = data.features(samples, institution.backbone, scenario.router.features).double().numpy()
-        frame = public_frame_of(institution.backbone, scenario.router.features, data.store)
+        frame = public_frame_of(
+            institution.backbone, scenario.router.features, EmbeddingStore(institution.site.public)
+        )
         f_UF = unit_means(f_NF, units)
         summary = describe_privately(f_UF, len(samples), frame, noise_multiplier, noise)
         return Payload({}, {"summary": summary})

@@ -25,7 +25,8 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 class Site:
     """Where one institution keeps what is its own.
 
-    store: embeddings, shared by all runs. private: what this run leaves at the institution.
+    store: embeddings, shared by all runs. public: those of images that are nobody's; simulated institutions,
+    who would all make the same, share them. private: what this run leaves at the institution.
     run: its name. audit: log of what left, in deployment over all runs. ledger: of private releases,
     likewise. key: for signed statements.
     confined: data paths of the scenario must stay below data_root, as the site did not write them.
@@ -36,6 +37,7 @@ class Site:
     institution: str
     data_root: Path | None
     store: Path
+    public: Path
     private: Path
     audit: Path
     ledger: Path
@@ -97,6 +99,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 institution=str(node["institution"]),
                 data_root=_path(node.get("data-root")),
                 store=home / "embeddings",
+                public=home / "embeddings",
                 # Two scenarios under one run name must not read each other's results.
                 private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
                 audit=home / "audit.jsonl",
@@ -118,6 +121,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             institution=name,
             data_root=_path(settings.get("data-root")),
             store=casam_home() / "institutions" / name / "embeddings",
+            public=casam_home() / "public" / "embeddings",
             key=casam_home() / "institutions" / name / "signing.key",
             run=run,
             private=out / "institutions" / name / "private",
