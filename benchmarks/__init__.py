@@ -44,6 +44,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         "Encoder depths and threshold rules against the default router.", router_choices.run, True
     ),
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
+    "few-shot-real": Benchmark(
+        "The same on real nuclei (--data-root), for the forms worth a row.", few_shot.run_real, True
+    ),
     "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
     "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
     "hostile": Benchmark("What hostile institutions do, and which defence stops them.", hostile.run, True),

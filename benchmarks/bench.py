@@ -40,7 +40,7 @@ class Engines(Protocol):
 class Surroundings:
     """home: folder for what is encoded once. images: at most this many per task, for a shorter run.
     say, show: where lines and tables go. engines: how scenarios and Flower apps are run; this room imports
-    none. smoke: small sizes only, for the regression guard."""
+    none. smoke: small sizes only, for the regression guard. data_root: where real datasets lie, if any."""
 
     home: Path
     images: int
@@ -49,6 +49,7 @@ class Surroundings:
     show: Callable[[Table], None]
     engines: Engines
     smoke: bool = False
+    data_root: Path | None = None
 
     def lite_medsam(self) -> Backbone:
         """The packaged backbone on this machine's CPU."""

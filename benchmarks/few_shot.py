@@ -1,7 +1,8 @@
 """Few-shot quality: what each form of Alignment Layer has learned after 10, 30 and 100 steps, and long after.
 
 Phantom tasks that do not stand in the results table, measured on validation images: these figures choose
-the default form. Every form trains by the product's own loop at its own learning rate.
+the default form. A real task beside them shows whether phantoms mislead; it chooses nothing. Every form
+trains by the product's own loop at its own learning rate.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from casam_core.alignment import build_layer, learning_rate_of, weights_of
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone
 from casam_core.embeddings import EmbeddingStore
+from casam_core.errors import RunError
 from casam_core.scenario import AlignmentSpec, DataSpec, TrainingSpec
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.training import Example, train_layer
@@ -26,6 +28,8 @@ from client.data.open import open_dataset
 
 SEED, INSTITUTION = 7, "bench"
 TASKS = ("histology", "prostate_mr_a", "glomeruli_a")
+REAL = "dsb2018_fluorescence"
+"""A folder below --data-root (the scenario nuclei names the same)."""
 STEPS = (10, 30, 100)
 LONG_STEPS = (100, 300, 1000)
 TRAIN, VALIDATE = 20, 8
@@ -38,6 +42,7 @@ FORMS = {
     "low_rank 32": AlignmentSpec(form="low_rank", rank=32),
     "scale_shift": AlignmentSpec(form="scale_shift"),
 }
+LARGE_AND_SMALL = {name: FORMS[name] for name in ("low_rank 8", "scale_shift", "residual", "casam (paper)")}
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,13 @@ class Curve:
 def examples(around: Surroundings, backbone: Backbone, task: str) -> list[Example]:
     """Training images first, then validation images; each encoded once ever."""
     spec = DataSpec(reader="phantom", phantom=task, images=TRAIN + VALIDATE)
-    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
+    if task == REAL:
+        spec = DataSpec(path=REAL)
+    dataset = open_dataset(spec, data_root=around.data_root, seed=SEED, institution=INSTITUTION)
     store = EmbeddingStore(around.home / "embeddings")
-    loaded = [dataset.load(sample) for sample in dataset.samples]
+    chosen = numpy_generator(SEED, "few-shot", task).permutation(len(dataset.samples))
+    kept = [dataset.samples[i] for i in sorted(chosen[: TRAIN + VALIDATE])]
+    loaded = [dataset.load(sample) for sample in (kept if task == REAL else dataset.samples)]
     around.say(f"{task}: encode {len(loaded)} images")
     return [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
 
@@ -98,10 +107,16 @@ def run(around: Surroundings) -> Figures:
     return measure(around, TASKS, FORMS, STEPS)
 
 
+def run_real(around: Surroundings) -> Figures:
+    """The forms worth a row on real nuclei. Raises RunError without --data-root."""
+    if around.data_root is None:
+        raise RunError(f"few-shot-real: expected --data-root FOLDER with a folder {REAL} in it, found none")
+    return measure(around, (REAL,), LARGE_AND_SMALL, STEPS)
+
+
 def run_long(around: Surroundings) -> Figures:
     """What comes after many steps: the forms worth a row, on one task."""
-    forms = {name: FORMS[name] for name in ("low_rank 8", "scale_shift", "residual", "casam (paper)")}
-    return measure(around, TASKS[:1], forms, LONG_STEPS)
+    return measure(around, TASKS[:1], LARGE_AND_SMALL, LONG_STEPS)
 
 
 def measure(

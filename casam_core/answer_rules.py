@@ -29,6 +29,9 @@ from casam_core.unknownness import BINS
 MANY = 2**53
 """Above every count; still exact as a float."""
 
+WIDEST = 1e7
+"""Above every threshold: histograms of scores end at 4 million (casam_core.threshold)."""
+
 Range = tuple[float, float, bool]
 """(lowest, highest, whole numbers only)"""
 
@@ -109,7 +112,7 @@ def router_rules(sender: Sender, job: Job) -> Rules:
     folds = {f"fold-{k}": (Arrays(summary),) for k in range(spec.folds)}
     numbers: Numbers = {
         "num-examples": (0, sender.images("train"), True),
-        "threshold": (-1e12, 1e12, False),
+        "threshold": (-WIDEST, WIDEST, False),
     }
     return Rules({"router": (Arrays(finished), Arrays(summary)), **folds}, {"router-facts": numbers})
 

@@ -160,7 +160,7 @@ ATTACKS: dict[str, Attack] = {
     "random": layers(randomly),
     "many-images": numbers("train.align", "align", **{"num-examples": 1e9}),
     "infinite-threshold": numbers("train.router", "router-facts", threshold=float("inf")),
-    "wide-threshold": numbers("train.router", "router-facts", threshold=1e9),
+    "wide-threshold": numbers("train.router", "router-facts", threshold=1e6),
     "copied-router": on("train.router", copied),
     "hijack": on("train.router", hijack),
     "impossible-metrics": numbers("evaluate.stage", "score.", iou=1.7),

@@ -22,6 +22,9 @@ from client.private_release import release_once
 from client.refusals import BudgetSpentError, DeltaTooLargeError
 from client.results import Results
 
+LEAST = 2
+"""Images that a failing entry must claim of one task: a single one may be an honest mistake."""
+
 SURE = 2.0
 """Standard deviations of its own noise by which a noisy count must pass the limit: honest entries of private
 institutions would else fail by chance."""
@@ -43,18 +46,18 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
             return noisy_canary(institution, request, known, images)
         return None
     claimed = claimed_by(institution, request.candidate, known, images)
-    return any(claimed[task] > share * images[task] for task in images)
+    return any(claimed[task] > share * images[task] and claimed[task] >= LEAST for task in images)
 
 
 def images_at_stake(institution: Institution, candidate: str, known: KnownEntries) -> dict[str, int]:
-    """Validation images by older task held here, of tasks that a router can choose."""
+    """Validation images by older task held here, where there are enough and a router can choose the task."""
     held = institution.scenario.institution(institution.name).data
     counts = {
         task: institution.task(task).holding.val
         for task in known.tasks
         if task in held and task != candidate and known[task].threshold is not None
     }
-    return {task: images for task, images in counts.items() if images and candidate in known.tasks}
+    return {task: n for task, n in counts.items() if n >= LEAST and candidate in known.tasks}
 
 
 def may_say(institution: Institution, request: EvaluateRequest) -> bool:

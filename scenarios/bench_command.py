@@ -77,6 +77,9 @@ def bench(
         int, typer.Option(min=8, help="Leave out rows with more training images per task, to save hours.")
     ] = 256,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of real datasets, for the benchmarks that read some.")
+    ] = None,
 ) -> None:
     """Run one benchmark, or all. Ratios compare two sides that took turns in one process.
 
@@ -106,6 +109,7 @@ def bench(
         show=screen.print,
         engines=CasamEngines(),
         smoke=smoke,
+        data_root=data_root,
     )
 
     def measure(benchmark: str) -> Figures:

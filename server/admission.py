@@ -90,14 +90,8 @@ def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
     return found
 
 
-def fault_of(entry: Entry, bank: Bank, factor: float | None) -> str | None:
-    """What speaks against an entry before anybody sees it: it is a copy of another holder's, or its threshold
-    lets in what is many times as unlike as any other task lets in."""
-    widest = max((abs(other.threshold) for other in bank if other.threshold is not None), default=None)
-    if factor and widest and entry.threshold is not None and entry.threshold > factor * widest:
-        return (
-            f"its threshold is {entry.threshold:.3g}, {entry.threshold / widest:.0f} times the widest other"
-        )
+def fault_of(entry: Entry, bank: Bank) -> str | None:
+    """What speaks against an entry before anybody sees it: it is a copy of another holder's."""
     for other in bank:
         if other.provenance.holders == entry.provenance.holders:
             continue

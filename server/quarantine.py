@@ -82,12 +82,9 @@ class Quarantine:
         write_atomic(self.folder / "manifest.json", text.encode())
 
 
-def let_in(folder: RunFolder, bank: Bank, entry: Entry, stage: int, factor: float | None) -> bool:
-    """Add a new entry to the bank, or hold it back where something speaks against it at first sight.
-
-    factor: admission.norm_factor.
-    """
-    fault = fault_of(entry, bank, factor)
+def let_in(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
+    """Add a new entry to the bank, or hold it back where something speaks against it at first sight."""
+    fault = fault_of(entry, bank)
     if fault is not None:
         hold_back(folder, entry, stage, fault)
         return False

@@ -74,7 +74,7 @@ def run_stage(
             router, threshold = learn_router(institutions, number, task, layer.holders)
             clock.lap("router")
             entry = entry_of(institutions, number, task, layer, router, threshold)
-            if let_in(folder, bank, entry, number, scenario.admission.norm_factor):
+            if let_in(folder, bank, entry, number):
                 candidate = task
             if not layer.improved:
                 folder.event(

@@ -107,15 +107,16 @@ OUTCOMES = {
     "garbage": ("train.align", "rejected"),
     "infinite-threshold": ("train.router", "rejected"),
     "impossible-metrics": ("evaluate.stage", "rejected"),
-    "wide-threshold": ("entry", "quarantined"),
     "copied-router": ("entry", "quarantined"),
     "hijack": ("entry", "quarantined"),
+    "wide-threshold": ("", "accepted"),
     "scaled": ("", "accepted"),
     "sign-flipped": ("", "accepted"),
     "random": ("", "accepted"),
     "flattering-metrics": ("", "accepted"),
 }
-"""By attack: where it ends. What is accepted harms the attacker's own task alone, or its own figures."""
+"""By attack: where it ends. What is accepted harms the attacker's own task alone, its own figures, or
+unknown images."""
 
 
 def test_every_attack_has_its_outcome() -> None:
