@@ -21,6 +21,10 @@ GONE = "gone"
 """A file of a simulated institution that will never answer again."""
 
 
+LATE_SECONDS = 1.0
+"""By how much an answer misses its deadline at least."""
+
+
 class LostError(Exception):
     """What Flower makes of it is what it makes of a node that died: no answer comes."""
 
@@ -52,7 +56,10 @@ def is_gone(site: Site) -> bool:
 def suffer(role: Role, seconds: float) -> None:
     """Be late, be lost or break down with an answer whose work took `seconds`. Raises LostError."""
     spec, job, site = role.spec, role.job, role.institution.site
-    time.sleep(spec.delay + (spec.slow_factor - 1) * seconds)
+    deadlines = role.institution.scenario.deadlines
+    waited_for = deadlines.train if role.kind.startswith("train") else deadlines.evaluate
+    # Nobody waits longer, and a simulated institution that sleeps keeps a worker from all others.
+    time.sleep(min(spec.delay + (spec.slow_factor - 1) * seconds, waited_for + LATE_SECONDS))
     if spec.gone_at is not None and job.stage >= spec.gone_at:
         (site.private / GONE).touch()
         raise LostError("gone")
