@@ -31,13 +31,13 @@ from client.canary import canary
 from client.institution import Institution
 from client.overlays import draw_overlays
 from client.own_entries import KnownEntries
-from client.private_learning import (
-    align_privately,
+from client.private_learning import align_privately
+from client.private_metrics import evaluate_privately
+from client.private_routing import (
     calibrate_privately,
     describe_privately_alone,
     describe_privately_with_others,
 )
-from client.private_metrics import evaluate_privately
 from client.refusals import (
     AdapterNotSharedError,
     CohortTooSmallError,

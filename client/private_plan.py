@@ -14,6 +14,7 @@ from casam_core.policy import LearnedPolicy, Policy
 from casam_core.privacy.accounting import Mechanism, affordable, calibrate
 from casam_core.privacy.dp_training import round_mechanism
 from casam_core.privacy.private_router import router_mechanism
+from casam_core.privacy.private_vae import scores_mechanism, vae_mechanism
 from casam_core.scenario import PrivacySpec, Scenario
 from client.refusals import BudgetSpentError
 
@@ -37,7 +38,7 @@ def learning_noise(scenario: Scenario, policy: Policy) -> float:
         return _learning_noise(
             spec.model_dump_json(),
             scenario.training.rounds if leaves_noisy(policy.adapter) else 0,
-            leaves_noisy(policy.router),
+            noisy_router(scenario, policy),
             policy.budget.epsilon,
             policy.budget.delta,
         )
@@ -53,15 +54,27 @@ def named_refusal() -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def _learning_noise(spec_json: str, rounds: int, router: bool, epsilon: float, delta: float) -> float:
+def _learning_noise(spec_json: str, rounds: int, router: str | None, epsilon: float, delta: float) -> float:
     spec = PrivacySpec.model_validate_json(spec_json)
     return calibrate(lambda scale: one_task(spec, rounds, router, scale), epsilon, delta)
 
 
-def one_task(spec: PrivacySpec, rounds: int, router: bool, noise: float) -> list[Mechanism]:
-    """Everything that learning one task releases."""
-    description = [router_mechanism(spec.router_ratio * noise)] if router else []
-    return [round_mechanism(spec, noise)] * rounds + description
+def one_task(spec: PrivacySpec, rounds: int, router: str | None, noise: float) -> list[Mechanism]:
+    """Everything that learning one task releases. router: its kind, None where it leaves without noise."""
+    return [round_mechanism(spec, noise)] * rounds + description(spec, router, noise)
+
+
+def description(spec: PrivacySpec, router: str | None, noise: float) -> list[Mechanism]:
+    """Everything that describing one task releases (client/private_routing.py)."""
+    once = router_mechanism(spec.router_ratio * noise)
+    if router == "vae":
+        return [vae_mechanism(spec, noise), scores_mechanism(spec.router_ratio * noise)]
+    return [] if router is None else [once]
+
+
+def noisy_router(scenario: Scenario, policy: Policy) -> str | None:
+    """The kind of router that leaves with noise; None where it does not."""
+    return scenario.router.kind if leaves_noisy(policy.router) else None
 
 
 def evaluations(scenario: Scenario, policy: Policy) -> int:
@@ -95,7 +108,7 @@ def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechan
         return 0
     assert budget.epsilon is not None
     assert budget.delta is not None
-    router = one_task(scenario.privacy, 0, leaves_noisy(policy.router), noise)
+    router = one_task(scenario.privacy, 0, noisy_router(scenario, policy), noise)
     return affordable(
         [*spent, *router],
         [round_mechanism(scenario.privacy, noise)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from casam_core.backbones import Backbone
 from casam_core.embeddings import EmbeddingStore
@@ -17,11 +18,16 @@ SEED, IMAGES = 0, 8
 
 
 def public_frame_of(backbone: Backbone, features: str, store: EmbeddingStore) -> PublicFrame:
-    """The frame for one backbone and kind of feature; phantoms are encoded once per store."""
+    """The frame for one backbone and kind of feature."""
+    return public_frame(public_features_of(backbone, features, store))
+
+
+def public_features_of(backbone: Backbone, features: str, store: EmbeddingStore) -> list[NDArray[np.float64]]:
+    """f_NF of every modality of phantoms, which are encoded once per store."""
     tasks = []
     for modality in sorted(PHANTOMS):
         spec = DataSpec(reader="phantom", phantom=modality, images=IMAGES)
         dataset = open_dataset(spec, data_root=None, seed=SEED, institution="public")
         embeddings = [store.embed(dataset.load(s).image_HW3, backbone)[1] for s in dataset.samples]
         tasks.append(np.stack([pool(z_CHW, features).double().numpy() for z_CHW in embeddings]))
-    return public_frame(tasks)
+    return tasks

@@ -274,13 +274,17 @@ class Institutions:
         answers = self.ask(
             "query.forget", payloads, ForgetReply.of, deadline=self.scenario.deadlines.evaluate
         )
-        self._entries_held = {}
+        self.send_anew()
         run = self.folder.path.name
         return {
             name: word
             for name, word in results(answers).items()
             if is_signed(word.public, purge_statement(name, run, leaver, entries), word.signature)
         }
+
+    def send_anew(self) -> None:
+        """The bank lost an entry that institutions hold: the next evaluation sends them the whole bank."""
+        self._entries_held = {}
 
     def evaluate(self, stage: int, bank: Bank, candidate: str = "") -> StageScores:
         """Everybody's test images under the bank; each gets only the entries it lacks of this bank.

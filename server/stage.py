@@ -86,6 +86,7 @@ def run_stage(
                 )
     scores = institutions.evaluate(number, bank, candidate)
     if put_out(folder, bank, candidate, number, scores):
+        institutions.send_anew()
         # What was measured under an entry that is held back does not count; what was said about it does.
         scores = replace(institutions.evaluate(number, bank), canary=scores.canary)
     clock.lap("evaluate")

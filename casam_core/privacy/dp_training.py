@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from casam_core.alignment.base import AlignmentLayer
 from casam_core.backbones import Backbone
@@ -88,8 +88,40 @@ def train_privately(
     """
     layer.to(backbone.compute.device).train()
     wrapped = PerSampleLayer(layer, loss_reduction="sum")
+    take_private_steps(
+        layer,
+        units,
+        privacy,
+        lambda pack: gradients(wrapped, backbone, load_example, pack, spec, rng),
+        noise_multiplier=noise_multiplier,
+        learning_rate=learning_rate,
+        noise=noise,
+        progress=progress,
+    )
+    wrapped.to_standard_module()
+    layer.eval()
+    check_converged(layer, [], learning_rate)
+    # The losses are not returned: nobody may see them, and nothing is decided by them.
+    return TrainingResult(steps=privacy.steps, losses=())
+
+
+def take_private_steps(
+    model: nn.Module,
+    units: Sequence[Sequence[int]],
+    privacy: PrivacySpec,
+    rows_of: Callable[[Sequence[Sequence[int]]], list[Tensor]],
+    *,
+    noise_multiplier: float,
+    learning_rate: float,
+    noise: NoiseSource,
+    progress: Progress,
+) -> None:
+    """The steps of `round_mechanism` with Adam, whatever is trained.
+
+    rows_of: for some units, the unclipped gradient of each, a row per unit and parameter of `model`.
+    """
     optimiser = NoisyOptimizer(
-        torch.optim.Adam(layer.parameters(), lr=learning_rate),
+        torch.optim.Adam(model.parameters(), lr=learning_rate),
         noise_multiplier=noise_multiplier,
         max_grad_norm=privacy.clip,
         expected_batch_size=max(1.0, privacy.sampling_rate * len(units)),
@@ -100,8 +132,7 @@ def train_privately(
         optimiser.zero_grad()
         packs = list(packed(sampled)) or [[]]
         for number, pack in enumerate(packs, 1):
-            rows = gradients(wrapped, backbone, load_example, pack, spec, rng)
-            for p, row in zip(layer.parameters(), rows, strict=True):
+            for p, row in zip(model.parameters(), rows_of(pack), strict=True):
                 p.grad_sample = row  # type: ignore[attr-defined]
             optimiser.signal_skip_step(number < len(packs))
             optimiser.step()
@@ -109,11 +140,6 @@ def train_privately(
                 optimiser.zero_grad()
         progress(step, privacy.steps)
     optimiser.zero_grad()
-    wrapped.to_standard_module()
-    layer.eval()
-    check_converged(layer, [], learning_rate)
-    # The losses are not returned: nobody may see them, and nothing is decided by them.
-    return TrainingResult(steps=privacy.steps, losses=())
 
 
 def packed(units: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
@@ -159,8 +185,12 @@ def gradients(
         for p, row in zip(parameters, rows, strict=True):
             row.index_add_(0, index.to(row.device), p.grad_sample.to(row.dtype))
             p.grad_sample = None
-    finite = [row.flatten(1).isfinite().all(1) for row in rows]
-    usable = torch.stack(finite).all(0) if units else torch.zeros(0, dtype=torch.bool)
+    return without_broken(rows)
+
+
+def without_broken(rows: list[Tensor]) -> list[Tensor]:
+    """Zeros for every unit whose gradient is not finite in any parameter."""
+    usable = torch.stack([row.flatten(1).isfinite().all(1) for row in rows]).all(0)
     return [torch.where(usable.to(row.device).view(-1, *[1] * (row.dim() - 1)), row, 0.0) for row in rows]
 
 

@@ -12,6 +12,7 @@ from casam_core.audit import broken, differences, read_log
 from casam_core.bank import Bank
 from casam_core.payload import Outcome
 from casam_core.scenario import Scenario
+from client.ledger import Ledger
 from scenarios.inprocess import run_inprocess
 from server.arrivals import heads_of, read_arrivals
 from tests.conftest import tiny_table
@@ -133,3 +134,47 @@ def test_a_budget_that_no_noise_fits_is_a_refusal_and_no_failure(tmp_path: Path)
     events = (tmp_path / "run" / "events.jsonl").read_text()
     assert '"affordable": 0' in events
     assert "polyp" in Bank.open(private(tmp_path, "north") / "own-entries")
+
+
+@pytest.mark.slow
+def test_a_vae_router_is_trained_with_noise_alone_and_with_others(tmp_path: Path) -> None:
+    """North alone, west beside south who adds no noise; each pays for a layer, a network and its scores."""
+    private_router = {
+        "adapter": {"noise": "dp"},
+        "router": {"noise": "dp"},
+        "budget": {"epsilon": 8.0, "delta": 0.01},
+    }
+    table = tiny_table(
+        router={"kind": "vae", "features": "attention", "epochs": 2},
+        privacy={"steps": 3},
+        admission={"canary_share": None},  # so little training tells nothing apart
+    )
+    for site in table["institutions"]:
+        site["policy"] = private_router if site["name"] != "south" else {}
+    run_inprocess(Scenario.model_validate(table), tmp_path / "run", None)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name, task in (("north", "polyp"), ("west", "histology")):
+        facts = summary["privacy"][name]
+        assert facts["refusals"] == {}
+        assert 0 < facts["epsilon_train"] <= 8.0
+        spends = Ledger(private(tmp_path, name) / "ledger.jsonl").spends()
+        assert [(s.kind, s.task, s.steps) for s in spends] == [
+            ("align", task, 3),
+            ("router", task, 3),
+            ("scores", task, 1),
+        ]
+    bank = Bank.open(tmp_path / "run" / "bank")
+    assert all(bank[task].threshold is not None for task in bank.tasks)
+    assert bank["histology"].provenance.holders == ("south", "west")
+
+
+def test_a_router_without_a_private_way_is_refused_by_name(tmp_path: Path) -> None:
+    table = tiny_table(router={"kind": "nearest_mean"}, privacy={"steps": 2})
+    table["institutions"][0]["policy"] = {
+        "router": {"noise": "dp"},
+        "budget": {"epsilon": 8.0, "delta": 0.01},
+    }
+    run_inprocess(Scenario.model_validate(table), tmp_path / "run", None)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["privacy"]["north"]["refusals"] == {Outcome.NOISE_NOT_POSSIBLE: 1}
+    assert Bank.open(tmp_path / "run" / "bank")["polyp"].threshold is None  # used by its name alone
