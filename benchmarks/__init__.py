@@ -10,6 +10,7 @@ from benchmarks import (
     hostile,
     machine,
     memory,
+    private_routers,
     private_training,
     route,
     router_choices,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
     "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
+    "private-router": Benchmark("What epsilon costs each kind of router.", private_routers.run, True),
     "hostile": Benchmark("What hostile institutions do, and which defence stops them.", hostile.run, True),
     "attack": Benchmark("What attacks find with and without privacy, on synthetic images.", attack.run, True),
 }
