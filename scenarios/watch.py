@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from casam_core.errors import RunError
+from casam_core.toml import as_table
+
 DOES = {
     "train.align": "trains",
     "train.router": "describes",
@@ -74,11 +77,17 @@ class RunView:
     iou: dict[str, float | None] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> str | None:
-        """One more event; a line for a person where it is worth one. Unknown events are passed by."""
-        self.last = float(event["time"])
-        self.started = self.started or self.last
-        told = _TAKE.get(str(event["event"]))
-        return told(self, event) if told else None
+        """One more event; a line for a person where it is worth one. Unknown events are passed by.
+
+        Raises RunError for one that does not say what it must.
+        """
+        try:
+            self.last = float(event["time"])
+            self.started = self.started or self.last
+            told = _TAKE.get(str(event["event"]))
+            return told(self, event) if told else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"events.jsonl: an event is damaged ({type(error).__name__}: {error})") from error
 
     def seconds_left(self, now: float) -> float | None:
         """From the mean of the stages that are over; None before there is one."""
@@ -195,7 +204,8 @@ class Events:
         self._offset = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """What came since the last call; a line that is still being written waits."""
+        """What came since the last call; a line that is still being written waits. Raises RunError for one
+        that is damaged."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -204,5 +214,8 @@ class Events:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            event: dict[str, Any] = json.loads(line)
+            try:
+                event = as_table(json.loads(line))
+            except ValueError as error:
+                raise RunError(f"{self.path}: a line is damaged: {error}") from error
             yield event

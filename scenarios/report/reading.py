@@ -108,7 +108,7 @@ def read_events(path: Path) -> tuple[float, tuple[Event, ...]]:
 
     An event that does not say its stage belongs to the one that was measured next.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     events: list[Event] = []
     started, stage = 0.0, 0
     for line in lines:

@@ -1,0 +1,89 @@
+"""Folders of images: whatever happened to a file, every reader returns samples or raises DataError."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from casam_core.errors import DataError
+from casam_core.scenario import DataSpec
+from client.data.coco import CocoDataset
+from client.data.dicom import DicomDataset
+from client.data.med_datasets import MedDataset
+from client.data.nifti import open_nifti
+from client.data.open import open_dataset
+from client.data.tiff_stack import open_tiff_stack
+from tests.client import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack, test_yolo
+from tests.fuzz.damage import contents, damaged, examples
+
+
+def folder(root: Path) -> Path:
+    """Three images with labels, as the reader `folder` wants them."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for number in range(3):
+        labels_HW = np.zeros((24, 32), np.uint8)
+        labels_HW[4:12, 4:20] = 1
+        image_HW3 = np.full((24, 32, 3), 40 * number, np.uint8)
+        Image.fromarray(image_HW3).save(root / "images" / f"{number}.png")
+        Image.fromarray(labels_HW).save(root / "masks" / f"{number}.png")
+    return root
+
+
+def opened(reader: Any) -> Callable[[Path], Any]:
+    """Through the scenario's own way in."""
+    return lambda root: open_dataset(
+        DataSpec(reader=reader, path=str(root)), data_root=None, seed=0, institution="north"
+    )
+
+
+READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
+    "folder": (folder, opened("folder")),
+    "nifti": (lambda root: test_nifti.put(root, ending=".nii"), open_nifti),
+    "tiff": (test_tiff_stack.put, open_tiff_stack),
+    "dicom": (test_dicom.put, DicomDataset),
+    "med": (test_med_datasets.tiny, MedDataset),
+    "yolo": (lambda root: test_yolo.put(root, a=test_yolo.SQUARE), opened("yolo")),
+    "coco": (
+        lambda root: test_coco.put(root, [test_coco.annotation(1, [test_coco.SQUARE])]),
+        CocoDataset,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reader", READERS)
+@given(data=st.data())
+@examples(6, 250)
+def test_a_damaged_or_missing_file(reader: str, data: st.DataObject) -> None:
+    put, open_ = READERS[reader]
+    with tempfile.TemporaryDirectory() as name:
+        root = put(Path(name) / "data") or Path(name) / "data"
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        path = data.draw(st.sampled_from(files))
+        if data.draw(st.integers(0, 9)) == 0:
+            path.unlink()
+        else:
+            path.write_bytes(data.draw(damaged(path.read_bytes())))
+        before = contents(root)
+        try:
+            dataset = open_(root)
+            for sample in dataset.samples:
+                assert dataset.load(sample).labels_HW.max() >= 1
+        except DataError as error:
+            one_line(error)
+        assert contents(root) == before
+
+
+def one_line(error: DataError) -> None:
+    """A person reads one line."""
+    assert str(error)
+    assert "\n" not in str(error)
