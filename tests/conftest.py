@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from casam_core.scenario import Scenario
 
 torch.set_num_threads(1)
+
+# pytest --hypothesis-profile=long tests/fuzz (tests/fuzz/damage.py says how many that are)
+settings.register_profile("long", max_examples=1000, deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -47,11 +47,21 @@ NUMBER_NAMES = st.sampled_from(
     ["align", "router-facts", "score.polyp", "route.polyp", "statistics.polyp", "canary", "work", "y"]
 )
 NAMES = ARRAY_NAMES | NUMBER_NAMES
-KEYS = st.sampled_from(
-    ["outcome", "counts", "num-examples", "threshold", "down", "up", "scale", "mean_F", "images", "iou"]
-    + ["institution", "stage", "task", "round", "tasks", "known", "bank", "candidate", "alone", "entries"]
-    + ["sum", "step", "protocol", "names", "failed", "y"]
+SETTINGS = (
+    "outcome",
+    "institution",
+    "stage",
+    "task",
+    "round",
+    "tasks",
+    "known",
+    "bank",
+    "candidate",
+    "alone",
 )
+PARTS = ("counts", "down", "up", "scale", "mean_F", "entries", "sum", "step", "protocol", "names", "y")
+FIGURES = ("num-examples", "threshold", "images", "iou", "failed")
+KEYS = st.sampled_from([*SETTINGS, *PARTS, *FIGURES])
 SCALARS = st.integers(-(2**40), 2**40) | st.floats() | st.booleans() | st.text(max_size=12) | st.just("ok")
 ARRAYS = hnp.arrays(
     st.sampled_from([np.float32, np.float64, np.int64, np.uint8]),
