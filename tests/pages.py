@@ -1,7 +1,7 @@
 """Markdown pages as tests see them: links, anchors, and blocks of shell commands.
 
-A comment above a `sh` block says that a test really runs it: `<!-- run -->` in the fast suite, `<!-- run slow -->`
-where it takes a backbone or Flower. The marked blocks of one page share a folder and run in order.
+A comment above a `sh` block says that a test really runs it: `<!-- run -->` in the fast suite, `<!-- run
+slow -->` where it takes a backbone or Flower. The marked blocks of one page share a folder and run in order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -57,7 +58,9 @@ def read_page(path: Path) -> Page:
         for child in token.children or ()
         if child.type == "code_inline"
     ]
-    return Page(path, tuple(_links(tokens)), frozenset(_anchors(tokens)), tuple(_blocks(tokens)), tuple(codes))
+    return Page(
+        path, tuple(_links(tokens)), frozenset(_anchors(tokens)), tuple(_blocks(tokens)), tuple(codes)
+    )
 
 
 def _lines(tokens: Iterable[Token]) -> Iterator[tuple[Token, int]]:
@@ -82,7 +85,7 @@ def _links(tokens: Iterable[Token]) -> Iterator[Link]:
 def _anchors(tokens: list[Token]) -> Iterator[str]:
     """As GitHub makes them of headings: lower case, no punctuation, blanks to hyphens, repeats numbered."""
     seen: dict[str, int] = {}
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in pairwise(tokens):
         if before.type == "heading_open":
             text = "".join(child.content for child in token.children or ())
             slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
@@ -98,7 +101,9 @@ def _blocks(tokens: Iterable[Token]) -> Iterator[Block]:
             run = None if mark is None else "slow" if mark["slow"] else "fast"
             yield Block(token.content, run, (token.map or [0])[0] + 2)
         elif mark is not None:
-            raise ValueError(f"{mark.string!r} stands above nothing that can run: expected a sh block right below it")
+            raise ValueError(
+                f"{mark.string!r} stands above nothing that can run: expected a sh block right below it"
+            )
         mark = MARK.fullmatch(token.content.strip()) if token.type == "html_block" else None
 
 

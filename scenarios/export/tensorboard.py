@@ -1,0 +1,23 @@
+"""TensorBoard: an event file per run, in a folder of the run's name. Written by PyTorch's own writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from casam_core.errors import ExportError
+from casam_core.files import new_folder
+from scenarios.export.curves import Curves
+from scenarios.export.optional import export_package
+
+
+def write_tensorboard(curves: Curves, out: Path) -> None:
+    """Look at it with `tensorboard --logdir OUT`. Raises ExportError."""
+    writer_of = export_package("torch.utils.tensorboard", extra="tensorboard").SummaryWriter
+    folder = out / curves.label
+    if folder.exists():
+        raise ExportError(f"{folder} exists already; was {curves.label} exported before? Name another --out")
+    with new_folder(folder) as unfinished, writer_of(str(unfinished)) as writer:
+        for point in curves.points:
+            writer.add_scalar(point.tag, point.value, point.step, walltime=point.time)
+        facts = "\n".join(f"- {name}: {value}" for name, value in curves.facts.items())
+        writer.add_text("run", facts, 0, walltime=curves.started)
