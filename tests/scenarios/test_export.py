@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_a_run_is_written_once(casam: Casam, folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow  # MLflow makes its database table by table
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 def test_mlflow_reads_them_back(casam: Casam, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
@@ -107,6 +109,38 @@ def test_mlflow_reads_them_back(casam: Casam, folder: Path, tmp_path: Path) -> N
     assert [(metric.step, metric.value) for metric in history] == list(enumerate(IOU["iou/polyp"]))
     assert history[0].timestamp == 1_790_000_001_000
     assert "holds a run one already" in casam(*command).refusal
+
+
+SILENT = """
+import sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        print("asked for", *arguments, file=sys.stderr)
+        raise OSError("no network here")
+
+sys.addaudithook(refuse)
+from scenarios.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_mlflow_tells_nobody(folder: Path, tmp_path: Path) -> None:
+    """In an environment that MLflow does not take for a test: there it would be silent by itself."""
+    kept = ("PATH", "PYTHONPATH", "HOME", "CASAM_HOME")
+    command = [sys.executable, "-c", SILENT, "export", folder, "--to", "mlflow", "--out", tmp_path / "store"]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=Path(__file__).parents[2],
+        env={name: os.environ[name] for name in kept if name in os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "store" / "mlflow.db").exists()
+    assert "asked for" not in done.stderr
 
 
 @pytest.mark.parametrize(
