@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from casam_core.errors import ExportError
+from casam_core.optional import optional_module
 from scenarios.export.curves import Curves
-from scenarios.export.optional import export_package
 
 EXPERIMENT = "casam"
 BATCH = 1000
@@ -19,8 +19,10 @@ def write_mlflow(curves: Curves, out: Path) -> None:
     """Look at it with `mlflow ui --backend-store-uri sqlite:///OUT/mlflow.db`. Raises ExportError."""
     # MLflow reports its use to its makers unless told not to; and a database being made is no news.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    entities = export_package("mlflow.entities", extra="mlflow")
-    tracking = export_package("mlflow.tracking", extra="mlflow")
+    entities, tracking = (
+        optional_module(name, wanted="--to mlflow", extra="mlflow", error=ExportError)
+        for name in ("mlflow.entities", "mlflow.tracking")
+    )
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
