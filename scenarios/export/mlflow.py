@@ -33,7 +33,8 @@ def write_mlflow(curves: Curves, out: Path) -> None:
         number = client.create_experiment(EXPERIMENT, artifact_location=files)
     else:
         number = experiment.experiment_id
-    known = client.search_runs([number], filter_string=f"attributes.run_name = '{curves.label}'")
+    mark = '"' if "'" in curves.label else "'"
+    known = client.search_runs([number], filter_string=f"attributes.run_name = {mark}{curves.label}{mark}")
     if known:
         raise ExportError(f"{out / 'mlflow.db'} holds a run {curves.label} already; name another --out")
     run = client.create_run(

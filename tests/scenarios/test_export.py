@@ -95,6 +95,7 @@ def test_mlflow_reads_them_back(casam: Casam, folder: Path, tmp_path: Path) -> N
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
+    folder = folder.rename(folder.with_name("it's one"))
     command = ("export", folder, "--to", "mlflow", "--out", tmp_path / "store")
     ended = casam(*command)
     assert ended.status == 0, ended.err
@@ -103,12 +104,12 @@ def test_mlflow_reads_them_back(casam: Casam, folder: Path, tmp_path: Path) -> N
     experiment = client.get_experiment_by_name("casam")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_name, run.info.status) == ("one", "FINISHED")
+    assert (run.info.run_name, run.info.status) == ("it's one", "FINISHED")
     assert run.data.params["scenario"] == "by-hand"
     history = client.get_metric_history(run.info.run_id, "iou/polyp")
     assert [(metric.step, metric.value) for metric in history] == list(enumerate(IOU["iou/polyp"]))
     assert history[0].timestamp == 1_790_000_001_000
-    assert "holds a run one already" in casam(*command).refusal
+    assert "holds a run it's one already" in casam(*command).refusal
 
 
 SILENT = """
