@@ -9,7 +9,7 @@ LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes 
 	--custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-deploy bench-smoke lint lock clean
+.PHONY: help setup demo test test-fast test-deploy coverage bench-smoke lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
@@ -38,6 +38,9 @@ test-fast: setup  ## Run the tests that start neither Flower nor the real backbo
 test-deploy: setup  ## Run the compose demo in containers (root and Debian, or a running engine; else a counted skip)
 	$(BIN)/python -m pytest -m deploy tests/deploy
 
+coverage: setup  ## Which lines the fast tests run: files with gaps, and the figure (TOTAL)
+	$(BIN)/python -m pytest -m "not slow" -n 2 -q --cov --cov-report=term
+
 lint: setup  ## Style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,5 +55,5 @@ bench-smoke: setup  ## Is anything a fifth slower than stored? (ratios only, und
 	$(BIN)/casam bench --smoke --baseline benchmarks/baseline.json
 
 clean:  ## Remove .venv and caches; runs and data stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

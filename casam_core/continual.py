@@ -3,6 +3,13 @@
 R[t][j] is the score on task j after stage t, t and j counted in the order of the stream. Scores are
 fractions and higher is better. T is the last stage measured so far, so every figure is also defined in
 the middle of a stream.
+
+>>> matrix = ContinualMatrix(("polyp", "nuclei")).with_stage({"polyp": 0.75})
+>>> matrix = matrix.with_stage({"polyp": 0.5, "nuclei": 1.0})
+>>> last(matrix).value, average(matrix).value, forgetting(matrix).value, backward_transfer(matrix).value
+(0.75, 0.75, 25.0, -0.25)
+>>> last(ContinualMatrix(("polyp",)).with_stage({}))  # nobody could measure it
+Aggregate(value=None, complete=False)
 """
 
 from __future__ import annotations

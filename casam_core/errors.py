@@ -61,6 +61,12 @@ class DeploymentError(CasamError):
     code = "deployment"
 
 
+class ExportError(CasamError):
+    """A run cannot be written for the tool that was asked for."""
+
+    code = "export"
+
+
 class RunError(CasamError):
     """The run could not go on; what is on disk is intact."""
 

@@ -29,6 +29,12 @@ def decide(tasks: Sequence[str], scores: Sequence[float], thresholds: Sequence[f
 
     Ties go to the task that was learned first. A score that is no number (NaN) is out of the race.
     Without tasks or numbers every image is unknown.
+
+    >>> decide(["polyp", "nuclei"], scores=[0.4, 0.1], thresholds=[0.5, 0.2]).name
+    'nuclei'
+    >>> unknown = decide(["polyp", "nuclei"], scores=[0.4, 0.3], thresholds=[0.5, 0.2])
+    >>> unknown.name, unknown.nearest
+    ('identity', 'nuclei')
     """
     comparable = [i for i in range(len(tasks)) if not math.isnan(scores[i])]
     if not comparable:

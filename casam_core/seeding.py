@@ -14,7 +14,13 @@ import torch
 
 
 def derive_seed(run_seed: int, *scope: str | int) -> int:
-    """A 63-bit seed for `scope`, e.g. `derive_seed(0, "site-a", 2, 1, "batches")`."""
+    """A 63-bit seed for `scope`.
+
+    >>> derive_seed(0, "site-a", 2, 1, "batches") == derive_seed(0, "site-a", 2, 1, "batches")
+    True
+    >>> derive_seed(0, "site-a", 2) == derive_seed(0, "site-a", "2")  # a number is not its name
+    False
+    """
     text = "\x1f".join([str(run_seed), *(f"{type(part).__name__}:{part}" for part in scope)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

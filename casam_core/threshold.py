@@ -96,7 +96,11 @@ def histogram_threshold(counts: NDArray[np.int64], spec: RouterSpec) -> float:
 
 
 def widened(middle: float, high: float, margin: float) -> float:
-    """`high`, moved away from `middle` by `margin` times their distance; never towards it."""
+    """`high`, moved away from `middle` by `margin` times their distance; never towards it.
+
+    >>> widened(middle=1.0, high=3.0, margin=1.5)
+    6.0
+    """
     return high + margin * max(high - middle, 0.0)
 
 

@@ -37,6 +37,9 @@ def auroc(known: NDArray[np.int64], unknown: NDArray[np.int64]) -> float | None:
     """Probability that an unknown image has the higher margin than a known one; within a bin, half.
 
     None without images on either side.
+
+    >>> auroc(known=margin_histogram([-2.0, -1.0]), unknown=margin_histogram([-1.0, 3.0]))
+    0.875
     """
     pairs = float(known.sum()) * float(unknown.sum())
     if pairs == 0:

@@ -18,6 +18,7 @@ from scenarios.bench_command import bench
 from scenarios.data_commands import data_app
 from scenarios.deploy_commands import bundle_app, deploy_app, gateway, node, provision
 from scenarios.engine import Engine
+from scenarios.export_command import export
 from scenarios.init_command import init
 from scenarios.ledger_commands import ledger_app
 from scenarios.predict import predict
@@ -133,6 +134,7 @@ app.command()(watch)
 app.command()(init)
 app.command()(schema)
 app.command()(report)
+app.command()(export)
 
 
 @app.command()

@@ -81,6 +81,17 @@ def test_pins_cover_what_is_asked_for(project: dict[str, Any]) -> None:
     assert {"torch==2.14.1", "torchvision==0.29.1", "flwr==1.41.0"} <= set(pins)
 
 
+def test_the_citation_is_of_this_version(project: dict[str, Any]) -> None:
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {project['project']['version']}" in lines
+    assert f"license: {project['project']['license']}" in lines
+
+
+def test_every_package_says_that_it_is_typed(project: dict[str, Any]) -> None:
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert [name for name in packages if not (ROOT / name / "py.typed").exists()] == []
+
+
 def test_the_bundle_holds_the_code_and_the_scenarios() -> None:
     from flwr.cli.build import build_fab_from_files
 

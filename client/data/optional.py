@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from casam_core.errors import DataError
+from casam_core.optional import optional_module
 
 
 def medical_package(name: str, *, reader: str) -> Any:
     """The package `name` of the extra `medical`; DataError with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as fault:
-        raise DataError(
-            f"reader {reader!r}: expected the package {name.partition('.')[0]}, found none that can be "
-            f"imported; run: pip install 'casam[medical]'"
-        ) from fault
+    return optional_module(name, wanted=f"reader {reader!r}", extra="medical", error=DataError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +21,7 @@ from scenarios.report.page import page
 from scenarios.report.quality import verdict
 from scenarios.report.reading import Found, read_all, read_run
 from scenarios.report.record import ranges
+from tests.opened import opened_below
 from tests.report.making import scenario_of, write_run
 
 CANARY = "CANARY-8f1c-of-a-patient"
@@ -197,27 +197,11 @@ def test_nothing_private_is_read(runs: Path, tmp_path: Path, html: str, private:
     assert CANARY not in again
 
 
-_watched: list[str] | None = None
-
-
-def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _watched is not None:
-        _watched.append(str(arguments[0]))
-
-
-sys.addaudithook(_watch)
-
-
 def test_only_the_documented_files_are_opened(tmp_path: Path) -> None:
-    global _watched
     folder = write_run(tmp_path / "one")
     (folder / "institutions" / "north" / "private").mkdir(parents=True)
-    _watched = []
-    try:
+    with opened_below(tmp_path) as opened:
         page(read_all([folder]), full=True)
-        opened = {Path(name).relative_to(tmp_path).as_posix() for name in _watched if str(tmp_path) in name}
-    finally:
-        _watched = None
     names = ("summary.json", "scenario.json", "events.jsonl", "audit.jsonl")
     assert opened == {f"one/{name}" for name in names}
 

@@ -1,0 +1,60 @@
+"""MLflow: a run of the experiment `casam` in an SQLite store, mlflow.db. Nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from casam_core.errors import ExportError
+from casam_core.optional import optional_module
+from scenarios.export.curves import Curves
+
+EXPERIMENT = "casam"
+BATCH = 1000
+"""Most metrics that MLflow takes at once."""
+
+
+def write_mlflow(curves: Curves, out: Path) -> None:
+    """Look at it with `mlflow ui --backend-store-uri sqlite:///OUT/mlflow.db`. Raises ExportError."""
+    # MLflow reports its use to its makers unless told not to; and a database being made is no news.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    entities, tracking = (
+        optional_module(name, wanted="--to mlflow", extra="mlflow", error=ExportError)
+        for name in ("mlflow.entities", "mlflow.tracking")
+    )
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    client = tracking.MlflowClient(tracking_uri=f"sqlite:///{(out / 'mlflow.db').resolve()}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        files = (out / "artifacts").resolve().as_uri()
+        number = client.create_experiment(EXPERIMENT, artifact_location=files)
+    else:
+        number = experiment.experiment_id
+    mark = '"' if "'" in curves.label else "'"
+    known = client.search_runs([number], filter_string=f"attributes.run_name = {mark}{curves.label}{mark}")
+    if known:
+        raise ExportError(f"{out / 'mlflow.db'} holds a run {curves.label} already; name another --out")
+    run = client.create_run(
+        number, run_name=curves.label, start_time=milliseconds(curves.started)
+    ).info.run_id
+    try:
+        params = [entities.Param(name, value) for name, value in curves.facts.items()]
+        client.log_batch(run, params=params)
+        metrics = [
+            entities.Metric(point.tag, point.value, milliseconds(point.time), point.step)
+            for point in curves.points
+        ]
+        for start in range(0, len(metrics), BATCH):
+            client.log_batch(run, metrics=metrics[start : start + BATCH])
+        client.set_terminated(run, end_time=milliseconds(curves.ended))
+    except BaseException:
+        client.delete_run(run)
+        raise
+
+
+def milliseconds(seconds: float) -> int:
+    """MLflow's clock."""
+    return round(seconds * 1000)

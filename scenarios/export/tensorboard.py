@@ -1,0 +1,26 @@
+"""TensorBoard: an event file per run, in a folder of the run's name. Written by PyTorch's own writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from casam_core.errors import ExportError
+from casam_core.files import new_folder
+from casam_core.optional import optional_module
+from scenarios.export.curves import Curves
+
+
+def write_tensorboard(curves: Curves, out: Path) -> None:
+    """Look at it with `tensorboard --logdir OUT`. Raises ExportError."""
+    # PyTorch's own module, which imports the package tensorboard.
+    module = optional_module(
+        "torch.utils.tensorboard", wanted="--to tensorboard", extra="tensorboard", error=ExportError
+    )
+    folder = out / curves.label
+    if folder.exists():
+        raise ExportError(f"{folder} exists already; was {curves.label} exported before? Name another --out")
+    with new_folder(folder) as unfinished, module.SummaryWriter(str(unfinished)) as writer:
+        for point in curves.points:
+            writer.add_scalar(point.tag, point.value, point.step, walltime=point.time)
+        facts = "\n".join(f"- {name}: {value}" for name, value in curves.facts.items())
+        writer.add_text("run", facts, 0, walltime=curves.started)
