@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ app.add_typer(studies_app, name="studies")
 
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Of the machine, not of the program: full, read-only, or somebody else's."""
+
 
 def main() -> None:
     """Entry point: a fault of the input is one line on stderr and exit status 2, a failed run 1."""
@@ -53,6 +57,16 @@ def main() -> None:
     except CasamError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED_RUN if isinstance(error, RunError) else BAD_INPUT)
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror}; make room or choose another folder, then try again "
+            "(`casam run --resume RUN` goes on with a run that has begun)",
+            file=sys.stderr,
+        )
+        sys.exit(FAILED_RUN)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

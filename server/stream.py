@@ -6,6 +6,8 @@ server.institutions (who is there, evaluation); what is written stands in server
 
 from __future__ import annotations
 
+import contextlib
+
 from flwr.serverapp import Grid
 
 from casam_core.bank import Bank
@@ -29,7 +31,8 @@ def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
     try:
         run_stages(grid, scenario, folder)
     except Exception as error:
-        folder.event("failed", f"failed: {error}", error=type(error).__name__, reason=str(error))
+        with contextlib.suppress(OSError):  # a full disk has no room for this line either
+            folder.event("failed", f"failed: {error}", error=type(error).__name__, reason=str(error))
         raise
 
 
