@@ -59,7 +59,7 @@ def check_arrays(name: str, group: Mapping[str, NDArray[Any]], rule: Arrays) -> 
             raise AnswerError(f"{name}/{key}: expected finite values")
         if form.least is not None and array.size and array.min() < form.least:
             raise AnswerError(f"{name}/{key}: expected values from {form.least}")
-        if form.total is not None and array.sum() > form.total:
+        if form.total is not None and array.sum(dtype=np.float64) > form.total:
             raise AnswerError(f"{name}/{key}: expected counts of at most {form.total} images")
 
 

@@ -32,6 +32,9 @@ MANY = 2**53
 WIDEST = 1e7
 """Above every threshold: histograms of scores end at 4 million (casam_core.threshold)."""
 
+LEAST_VARIANCE = 1e-30
+"""Of a feature."""
+
 Range = tuple[float, float, bool]
 """(lowest, highest, whole numbers only)"""
 
@@ -101,20 +104,27 @@ def align_rules(sender: Sender, job: Job) -> Rules:
         shapes = {name: replace(form, least=0.0) for name, form in layer.shapes.items()}
         arrays["importance"] = (replace(layer, shapes=shapes),)
     images = MANY if method.pools else sender.images("train")
-    return Rules(arrays, {"align": {"num-examples": (0, images, True)}})
+    return Rules(arrays, {"align": {"num-examples": (1, images, True)}})
 
 
 def router_rules(sender: Sender, job: Job) -> Rules:
     """A finished router with its threshold, or summaries of all images and of every fold."""
     spec = sender.scenario.router
-    width = len(pool(torch.zeros(sender.channels, 1, 1), spec.features))
-    finished, summary = router_forms(spec.model_dump_json(), width)
-    folds = {f"fold-{k}": (Arrays(summary),) for k in range(spec.folds)}
+    finished, summary = router_arrays(sender)
+    folds = {f"fold-{k}": (summary,) for k in range(spec.folds)}
     numbers: Numbers = {
         "num-examples": (0, sender.images("train"), True),
         "threshold": (-WIDEST, WIDEST, False),
     }
-    return Rules({"router": (Arrays(finished), Arrays(summary)), **folds}, {"router-facts": numbers})
+    return Rules({"router": (finished, summary), **folds}, {"router-facts": numbers})
+
+
+def router_arrays(sender: Sender) -> tuple[Arrays, Arrays]:
+    """(finished, summary) of the scenario's router."""
+    spec = sender.scenario.router
+    width = len(pool(torch.zeros(sender.channels, 1, 1), spec.features))
+    finished, summary = router_forms(spec.model_dump_json(), width)
+    return Arrays(finished), Arrays(summary)
 
 
 def calibrate_rules(sender: Sender, job: Job) -> Rules:
@@ -195,8 +205,14 @@ def router_forms(spec_json: str, width: int) -> tuple[dict[str, Form], dict[str,
 def forms_of(
     arrays: Iterable[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]],
 ) -> dict[str, Form]:
-    """A dimension called K counts directions, of which a router of few images has fewer."""
+    """A dimension called K counts directions, of which a router of few images has fewer. Variances are above
+    zero: with others no institution could compute a score."""
     return {
-        name: Form(array.dtype, array.shape, free=(0,) if name.rpartition("_")[2].startswith("K") else ())
+        name: Form(
+            array.dtype,
+            array.shape,
+            free=(0,) if name.rpartition("_")[2].startswith("K") else (),
+            least=LEAST_VARIANCE if name.startswith("diagonal") else None,
+        )
         for name, array in arrays
     }

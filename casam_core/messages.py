@@ -108,6 +108,9 @@ class IdentifyReply:
         policies = json.loads(str(config["policies"]))
         if policies.keys() != hosted.keys():
             raise ValueError("expected a policy for every institution and no other")
+        counts = [n for tasks in hosted.values() for held in tasks.values() for n in held.values()]
+        if not all(type(n) is int and 0 <= n < 10**9 for n in counts):
+            raise ValueError("expected counts of images")
         return IdentifyReply(
             code=str(config["code"]),
             backbone=str(config["backbone"]),

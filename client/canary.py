@@ -64,10 +64,11 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
     """Whether the policy allows one more answer in this stage; the same question again costs nothing."""
     asked = Results(institution.site.private / "canaries.jsonl")
     stage = f"stage {request.job.stage}"
-    if asked.get(stage, request.bank) is None:
+    question = f"{request.bank} {request.candidate}"
+    if asked.get(stage, question) is None:
         if len(asked.of(stage)) >= institution.site.policy.canaries:
             return False
-        asked.put(stage, request.bank, True)
+        asked.put(stage, question, True)
     return True
 
 
@@ -114,7 +115,7 @@ def noisy_canary(
         institution,
         request.job,
         "canary",
-        Payload({**request.job.config(), "bank": request.bank}),
+        Payload({**request.job.config(), "bank": request.bank, "candidate": request.candidate}),
         split="val",
         mechanisms={task: Mechanism(noise_multiplier) for task in images},
         units={task: len(units[task]) for task in images},

@@ -56,7 +56,7 @@ def evaluate_privately(
         institution,
         request.job,
         "evaluate",
-        Payload({**request.job.config(), "bank": request.bank}),
+        Payload({**request.job.config(), "bank": request.bank, "candidate": request.candidate}),
         split=split,
         mechanisms={task: Mechanism(noise_multiplier) for task in tasks},
         units={task: len(units[task]) for task in tasks},

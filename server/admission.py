@@ -6,6 +6,7 @@ guard. What passes here can still be wrong: docs/reliability.md says what gets t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from statistics import median
 
@@ -13,46 +14,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.alignment import build_layer, weights_of
-from casam_core.answer_check import AnswerError, check_content
-from casam_core.answer_rules import Sender, layer_arrays, rules_for
+from casam_core.answer_check import AnswerError, check_content, check_group
+from casam_core.answer_rules import Sender, layer_arrays, router_arrays, rules_for
 from casam_core.backbones import channels_of
 from casam_core.bank import Bank, Entry
+from casam_core.messages import RouterRequest
 from casam_core.methods import SHARED, alignment_of, method_of
-from casam_core.payload import Job, Payload
+from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
 from casam_core.scenario import Scenario
+from casam_core.secure_sum import SecureReply
 from casam_core.seeding import derive_seed
+from casam_core.wire import unpacked
 from server.directory import Member
 
 Layer = Mapping[str, NDArray[np.float32]]
 
 
 def check_answer(
-    scenario: Scenario, member: Member, kind: str, job: Job, payload: Payload, size: int
+    scenario: Scenario, member: Member, kind: str, asked: Payload, payload: Payload, size: int
 ) -> None:
-    """Raise AnswerError for a result of another form, size or range than an honest site's guard lets out."""
+    """Raise AnswerError for a result of another form, size or range than an honest site's guard lets out, or
+    that does not answer what was asked."""
     most = int(scenario.admission.megabytes * 1e6)
     if size > most:
         raise AnswerError(f"{size} bytes: expected at most {most} (admission.megabytes)")
-    # Deletions are signed, sums are masked: both have checks of their own.
-    if kind in ("query.forget", "train"):
+    for key in (EPSILON_TRAIN, EPSILON_METRICS):
+        if not is_epsilon(payload.config.get(key, 0.0)):
+            raise AnswerError(f"{key}: expected a number from 0")
+    if kind == "query.forget":  # signed, and checked by its signature
         return
+    if kind == "train":
+        return check_exchange(payload)
+    job = Job.of(asked)
     sender = Sender(
         scenario, member.holdings, member.policy, channels_of(scenario.backbone.name), backbone=None
     )
     check_content(payload, rules_for(kind, sender, job))
+    if kind == "train.router":
+        check_description(sender, RouterRequest.of(asked), payload)
+
+
+def is_epsilon(value: object) -> bool:
+    """Whether an institution can have spent that."""
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def check_exchange(payload: Payload) -> None:
+    """One exchange of a secure sum can be read; what is in it the workflow looks at."""
+    try:
+        unpacked(SecureReply.of(payload).protocol)
+    except Exception as error:  # what reading other bytes raises is open-ended
+        raise AnswerError("train: no exchange of a secure sum") from error
+
+
+def check_description(sender: Sender, asked: RouterRequest, payload: Payload) -> None:
+    """A finished router with its threshold where the task is held alone, else all summaries."""
+    spec = sender.scenario.router
+    finished, summary = router_arrays(sender)
+    check_group("router", payload.arrays.get("router", {}), (finished if asked.alone else summary,))
+    if asked.alone and "threshold" not in payload.metrics.get("router-facts", {}):
+        raise AnswerError("router-facts: expected a threshold")
+    folds = {f"fold-{k}" for k in range(spec.folds)}
+    if not asked.alone and payload.arrays.keys() & folds != folds:
+        raise AnswerError(f"router: expected summaries of {spec.folds} folds")
 
 
 def too_far(distances: Mapping[str, float], peers: Iterable[float], factor: float | None) -> dict[str, str]:
     """Who moved its layer much farther than its peers, and how far: {institution: reason}.
 
     distances: of this round, by institution. peers: of other tasks' layers of the same form, which count
-    where fewer than three holders answer, as two cannot say which of them is odd. Nobody is judged by
-    nobody.
+    where fewer than three holders answer. It takes two at least to judge a third: of two nobody can say which
+    is odd.
     """
     if factor is None:
         return {}
     known = list(distances.values()) if len(distances) > 2 else list(peers)
-    if not known:
+    if len(known) < 2:
         return {}
     usual = median(known)
     return {

@@ -6,7 +6,7 @@ Node ids are random and change when a SuperNode restarts; an institution's name 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -23,9 +23,11 @@ from casam_core.messages import (
 from casam_core.payload import Outcome
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario
-from server.exchange import BUNDLE_REFUSED, Request, Traffic, exchange, patiently
+from server.exchange import BUNDLE_REFUSED, Answer, Request, Traffic, exchange, patiently
 
 POLL_SECONDS = 0.5
+STRANGERS_SECONDS = 10.0
+"""How long nodes are waited for that are not needed: one may claim an institution twice, or hang."""
 BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "unreadable")
 SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
@@ -72,7 +74,20 @@ def identify(
         new = [node for node in patiently(grid.get_node_ids) if node not in replies and node not in broken]
         requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
         left = max(1.0, end - time.monotonic())
-        answers = exchange(grid, requests, of=IdentifyReply.of, deadline=left, traffic=traffic)
+
+        complete: list[float] = []
+
+        def everybody(answers: Mapping[str, Answer[IdentifyReply]], complete: list[float] = complete) -> bool:
+            """Whether everybody who is waited for has answered, and others had a little time to."""
+            found = [*replies.values(), *(a.reply for a in answers.values() if a.reply is not None)]
+            names = {name for reply in found for name in reply.institutions}
+            if names.issuperset(name for name in wanted if name not in away):
+                complete.append(time.monotonic())
+            return bool(complete) and time.monotonic() - complete[0] > STRANGERS_SECONDS
+
+        answers = exchange(
+            grid, requests, of=IdentifyReply.of, deadline=left, traffic=traffic, enough=everybody
+        )
         for node, answer in zip(new, answers.values(), strict=True):
             if answer.outcome == Outcome.OTHER_CODE:
                 theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"

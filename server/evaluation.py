@@ -76,7 +76,7 @@ def weighted(results: list[TaskResult], name: str) -> float | None:
     values = [getattr(result, name) for result in results]
     known = [(w, v) for w, v in zip(weights, values, strict=True) if w is not None and v is not None]
     # A mean over some of the holders would be another figure; an empty HD95 counts by itself.
-    if not known or (name != "hd95" and len(known) < len(values)):
+    if not sum(w for w, _ in known) or (name != "hd95" and len(known) < len(values)):
         return None
     return float(sum(w * v for w, v in known) / sum(w for w, _ in known))
 

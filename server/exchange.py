@@ -41,6 +41,9 @@ BUNDLE_REFUSED = "bundle-refused"
 LONGEST_REASON = 200
 """Names in it come from whoever sent them."""
 
+LONGEST_INCIDENT = 64
+"""Honest incident numbers are shorter."""
+
 GRACE = 60.0
 """How much longer than its deadline a message lives in Flower, which would else drop what is just in time."""
 
@@ -107,12 +110,14 @@ def exchange(
     traffic: Traffic,
     heard: Callable[[Answer[T]], None] = lambda answer: None,
     check: Check = lambda to, payload, size: None,
+    enough: Callable[[Mapping[str, Answer[T]]], bool] = lambda answers: False,
 ) -> dict[str, Answer[T]]:
     """Send every request and wait at most `deadline` seconds for the answers, which `of` reads.
 
     Returns one Answer per request by institution, in the order of the requests, so that whatever is
     summed over them is summed in one order. `heard` is told of each answer as it comes; `check` is shown
     every result with its bytes before it is read, and rejects it by an AnswerError.
+    `enough` ends the waiting early; it is shown what has come.
     """
     messages, order = [], []
     for request in requests:
@@ -131,7 +136,7 @@ def exchange(
             answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of, check)
             answers[answer.to] = answer
             heard(answer)
-        if waiting and time.monotonic() > end:
+        if waiting and (time.monotonic() > end or enough(answers)):
             break
         if waiting:
             time.sleep(pause)
@@ -169,10 +174,12 @@ def read(
     traffic.add(traffic.up, to, size)
     try:
         payload = from_records(message.content)
+        if not all(type(value) in (str, int, float, bool) for value in payload.config.values()):
+            return Answer(to, "unreadable")
         arrived = Answer[T](
             to,
             Outcome.FAILED,
-            incident=str(payload.config.get("incident", "")),
+            incident=str(payload.config.get("incident", ""))[:LONGEST_INCIDENT],
             payload=payload,
             bytes=size,
             request=message.metadata.reply_to_message_id,

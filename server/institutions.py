@@ -180,7 +180,7 @@ class Institutions:
             self._heard(kind, Job.of(payloads[answer.to]), answer)
 
         def check(name: str, payload: Payload, size: int) -> None:
-            check_answer(self.scenario, self.known[name], kind, Job.of(payloads[name]), payload, size)
+            check_answer(self.scenario, self.known[name], kind, payloads[name], payload, size)
 
         nobody = {name: Answer[T](name, UNREACHABLE) for name in payloads if name not in members}
         return nobody | exchange(
@@ -286,15 +286,20 @@ class Institutions:
         """The bank lost an entry that institutions hold: the next evaluation sends them the whole bank."""
         self._entries_held = {}
 
-    def evaluate(self, stage: int, bank: Bank, candidate: str = "") -> StageScores:
+    def evaluate(
+        self, stage: int, bank: Bank, candidate: str = "", *, spare_noisy: bool = False
+    ) -> StageScores:
         """Everybody's test images under the bank; each gets only the entries it lacks of this bank.
 
         candidate: the task of a new entry; holders of older tasks say whether it claims their images.
-        An institution whose copy turns out not to be ours is sent the whole bank, once more.
+        spare_noisy: leave out who would pay for its scores. An institution whose copy turns out not to be ours
+        is sent the whole bank, once more.
         """
         if bank is not self._bank:
             self._bank, self._entries_held = bank, {}
         names = self.present(stage)
+        if spare_noisy:
+            names = [name for name in names if self.known[name].policy.metrics != "noisy"]
         answers = self._evaluate(names, stage, bank, candidate)
         lost = [name for name in names if answers[name].outcome == Outcome.BANK_MISMATCH]
         if lost:

@@ -200,10 +200,8 @@ def learn_router(
     if described.refused:
         return {}, None
     if not replies:
-        raise RunError(f"stage {stage}: no holder of task {task!r} could describe its images")
+        return undescribed(institutions, stage, task, "describe its images")
     if alone:
-        if replies[0].threshold is None:
-            raise RunError(f"stage {stage}: the holder of task {task!r} sent no threshold")
         return replies[0].router, replies[0].threshold
     router = build_router(scenario.router)
     folds = [
@@ -218,7 +216,21 @@ def learn_router(
         deadline=deadline,
     ).replies
     if not scored:
-        raise RunError(f"stage {stage}: no holder of task {task!r} could score its held-out images")
+        return undescribed(institutions, stage, task, "score its held-out images")
     counts = np.sum([reply.histogram for reply in scored], axis=0)
     state = router.finish(router.merge([reply.router for reply in replies]))
     return state, histogram_threshold(counts, scenario.router)
+
+
+def undescribed(institutions: Institutions, stage: int, task: str, what: str) -> tuple[Arrays, None]:
+    """A task that no holder could describe is used by its name alone. Raises RunError where the scenario says
+    stop (participation.missing)."""
+    if institutions.scenario.participation.missing == "stop":
+        raise RunError(f"stage {stage}: no holder of task {task!r} could {what}")
+    institutions.folder.event(
+        "skipped",
+        f"stage {stage} {task}: no holder could {what}; the entry is used by its name alone",
+        stage=stage,
+        task=task,
+    )
+    return {}, None

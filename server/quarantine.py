@@ -7,6 +7,7 @@ quarantine/entries/<sha256>.entry   the entry, as it would stand in the bank
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from casam_core.errors import BankError
 from casam_core.files import write_atomic
 from server.admission import fault_of
 from server.evaluation import StageScores
+from server.institutions import Institutions
 from server.run_folder import RunFolder, append_event
 
 
@@ -52,16 +54,30 @@ class Quarantine:
         """Keep an entry here; a stage that is done anew replaces what it held back. Returns its digest."""
         data = entry.to_bytes()
         digest = digest_of(data)
+        self.drop((entry.task,))
         (self.folder / "entries").mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / "entries" / f"{digest}.entry", data)
-        others = [item for item in self.held_back() if item.task != entry.task]
-        self._write([*others, HeldBack(entry.task, stage, digest, reasons)])
+        self._write([*self.held_back(), HeldBack(entry.task, stage, digest, reasons)])
         return digest
+
+    def drop(self, tasks: Collection[str]) -> list[str]:
+        """Delete what is held back of these tasks; the digests of the entries that are gone."""
+        items = self.held_back()
+        gone = [item for item in items if item.task in tasks]
+        if gone:
+            self._write([item for item in items if item.task not in tasks])
+        for item in gone:
+            (self.folder / "entries" / f"{item.entry}.entry").unlink(missing_ok=True)
+        return [item.entry for item in gone]
+
+    def entry(self, item: HeldBack) -> Entry:
+        """The entry itself. Raises BankError."""
+        return Entry.from_bytes((self.folder / "entries" / f"{item.entry}.entry").read_bytes())
 
     def admit(self, task: str, bank: Bank) -> HeldBack:
         """Add the task's entry to `bank` after all. Raises BankError when none is held back."""
         items = self.held_back()
-        found = [item for item in items if item.task == task]
+        found = [item for item in items if item.task == task and not item.admitted]
         if not found:
             held = ", ".join(item.task for item in items) or "nothing"
             raise BankError(f"{self.folder} holds no entry of task {task!r}; held back: {held}")
@@ -89,15 +105,24 @@ def let_in(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
         hold_back(folder, entry, stage, fault)
         return False
     digest = bank.add(entry)
+    Quarantine(folder.path).drop((entry.task,))  # a stage that is done anew may end otherwise
     folder.event("entry", stage=stage, task=entry.task, entry=digest, threshold=entry.threshold)
     return True
 
 
-def put_out(folder: RunFolder, bank: Bank, task: str, stage: int, scores: StageScores) -> bool:
-    """Hold back the stage's entry if any canary fails; note what was said. task: "" where none is new."""
+def put_out(institutions: Institutions, bank: Bank, task: str, stage: int, scores: StageScores) -> bool:
+    """Hold back the stage's entry if any canary fails; note what was said. task: "" where none is new.
+
+    Only who holds an older task can know.
+    """
     if not task:
         return False
-    said = scores.canary
+    older, folder = set(bank.tasks) - {task}, institutions.folder
+    said = {
+        name: fails
+        for name, fails in scores.canary.items()
+        if older.intersection(institutions.known[name].holdings)
+    }
     failed = [name for name, fails in said.items() if fails]
     folder.event(
         "canary",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from casam_core.bank import Bank
 from casam_core.errors import RunError
@@ -23,8 +25,10 @@ def admitted(
     gathered: Gathered[AlignReply],
     start: Layer | None,
 ) -> Gathered[AlignReply]:
-    """Those answers whose layers did not go much farther than others from `start`; the rest is rejected."""
+    """Those answers whose layers have the form of `start` (without one, that of most) and did not go much
+    farther from it than others; the rest is rejected."""
     scenario = institutions.scenario
+    gathered = of_one_form(institutions, stage, gathered, start)
     if start is None:
         return gathered
     moved = {name: distance(reply.layer, start) for name, reply in gathered.openly.items()}
@@ -42,6 +46,26 @@ def admitted(
         members=gathered.members if summed is not None else (),
         refused=gathered.refused or bool(odd and not openly and summed is None),
     )
+
+
+def of_one_form(
+    institutions: Institutions, stage: int, gathered: Gathered[AlignReply], start: Layer | None
+) -> Gathered[AlignReply]:
+    """Those layers that can be merged: with the names and shapes of `start`, or of most."""
+
+    def form(layer: Layer) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return tuple(sorted((name, array.shape) for name, array in layer.items()))
+
+    forms = {name: form(reply.layer) for name, reply in gathered.openly.items()}
+    if not forms:
+        return gathered
+    usual = form(start) if start is not None else Counter(forms.values()).most_common(1)[0][0]
+    odd = [name for name in forms if forms[name] != usual]
+    for name in odd:
+        institutions.reject(name, "train.align", stage, "the layer's arrays are not those of the others")
+    openly = {name: reply for name, reply in gathered.openly.items() if name not in odd}
+    refused = gathered.refused or bool(odd and not openly and gathered.summed is None)
+    return replace(gathered, openly=openly, refused=refused)
 
 
 def too_few(institutions: Institutions, stage: int, task: str, names: Sequence[str]) -> bool:

@@ -75,7 +75,7 @@ def run_stage(
             clock.lap("router")
             entry = entry_of(institutions, number, task, layer, router, threshold)
             if let_in(folder, bank, entry, number):
-                candidate = task
+                candidate = task if method.routes else ""
             if not layer.improved:
                 folder.event(
                     "floor",
@@ -85,10 +85,12 @@ def run_stage(
                     task=task,
                 )
     scores = institutions.evaluate(number, bank, candidate)
-    if put_out(folder, bank, candidate, number, scores):
+    if put_out(institutions, bank, candidate, number, scores):
         institutions.send_anew()
         # What was measured under an entry that is held back does not count; what was said about it does.
-        scores = replace(institutions.evaluate(number, bank), canary=scores.canary)
+        # Noisy scores are not asked for twice: their budget is for one measurement a stage.
+        again = institutions.evaluate(number, bank, spare_noisy=True)
+        scores = replace(again, canary=scores.canary, decodes=scores.decodes + again.decodes)
     clock.lap("evaluate")
     holders = learned.holders if learned else ()
     parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0

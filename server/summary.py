@@ -87,7 +87,7 @@ def summarise(
             "zero_shot": {task: zero_shot.figure("iou", task) for task in unseen},
             "iou": [{task: stage.scores.figure("iou", task) for task in unseen} for stage in stages],
             "unknown_rate": [
-                {task: unknown_rate(stage.scores.routes[task]) for task in unseen} for stage in stages
+                {task: unknown_rate(stage.scores.routes.get(task, {})) for task in unseen} for stage in stages
             ],
         },
         "statistics": {

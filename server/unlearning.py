@@ -21,6 +21,7 @@ from casam_core.methods import method_of
 from casam_core.signing import is_signed, public_hex, signature_of, signing_key
 from server.institutions import Institutions
 from server.learning import learn_entry
+from server.quarantine import Quarantine
 from server.run_folder import RunFolder
 
 
@@ -125,7 +126,11 @@ def unlearn_one(
         if item.task in bank.tasks:
             bank.remove(item.task)
         deleted[item.task] = item.digest
-    gone = sorted([*deleted.values(), *(old for old, _ in retrained.values())])
+    quarantine = Quarantine(institutions.folder.path)
+    held_back = [
+        item.task for item in quarantine.held_back() if leaver in quarantine.entry(item).provenance.holders
+    ]
+    gone = sorted([*quarantine.drop(held_back), *deleted.values(), *(old for old, _ in retrained.values())])
     purged = institutions.forget(stage, leaver, gone) if gone else {}
     found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged)
     institutions.folder.event(

@@ -7,8 +7,8 @@ from casam_core.methods.base import Cohort, Method, by_shared_entry
 
 def one_for_all(cohort: Cohort) -> dict[str, tuple[str, ...]]:
     """The first institution trains on everybody's images of the tasks seen so far."""
-    first = next(name for name, tasks in cohort.held.items() if cohort.task in tasks)
-    return {first: (*cohort.seen, cohort.task)}
+    first = next((name for name, tasks in cohort.held.items() if cohort.task in tasks), None)
+    return {} if first is None else {first: (*cohort.seen, cohort.task)}
 
 
 METHOD = Method(

@@ -80,7 +80,9 @@ def gaussian_score(difference_F: Tensor, diagonal_F: Tensor, directions_KF: Tens
     log_determinant = diagonal_F.log().sum()
     if len(directions_KF):
         capacity_KK = torch.eye(len(directions_KF)).double() + (directions_KF / diagonal_F) @ directions_KF.T
-        lower_KK = torch.linalg.cholesky(capacity_KK)
+        lower_KK, failed = torch.linalg.cholesky_ex(capacity_KK)
+        if failed:  # a state that no images make: its score is no number, and out of every race
+            return float("nan")
         projected_K1 = torch.linalg.solve_triangular(
             lower_KK, (directions_KF @ scaled_F)[:, None], upper=False
         )

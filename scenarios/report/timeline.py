@@ -37,14 +37,26 @@ def timeline(run: Run) -> dict[str, list[Deed]]:
     for event in run.events:
         if event.stage <= run.stages:
             by_stage[event.stage].append(event)
+    missing: list[set[str]] = []
+    for events in by_stage:
+        now = set(missing[-1]) if missing else set()
+        for event in events:
+            if event.name == "absent":
+                now.add(str(event.facts.get("institution")))
+            elif event.name == "back":
+                now.discard(str(event.facts.get("institution")))
+        missing.append(now)
     return {
-        name: [deed(run, name, stage, events) for stage, events in enumerate(by_stage)]
+        name: [
+            deed(run, name, stage, events, missing=name in missing[stage])
+            for stage, events in enumerate(by_stage)
+        ]
         for name in run.institutions
     }
 
 
-def deed(run: Run, institution: str, stage: int, events: Sequence[Event]) -> Deed:
-    """One cell: training counts most, then a failure, a refusal to train, waiting."""
+def deed(run: Run, institution: str, stage: int, events: Sequence[Event], *, missing: bool) -> Deed:
+    """One cell: training counts most, then a failure, a refusal to train, being away, waiting."""
     trained = any(e.name == "align" and institution in e.facts.get("holders", ()) for e in events)
     mine = [e for e in events if e.facts.get("institution") == institution]
     refused = [e for e in mine if e.name == "refusal"]
@@ -56,6 +68,8 @@ def deed(run: Run, institution: str, stage: int, events: Sequence[Event]) -> Dee
         return Deed("failed", notes)
     if any(e.facts.get("kind") != "evaluate.stage" for e in refused):
         return Deed("refused", notes)
+    if missing:
+        return Deed("away", (*notes, "was not there"))
     if not run.present(institution, stage):
         policy = run.summary.privacy[institution].policy if institution in run.summary.privacy else None
         early = policy is not None and stage < policy.joins_at

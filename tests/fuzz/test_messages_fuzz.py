@@ -78,6 +78,7 @@ PAYLOADS = st.builds(
     ),
 )
 JOB = Job("north", 1, "polyp")
+ASKED = Payload({**JOB.config(), "alone": True})
 READERS: dict[str, Any] = {
     "train.align": AlignReply.of,
     "train.router": RouterReply.of,
@@ -128,7 +129,7 @@ def test_the_server_reads_or_sets_aside(kind: str, content: RecordDict) -> None:
     scenario = Scenario.model_validate(tiny_table())
 
     def looked_at(to: str, payload: Payload, size: int) -> None:
-        check_answer(scenario, member, kind, JOB, payload, size)
+        check_answer(scenario, member, kind, ASKED, payload, size)
 
     answer = read("north", arrived(content, kind), Traffic(), READERS[kind], looked_at)
     assert answer.ok == (answer.reply is not None)
@@ -193,4 +194,4 @@ def test_the_list_can_say_no(north: Institution) -> None:
     member = Member(1, north.holdings(), Policy())
     odd = Payload({"outcome": "ok"}, {"layer": {"x": np.zeros(3, np.float32)}})
     with pytest.raises(AnswerError):
-        check_answer(north.scenario, member, "train.align", JOB, odd, 100)
+        check_answer(north.scenario, member, "train.align", ASKED, odd, 100)

@@ -89,8 +89,9 @@ def test_the_run_stops_where_it_must_not_go_on_without(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_straggler_is_left_out_of_the_round(tmp_path: Path) -> None:
-    summary = run(tmp_path / "run", {"west": {"delay": 3.0}}, deadlines={"train": 2.0, "evaluate": 60.0})
+    summary = run(tmp_path / "run", {"west": {"delay": 9.0}}, deadlines={"train": 8.0, "evaluate": 60.0})
     assert summary["holders"]["histology"] == ["south"]
     late = [event for event in events(tmp_path / "run", "no-result") if event["kind"] == "train.align"]
     assert [(event["institution"], event["outcome"]) for event in late] == [("west", "no-answer")]
@@ -102,9 +103,9 @@ def test_below_the_quorum_the_scenario_says_what_happens(tmp_path: Path, missing
     settings = {
         "stream": ["histology"],
         "participation": {"quorum": 2, "missing": missing},
-        "deadlines": {"train": 2.0, "evaluate": 60.0},
+        "deadlines": {"train": 8.0, "evaluate": 60.0},
     }
-    faults = {"west": {"delay": 3.0}}
+    faults = {"west": {"delay": 9.0}}
     if missing == "stop":
         with pytest.raises(RunError, match=r"trained by 1 of 2 holders needed \(participation.quorum\)"):
             run(tmp_path / "run", faults, **settings)

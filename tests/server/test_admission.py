@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from casam_core.answer_check import AnswerError
+from casam_core.answer_check import AnswerError, check_group
+from casam_core.answer_rules import Sender, router_arrays
 from casam_core.bank import Bank
 from casam_core.messages import AlignRequest, RouterRequest
 from casam_core.payload import Job, Payload
@@ -55,7 +56,14 @@ def answers(north: Institution) -> dict[str, Payload]:
 def checked(north: Institution, kind: str, answer: Payload) -> None:
     member = Member(1, north.holdings(), Policy())
     size = sum(len(str(value)) for value in answer.config.values())
-    check_answer(north.scenario, member, kind, JOBS[kind], answer, size)
+    check_answer(north.scenario, member, kind, asked(kind), answer, size)
+
+
+def asked(kind: str) -> Payload:
+    """The question."""
+    if kind == "train.router":
+        return RouterRequest(JOBS[kind], alone=True).to_payload()
+    return Payload(JOBS[kind].config())
 
 
 @pytest.mark.parametrize("kind", JOBS)
@@ -83,6 +91,50 @@ def test_an_answer_of_another_form_is_rejected(
     attacker = Attacker(north, kind, JOBS[kind], np.random.default_rng(0))
     with pytest.raises(AnswerError, match=why):
         checked(north, kind, ATTACKS[attack](attacker, answers[kind]))
+
+
+def test_settings_of_another_kind_are_rejected(north: Institution, answers: dict[str, Payload]) -> None:
+    for value in ("x", float("nan"), -1.0):
+        odd = replace(answers["train.align"], config={"epsilon-train": value})
+        with pytest.raises(AnswerError, match="epsilon-train: expected a number from 0"):
+            checked(north, "train.align", odd)
+
+
+def test_a_router_must_answer_what_was_asked(north: Institution, answers: dict[str, Payload]) -> None:
+    """A summary where the finished router is wanted would break every later score; so would no threshold."""
+    summary = north.describe_with_others(JOBS["train.router"]).to_payload()
+    with pytest.raises(AnswerError):
+        checked(north, "train.router", summary)
+    bare = replace(answers["train.router"], metrics={"router-facts": {"num-examples": 3}})
+    with pytest.raises(AnswerError, match="expected a threshold"):
+        checked(north, "train.router", bare)
+    member = Member(1, north.holdings(), Policy())
+    together = RouterRequest(JOBS["train.router"], alone=False).to_payload()
+    check_answer(north.scenario, member, "train.router", together, summary, 100)
+    for wrong in (answers["train.router"], replace(summary, arrays={"router": summary.arrays["router"]})):
+        with pytest.raises(AnswerError):
+            check_answer(north.scenario, member, "train.router", together, wrong, 100)
+
+
+def test_a_variance_that_is_none_is_rejected(north: Institution, answers: dict[str, Payload]) -> None:
+    router = dict(answers["train.router"].arrays["router"])
+    router["diagonal_F"] = -router["diagonal_F"]
+    member = Member(1, north.holdings(), Policy())
+    odd = replace(answers["train.router"], arrays={"router": router})
+    with pytest.raises(AnswerError):
+        check_answer(north.scenario, member, "train.router", asked("train.router"), odd, 100)
+    finished, _ = router_arrays(Sender(north.scenario, north.holdings(), Policy(), 32, None))
+    with pytest.raises(AnswerError, match="diagonal_F: expected values from"):
+        check_group("router", router, (finished,))
+
+
+def test_counts_cannot_wrap_round(north: Institution) -> None:
+    counts = np.zeros(4096, np.int64)
+    counts[:2] = 2**62
+    odd = Payload({"outcome": "ok"}, {"histogram": {"counts": counts}})
+    member = Member(1, north.holdings(), Policy())
+    with pytest.raises(AnswerError, match="counts of at most"):
+        check_answer(north.scenario, member, "train.calibrate", asked("train.align"), odd, 100)
 
 
 @pytest.mark.parametrize("attack", ["scaled", "sign-flipped", "random", "boosted"])
@@ -115,7 +167,9 @@ def test_three_holders_judge_each_other_and_two_are_judged_by_other_tasks() -> N
     assert too_far(round_of_two, [], 10.0) == {}  # nobody says which of them is odd
     assert list(too_far(round_of_two, [1.0, 1.1], 10.0)) == ["west"]
     assert too_far(round_of_three, [1.0], None) == {}
-    assert too_far({"north": 5.0}, [0.0], 10.0) == {}
+    assert too_far({"north": 5.0}, [0.0, 0.0], 10.0) == {}
+    # A single other task is no measure: its layer may have hardly moved.
+    assert too_far({"north": 1.0}, [0.001], 10.0) == {}
 
 
 def test_peers_are_layers_of_the_same_form_of_other_tasks(tmp_path: Path) -> None:
