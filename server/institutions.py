@@ -292,8 +292,8 @@ class Institutions:
         """Everybody's test images under the bank; each gets only the entries it lacks of this bank.
 
         candidate: the task of a new entry; holders of older tasks say whether it claims their images.
-        spare_noisy: leave out who would pay for its scores. An institution whose copy turns out not to be ours
-        is sent the whole bank, once more.
+        spare_noisy: leave out who would pay for its scores. An institution whose copy turns out not to be
+        ours is sent the whole bank, once more.
         """
         if bank is not self._bank:
             self._bank, self._entries_held = bank, {}
