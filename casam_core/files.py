@@ -34,7 +34,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         Path(name).replace(path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # a full disk does not say for what it had no room
         raise
     _sync_folder(path.parent)

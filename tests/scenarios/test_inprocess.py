@@ -127,8 +127,8 @@ def test_events_tell_the_story_in_order(finished: Path) -> None:
     fine = ("met", "asked", "answer", "traffic")  # for `casam watch`; tests/scenarios/test_watch.py
     assert [event["event"] for event in events if event["event"] not in fine] == [
         "start", "evaluated",
-        "align", "entry", "evaluated",
-        "align", "entry", "evaluated",
+        "align", "entry", "canary", "evaluated",
+        "align", "entry", "canary", "evaluated",
         "end",
     ]  # fmt: skip
     times = [event["time"] for event in events]
