@@ -54,7 +54,7 @@ class RunFolder:
         elif (path / "scenario.json").exists():
             raise RunError(f"run folder {path} already holds a run; choose another --out")
         self.path = path
-        self._started = time.time()
+        self._started = time.monotonic()
 
     def resume(self, seconds: float) -> None:
         """Count the seconds that the run took before it was interrupted."""
@@ -86,7 +86,7 @@ class RunFolder:
     @property
     def elapsed(self) -> float:
         """Seconds since the folder was opened."""
-        return time.time() - self._started
+        return time.monotonic() - self._started
 
 
 def append_event(run: Path, event: str, **facts: Any) -> None:
