@@ -60,10 +60,12 @@ def examples(around: Surroundings, backbone: Backbone, task: str) -> list[Exampl
     if task == REAL:
         spec = DataSpec(path=REAL)
     dataset = open_dataset(spec, data_root=around.data_root, seed=SEED, institution=INSTITUTION)
+    samples = dataset.samples
+    if task == REAL:  # has more than are wanted
+        chosen = numpy_generator(SEED, "few-shot", task).permutation(len(samples))
+        samples = tuple(samples[i] for i in sorted(chosen[: TRAIN + VALIDATE]))
     store = EmbeddingStore(around.home / "embeddings")
-    chosen = numpy_generator(SEED, "few-shot", task).permutation(len(dataset.samples))
-    kept = [dataset.samples[i] for i in sorted(chosen[: TRAIN + VALIDATE])]
-    loaded = [dataset.load(sample) for sample in (kept if task == REAL else dataset.samples)]
+    loaded = [dataset.load(sample) for sample in samples]
     around.say(f"{task}: encode {len(loaded)} images")
     return [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
 

@@ -3,14 +3,11 @@
 Two places of attack. In a round of three holders of one task one is hostile: the figure is the task's IoU
 under what the round made, by the way layers are merged. In a stream one institution is hostile with a task of
 its own: the figure is the share of the *other* tasks' images that still go to their own task, without and
-with checks of entries (copies, thresholds, canaries).
+with checks of entries (copies, canaries).
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
+from benchmarks.scale import summary
 from casam_core.scenario import Scenario
 
 OFF = {"norm_factor": None, "canary_share": None}
@@ -85,9 +83,9 @@ def run(around: Surroundings) -> Figures:
     for attack in (None, *ROUND_ATTACKS):
         cells = []
         for name, changes in ROUNDS.items():
-            summary = outcome(around, scenario_of(["histology"], in_a_round(attack), changes))
-            iou = summary["matrix"]["iou"][-1][0]
-            cells.append(f"{iou:.3f}{'' if 'c' in summary['holders']['histology'] else ' (rejected)'}")
+            ended = outcome(around, scenario_of(["histology"], in_a_round(attack), changes))
+            iou = ended["matrix"]["iou"][-1][0]
+            cells.append(f"{iou:.3f}{'' if 'c' in ended['holders']['histology'] else ' (rejected)'}")
             figures[f"iou_{label(attack)}_{label(name)}"] = iou
         rounds.add_row(attack or "none", *cells)
         around.say(f"hostile, round, {attack or 'none'}: {'  '.join(cells)}")
@@ -99,12 +97,12 @@ def run(around: Surroundings) -> Figures:
         cells, end = [], "-"
         for name, changes in STREAMS.items():
             scenario = scenario_of(["polyp", "histology", "glomeruli_a"], in_a_stream(attack), changes)
-            summary = outcome(around, scenario)
-            share = routed(summary["routing"]["confusion"], scenario.stream[:2])
+            ended = outcome(around, scenario)
+            share = routed(ended["routing"]["confusion"], scenario.stream[:2])
             cells.append(f"{share:.3f}")
             figures[f"routed_{label(attack)}_{name}"] = share
             if name == "on" and attack is not None:
-                end = end_of(summary)
+                end = end_of(ended)
         streams.add_row(attack or "none", *cells, end)
         around.say(f"hostile, stream, {attack or 'none'}: {'  '.join(cells)}  {end}")
     around.show(streams)
@@ -114,10 +112,8 @@ def run(around: Surroundings) -> Figures:
 def outcome(around: Surroundings, scenario: Scenario) -> dict[str, Any]:
     """summary.json of a run in this process."""
     with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
-        with contextlib.redirect_stdout(io.StringIO()):
-            around.engines.inprocess(scenario, Path(folder) / "run")
-        content: dict[str, Any] = json.loads((Path(folder) / "run" / "summary.json").read_text())
-        return content
+        around.engines.inprocess(scenario, Path(folder) / "run")
+        return summary(Path(folder) / "run")
 
 
 def routed(confusion: Mapping[str, Mapping[str, int]], tasks: list[str]) -> float:
@@ -126,11 +122,11 @@ def routed(confusion: Mapping[str, Mapping[str, int]], tasks: list[str]) -> floa
     return sum(confusion[task].get(task, 0) for task in tasks) / images
 
 
-def end_of(summary: Mapping[str, Any]) -> str:
+def end_of(ended: Mapping[str, Any]) -> str:
     """What became of the hostile institution's entry."""
-    if summary["quarantine"]:
-        return "quarantined: " + "; ".join(summary["quarantine"][0]["reasons"])
-    if rejected := summary["privacy"]["c"]["rejections"]:
+    if ended["quarantine"]:
+        return "quarantined: " + "; ".join(ended["quarantine"][0]["reasons"])
+    if rejected := ended["privacy"]["c"]["rejections"]:
         return "rejected: " + ", ".join(rejected)
     return "accepted"
 

@@ -15,26 +15,26 @@ from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
 from benchmarks.phantom_features import phantom_features
-from benchmarks.router_quality import MANY, SPLITS, TASKS, TEST_IMAGES, TWINS, Scores, judge, mean_of
+from benchmarks.router_quality import (
+    MANY,
+    SPLITS,
+    TASKS,
+    TEST_IMAGES,
+    TWINS,
+    Scores,
+    judge,
+    mean_of,
+    score_tests,
+)
 from casam_core.privacy.accounting import Mechanism, calibrate
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import (
-    describe_privately,
-    features_like,
-    public_frame,
-    router_mechanism,
-)
-from casam_core.privacy.private_vae import (
-    describe_scores,
-    scores_like,
-    scores_mechanism,
-    train_vae_privately,
-    vae_mechanism,
-)
+from casam_core.privacy.private_router import describe_privately, features_like, public_frame
+from casam_core.privacy.private_vae import describe_scores, scores_like, train_vae_privately
 from casam_core.routers import Arrays, build_router
 from casam_core.scenario import PrivacySpec, RouterSpec
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.threshold import choose_threshold
+from client.private_plan import description
 
 IMAGES, PUBLIC_IMAGES = 64, 8
 EPSILONS, DELTA = (8.0, 3.0, 1.0), 1e-3
@@ -49,10 +49,8 @@ Features = Mapping[str, NDArray[np.float32]]
 
 
 def cost(kind: str, noise: float) -> list[Mechanism]:
-    """Everything a description releases, as client/private_plan.py has it."""
-    if kind == "vae":
-        return [vae_mechanism(PRIVACY, noise), scores_mechanism(PRIVACY.router_ratio * noise)]
-    return [router_mechanism(noise)]
+    """Everything a description releases. noise: of the VAE's training; of the Gaussian's one sum itself."""
+    return description(PRIVACY, kind, noise if kind == "vae" else noise / PRIVACY.router_ratio)
 
 
 def described(
@@ -87,16 +85,7 @@ def score(spec: RouterSpec, features: Features, public: Features, multiplier: fl
         task: described(spec, features[task][:IMAGES], public, multiplier, derive_seed(split, "router", task))
         for task in seen
     }
-    router = build_router(spec)
-    tests = {
-        task: np.array(
-            [
-                [router.score(f_F, made[name][0]) for name in seen]
-                for f_F in torch.from_numpy(features[task][-TEST_IMAGES:])
-            ]
-        )
-        for task in (*seen, *unseen)
-    }
+    tests = score_tests(build_router(spec), [made[task][0] for task in seen], features)
     return Scores(seen, unseen, {task: made[task][1] for task in seen}, tests)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
 from benchmarks.phantom_features import Features, phantom_features
-from casam_core.routers import build_router
+from casam_core.routers import Arrays, Router, build_router
 from casam_core.routing import decide
 from casam_core.scenario import RouterSpec
 from casam_core.seeding import derive_seed, numpy_generator
@@ -100,16 +100,19 @@ def score(spec: RouterSpec, features: Mapping[str, NDArray[np.float32]], images:
         seed = derive_seed(split, "router", task)
         state, held_out[task] = learn_and_score(router, torch.from_numpy(f_NF[chosen]), spec, seed)
         states.append(state)
-    tests = {
+    return Scores(seen, unseen, held_out, score_tests(router, states, features))
+
+
+def score_tests(
+    router: Router, states: Sequence[Arrays], features: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float64]]:
+    """By task, scores_NS of its test images under the states of the seen tasks."""
+    return {
         task: np.array(
-            [
-                [router.score(f_F, state) for state in states]
-                for f_F in torch.from_numpy(features[task][-TEST_IMAGES:])
-            ]
+            [[router.score(f_F, state) for state in states] for f_F in torch.from_numpy(f_NF[-TEST_IMAGES:])]
         )
-        for task in (*seen, *unseen)
+        for task, f_NF in features.items()
     }
-    return Scores(seen, unseen, held_out, tests)
 
 
 def judge(scores: Scores, rule: Rule, twins: Sequence[Sequence[str]]) -> Quality:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from casam_core.alignment import build_layer
+from casam_core.alignment import build_layer, changes_sam
 from casam_core.backbones import Backbone
 from casam_core.features import pool
 from casam_core.messages import Holding
@@ -184,7 +184,7 @@ def rules_for(kind: str, sender: Sender, job: Job) -> Rules:
 @lru_cache(maxsize=8)
 def layer_arrays(spec: AlignmentSpec, channels: int, backbone: Backbone | None) -> Arrays:
     """Names, dtypes and shapes of a layer; open where a part of SAM is trained and SAM is not at hand."""
-    if backbone is None and spec.form in ("decoder", "lora"):
+    if backbone is None and changes_sam(spec.form):
         return Arrays({}, open=True)
     layer = build_layer(spec, channels, 0, backbone)
     return Arrays(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,6 +40,11 @@ class IdentifyRequest:
     def of(payload: Payload) -> IdentifyRequest:
         config = payload.config
         return IdentifyRequest(str(config["scenario"]), str(config["run"]), str(config["code"]))
+
+
+def are_counts(numbers: Iterable[object]) -> bool:
+    """Whether these can be numbers of images, or of rounds."""
+    return all(type(n) is int and 0 <= n < 10**9 for n in numbers)
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,7 @@ class IdentifyReply:
         policies = json.loads(str(config["policies"]))
         if policies.keys() != hosted.keys():
             raise ValueError("expected a policy for every institution and no other")
-        counts = [n for tasks in hosted.values() for held in tasks.values() for n in held.values()]
-        if not all(type(n) is int and 0 <= n < 10**9 for n in counts):
+        if not are_counts(n for tasks in hosted.values() for held in tasks.values() for n in held.values()):
             raise ValueError("expected counts of images")
         return IdentifyReply(
             code=str(config["code"]),

@@ -26,6 +26,7 @@ from casam_core.messages import (
     IdentifyRequest,
     RouterRequest,
 )
+from casam_core.participation import FaultSpec
 from casam_core.payload import Job, Payload
 from casam_core.scenario import Scenario
 from casam_core.secure_sum import SecureRequest
@@ -72,7 +73,7 @@ def role_in(message: Message, context: Context) -> Role | None:
     """What a simulated institution plays; None for one that is as it should be."""
     with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
         job = job_of(message.content)
-        if job is not None:
+        if job is not None and scenario_in(context).institution(job.institution).faults != FaultSpec():
             role = Role(addressed(job, context), message.metadata.message_type, job)
             return role if role.plays else None
     return None
@@ -204,11 +205,15 @@ def everybody_else(name: str, context: Context) -> list[Institution]:
 
 def remembered(context: Context) -> tuple[Scenario, list[Site]]:
     """What identify told this node. Raises UnknownScenarioError when it has not come yet."""
+    scenario, run = scenario_in(context), str(context.state.config_records[STATE]["run"])
+    return scenario, hosted_sites(scenario, run, context.node_config, context.run_config)
+
+
+def scenario_in(context: Context) -> Scenario:
+    """The run's scenario. Raises UnknownScenarioError when identify has not told it yet."""
     if STATE not in context.state:
         raise UnknownScenarioError("no identify message was seen in this run")
-    state = context.state.config_records[STATE]
-    scenario = parsed(str(state["scenario"]))
-    return scenario, hosted_sites(scenario, str(state["run"]), context.node_config, context.run_config)
+    return parsed(str(context.state.config_records[STATE]["scenario"]))
 
 
 @lru_cache(maxsize=8)

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from casam_core.alignment import build_layer, weights_of
+from casam_core.alignment import weights_of
 from casam_core.bank import Bank, Entry
 from casam_core.errors import BankError, ScenarioError
-from casam_core.methods import alignment_of
 from casam_core.payload import Job, Payload
 from client.institution import Institution
 
@@ -35,12 +34,7 @@ class Attacker:
 
     def start(self) -> Group:
         """The layer that everybody's training began from."""
-        me = self.institution
-        spec = alignment_of(me.scenario, self.job.task)
-        layer = build_layer(
-            spec, me.backbone.geometry.channels, me.layer_seed(self.job), backbone=me.backbone
-        )
-        return weights_of(layer)
+        return weights_of(self.institution.first_layer(self.job.task))
 
     def victim(self) -> Entry | None:
         """The first entry of others in the attacker's copy of the bank."""

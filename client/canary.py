@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from casam_core.messages import EvaluateRequest
 from casam_core.payload import Payload
 from casam_core.privacy.accounting import Mechanism
-from casam_core.privacy.dp_training import units_of
 from casam_core.privacy.noise import NoiseSource
 from client.institution import Institution
 from client.own_entries import KnownEntries
 from client.private_plan import metrics_noise
-from client.private_release import release_once
+from client.private_release import release_once, units_held
 from client.refusals import BudgetSpentError, DeltaTooLargeError
 from client.results import Results
 
@@ -38,12 +37,14 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
     """
     scenario, policy = institution.scenario, institution.site.policy
     share = scenario.admission.canary_share
+    if share is None or scenario.evaluation.split == "val":
+        return None
     images = images_at_stake(institution, request.candidate, known)
-    if share is None or not images or scenario.evaluation.split == "val" or not may_say(institution, request):
+    if not images or not may_say(institution, request):
         return None
     if policy.metrics == "noisy":
         with contextlib.suppress(BudgetSpentError, DeltaTooLargeError):
-            return noisy_canary(institution, request, known, images)
+            return noisy_canary(institution, request, known, images, share)
         return None
     claimed = claimed_by(institution, request.candidate, known, images)
     return any(claimed[task] > share * images[task] and claimed[task] >= LEAST for task in images)
@@ -51,13 +52,15 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
 
 def images_at_stake(institution: Institution, candidate: str, known: KnownEntries) -> dict[str, int]:
     """Validation images by older task held here, where there are enough and a router can choose the task."""
+    if candidate not in known.tasks:
+        return {}
     held = institution.scenario.institution(institution.name).data
     counts = {
         task: institution.task(task).holding.val
         for task in known.tasks
         if task in held and task != candidate and known[task].threshold is not None
     }
-    return {task: n for task, n in counts.items() if n >= LEAST and candidate in known.tasks}
+    return {task: images for task, images in counts.items() if images >= LEAST}
 
 
 def may_say(institution: Institution, request: EvaluateRequest) -> bool:
@@ -86,22 +89,19 @@ def claimed_by(
 
 
 def noisy_canary(
-    institution: Institution, request: EvaluateRequest, known: KnownEntries, images: Mapping[str, int]
+    institution: Institution,
+    request: EvaluateRequest,
+    known: KnownEntries,
+    images: Mapping[str, int],
+    share: float,
 ) -> bool:
     """The same from counts with Gaussian noise, paid from the budget of metrics on the validation images.
 
     A unit's images change a count by as many as it has. With few images the noise hides every theft: then the
     canary passes, and says nothing.
     """
-    scenario, policy = institution.scenario, institution.site.policy
-    noise_multiplier = metrics_noise(scenario, policy)
-    units = {
-        task: units_of(
-            [s.group or s.id for s in institution.task(task).split.part("val")], policy.budget.unit
-        )
-        for task in images
-    }
-    share = scenario.admission.canary_share or 1.0
+    noise_multiplier = metrics_noise(institution.scenario, institution.site.policy)
+    units = {task: units_held(institution, task, "val") for task in images}
 
     def compute(noise: NoiseSource) -> Payload:
         failed = False

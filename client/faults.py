@@ -20,7 +20,6 @@ from client.site import Site
 GONE = "gone"
 """A file of a simulated institution that will never answer again."""
 
-
 LATE_SECONDS = 1.0
 """By how much an answer misses its deadline at least."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from casam_core.answer_check import AnswerError, check_content
 from casam_core.answer_rules import Rules, Sender, rules_for
-from casam_core.messages import IdentifyReply
+from casam_core.messages import IdentifyReply, are_counts
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Outcome, Payload, digest_of
 from casam_core.scenario import NAME
 from casam_core.secure_sum import KINDS, SecureReply
@@ -146,7 +146,7 @@ def check_identify(payload: Payload) -> None:
         counts = [n for tasks in tables for held in tasks.values() for n in vars(held).values()]
     except Exception as error:
         raise NotAllowedError("identify: the tables cannot be read") from error
-    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**9 for n in counts):
+    if not are_counts(counts):
         raise NotAllowedError("identify: expected counts of images")
     again = reply.to_payload().config
     for key in ("institutions", "policies", "forecasts"):

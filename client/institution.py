@@ -28,7 +28,7 @@ from casam_core.messages import (
     Holding,
     RouterReply,
 )
-from casam_core.methods import SHARED, alignment_of, method_of
+from casam_core.methods import alignment_of, layer_seed, method_of
 from casam_core.payload import Job
 from casam_core.routers import build_router
 from casam_core.scenario import Scenario
@@ -107,7 +107,7 @@ class Institution:
             for sample in samples
         ]
         spec = alignment_of(scenario, job.task)
-        layer = build_layer(spec, backbone.geometry.channels, self.layer_seed(job), backbone)
+        layer = self.first_layer(job.task)
         penalty = None
         if request.anchor is not None and method.penalty is not None:
             anchor = copy.deepcopy(layer)
@@ -152,10 +152,10 @@ class Institution:
             improved = beats_identity(layer, backbone.geometry.channels, validate)
         return AlignReply(weights_of(layer), len(examples), importance, improved)
 
-    def layer_seed(self, job: Job) -> int:
-        """All holders start from the same layer: its seed names the task, not the institution."""
-        first = SHARED if method_of(self.scenario.method).shared else job.task
-        return derive_seed(self.scenario.seed, "layer", first)
+    def first_layer(self, task: str) -> AlignmentLayer:
+        """What every holder of `task` starts from."""
+        spec, channels = alignment_of(self.scenario, task), self.backbone.geometry.channels
+        return build_layer(spec, channels, layer_seed(self.scenario, task), self.backbone)
 
     def validator(self, task: str, rng: np.random.Generator, layer: AlignmentLayer) -> Validate | None:
         """Measures layers like `layer` on the validation images of `task`; None where there are none."""

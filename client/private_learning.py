@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from casam_core.alignment import build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.alignment import learning_rate_of, set_weights, weights_of
 from casam_core.messages import AlignReply, AlignRequest
 from casam_core.methods import alignment_of, method_of
 from casam_core.payload import Payload
-from casam_core.privacy.dp_training import (
-    PRIVATE_FORMS,
-    round_mechanism,
-    train_privately,
-    units_of,
-)
+from casam_core.privacy.dp_training import PRIVATE_FORMS, round_mechanism, train_privately
 from casam_core.privacy.noise import NoiseSource
 from casam_core.seeding import numpy_generator
 from casam_core.training import Example
 from client.institution import Institution
 from client.private_plan import learning_noise
-from client.private_release import release_once
+from client.private_release import release_once, units_held
 from client.progress import reporter
 from client.refusals import NoiseNotPossibleError
 
@@ -37,11 +32,11 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     if spec.form not in PRIVATE_FORMS:
         raise NoiseNotPossibleError(f"form {spec.form!r}: expected one of {', '.join(PRIVATE_FORMS)}")
     data, samples = institution.encoded(job.task, "train")
-    units = units_of([s.group or s.id for s in samples], institution.site.policy.budget.unit)
+    units = units_held(institution, job.task, "train")
     noise_multiplier = learning_noise(scenario, institution.site.policy)
 
     def compute(noise: NoiseSource) -> Payload:
-        layer = build_layer(spec, backbone.geometry.channels, institution.layer_seed(job), backbone)
+        layer = institution.first_layer(job.task)
         if request.layer is not None:
             set_weights(layer, request.layer)
 

@@ -17,14 +17,13 @@ import numpy as np
 from casam_core.messages import EvaluateReply, EvaluateRequest, TaskResult
 from casam_core.payload import Payload
 from casam_core.privacy.accounting import Mechanism
-from casam_core.privacy.dp_training import units_of
 from casam_core.privacy.noise import NoiseSource
 from casam_core.routing import IDENTITY
 from client.evaluation import Measured
 from client.institution import Institution
 from client.own_entries import KnownEntries
 from client.private_plan import metrics_noise
-from client.private_release import release_once
+from client.private_release import release_once, units_held
 
 IMAGE_NORM = math.sqrt(3)
 
@@ -37,12 +36,7 @@ def evaluate_privately(
     noise_multiplier = metrics_noise(scenario, policy)
     tasks = sorted(scenario.institution(institution.name).data)
     split = scenario.evaluation.split
-    units = {
-        task: units_of(
-            [s.group or s.id for s in institution.task(task).split.part(split)], policy.budget.unit
-        )
-        for task in tasks
-    }
+    units = {task: units_held(institution, task, split) for task in tasks}
 
     def compute(noise: NoiseSource) -> Payload:
         names = [*known.tasks, IDENTITY]

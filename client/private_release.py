@@ -16,8 +16,10 @@ from casam_core.files import write_atomic
 from casam_core.messages import Forecast
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload, Scalar, digest_of
 from casam_core.privacy.accounting import Mechanism, epsilon_of
+from casam_core.privacy.dp_training import units_of
 from casam_core.privacy.noise import NoiseSource
 from casam_core.wire import deserialise, from_records, serialise, to_records
+from client.data.splits import Part
 from client.institution import Institution
 from client.ledger import Ledger, Spend, of_dataset
 from client.private_plan import affordable_rounds
@@ -54,6 +56,12 @@ def release_once(
     name = f"{kind}-{digest_of(request)}-{digest_of(payload)}.bin"
     write_atomic(folder / name, serialise(to_records(payload)))
     return payload
+
+
+def units_held(institution: Institution, task: str, part: Part) -> list[list[int]]:
+    """What the policy protects in one split of a task: indices of the images of every unit."""
+    samples = institution.task(task).split.part(part)
+    return units_of([s.group or s.id for s in samples], institution.site.policy.budget.unit)
 
 
 def releases_of(site: Site) -> Path:

@@ -17,7 +17,7 @@ from casam_core.embeddings import EmbeddingStore
 from casam_core.messages import CalibrateReply, CalibrateRequest, RouterReply, RouterRequest
 from casam_core.payload import Job, Payload
 from casam_core.privacy.accounting import Mechanism
-from casam_core.privacy.dp_training import unit_means, units_of
+from casam_core.privacy.dp_training import unit_means
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_router import (
     describe_privately,
@@ -37,7 +37,7 @@ from casam_core.seeding import derive_seed
 from casam_core.threshold import choose_threshold, held_out_scores, score_histogram
 from client.institution import Institution
 from client.private_plan import learning_noise
-from client.private_release import release_once
+from client.private_release import release_once, units_held
 from client.public_features import public_features_of
 from client.refusals import NoiseNotPossibleError
 
@@ -74,10 +74,10 @@ class PrivateTask:
 
     def __init__(self, institution: Institution, job: Job) -> None:
         self.institution, self.job = institution, job
-        self.scenario, policy = institution.scenario, institution.site.policy
+        self.scenario = institution.scenario
         self.data, self.samples = institution.encoded(job.task, "train")
-        self.units = units_of([s.group or s.id for s in self.samples], policy.budget.unit)
-        self.noise_multiplier = learning_noise(self.scenario, policy)
+        self.units = units_held(institution, job.task, "train")
+        self.noise_multiplier = learning_noise(self.scenario, institution.site.policy)
         # For drawing: what is drawn from is public by then.
         self.seed = derive_seed(self.scenario.seed, institution.name, job.stage, "drawn", job.task)
 

@@ -19,11 +19,10 @@ from casam_core.answer_rules import Sender, layer_arrays, router_arrays, rules_f
 from casam_core.backbones import channels_of
 from casam_core.bank import Bank, Entry
 from casam_core.messages import RouterRequest
-from casam_core.methods import SHARED, alignment_of, method_of
+from casam_core.methods import alignment_of, layer_seed
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
 from casam_core.scenario import Scenario
 from casam_core.secure_sum import SecureReply
-from casam_core.seeding import derive_seed
 from casam_core.wire import unpacked
 from server.directory import Member
 
@@ -79,16 +78,19 @@ def check_description(sender: Sender, asked: RouterRequest, payload: Payload) ->
         raise AnswerError(f"router: expected summaries of {spec.folds} folds")
 
 
+ENOUGH = 3
+"""So many holders of a round judge each other; of two nobody can say which is odd."""
+
+
 def too_far(distances: Mapping[str, float], peers: Iterable[float], factor: float | None) -> dict[str, str]:
     """Who moved its layer much farther than its peers, and how far: {institution: reason}.
 
     distances: of this round, by institution. peers: of other tasks' layers of the same form, which count
-    where fewer than three holders answer. It takes two at least to judge a third: of two nobody can say which
-    is odd.
+    where fewer than ENOUGH holders answer. It takes two at least to judge a third.
     """
     if factor is None:
         return {}
-    known = list(distances.values()) if len(distances) > 2 else list(peers)
+    known = list(distances.values()) if len(distances) >= ENOUGH else list(peers)
     if len(known) < 2:
         return {}
     usual = median(known)
@@ -104,8 +106,7 @@ def first_layer(scenario: Scenario, task: str) -> Layer | None:
     spec, channels = alignment_of(scenario, task), channels_of(scenario.backbone.name)
     if layer_arrays(spec, channels, None).open:
         return None
-    first = SHARED if method_of(scenario.method).shared else task
-    return weights_of(build_layer(spec, channels, derive_seed(scenario.seed, "layer", first)))
+    return weights_of(build_layer(spec, channels, layer_seed(scenario, task)))
 
 
 def distance(layer: Layer, start: Layer) -> float:
@@ -120,9 +121,11 @@ def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
     spec = alignment_of(scenario, task)
     found = []
     for entry in bank:
-        start = first_layer(scenario, entry.task) if entry.task in scenario.stream else None
         alike = (entry.provenance.form, entry.provenance.rank) == (spec.form, spec.rank)
-        if entry.task != task and alike and start is not None:
+        if entry.task == task or entry.task not in scenario.stream or not alike:
+            continue
+        start = first_layer(scenario, entry.task)
+        if start is not None:
             found.append(distance(entry.layer, start))
     return found
 

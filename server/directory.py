@@ -6,7 +6,7 @@ Node ids are random and change when a SuperNode restarts; an institution's name 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -74,19 +74,13 @@ def identify(
         new = [node for node in patiently(grid.get_node_ids) if node not in replies and node not in broken]
         requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
         left = max(1.0, end - time.monotonic())
-
-        complete: list[float] = []
-
-        def everybody(answers: Mapping[str, Answer[IdentifyReply]], complete: list[float] = complete) -> bool:
-            """Whether everybody who is waited for has answered, and others had a little time to."""
-            found = [*replies.values(), *(a.reply for a in answers.values() if a.reply is not None)]
-            names = {name for reply in found for name in reply.institutions}
-            if names.issuperset(name for name in wanted if name not in away):
-                complete.append(time.monotonic())
-            return bool(complete) and time.monotonic() - complete[0] > STRANGERS_SECONDS
-
         answers = exchange(
-            grid, requests, of=IdentifyReply.of, deadline=left, traffic=traffic, enough=everybody
+            grid,
+            requests,
+            of=IdentifyReply.of,
+            deadline=left,
+            traffic=traffic,
+            enough=everybody(replies.values(), {name for name in wanted if name not in away}),
         )
         for node, answer in zip(new, answers.values(), strict=True):
             if answer.outcome == Outcome.OTHER_CODE:
@@ -122,6 +116,27 @@ def identify(
                 f"connected: {', '.join(sorted(directory.members)) or 'nobody'}"
             )
         time.sleep(POLL_SECONDS)
+
+
+def everybody(
+    before: Iterable[IdentifyReply], needed: Set[str]
+) -> Callable[[Mapping[str, Answer[IdentifyReply]]], bool]:
+    """Asked again and again during an exchange: whether all that are needed have answered, and nodes that are
+    not had a little time to.
+
+    before: what earlier exchanges brought.
+    """
+    known = {name for reply in before for name in reply.institutions}
+    complete: float | None = None
+
+    def enough(answers: Mapping[str, Answer[IdentifyReply]]) -> bool:
+        nonlocal complete
+        now = {name for answer in answers.values() if answer.reply for name in answer.reply.institutions}
+        if complete is None and needed <= known | now:
+            complete = time.monotonic()
+        return complete is not None and time.monotonic() - complete > STRANGERS_SECONDS
+
+    return enough
 
 
 def check(reply: IdentifyReply) -> IdentifyReply:

@@ -150,7 +150,7 @@ class Institutions:
             lost = [
                 name
                 for name, answer in answers.items()
-                if answer.outcome == UNREACHABLE and name not in self.away
+                if answer.outcome == UNREACHABLE and name in self.directory.members
             ]
             if not lost:
                 break

@@ -55,8 +55,8 @@ class Quarantine:
         data = entry.to_bytes()
         digest = digest_of(data)
         self.drop((entry.task,))
-        (self.folder / "entries").mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / "entries" / f"{digest}.entry", data)
+        self._path(digest).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self._path(digest), data)
         self._write([*self.held_back(), HeldBack(entry.task, stage, digest, reasons)])
         return digest
 
@@ -67,12 +67,19 @@ class Quarantine:
         if gone:
             self._write([item for item in items if item.task not in tasks])
         for item in gone:
-            (self.folder / "entries" / f"{item.entry}.entry").unlink(missing_ok=True)
+            self._path(item.entry).unlink(missing_ok=True)
         return [item.entry for item in gone]
 
-    def entry(self, item: HeldBack) -> Entry:
-        """The entry itself. Raises BankError."""
-        return Entry.from_bytes((self.folder / "entries" / f"{item.entry}.entry").read_bytes())
+    def bytes_of(self, item: HeldBack) -> bytes:
+        """The entry's file, checked against its name. Raises BankError."""
+        path = self._path(item.entry)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BankError(f"{path} cannot be read ({error.strerror}); restore it from a copy") from error
+        if digest_of(data) != item.entry:
+            raise BankError(f"{path} was altered; restore it from a copy")
+        return data
 
     def admit(self, task: str, bank: Bank) -> HeldBack:
         """Add the task's entry to `bank` after all. Raises BankError when none is held back."""
@@ -81,17 +88,13 @@ class Quarantine:
         if not found:
             held = ", ".join(item.task for item in items) or "nothing"
             raise BankError(f"{self.folder} holds no entry of task {task!r}; held back: {held}")
-        path = self.folder / "entries" / f"{found[0].entry}.entry"
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BankError(f"{path} cannot be read ({error.strerror}); restore it from a copy") from error
-        if digest_of(data) != found[0].entry:
-            raise BankError(f"{path} was altered; restore it from a copy")
-        bank.add_bytes(data)
+        bank.add_bytes(self.bytes_of(found[0]))
         admitted = replace(found[0], admitted=True)
         self._write([admitted if item.task == task else item for item in items])
         return admitted
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / "entries" / f"{digest}.entry"
 
     def _write(self, items: list[HeldBack]) -> None:
         text = json.dumps([asdict(item) for item in items], indent=2)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 
 from casam_core.bank import Bank
 from casam_core.errors import RunError
 from casam_core.messages import AlignReply
-from server.admission import Layer, distance, peers_in, too_far
+from server.admission import ENOUGH, Layer, distance, peers_in, too_far
 from server.gathering import Gathered
 from server.institutions import Institutions
 
@@ -29,15 +28,22 @@ def admitted(
     farther from it than others; the rest is rejected."""
     scenario = institutions.scenario
     gathered = of_one_form(institutions, stage, gathered, start)
-    if start is None:
+    factor = scenario.admission.norm_factor
+    if start is None or factor is None:
         return gathered
     moved = {name: distance(reply.layer, start) for name, reply in gathered.openly.items()}
     if gathered.summed is not None:
         moved[SECURE_SUM] = distance(gathered.summed.layer, start)
-    odd = too_far(moved, peers_in(bank, scenario, task), scenario.admission.norm_factor)
+    peers = peers_in(bank, scenario, task) if len(moved) < ENOUGH else []
+    odd = too_far(moved, peers, factor)
     for name, reason in odd.items():
         for who in gathered.members if name == SECURE_SUM else (name,):
             institutions.reject(who, "train.align", stage, reason)
+    return without(gathered, odd)
+
+
+def without(gathered: Gathered[AlignReply], odd: Collection[str]) -> Gathered[AlignReply]:
+    """What remains without some answers; where nothing does, asking again would not change it."""
     openly = {name: reply for name, reply in gathered.openly.items() if name not in odd}
     summed = None if SECURE_SUM in odd else gathered.summed
     return Gathered(
@@ -63,9 +69,7 @@ def of_one_form(
     odd = [name for name in forms if forms[name] != usual]
     for name in odd:
         institutions.reject(name, "train.align", stage, "the layer's arrays are not those of the others")
-    openly = {name: reply for name, reply in gathered.openly.items() if name not in odd}
-    refused = gathered.refused or bool(odd and not openly and gathered.summed is None)
-    return replace(gathered, openly=openly, refused=refused)
+    return without(gathered, odd)
 
 
 def too_few(institutions: Institutions, stage: int, task: str, names: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from casam_core.bank import Bank, bank_digest
+from casam_core.bank import Bank, Entry, bank_digest
 from casam_core.errors import ScenarioError
 from casam_core.home import casam_home
 from casam_core.messages import ForgetReply, purge_statement
@@ -128,7 +128,9 @@ def unlearn_one(
         deleted[item.task] = item.digest
     quarantine = Quarantine(institutions.folder.path)
     held_back = [
-        item.task for item in quarantine.held_back() if leaver in quarantine.entry(item).provenance.holders
+        item.task
+        for item in quarantine.held_back()
+        if leaver in Entry.from_bytes(quarantine.bytes_of(item)).provenance.holders
     ]
     gone = sorted([*quarantine.drop(held_back), *deleted.values(), *(old for old, _ in retrained.values())])
     purged = institutions.forget(stage, leaver, gone) if gone else {}

@@ -32,10 +32,11 @@ Weights = dict[str, NDArray[np.float32]]
 @dataclass(frozen=True)
 class Form:
     """build: (spec, channels, backbone) -> layer. learning_rate: Adam's, when the scenario names none; None
-    where there is nothing to learn."""
+    where there is nothing to learn. changes_sam: the layer is a part of SAM itself."""
 
     build: Callable[[AlignmentSpec, int, Backbone | None], AlignmentLayer]
     learning_rate: float | None
+    changes_sam: bool = False
 
 
 FORMS: dict[str, Form] = {
@@ -44,8 +45,14 @@ FORMS: dict[str, Form] = {
     "low_rank": Form(lambda spec, channels, _: LowRankLayer(channels, spec.rank), learning_rate=3e-3),
     "scale_shift": Form(lambda spec, channels, _: ScaleShiftLayer(channels), learning_rate=3e-3),
     "identity": Form(lambda spec, channels, _: IdentityLayer(channels), learning_rate=None),
-    "decoder": Form(lambda spec, _, backbone: DecoderLayer(needed(spec, backbone)), learning_rate=1e-4),
-    "lora": Form(lambda spec, _, backbone: LoraLayer(needed(spec, backbone), spec.rank), learning_rate=1e-3),
+    "decoder": Form(
+        lambda spec, _, backbone: DecoderLayer(needed(spec, backbone)), learning_rate=1e-4, changes_sam=True
+    ),
+    "lora": Form(
+        lambda spec, _, backbone: LoraLayer(needed(spec, backbone), spec.rank),
+        learning_rate=1e-3,
+        changes_sam=True,
+    ),
 }
 
 
@@ -56,6 +63,11 @@ def form_of(spec: AlignmentSpec) -> Form:
             f"alignment.form: expected one of {', '.join(sorted(FORMS))}, found {spec.form!r}"
         )
     return FORMS[spec.form]
+
+
+def changes_sam(form: str) -> bool:
+    """Whether layers of this form are a part of SAM, and not between its encoder and decoder."""
+    return form in FORMS and FORMS[form].changes_sam
 
 
 def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
@@ -117,6 +129,7 @@ __all__ = [
     "Form",
     "Weights",
     "build_layer",
+    "changes_sam",
     "form_of",
     "learning_rate_of",
     "set_weights",

@@ -18,6 +18,7 @@ from casam_core.methods import (
 )
 from casam_core.methods.base import SHARED, Cohort, Importance, Method
 from casam_core.scenario import AlignmentSpec, Scenario
+from casam_core.seeding import derive_seed
 
 METHODS: dict[str, Method] = {
     "casam": casam.METHOD,
@@ -48,4 +49,10 @@ def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
     return spec if method.form is None else spec.model_copy(update={"form": method.form})
 
 
-__all__ = ["METHODS", "SHARED", "Cohort", "Importance", "Method", "alignment_of", "method_of"]
+def layer_seed(scenario: Scenario, task: str) -> int:
+    """All holders start from the same layer: its seed names the task, not the institution."""
+    first = SHARED if method_of(scenario.method).shared else task
+    return derive_seed(scenario.seed, "layer", first)
+
+
+__all__ = ["METHODS", "SHARED", "Cohort", "Importance", "Method", "alignment_of", "layer_seed", "method_of"]

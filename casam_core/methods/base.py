@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.alignment.base import AlignmentLayer
+from casam_core.alignment import AlignmentLayer, changes_sam
 from casam_core.backbones import Backbone
 from casam_core.routing import Route
 from casam_core.training import Batch
@@ -97,7 +97,7 @@ class Method:
 
     def has_floor(self, form: str) -> bool:
         """Whether a task may keep the identity: it needs an entry of its own, between encoder and decoder."""
-        return not self.shared and form not in ("decoder", "lora")
+        return not self.shared and not changes_sam(form)
 
     @property
     def routes(self) -> bool:

@@ -57,7 +57,7 @@ def test_a_units_gradient_is_that_of_its_images_alone() -> None:
     plain.load_state_dict(vae.state_dict())
     f_NF, units = features(5, 0.3, 3), [[0, 2], [1], [3, 4]]
     GradSampleModule(vae.train(), loss_reduction="sum")
-    # beta 0 and the same latent draws: a batch draws for all its images at once.
+    # The same latent draws: a batch draws for all its images at once.
     drawn = torch.randn(5, 64, generator=torch.Generator().manual_seed(9))
     rows = vae_gradients(vae, f_NF, units, ROUTER.beta, torch.Generator().manual_seed(9))
     order = [image for unit in units for image in unit]

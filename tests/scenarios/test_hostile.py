@@ -17,7 +17,7 @@ from casam_core.scenario import Scenario
 from client.attacks import ATTACKS
 from scenarios.inprocess import run_inprocess
 from tests.conftest import phantom, tiny_table
-from tests.scenarios.conftest import Casam
+from tests.scenarios.conftest import Casam, events
 
 HONEST = ("polyp", "histology")
 
@@ -37,11 +37,6 @@ def run(scenario: Scenario, folder: Path) -> dict[str, Any]:
     run_inprocess(scenario, folder, None)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == kind]
 
 
 def test_a_router_that_claims_others_images_is_held_back_until_it_is_admitted(

@@ -12,6 +12,7 @@ from casam_core.errors import RunError
 from casam_core.scenario import Scenario
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
+from tests.scenarios.conftest import events
 
 Faults = dict[str, dict[str, Any]]
 
@@ -29,11 +30,6 @@ def run(folder: Path, faults: Faults, **changes: Any) -> dict[str, Any]:
     run_inprocess(Scenario.model_validate(table), folder, None)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == kind]
 
 
 def entries(folder: Path) -> dict[str, bytes]:
