@@ -49,7 +49,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         "The same on real nuclei (--data-root), for the forms worth a row.", few_shot.run_real, True
     ),
     "few-shot-long": Benchmark("The same after 300 and 1000 steps, on one task.", few_shot.run_long, True),
-    "privacy": Benchmark("What epsilon costs each form of Alignment Layer.", private_training.run, True),
+    "privacy": Benchmark(
+        "What epsilon costs the small forms of Alignment Layer.", private_training.run, True
+    ),
+    "privacy-large": Benchmark("The same for the forms worth 14 MB.", private_training.run_large, True),
     "private-router": Benchmark("What epsilon costs each kind of router.", private_routers.run, True),
     "hostile": Benchmark("What hostile institutions do, and which defence stops them.", hostile.run, True),
     "attack": Benchmark("What attacks find with and without privacy, on synthetic images.", attack.run, True),

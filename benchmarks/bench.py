@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rich.table import Table
 
@@ -51,9 +51,9 @@ class Surroundings:
     smoke: bool = False
     data_root: Path | None = None
 
-    def lite_medsam(self) -> Backbone:
+    def lite_medsam(self, precision: Literal["float32", "auto"] = "float32") -> Backbone:
         """The packaged backbone on this machine's CPU."""
-        compute = resolve_compute(ComputeSpec(device="cpu", threads=self.threads))
+        compute = resolve_compute(ComputeSpec(device="cpu", threads=self.threads, precision=precision))
         prepare_process(compute)
         return load_backbone(BackboneSpec(name="lite_medsam"), compute)
 
