@@ -15,6 +15,7 @@ from benchmarks import (
     route,
     router_choices,
     router_quality,
+    router_sizes,
     scale,
     train,
     utilisation,
@@ -43,6 +44,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "router-choices": Benchmark(
         "Encoder depths and threshold rules against the default router.", router_choices.run, True
+    ),
+    "router-sizes": Benchmark(
+        "Fewer directions and half precision against the exact router.", router_sizes.run, True
     ),
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
     "few-shot-real": Benchmark(

@@ -28,13 +28,15 @@ from benchmarks.router_quality import (
 )
 from casam_core.privacy.accounting import Mechanism, calibrate
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import describe_privately, features_like, public_frame
-from casam_core.privacy.private_vae import describe_scores, scores_like, train_vae_privately
+from casam_core.privacy.private_router import describe_privately, public_frame
+from casam_core.privacy.private_scores import describe_scores, scores_like
+from casam_core.privacy.private_vae import train_vae_privately
 from casam_core.routers import Arrays, build_router
 from casam_core.scenario import PrivacySpec, RouterSpec
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.threshold import choose_threshold
 from client.private_plan import description
+from client.private_routing import PRIVATE_ROUTERS
 
 IMAGES, PUBLIC_IMAGES = 64, 8
 EPSILONS, DELTA = (8.0, 3.0, 1.0), 1e-3
@@ -49,7 +51,7 @@ Features = Mapping[str, NDArray[np.float32]]
 
 
 def cost(kind: str, noise: float) -> list[Mechanism]:
-    """Everything a description releases. noise: of the VAE's training; of the Gaussian's one sum itself."""
+    """Everything a description releases. noise: of the VAE's training; of each of the Gaussian's sums."""
     return description(PRIVACY, kind, noise if kind == "vae" else noise / PRIVACY.router_ratio)
 
 
@@ -59,22 +61,23 @@ def described(
     """(noisy state, stand-ins for the scores of held-out images)."""
     router, noise = build_router(spec), NoiseSource.seeded(seed, "bench")
     units = [[i] for i in range(len(f_NF))]
+    own_NF, public_NF = torch.from_numpy(f_NF), torch.from_numpy(np.concatenate([*public.values()]))
     if spec.kind == "gaussian":
         frame = public_frame([f.astype(np.float64) for f in public.values()])
         summary = describe_privately(f_NF.astype(np.float64), len(f_NF), frame, multiplier, noise)
-        state = router.finish(summary)
-        drawn_NF = features_like(summary, DRAWN, seed)
-        return state, np.array([router.score(f_F, state) for f_F in drawn_NF])
-    own_NF, public_NF = torch.from_numpy(f_NF), torch.from_numpy(np.concatenate([*public.values()]))
-    summary = train_vae_privately(
-        own_NF, units, public_NF, spec, PRIVACY, noise_multiplier=multiplier, seed=seed, noise=noise
-    )
+        less = multiplier
+    else:
+        summary = train_vae_privately(
+            own_NF, units, public_NF, spec, PRIVACY, noise_multiplier=multiplier, seed=seed, noise=noise
+        )
+        less = PRIVACY.router_ratio * multiplier
     state = router.finish(summary)
+    floor = PRIVATE_ROUTERS[spec.kind].floor(router, state)
     scores_N, public_N = (
         np.array([router.score(f_F, state) for f_F in rows]) for rows in (own_NF, public_NF)
     )
-    both = describe_scores(scores_N, units, public_N, PRIVACY.router_ratio * multiplier, noise)
-    return state, scores_like(both, DRAWN, seed)
+    both = describe_scores(scores_N, units, public_N, floor, less, noise)
+    return state, scores_like(both, floor, DRAWN, seed)
 
 
 def score(spec: RouterSpec, features: Features, public: Features, multiplier: float, split: int) -> Scores:

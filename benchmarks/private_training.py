@@ -47,7 +47,7 @@ def run(around: Surroundings) -> Figures:
 
 
 def run_large(around: Surroundings) -> Figures:
-    """The forms with 3.5 million numbers, in bfloat16 where the processor has it: some eight minutes a cell."""
+    """The forms with 3.5 million numbers, in bfloat16 where the chip has it: eight minutes a cell."""
     backbone = around.lite_medsam("auto")
     return measure(around, backbone, LARGE, PrivacySpec(), EPSILONS, min(TRAIN, around.images))
 

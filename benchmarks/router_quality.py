@@ -84,10 +84,16 @@ class Scores:
     tests: dict[str, NDArray[np.float64]]
 
 
-def score(spec: RouterSpec, features: Mapping[str, NDArray[np.float32]], images: int, split: int) -> Scores:
+def score(
+    spec: RouterSpec,
+    features: Mapping[str, NDArray[np.float32]],
+    images: int,
+    split: int,
+    stored: Callable[[Arrays], Arrays] = lambda state: state,
+) -> Scores:
     """One candidate on one split. The last TEST_IMAGES images of every task are for testing.
 
-    features: f_NF by task.
+    features: f_NF by task. stored: what becomes of a learned state before it is used.
     """
     rng = numpy_generator(split, "router-quality", images)
     order = [str(task) for task in rng.permutation(sorted(features))]
@@ -99,7 +105,7 @@ def score(spec: RouterSpec, features: Mapping[str, NDArray[np.float32]], images:
         chosen = np.sort(rng.permutation(len(f_NF) - TEST_IMAGES)[:images])
         seed = derive_seed(split, "router", task)
         state, held_out[task] = learn_and_score(router, torch.from_numpy(f_NF[chosen]), spec, seed)
-        states.append(state)
+        states.append(stored(state))
     return Scores(seen, unseen, held_out, score_tests(router, states, features))
 
 

@@ -58,12 +58,18 @@ def held_out_scores(
 
     Raises DataError when a score is no number: no threshold can be formed from it.
     """
+    scores = fold_scores(router, f_NF, states, folds)
+    if unusable := int(np.isnan(scores).sum()):
+        raise DataError(f"{unusable} of {len(scores)} held-out scores are no number; check the task's images")
+    return scores
+
+
+def fold_scores(router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: int) -> NDArray[np.float64]:
+    """The same scores whatever they are: who must not tell by an error that an image has none reads these."""
     scores = np.empty(len(f_NF))
     for state, held_out in zip(states, fold_indices(len(f_NF), folds), strict=True):
         for i in held_out:
             scores[i] = router.score(f_NF[i], state)
-    if unusable := int(np.isnan(scores).sum()):
-        raise DataError(f"{unusable} of {len(scores)} held-out scores are no number; check the task's images")
     return scores
 
 

@@ -14,7 +14,8 @@ from casam_core.policy import LearnedPolicy, Policy
 from casam_core.privacy.accounting import Mechanism, affordable, calibrate
 from casam_core.privacy.dp_training import round_mechanism
 from casam_core.privacy.private_router import router_mechanism
-from casam_core.privacy.private_vae import scores_mechanism, vae_mechanism
+from casam_core.privacy.private_scores import scores_mechanism
+from casam_core.privacy.private_vae import vae_mechanism
 from casam_core.scenario import PrivacySpec, Scenario
 from client.refusals import BudgetSpentError
 
@@ -66,10 +67,11 @@ def one_task(spec: PrivacySpec, rounds: int, router: str | None, noise: float) -
 
 def description(spec: PrivacySpec, router: str | None, noise: float) -> list[Mechanism]:
     """Everything that describing one task releases (client/private_routing.py)."""
-    once = router_mechanism(spec.router_ratio * noise)
-    if router == "vae":
-        return [vae_mechanism(spec, noise), scores_mechanism(spec.router_ratio * noise)]
-    return [] if router is None else [once]
+    if router is None:
+        return []
+    less = spec.router_ratio * noise
+    summary = vae_mechanism(spec, noise) if router == "vae" else router_mechanism(less)
+    return [summary, scores_mechanism(less)]
 
 
 def noisy_router(scenario: Scenario, policy: Policy) -> str | None:

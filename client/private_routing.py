@@ -1,7 +1,8 @@
 """Describing a task with noise, where the institution's policy asks for it (docs/privacy.md).
 
 A kind of router that can be private is one class and one line of PRIVATE_ROUTERS: how its noisy summary is
-made and paid for, and what stands for the scores of images that may not be looked at again.
+made and paid for, and what the best image imaginable would score. The threshold of every kind is made of two
+noisy numbers of the task's own scores (casam_core.privacy.private_scores).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,22 +21,12 @@ from casam_core.payload import Job, Payload
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.dp_training import unit_means
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import (
-    describe_privately,
-    features_like,
-    public_frame,
-    router_mechanism,
-)
-from casam_core.privacy.private_vae import (
-    describe_scores,
-    scores_like,
-    scores_mechanism,
-    train_vae_privately,
-    vae_mechanism,
-)
-from casam_core.routers import Arrays
+from casam_core.privacy.private_router import describe_privately, public_frame, router_mechanism
+from casam_core.privacy.private_scores import describe_scores, scores_like, scores_mechanism
+from casam_core.privacy.private_vae import train_vae_privately, vae_mechanism
+from casam_core.routers import Arrays, Router
 from casam_core.seeding import derive_seed
-from casam_core.threshold import choose_threshold, held_out_scores, score_histogram
+from casam_core.threshold import choose_threshold, fold_scores, held_out_scores, score_histogram
 from client.institution import Institution
 from client.private_plan import learning_noise
 from client.private_release import release_once, units_held
@@ -58,14 +50,14 @@ def describe_privately_alone(institution: Institution, request: RouterRequest) -
     router = private_router(institution)
     state = institution.router.finish(router.summary(task))
     spec = institution.scenario.router
-    scores_N = router.scores(task, [state] * spec.folds, SYNTHETIC)
+    scores_N = stand_ins(router, task, [state] * spec.folds, SYNTHETIC)
     return RouterReply(state, task.images, threshold=choose_threshold(scores_N, spec))
 
 
 def calibrate_privately(institution: Institution, request: CalibrateRequest) -> CalibrateReply:
     """Scores under the merged routers: as many as there are images, for their weight."""
     task = PrivateTask(institution, request.job)
-    scores_N = private_router(institution).scores(task, request.folds, task.images)
+    scores_N = stand_ins(private_router(institution), task, request.folds, task.images)
     return CalibrateReply(score_histogram(scores_N))
 
 
@@ -122,12 +114,29 @@ class PrivateRouter(Protocol):
     def summary(self, task: PrivateTask) -> Arrays:
         """A noisy summary as the router's own, paid for."""
 
-    def scores(self, task: PrivateTask, states: Sequence[Arrays], count: int) -> NDArray[np.float64]:
-        """`count` stand-ins for the scores of the task's images under the states of the folds."""
+    def floor(self, router: Router, state: Arrays) -> float:
+        """No image scores less under this state."""
+
+
+def stand_ins(
+    private: PrivateRouter, task: PrivateTask, states: Sequence[Arrays], count: int
+) -> NDArray[np.float64]:
+    """`count` of them, for the scores of the task's images under the states of the folds; paid for."""
+    noise_multiplier = task.scenario.privacy.router_ratio * task.noise_multiplier
+    router = task.institution.router
+    floor = min(private.floor(router, state) for state in states)
+
+    def compute(noise: NoiseSource) -> Arrays:
+        own_N = fold_scores(router, task.features(), states, len(states))
+        public_N = held_out_scores(router, as_tensor(task.public()), states, len(states))
+        return {"scores": describe_scores(own_N, task.units, public_N, floor, noise_multiplier, noise)}
+
+    described = task.release("scores", scores_mechanism(noise_multiplier), compute, *states)
+    return scores_like(np.asarray(described["scores"]), floor, count, task.seed)
 
 
 class PrivateGaussian:
-    """One noisy sum; the scores are those of features drawn from it (casam_core.privacy.private_router)."""
+    """One noisy sum (casam_core.privacy.private_router)."""
 
     def summary(self, task: PrivateTask) -> Arrays:
         noise_multiplier = task.scenario.privacy.router_ratio * task.noise_multiplier
@@ -138,13 +147,12 @@ class PrivateGaussian:
 
         return task.release("router", router_mechanism(noise_multiplier), compute)
 
-    def scores(self, task: PrivateTask, states: Sequence[Arrays], count: int) -> NDArray[np.float64]:
-        drawn_NF = features_like(self.summary(task), count, task.seed)
-        return held_out_scores(task.institution.router, drawn_NF, states, len(states))
+    def floor(self, router: Router, state: Arrays) -> float:
+        return router.score(torch.from_numpy(state["mean_F"]), state)
 
 
 class PrivateVae:
-    """DP-SGD, and two noisy numbers of the scores (casam_core.privacy.private_vae)."""
+    """DP-SGD (casam_core.privacy.private_vae)."""
 
     def summary(self, task: PrivateTask) -> Arrays:
         privacy = task.scenario.privacy
@@ -163,17 +171,8 @@ class PrivateVae:
 
         return task.release("router", vae_mechanism(privacy, task.noise_multiplier), compute)
 
-    def scores(self, task: PrivateTask, states: Sequence[Arrays], count: int) -> NDArray[np.float64]:
-        noise_multiplier = task.scenario.privacy.router_ratio * task.noise_multiplier
-        router = task.institution.router
-
-        def compute(noise: NoiseSource) -> Arrays:
-            own_N = held_out_scores(router, task.features(), states, len(states))
-            public_N = held_out_scores(router, as_tensor(task.public()), states, len(states))
-            return {"scores": describe_scores(own_N, task.units, public_N, noise_multiplier, noise)}
-
-        described = task.release("scores", scores_mechanism(noise_multiplier), compute, *states)
-        return scores_like(np.asarray(described["scores"]), count, task.seed)
+    def floor(self, router: Router, state: Arrays) -> float:
+        return 0.0
 
 
 def as_tensor(tasks: Sequence[NDArray[np.float64]]) -> Tensor:

@@ -18,6 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from casam_core.answer_check import AnswerError
+from casam_core.errors import RunError
 from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
 
@@ -31,6 +32,9 @@ out, as it does on an overloaded machine."""
 
 UNREACHABLE = "unreachable"
 """The node that was asked is gone, or its process died."""
+
+WORKER_DIED = "ray.exceptions.ActorDiedError"
+"""Stands in the reason of an error when it was a simulation's worker."""
 
 REJECTED = "rejected"
 """What came is not what may come (server/admission.py)."""
@@ -167,8 +171,17 @@ def read(
     of: Callable[[Payload], T],
     check: Check = lambda to, payload, size: None,
 ) -> Answer[T]:
-    """What a reply says; a reply that is not of our making is an outcome, not an exception."""
+    """What a reply says; a reply that is not of our making is an outcome, not an exception.
+
+    Raises RunError when a simulation's worker died: Flower goes on handing it messages and starts no other,
+    so whether an institution answers would be chance from then on.
+    """
     if message.has_error():
+        if WORKER_DIED in (message.error.reason or ""):
+            raise RunError(
+                f"{to}: the worker process of the simulation died (killed, or no memory left for it); "
+                "`casam run --resume RUN` goes on behind the last finished stage"
+            )
         return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else UNREACHABLE)
     size = len(serialise(message.content))
     traffic.add(traffic.up, to, size)

@@ -8,8 +8,8 @@ each unit w = (f - mu) / s becomes
 Their sum gets Gaussian noise once. From it come the task's mean inside the K directions, and two numbers: how
 far its images spread inside of them, and how far outside. All else (the covariance's shape, the mean outside
 the directions) is public. The result is given as the sufficient statistics of a Gaussian router, so that it
-is merged, finished and scored like any other; scores for the threshold are those of features drawn from the
-result. Both are post-processing and cost nothing.
+is merged, finished and scored like any other. What its threshold needs is a release of its own
+(casam_core.privacy.private_scores).
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
@@ -145,14 +143,3 @@ def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:
     """A public covariance of another size."""
     usual = float(np.trace(shape))
     return shape * (max(trace, NARROWEST * usual) / usual)
-
-
-def features_like(summary: Arrays, images: int, seed: int) -> Tensor:
-    """f_NF drawn from the Gaussian that a summary describes: stand-ins for images that may not be scored."""
-    count = float(summary["count"][0])
-    mean_F = np.asarray(summary["sum_F"], np.float64) / count
-    covariance_FF = np.asarray(summary["outer_FF"], np.float64) / count - np.outer(mean_F, mean_F)
-    values_F, vectors_FF = np.linalg.eigh(covariance_FF)
-    drawn_NF = np.random.default_rng(seed).standard_normal((images, len(mean_F)))
-    spread_FF = vectors_FF * np.sqrt(np.clip(values_F, 0, None))
-    return torch.from_numpy(mean_F + drawn_NF @ spread_FF.T).float()

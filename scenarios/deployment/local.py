@@ -29,6 +29,7 @@ from scenarios.deployment.certificates import (
     write_private,
     write_public,
 )
+from scenarios.deployment.keeper import Node, kept_alive
 from scenarios.deployment.nodes import ONLINE, list_nodes, register
 from scenarios.flower import stage_app, submit, terminable
 from scenarios.library import resolve_scenario
@@ -51,15 +52,6 @@ class DeployOrder:
     out: Path | None = None
     sites: Path | None = None
     overrides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Node:
-    """One institution's launcher process and the log it writes."""
-
-    institution: str
-    process: subprocess.Popen[bytes]
-    log: Path
 
 
 def deploy_local(order: DeployOrder, console: Console) -> Path:
@@ -111,15 +103,22 @@ def run_deployed(
     app = stage_app(ROOT, home / "app")
     pin = bundle_hash(build_bundle(ROOT))
     with terminable(), superlink(home, app, {}, tls, scratch) as link:
-        nodes = []
+        node_files = {}
         for site in scenario.institutions:
             files = scratch / "institutions" / site.name
-            node_file = write_node(scenario, site.name, homes[site.name], files, data_root, tls, link, pin)
+            node_files[site.name] = write_node(
+                scenario, site.name, homes[site.name], files, data_root, tls, link, pin
+            )
             register(link, files / "node.pub")
-            nodes.append(start_node(site.name, node_file, homes[site.name], link))
+
+        def start(name: str) -> Node:
+            return start_node(name, node_files[name], homes[name], link)
+
+        nodes = [start(name) for name in node_files]
         wait_until_connected(link, nodes, on_line)
         settings = {"scenario": scenario.canonical_json(), "out": str(folder.parent), "run": folder.name}
-        run = submit(link, app, settings, on_line)
+        with kept_alive(nodes, start, on_line):
+            run = submit(link, app, settings, on_line)
         fallen = [node for node in nodes if node.process.poll() is not None]
     if not run.ok or not (folder / "summary.json").exists():
         logs = ", ".join(str(node.log) for node in fallen or nodes)

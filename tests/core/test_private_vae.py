@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from opacus import GradSampleModule
 from torch import Tensor
 
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_vae import (
-    NARROWEST,
-    describe_scores,
-    scores_like,
     train_vae_privately,
     vae_gradients,
 )
@@ -117,28 +113,3 @@ def test_what_no_step_samples_is_noise_alone() -> None:
 
     one, other = router_of(features(5, 0.3, 3)), router_of(features(5, 7.0, 8))
     assert all(np.array_equal(one[name], other[name]) for name in one)
-
-
-def test_the_two_numbers_by_hand() -> None:
-    """Public scores of sinh(2) count as 1; the task's are sinh(0.5) and sinh(1), two images in one unit."""
-    public = np.full(5, np.sinh(2.0))
-    own = np.sinh(np.array([0.5, 1.0, 1.0]))
-    mean, spread = describe_scores(own, [[0], [1, 2]], public, 0.0, NoiseSource.seeded(0))
-    assert mean == pytest.approx(0.75)  # of 0.5 and 1.0
-    assert spread == pytest.approx(0.25)
-
-
-def test_no_unit_changes_the_numbers_by_more_than_the_sensitivity() -> None:
-    """Rows (x, x^2) with x in 0..1: whatever an image scores, also no number at all."""
-    public = np.full(5, 1.0)
-    for score in (0.0, 1e30, float("inf"), float("nan")):
-        rest = describe_scores(np.array([0.5, score]), [[0], [1]], public, 0.0, NoiseSource.seeded(0))
-        assert np.isfinite(rest).all()
-        assert 0 <= rest[0] <= np.arcsinh(1.0)
-        assert rest[1] >= NARROWEST * np.arcsinh(1.0)
-
-
-def test_scores_are_drawn_from_what_was_described_alone() -> None:
-    drawn = scores_like(np.array([1.0, 0.1]), 20_000, seed=0)
-    assert np.arcsinh(drawn).mean() == pytest.approx(1.0, abs=0.01)
-    assert np.arcsinh(drawn).std() == pytest.approx(0.1, abs=0.01)

@@ -14,7 +14,8 @@ import tomli_w
 
 from scenarios.bundle import build_bundle, bundle_hash
 from scenarios.deployment.certificates import new_authority, node_key, write_authority, write_private
-from scenarios.deployment.local import Node, make_tls, start_node
+from scenarios.deployment.keeper import Node
+from scenarios.deployment.local import make_tls, start_node
 from scenarios.deployment.nodes import ONLINE, list_nodes, register, unregister
 from scenarios.flower import submit
 from scenarios.superlink import SuperLink, Tls, flower_command, free_port, superlink

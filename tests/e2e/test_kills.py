@@ -1,0 +1,163 @@
+"""kill -9 of what a run consists of: Ray's processes, one node of a deployment, a second server."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from tests.conftest import tiny_table
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+CASAM = str(Path(sys.executable).parent / "casam")
+MARK = "CASAM_TEST_KILLS"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With a scenario that trains a few seconds per stage, and its undisturbed run."""
+    table = tiny_table(training={"epochs": 20, "batch_images": 1, "floor": False})
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
+    whole = start("run", "tiny.toml", "--engine", "inprocess", "--out", "whole", cwd=tmp_path)
+    said, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
+    return tmp_path
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """`casam ...`; whatever comes of it carries the test's mark in its environment."""
+    return subprocess.Popen(
+        [CASAM, *arguments],
+        cwd=cwd,
+        env=os.environ | {MARK: str(cwd)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def processes(cwd: Path) -> Iterator[tuple[int, int, str]]:
+    """(process, its parent, its command line) of everything that carries the mark, or whose parent does:
+    Ray's workers write their names over their environment."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    ours = {pid for pid, _, _ in rows if marked(pid, cwd)}
+    return ((int(pid), int(parent), args) for pid, parent, args in rows if {pid, parent} & ours)
+
+
+def marked(pid: str, cwd: Path) -> bool:
+    try:
+        return f"{MARK}={cwd}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def victims(cwd: Path, name: str) -> list[int]:
+    return [pid for pid, _, args in processes(cwd) if name in args.split(" --")[0]]
+
+
+def lines_in(run: Path) -> int:
+    """How far a run has come: events and arrivals."""
+    files = (run / "events.jsonl", run / "audit.jsonl")
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
+def reach(run: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    """Wait until the run has come that far."""
+    end = time.monotonic() + 300
+    while lines_in(run) < lines:
+        assert process.poll() is None, f"it ended by itself: {process.communicate()[0]}"
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.01)
+
+
+def lasting(run: Path) -> dict[str, Any]:
+    """What must be the same: the figures, and every byte of the bank."""
+    summary, bank = json.loads((run / "summary.json").read_text()), run / "bank"
+    return {
+        **{key: summary[key] for key in ("matrix", "zero_shot", "routing", "holders", "last_iou")},
+        "bank": {str(p.relative_to(bank)): p.read_bytes() for p in bank.rglob("*") if p.is_file()},
+    }
+
+
+RAY = ("ray::ClientAppActor", "raylet/raylet", "flwr-simulation", "gcs_server")
+
+
+def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(folder: Path) -> None:
+    """One run: its workers are killed, then Ray's node, then the process that serves both, then Ray's store
+    of control, without which what is under way may well get to its end."""
+    draw, run = random.Random(6), folder / "killed"
+    for name in RAY:
+        begun, since = lines_in(run), time.monotonic()
+        arguments = ["--resume", "killed"] if begun else ["tiny.toml", "--out", "killed"]
+        process = start("run", *arguments, cwd=folder)
+        reach(run, begun + draw.randrange(4, 7), process)
+        found, killed = victims(folder, name), time.monotonic()
+        assert found, f"no {name} to kill"
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        said, _ = process.communicate(timeout=240)
+        now = time.monotonic()
+        print(f"{name}: killed after {killed - since:.0f} s, ended {now - killed:.0f} s later")
+        assert process.returncode == 1 or name == RAY[-1], f"{name}: {said}"
+        assert (run / "summary.json").exists() == (process.returncode == 0)
+        assert not list(processes(folder)), f"{name}: something is left"
+        if name == RAY[0]:
+            assert "the worker process of the simulation died" in said
+    if not (run / "summary.json").exists():
+        last = start("run", "--resume", "killed", cwd=folder)
+        said, _ = last.communicate(timeout=300)
+        assert last.returncode == 0, said
+    assert lasting(run) == lasting(folder / "whole")
+
+
+def test_nodes_that_are_killed_come_back_and_change_no_figure(
+    folder: Path, request: pytest.FixtureRequest
+) -> None:
+    """Two kills at seeded moments; the long profile, --kills 25, has ten."""
+    kills, draw = max(2, int(request.config.getoption("--kills")) * 2 // 5), random.Random(7)
+    run, number, done = folder / "deployed-0", 0, 0
+    while done < kills:
+        process = start(
+            "deploy", "local", "tiny.toml", "--out", run.name, "--set", "deadlines.retries=6", cwd=folder
+        )
+        for _ in range(min(2, kills - done)):
+            reach(run, lines_in(run) + draw.randrange(3, 8), process)
+            home = f"institutions/{draw.choice(('north', 'south', 'west'))}/node.toml"
+            (launcher,) = [pid for pid, _, args in processes(folder) if home in args]
+            os.kill(launcher, signal.SIGKILL)
+            done += 1
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+        assert "ended; started again" in said
+        assert lasting(run) == lasting(folder / "whole")
+        number += 1
+        run = folder / f"deployed-{number}"
+    print(f"{done} nodes killed in {number} runs")
+
+
+def test_a_second_process_on_a_run_folder_is_refused_and_the_first_goes_on(folder: Path) -> None:
+    first = start("run", "tiny.toml", "--engine", "inprocess", "--out", "run", cwd=folder)
+    reach(folder / "run", 4, first)
+    second = start("run", "--resume", "run", cwd=folder)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode in (1, 2), said
+    assert first.poll() is None, "the first must still run, or this shows nothing"
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert "run" in line
+    print(line)
+    assert first.wait(timeout=300) == 0
+    assert lasting(folder / "run") == lasting(folder / "whole")
