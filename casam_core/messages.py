@@ -283,7 +283,8 @@ class CalibrateReply:
 class EvaluateRequest:
     """Add the new entries to your copy of the bank and score your test images under the whole bank.
 
-    known: how many entries you should hold already; 0 means: start your copy afresh.
+    known: how many entries you should hold already; what you hold beyond is in the bank no more. 0 means:
+    start your copy afresh.
     entries: entry files you have not been sent yet, in the order they were learned.
     bank: digest of the bank you must hold after adding them. candidate: a task of it whose entry is new; say
     whether it claims validation images of your own tasks.

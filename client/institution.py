@@ -227,6 +227,8 @@ class Institution:
         if request.known == 0:
             shutil.rmtree(folder, ignore_errors=True)
         bank = Bank.open(folder, create=True)
+        for task in bank.tasks[request.known :]:  # held back by the server since they came
+            bank.remove(task)
         if len(bank) == request.known:
             for data in request.entries:
                 bank.add_bytes(data)

@@ -282,6 +282,11 @@ class Institutions:
             if is_signed(word.public, purge_statement(name, run, leaver, entries), word.signature)
         }
 
+    def take_back(self, bank: Bank) -> None:
+        """The newest entry is not in the bank after all: the next evaluation has copies drop it."""
+        for name, held in self._entries_held.items():
+            self._entries_held[name] = min(held, len(self.entries_for(name, bank)))
+
     def send_anew(self) -> None:
         """The bank lost an entry that institutions hold: the next evaluation sends them the whole bank."""
         self._entries_held = {}

@@ -86,7 +86,7 @@ def run_stage(
                 )
     scores = institutions.evaluate(number, bank, candidate)
     if put_out(institutions, bank, candidate, number, scores):
-        institutions.send_anew()
+        institutions.take_back(bank)
         # What was measured under an entry that is held back does not count; what was said about it does.
         # Noisy scores are not asked for twice: their budget is for one measurement a stage.
         again = institutions.evaluate(number, bank, spare_noisy=True)

@@ -7,14 +7,19 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from scenarios.live import View
 
-MOST_RESTARTS = 5
+MOST_RESTARTS = 8
 """Per node: what ends this often would end for ever."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds before a restart, doubling: a server takes a node that was killed for online until its heartbeat is
+overdue, and refuses it as long."""
 
 LOOK_SECONDS = 0.5
 
@@ -35,17 +40,23 @@ def kept_alive(nodes: list[Node], start: Callable[[str], Node], say: View) -> It
     start: makes a new process for an institution.
     """
     stop = threading.Event()
-    left = {node.institution: MOST_RESTARTS for node in nodes}
+    restarts = dict.fromkeys((node.institution for node in nodes), 0)
+    due: dict[str, float] = {}
 
     def watch() -> None:
         while not stop.wait(LOOK_SECONDS):
             for i, node in enumerate(nodes):
-                if node.process.poll() is None or not left[node.institution]:
+                name, now = node.institution, time.monotonic()
+                if node.process.poll() is None or restarts[name] == MOST_RESTARTS:
                     continue
-                left[node.institution] -= 1
-                end_group(node.process)
-                say(f"casam | server | the node of {node.institution} ended; started again")
-                nodes[i] = start(node.institution)
+                if name not in due:
+                    end_group(node.process)
+                    due[name] = now + min(FIRST_PAUSE * 2 ** restarts[name], LONGEST_PAUSE)
+                    say(f"casam | server | the node of {name} ended with status {node.process.returncode}")
+                elif now >= due[name]:
+                    del due[name]
+                    restarts[name] += 1
+                    nodes[i] = start(name)
 
     watcher = threading.Thread(target=watch, name="keeper")
     watcher.start()

@@ -17,7 +17,7 @@ NO_NOISE = NoiseSource.seeded(0)
 
 @pytest.mark.parametrize("floor", [0.0, -9.0])
 def test_the_two_numbers_by_hand(floor: float) -> None:
-    """Public scores of sinh(2) above the floor count as 1; the task's are sinh(0.5) and, twice, sinh(1), these
+    """Public scores of sinh(2) above the floor count as 1; the task's are sinh(0.5) and sinh(1), twice,
     two images in one unit."""
     public = floor + np.full(5, np.sinh(2.0))
     own = floor + np.sinh(np.array([0.5, 1.0, 1.0]))

@@ -24,9 +24,10 @@ CASAM = str(Path(sys.executable).parent / "casam")
 MARK = "CASAM_TEST_KILLS"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a scenario that trains a few seconds per stage, and its undisturbed run."""
+    tmp_path = tmp_path_factory.mktemp("kills")
     table = tiny_table(training={"epochs": 20, "batch_images": 1, "floor": False})
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
     whole = start("run", "tiny.toml", "--engine", "inprocess", "--out", "whole", cwd=tmp_path)
@@ -96,11 +97,13 @@ def lasting(run: Path) -> dict[str, Any]:
 RAY = ("ray::ClientAppActor", "raylet/raylet", "flwr-simulation", "gcs_server")
 
 
-def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(folder: Path) -> None:
-    """One run: its workers are killed, then Ray's node, then the process that serves both, then Ray's store
-    of control, without which what is under way may well get to its end."""
+def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(
+    folder: Path, request: pytest.FixtureRequest
+) -> None:
+    """One run: its workers are killed, then Ray's node; in the long profile, --kills 25, also the process of
+    both, and Ray's store of control, without which what is under way may well get to its end."""
     draw, run = random.Random(6), folder / "killed"
-    for name in RAY:
+    for name in RAY if int(request.config.getoption("--kills")) >= 25 else RAY[:2]:
         begun, since = lines_in(run), time.monotonic()
         arguments = ["--resume", "killed"] if begun else ["tiny.toml", "--out", "killed"]
         process = start("run", *arguments, cwd=folder)
@@ -127,8 +130,8 @@ def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(folder: Path) -> Non
 def test_nodes_that_are_killed_come_back_and_change_no_figure(
     folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Two kills at seeded moments; the long profile, --kills 25, has ten."""
-    kills, draw = max(2, int(request.config.getoption("--kills")) * 2 // 5), random.Random(7)
+    """One kill at a seeded moment; the long profile, --kills 25, has five."""
+    kills, draw = max(1, int(request.config.getoption("--kills")) // 5), random.Random(7)
     run, number, done = folder / "deployed-0", 0, 0
     while done < kills:
         process = start(
@@ -142,7 +145,7 @@ def test_nodes_that_are_killed_come_back_and_change_no_figure(
             done += 1
         said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
-        assert "ended; started again" in said
+        assert "ended with status -9" in said
         assert lasting(run) == lasting(folder / "whole")
         number += 1
         run = folder / f"deployed-{number}"
@@ -150,14 +153,13 @@ def test_nodes_that_are_killed_come_back_and_change_no_figure(
 
 
 def test_a_second_process_on_a_run_folder_is_refused_and_the_first_goes_on(folder: Path) -> None:
-    first = start("run", "tiny.toml", "--engine", "inprocess", "--out", "run", cwd=folder)
+    long = ("--set", "training.epochs=400")
+    first = start("run", "tiny.toml", "--engine", "inprocess", "--out", "run", *long, cwd=folder)
     reach(folder / "run", 4, first)
     second = start("run", "--resume", "run", cwd=folder)
     said, _ = second.communicate(timeout=120)
-    assert second.returncode in (1, 2), said
+    assert second.returncode == 1, said
+    assert f"{folder / 'run'}: another server works here" in said
     assert first.poll() is None, "the first must still run, or this shows nothing"
-    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
-    assert "run" in line
-    print(line)
-    assert first.wait(timeout=300) == 0
-    assert lasting(folder / "run") == lasting(folder / "whole")
+    assert first.wait(timeout=600) == 0
+    assert (folder / "run" / "summary.json").exists()

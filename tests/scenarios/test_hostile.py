@@ -61,6 +61,18 @@ def test_a_router_that_claims_others_images_is_held_back_until_it_is_admitted(
     assert "holds no entry of task 'knee'" in casam("bank", "admit", "run", "knee").refusal
 
 
+def test_an_entry_that_is_taken_back_has_no_other_sent_again(tmp_path: Path) -> None:
+    scenario = stream_with_a_stranger("hijack", stream=["polyp", "cardiac_mr", "histology"])
+    summary = run(scenario, tmp_path / "run")
+    assert [held["task"] for held in summary["quarantine"]] == ["cardiac_mr"]
+    assert Bank.open(tmp_path / "run" / "bank").tasks == ("polyp", "histology")
+    assert Bank.open(tmp_path / "run" / "institutions" / "north" / "private" / "bank").tasks == HONEST
+    sent = [path.stat().st_size for path in (tmp_path / "run").glob("[bq]*/entries/*.entry")]
+    assert len(sent) == 3
+    messages = 2000  # north gets seven of them beside the entries
+    assert sum(sent) < summary["bytes"]["down"]["north"] < sum(sent) + 7 * messages
+
+
 def test_a_canary_that_may_not_sing_leaves_the_entry_unchecked(tmp_path: Path) -> None:
     scenario = stream_with_a_stranger("hijack")
     sites = [
