@@ -66,8 +66,7 @@ class Institutions:
         # Not counted: who-is-there traffic depends on nodes and folder names, not on what is learned.
         before = self.away if self.known else []
         self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic(), before)
-        seen = {**self.known, **self.directory.members}
-        self.known = {site.name: seen[site.name] for site in self.scenario.institutions if site.name in seen}
+        self.remember(self.known)
         held = {name: sorted(member.holdings) for name, member in self.directory.members.items()}
         self.folder.event("met", stream=list(self.scenario.stream), institutions=held)
         for name in self.away:
@@ -76,6 +75,11 @@ class Institutions:
         for name in before:
             if name not in self.away:
                 self.folder.event("back", f"{name} is there again", institution=name)
+
+    def remember(self, members: Mapping[str, Member]) -> None:
+        """Who was met earlier: those that are there now are known as they are now."""
+        seen = {**members, **self.directory.members}
+        self.known = {site.name: seen[site.name] for site in self.scenario.institutions if site.name in seen}
 
     @property
     def away(self) -> list[str]:

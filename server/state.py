@@ -19,35 +19,40 @@ import numpy as np
 
 from casam_core.bank import Bank
 from casam_core.errors import RunError
-from casam_core.messages import ForgetReply
+from casam_core.messages import Forecast, ForgetReply, Holding
+from casam_core.policy import Policy
 from casam_core.statistics import Estimate, Statistics
+from server.directory import Member
 from server.evaluation import StageScores
 from server.learning import LearnedLayer
 from server.run_folder import RunFolder
 from server.stage import Stage
 from server.unlearning import Held, Unlearned
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "state.json"
 
 
 @dataclass(frozen=True)
 class State:
     """After some stages. counters: server.institutions.Institutions.counters. layer: carried by methods with
-    one for all tasks. held: by the bank, in its order. seconds: spent so far."""
+    one for all tasks. held: by the bank, in its order. members: everybody who was ever met, as last seen.
+    seconds: spent so far."""
 
     zero_shot: StageScores
     stages: tuple[Stage, ...]
     counters: Mapping[str, Any]
     layer: LearnedLayer | None
     held: tuple[Held, ...]
+    members: Mapping[str, Member]
     seconds: float
 
 
-KNOWN: dict[str, type[Any]] = {
-    cls.__name__: cls
-    for cls in (State, Stage, StageScores, Statistics, Estimate, LearnedLayer, Unlearned, ForgetReply, Held)
-}
+DATA_CLASSES = (
+    State, Stage, StageScores, Statistics, Estimate, LearnedLayer, Unlearned, ForgetReply, Held,
+    Member, Holding, Forecast,
+)  # fmt: skip
+KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in DATA_CLASSES}
 
 
 def save(folder: RunFolder, state: State) -> None:
@@ -105,6 +110,8 @@ def encoded(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"~": "array", "dtype": value.dtype.str, "shape": list(value.shape), "data": data}
+    if isinstance(value, Policy):
+        return {"~": "policy", "fields": value.model_dump(mode="json")}
     if isinstance(value, tuple):
         return {"~": "tuple", "items": [encoded(item) for item in value]}
     if isinstance(value, Mapping):
@@ -135,9 +142,17 @@ def _tuple(value: Mapping[str, Any]) -> Any:
     return tuple(decoded(item) for item in value["items"])
 
 
+def _policy(value: Mapping[str, Any]) -> Any:
+    return Policy.model_validate(value["fields"])
+
+
 def _dataclass(value: Mapping[str, Any]) -> Any:
     content = {key: decoded(item) for key, item in value.items() if key != "~"}
     return KNOWN[value["~"]](**content)
 
 
-DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {"array": _array, "tuple": _tuple}
+DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "array": _array,
+    "tuple": _tuple,
+    "policy": _policy,
+}

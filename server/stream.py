@@ -61,6 +61,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         state = keep(folder, institutions, scores, (), bank, None)
     else:
         institutions.count_on(state.counters)
+        institutions.remember(state.members)
         bank = bank_behind(folder, state)
         set_back(bank, state.held)
         folder.resume(state.seconds)
@@ -93,7 +94,8 @@ def keep(
 ) -> State:
     """Make what is known so far durable."""
     held = held_by(bank, institutions)
-    state = State(zero_shot, stages, institutions.counters(), layer, held, folder.elapsed)
+    counters, members = institutions.counters(), dict(institutions.known)
+    state = State(zero_shot, stages, counters, layer, held, members, folder.elapsed)
     save(folder, state)
     return state
 

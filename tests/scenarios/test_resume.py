@@ -156,6 +156,21 @@ def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None
     assert spends[0] == spends[1]
 
 
+def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> None:
+    """north's test images stay part of what a mean over everybody would need: null, and not fewer images."""
+    content = table(stream=["polyp", "histology", "cardiac_mr"], participation={"missing": "skip"})
+    content["institutions"][0]["faults"] = {"gone_at": 2}
+    scenario = Scenario.model_validate(content | {"deadlines": {"connect": 1.0, "retries": 0}})
+    with pytest.MonkeyPatch.context() as patch:
+        cut(patch, server.stream, "keep", 3, after=True)
+        with pytest.raises(PowerCutError):
+            run_inprocess(scenario, tmp_path / "cut", None)
+    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
+    run_inprocess(scenario, tmp_path / "whole", None)
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+    assert result(tmp_path / "cut")["matrix"]["iou"][-1][0] is None
+
+
 def test_an_entry_that_was_lost_meanwhile_is_not_made_up(tmp_path: Path) -> None:
     scenario = Scenario.model_validate(table())
     with pytest.MonkeyPatch.context() as patch:

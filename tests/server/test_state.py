@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from casam_core.errors import RunError
-from casam_core.messages import ForgetReply
+from casam_core.messages import Forecast, ForgetReply, Holding
+from casam_core.policy import Policy
 from casam_core.scenario import Scenario
 from casam_core.statistics import Estimate, Statistics
+from server.directory import Member
 from server.evaluation import StageScores
 from server.learning import LearnedLayer
 from server.run_folder import RunFolder
@@ -40,6 +42,9 @@ STATE = State(
     counters={"up": {"north": 3}, "down": {}, "releases": {"north": 1}, "refusals": {}, "epsilon": {}},
     layer=LearnedLayer({"w": np.array([[0.1, -0.0]], np.float32)}, ("north",), 7, None, False),
     held=(Held("polyp", "c" * 64, 1, ("north", "west"), True),),
+    members={
+        "north": Member(7, {"polyp": Holding(4, 2, 3)}, Policy(max_rounds=2), {"polyp": Forecast(1, 2)})
+    },
     seconds=12.5,
 )
 
@@ -56,6 +61,7 @@ def test_a_state_survives_its_file_to_the_last_bit(folder: RunFolder) -> None:
     assert encoded(again) == encoded(STATE)
     assert again.stages[0].scores.figures["iou"]["polyp"] == 0.1 + 0.2
     assert again.stages[0].unlearned[0].retrained["histology"] == ("d" * 64, "e" * 64)
+    assert again.members == STATE.members
     assert again.layer is not None
     assert again.layer.weights["w"].tobytes() == np.array([[0.1, -0.0]], np.float32).tobytes()
     assert isinstance(again.held[0].holders, tuple)
@@ -89,7 +95,7 @@ def test_a_damaged_state_is_one_line(folder: RunFolder, text: str) -> None:
 
 def test_another_versions_state_is_named(folder: RunFolder) -> None:
     (folder.path / FILE).write_text('{"schema": 9, "sha256": "", "state": {}}')
-    with pytest.raises(RunError, match="has schema 9, this version reads 1"):
+    with pytest.raises(RunError, match="has schema 9, this version reads 2"):
         restore(folder)
 
 
