@@ -159,7 +159,7 @@ def test_a_second_process_on_a_run_folder_is_refused_and_the_first_goes_on(folde
     second = start("run", "--resume", "run", cwd=folder)
     said, _ = second.communicate(timeout=120)
     assert second.returncode == 1, said
-    assert f"{folder / 'run'}: another server works here" in said
+    assert f"run folder {folder / 'run'} is written to by another server" in said
     assert first.poll() is None, "the first must still run, or this shows nothing"
     assert first.wait(timeout=600) == 0
     assert (folder / "run" / "summary.json").exists()
