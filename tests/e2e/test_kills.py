@@ -153,7 +153,7 @@ def test_nodes_that_are_killed_come_back_and_change_no_figure(
 
 
 def test_a_second_process_on_a_run_folder_is_refused_and_the_first_goes_on(folder: Path) -> None:
-    long = ("--set", "training.epochs=400")
+    long = ("--set", "training.epochs=150")
     first = start("run", "tiny.toml", "--engine", "inprocess", "--out", "run", *long, cwd=folder)
     reach(folder / "run", 4, first)
     second = start("run", "--resume", "run", cwd=folder)
