@@ -45,13 +45,18 @@ SUM = {
 }
 """Settings of an exchange of a secure sum."""
 
+COMPUTE = re.compile(
+    r"([a-z]{1,8}-(float32|bfloat16)-t\d{1,3}(-(fast|compiled)-(float32|bfloat16))?)?", re.ASCII
+)
+"""casam_core.compute.Compute.variant, or nothing."""
+
 IDENTIFY: dict[str, Callable[[Any], bool]] = {
     "outcome": lambda value: value in Outcome.ALL,
     "code": lambda value: bool(re.fullmatch(r"[0-9a-f]{16}", str(value))),
     "schema": lambda value: isinstance(value, int) and 0 <= value < 1000,
     "backbone": lambda value: bool(re.fullmatch(r"([0-9a-f]{64})?", str(value))),
     "preprocessing": lambda value: bool(re.fullmatch(r"([0-9a-f]{16})?", str(value))),
-    "compute": lambda value: bool(re.fullmatch(r"([a-z]{1,8}-(float32|bfloat16)-t\d{1,3})?", str(value))),
+    "compute": lambda value: bool(COMPUTE.fullmatch(str(value))),
     "institutions": lambda value: True,  # read and compared as a whole
     "policies": lambda value: True,
     "forecasts": lambda value: True,

@@ -28,7 +28,7 @@ from server.exchange import BUNDLE_REFUSED, Answer, Request, Traffic, exchange, 
 POLL_SECONDS = 0.5
 STRANGERS_SECONDS = 10.0
 """How long nodes are waited for that are not needed: one may claim an institution twice, or hang."""
-BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "unreadable")
+BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "not-allowed", "unreadable")
 SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from casam_core.compute import Compute
 from casam_core.messages import AlignRequest, CalibrateRequest, ForgetReply, Holding, IdentifyReply
 from casam_core.payload import Job, Outcome, Payload
 from casam_core.policy import Policy
@@ -92,6 +93,16 @@ def guarded(kind: str, payload: Payload, north: Institution) -> None:
 def test_honest_answers_pass(kind: str, answers: Answers, north: Institution) -> None:
     guarded(kind, answers[kind], north)
     guarded(kind, replace(answers[kind], config={**answers[kind].config, "outcome": Outcome.OK}), north)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("encoder", ["plain", "fast", "compiled"])
+def test_every_way_to_compute_may_be_named(
+    answers: Answers, north: Institution, precision: str, encoder: str
+) -> None:
+    variant = Compute(device="cuda", threads=16, precision=precision, encoder=encoder).variant
+    identify = answers["query.identify"]
+    guarded("query.identify", replace(identify, config={**identify.config, "compute": variant}), north)
 
 
 def test_summaries_of_several_holders_pass(north: Institution) -> None:

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import client.app
+import client.guard
 import client.release
 from casam_core.backbones import load_backbone
 from casam_core.compute import resolve_compute
@@ -37,6 +38,14 @@ def test_other_code_is_named_before_the_scenario_is_read(
         RunError,
         match=r"code: the server runs [0-9a-f]{16}, a node 0123456789abcdef; stop the local SuperLink",
     ):
+        run_inprocess(tiny_scenario, tmp_path / "run", None)
+
+
+def test_a_guard_that_lets_nothing_out_ends_the_run_at_once(
+    tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(client.guard.IDENTIFY, "compute", lambda value: False)
+    with pytest.raises(RunError, match=r"cannot take part \(not-allowed, incident [0-9a-f]{8}\)"):
         run_inprocess(tiny_scenario, tmp_path / "run", None)
 
 
