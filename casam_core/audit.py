@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,14 @@ def parse_line(text: str) -> Line:
 class AuditLog:
     """Appends to one file. A line is on the disk when `append` returns.
 
-    Several processes may append to one log, one at a time.
+    Several processes may append to one log, one at a time. What was checked once is only compared, byte by
+    byte, from then on; what came since is parsed and checked. Else a log of many lines costs its square.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._checked = b""
+        self._lines: list[Line] = []
 
     def append(self, release: Release, allow: Callable[[Sequence[Line]], None] = lambda lines: None) -> Line:
         """Add a line behind the last whole one. Raises AuditError when the chain is broken already.
@@ -160,6 +163,7 @@ class AuditLog:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -170,13 +174,25 @@ class AuditLog:
     def _read(self, handle: int) -> list[Line]:
         size = os.fstat(handle).st_size
         data = os.pread(handle, size, 0)
-        whole, _, torn = data.rpartition(b"\n")
-        if torn:  # a crash while writing; what it announced never left, for it leaves after this
-            os.ftruncate(handle, size - len(torn))
-        lines = [parse_line(text) for text in whole.decode().splitlines()]
-        if (fault := broken(lines)) is not None:
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < size:  # a crash while writing; what it announced never left, for it leaves after this
+            os.ftruncate(handle, len(whole))
+        if not whole.startswith(self._checked):
+            self._checked, self._lines = b"", []
+        lines = [
+            *self._lines,
+            *(parse_line(text) for text in whole[len(self._checked) :].decode().splitlines()),
+        ]
+        if (fault := broken(lines, len(self._lines))) is not None:
             raise AuditError(f"{self.path}: {fault}; keep the file as it is and find out who changed it")
+        self._checked, self._lines = whole, lines
         return lines
+
+
+@lru_cache(maxsize=4096)
+def audit_log(path: Path) -> AuditLog:
+    """This process's one object for a file, with what it has checked so far."""
+    return AuditLog(path)
 
 
 def read_log(path: Path) -> list[Line]:
@@ -194,10 +210,11 @@ def read_log(path: Path) -> list[Line]:
     return lines
 
 
-def broken(lines: Sequence[Line]) -> str | None:
-    """The first thing wrong with a chain, None for a consistent one."""
-    previous = START
-    for number, line in enumerate(lines, 1):
+def broken(lines: Sequence[Line], checked: int = 0) -> str | None:
+    """The first thing wrong with a chain, None for a consistent one. checked: so many lines are known to be
+    right."""
+    previous = lines[checked - 1].head if checked else START
+    for number, line in enumerate(lines[checked:], checked + 1):
         if line.sequence != number:
             return f"line {number} has sequence {line.sequence}: a line was removed, added or moved"
         if line.previous != previous:

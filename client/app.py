@@ -34,6 +34,7 @@ from casam_core.wire import from_records, job_of, to_records
 from client import policy
 from client.faults import Role, attacked, is_gone, suffer
 from client.forgetting import forget
+from client.holdings import recent
 from client.incidents import node_log
 from client.institution import Institution
 from client.private_plan import leaves_noisy
@@ -90,10 +91,10 @@ def release(message: Message, context: Context, call_next: ClientAppCallable) ->
     sites: list[Site] = []
     run = ""
     with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
-        scenario, sites = remembered(context)
+        sites = remembered(context)
         run = str(context.state.config_records[STATE]["run"])
         if (job := job_of(message.content)) is not None:
-            institution = institution_among(sites, scenario, job.institution)
+            institution = institution_among(sites, scenario_text(context), job.institution)
             sites = [institution.site]
     log = sites[0].log if len(sites) == 1 else node_log(context.node_config)
     return Message(answer_for(message, answer, institution, sites, run, log), reply_to=message)
@@ -108,10 +109,10 @@ def identify(message: Message, context: Context) -> Message:
     request = IdentifyRequest.of(from_records(message.content))
     if request.code != code_fingerprint():
         raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
-    scenario = Scenario.model_validate_json(request.scenario)
+    scenario = parsed(request.scenario)
     hosted = hosted_sites(scenario, request.run, context.node_config, context.run_config)
     sites = [site for site in hosted if not is_gone(site)]
-    institutions = [institution_at(site, scenario) for site in sites]
+    institutions = [institution_at(site, request.scenario) for site in sites]
     context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
     answer = IdentifyReply(
         code=code_fingerprint(),
@@ -180,15 +181,14 @@ def answered(message: Message, payload: Payload) -> Message:
 
 def addressed(job: Job, context: Context) -> Institution:
     """The institution a request is for. Raises UnknownScenarioError or UnknownInstitutionError."""
-    scenario, sites = remembered(context)
-    return institution_among(sites, scenario, job.institution)
+    return institution_among(remembered(context), scenario_text(context), job.institution)
 
 
-def institution_among(sites: Sequence[Site], scenario: Scenario, name: str) -> Institution:
+def institution_among(sites: Sequence[Site], scenario_json: str, name: str) -> Institution:
     """The institution called `name`. Raises UnknownInstitutionError."""
     for site in sites:
         if site.institution == name:
-            return institution_at(site, scenario)
+            return institution_at(site, scenario_json)
     raise UnknownInstitutionError(f"{name} is not hosted here")
 
 
@@ -196,24 +196,29 @@ def everybody_else(name: str, context: Context) -> list[Institution]:
     """All other institutions of a simulation, for joint training. A real site refuses."""
     if "institution" in context.node_config:
         raise PoolingRefusedError("images of institutions are pooled in simulations only")
-    scenario, _ = remembered(context)
     run = str(context.state.config_records[STATE]["run"])
     everybody = {"partition-id": 0, "num-partitions": 1}
-    sites = hosted_sites(scenario, run, everybody, context.run_config)
-    return [institution_at(site, scenario) for site in sites if site.institution != name]
+    sites = hosted_sites(scenario_in(context), run, everybody, context.run_config)
+    text = scenario_text(context)
+    return [institution_at(site, text) for site in sites if site.institution != name]
 
 
-def remembered(context: Context) -> tuple[Scenario, list[Site]]:
-    """What identify told this node. Raises UnknownScenarioError when it has not come yet."""
+def remembered(context: Context) -> list[Site]:
+    """Who is hosted here, in the run that identify told of. Raises UnknownScenarioError without one."""
     scenario, run = scenario_in(context), str(context.state.config_records[STATE]["run"])
-    return scenario, hosted_sites(scenario, run, context.node_config, context.run_config)
+    return hosted_sites(scenario, run, context.node_config, context.run_config)
 
 
 def scenario_in(context: Context) -> Scenario:
     """The run's scenario. Raises UnknownScenarioError when identify has not told it yet."""
+    return parsed(scenario_text(context))
+
+
+def scenario_text(context: Context) -> str:
+    """The same as canonical JSON."""
     if STATE not in context.state:
         raise UnknownScenarioError("no identify message was seen in this run")
-    return parsed(str(context.state.config_records[STATE]["scenario"]))
+    return str(context.state.config_records[STATE]["scenario"])
 
 
 @lru_cache(maxsize=8)
@@ -222,20 +227,20 @@ def parsed(scenario_json: str) -> Scenario:
     return Scenario.model_validate_json(scenario_json)
 
 
-@lru_cache(maxsize=64)
-def _institution(site: Site, scenario_json: str) -> Institution:
-    scenario = site.localised(Scenario.model_validate_json(scenario_json))
+@lru_cache(maxsize=4096)
+def institution_at(site: Site, scenario_json: str) -> Institution:
+    """One Institution per process, site and scenario, with its dataset opened once.
+
+    As many as a process may host in turn: one that is opened anew for every message costs more than its work.
+    """
+    scenario = site.localised(parsed(scenario_json))
     return Institution(site, scenario, ready_backbone(scenario))
 
 
 def forget_institutions() -> None:
-    """Drop what this process keeps of a finished run: datasets and their last images."""
-    _institution.cache_clear()
-
-
-def institution_at(site: Site, scenario: Scenario) -> Institution:
-    """One Institution per process, site and scenario, with its dataset opened once."""
-    return _institution(site, scenario.canonical_json())
+    """Drop what this process keeps of a finished run: datasets and the last images."""
+    institution_at.cache_clear()
+    recent.cache_clear()
 
 
 def ready_backbone(scenario: Scenario) -> Backbone:

@@ -22,20 +22,22 @@ from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
 
 RECENT_IMAGES = 32
-"""Decoding a file again at every training step costs more than keeping a few: at most some 100 MB."""
+"""Decoding a file again at every training step costs more than keeping a few, of all institutions that a
+process hosts together: at most some 100 MB."""
 
 
-@dataclass
+@dataclass(eq=False)
 class TaskData:
-    """Images are loaded when they are needed; the last few and the names of embeddings stay in memory."""
+    """Images are loaded when they are needed; the names of their embeddings stay in memory."""
 
     dataset: Dataset
     split: Split
     store: EmbeddingStore
     _keys: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.load: Callable[[Sample], LoadedSample] = lru_cache(RECENT_IMAGES)(self.dataset.load)
+    def load(self, sample: Sample) -> LoadedSample:
+        """One image with its labels. Raises DataError."""
+        return recent(self, sample)
 
     @property
     def holding(self) -> Holding:
@@ -80,6 +82,12 @@ class TaskData:
     def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
         """f_NF: what the router sees of `samples`."""
         return torch.stack([pool(self.embedding(sample, backbone)[1], kind) for sample in samples])
+
+
+@lru_cache(RECENT_IMAGES)
+def recent(data: TaskData, sample: Sample) -> LoadedSample:
+    """From memory when it was one of the last."""
+    return data.dataset.load(sample)
 
 
 def open_task(

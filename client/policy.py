@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from casam_core.audit import AuditLog
+from casam_core.audit import audit_log
 from casam_core.bank import Bank, Entry
 from casam_core.entries import make_entry
 from casam_core.messages import (
@@ -163,7 +163,7 @@ def check_own(institution: Institution, entry: Entry) -> None:
 
 def rounds_answered(institution: Institution) -> int:
     """Rounds of training that left this institution, in all runs that its audit log knows."""
-    left = [line.release for line in AuditLog(institution.site.audit).lines()]
+    left = [line.release for line in audit_log(institution.site.audit).lines()]
     openly = sum(release.kind == "train.align" and release.outcome == Outcome.OK for release in left)
     in_sums = sum(
         release.clause == SUMMED["train.align"] and released_in(release.records) for release in left

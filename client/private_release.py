@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from casam_core.audit import AuditLog, now
+from casam_core.audit import audit_log, now
 from casam_core.errors import PolicyError
 from casam_core.files import write_atomic
 from casam_core.messages import Forecast
@@ -136,7 +136,7 @@ def lines_in_audit(site: Site) -> int:
     """The most lines of the ledger that any release so far was logged with."""
     counts = [
         line.release.epsilon.get(LEDGER_LINES) or 0
-        for line in AuditLog(site.audit).lines()
+        for line in audit_log(site.audit).lines()
         if line.release.epsilon is not None
     ]
     return int(max(counts, default=0))

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.embeddings import EmbeddingStore
 from casam_core.messages import CalibrateReply, CalibrateRequest, RouterReply, RouterRequest
 from casam_core.payload import Job, Payload
 from casam_core.privacy.accounting import Mechanism
@@ -82,10 +81,10 @@ class PrivateTask:
         """f_NF of the private images."""
         return self.data.features(self.samples, self.institution.backbone, self.scenario.router.features)
 
-    def public(self) -> list[NDArray[np.float64]]:
+    def public(self) -> Sequence[NDArray[np.float64]]:
         """f_NF of public images, by modality."""
-        store = EmbeddingStore(self.institution.site.public)
-        return public_features_of(self.institution.backbone, self.scenario.router.features, store)
+        kind, folder = self.scenario.router.features, self.institution.site.public
+        return public_features_of(self.institution.backbone, kind, folder)
 
     def release(
         self, kind: str, mechanism: Mechanism, compute: Callable[[NoiseSource], Arrays], *asked: Arrays

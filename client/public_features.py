@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.backbones import Backbone
 from casam_core.embeddings import EmbeddingStore
 from casam_core.features import pool
-from casam_core.privacy.private_router import PublicFrame, public_frame
 from casam_core.scenario import DataSpec
 from client.data.open import open_dataset
 from client.data.phantoms import PHANTOMS
@@ -17,17 +19,16 @@ SEED, IMAGES = 0, 8
 """Fixed: the frame is the same at every institution with the same backbone."""
 
 
-def public_frame_of(backbone: Backbone, features: str, store: EmbeddingStore) -> PublicFrame:
-    """The frame for one backbone and kind of feature."""
-    return public_frame(public_features_of(backbone, features, store))
+@lru_cache(maxsize=4)
+def public_features_of(backbone: Backbone, features: str, folder: Path) -> tuple[NDArray[np.float64], ...]:
+    """f_NF of every modality of phantoms, which are encoded once per store and painted once per process.
 
-
-def public_features_of(backbone: Backbone, features: str, store: EmbeddingStore) -> list[NDArray[np.float64]]:
-    """f_NF of every modality of phantoms, which are encoded once per store."""
-    tasks = []
+    folder: of the embedding store.
+    """
+    tasks, store = [], EmbeddingStore(folder)
     for modality in sorted(PHANTOMS):
         spec = DataSpec(reader="phantom", phantom=modality, images=IMAGES)
         dataset = open_dataset(spec, data_root=None, seed=SEED, institution="public")
         embeddings = [store.embed(dataset.load(s).image_HW3, backbone)[1] for s in dataset.samples]
         tasks.append(np.stack([pool(z_CHW, features).double().numpy() for z_CHW in embeddings]))
-    return tasks
+    return tuple(tasks)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flwr.app import Message, RecordDict
 
-from casam_core.audit import NO_PLACE, AuditLog, Line, Release, now
+from casam_core.audit import NO_PLACE, Line, Release, audit_log, now
 from casam_core.errors import CasamError
 from casam_core.fingerprint import code_fingerprint
 from casam_core.payload import AUDIT, Outcome, Payload, digest_of
@@ -126,7 +126,7 @@ def logged(
         if most is not None and message.metadata.message_type != IDENTIFY and sent + size > most:
             raise BytesSpentError(f"policy.max_bytes is {most}; this answer of {size} bytes would pass it")
 
-    line = AuditLog(site.audit).append(
+    line = audit_log(site.audit).append(
         Release(
             time=now(),
             institution=site.institution,

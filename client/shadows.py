@@ -21,7 +21,7 @@ from casam_core.methods import alignment_of
 from casam_core.policy import Policy
 from casam_core.privacy.dp_training import train_privately, unit_means, units_of
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import PublicFrame, describe_privately
+from casam_core.privacy.private_router import PublicFrame, describe_privately, public_frame
 from casam_core.routers import Arrays, build_router
 from casam_core.scenario import Scenario
 from casam_core.seeding import derive_seed, numpy_generator
@@ -29,7 +29,7 @@ from casam_core.training import Example, train_layer
 from client.data.dataset import Sample
 from client.holdings import TaskData
 from client.private_plan import learning_noise
-from client.public_features import public_frame_of
+from client.public_features import public_features_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class Shadows:
     @cached_property
     def frame(self) -> PublicFrame:
         """What a private router compares with; read once."""
-        return public_frame_of(self.backbone, self.scenario.router.features, self.data.store)
+        folder = self.data.store.folder
+        return public_frame(public_features_of(self.backbone, self.scenario.router.features, folder))
 
     def units(self, images: Sequence[int]) -> list[list[int]]:
         """Privacy units among these images, by position in `images`."""
