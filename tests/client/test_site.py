@@ -9,8 +9,9 @@ import pytest
 from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.scenario import Scenario
 from casam_core.toml import read_policy
+from client.app import forget_institutions, institution_at
 from client.site import hosted_sites
-from tests.conftest import tiny_table
+from tests.conftest import phantom, tiny_table
 
 SETTINGS = {"out": "/runs", "data-root": "/data"}
 
@@ -118,3 +119,18 @@ def test_in_deployment_a_data_path_may_not_lead_out_of_the_sites_folder(
     site.check_path("nuclei/2024")
     with pytest.raises(DataError, match="leads out"):
         site.check_path(path)
+
+
+def test_a_process_that_hosts_many_opens_each_institution_once(tmp_path: Path) -> None:
+    """In a simulation of a hundred, every worker sees all of them in turn, message after message."""
+    data = {"polyp": phantom("polyp", 8)}
+    names = [f"site-{i}" for i in range(100)]
+    table = tiny_table(stream=["polyp"], institutions=[{"name": name, "data": data} for name in names])
+    scenario = Scenario.model_validate(table)
+    node = {"partition-id": 0, "num-partitions": 1}
+    sites = hosted_sites(scenario, "run", node, {"out": str(tmp_path)})
+    text = scenario.canonical_json()
+    before, after = ([institution_at(site, text) for site in sites] for _ in range(2))
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    assert len(set(map(id, before))) == 100
+    forget_institutions()

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import casam_core.audit
 from casam_core.audit import (
     START,
     AuditError,
@@ -98,6 +99,37 @@ def test_nothing_is_added_to_a_broken_chain(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="line 1 was altered; keep the file"):
         log.append(RELEASE)
     assert log.path.read_bytes() == before
+
+
+def test_a_log_that_was_checked_once_is_still_compared(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    for _ in range(3):
+        log.append(RELEASE)
+    other = AuditLog(log.path)
+    other.append(RELEASE)  # what another process adds is read, and followed
+    assert log.append(RELEASE).sequence == 5
+    text = log.path.read_text()
+    log.path.write_text(text.replace(f'"task": "{RELEASE.task}"', '"task": "other"', 1))
+    with pytest.raises(AuditError, match="line 1 was altered"):
+        log.append(RELEASE)
+    log.path.write_text(text)
+    assert log.append(RELEASE).sequence == 6
+    log.path.unlink()
+    assert log.append(RELEASE).sequence == 1
+
+
+def test_only_what_came_since_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def counting(text: str) -> Line:
+        parsed.append(text)
+        return parse_line(text)
+
+    monkeypatch.setattr(casam_core.audit, "parse_line", counting)
+    log = AuditLog(tmp_path / "audit.jsonl")
+    for _ in range(10):
+        log.append(RELEASE)
+    assert len(parsed) == 9  # all but the last one, once
 
 
 def test_several_writers_make_one_chain(tmp_path: Path) -> None:
