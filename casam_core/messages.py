@@ -7,10 +7,11 @@ sent. The classes are the one place where both sides agree on names.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,25 +22,41 @@ from casam_core.policy import Policy
 from casam_core.routers.base import Arrays
 from casam_core.statistics import Estimate, Statistics
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class IdentifyRequest:
-    """Who is there? Carries the scenario (canonical JSON), the run's folder name, and the fingerprint of
-    the server's code: other code may not even read the scenario."""
+    """Who is there? Carries the scenario (canonical JSON), the run's folder name, the fingerprint of the
+    server's code (other code may not even read the scenario), and the scenario's SHA-256.
+
+    scenario: "" for a node that was told it earlier in the run: in a large federation its list of
+    institutions is long, and every one of them is asked at every stage.
+    """
 
     scenario: str
     run: str
     code: str
+    digest: str
+
+    @staticmethod
+    def telling(scenario: str, run: str, code: str) -> IdentifyRequest:
+        """To a node that knows nothing yet."""
+        return IdentifyRequest(scenario, run, code, hashlib.sha256(scenario.encode()).hexdigest())
+
+    def short(self) -> IdentifyRequest:
+        """The same for a node that was told."""
+        return replace(self, scenario="")
 
     def to_payload(self) -> Payload:
-        return Payload({"scenario": self.scenario, "run": self.run, "code": self.code})
+        return Payload(asdict(self))
 
     @staticmethod
     def of(payload: Payload) -> IdentifyRequest:
         config = payload.config
-        return IdentifyRequest(str(config["scenario"]), str(config["run"]), str(config["code"]))
+        names = ("scenario", "run", "code", "digest")
+        # Other versions have other settings, and must be told so by their code and not by a missing key.
+        return IdentifyRequest(*(str(config.get(name, "")) for name in names))
 
 
 def are_counts(numbers: Iterable[object]) -> bool:

@@ -6,6 +6,7 @@ Every answer, and every exception, passes `release` on its way out (client/relea
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -109,11 +110,12 @@ def identify(message: Message, context: Context) -> Message:
     request = IdentifyRequest.of(from_records(message.content))
     if request.code != code_fingerprint():
         raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
-    scenario = parsed(request.scenario)
+    text = told(request, context)
+    scenario = parsed(text)
     hosted = hosted_sites(scenario, request.run, context.node_config, context.run_config)
     sites = [site for site in hosted if not is_gone(site)]
-    institutions = [institution_at(site, request.scenario) for site in sites]
-    context.state[STATE] = ConfigRecord({"scenario": request.scenario, "run": request.run})
+    institutions = [institution_at(site, text) for site in sites]
+    context.state[STATE] = ConfigRecord({"scenario": text, "run": request.run})
     answer = IdentifyReply(
         code=code_fingerprint(),
         backbone=institutions[0].backbone.digest if institutions else "",
@@ -129,6 +131,14 @@ def identify(message: Message, context: Context) -> Message:
         simulated=any(site.simulated for site in sites),
     )
     return answered(message, answer.to_payload())
+
+
+def told(request: IdentifyRequest, context: Context) -> str:
+    """The scenario, sent now or earlier in this run. Raises UnknownScenarioError when it is neither."""
+    text = request.scenario or scenario_text(context)
+    if hashlib.sha256(text.encode()).hexdigest() != request.digest:
+        raise UnknownScenarioError("another scenario was told to this node")
+    return text
 
 
 @app.query("forget")

@@ -54,25 +54,40 @@ class Directory:
 
 
 def identify(
-    grid: Grid, scenario: Scenario, run: str, traffic: Traffic, away: Collection[str] = ()
+    grid: Grid,
+    scenario: Scenario,
+    run: str,
+    traffic: Traffic,
+    away: Collection[str] = (),
+    told: Collection[int] = (),
 ) -> Directory:
     """Ask every node until all institutions of the scenario have answered.
 
-    away: those that are not waited for, though welcome. Where `participation.missing` is "skip", whoever has
-    not answered after `deadlines.connect` seconds, or cannot open its data, is left out; else that raises
-    RunError. So do, always, two nodes that claim one institution, and another version of code, message
-    schema, backbone or preprocessing. ScenarioError when a task of the stream is held by nobody.
+    away: those that are not waited for, though welcome. told: nodes that should know the scenario. Where
+    `participation.missing` is "skip", whoever has not answered after `deadlines.connect` seconds, or cannot
+    open its data, is left out; else that raises RunError. So do, always, two nodes that claim one institution,
+    and another version of code, message schema, backbone or preprocessing. ScenarioError when a task of the
+    stream is held by nobody.
     """
     wanted = [site.name for site in scenario.institutions]
     skip = scenario.participation.missing == "skip"
     broken: set[int] = set()
-    request = IdentifyRequest(scenario.canonical_json(), run, code_fingerprint()).to_payload()
+    request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint())
+    known = set(told)
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
     replies: dict[int, IdentifyReply] = {}
     while True:
         new = [node for node in patiently(grid.get_node_ids) if node not in replies and node not in broken]
-        requests = [Request(f"node {node}", node, "query.identify", request) for node in new]
+        requests = [
+            Request(
+                f"node {node}",
+                node,
+                "query.identify",
+                (request.short() if node in known else request).to_payload(),
+            )
+            for node in new
+        ]
         left = max(1.0, end - time.monotonic())
         answers = exchange(
             grid,
@@ -86,6 +101,8 @@ def identify(
             if answer.outcome == Outcome.OTHER_CODE:
                 theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"
                 raise RunError(f"code: the server runs {code_fingerprint()}, a node {theirs}; {SAME_CODE}")
+            if answer.outcome == Outcome.UNKNOWN_SCENARIO:
+                known.discard(node)
             if answer.outcome == BUNDLE_REFUSED:
                 raise RunError(
                     "bundle: a site's launcher refuses the one this run sends; compare `casam bundle hash` "

@@ -65,7 +65,8 @@ class Institutions:
         """Find every institution again. Raises RunError, ScenarioError (server.directory)."""
         # Not counted: who-is-there traffic depends on nodes and folder names, not on what is learned.
         before = self.away if self.known else []
-        self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic(), before)
+        told = {member.node for member in self.directory.members.values()}
+        self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic(), before, told)
         self.remember(self.known)
         held = {name: sorted(member.holdings) for name, member in self.directory.members.items()}
         self.folder.event("met", stream=list(self.scenario.stream), institutions=held)

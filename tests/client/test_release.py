@@ -43,7 +43,7 @@ class Node:
             1, 1, node, RecordDict(), {"out": str(folder), "data-root": "", "checkpoint": ""}
         )
         self.private = folder / "run" / "institutions" / "north" / "private"
-        request = IdentifyRequest(self.scenario.canonical_json(), "run", code_fingerprint())
+        request = IdentifyRequest.telling(self.scenario.canonical_json(), "run", code_fingerprint())
         assert self.ask("query.identify", request.to_payload()).config["outcome"] == Outcome.OK
 
     def ask(self, kind: str, payload: Payload, request: str | None = None) -> Payload:

@@ -62,7 +62,8 @@ SURE = dataclasses.replace(
 EXAMPLES: list[Any] = [
     JOB,
     Job(institution="north", stage=1),
-    IdentifyRequest(scenario='{"name":"süd"}', run="2026-01-01-quickstart", code="0123456789abcdef"),
+    IdentifyRequest.telling('{"name":"süd"}', run="2026-01-01-quickstart", code="0123456789abcdef"),
+    IdentifyRequest.telling('{"name":"süd"}', run="2026-01-01-quickstart", code="0123456789abcdef").short(),
     IdentifyReply(code="c0de", backbone="b" * 64, compute="cpu-float32-t1", institutions={}, policies={}),
     IdentifyReply(
         code="c0de",

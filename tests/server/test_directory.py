@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Context, RecordDict
 from numpy.typing import NDArray
 
 import client.app
@@ -16,9 +17,10 @@ from casam_core.compute import resolve_compute
 from casam_core.errors import RunError
 from casam_core.fingerprint import code_fingerprint
 from casam_core.frame import Frame
-from casam_core.messages import Holding, IdentifyReply
+from casam_core.messages import Holding, IdentifyReply, IdentifyRequest
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario
+from client.refusals import UnknownScenarioError
 from scenarios.inprocess import run_inprocess
 from server.directory import check, check_backbones, check_preprocessing
 
@@ -41,6 +43,35 @@ def test_other_code_is_named_before_the_scenario_is_read(
         run_inprocess(tiny_scenario, tmp_path / "run", None)
 
 
+def test_a_scenario_is_told_once_and_again_to_a_node_that_forgot_it(
+    tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[IdentifyRequest] = []
+    told = client.app.told
+
+    def forgetful(request: IdentifyRequest, context: Context) -> str:
+        asked.append(request)
+        if len(asked) == 4:  # of three nodes the first, when it is asked for the second time
+            del context.state.config_records[client.app.STATE]
+        return told(request, context)
+
+    monkeypatch.setattr(client.app, "told", forgetful)
+    run_inprocess(tiny_scenario, tmp_path / "run", None)
+    sent = [bool(request.scenario) for request in asked]
+    assert sent == [True] * 3 + [False] * 3 + [True] + [False] * (len(sent) - 7)
+    assert {request.digest for request in asked} == {tiny_scenario.digest()}
+
+
+def test_a_node_does_not_go_on_with_another_scenario() -> None:
+    node = Context(1, 2, {}, RecordDict(), {})
+    request = IdentifyRequest.telling("{}", "run", code_fingerprint())
+    with pytest.raises(UnknownScenarioError, match="no identify message was seen"):
+        client.app.told(request.short(), node)
+    node.state[client.app.STATE] = ConfigRecord({"scenario": "other", "run": "run"})
+    with pytest.raises(UnknownScenarioError, match="another scenario was told to this node"):
+        client.app.told(request.short(), node)
+
+
 def test_a_guard_that_lets_nothing_out_ends_the_run_at_once(
     tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +92,7 @@ def reply(name: str, **changes: str | int) -> IdentifyReply:
 
 
 def test_another_message_schema_is_refused_with_both_values() -> None:
-    with pytest.raises(RunError, match="message schema: the server speaks 1, a node 7; update the older"):
+    with pytest.raises(RunError, match="message schema: the server speaks 2, a node 7; update the older"):
         check(reply("north", schema=7))
 
 
