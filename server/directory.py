@@ -65,7 +65,7 @@ def identify(
 
     away: those that are not waited for, though welcome. told: nodes that should know the scenario. Where
     `participation.missing` is "skip", whoever has not answered after `deadlines.connect` seconds, or cannot
-    open its data, is left out; else that raises RunError. So do, always, two nodes that claim one institution,
+    open its data, is left out; else that raises RunError. So do two nodes that claim one institution, always,
     and another version of code, message schema, backbone or preprocessing. ScenarioError when a task of the
     stream is held by nobody.
     """
