@@ -86,14 +86,9 @@ class PrivateTask:
         kind, folder = self.scenario.router.features, self.institution.site.public
         return public_features_of(self.institution.backbone, kind, folder)
 
-    def release(
-        self, kind: str, mechanism: Mechanism, compute: Callable[[NoiseSource], Arrays], *asked: Arrays
-    ) -> Arrays:
-        """Arrays that are paid for once per run and task (and per what was asked with them)."""
-        request = Payload(
-            {"task": self.job.task, "stage": self.job.stage},
-            {f"asked-{k}": arrays for k, arrays in enumerate(asked)},
-        )
+    def release(self, kind: str, mechanism: Mechanism, compute: Callable[[NoiseSource], Arrays]) -> Arrays:
+        """Arrays that are paid for once per run and task."""
+        request = Payload({"task": self.job.task, "stage": self.job.stage})
         released = release_once(
             self.institution,
             self.job,
@@ -120,18 +115,25 @@ class PrivateRouter(Protocol):
 def stand_ins(
     private: PrivateRouter, task: PrivateTask, states: Sequence[Arrays], count: int
 ) -> NDArray[np.float64]:
-    """`count` of them, for the scores of the task's images under the states of the folds; paid for."""
+    """`count` of them, for the scores of the task's images under the states of the folds.
+
+    What is paid for is how they score under the institution's own noisy router, above the floor of that one:
+    once per task, and free of what other holders have, who may leave. Under merged states the same distances
+    are taken, above the floor of these.
+    """
     noise_multiplier = task.scenario.privacy.router_ratio * task.noise_multiplier
-    router = task.institution.router
-    floor = min(private.floor(router, state) for state in states)
+    router, folds = task.institution.router, task.scenario.router.folds
+    own = router.finish(private.summary(task))
+    floor = private.floor(router, own)
 
     def compute(noise: NoiseSource) -> Arrays:
-        own_N = fold_scores(router, task.features(), states, len(states))
-        public_N = held_out_scores(router, as_tensor(task.public()), states, len(states))
+        own_N = fold_scores(router, task.features(), [own] * folds, folds)
+        public_N = held_out_scores(router, as_tensor(task.public()), [own] * folds, folds)
         return {"scores": describe_scores(own_N, task.units, public_N, floor, noise_multiplier, noise)}
 
-    described = task.release("scores", scores_mechanism(noise_multiplier), compute, *states)
-    return scores_like(np.asarray(described["scores"]), floor, count, task.seed)
+    described = task.release("scores", scores_mechanism(noise_multiplier), compute)
+    lowest = min(private.floor(router, state) for state in states)
+    return scores_like(np.asarray(described["scores"]), lowest, count, task.seed)
 
 
 class PrivateGaussian:

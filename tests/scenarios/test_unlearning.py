@@ -16,6 +16,7 @@ from client.ledger import Ledger
 from scenarios.cli import app
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
+from tests.scenarios.conftest import events
 
 LEAVES = {"leaves_at": 2, "on_leave": "unlearn"}
 NEVER_CAME = {"joins_at": 99}
@@ -116,7 +117,8 @@ def test_noise_that_was_paid_for_is_sent_again_and_costs_nothing(tmp_path: Path)
     policies = {"south": LEAVES, "west": PRIVATE}
     summary = run(tmp_path / "left", policies, stream=["histology", "polyp"], privacy={"steps": 2})
     spends = Ledger(private(tmp_path / "left", "west") / "ledger.jsonl").spends()
-    assert [spend.kind for spend in spends] == ["align", "router"]
+    assert [spend.kind for spend in spends] == ["align", "router", "scores"]
+    assert not events(tmp_path / "left", "refusal")
     assert summary["unlearned"][0]["retrained"] == ["histology"]
     assert summary["privacy"]["west"]["epsilon_train"] <= 8.0
 
