@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,6 +16,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
+from casam_core.audit import audit_log
 from casam_core.backbones import Backbone, load_backbone
 from casam_core.compute import prepare_process, resolve_compute
 from casam_core.fingerprint import code_fingerprint
@@ -135,7 +137,7 @@ def identify(message: Message, context: Context) -> Message:
 
 def told(request: IdentifyRequest, context: Context) -> str:
     """The scenario, sent now or earlier in this run. Raises UnknownScenarioError when it is neither."""
-    text = request.scenario or scenario_text(context)
+    text = sys.intern(request.scenario) or scenario_text(context)
     if hashlib.sha256(text.encode()).hexdigest() != request.digest:
         raise UnknownScenarioError("another scenario was told to this node")
     return text
@@ -225,10 +227,10 @@ def scenario_in(context: Context) -> Scenario:
 
 
 def scenario_text(context: Context) -> str:
-    """The same as canonical JSON."""
+    """The same as canonical JSON: one string per process, however many nodes were told it."""
     if STATE not in context.state:
         raise UnknownScenarioError("no identify message was seen in this run")
-    return str(context.state.config_records[STATE]["scenario"])
+    return sys.intern(str(context.state.config_records[STATE]["scenario"]))
 
 
 @lru_cache(maxsize=8)
@@ -248,9 +250,10 @@ def institution_at(site: Site, scenario_json: str) -> Institution:
 
 
 def forget_institutions() -> None:
-    """Drop what this process keeps of a finished run: datasets and the last images."""
+    """Drop what this process keeps of a finished run: datasets, the last images, and checked logs."""
     institution_at.cache_clear()
     recent.cache_clear()
+    audit_log.cache_clear()
 
 
 def ready_backbone(scenario: Scenario) -> Backbone:

@@ -72,6 +72,16 @@ def test_a_node_does_not_go_on_with_another_scenario() -> None:
         client.app.told(request.short(), node)
 
 
+def test_the_nodes_of_a_process_share_one_text_of_the_scenario() -> None:
+    """A thousand copies of what names a thousand institutions would be most of a worker's memory."""
+    texts = ["".join(["{", "}"]) for _ in range(2)]
+    assert texts[0] is not texts[1]
+    nodes = [Context(1, number, {}, RecordDict(), {}) for number in range(2)]
+    for node, text in zip(nodes, texts, strict=True):
+        node.state[client.app.STATE] = ConfigRecord({"scenario": text, "run": "run"})
+    assert client.app.scenario_text(nodes[0]) is client.app.scenario_text(nodes[1])
+
+
 def test_a_guard_that_lets_nothing_out_ends_the_run_at_once(
     tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
