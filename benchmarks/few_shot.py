@@ -24,6 +24,7 @@ from casam_core.scenario import AlignmentSpec, DataSpec, TrainingSpec
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.training import Example, train_layer
 from casam_core.validation import Validate, validator
+from client.data.dataset import Dataset, Sample
 from client.data.open import open_dataset
 
 SEED, INSTITUTION = 7, "bench"
@@ -64,6 +65,13 @@ def examples(around: Surroundings, backbone: Backbone, task: str) -> list[Exampl
     if task == REAL:  # has more than are wanted
         chosen = numpy_generator(SEED, "few-shot", task).permutation(len(samples))
         samples = tuple(samples[i] for i in sorted(chosen[: TRAIN + VALIDATE]))
+    return encoded(around, backbone, task, dataset, samples)
+
+
+def encoded(
+    around: Surroundings, backbone: Backbone, task: str, dataset: Dataset, samples: Sequence[Sample]
+) -> list[Example]:
+    """What training needs of these images, each encoded once ever."""
     store = EmbeddingStore(around.home / "embeddings")
     loaded = [dataset.load(sample) for sample in samples]
     around.say(f"{task}: encode {len(loaded)} images")

@@ -10,11 +10,10 @@ from __future__ import annotations
 from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
-from benchmarks.few_shot import FORMS, INSTITUTION, SEED
+from benchmarks.few_shot import FORMS, INSTITUTION, SEED, encoded
 from casam_core.alignment import build_layer, learning_rate_of
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone
-from casam_core.embeddings import EmbeddingStore
 from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.dp_training import round_mechanism, train_privately
 from casam_core.privacy.noise import NoiseSource
@@ -32,13 +31,10 @@ SMALL, LARGE = ("scale_shift", "low_rank 8"), ("residual", "casam (paper)")
 
 
 def examples(around: Surroundings, backbone: Backbone, images: int) -> list[Example]:
-    """Encoded once ever; only paths of what is large stay in memory."""
+    """The first phantoms of the task."""
     spec = DataSpec(reader="phantom", phantom=TASK, images=images)
     dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
-    store = EmbeddingStore(around.home / "embeddings")
-    around.say(f"{TASK}: encode {images} images")
-    loaded = [dataset.load(sample) for sample in dataset.samples]
-    return [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
+    return encoded(around, backbone, TASK, dataset, dataset.samples)
 
 
 def run(around: Surroundings) -> Figures:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,17 @@ from scipy.stats import t as student
 from benchmarks.bench import Figures, Surroundings
 from benchmarks.encoder_depths import ENCODER_DEPTHS
 from benchmarks.phantom_features import Features, phantom_features
-from benchmarks.router_quality import TEST_IMAGES, TWINS, Quality, Rule, judge, mean_of, score
+from benchmarks.router_quality import (
+    COLUMNS,
+    TEST_IMAGES,
+    TWINS,
+    Quality,
+    Rule,
+    cells_of,
+    judge,
+    means_of,
+    score,
+)
 from casam_core.scenario import RouterSpec
 from casam_core.threshold import choose_threshold
 
@@ -29,7 +38,6 @@ IMAGES = TEST_IMAGES + max(TRAINING_IMAGES)
 """Of every task, encoded once at every depth."""
 SPLITS = 12
 DEFAULT = RouterSpec()
-COLUMNS = tuple(field.name for field in fields(Quality))
 DEPTHS = (
     ("stem",),
     ("stage 1",),
@@ -119,6 +127,6 @@ def table_of(title: str) -> Table:
 
 def add_row(table: Table, choice: str, images: int, qualities: Sequence[Quality]) -> Figures:
     """Means over splits, shown and returned as `<column>_<choice>_<images>`."""
-    means = {column: mean_of([getattr(quality, column) for quality in qualities]) for column in COLUMNS}
-    table.add_row(choice, str(images), *("-" if m is None else f"{m:.3f}" for m in means.values()))
+    means = means_of(qualities)
+    table.add_row(choice, str(images), *cells_of(means))
     return {f"{column}_{choice}_{images}": m for column, m in means.items() if m is not None}

@@ -72,6 +72,10 @@ class Quality:
     twins: float | None
 
 
+COLUMNS = tuple(field.name for field in fields(Quality))
+"""Of a table of qualities."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """One router on one split. seen, unseen: task names; held_out: of each seen task's training images,
@@ -175,16 +179,15 @@ def false_positive_rate(unknownness: NDArray[np.float64], positive: NDArray[np.i
 def run(around: Surroundings) -> Figures:
     """All candidates on all numbers of training images; figures are those of the default router."""
     table = Table(title=f"mean over {SPLITS} splits; tasks of phantoms, {TEST_IMAGES} test images each")
-    columns = [field.name for field in fields(Quality)]
-    for name in ("router", "images", *columns):
+    for name in ("router", "images", *COLUMNS):
         table.add_column(name, justify="left" if name == "router" else "right")
     figures: Figures = {}
     for images in [n for n in TRAINING_IMAGES if n <= around.images]:
         features = learnable(around, images)
         for name, spec in CANDIDATES.items():
             splits = [measure(spec, features, images, split, TWINS) for split in range(SPLITS)]
-            means = {column: mean_of([getattr(quality, column) for quality in splits]) for column in columns}
-            table.add_row(name, str(images), *("-" if m is None else f"{m:.3f}" for m in means.values()))
+            means = means_of(splits)
+            table.add_row(name, str(images), *cells_of(means))
             around.say(
                 f"{name}, {images} images: accuracy {means['accuracy']:.3f}, AUROC {means['auroc']:.3f}"
             )
@@ -202,6 +205,16 @@ def learnable(around: Surroundings, images: int) -> dict[str, Features]:
         task: phantom_features(backbone, task, images + TEST_IMAGES, around.home, around.say)
         for task in tasks
     }
+
+
+def means_of(qualities: Sequence[Quality]) -> dict[str, float | None]:
+    """Of every figure over the splits."""
+    return {column: mean_of([getattr(quality, column) for quality in qualities]) for column in COLUMNS}
+
+
+def cells_of(means: Mapping[str, float | None]) -> list[str]:
+    """For a row of a table."""
+    return ["-" if mean is None else f"{mean:.3f}" for mean in means.values()]
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

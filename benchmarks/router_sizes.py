@@ -7,7 +7,7 @@ rounded and exact states of one size share their held-out scores.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
-from benchmarks.router_quality import TRAINING_IMAGES, TWINS, Quality, judge, learnable, mean_of, score
+from benchmarks.router_quality import (
+    COLUMNS,
+    TRAINING_IMAGES,
+    TWINS,
+    Quality,
+    cells_of,
+    judge,
+    learnable,
+    means_of,
+    score,
+)
 from casam_core.entries import rounded
 from casam_core.routers import Arrays, build_router
 from casam_core.scenario import RouterSpec
@@ -23,7 +33,6 @@ from casam_core.threshold import choose_threshold
 
 DIRECTIONS = (32, 16, 8, 4, 0)
 SPLITS = 12
-COLUMNS = tuple(field.name for field in fields(Quality))
 EXACT, HALF = "float32", "float16"
 
 
@@ -73,11 +82,10 @@ def run(around: Surroundings) -> Figures:
         pooled = {task: found["moments"] for task, found in learnable(around, images).items()}
         for size in SIZES:
             judged, kib = size.qualities(pooled, images), size.kib(next(iter(pooled.values()))[:images])
-            means = {column: mean_of([getattr(quality, column) for quality in judged]) for column in COLUMNS}
+            means = means_of(judged)
             figures |= {f"{key}_{size.name}_{images}": v for key, v in means.items() if v is not None}
             figures[f"kib_{size.name}"] = kib
-            cells = ("-" if value is None else f"{value:.3f}" for value in means.values())
-            table.add_row(str(size.directions), size.precision, f"{kib:.1f}", str(images), *cells)
+            table.add_row(str(size.directions), size.precision, f"{kib:.1f}", str(images), *cells_of(means))
             around.say(f"{size.name}, {images} images: accuracy {means['accuracy']:.3f}")
     around.show(table)
     return figures
