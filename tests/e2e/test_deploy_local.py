@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import tomli_w
 from casam_core.audit import broken, read_log
 from casam_core.toml import read_policy
 from tests.conftest import tiny_table
+from tests.processes import carries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -52,11 +54,9 @@ def left_behind(cwd: Path) -> list[str]:
     """Processes that carry the test's mark, and temporary files but PyTorch's own cache."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={cwd}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+        if carries(folder, f"{MARK}={cwd}"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
     return found + [str(p) for p in (cwd / "tmp").iterdir() if not p.name.startswith("torchinductor")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli_w
 
 from tests.conftest import tiny_table
+from tests.processes import carries
+from tests.runs import lines_in, result
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -55,25 +55,12 @@ def processes(cwd: Path) -> Iterator[tuple[int, int, str]]:
         ["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    ours = {pid for pid, _, _ in rows if marked(pid, cwd)}
+    ours = {pid for pid, _, _ in rows if carries(Path("/proc") / pid, f"{MARK}={cwd}")}
     return ((int(pid), int(parent), args) for pid, parent, args in rows if {pid, parent} & ours)
-
-
-def marked(pid: str, cwd: Path) -> bool:
-    try:
-        return f"{MARK}={cwd}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
 
 
 def victims(cwd: Path, name: str) -> list[int]:
     return [pid for pid, _, args in processes(cwd) if name in args.split(" --")[0]]
-
-
-def lines_in(run: Path) -> int:
-    """How far a run has come: events and arrivals."""
-    files = (run / "events.jsonl", run / "audit.jsonl")
-    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
 def reach(run: Path, lines: int, process: subprocess.Popen[str]) -> None:
@@ -83,15 +70,6 @@ def reach(run: Path, lines: int, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, f"it ended by itself: {process.communicate()[0]}"
         assert time.monotonic() < end, "it never came to that"
         time.sleep(0.01)
-
-
-def lasting(run: Path) -> dict[str, Any]:
-    """What must be the same: the figures, and every byte of the bank."""
-    summary, bank = json.loads((run / "summary.json").read_text()), run / "bank"
-    return {
-        **{key: summary[key] for key in ("matrix", "zero_shot", "routing", "holders", "last_iou")},
-        "bank": {str(p.relative_to(bank)): p.read_bytes() for p in bank.rglob("*") if p.is_file()},
-    }
 
 
 RAY = ("ray::ClientAppActor", "raylet/raylet", "flwr-simulation", "gcs_server")
@@ -124,7 +102,7 @@ def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(
         last = start("run", "--resume", "killed", cwd=folder)
         said, _ = last.communicate(timeout=300)
         assert last.returncode == 0, said
-    assert lasting(run) == lasting(folder / "whole")
+    assert result(run) == result(folder / "whole")
 
 
 def test_nodes_that_are_killed_come_back_and_change_no_figure(
@@ -146,7 +124,7 @@ def test_nodes_that_are_killed_come_back_and_change_no_figure(
         said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
         assert "ended with status -9" in said
-        assert lasting(run) == lasting(folder / "whole")
+        assert result(run) == result(folder / "whole")
         number += 1
         run = folder / f"deployed-{number}"
     print(f"{done} nodes killed in {number} runs")

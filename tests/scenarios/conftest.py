@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,12 +27,6 @@ class Finished:
         (line,) = self.err.strip().splitlines()
         assert line.startswith("error: ")
         return line
-
-
-def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    """One kind of event of a run, in their order."""
-    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == kind]
 
 
 Casam = Callable[..., Finished]

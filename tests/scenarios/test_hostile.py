@@ -17,7 +17,8 @@ from casam_core.scenario import Scenario
 from client.attacks import ATTACKS
 from scenarios.inprocess import run_inprocess
 from tests.conftest import phantom, tiny_table
-from tests.scenarios.conftest import Casam, events
+from tests.runs import events
+from tests.scenarios.conftest import Casam
 
 HONEST = ("polyp", "histology")
 

@@ -12,7 +12,7 @@ from casam_core.errors import RunError
 from casam_core.scenario import Scenario
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
-from tests.scenarios.conftest import events
+from tests.runs import events
 
 Faults = dict[str, dict[str, Any]]
 

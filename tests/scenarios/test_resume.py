@@ -25,6 +25,7 @@ from client.ledger import Ledger
 from scenarios.cli import app
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
+from tests.runs import lines_in, result
 
 PRIVATE = {
     "adapter": {"noise": "dp"},
@@ -64,17 +65,12 @@ def cut(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int, *, aft
     monkeypatch.setattr(module, name, cutting)
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """What must be the same: the matrix, and every byte of the bank."""
-    summary = json.loads((folder / "summary.json").read_text())
-    bank = folder / "bank"
-    return {
-        **{
-            key: summary[key]
-            for key in ("matrix", "zero_shot", "routing", "holders", "last_iou", "statistics")
-        },
-        "bank": {str(p.relative_to(bank)): p.read_bytes() for p in bank.rglob("*") if p.is_file()},
-    }
+def run_until_cut(scenario: Scenario, folder: Path, module: Any, name: str, at: int, *, after: bool) -> None:
+    """A run that the power cut ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        cut(patch, module, name, at, after=after)
+        with pytest.raises(PowerCutError):
+            run_inprocess(scenario, folder, None)
 
 
 CUTS = {
@@ -99,10 +95,7 @@ def test_wherever_the_power_goes_the_end_is_the_same(
     if changes.get("method") == "sequential" and name == "learn_router":
         name = "learn_layer"
     scenario = Scenario.model_validate(table(**changes, privacy={"steps": 2}))
-    with pytest.MonkeyPatch.context() as patch:
-        cut(patch, getattr(server, where), name, at, after=after)
-        with pytest.raises(PowerCutError):
-            run_inprocess(scenario, tmp_path / "cut", None)
+    run_until_cut(scenario, tmp_path / "cut", getattr(server, where), name, at, after=after)
     assert not (tmp_path / "cut" / "summary.json").exists()
     run_inprocess(scenario, tmp_path / "cut", None, resume=True)
     run_inprocess(scenario, tmp_path / "whole", None)
@@ -122,11 +115,8 @@ def test_an_unlearning_that_was_cut_is_finished(
         table({"south": LEAVES, "west": {"keep_samples": True}}, stream=["histology", "polyp"])
     )
     at = 2 if name != "write_receipt" else 1
-    with pytest.MonkeyPatch.context() as patch:
-        module = server.stage if name == "learn_router" else server.stream
-        cut(patch, module, name, at, after=after)
-        with pytest.raises(PowerCutError):
-            run_inprocess(scenario, tmp_path / "cut", None)
+    module = server.stage if name == "learn_router" else server.stream
+    run_until_cut(scenario, tmp_path / "cut", module, name, at, after=after)
     run_inprocess(scenario, tmp_path / "cut", None, resume=True)
     run_inprocess(scenario, tmp_path / "whole", None)
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
@@ -140,10 +130,7 @@ def test_an_unlearning_that_was_cut_is_finished(
 def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
     """What was released before the cut is sent again from its file."""
     scenario = Scenario.model_validate(table({"west": PRIVATE}, privacy={"steps": 2}))
-    with pytest.MonkeyPatch.context() as patch:
-        cut(patch, server.stream, "keep", 3, after=False)
-        with pytest.raises(PowerCutError):
-            run_inprocess(scenario, tmp_path / "cut", None)
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 3, after=False)
     run_inprocess(scenario, tmp_path / "cut", None, resume=True)
     run_inprocess(scenario, tmp_path / "whole", None)
     spends = [
@@ -161,10 +148,7 @@ def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> 
     content = table(stream=["polyp", "histology", "cardiac_mr"], participation={"missing": "skip"})
     content["institutions"][0]["faults"] = {"gone_at": 2}
     scenario = Scenario.model_validate(content | {"deadlines": {"connect": 1.0, "retries": 0}})
-    with pytest.MonkeyPatch.context() as patch:
-        cut(patch, server.stream, "keep", 3, after=True)
-        with pytest.raises(PowerCutError):
-            run_inprocess(scenario, tmp_path / "cut", None)
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 3, after=True)
     run_inprocess(scenario, tmp_path / "cut", None, resume=True)
     run_inprocess(scenario, tmp_path / "whole", None)
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
@@ -173,10 +157,7 @@ def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> 
 
 def test_an_entry_that_was_lost_meanwhile_is_not_made_up(tmp_path: Path) -> None:
     scenario = Scenario.model_validate(table())
-    with pytest.MonkeyPatch.context() as patch:
-        cut(patch, server.stream, "keep", 2, after=True)
-        with pytest.raises(PowerCutError):
-            run_inprocess(scenario, tmp_path / "cut", None)
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 2, after=True)
     Bank.open(tmp_path / "cut" / "bank").remove("polyp")
     with pytest.raises(RunError, match="the entry of polyp is gone since the run stopped"):
         run_inprocess(scenario, tmp_path / "cut", None, resume=True)
@@ -200,12 +181,6 @@ def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
 def casam(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     command = [str(Path(sys.executable).parent / "casam"), "run", *arguments]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def lines_in(folder: Path) -> int:
-    """How far a run has come: events and arrivals."""
-    files = (folder / "events.jsonl", folder / "audit.jsonl")
-    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from client.ledger import Ledger
 from scenarios.cli import app
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
-from tests.scenarios.conftest import events
+from tests.runs import events
 
 LEAVES = {"leaves_at": 2, "on_leave": "unlearn"}
 NEVER_CAME = {"joins_at": 99}
