@@ -51,10 +51,9 @@ def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
     store, scenario = fresh_store(folder), scenario_of(max(rows))
     tasks = [coloured_task(i, train=TRAIN, test=TEST, store=store) for i in range(max(rows))]
     bank, own = Bank.open(folder / "bank", create=True), Bank.open(folder / "own", create=True)
-    known = KnownEntries(bank, own)
 
     ours = Side(scenario, backbone, folder / "ours")
-    ours.evaluate(tasks, known)
+    ours.evaluate(tasks, KnownEntries(bank, own))
     ours.passes = 0
     anew = Side(scenario, backbone, folder / "anew")
     shutil.copy(ours.folder / "masks.jsonl", folder / "frozen.jsonl")
@@ -67,10 +66,10 @@ def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
         learn(scenario, stage, tasks[stage - 1], backbone, bank)
         seen = tasks[:stage]
         begun = now()
-        results = ours.evaluate(seen, known)
+        results = ours.evaluate(seen, KnownEntries(bank, own))
         between = now()
         anew.forget(folder / "frozen.jsonl")
-        again = anew.evaluate(seen, known)
+        again = anew.evaluate(seen, KnownEntries(bank, own))
         ours.seconds, anew.seconds = ours.seconds + between - begun, anew.seconds + now() - between
         if results != again:
             figures["identical"] = 0.0

@@ -14,6 +14,7 @@ from casam_core.backbones.sam import SamBackbone
 from casam_core.compute import Compute, prepare_process
 from casam_core.prompts import Prompts
 from casam_core.scenario import BackboneSpec, DataSpec
+from casam_core.seeding import initialisers_from
 from client.data.dataset import LoadedSample
 from client.data.open import open_dataset
 
@@ -34,8 +35,7 @@ def lite_medsam(compute: Compute) -> Backbone:
 
 def random_vit_b(compute: Compute) -> Backbone:
     """SAM's ViT-B in every shape, its weights random: speed only, it segments nothing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with initialisers_from(SEED):
         sam = sam_model_registry["vit_b"]()
     return SamBackbone(
         name="vit_b",

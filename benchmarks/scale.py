@@ -1,9 +1,10 @@
 """9, 100 and 1000 institutions through Flower's simulation, against an app that does nothing.
 
 Two institutions hold the stream's two tasks; all others hold images of a third, so every evaluation asks
-everybody. Overhead of a round = its seconds in the simulation less what the institutions computed in
-it, shared by the cores; their computing is the seconds of the same round in the in-process engine. The
-app that does nothing sends and returns as many bytes, to as many nodes, in as many rounds.
+everybody. Overhead of a round = its seconds less what the institutions computed in it, shared by the
+cores: the processor seconds that each noted for its request (client/worktime.py). Waiting for a disk or a
+core is overhead, as is all that Flower and the server do. The app that does nothing sends and returns as
+many bytes, to as many nodes, in as many rounds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rich.table import Table
 from benchmarks.bench import Figures, Surroundings
 from casam_core.errors import RunError
 from casam_core.scenario import Scenario
+from client.worktime import noted
 
 INSTITUTIONS, SMOKE_INSTITUTIONS = (9, 100, 1000), (9,)
 STREAM = ("task-0", "task-1")
@@ -55,11 +57,10 @@ def measure(around: Surroundings, counts: tuple[int, ...]) -> Figures:
         around.say(f"scale: {count} institutions")
         scenario = scenario_of(count)
         with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
-            around.engines.inprocess(scenario, Path(folder) / "alone")
             with peak_memory() as peak:
                 around.engines.simulation(scenario, Path(folder) / "run")
-            alone, simulated = (summary(Path(folder) / name) for name in ("alone", "run"))
-        computing = evaluation_seconds(alone) / min(count, os.cpu_count() or 1)
+            simulated = summary(Path(folder) / "run")
+            computing = computed(Path(folder) / "run") / min(count, os.cpu_count() or 1)
         seconds = evaluation_seconds(simulated)
         idle = idle_round(around, count, simulated)
         overhead = max(seconds - computing, LEAST_SECONDS)
@@ -112,6 +113,16 @@ def summary(folder: Path) -> dict[str, Any]:
 def evaluation_seconds(of_run: dict[str, Any]) -> float:
     """Of the last stage: everybody asked, everything loaded."""
     return float(of_run["timing"]["stages"][-1]["evaluate"])
+
+
+def computed(run: Path) -> float:
+    """Processor seconds inside institutions for the same stage's evaluation."""
+    return sum(
+        work.processor_seconds
+        for private in run.glob("institutions/*/private")
+        for work in noted(private)
+        if work.kind == "evaluate.stage" and work.stage == len(STREAM)
+    )
 
 
 def idle_round(around: Surroundings, count: int, simulated: dict[str, Any]) -> float:

@@ -21,8 +21,9 @@ from rich.table import Table
 
 from benchmarks.bench import Figures, Surroundings
 from casam_core.alignment import build_layer, weights_of
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
 from casam_core.entries import make_entry
+from casam_core.entry_file import Entry
 from casam_core.messages import EvaluateRequest
 from casam_core.payload import Job
 from casam_core.routers import build_router

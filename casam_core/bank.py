@@ -3,120 +3,23 @@
 A bank is a folder:
 
     manifest.json            schema, and the entries in the order they were learned
-    entries/<sha256>.entry   one entry: a safetensors file that carries its provenance
+    entries/<sha256>.entry   one entry (casam_core/entry_file.py), named by the hash of its bytes
 
-An entry never changes after it was added. Its name is the hash of its bytes, so whoever holds the
-name can check the content. Files are written whole or not at all.
+An entry never changes after it was added. Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
-
+from casam_core.entry_file import Entry, Head, digest_of, head_in, read_entry
 from casam_core.errors import BankError
 from casam_core.files import write_atomic
 
 SCHEMA = 1
-LAYER, ROUTER = "layer/", "router/"
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where an entry comes from and what it needs to be used. No time stamps: equal runs, equal bytes.
-
-    form, rank: the Alignment Layer's. router, features: how scores are computed; beta and sampled
-    belong to the VAE's score. backbone: SHA-256 of the frozen weights. holders: the institutions that
-    trained it. images: their training images together. stage: 1-based. scenario: its learned_digest.
-    """
-
-    form: str
-    rank: int
-    router: str
-    features: str
-    beta: float
-    sampled: bool
-    backbone: str
-    holders: tuple[str, ...]
-    images: int
-    stage: int
-    scenario: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known about one task: layer weights, router state, threshold, provenance.
-
-    Without a threshold the entry is used by its name alone: no router ever chooses it.
-    """
-
-    task: str
-    layer: dict[str, NDArray[np.float32]]
-    router: dict[str, NDArray[Any]]
-    threshold: float | None
-    provenance: Provenance
-
-    def to_bytes(self) -> bytes:
-        """The entry as a safetensors file; equal entries give equal bytes."""
-        tensors = {LAYER + name: np.asarray(value, order="C") for name, value in self.layer.items()}
-        tensors |= {ROUTER + name: np.asarray(value, order="C") for name, value in self.router.items()}
-        about = {
-            "schema": SCHEMA,
-            "task": self.task,
-            "threshold": self.threshold,
-            "provenance": asdict(self.provenance),
-        }
-        # One metadata key: safetensors writes several in no fixed order.
-        return bytes(save_tensors(tensors, metadata={"entry": json.dumps(about, sort_keys=True)}))
-
-    @staticmethod
-    def from_bytes(data: bytes) -> Entry:
-        """Read an entry. Raises BankError when the bytes are not one."""
-        try:
-            tensors = load_tensors(data)
-            about = json.loads(_metadata(data)["entry"])
-            if not isinstance(about["task"], str):
-                raise TypeError(f"task: expected text, found {about['task']!r}")
-            given = about["provenance"]
-            unknown = set(given) - {field.name for field in fields(Provenance)}
-            if about["schema"] != SCHEMA or unknown:
-                raise BankError(
-                    f"entry has schema {about['schema']} and unknown keys {sorted(unknown)}, this version "
-                    f"reads schema {SCHEMA}; use the version of casam that wrote it"
-                )
-            return Entry(
-                task=about["task"],
-                layer=_with_prefix(tensors, LAYER),
-                router=_with_prefix(tensors, ROUTER),
-                threshold=None if about["threshold"] is None else float(about["threshold"]),
-                provenance=Provenance(**{**given, "holders": tuple(given["holders"])}),
-            )
-        except (
-            SafetensorError,
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-            RecursionError,
-            struct.error,
-        ) as error:
-            raise BankError(f"not an entry file: {type(error).__name__}: {error}") from error
-
-
-def digest_of(data: bytes) -> str:
-    """An entry's name: SHA-256 of its bytes."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def bank_digest(entries: Mapping[str, str]) -> str:
@@ -186,19 +89,17 @@ class Bank:
             raise BankError(
                 f"no entry for task {task!r}; the bank holds: {', '.join(self.tasks) or 'nothing'}"
             )
-        path = self._path(self._digests[task])
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise BankError(f"{path} is missing (entry of task {task!r}); restore it from a copy") from error
-        if (found := digest_of(data)) != self._digests[task]:
-            raise BankError(f"{path} was altered: its SHA-256 is {found}; restore it from a copy")
-        return data
+        return read_entry(self._path(self._digests[task]), self._digests[task], task)
 
     def __getitem__(self, task: str) -> Entry:
         if task not in self._entries:
             self._entries[task] = Entry.from_bytes(self.bytes_of(task))
         return self._entries[task]
+
+    def heads(self) -> Iterator[Head]:
+        """What every entry says about itself; after the first time, no file is read for it. Raises
+        BankError."""
+        return (head_in(self._path(digest), digest, task) for task, digest in self._digests.items())
 
     def add(self, entry: Entry) -> str:
         """Add a new task's entry; it is durable when this returns. Returns its digest.
@@ -254,15 +155,3 @@ class Bank:
         entries = [{"task": task, "sha256": digest} for task, digest in digests.items()]
         text = json.dumps({"schema": SCHEMA, "entries": entries}, indent=2)
         write_atomic(self.folder / "manifest.json", text.encode())
-
-
-def _metadata(data: bytes) -> dict[str, Any]:
-    """The safetensors header's metadata: 8 bytes of length, then JSON."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    metadata: dict[str, Any] = header["__metadata__"]
-    return metadata
-
-
-def _with_prefix(tensors: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

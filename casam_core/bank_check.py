@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
 from casam_core.bank_edit import check_alike
+from casam_core.entry_file import Entry
 from casam_core.errors import BankError
 from casam_core.inference import LoadedEntry
 from casam_core.routing import IDENTITY

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
+from casam_core.entry_file import Entry
 from casam_core.errors import BankError
 from casam_core.files import new_folder
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.alignment.identity import identity_like
-from casam_core.bank import Entry, Provenance
+from casam_core.entry_file import Entry, Provenance
 from casam_core.methods import alignment_of
 from casam_core.routers import Arrays
 from casam_core.scenario import Scenario

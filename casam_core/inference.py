@@ -22,9 +22,10 @@ from torch import Tensor
 from casam_core.alignment import AlignmentLayer, build_layer, set_weights
 from casam_core.alignment.identity import channels_in
 from casam_core.backbones import Backbone
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
 from casam_core.bank_edit import check_alike
 from casam_core.compute import Compute
+from casam_core.entry_file import Entry, Head
 from casam_core.errors import BankError, ScenarioError
 from casam_core.features import pool
 from casam_core.frame import Frame
@@ -67,12 +68,12 @@ def entry_router(entry: Entry) -> Router:
         raise BankError(f"entry of task {entry.task!r} cannot be routed: {one_line(error)}") from error
 
 
-def route_among(entries: Iterable[Entry], score: Callable[[Entry], float]) -> Route:
-    """The routing decision over those of `entries` that have a threshold, in the order they were learned."""
-    known = [(entry, entry.threshold) for entry in entries if entry.threshold is not None]
+def route_among(heads: Iterable[Head], score: Callable[[Head], float]) -> Route:
+    """The routing decision over the entries that have a threshold, in the order they were learned."""
+    known = [(head, head.threshold) for head in heads if head.threshold is not None]
     return decide(
-        [entry.task for entry, _ in known],
-        [score(entry) for entry, _ in known],
+        [head.task for head, _ in known],
+        [score(head) for head, _ in known],
         [threshold for _, threshold in known],
     )
 
@@ -193,7 +194,7 @@ class LoadedBank(Mapping[str, LoadedEntry]):
         if self._stack is not None:
             near = [near[i] for i in self._stack.contenders(f_F)]
         return route_among(
-            (loaded.entry for loaded in near), lambda entry: self[entry.task].score_feature(f_F)
+            (loaded.entry.head for loaded in near), lambda head: self[head.task].score_feature(f_F)
         )
 
     @cached_property

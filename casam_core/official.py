@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.alignment.casam import BLOCKS, attention_kernel
-from casam_core.bank import Entry, Provenance
 from casam_core.bank_check import IMPORTED
+from casam_core.entry_file import Entry, Provenance
 from casam_core.errors import BankError
 from casam_core.files import new_folder
 from casam_core.routers.vae import HIDDEN, LATENT

@@ -7,7 +7,9 @@ reordered without moving any other draw. Privacy randomness does not come from h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -33,3 +35,15 @@ def numpy_generator(run_seed: int, *scope: str | int) -> np.random.Generator:
 def torch_generator(run_seed: int, *scope: str | int) -> torch.Generator:
     """CPU torch generator for `scope`; initial weights are always drawn on the CPU."""
     return torch.Generator().manual_seed(derive_seed(run_seed, *scope))
+
+
+@contextlib.contextmanager
+def initialisers_from(seed: int) -> Iterator[None]:
+    """Inside, what torch draws from the process's CPU generator (as initial weights are) begins at `seed`.
+
+    Afterwards that generator is as it was. `torch.manual_seed` would also queue a call, with a formatted
+    stack, for every kind of accelerator that this process never uses.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-import time
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -29,12 +28,12 @@ from casam_core.messages import (
     IdentifyRequest,
     RouterRequest,
 )
-from casam_core.participation import FaultSpec
 from casam_core.payload import Job, Payload
 from casam_core.scenario import Scenario
 from casam_core.secure_sum import SecureRequest
 from casam_core.wire import from_records, job_of, to_records
 from client import policy
+from client.evaluation import layer_of
 from client.faults import Role, attacked, is_gone, suffer
 from client.forgetting import forget
 from client.holdings import recent
@@ -51,6 +50,10 @@ from client.refusals import (
 from client.release import answer_for
 from client.secure_sum import take_part
 from client.site import Site, hosted_sites
+from client.worktime import Stopwatch, note
+
+Settings = tuple[tuple[str, str | int | float | bool], ...]
+"""A node's or a run's, to be compared."""
 
 STATE = "casam"
 """Key of the node's state record: the identify request, kept for the run."""
@@ -64,43 +67,39 @@ class InstitutionApp(ClientApp):
     """
 
     def __call__(self, message: Message, context: Context) -> Message:
-        begun = time.monotonic()
-        answer = release(message, context, super().__call__)
-        role = role_in(message, context)
+        watch = Stopwatch()
+        answer, role = release(message, context, super().__call__)
         if role is None:
             return answer
-        suffer(role, time.monotonic() - begun)
+        note(watch.work(role.kind, role.job), role.institution.site.private)
+        if not role.plays:
+            return answer
+        suffer(role, watch.seconds)
         return Message(to_records(attacked(role, from_records(answer.content))), reply_to=message)
 
 
-def role_in(message: Message, context: Context) -> Role | None:
-    """What a simulated institution plays; None for one that is as it should be."""
-    with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
-        job = job_of(message.content)
-        if job is not None and scenario_in(context).institution(job.institution).faults != FaultSpec():
-            role = Role(addressed(job, context), message.metadata.message_type, job)
-            return role if role.plays else None
-    return None
+def release(message: Message, context: Context, call_next: ClientAppCallable) -> tuple[Message, Role | None]:
+    """(what leaves, who answered whatever to it; None where nobody was addressed).
 
-
-def release(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Whatever answers, nothing leaves but through `answer_for`."""
+    Whatever answers, nothing leaves but through `answer_for`.
+    """
     answer: Message | Exception
     try:
         answer = call_next(message, context)
     except Exception as error:
         answer = error
-    institution: Institution | None = None
-    sites: list[Site] = []
+    role: Role | None = None
+    sites: Sequence[Site] = ()
     run = ""
     with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
         sites = remembered(context)
         run = str(context.state.config_records[STATE]["run"])
         if (job := job_of(message.content)) is not None:
             institution = institution_among(sites, scenario_text(context), job.institution)
-            sites = [institution.site]
+            role, sites = Role(institution, message.metadata.message_type, job), [institution.site]
     log = sites[0].log if len(sites) == 1 else node_log(context.node_config)
-    return Message(answer_for(message, answer, institution, sites, run, log), reply_to=message)
+    leaves = answer_for(message, answer, role.institution if role else None, sites, run, log)
+    return Message(leaves, reply_to=message), role
 
 
 app = InstitutionApp()
@@ -215,10 +214,19 @@ def everybody_else(name: str, context: Context) -> list[Institution]:
     return [institution_at(site, text) for site in sites if site.institution != name]
 
 
-def remembered(context: Context) -> list[Site]:
+def remembered(context: Context) -> Sequence[Site]:
     """Who is hosted here, in the run that identify told of. Raises UnknownScenarioError without one."""
-    scenario, run = scenario_in(context), str(context.state.config_records[STATE]["run"])
-    return hosted_sites(scenario, run, context.node_config, context.run_config)
+    text, node, settings = scenario_text(context), context.node_config, context.run_config
+    run = str(context.state.config_records[STATE]["run"])
+    if "institution" in node:  # its policy is a file that may have changed
+        return hosted_sites(parsed(text), run, node, settings)
+    return simulated_sites(text, run, tuple(sorted(node.items())), tuple(sorted(settings.items())))
+
+
+@lru_cache(maxsize=4096)
+def simulated_sites(text: str, run: str, node: Settings, settings: Settings) -> Sequence[Site]:
+    """Who is hosted by a node of a simulation, where nothing changes during a run."""
+    return hosted_sites(parsed(text), run, dict(node), dict(settings))
 
 
 def scenario_in(context: Context) -> Scenario:
@@ -250,9 +258,11 @@ def institution_at(site: Site, scenario_json: str) -> Institution:
 
 
 def forget_institutions() -> None:
-    """Drop what this process keeps of a finished run: datasets, the last images, and checked logs."""
+    """Drop what this process keeps of a finished run: datasets, the last images and layers, checked logs."""
+    simulated_sites.cache_clear()
     institution_at.cache_clear()
     recent.cache_clear()
+    layer_of.cache_clear()
     audit_log.cache_clear()
 
 

@@ -24,7 +24,7 @@ from casam_core.attacks.likelihood_ratio import online, shadow_parts
 from casam_core.attacks.router_fit import fits_of
 from casam_core.attacks.statistics import Outcome, Scores, outcome_of
 from casam_core.backbones import Backbone
-from casam_core.bank import Entry
+from casam_core.entry_file import Entry
 from casam_core.inference import entry_layer, entry_router
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.alignment import weights_of
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
+from casam_core.entry_file import Entry
 from casam_core.errors import BankError, ScenarioError
 from casam_core.payload import Job, Payload
 from client.institution import Institution

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from casam_core.alignment import AlignmentLayer
 from casam_core.backbones import Backbone
-from casam_core.bank import Entry
+from casam_core.entry_file import Head
 from casam_core.features import pool
 from casam_core.inference import align, decode_masks, entry_layer, route_among
 from casam_core.messages import TaskResult
@@ -35,6 +35,10 @@ from client.data.dataset import LoadedSample, Sample
 from client.holdings import TaskData
 from client.own_entries import KnownEntries
 from client.results import Results
+
+LAYERS = 4
+"""Layers that a process keeps, of up to 16 MB each: images of one task come one after the other, and so
+do the institutions where a new entry is measured."""
 
 FROZEN = Route(task=None, nearest=None, score=None)
 """What every image is measured under besides its route; known since the run's first evaluation."""
@@ -55,6 +59,21 @@ class Measured:
     margins: list[float]
 
 
+@dataclass(frozen=True)
+class Answering:
+    """An entry by its name: whoever holds one of this digest holds the same."""
+
+    digest: str
+    bank: KnownEntries = field(compare=False)
+    task: str = field(compare=False)
+
+
+@lru_cache(LAYERS)
+def layer_of(answering: Answering, backbone: Backbone) -> AlignmentLayer:
+    """The entry's layer, one per process for all institutions that it hosts."""
+    return entry_layer(answering.bank[answering.task], backbone.geometry.channels, backbone)
+
+
 @dataclass
 class Evaluator:
     """Scores images of one institution; what was computed stays in `scores` and `masks`."""
@@ -69,13 +88,13 @@ class Evaluator:
     scores: Results
     masks: Results
     decodes: int = 0
-    last_layer: tuple[str, AlignmentLayer] | None = None
 
     def measure(
         self, task: str, data: TaskData, bank: KnownEntries, progress: Callable[[int, int], None]
     ) -> Measured:
         """This institution's test (or validation) split of `task` as routed by `bank`."""
         samples = data.split.part(self.spec.split)
+        thresholds = {head.task: head.threshold for head in bank.heads}
         images, routes, margins, gains = [], [], [], []
         for done, sample in enumerate(samples, 1):
             route = self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))
@@ -85,7 +104,7 @@ class Evaluator:
             routes.append(route.name)
             gains.append(image.mean.iou - frozen.mean.iou)
             if route.score is not None and route.nearest is not None:
-                threshold = bank[route.nearest].threshold
+                threshold = thresholds[route.nearest]
                 assert threshold is not None  # else no router would have scored it
                 margins.append(route.score - threshold)
             progress(done, len(samples))
@@ -107,18 +126,18 @@ class Evaluator:
         key = data.key(sample, self.backbone)
         feature: Tensor | None = None
 
-        def score_of(entry: Entry) -> float:
+        def score_of(head: Head) -> float:
             nonlocal feature
-            digest = bank.digest_of(entry.task)
+            digest = bank.digest_of(head.task)
             score = self.scores.get(key, digest)
             if score is None:
                 if feature is None:
                     feature = pool(data.embedding(sample, self.backbone)[1], self.features)
-                score = self.router.score(feature, entry.router)
+                score = self.router.score(feature, bank[head.task].router)
                 self.scores.put(key, digest, score)
             return score
 
-        return route_among(bank, score_of)
+        return route_among(bank.heads, score_of)
 
     def segment(
         self, task: str, sample: Sample, data: TaskData, bank: KnownEntries, route: Route
@@ -129,19 +148,18 @@ class Evaluator:
         known = self.masks.get(name, answering)
         if known is not None:
             return ImageScores(InstanceScores(**known["total"]), known["n_instances"])
-        layer = None if route.task is None else self.layer_of(bank[route.task], answering)
+        layer = self.layer(route, bank)
         seen_CHW = data.seen(sample, self.backbone, layer is not None and layer.sees_pixels)
         scores = self.score(task, sample, data.load(sample), seen_CHW, layer)
         self.decodes += 1
         self.masks.put(name, answering, asdict(scores))
         return scores
 
-    def layer_of(self, entry: Entry, digest: str) -> AlignmentLayer:
-        """The entry's layer; the last one is kept, as images of one task come one after the other."""
-        if self.last_layer is None or self.last_layer[0] != digest:
-            layer = entry_layer(entry, self.backbone.geometry.channels, self.backbone)
-            self.last_layer = (digest, layer)
-        return self.last_layer[1]
+    def layer(self, route: Route, bank: KnownEntries) -> AlignmentLayer | None:
+        """What stands between encoder and decoder; None for frozen SAM."""
+        if route.task is None:
+            return None
+        return layer_of(Answering(bank.digest_of(route.task), bank, route.task), self.backbone)
 
     def score(
         self,

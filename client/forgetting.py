@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 
+from casam_core.entry_file import head_in
 from casam_core.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.signing import public_hex, signature_of, signing_key
+from client.evaluation import layer_of
 from client.institution import Institution
 from client.policy import own_entries
 from client.results import Results
@@ -20,11 +22,13 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     private = institution.site.private
     shutil.rmtree(private / "bank", ignore_errors=True)
     own = own_entries(institution)
-    for entry in list(own):
-        if request.leaver in entry.provenance.holders and request.leaver != institution.name:
-            own.remove(entry.task)
+    for head in list(own.heads()):
+        if request.leaver in head.provenance.holders and request.leaver != institution.name:
+            own.remove(head.task)
     for name in ("scores.jsonl", "masks.jsonl"):
         Results(private / name).forget(request.entries)
+    layer_of.cache_clear()
+    head_in.cache_clear()
     key = signing_key(institution.site.key)
     said = purge_statement(institution.name, institution.site.run, request.leaver, request.entries)
     return ForgetReply(public_hex(key), signature_of(key, said))

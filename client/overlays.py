@@ -91,7 +91,7 @@ def draw(
 ) -> Picture:
     """One file: the image; and with the outlines of the truth, of frozen SAM and of ours, side by side."""
     route = evaluator.route_rule(task, known.tasks, partial(evaluator.route, sample, data, known))
-    layer = None if route.task is None else evaluator.layer_of(known[route.task], known.digest_of(route.task))
+    layer = evaluator.layer(route, known)
     loaded = data.load(sample)
 
     def predicted(layer: AlignmentLayer | None) -> NDArray[np.uint8]:

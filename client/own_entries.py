@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cached_property
 
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
+from casam_core.entry_file import Entry, Head
 
 
 class KnownEntries:
-    """The received bank under the institution's own entries: for a task in both, its own answers."""
+    """The received bank under the institution's own entries, as both stand now: for a task in both, its own
+    answers."""
 
     def __init__(self, received: Bank, own: Bank) -> None:
         self._received = received
@@ -29,5 +31,9 @@ class KnownEntries:
     def __getitem__(self, task: str) -> Entry:
         return self._holding(task)[task]
 
-    def __iter__(self) -> Iterator[Entry]:
-        return (self[task] for task in self.tasks)
+    @cached_property
+    def heads(self) -> tuple[Head, ...]:
+        """What the entries say about themselves, in the order of `tasks`, when this was first asked."""
+        own = {head.task: head for head in self._own.heads()}
+        received = {head.task: head for head in self._received.heads()}
+        return tuple((received | own).values())

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from casam_core.audit import audit_log
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
 from casam_core.entries import make_entry
+from casam_core.entry_file import Entry
 from casam_core.messages import (
     AlignReply,
     AlignRequest,
@@ -232,10 +233,11 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
     """
     own = own_entries(institution)
     held = institution.scenario.institution(institution.name).data
-    for entry in received:
-        about = entry.provenance
-        nameless = entry.threshold is None and entry.task in held and entry.task not in own
+    for head in received.heads():
+        about = head.provenance
+        nameless = head.threshold is None and head.task in held and head.task not in own
         if nameless and institution.name in about.holders:
-            router = institution.describe_alone(Job(institution.name, about.stage, entry.task))
+            router = institution.describe_alone(Job(institution.name, about.stage, head.task))
+            entry = received[head.task]
             own.add(replace(entry, router=dict(router.router), threshold=router.threshold))
     return KnownEntries(received, own)

@@ -17,7 +17,8 @@ from casam_core.alignment import build_layer, weights_of
 from casam_core.answer_check import AnswerError, check_content, check_group
 from casam_core.answer_rules import Sender, layer_arrays, router_arrays, rules_for
 from casam_core.backbones import channels_of
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
+from casam_core.entry_file import Entry
 from casam_core.messages import RouterRequest
 from casam_core.methods import alignment_of, layer_seed
 from casam_core.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload

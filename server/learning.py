@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
 from casam_core.entries import make_entry
+from casam_core.entry_file import Entry
 from casam_core.errors import RunError, ScenarioError
 from casam_core.messages import (
     AlignReply,

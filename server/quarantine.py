@@ -11,7 +11,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from casam_core.bank import Bank, Entry, digest_of
+from casam_core.bank import Bank
+from casam_core.entry_file import Entry, digest_of
 from casam_core.errors import BankError
 from casam_core.files import write_atomic
 from server.admission import fault_of

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from casam_core.bank import Bank, Entry, bank_digest
+from casam_core.bank import Bank, bank_digest
+from casam_core.entry_file import Entry
 from casam_core.errors import ScenarioError
 from casam_core.home import casam_home
 from casam_core.messages import ForgetReply, purge_statement

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from casam_core.alignment import build_layer, weights_of
 from casam_core.backbones import Backbone
 from casam_core.backbones.tiny import load_tiny
-from casam_core.bank import Bank, Entry, Provenance
+from casam_core.bank import Bank
 from casam_core.compute import Compute
+from casam_core.entry_file import Entry, Provenance
 from casam_core.features import pool
 from casam_core.routers import build_router
 from casam_core.scenario import AlignmentSpec, BackboneSpec, RouterSpec

@@ -25,6 +25,7 @@ from casam_core.alignment.scale_shift import ScaleShiftLayer
 from casam_core.backbones import Backbone
 from casam_core.errors import BankError, ScenarioError
 from casam_core.scenario import AlignmentSpec
+from casam_core.seeding import initialisers_from
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -86,8 +87,7 @@ def build_layer(
     """A fresh layer; its initial weights depend on `seed` alone (and on the backbone where it is a part
     of it). Raises ScenarioError for an unknown form."""
     form = form_of(spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with initialisers_from(seed):
         return form.build(spec, channels, backbone)
 
 

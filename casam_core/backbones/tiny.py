@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
-import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
@@ -17,14 +16,14 @@ from casam_core.backbones.lite_medsam import build_sam_heads
 from casam_core.backbones.sam import SamBackbone
 from casam_core.compute import Compute
 from casam_core.scenario import BackboneSpec
+from casam_core.seeding import initialisers_from
 
 GEOMETRY = Geometry(side=64, channels=32, cells=8)
 
 
 def load_tiny(spec: BackboneSpec, compute: Compute) -> Backbone:
     """The same random weights everywhere: seeded, independent of the process's generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with initialisers_from(0):
         image_encoder = ImageEncoderViT(
             img_size=GEOMETRY.side,
             patch_size=GEOMETRY.side // GEOMETRY.cells,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from casam_core.routers.base import Arrays
 from casam_core.scenario import RouterSpec
+from casam_core.seeding import initialisers_from
 
 HIDDEN, LATENT = 128, 64
 
@@ -65,8 +66,7 @@ class VaeRouter:
         self.spec = spec
 
     def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with initialisers_from(seed):
             vae = TaskVae(f_NF.shape[1])
         generator = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.Adam(vae.parameters(), lr=self.spec.learning_rate)

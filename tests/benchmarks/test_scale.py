@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import scale
 from benchmarks.scale import held_together, peak_memory
+from client.worktime import Work, note
 from tests.benchmarks.surroundings import surroundings
 
 
@@ -18,6 +19,16 @@ def test_everybody_is_asked_in_every_evaluation(tmp_path: Path) -> None:
     summary = scale.summary(tmp_path / "run")
     assert summary["bytes"]["down"].keys() == {site.name for site in scenario.institutions}
     assert scale.evaluation_seconds(summary) > 0
+
+
+def test_what_institutions_computed_in_the_last_evaluation_is_added_up(tmp_path: Path) -> None:
+    for name, seconds in {"a": 1.0, "b": 2.0}.items():
+        private = tmp_path / "institutions" / name / "private"
+        private.mkdir(parents=True)
+        note(Work("", "train.align", 2, "task-1", 9.0, 9.0), private)
+        note(Work("", "evaluate.stage", 1, "", 9.0, 9.0), private)
+        note(Work("", "evaluate.stage", 2, "", 9.0, seconds), private)
+    assert scale.computed(tmp_path) == 3.0
 
 
 def test_memory_of_this_process_is_seen() -> None:

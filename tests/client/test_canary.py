@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
+from casam_core.entry_file import Entry
 from casam_core.messages import EvaluateRequest, RouterRequest
 from casam_core.payload import Job
 from casam_core.scenario import Scenario

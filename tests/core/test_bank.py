@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save as save_tensors
 
-from casam_core.bank import SCHEMA, Bank, Entry, Provenance, digest_of
+from casam_core.bank import SCHEMA, Bank
+from casam_core.entry_file import Entry, Provenance, digest_of
 from casam_core.errors import BankError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +121,7 @@ def test_entries_that_differ_have_different_names(change: dict[str, Any]) -> Non
 def test_a_fresh_process_writes_the_same_bytes_whatever_its_hash_seed(hash_seed: str) -> None:
     code = (
         "import numpy as np\n"
-        "from casam_core.bank import Entry, Provenance, digest_of\n"
+        "from casam_core.entry_file import Entry, Provenance, digest_of\n"
         f"p = {PROVENANCE!r}\n"
         "rng = np.random.default_rng(0)\n"
         "layer = {'up': rng.random((3, 2), np.float32), 'down': rng.random((2, 3), np.float32)}\n"
@@ -317,6 +318,22 @@ def test_a_crash_while_adding_leaves_the_old_bank_and_adding_can_be_repeated(
     bank.add(new)
     assert Bank.open(bank.folder).tasks == ("polyp", "heart", "spleen")
     assert same(Bank.open(bank.folder)["spleen"], new)
+
+
+def test_heads_say_what_entries_say_and_are_read_once(bank: Bank) -> None:
+    want = [bank[task].head for task in bank.tasks]
+    assert list(Bank.open(bank.folder).heads()) == want
+    assert list(bank.heads()) == want
+    for file in (bank.folder / "entries").iterdir():
+        file.unlink()
+    assert list(Bank.open(bank.folder).heads()) == want
+
+
+def test_the_head_of_an_altered_entry_is_refused(bank: Bank) -> None:
+    path = bank.folder / "entries" / f"{bank.digest_of('polyp')}.entry"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BankError, match="was altered"):
+        list(bank.heads())
 
 
 def test_a_missing_bank_is_refused_unless_it_may_be_created(tmp_path: Path) -> None:

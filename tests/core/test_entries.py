@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from casam_core.alignment import build_layer, weights_of
-from casam_core.bank import Entry
 from casam_core.entries import half, make_entry, rounded
+from casam_core.entry_file import Entry
 from casam_core.inference import LoadedBank, LoadedEntry, entry_layer
 from casam_core.routers import build_router
 from casam_core.scenario import AlignmentSpec, RouterSpec, Scenario

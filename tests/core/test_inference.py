@@ -16,8 +16,9 @@ from PIL import Image
 
 import casam_core
 from casam_core import LoadedBank, Segmenter, backbone_for, load_bank
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
 from casam_core.embeddings import EmbeddingStore
+from casam_core.entry_file import Entry
 from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.inference import channels_of
 from casam_core.prompts import Prompts

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from casam_core.backbones.sam import OFFICIAL_SHA256
-from casam_core.bank import Bank, Entry, Provenance
+from casam_core.bank import Bank
 from casam_core.bank_check import faults_of
 from casam_core.bank_edit import write_bank
+from casam_core.entry_file import Entry, Provenance
 from casam_core.errors import BankError
 from casam_core.inference import LoadedBank, LoadedEntry
 from casam_core.official import LAYER_SHAPES, VAE_SHAPES, official_tasks, read_official, write_official

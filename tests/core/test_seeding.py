@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casam_core.seeding import derive_seed, numpy_generator, torch_generator
+from casam_core.seeding import derive_seed, initialisers_from, numpy_generator, torch_generator
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x1f"), max_size=8)
 SCOPES = st.lists(st.one_of(NAMES, st.integers(-(10**6), 10**6)), max_size=4)
@@ -61,3 +61,22 @@ def test_generators_leave_the_global_ones_alone() -> None:
     torch.manual_seed(1)
     torch_generator(0, "a")
     assert torch.equal(torch.rand(2), want)
+
+
+def test_initialisers_draw_from_their_seed_and_leave_the_process_generator_alone() -> None:
+    def drawn(seed: int) -> torch.Tensor:
+        with initialisers_from(seed):
+            return torch.nn.Linear(3, 3).weight.detach()
+
+    before = torch.get_rng_state()
+    assert torch.equal(drawn(5), drawn(5))
+    assert not torch.equal(drawn(5), drawn(6))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initialisers_begin_where_manual_seed_does() -> None:
+    with initialisers_from(11):
+        ours = torch.nn.Linear(3, 3).weight.detach()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        assert torch.equal(ours, torch.nn.Linear(3, 3).weight.detach())

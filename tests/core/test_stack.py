@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from casam_core import inference
-from casam_core.bank import Entry
+from casam_core.entry_file import Entry
 from casam_core.inference import LoadedBank
 from casam_core.routers import Arrays, build_router
 from casam_core.routers.stack import GaussianStack

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casam_core.audit import read_log
-from casam_core.bank import Bank, Entry
+from casam_core.bank import Bank
 from casam_core.bank_check import verify
+from casam_core.entry_file import Entry
 from casam_core.errors import BankError, CasamError, RunError
 from casam_core.scenario import Scenario
 from client.ledger import Ledger, Spend

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from casam_core.backbones.sam import OFFICIAL_SHA256
-from casam_core.bank import Bank, Entry, Provenance
+from casam_core.bank import Bank
+from casam_core.entry_file import Entry, Provenance
 from casam_core.official import LAYER_NAMES, LAYER_SHAPES, VAE_SHAPES
 from tests.banks import files_of, tiny_bank, tiny_entry
 from tests.scenarios.conftest import Casam
