@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from casam_core.audit import audit_log
 from casam_core.backbones import Backbone, load_backbone
+from casam_core.compressed_text import expand_text
 from casam_core.compute import prepare_process, resolve_compute
 from casam_core.fingerprint import code_fingerprint
 from casam_core.messages import (
@@ -57,6 +57,9 @@ Settings = tuple[tuple[str, str | int | float | bool], ...]
 
 STATE = "casam"
 """Key of the node's state record: the identify request, kept for the run."""
+
+SCENARIO = "scenario"
+"""In it, the compressed scenario."""
 
 
 class InstitutionApp(ClientApp):
@@ -111,12 +114,13 @@ def identify(message: Message, context: Context) -> Message:
     request = IdentifyRequest.of(from_records(message.content))
     if request.code != code_fingerprint():
         raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
-    text = told(request, context)
+    compressed = told(request, context)
+    text = expand_text(compressed)
     scenario = parsed(text)
     hosted = hosted_sites(scenario, request.run, context.node_config, context.run_config)
     sites = [site for site in hosted if not is_gone(site)]
     institutions = [institution_at(site, text) for site in sites]
-    context.state[STATE] = ConfigRecord({"scenario": text, "run": request.run})
+    context.state[STATE] = ConfigRecord({SCENARIO: compressed, "run": request.run})
     answer = IdentifyReply(
         code=code_fingerprint(),
         backbone=institutions[0].backbone.digest if institutions else "",
@@ -135,11 +139,12 @@ def identify(message: Message, context: Context) -> Message:
 
 
 def told(request: IdentifyRequest, context: Context) -> str:
-    """The scenario, sent now or earlier in this run. Raises UnknownScenarioError when it is neither."""
-    text = sys.intern(request.scenario) or scenario_text(context)
-    if hashlib.sha256(text.encode()).hexdigest() != request.digest:
+    """The compressed scenario, sent now or earlier in this run. Raises UnknownScenarioError when it is
+    neither."""
+    compressed = request.scenario or compressed_scenario(context)
+    if hashlib.sha256(expand_text(compressed).encode()).hexdigest() != request.digest:
         raise UnknownScenarioError("another scenario was told to this node")
-    return text
+    return compressed
 
 
 @app.query("forget")
@@ -236,9 +241,17 @@ def scenario_in(context: Context) -> Scenario:
 
 def scenario_text(context: Context) -> str:
     """The same as canonical JSON: one string per process, however many nodes were told it."""
+    return expand_text(compressed_scenario(context))
+
+
+def compressed_scenario(context: Context) -> str:
+    """As it was told and is kept: a simulation carries a node's state to a worker and back for each message.
+
+    Raises UnknownScenarioError when identify has not told it yet.
+    """
     if STATE not in context.state:
         raise UnknownScenarioError("no identify message was seen in this run")
-    return sys.intern(str(context.state.config_records[STATE]["scenario"]))
+    return str(context.state.config_records[STATE][SCENARIO])
 
 
 @lru_cache(maxsize=8)

@@ -22,9 +22,9 @@ from casam_core.errors import RunError
 from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
 
-POLL_SECONDS = 0.1
-LONGEST_POLL_SECONDS = 1.0
-"""A busy SuperLink is asked less and less often."""
+POLL_SECONDS, POLL_SHARE, LONGEST_POLL_SECONDS = 0.02, 0.05, 1.0
+"""A SuperLink is asked less and less often: a pause is this share of what was waited before, within bounds.
+So waiting takes at most so much longer than it had to."""
 
 PATIENCE_SECONDS = 120.0
 """How long the SuperLink may be out of reach. Flower tries again by itself, but not where TLS is what timed
@@ -131,7 +131,8 @@ def exchange(
             Message(records, dst_node_id=request.node, message_type=request.kind, ttl=deadline + GRACE)
         )
         order.append(request.to)
-    end, pause = time.monotonic() + deadline, POLL_SECONDS
+    begun = time.monotonic()
+    end = begun + deadline
     sent = list(patiently(lambda: grid.push_messages(messages))) if messages else []
     waiting = {message_id: to for message_id, to in zip(sent, order, strict=True) if message_id}
     answers: dict[str, Answer[T]] = {}
@@ -143,8 +144,8 @@ def exchange(
         if waiting and (time.monotonic() > end or enough(answers)):
             break
         if waiting:
-            time.sleep(pause)
-            pause = min(1.1 * pause, LONGEST_POLL_SECONDS)
+            waited = time.monotonic() - begun
+            time.sleep(min(max(POLL_SECONDS, POLL_SHARE * waited), LONGEST_POLL_SECONDS))
     for to in order:
         if to not in answers:
             answers[to] = Answer(to, "no-answer")

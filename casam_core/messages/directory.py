@@ -7,16 +7,17 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from casam_core.compressed_text import compress_text
 from casam_core.payload import Payload
 from casam_core.policy import Policy
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
 class IdentifyRequest:
-    """Who is there? Carries the scenario (canonical JSON), the run's folder name, the fingerprint of the
-    server's code (other code may not even read the scenario), and the scenario's SHA-256.
+    """Who is there? Carries the scenario (canonical JSON, compressed), the run's folder name, the fingerprint
+    of the server's code (other code may not even read the scenario), and the scenario's SHA-256.
 
     scenario: "" for a node that was told it earlier in the run: in a large federation its list of
     institutions is long, and every one of them is asked at every stage.
@@ -30,7 +31,8 @@ class IdentifyRequest:
     @staticmethod
     def telling(scenario: str, run: str, code: str) -> IdentifyRequest:
         """To a node that knows nothing yet."""
-        return IdentifyRequest(scenario, run, code, hashlib.sha256(scenario.encode()).hexdigest())
+        digest = hashlib.sha256(scenario.encode()).hexdigest()
+        return IdentifyRequest(compress_text(scenario), run, code, digest)
 
     def short(self) -> IdentifyRequest:
         """The same for a node that was told."""

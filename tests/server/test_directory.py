@@ -13,6 +13,7 @@ import client.app
 import client.guard
 import client.release
 from casam_core.backbones import load_backbone
+from casam_core.compressed_text import compress_text
 from casam_core.compute import resolve_compute
 from casam_core.errors import RunError
 from casam_core.fingerprint import code_fingerprint
@@ -67,14 +68,15 @@ def test_a_node_does_not_go_on_with_another_scenario() -> None:
     request = IdentifyRequest.telling("{}", "run", code_fingerprint())
     with pytest.raises(UnknownScenarioError, match="no identify message was seen"):
         client.app.told(request.short(), node)
-    node.state[client.app.STATE] = ConfigRecord({"scenario": "other", "run": "run"})
+    node.state[client.app.STATE] = ConfigRecord({"scenario": compress_text("other"), "run": "run"})
     with pytest.raises(UnknownScenarioError, match="another scenario was told to this node"):
         client.app.told(request.short(), node)
 
 
 def test_the_nodes_of_a_process_share_one_text_of_the_scenario() -> None:
     """A thousand copies of what names a thousand institutions would be most of a worker's memory."""
-    texts = ["".join(["{", "}"]) for _ in range(2)]
+    told = compress_text("{}")
+    texts = ["".join([told[:3], told[3:]]) for _ in range(2)]
     assert texts[0] is not texts[1]
     nodes = [Context(1, number, {}, RecordDict(), {}) for number in range(2)]
     for node, text in zip(nodes, texts, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, POLL_SHARE = 0.02, 0.05
 """As server/exchange.py."""
 
 app = ServerApp()
@@ -29,5 +29,5 @@ def main(grid: Grid, context: Context) -> None:
             for reply in grid.pull_messages(list(waiting)):
                 waiting.discard(reply.metadata.reply_to_message_id)
             if waiting:
-                time.sleep(POLL_SECONDS)
+                time.sleep(max(POLL_SECONDS, POLL_SHARE * (time.monotonic() - begun)))
         print(f"idle | round took {time.monotonic() - begun:.3f} s", flush=True)
