@@ -34,15 +34,15 @@ STAGES, SMOKE_STAGES = (9, 100), (6,)
 INSTITUTIONS = 3
 MODALITIES = ("polyp", "histology", "cardiac_mr", "glomeruli_a", "spleen_ct", "dental_xray", "prostate_mr_a")
 CHANNELS, FEATURES, IMAGES = 256, 512, 48
-PRECISIONS = ("float32", "float16")
+EXACT = BankSpec(precision="float32")
 COMPACT_DIRECTIONS = 8
-"""With bank.precision = float16: the smallest entry that the settings offer without another form."""
+"""What they cost in routing: `casam bench router-sizes`."""
 
 
 def run(around: Surroundings) -> Figures:
     """Figures: entry_bytes, layer_bytes, content_bytes (layer and router, as they are sent up),
     paper_over_ours (the paper's layer over our whole entry), paper_layer_over_ours, paper_entry_over_ours;
-    entry_bytes and paper_over_ours again with bank.precision float16, and with 8 directions (compact); by
+    entry_bytes and paper_over_ours again with bank.precision float32, and with 8 directions (compact); by
     number of stages T: ratio_T (whole bank over ours), over_entries_T (ours, down, over T entries),
     tiny_ratio_T, kib_T (an institution's bytes both ways)."""
     figures = entry_figures(around)
@@ -81,13 +81,14 @@ def run(around: Surroundings) -> Figures:
 
 def entry_figures(around: Surroundings) -> Figures:
     """Bytes of real entries: ours, and the paper's form with the paper's router."""
-    ours, halved = (real_entry(AlignmentSpec(), RouterSpec(), precision) for precision in PRECISIONS)
-    compact = real_entry(AlignmentSpec(), RouterSpec(directions=COMPACT_DIRECTIONS), "float16")
-    paper = real_entry(AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"))
+    ours = real_entry(AlignmentSpec(), RouterSpec())
+    exact = real_entry(AlignmentSpec(), RouterSpec(), EXACT)
+    compact = real_entry(AlignmentSpec(), RouterSpec(directions=COMPACT_DIRECTIONS))
+    paper = real_entry(AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"), EXACT)
     layer, paper_layer = layer_bytes(ours), layer_bytes(paper)
     entry, paper_entry = len(ours.to_bytes()), len(paper.to_bytes())
     around.say(
-        f"an entry has {entry} bytes, {layer} of them the layer; in float16 {len(halved.to_bytes())}, with "
+        f"an entry has {entry} bytes, {layer} of them the layer; in float32 {len(exact.to_bytes())}, with "
         f"{COMPACT_DIRECTIONS} directions {len(compact.to_bytes())}; the paper's layer has {paper_layer}, "
         f"with its router {paper_entry}"
     )
@@ -97,8 +98,8 @@ def entry_figures(around: Surroundings) -> Figures:
         "content_bytes": float(content_bytes(ours)),
         "paper_over_ours": paper_layer / entry,
         "paper_layer_over_ours": paper_layer / layer,
-        "entry_bytes_float16": float(len(halved.to_bytes())),
-        "paper_over_ours_float16": paper_layer / len(halved.to_bytes()),
+        "entry_bytes_float32": float(len(exact.to_bytes())),
+        "paper_over_ours_float32": paper_layer / len(exact.to_bytes()),
         "entry_bytes_compact": float(len(compact.to_bytes())),
         "paper_over_ours_compact": paper_layer / len(compact.to_bytes()),
         "paper_entry_over_ours": paper_entry / entry,
@@ -110,16 +111,17 @@ def layer_bytes(entry: Entry) -> int:
 
 
 def content_bytes(entry: Entry) -> int:
-    return layer_bytes(entry) + sum(value.nbytes for value in entry.router.values())
+    """Of the same numbers as they are sent up: float32, however the bank keeps them."""
+    return 4 * sum(value.size for value in (*entry.layer.values(), *entry.router.values()))
 
 
-def real_entry(alignment: AlignmentSpec, router: RouterSpec, precision: str = "float32") -> Entry:
+def real_entry(alignment: AlignmentSpec, router: RouterSpec, bank: BankSpec | None = None) -> Entry:
     """An entry of LiteMedSAM's and SAM's shapes; what its numbers are does not change its size."""
     f_NF = torch.randn(IMAGES, FEATURES, generator=torch.Generator().manual_seed(0))
     if router.features == "attention":
         f_NF = f_NF[:, :CHANNELS]
-    bank = BankSpec.model_validate({"precision": precision})
-    scenario = scenario_of(1).model_copy(update={"alignment": alignment, "router": router, "bank": bank})
+    asked = {"alignment": alignment, "router": router, "bank": bank or BankSpec()}
+    scenario = scenario_of(1).model_copy(update=asked)
     made = build_router(router.model_copy(update={"epochs": 1}))
     return make_entry(
         scenario,

@@ -138,9 +138,9 @@ class BankSpec(Section):
     """How entries are kept and sent."""
 
     precision: Literal["float32", "float16"] = Field(
-        "float32",
+        "float16",
         description="float16: matrices of layer and router are rounded once, when the entry is made; about "
-        "half the bytes to everyone. Vectors stay float32.",
+        "half the bytes to everyone. Vectors stay float32. float32: as they were learned.",
     )
 
 

@@ -24,6 +24,7 @@ from casam_core.payload import Outcome
 from casam_core.policy import Policy
 from casam_core.scenario import Scenario
 from server.exchange import BUNDLE_REFUSED, Answer, Request, Traffic, exchange, patiently
+from server.pace import at_once
 
 POLL_SECONDS = 0.5
 STRANGERS_SECONDS = 10.0
@@ -96,6 +97,7 @@ def identify(
             deadline=left,
             traffic=traffic,
             enough=everybody(replies.values(), {name for name in wanted if name not in away}),
+            at_once=at_once(),
         )
         for node, answer in zip(new, answers.values(), strict=True):
             if answer.outcome == Outcome.OTHER_CODE:

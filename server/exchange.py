@@ -8,8 +8,10 @@ by message id until the deadline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 import httpx
@@ -21,10 +23,7 @@ from casam_core.answer_check import AnswerError
 from casam_core.errors import RunError
 from casam_core.payload import Outcome, Payload
 from casam_core.wire import from_records, serialise, to_records
-
-POLL_SECONDS, POLL_SHARE, LONGEST_POLL_SECONDS = 0.02, 0.05, 1.0
-"""A SuperLink is asked less and less often: a pause is this share of what was waited before, within bounds.
-So waiting takes at most so much longer than it had to."""
+from server.pace import LONGEST_POLL_SECONDS, pause
 
 PATIENCE_SECONDS = 120.0
 """How long the SuperLink may be out of reach. Flower tries again by itself, but not where TLS is what timed
@@ -115,42 +114,51 @@ def exchange(
     heard: Callable[[Answer[T]], None] = lambda answer: None,
     check: Check = lambda to, payload, size: None,
     enough: Callable[[Mapping[str, Answer[T]]], bool] = lambda answers: False,
+    at_once: int | None = None,
 ) -> dict[str, Answer[T]]:
     """Send every request and wait at most `deadline` seconds for the answers, which `of` reads.
 
     Returns one Answer per request by institution, in the order of the requests, so that whatever is
     summed over them is summed in one order. `heard` is told of each answer as it comes; `check` is shown
     every result with its bytes before it is read, and rejects it by an AnswerError.
-    `enough` ends the waiting early; it is shown what has come.
+    `enough` ends the waiting early; it is shown what has come. at_once: so many requests are under way, the
+    others wait for answers to these (None: all are).
     """
-    messages, order = [], []
-    for request in requests:
-        records = to_records(request.payload)
-        traffic.add(traffic.down, request.to, len(serialise(records)))
-        messages.append(
-            Message(records, dst_node_id=request.node, message_type=request.kind, ttl=deadline + GRACE)
-        )
-        order.append(request.to)
+    unsent = deque(requests)
+    order = [request.to for request in unsent]
     begun = time.monotonic()
     end = begun + deadline
-    sent = list(patiently(lambda: grid.push_messages(messages))) if messages else []
-    waiting = {message_id: to for message_id, to in zip(sent, order, strict=True) if message_id}
+    waiting: dict[str, str] = {}
     answers: dict[str, Answer[T]] = {}
-    while waiting:
-        for message in patiently(lambda: grid.pull_messages(list(waiting))):
+    while unsent or waiting:
+        room = len(unsent) if at_once is None else min(len(unsent), at_once - len(waiting))
+        waiting |= send(grid, [unsent.popleft() for _ in range(room)], end - time.monotonic(), traffic)
+        for message in patiently(partial(grid.pull_messages, list(waiting))):
             answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of, check)
             answers[answer.to] = answer
             heard(answer)
-        if waiting and (time.monotonic() > end or enough(answers)):
+        if (unsent or waiting) and (time.monotonic() > end or enough(answers)):
             break
         if waiting:
-            waited = time.monotonic() - begun
-            time.sleep(min(max(POLL_SECONDS, POLL_SHARE * waited), LONGEST_POLL_SECONDS))
+            time.sleep(pause(time.monotonic() - begun, bool(unsent)))
     for to in order:
         if to not in answers:
             answers[to] = Answer(to, "no-answer")
             heard(answers[to])
     return {to: answers[to] for to in order}
+
+
+def send(grid: Grid, requests: Sequence[Request], seconds: float, traffic: Traffic) -> dict[str, str]:
+    """Push requests that may be answered for so many seconds; to whom each went, by message id."""
+    messages = []
+    for request in requests:
+        records = to_records(request.payload)
+        traffic.add(traffic.down, request.to, len(serialise(records)))
+        messages.append(
+            Message(records, dst_node_id=request.node, message_type=request.kind, ttl=seconds + GRACE)
+        )
+    sent = patiently(lambda: grid.push_messages(messages)) if messages else ()
+    return {message_id: request.to for message_id, request in zip(sent, requests, strict=True) if message_id}
 
 
 def patiently(call: Callable[[], T]) -> T:

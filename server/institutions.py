@@ -28,6 +28,7 @@ from server.arrivals import arrival
 from server.directory import Directory, Member, identify
 from server.evaluation import StageScores, combine
 from server.exchange import REJECTED, UNREACHABLE, Answer, Request, Traffic, all_settled, exchange, results
+from server.pace import at_once
 from server.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -189,7 +190,14 @@ class Institutions:
 
         nobody = {name: Answer[T](name, UNREACHABLE) for name in payloads if name not in members}
         return nobody | exchange(
-            self.grid, requests, of=of, deadline=deadline, traffic=self.traffic, heard=heard, check=check
+            self.grid,
+            requests,
+            of=of,
+            deadline=deadline,
+            traffic=self.traffic,
+            heard=heard,
+            check=check,
+            at_once=at_once(),
         )
 
     def _heard(self, kind: str, job: Job, answer: Answer[Any]) -> None:

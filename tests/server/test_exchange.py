@@ -118,6 +118,42 @@ def test_bytes_are_those_of_the_serialised_records() -> None:
     assert traffic.up == {"site-1": len(serialise(to_records(OK)))}
 
 
+class CountingGrid(ScriptedGrid):
+    """Notes how many requests are under way after every push; one is answered per look."""
+
+    under_way: list[int]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        sent = list(super().push_messages(messages))
+        self.under_way.append(len(self._replies))
+        return sent
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return super().pull_messages(list(message_ids)[:1])
+
+
+@pytest.mark.parametrize(("at_once", "most"), [(None, 5), (2, 2), (1, 1), (9, 5)])
+def test_no_more_requests_are_under_way_than_may_be(at_once: int | None, most: int) -> None:
+    grid = CountingGrid(dict.fromkeys(range(1, 6), OK))
+    grid.under_way = []
+    requests = [Request(f"site-{node}", node, "train.align", ASK) for node in grid.script]
+    traffic = Traffic()
+    answers = exchange(grid, requests, of=AlignReply.of, deadline=5, traffic=traffic, at_once=at_once)
+    assert max(grid.under_way) == most
+    assert list(answers) == [request.to for request in requests]
+    assert all(answer.ok for answer in answers.values())
+    assert traffic.down == {f"site-{node}": len(serialise(to_records(ASK))) for node in grid.script}
+
+
+def test_a_request_that_found_no_room_before_the_deadline_is_not_answered_and_not_counted() -> None:
+    grid = ScriptedGrid({1: None, 2: OK})
+    requests = [Request(f"site-{node}", node, "train.align", ASK) for node in grid.script]
+    traffic = Traffic()
+    answers = exchange(grid, requests, of=AlignReply.of, deadline=0.1, traffic=traffic, at_once=1)
+    assert [answer.outcome for answer in answers.values()] == ["no-answer", "no-answer"]
+    assert traffic.down.keys() == {"site-1"}
+
+
 def test_a_refused_bundle_is_an_outcome_of_its_own() -> None:
     """A site's launcher pins another; Flower answers in its place."""
     message = Message(RecordDict(), dst_node_id=1, message_type="query.identify")
