@@ -130,14 +130,16 @@ def parse_line(text: str) -> Line:
 class AuditLog:
     """Appends to one file. A line is on the disk when `append` returns.
 
-    Several processes may append to one log, one at a time. What was checked once is only compared, byte by
-    byte, from then on; what came since is parsed and checked. Else a log of many lines costs its square.
+    Several processes may append to one log, one at a time. A file that is as this object left it, to the time
+    of its last change, is not read again; another is compared, byte by byte, with what was checked, and what
+    came since is parsed and checked. Else a log of many lines costs its square.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._checked = b""
+        self._checked = bytearray()
         self._lines: list[Line] = []
+        self._left: tuple[int, ...] | None = None
 
     def append(self, release: Release, allow: Callable[[Sequence[Line]], None] = lambda lines: None) -> Line:
         """Add a line behind the last whole one. Raises AuditError when the chain is broken already.
@@ -149,9 +151,13 @@ class AuditLog:
             allow(lines)
             previous = lines[-1].head if lines else START
             line = chained(len(lines) + 1, release, previous)
+            data = (line_text(line) + "\n").encode()
             os.lseek(handle, 0, os.SEEK_END)
-            os.write(handle, (line_text(line) + "\n").encode())
+            os.write(handle, data)
             os.fsync(handle)
+            self._checked += data
+            self._lines.append(line)
+            self._left = _state(handle)
         return line
 
     def lines(self) -> list[Line]:
@@ -159,7 +165,7 @@ class AuditLog:
         if not self.path.exists():
             return []
         with self._locked() as handle:
-            return self._read(handle)
+            return list(self._read(handle))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
@@ -172,21 +178,29 @@ class AuditLog:
             os.close(handle)
 
     def _read(self, handle: int) -> list[Line]:
+        if self._left == _state(handle):
+            return self._lines
         size = os.fstat(handle).st_size
         data = os.pread(handle, size, 0)
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < size:  # a crash while writing; what it announced never left, for it leaves after this
             os.ftruncate(handle, len(whole))
-        if not whole.startswith(self._checked):
-            self._checked, self._lines = b"", []
+        if whole[: len(self._checked)] != self._checked:
+            self._checked, self._lines = bytearray(), []
         lines = [
             *self._lines,
             *(parse_line(text) for text in whole[len(self._checked) :].decode().splitlines()),
         ]
         if (fault := broken(lines, len(self._lines))) is not None:
             raise AuditError(f"{self.path}: {fault}; keep the file as it is and find out who changed it")
-        self._checked, self._lines = whole, lines
+        self._checked, self._lines, self._left = bytearray(whole), lines, _state(handle)
         return lines
+
+
+def _state(handle: int) -> tuple[int, ...]:
+    """Which file it is, how long, and when it last changed: the kernel's own time, which nobody can set."""
+    found = os.fstat(handle)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)

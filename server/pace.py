@@ -8,8 +8,9 @@ POLL_SECONDS, POLL_SHARE, LONGEST_POLL_SECONDS = 0.02, 0.05, 1.0
 """A SuperLink is asked less and less often: a pause is this share of what was waited before, within bounds.
 So waiting takes at most so much longer than it had to."""
 
-PER_CORE, FEWEST = 4, 16
-"""Requests of a simulation under way: enough that no core waits for the next one."""
+PER_CORE, FEWEST = 4, 24
+"""Requests of a simulation under way: enough that no core waits for the next one, which takes a tenth of a
+second to get there."""
 
 
 def at_once() -> int | None:

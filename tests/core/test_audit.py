@@ -129,7 +129,13 @@ def test_only_what_came_since_is_parsed(tmp_path: Path, monkeypatch: pytest.Monk
     log = AuditLog(tmp_path / "audit.jsonl")
     for _ in range(10):
         log.append(RELEASE)
-    assert len(parsed) == 9  # all but the last one, once
+    assert parsed == []  # it wrote them all itself
+    other = AuditLog(log.path)
+    assert other.append(RELEASE).sequence == 11
+    assert len(parsed) == 10
+    assert log.append(RELEASE).sequence == 12
+    assert len(parsed) == 11  # the other one's line
+    assert [line.sequence for line in log.lines()] == list(range(1, 13))
 
 
 def test_several_writers_make_one_chain(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_while_requests_wait_for_room_answers_are_looked_for_at_once() -> None:
     assert pause(600.0, unsent=True) == 0.02
 
 
-@pytest.mark.parametrize(("cores", "want"), [(2.0, 16), (4.0, 16), (64.0, 256)])
+@pytest.mark.parametrize(("cores", "want"), [(2.0, 24), (6.0, 24), (64.0, 256)])
 def test_a_simulation_asks_a_few_per_core(monkeypatch: pytest.MonkeyPatch, cores: float, want: int) -> None:
     ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": cores})
     monkeypatch.setitem(sys.modules, "ray", ray)
