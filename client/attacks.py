@@ -112,7 +112,9 @@ def copied(attacker: Attacker, answer: Payload) -> Payload:
     if victim is None or victim.threshold is None:
         return answer
     facts = {**answer.metrics["router-facts"], "threshold": victim.threshold}
-    return replace(answer, arrays={"router": victim.router}, metrics={"router-facts": facts})
+    # A bank keeps matrices in half precision, which no honest answer has.
+    router = {name: array.astype(np.float32) for name, array in victim.router.items()}
+    return replace(answer, arrays={"router": router}, metrics={"router-facts": facts})
 
 
 WIDER = 1.2

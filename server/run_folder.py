@@ -5,6 +5,7 @@ matrix.csv     the continual matrix for IoU
 matrix.png     the same as a picture
 events.jsonl   one line per event, in order
 scenario.json  the resolved scenario, canonical
+stages/        the results of every stage (server.state)
 state.json     what a resumed run goes on from (server.state)
 lock           held by the server that writes here
 bank/          the entries (casam_core.bank)

@@ -1,9 +1,10 @@
-"""What makes a run durable: all that the server knows after a stage, in one file, new or old but whole.
+"""What makes a run durable: all that the server knows after a stage, new or old but whole.
 
-state.json holds the results so far, the counters, and what the bank held. A killed run is taken up behind the
-last stage that stands there (`casam run --resume`); the stage that was under way is done again. Learning is
-seeded by stage, so it ends with the bits of a run that nobody killed; private releases that were stored are
-sent again.
+stages/NNNN.json holds the results of one stage (0000: of the frozen backbone) and never changes; state.json
+names them by their hashes, with the counters and what the bank held. So a stage writes what it added, however
+many went before. A killed run is taken up behind the last stage that state.json names (`casam run --resume`);
+the stage that was under way is done again. Learning is seeded by stage, so the run ends with the bits of one
+that nobody killed; private releases that were stored are sent again.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,15 +32,15 @@ from server.run_folder import RunFolder
 from server.stage import Stage
 from server.unlearning import Held, Unlearned
 
-SCHEMA = 2
-FILE = "state.json"
+SCHEMA = 3
+FILE, STAGES = "state.json", "stages"
 
 
 @dataclass(frozen=True)
 class State:
     """After some stages. counters: server.institutions.Institutions.counters. layer: carried by methods with
     one for all tasks. held: by the bank, in its order. members: everybody who was ever met, as last seen.
-    seconds: spent so far."""
+    seconds: spent so far. files: SHA-256 of the files that hold zero_shot and the stages."""
 
     zero_shot: StageScores
     stages: tuple[Stage, ...]
@@ -46,19 +49,41 @@ class State:
     held: tuple[Held, ...]
     members: Mapping[str, Member]
     seconds: float
+    files: tuple[str, ...] = ()
 
 
 DATA_CLASSES = (
-    State, Stage, StageScores, Statistics, Estimate, LearnedLayer, Unlearned, ForgetReply, Held,
+    Stage, StageScores, Statistics, Estimate, LearnedLayer, Unlearned, ForgetReply, Held,
     Member, Holding, Forecast,
 )  # fmt: skip
 KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in DATA_CLASSES}
 
 
-def save(folder: RunFolder, state: State) -> None:
-    """Write the state; the old one stands until the new one is on the disk."""
-    body = encoded(state)
-    folder.write_json(FILE, {"schema": SCHEMA, "sha256": digest_of(body), "state": body})
+IN_FILES = ("zero_shot", "stages")
+"""Fields of a state that have files of their own."""
+
+
+def save(folder: RunFolder, state: State) -> State:
+    """Write what the newest stage added; the old state stands until the new one is on the disk.
+
+    Returns the state with the new file's hash.
+    """
+    newest = encoded(state.stages[-1] if state.stages else state.zero_shot)
+    (folder.path / STAGES).mkdir(exist_ok=True)
+    folder.write_bytes(stage_file(len(state.stages)), compact(newest))
+    state = replace(state, files=(*state.files, digest_of(newest)))
+    body = {
+        field.name: encoded(getattr(state, field.name))
+        for field in fields(State)
+        if field.name not in IN_FILES
+    }
+    folder.write_bytes(FILE, compact({"schema": SCHEMA, "sha256": digest_of(body), "state": body}))
+    return state
+
+
+def stage_file(number: int) -> str:
+    """Where a stage's results are, below the run folder."""
+    return f"{STAGES}/{number:04d}.json"
 
 
 def restore(folder: RunFolder) -> State | None:
@@ -74,13 +99,37 @@ def restore(folder: RunFolder) -> State | None:
                 f"{path} has schema {content['schema']}, this version reads {SCHEMA}; resume with the "
                 "version that began the run"
             )
-        if content["sha256"] != digest_of(body):
-            raise RunError(f"{path} was altered; the run cannot be resumed from it, start it anew")
-        state = decoded(body)
-        assert isinstance(state, State)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        check_digest(path, body, content["sha256"])
+        known = decoded(body)
+        zero_shot, *stages = (
+            read_stage(folder, number, digest) for number, digest in enumerate(known["files"])
+        )
+        return State(zero_shot, tuple(stages), **known)
+    except DAMAGED as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}); start the run anew") from error
-    return state
+
+
+def read_stage(folder: RunFolder, number: int, digest: str) -> Any:
+    """One stage's results. Raises RunError."""
+    path = folder.path / stage_file(number)
+    try:
+        body = json.loads(path.read_bytes())
+        check_digest(path, body, digest)
+        found = decoded(body)
+        assert isinstance(found, Stage if number else StageScores)
+    except (OSError, *DAMAGED) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}); start the run anew") from error
+    return found
+
+
+DAMAGED = (KeyError, TypeError, ValueError, AssertionError, AttributeError, zlib.error)
+"""What reading a file that is not as it was written raises."""
+
+
+def check_digest(path: Path, body: Any, digest: str) -> None:
+    """Raise RunError for a file that does not hold what was written."""
+    if digest_of(body) != digest:
+        raise RunError(f"{path} was altered; the run cannot be resumed from it, start it anew")
 
 
 def set_back(bank: Bank, held: tuple[Held, ...]) -> None:
@@ -98,17 +147,23 @@ def set_back(bank: Bank, held: tuple[Held, ...]) -> None:
 
 
 def digest_of(body: Any) -> str:
-    """SHA-256 of the encoded state."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of an encoded part of the state."""
+    return hashlib.sha256(compact(body)).hexdigest()
+
+
+def compact(body: Any) -> bytes:
+    """As it stands in a file."""
+    return json.dumps(body, sort_keys=True, allow_nan=False).encode()
 
 
 def encoded(value: Any) -> Any:
-    """As JSON knows it: dataclasses by name, arrays in base64, tuples apart from lists."""
+    """As JSON knows it: dataclasses by name, arrays compressed in base64, tuples apart from lists."""
     if is_dataclass(value) and not isinstance(value, type):
         content = {field.name: encoded(getattr(value, field.name)) for field in fields(value)}
         return {"~": type(value).__name__, **content}
     if isinstance(value, np.ndarray):
-        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        # Histograms are nearly all zeros.
+        data = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 1)).decode()
         return {"~": "array", "dtype": value.dtype.str, "shape": list(value.shape), "data": data}
     if isinstance(value, Policy):
         return {"~": "policy", "fields": value.model_dump(mode="json")}
@@ -134,7 +189,7 @@ def decoded(value: Any) -> Any:
 
 
 def _array(value: Mapping[str, Any]) -> Any:
-    flat = np.frombuffer(base64.b64decode(value["data"]), np.dtype(value["dtype"]))
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(value["data"])), np.dtype(value["dtype"]))
     return flat.reshape(value["shape"]).copy()
 
 

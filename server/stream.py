@@ -58,7 +58,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         set_back(bank, ())
         scores = institutions.evaluate(0, bank)
         report(folder, 0, scenario, "frozen backbone", scores)
-        state = keep(folder, institutions, scores, (), bank, None)
+        state = keep(folder, institutions, scores, (), bank, None, ())
     else:
         institutions.count_on(state.counters)
         institutions.remember(state.members)
@@ -78,7 +78,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         for left in learned.stage.unlearned:
             write_receipt(folder, left, facts_of(left, before.iou, learned.stage.scores.iou))
         stages = (*state.stages, learned.stage)
-        state = keep(folder, institutions, state.zero_shot, stages, bank, learned.layer)
+        state = keep(folder, institutions, state.zero_shot, stages, bank, learned.layer, state.files)
 
     write_results(folder, institutions, scenario, state.zero_shot, state.stages)
     folder.event("end", f"finished in {folder.elapsed:.0f} s")
@@ -91,13 +91,12 @@ def keep(
     stages: tuple[Stage, ...],
     bank: Bank,
     layer: LearnedLayer | None,
+    files: tuple[str, ...],
 ) -> State:
-    """Make what is known so far durable."""
+    """Make what is known so far durable. files: of the stages before the newest."""
     held = held_by(bank, institutions)
     counters, members = institutions.counters(), dict(institutions.known)
-    state = State(zero_shot, stages, counters, layer, held, members, folder.elapsed)
-    save(folder, state)
-    return state
+    return save(folder, State(zero_shot, stages, counters, layer, held, members, folder.elapsed, files))
 
 
 def bank_behind(folder: RunFolder, state: State) -> Bank:

@@ -86,6 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "state.json": lambda run: restore(FolderOf(run)),  # type: ignore[arg-type]
+    "stages/0001.json": lambda run: restore(FolderOf(run)),  # type: ignore[arg-type]
     "events.jsonl": lambda run: (read_events(run / "events.jsonl"), watched(run / "events.jsonl")),
     "audit.jsonl": lambda run: read_arrivals(run / "audit.jsonl"),
     "summary.json": lambda run: read_all([run]),

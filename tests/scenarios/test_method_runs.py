@@ -90,7 +90,8 @@ def test_the_anchor_of_every_round_is_the_layer_of_the_stage_before(
     assert len(anchors) == 4  # the second stage's two holders in two rounds; none in the first stage
     for anchor in anchors:
         for name, value in first.items():
-            np.testing.assert_array_equal(anchor[name], value)
+            # The bank rounds what training goes on from exactly.
+            np.testing.assert_array_equal(anchor[name].astype(value.dtype), value)
 
 
 def test_joint_training_sees_the_images_of_all(tmp_path: Path) -> None:

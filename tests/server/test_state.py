@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,18 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def test_a_state_survives_its_file_to_the_last_bit(folder: RunFolder) -> None:
-    save(folder, STATE)
+def saved(folder: RunFolder) -> State:
+    """Before the first stage, and after it."""
+    before = save(folder, replace(STATE, stages=()))
+    return save(folder, replace(STATE, files=before.files))
+
+
+def test_a_state_survives_its_files_to_the_last_bit(folder: RunFolder) -> None:
+    want = saved(folder)
     again = restore(folder)
     assert again is not None
-    assert encoded(again) == encoded(STATE)
+    assert encoded(again) == encoded(want)
+    assert len(again.files) == 2
     assert again.stages[0].scores.figures["iou"]["polyp"] == 0.1 + 0.2
     assert again.stages[0].unlearned[0].retrained["histology"] == ("d" * 64, "e" * 64)
     assert again.members == STATE.members
@@ -78,12 +86,52 @@ def test_values_keep_their_types(value: object) -> None:
     assert encoded(again) == encoded(value)
 
 
-def test_an_altered_state_is_not_gone_on_from(folder: RunFolder) -> None:
-    save(folder, STATE)
-    path = folder.path / FILE
-    path.write_text(path.read_text().replace("0.30000000000000004", "0.9"))
-    with pytest.raises(RunError, match="was altered; the run cannot be resumed"):
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("stages/0000.json", "0.30000000000000004", "0.9"),
+        ("stages/0001.json", "0.30000000000000004", "0.9"),
+        (FILE, "12.5", "1.25"),
+    ],
+)
+def test_an_altered_state_is_not_gone_on_from(folder: RunFolder, name: str, old: str, new: str) -> None:
+    saved(folder)
+    path = folder.path / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(RunError, match=f"{name} was altered; the run cannot be resumed"):
         restore(folder)
+
+
+def test_a_stage_writes_what_it_added_and_leaves_the_others_alone(folder: RunFolder) -> None:
+    state = saved(folder)
+    before = {path.name: path.stat().st_mtime_ns for path in (folder.path / "stages").iterdir()}
+    save(folder, replace(state, stages=(*state.stages, *state.stages)))
+    after = {path.name: path.stat().st_mtime_ns for path in (folder.path / "stages").iterdir()}
+    assert before.keys() == {"0000.json", "0001.json"}
+    assert after.keys() - before.keys() == {"0002.json"}
+    assert before.items() <= after.items()
+
+
+def test_a_stage_that_no_state_names_yet_is_done_again(folder: RunFolder) -> None:
+    """A run killed between the two files."""
+    want = saved(folder)
+    (folder.path / "stages" / "0002.json").write_text("anything")
+    again = restore(folder)
+    assert again is not None
+    assert encoded(again) == encoded(want)
+
+
+def test_a_stage_whose_file_is_gone_is_named(folder: RunFolder) -> None:
+    saved(folder)
+    (folder.path / "stages" / "0001.json").unlink()
+    with pytest.raises(RunError, match=r"stages/0001\.json is damaged"):
+        restore(folder)
+
+
+def test_zeros_take_no_room() -> None:
+    assert len(json.dumps(encoded(np.zeros(512, np.int64)))) < 150
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1, "sha256": "x", "state": 3}', "not json"])
@@ -95,7 +143,7 @@ def test_a_damaged_state_is_one_line(folder: RunFolder, text: str) -> None:
 
 def test_another_versions_state_is_named(folder: RunFolder) -> None:
     (folder.path / FILE).write_text('{"schema": 9, "sha256": "", "state": {}}')
-    with pytest.raises(RunError, match="has schema 9, this version reads 2"):
+    with pytest.raises(RunError, match="has schema 9, this version reads 3"):
         restore(folder)
 
 
