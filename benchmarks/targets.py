@@ -81,6 +81,7 @@ TARGETS = (
     Target("wire", "over_entries_100", "100 stages", "lower", 1.1),
     Target("wire", "ratio_9", "sending the whole bank over ours, 9 stages"),
     Target("wire", "ratio_100", "100 stages"),
+    Target("wire", "stage_growth_100", "seconds of one of its last stages over one of its first"),
     Target("scale", "ratio_9", "overhead over an app that does nothing, 9 institutions", "lower", 1.5),
     Target("scale", "ratio_100", "100 institutions", "lower", 1.5),
     Target("scale-1000", "ratio_1000", "1,000 institutions", "lower", 1.5),

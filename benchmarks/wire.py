@@ -13,7 +13,9 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -34,6 +36,8 @@ STAGES, SMOKE_STAGES = (9, 100), (6,)
 INSTITUTIONS = 3
 MODALITIES = ("polyp", "histology", "cardiac_mr", "glomeruli_a", "spleen_ct", "dental_xray", "prostate_mr_a")
 CHANNELS, FEATURES, IMAGES = 256, 512, 48
+COMPARED = 10
+"""Stages at either end of a stream."""
 EXACT = BankSpec(precision="float32")
 COMPACT_DIRECTIONS = 8
 """What they cost in routing: `casam bench router-sizes`."""
@@ -44,7 +48,8 @@ def run(around: Surroundings) -> Figures:
     paper_over_ours (the paper's layer over our whole entry), paper_layer_over_ours, paper_entry_over_ours;
     entry_bytes and paper_over_ours again with bank.precision float32, and with 8 directions (compact); by
     number of stages T: ratio_T (whole bank over ours), over_entries_T (ours, down, over T entries),
-    tiny_ratio_T, kib_T (an institution's bytes both ways)."""
+    tiny_ratio_T, kib_T (an institution's bytes both ways), stage_growth_T (seconds of a stage among the last
+    over one among the first, server and institutions together; streams of 40 stages and more)."""
     figures = entry_figures(around)
     table = Table(title="bytes of an institution over a stream, mean of three")
     for name in ("stages", "whole bank, KiB", "ours, KiB", "ratio", "ours / entries", "tiny: ratio"):
@@ -54,6 +59,7 @@ def run(around: Surroundings) -> Figures:
             scenario = scenario_of(stages)
             around.engines.inprocess(scenario, Path(folder) / "run")
             counted = count(Path(folder) / "run", scenario)
+            seconds = stage_seconds(Path(folder) / "run")
         entry = figures["entry_bytes"]
         # Every institution also sends the layer and the router of its own tasks, a third of them.
         up = counted.up - counted.sent + figures["content_bytes"] * stages / INSTITUTIONS
@@ -66,6 +72,7 @@ def run(around: Surroundings) -> Figures:
             f"tiny_ratio_{stages}": (counted.up + counted.whole_bank) / (counted.up + counted.down),
             f"tiny_over_entries_{stages}": counted.down / counted.entries,
             f"kib_{stages}": ours / 1024,
+            **({f"stage_growth_{stages}": growth(seconds)} if stages >= 4 * COMPARED else {}),
         }
         table.add_row(
             str(stages),
@@ -192,6 +199,18 @@ def count(folder: Path, scenario: Scenario) -> Counted:
         entries=float(sum(map(len, files))),
         whole_bank=down + more,
     )
+
+
+def stage_seconds(folder: Path) -> list[float]:
+    """Of every stage, from the end of the one before to its own, with all that is written."""
+    lines = (json.loads(text) for text in (folder / "events.jsonl").read_text().splitlines())
+    ends = [float(line["time"]) for line in lines if line["event"] == "evaluated"]
+    return [later - earlier for earlier, later in pairwise(ends)]
+
+
+def growth(seconds: Sequence[float]) -> float:
+    """The median of the last stages over that of early ones, which have warmed up."""
+    return median(seconds[-COMPARED:]) / median(seconds[COMPARED : 2 * COMPARED])
 
 
 def evaluate_bytes(name: str, stage: int, known: int, entries: Sequence[bytes], bank: Bank) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_an_entrys_bytes_are_its_numbers(tmp_path: Path) -> None:
         AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"), wire.EXACT
     )
     assert wire.layer_bytes(paper) == 4 * 3_541_007
+
+
+def test_growth_compares_late_stages_with_early_ones_that_have_warmed_up() -> None:
+    assert wire.growth([9.0] * 10 + [2.0] * 10 + [7.0] * 15 + [3.0] * 10) == 1.5
+
+
+def test_a_stages_seconds_end_when_it_was_measured(tmp_path: Path) -> None:
+    times = [("evaluated", 1.0), ("asked", 2.0), ("evaluated", 4.5)]
+    lines = [json.dumps({"event": event, "time": time}) for event, time in times]
+    (tmp_path / "events.jsonl").write_text("\n".join(lines))
+    assert wire.stage_seconds(tmp_path) == [3.5]
 
 
 def test_a_stream_is_counted_from_a_run(tmp_path: Path) -> None:
