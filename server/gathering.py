@@ -68,5 +68,5 @@ def gather(
         hidden = name in gathered.members
         among = len(gathered.members) if hidden else 1
         others = len(gathered.members if hidden else gathered.names) - 1
-        institutions.note_anonymity(name, learned, among, max(others, 1))
+        institutions.counters.hides(name, learned, among, max(others, 1))
     return gathered

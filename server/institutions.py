@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from casam_core.scenario import Scenario
 from casam_core.signing import is_signed
 from server.admission import check_answer
 from server.arrivals import arrival
+from server.counters import Counters
 from server.directory import Directory, Member, identify
 from server.evaluation import StageScores, combine
 from server.exchange import REJECTED, UNREACHABLE, Answer, Request, Traffic, all_settled, exchange, results
@@ -35,9 +35,6 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
 """Before the first time that an institution is asked again; then twice as long, and so on."""
-
-COUNTED = ("releases", "refusals", "rejections", "epsilon", "anonymity")
-"""Attributes of Institutions that count over the stages."""
 
 
 class Institutions:
@@ -50,15 +47,10 @@ class Institutions:
         self.grid = grid
         self.scenario = scenario
         self.folder = folder
-        self.traffic = Traffic()
+        self.counters = Counters()
         self.directory = Directory({}, "", "")
         self.known: dict[str, Member] = {}
         self.arrivals = AuditLog(folder.path / "audit.jsonl")
-        self.releases: dict[str, int] = {}
-        self.refusals: dict[str, dict[str, int]] = {}
-        self.rejections: dict[str, dict[str, int]] = {}
-        self.epsilon: dict[str, dict[str, float]] = {}
-        self.anonymity: dict[str, dict[str, dict[str, int]]] = {}
         self._bank: Bank | None = None
         self._entries_held: dict[str, int] = {}
 
@@ -194,7 +186,7 @@ class Institutions:
             requests,
             of=of,
             deadline=deadline,
-            traffic=self.traffic,
+            traffic=self.counters.traffic,
             heard=heard,
             check=check,
             at_once=at_once(),
@@ -204,7 +196,7 @@ class Institutions:
         """Count and log one answer."""
         name, payload = answer.to, answer.payload
         if payload is not None:
-            self.releases[name] = self.releases.get(name, 0) + 1
+            self.counters.released(name)
             run = self.folder.path.name
             self.arrivals.append(arrival(name, run, answer.request, kind, job, payload, answer.bytes, now()))
         if answer.ok and payload is not None:
@@ -213,14 +205,14 @@ class Institutions:
                 for key, value in payload.config.items()
                 if key in (EPSILON_TRAIN, EPSILON_METRICS)
             }
-            self.epsilon[name] = spent
+            self.counters.epsilon[name] = spent
             self.folder.event(
                 "answer",
                 institution=name,
                 kind=kind,
                 stage=job.stage,
-                up=self.traffic.up[name],
-                down=self.traffic.down[name],
+                up=self.counters.traffic.up[name],
+                down=self.counters.traffic.down[name],
                 epsilon=spent,
                 iou=iou_of(answer.reply),
             )
@@ -228,8 +220,7 @@ class Institutions:
         if answer.outcome == REJECTED:
             return self.reject(name, kind, job.stage, answer.reason)
         if answer.refused:
-            refused = self.refusals.setdefault(name, {})
-            refused[answer.outcome] = refused.get(answer.outcome, 0) + 1
+            self.counters.refused(name, answer.outcome)
         verb = "refuses" if answer.refused else "gave no result to"
         self.folder.event(
             "refusal" if answer.refused else "no-result",
@@ -244,8 +235,7 @@ class Institutions:
 
     def reject(self, name: str, kind: str, stage: int, reason: str) -> None:
         """Count and log that something an institution sent does not count, and why."""
-        counts = self.rejections.setdefault(name, {})
-        counts[kind] = counts.get(kind, 0) + 1
+        self.counters.rejected(name, kind)
         self.folder.event(
             "rejected",
             f"stage {stage}: what {name} answered to {kind} does not count: {reason}",
@@ -254,26 +244,6 @@ class Institutions:
             stage=stage,
             reason=reason,
         )
-
-    def counters(self) -> dict[str, Any]:
-        """Everything that is counted over the stages of a run."""
-        counted = {name: getattr(self, name) for name in COUNTED}
-        return copy.deepcopy({**counted, "up": self.traffic.up, "down": self.traffic.down})
-
-    def count_on(self, counters: Mapping[str, Any]) -> None:
-        """Go on counting from what an interrupted run had counted."""
-        known = copy.deepcopy(dict(counters))
-        self.traffic = Traffic(known.pop("up"), known.pop("down"))
-        for name, value in known.items():
-            setattr(self, name, value)
-
-    def note_anonymity(self, name: str, release: str, server: int, co_holder: int) -> None:
-        """Among how many institutions a release hides, from the server and from a co-holder; the least."""
-        known = self.anonymity.setdefault(name, {}).setdefault(
-            release, {"server": server, "co_holder": co_holder}
-        )
-        known["server"] = min(known["server"], server)
-        known["co_holder"] = min(known["co_holder"], co_holder)
 
     def forget(self, stage: int, leaver: str, entries: Sequence[str]) -> dict[str, ForgetReply]:
         """Let everybody present delete entries; the signed words of those who did, by institution.
@@ -325,7 +295,8 @@ class Institutions:
                 self._entries_held[name] = 0
             answers |= self._evaluate(lost, stage, bank, candidate)
         # Totals, not differences: a stage that was begun twice then counts once, with all it took.
-        self.folder.event("traffic", stage=stage, up=dict(self.traffic.up), down=dict(self.traffic.down))
+        traffic = self.counters.traffic
+        self.folder.event("traffic", stage=stage, up=dict(traffic.up), down=dict(traffic.down))
         replies = results(answers)
         if not replies and not all_settled(answers) and self.scenario.participation.missing == "stop":
             raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")

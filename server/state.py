@@ -38,7 +38,7 @@ FILE, STAGES = "state.json", "stages"
 
 @dataclass(frozen=True)
 class State:
-    """After some stages. counters: server.institutions.Institutions.counters. layer: carried by methods with
+    """After some stages. counters: server.counters.Counters.as_dict. layer: carried by methods with
     one for all tasks. held: by the bank, in its order. members: everybody who was ever met, as last seen.
     seconds: spent so far. files: SHA-256 of the files that hold zero_shot and the stages."""
 

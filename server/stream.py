@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from casam_core.bank import Bank
 from casam_core.methods import SHARED
 from casam_core.scenario import Scenario
+from server.counters import Counters
 from server.evaluation import StageScores
 from server.institutions import Institutions
 from server.learning import LearnedLayer
@@ -60,7 +61,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         report(folder, 0, scenario, "frozen backbone", scores)
         state = keep(folder, institutions, scores, (), bank, None, ())
     else:
-        institutions.count_on(state.counters)
+        institutions.counters = Counters.from_dict(state.counters)
         institutions.remember(state.members)
         bank = bank_behind(folder, state)
         set_back(bank, state.held)
@@ -95,7 +96,7 @@ def keep(
 ) -> State:
     """Make what is known so far durable. files: of the stages before the newest."""
     held = held_by(bank, institutions)
-    counters, members = institutions.counters(), dict(institutions.known)
+    counters, members = institutions.counters.as_dict(), dict(institutions.known)
     return save(folder, State(zero_shot, stages, counters, layer, held, members, folder.elapsed, files))
 
 

@@ -70,6 +70,7 @@ def summarise(
     routing = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
     known = total(final.margins[task] for task in scenario.stream if task in final.margins)
     unknown = total(final.margins[task] for task in unseen if task in final.margins)
+    counted = institutions.counters
     return {
         "schema": 1,
         "scenario": scenario.name,
@@ -109,19 +110,19 @@ def summarise(
             "margins": {task: filled_bins(counts) for task, counts in final.margins.items()},
         },
         "trained_parameters": stages[-1].parameters,
-        "bytes": {"up": institutions.traffic.up, "down": institutions.traffic.down},
+        "bytes": {"up": counted.traffic.up, "down": counted.traffic.down},
         "privacy": {
             name: {
                 "policy": member.policy.model_dump(mode="json"),
-                "epsilon_train": institutions.epsilon.get(name, {}).get(EPSILON_TRAIN),
-                "epsilon_metrics": institutions.epsilon.get(name, {}).get(EPSILON_METRICS),
+                "epsilon_train": counted.epsilon.get(name, {}).get(EPSILON_TRAIN),
+                "epsilon_metrics": counted.epsilon.get(name, {}).get(EPSILON_METRICS),
                 "delta": member.policy.budget.delta,
                 "unit": member.policy.budget.unit,
-                "anonymity": institutions.anonymity.get(name, {}),
-                "refusals": institutions.refusals.get(name, {}),
-                "rejections": institutions.rejections.get(name, {}),
-                "releases": institutions.releases.get(name, 0),
-                "bytes": institutions.traffic.up.get(name, 0),
+                "anonymity": counted.anonymity.get(name, {}),
+                "refusals": counted.refusals.get(name, {}),
+                "rejections": counted.rejections.get(name, {}),
+                "releases": counted.releases.get(name, 0),
+                "bytes": counted.traffic.up.get(name, 0),
             }
             for name, member in institutions.known.items()
         },
