@@ -18,9 +18,10 @@ from benchmarks.bench import Figures, Surroundings
 from casam_core.alignment import build_layer, learning_rate_of, weights_of
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone
+from casam_core.data_spec import DataSpec
 from casam_core.embeddings import EmbeddingStore
 from casam_core.errors import RunError
-from casam_core.scenario import AlignmentSpec, DataSpec, TrainingSpec
+from casam_core.scenario import AlignmentSpec, TrainingSpec
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.training import Example, train_layer
 from casam_core.validation import Validate, validator

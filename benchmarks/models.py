@@ -12,8 +12,9 @@ from casam_core.backbones import Backbone, Geometry
 from casam_core.backbones.lite_medsam import load_lite_medsam
 from casam_core.backbones.sam import SamBackbone
 from casam_core.compute import Compute, prepare_process
+from casam_core.data_spec import DataSpec
 from casam_core.prompts import Prompts
-from casam_core.scenario import BackboneSpec, DataSpec
+from casam_core.scenario import BackboneSpec
 from casam_core.seeding import initialisers_from
 from client.data.dataset import LoadedSample
 from client.data.open import open_dataset

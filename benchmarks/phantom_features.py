@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.backbones import Backbone
+from casam_core.data_spec import DataSpec
 from casam_core.features import FEATURES, pool
 from casam_core.files import write_atomic
-from casam_core.scenario import DataSpec
 from client.data.open import open_dataset
 
 SEED, INSTITUTION = 7, "bench"

@@ -14,10 +14,11 @@ from benchmarks.few_shot import FORMS, INSTITUTION, SEED, encoded
 from casam_core.alignment import build_layer, learning_rate_of
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone
+from casam_core.data_spec import DataSpec
 from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.dp_training import round_mechanism, train_privately
 from casam_core.privacy.noise import NoiseSource
-from casam_core.scenario import DataSpec, PrivacySpec, TrainingSpec
+from casam_core.scenario import PrivacySpec, TrainingSpec
 from casam_core.seeding import derive_seed, numpy_generator
 from casam_core.training import Example
 from casam_core.validation import validator

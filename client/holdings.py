@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from casam_core.backbones import Backbone
+from casam_core.data_spec import DataSpec, LimitSpec
 from casam_core.embeddings import EmbeddingStore
 from casam_core.features import pool
 from casam_core.messages import Holding
-from casam_core.scenario import DataSpec, LimitSpec
 from casam_core.training import Example
 from client.data.dataset import Dataset, LoadedSample, Sample
 from client.data.open import open_dataset

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.backbones import Backbone
+from casam_core.data_spec import DataSpec
 from casam_core.embeddings import EmbeddingStore
 from casam_core.features import pool
-from casam_core.scenario import DataSpec
 from client.data.open import open_dataset
 from client.data.phantoms import PHANTOMS
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from casam_core.scenario import DataSpec, Scenario
+    from casam_core.data_spec import DataSpec
+    from casam_core.scenario import Scenario
     from client.data.survey import Survey
 
 data_app = typer.Typer(no_args_is_help=True, help="Check and look at an institution's images.")
@@ -142,7 +143,7 @@ def spec_of(
     pseudo_masks: bool,
 ) -> DataSpec:
     """The options of the command as a scenario would write them. Raises ScenarioError."""
-    from casam_core.scenario import DataSpec
+    from casam_core.data_spec import DataSpec
     from casam_core.toml import explain
 
     folder = directory.expanduser().resolve()

@@ -14,10 +14,11 @@ from pathlib import Path
 from casam_core.alignment import learning_rate_of
 from casam_core.backbones import load_backbone
 from casam_core.compute import resolve_compute
+from casam_core.data_spec import DataSpec
 from casam_core.errors import CasamError, DataError
 from casam_core.methods import Cohort, alignment_of, method_of
 from casam_core.routers import build_router
-from casam_core.scenario import DataSpec, Scenario
+from casam_core.scenario import Scenario
 from casam_core.training import planned_steps
 from client.attacks import attack_of
 from client.data.check import check

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from casam_core.data_spec import DataSpec
 from casam_core.errors import DataError
-from casam_core.scenario import DataSpec
 from client.data.dataset import Dataset
 from client.data.folder import FolderDataset
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from casam_core.data_spec import LimitSpec, SplitSpec
 from casam_core.errors import DataError
-from casam_core.scenario import LimitSpec, SplitSpec
 from casam_core.seeding import numpy_generator
 from client.data.dataset import Sample
 

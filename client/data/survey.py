@@ -11,8 +11,8 @@ from statistics import median
 
 import numpy as np
 
+from casam_core.data_spec import DataSpec, LimitSpec
 from casam_core.errors import DataError
-from casam_core.scenario import DataSpec, LimitSpec
 from client.data.dataset import Dataset, Described, LoadedSample
 from client.data.faults import faults_of
 from client.data.listing import naming

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from casam_core.scenario import DataSpec
+from casam_core.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.coco import CocoDataset
 from client.data.dataset import Sample

@@ -14,7 +14,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
 
-from casam_core.scenario import DataSpec
+from casam_core.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.dataset import Described, Sample
 from client.data.dicom import DicomDataset

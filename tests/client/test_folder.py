@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
+from casam_core.data_spec import DataSpec
 from casam_core.errors import DataError
-from casam_core.scenario import DataSpec
 from client.data import open_dataset, pixels
 from client.data.check import check
 from client.data.folder import FolderDataset

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
+from casam_core.data_spec import DataSpec, LimitSpec, SplitSpec
 from casam_core.errors import DataError
-from casam_core.scenario import DataSpec, LimitSpec, SplitSpec
 from client.data import open_dataset, sparse_labels
 from client.data.dataset import Sample
 from client.data.med_datasets import MedDataset

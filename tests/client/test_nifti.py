@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from casam_core.scenario import DataSpec, LimitSpec, SplitSpec
+from casam_core.data_spec import DataSpec, LimitSpec, SplitSpec
 from client.data import open_dataset, volumes
 from client.data.dataset import Described, Sample
 from client.data.nifti import open_nifti

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from casam_core.data_spec import LimitSpec, SplitSpec
 from casam_core.errors import DataError
-from casam_core.scenario import LimitSpec, SplitSpec
 from client.data.dataset import Sample
 from client.data.splits import Split, split_samples
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from casam_core.scenario import DataSpec
+from casam_core.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.dataset import Sample
 from client.data.tiff_stack import open_tiff_stack

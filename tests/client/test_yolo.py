@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from casam_core.data_spec import DataSpec
 from casam_core.errors import DataError
-from casam_core.scenario import DataSpec
 from client.data.dataset import Sample
 from client.data.open import open_dataset
 from client.data.yolo import YoloDataset

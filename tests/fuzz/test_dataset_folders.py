@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from casam_core.data_spec import DataSpec
 from casam_core.errors import DataError
-from casam_core.scenario import DataSpec
 from client.data.coco import CocoDataset
 from client.data.dicom import DicomDataset
 from client.data.med_datasets import MedDataset
