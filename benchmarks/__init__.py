@@ -36,9 +36,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "wire": Benchmark("Bytes of an entry, and of a stream against sending the whole bank.", wire.run),
     "memory": Benchmark("Memory of an institution with 100 and with 10,000 images.", memory.run),
     "scale": Benchmark(
-        "9 and 100 institutions through Flower, against an app that does nothing.", scale.run_some
+        "9, 100 and 1,000 institutions through Flower, against an app that does nothing.", scale.run
     ),
-    "scale-1000": Benchmark("The same with 1000 as well.", scale.run, hours=True),
     "router": Benchmark(
         "Which router recognises tasks best, from how many images.", router_quality.run, True
     ),

@@ -37,23 +37,13 @@ LEAST_SECONDS = 0.02
 
 
 def run(around: Surroundings) -> Figures:
-    """As many institutions as the machine is given time for."""
-    return measure(around, SMOKE_INSTITUTIONS if around.smoke else INSTITUTIONS)
-
-
-def run_some(around: Surroundings) -> Figures:
-    """Without the thousand."""
-    return measure(around, INSTITUTIONS[:2])
-
-
-def measure(around: Surroundings, counts: tuple[int, ...]) -> Figures:
     """Figures by number of institutions N: ratio_N (overhead over the idle app's round, lower is better),
     round_N, computing_N, idle_N (seconds), per_institution_N (seconds of a round); peak_gib of the last."""
     table = Table(title="one evaluation of everybody, seconds")
     for name in ("institutions", "round", "computing", "overhead", "idle app", "ratio", "peak GiB"):
         table.add_column(name, justify="right")
     figures: Figures = {}
-    for count in counts:
+    for count in SMOKE_INSTITUTIONS if around.smoke else INSTITUTIONS:
         around.say(f"scale: {count} institutions")
         scenario = scenario_of(count)
         with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
