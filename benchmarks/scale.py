@@ -4,7 +4,8 @@ Two institutions hold the stream's two tasks; all others hold images of a third,
 everybody. Overhead of a round = its seconds less what the institutions computed in it, shared by the
 cores: the processor seconds that each noted for its request (client/worktime.py). Waiting for a disk or a
 core is overhead, as is all that Flower and the server do. The app that does nothing sends and returns as
-many bytes, to as many nodes, in as many rounds.
+many bytes, to as many nodes, in as many rounds; it asks everybody at once, and so pays for what
+server/pace.py spares: the engine looks at all that is under way again and again.
 """
 
 from __future__ import annotations
@@ -107,12 +108,15 @@ def evaluation_seconds(of_run: dict[str, Any]) -> float:
 
 def computed(run: Path) -> float:
     """Processor seconds inside institutions for the same stage's evaluation."""
-    return sum(
+    seconds = [
         work.processor_seconds
         for private in run.glob("institutions/*/private")
         for work in noted(private)
         if work.kind == "evaluate.stage" and work.stage == len(STREAM)
-    )
+    ]
+    if not seconds:
+        raise RunError(f"{run}: no institution noted what it computed")
+    return sum(seconds)
 
 
 def idle_round(around: Surroundings, count: int, simulated: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ rewritten as a whole, is consistent in itself: only heads that somebody else kep
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -153,7 +154,8 @@ class AuditLog:
             line = chained(len(lines) + 1, release, previous)
             data = (line_text(line) + "\n").encode()
             os.lseek(handle, 0, os.SEEK_END)
-            os.write(handle, data)
+            if os.write(handle, data) != len(data):  # the next reader cuts it off again
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(handle)
             self._checked += data
             self._lines.append(line)
@@ -198,7 +200,7 @@ class AuditLog:
 
 
 def _state(handle: int) -> tuple[int, ...]:
-    """Which file it is, how long, and when it last changed: the kernel's own time, which nobody can set."""
+    """Which file it is, how long, and when it last changed by the kernel's clock, which no file call sets."""
     found = os.fstat(handle)
     return (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
 

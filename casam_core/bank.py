@@ -89,17 +89,21 @@ class Bank:
             raise BankError(
                 f"no entry for task {task!r}; the bank holds: {', '.join(self.tasks) or 'nothing'}"
             )
-        return read_entry(self._path(self._digests[task]), self._digests[task], task)
+        return read_entry(self._file(self._digests[task]), self._digests[task], task)
 
     def __getitem__(self, task: str) -> Entry:
         if task not in self._entries:
             self._entries[task] = Entry.from_bytes(self.bytes_of(task))
         return self._entries[task]
 
+    def file_of(self, task: str) -> Path:
+        """Where this task's entry lies."""
+        return self._file(self._digests[task])
+
     def heads(self) -> Iterator[Head]:
-        """What every entry says about itself; after the first time, no file is read for it. Raises
-        BankError."""
-        return (head_in(self._path(digest), digest, task) for task, digest in self._digests.items())
+        """What every entry says about itself. A file is read and checked the first time that a process asks;
+        one that was altered later is found when its arrays are read. Raises BankError."""
+        return (head_in(self._file(digest), digest, task) for task, digest in self._digests.items())
 
     def add(self, entry: Entry) -> str:
         """Add a new task's entry; it is durable when this returns. Returns its digest.
@@ -115,7 +119,7 @@ class Bank:
             return digest
         if entry.task in self._digests:
             raise BankError(f"task {entry.task!r} already has another entry; entries never change")
-        write_atomic(self._path(digest), data)
+        write_atomic(self._file(digest), data)
         digests = {**self._digests, entry.task: digest}
         self._write_manifest(digests)
         self._digests = digests  # only now: if writing failed, adding again must write again
@@ -137,7 +141,7 @@ class Bank:
         data, old = entry.to_bytes(), self.digest_of(entry.task)
         digest = digest_of(data)
         if digest != old:
-            write_atomic(self._path(digest), data)
+            write_atomic(self._file(digest), data)
             self._hold({**self._digests, entry.task: digest}, entry.task, old)
         return digest
 
@@ -146,9 +150,9 @@ class Bank:
         self._write_manifest(digests)
         self._digests = digests
         self._entries.pop(task, None)
-        self._path(gone).unlink(missing_ok=True)
+        self._file(gone).unlink(missing_ok=True)
 
-    def _path(self, digest: str) -> Path:
+    def _file(self, digest: str) -> Path:
         return self.folder / "entries" / f"{digest}.entry"
 
     def _write_manifest(self, digests: dict[str, str]) -> None:

@@ -47,9 +47,9 @@ class ComputeSpec(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     encoder: Literal["plain", "fast", "compiled"] = Field(
         "plain",
-        description="fast: bfloat16 where the chip has it, folded norms, attention by rows; about twice the "
-        "images per second, embeddings of their own (docs/performance.md). compiled: also torch.compile, for "
-        "thousands of images.",
+        description="fast: bfloat16 where the chip has it, folded norms, attention by rows; about three "
+        "times the images per second, embeddings of their own (docs/performance.md). compiled: also "
+        "torch.compile, for thousands of images.",
     )
 
 

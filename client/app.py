@@ -18,6 +18,7 @@ from casam_core.audit import audit_log
 from casam_core.backbones import Backbone, load_backbone
 from casam_core.compressed_text import expand_text
 from casam_core.compute import prepare_process, resolve_compute
+from casam_core.entry_file import head_in
 from casam_core.fingerprint import code_fingerprint
 from casam_core.messages import (
     AlignRequest,
@@ -276,6 +277,7 @@ def forget_institutions() -> None:
     institution_at.cache_clear()
     recent.cache_clear()
     layer_of.cache_clear()
+    head_in.cache_clear()
     audit_log.cache_clear()
 
 

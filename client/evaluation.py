@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from casam_core.alignment import AlignmentLayer
 from casam_core.backbones import Backbone
-from casam_core.entry_file import Head
+from casam_core.entry_file import Entry, Head, read_entry
 from casam_core.features import pool
 from casam_core.inference import align, decode_masks, entry_layer, route_among
 from casam_core.messages import TaskResult
@@ -64,14 +65,15 @@ class Answering:
     """An entry by its name: whoever holds one of this digest holds the same."""
 
     digest: str
-    bank: KnownEntries = field(compare=False)
+    file: Path = field(compare=False)
     task: str = field(compare=False)
 
 
 @lru_cache(LAYERS)
 def layer_of(answering: Answering, backbone: Backbone) -> AlignmentLayer:
-    """The entry's layer, one per process for all institutions that it hosts."""
-    return entry_layer(answering.bank[answering.task], backbone.geometry.channels, backbone)
+    """The entry's layer, one per process for all institutions that it hosts. Raises BankError."""
+    entry = Entry.from_bytes(read_entry(answering.file, answering.digest, answering.task))
+    return entry_layer(entry, backbone.geometry.channels, backbone)
 
 
 @dataclass
@@ -159,7 +161,8 @@ class Evaluator:
         """What stands between encoder and decoder; None for frozen SAM."""
         if route.task is None:
             return None
-        return layer_of(Answering(bank.digest_of(route.task), bank, route.task), self.backbone)
+        named = Answering(bank.digest_of(route.task), bank.file_of(route.task), route.task)
+        return layer_of(named, self.backbone)
 
     def score(
         self,

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from pathlib import Path
 
 from casam_core.bank import Bank
-from casam_core.entry_file import Entry, Head
+from casam_core.entry_file import Entry
 
 
 class KnownEntries:
-    """The received bank under the institution's own entries, as both stand now: for a task in both, its own
-    answers."""
+    """The received bank under the institution's own entries, as both stand when this is made: for a task in
+    both, its own answers.
+
+    heads: what the entries say about themselves, in the order they were learned; tasks that only the
+    institution knows come last.
+    """
 
     def __init__(self, received: Bank, own: Bank) -> None:
         self._received = received
         self._own = own
+        by_task = {head.task: head for head in received.heads()} | {head.task: head for head in own.heads()}
+        self.heads = tuple(by_task.values())
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """In the order they were learned; tasks that only the institution knows come last."""
-        return tuple(dict.fromkeys([*self._received.tasks, *self._own.tasks]))
+        """As in `heads`."""
+        return tuple(head.task for head in self.heads)
 
     def _holding(self, task: str) -> Bank:
         return self._own if task in self._own else self._received
@@ -31,9 +37,6 @@ class KnownEntries:
     def __getitem__(self, task: str) -> Entry:
         return self._holding(task)[task]
 
-    @cached_property
-    def heads(self) -> tuple[Head, ...]:
-        """What the entries say about themselves, in the order of `tasks`, when this was first asked."""
-        own = {head.task: head for head in self._own.heads()}
-        received = {head.task: head for head in self._received.heads()}
-        return tuple((received | own).values())
+    def file_of(self, task: str) -> Path:
+        """Where the entry lies that answers for this task."""
+        return self._holding(task).file_of(task)

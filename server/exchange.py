@@ -131,8 +131,10 @@ def exchange(
     waiting: dict[str, str] = {}
     answers: dict[str, Answer[T]] = {}
     while unsent or waiting:
+        left = end - time.monotonic()
         room = len(unsent) if at_once is None else min(len(unsent), at_once - len(waiting))
-        waiting |= send(grid, [unsent.popleft() for _ in range(room)], end - time.monotonic(), traffic)
+        if left > 0:  # what nobody would wait for is not asked
+            waiting |= send(grid, [unsent.popleft() for _ in range(room)], left, traffic)
         for message in patiently(partial(grid.pull_messages, list(waiting))):
             answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of, check)
             answers[answer.to] = answer

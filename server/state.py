@@ -1,10 +1,10 @@
 """What makes a run durable: all that the server knows after a stage, new or old but whole.
 
-stages/NNNN.json holds the results of one stage (0000: of the frozen backbone) and never changes; state.json
-names them by their hashes, with the counters and what the bank held. So a stage writes what it added, however
-many went before. A killed run is taken up behind the last stage that state.json names (`casam run --resume`);
-the stage that was under way is done again. Learning is seeded by stage, so the run ends with the bits of one
-that nobody killed; private releases that were stored are sent again.
+stages/NNNN.json holds the results of one stage (0000: of the frozen backbone). state.json names these files
+by their hashes, after which they never change, and holds the counters and what the bank held: results are
+written once, however many stages follow. A killed run is taken up behind the last stage that state.json names
+(`casam run --resume`); the stage that was under way is done again. Learning is seeded by stage, so the run
+ends with the bits of one that nobody killed; private releases that were stored are sent again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
 """Looks for images, masks and embeddings in what was sent, in the encodings in which they could be hidden.
 
-Exact encodings are searched for as bytes, also inside of every zlib stream and PNG file that a message holds.
+Exact encodings are searched for as bytes, also inside of every zlib stream and PNG file that a message holds,
+as bytes or in base64.
 Anything like a copy (scaled, shifted, noisy) is searched for by correlation: a window of the secret slides
 over the message read as bytes, half, single and double precision.
 """
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 
@@ -20,6 +23,7 @@ WINDOW = 192
 ALIKE = 0.9
 """Correlation of a window with a message; by chance it stays below a half."""
 SHORT, LONG = 40, 512
+BASE64 = re.compile(rb"[A-Za-z0-9+/]{64,}={0,2}")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 Secrets = Mapping[str, NDArray[np.generic]]
@@ -59,8 +63,19 @@ def changes(data: bytes) -> int:
 
 
 def unpacked(data: bytes) -> Iterator[bytes]:
-    """The message itself, and the content of every zlib stream and PNG file in it."""
+    """The message itself, and the content of every zlib stream and PNG file in it, in base64, too."""
     yield data
+    yield from files_in(data)
+    for run in BASE64.findall(data):
+        for start in range(4):  # the byte before it may look like a part of it
+            text = run[start : start + (len(run) - start) // 4 * 4]
+            decoded = base64.b64decode(text)
+            yield decoded
+            yield from files_in(decoded)
+
+
+def files_in(data: bytes) -> Iterator[bytes]:
+    """The content of every zlib stream and PNG file."""
     for start in positions(data, PNG):
         with_image = io.BytesIO(data[start:])
         try:

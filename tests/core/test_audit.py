@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,9 @@ from casam_core.audit import (
     parse_line,
     read_log,
 )
+
+TICK = 0.02
+"""A change within the same tick of the kernel's clock, of the same length, is not seen at once."""
 
 RELEASE = Release(
     time="2026-01-02T03:04:05+00:00",
@@ -91,9 +96,25 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_the_chain_goes_on(tmp_path: Path)
     assert broken(read_log(log.path)) is None
 
 
+def test_a_line_that_a_full_disk_cut_short_is_refused_and_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.append(RELEASE)
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:100]))
+        with pytest.raises(OSError, match="No space left on device"):
+            log.append(replace(RELEASE, request="id-2"))
+    assert [line.sequence for line in log.lines()] == [1]
+    assert log.append(replace(RELEASE, request="id-3")).sequence == 2
+    assert [line.release.request for line in AuditLog(log.path).lines()] == [RELEASE.request, "id-3"]
+
+
 def test_nothing_is_added_to_a_broken_chain(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
     log.append(RELEASE)
+    time.sleep(TICK)
     log.path.write_text(log.path.read_text().replace("polyp", "liver"))
     before = log.path.read_bytes()
     with pytest.raises(AuditError, match="line 1 was altered; keep the file"):
@@ -109,6 +130,7 @@ def test_a_log_that_was_checked_once_is_still_compared(tmp_path: Path) -> None:
     other.append(RELEASE)  # what another process adds is read, and followed
     assert log.append(RELEASE).sequence == 5
     text = log.path.read_text()
+    time.sleep(TICK)
     log.path.write_text(text.replace(f'"task": "{RELEASE.task}"', '"task": "other"', 1))
     with pytest.raises(AuditError, match="line 1 was altered"):
         log.append(RELEASE)

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from casam_core.audit import read_log
 from casam_core.bank import Bank
 from casam_core.errors import RunError
 from casam_core.fingerprint import ROOT
 from casam_core.scenario import Scenario
 from client.institution import Institution
+from client.worktime import noted
 from scenarios.inprocess import run_inprocess
 from tests.conftest import tiny_table
 
@@ -120,6 +122,16 @@ def test_an_institution_holds_the_same_entries_as_the_server(finished: Path) -> 
     ours = Bank.open(finished / "bank")
     for name in ("north", "south", "west"):
         assert Bank.open(finished / "institutions" / name / "private" / "bank").digest == ours.digest
+
+
+def test_every_request_is_noted_by_the_institution_that_worked_on_it(finished: Path) -> None:
+    for private in finished.glob("institutions/*/private"):
+        answered = [line.release for line in read_log(private / "audit.jsonl")]
+        worked = noted(private)
+        assert [work.kind for work in worked] == [
+            release.kind for release in answered if release.kind != "query.identify"
+        ]
+        assert all(work.seconds > 0 and work.processor_seconds > 0 for work in worked)
 
 
 def test_events_tell_the_story_in_order(finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import zlib
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from client.site import hosted_sites
 from scenarios.inprocess import InProcessGrid, run_inprocess
 from tests.banks import tiny_backbone
 from tests.conftest import phantom, tiny_table
-from tests.wire import Secrets, encodings, exact, scaled, similar
+from tests.wire import Secrets, encodings, exact, scaled, similar, unpacked
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,11 @@ def test_nothing_private_is_on_the_wire(run: tuple[Path, Recording, Secrets]) ->
     assert found == set()
 
 
+def test_the_search_sees_the_scenario_that_was_told(run: tuple[Path, Recording, Secrets]) -> None:
+    told = scenario().canonical_json().encode()
+    assert any(told in content for _, _, data in run[1].messages for content in unpacked(data))
+
+
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_what_left_has_the_bytes_of_the_audit_log(run: tuple[Path, Recording, Secrets], name: str) -> None:
     folder, recording, _ = run
@@ -128,6 +134,8 @@ PLANTS: dict[str, Plant] = {
     **{name: (lambda v, n=name: as_bytes(encodings(v)[n])) for name in ("raw", "uint8", "fp16", "fp32")},
     "zlib": lambda v: as_bytes(zlib.compress(v.tobytes())),
     "PNG": lambda v: as_bytes(png(v)),
+    "base64": lambda v: as_bytes(base64.b64encode(v.tobytes())),
+    "base64 zlib": lambda v: as_bytes(base64.b64encode(zlib.compress(v.tobytes()))),
 }
 
 

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 POLL_SECONDS, POLL_SHARE = 0.02, 0.05
-"""As server/exchange.py."""
+"""As server/pace.py. Everybody is asked at once, as Flower's own examples do."""
 
 app = ServerApp()
 
