@@ -52,7 +52,7 @@ lock: setup  ## Write requirements.lock and docker/thin.lock: every package with
 	printf 'flwr\nnumpy\n' | $(LOCK) - -o docker/thin.lock
 
 bench-smoke: setup  ## Is anything a fifth slower than stored? (ratios only, under three minutes)
-	$(BIN)/casam bench --smoke --baseline benchmarks/baseline.json
+	$(BIN)/casam bench --smoke --baseline casam_bench/baseline.json
 
 clean:  ## Remove .venv and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist *.egg-info

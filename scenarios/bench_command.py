@@ -20,7 +20,7 @@ from scenarios.screen import console
 
 
 class CasamEngines:
-    """How benchmarks run scenarios and Flower apps (benchmarks.bench.Engines)."""
+    """How benchmarks run scenarios and Flower apps (casam_bench.bench.Engines)."""
 
     def inprocess(self, scenario: Scenario, folder: Path) -> None:
         """A whole run in this process, silently."""
@@ -86,9 +86,9 @@ def bench(
     With --json the file is written after every benchmark, so that an interrupted run keeps what it has.
     The environment and the machine's speed stand beside the figures, as `machine`.
     """
-    from benchmarks import BENCHMARKS, MACHINE, SMOKE
-    from benchmarks.bench import Figures, Surroundings
-    from benchmarks.guard import guard, read_baseline, write_baseline
+    from casam_bench import BENCHMARKS, MACHINE, SMOKE
+    from casam_bench.bench import Figures, Surroundings
+    from casam_bench.guard import guard, read_baseline, write_baseline
     from casam_core.home import casam_home
 
     if name is None and not all_ and not smoke:

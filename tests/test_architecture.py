@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
 import sysconfig
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,20 @@ def test_the_bundle_holds_the_code_and_the_scenarios() -> None:
     code = {name for name in files if name.startswith(rooms) and name.endswith((".py", ".toml"))}
     assert code <= packed, "Flower drops files silently, for instance test_*.py"
     assert not {name for name in packed if name.startswith(("tests/", "docs/"))}
+
+
+def test_no_other_distribution_brings_a_package_of_our_names(project: dict[str, Any]) -> None:
+    """An installed command would import that one, as the folder of a checkout comes last on its path."""
+    installed = packages_distributions()
+    ours = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert "opacus" in installed
+    assert {name: set(installed.get(name, ())) - {"casam"} for name in ours} == {name: set() for name in ours}
+
+
+def test_the_installed_command_finds_its_benchmarks(tmp_path: Path) -> None:
+    command = Path(sysconfig.get_path("scripts")) / "casam"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    listed = subprocess.run(
+        [command, "bench"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "utilisation" in listed.stdout

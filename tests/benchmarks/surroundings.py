@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.bench import Surroundings
+from casam_bench.bench import Surroundings
 from scenarios.bench_command import CasamEngines
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attack_layers, attack_routers
-from benchmarks.attack import check
-from benchmarks.attack_layers import CONTROL, train
-from benchmarks.attack_rows import Claim, Claims, Size, delta_of, verdict
-from benchmarks.bench import Surroundings
-from benchmarks.synthetic_site import image_of, images_of, sketch_backbone
+from casam_bench import attack_layers, attack_routers
+from casam_bench.attack import check
+from casam_bench.attack_layers import CONTROL, train
+from casam_bench.attack_rows import Claim, Claims, Size, delta_of, verdict
+from casam_bench.bench import Surroundings
+from casam_bench.synthetic_site import image_of, images_of, sketch_backbone
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.attacks.layer_fit import losses_of
 from casam_core.attacks.statistics import auc

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.encode import ratios
+from casam_bench.encode import ratios
 
 
 def test_compiling_counts_and_the_faster_variant_of_a_thousand_images_is_taken() -> None:

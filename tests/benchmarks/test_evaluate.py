@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluate
+from casam_bench import evaluate
 from tests.benchmarks.surroundings import surroundings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.few_shot import learn
+from casam_bench.few_shot import learn
 from casam_core.alignment import AlignmentLayer
 from casam_core.backbones.tiny import load_tiny
 from casam_core.compute import Compute

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.phantom_features import phantom_features
+from casam_bench.phantom_features import phantom_features
 from casam_core.backbones.tiny import load_tiny
 from casam_core.compute import Compute
 from casam_core.scenario import BackboneSpec

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import BENCHMARKS, SMOKE
-from benchmarks.bench import Figures
-from benchmarks.guard import TRIES, guard, losses, ratios_of, read_baseline, write_baseline
+from casam_bench import BENCHMARKS, SMOKE
+from casam_bench.bench import Figures
+from casam_bench.guard import TRIES, guard, losses, ratios_of, read_baseline, write_baseline
 from casam_core.errors import RunError
 from casam_core.fingerprint import ROOT
 

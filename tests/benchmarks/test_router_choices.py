@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.encoder_depths import listening, moments
-from benchmarks.router_choices import DEFAULT, RULES, concatenated, percentile_rule, student_rule
-from benchmarks.router_quality import Scores, judge
+from casam_bench.encoder_depths import listening, moments
+from casam_bench.router_choices import DEFAULT, RULES, concatenated, percentile_rule, student_rule
+from casam_bench.router_quality import Scores, judge
 from casam_core.threshold import choose_threshold
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.phantom_features import Features
-from benchmarks.router_quality import false_positive_rate, mean_of, measure
+from casam_bench.phantom_features import Features
+from casam_bench.router_quality import false_positive_rate, mean_of, measure
 from casam_core.scenario import RouterSpec
 
 

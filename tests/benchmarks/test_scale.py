@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
-from benchmarks.scale import held_together, peak_memory
+from casam_bench import scale
+from casam_bench.scale import held_together, peak_memory
 from client.worktime import Work, note
 from tests.benchmarks.surroundings import surroundings
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import BENCHMARKS
-from benchmarks.targets import TARGETS, Target, rows
+from casam_bench import BENCHMARKS
+from casam_bench.targets import TARGETS, Target, rows
 
 
 def test_a_target_is_met_or_missed() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import wire
+from casam_bench import wire
 from casam_core.scenario import AlignmentSpec, RouterSpec
 from tests.benchmarks.surroundings import surroundings
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import benchmarks
-from benchmarks.bench import Benchmark, Figures, Surroundings
+import casam_bench
+from casam_bench.bench import Benchmark, Figures, Surroundings
 from casam_core.errors import RunError, ScenarioError
 from scenarios.cli import app
 
 
 def test_without_a_name_the_benchmarks_are_listed() -> None:
     output = CliRunner().invoke(app, ["bench"]).output
-    for name, benchmark in benchmarks.BENCHMARKS.items():
+    for name, benchmark in casam_bench.BENCHMARKS.items():
         assert name in output
         assert benchmark.description in output
 
@@ -26,7 +26,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
     result = CliRunner().invoke(app, ["bench", "speed"])
     assert isinstance(result.exception, ScenarioError)
     assert str(result.exception) == (
-        f"benchmark: expected one of {', '.join(benchmarks.BENCHMARKS)}, found 'speed'"
+        f"benchmark: expected one of {', '.join(casam_bench.BENCHMARKS)}, found 'speed'"
     )
 
 
@@ -47,8 +47,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> None:
         "two": Benchmark("", answering(7.0)),
         "long": Benchmark("", answering(0.0), hours=True),
     }
-    monkeypatch.setattr(benchmarks, "BENCHMARKS", known)
-    monkeypatch.setattr(benchmarks, "SMOKE", ("two",))
+    monkeypatch.setattr(casam_bench, "BENCHMARKS", known)
+    monkeypatch.setattr(casam_bench, "SMOKE", ("two",))
 
 
 def figures(path: Path) -> dict[str, float]:
@@ -91,7 +91,7 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path, monkeypatch:
     def fail(around: Surroundings) -> Figures:
         raise RunError("no")
 
-    monkeypatch.setitem(benchmarks.BENCHMARKS, "two", Benchmark("", fail))
+    monkeypatch.setitem(casam_bench.BENCHMARKS, "two", Benchmark("", fail))
     result = CliRunner().invoke(app, ["bench", "--all", "--json", str(tmp_path / "out.json")])
     assert isinstance(result.exception, RunError)
     assert figures(tmp_path / "out.json") == {"machine": 1.0, "one": 42.0}

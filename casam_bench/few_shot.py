@@ -14,7 +14,7 @@ from time import monotonic
 import numpy as np
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings
 from casam_core.alignment import build_layer, learning_rate_of, weights_of
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone

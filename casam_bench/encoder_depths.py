@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.phantom_features import Description
+from casam_bench.phantom_features import Description
 from casam_core.backbones import Backbone
 from casam_core.features import moments_pool
 

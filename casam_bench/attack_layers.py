@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.attack_rows import (
+from casam_bench.attack_rows import (
     EPSILONS,
     PARTS,
     Claims,
@@ -16,8 +16,8 @@ from benchmarks.attack_rows import (
     report,
     verdict,
 )
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.synthetic_site import SEED, images_of, sketch_backbone
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.synthetic_site import SEED, images_of, sketch_backbone
 from casam_core.alignment import AlignmentLayer, build_layer
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.attacks.layer_fit import fit_of, losses_of

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from benchmarks.bench import Figures
-from benchmarks.synthetic_site import SEED
+from casam_bench.bench import Figures
+from casam_bench.synthetic_site import SEED
 from casam_core.attacks.statistics import Outcome, outcome_of
 from casam_core.seeding import numpy_generator
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import (
+from casam_bench import (
     attack,
     encode,
     evaluate,
@@ -21,7 +21,7 @@ from benchmarks import (
     utilisation,
     wire,
 )
-from benchmarks.bench import Benchmark
+from casam_bench.bench import Benchmark
 
 MACHINE = "machine"
 """Measured before every other: figures of speed mean nothing without it."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.few_shot import FORMS, INSTITUTION, SEED, encoded
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.few_shot import FORMS, INSTITUTION, SEED, encoded
 from casam_core.alignment import build_layer, learning_rate_of
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.bench import Figures
+from casam_bench.bench import Figures
 from casam_core.errors import RunError
 from casam_core.files import write_atomic
 

@@ -13,10 +13,10 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.machine import gemm_peak
-from benchmarks.models import cpu, lite_medsam, phantoms
-from benchmarks.timing import interleaved
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.machine import gemm_peak
+from casam_bench.models import cpu, lite_medsam, phantoms
+from casam_bench.timing import interleaved
 from casam_core.alignment import build_layer
 from casam_core.compute import Compute
 from casam_core.scenario import AlignmentSpec, TrainingSpec

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.phantom_features import phantom_features
-from benchmarks.router_quality import (
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.phantom_features import phantom_features
+from casam_bench.router_quality import (
     MANY,
     SPLITS,
     TASKS,

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.timing import clock
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.timing import clock
 
 SIDES = (512, 1024, 2048)
 CHANNELS, CELLS, KERNELS = 256, 64, (1, 3)

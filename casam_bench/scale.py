@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings
 from casam_core.errors import RunError
 from casam_core.scenario import Scenario
 from client.worktime import noted

@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.scale import summary
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.scale import summary
 from casam_core.scenario import Scenario
 
 OFF = {"norm_factor": None, "canary_share": None}

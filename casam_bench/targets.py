@@ -1,7 +1,7 @@
 """What the figures of speed should be, and a Markdown table of what they are: docs/performance.md's.
 
 casam bench --all --json figures.json
-python -m benchmarks.targets figures.json
+python -m casam_bench.targets figures.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.bench import Figures
+from casam_bench.bench import Figures
 
 
 @dataclass(frozen=True)

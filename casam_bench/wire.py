@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings
 from casam_core.alignment import build_layer, weights_of
 from casam_core.bank import Bank
 from casam_core.entries import make_entry

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings
 from casam_core.backbones import load_backbone
 from casam_core.bank import Bank
 from casam_core.compute import prepare_process, resolve_compute
@@ -60,7 +60,7 @@ def probed(images: int) -> list[int]:
     """RssAnon in bytes after every part, in a fresh process. Raises RunError where the system cannot tell."""
     with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", str(images), folder],
+            [sys.executable, "-m", "casam_bench.memory", str(images), folder],
             capture_output=True,
             text=True,
             check=False,

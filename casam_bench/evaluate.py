@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.synthetic import coloured_task, fresh_store, tiny
-from benchmarks.timing import clock
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.synthetic import coloured_task, fresh_store, tiny
+from casam_bench.timing import clock
 from casam_core.alignment import build_layer, weights_of
 from casam_core.backbones import Backbone
 from casam_core.bank import Bank

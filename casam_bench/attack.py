@@ -1,7 +1,7 @@
 """What attacks find with and without privacy: membership inference against layers and routers, and its
 control.
 
-Every image is synthetic (benchmarks/synthetic_site.py); what is attacked was made by the product's own
+Every image is synthetic (casam_bench/synthetic_site.py); what is attacked was made by the product's own
 training and routers. The layer's first row is the positive control: a site that over-trains without any
 protection. Where an attack found nothing there, finding nothing under privacy would mean nothing, so the
 benchmark fails. It fails, too, where an attack refutes an epsilon. `--images` does not apply: images cost
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks import attack_layers, attack_routers
-from benchmarks.attack_rows import Claims, Size, claimed
-from benchmarks.bench import Figures, Surroundings
+from casam_bench import attack_layers, attack_routers
+from casam_bench.attack_rows import Claims, Size, claimed
+from casam_bench.bench import Figures, Surroundings
 from casam_core.errors import RunError
 
 FOUND = 0.6

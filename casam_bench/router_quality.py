@@ -18,8 +18,8 @@ from monai.metrics import compute_roc_auc
 from numpy.typing import NDArray
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.phantom_features import Features, phantom_features
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.phantom_features import Features, phantom_features
 from casam_core.routers import Arrays, Router, build_router
 from casam_core.routing import decide
 from casam_core.scenario import RouterSpec

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.attack_rows import (
+from casam_bench.attack_rows import (
     EPSILONS,
     PARTS,
     Claims,
@@ -20,8 +20,8 @@ from benchmarks.attack_rows import (
     report,
     verdict,
 )
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.synthetic_site import SEED, features_of
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.synthetic_site import SEED, features_of
 from casam_core.attacks.inversion import read_out
 from casam_core.attacks.likelihood_ratio import online, shadow_parts
 from casam_core.attacks.router_fit import fits_of

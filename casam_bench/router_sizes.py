@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.router_quality import (
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.router_quality import (
     COLUMNS,
     TRAINING_IMAGES,
     TWINS,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
-from benchmarks.timing import clock, interleaved
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
+from casam_bench.timing import clock, interleaved
 from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
 from casam_core.backbones import Backbone
 from casam_core.embeddings import EmbeddingStore

@@ -14,9 +14,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.machine import memory_read
-from benchmarks.timing import interleaved
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.machine import memory_read
+from casam_bench.timing import interleaved
 from casam_core.inference import STACK_FROM
 from casam_core.routers import Arrays, Router, build_router
 from casam_core.routers.stack import GaussianStack

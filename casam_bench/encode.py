@@ -17,9 +17,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.models import SEED, cpu, lite_medsam, phantoms, random_vit_b
-from benchmarks.timing import clock, interleaved
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.models import SEED, cpu, lite_medsam, phantoms, random_vit_b
+from casam_bench.timing import clock, interleaved
 from casam_core.alignment.identity import IdentityLayer
 from casam_core.backbones import Backbone
 from casam_core.scenario import TrainingSpec

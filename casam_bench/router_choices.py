@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy.stats import t as student
 
-from benchmarks.bench import Figures, Surroundings
-from benchmarks.encoder_depths import ENCODER_DEPTHS
-from benchmarks.phantom_features import Features, phantom_features
-from benchmarks.router_quality import (
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.encoder_depths import ENCODER_DEPTHS
+from casam_bench.phantom_features import Features, phantom_features
+from casam_bench.router_quality import (
     COLUMNS,
     TEST_IMAGES,
     TWINS,
