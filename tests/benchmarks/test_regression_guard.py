@@ -70,6 +70,6 @@ def test_a_loss_that_stays_fails_by_name() -> None:
 
 
 def test_the_stored_baseline_is_of_what_the_guard_runs() -> None:
-    stored = json.loads((ROOT / "benchmarks" / "baseline.json").read_text())
+    stored = json.loads((ROOT / "casam_bench" / "baseline.json").read_text())
     assert stored.keys() <= set(SMOKE) <= BENCHMARKS.keys()
     assert all(value > 0 for ratios in stored.values() for value in ratios.values())
