@@ -9,7 +9,6 @@ rewritten as a whole, is consistent in itself: only heads that somebody else kep
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.errors import CasamError
+from casam_core.files import append_line
 
 START = "0" * 64
 """What the first line follows."""
@@ -152,12 +152,7 @@ class AuditLog:
             allow(lines)
             previous = lines[-1].head if lines else START
             line = chained(len(lines) + 1, release, previous)
-            data = (line_text(line) + "\n").encode()
-            os.lseek(handle, 0, os.SEEK_END)
-            if os.write(handle, data) != len(data):  # the next reader cuts it off again
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            os.fsync(handle)
-            self._checked += data
+            self._checked += append_line(handle, line_text(line), self.path)
             self._lines.append(line)
             self._left = _state(handle)
         return line

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePath
 
 from casam_core.errors import PolicyError
+from casam_core.files import append_line
 from casam_core.privacy.accounting import Mechanism
 
 
@@ -56,9 +57,7 @@ class Ledger:
         """
         with self._locked() as handle:
             allow(self._read(handle))
-            os.lseek(handle, 0, os.SEEK_END)
-            os.write(handle, (json.dumps(asdict(spend), sort_keys=True) + "\n").encode())
-            os.fsync(handle)
+            append_line(handle, json.dumps(asdict(spend), sort_keys=True), self.path)
 
     def spends(self) -> list[Spend]:
         """All lines. Raises PolicyError for a file that is no ledger."""
