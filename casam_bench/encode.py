@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -92,17 +93,14 @@ def first_call(encode: Callable[[], object]) -> float:
 
     Nothing that was compiled before is found: torch keeps that in a folder, here an empty one.
     """
-    wall, kept = clock(2), os.environ.get(CACHE)
-    with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
-        os.environ[CACHE] = folder
-        try:
-            begun = wall()
-            encode()
-            return wall() - begun
-        finally:
-            del os.environ[CACHE]
-            if kept is not None:
-                os.environ[CACHE] = kept
+    wall = clock(2)
+    with (
+        tempfile.TemporaryDirectory(prefix="casam-bench-") as folder,
+        patch.dict(os.environ, {CACHE: folder}),
+    ):
+        begun = wall()
+        encode()
+        return wall() - begun
 
 
 def ratios(seconds: Mapping[str, float], compile_seconds: float) -> Figures:

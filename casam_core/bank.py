@@ -89,7 +89,7 @@ class Bank:
             raise BankError(
                 f"no entry for task {task!r}; the bank holds: {', '.join(self.tasks) or 'nothing'}"
             )
-        return read_entry(self._file(self._digests[task]), self._digests[task], task)
+        return read_entry(self.file_of(task), self._digests[task], task)
 
     def __getitem__(self, task: str) -> Entry:
         if task not in self._entries:

@@ -18,7 +18,6 @@ from casam_core.audit import audit_log
 from casam_core.backbones import Backbone, load_backbone
 from casam_core.compressed_text import expand_text
 from casam_core.compute import prepare_process, resolve_compute
-from casam_core.entry_file import head_in
 from casam_core.fingerprint import code_fingerprint
 from casam_core.messages import (
     AlignRequest,
@@ -34,7 +33,7 @@ from casam_core.scenario import Scenario
 from casam_core.secure_sum import SecureRequest
 from casam_core.wire import from_records, job_of, to_records
 from client import policy
-from client.evaluation import layer_of
+from client.evaluation import drop_kept_entries
 from client.faults import Role, attacked, is_gone, suffer
 from client.forgetting import forget
 from client.holdings import recent
@@ -276,8 +275,7 @@ def forget_institutions() -> None:
     simulated_sites.cache_clear()
     institution_at.cache_clear()
     recent.cache_clear()
-    layer_of.cache_clear()
-    head_in.cache_clear()
+    drop_kept_entries()
     audit_log.cache_clear()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from casam_core.alignment import AlignmentLayer
 from casam_core.backbones import Backbone
-from casam_core.entry_file import Entry, Head, read_entry
+from casam_core.entry_file import Entry, Head, head_in, read_entry
 from casam_core.features import pool
 from casam_core.inference import align, decode_masks, entry_layer, route_among
 from casam_core.messages import TaskResult
@@ -74,6 +74,12 @@ def layer_of(answering: Answering, backbone: Backbone) -> AlignmentLayer:
     """The entry's layer, one per process for all institutions that it hosts. Raises BankError."""
     entry = Entry.from_bytes(read_entry(answering.file, answering.digest, answering.task))
     return entry_layer(entry, backbone.geometry.channels, backbone)
+
+
+def drop_kept_entries() -> None:
+    """Let go of what this process keeps of entries: of a finished run, or of those that are deleted."""
+    layer_of.cache_clear()
+    head_in.cache_clear()
 
 
 @dataclass

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from casam_core.entry_file import head_in
 from casam_core.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.signing import public_hex, signature_of, signing_key
-from client.evaluation import layer_of
+from client.evaluation import drop_kept_entries
 from client.institution import Institution
 from client.policy import own_entries
 from client.results import Results
@@ -27,8 +26,7 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
             own.remove(head.task)
     for name in ("scores.jsonl", "masks.jsonl"):
         Results(private / name).forget(request.entries)
-    layer_of.cache_clear()
-    head_in.cache_clear()
+    drop_kept_entries()
     key = signing_key(institution.site.key)
     said = purge_statement(institution.name, institution.site.run, request.leaver, request.entries)
     return ForgetReply(public_hex(key), signature_of(key, said))

@@ -13,19 +13,14 @@ class KnownEntries:
     both, its own answers.
 
     heads: what the entries say about themselves, in the order they were learned; tasks that only the
-    institution knows come last.
+    institution knows come last. tasks: theirs, in this order.
     """
 
     def __init__(self, received: Bank, own: Bank) -> None:
         self._received = received
         self._own = own
         by_task = {head.task: head for head in received.heads()} | {head.task: head for head in own.heads()}
-        self.heads = tuple(by_task.values())
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """As in `heads`."""
-        return tuple(head.task for head in self.heads)
+        self.heads, self.tasks = tuple(by_task.values()), tuple(by_task)
 
     def _holding(self, task: str) -> Bank:
         return self._own if task in self._own else self._received

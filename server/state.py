@@ -59,6 +59,9 @@ DATA_CLASSES = (
 KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in DATA_CLASSES}
 
 
+DAMAGED = (KeyError, TypeError, ValueError, AssertionError, AttributeError, zlib.error)
+"""What reading a file that is not as it was written raises."""
+
 IN_FILES = ("zero_shot", "stages")
 """Fields of a state that have files of their own."""
 
@@ -68,16 +71,16 @@ def save(folder: RunFolder, state: State) -> State:
 
     Returns the state with the new file's hash.
     """
-    newest = encoded(state.stages[-1] if state.stages else state.zero_shot)
+    newest = compact(encoded(state.stages[-1] if state.stages else state.zero_shot))
     (folder.path / STAGES).mkdir(exist_ok=True)
-    folder.write_bytes(stage_file(len(state.stages)), compact(newest))
+    folder.write_bytes(stage_file(len(state.stages)), newest)
     state = replace(state, files=(*state.files, digest_of(newest)))
     body = {
         field.name: encoded(getattr(state, field.name))
         for field in fields(State)
         if field.name not in IN_FILES
     }
-    folder.write_bytes(FILE, compact({"schema": SCHEMA, "sha256": digest_of(body), "state": body}))
+    folder.write_bytes(FILE, compact({"schema": SCHEMA, "sha256": digest_of(compact(body)), "state": body}))
     return state
 
 
@@ -99,7 +102,7 @@ def restore(folder: RunFolder) -> State | None:
                 f"{path} has schema {content['schema']}, this version reads {SCHEMA}; resume with the "
                 "version that began the run"
             )
-        check_digest(path, body, content["sha256"])
+        check_digest(path, compact(body), content["sha256"])
         known = decoded(body)
         zero_shot, *stages = (
             read_stage(folder, number, digest) for number, digest in enumerate(known["files"])
@@ -113,22 +116,18 @@ def read_stage(folder: RunFolder, number: int, digest: str) -> Any:
     """One stage's results. Raises RunError."""
     path = folder.path / stage_file(number)
     try:
-        body = json.loads(path.read_bytes())
-        check_digest(path, body, digest)
-        found = decoded(body)
+        data = path.read_bytes()
+        check_digest(path, data, digest)
+        found = decoded(json.loads(data))
         assert isinstance(found, Stage if number else StageScores)
     except (OSError, *DAMAGED) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}); start the run anew") from error
     return found
 
 
-DAMAGED = (KeyError, TypeError, ValueError, AssertionError, AttributeError, zlib.error)
-"""What reading a file that is not as it was written raises."""
-
-
-def check_digest(path: Path, body: Any, digest: str) -> None:
+def check_digest(path: Path, data: bytes, digest: str) -> None:
     """Raise RunError for a file that does not hold what was written."""
-    if digest_of(body) != digest:
+    if digest_of(data) != digest:
         raise RunError(f"{path} was altered; the run cannot be resumed from it, start it anew")
 
 
@@ -146,9 +145,9 @@ def set_back(bank: Bank, held: tuple[Held, ...]) -> None:
         raise RunError(f"{bank.folder}: the entry of {lost[0]} is gone since the run stopped; start it anew")
 
 
-def digest_of(body: Any) -> str:
-    """SHA-256 of an encoded part of the state."""
-    return hashlib.sha256(compact(body)).hexdigest()
+def digest_of(data: bytes) -> str:
+    """SHA-256 of a part of the state, as it stands in its file."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def compact(body: Any) -> bytes:
