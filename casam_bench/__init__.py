@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from casam_bench import (
-    attack,
-    encode,
-    evaluate,
-    few_shot,
-    hostile,
-    machine,
-    memory,
-    private_routers,
-    private_training,
-    route,
-    router_choices,
-    router_quality,
-    router_sizes,
-    scale,
-    train,
-    utilisation,
-    wire,
-)
 from casam_bench.bench import Benchmark
+from casam_bench.privacy import membership, private_routers, private_training
+from casam_bench.quality import few_shot, hostile, router_choices, router_quality, router_sizes
+from casam_bench.speed import encode, evaluate, machine, memory, route, scale, train, utilisation, wire_bytes
 
 MACHINE = "machine"
 """Measured before every other: figures of speed mean nothing without it."""
@@ -33,7 +17,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "utilisation": Benchmark("The residual form's step as a share of the GEMM peak.", utilisation.run),
     "evaluate": Benchmark("Decoder passes of the whole matrix: what changed, or everything.", evaluate.run),
     "route": Benchmark("Milliseconds to route an image among 1 to 1000 entries.", route.run),
-    "wire": Benchmark("Bytes of an entry, and of a stream against sending the whole bank.", wire.run),
+    "wire": Benchmark("Bytes of an entry, and of a stream against sending the whole bank.", wire_bytes.run),
     "memory": Benchmark("Memory of an institution with 100 and with 10,000 images.", memory.run),
     "scale": Benchmark(
         "9, 100 and 1,000 institutions through Flower, against an app that does nothing.", scale.run
@@ -58,7 +42,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "privacy-large": Benchmark("The same for the forms worth 14 MB.", private_training.run_large, True),
     "private-router": Benchmark("What epsilon costs each kind of router.", private_routers.run, True),
     "hostile": Benchmark("What hostile institutions do, and which defence stops them.", hostile.run, True),
-    "attack": Benchmark("What attacks find with and without privacy, on synthetic images.", attack.run, True),
+    "attack": Benchmark(
+        "What attacks find with and without privacy, on synthetic images.", membership.run, True
+    ),
 }
 
 SMOKE = ("encode", "train", "evaluate", "route", "wire", "memory")

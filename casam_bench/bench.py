@@ -9,16 +9,16 @@ from typing import Literal, Protocol
 
 from rich.table import Table
 
-from casam_core.backbones import Backbone, load_backbone
-from casam_core.compute import prepare_process, resolve_compute
-from casam_core.scenario import BackboneSpec, ComputeSpec, Scenario
+from casam_core.config.scenario import BackboneSpec, ComputeSpec, Scenario
+from casam_core.model.backbones import Backbone, load_backbone
+from casam_core.model.compute import prepare_process, resolve_compute
 
 Figures = dict[str, float]
 """By name; names say the unit or are shares."""
 
 
 class Engines(Protocol):
-    """What runs a scenario: scenarios/bench_command.py brings it."""
+    """What runs a scenario: scenarios/commands/bench_command.py brings it."""
 
     def inprocess(self, scenario: Scenario, folder: Path) -> None:
         """A whole run in this process, silently; leaves the run folder."""

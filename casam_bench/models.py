@@ -8,13 +8,13 @@ import torch
 from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
-from casam_core.backbones import Backbone, Geometry
-from casam_core.backbones.lite_medsam import load_lite_medsam
-from casam_core.backbones.sam import SamBackbone
-from casam_core.compute import Compute, prepare_process
-from casam_core.data_spec import DataSpec
-from casam_core.prompts import Prompts
-from casam_core.scenario import BackboneSpec
+from casam_core.config.data_spec import DataSpec
+from casam_core.config.scenario import BackboneSpec
+from casam_core.model.backbones import Backbone, Geometry
+from casam_core.model.backbones.lite_medsam import load_lite_medsam
+from casam_core.model.backbones.sam import SamBackbone
+from casam_core.model.compute import Compute, prepare_process
+from casam_core.model.prompts import Prompts
 from casam_core.seeding import initialisers_from
 from client.data.dataset import LoadedSample
 from client.data.open import open_dataset

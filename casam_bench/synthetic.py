@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from casam_core.backbones import Backbone, load_backbone
-from casam_core.compute import prepare_process, resolve_compute
-from casam_core.embeddings import EmbeddingStore
-from casam_core.scenario import BackboneSpec, ComputeSpec
+from casam_core.config.scenario import BackboneSpec, ComputeSpec
+from casam_core.model.backbones import Backbone, load_backbone
+from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.model.embeddings import EmbeddingStore
 from client.data.dataset import LoadedSample, Sample
 from client.data.splits import Split
-from client.holdings import TaskData
+from client.data.task_data import TaskData
 
 SIDE = 64
 NOISE = 10.0

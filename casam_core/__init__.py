@@ -24,17 +24,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from casam_core.inference import LoadedBank, LoadedEntry, load_bank
-    from casam_core.segmenter import Prediction, Segmenter, backbone_for
+    from casam_core.bank.inference import LoadedBank, LoadedEntry, load_bank
+    from casam_core.bank.segmenter import Prediction, Segmenter, backbone_for
 
 # Loaded when asked for: `import casam_core` comes first in every command, and torch takes seconds.
 _HOMES = {
-    "LoadedBank": "casam_core.inference",
-    "LoadedEntry": "casam_core.inference",
-    "load_bank": "casam_core.inference",
-    "Prediction": "casam_core.segmenter",
-    "Segmenter": "casam_core.segmenter",
-    "backbone_for": "casam_core.segmenter",
+    "LoadedBank": "casam_core.bank.inference",
+    "LoadedEntry": "casam_core.bank.inference",
+    "load_bank": "casam_core.bank.inference",
+    "Prediction": "casam_core.bank.segmenter",
+    "Segmenter": "casam_core.bank.segmenter",
+    "backbone_for": "casam_core.bank.segmenter",
 }
 
 __all__ = ["LoadedBank", "LoadedEntry", "Prediction", "Segmenter", "backbone_for", "load_bank"]

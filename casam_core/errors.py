@@ -7,7 +7,7 @@ class CasamError(Exception):
     """A fault in the input or the environment, not in the program.
 
     Commands print it as one line and exit with status 2; anything else is a defect and shows a
-    traceback. At an institution the text never leaves: only `code` does (client/release.py).
+    traceback. At an institution the text never leaves: only `code` does (client/release/outbox.py).
     """
 
     code = "error"

@@ -1,6 +1,7 @@
 """The institution: everything it does with its own data. No Flower here.
 
-What a method returns may leave the house if the policy lets it (client/policy.py); what it writes to
+What a method returns may leave the house if the policy lets it (client/release/permission.py); what it
+writes to
 `site.store` and `site.private` stays.
 """
 
@@ -14,11 +15,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from casam_core.alignment import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
-from casam_core.backbones import Backbone
-from casam_core.bank import Bank
-from casam_core.embeddings import EmbeddingStore
-from casam_core.messages import (
+from casam_core.bank.bank import Bank
+from casam_core.config.scenario import Scenario
+from casam_core.methods import alignment_of, layer_seed, method_of
+from casam_core.model.backbones import Backbone
+from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.model.training import Example, importance_of, train_layer
+from casam_core.model.validation import Patience, Validate, beats_identity, validator
+from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
     CalibrateReply,
@@ -28,23 +33,19 @@ from casam_core.messages import (
     Holding,
     RouterReply,
 )
-from casam_core.methods import alignment_of, layer_seed, method_of
-from casam_core.payload import Job
-from casam_core.routers import build_router
-from casam_core.scenario import Scenario
+from casam_core.protocol.payload import Job
+from casam_core.routing.routers import build_router
+from casam_core.routing.threshold import fold_summaries, held_out_scores, learn_alone, score_histogram
+from casam_core.routing.unknown import margin_histogram
 from casam_core.seeding import derive_seed, numpy_generator
-from casam_core.threshold import fold_summaries, held_out_scores, learn_alone, score_histogram
-from casam_core.training import Example, importance_of, train_layer
-from casam_core.unknownness import margin_histogram
-from casam_core.validation import Patience, Validate, beats_identity, validator
 from client.data.dataset import Sample
 from client.data.splits import Part
-from client.evaluation import Evaluator, Measured
-from client.holdings import TaskData, open_task
-from client.own_entries import KnownEntries
-from client.progress import reporter
-from client.refusals import BankMismatchError
-from client.results import Results
+from client.data.task_data import TaskData, open_task
+from client.evaluation.evaluator import Evaluator, Measured
+from client.evaluation.known_entries import KnownEntries
+from client.evaluation.results import Results
+from client.node.progress import reporter
+from client.release.refusals import BankMismatchError
 from client.site import Site
 
 

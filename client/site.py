@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from casam_core.config.policy import Policy
+from casam_core.config.scenario import Scenario
+from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.home import casam_home
-from casam_core.policy import Policy
-from casam_core.scenario import Scenario
-from casam_core.toml import read_policy
-from client.incidents import NodeConfig
+from client.node.incidents import NodeConfig
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

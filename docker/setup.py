@@ -18,8 +18,8 @@ IMAGES, SIDE, SEED = 26, 128, 0
 
 def main(arguments: list[str]) -> None:
     """Fill the volumes."""
-    from scenarios.bundle import build_bundle
-    from scenarios.deployment.provision import Consortium, provision
+    from scenarios.deploy.bundle import build_bundle
+    from scenarios.deploy.provision import Consortium, provision
 
     institutions = [argument.split(":") for argument in arguments]
     made = VOLUMES / "operator" / "casam.fab"
@@ -71,7 +71,7 @@ def write_images(folder: Path, task: str, institution: str) -> None:
     import numpy as np
     from PIL import Image
 
-    from client.data.phantoms.dataset import PhantomDataset
+    from client.data.phantoms.painted import PhantomDataset
 
     dataset = PhantomDataset(task, IMAGES, SIDE, SEED, institution)
     for part in ("images", "masks"):

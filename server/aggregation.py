@@ -10,8 +10,8 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Strategy
 from numpy.typing import NDArray
 
 from casam_core.errors import RunError, ScenarioError
-from casam_core.messages import AlignReply
-from casam_core.wire import to_records
+from casam_core.protocol.messages import AlignReply
+from casam_core.protocol.wire import to_records
 
 # Our own loop chooses who trains: no strategy may wait for more nodes than there are holders.
 ANY_NUMBER = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casam_core.bank import Bank
-from casam_core.entries import make_entry
-from casam_core.entry_file import Entry
+from casam_core.bank.bank import Bank
+from casam_core.bank.entries import make_entry
+from casam_core.bank.entry_file import Entry
 from casam_core.errors import RunError, ScenarioError
-from casam_core.messages import (
+from casam_core.methods import Importance, method_of
+from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
     CalibrateReply,
@@ -20,15 +21,14 @@ from casam_core.messages import (
     RouterReply,
     RouterRequest,
 )
-from casam_core.methods import Importance, method_of
-from casam_core.payload import Job
-from casam_core.routers import Arrays, build_router
-from casam_core.threshold import histogram_threshold
-from server.admission import first_layer
+from casam_core.protocol.payload import Job
+from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
-from server.gathering import gather
-from server.institutions import Institutions
-from server.rounds import admitted, too_few
+from server.defence.admission import first_layer
+from server.defence.rounds import admitted, too_few
+from server.federation.federation import Institutions
+from server.federation.gathering import gather
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def learn_layer(
 
     bank: what was learned before. before: the layer that methods with a shared one start from. now: see
     learn_entry. Who does not answer a round, or not as it should, is left out of it. None when nobody may be
-    asked or nobody's answer counts; what happens below the quorum says the scenario (server.rounds).
+    asked or nobody's answer counts; what happens below the quorum says the scenario (server.defence.rounds).
     """
     scenario, members = institutions.scenario, institutions.known
     method = method_of(scenario.method)

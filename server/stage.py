@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from casam_core.bank import Bank
+from casam_core.bank.bank import Bank
 from casam_core.methods import SHARED, method_of
-from server.evaluation import StageScores
-from server.institutions import Institutions
+from server.defence.quarantine import let_in, put_out
+from server.federation.federation import Institutions
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
-from server.quarantine import let_in, put_out
+from server.run.scores import StageScores
 from server.unlearning import Held, Unlearned, unlearn
 
 

@@ -1,7 +1,7 @@
 """The stage loop: institutions learn tasks one after the other, and after each all is measured again.
 
 This is the whole protocol. What one step means stands in server.learning (layer, router) and
-server.institutions (who is there, evaluation); what is written stands in server.summary.
+server.federation.federation (who is there, evaluation); what is written stands in server.run.summary.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import contextlib
 
 from flwr.serverapp import Grid
 
-from casam_core.bank import Bank
+from casam_core.bank.bank import Bank
+from casam_core.config.scenario import Scenario
 from casam_core.methods import SHARED
-from casam_core.scenario import Scenario
-from server.counters import Counters
-from server.evaluation import StageScores
-from server.institutions import Institutions
+from server.federation.counters import Counters
+from server.federation.federation import Institutions
 from server.learning import LearnedLayer
-from server.run_folder import RunFolder
+from server.run.run_folder import RunFolder
+from server.run.scores import StageScores
+from server.run.state import State, restore, save, set_back
+from server.run.summary import write_results
 from server.stage import Stage, run_stage
-from server.state import State, restore, save, set_back
-from server.summary import write_results
 from server.unlearning import check_unlearning, facts_of, held_by, write_receipt
 
 

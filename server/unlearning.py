@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from casam_core.bank import Bank, bank_digest
-from casam_core.entry_file import Entry
+from casam_core.bank.bank import Bank, bank_digest
+from casam_core.bank.entry_file import Entry
 from casam_core.errors import ScenarioError
 from casam_core.home import casam_home
-from casam_core.messages import ForgetReply, purge_statement
 from casam_core.methods import method_of
-from casam_core.signing import is_signed, public_hex, signature_of, signing_key
-from server.institutions import Institutions
+from casam_core.protocol.messages import ForgetReply, purge_statement
+from casam_core.protocol.signing import is_signed, public_hex, signature_of, signing_key
+from server.defence.quarantine import Quarantine
+from server.federation.federation import Institutions
 from server.learning import learn_entry
-from server.quarantine import Quarantine
-from server.run_folder import RunFolder
+from server.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from casam_core.alignment import build_layer, weights_of
-from casam_core.backbones import Backbone
-from casam_core.backbones.tiny import load_tiny
-from casam_core.bank import Bank
-from casam_core.compute import Compute
-from casam_core.entry_file import Entry, Provenance
-from casam_core.features import pool
-from casam_core.routers import build_router
-from casam_core.scenario import AlignmentSpec, BackboneSpec, RouterSpec
+from casam_core.bank.bank import Bank
+from casam_core.bank.entry_file import Entry, Provenance
+from casam_core.config.scenario import AlignmentSpec, BackboneSpec, RouterSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.backbones.tiny import load_tiny
+from casam_core.model.compute import Compute
+from casam_core.model.forms import build_layer, weights_of
+from casam_core.routing.features import pool
+from casam_core.routing.routers import build_router
 
 BASE = {"polyp": (200, 80, 70), "histology": (90, 40, 160)}
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import click
 import typer
 
-from scenarios.cli import app
+from scenarios.commands.cli import app
 
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*")
 """What a reader puts something in the place of; also in a number's or a choice's place."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from casam_core.scenario import Scenario
+from casam_core.config.scenario import Scenario
 
 torch.set_num_threads(1)
 

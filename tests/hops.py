@@ -1,13 +1,13 @@
-"""How much of the house one request walks through: files, functions, frames. `python -m tests.hops` prints it."""
+"""How much of the house one request walks through: files, functions, frames. `python -m tests.hops` prints
+it."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from flwr.app import Message
 
-from casam_core.scenario import Scenario
-from scenarios import inprocess
+from casam_core.config.scenario import Scenario
+from scenarios.engines import inprocess
 from tests.conftest import tiny_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from casam_core.config.scenario import AlignmentSpec, Scenario
 from casam_core.errors import ScenarioError
 from casam_core.methods import (
     casam,
@@ -17,7 +18,6 @@ from casam_core.methods import (
     sequential,
 )
 from casam_core.methods.base import SHARED, Cohort, Importance, Method
-from casam_core.scenario import AlignmentSpec, Scenario
 from casam_core.seeding import derive_seed
 
 METHODS: dict[str, Method] = {

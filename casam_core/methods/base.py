@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.alignment import AlignmentLayer, changes_sam
-from casam_core.backbones import Backbone
-from casam_core.routing import Route
-from casam_core.training import Batch
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer, changes_sam
+from casam_core.model.training import Batch
+from casam_core.routing.decision import Route
 
 SHARED = "shared"
 """The entry of methods that keep one layer for all tasks."""

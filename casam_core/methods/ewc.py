@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from casam_core.alignment.base import AlignmentLayer
-from casam_core.backbones import Backbone
 from casam_core.methods.base import Importance, Method, Penalty, by_shared_entry
-from casam_core.training import Batch
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.training import Batch
 
 STRENGTH = 1000.0
 

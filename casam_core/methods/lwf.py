@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from casam_core.alignment.base import AlignmentLayer
-from casam_core.backbones import Backbone
 from casam_core.methods.base import Importance, Method, Penalty, by_shared_entry
-from casam_core.training import Batch, decode_batch
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.training import Batch, decode_batch
 
 STRENGTH = 1.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from casam_core.methods.base import Method
-from casam_core.routing import Route
+from casam_core.routing.decision import Route
 
 
 def by_truth(task: str, known: Collection[str], routed: Callable[[], Route]) -> Route:

@@ -16,12 +16,10 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from casam_core.alignment.base import AlignmentLayer
-from casam_core.backbones import Backbone
-from casam_core.privacy.accounting import Mechanism
-from casam_core.privacy.noise import NoiseSource
-from casam_core.scenario import PrivacySpec, TrainingSpec
-from casam_core.training import (
+from casam_core.config.scenario import PrivacySpec, TrainingSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.training import (
     Example,
     Progress,
     TrainingResult,
@@ -29,6 +27,8 @@ from casam_core.training import (
     decode_batch,
     draw_batch,
 )
+from casam_core.privacy.accounting import Mechanism
+from casam_core.privacy.noise import NoiseSource
 
 IMAGES_AT_ONCE = 8
 """More images of a step are taken in turns, so that memory does not grow with the sample."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
-from casam_core.routers.base import Arrays
+from casam_core.routing.routers.base import Arrays
 
 DIRECTIONS = 32
 CLIP_QUANTILE = 0.95

@@ -13,6 +13,7 @@ import torch
 from opacus import GradSampleModule
 from torch import Tensor
 
+from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.dp_training import (
     round_mechanism,
@@ -20,10 +21,9 @@ from casam_core.privacy.dp_training import (
     without_broken,
 )
 from casam_core.privacy.noise import NoiseSource
-from casam_core.routers import build_router
-from casam_core.routers.base import Arrays
-from casam_core.routers.vae import TaskVae
-from casam_core.scenario import PrivacySpec, RouterSpec
+from casam_core.routing.routers import build_router
+from casam_core.routing.routers.base import Arrays
+from casam_core.routing.routers.vae import TaskVae
 
 PUBLIC_SEED = 0
 """Of the public beginning."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from casam_core.data_spec import DataSpec
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.dataset import Dataset
-from client.data.folder import FolderDataset
+from client.data.readers.folder import FolderDataset
 
 Opener = Callable[[DataSpec, Path | None, int, str], Dataset]
 """(spec, data_root, seed, institution) -> dataset."""
@@ -30,7 +30,7 @@ def _open_folder(spec: DataSpec, data_root: Path | None, seed: int, institution:
 
 def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
     # Imported here: a site with real data never needs the generators.
-    from client.data.phantoms.dataset import PhantomDataset
+    from client.data.phantoms.painted import PhantomDataset
 
     assert spec.phantom is not None  # DataSpec requires it of this reader
     return PhantomDataset(
@@ -39,7 +39,7 @@ def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution
 
 
 def _open_nifti(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.nifti import open_nifti
+    from client.data.readers.nifti import open_nifti
 
     return open_nifti(
         _folder(spec, data_root, institution),
@@ -51,13 +51,13 @@ def _open_nifti(spec: DataSpec, data_root: Path | None, seed: int, institution: 
 
 
 def _open_dicom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.dicom import DicomDataset
+    from client.data.readers.dicom import DicomDataset
 
     return DicomDataset(_folder(spec, data_root, institution), window=spec.window, labels=spec.labels)
 
 
 def _open_coco(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.coco import CocoDataset
+    from client.data.readers.coco import CocoDataset
 
     return CocoDataset(
         _folder(spec, data_root, institution), annotations=spec.annotations, group_pattern=spec.group_pattern
@@ -65,13 +65,13 @@ def _open_coco(spec: DataSpec, data_root: Path | None, seed: int, institution: s
 
 
 def _open_yolo(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.yolo import YoloDataset
+    from client.data.readers.yolo import YoloDataset
 
     return YoloDataset(_folder(spec, data_root, institution), spec.group_pattern)
 
 
 def _open_tiff_stack(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.tiff_stack import open_tiff_stack
+    from client.data.readers.tiff_stack import open_tiff_stack
 
     return open_tiff_stack(
         _folder(spec, data_root, institution), labels=spec.labels, group_pattern=spec.group_pattern
@@ -79,7 +79,7 @@ def _open_tiff_stack(spec: DataSpec, data_root: Path | None, seed: int, institut
 
 
 def _open_med_datasets(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.med_datasets import MedDataset
+    from client.data.readers.med_datasets import MedDataset
 
     return MedDataset(
         _folder(spec, data_root, institution),

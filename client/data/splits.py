@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from casam_core.data_spec import LimitSpec, SplitSpec
+from casam_core.config.data_spec import LimitSpec, SplitSpec
 from casam_core.errors import DataError
 from casam_core.seeding import numpy_generator
 from client.data.dataset import Sample

@@ -11,10 +11,10 @@ from statistics import median
 
 import numpy as np
 
-from casam_core.data_spec import DataSpec, LimitSpec
+from casam_core.config.data_spec import DataSpec, LimitSpec
 from casam_core.errors import DataError
+from client.data.damage import faults_of
 from client.data.dataset import Dataset, Described, LoadedSample
-from client.data.faults import faults_of
 from client.data.listing import naming
 from client.data.splits import PARTS, Split, split_samples
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from casam_core.audit import Release, broken, read_log
+from casam_core.config.toml import explain
 from casam_core.errors import CasamError, RunError
-from casam_core.toml import explain
+from casam_core.protocol.audit import Release, broken, read_log
 from scenarios.report.summary_file import Summary
 
 SCHEMA = 1

@@ -8,8 +8,8 @@ from typing import Any
 
 import altair as alt
 
-from casam_core.routing import IDENTITY
-from casam_core.unknownness import BINS, RANGE, SCALE, bin_edge
+from casam_core.routing.decision import IDENTITY
+from casam_core.routing.unknown import BINS, RANGE, SCALE, bin_edge
 from scenarios.report.drawing import INK, OURS, UNKNOWN, draw, heat_map, step_of, values
 from scenarios.report.parts import Block, Chart, Key, Notice, Panel, Section, Table
 from scenarios.report.reading import Run

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from casam_core.policy import Policy
+from casam_core.config.policy import Policy
 
 ByTask = dict[str, float | None]
 
@@ -44,7 +44,8 @@ class Unseen(Part):
 
 
 class Routing(Part):
-    """margins: by task, (bin, images) of casam_core.unknownness; empty where no institution released any."""
+    """margins: by task, (bin, images) of casam_core.routing.unknown; empty where no institution released
+    any."""
 
     accuracy: float | None
     confusion: dict[str, dict[str, int]] | None

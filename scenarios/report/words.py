@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from casam_core.payload import Outcome
-from casam_core.policy import LearnedPolicy, Policy
+from casam_core.config.policy import LearnedPolicy, Policy
+from casam_core.protocol.payload import Outcome
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
@@ -81,7 +81,7 @@ OUTCOMES: dict[str, Meaning] = {
     "unreachable": Meaning("unreachable", "Its node could not be reached or stopped."),
     "unreadable": Meaning("unreadable answer", "What it sent could not be read as an answer."),
 }
-"""Every outcome of an exchange (casam_core.payload.Outcome, server.exchange)."""
+"""Every outcome of an exchange (casam_core.protocol.payload.Outcome, server.federation.exchange)."""
 
 
 def policy_in_words(policy: Policy) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from casam_core.errors import DataError
-from client.data.faults import faults_of
+from client.data.damage import faults_of
 
 RNG = np.random.default_rng(0)
 

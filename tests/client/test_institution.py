@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from casam_core.payload import Job
-from casam_core.scenario import Scenario
+from casam_core.config.scenario import Scenario
+from casam_core.protocol.payload import Job
 from client.institution import Institution
 from client.site import hosted_sites
 from tests.banks import tiny_backbone

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from casam_core.config.scenario import Scenario
+from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
-from casam_core.scenario import Scenario
-from casam_core.toml import read_policy
-from client.app import forget_institutions, institution_at
+from client.client_app import forget_institutions, institution_at
 from client.site import hosted_sites
 from tests.conftest import phantom, tiny_table
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from scenarios.engine import Engine as RunEngine
-from scenarios.run import RunOrder, run_scenario
-from scenarios.screen import console
+from scenarios.commands.screen import console
+from scenarios.engines.engine import Engine as RunEngine
+from scenarios.engines.run import RunOrder, run_scenario
 from tests.deploy.engine import ROOT, Engine, NoEngineError, base_image, call, engine, thin_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(1800)]

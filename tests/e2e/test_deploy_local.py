@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from casam_core.audit import broken, read_log
-from casam_core.toml import read_policy
+from casam_core.config.toml import read_policy
+from casam_core.protocol.audit import broken, read_log
 from tests.conftest import tiny_table
 from tests.processes import carries
 

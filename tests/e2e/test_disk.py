@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from casam_core.audit import broken, read_log
-from casam_core.bank import Bank
-from casam_core.bank_check import verify
+from casam_core.bank.bank import Bank
+from casam_core.bank.verify import verify
+from casam_core.protocol.audit import broken, read_log
 from tests.conftest import tiny_table
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import tomli_w
 
-from casam_core.fingerprint import ROOT
-from casam_core.scenario import Scenario
-from scenarios.processes import MARKER, end_processes
+from casam_core.config.scenario import Scenario
+from casam_core.protocol.fingerprint import ROOT
+from scenarios.engines.processes import MARKER, end_processes
 from tests.conftest import tiny_table
 
 pytestmark = pytest.mark.slow

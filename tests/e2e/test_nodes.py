@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from scenarios.bundle import build_bundle, bundle_hash
-from scenarios.deployment.certificates import new_authority, node_key, write_authority, write_private
-from scenarios.deployment.keeper import Node
-from scenarios.deployment.local import make_tls, start_node
-from scenarios.deployment.nodes import ONLINE, list_nodes, register, unregister
-from scenarios.flower import submit
-from scenarios.superlink import SuperLink, Tls, flower_command, free_port, superlink
+from scenarios.deploy.bundle import build_bundle, bundle_hash
+from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
+from scenarios.deploy.keeper import Node
+from scenarios.deploy.local import make_tls, start_node
+from scenarios.deploy.nodes import ONLINE, list_nodes, register, unregister
+from scenarios.engines.flower import submit
+from scenarios.engines.superlink import SuperLink, Tls, flower_command, free_port, superlink
 from tests.echo_app import write_echo_app
 
 pytestmark = pytest.mark.slow
@@ -108,14 +108,14 @@ def run(server: Server, app: Path) -> str:
 
 
 def test_the_pinned_bundle_runs_and_a_changed_one_is_refused_unopened(tmp_path: Path, server: Server) -> None:
-    pin = bundle_hash(build_bundle(server.app))
+    pin = bundle_hash(build_bundle(server.server_app))
     site = make_site(tmp_path / "north", server, bundle=pin)
     number = register(server.link, site.key)
     node = start(site, server)
     assert wait_for(lambda: online(server) == 1), node.log.read_text()
 
     # The positive control: the code that the site chose does run.
-    assert "answer:  from " in run(server, server.app)
+    assert "answer:  from " in run(server, server.server_app)
     unpacked = sorted((site.folder / "flower" / "apps").iterdir())
     assert [path.name.rpartition(".")[2] for path in unpacked] == [pin[:8]]
 
@@ -132,7 +132,7 @@ def test_the_pinned_bundle_runs_and_a_changed_one_is_refused_unopened(tmp_path: 
     assert f"refused: the server sends the bundle {changed}" in node.log.read_text()
 
     # The node is still there for what it does allow.
-    assert "answer:  from " in run(server, server.app)
+    assert "answer:  from " in run(server, server.server_app)
     assert number is not None
     unregister(server.link, number)
     assert wait_for(lambda: node.process.poll() is not None), "a revoked node goes on"

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from casam_core.data_spec import DataSpec
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
-from client.data.coco import CocoDataset
-from client.data.dicom import DicomDataset
-from client.data.med_datasets import MedDataset
-from client.data.nifti import open_nifti
 from client.data.open import open_dataset
-from client.data.tiff_stack import open_tiff_stack
-from tests.client import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack, test_yolo
+from client.data.readers.coco import CocoDataset
+from client.data.readers.dicom import DicomDataset
+from client.data.readers.med_datasets import MedDataset
+from client.data.readers.nifti import open_nifti
+from client.data.readers.tiff_stack import open_tiff_stack
+from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack, test_yolo
 from tests.fuzz.damage import contents, damaged, examples
 
 

@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casam_core.audit import read_log
-from casam_core.bank import Bank
-from casam_core.bank_check import verify
-from casam_core.entry_file import Entry
+from casam_core.bank.bank import Bank
+from casam_core.bank.entry_file import Entry
+from casam_core.bank.verify import verify
+from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError, CasamError, RunError
-from casam_core.scenario import Scenario
-from client.ledger import Ledger, Spend
-from scenarios.inprocess import run_inprocess
+from casam_core.protocol.audit import read_log
+from client.release.ledger import Ledger, Spend
+from scenarios.engines.inprocess import run_inprocess
+from scenarios.engines.watch import Events, RunView
 from scenarios.report.reading import read_all, read_events
-from scenarios.watch import Events, RunView
-from server.arrivals import read_arrivals
-from server.quarantine import Quarantine
-from server.run_folder import RunFolder
-from server.state import restore
+from server.defence.quarantine import Quarantine
+from server.run.arrivals import read_arrivals
+from server.run.run_folder import RunFolder
+from server.run.state import restore
 from tests.banks import tiny_entry
 from tests.conftest import tiny_table
 from tests.fuzz.damage import contents, damaged, examples

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from casam_core.answer_check import AnswerError
-from casam_core.messages import (
+from casam_core.config.policy import Policy
+from casam_core.config.scenario import Scenario
+from casam_core.protocol.answer_check import AnswerError
+from casam_core.protocol.messages import (
     AlignReply,
     CalibrateReply,
     EvaluateReply,
@@ -24,20 +26,18 @@ from casam_core.messages import (
     IdentifyReply,
     RouterReply,
 )
-from casam_core.payload import Job, Outcome, Payload
-from casam_core.policy import Policy
-from casam_core.scenario import Scenario
-from casam_core.secure_sum import SecureReply
-from casam_core.wire import CONFIG, from_records, to_records
-from client.app import app
-from client.guard import check
+from casam_core.protocol.payload import Job, Outcome, Payload
+from casam_core.protocol.secure_sum import SecureReply
+from casam_core.protocol.wire import CONFIG, from_records, to_records
+from client.client_app import app
 from client.institution import Institution
-from client.refusals import NotAllowedError
+from client.release.guard import check
+from client.release.refusals import NotAllowedError
 from client.site import hosted_sites
-from scenarios.inprocess import InProcessGrid, set_id
-from server.admission import check_answer
-from server.directory import Member
-from server.exchange import Traffic, read
+from scenarios.engines.inprocess import InProcessGrid, set_id
+from server.defence.admission import check_answer
+from server.federation.directory import Member
+from server.federation.exchange import Traffic, read
 from tests.banks import tiny_backbone
 from tests.conftest import tiny_table
 from tests.fuzz.damage import examples

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casam_core.config.policy import Policy
+from casam_core.config.scenario import Scenario
+from casam_core.config.toml import apply_override, read_policy, read_scenario
 from casam_core.errors import CasamError
-from casam_core.policy import Policy
-from casam_core.scenario import Scenario
-from casam_core.toml import apply_override, read_policy, read_scenario
-from scenarios.study import read_study
+from scenarios.study.study import read_study
 from tests.fuzz.damage import contents, damaged, examples
 
 LIBRARY = Path(__file__).parents[2] / "scenarios" / "library"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from casam_core.audit import read_log
-from casam_core.bank import Bank
-from casam_core.scenario import Scenario
-from scenarios.inprocess import run_inprocess
+from casam_core.bank.bank import Bank
+from casam_core.config.scenario import Scenario
+from casam_core.protocol.audit import read_log
+from scenarios.engines.inprocess import run_inprocess
 from tests.conftest import phantom, tiny_table
 
 PRIVATE = {

@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from casam_core.bank import Bank
-from casam_core.payload import Outcome
-from scenarios.inprocess import run_inprocess
-from scenarios.library import LIBRARY, STUDIES, library_names, resolve_scenario, study_names
-from tests.scenarios.conftest import Casam
+from casam_core.bank.bank import Bank
+from casam_core.protocol.payload import Outcome
+from scenarios.engines.inprocess import run_inprocess
+from scenarios.library_files import LIBRARY, STUDIES, library_names, resolve_scenario, study_names
+from tests.casam_command import Casam
 
 SMALL = (
     "backbone.name=tiny",

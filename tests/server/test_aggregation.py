@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from casam_core.errors import ScenarioError
-from casam_core.messages import AlignReply
-from scenarios.inprocess import InProcessGrid
+from casam_core.protocol.messages import AlignReply
+from scenarios.engines.inprocess import InProcessGrid
 from server.aggregation import build_strategy, merge_layers
 
 

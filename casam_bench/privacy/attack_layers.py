@@ -1,0 +1,123 @@
+"""The attack benchmark's layers: over-trained without protection, and in private rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.privacy.attack_rows import (
+    EPSILONS,
+    PARTS,
+    Claims,
+    Setting,
+    Size,
+    attack_table,
+    delta_of,
+    key,
+    report,
+    verdict,
+)
+from casam_bench.privacy.synthetic_site import SEED, images_of, sketch_backbone
+from casam_core.config.scenario import AlignmentSpec, PrivacySpec, TrainingSpec
+from casam_core.membership.layer_fit import fit_of, losses_of
+from casam_core.membership.likelihood_ratio import offline, online, shadow_parts
+from casam_core.membership.statistics import auc
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer, build_layer
+from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.training import Example, train_layer
+from casam_core.privacy.accounting import calibrate
+from casam_core.privacy.dp_training import round_mechanism, train_privately
+from casam_core.privacy.noise import NoiseSource
+from casam_core.seeding import derive_seed, numpy_generator
+
+FORM = AlignmentSpec(form="residual")
+RATE = 3e-3
+OVERTRAINING = TrainingSpec(epochs=12, batch_images=20, instances=1)
+PRIVATE = PrivacySpec(steps=25, sampling_rate=0.1)
+CONTROL = Setting("control (open, over-trained)")
+
+
+def private_settings(delta: float) -> list[Setting]:
+    """Private rounds: clipped and sampled without noise, and with the noise of each epsilon."""
+    return [Setting("private rounds without noise")] + [
+        Setting(
+            f"epsilon {epsilon:g}",
+            epsilon,
+            calibrate(lambda scale: [round_mechanism(PRIVATE, scale)], epsilon, delta),
+        )
+        for epsilon in EPSILONS
+    ]
+
+
+def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
+    """Every setting: a target, and shadows that were trained as it was."""
+    backbone = sketch_backbone(around.threads)
+    known = images_of(0, size.members + size.others)
+    inside_MN = shadow_parts(len(known), PARTS, size.shadows, numpy_generator(SEED, "shadows"))
+    delta = delta_of(size.members)
+
+    def losses(layer: AlignmentLayer) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return losses_of(layer, known.__getitem__, range(len(known)), backbone, lambda done, total: None)
+
+    frozen_N = losses(IdentityLayer(backbone.geometry.channels))
+    table = attack_table(
+        f"layers, {size.members} members and {size.others} others, {size.shadows} shadows, delta {delta:g}; "
+        f"loss of others under frozen SAM {frozen_N[size.members :].mean():.2f}",
+        "loss of members / others",
+    )
+    figures: Figures = {"layer_delta": delta}
+    for setting in [CONTROL, *private_settings(delta)]:
+        losses_N = losses(train(setting, backbone, known[: size.members], "target"))
+        fit_MN = np.empty(inside_MN.shape)
+        for number, inside_N in enumerate(inside_MN):
+            images = [known[i] for i in np.flatnonzero(inside_N)]
+            fit_MN[number] = fit_of(losses(train(setting, backbone, images, f"shadow {number}")))
+            around.say(f"layer, {setting.name}: shadow {number + 1}/{size.shadows}")
+        fit_N = fit_of(losses_N)
+        scores = {
+            "loss": -losses_N,
+            "gain": frozen_N - losses_N,
+            "likelihood ratio": online(fit_N, fit_MN, inside_MN),
+            "likelihood ratio, offline": offline(fit_N, fit_MN, inside_MN),
+        }
+        found = {name: verdict(score_N, size.members, delta) for name, score_N in scores.items()}
+        of_members, of_others = losses_N[: size.members], losses_N[size.members :]
+        cell = f"{of_members.mean():.2f} / {of_others.mean():.2f}"
+        figures |= report(table, "layer", setting, found, claims, cell)
+        figures[f"auc_layer_between_others_{key(setting.name)}"] = auc(-of_others[::2], -of_others[1::2])
+        figures[f"loss_of_others_{key(setting.name)}"] = float(of_others.mean())
+    around.show(table)
+    return figures
+
+
+def train(setting: Setting, backbone: Backbone, images: list[Example], who: str) -> AlignmentLayer:
+    """A layer of these images, all from the same start."""
+    layer = build_layer(FORM, backbone.geometry.channels, derive_seed(SEED, "layer"))
+    rng = numpy_generator(SEED, "attack", setting.name, who)
+    if setting is CONTROL:
+        train_layer(
+            layer,
+            backbone,
+            images.__getitem__,
+            len(images),
+            OVERTRAINING,
+            learning_rate=RATE,
+            rng=rng,
+            progress=lambda done, total: None,
+        )
+        return layer
+    train_privately(
+        layer,
+        backbone,
+        images.__getitem__,
+        [[i] for i in range(len(images))],
+        OVERTRAINING,
+        PRIVATE,
+        noise_multiplier=setting.noise,
+        learning_rate=RATE,
+        rng=rng,
+        noise=NoiseSource.seeded(SEED, "attack", setting.name, who),
+        progress=lambda done, total: None,
+    )
+    return layer

@@ -1,0 +1,116 @@
+"""What the rows of the attack benchmark have in common: sizes, settings, tables, claims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from casam_bench.bench import Figures
+from casam_bench.privacy.synthetic_site import SEED
+from casam_core.membership.statistics import Outcome, outcome_of
+from casam_core.seeding import numpy_generator
+
+EPSILONS = (8.0, 3.0, 1.0)
+PARTS = 3
+"""A shadow trains on a third of all images, which is as many as the target trains on."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """members, others: images of the one large site. shadows: layers. sites, small: so many sites with so
+    many members each for the routers, and twice as many others. router_shadows: of each site."""
+
+    members: int = 1000
+    others: int = 2000
+    shadows: int = 3
+    sites: int = 50
+    small: int = 20
+    router_shadows: int = 9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row. epsilon: claimed, None without noise. noise: the multiplier that makes it."""
+
+    name: str
+    epsilon: float | None = None
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attack on something that an epsilon is claimed for."""
+
+    row: str
+    epsilon: float
+    outcome: Outcome
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the lower bound lies above the claim."""
+        return self.outcome.epsilon is not None and self.outcome.epsilon > self.epsilon
+
+
+Claims = list[Claim]
+
+
+def claimed(claim: Claim) -> str:
+    """For a person to read."""
+    return f"{claim.row}: {claim.outcome.epsilon:.2f} or more, claimed {claim.epsilon:g}"
+
+
+def delta_of(members: int) -> float:
+    """Below 1 / members, as a policy's must be."""
+    return 0.1 / members
+
+
+def verdict(score_N: NDArray[np.float64], members: int, delta: float) -> Outcome:
+    """Members stand first."""
+    rng = numpy_generator(SEED, "halves")
+    return outcome_of(score_N[:members], score_N[members:], delta=delta, rng=rng)
+
+
+def attack_table(title: str, *more: str) -> Table:
+    """Empty."""
+    table = Table(title=title)
+    table.add_column("setting")
+    for column in (*more, "attack", "AUC", "TPR at 1 % FPR", "epsilon is at least", "could at most show"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def report(
+    table: Table, what: str, setting: Setting, found: dict[str, Outcome], claims: Claims, *more: str
+) -> Figures:
+    """A row per attack, its figures, and the claims it has to leave standing."""
+    figures: Figures = {}
+    for attack, outcome in found.items():
+        vacuous = setting.epsilon is not None and outcome.vacuous(setting.epsilon)
+        table.add_row(
+            setting.name,
+            *more,
+            attack,
+            f"{outcome.auc:.3f}",
+            or_word(outcome.tpr[0.01]),
+            or_word(outcome.epsilon),
+            or_word(outcome.ceiling) + (" (vacuous)" if vacuous else ""),
+        )
+        name = f"{what}_{key(setting.name)}_{key(attack)}"
+        measured = {"auc": outcome.auc, "tpr_at_1pct_fpr": outcome.tpr[0.01], "epsilon": outcome.epsilon}
+        figures |= {f"{figure}_{name}": value for figure, value in measured.items() if value is not None}
+        if setting.epsilon is not None:
+            claims.append(Claim(f"{what}, {attack}", setting.epsilon, outcome))
+    return figures
+
+
+def key(name: str) -> str:
+    """A row's or an attack's name in a figure's."""
+    return name.split(" (")[0].replace(",", "").replace(" ", "_").replace("-", "_")
+
+
+def or_word(value: float | None) -> str:
+    """The figure, or why there is none."""
+    return "not measurable" if value is None else f"{value:.3f}"

@@ -1,0 +1,130 @@
+"""What epsilon costs a router: the private Gaussian and the private VAE on the twin tasks.
+
+The routers are all that is released here, so each has the whole budget. Public images are phantoms of the
+other modalities: nobody's, and of no task that is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.quality.phantom_features import phantom_features
+from casam_bench.quality.router_quality import (
+    MANY,
+    SPLITS,
+    TASKS,
+    TEST_IMAGES,
+    TWINS,
+    Scores,
+    judge,
+    mean_of,
+    score_tests,
+)
+from casam_core.config.scenario import PrivacySpec, RouterSpec
+from casam_core.privacy.accounting import Mechanism, calibrate
+from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.private_router import describe_privately, public_frame
+from casam_core.privacy.private_scores import describe_scores, scores_like
+from casam_core.privacy.private_vae import train_vae_privately
+from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.threshold import choose_threshold
+from casam_core.seeding import derive_seed, numpy_generator
+from client.dp.noisy_router import PRIVATE_ROUTERS
+from client.dp.plan import description
+
+IMAGES, PUBLIC_IMAGES = 64, 8
+EPSILONS, DELTA = (8.0, 3.0, 1.0), 1e-3
+PRIVACY = PrivacySpec(steps=50, sampling_rate=0.25)
+ROUTERS = {
+    "gaussian, moments": RouterSpec(kind="gaussian", features="moments"),
+    "vae, attention": RouterSpec(kind="vae", features="attention"),
+}
+DRAWN = 512
+
+Features = Mapping[str, NDArray[np.float32]]
+
+
+def cost(kind: str, noise: float) -> list[Mechanism]:
+    """Everything a description releases. noise: of the VAE's training; of each of the Gaussian's sums."""
+    return description(PRIVACY, kind, noise if kind == "vae" else noise / PRIVACY.router_ratio)
+
+
+def described(
+    spec: RouterSpec, f_NF: NDArray[np.float32], public: Features, multiplier: float, seed: int
+) -> tuple[Arrays, NDArray[np.float64]]:
+    """(noisy state, stand-ins for the scores of held-out images)."""
+    router, noise = build_router(spec), NoiseSource.seeded(seed, "bench")
+    units = [[i] for i in range(len(f_NF))]
+    own_NF, public_NF = torch.from_numpy(f_NF), torch.from_numpy(np.concatenate([*public.values()]))
+    if spec.kind == "gaussian":
+        frame = public_frame([f.astype(np.float64) for f in public.values()])
+        summary = describe_privately(f_NF.astype(np.float64), len(f_NF), frame, multiplier, noise)
+        less = multiplier
+    else:
+        summary = train_vae_privately(
+            own_NF, units, public_NF, spec, PRIVACY, noise_multiplier=multiplier, seed=seed, noise=noise
+        )
+        less = PRIVACY.router_ratio * multiplier
+    state = router.finish(summary)
+    floor = PRIVATE_ROUTERS[spec.kind].floor(router, state)
+    scores_N, public_N = (
+        np.array([router.score(f_F, state) for f_F in rows]) for rows in (own_NF, public_NF)
+    )
+    both = describe_scores(scores_N, units, public_N, floor, less, noise)
+    return state, scores_like(both, floor, DRAWN, seed)
+
+
+def score(spec: RouterSpec, features: Features, public: Features, multiplier: float, split: int) -> Scores:
+    """One router with noise on one split: a third of the tasks (one of four) stays unseen."""
+    order = [str(task) for task in numpy_generator(split, "private-router").permutation(sorted(features))]
+    seen, unseen = sorted(order[len(order) // 3 :]), sorted(order[: len(order) // 3])
+    made = {
+        task: described(spec, features[task][:IMAGES], public, multiplier, derive_seed(split, "router", task))
+        for task in seen
+    }
+    tests = score_tests(build_router(spec), [made[task][0] for task in seen], features)
+    return Scores(seen, unseen, {task: made[task][1] for task in seen}, tests)
+
+
+def run(around: Surroundings) -> Figures:
+    """accuracy_KIND_E, unknown_KIND_E, auroc_KIND_E: means over splits at epsilon E."""
+    backbone = around.lite_medsam()
+    both = {
+        task: phantom_features(
+            backbone, task, IMAGES + TEST_IMAGES if task in MANY else PUBLIC_IMAGES, around.home, around.say
+        )
+        for task in TASKS
+    }
+    table = Table(title=f"{IMAGES} images a task, delta {DELTA:g}, mean over {SPLITS} splits")
+    for name in ("router", "epsilon", "noise", "accuracy", "confused", "unseen to frozen SAM", "AUROC"):
+        table.add_column(name, justify="left" if name == "router" else "right")
+    figures: Figures = {}
+    for name, spec in ROUTERS.items():
+        features = {task: both[task][spec.features] for task in MANY}
+        public = {task: both[task][spec.features][:PUBLIC_IMAGES] for task in TASKS if task not in MANY}
+        for epsilon in EPSILONS:
+            multiplier = calibrate(lambda noise, kind=spec.kind: cost(kind, noise), epsilon, DELTA)  # type: ignore[misc]
+            found = [
+                judge(
+                    score(spec, features, public, multiplier, split),
+                    lambda scores_N, spec=spec: choose_threshold(scores_N, spec),  # type: ignore[misc]
+                    TWINS,
+                )
+                for split in range(SPLITS)
+            ]
+            means = {
+                column: mean_of([getattr(quality, column) for quality in found]) or 0.0
+                for column in ("accuracy", "confused", "unknown", "auroc")
+            }
+            cells = [f"{value:.3f}" for value in means.values()]
+            table.add_row(name, f"{epsilon:g}", f"{multiplier:.2f}", *cells)
+            around.say(f"private-router, {name}, epsilon {epsilon:g}: {' '.join(cells)}")
+            figures |= {f"{column}_{spec.kind}_{epsilon:g}": value for column, value in means.items()}
+    around.show(table)
+    return figures

@@ -1,0 +1,109 @@
+"""What privacy costs: IoU of every form against epsilon, on one task with enough images.
+
+A phantom that does not stand in the results table, measured on validation images. Rounds are the product's
+own (casam_core.privacy.dp_training) with the scenario's default settings; `inf` keeps samples and clipping
+and adds no noise. The privacy noise is seeded: the figures can be repeated, and protect nobody.
+"""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.quality.few_shot import FORMS, INSTITUTION, SEED, encoded
+from casam_core.config.data_spec import DataSpec
+from casam_core.config.scenario import PrivacySpec, TrainingSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import build_layer, learning_rate_of
+from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.training import Example
+from casam_core.model.validation import validator
+from casam_core.privacy.accounting import calibrate
+from casam_core.privacy.dp_training import round_mechanism, train_privately
+from casam_core.privacy.noise import NoiseSource
+from casam_core.seeding import derive_seed, numpy_generator
+from client.data.open import open_dataset
+
+TASK, TRAIN, VALIDATE = "prostate_mr_a", 100, 16
+EPSILONS = (None, 8.0, 3.0, 1.0)
+DELTA = 1e-3
+SPEC = TrainingSpec(instances=1)
+SMALL, LARGE = ("scale_shift", "low_rank 8"), ("residual", "casam (paper)")
+
+
+def examples(around: Surroundings, backbone: Backbone, images: int) -> list[Example]:
+    """The first phantoms of the task."""
+    spec = DataSpec(reader="phantom", phantom=TASK, images=images)
+    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
+    return encoded(around, backbone, TASK, dataset, dataset.samples)
+
+
+def run(around: Surroundings) -> Figures:
+    """The forms with few numbers at every epsilon."""
+    return measure(around, around.lite_medsam(), SMALL, PrivacySpec(), EPSILONS, min(TRAIN, around.images))
+
+
+def run_large(around: Surroundings) -> Figures:
+    """The forms with 3.5 million numbers, in bfloat16 where the chip has it: eight minutes a cell."""
+    backbone = around.lite_medsam("auto")
+    return measure(around, backbone, LARGE, PrivacySpec(), EPSILONS, min(TRAIN, around.images))
+
+
+def measure(
+    around: Surroundings,
+    backbone: Backbone,
+    forms: tuple[str, ...],
+    privacy: PrivacySpec,
+    epsilons: tuple[float | None, ...],
+    images: int,
+) -> Figures:
+    """Figures `iou_FORM_EPSILON`, and the noise multiplier of each epsilon."""
+    known = examples(around, backbone, images + VALIDATE)
+    held_out = known[images:]
+    validate = validator(
+        held_out.__getitem__, VALIDATE, backbone, SPEC, numpy_generator(SEED, "private", TASK)
+    )
+    assert validate is not None  # every phantom has visible instances
+    multipliers = {
+        epsilon: calibrate(lambda scale: [round_mechanism(privacy, scale)], epsilon, DELTA)
+        if epsilon
+        else 0.0
+        for epsilon in epsilons
+    }
+    figures = {"iou_frozen": validate(IdentityLayer(backbone.geometry.channels)), "delta": DELTA}
+    table = Table(
+        title=f"validation IoU of {TASK}, {images} training images, {privacy.steps} steps at rate "
+        f"{privacy.sampling_rate:g}, clip {privacy.clip:g}, delta {DELTA:g}; "
+        f"frozen {figures['iou_frozen']:.3f}"
+    )
+    table.add_column("form")
+    for epsilon, multiplier in multipliers.items():
+        name = f"{epsilon:g}" if epsilon else "inf"
+        table.add_column(f"epsilon {name}", justify="right")
+        figures[f"noise_multiplier_{name}"] = multiplier
+    for form in forms:
+        spec = FORMS[form]
+        cells = []
+        for epsilon, multiplier in multipliers.items():
+            name = f"{epsilon:g}" if epsilon else "inf"
+            layer = build_layer(spec, backbone.geometry.channels, derive_seed(SEED, "layer", spec.form))
+            train_privately(
+                layer,
+                backbone,
+                known.__getitem__,
+                [[i] for i in range(images)],
+                SPEC,
+                privacy,
+                noise_multiplier=multiplier,
+                learning_rate=privacy.learning_rate or learning_rate_of(spec),
+                rng=numpy_generator(SEED, "private", form, name),
+                noise=NoiseSource.seeded(SEED, "private", form, name),
+                progress=lambda done, total: None,
+            )
+            iou = validate(layer)
+            figures[f"iou_{form.split(' (')[0].replace(' ', '_')}_{name}"] = iou
+            cells.append(f"{iou:.3f}")
+            around.say(f"{form}, epsilon {name}: {iou:.3f}")
+        table.add_row(form, *cells)
+    around.show(table)
+    return figures

@@ -1,0 +1,101 @@
+"""A site of thousands of images for attacks to be measured on, all of it synthetic: no picture, no SAM.
+
+An image is a random embedding (32 channels, 8 x 8 cells) with one object. Inside a random box the object's
+cells are those where one hidden direction of the embedding is positive, but three in ten are turned round
+by chance: a layer can learn the rule, and can only memorise the exceptions. The decoder is one fixed
+read-out per cell, blind for the hidden direction, so that frozen it segments by chance. What is the
+product's own: the alignment layers, the loss, the training loops, private training and the routers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from casam_core.config.scenario import BackboneSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.backbones.sam import SamBackbone
+from casam_core.model.backbones.tiny import load_tiny
+from casam_core.model.compute import Compute, prepare_process
+from casam_core.model.prompts import Prompts
+from casam_core.model.training import Example
+from casam_core.routing.features import moments_pool
+from casam_core.seeding import numpy_generator, torch_generator
+
+SEED = 11
+CELLS, PIXELS_PER_CELL = 8, 8
+EXCEPTIONS = 0.3
+STRENGTH, OUTSIDE = 2.0, -6.0
+READ_BY_DECODER, HIDDEN = 0, 1
+"""Channels of the two directions."""
+
+
+class SketchBackbone(SamBackbone):
+    """The tiny backbone's geometry with a decoder that costs next to nothing."""
+
+    def decode(
+        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(logits_Nhw, iou_N): one channel of the embedding inside the box, background outside."""
+        low = self.geometry.low
+        logits_hw = (
+            STRENGTH
+            * nn.functional.interpolate(z_CHW[None, READ_BY_DECODER : READ_BY_DECODER + 1], low)[0, 0]
+        )
+        centre_h = (torch.arange(low) + 0.5) * self.geometry.side / low
+        x0, y0, x1, y1 = (side[:, None] for side in torch.as_tensor(prompts.xy).T)
+        rows_Nh = (centre_h > y0) & (centre_h < y1 + 1)
+        columns_Nw = (centre_h > x0) & (centre_h < x1 + 1)
+        inside_Nhw = rows_Nh[:, :, None] & columns_Nw[:, None, :]
+        logits_Nhw = torch.where(inside_Nhw, logits_hw, torch.tensor(OUTSIDE))
+        return logits_Nhw, torch.full((len(logits_Nhw),), 0.5)
+
+
+def sketch_backbone(threads: int) -> Backbone:
+    """On this machine's CPU."""
+    compute = Compute(device="cpu", threads=threads, precision="float32")
+    prepare_process(compute)
+    tiny = load_tiny(BackboneSpec(name="tiny"), compute)
+    return SketchBackbone(
+        name="sketch",
+        digest="sketch",
+        geometry=tiny.geometry,
+        image_encoder=tiny.image_encoder,
+        prompt_encoder=tiny.prompt_encoder,
+        mask_decoder=tiny.mask_decoder,
+        compute=compute,
+    )
+
+
+def images_of(site: int, count: int) -> list[Example]:
+    """The images of one site."""
+    return [image_of(site, number) for number in range(count)]
+
+
+def image_of(site: int, number: int) -> Example:
+    """One image; it depends on (site, number) only."""
+    rng = numpy_generator(SEED, "synthetic", site, number)
+    z_CHW = torch.randn(32, CELLS, CELLS, generator=torch_generator(SEED, "synthetic", site, number))
+    top, left = rng.integers(0, CELLS - 3, 2)
+    height, width = rng.integers(4, CELLS + 1 - np.array([top, left]))
+    object_hw = (z_CHW[HIDDEN].numpy() > 0) ^ (rng.random((CELLS, CELLS)) < EXCEPTIONS)
+    box_hw = np.zeros((CELLS, CELLS), bool)
+    box_hw[top : top + height, left : left + width] = True
+    labels = np.kron(object_hw & box_hw, np.ones((PIXELS_PER_CELL, PIXELS_PER_CELL))).astype(np.int32)
+    if not labels.any():  # by chance nothing is left: one cell in the middle of the box
+        y, x = (PIXELS_PER_CELL * (side + extent // 2) for side, extent in ((top, height), (left, width)))
+        labels[y : y + PIXELS_PER_CELL, x : x + PIXELS_PER_CELL] = 1
+    return Example(z_CHW, labels)
+
+
+def features_of(site: int, count: int) -> Tensor:
+    """f_NF, moments: what a router sees of a site's images. Sites differ in means and spreads."""
+    z_NCHW = torch.stack([image_of(site, number).seen_CHW for number in range(count)])
+    generator = torch_generator(SEED, "synthetic site", site)
+    scale_C = torch.exp(0.3 * torch.randn(32, generator=generator))
+    shift_C = torch.randn(32, generator=generator)
+    # An image has a brightness and a contrast of its own.
+    own_N2 = torch.randn(count, 2, 32, generator=generator) * 0.2
+    z_NCHW = z_NCHW * (scale_C * torch.exp(own_N2[:, 0]))[:, :, None, None]
+    return moments_pool(z_NCHW + (shift_C + own_N2[:, 1])[:, :, None, None])

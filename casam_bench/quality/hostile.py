@@ -1,0 +1,136 @@
+"""Hostile institutions against the defences, with the real backbone: what got through, and what it cost.
+
+Two places of attack. In a round of three holders of one task one is hostile: the figure is the task's IoU
+under what the round made, by the way layers are merged. In a stream one institution is hostile with a task of
+its own: the figure is the share of the *other* tasks' images that still go to their own task, without and
+with checks of entries (copies, canaries).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.speed.scale import summary
+from casam_core.config.scenario import Scenario
+
+OFF = {"norm_factor": None, "canary_share": None}
+"""Only the form of answers is checked: that never sleeps."""
+
+ROUNDS: dict[str, dict[str, Any]] = {
+    "mean": {"admission": OFF},
+    "mean, norm": {},
+    "median, norm": {"training": {"strategy": "fedmedian"}},
+}
+ROUND_ATTACKS = ("boosted", "scaled", "sign-flipped", "random")
+
+STREAMS: dict[str, dict[str, Any]] = {"off": {"admission": OFF}, "on": {}}
+STREAM_ATTACKS = ("copied-router", "hijack", "sign-flipped")
+
+BASE: dict[str, Any] = {
+    "name": "hostile",
+    "training": {"epochs": 3, "batch_images": 2, "instances": 2, "floor": False},
+    "evaluation": {"max_instances": 4},
+    "participation": {"missing": "skip"},
+}
+
+
+def phantom(name: str, images: int) -> dict[str, Any]:
+    """A synthetic task."""
+    return {"reader": "phantom", "phantom": name, "images": images}
+
+
+def in_a_round(attack: str | None) -> list[dict[str, Any]]:
+    """Three holders of one task; the last is hostile."""
+    sites = [{"name": name, "data": {"histology": phantom("histology", 16)}} for name in ("a", "b", "c")]
+    return [*sites[:2], {**sites[2], "faults": {"attack": attack}}]
+
+
+def in_a_stream(attack: str | None) -> list[dict[str, Any]]:
+    """Three holders of a task each; the last learns last and is hostile."""
+    tasks = ("polyp", "histology", "glomeruli_a")
+    sites = [
+        {"name": name, "data": {task: phantom(task, 24)}}
+        for name, task in zip(("a", "b", "c"), tasks, strict=True)
+    ]
+    return [*sites[:2], {**sites[2], "faults": {"attack": attack}}]
+
+
+def scenario_of(
+    stream: list[str], sites: list[dict[str, Any]], changes: Mapping[str, Mapping[str, Any]]
+) -> Scenario:
+    """BASE with changes by section."""
+    table = {**BASE, "stream": stream, "institutions": sites}
+    for section, values in changes.items():
+        table[section] = {**table.get(section, {}), **values}
+    return Scenario.model_validate(table)
+
+
+def run(around: Surroundings) -> Figures:
+    """Attacks that keep the form: all others are rejected at the door (tests/whole_runs/test_hostile.py).
+
+    iou_ATTACK_MERGE: of the attacked round's task. routed_ATTACK_CHECKS: share of the two honest tasks'
+    images that go to their own task. `honest` in place of an attack: without one."""
+    figures: Figures = {}
+    rounds = Table(title="IoU of a task with one hostile holder of three")
+    for name in ("attack", *ROUNDS):
+        rounds.add_column(name, justify="left" if name == "attack" else "right")
+    for attack in (None, *ROUND_ATTACKS):
+        cells = []
+        for name, changes in ROUNDS.items():
+            ended = outcome(around, scenario_of(["histology"], in_a_round(attack), changes))
+            iou = ended["matrix"]["iou"][-1][0]
+            cells.append(f"{iou:.3f}{'' if 'c' in ended['holders']['histology'] else ' (rejected)'}")
+            figures[f"iou_{label(attack)}_{label(name)}"] = iou
+        rounds.add_row(attack or "none", *cells)
+        around.say(f"hostile, round, {attack or 'none'}: {'  '.join(cells)}")
+    around.show(rounds)
+    streams = Table(title="Images of two honest tasks that go to their own task, of all")
+    for name in ("attack", *STREAMS, "where it ends"):
+        streams.add_column(name, justify="right" if name in STREAMS else "left")
+    for attack in (None, *STREAM_ATTACKS):
+        cells, end = [], "-"
+        for name, changes in STREAMS.items():
+            scenario = scenario_of(["polyp", "histology", "glomeruli_a"], in_a_stream(attack), changes)
+            ended = outcome(around, scenario)
+            share = routed(ended["routing"]["confusion"], scenario.stream[:2])
+            cells.append(f"{share:.3f}")
+            figures[f"routed_{label(attack)}_{name}"] = share
+            if name == "on" and attack is not None:
+                end = end_of(ended)
+        streams.add_row(attack or "none", *cells, end)
+        around.say(f"hostile, stream, {attack or 'none'}: {'  '.join(cells)}  {end}")
+    around.show(streams)
+    return figures
+
+
+def outcome(around: Surroundings, scenario: Scenario) -> dict[str, Any]:
+    """summary.json of a run in this process."""
+    with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
+        around.engines.inprocess(scenario, Path(folder) / "run")
+        return summary(Path(folder) / "run")
+
+
+def routed(confusion: Mapping[str, Mapping[str, int]], tasks: list[str]) -> float:
+    """Share of these tasks' images that go to their own task."""
+    images = sum(sum(confusion[task].values()) for task in tasks)
+    return sum(confusion[task].get(task, 0) for task in tasks) / images
+
+
+def end_of(ended: Mapping[str, Any]) -> str:
+    """What became of the hostile institution's entry."""
+    if ended["quarantine"]:
+        return "quarantined: " + "; ".join(ended["quarantine"][0]["reasons"])
+    if rejected := ended["privacy"]["c"]["rejections"]:
+        return "rejected: " + ", ".join(rejected)
+    return "accepted"
+
+
+def label(name: str | None) -> str:
+    """As part of a figure's name."""
+    return "honest" if name is None else name.replace(", ", "_").replace("-", "_")

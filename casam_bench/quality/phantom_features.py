@@ -1,0 +1,78 @@
+"""Pooled features of phantom images, encoded once and kept: an image costs about a second of one core."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.config.data_spec import DataSpec
+from casam_core.files import write_atomic
+from casam_core.model.backbones import Backbone
+from casam_core.routing.features import FEATURES, pool
+from client.data.open import open_dataset
+
+SEED, INSTITUTION = 7, "bench"
+SAVE_EVERY = 16
+
+Features = dict[str, NDArray[np.float32]]
+"""By kind of feature, f_NF of images 0..N-1."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """name: part of the cache's file names. kinds: what `describe` returns, one f_F each."""
+
+    name: str
+    kinds: tuple[str, ...]
+    describe: Callable[[Backbone, NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
+
+
+def describe_embedding(backbone: Backbone, image_HW3: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """The product's features (casam_core.routing.features).
+
+    The embedding is rounded to half precision before pooling, as the embedding store rounds it.
+    """
+    z_CHW = backbone.encode([image_HW3])[0].cpu().half().float()
+    return {kind: pool(z_CHW, kind).numpy() for kind in FEATURES}
+
+
+EMBEDDING = Description("embedding", tuple(FEATURES), describe_embedding)
+
+
+def phantom_features(
+    backbone: Backbone,
+    modality: str,
+    images: int,
+    home: Path,
+    say: Callable[[str], None],
+    description: Description = EMBEDDING,
+) -> Features:
+    """Features of the first `images` phantoms of `modality`; only those not yet in `home` are encoded."""
+    path = home / f"{modality}-{description.name}-{backbone.digest[:12]}.npz"
+    rows: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in description.kinds}
+    if path.exists():
+        with np.load(path) as file:
+            rows = {kind: list(file[kind]) for kind in description.kinds}
+    spec = DataSpec(reader="phantom", phantom=modality, images=max(images, 3))
+    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
+    for number in range(len(next(iter(rows.values()))), images):
+        described = description.describe(backbone, dataset.load(dataset.samples[number]).image_HW3)
+        for kind in description.kinds:
+            rows[kind].append(described[kind])
+        if (number + 1) % SAVE_EVERY == 0 or number + 1 == images:
+            save(path, rows)
+            say(f"encode {modality}: {number + 1}/{images}")
+    return {kind: np.stack(values[:images]) for kind, values in rows.items()}
+
+
+def save(path: Path, rows: dict[str, list[NDArray[np.float32]]]) -> None:
+    """The file, whole or as it was."""
+    content = io.BytesIO()
+    np.savez(content, **{kind: np.stack(values) for kind, values in rows.items()})  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content.getvalue())

@@ -1,0 +1,223 @@
+"""Router quality: is the task recognised, and is an unknown image told from a known one?
+
+Per split, a third of the tasks stays unseen and every other task is learned from `images` training
+images: a router state, and a threshold calibrated on held-out folds of these images alone. Test images
+are others. An image's unknownness is its score under the nearest task minus that task's threshold;
+AUROC and FPR at 95 % TPR compare it between unseen (positive) and seen test images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from monai.metrics import compute_roc_auc
+from numpy.typing import NDArray
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.quality.phantom_features import Features, phantom_features
+from casam_core.config.scenario import RouterSpec
+from casam_core.routing.decision import decide
+from casam_core.routing.routers import Arrays, Router, build_router
+from casam_core.routing.threshold import choose_threshold, learn_and_score
+from casam_core.seeding import derive_seed, numpy_generator
+
+TEST_IMAGES = 32
+TRAINING_IMAGES = (8, 16, 64, 256)
+SPLITS = 4
+TASKS = (
+    "cardiac_mr", "dental_xray", "glomeruli_a", "glomeruli_b", "histology",
+    "polyp", "prostate_mr_a", "prostate_mr_b", "spleen_ct",
+)  # fmt: skip
+TWINS = (("glomeruli_a", "glomeruli_b"), ("prostate_mr_a", "prostate_mr_b"))
+MANY = ("glomeruli_a", "glomeruli_b", "prostate_mr_a", "prostate_mr_b")
+"""Tasks of the row with more than 64 training images: the twins, for 288 images of each cost minutes."""
+
+CANDIDATES: dict[str, RouterSpec] = {
+    "vae, attention, sampled, no margin (paper)": RouterSpec(
+        kind="vae", features="attention", sampled=True, margin=0
+    ),
+    "vae, attention": RouterSpec(kind="vae", features="attention"),
+    "vae, moments": RouterSpec(kind="vae", features="moments"),
+    "nearest mean, attention": RouterSpec(kind="nearest_mean", features="attention"),
+    "nearest mean, moments": RouterSpec(kind="nearest_mean", features="moments"),
+    "gaussian, attention": RouterSpec(kind="gaussian", features="attention"),
+    "gaussian, moments": RouterSpec(kind="gaussian", features="moments"),
+    "gaussian, moments, no margin": RouterSpec(kind="gaussian", features="moments", margin=0),
+}
+
+Rule = Callable[[NDArray[np.float64]], float]
+"""A task's threshold from the scores of its held-out images."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One candidate on one split. accuracy: seen test images sent to their own task.
+
+    confused: seen images sent to another task. false_unknown: seen images sent to identity. unknown:
+    unseen images sent to identity. auroc, fpr95: of unknownness. twins: accuracy over near-twin tasks
+    whose twin was learned, too; None without such.
+    """
+
+    accuracy: float
+    confused: float
+    false_unknown: float
+    unknown: float
+    auroc: float
+    fpr95: float
+    twins: float | None
+
+
+COLUMNS = tuple(field.name for field in fields(Quality))
+"""Of a table of qualities."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One router on one split. seen, unseen: task names; held_out: of each seen task's training images,
+    scored by states that never saw them; tests: by task, scores_NS of N test
+    images under the S seen tasks."""
+
+    seen: list[str]
+    unseen: list[str]
+    held_out: dict[str, NDArray[np.float64]]
+    tests: dict[str, NDArray[np.float64]]
+
+
+def score(
+    spec: RouterSpec,
+    features: Mapping[str, NDArray[np.float32]],
+    images: int,
+    split: int,
+    stored: Callable[[Arrays], Arrays] = lambda state: state,
+) -> Scores:
+    """One candidate on one split. The last TEST_IMAGES images of every task are for testing.
+
+    features: f_NF by task. stored: what becomes of a learned state before it is used.
+    """
+    rng = numpy_generator(split, "router-quality", images)
+    order = [str(task) for task in rng.permutation(sorted(features))]
+    seen, unseen = sorted(order[len(order) // 3 :]), sorted(order[: len(order) // 3])
+    router = build_router(spec)
+    states, held_out = [], {}
+    for task in seen:
+        f_NF = features[task]
+        chosen = np.sort(rng.permutation(len(f_NF) - TEST_IMAGES)[:images])
+        seed = derive_seed(split, "router", task)
+        state, held_out[task] = learn_and_score(router, torch.from_numpy(f_NF[chosen]), spec, seed)
+        states.append(stored(state))
+    return Scores(seen, unseen, held_out, score_tests(router, states, features))
+
+
+def score_tests(
+    router: Router, states: Sequence[Arrays], features: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float64]]:
+    """By task, scores_NS of its test images under the states of the seen tasks."""
+    return {
+        task: np.array(
+            [[router.score(f_F, state) for state in states] for f_F in torch.from_numpy(f_NF[-TEST_IMAGES:])]
+        )
+        for task, f_NF in features.items()
+    }
+
+
+def judge(scores: Scores, rule: Rule, twins: Sequence[Sequence[str]]) -> Quality:
+    """What these scores are worth under thresholds that `rule` makes of the held-out ones."""
+    seen, thresholds = scores.seen, [rule(scores.held_out[task]) for task in scores.seen]
+
+    def routed(task: str) -> list[tuple[str, float]]:
+        """(route, unknownness) of every test image."""
+        results = []
+        for row_S in scores.tests[task]:
+            best = int(np.argmin(row_S))
+            route = decide(seen, row_S.tolist(), thresholds)
+            results.append((route.name, row_S[best] - thresholds[best]))
+        return results
+
+    known = {task: routed(task) for task in seen}
+    strange = [result for task in scores.unseen for result in routed(task)]
+    right = [[name == task for name, _ in known[task]] for task in seen]
+    lost = [[name == "identity" for name, _ in known[task]] for task in seen]
+    paired = [task for pair in twins if set(pair) <= set(seen) for task in pair]
+    margins = [margin for results in known.values() for _, margin in results]
+    unknownness = torch.tensor([*(margin for _, margin in strange), *margins], dtype=torch.float64)
+    positive = torch.tensor([1] * len(strange) + [0] * len(margins))
+    return Quality(
+        accuracy=float(np.mean(right)),
+        confused=float(np.mean(~(np.array(right) | np.array(lost)))),
+        false_unknown=float(np.mean(lost)),
+        unknown=float(np.mean([name == "identity" for name, _ in strange])),
+        auroc=float(compute_roc_auc(unknownness, positive)),
+        fpr95=false_positive_rate(unknownness.numpy(), positive.numpy()),
+        twins=float(np.mean([right[seen.index(task)] for task in paired])) if paired else None,
+    )
+
+
+def measure(
+    spec: RouterSpec,
+    features: Mapping[str, Features],
+    images: int,
+    split: int,
+    twins: Sequence[Sequence[str]],
+) -> Quality:
+    """One candidate as the product would use it, on one split."""
+    pooled = {task: of_task[spec.features] for task, of_task in features.items()}
+    return judge(score(spec, pooled, images, split), lambda scores_N: choose_threshold(scores_N, spec), twins)
+
+
+def false_positive_rate(unknownness: NDArray[np.float64], positive: NDArray[np.int64]) -> float:
+    """Share of seen images above the value that 95 % of the unseen ones reach."""
+    strange = np.sort(unknownness[positive == 1])[::-1]
+    cut = strange[math.ceil(0.95 * len(strange)) - 1]
+    return float(np.mean(unknownness[positive == 0] >= cut))
+
+
+def run(around: Surroundings) -> Figures:
+    """All candidates on all numbers of training images; figures are those of the default router."""
+    table = Table(title=f"mean over {SPLITS} splits; tasks of phantoms, {TEST_IMAGES} test images each")
+    for name in ("router", "images", *COLUMNS):
+        table.add_column(name, justify="left" if name == "router" else "right")
+    figures: Figures = {}
+    for images in [n for n in TRAINING_IMAGES if n <= around.images]:
+        features = learnable(around, images)
+        for name, spec in CANDIDATES.items():
+            splits = [measure(spec, features, images, split, TWINS) for split in range(SPLITS)]
+            means = means_of(splits)
+            table.add_row(name, str(images), *cells_of(means))
+            around.say(
+                f"{name}, {images} images: accuracy {means['accuracy']:.3f}, AUROC {means['auroc']:.3f}"
+            )
+            if spec == RouterSpec():
+                figures |= {f"{key}_{images}": value for key, value in means.items() if value is not None}
+    around.show(table)
+    return figures
+
+
+def learnable(around: Surroundings, images: int) -> dict[str, Features]:
+    """Features of every task that has so many images to learn from, and as many to test on as ever."""
+    backbone = around.lite_medsam()
+    tasks = TASKS if images <= 64 else MANY
+    return {
+        task: phantom_features(backbone, task, images + TEST_IMAGES, around.home, around.say)
+        for task in tasks
+    }
+
+
+def means_of(qualities: Sequence[Quality]) -> dict[str, float | None]:
+    """Of every figure over the splits."""
+    return {column: mean_of([getattr(quality, column) for quality in qualities]) for column in COLUMNS}
+
+
+def cells_of(means: Mapping[str, float | None]) -> list[str]:
+    """For a row of a table."""
+    return ["-" if mean is None else f"{mean:.3f}" for mean in means.values()]
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Over the splits that have the figure; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

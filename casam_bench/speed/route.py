@@ -1,0 +1,130 @@
+"""Routing one image among 1, 10, 100 and 1000 entries: every entry by itself, and all in one product.
+
+States are learned from random features (512 of them, 48 images, 32 directions); a few are learned, and
+the others are these around centres of their own, in memory of their own. What is timed starts at the
+pooled feature. Beside it the floor: the bytes of all states over the measured speed of reading memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.speed.machine import memory_read
+from casam_bench.timing import interleaved
+from casam_core.bank.inference import STACK_FROM
+from casam_core.config.scenario import RouterSpec
+from casam_core.routing.decision import Route, decide
+from casam_core.routing.routers import Arrays, Router, build_router
+from casam_core.routing.routers.stack import GaussianStack
+
+ENTRIES = (1, 10, 100, 1000)
+FEATURES, IMAGES, LEARNED, PROBES, REPEATS = 512, 48, 8, 2, 5
+OTHERS = {"nearest mean": RouterSpec(kind="nearest_mean"), "vae": RouterSpec(kind="vae", epochs=1)}
+
+
+def run(around: Surroundings) -> Figures:
+    """Figures ms_N (the product's way), one_by_one_ms_N, vae_ms_N, nearest_mean_ms_N, build_ms_1000,
+    slope_us (per entry, from 100 to 1000), floor_ms_1000, wrong (decisions that differ)."""
+    torch.set_num_threads(around.threads)
+    entries = ENTRIES if not around.smoke else ENTRIES[:3]
+    generator = torch.Generator().manual_seed(7)
+    centres_TF = 5 + torch.randn(max(entries), FEATURES, generator=generator)
+    gaussian = build_router(RouterSpec())
+    states = states_of(gaussian, centres_TF, generator)
+    # Images of seen tasks, and one of none.
+    probes = [*(centres_TF[:PROBES] + 0.3 * torch.randn(PROBES, FEATURES, generator=generator))]
+    probes.append(5 + torch.randn(FEATURES, generator=generator))
+    others = {
+        name: (router, states_of(router, centres_TF, generator))
+        for name, spec in OTHERS.items()
+        for router in [build_router(spec)]
+    }
+    bandwidth = memory_read(around.threads)
+    figures: Figures = {"memory_read_gb_s": bandwidth, "wrong": 0.0}
+    table = Table(title="routing one image, ms")
+    for name in ("entries", "in one product", "one by one", "floor", *OTHERS):
+        table.add_column(name, justify="right")
+    for count in entries:
+        known = states[:count]
+        # As a bank does it (casam_core.bank.inference).
+        stack = GaussianStack(known) if count >= STACK_FROM else None
+        figures["wrong"] += sum(
+            stacked(gaussian, stack, known, f_F) != one_by_one(gaussian, known, f_F) for f_F in probes
+        )
+
+        sides: dict[str, Callable[[Tensor], Route]] = {"stacked": partial(stacked, gaussian, stack, known)}
+        sides["one by one"] = partial(one_by_one, gaussian, known)
+        for name, (router, of_all) in others.items():
+            sides[name] = partial(one_by_one, router, of_all[:count])
+        seconds = interleaved(
+            {name: partial(for_all, side, probes) for name, side in sides.items()},
+            repeats=REPEATS,
+            threads=around.threads,
+        )
+        ms = {name: 1e3 * taken / len(probes) for name, taken in seconds.items()}
+        floor = 1e3 * bytes_of(known) / bandwidth / 1e9
+        figures |= {
+            f"ms_{count}": ms["stacked"],
+            f"one_by_one_ms_{count}": ms["one by one"],
+            # Below, a bank scores one by one: a ratio would be noise.
+            **({f"ratio_{count}": ms["one by one"] / ms["stacked"]} if stack is not None else {}),
+            f"floor_ms_{count}": floor,
+            **{f"{name.replace(' ', '_')}_ms_{count}": ms[name] for name in OTHERS},
+        }
+        cells = (ms["stacked"], ms["one by one"], floor, *(ms[name] for name in OTHERS))
+        table.add_row(str(count), *(f"{cell:.3f}" for cell in cells))
+    last, before = entries[-1], entries[-2]
+    figures["slope_us"] = 1e3 * (figures[f"ms_{last}"] - figures[f"ms_{before}"]) / (last - before)
+    build = interleaved({"build": lambda: GaussianStack(states)}, repeats=1, threads=around.threads)
+    figures[f"build_ms_{last}"] = 1e3 * build["build"]
+    around.show(table)
+    around.say(
+        f"route: {figures['slope_us']:.2f} us per further entry; {figures['wrong']:.0f} decisions differ"
+    )
+    return figures
+
+
+def states_of(router: Router, centres_TF: Tensor, generator: torch.Generator) -> list[Arrays]:
+    """A state per task: learning a thousand would take minutes and time nothing."""
+    learned = []
+    for centre_F in centres_TF[:LEARNED]:
+        f_NF = centre_F + 0.3 * torch.randn(IMAGES, FEATURES, generator=generator)
+        learned.append(router.finish(router.summarise(f_NF, 0)))
+    copies = (
+        {name: value.copy() for name, value in learned[t % LEARNED].items()} for t in range(len(centres_TF))
+    )
+    return [
+        {**state, "mean_F": centre_F.numpy()} if "mean_F" in state else state
+        for state, centre_F in zip(copies, centres_TF, strict=True)
+    ]
+
+
+def for_all(side: Callable[[Tensor], Route], probes: Sequence[Tensor]) -> None:
+    """Every probe, one after the other."""
+    for f_F in probes:
+        side(f_F)
+
+
+def one_by_one(router: Router, known: list[Arrays], f_F: Tensor) -> Route:
+    """The decision from every entry's own score."""
+    scores = [router.score(f_F, state) for state in known]
+    return decide([str(i) for i in range(len(known))], scores, [0.0] * len(known))
+
+
+def bytes_of(known: list[Arrays]) -> int:
+    return sum(value.nbytes for state in known for value in state.values())
+
+
+def stacked(router: Router, stack: GaussianStack | None, known: list[Arrays], f_F: Tensor) -> Route:
+    """The same from the scores of those that can be nearest."""
+    if stack is None:
+        return one_by_one(router, known, f_F)
+    near = stack.contenders(f_F)
+    scores = [router.score(f_F, known[i]) for i in near]
+    return decide([str(i) for i in near], scores, [0.0] * len(near))

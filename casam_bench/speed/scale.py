@@ -1,0 +1,179 @@
+"""9, 100 and 1000 institutions through Flower's simulation, against an app that does nothing.
+
+Two institutions hold the stream's two tasks; all others hold images of a third, so every evaluation asks
+everybody. Overhead of a round = its seconds less what the institutions computed in it, shared by the
+cores: the processor seconds that each noted for its request (client/node/worktime.py). Waiting for a disk
+or a
+core is overhead, as is all that Flower and the server do. The app that does nothing sends and returns as
+many bytes, to as many nodes, in as many rounds; it asks everybody at once, and so pays for what
+server/federation/polling.py spares: the engine looks at all that is under way again and again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_core.config.scenario import Scenario
+from casam_core.errors import RunError
+from client.node.worktime import noted
+
+INSTITUTIONS, SMOKE_INSTITUTIONS = (9, 100, 1000), (9,)
+STREAM = ("task-0", "task-1")
+EVALUATIONS = len(STREAM) + 1
+IDLE_APP = Path(__file__).parent / "idle_app"
+SAMPLE_SECONDS = 2.0
+LEAST_SECONDS = 0.02
+"""Both servers look for replies this often: shorter rounds cannot be told apart."""
+
+
+def run(around: Surroundings) -> Figures:
+    """Figures by number of institutions N: ratio_N (overhead over the idle app's round, lower is better),
+    round_N, computing_N, idle_N (seconds), per_institution_N (seconds of a round); peak_gib of the last."""
+    table = Table(title="one evaluation of everybody, seconds")
+    for name in ("institutions", "round", "computing", "overhead", "idle app", "ratio", "peak GiB"):
+        table.add_column(name, justify="right")
+    figures: Figures = {}
+    for count in SMOKE_INSTITUTIONS if around.smoke else INSTITUTIONS:
+        around.say(f"scale: {count} institutions")
+        scenario = scenario_of(count)
+        with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
+            with peak_memory() as peak:
+                around.engines.simulation(scenario, Path(folder) / "run")
+            simulated = summary(Path(folder) / "run")
+            computing = computed(Path(folder) / "run") / min(count, os.cpu_count() or 1)
+        seconds = evaluation_seconds(simulated)
+        idle = idle_round(around, count, simulated)
+        overhead = max(seconds - computing, LEAST_SECONDS)
+        figures |= {
+            f"ratio_{count}": overhead / max(idle, LEAST_SECONDS),
+            f"round_{count}": seconds,
+            f"computing_{count}": computing,
+            f"idle_{count}": idle,
+            f"per_institution_{count}": seconds / count,
+            "peak_gib": peak[0] / 2**30,
+        }
+        cells = (seconds, computing, overhead, idle, figures[f"ratio_{count}"], figures["peak_gib"])
+        table.add_row(str(count), *(f"{cell:.2f}" for cell in cells))
+    around.show(table)
+    return figures
+
+
+def scenario_of(count: int) -> Scenario:
+    """The least that lets everybody evaluate after every stage."""
+
+    def data(phantom: str) -> dict[str, Any]:
+        return {"reader": "phantom", "phantom": phantom, "images": 8, "size": 64, "limit": {"test": 1}}
+
+    holders = [
+        {"name": f"holder-{i}", "data": {task: data(phantom)}}
+        for i, (task, phantom) in enumerate(zip(STREAM, ("polyp", "histology"), strict=True))
+    ]
+    others = [
+        {"name": f"other-{i}", "unseen": True, "data": {"other": data("glomeruli_a")}}
+        for i in range(count - len(STREAM))
+    ]
+    return Scenario.model_validate(
+        {
+            "name": "scale",
+            "stream": list(STREAM),
+            "backbone": {"name": "tiny"},
+            "training": {"epochs": 1, "floor": False, "instances": 1},
+            "router": {"folds": 2},
+            "evaluation": {"max_instances": 1},
+            "institutions": [*holders, *others],
+        }
+    )
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+def evaluation_seconds(of_run: dict[str, Any]) -> float:
+    """Of the last stage: everybody asked, everything loaded."""
+    return float(of_run["timing"]["stages"][-1]["evaluate"])
+
+
+def computed(run: Path) -> float:
+    """Processor seconds inside institutions for the same stage's evaluation."""
+    seconds = [
+        work.processor_seconds
+        for private in run.glob("institutions/*/private")
+        for work in noted(private)
+        if work.kind == "evaluate.stage" and work.stage == len(STREAM)
+    ]
+    if not seconds:
+        raise RunError(f"{run}: no institution noted what it computed")
+    return sum(seconds)
+
+
+def idle_round(around: Surroundings, count: int, simulated: dict[str, Any]) -> float:
+    """Seconds of the idle app's round with the bytes of an evaluation; the first one starts workers."""
+    down, up = (
+        sum(size for name, size in simulated["bytes"][way].items() if name.startswith("other"))
+        / (count - len(STREAM))
+        / EVALUATIONS
+        for way in ("down", "up")
+    )
+    lines: list[str] = []
+    settings = {"nodes": count, "rounds": EVALUATIONS + 1, "down": int(down), "up": int(up)}
+    around.engines.flower_app(IDLE_APP, settings, count, lines.append)
+    seconds = [
+        float(found[1]) for line in lines if (found := re.search(r"idle \| round took ([\d.]+)", line))
+    ]
+    if len(seconds) != EVALUATIONS + 1:
+        raise RunError(f"scale: expected {EVALUATIONS + 1} rounds of the idle app, found {len(seconds)}")
+    return median(seconds[1:])
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The most that this process and all it started held together meanwhile, in bytes ([0])."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            peak[0] = max(peak[0], held_together())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def held_together() -> int:
+    """Bytes of this process and its descendants; pages that several share count once (PSS)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+        except (OSError, ValueError, IndexError):
+            continue  # it has ended meanwhile
+    total, pending = 0, [os.getpid()]
+    while pending:
+        process = pending.pop()
+        pending += children.get(process, [])
+        try:
+            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+        except (OSError, ValueError):
+            continue
+    return total

@@ -1,0 +1,168 @@
+"""Seconds of a training epoch: from cached embeddings, against the loop that encodes in every epoch.
+
+Both sides are one training loop with the same draws. The other side, as the method's authors train,
+encodes every image at every step in float32 and decodes with SAM's own decoder. With a float32 cache the
+losses must be equal before speed counts. ViT-B's weights are random: speed only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
+from casam_bench.timing import clock, interleaved
+from casam_core.bank.entries import rounded
+from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.model.training import Example, TrainingResult, train_layer
+from casam_core.model.validation import validator
+from casam_core.seeding import derive_seed, numpy_generator
+from client.data.dataset import LoadedSample
+
+MODALITY, INSTANCES, EPOCHS = "histology", 5, 24
+REPEATS, VIT_REPEATS = 3, 2
+LONG_TRAIN, LONG_VALIDATE, LONG_STEPS = 6, 4, 24
+"""What bfloat16 does to a trained layer: few steps on few images, both ways from the same start."""
+
+
+def run(around: Surroundings) -> Figures:
+    """Figures by backbone B: ratio_B (seconds of an epoch), ratio_24_B (of 24 epochs, the one encoding
+    counted), ours_seconds_B, official_seconds_B (per image); ratio_bfloat16_B; loss_error (relative, float32
+    cache), loss_error_float16 (the default store); iou_trained, and iou_change_bfloat16 and
+    iou_change_float16_entry (points)."""
+    table = Table(title=f"training, seconds an image and epoch ({INSTANCES} instances, low_rank 8)")
+    for name in ("backbone", "official loop", "ours", "ours, bfloat16", "ratio", "24 epochs", "bfloat16"):
+        table.add_column(name, justify="left" if name == "backbone" else "right")
+    figures: Figures = {}
+    models: dict[str, tuple[Callable[..., Backbone], int, int]] = {"lite_medsam": (lite_medsam, 2, REPEATS)}
+    if not around.smoke:
+        models["vit_b"] = (random_vit_b, 1, VIT_REPEATS)
+    for name, (load, images, repeats) in models.items():
+        around.say(f"train: {name}")
+        found = measure(around, load, phantoms(MODALITY, images), repeats)
+        if name == "lite_medsam":
+            figures |= {key: found[key] for key in ("loss_error", "loss_error_float16")}
+        figures |= {f"{key}_{name}": value for key, value in found.items() if not key.startswith("loss")}
+        cells = (
+            "official_seconds",
+            "ours_seconds",
+            "bfloat16_seconds",
+            "ratio",
+            "ratio_24",
+            "ratio_bfloat16",
+        )
+        table.add_row(name, *(f"{found[key]:.2f}" for key in cells))
+    if not around.smoke:
+        around.say("train: what bfloat16 does to a layer")
+        figures |= low_precision(around)
+    around.show(table)
+    around.say(
+        f"train: losses differ by {figures['loss_error']:.1e} relative (float32 cache), "
+        f"{figures['loss_error_float16']:.1e} (float16 cache)"
+    )
+    return figures
+
+
+def measure(
+    around: Surroundings, load: Callable[..., Backbone], samples: Sequence[LoadedSample], repeats: int
+) -> Figures:
+    """One backbone: epochs of both loops in turns, and whether their losses agree."""
+    backbone = load(cpu(around.threads))
+    faster = load(cpu(around.threads, precision="bfloat16"))
+    with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
+        exact = EmbeddingStore(Path(folder), "float32")
+        now = clock(around.threads)
+        begun = now()
+        keys = [exact.embed(item.image_HW3, backbone)[0] for item in samples]
+        encoding = (now() - begun) / len(samples)
+
+        def encoded(i: int) -> Example:
+            return Example(backbone.encode([samples[i].image_HW3])[0], samples[i].labels_HW)
+
+        def from_store(i: int) -> Example:
+            return Example(exact.load(keys[i]), samples[i].labels_HW)
+
+        def rounded(i: int) -> Example:
+            return Example(exact.load(keys[i]).half().float(), samples[i].labels_HW)
+
+        official = as_released(backbone)
+        first, ours, half = (
+            epoch(model, load_example, len(samples))
+            for model, load_example in ((official, encoded), (backbone, from_store), (backbone, rounded))
+        )
+        sides = {
+            "official": lambda: epoch(official, encoded, len(samples)),
+            "ours": lambda: epoch(backbone, from_store, len(samples)),
+            "bfloat16": lambda: epoch(faster, from_store, len(samples)),
+        }
+        seconds = interleaved(sides, repeats=repeats, threads=around.threads, warm_up=False)
+    per_image = {name: taken / len(samples) for name, taken in seconds.items()}
+    return {
+        "loss_error": difference(first, ours),
+        "loss_error_float16": difference(first, half),
+        "official_seconds": per_image["official"],
+        "ours_seconds": per_image["ours"],
+        "bfloat16_seconds": per_image["bfloat16"],
+        "ratio": per_image["official"] / per_image["ours"],
+        "ratio_24": EPOCHS * per_image["official"] / (encoding + EPOCHS * per_image["ours"]),
+        "ratio_bfloat16": per_image["official"] / per_image["bfloat16"],
+    }
+
+
+def epoch(backbone: Backbone, load_example: Callable[[int], Example], images: int) -> TrainingResult:
+    """One pass of the product's own loop over the images, always from the same beginning."""
+    return trained(
+        backbone, load_example, images, TrainingSpec(epochs=1, batch_images=1, instances=INSTANCES)
+    )[1]
+
+
+def trained(
+    backbone: Backbone, load_example: Callable[[int], Example], images: int, spec: TrainingSpec
+) -> tuple[AlignmentLayer, TrainingResult]:
+    """A layer of the default form, and its losses."""
+    form = AlignmentSpec()
+    layer = build_layer(form, backbone.geometry.channels, derive_seed(SEED, "train"))
+    result = train_layer(
+        layer,
+        backbone,
+        load_example,
+        images,
+        spec,
+        learning_rate=learning_rate_of(form),
+        rng=numpy_generator(SEED, "train"),
+        progress=lambda done, total: None,
+    )
+    return layer, result
+
+
+def difference(one: TrainingResult, other: TrainingResult) -> float:
+    """The largest relative difference of two runs' losses, step by step."""
+    pairs = zip(one.losses, other.losses, strict=True)
+    return max(abs(a - b) / abs(a) for a, b in pairs)
+
+
+def low_precision(around: Surroundings) -> Figures:
+    """Points of validation IoU: a layer trained in bfloat16 against one in float32, and the latter rounded as
+    entries are in float16. All are measured in float32."""
+    backbone, faster = (lite_medsam(cpu(around.threads, precision=p)) for p in ("float32", "bfloat16"))
+    samples = phantoms(MODALITY, LONG_TRAIN + LONG_VALIDATE)
+    known = [Example(backbone.encode([s.image_HW3])[0].half().float(), s.labels_HW) for s in samples]
+    held_out = known[LONG_TRAIN:]
+    spec = TrainingSpec(epochs=1000, max_steps=LONG_STEPS, batch_images=1, instances=2)
+    validate = validator(
+        held_out.__getitem__, len(held_out), backbone, TrainingSpec(), numpy_generator(SEED, "validate")
+    )
+    assert validate is not None  # every phantom has visible instances
+    exact, low = (trained(model, known.__getitem__, LONG_TRAIN, spec)[0] for model in (backbone, faster))
+    iou = validate(exact)
+    changes = {"iou_change_bfloat16": validate(low) - iou}
+    set_weights(exact, rounded(weights_of(exact)))
+    changes["iou_change_float16_entry"] = validate(exact) - iou
+    return {"iou_trained": iou, **{name: 100 * abs(change) for name, change in changes.items()}}

@@ -1,0 +1,73 @@
+"""New banks from old ones. A bank is never changed in place, and no entry's byte ever changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from casam_core.bank.bank import Bank
+from casam_core.bank.entry_file import Entry
+from casam_core.errors import BankError
+from casam_core.files import new_folder
+
+
+def write_bank(out: Path, entries: Iterable[bytes]) -> Bank:
+    """A new bank of these entry files, in this order: whole or absent. Raises BankError if `out` exists."""
+    with new_folder(out) as folder:
+        bank = Bank.open(folder, create=True)
+        for data in entries:
+            bank.add_bytes(data)
+    return Bank.open(out)
+
+
+def without(bank: Bank, task: str, out: Path) -> Bank:
+    """A new bank that lacks the entry of `task`; the others keep their bytes and order."""
+    bank.bytes_of(task)  # refuses a task that is not there
+    return write_bank(out, (bank.bytes_of(other) for other in bank.tasks if other != task))
+
+
+def merged(banks: Mapping[str, Bank], out: Path) -> Bank:
+    """A new bank of all entries, in the order of the banks and of their tasks.
+
+    banks: by the name an error should use. An entry that several banks hold is taken once. Raises
+    BankError when two banks hold different entries of one task, or entries that cannot be compared.
+    """
+    found: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    for name, bank in banks.items():
+        for task in bank.tasks:
+            data = bank.bytes_of(task)
+            if files.setdefault(task, data) != data:
+                raise BankError(
+                    f"{found[task]} and {name} hold different entries of task {task!r}; "
+                    f"remove one first: casam bank remove {name} {task} --out NEW"
+                )
+            found.setdefault(task, name)
+    check_alike([Entry.from_bytes(data) for data in files.values()])
+    return write_bank(out, files.values())
+
+
+def check_alike(entries: Iterable[Entry]) -> None:
+    """Refuse entries whose scores cannot be compared: another backbone, router or router features."""
+    first: Entry | None = None
+    for entry in entries:
+        first = first or entry
+        want, have = _what_scores_need(first), _what_scores_need(entry)
+        for name, value in want.items():
+            if have.get(name, value) != value:
+                raise BankError(
+                    f"entries of one bank must share their {name}: task {first.task!r} has {value}, "
+                    f"task {entry.task!r} has {have[name]}; keep them in separate banks"
+                )
+
+
+def _what_scores_need(entry: Entry) -> dict[str, object]:
+    about = entry.provenance
+    needs: dict[str, object] = {
+        "backbone": about.backbone,
+        "router": about.router,
+        "features": about.features,
+    }
+    if about.router == "vae":  # the others' scores have neither
+        needs |= {"beta": about.beta, "sampled": about.sampled}
+    return needs

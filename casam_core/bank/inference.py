@@ -1,0 +1,227 @@
+"""Using entries: the layer that answers, the route of an embedding, the masks of an image.
+
+An institution's evaluation and whoever uses a finished bank share these functions, so that a bank
+segments an image afterwards as it did when it was measured.
+
+z_CHW, z_BCHW: frozen embeddings, float32. f_F: pooled feature. N prompts, H x W image pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from casam_core.bank.bank import Bank
+from casam_core.bank.edit import check_alike
+from casam_core.bank.entry_file import Entry, Head
+from casam_core.config.scenario import AlignmentSpec, RouterSpec
+from casam_core.errors import BankError, ScenarioError
+from casam_core.model.backbones import Backbone
+from casam_core.model.compute import Compute
+from casam_core.model.forms import AlignmentLayer, build_layer, set_weights
+from casam_core.model.forms.identity import channels_in
+from casam_core.model.frame import Frame
+from casam_core.model.prompts import Prompts
+from casam_core.routing.decision import Route, decide
+from casam_core.routing.features import pool
+from casam_core.routing.routers import Router, build_router
+from casam_core.routing.routers.gaussian import GaussianRouter
+from casam_core.routing.routers.stack import GaussianStack
+
+PROMPTS_PER_DECODE = 8
+"""The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
+
+STACK_FROM = 6
+"""Entries from which scoring all at once is worth the memory it takes (70 KB each)."""
+
+
+def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -> AlignmentLayer:
+    """The entry's Alignment Layer, ready to use.
+
+    backbone: for forms that change SAM itself. Raises BankError when it is needed and absent, or when
+    the weights do not fit the form.
+    """
+    about = entry.provenance
+    try:
+        layer = build_layer(AlignmentSpec(form=about.form, rank=about.rank), channels, 0, backbone)
+        set_weights(layer, entry.layer)
+    except (BankError, ScenarioError, ValueError) as error:
+        raise BankError(f"entry of task {entry.task!r} cannot be used: {one_line(error)}") from error
+    return layer.eval().requires_grad_(False)
+
+
+def entry_router(entry: Entry) -> Router:
+    """The router that scores this entry's state. Raises BankError for one this version does not know."""
+    about = entry.provenance
+    settings = {"kind": about.router, "features": about.features, "beta": about.beta}
+    try:
+        return build_router(RouterSpec.model_validate(settings | {"sampled": about.sampled}))
+    except (ScenarioError, ValueError) as error:
+        raise BankError(f"entry of task {entry.task!r} cannot be routed: {one_line(error)}") from error
+
+
+def route_among(heads: Iterable[Head], score: Callable[[Head], float]) -> Route:
+    """The routing decision over the entries that have a threshold, in the order they were learned."""
+    known = [(head, head.threshold) for head in heads if head.threshold is not None]
+    return decide(
+        [head.task for head, _ in known],
+        [score(head) for head, _ in known],
+        [threshold for _, threshold in known],
+    )
+
+
+@torch.no_grad()
+def align(seen_CHW: Tensor, layer: AlignmentLayer | None, compute: Compute) -> Tensor:
+    """z_CHW on the compute device behind `layer`; None is the identity, frozen SAM.
+
+    seen_CHW: what the layer sees, z_CHW but for a form that sees pixels.
+    """
+    seen_CHW = seen_CHW.to(compute.device)
+    if layer is None:
+        return seen_CHW
+    with compute.autocast():
+        aligned: Tensor = layer.to(seen_CHW.device)(seen_CHW[None])[0].float()
+    return aligned
+
+
+@torch.no_grad()
+def decode_masks(
+    backbone: Backbone,
+    z_CHW: Tensor,
+    frame: Frame,
+    prompts: Prompts,
+    layer: AlignmentLayer | None = None,
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
+    """(masks_nHW, iou_n) of a few prompts at a time; prompts in image pixels, masks at the image's size.
+
+    z_CHW is on the backbone's device. iou_n is the decoder's own estimate of its masks' IoU.
+    layer: the one behind z_CHW, which may bring its own mask decoder.
+    """
+    decoder = layer.own_decoder() if layer is not None else None
+    in_frame = prompts.into(frame)
+    for start in range(0, len(prompts), PROMPTS_PER_DECODE):
+        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[start : start + PROMPTS_PER_DECODE], decoder)
+        yield (frame.restore(logits_nhw) > 0).cpu().numpy(), iou_n.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class LoadedEntry:
+    """One task, ready to use. layer maps z_BCHW to z_BCHW; its weights are frozen."""
+
+    entry: Entry
+    layer: AlignmentLayer
+    router: Router
+    channels: int
+
+    @staticmethod
+    def of(entry: Entry) -> LoadedEntry:
+        """Build the layer and try the router once. Raises BankError when either cannot work."""
+        channels = channels_of(entry)
+        loaded = LoadedEntry(entry, entry_layer(entry, channels), entry_router(entry), channels)
+        try:
+            if entry.threshold is not None:
+                loaded.score(torch.zeros(channels, 2, 2))
+        except Exception as error:  # whatever arithmetic on arrays of other names and shapes raises
+            raise BankError(
+                f"entry of task {entry.task!r}: its {entry.provenance.router} router does not score a "
+                f"{channels}-channel embedding ({type(error).__name__}: {one_line(error)})"
+            ) from error
+        return loaded
+
+    def score(self, z_CHW: Tensor) -> float:
+        """How unlike this task the embedding is; lower is nearer."""
+        return self.score_feature(pool(z_CHW, self.entry.provenance.features))
+
+    def score_feature(self, f_F: Tensor) -> float:
+        """The same from the embedding's pooled feature."""
+        return self.router.score(f_F, self.entry.router)
+
+
+class LoadedBank(Mapping[str, LoadedEntry]):
+    """Tasks in the order they were learned; nothing about it changes after loading.
+
+    digest: the bank's. backbone: SHA-256 of the weights that its embeddings must come from, None for
+    an empty bank.
+    """
+
+    def __init__(self, entries: Iterable[Entry], digest: str) -> None:
+        known = list(entries)
+        check_alike(known)
+        self._entries = {entry.task: LoadedEntry.of(entry) for entry in known}
+        self.digest = digest
+        self.backbone = known[0].provenance.backbone if known else None
+        self._routable = [loaded for loaded in self._entries.values() if loaded.entry.threshold is not None]
+
+    def __getitem__(self, task: str) -> LoadedEntry:
+        if task not in self._entries:
+            raise BankError(
+                f"no entry for task {task!r}; the bank holds: {', '.join(self._entries) or 'nothing'}"
+            )
+        return self._entries[task]
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def route(self, z_BCHW: Tensor) -> tuple[Route, ...]:
+        """One route per embedding, each decided on its own. Raises BankError for another shape."""
+        channels = {loaded.channels for loaded in self.values()}
+        if z_BCHW.dim() != 4 or not channels <= {z_BCHW.shape[1]}:
+            wanted = f"C = {channels.pop()}" if channels else "any C"
+            raise BankError(f"expected z_BCHW with {wanted}, found shape {tuple(z_BCHW.shape)}")
+        if not self._routable:
+            return tuple(decide([], [], []) for _ in z_BCHW)
+        # Entries of one bank share their router's features (check_alike).
+        features = self._routable[0].entry.provenance.features
+        return tuple(self.route_feature(pool(z_CHW, features)) for z_CHW in z_BCHW)
+
+    def route_feature(self, f_F: Tensor) -> Route:
+        """The route of one embedding by its pooled feature; the bits of scoring every entry by itself."""
+        near = self._routable
+        if self._stack is not None:
+            near = [near[i] for i in self._stack.contenders(f_F)]
+        return route_among(
+            (loaded.entry.head for loaded in near), lambda head: self[head.task].score_feature(f_F)
+        )
+
+    @cached_property
+    def _stack(self) -> GaussianStack | None:
+        """All states at once, where there are many and the router can."""
+        if len(self._routable) < STACK_FROM or not isinstance(self._routable[0].router, GaussianRouter):
+            return None
+        return GaussianStack([loaded.entry.router for loaded in self._routable])
+
+
+def load_bank(folder: Path | str) -> LoadedBank:
+    """The bank in `folder`, ready to use. Raises BankError when it is damaged or mixes what cannot mix."""
+    bank = Bank.open(Path(folder))
+    return LoadedBank(bank, bank.digest)
+
+
+def channels_of(entry: Entry) -> int:
+    """The embedding's C. Raises BankError for a layer that does not say."""
+    try:
+        return channels_in(entry.layer)
+    except ValueError as error:
+        raise BankError(f"entry of task {entry.task!r}: {error}; restore it from a copy") from error
+
+
+def one_line(error: Exception) -> str:
+    """The error's text without line breaks; of a refused setting, the first fault."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}"
+    return " ".join(str(error).split())

@@ -1,0 +1,167 @@
+"""Segment an image with a finished bank: encode, route, align, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from casam_core.bank.inference import LoadedBank, align, decode_masks
+from casam_core.config.scenario import BackboneSpec, ComputeSpec
+from casam_core.errors import BankError, PromptError, ScenarioError
+from casam_core.model.backbones import BACKBONES, Backbone, load_backbone, released_digests
+from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.model.prompts import Prompts
+from casam_core.routing.decision import IDENTITY, Route
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's masks, in the order of its boxes, then its points.
+
+    masks_NHW: bool at the image's size. iou_N: the decoder's estimate of each mask's IoU. name: who
+    answered, a task or `identity` (frozen SAM). route: what the router found, also where the caller
+    chose. threshold: of the route's nearest task, None for an empty bank.
+    """
+
+    masks_NHW: NDArray[np.bool_]
+    iou_N: NDArray[np.float32]
+    name: str
+    route: Route
+    threshold: float | None
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """labels_HW: 0 for background, 1..N for the prompts' masks; where two overlap, the later prompt's."""
+        labels_HW = np.zeros(self.masks_NHW.shape[1:], np.int32)
+        for number, mask_HW in enumerate(self.masks_NHW, 1):
+            labels_HW[mask_HW] = number
+        return labels_HW
+
+
+class Segmenter:
+    """A backbone and the bank that was learned on it. Raises BankError when they do not belong together."""
+
+    def __init__(self, backbone: Backbone, bank: LoadedBank) -> None:
+        if bank.backbone not in (None, backbone.digest):
+            raise BankError(
+                f"the bank was learned on a backbone of SHA-256 {bank.backbone}, but {backbone.name} has "
+                f"{backbone.digest}; load the bank's own backbone"
+            )
+        self.backbone = backbone
+        self.bank = bank
+
+    def embed(self, image_HW3: NDArray[np.uint8]) -> Tensor:
+        """z_1CHW float32 of a uint8 RGB image.
+
+        Rounded to half precision, as the embedding store does: layers were trained, and thresholds
+        chosen, on such values.
+        """
+        if image_HW3.dtype != np.uint8 or image_HW3.ndim != 3 or image_HW3.shape[2] != 3:
+            raise PromptError(
+                f"image: expected uint8 of shape (height, width, 3), found {image_HW3.dtype} "
+                f"{image_HW3.shape}; convert it to RGB first"
+            )
+        return self.backbone.encode([image_HW3]).cpu().half().float()
+
+    def predict(
+        self,
+        image_HW3: NDArray[np.uint8],
+        boxes: ArrayLike = (),
+        *,
+        points: ArrayLike = (),
+        task: str | None = None,
+    ) -> Prediction:
+        """One mask per prompt.
+
+        boxes: (N, 4) as x0, y0, x1, y1 of the first and the last pixel; points: (N, 2) as x, y; both in
+        the image's pixels. task: answer with this task's entry, or with `identity`, whatever the router
+        says. Raises PromptError for prompts that do not fit the image, BankError for an unknown task.
+        """
+        prompts = checked_prompts(boxes, points, *image_HW3.shape[:2])
+        if task is not None and task != IDENTITY:
+            self.bank[task]  # refuses a name it does not know before the encoder's seconds are spent
+        z_1CHW = self.embed(image_HW3)
+        (route,) = self.bank.route(z_1CHW)
+        name = route.name if task is None else task
+        layer = None if name == IDENTITY else self.bank[name].layer
+        z_CHW = align(z_1CHW[0], layer, self.backbone.compute)
+        frame = self.backbone.frame(image_HW3)
+        parts = [part for some in prompts for part in decode_masks(self.backbone, z_CHW, frame, some)]
+        return Prediction(
+            masks_NHW=np.concatenate([masks for masks, _ in parts]),
+            iou_N=np.concatenate([iou for _, iou in parts]),
+            name=name,
+            route=route,
+            threshold=None if route.nearest is None else self.bank[route.nearest].entry.threshold,
+        )
+
+
+def checked_prompts(boxes: ArrayLike, points: ArrayLike, height: int, width: int) -> list[Prompts]:
+    """Boxes and points that lie inside the image, at least one prompt together. Raises PromptError."""
+    boxes_N4, points_N2 = _numbers("box x0,y0,x1,y1", boxes, 4), _numbers("point x,y", points, 2)
+    for what, rows in (("box", boxes_N4), ("point", points_N2)):
+        for row in rows:
+            x, y = row[0::2], row[1::2]
+            inside = (x >= 0).all() and (y >= 0).all() and (x <= width - 1).all() and (y <= height - 1).all()
+            if not inside or x[0] > x[-1] or y[0] > y[-1]:  # NaN is never inside
+                order = ", x0 <= x1 and y0 <= y1" if what == "box" else ""
+                raise PromptError(
+                    f"{what} {','.join(f'{value:g}' for value in row)}: expected x in 0..{width - 1} and "
+                    f"y in 0..{height - 1}{order}; correct it"
+                )
+    prompts = []
+    if len(boxes_N4):
+        prompts.append(Prompts(boxes_N4=boxes_N4))
+    if len(points_N2):
+        prompts.append(Prompts(points_N2=points_N2))
+    if not prompts:
+        raise PromptError("expected at least one box or point, found none; say what to segment")
+    return prompts
+
+
+def _numbers(what: str, rows: ArrayLike, columns: int) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(rows, np.float32)
+        return array.reshape(0, columns) if array.size == 0 else array.reshape(len(array), columns)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"expected a list of {what}, found {rows!r}") from error
+
+
+def backbone_for(
+    bank: LoadedBank,
+    name: str | None = None,
+    *,
+    checkpoint: str | None = None,
+    device: str = "auto",
+    threads: int = 1,
+) -> Backbone:
+    """The backbone that the bank was learned on, loaded once per process.
+
+    name: needed where the bank's digest is not that of a released model. checkpoint: the file of an
+    official SAM (vit_*); it must have the bank's digest. threads: 1 gives the bits of a run with default
+    settings, more is faster. Raises BankError, CheckpointError or ScenarioError.
+    """
+    known = {digest: model for model, digest in released_digests().items()}
+    if name is None:
+        if bank.backbone is None:
+            raise BankError("an empty bank has no backbone to go by; name one with --backbone")
+        if bank.backbone not in known:
+            raise BankError(
+                f"the bank was learned on a backbone of SHA-256 {bank.backbone}, which is no released model; "
+                "name it with --backbone and --checkpoint"
+            )
+        name = known[bank.backbone]
+    if name not in BACKBONES:
+        raise ScenarioError(f"backbone: expected one of {', '.join(BACKBONES)}, found {name!r}")
+    try:
+        compute = resolve_compute(ComputeSpec(device=device, threads=threads))
+    except ValueError as error:
+        raise ScenarioError(
+            f"expected device auto, cpu, mps or cuda:N and 1 to 256 threads, found {device!r} and {threads}"
+        ) from error
+    prepare_process(compute)
+    about = {"name": name, "checkpoint": checkpoint, "sha256": bank.backbone if checkpoint else None}
+    return load_backbone(BackboneSpec.model_validate(about), compute)

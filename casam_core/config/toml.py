@@ -1,0 +1,139 @@
+"""Reading a scenario file, with errors a person can act on: file, key, what was found and expected."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from casam_core.config.policy import Policy
+from casam_core.config.scenario import Scenario
+from casam_core.errors import CasamError, PolicyError, ScenarioError
+
+Table = dict[str, Any]
+
+
+def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
+    """Content of a TOML file, or of a JSON file as runs leave it. Raises `refuse`."""
+    try:
+        if path.suffix == ".json":
+            return as_table(json.loads(path.read_text(encoding="utf-8")))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise refuse(f"{path}: no such {what} file; check the path") from error
+    except ValueError as error:  # what both parsers and the decoder raise
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise refuse(f"{path}: not valid {kind}: {error}") from error
+    except OSError as error:
+        raise refuse(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def as_table(content: Any) -> Table:
+    """Raises ValueError for JSON that is no object."""
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, found {type(content).__name__}")
+    return content
+
+
+def read_policy(path: Path) -> Policy:
+    """An institution's policy. Raises PolicyError."""
+    try:
+        return Policy.model_validate(read_table(path, "policy", PolicyError))
+    except ValidationError as error:
+        raise PolicyError(f"{path}: {explain(error)}") from error
+
+
+def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario in `path`, with `KEY=VALUE` overrides applied. Raises ScenarioError."""
+    table = read_table(path, "scenario", ScenarioError)
+    for override in overrides:
+        apply_override(table, override)
+    return parse_scenario(table, str(path))
+
+
+def parse_scenario(table: Table, source: str) -> Scenario:
+    """Validate a table; the first fault becomes one line that names the file, the key and the value."""
+    try:
+        return Scenario.model_validate(table)
+    except ValidationError as error:
+        raise ScenarioError(f"{source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """One line for the first fault, and how many more there are."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key {key!r}; see docs/scenario.md for the keys there are"
+    elif first["type"] == "missing":
+        text = f"key {key!r} is missing"
+    elif first["type"] == "value_error":
+        text = (f"{key}: " if key else "") + str(first["ctx"]["error"])
+    else:
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return text + more
+
+
+def apply_override(table: Table, override: str) -> None:
+    """Set one key from `KEY=VALUE`, e.g. `training.epochs=3`, in place (see `set_key`).
+
+    The value is read as TOML; what is no TOML value is taken as text. Raises ScenarioError.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ScenarioError(f"--set: expected KEY=VALUE, found {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    set_key(table, key.strip(), value, f"--set {override}")
+
+
+def set_key(table: Table, key: str, value: Any, source: str) -> None:
+    """Set one key in place: names with dots, e.g. `institutions.heart-centre.data.polyp.images`.
+
+    An item of a list is reached by its number or, where it has one, its `name`; `*` reaches every item of a
+    list or table that is there. source: what an error names. Raises ScenarioError.
+    """
+    *parents, leaf = key.split(".")
+    places: list[Any] = [table]
+    for part in parents:
+        places = [inner for place in places for inner in _steps(place, part, source)]
+    for place in places:
+        if isinstance(place, list):
+            for number in _numbers(place, leaf, source):
+                place[number] = copy.deepcopy(value)
+        elif not isinstance(place, dict):
+            raise ScenarioError(f"{source}: there is no table to hold {leaf!r}")
+        elif leaf == "*":
+            place.update({name: copy.deepcopy(value) for name in place})
+        else:
+            place[leaf] = copy.deepcopy(value)
+
+
+def _steps(here: Any, part: str, source: str) -> list[Any]:
+    """What lies one step further; a table that is not there yet is made."""
+    if isinstance(here, dict):
+        return list(here.values()) if part == "*" else [here.setdefault(part, {})]
+    if isinstance(here, list):
+        return [here[number] for number in _numbers(here, part, source)]
+    raise ScenarioError(f"{source}: {part!r} leads nowhere in the scenario")
+
+
+def _numbers(items: list[Any], part: str, source: str) -> list[int]:
+    """Positions of the items that `part` names. Raises ScenarioError where there are none."""
+    found = [
+        number
+        for number, item in enumerate(items)
+        if part in ("*", str(number)) or (isinstance(item, dict) and item.get("name") == part)
+    ]
+    if not found:
+        raise ScenarioError(f"{source}: {part!r} leads nowhere in the scenario")
+    return found

@@ -1,0 +1,141 @@
+"""The one interface of a frozen Segment Anything backbone.
+
+Shapes: B images, C embedding channels, H' x W' embedding cells, S the input frame's side,
+N prompts, h x w the decoder's low-resolution masks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import MaskDecoder, PromptEncoder
+from torch import Tensor, nn
+
+from casam_core.model.backbones.fast_encoder import FastEncoder
+from casam_core.model.backbones.mask_decoder import decode_prompts
+from casam_core.model.compute import Compute
+from casam_core.model.frame import Frame, frame_of, pad_to_square
+from casam_core.model.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """side: the input frame. channels, cells: the embedding is C x cells x cells. low: mask logits."""
+
+    side: int
+    channels: int
+    cells: int
+
+    @property
+    def low(self) -> int:
+        """Side of the decoder's mask logits."""
+        return 4 * self.cells
+
+
+class Backbone(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; no parameter is ever trained.
+
+    digest: SHA-256 that names the weights; two backbones with one digest give equal embeddings.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        digest: str,
+        geometry: Geometry,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        compute: Compute,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.digest = digest
+        self.geometry = geometry
+        self.compute = compute
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.requires_grad_(False).eval().to(compute.device)
+        self.image_pe: Tensor = prompt_encoder.get_dense_pe()
+
+    @property
+    def transform(self) -> str:
+        """Names the preprocessing; part of every embedding's key."""
+        return f"{self.name}-{self.geometry.side}-{self.normalisation}"
+
+    @property
+    @abstractmethod
+    def normalisation(self) -> str:
+        """Names how pixel values are normalised."""
+
+    @abstractmethod
+    def normalise(self, image_hw3: NDArray[np.uint8]) -> Tensor:
+        """x_3hw float32 from an image at its inner size."""
+
+    def frame(self, image_HW3: NDArray[np.uint8]) -> Frame:
+        """This image's place in the input frame."""
+        return frame_of(image_HW3, self.geometry.side)
+
+    def preprocess(self, image_HW3: NDArray[np.uint8]) -> Tensor:
+        """x_3SS float32: resized, normalised, padded."""
+        resized = self.frame(image_HW3).resize_image(image_HW3)
+        return pad_to_square(self.normalise(resized), self.geometry.side)
+
+    @cached_property
+    def preprocessing(self) -> str:
+        """16 hex digits over what `preprocess` makes of a fixed picture.
+
+        Two institutions whose image library resizes otherwise would share weights and still see other
+        images; their digits differ.
+        """
+        y, x, channel = np.ogrid[:300, :500, :3]
+        picture = ((7 * x + 13 * y + 31 * channel + (x * y) // 50) % 256).astype(np.uint8)
+        seen = self.preprocess(picture).numpy().astype("<f4")
+        return hashlib.sha256(f"{self.transform}\0".encode() + seen.tobytes()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def encode(self, images: list[NDArray[np.uint8]]) -> Tensor:
+        """z_BCHW float32 on the compute device, one embedding per uint8 HxWx3 image."""
+        x_B3SS = torch.stack([self.preprocess(image) for image in images])
+        if self.compute.device.startswith("cuda"):
+            x_B3SS = x_B3SS.pin_memory()  # only from there can a copy run beside the arithmetic
+        x_B3SS = x_B3SS.to(self.compute.device, non_blocking=True)
+        if self.compute.encoder != "plain":
+            z_BCHW: Tensor = self._fast_encoder(x_B3SS)
+            return z_BCHW
+        with self.compute.autocast():
+            z_BCHW = self.image_encoder(x_B3SS)
+        return z_BCHW.float()
+
+    @cached_property
+    def _fast_encoder(self) -> FastEncoder:
+        """Made when it is first needed; `image_encoder` stays for who trains it (form `lora`)."""
+        return FastEncoder(self.image_encoder, self.compute)
+
+    def decode(
+        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: MaskDecoder | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(logits_Nhw, iou_N) float32 for N >= 1 prompts, given in the frame's pixels, on one embedding.
+
+        Single-mask output. Gradients flow to z_CHW. mask_decoder: another one than SAM's own.
+        """
+        xy = torch.as_tensor(prompts.xy, device=z_CHW.device)
+        points = boxes = None
+        if prompts.boxes_N4 is not None:
+            boxes = xy
+        else:
+            points = (xy[:, None, :], torch.ones(len(xy), 1, device=xy.device))
+        sparse_NTC, dense_NCHW = self.prompt_encoder(points=points, boxes=boxes, masks=None)
+        with self.compute.autocast():
+            logits_Nhw, iou_N = decode_prompts(
+                mask_decoder or self.mask_decoder, z_CHW, self.image_pe, sparse_NTC, dense_NCHW[:1]
+            )
+        return logits_Nhw.float(), iou_N.float()

@@ -1,0 +1,137 @@
+"""Alignment Layers: what is learned per task, between the frozen encoder and decoder.
+
+A form is one file and one line of FORMS. Every layer maps z_BCHW to z_BCHW, but for two that change SAM
+itself (casam_core.model.forms.base).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from casam_core.config.scenario import AlignmentSpec
+from casam_core.errors import BankError, ScenarioError
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.forms.casam import CasamLayer
+from casam_core.model.forms.decoder import DecoderLayer
+from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.forms.lora import LoraLayer
+from casam_core.model.forms.low_rank import LowRankLayer
+from casam_core.model.forms.residual import ResidualLayer
+from casam_core.model.forms.scale_shift import ScaleShiftLayer
+from casam_core.seeding import initialisers_from
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """build: (spec, channels, backbone) -> layer. learning_rate: Adam's, when the scenario names none; None
+    where there is nothing to learn. changes_sam: the layer is a part of SAM itself."""
+
+    build: Callable[[AlignmentSpec, int, Backbone | None], AlignmentLayer]
+    learning_rate: float | None
+    changes_sam: bool = False
+
+
+FORMS: dict[str, Form] = {
+    "casam": Form(lambda spec, channels, _: CasamLayer(channels), learning_rate=1e-4),
+    "residual": Form(lambda spec, channels, _: ResidualLayer(channels), learning_rate=1e-4),
+    "low_rank": Form(lambda spec, channels, _: LowRankLayer(channels, spec.rank), learning_rate=3e-3),
+    "scale_shift": Form(lambda spec, channels, _: ScaleShiftLayer(channels), learning_rate=3e-3),
+    "identity": Form(lambda spec, channels, _: IdentityLayer(channels), learning_rate=None),
+    "decoder": Form(
+        lambda spec, _, backbone: DecoderLayer(needed(spec, backbone)), learning_rate=1e-4, changes_sam=True
+    ),
+    "lora": Form(
+        lambda spec, _, backbone: LoraLayer(needed(spec, backbone), spec.rank),
+        learning_rate=1e-3,
+        changes_sam=True,
+    ),
+}
+
+
+def form_of(spec: AlignmentSpec) -> Form:
+    """The form a scenario names. Raises ScenarioError listing the known ones."""
+    if spec.form not in FORMS:
+        raise ScenarioError(
+            f"alignment.form: expected one of {', '.join(sorted(FORMS))}, found {spec.form!r}"
+        )
+    return FORMS[spec.form]
+
+
+def changes_sam(form: str) -> bool:
+    """Whether layers of this form are a part of SAM, and not between its encoder and decoder."""
+    return form in FORMS and FORMS[form].changes_sam
+
+
+def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
+    """The backbone of a form that changes SAM itself. Raises ScenarioError where none is at hand."""
+    if backbone is None:
+        raise ScenarioError(
+            f"alignment.form {spec.form!r} changes SAM itself, it is for comparisons: expected its backbone "
+            "at hand, found none; use the other forms outside of `casam run` and `casam compare`"
+        )
+    return backbone
+
+
+def build_layer(
+    spec: AlignmentSpec, channels: int, seed: int, backbone: Backbone | None = None
+) -> AlignmentLayer:
+    """A fresh layer; its initial weights depend on `seed` alone (and on the backbone where it is a part
+    of it). Raises ScenarioError for an unknown form."""
+    form = form_of(spec)
+    with initialisers_from(seed):
+        return form.build(spec, channels, backbone)
+
+
+def learning_rate_of(spec: AlignmentSpec) -> float:
+    """The scenario's learning rate or the form's own. Raises ScenarioError for a form that cannot learn."""
+    default = form_of(spec).learning_rate
+    if default is None:
+        raise ScenarioError(
+            f"alignment.form: expected one that learns, found {spec.form!r}; "
+            "for frozen SAM set method = 'frozen'"
+        )
+    return spec.learning_rate if spec.learning_rate is not None else default
+
+
+def weights_of(layer: nn.Module) -> Weights:
+    """A layer's parameters as float32 arrays, by name."""
+    return {name: value.detach().cpu().float().numpy().copy() for name, value in layer.state_dict().items()}
+
+
+def set_weights(layer: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Load weights; BankError names what does not fit. The layer is unchanged if anything does not."""
+    want = layer.state_dict()
+    if want.keys() != weights.keys():
+        raise BankError(
+            f"layer weights do not fit: missing {sorted(want.keys() - weights.keys())}, "
+            f"unexpected {sorted(weights.keys() - want.keys())}"
+        )
+    for name, value in want.items():
+        if tuple(value.shape) != weights[name].shape:
+            raise BankError(
+                f"layer weight {name}: expected shape {tuple(value.shape)}, found {weights[name].shape}"
+            )
+    layer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+
+
+__all__ = [
+    "FORMS",
+    "AlignmentLayer",
+    "Form",
+    "Weights",
+    "build_layer",
+    "changes_sam",
+    "form_of",
+    "learning_rate_of",
+    "set_weights",
+    "weights_of",
+]

@@ -1,0 +1,25 @@
+"""Form `decoder`, for comparison: fine-tune SAM's mask decoder; embeddings stay as they are."""
+
+from __future__ import annotations
+
+import copy
+
+from segment_anything.modeling import MaskDecoder
+from torch import Tensor
+
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.base import AlignmentLayer
+
+
+class DecoderLayer(AlignmentLayer):
+    """A copy of the backbone's mask decoder; at step 0 exactly frozen SAM."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.mask_decoder = copy.deepcopy(backbone.mask_decoder).requires_grad_(True)
+
+    def own_decoder(self) -> MaskDecoder:
+        return self.mask_decoder
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        return z_BCHW

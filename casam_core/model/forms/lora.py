@@ -1,0 +1,53 @@
+"""Form `lora`, for comparison: low-rank updates of the image encoder's attention (Hu et al. 2021), by peft.
+
+Every training step and every image runs the whole encoder, where the other forms start from cached
+embeddings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from casam_core.errors import ScenarioError
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.base import AlignmentLayer
+
+TARGETS = ["qkv"]
+"""The attention's projection, called so in segment-anything's ViT and in TinyViT."""
+
+
+class LoraLayer(AlignmentLayer):
+    """The image encoder with W + B A in its attention, A_RD random, B zero: at step 0 exactly frozen.
+
+    Only A and B are parameters of this module; the encoder's own weights are the backbone's, not a copy.
+    """
+
+    sees_pixels = True
+    encoder: Callable[[Tensor], Tensor]
+
+    def __init__(self, backbone: Backbone, rank: int) -> None:
+        super().__init__()
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ScenarioError(
+                "alignment.form: lora needs the package peft, found none; pip install 'casam[lora]'"
+            ) from error
+        shared = {id(weight): weight for weight in backbone.image_encoder.state_dict(keep_vars=True).values()}
+        encoder = copy.deepcopy(backbone.image_encoder, memo=dict(shared))
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), encoder)
+        # A plain attribute: what is frozen is neither saved, nor sent, nor switched to training mode.
+        object.__setattr__(self, "encoder", encoder.eval())
+        self.updates = nn.ParameterDict(
+            {
+                name.replace(".", "/"): value.requires_grad_(True)
+                for name, value in encoder.named_parameters()
+                if "lora_" in name
+            }
+        )
+
+    def forward(self, x_B3SS: Tensor) -> Tensor:
+        return self.encoder(x_B3SS)

@@ -1,0 +1,92 @@
+"""Prompts: one box or one point per instance, in the image's pixels or in a backbone's frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from casam_core.model.frame import Frame
+
+Labels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Exactly one of the two is set. xy in pixels, float32.
+
+    boxes_N4: x0, y0, x1, y1 of the first and last pixel. points_N2: x, y of a foreground point.
+    """
+
+    boxes_N4: NDArray[np.float32] | None = None
+    points_N2: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.boxes_N4 is None) == (self.points_N2 is None):
+            raise ValueError("prompts are either boxes or points")
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    @property
+    def xy(self) -> NDArray[np.float32]:
+        """The coordinates that are set."""
+        xy = self.boxes_N4 if self.boxes_N4 is not None else self.points_N2
+        assert xy is not None
+        return xy
+
+    def __getitem__(self, some: slice) -> Prompts:
+        if self.boxes_N4 is not None:
+            return Prompts(boxes_N4=self.boxes_N4[some])
+        return Prompts(points_N2=self.xy[some])
+
+    def into(self, frame: Frame) -> Prompts:
+        """The same prompts in the frame's pixels."""
+        if self.boxes_N4 is not None:
+            return Prompts(boxes_N4=frame.to_frame(self.boxes_N4))
+        return Prompts(points_N2=frame.to_frame(self.xy))
+
+
+def tight_boxes(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
+    """The tight box of each instance. Every instance must be present."""
+    slices = ndimage.find_objects(labels_HW)
+    boxes = [
+        (s[1].start, s[0].start, s[1].stop - 1, s[0].stop - 1) for s in (slices[i - 1] for i in instances)
+    ]
+    return Prompts(boxes_N4=np.array(boxes, np.float32).reshape(-1, 4))
+
+
+def jittered_boxes(
+    labels_HW: Labels, instances: NDArray[np.int32], amount: float, rng: np.random.Generator
+) -> Prompts:
+    """Tight boxes whose every side is moved by up to `amount` of the box's extent, kept in the image."""
+    boxes = tight_boxes(labels_HW, instances).xy
+    width = boxes[:, 2] - boxes[:, 0] + 1
+    height = boxes[:, 3] - boxes[:, 1] + 1
+    moved = boxes + rng.uniform(-amount, amount, boxes.shape) * np.stack([width, height, width, height], 1)
+    limit = np.array([labels_HW.shape[1] - 1, labels_HW.shape[0] - 1] * 2)
+    return Prompts(boxes_N4=np.clip(moved, 0, limit).astype(np.float32))
+
+
+def random_points(labels_HW: Labels, instances: NDArray[np.int32], rng: np.random.Generator) -> Prompts:
+    """One uniformly drawn pixel of each instance."""
+    points = []
+    for instance in instances:
+        ys, xs = np.nonzero(labels_HW == instance)
+        k = rng.integers(len(ys))
+        points.append((xs[k], ys[k]))
+    return Prompts(points_N2=np.array(points, np.float32).reshape(-1, 2))
+
+
+def central_points(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
+    """The pixel of each instance that lies deepest inside it; ties go to the first in reading order."""
+    slices = ndimage.find_objects(labels_HW)
+    points = []
+    for instance in instances:
+        where = slices[instance - 1]
+        depth = ndimage.distance_transform_edt(np.pad(labels_HW[where] == instance, 1))
+        y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
+        points.append((where[1].start + x - 1, where[0].start + y - 1))
+    return Prompts(points_N2=np.array(points, np.float32).reshape(-1, 2))

@@ -1,0 +1,220 @@
+"""The training loop of one Alignment Layer, from cached embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.config.scenario import TrainingSpec
+from casam_core.errors import RunError
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.frame import frame_of
+from casam_core.model.losses import alignment_loss
+from casam_core.model.prompts import Prompts, random_points, tight_boxes
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training image: what the layer sees of it (its frozen embedding z_CHW, or its pixels x_3SS) and
+    its instances at the image's resolution."""
+
+    seen_CHW: Tensor
+    labels_HW: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """steps: optimiser steps taken. losses: one mean loss per step."""
+
+    steps: int
+    losses: tuple[float, ...]
+
+
+def planned_steps(images: int, spec: TrainingSpec) -> int:
+    """Optimiser steps of one round over this many images."""
+    steps = spec.epochs * -(-images // spec.batch_images)
+    return steps if spec.max_steps is None else min(steps, spec.max_steps)
+
+
+def batches(images: int, spec: TrainingSpec, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Index batches of one round: every epoch sees every image once, in a new order."""
+    left = planned_steps(images, spec)
+    while left > 0:
+        order = rng.permutation(images)
+        for start in range(0, images, spec.batch_images):
+            if left == 0:
+                return
+            yield order[start : start + spec.batch_images]
+            left -= 1
+
+
+def train_layer(
+    layer: AlignmentLayer,
+    backbone: Backbone,
+    load_example: Callable[[int], Example],
+    images: int,
+    spec: TrainingSpec,
+    *,
+    learning_rate: float,
+    rng: np.random.Generator,
+    progress: Progress,
+    penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None,
+    finished_epoch: Callable[[AlignmentLayer], bool] | None = None,
+) -> TrainingResult:
+    """Train `layer` in place for one round with Adam (CA-SAM, training).
+
+    load_example(i) gives training image i; it is called anew at every step, so that memory does not
+    grow with the number of images. All randomness comes from `rng`. penalty: added to every batch's
+    loss (casam_core.methods). finished_epoch: asked after every pass over the images; True ends the
+    round (casam_core.model.validation). Raises RunError when the loss or the layer is no number any more.
+    """
+    layer.to(backbone.compute.device).train()
+    optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate)
+    warmup = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / (spec.warmup + 1))
+    )
+    losses: list[float] = []
+    total, steps_per_epoch = planned_steps(images, spec), -(-images // spec.batch_images)
+    for step, indices in enumerate(batches(images, spec, rng), 1):
+        drawn = draw_batch(indices, load_example, backbone, spec, rng)
+        optimiser.zero_grad()
+        if drawn:
+            batch = decode_batch(layer, backbone, drawn)
+            loss = batch.loss if penalty is None else batch.loss + penalty(layer, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            warmup.step()
+            losses.append(float(loss.detach()))
+        stop = step % steps_per_epoch == 0 and finished_epoch is not None and finished_epoch(layer)
+        progress(total if stop else step, total)
+        if stop:
+            break
+    layer.eval()
+    check_converged(layer, losses, learning_rate)
+    return TrainingResult(steps=len(losses), losses=tuple(losses))
+
+
+def check_converged(layer: AlignmentLayer, losses: Sequence[float], learning_rate: float) -> None:
+    """Raise RunError when a loss or a weight is no number any more."""
+    if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in layer.parameters()):
+        raise RunError(
+            f"training diverged within {len(losses)} steps at learning rate {learning_rate:g}; "
+            "set a lower alignment.learning_rate"
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some instances of one image: prompts in the frame, target_Nhw at the decoder's resolution."""
+
+    seen_CHW: Tensor
+    prompts: Prompts
+    target_Nhw: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch behind the layer and the decoder: N instances of all its images together."""
+
+    drawn: Sequence[Drawn]
+    logits_Nhw: Tensor
+    iou_N: Tensor
+    target_Nhw: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean over the batch's instances of the alignment loss."""
+        return alignment_loss(self.logits_Nhw, self.iou_N, self.target_Nhw)
+
+    @property
+    def sum_of_image_losses(self) -> Tensor:
+        """Sum over the batch's images of each one's own mean loss: no image weighs on another's term."""
+        counts = [len(item.target_Nhw) for item in self.drawn]
+        logits, iou, target = (
+            torch.split(values, counts) for values in (self.logits_Nhw, self.iou_N, self.target_Nhw)
+        )
+        return torch.stack([alignment_loss(*part) for part in zip(logits, iou, target, strict=True)]).sum()
+
+
+def draw_batch(
+    indices: NDArray[np.int64],
+    load_example: Callable[[int], Example],
+    backbone: Backbone,
+    spec: TrainingSpec,
+    rng: np.random.Generator,
+) -> list[Drawn]:
+    """Some instances of every image of a batch, all prompted alike; images without visible ones fall out."""
+    kind = spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
+    drawn = [draw_instances(load_example(int(i)), backbone, spec, kind, rng) for i in indices]
+    return [item for item in drawn if item is not None]
+
+
+def draw_instances(
+    example: Example, backbone: Backbone, spec: TrainingSpec, kind: str, rng: np.random.Generator
+) -> Drawn | None:
+    """Up to `spec.instances` instances, prompts and low-resolution targets of one image.
+
+    None if every instance vanishes at the decoder's resolution.
+    """
+    labels_HW = example.labels_HW
+    low = frame_of(labels_HW, backbone.geometry.low).resize_labels(labels_HW)
+    visible = np.unique(low)[1:] if (low == 0).any() else np.unique(low)
+    if len(visible) == 0:
+        return None
+    chosen = np.sort(rng.permutation(visible)[: spec.instances]).astype(np.int32)
+    in_image = tight_boxes(labels_HW, chosen) if kind == "box" else random_points(labels_HW, chosen, rng)
+    target_Nhw = torch.from_numpy(low[None] == chosen[:, None, None]).float()
+    frame = frame_of(labels_HW, backbone.geometry.side)
+    device = backbone.compute.device
+    return Drawn(
+        seen_CHW=example.seen_CHW.to(device), prompts=in_image.into(frame), target_Nhw=target_Nhw.to(device)
+    )
+
+
+def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:
+    """The layer sees all images of the batch at once; the decoder takes one image with its prompts."""
+    with backbone.compute.autocast():
+        aligned_BCHW = layer(torch.stack([item.seen_CHW for item in drawn])).float()
+    decoder = layer.own_decoder()
+    decoded = [backbone.decode(z, item.prompts, decoder) for z, item in zip(aligned_BCHW, drawn, strict=True)]
+    return Batch(
+        drawn=drawn,
+        logits_Nhw=torch.cat([logits for logits, _ in decoded]),
+        iou_N=torch.cat([iou for _, iou in decoded]),
+        target_Nhw=torch.cat([item.target_Nhw for item in drawn]),
+    )
+
+
+def importance_of(
+    layer: AlignmentLayer,
+    backbone: Backbone,
+    load_example: Callable[[int], Example],
+    images: int,
+    spec: TrainingSpec,
+    rng: np.random.Generator,
+) -> dict[str, NDArray[np.float32]]:
+    """Diagonal Fisher information: by parameter, the mean squared gradient over the images.
+
+    One image at a time, so that gradients of different images do not cancel before they are squared.
+    """
+    total = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
+    for i in range(images):
+        drawn = draw_batch(np.array([i]), load_example, backbone, spec, rng)
+        layer.zero_grad()
+        if drawn:
+            decode_batch(layer, backbone, drawn).loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in layer.named_parameters():
+                if value.grad is not None:
+                    total[name] += value.grad.square()
+    layer.zero_grad()
+    return {name: (value / images).cpu().numpy() for name, value in total.items()}

@@ -1,0 +1,92 @@
+"""What an institution's validation images say of a layer: when to stop, and whether it helps at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from casam_core.config.scenario import TrainingSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights_of
+from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.training import Drawn, Example, decode_batch, draw_instances
+
+Validate = Callable[[AlignmentLayer], float]
+"""Measures a layer, in training or not, and leaves it as it was."""
+
+
+def validator(
+    load_example: Callable[[int], Example],
+    images: int,
+    backbone: Backbone,
+    spec: TrainingSpec,
+    rng: np.random.Generator,
+) -> Validate | None:
+    """A function from a layer to its IoU; None where no image has a visible instance.
+
+    IoU with boxes at the decoder's resolution, mean within the image, then over images. The instances
+    are drawn here, once, so that every layer is measured on the same ones.
+    """
+    seeds = rng.integers(2**63, size=images)
+
+    def drawn(i: int) -> Drawn | None:
+        return draw_instances(load_example(i), backbone, spec, "box", np.random.default_rng(seeds[i]))
+
+    # Only which images count is kept: embeddings are read anew, so that memory does not grow with them.
+    usable = [i for i in range(images) if drawn(i) is not None]
+    if not usable:
+        return None
+
+    def validate(layer: AlignmentLayer) -> float:
+        training = layer.training
+        layer.to(backbone.compute.device).eval()
+        iou = [mean_iou(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]
+        layer.train(training)
+        return float(np.mean(iou))
+
+    return validate
+
+
+@torch.no_grad()
+def mean_iou(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> float:
+    """Mean IoU of one image's masks (logits above 0) against their targets."""
+    batch = decode_batch(layer, backbone, [drawn])
+    predicted, target = batch.logits_Nhw.flatten(1) > 0, batch.target_Nhw.flatten(1) > 0
+    return float(((predicted & target).sum(1) / (predicted | target).sum(1)).mean())
+
+
+def beats_identity(layer: AlignmentLayer, channels: int, validate: Validate) -> bool:
+    """Whether the layer segments the validation images better than frozen SAM does."""
+    return validate(layer) > validate(IdentityLayer(channels))
+
+
+class Patience:
+    """Early stopping: the best layer so far, and whether it is time to give up.
+
+    Call it after every epoch; True means stop. `restore` puts the best weights back.
+    """
+
+    def __init__(self, validate: Validate, epochs: int) -> None:
+        self.validate = validate
+        self.epochs = epochs
+        self._history: list[float] = []
+        self._best: Weights = {}
+
+    def __call__(self, layer: AlignmentLayer) -> bool:
+        iou = self.validate(layer)
+        if not self._history or iou > max(self._history):
+            self._best = weights_of(layer)
+        self._history.append(iou)
+        return since_best(self._history) >= self.epochs
+
+    def restore(self, layer: AlignmentLayer) -> None:
+        """Set the weights of the best epoch; nothing if no epoch was finished."""
+        if self._best:
+            set_weights(layer, self._best)
+
+
+def since_best(history: Sequence[float]) -> int:
+    """Epochs since the first best one."""
+    return len(history) - 1 - int(np.argmax(history))

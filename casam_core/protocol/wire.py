@@ -1,0 +1,76 @@
+"""Payloads as Flower records and back: the one module of this room that knows Flower.
+
+Server and institutions share it, so that a message cannot mean two things on its two sides.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from numpy.typing import NDArray
+
+from casam_core.protocol.payload import Job, Payload, Scalar
+
+CONFIG = "config"
+
+
+def to_records(payload: Payload) -> RecordDict:
+    """One ConfigRecord named `config`, an ArrayRecord per array group, a MetricRecord per number group.
+
+    Raises ValueError when two groups share a name: one would silently replace the other.
+    """
+    if CONFIG in payload.arrays or CONFIG in payload.metrics:
+        raise ValueError(f"no group can be named {CONFIG!r}: that is the settings' name")
+    if shared := payload.arrays.keys() & payload.metrics.keys():
+        raise ValueError(f"array group and number group share the name {sorted(shared)}")
+    records = RecordDict({CONFIG: ConfigRecord(dict(payload.config))})
+    for name, group in payload.arrays.items():
+        records[name] = ArrayRecord(
+            {key: Array(np.asarray(value, order="C")) for key, value in group.items()}
+        )
+    for name, numbers in payload.metrics.items():
+        records[name] = MetricRecord(dict(numbers))
+    return records
+
+
+def from_records(records: RecordDict) -> Payload:
+    """The inverse of to_records."""
+    config = cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
+    arrays = {
+        name: {key: value.numpy() for key, value in group.items()}
+        for name, group in records.array_records.items()
+    }
+    metrics = {
+        name: cast(dict[str, float], dict(numbers)) for name, numbers in records.metric_records.items()
+    }
+    return Payload(config, arrays, metrics)
+
+
+def job_of(records: RecordDict) -> Job | None:
+    """What a request is about, without reading its arrays; None for one that names no institution."""
+    config = cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
+    return Job.of(Payload(config)) if "institution" in config else None
+
+
+def serialise(records: RecordDict) -> bytes:
+    """The bytes that `bytes` counts everywhere: the serialised records, before transport."""
+    return bytes(recorddict_to_proto(records).SerializeToString())
+
+
+def deserialise(data: bytes) -> RecordDict:
+    """The inverse of serialise."""
+    return recorddict_from_proto(RecordDictProto.FromString(data))
+
+
+def packed(settings: ConfigRecord) -> NDArray[np.uint8]:
+    """Settings with byte strings and lists, as an array: a payload's own settings are single values."""
+    return np.frombuffer(serialise(RecordDict({CONFIG: settings})), np.uint8)
+
+
+def unpacked(data: NDArray[np.uint8]) -> ConfigRecord:
+    """The inverse of packed."""
+    return deserialise(data.tobytes()).config_records[CONFIG]

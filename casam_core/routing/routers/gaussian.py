@@ -1,0 +1,91 @@
+"""Gaussian router: a task is a mean and a covariance, a score is a log-likelihood.
+
+The summary is sums (n, sum f, sum f f^T), which add exactly over institutions. The state keeps the
+covariance as a diagonal plus a few directions, so that it is small and a score costs O(K F):
+
+    Sigma = (1 - s) S + s diag(S),   S the task's own covariance, s the shrinkage
+    stored: mean_F, diagonal_F, directions_KF  with  Sigma ~ diag(diagonal) + directions^T directions
+
+The K leading directions of S are kept; what the rest contributes stays in the diagonal, so every
+feature keeps its variance. Score = (Mahalanobis distance^2 + log det Sigma) / F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from casam_core.config.scenario import RouterSpec
+from casam_core.routing.routers.base import Arrays
+
+RELATIVE_FLOOR = 1e-4
+"""Smallest variance, as a share of the mean variance: a constant feature must not decide alone."""
+
+
+class GaussianRouter:
+    """See the module's text."""
+
+    additive: ClassVar[bool] = True
+
+    def __init__(self, spec: RouterSpec) -> None:
+        self.shrinkage = spec.shrinkage
+        self.directions = spec.directions
+
+    def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+        f = f_NF.double()
+        return {
+            "count": np.array([float(len(f))]),
+            "sum_F": f.sum(0).numpy(),
+            "outer_FF": (f.T @ f).numpy(),
+        }
+
+    def merge(self, summaries: Sequence[Arrays]) -> Arrays:
+        return {key: np.sum([summary[key] for summary in summaries], axis=0) for key in summaries[0]}
+
+    def finish(self, summary: Arrays) -> Arrays:
+        count = float(summary["count"][0])
+        mean_F = torch.from_numpy(summary["sum_F"]) / count
+        covariance_FF = torch.from_numpy(summary["outer_FF"]) / count - torch.outer(mean_F, mean_F)
+        variance_F = covariance_FF.diagonal().clamp(min=0)
+        variance_F = variance_F.clamp(min=RELATIVE_FLOOR * max(float(variance_F.mean()), 1e-12))
+        kept = int(min(self.directions, max(count - 1, 0), len(mean_F)))
+        values, vectors = torch.linalg.eigh((1 - self.shrinkage) * covariance_FF)
+        leading_K = values.flip(0)[:kept].clamp(min=0).sqrt()
+        directions_KF = leading_K[:, None] * vectors.flip(1)[:, :kept].T
+        diagonal_F = torch.maximum(variance_F - directions_KF.square().sum(0), RELATIVE_FLOOR * variance_F)
+        return {
+            "mean_F": mean_F.float().numpy(),
+            "diagonal_F": diagonal_F.float().numpy(),
+            "directions_KF": directions_KF.float().contiguous().numpy(),
+        }
+
+    def score(self, f_F: Tensor, state: Arrays) -> float:
+        difference_F = f_F.double() - torch.from_numpy(state["mean_F"]).double()
+        diagonal_F = torch.from_numpy(state["diagonal_F"]).double()
+        directions_KF = torch.from_numpy(state["directions_KF"]).double()
+        return gaussian_score(difference_F, diagonal_F, directions_KF)
+
+
+def gaussian_score(difference_F: Tensor, diagonal_F: Tensor, directions_KF: Tensor) -> float:
+    """(d^T Sigma^-1 d + log det Sigma) / F by the Woodbury identity and the determinant lemma.
+
+    Sigma = diag(diagonal_F) + directions_KF^T directions_KF; all float64.
+    """
+    scaled_F = difference_F / diagonal_F
+    distance = difference_F @ scaled_F
+    log_determinant = diagonal_F.log().sum()
+    if len(directions_KF):
+        capacity_KK = torch.eye(len(directions_KF)).double() + (directions_KF / diagonal_F) @ directions_KF.T
+        lower_KK, failed = torch.linalg.cholesky_ex(capacity_KK)
+        if failed:  # a state that no images make: its score is no number, and out of every race
+            return float("nan")
+        projected_K1 = torch.linalg.solve_triangular(
+            lower_KK, (directions_KF @ scaled_F)[:, None], upper=False
+        )
+        distance = distance - projected_K1.square().sum()
+        log_determinant = log_determinant + 2 * lower_KK.diagonal().log().sum()
+    return float((distance + log_determinant) / len(difference_F))

@@ -1,0 +1,36 @@
+"""Nearest-mean router: a task is the mean of its features, a score the mean squared distance to it.
+
+The simplest thing that can recognise a task, to compare the others with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from casam_core.config.scenario import RouterSpec
+from casam_core.routing.routers.base import Arrays
+
+
+class NearestMeanRouter:
+    """Score = ||f - mean||^2 / F. Summaries are sums, so they add over institutions."""
+
+    additive: ClassVar[bool] = True
+
+    def __init__(self, spec: RouterSpec) -> None:
+        pass
+
+    def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+        return {"count": np.array([float(len(f_NF))]), "sum_F": f_NF.double().sum(0).numpy()}
+
+    def merge(self, summaries: Sequence[Arrays]) -> Arrays:
+        return {key: np.sum([summary[key] for summary in summaries], axis=0) for key in summaries[0]}
+
+    def finish(self, summary: Arrays) -> Arrays:
+        return {"mean_F": (summary["sum_F"] / summary["count"][0]).astype(np.float32)}
+
+    def score(self, f_F: Tensor, state: Arrays) -> float:
+        return float(np.square(f_F.double().numpy() - state["mean_F"]).mean())

@@ -1,0 +1,88 @@
+"""Many Gaussian states scored in one pass, for a bank of hundreds of entries.
+
+One entry at a time costs ten small operations each; all at once it is one matrix product that runs at
+the speed of memory. The product is float32 and its last bits depend on how many entries stand in it,
+so it never decides: it comes with a bound on its own error, and whoever is within the bounds of the
+lowest score is scored again by the router itself. The nearest entry and its score are therefore the
+very bits of scoring one by one (docs/performance.md).
+
+With x = f - mean, D the diagonal, V the directions and L L^T = I + V D^-1 V^T (Cholesky):
+
+    x^T Sigma^-1 x = x^T D^-1 x - |W x|^2,   W_KF = L^-1 V D^-1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.routing.routers.base import Arrays
+
+SINGLE, SLACK = 2.0**-24, 1e-9
+"""Unit roundoff of float32. What float64 may lose, as a share of a score's terms, with room to spare."""
+
+
+class GaussianStack:
+    """T states of F features and at most K directions each; nothing about it changes after it was made."""
+
+    def __init__(self, states: Sequence[Arrays]) -> None:
+        means_TF = torch.stack([torch.from_numpy(np.asarray(state["mean_F"])).double() for state in states])
+        # Features are large beside their differences: what all have in common is taken off in float64.
+        self.centre_F = means_TF.nanmean(0)
+        diagonal_TF = torch.stack(
+            [torch.from_numpy(np.asarray(state["diagonal_F"])).double() for state in states]
+        )
+        tasks, features = means_TF.shape
+        self.directions = max(len(state["directions_KF"]) for state in states)
+        product_FTK = torch.zeros(features, tasks, self.directions)
+        self.offset_TK = torch.zeros(tasks, self.directions, dtype=torch.float64)
+        self.constant_T = diagonal_TF.log().sum(1)
+        self.norm_T = torch.zeros(tasks, dtype=torch.float64)
+        shifted_TF = means_TF - self.centre_F
+        for t, state in enumerate(states):
+            directions_KF = torch.from_numpy(np.asarray(state["directions_KF"])).double()
+            kept = len(directions_KF)
+            if not kept:
+                continue
+            scaled_KF = directions_KF / diagonal_TF[t]
+            lower_KK, _ = torch.linalg.cholesky_ex(torch.eye(kept).double() + scaled_KF @ directions_KF.T)
+            whitened_KF = torch.linalg.solve_triangular(lower_KK, scaled_KF, upper=False)
+            product_FTK[:, t, :kept] = whitened_KF.T.float()
+            self.offset_TK[t, :kept] = whitened_KF @ shifted_TF[t]
+            self.constant_T[t] += 2 * lower_KK.diagonal().log().sum()
+            self.norm_T[t] = torch.linalg.matrix_norm(whitened_KF)
+        self.product_FX = product_FTK.flatten(1)
+        self.inverse_FT = (1 / diagonal_TF).T.contiguous()
+        self.linear_FT = (shifted_TF / diagonal_TF).T.contiguous()
+        self.square_T = (shifted_TF.square() / diagonal_TF).sum(1)
+
+    def score(self, f_F: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(score_T, error_T): no score is farther from the router's own than its error says.
+
+        NaN where a state gives none.
+        """
+        x_F = f_F.double() - self.centre_F
+        width = len(x_F)
+        square_T = x_F.square() @ self.inverse_FT
+        distance_T = square_T - 2 * (x_F @ self.linear_FT) + self.square_T
+        projected_TK = (x_F.float() @ self.product_FX).view(self.offset_TK.shape).double() - self.offset_TK
+        projected_T = projected_TK.square().sum(1)
+        # A sum of F products in float32, its terms rounded before: |error| <= (F + 2) u |W| |x|.
+        off_T = (width + 2) * SINGLE * self.norm_T * torch.linalg.vector_norm(x_F)
+        error_T = 2 * projected_T.sqrt() * off_T + off_T.square()
+        error_T += SLACK * (square_T + self.square_T + self.constant_T.abs())
+        score_T = (distance_T - projected_T + self.constant_T) / width
+        return score_T.numpy(), (error_T / width).numpy()
+
+    def contenders(self, f_F: Tensor) -> list[int]:
+        """Indices of all states that may have the lowest score; also those whose score is no number."""
+        score_T, error_T = self.score(f_F)
+        highest_T = score_T + error_T
+        comparable = highest_T[~np.isnan(highest_T)]
+        if not len(comparable):
+            return list(range(len(score_T)))
+        return [int(t) for t in np.flatnonzero(~(score_T - error_T > comparable.min()))]

@@ -1,0 +1,104 @@
+"""The paper's router: a variational autoencoder per task (CA-SAM, section on the router).
+
+F -> 128 (gelu) -> mu, logvar in R^64; 64 -> 128 (gelu) -> F. Score, lower is better:
+mean over F of (reconstruction - f)^2 + beta * KL, KL summed over the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from casam_core.config.scenario import RouterSpec
+from casam_core.routing.routers.base import Arrays
+from casam_core.seeding import initialisers_from
+
+HIDDEN, LATENT = 128, 64
+
+
+class TaskVae(nn.Module):
+    """90,752 parameters at F = 256. Xavier initialisation, zero biases."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.enc_fc1 = nn.Linear(features, HIDDEN)
+        self.enc_fc2_mu = nn.Linear(HIDDEN, LATENT)
+        self.enc_fc2_logvar = nn.Linear(HIDDEN, LATENT)
+        self.dec_fc1 = nn.Linear(LATENT, HIDDEN)
+        self.dec_fc2 = nn.Linear(HIDDEN, features)
+        for module in self.children():
+            assert isinstance(module, nn.Linear)
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def encode(self, f_BF: Tensor) -> tuple[Tensor, Tensor]:
+        """(mu_BL, logvar_BL)."""
+        hidden = F.gelu(self.enc_fc1(f_BF))
+        return self.enc_fc2_mu(hidden), self.enc_fc2_logvar(hidden)
+
+    def decode(self, latent_BL: Tensor) -> Tensor:
+        """Reconstruction_BF."""
+        reconstruction: Tensor = self.dec_fc2(F.gelu(self.dec_fc1(latent_BL)))
+        return reconstruction
+
+    def score(self, f_BF: Tensor, beta: float, generator: torch.Generator | None) -> Tensor:
+        """score_B; the latent is sampled with `generator`, or is its mean when that is None."""
+        mu, logvar = self.encode(f_BF)
+        latent = mu
+        if generator is not None:
+            latent = mu + torch.randn(mu.shape, generator=generator) * torch.exp(0.5 * logvar)
+        error = (self.decode(latent) - f_BF).pow(2).mean(1)
+        divergence = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(1)
+        return error + beta * divergence
+
+
+class VaeRouter:
+    """Trains one TaskVae per task; holders' weights are averaged by their image counts."""
+
+    additive: ClassVar[bool] = False
+
+    def __init__(self, spec: RouterSpec) -> None:
+        self.spec = spec
+
+    def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+        with initialisers_from(seed):
+            vae = TaskVae(f_NF.shape[1])
+        generator = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.Adam(vae.parameters(), lr=self.spec.learning_rate)
+        for _ in range(self.spec.epochs):
+            order = torch.randperm(len(f_NF), generator=generator)
+            for start in range(0, len(f_NF), self.spec.batch):
+                batch = order[start : start + self.spec.batch]
+                loss = vae.score(f_NF[batch], self.spec.beta, generator).mean()
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+        weights = {name: value.detach().numpy().copy() for name, value in vae.state_dict().items()}
+        return {"count": np.array([float(len(f_NF))]), **weights}
+
+    def merge(self, summaries: Sequence[Arrays]) -> Arrays:
+        counts = np.array([summary["count"][0] for summary in summaries])
+        shares = counts / counts.sum()
+        merged = {
+            key: np.sum(
+                [share * summary[key] for share, summary in zip(shares, summaries, strict=True)], axis=0
+            )
+            for key in summaries[0]
+            if key != "count"
+        }
+        return {"count": counts.sum(keepdims=True), **merged}
+
+    def finish(self, summary: Arrays) -> Arrays:
+        return {key: value.astype(np.float32) for key, value in summary.items() if key != "count"}
+
+    @torch.no_grad()
+    def score(self, f_F: Tensor, state: Arrays) -> float:
+        vae = TaskVae(len(f_F))
+        vae.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+        generator = torch.Generator().manual_seed(0) if self.spec.sampled else None
+        return float(vae.score(f_F[None], self.spec.beta, generator)[0])

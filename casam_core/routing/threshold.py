@@ -1,0 +1,124 @@
+"""The threshold tau of a task: how unlike its own held-out images a routed image may be.
+
+K-fold: a router is fitted without one fold and scores that fold; the held-out scores of all folds
+are pooled, and tau is a high percentile of them (CA-SAM: K = 5, seed 2025, 97th percentile).
+
+A percentile of few images lies within the few scores that happened, and sends new images of the very
+task away; `margin` widens the way from the median to the percentile (0: the paper's threshold).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.config.scenario import RouterSpec
+from casam_core.errors import DataError
+from casam_core.routing.routers.base import Arrays, Router
+from casam_core.seeding import derive_seed
+
+FOLD_SEED = 2025
+HISTOGRAM_BINS = 4096
+HISTOGRAM_RANGE = 16.0
+"""Bins are equal in asinh(score): about 0.8 % wide for large scores, up to |score| = 4 million."""
+
+
+def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
+    """Held-out indices per fold: a seeded permutation cut into equal parts, as the authors cut it.
+
+    Fewer images than folds leave the last folds empty: every holder of a task has the same number of
+    folds, so that fold k of one can be merged with fold k of another.
+
+    Raises DataError when there are fewer than two images.
+    """
+    if count < 2:
+        raise DataError(
+            f"a threshold needs at least 2 training images, found {count}; add images to the task"
+        )
+    order = np.random.RandomState(FOLD_SEED).permutation(count)
+    return [part.astype(np.int64) for part in np.array_split(order, folds)]
+
+
+def fold_summaries(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> list[Arrays]:
+    """One summary per fold, each fitted without that fold's images."""
+    everything = np.arange(len(f_NF))
+    return [
+        router.summarise(f_NF[np.setdiff1d(everything, held_out)], derive_seed(seed, "fold", k))
+        for k, held_out in enumerate(fold_indices(len(f_NF), spec.folds))
+    ]
+
+
+def held_out_scores(
+    router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: int
+) -> NDArray[np.float64]:
+    """scores_N: every image scored once, by the state that never saw it.
+
+    Raises DataError when a score is no number: no threshold can be formed from it.
+    """
+    scores = fold_scores(router, f_NF, states, folds)
+    if unusable := int(np.isnan(scores).sum()):
+        raise DataError(f"{unusable} of {len(scores)} held-out scores are no number; check the task's images")
+    return scores
+
+
+def fold_scores(router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: int) -> NDArray[np.float64]:
+    """The same scores whatever they are: who must not tell by an error that an image has none reads these."""
+    scores = np.empty(len(f_NF))
+    for state, held_out in zip(states, fold_indices(len(f_NF), folds), strict=True):
+        for i in held_out:
+            scores[i] = router.score(f_NF[i], state)
+    return scores
+
+
+def learn_alone(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> tuple[Arrays, float]:
+    """(state, threshold) as an institution that holds its task alone makes them. Raises DataError."""
+    state, scores_N = learn_and_score(router, f_NF, spec, seed)
+    return state, choose_threshold(scores_N, spec)
+
+
+def learn_and_score(
+    router: Router, f_NF: Tensor, spec: RouterSpec, seed: int
+) -> tuple[Arrays, NDArray[np.float64]]:
+    """(state of all images, held-out scores_N of each). Raises DataError."""
+    states = [router.finish(fold) for fold in fold_summaries(router, f_NF, spec, seed)]
+    scores_N = held_out_scores(router, f_NF, states, spec.folds)
+    return router.finish(router.summarise(f_NF, seed)), scores_N
+
+
+def choose_threshold(scores_N: NDArray[np.float64], spec: RouterSpec) -> float:
+    """tau of held-out scores."""
+    return widened(float(np.median(scores_N)), float(np.percentile(scores_N, spec.percentile)), spec.margin)
+
+
+def histogram_threshold(counts: NDArray[np.int64], spec: RouterSpec) -> float:
+    """tau of several holders' held-out scores, to within a bin."""
+    middle = min(50.0, spec.percentile)
+    return widened(
+        histogram_percentile(counts, middle), histogram_percentile(counts, spec.percentile), spec.margin
+    )
+
+
+def widened(middle: float, high: float, margin: float) -> float:
+    """`high`, moved away from `middle` by `margin` times their distance; never towards it.
+
+    >>> widened(middle=1.0, high=3.0, margin=1.5)
+    6.0
+    """
+    return high + margin * max(high - middle, 0.0)
+
+
+def score_histogram(scores_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """counts over HISTOGRAM_BINS fixed bins; scores beyond the range fall into the outer bins."""
+    position = (np.arcsinh(scores_N) / HISTOGRAM_RANGE + 1) / 2 * HISTOGRAM_BINS
+    index = np.clip(position, 0, HISTOGRAM_BINS - 1).astype(np.int64)
+    return np.bincount(index, minlength=HISTOGRAM_BINS).astype(np.int64)
+
+
+def histogram_percentile(counts: NDArray[np.int64], percentile: float) -> float:
+    """The upper edge of the bin in which `percentile` percent of the scores are reached."""
+    reached = np.searchsorted(np.cumsum(counts), percentile / 100 * counts.sum())
+    edge = (min(int(reached), HISTOGRAM_BINS - 1) + 1) / HISTOGRAM_BINS * 2 - 1
+    return float(np.sinh(edge * HISTOGRAM_RANGE))

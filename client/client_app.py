@@ -1,0 +1,286 @@
+"""The Flower ClientApp: one institution per SuperNode, several per node in a small simulation.
+
+Every answer, and every exception, passes `release` on its way out (client/release/outbox.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from casam_core.config.scenario import Scenario
+from casam_core.model.backbones import Backbone, load_backbone
+from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.protocol.audit import audit_log
+from casam_core.protocol.compressed_text import expand_text
+from casam_core.protocol.fingerprint import code_fingerprint
+from casam_core.protocol.messages import (
+    AlignRequest,
+    CalibrateRequest,
+    EvaluateRequest,
+    ForgetRequest,
+    IdentifyReply,
+    IdentifyRequest,
+    RouterRequest,
+)
+from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.secure_sum import SecureRequest
+from casam_core.protocol.wire import from_records, job_of, to_records
+from client.data.task_data import recent
+from client.dp.paid_release import forecasts_of
+from client.dp.plan import leaves_noisy
+from client.evaluation.evaluator import drop_kept_entries
+from client.institution import Institution
+from client.node.incidents import node_log
+from client.node.worktime import Stopwatch, note
+from client.release import permission as policy
+from client.release.forgetting import forget
+from client.release.outbox import answer_for
+from client.release.refusals import (
+    OtherCodeError,
+    PoolingRefusedError,
+    UnknownInstitutionError,
+    UnknownScenarioError,
+)
+from client.secagg.member import take_part
+from client.simulation.faults import Role, attacked, is_gone, suffer
+from client.site import Site, hosted_sites
+
+Settings = tuple[tuple[str, str | int | float | bool], ...]
+"""A node's or a run's, to be compared."""
+
+STATE = "casam"
+"""Key of the node's state record: the identify request, kept for the run."""
+
+SCENARIO = "scenario"
+"""In it, the compressed scenario."""
+
+
+class InstitutionApp(ClientApp):
+    """A ClientApp whose every answer passes `release`.
+
+    A mod would be the usual place, but what Flower raises around its mods (a message that no function is
+    registered for) would pass it by.
+    """
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        watch = Stopwatch()
+        answer, role = release(message, context, super().__call__)
+        if role is None:
+            return answer
+        note(watch.work(role.kind, role.job), role.institution.site.private)
+        if not role.plays:
+            return answer
+        suffer(role, watch.seconds)
+        return Message(to_records(attacked(role, from_records(answer.content))), reply_to=message)
+
+
+def release(message: Message, context: Context, call_next: ClientAppCallable) -> tuple[Message, Role | None]:
+    """(what leaves, who answered whatever to it; None where nobody was addressed).
+
+    Whatever answers, nothing leaves but through `answer_for`.
+    """
+    answer: Message | Exception
+    try:
+        answer = call_next(message, context)
+    except Exception as error:
+        answer = error
+    role: Role | None = None
+    sites: Sequence[Site] = ()
+    run = ""
+    with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
+        sites = remembered(context)
+        run = str(context.state.config_records[STATE]["run"])
+        if (job := job_of(message.content)) is not None:
+            institution = institution_among(sites, scenario_text(context), job.institution)
+            role, sites = Role(institution, message.metadata.message_type, job), [institution.site]
+    log = sites[0].log if len(sites) == 1 else node_log(context.node_config)
+    leaves = answer_for(message, answer, role.institution if role else None, sites, run, log)
+    return Message(leaves, reply_to=message), role
+
+
+app = InstitutionApp()
+
+
+@app.query("identify")
+def identify(message: Message, context: Context) -> Message:
+    """Say who is here; remember the scenario for the requests that follow."""
+    request = IdentifyRequest.of(from_records(message.content))
+    if request.code != code_fingerprint():
+        raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
+    compressed = told(request, context)
+    text = expand_text(compressed)
+    scenario = parsed(text)
+    hosted = hosted_sites(scenario, request.run, context.node_config, context.run_config)
+    sites = [site for site in hosted if not is_gone(site)]
+    institutions = [institution_at(site, text) for site in sites]
+    context.state[STATE] = ConfigRecord({SCENARIO: compressed, "run": request.run})
+    answer = IdentifyReply(
+        code=code_fingerprint(),
+        backbone=institutions[0].backbone.digest if institutions else "",
+        preprocessing=institutions[0].backbone.preprocessing if institutions else "",
+        compute=institutions[0].backbone.compute.variant if institutions else "",
+        institutions={institution.name: institution.holdings() for institution in institutions},
+        policies={site.institution: site.policy for site in sites},
+        forecasts={
+            institution.name: forecasts_of(institution)
+            for institution in institutions
+            if leaves_noisy(institution.site.policy.adapter)
+        },
+        simulated=any(site.simulated for site in sites),
+    )
+    return answered(message, answer.to_payload())
+
+
+def told(request: IdentifyRequest, context: Context) -> str:
+    """The compressed scenario, sent now or earlier in this run. Raises UnknownScenarioError when it is
+    neither."""
+    compressed = request.scenario or compressed_scenario(context)
+    if hashlib.sha256(expand_text(compressed).encode()).hexdigest() != request.digest:
+        raise UnknownScenarioError("another scenario was told to this node")
+    return compressed
+
+
+@app.query("forget")
+def forget_entries(message: Message, context: Context) -> Message:
+    """Delete what a leaving institution had a part in."""
+    request = ForgetRequest.of(from_records(message.content))
+    return answered(message, forget(addressed(request.job, context), request).to_payload())
+
+
+@app.train("align")
+def align(message: Message, context: Context) -> Message:
+    """One round of local training."""
+    request = AlignRequest.of(from_records(message.content))
+    others = everybody_else(request.job.institution, context) if request.pooled else []
+    return answered(message, policy.align(addressed(request.job, context), request, others).to_payload())
+
+
+@app.train("router")
+def router(message: Message, context: Context) -> Message:
+    """Describe the task's images for the router."""
+    request = RouterRequest.of(from_records(message.content))
+    return answered(message, policy.describe(addressed(request.job, context), request).to_payload())
+
+
+@app.train("calibrate")
+def calibrate(message: Message, context: Context) -> Message:
+    """Score held-out images under the merged router."""
+    request = CalibrateRequest.of(from_records(message.content))
+    return answered(message, policy.calibrate(addressed(request.job, context), request).to_payload())
+
+
+@app.train()
+def secure_sum(message: Message, context: Context) -> Message:
+    """One exchange of a secure sum. Its message type is exactly `train`: Flower's SecAgg+ knows no other."""
+    request = SecureRequest.of(from_records(message.content))
+    return answered(message, take_part(addressed(request.job, context), request, context).to_payload())
+
+
+@app.evaluate("stage")
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the test images under the bank."""
+    request = EvaluateRequest.of(from_records(message.content))
+    return answered(message, policy.evaluate(addressed(request.job, context), request).to_payload())
+
+
+def answered(message: Message, payload: Payload) -> Message:
+    """The answer, still inside: `release` looks at it before it leaves."""
+    return Message(to_records(payload), reply_to=message)
+
+
+def addressed(job: Job, context: Context) -> Institution:
+    """The institution a request is for. Raises UnknownScenarioError or UnknownInstitutionError."""
+    return institution_among(remembered(context), scenario_text(context), job.institution)
+
+
+def institution_among(sites: Sequence[Site], scenario_json: str, name: str) -> Institution:
+    """The institution called `name`. Raises UnknownInstitutionError."""
+    for site in sites:
+        if site.institution == name:
+            return institution_at(site, scenario_json)
+    raise UnknownInstitutionError(f"{name} is not hosted here")
+
+
+def everybody_else(name: str, context: Context) -> list[Institution]:
+    """All other institutions of a simulation, for joint training. A real site refuses."""
+    if "institution" in context.node_config:
+        raise PoolingRefusedError("images of institutions are pooled in simulations only")
+    run = str(context.state.config_records[STATE]["run"])
+    everybody = {"partition-id": 0, "num-partitions": 1}
+    sites = hosted_sites(scenario_in(context), run, everybody, context.run_config)
+    text = scenario_text(context)
+    return [institution_at(site, text) for site in sites if site.institution != name]
+
+
+def remembered(context: Context) -> Sequence[Site]:
+    """Who is hosted here, in the run that identify told of. Raises UnknownScenarioError without one."""
+    text, node, settings = scenario_text(context), context.node_config, context.run_config
+    run = str(context.state.config_records[STATE]["run"])
+    if "institution" in node:  # its policy is a file that may have changed
+        return hosted_sites(parsed(text), run, node, settings)
+    return simulated_sites(text, run, tuple(sorted(node.items())), tuple(sorted(settings.items())))
+
+
+@lru_cache(maxsize=4096)
+def simulated_sites(text: str, run: str, node: Settings, settings: Settings) -> Sequence[Site]:
+    """Who is hosted by a node of a simulation, where nothing changes during a run."""
+    return hosted_sites(parsed(text), run, dict(node), dict(settings))
+
+
+def scenario_in(context: Context) -> Scenario:
+    """The run's scenario. Raises UnknownScenarioError when identify has not told it yet."""
+    return parsed(scenario_text(context))
+
+
+def scenario_text(context: Context) -> str:
+    """The same as canonical JSON: one string per process, however many nodes were told it."""
+    return expand_text(compressed_scenario(context))
+
+
+def compressed_scenario(context: Context) -> str:
+    """As it was told and is kept: a simulation carries a node's state to a worker and back for each message.
+
+    Raises UnknownScenarioError when identify has not told it yet.
+    """
+    if STATE not in context.state:
+        raise UnknownScenarioError("no identify message was seen in this run")
+    return str(context.state.config_records[STATE][SCENARIO])
+
+
+@lru_cache(maxsize=8)
+def parsed(scenario_json: str) -> Scenario:
+    """The scenario; every message of a run asks for it, and it never changes."""
+    return Scenario.model_validate_json(scenario_json)
+
+
+@lru_cache(maxsize=4096)
+def institution_at(site: Site, scenario_json: str) -> Institution:
+    """One Institution per process, site and scenario, with its dataset opened once.
+
+    As many as a process may host in turn: one that is opened anew for every message costs more than its work.
+    """
+    scenario = site.localised(parsed(scenario_json))
+    return Institution(site, scenario, ready_backbone(scenario))
+
+
+def forget_institutions() -> None:
+    """Drop what this process keeps of a finished run: datasets, the last images and layers, checked logs."""
+    simulated_sites.cache_clear()
+    institution_at.cache_clear()
+    recent.cache_clear()
+    drop_kept_entries()
+    audit_log.cache_clear()
+
+
+def ready_backbone(scenario: Scenario) -> Backbone:
+    """The frozen backbone, loaded once per process, with the process set up for it."""
+    compute = resolve_compute(scenario.compute)
+    prepare_process(compute)
+    return load_backbone(scenario.backbone, compute)

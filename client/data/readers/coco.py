@@ -1,0 +1,185 @@
+"""COCO instance annotations: one JSON file beside its images.
+
+Layout: the annotations file in the folder; `file_name`s are looked up in images/ if that folder
+exists, else in the folder itself. Of the JSON only `images` and `annotations` are used; categories
+are not, as every annotation is an instance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from casam_core.errors import DataError
+from client.data.damage import DataFaultsError
+from client.data.dataset import LoadedSample, Sample
+from client.data.labels import fill_polygon, paint
+from client.data.listing import groups_of, inside, naming, require_folder
+from client.data.pixels import read_image, stored_bits
+from client.data.readers.json_file import read_json
+
+
+class _Image(BaseModel):
+    id: int
+    file_name: str
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+
+
+class _Annotation(BaseModel):
+    id: int
+    image_id: int
+    segmentation: list[list[float]] | dict[str, Any]
+    iscrowd: int = 0
+
+
+class _File(BaseModel):
+    images: list[_Image]
+    annotations: list[_Annotation]
+
+
+class CocoDataset:
+    """Images of a COCO file that have an instance; ids are the file names without their ending.
+
+    Polygons and uncompressed run lengths are rasterised: a pixel belongs to an instance if its centre
+    lies inside. Annotations with iscrowd are skipped, as they outline no single instance. Where
+    instances overlap the smaller one keeps the pixels. Images without instances are left out; `empty`
+    counts them. group_pattern is searched in the file names.
+
+    The constructor reads the JSON and looks for the files; all its faults are raised together.
+    """
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(
+        self, path: Path, annotations: str = "annotations.json", group_pattern: str | None = None
+    ) -> None:
+        require_folder(path, f"{annotations} and images")
+        self._path = path
+        self._source = inside(path, annotations, str(path))
+        content = read_json(self._source, _File, "COCO instances (images and annotations)")
+        folder = path / "images" if (path / "images").is_dir() else path
+        _require_consistent(content, self._source)
+        instances: dict[int, list[_Annotation]] = {image.id: [] for image in content.images}
+        for annotation in content.annotations:
+            if not annotation.iscrowd:
+                instances[annotation.image_id].append(annotation)
+        used = [image for image in content.images if instances[image.id]]
+        self.empty = len(content.images) - len(used)
+        if not used:
+            raise DataError(
+                f"{self._source}: expected at least one image with an instance, found none; annotate images"
+            )
+        self._images = {_id(image): (image, instances[image.id]) for image in used}
+        self._files = {
+            _id(image): inside(folder, image.file_name, f"{self._source}: image {image.id}") for image in used
+        }
+        missing = [file.name for file in self._files.values() if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"{folder}: expected the images that {annotations} names, found {naming(missing, 'image')} "
+                f"missing; copy them there or remove their entries"
+            )
+        ids = sorted(self._images)
+        groups = groups_of(path, ids, group_pattern)
+        self._samples = tuple(Sample(id_, group) for id_, group in zip(ids, groups, strict=True))
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All images with instances, sorted by id."""
+        return self._samples
+
+    def load(self, sample: Sample) -> LoadedSample:
+        """Read one image and rasterise its instances, in the order of the file. Raises DataError."""
+        file = self._file(sample)
+        image, instances = self._images[sample.id]
+        image_HW3 = read_image(file)
+        size = (image.height, image.width)
+        if image_HW3.shape[:2] != size:
+            raise DataError(
+                f"{file}: expected {image.width} x {image.height} pixels as {self._source.name} says, found "
+                f"{image_HW3.shape[1]} x {image_HW3.shape[0]}; export image and annotations together"
+            )
+        labels_HW, hidden = paint([_raster(annotation, size, self._source) for annotation in instances])
+        if hidden:
+            raise DataError(
+                f"{self._source}: expected every instance of {image.file_name} to own a pixel, found "
+                f"{naming((str(instances[i].id) for i in hidden), 'annotation')} covered by others or "
+                f"without a pixel's centre inside; remove them"
+            )
+        return LoadedSample(image_HW3, labels_HW)
+
+    def bits(self, sample: Sample) -> int:
+        """Bits per value of the image file."""
+        return stored_bits(self._file(sample))
+
+    def _file(self, sample: Sample) -> Path:
+        if sample.id not in self._files:
+            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
+        return self._files[sample.id]
+
+
+def _require_consistent(content: _File, source: Path) -> None:
+    faults = []
+    for what, ids in (
+        ("image id", [str(image.id) for image in content.images]),
+        ("annotation id", [str(annotation.id) for annotation in content.annotations]),
+        ("file name without ending", [_id(image) for image in content.images]),
+    ):
+        twice = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
+        if twice:
+            faults.append(
+                f"{source}: expected each {what} once, found {naming(twice, 'repeat')}; correct them"
+            )
+    known = {image.id for image in content.images}
+    lost = [str(a.id) for a in content.annotations if a.image_id not in known]
+    if lost:
+        faults.append(
+            f"{source}: expected annotations of listed images, found {naming(lost, 'annotation')} of others; "
+            f"add the images or remove the annotations"
+        )
+    if faults:
+        raise DataFaultsError(faults)
+
+
+def _id(image: _Image) -> str:
+    return Path(image.file_name).with_suffix("").as_posix() if Path(image.file_name).name else image.file_name
+
+
+def _raster(annotation: _Annotation, size: tuple[int, int], source: Path) -> NDArray[np.bool_]:
+    """(height, width), True inside."""
+    segmentation = annotation.segmentation
+    where = f"{source}: annotation {annotation.id}"
+    if isinstance(segmentation, dict):
+        return _from_run_lengths(segmentation, size, where)
+    mask_HW = np.zeros(size, np.bool_)
+    for numbers in segmentation:
+        if len(numbers) < 6 or len(numbers) % 2 or not np.isfinite(numbers).all():
+            raise DataError(
+                f"{where}: expected polygons of three points or more as x, y, x, y, ..., found "
+                f"{len(numbers)} numbers, or numbers that are not finite; correct it"
+            )
+        mask_HW |= fill_polygon(np.array(numbers, np.float64).reshape(-1, 2), size)
+    return mask_HW
+
+
+def _from_run_lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    counts = segmentation.get("counts")
+    if isinstance(counts, (str, bytes)):
+        raise DataError(
+            f"{where}: expected polygons or uncompressed run lengths, found compressed run lengths (RLE); "
+            f"convert them, e.g. with pycocotools' decode"
+        )
+    runs = counts if isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts) else []
+    if segmentation.get("size") != list(size) or sum(runs) != size[0] * size[1]:
+        raise DataError(
+            f"{where}: expected run lengths that fill {size[1]} x {size[0]} pixels, found others; correct it"
+        )
+    # Runs alternate from background and go down the columns.
+    values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return values.reshape(size, order="F")

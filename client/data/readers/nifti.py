@@ -1,0 +1,148 @@
+"""NIfTI volumes (CT, MR) as slices, through nibabel.
+
+Layout: images/*.nii or *.nii.gz and masks/ with the same stems, equal shapes and equal affines.
+Voxels are taken in stored order and never resampled or turned to anatomical axes: image and mask are
+cut the same way, and a slice's rows are the higher of the two remaining axes. A mask with another
+affine is refused, because it would lie elsewhere in the body than its indices say.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.errors import DataError
+from client.data.intensities import percentile_range, to_uint8, window_range
+from client.data.labels import Meaning
+from client.data.optional import medical_package
+from client.data.pixels import one_line
+from client.data.readers.volumes import (
+    VolumeDataset,
+    VolumeFormat,
+    require_readable_size,
+    shapes_differ,
+    whole_labels,
+)
+
+_SAME_PLACE_MM = 0.05
+"""Affines written by different tools differ in their last digits; voxels are 0.2 mm or larger."""
+
+
+def open_nifti(
+    path: Path,
+    *,
+    slice_axis: int = 2,
+    window: list[float] | None = None,
+    labels: Meaning = "instances",
+    group_pattern: str | None = None,
+) -> VolumeDataset:
+    """The labelled slices of every volume of `path`, across voxel axis `slice_axis`.
+
+    window: [centre, width] in the volume's units (Hounsfield units for CT) shown as black to white;
+    by default each volume's own percentiles (client/data/intensities.py). Raises DataError.
+    """
+    medical_package("nibabel", reader="nifti")
+    return VolumeDataset(
+        path,
+        VolumeFormat(
+            suffixes=frozenset({".nii", ".nii.gz"}),
+            names="NIfTI (.nii, .nii.gz)",
+            image=partial(_image, slice_axis=slice_axis, window=window),
+            mask=partial(_mask, slice_axis=slice_axis),
+            compare=_compare,
+            bits=_bits,
+        ),
+        labels,
+        group_pattern,
+    )
+
+
+def _image(path: Path, *, slice_axis: int, window: list[float] | None) -> NDArray[np.uint8]:
+    values = _voxels(path, np.float32)
+    # Also with a window: NaN would become black in silence.
+    own_range = percentile_range(values, str(path))
+    black, white = window_range(window) if window else own_range
+    return _slices(to_uint8(values, black, white), slice_axis)
+
+
+def _mask(path: Path, *, slice_axis: int) -> NDArray[Any]:
+    return _slices(whole_labels(_voxels(path, None), path), slice_axis)
+
+
+def _slices(values: NDArray[Any], slice_axis: int) -> NDArray[Any]:
+    """(D, H, W): the slice axis first, then the higher of the others as rows."""
+    columns, rows = (axis for axis in range(3) if axis != slice_axis)
+    return np.ascontiguousarray(values.transpose(slice_axis, rows, columns))
+
+
+def _compare(image_path: Path, mask_path: Path) -> None:
+    image, mask = _open(image_path), _open(mask_path)
+    shapes = _shape(image, image_path), _shape(mask, mask_path)
+    if shapes[0] != shapes[1]:
+        raise shapes_differ(image_path, mask_path, *shapes)
+    # Measured at the corners of the volume, where a small turn shows most.
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    corners[:, :3] *= shapes[0]
+    apart = float(np.abs((image.affine - mask.affine) @ corners.T).max())
+    if not apart <= _SAME_PLACE_MM:
+        raise DataError(
+            f"{mask_path}: expected the affine of {image_path.name}, found one that lies {apart:.2f} mm away "
+            f"at a corner; resample the mask to the image's grid"
+        )
+
+
+def _bits(path: Path) -> int:
+    return int(_open(path).get_data_dtype().itemsize) * 8
+
+
+def _open(path: Path) -> Any:
+    """The nibabel image; its voxels are not read yet."""
+    nibabel = medical_package("nibabel", reader="nifti")
+    try:
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise ValueError(f"{type(image).__name__} is another format")
+        return image
+    except Exception as fault:
+        raise _damaged(path, fault) from fault
+
+
+def _shape(image: Any, path: Path) -> tuple[int, int, int]:
+    """The three sides; further axes of length 1 do not count."""
+    shape = tuple(int(side) for side in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise DataError(
+            f"{path}: expected one volume with three axes, found the shape {tuple(image.shape)}; save each "
+            f"time point or channel as a file of its own"
+        )
+    if image.get_data_dtype().kind not in "iufb":
+        raise DataError(
+            f"{path}: expected one number per voxel, found the type {image.get_data_dtype()}; save it as gray"
+        )
+    require_readable_size(shape, path)
+    return shape
+
+
+def _voxels(path: Path, dtype: type[np.floating[Any]] | None) -> NDArray[Any]:
+    """All voxels with the header's slope and intercept applied."""
+    image = _open(path)
+    shape = _shape(image, path)
+    try:
+        values = np.asanyarray(image.dataobj) if dtype is None else image.get_fdata(dtype=dtype)
+        return np.asarray(values).reshape(shape)
+    except Exception as fault:
+        raise _damaged(path, fault) from fault
+
+
+def _damaged(path: Path, fault: Exception) -> DataError:
+    # nibabel, gzip and zlib meet broken bytes with many kinds of exception; none is a defect here.
+    return DataError(
+        f"{path}: expected a complete NIfTI file, found one that cannot be read ({one_line(fault)}); "
+        f"export or copy it again"
+    )

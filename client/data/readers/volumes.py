@@ -1,0 +1,193 @@
+"""Pairs of volume files (image and mask) as a dataset of slices."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.errors import DataError
+from client.data.damage import for_each
+from client.data.dataset import LoadedSample, Sample
+from client.data.intensities import as_rgb
+from client.data.labels import Meaning, number
+from client.data.listing import groups_of, paired_files
+
+KEPT_BYTES = 2**29
+"""Decoded volumes that stay in memory, 512 MiB: training asks for slices in no order."""
+
+MAX_VOXELS = 2**30
+"""Largest volume read, 1024 slices of 1024 x 1024; a small packed file could otherwise fill the memory."""
+
+
+@dataclass(frozen=True)
+class VolumeFormat:
+    """How one kind of file is read. D slices of H x W; every function raises DataError.
+
+    suffixes: endings in lower case. names: the same for people.
+    image: uint8 (D, H, W) or RGB (D, H, W, 3). mask: whole numbers >= 0, (D, H, W).
+    compare: refuses an image and a mask that do not lie on each other; looks at headers only.
+    bits: per value of an image file as stored.
+    """
+
+    suffixes: frozenset[str]
+    names: str
+    image: Callable[[Path], NDArray[np.uint8]]
+    mask: Callable[[Path], NDArray[Any]]
+    compare: Callable[[Path, Path], None]
+    bits: Callable[[Path], int]
+
+
+class VolumeDataset:
+    """Every labelled slice of the volumes in `path`/images and `path`/masks (same stems).
+
+    Slices without a label are left out, as a sample holds one instance or more; `empty` counts them. A
+    volume without any label is a fault. Ids are the file's stem and the slice's index from 0, e.g.
+    `case01-z042`, so that slices keep their order. A volume is a group: it never stands on two sides of
+    a split. group_pattern may join the volumes of one patient; it is searched in the stems.
+
+    The constructor reads every mask (only they say which slices are labelled) and raises the faults of
+    all volumes together.
+    """
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        path: Path,
+        format_: VolumeFormat,
+        labels: Meaning = "instances",
+        group_pattern: str | None = None,
+    ) -> None:
+        self._path, self._format, self._labels = path, format_, labels
+        self._files = paired_files(path, format_.suffixes, format_.names)
+        stems = list(self._files)
+        groups = [
+            group or stem for group, stem in zip(groups_of(path, stems, group_pattern), stems, strict=True)
+        ]
+        self._images = Recent()
+        self._masks = Recent()
+        self.empty = 0
+        self._places: dict[str, tuple[str, int]] = {}
+        self._groups: dict[str, str] = {}
+        labelled = for_each(self._labelled_slices, stems)
+        for stem, group, slices in zip(stems, groups, labelled, strict=True):
+            for index in slices:
+                id_ = f"{stem}-z{index:03d}"
+                self._places[id_], self._groups[id_] = (stem, index), group
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All labelled slices, sorted by id."""
+        return tuple(Sample(id_, self._groups[id_]) for id_ in sorted(self._places))
+
+    def load(self, sample: Sample) -> LoadedSample:
+        """One slice: uint8 RGB and int32 labels 1..n. Raises DataError naming the file."""
+        stem, index = self._place(sample)
+        image_path, mask_path = self._files[stem]
+        image_DHW = self._images.get(image_path, self._format.image)
+        values_DHW = self._masks.get(mask_path, self._read_mask)
+        if image_DHW.shape[:3] != values_DHW.shape:
+            raise shapes_differ(image_path, mask_path, image_DHW.shape[:3], values_DHW.shape)
+        if not values_DHW[index].any():
+            raise DataError(
+                f"{mask_path}: expected labels in slice {index}, as when the dataset was opened, found none; "
+                f"leave the files alone while they are read"
+            )
+        return LoadedSample(as_rgb(image_DHW[index]), number(values_DHW[index], self._labels))
+
+    def bits(self, sample: Sample) -> int:
+        """Bits per voxel of the image file."""
+        return self._format.bits(self._files[self._place(sample)[0]][0])
+
+    def _place(self, sample: Sample) -> tuple[str, int]:
+        if sample.id not in self._places:
+            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
+        return self._places[sample.id]
+
+    def _labelled_slices(self, stem: str) -> list[int]:
+        image_path, mask_path = self._files[stem]
+        self._format.compare(image_path, mask_path)
+        values_DHW = self._masks.get(mask_path, self._read_mask)
+        labelled = np.flatnonzero(values_DHW.any(axis=(1, 2))).tolist()
+        if not labelled:
+            raise DataError(
+                f"{mask_path}: expected at least one labelled voxel, found only background (0); label the "
+                f"volume or remove the pair"
+            )
+        self.empty += len(values_DHW) - len(labelled)
+        return labelled
+
+    def _read_mask(self, path: Path) -> NDArray[Any]:
+        values_DHW = self._format.mask(path)
+        return values_DHW.astype(np.min_scalar_type(int(values_DHW.max())))
+
+
+class Recent:
+    """Arrays by file; the ones not used for longest go when together they exceed KEPT_BYTES."""
+
+    def __init__(self) -> None:
+        self._arrays: OrderedDict[Path, NDArray[Any]] = OrderedDict()
+
+    def get(self, path: Path, read: Callable[[Path], NDArray[Any]]) -> NDArray[Any]:
+        """The array of `path`, read if it is not kept."""
+        if path not in self._arrays:
+            self._arrays[path] = read(path)
+        self._arrays.move_to_end(path)
+        while len(self._arrays) > 1 and sum(array.nbytes for array in self._arrays.values()) > KEPT_BYTES:
+            self._arrays.popitem(last=False)
+        return self._arrays[path]
+
+
+def whole_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    """`values` as integers of 0 and above; DataError for fractions, NaN and negative labels."""
+    if np.issubdtype(values.dtype, np.floating):
+        if not np.isfinite(values).all() or (values != np.rint(values)).any():
+            raise DataError(
+                f"{path}: expected whole-number labels, found fractions or non-finite values; save the label "
+                f"map itself, not a probability or a resampled one"
+            )
+        values = values.astype(np.int64)
+    elif values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    elif not np.issubdtype(values.dtype, np.integer):
+        raise DataError(
+            f"{path}: expected whole-number labels, found the type {values.dtype}; save it as integers"
+        )
+    if values.min() < 0:
+        raise DataError(
+            f"{path}: expected labels of 0 (background) and above, found {int(values.min())}; renumber it"
+        )
+    if values.max() >= 2**31:
+        raise DataError(
+            f"{path}: expected labels below {2**31}, found {int(values.max())}; renumber it from 1"
+        )
+    return values
+
+
+def require_readable_size(shape: tuple[int, ...], path: Path) -> None:
+    """Raises DataError for an empty volume and for one of more than MAX_VOXELS voxels."""
+    voxels = int(np.prod([int(side) for side in shape], dtype=object))
+    if not 0 < voxels <= MAX_VOXELS:
+        raise DataError(
+            f"{path}: expected 1 to {MAX_VOXELS} voxels, found {_sides(shape)}; crop it or cut it into parts"
+        )
+
+
+def shapes_differ(
+    image_path: Path, mask_path: Path, image: tuple[int, ...], mask: tuple[int, ...]
+) -> DataError:
+    """The error for an image and a mask of different shapes."""
+    return DataError(
+        f"{mask_path}: expected the shape of {image_path.name}, {_sides(image)}, found {_sides(mask)}; "
+        f"export image and mask on the same grid"
+    )
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in shape)

@@ -1,0 +1,100 @@
+"""One task's images at one institution: the dataset, its split, its embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from casam_core.config.data_spec import DataSpec, LimitSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.training import Example
+from casam_core.protocol.messages import Holding
+from casam_core.routing.features import pool
+from client.data.dataset import Dataset, LoadedSample, Sample
+from client.data.open import open_dataset
+from client.data.splits import Split, split_samples
+
+RECENT_IMAGES = 32
+"""Decoding a file again at every training step costs more than keeping a few, of all institutions that a
+process hosts together: at most some 100 MB."""
+
+
+@dataclass(eq=False)
+class TaskData:
+    """Images are loaded when they are needed; the names of their embeddings stay in memory."""
+
+    dataset: Dataset
+    split: Split
+    store: EmbeddingStore
+    _keys: dict[str, str] = field(default_factory=dict)
+
+    def load(self, sample: Sample) -> LoadedSample:
+        """One image with its labels. Raises DataError."""
+        return recent(self, sample)
+
+    @property
+    def holding(self) -> Holding:
+        """Image counts per split."""
+        return Holding(len(self.split.train), len(self.split.val), len(self.split.test))
+
+    def embedding(self, sample: Sample, backbone: Backbone) -> tuple[str, Tensor]:
+        """(key, z_CHW) of one image; encoded only if the store lacks it or its file is torn."""
+        known = self._keys.get(sample.id)
+        if known is not None:
+            with contextlib.suppress(KeyError):
+                return known, self.store.load(known)
+        key, z_CHW = self.store.embed(self.load(sample).image_HW3, backbone)
+        self._keys[sample.id] = key
+        return key, z_CHW
+
+    def key(self, sample: Sample, backbone: Backbone) -> str:
+        """The name of one image's embedding, which is in the store when this returns."""
+        known = self._keys.get(sample.id)
+        if known is not None and known in self.store:
+            return known
+        return self.embedding(sample, backbone)[0]
+
+    def encode(
+        self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]
+    ) -> None:
+        """Make sure that all `samples` have their embedding."""
+        for done, sample in enumerate(samples, 1):
+            self.key(sample, backbone)
+            progress(done, len(samples))
+
+    def seen(self, sample: Sample, backbone: Backbone, pixels: bool) -> Tensor:
+        """What a layer sees of one image: z_CHW, or the preprocessed pixels x_3SS."""
+        if pixels:
+            return backbone.preprocess(self.load(sample).image_HW3)
+        return self.embedding(sample, backbone)[1]
+
+    def example(self, sample: Sample, backbone: Backbone, pixels: bool = False) -> Example:
+        """What training needs of one image."""
+        return Example(self.seen(sample, backbone, pixels), self.load(sample).labels_HW)
+
+    def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
+        """f_NF: what the router sees of `samples`."""
+        return torch.stack([pool(self.embedding(sample, backbone)[1], kind) for sample in samples])
+
+
+@lru_cache(RECENT_IMAGES)
+def recent(data: TaskData, sample: Sample) -> LoadedSample:
+    """From memory when it was one of the last."""
+    return data.dataset.load(sample)
+
+
+def open_task(
+    spec: DataSpec, *, task: str, institution: str, data_root: Path | None, store: EmbeddingStore, seed: int
+) -> TaskData:
+    """The institution's images of `task`, split. Raises DataError."""
+    dataset = open_dataset(spec, data_root=data_root, seed=seed, institution=institution)
+    limit: LimitSpec = spec.limit
+    split = split_samples(dataset.samples, spec.split, limit, seed=seed, scope=f"{institution}/{task}")
+    return TaskData(dataset=dataset, split=split, store=store)

@@ -1,0 +1,120 @@
+"""How much noise an institution adds, and how many rounds its budget affords.
+
+The scenario says how private training is done, the institution's policy how much may be spent. Where the
+scenario names no noise, it is the least with which the scenario's rounds and the router fit the whole budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from casam_core.config.policy import LearnedPolicy, Policy
+from casam_core.config.scenario import PrivacySpec, Scenario
+from casam_core.privacy.accounting import Mechanism, affordable, calibrate
+from casam_core.privacy.dp_training import round_mechanism
+from casam_core.privacy.private_router import router_mechanism
+from casam_core.privacy.private_scores import scores_mechanism
+from casam_core.privacy.private_vae import vae_mechanism
+from client.release.refusals import BudgetSpentError
+
+
+def leaves_noisy(learned: LearnedPolicy) -> bool:
+    """Whether it leaves, and with noise."""
+    return learned.share == "yes" and learned.noise == "dp"
+
+
+def learning_noise(scenario: Scenario, policy: Policy) -> float:
+    """Noise multiplier of a training round; a router's is `privacy.router_ratio` times that.
+
+    Raises BudgetSpentError where no noise fits the budget.
+    """
+    spec = scenario.privacy
+    if spec.noise_multiplier is not None:
+        return spec.noise_multiplier
+    assert policy.budget.epsilon is not None  # a policy with noise has a budget
+    assert policy.budget.delta is not None
+    with named_refusal():
+        return _learning_noise(
+            spec.model_dump_json(),
+            scenario.training.rounds if leaves_noisy(policy.adapter) else 0,
+            noisy_router(scenario, policy),
+            policy.budget.epsilon,
+            policy.budget.delta,
+        )
+
+
+@contextlib.contextmanager
+def named_refusal() -> Iterator[None]:
+    """A budget that no noise fits is one that is spent before anything was released."""
+    try:
+        yield
+    except ValueError as error:
+        raise BudgetSpentError(f"policy.budget: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _learning_noise(spec_json: str, rounds: int, router: str | None, epsilon: float, delta: float) -> float:
+    spec = PrivacySpec.model_validate_json(spec_json)
+    return calibrate(lambda scale: one_task(spec, rounds, router, scale), epsilon, delta)
+
+
+def one_task(spec: PrivacySpec, rounds: int, router: str | None, noise: float) -> list[Mechanism]:
+    """Everything that learning one task releases. router: its kind, None where it leaves without noise."""
+    return [round_mechanism(spec, noise)] * rounds + description(spec, router, noise)
+
+
+def description(spec: PrivacySpec, router: str | None, noise: float) -> list[Mechanism]:
+    """Everything that describing one task releases (client/dp/noisy_router.py)."""
+    if router is None:
+        return []
+    less = spec.router_ratio * noise
+    summary = vae_mechanism(spec, noise) if router == "vae" else router_mechanism(less)
+    return [summary, scores_mechanism(less)]
+
+
+def noisy_router(scenario: Scenario, policy: Policy) -> str | None:
+    """The kind of router that leaves with noise; None where it does not."""
+    return scenario.router.kind if leaves_noisy(policy.router) else None
+
+
+def evaluations(scenario: Scenario, policy: Policy) -> int:
+    """How often this run measures the institution's test images."""
+    return sum(policy.present(stage) for stage in range(len(scenario.stream) + 1))
+
+
+def metrics_noise(scenario: Scenario, policy: Policy) -> float:
+    """Noise multiplier of one evaluation, so that all of this run's fit the budget.
+
+    Raises BudgetSpentError where no noise does.
+    """
+    assert policy.budget.epsilon_metrics is not None  # a policy with noisy metrics has a budget
+    assert policy.budget.delta is not None
+    times = evaluations(scenario, policy)
+    with named_refusal():
+        return _metrics_noise(times, policy.budget.epsilon_metrics, policy.budget.delta)
+
+
+@lru_cache(maxsize=256)
+def _metrics_noise(times: int, epsilon: float, delta: float) -> float:
+    return calibrate(lambda scale: [Mechanism(scale)] * times, epsilon, delta)
+
+
+def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechanism]) -> int:
+    """Of the scenario's rounds of one task, how many fit behind what is spent and before the router."""
+    budget = policy.budget
+    try:
+        noise = learning_noise(scenario, policy)
+    except BudgetSpentError:
+        return 0
+    assert budget.epsilon is not None
+    assert budget.delta is not None
+    router = one_task(scenario.privacy, 0, noisy_router(scenario, policy), noise)
+    return affordable(
+        [*spent, *router],
+        [round_mechanism(scenario.privacy, noise)],
+        budget.epsilon,
+        budget.delta,
+        scenario.training.rounds,
+    )

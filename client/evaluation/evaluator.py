@@ -1,0 +1,239 @@
+"""Scoring an institution's test images under a bank.
+
+Entries never change, so two results never go stale: a route score belongs to (image, entry), and the
+masks of an image belong to (image, entry that answers). Each is computed once per run, one image at a
+time and at fixed shapes; a stage therefore costs only what changed, and its figures have the bits of
+a full re-evaluation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.bank.entry_file import Entry, Head, head_in, read_entry
+from casam_core.bank.inference import align, decode_masks, entry_layer, route_among
+from casam_core.config.scenario import EvaluationSpec
+from casam_core.methods.base import RouteRule
+from casam_core.metrics.intervals import Statistics, estimate
+from casam_core.metrics.segmentation import ImageScores, InstanceScores, score_image, score_instance
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer
+from casam_core.model.prompts import Prompts, central_points, jittered_boxes, tight_boxes
+from casam_core.protocol.messages import TaskResult
+from casam_core.routing.decision import IDENTITY, Route
+from casam_core.routing.features import pool
+from casam_core.routing.routers import Router
+from casam_core.seeding import numpy_generator
+from client.data.dataset import LoadedSample, Sample
+from client.data.task_data import TaskData
+from client.evaluation.known_entries import KnownEntries
+from client.evaluation.results import Results
+
+LAYERS = 4
+"""Layers that a process keeps, of up to 16 MB each: images of one task come one after the other, and so
+do the institutions where a new entry is measured."""
+
+FROZEN = Route(task=None, nearest=None, score=None)
+"""What every image is measured under besides its route; known since the run's first evaluation."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One task's images as they were routed and segmented, in one order. Never leaves as it is.
+
+    gains: IoU minus frozen SAM's. units: patient or slide, else the image. margins: how unknown each image
+    looks; empty where no router was asked.
+    """
+
+    images: list[ImageScores]
+    routes: list[str]
+    gains: list[float]
+    units: list[str]
+    margins: list[float]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """An entry by its name: whoever holds one of this digest holds the same."""
+
+    digest: str
+    file: Path = field(compare=False)
+    task: str = field(compare=False)
+
+
+@lru_cache(LAYERS)
+def layer_of(answering: Answering, backbone: Backbone) -> AlignmentLayer:
+    """The entry's layer, one per process for all institutions that it hosts. Raises BankError."""
+    entry = Entry.from_bytes(read_entry(answering.file, answering.digest, answering.task))
+    return entry_layer(entry, backbone.geometry.channels, backbone)
+
+
+def drop_kept_entries() -> None:
+    """Let go of what this process keeps of entries: of a finished run, or of those that are deleted."""
+    layer_of.cache_clear()
+    head_in.cache_clear()
+
+
+@dataclass
+class Evaluator:
+    """Scores images of one institution; what was computed stays in `scores` and `masks`."""
+
+    institution: str
+    seed: int
+    spec: EvaluationSpec
+    features: str
+    route_rule: RouteRule
+    router: Router
+    backbone: Backbone
+    scores: Results
+    masks: Results
+    decodes: int = 0
+
+    def measure(
+        self, task: str, data: TaskData, bank: KnownEntries, progress: Callable[[int, int], None]
+    ) -> Measured:
+        """This institution's test (or validation) split of `task` as routed by `bank`."""
+        samples = data.split.part(self.spec.split)
+        thresholds = {head.task: head.threshold for head in bank.heads}
+        images, routes, margins, gains = [], [], [], []
+        for done, sample in enumerate(samples, 1):
+            route = self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))
+            image = self.segment(task, sample, data, bank, route)
+            frozen = self.segment(task, sample, data, bank, FROZEN)
+            images.append(image)
+            routes.append(route.name)
+            gains.append(image.mean.iou - frozen.mean.iou)
+            if route.score is not None and route.nearest is not None:
+                threshold = thresholds[route.nearest]
+                assert threshold is not None  # else no router would have scored it
+                margins.append(route.score - threshold)
+            progress(done, len(samples))
+        units = [sample.group if sample.group is not None else sample.id for sample in samples]
+        return Measured(images, routes, gains, units, margins)
+
+    def result(self, task: str, measured: Measured) -> TaskResult:
+        """Exact means with their intervals."""
+        rng = numpy_generator(self.seed, self.institution, "bootstrap", task)
+        statistics = Statistics(
+            units=len(set(measured.units)),
+            iou=estimate([image.mean.iou for image in measured.images], measured.units, rng),
+            gain=estimate(measured.gains, measured.units, rng),
+        )
+        return replace(summarise(measured.images, measured.routes), statistics=statistics)
+
+    def route(self, sample: Sample, data: TaskData, bank: KnownEntries) -> Route:
+        """The router's decision for this image."""
+        key = data.key(sample, self.backbone)
+        feature: Tensor | None = None
+
+        def score_of(head: Head) -> float:
+            nonlocal feature
+            digest = bank.digest_of(head.task)
+            score = self.scores.get(key, digest)
+            if score is None:
+                if feature is None:
+                    feature = pool(data.embedding(sample, self.backbone)[1], self.features)
+                score = self.router.score(feature, bank[head.task].router)
+                self.scores.put(key, digest, score)
+            return score
+
+        return route_among(bank.heads, score_of)
+
+    def segment(
+        self, task: str, sample: Sample, data: TaskData, bank: KnownEntries, route: Route
+    ) -> ImageScores:
+        """Scores of one image's instances under the entry that answers for it."""
+        answering = bank.digest_of(route.task) if route.task is not None else IDENTITY
+        name = f"{task}/{sample.id}/{data.key(sample, self.backbone)}"
+        known = self.masks.get(name, answering)
+        if known is not None:
+            return ImageScores(InstanceScores(**known["total"]), known["n_instances"])
+        layer = self.layer(route, bank)
+        seen_CHW = data.seen(sample, self.backbone, layer is not None and layer.sees_pixels)
+        scores = self.score(task, sample, data.load(sample), seen_CHW, layer)
+        self.decodes += 1
+        self.masks.put(name, answering, asdict(scores))
+        return scores
+
+    def layer(self, route: Route, bank: KnownEntries) -> AlignmentLayer | None:
+        """What stands between encoder and decoder; None for frozen SAM."""
+        if route.task is None:
+            return None
+        named = Answering(bank.digest_of(route.task), bank.file_of(route.task), route.task)
+        return layer_of(named, self.backbone)
+
+    def score(
+        self,
+        task: str,
+        sample: Sample,
+        loaded: LoadedSample,
+        seen_CHW: Tensor,
+        layer: AlignmentLayer | None,
+    ) -> ImageScores:
+        """Decode and measure one image; `layer` None is the frozen backbone."""
+        return score_image(
+            [
+                score_instance(predicted_HW, loaded.labels_HW == instance, with_hd95=self.spec.hd95)
+                for instance, predicted_HW in self.decoded(task, sample, loaded, seen_CHW, layer)
+            ]
+        )
+
+    def decoded(
+        self,
+        task: str,
+        sample: Sample,
+        loaded: LoadedSample,
+        seen_CHW: Tensor,
+        layer: AlignmentLayer | None,
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """(instance, its predicted mask) of every instance that is measured, in their order."""
+        labels_HW = loaded.labels_HW
+        rng = numpy_generator(self.seed, self.institution, "evaluate", task, sample.id)
+        instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)
+        chosen = np.sort(rng.permutation(instances)[: self.spec.max_instances])
+        z = align(seen_CHW, layer, self.backbone.compute)
+        frame = self.backbone.frame(loaded.image_HW3)
+        prompts = self.prompts(labels_HW, chosen, rng)
+        parts = decode_masks(self.backbone, z, frame, prompts, layer)
+        masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)
+        yield from zip(map(int, chosen), masks, strict=True)
+
+    def prompts(
+        self, labels_HW: NDArray[np.int32], chosen: NDArray[np.int32], rng: np.random.Generator
+    ) -> Prompts:
+        """The scenario's kind of prompt for the chosen instances, in image pixels."""
+        if self.spec.prompts == "point":
+            return central_points(labels_HW, chosen)
+        if self.spec.prompts == "jittered_box":
+            return jittered_boxes(labels_HW, chosen, self.spec.jitter, rng)
+        return tight_boxes(labels_HW, chosen)
+
+
+def summarise(images: Sequence[ImageScores], routes: Iterable[str]) -> TaskResult:
+    """Mean within each image, then over images; `iou_instance` over instances."""
+    means = [image.mean for image in images]
+    instances = sum(image.n_instances for image in images)
+
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values))
+
+    hd95 = [m.hd95 for m in means if m.hd95 is not None]
+    return TaskResult(
+        images=len(images),
+        instances=instances,
+        iou=mean([m.iou for m in means]),
+        dice=mean([m.dice for m in means]),
+        biou=mean([m.biou for m in means]),
+        biou_official=mean([m.biou_official for m in means]),
+        iou_instance=sum(image.total.iou for image in images) / instances,
+        hd95=mean(hd95) if hd95 else None,
+        routes=dict(sorted(Counter(routes).items())),
+    )

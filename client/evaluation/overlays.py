@@ -1,0 +1,153 @@
+"""Pictures for the institution's own eyes: its images with the truth, frozen SAM's and the bank's outlines.
+
+Off by default. They are drawn at the last stage that the institution takes part in, into a folder below
+`private/` that only its owner can open, after the answer to the server was made: no answer knows of them.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from casam_core.model.forms import AlignmentLayer
+from casam_core.protocol.payload import Job
+from client.data.dataset import LoadedSample, Sample
+from client.data.preview import outlines, private_folder, spread
+from client.data.task_data import TaskData
+from client.evaluation.evaluator import FROZEN, Evaluator
+from client.evaluation.known_entries import KnownEntries
+from client.institution import Institution
+from client.node.incidents import keep
+
+MOST = 50
+"""Pictures per task, whatever the site asks for."""
+TRUTH, SAM, OURS = (40, 200, 90), (250, 160, 40), (70, 130, 255)
+GAP = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as it was routed and segmented. file: relative to the page."""
+
+    task: str
+    sample: str
+    route: str
+    iou: float
+    frozen_iou: float
+    file: str
+
+
+def draw_overlays(institution: Institution, job: Job, known: KnownEntries) -> None:
+    """Write the page where the site wants one and this is its last stage.
+
+    A fault is written to the site's own log and costs nobody else anything.
+    """
+    if not institution.site.overlays or job.stage != last_stage(institution):
+        return
+    try:
+        draw_page(institution, job.stage, known)
+    except Exception:  # a full disk, say; the answer is made and must not suffer
+        keep(f"overlays: {traceback.format_exc()}", institution.site.log)
+
+
+def draw_page(institution: Institution, stage: int, known: KnownEntries) -> Path:
+    """private/overlays/index.html with its pictures; at most `overlays` per task, spread over the images.
+
+    Raises DataError for a folder that others may open.
+    """
+    folder = institution.site.private / "overlays"
+    private_folder(folder)
+    evaluator = institution.evaluator()
+    pictures: list[Picture] = []
+    for task in sorted(institution.scenario.institution(institution.name).data):
+        data, samples = institution.encoded(task, institution.scenario.evaluation.split)
+        for sample in spread(samples, min(institution.site.overlays, MOST)):
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", sample.id)[-80:]
+            file = folder / f"{len(pictures) + 1:03d}-{task}-{name}.png"
+            pictures.append(draw(evaluator, task, sample, data, known, file))
+    page = folder / "index.html"
+    page.touch(0o600)
+    page.write_text(PAGE.render(institution=institution.name, stage=stage, pictures=pictures))
+    return page
+
+
+def last_stage(institution: Institution) -> int:
+    """The last stage of the stream that the institution takes part in."""
+    leaves, stages = institution.site.policy.leaves_at, len(institution.scenario.stream)
+    return stages if leaves is None else min(stages, leaves - 1)
+
+
+def draw(
+    evaluator: Evaluator, task: str, sample: Sample, data: TaskData, known: KnownEntries, file: Path
+) -> Picture:
+    """One file: the image; and with the outlines of the truth, of frozen SAM and of ours, side by side."""
+    route = evaluator.route_rule(task, known.tasks, partial(evaluator.route, sample, data, known))
+    layer = evaluator.layer(route, known)
+    loaded = data.load(sample)
+
+    def predicted(layer: AlignmentLayer | None) -> NDArray[np.uint8]:
+        seen_CHW = data.seen(sample, evaluator.backbone, layer is not None and layer.sees_pixels)
+        found = evaluator.decoded(task, sample, loaded, seen_CHW, layer)
+        return drawn(loaded, (mask_HW for _, mask_HW in found), OURS if layer else SAM)
+
+    frozen, ours = predicted(None), predicted(layer)
+    numbers = np.unique(loaded.labels_HW[loaded.labels_HW > 0])
+    truth = drawn(loaded, (loaded.labels_HW == number for number in numbers), TRUTH)
+    gap = np.full((len(loaded.image_HW3), GAP, 3), 255, np.uint8)
+    file.touch(0o600)
+    Image.fromarray(np.hstack([loaded.image_HW3, gap, truth, gap, frozen, gap, ours])).save(file)
+    return Picture(
+        task,
+        sample.id,
+        route.name,
+        evaluator.segment(task, sample, data, known, route).mean.iou,
+        evaluator.segment(task, sample, data, known, FROZEN).mean.iou,
+        file.name,
+    )
+
+
+def drawn(
+    loaded: LoadedSample, masks: Iterable[NDArray[np.bool_]], colour: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """The image with the masks' outlines in one colour; overlapping masks keep theirs."""
+    image_HW3 = loaded.image_HW3.copy()
+    for mask_HW in masks:
+        image_HW3[outlines(mask_HW.astype(np.int32))] = colour
+    return image_HW3
+
+
+# A text and no file: Flower's bundle carries no HTML.
+PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'">
+<title>{{ institution }}: own pictures</title>
+<style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 80rem; padding: 0 1rem; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
+</style></head><body><main>
+<h1>{{ institution }}: own pictures after stage {{ stage }}</h1>
+<p><strong>These are images of patients.</strong> They were never sent; this folder is the institution's own.
+From left to right: the image; the truth (green); frozen SAM (orange); with the entry that the router chose
+(blue).</p>
+{% for p in pictures %}
+<figure>
+<img src="{{ p.file }}" alt="{{ p.sample }} of {{ p.task }}: image, truth, frozen SAM, with the bank">
+<figcaption>{{ p.task }}, {{ p.sample }}: sent to {{ p.route }}. IoU {{ "%.3f" % p.iou }}, frozen SAM
+{{ "%.3f" % p.frozen_iou }}.</figcaption>
+</figure>
+{% endfor %}
+</main></body></html>
+"""
+)

@@ -1,0 +1,129 @@
+"""Shadow models: what an institution's layer and router would have been, had other images of it been for
+training.
+
+They are learned by the same code, with the same settings and the same noise as what the institution released,
+on known parts of its images, and never leave. Early stopping and the floor are left out: both ask validation
+images, which are among those that a shadow may be trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from casam_core.config.policy import Policy
+from casam_core.config.scenario import Scenario
+from casam_core.methods import alignment_of
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.training import Example, train_layer
+from casam_core.privacy.dp_training import train_privately, unit_means, units_of
+from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.private_router import PublicFrame, describe_privately, public_frame
+from casam_core.routing.routers import Arrays, build_router
+from casam_core.seeding import derive_seed, numpy_generator
+from client.data.dataset import Sample
+from client.data.task_data import TaskData
+from client.dp.plan import learning_noise
+from client.dp.public_features import public_features_of
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """Makes shadow models of one task at one institution.
+
+    samples: all images that the attack knows; models are trained on some of them, named by index. policy:
+    what the institution released under. stage: in which the task was learned.
+    """
+
+    institution: str
+    task: str
+    stage: int
+    scenario: Scenario
+    policy: Policy
+    backbone: Backbone
+    data: TaskData
+    samples: Sequence[Sample]
+
+    def layer(
+        self, images: Sequence[int], number: int, progress: Callable[[int, int], None]
+    ) -> AlignmentLayer:
+        """Shadow `number`: a layer trained on these images alone, over the scenario's rounds."""
+        scenario, backbone = self.scenario, self.backbone
+        spec = alignment_of(scenario, self.task)
+        # The start is the target's own: every holder knows it, so an attacker does.
+        seed = derive_seed(scenario.seed, "layer", self.task)
+        layer = build_layer(spec, backbone.geometry.channels, seed, backbone)
+
+        def example(i: int) -> Example:
+            return self.data.example(self.samples[images[i]], backbone, layer.sees_pixels)
+
+        for round_ in range(1, scenario.training.rounds + 1):
+            rng = numpy_generator(scenario.seed, self.institution, "shadow", number, round_, self.task)
+            if self.policy.adapter.noise == "dp":
+                train_privately(
+                    layer,
+                    backbone,
+                    example,
+                    self.units(images),
+                    scenario.training,
+                    scenario.privacy,
+                    noise_multiplier=learning_noise(scenario, self.policy),
+                    learning_rate=scenario.privacy.learning_rate or learning_rate_of(spec),
+                    rng=rng,
+                    noise=self.noise("layer", number, round_),
+                    progress=progress,
+                )
+            else:
+                train_layer(
+                    layer,
+                    backbone,
+                    example,
+                    len(images),
+                    scenario.training,
+                    learning_rate=learning_rate_of(spec),
+                    rng=rng,
+                    progress=progress,
+                )
+        return layer
+
+    def router(self, f_NF: Tensor, images: Sequence[int], number: int) -> Arrays:
+        """Shadow `number`: a router state of these images alone. f_NF: features of all samples."""
+        router = build_router(self.scenario.router)
+        if self.policy.router.noise != "dp":
+            seed = derive_seed(self.scenario.seed, self.stage, "router", self.task)
+            return router.finish(router.summarise(f_NF[list(images)], seed))
+        ratio = self.scenario.privacy.router_ratio
+        summary = describe_privately(
+            unit_means(f_NF[list(images)].double().numpy(), self.units(images)),
+            len(images),
+            self.frame,
+            ratio * learning_noise(self.scenario, self.policy),
+            self.noise("router", number, 0),
+        )
+        return router.finish(summary)
+
+    @cached_property
+    def frame(self) -> PublicFrame:
+        """What a private router compares with; read once."""
+        folder = self.data.store.folder
+        return public_frame(public_features_of(self.backbone, self.scenario.router.features, folder))
+
+    def units(self, images: Sequence[int]) -> list[list[int]]:
+        """Privacy units among these images, by position in `images`."""
+        chosen = [self.samples[i] for i in images]
+        return units_of([sample.group or sample.id for sample in chosen], self.policy.budget.unit)
+
+    def noise(self, what: str, number: int, round_: int) -> NoiseSource:
+        """A shadow protects nobody, so its noise may be repeated."""
+        scope = (self.institution, "shadow", what, number, round_, self.task)
+        return NoiseSource.seeded(self.scenario.seed, *scope)
+
+
+def indices(inside_N: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[int]:
+    """Where a mask is on."""
+    return [int(i) for i in np.flatnonzero(inside_N)]

@@ -1,0 +1,102 @@
+"""The site's own file about its node: where the server is, which key, which policy, which bundle.
+
+Everything a server must not decide stands here, on the institution's disk (docs/deployment.md).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from pydantic import Field, StringConstraints, ValidationError
+
+from casam_core.config.scenario import Name
+from casam_core.config.section import Section
+from casam_core.config.toml import explain, read_policy, read_table
+from casam_core.errors import DeploymentError
+
+SuperLinkAddress = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}$")]
+BundleHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class NodeFile(Section):
+    """One institution's node. Relative paths start from the file's own folder."""
+
+    institution: Name = Field(description="Its name in the scenario.")
+    superlink: SuperLinkAddress = Field(description="The server's host:port.")
+    authority: Path = Field(description="Certificate of the authority that signed the server's (PEM).")
+    key: Path = Field(description="The node's private key (OpenSSH, P-384), mode 0600.")
+    bundle: BundleHash = Field(description="SHA-256 of the one bundle that may run here (casam bundle hash).")
+    policy: Path = Field(description="The institution's policy.")
+    home: Path = Field(description="Embeddings, results, audit log and ledger; kept over all runs.")
+    data_root: Path | None = Field(None, description="Scenarios' data paths start here and stay below.")
+    checkpoint: Path | None = Field(None, description="Weights of the backbone, where none are packaged.")
+    device: Literal["auto", "cpu", "mps", "cuda"] | None = Field(
+        None, description="Wins over the scenario's compute.device."
+    )
+    port: int = Field(9094, ge=1, le=65535, description="Where the node talks to itself, on 127.0.0.1.")
+
+
+def read_node_file(path: Path) -> NodeFile:
+    """The file with absolute paths. Raises DeploymentError."""
+    try:
+        node = NodeFile.model_validate(read_table(path, "node", DeploymentError))
+    except ValidationError as error:
+        raise DeploymentError(
+            f"{path}: {explain(error)}".replace("docs/scenario.md", "docs/deployment.md")
+        ) from error
+    folder = path.expanduser().resolve().parent
+    paths = {key: value for key, value in node if isinstance(value, Path)}
+    return node.model_copy(update={key: folder / value.expanduser() for key, value in paths.items()})
+
+
+def check_node(node: NodeFile) -> None:
+    """What would keep the node from working, before it starts. Raises DeploymentError or PolicyError."""
+    check_authority(node.authority)
+    check_key(node.key)
+    read_policy(node.policy)
+    for key, path in (("data_root", node.data_root), ("checkpoint", node.checkpoint)):
+        if path is not None and not path.exists():
+            raise DeploymentError(f"{key}: nothing is at {path}; check the path")
+    try:
+        node.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeploymentError(f"home: {node.home} cannot be made: {error.strerror}") from error
+    if not os.access(node.home, os.R_OK | os.W_OK | os.X_OK):
+        raise DeploymentError(f"home: {node.home} belongs to somebody else; this process cannot write there")
+    for key, value in node:
+        # Flower splits the settings of a node at quotes and has no way to escape one.
+        if isinstance(value, Path) and re.search(r"[\"\\\n]", str(value)):
+            raise DeploymentError(f"{key}: expected a path without quotes and backslashes, found {value}")
+
+
+def check_authority(path: Path) -> None:
+    """The authority's certificate can be read and is valid today."""
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DeploymentError(f"authority: {path} is no certificate: {error}") from error
+    if certificate.not_valid_after_utc < datetime.now(UTC):
+        raise DeploymentError(
+            f"authority: {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
+            "ask the operator for a new one"
+        )
+
+
+def check_key(path: Path) -> None:
+    """The private key can be read by its owner alone, and is one that Flower takes."""
+    try:
+        mode = path.stat().st_mode
+        key = load_ssh_private_key(path.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise DeploymentError(f"key: {path} is no private key without a password: {error}") from error
+    if mode & 0o077:
+        raise DeploymentError(f"key: others may read {path}; run `chmod 600 {path}`")
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise DeploymentError(f"key: {path}: expected a P-384 key, found {type(key).__name__}")

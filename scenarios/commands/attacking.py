@@ -1,0 +1,297 @@
+"""`casam attack`: what a finished run's entries give away about the images they were learned from.
+
+The run folder gives the entries and what was claimed about them; the images are opened again as `casam run`
+opened them. So it is for simulations, and for whoever holds the images of a real institution.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from casam_core.bank.bank import Bank
+from casam_core.config.policy import LearnedPolicy, Policy
+from casam_core.config.scenario import Scenario
+from casam_core.errors import CasamError, DataError
+from casam_core.membership.statistics import LEVELS, NOT_MEASURABLE, Bound
+from casam_core.methods import method_of
+from casam_core.model.backbones import Backbone, load_backbone
+from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.model.embeddings import EmbeddingStore
+from client.data.task_data import open_task
+from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS, Attacked, Target, attack_entry
+from client.site import Site, hosted_sites
+from scenarios.engines.live import live_view
+from scenarios.engines.run import LineWriter
+
+Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
+"""By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""
+
+
+class AttackError(CasamError):
+    """A run that cannot be attacked as it was asked for."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an institution's policy promised and its ledger spent, from summary.json."""
+
+    policy: Policy
+    epsilon: float | None
+
+    @property
+    def delta(self) -> float:
+        """Of the budget; 0 where nothing is claimed."""
+        return self.policy.budget.delta or 0.0
+
+    def of(self, attack: str) -> dict[str, Any]:
+        """Beside an attack's figures. epsilon: of all that left; null where something left without noise."""
+        learned: LearnedPolicy = self.policy.adapter if attack in LAYER_ATTACKS else self.policy.router
+        noisy = learned.noise == "dp"
+        return {
+            "noise": learned.noise,
+            "epsilon": self.epsilon if noisy else None,
+            "delta": self.policy.budget.delta if noisy else None,
+            "unit": self.policy.budget.unit if noisy else None,
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. sites: by institution, where its images and embeddings lie."""
+
+    folder: Path
+    scenario: Scenario
+    bank: Bank
+    claims: dict[str, Claim]
+    sites: dict[str, Site]
+
+
+def open_run(folder: Path, data_root: Path | None) -> Run:
+    """Raises AttackError for a folder that holds no finished run, or one without an entry per task."""
+    for name in ("scenario.json", "summary.json"):
+        if not (folder / name).is_file():
+            raise AttackError(
+                f"{folder}: expected the folder of a finished run, found no {name}; check the path"
+            )
+    try:
+        scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
+        summary = json.loads((folder / "summary.json").read_text())
+        claims = {
+            name: Claim(Policy.model_validate(facts["policy"]), facts["epsilon_train"])
+            for name, facts in summary["privacy"].items()
+        }
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AttackError(
+            f"{folder}: its scenario.json or summary.json cannot be read ({type(error).__name__}); "
+            "use the version of casam that ran it"
+        ) from error
+    method = method_of(scenario.method)
+    if method.shared or not method.learns:
+        raise AttackError(
+            f"{folder}: method {scenario.method!r} has no entry per task, and entries are what is attacked"
+        )
+    settings: dict[str, str | int | float | bool] = {
+        "out": str(folder.parent),
+        "data-root": str(data_root.expanduser().resolve()) if data_root else "",
+        "checkpoint": scenario.backbone.checkpoint or "",
+    }
+    sites = hosted_sites(scenario, folder.name, {"partition-id": 0, "num-partitions": 1}, settings)
+    return Run(
+        folder, scenario, Bank.open(folder / "bank"), claims, {site.institution: site for site in sites}
+    )
+
+
+def attack_run(run: Run, wanted: Sequence[str], shadows: int, console: Console) -> Report:
+    """Attack every entry that an institution (of `wanted`, or any) had a part in.
+
+    shadows: layers to train per entry for likelihood ratios. Raises AttackError where nothing can be
+    attacked.
+    """
+    scenario = run.scenario
+    names = list(wanted) or [site.name for site in scenario.institutions]
+    for name in names:
+        if name not in run.sites:
+            raise AttackError(f"--institution: expected one of {', '.join(run.sites)}, found {name!r}")
+        if not wanted and not (run.folder / "institutions" / name).is_dir():
+            raise AttackError(
+                f"{run.folder} has no part of {name!r}: a real deployment's run. An attack needs the images: "
+                f"whoever holds them calls it there with --institution {name} --data-root FOLDER"
+            )
+    compute = resolve_compute(scenario.compute)
+    prepare_process(compute)
+    backbone = load_backbone(scenario.backbone, compute)
+    report: Report = {}
+    with live_view(console) as show, contextlib.redirect_stdout(LineWriter(show)):
+        for name in names:
+            for task in scenario.institution(name).data:
+                if task in scenario.stream:
+                    found = attack_one(run, name, task, backbone, shadows)
+                    report.setdefault(name, {})[task] = found
+    if not any(figures["refused"] is None for _, _, _, figures in lines(report)):
+        raise AttackError(f"nothing can be attacked. {'; '.join(refusals(report)) or 'No task was learned'}")
+    return report
+
+
+def attack_one(run: Run, name: str, task: str, backbone: Backbone, shadows: int) -> dict[str, dict[str, Any]]:
+    """By attack, of one institution's part in one task's entry."""
+    claim = run.claims.get(name)
+    reason = why_not(run, name, task)
+    if reason is None and claim is None:
+        reason = "summary.json has no policy of this institution"
+    if reason is not None or claim is None:
+        refused = Attacked(None, reason)
+        return {attack: figures_of(attack, refused, claim) for attack in (*LAYER_ATTACKS, *ROUTER_ATTACKS)}
+    entry = run.bank[task]
+    if entry.provenance.backbone != backbone.digest:
+        raise AttackError(
+            f"task {task!r} was learned behind backbone {entry.provenance.backbone[:12]}, found "
+            f"{backbone.digest[:12]}; give the run's own checkpoint"
+        )
+    site = run.sites[name]
+    data = open_task(
+        run.scenario.institution(name).data[task],
+        task=task,
+        institution=name,
+        data_root=site.data_root,
+        store=EmbeddingStore(site.store),
+        seed=run.scenario.seed,
+    )
+    images, trained = len(data.split.train), entry.provenance.images
+    alone = entry.provenance.holders == (name,)
+    if images > trained or (alone and images != trained):
+        raise DataError(
+            f"institution {name!r}, task {task!r}: the entry was learned from {trained} images, found "
+            f"{images} for training; the images are not those of the run"
+        )
+    target = Target(name, entry, run.scenario, claim.policy, backbone, data, claim.delta)
+    return {
+        attack: figures_of(attack, attacked, claim)
+        for attack, attacked in attack_entry(target, shadows).items()
+    }
+
+
+def why_not(run: Run, name: str, task: str) -> str | None:
+    """Why nothing of this institution is in this task's entry; None if something is."""
+    if task not in run.bank:
+        return "not shared: the bank has no entry of this task"
+    holders = run.bank[task].provenance.holders
+    if name not in holders:
+        return f"not shared: the entry is of {', '.join(holders)} alone"
+    return None
+
+
+def figures_of(attack: str, attacked: Attacked, claim: Claim | None) -> dict[str, Any]:
+    """As the JSON file has it (docs/attacks.md)."""
+    facts: dict[str, Any] = claim.of(attack) if claim is not None else {}
+    outcome = attacked.outcome
+    if outcome is None:
+        return {"auc": None, **facts, "refused": attacked.refused}
+    epsilon = facts["epsilon"]
+    figures: dict[str, Any] = {
+        "auc": outcome.auc,
+        "p_value": outcome.p_value,
+        **{rate_name(level): or_word(outcome.tpr[level]) for level in LEVELS},
+        "members": outcome.members,
+        "non_members": outcome.non_members,
+        **facts,
+        "epsilon_lower_bound": or_word(outcome.epsilon),
+        "epsilon_lower_bound_at_most": or_word(outcome.ceiling),
+        "vacuous": outcome.vacuous(epsilon) if epsilon is not None else None,
+        "claim_holds": holds(outcome.epsilon, epsilon),
+        "bounds": {rate_name(level): bound_facts(outcome.bounds[level]) for level in LEVELS},
+        "refused": None,
+    }
+    if attacked.resembles is not None:
+        members, others = attacked.resembles
+        figures |= {"centre_resembles_members": members, "centre_resembles_non_members": others}
+    return figures
+
+
+def holds(bound: float | None, epsilon: float | None) -> bool | None:
+    """Whether the measured bound leaves the claim standing; None without a claim or a measurable rate."""
+    return None if bound is None or epsilon is None else bound <= epsilon
+
+
+def rate_name(level: float) -> str:
+    """`tpr_at_1pct_fpr`"""
+    return f"tpr_at_{100 * level:g}pct_fpr"
+
+
+def or_word(value: float | None) -> float | str:
+    """The figure, or why there is none."""
+    return NOT_MEASURABLE if value is None else value
+
+
+def bound_facts(bound: Bound | None) -> dict[str, float] | str:
+    """One false positive rate's part in the bound."""
+    if bound is None:
+        return NOT_MEASURABLE
+    return {"tpr": bound.tpr, "fpr": bound.fpr, "epsilon": bound.epsilon}
+
+
+def lines(report: Report) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(institution, task, attack, figures)."""
+    for name, tasks in report.items():
+        for task, attacks in tasks.items():
+            for attack, figures in attacks.items():
+                yield name, task, attack, figures
+
+
+def table_of(report: Report) -> Table:
+    """One row per attack that was made."""
+    table = Table(title="who was trained on? 0.5 is guessing")
+    for column in ("institution", "task", "attack"):
+        table.add_column(column)
+    for column in ("members / others", "AUC", "p", "TPR at 1 % FPR", "noise", "epsilon", "shown epsilon >="):
+        table.add_column(column, justify="right")
+    for name, task, attack, figures in lines(report):
+        if figures["refused"] is not None:
+            continue
+        table.add_row(
+            name,
+            task,
+            attack,
+            f"{figures['members']} / {figures['non_members']}",
+            f"{figures['auc']:.3f}",
+            f"{figures['p_value']:.3g}",
+            cell(figures[rate_name(0.01)]),
+            figures["noise"],
+            "-" if figures["epsilon"] is None else f"{figures['epsilon']:.3g}",
+            cell(figures["epsilon_lower_bound"]) + (" (vacuous)" if figures["vacuous"] else ""),
+        )
+    return table
+
+
+def refusals(report: Report) -> list[str]:
+    """What was not attacked, a line per institution, task and reason."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, task, attack, figures in lines(report):
+        if figures["refused"] is not None:
+            found.setdefault((name, task, figures["refused"]), []).append(attack)
+    return [
+        f"{name}, {task} ({', '.join(attacks)}): {reason}" for (name, task, reason), attacks in found.items()
+    ]
+
+
+def cell(value: float | str) -> str:
+    """A figure or a word."""
+    return value if isinstance(value, str) else f"{value:.3f}"
+
+
+def broken_claims(report: Report) -> list[str]:
+    """Claims that an attack refuted, a line each."""
+    return [
+        f"{name}, {task}, {attack}: epsilon is {figures['epsilon_lower_bound']:.2f} or more (95 %), "
+        f"the claim is {figures['epsilon']:.2f}"
+        for name, task, attack, figures in lines(report)
+        if figures.get("claim_holds") is False
+    ]

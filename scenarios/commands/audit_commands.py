@@ -1,0 +1,136 @@
+"""`casam audit`: is a log whole, what left, and did both sides see the same?
+
+Exit status: 0 consistent, 1 tampered or different, 2 not readable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.tables import plain_columns
+
+audit_app = typer.Typer(no_args_is_help=True, help="Verify and read what left an institution.")
+
+LogFile = Annotated[Path, typer.Argument(metavar="FILE", help="An audit.jsonl.")]
+TAMPERED = 1
+
+
+@audit_app.command()
+def verify(
+    file: LogFile,
+    anchor: Annotated[
+        Path | None,
+        typer.Option(help="Heads the other side kept: the server's audit.jsonl (finds cuts and rewriting)."),
+    ] = None,
+) -> None:
+    """Check the chain of a log, and with an anchor that nothing is missing at its end."""
+    from casam_core.protocol.audit import against_anchor, broken, read_log
+    from server.run.arrivals import heads_of
+
+    lines = read_log(file)
+    fault = broken(lines)
+    if fault is None and anchor is not None:
+        names = {line.release.institution for line in lines}
+        fault = against_anchor(lines, [head for head in heads_of(anchor) if head.institution in names])
+    if fault is not None:
+        typer.echo(f"tampered: {file}: {fault}")
+        raise typer.Exit(TAMPERED)
+    typer.echo(f"consistent: {len(lines)} releases")
+    if anchor is None:
+        typer.echo("not checkable without --anchor: a cut at the end, a log rewritten as a whole")
+
+
+@audit_app.command()
+def show(
+    file: LogFile, json_: Annotated[bool, typer.Option("--json", help="One object a line.")] = False
+) -> None:
+    """List what left, in order."""
+    from casam_core.protocol.audit import line_text, read_log
+
+    if json_:
+        for line in read_log(file):
+            typer.echo(line_text(line))
+        return
+    rows = [("line", "time", "kind", "stage", "task", "outcome", "bytes", "epsilon", "clause", "digest")]
+    for line in read_log(file):
+        release = line.release
+        known = (release.epsilon or {}).items()
+        spent = [(name, value) for name, value in known if value is not None and name != "ledger"]
+        epsilon = " ".join(f"{name} {value:.2f}" for name, value in spent)
+        rows.append(
+            (
+                str(line.sequence),
+                release.time[:19],
+                release.kind,
+                str(release.stage),
+                release.task or "-",
+                release.outcome,
+                str(release.bytes),
+                epsilon or "-",
+                release.clause,
+                release.digest[:12],
+            )
+        )
+    for text in plain_columns(rows):
+        typer.echo(text)
+
+
+@audit_app.command()
+def compare(
+    site: Annotated[Path, typer.Argument(metavar="SITE", help="The institution's audit.jsonl.")],
+    server: Annotated[Path, typer.Argument(metavar="SERVER", help="The server's audit.jsonl of one run.")],
+) -> None:
+    """Does what left an institution equal what arrived at the server?"""
+    from casam_core.protocol.audit import differences, read_log
+    from server.run.arrivals import read_arrivals
+
+    arrived = read_arrivals(server)
+    runs = {release.run for release in arrived}
+    releases = [line.release for line in read_log(site) if line.release.run in runs]
+    names = {release.institution for release in releases}
+    # Who-is-there answers come from nodes, before anybody is known: they stand in the site's log alone.
+    left = [release for release in releases if release.kind != "query.identify"]
+    found = differences(left, [release for release in arrived if release.institution in names])
+    for difference in found:
+        typer.echo(difference)
+    if found:
+        raise typer.Exit(TAMPERED)
+    typer.echo(f"equal: {len(left)} releases")
+
+
+@audit_app.command()
+def receipt(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipts/*.json of a run.")],
+    bank: Annotated[
+        Path | None, typer.Option(help="A bank that must have forgotten what the receipt says.")
+    ] = None,
+) -> None:
+    """Check who signed that a leaving institution's part was deleted."""
+    import json
+
+    from casam_core.bank.bank import Bank
+    from casam_core.protocol.audit import AuditError
+    from server.unlearning import faults_in_receipt
+
+    digests = []
+    if bank is not None:
+        opened = Bank.open(bank)
+        digests = [opened.digest_of(task) for task in opened.tasks]
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        faults = faults_in_receipt(content, digests)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AuditError(f"{file}: expected a receipt of unlearning, it cannot be read") from error
+    for fault in faults:
+        typer.echo(f"tampered: {fault}")
+    if faults:
+        raise typer.Exit(TAMPERED)
+    gone = [*content["deleted"], *content["retrained"]]
+    typer.echo(
+        f"consistent: {content['institution']} left at stage {content['stage']}; deleted or learned anew: "
+        f"{', '.join(gone) or 'nothing'}; signed by the server and {len(content['purged'])} institutions"
+    )
+    typer.echo(content["not_covered"])

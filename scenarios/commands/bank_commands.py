@@ -1,0 +1,180 @@
+"""`casam bank`: look at a bank, check it, make new ones from it, exchange it with the authors' code.
+
+No command changes a bank in place but `admit`; each writes a new folder, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from casam_core.errors import BankError
+from scenarios.tables import plain_columns
+
+bank_app = typer.Typer(no_args_is_help=True, help="Look at, check, combine and exchange banks.")
+
+BankFolder = Annotated[Path, typer.Argument(metavar="BANK", help="The bank's folder (in a run: bank/).")]
+NewFolder = Annotated[Path, typer.Option("--out", help="New folder; must not exist.")]
+OfBackbone = Annotated[
+    str,
+    typer.Option(
+        "--backbone",
+        metavar="NAME",
+        help="The backbone of the files, which they do not name: a model or a SHA-256.",
+    ),
+]
+
+
+@bank_app.command()
+def show(bank: BankFolder) -> None:
+    """List the entries of a bank in the order they were learned."""
+    from casam_core.bank.bank import Bank
+
+    opened = Bank.open(bank)
+    rows = [("task", "form", "router", "threshold", "holders", "images", "bytes", "digest")]
+    for entry in opened:
+        about = entry.provenance
+        rows.append(
+            (
+                entry.task,
+                about.form + (f" {about.rank}" if about.form == "low_rank" else ""),
+                f"{about.router}/{about.features}",
+                "by name" if entry.threshold is None else f"{entry.threshold:.6g}",
+                ",".join(about.holders) or "-",
+                str(about.images or "-"),
+                str(len(opened.bytes_of(entry.task))),
+                opened.digest_of(entry.task)[:12],
+            )
+        )
+    for line in plain_columns(rows):
+        typer.echo(line)
+    typer.echo("")
+    for backbone in dict.fromkeys(entry.provenance.backbone for entry in opened):
+        typer.echo(f"backbone  {backbone}")
+    typer.echo(f"bank      {opened.digest}")
+
+
+@bank_app.command()
+def verify(bank: BankFolder) -> None:
+    """Check every file against its hash and every entry for sense. Exits 1 if anything is damaged."""
+    from casam_core.bank.verify import verify as faults_by_task
+
+    if not (bank / "manifest.json").exists():
+        raise BankError(f"no bank at {bank}: expected a file manifest.json; check the path")
+    try:
+        found = faults_by_task(bank)
+    except BankError as error:
+        found = {"bank": [str(error)]}
+    for name, faults in found.items():
+        for fault in faults:
+            typer.echo(f"FAIL  {name:<20} {fault}")
+        if not faults and name != "bank":
+            typer.echo(f"ok    {name}")
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+@bank_app.command()
+def admit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    task: Annotated[
+        str | None, typer.Argument(help="The task whose entry is let in. Without it: list what is held back.")
+    ] = None,
+) -> None:
+    """Let an entry into the bank that the run held back; events.jsonl says so."""
+    from server.defence.quarantine import Quarantine
+    from server.defence.quarantine import admit as let_in
+
+    if task is not None:
+        admitted = let_in(run, task)
+        typer.echo(f"admitted {task} ({admitted.entry[:12]}); held back for: {'; '.join(admitted.reasons)}")
+        return
+    items = Quarantine(run).held_back()
+    rows = [("task", "stage", "digest", "admitted", "reasons")]
+    for item in items:
+        admitted_yet = "yes" if item.admitted else "no"
+        rows.append((item.task, str(item.stage), item.entry[:12], admitted_yet, "; ".join(item.reasons)))
+    for line in plain_columns(rows) if items else ["nothing was held back"]:
+        typer.echo(line)
+
+
+@bank_app.command()
+def remove(
+    bank: BankFolder,
+    task: Annotated[str, typer.Argument(help="The task whose entry is left out.")],
+    out: NewFolder,
+) -> None:
+    """Write a new bank without one task's entry; the other entries keep every byte."""
+    from casam_core.bank.bank import Bank
+    from casam_core.bank.edit import without
+
+    _say_written(out, without(Bank.open(bank), task, out).tasks)
+
+
+@bank_app.command()
+def merge(
+    banks: Annotated[list[Path], typer.Argument(metavar="BANK BANK...", help="Banks, first tasks first.")],
+    out: NewFolder,
+) -> None:
+    """Write a new bank of all entries of several; refused where they contradict each other."""
+    from casam_core.bank.bank import Bank
+    from casam_core.bank.edit import merged
+
+    _say_written(out, merged({str(folder): Bank.open(folder) for folder in banks}, out).tasks)
+
+
+@bank_app.command()
+def import_official(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds adapters_ckpt/ and vaes_ckpt/.")],
+    out: NewFolder,
+    order: Annotated[
+        str | None, typer.Option(help="Tasks in the order they were learned: A,B,C. Default: sorted.")
+    ] = None,
+    backbone: OfBackbone = "vit_b",
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Route with a sampled latent, as the authors' code does.")
+    ] = False,
+) -> None:
+    """Write a bank from the CA-SAM authors' files."""
+    from casam_core.bank.edit import write_bank
+    from casam_core.bank.official import read_official
+
+    entries = read_official(
+        folder,
+        backbone=backbone_digest(backbone),
+        order=[name.strip() for name in order.split(",")] if order is not None else None,
+        sampled=sampled,
+    )
+    tasks = write_bank(out, (entry.to_bytes() for entry in entries)).tasks
+    if order is None and len(tasks) > 1:
+        typer.echo(f"the files have no order, tasks are sorted; to say another: --order {','.join(tasks)}")
+    _say_written(out, tasks)
+
+
+@bank_app.command()
+def export_official(bank: BankFolder, out: NewFolder, backbone: OfBackbone = "vit_b") -> None:
+    """Write the CA-SAM authors' files from a bank (form casam, router vae on attention features)."""
+    from casam_core.bank.bank import Bank
+    from casam_core.bank.official import write_official
+
+    opened = Bank.open(bank)
+    write_official(opened, out, backbone=backbone_digest(backbone))
+    typer.echo(f"the files have no order and no backbone; to import: --order {','.join(opened.tasks)}")
+    _say_written(out, opened.tasks)
+
+
+def backbone_digest(name: str) -> str:
+    """SHA-256 of a backbone given by name or by that. Raises BankError."""
+    from casam_core.model.backbones import released_digests
+
+    known = released_digests()
+    if name not in known and not re.fullmatch(r"[0-9a-f]{64}", name):
+        raise BankError(f"--backbone: expected one of {', '.join(known)} or a SHA-256, found {name!r}")
+    return known.get(name, name)
+
+
+def _say_written(out: Path, tasks: tuple[str, ...]) -> None:
+    typer.echo(f"{out}: {', '.join(tasks) or 'no tasks'}")

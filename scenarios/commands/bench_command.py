@@ -1,0 +1,139 @@
+"""`casam bench`: the measurements that the documentation quotes, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from casam_core.config.scenario import Scenario
+from casam_core.errors import RunError, ScenarioError
+from casam_core.files import write_atomic
+from scenarios.commands.screen import console
+
+
+class CasamEngines:
+    """How benchmarks run scenarios and Flower apps (casam_bench.bench.Engines)."""
+
+    def inprocess(self, scenario: Scenario, folder: Path) -> None:
+        """A whole run in this process, silently."""
+        from scenarios.engines.inprocess import run_inprocess
+
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run_inprocess(scenario, folder, None)
+
+    def simulation(self, scenario: Scenario, folder: Path) -> None:
+        """The same by a real `flwr run`."""
+        from scenarios.engines.engine import Engine
+        from scenarios.engines.run import Start, run_simulation
+
+        folder.mkdir(parents=True)
+        start = Start(Engine.simulation.value, data_root="", ledger_dir="", checkpoint="")
+        run_simulation(scenario, folder, start, lambda line: None, resume=False)
+
+    def flower_app(
+        self,
+        app: Path,
+        settings: Mapping[str, str | int | float | bool],
+        nodes: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """Any Flower app by a real `flwr run`. Raises RunError when it failed."""
+        from scenarios.engines.flower import run_flower_app
+
+        with tempfile.TemporaryDirectory(prefix="casam-") as home:
+            ended = run_flower_app(app, settings, nodes=nodes, home=Path(home), on_line=say)
+        if not ended.ok:
+            raise RunError(f"the Flower app in {app} failed (Flower says {ended.status})")
+
+
+def bench(
+    name: Annotated[str | None, typer.Argument(help="A benchmark; without one they are listed.")] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Run every benchmark that does not take hours.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The fastest ones at their smallest sizes, for --baseline.")
+    ] = False,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write {benchmark: {figure: number}} to this file.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Fail when a ratio is 20 % below the one stored in this file.")
+    ] = None,
+    new_baseline: Annotated[Path | None, typer.Option(help="Store this run's ratios in this file.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder for what is encoded once. Default: below $CASAM_HOME.")
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=8, help="Leave out rows with more training images per task, to save hours.")
+    ] = 256,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of real datasets, for the benchmarks that read some.")
+    ] = None,
+) -> None:
+    """Run one benchmark, or all. Ratios compare two sides that took turns in one process.
+
+    With --json the file is written after every benchmark, so that an interrupted run keeps what it has.
+    The environment and the machine's speed stand beside the figures, as `machine`.
+    """
+    from casam_bench import BENCHMARKS, MACHINE, SMOKE
+    from casam_bench.bench import Figures, Surroundings
+    from casam_bench.regression import guard, read_baseline, write_baseline
+    from casam_core.home import casam_home
+
+    if name is None and not all_ and not smoke:
+        for known, benchmark in BENCHMARKS.items():
+            typer.echo(f"{known:<14} {benchmark.description}{' (hours)' if benchmark.hours else ''}")
+        return
+    if name is not None and name not in BENCHMARKS:
+        raise ScenarioError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, found {name!r}")
+    stored = read_baseline(baseline) if baseline is not None else {}
+    if unknown := stored.keys() - BENCHMARKS.keys():
+        raise ScenarioError(f"--baseline: expected benchmarks this version has, found {sorted(unknown)}")
+    screen = console()
+    around = Surroundings(
+        home=home if home is not None else casam_home() / "bench",
+        images=images,
+        threads=threads,
+        say=lambda line: screen.print(line, highlight=False),
+        show=screen.print,
+        engines=CasamEngines(),
+        smoke=smoke,
+        data_root=data_root,
+    )
+
+    def measure(benchmark: str) -> Figures:
+        screen.print(f"{benchmark}: {BENCHMARKS[benchmark].description}", highlight=False)
+        return BENCHMARKS[benchmark].run(around)
+
+    if name is not None:
+        wanted = [name]
+    elif all_:
+        wanted = [known for known, benchmark in BENCHMARKS.items() if not benchmark.hours]
+    else:
+        wanted = list(SMOKE)
+    figures: dict[str, Figures] = {}
+
+    def keep() -> None:
+        if json_ is not None:
+            write_atomic(json_, (json.dumps(figures, indent=2) + "\n").encode())
+
+    for each in dict.fromkeys([MACHINE, *wanted]):
+        figures[each] = measure(each)
+        keep()
+    if new_baseline is not None:
+        write_baseline(new_baseline, figures)
+    try:
+        guard(stored, measure, figures, around.say)
+    finally:
+        keep()

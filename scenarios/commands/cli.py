@@ -1,0 +1,228 @@
+"""The `casam` command."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from casam_core.errors import CasamError, RunError, ScenarioError
+from scenarios.commands.attack_command import attack
+from scenarios.commands.audit_commands import audit_app
+from scenarios.commands.bank_commands import bank_app
+from scenarios.commands.bench_command import bench
+from scenarios.commands.data_commands import data_app
+from scenarios.commands.deploy_commands import bundle_app, deploy_app, gateway, node, provision
+from scenarios.commands.export_command import export
+from scenarios.commands.init_command import init
+from scenarios.commands.ledger_commands import ledger_app
+from scenarios.commands.predict import predict
+from scenarios.commands.report_command import report
+from scenarios.commands.scenario_commands import scenarios_app, schema, studies_app
+from scenarios.commands.screen import console
+from scenarios.commands.study_command import study
+from scenarios.commands.watch_command import watch
+from scenarios.engines.engine import Engine
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Institutions learn one segmentation model together, one after the other, without pooling images.",
+    epilog="Start with: casam run quickstart",
+)
+app.add_typer(audit_app, name="audit")
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(bank_app, name="bank")
+app.add_typer(data_app, name="data")
+app.add_typer(deploy_app, name="deploy")
+app.add_typer(bundle_app, name="bundle")
+app.add_typer(scenarios_app, name="scenarios")
+app.add_typer(studies_app, name="studies")
+
+BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Of the machine, not of the program: full, read-only, or somebody else's."""
+
+
+def main() -> None:
+    """Entry point: a fault of the input is one line on stderr and exit status 2, a failed run 1."""
+    try:
+        app()
+    except CasamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED_RUN if isinstance(error, RunError) else BAD_INPUT)
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror}; make room or choose another folder, then try again "
+            "(`casam run --resume RUN` goes on with a run that has begun)",
+            file=sys.stderr,
+        )
+        sys.exit(FAILED_RUN)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def show_version(wanted: bool) -> None:
+    """`casam --version`"""
+    if wanted:
+        typer.echo(f"casam {importlib.metadata.version('casam')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str | None, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set training.epochs=3."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="simulation: a real `flwr run` here. inprocess: one process, same numbers.")
+    ] = Engine.simulation,
+    ledger_dir: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the privacy budgets kept here. Default: every run has fresh ones."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with an interrupted run, as it was started; takes no scenario and no other option.",
+        ),
+    ] = None,
+) -> None:
+    """Run a scenario; the last line printed is the run folder.
+
+    Exits 0 only for a completed run, 1 for a failed one, 2 for bad input (before anything is written).
+    """
+    from scenarios.engines.run import RunOrder, resume_run, run_scenario, show_results
+
+    screen = console()
+    if resume is not None:
+        given = [scenario, data_root, out, ledger_dir, set_]
+        if any(value is not None for value in given):
+            raise ScenarioError("--resume: a run goes on as it was started; give the run folder alone")
+        show_results(resume_run(resume, screen), screen)
+        return
+    if scenario is None:
+        raise ScenarioError("run: expected a scenario or --resume RUN, found neither; see `casam scenarios`")
+    order = RunOrder(scenario, engine, data_root, out, ledger_dir, set_ or [])
+    show_results(run_scenario(order, screen), screen)
+
+
+app.command()(node)
+app.command()(gateway)
+app.command()(provision)
+app.command()(predict)
+app.command()(bench)
+app.command()(attack)
+app.command()(study)
+app.command()(watch)
+app.command()(init)
+app.command()(schema)
+app.command()(report)
+app.command()(export)
+
+
+@app.command()
+def compare(
+    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the comparison; called again, it does what is missing.")
+    ],
+    methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds separated by commas.")] = "0",
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key for all runs.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Learning-rate factors, e.g. 0.3,1,3: each method takes its best on validation."),
+    ] = None,
+) -> None:
+    """Run a scenario under several methods and seeds; writes results.csv and prints the table.
+
+    All methods get the scenario's training budget and, with --tune, the same tries on the first seed,
+    judged on validation images alone.
+    """
+    from casam_core.methods import alignment_of
+    from casam_core.model.forms import learning_rate_of
+    from casam_core.protocol.fingerprint import code_fingerprint
+    from scenarios.engines.run import RunOrder, run_scenario
+    from scenarios.library_files import resolve_scenario
+    from scenarios.study.compare import claim, paired_table, parse_grid, table_of
+    from scenarios.study.compare import compare as run_all
+    from scenarios.study.tuning import parse_factors
+    from scenarios.study.tuning import tune as choose_rates
+
+    screen = console()
+    changes = list(set_ or [])
+
+    def say(line: str) -> None:
+        screen.print(line, highlight=False)
+
+    def run_one(method: str, seed: int, folder: Path, more: Sequence[str]) -> None:
+        overrides = [*changes, f"method={method}", f"seed={seed}", *more]
+        run_scenario(RunOrder(scenario, engine, data_root, folder, overrides=overrides), screen)
+
+    grid = parse_grid(methods, seeds)
+    factors = parse_factors(tune) if tune is not None else ()
+    digest = resolve_scenario(scenario, changes).digest()
+    claim(out, f"{digest} {code_fingerprint()} {data_root} {factors}")
+    rates: dict[str, float] = {}
+    if factors:
+        own = {
+            method: learning_rate_of(alignment_of(resolve_scenario(scenario, [*changes, f"method={method}"])))
+            for method in grid.methods
+        }
+        rates = choose_rates(own, factors, grid.seeds[0], out, run_one, say)
+    rows = run_all(grid, out, run_one, say, rates)
+    screen.print(table_of(rows))
+    if (pairs := paired_table(rows)) is not None:
+        screen.print(pairs)
+    screen.print(f"Results: {(out / 'results.csv').resolve()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, weights, devices, disk. Exits 1 if something must be mended."""
+    from scenarios.commands.doctor import check_environment
+
+    findings = check_environment()
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<20} {finding.detail}")
+        if not finding.ok:
+            typer.echo(f"      {'':<20} {finding.advice}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,265 @@
+"""`casam data`: look at an institution's images before a run does. Everything stays on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from casam_core.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from casam_core.config.data_spec import DataSpec
+    from casam_core.config.scenario import Scenario
+    from client.data.survey import Survey
+
+data_app = typer.Typer(no_args_is_help=True, help="Check and look at an institution's images.")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The dataset's folder.")]
+OfReader = Annotated[
+    str | None,
+    typer.Option("--reader", help="Reader of docs/scenario.md. Default: by what lies in the folder."),
+]
+OfLabels = Annotated[str, typer.Option("--labels", help="instances or classes.")]
+OfGroups = Annotated[
+    str | None, typer.Option("--group-pattern", help="Regular expression: patient or slide.")
+]
+OfAxis = Annotated[int, typer.Option("--slice-axis", help="Axis across the slices (nifti).")]
+OfWindow = Annotated[str | None, typer.Option("--window", metavar="CENTRE,WIDTH", help="nifti and dicom.")]
+OfAnnotations = Annotated[str | None, typer.Option("--annotations", help="File inside the folder (coco).")]
+OfPseudo = Annotated[bool, typer.Option("--pseudo-masks", help="Read imask in training (med_datasets).")]
+
+
+@data_app.command()
+def check(
+    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="The dataset's folder.")] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="Check every dataset of this scenario instead of one folder.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that the scenario's relative data paths start from.")
+    ] = None,
+    reader: OfReader = None,
+    labels: OfLabels = "instances",
+    group_pattern: OfGroups = None,
+    slice_axis: OfAxis = 2,
+    window: OfWindow = None,
+    annotations: OfAnnotations = None,
+    pseudo_masks: OfPseudo = False,
+    seed: Annotated[int, typer.Option(help="Seed of the split that is looked at (DIR only).")] = 0,
+) -> None:
+    """Read every image and print what is there, then all faults.
+
+    Exits 0 without faults, 1 with, 2 for bad input.
+    """
+    from client.data.survey import leaks_between
+
+    if (directory is None) == (scenario is None):
+        raise ScenarioError("casam data check: expected DIR or --scenario, found both or neither; give one")
+    screen = _console()
+    options = (reader, labels, group_pattern, slice_axis, window, annotations, pseudo_masks)
+    if directory is not None:
+        if data_root is not None:
+            raise ScenarioError("casam data check: expected --data-root with --scenario only; leave it out")
+        spec = spec_of(directory, *options)
+        surveys = {("here", directory.resolve().name): _survey(spec, None, seed, "here", "data", screen)}
+    else:
+        if options != (None, "instances", None, 2, None, None, False) or seed != 0:
+            raise ScenarioError(
+                "casam data check: expected no option of a reader beside --scenario, which names its own; "
+                "leave it out"
+            )
+        surveys = _survey_scenario(_resolve(str(scenario)), data_root, screen)
+    faults: list[str] = []
+    for (site, task), found in surveys.items():
+        name = task if directory is not None else f"{site}: {task}"
+        _print_table(name, found, screen)
+        faults.extend(f"{name}: {fault}" for fault in found.faults)
+    for task in dict.fromkeys(task for _, task in surveys):
+        holders = {site: found for (site, held), found in surveys.items() if held == task}
+        faults.extend(f"{task}: leakage: {fault}" for fault in leaks_between(holders))
+    for fault in faults:
+        typer.echo(f"FAULT {fault}")
+    typer.echo(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}")
+    if faults:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def preview(
+    directory: Folder,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pictures, mode 0700. Default: in the institution's own folder."),
+    ] = None,
+    institution: Annotated[
+        str, typer.Option(help="Whose images these are: names the default folder.")
+    ] = "local",
+    count: Annotated[int, typer.Option(min=1, help="How many images, spread over the dataset.")] = 12,
+    reader: OfReader = None,
+    labels: OfLabels = "instances",
+    group_pattern: OfGroups = None,
+    slice_axis: OfAxis = 2,
+    window: OfWindow = None,
+    annotations: OfAnnotations = None,
+    pseudo_masks: OfPseudo = False,
+) -> None:
+    """Draw images with the outlines of their labels; the last line printed is the folder."""
+    from casam_core.home import casam_home
+    from client.data.open import open_dataset
+    from client.data.preview import draw_previews
+    from client.site import RUN_NAME
+
+    if not RUN_NAME.fullmatch(institution):
+        raise ScenarioError(
+            f"--institution: expected letters, digits, '.', '_' and '-', found {institution!r}; rename it"
+        )
+    spec = spec_of(directory, reader, labels, group_pattern, slice_axis, window, annotations, pseudo_masks)
+    own = casam_home() / "institutions" / institution / "previews" / (directory.resolve().name or "data")
+    folder = out.expanduser() if out else own
+    with _progress(_console(), "drawing") as show:
+        dataset = open_dataset(spec, data_root=None, seed=0, institution=institution)
+        draw_previews(dataset, folder, count=count, progress=show)
+    typer.echo(str(folder.resolve()))
+
+
+def spec_of(
+    directory: Path,
+    reader: str | None,
+    labels: str,
+    group_pattern: str | None,
+    slice_axis: int,
+    window: str | None,
+    annotations: str | None,
+    pseudo_masks: bool,
+) -> DataSpec:
+    """The options of the command as a scenario would write them. Raises ScenarioError."""
+    from casam_core.config.data_spec import DataSpec
+    from casam_core.config.toml import explain
+
+    folder = directory.expanduser().resolve()
+    table: dict[str, Any] = {
+        "reader": reader or guess_reader(folder),
+        "path": str(folder),
+        "labels": labels,
+        "group_pattern": group_pattern,
+        "slice_axis": slice_axis,
+        "window": window.split(",") if window is not None else None,
+        "pseudo_masks": pseudo_masks,
+    }
+    if annotations is not None:
+        table["annotations"] = annotations
+    try:
+        return DataSpec.model_validate(table)
+    except ValidationError as error:
+        raise ScenarioError(f"casam data: {explain(error)}") from error
+
+
+def guess_reader(folder: Path) -> str:
+    """The reader whose layout `folder` has at first sight; "folder" where nothing speaks for another."""
+    from client.data.listing import is_folder, visible_entries
+
+    if not is_folder(folder):
+        return "folder"  # whose message says what is missing
+    if (folder / "dataset.json").is_file():
+        return "med_datasets"
+    if (folder / "annotations.json").is_file():
+        return "coco"
+    if (folder / "labels").is_dir() and not (folder / "masks").exists():
+        return "yolo"
+    entries = visible_entries(folder / "images") if is_folder(folder / "images") else []
+    if any(entry.name.lower().endswith((".nii", ".nii.gz")) for entry in entries):
+        return "nifti"
+    if entries and all(entry.is_dir() for entry in entries):
+        return "dicom"
+    return "tiff_stack" if _is_stack(entries) else "folder"
+
+
+def _is_stack(entries: list[Path]) -> bool:
+    import tifffile
+
+    first = next((entry for entry in sorted(entries) if entry.suffix.lower() in (".tif", ".tiff")), None)
+    if first is None:
+        return False
+    try:
+        with tifffile.TiffFile(first) as file:
+            return len(file.pages) > 1
+    except (tifffile.TiffFileError, OSError, ValueError):
+        return False  # the reader will say what is wrong with it
+
+
+def _resolve(scenario: str) -> Scenario:
+    from scenarios.library_files import resolve_scenario
+
+    return resolve_scenario(scenario)
+
+
+def _survey_scenario(
+    scenario: Scenario, data_root: Path | None, screen: Console
+) -> dict[tuple[str, str], Survey]:
+    return {
+        (site.name, task): _survey(spec, data_root, scenario.seed, site.name, task, screen)
+        for site in scenario.institutions
+        for task, spec in site.data.items()
+    }
+
+
+def _survey(
+    spec: DataSpec, data_root: Path | None, seed: int, institution: str, task: str, screen: Console
+) -> Survey:
+    from client.data.open import open_dataset
+    from client.data.survey import survey
+
+    with _progress(screen, f"{institution}: {task}") as show:
+        return survey(
+            lambda: open_dataset(spec, data_root=data_root, seed=seed, institution=institution),
+            spec,
+            seed=seed,
+            scope=f"{institution}/{task}",
+            progress=show,
+        )
+
+
+def _print_table(name: str, found: Survey, screen: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "found", title=escape(name), title_justify="left")
+    groups = f"{found.groups}" + (f" ({found.ungrouped} images without)" if found.ungrouped else "")
+    rows = {
+        "images": f"{found.images}, {len(found.sides)} readable",
+        "left out, no label": str(found.empty),
+        "groups": groups,
+        "train / val / test": " / ".join(str(count) for count in found.parts.values()) or "no split",
+        "sizes": found.size_range,
+        "kinds": ", ".join(f"{kind}: {count}" for kind, count in found.kinds.most_common()) or "none read",
+        "instances per image": found.instance_range,
+        "duplicates": str(len(found.duplicates)),
+        "faults": str(len(found.faults)),
+    }
+    for key, value in rows.items():
+        table.add_row(key, value)
+    screen.print(table)
+    for warning in found.warnings:
+        typer.echo(f"note  {warning}")
+
+
+@contextmanager
+def _progress(screen: Console, name: str) -> Iterator[Callable[[int, int], None]]:
+    with screen.status(f"{name}: opening") as status:
+        yield lambda done, total: status.update(f"{name}: {done} of {total}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)

@@ -1,0 +1,119 @@
+"""docs/scenario.md, written from the schema itself: `python -m scenarios.commands.reference >
+docs/scenario.md`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from casam_core.config.scenario import Scenario
+from casam_core.methods import METHODS
+from casam_core.model.forms import FORMS
+from casam_core.routing.routers import ROUTERS
+from server.aggregation import STRATEGIES
+
+REGISTRIES: dict[str, Collection[str]] = {
+    "casam_core.model.forms.FORMS": FORMS,
+    "casam_core.methods.METHODS": METHODS,
+    "casam_core.routing.routers.ROUTERS": ROUTERS,
+    "server.aggregation.STRATEGIES": STRATEGIES,
+}
+
+HEAD = """# Scenario reference
+
+A scenario is a TOML file: one experiment. Unknown keys are refused. Every key can be changed from the
+command line with `--set KEY=VALUE`, with dots between tables and numbers for list items, e.g.
+`--set training.epochs=3` or `--set institutions.0.data.polyp.images=12`.
+
+This page is made from the schema (`python -m scenarios.commands.reference`).
+"""
+
+
+def reference() -> str:
+    """The page."""
+    return "\n".join([HEAD, *sections(Scenario, "")])
+
+
+def sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """One heading and table for `model`, then the same for the tables inside it."""
+    yield f"## {prefix or 'Top level'}\n"
+    yield f"{(model.__doc__ or '').strip().splitlines()[0]}\n"
+    yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
+    inner: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        nested = nested_model(field.annotation)
+        if nested is not None:
+            model_inside, path = nested
+            inner.append((f"{prefix}{'.' if prefix else ''}{name}{path}", model_inside))
+        yield f"| `{name}` | {type_name(field.annotation)} | {default_of(field)} | {meaning(field)} |"
+    yield ""
+    for path, model_inside in inner:
+        yield from sections(model_inside, path)
+
+
+def nested_model(annotation: Any) -> tuple[type[BaseModel], str] | None:
+    """(model, how its keys are reached) of a field that holds tables."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, ""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is list and (found := nested_model(arguments[0])):
+        return found[0], "[]"
+    if origin is dict and (found := nested_model(arguments[1])):
+        return found[0], ".TASK"
+    return None
+
+
+def type_name(annotation: Any) -> str:
+    """A type in a reader's words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if nested_model(annotation) is not None:
+        if origin is list:
+            return "list of tables"
+        return "tables by task" if origin is dict else "table"
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_name(a) for a in arguments if a is not type(None))
+    if origin is list:
+        return f"list of {type_name(arguments[0])}"
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default, or that there is none."""
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return "see below"
+    if field.default_factory is not None:
+        return "empty"
+    if field.default is None:
+        return "none"
+    text = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return f"`{text}`" if text else "empty"
+
+
+def meaning(field: FieldInfo) -> str:
+    """The description and the allowed range."""
+    limits = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    ranges = [
+        f"{word} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, word in limits.items()
+        if getattr(rule, name, None) is not None
+    ]
+    text = field.description or ""
+    for path, names in REGISTRIES.items():
+        text = text.replace(f"A name in {path}.", f"One of {', '.join(f'`{name}`' for name in names)}.")
+    return f"{text} ({', '.join(ranges)})".strip() if ranges else text
+
+
+if __name__ == "__main__":
+    print(reference())

@@ -1,0 +1,183 @@
+"""The kit for real machines: a folder per institution, and one for the operator that no institution sees."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from casam_core.config.scenario import NAME
+from casam_core.errors import DeploymentError
+from casam_core.files import new_folder
+from casam_core.protocol.fingerprint import ROOT
+from scenarios.deploy.bundle import build_bundle, bundle_hash
+from scenarios.deploy.certificates import (
+    Authority,
+    new_authority,
+    node_key,
+    read_authority,
+    server_certificate,
+    write_authority,
+    write_private,
+    write_public,
+)
+from scenarios.deploy.policy_template import policy_template
+from scenarios.deploy.sbom import bill_of_materials
+
+TEMPLATES = Path(__file__).parent / "templates"
+LOCK = ROOT / "requirements.lock"
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """institutions: their names. server: host:port that nodes connect to. names: further names or addresses
+    the server's certificate holds for."""
+
+    institutions: tuple[str, ...]
+    server: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def server_names(self) -> list[str]:
+        """Everything the certificate is for: where nodes connect, and this machine's own loopback."""
+        host = self.server.rpartition(":")[0].strip("[]")
+        return list(dict.fromkeys([host, *self.names, "localhost", "127.0.0.1"]))
+
+
+def provision(
+    consortium: Consortium,
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    renew_server: bool = False,
+    home: str = "/home/casam",
+    data: str = "/data",
+) -> None:
+    """Write `out`/operator and `out`/institutions/NAME. What is there already is kept.
+
+    renew_server: a new server certificate from the same authority. home, data: where an institution keeps its
+    own and its images, as its node.toml will say. Raises DeploymentError.
+    """
+    for name in consortium.institutions:
+        if not re.fullmatch(NAME, name):
+            raise DeploymentError(f"institution {name!r}: expected lower case letters, digits, '-' and '_'")
+    if not re.fullmatch(r"\S+:\d{1,5}", consortium.server):
+        raise DeploymentError(f"server: expected HOST:PORT, found {consortium.server!r}")
+    bundle = build_bundle()
+    operator = make_operator(consortium, out / "operator", bundle, renew=renew_server)
+    say(f"operator: {operator}")
+    for name in consortium.institutions:
+        folder = out / "institutions" / name
+        kept = folder.exists()
+        if not kept:
+            make_kit(name, consortium, folder, operator / "ca.crt", bundle, home=home, data=data)
+        say(f"{name}: {'kept ' if kept else ''}{folder}")
+        if not (operator / "nodes" / f"{name}.pub").exists():
+            write_public(operator / "nodes" / f"{name}.pub", (folder / "node.pub").read_bytes())
+
+
+def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew: bool) -> Path:
+    """The operator's folder, or what is there with a new server certificate."""
+    existed = folder.exists()
+    if existed and not renew:
+        authority = read_authority(folder)
+        if (folder / "casam.fab").read_bytes() != bundle:
+            raise DeploymentError(
+                f"{folder} was made for another bundle than this checkout's, and institutions pin one; "
+                "choose a new --out"
+            )
+        return folder
+    if existed:
+        write_server(read_authority(folder), consortium, folder)
+        return folder
+    with new_folder(folder) as unfinished:
+        unfinished.chmod(0o700)
+        authority = new_authority()
+        write_authority(authority, unfinished)
+        write_server(authority, consortium, unfinished)
+        (unfinished / "nodes").mkdir()
+        write_public(unfinished / "casam.fab", bundle)
+        about = {
+            "names": ", ".join(consortium.server_names),
+            "bundle": bundle_hash(bundle),
+            "port": consortium.server.rpartition(":")[2],
+        }
+        write_public(unfinished / "README.md", from_template("operator.md", about))
+    return folder
+
+
+def write_server(authority: Authority, consortium: Consortium, folder: Path) -> None:
+    """The server's certificate and key."""
+    certificate, key = server_certificate(authority, consortium.server_names)
+    write_private(folder / "server.key", key)
+    write_public(folder / "server.crt", certificate)
+
+
+def make_kit(
+    name: str, consortium: Consortium, folder: Path, authority: Path, bundle: bytes, *, home: str, data: str
+) -> None:
+    """One institution's folder, whole or not at all."""
+    version = importlib.metadata.version("casam")
+    private, public = node_key()
+    node = {
+        "institution": name,
+        "superlink": consortium.server,
+        "authority": "ca.crt",
+        "key": "node.key",
+        "bundle": bundle_hash(bundle),
+        "policy": "policy.toml",
+        "home": home,
+        "data_root": data,
+    }
+    about = {"institution": name, "superlink": consortium.server, "version": version}
+    lock = read_lock()
+    files: dict[str, bytes] = {
+        "README.md": from_template("institution.md", about),
+        "compose.yml": from_template("institution-compose.yml", about),
+        "node.toml": tomli_w.dumps(node).encode(),
+        "policy.toml": policy_template(name).encode(),
+        "node.pub": public,
+        "ca.crt": authority.read_bytes(),
+        "casam.fab": bundle,
+        "requirements.lock": lock.encode(),
+        "sbom.cdx.json": bill_of_materials(lock, version).encode(),
+    }
+    with new_folder(folder) as unfinished:
+        unfinished.chmod(0o700)
+        for file, content in files.items():
+            write_public(unfinished / file, content)
+        write_private(unfinished / "node.key", private)
+        write_public(unfinished / "SHA256SUMS", checksums({**files, "node.key": private}))
+
+
+def checksums(files: Mapping[str, bytes]) -> bytes:
+    """As `sha256sum -c` reads them."""
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
+    return "".join(lines).encode()
+
+
+def read_lock() -> str:
+    """The hash-locked requirements of this checkout. Raises DeploymentError."""
+    if not LOCK.is_file():
+        raise DeploymentError(f"{LOCK} is missing; run from a clone of the project")
+    return LOCK.read_text(encoding="utf-8")
+
+
+def from_template(name: str, values: Mapping[str, str]) -> bytes:
+    """A file of templates/ with $values in it."""
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    return string.Template(text).substitute(values).encode()
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once. Raises DeploymentError."""
+    names: Sequence[str] = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise DeploymentError(f"expected names separated by commas, each once, found {text!r}")
+    return tuple(names)

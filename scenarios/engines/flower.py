@@ -1,0 +1,217 @@
+"""Run the Flower app with the real `flwr run`, in a simulation that leaves nothing behind.
+
+Three things `flwr run` does not do by itself: it reports a failed run with exit status 0, it leaves
+services and Ray processes running, and it shares one service among all runs of a user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import tomllib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from casam_core.errors import RunError
+from scenarios.engines.superlink import SuperLink, flower_command, flwr, last_lines, superlink, toml_text
+
+_STARTED = re.compile(r"Successfully started run (\d+)")
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_SETTLE_SECONDS = 60.0
+"""The stream of lines may end a moment before the run counts as finished."""
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """How a run ended, in Flower's own words."""
+
+    run_id: int
+    status: str
+    """"finished:completed", "finished:failed", ...; "lost" if the SuperLink ended during the run."""
+    details: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True only for a run that completed."""
+        return self.status == "finished:completed"
+
+
+def run_flower_app(
+    app_dir: Path,
+    run_config: Mapping[str, str | int | float | bool],
+    *,
+    nodes: int,
+    home: Path,
+    on_line: Callable[[str], None],
+    cpus_per_node: int = 1,
+    gpus_per_node: float = 0.0,
+    gpus: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    ray_address: str | None = None,
+) -> FlowerRun:
+    """Run the app in `app_dir` on `nodes` simulated SuperNodes and wait for its end.
+
+    `home` is a fresh folder; Flower's state and logs of this run go there and stay for the caller to
+    read or remove. `on_line` gets each line the run prints, without colours. `gpus` is what Ray may
+    use in all (default: what it finds). `ray_address` is a Ray cluster that is there already, perhaps on
+    several machines (docs/performance.md); by default the run starts its own. A run that fails comes
+    back with `ok` False; RunError means that it never started. Whatever happens, also on an exception,
+    Ctrl-C or SIGTERM, all processes of the run are ended before this returns.
+    """
+    app_dir, home = app_dir.resolve(), home.resolve()
+    if not (app_dir / "pyproject.toml").is_file():
+        raise RunError(f"no Flower app in {app_dir}: expected a pyproject.toml there")
+    if home.is_dir() and any(home.iterdir()):
+        raise RunError(f"{home}: expected a new or empty folder as Flower home, found files in it")
+    home.mkdir(parents=True, exist_ok=True)
+    app = stage_app(app_dir, home / "app")
+    variables = dict(environment or {}) | ({"RAY_ADDRESS": ray_address} if ray_address else {})
+    with terminable(), superlink(home, app, variables) as link:
+        federation = _federation(nodes, cpus_per_node, gpus_per_node, gpus, own_ray=ray_address is None)
+        return submit(link, app, run_config, on_line, "--federation-config", federation)
+
+
+def submit(
+    link: SuperLink,
+    app: Path,
+    run_config: Mapping[str, str | int | float | bool],
+    on_line: Callable[[str], None],
+    *options: str,
+) -> FlowerRun:
+    """Start the app at a SuperLink, follow it to its end and ask how it ended.
+
+    RunError means that it never started.
+    """
+    settings = link.home / "run-config.toml"
+    settings.write_text(toml_text(run_config), encoding="utf-8")
+    command = [flower_command("flwr"), "run", str(app), "--stream", "-c", str(settings), *options]
+    run_id, tail = _stream(command, link, on_line)
+    if run_id is None:
+        raise RunError(
+            f"the Flower run could not start; `flwr run` said:\n{tail}\n"
+            f"the SuperLink's log ({link.log}) ends:\n{last_lines(link.log)}"
+        )
+    return _final_status(run_id, link)
+
+
+def stage_app(app_dir: Path, target: Path) -> Path:
+    """Copy what can go into the app's bundle to `target`, and return that folder.
+
+    `flwr run` looks at every file below the app's folder, also those it will not pack: seconds, with a
+    virtual environment in a checkout. The copy also keeps a run's code as it was when it started. An
+    app without `fab-include` names no folders, so all of it is copied but caches and hidden folders.
+    """
+    with (app_dir / "pyproject.toml").open("rb") as file:
+        app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
+    wanted = {pattern.lstrip("/").split("/")[0] for pattern in app.get("fab-include", ["*"])}
+    target.mkdir(parents=True)
+    for entry in sorted(app_dir.iterdir()):
+        always = entry.name in ("pyproject.toml", ".gitignore", "LICENSE")
+        if not always and (entry.name.startswith(".") or not any(entry.match(name) for name in wanted)):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(
+                entry, target / entry.name, ignore=shutil.ignore_patterns("__pycache__", ".*"), symlinks=True
+            )
+        elif entry.is_file():
+            shutil.copyfile(entry, target / entry.name)
+    return target
+
+
+def _federation(
+    nodes: int, cpus_per_node: int, gpus_per_node: float, gpus: int | None, *, own_ray: bool = True
+) -> str:
+    """Settings of the simulation, as `--federation-config` wants them.
+
+    Ray starts one worker, each with its own copy of the backbone, per share of its CPUs: so it is told
+    of no more CPUs than the nodes can use, and of enough for one node on a small machine. A cluster that
+    is there already knows its own, and refuses to be told.
+    """
+    cores = os.cpu_count() or 1
+    settings: dict[str, str | int | float] = {
+        "num-supernodes": nodes,
+        "client-resources-num-cpus": cpus_per_node,
+        "client-resources-num-gpus": float(gpus_per_node),
+    }
+    if own_ray:
+        settings["init-args-num-cpus"] = max(cpus_per_node, min(cores, nodes * cpus_per_node))
+    if gpus is not None and own_ray:
+        settings["init-args-num-gpus"] = gpus
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _stream(command: list[str], link: SuperLink, on_line: Callable[[str], None]) -> tuple[int | None, str]:
+    """Follow `flwr run` to its end: the run's id, None if none was given, and the last lines."""
+    run_id: int | None = None
+    tail: deque[str] = deque(maxlen=12)
+    process = subprocess.Popen(
+        command,
+        env=dict(link.environment),
+        cwd=link.home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            for raw in process.stdout:
+                line = _COLOUR.sub("", raw).rstrip()
+                tail.append(line)
+                if run_id is None and (match := _STARTED.search(line)):
+                    run_id = int(match.group(1))
+                on_line(line)
+        except BaseException:
+            process.kill()
+            raise
+    return run_id, "\n".join(tail)
+
+
+def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
+    """Ask Flower how the run ended: `flwr run` exits with 0 either way.
+
+    Asks at least once, and on until the run is finished or the service has gone.
+    """
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    status, details = "unknown", f"the SuperLink did not say how the run stands; see {link.log}"
+    while True:
+        answer = flwr(link, "list", "--run-id", str(run_id), "--format", "json")
+        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+            row = json.loads(answer.stdout)["runs"][0]
+            status, details = str(row["status"]), str(row["status-details"]).replace("N/A", "")
+        if status.startswith("finished") or not link.alive() or time.monotonic() > deadline:
+            return FlowerRun(
+                run_id, status if link.alive() or status.startswith("finished") else "lost", details
+            )
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that what was started is also ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may set handlers; the guardian covers this case.
+        return
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

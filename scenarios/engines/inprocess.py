@@ -1,0 +1,119 @@
+"""The in-process engine: server and institutions in one process, without Ray or a SuperLink.
+
+Every message is serialised and read back in both directions, so that what works here works on the
+wire; the numbers are those of the simulation.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from casam_core.config.scenario import Scenario
+from casam_core.protocol.wire import deserialise, serialise
+from client.client_app import app as client_app
+from client.client_app import forget_institutions
+from server.federation.exchange import GRACE
+from server.run.run_folder import RunFolder
+from server.stream import run_stream
+
+FIRST_NODE = 1000
+RUN_ID = 1
+
+
+class InProcessGrid(Grid):
+    """A Flower Grid whose nodes are contexts in this process; a push runs the client at once."""
+
+    def __init__(self, nodes: int, settings: dict[str, str | int | float | bool]) -> None:
+        # Message() asks Flower who is sending.
+        TaskIdentity.task_id, TaskIdentity.run_id = 1, RUN_ID
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        self._contexts = {
+            FIRST_NODE + i: Context(
+                run_id=RUN_ID,
+                node_id=FIRST_NODE + i,
+                node_config={"partition-id": i, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config=settings,
+            )
+            for i in range(nodes)
+        }
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:
+        raise NotImplementedError("Flower asks for Message(...) instead")
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return [self._deliver(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    def _deliver(self, message: Message) -> str:
+        message_id = set_id(message)
+        message.content = deserialise(serialise(message.content))
+        begun = time.monotonic()
+        try:
+            reply = client_app(message, self._contexts[message.metadata.dst_node_id])
+            reply.content = deserialise(serialise(reply.content))
+        except Exception as error:  # what Flower makes of a ClientApp that raises
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        set_id(reply)
+        if time.monotonic() - begun <= message.metadata.ttl - GRACE:
+            self._replies[message_id] = reply  # else it is late: nobody waits for it any more
+        return message_id
+
+
+def set_id(message: Message) -> str:
+    """Give a message the id that the SuperLink would give it; Flower has no public way to."""
+    message_id = str(uuid.uuid4())
+    message.metadata.__dict__["_message_id"] = message_id
+    return message_id
+
+
+def run_inprocess(
+    scenario: Scenario,
+    folder: Path,
+    data_root: Path | None,
+    ledgers: Path | None = None,
+    *,
+    resume: bool = False,
+) -> None:
+    """Run `scenario` here and now, or go on with an interrupted run of it. Raises CasamError."""
+    settings: dict[str, str | int | float | bool] = {
+        "out": str(folder.parent),
+        "data-root": str(data_root) if data_root else "",
+        "ledger-dir": str(ledgers) if ledgers else "",
+        "checkpoint": scenario.backbone.checkpoint or "",
+    }
+    grid = InProcessGrid(len(scenario.institutions), settings)
+    run_folder = RunFolder(folder, scenario if resume else None)
+    try:
+        run_stream(grid, scenario, run_folder)
+    finally:
+        run_folder.close()
+        forget_institutions()  # a comparison runs many scenarios in this one process

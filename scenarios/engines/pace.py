@@ -1,0 +1,94 @@
+"""How fast this machine is, right now: seconds to start a run, of one encode, training step and decode.
+
+Measured in moments on a synthetic image, so that a plan of hours can be told in minutes before it starts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from casam_core.bank.inference import decode_masks
+from casam_core.config.scenario import AlignmentSpec, Scenario
+from casam_core.metrics.segmentation import score_instance
+from casam_core.model.backbones import load_backbone
+from casam_core.model.compute import resolve_compute
+from casam_core.model.forms import build_layer
+from casam_core.model.prompts import tight_boxes
+from casam_core.model.training import Example, train_layer
+from client.data.phantoms import PHANTOMS
+from scenarios.engines.preflight import Cost
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds until a run's process is ready, and of one image: to encode, in a training step, to decode and
+    score."""
+
+    start: float
+    encode: float
+    train: float
+    decode: float
+
+    def seconds(self, cost: Cost) -> float:
+        """What `cost` takes one process."""
+        steps = cost.steps * cost.batch * self.train
+        return self.start + cost.encodes * self.encode + steps + cost.decodes * self.decode
+
+
+def measure_pace(scenario: Scenario) -> Pace:
+    """With the scenario's backbone and numbers of instances, on an image with many of them.
+
+    The layer is the default one: next to the decoder its form hardly counts, but for `lora`.
+    """
+    compute = resolve_compute(scenario.compute)
+    backbone = load_backbone(scenario.backbone, compute)
+    painted = PHANTOMS["histology"](np.random.default_rng(0), 256)
+    labels_HW = painted.labels_HW
+    instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)[: scenario.evaluation.max_instances]
+    layer = build_layer(AlignmentSpec(), backbone.geometry.channels, 0, backbone)
+    steps = scenario.training.model_copy(update={"epochs": 2, "max_steps": 2, "batch_images": 1})
+
+    def train() -> None:
+        example = Example(z_CHW, labels_HW)
+        train_layer(
+            layer, backbone, lambda i: example, 1, steps,
+            learning_rate=1e-4, rng=np.random.default_rng(0), progress=lambda done, total: None,
+        )  # fmt: skip
+
+    def decode() -> None:
+        frame = backbone.frame(painted.image_HW3)
+        for masks_nHW, _ in decode_masks(backbone, z_CHW, frame, tight_boxes(labels_HW, instances)):
+            for mask_HW in masks_nHW:
+                score_instance(mask_HW, labels_HW > 0, with_hd95=scenario.evaluation.hd95)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(compute.threads)
+    try:
+        z_CHW = backbone.encode([painted.image_HW3])[0].float()
+        return Pace(
+            start=seconds_of(start_process),
+            encode=seconds_of(lambda: backbone.encode([painted.image_HW3])),
+            train=seconds_of(train) / 2,
+            decode=seconds_of(decode),
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def start_process() -> None:
+    """All that a run's process imports."""
+    subprocess.run([sys.executable, "-c", "import scenarios.study.cell"], check=True)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,161 @@
+"""Before a run on one machine: is everything there, and what will it cost?
+
+Only engines that play all institutions here look at data; in deployment each site checks its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from casam_core.config.data_spec import DataSpec
+from casam_core.config.scenario import Scenario
+from casam_core.errors import CasamError, DataError
+from casam_core.methods import Cohort, alignment_of, method_of
+from casam_core.model.backbones import load_backbone
+from casam_core.model.compute import resolve_compute
+from casam_core.model.forms import learning_rate_of
+from casam_core.model.training import planned_steps
+from casam_core.routing.routers import build_router
+from client.data.check import check
+from client.data.open import open_dataset
+from client.data.splits import Split, split_samples
+from client.dp.plan import leaves_noisy
+from client.simulation.adversaries import attack_of
+from server.aggregation import build_strategy
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will do at most. encodes: images, unless already in a store. steps: optimiser steps
+    of `batch` images. decodes: passes of one image. exchanges: round trips with institutions."""
+
+    encodes: int
+    steps: int
+    batch: int
+    decodes: int
+    exchanges: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.encodes} images to encode (fewer if seen before), {self.steps} training steps of up to "
+            f"{self.batch} images, at most {self.decodes} image decodes, {self.exchanges} exchanges"
+        )
+
+
+Known = dict[tuple[int, str, str, str], Split]
+"""Splits of datasets that were read already, by (seed, institution, task, data table)."""
+
+
+def preflight(
+    scenario: Scenario,
+    data_root: Path | None,
+    progress: Callable[[str], None] = lambda name: None,
+    known: Known | None = None,
+) -> Cost:
+    """Open and read everything the scenario names.
+
+    known: what earlier calls with this data_root read; it grows, and is not read again. Raises CasamError
+    for a name that no registry knows; else, for one fault of weights or data that fault, and for several a
+    DataError that lists them all.
+    """
+    for task in scenario.stream:
+        learning_rate_of(alignment_of(scenario, task))
+    build_router(scenario.router)
+    build_strategy(scenario.training.strategy)
+    for site in scenario.institutions:
+        if site.faults.attack is not None:
+            attack_of(site.faults.attack)
+    known = {} if known is None else known
+    faults: list[CasamError] = []
+    splits: dict[tuple[str, str], Split] = {}
+    with collected(faults):
+        load_backbone(scenario.backbone, resolve_compute(scenario.compute))
+    for site in scenario.institutions:
+        for task, spec in site.data.items():
+            progress(f"{site.name}: {task}")
+            with collected(faults):
+                key = (scenario.seed, site.name, task, spec.model_dump_json())
+                if key not in known:
+                    known[key] = checked_split(scenario, site.name, task, spec, data_root)
+                splits[site.name, task] = known[key]
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise DataError(
+            f"{len(faults)} things are missing or broken:" + "".join(f"\n  - {f}" for f in faults)
+        )
+    return cost_of(scenario, splits)
+
+
+@contextlib.contextmanager
+def collected(faults: list[CasamError]) -> Iterator[None]:
+    """Go on after a fault; it is kept."""
+    try:
+        yield
+    except CasamError as fault:
+        faults.append(fault)
+
+
+def checked_split(
+    scenario: Scenario, institution: str, task: str, spec: DataSpec, data_root: Path | None
+) -> Split:
+    """The split of a dataset whose every image was read. Raises DataError."""
+    dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
+    check(dataset)
+    try:
+        return split_samples(
+            dataset.samples, spec.split, spec.limit, seed=scenario.seed, scope=f"{institution}/{task}"
+        )
+    except DataError as error:
+        raise DataError(f"institution {institution!r}, task {task!r}: {error}") from error
+
+
+def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
+    """The most a run of `scenario` over these splits can take; who trains is the method's to say."""
+    method, training = method_of(scenario.method), scenario.training
+    tests = sum(len(split.part(scenario.evaluation.split)) for split in splits.values())
+    trained: set[tuple[str, str]] = set()
+    steps, exchanges = 0, 2
+    for number, task in enumerate(scenario.stream):
+        exchanges += 2  # identify, evaluate
+        if not method.learns:
+            continue
+        trainers = method.trainers(cohort_of(scenario, number, task))
+        for name, tasks in trainers.items():
+            mine = {key for key in splits if key[1] in tasks and (method.pools or key[0] == name)}
+            trained |= mine
+            images = sum(len(splits[key].train) for key in mine)
+            steps += training.rounds * steps_of(scenario, name, images)
+        exchanges += training.rounds
+        if not method.shared:
+            exchanges += 1 if len(trainers) == 1 else 2  # router, and calibrate for several holders
+    return Cost(
+        encodes=sum(len(splits[key].train) for key in trained) + tests,
+        steps=steps,
+        batch=training.batch_images,
+        decodes=tests * (len(scenario.stream) + 1),
+        exchanges=exchanges,
+    )
+
+
+def steps_of(scenario: Scenario, name: str, images: int) -> int:
+    """Steps of one round at an institution. Private ones draw their images: as many steps of the scenario's
+    batch as see the expected number of images."""
+    if not leaves_noisy(scenario.institution(name).policy.adapter):
+        return planned_steps(images, scenario.training)
+    private = scenario.privacy
+    return math.ceil(private.steps * private.sampling_rate * images / scenario.training.batch_images)
+
+
+def cohort_of(scenario: Scenario, learned: int, task: str) -> Cohort:
+    """Who could train `task` after `learned` stages, if all institutions are there."""
+    return Cohort(
+        task=task,
+        seen=tuple(scenario.stream[:learned]),
+        held={site.name: [t for t in site.data if t in scenario.stream] for site in scenario.institutions},
+        keeps=[site.name for site in scenario.institutions if site.policy.keep_samples],
+    )

@@ -1,0 +1,262 @@
+"""`casam run`: resolve, check, run with one engine, show what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from casam_core.config.scenario import Scenario
+from casam_core.errors import RunError
+from casam_core.files import write_atomic
+from casam_core.home import casam_home
+from casam_core.model.backbones import load_backbone
+from casam_core.protocol.fingerprint import ROOT
+from client.site import RUN_NAME
+from scenarios.engines.engine import Engine
+from scenarios.engines.flower import run_flower_app
+from scenarios.engines.inprocess import run_inprocess
+from scenarios.engines.live import View, live_view
+from scenarios.engines.preflight import preflight
+from scenarios.library_files import resolve_scenario
+from server.run.run_folder import check_interrupted
+
+RAY_ADDRESS = "CASAM_RAY_ADDRESS"
+"""Variable that names a Ray cluster to simulate on, HOST:PORT; Ray's own is not obeyed by accident."""
+
+SPLITS = {"test": "test", "val": "validation"}
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What the user asked for. out: the run folder; by default runs/<scenario>-<time>. ledgers: where budgets
+    of earlier runs go on; by default every run starts with fresh ones."""
+
+    scenario: str
+    engine: Engine = Engine.simulation
+    data_root: Path | None = None
+    out: Path | None = None
+    ledgers: Path | None = None
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an engine is started with; kept in the run folder as order.json, so that it can be resumed.
+
+    Facts of this machine, not of the scenario. checkpoint: of the backbone, absolute.
+    """
+
+    engine: str
+    data_root: str
+    ledger_dir: str
+    checkpoint: str
+
+
+def run_scenario(order: RunOrder, console: Console) -> Path:
+    """Run it and return the run folder. Raises CasamError; then no summary.json exists."""
+    return run_resolved(resolve_scenario(order.scenario, order.overrides), order, console)
+
+
+def run_resolved(scenario: Scenario, order: RunOrder, console: Console) -> Path:
+    """`run_scenario` for a scenario that is read already; the order's name and overrides do not count."""
+    data_root = data_folder(order.data_root)
+    ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
+    scenario = with_absolute_checkpoint(scenario, data_root)
+    folder = choose_folder(scenario, order.out)
+    with console.status("checking data") as status:
+        cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
+    console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = Start(
+        order.engine.value, str(data_root or ""), str(ledgers or ""), scenario.backbone.checkpoint or ""
+    )
+    write_atomic(folder / "order.json", (json.dumps(asdict(start), indent=2) + "\n").encode())
+    run_engine(scenario, folder, start, console)
+    return folder
+
+
+def resume_run(folder: Path, console: Console) -> Path:
+    """Go on with a run that was interrupted, as it was started. Raises CasamError."""
+    folder = folder.expanduser().resolve()
+    try:
+        start = Start(**json.loads((folder / "order.json").read_text()))
+        scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
+        Engine(start.engine)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"--resume {folder}: expected the folder of a run that `casam run` began (order.json, "
+            "scenario.json); start it anew if it was ended before its first stage"
+        ) from error
+    check_interrupted(folder, scenario)
+    backbone = scenario.backbone.model_copy(update={"checkpoint": start.checkpoint or None})
+    run_engine(scenario.model_copy(update={"backbone": backbone}), folder, start, console, resume=True)
+    return folder
+
+
+def run_engine(
+    scenario: Scenario, folder: Path, start: Start, console: Console, *, resume: bool = False
+) -> None:
+    """Let the chosen engine run the scenario into `folder`."""
+    with live_view(console) as show:
+        if start.engine == Engine.inprocess.value:
+            # Our own lines say who trained; Flower's strategies would say it again.
+            logging.getLogger("flwr").setLevel(logging.WARNING)
+            try:
+                with contextlib.redirect_stdout(LineWriter(show)):
+                    data_root = Path(start.data_root) if start.data_root else None
+                    ledgers = Path(start.ledger_dir) if start.ledger_dir else None
+                    run_inprocess(scenario, folder, data_root, ledgers, resume=resume)
+            except RunError as error:
+                raise RunError(f"the run failed: {error}; details in {own_logs(folder)}") from error
+        else:
+            run_simulation(scenario, folder, start, show, resume=resume)
+
+
+def data_folder(data_root: Path | None) -> Path | None:
+    """--data-root, absolute. Raises RunError where it is no folder."""
+    found = data_root.expanduser().resolve() if data_root else None
+    if found is not None and not found.is_dir():
+        raise RunError(f"--data-root: expected a folder, found nothing at {found}; check the path")
+    return found
+
+
+def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scenario:
+    """A relative checkpoint lies below --data-root, else here; Flower's processes run elsewhere."""
+    if scenario.backbone.checkpoint is None:
+        return scenario
+    path = (data_root or Path.cwd()) / Path(scenario.backbone.checkpoint).expanduser()
+    backbone = scenario.backbone.model_copy(update={"checkpoint": str(path)})
+    return scenario.model_copy(update={"backbone": backbone})
+
+
+class LineWriter(io.TextIOBase):
+    """Hands every printed line to a view, as the simulation's output is."""
+
+    def __init__(self, show: View) -> None:
+        self._show = show
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._show(line)
+        return len(text)
+
+
+def choose_folder(scenario: Scenario, out: Path | None) -> Path:
+    """The run folder, absolute; RunError when something is already there."""
+    name = f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = (out or Path("runs") / name).expanduser().resolve()
+    if not RUN_NAME.fullmatch(folder.name):
+        raise RunError(
+            f"--out: expected a folder name of letters, digits, '.', '_' and '-', found {folder.name!r}"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"{folder}: expected a new or empty folder for the run, found files; choose another --out"
+        )
+    return folder
+
+
+def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *, resume: bool) -> None:
+    """A real `flwr run` on this machine, one SuperNode per institution. Raises RunError if it failed."""
+    if not (ROOT / "pyproject.toml").exists():
+        raise RunError(
+            f"the simulation engine needs the project's own folder, {ROOT} has no pyproject.toml; "
+            "install with `pip install -e .` from a clone, or use --engine inprocess"
+        )
+    settings: dict[str, str | int | float | bool] = {
+        "scenario": scenario.canonical_json(),
+        "out": str(folder.parent),
+        "run": folder.name,
+        "resume": resume,
+        "data-root": start.data_root,
+        "ledger-dir": start.ledger_dir,
+        "checkpoint": start.checkpoint,
+    }
+    # The workers load their own; this process needs it no longer.
+    load_backbone.cache_clear()
+    with (folder / "flower.log").open("a") as log:
+
+        def on_line(line: str) -> None:
+            log.write(line.rstrip("\n") + "\n")
+            log.flush()
+            show(line)
+
+        with tempfile.TemporaryDirectory(prefix="casam-") as home:
+            flower = run_flower_app(
+                ROOT,
+                settings,
+                nodes=len(scenario.institutions),
+                cpus_per_node=min(scenario.compute.threads, os.cpu_count() or 1),
+                home=Path(home),
+                on_line=on_line,
+                ray_address=os.environ.get(RAY_ADDRESS),
+            )
+    if not flower.ok or not (folder / "summary.json").exists():
+        raise RunError(
+            f"{why_failed(folder, flower.status)}; details in {folder / 'flower.log'} "
+            f"and in {own_logs(folder)}"
+        )
+
+
+def own_logs(folder: Path) -> str:
+    """Where institutions of a simulation wrote why they gave no result."""
+    sites, nodes = folder / "institutions" / "*" / "private" / "site.log", casam_home() / "node-*.log"
+    return f"the institutions' own logs ({sites}, {nodes})"
+
+
+def why_failed(folder: Path, status: str) -> str:
+    """The reason the server recorded, else Flower's status."""
+    events = folder / "events.jsonl"
+    lines = events.read_text().splitlines() if events.exists() else []
+    for line in reversed(lines):
+        with contextlib.suppress(json.JSONDecodeError):  # a line torn by a crash
+            event = json.loads(line)
+            if event["event"] == "failed":
+                return f"the run failed: {event['reason']}"
+    return f"the run failed (Flower says {status})"
+
+
+def show_results(folder: Path, console: Console) -> None:
+    """The matrix and the headline figures, then the run folder, last."""
+    summary = json.loads((folder / "summary.json").read_text())
+    tasks: list[str] = summary["tasks"]
+    table = Table(title=f"{summary['scenario']}: IoU on {SPLITS[summary['evaluated_on']]} images")
+    table.add_column("after stage")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    table.add_row("frozen SAM", *(cell(summary["zero_shot"]["iou"].get(task)) for task in tasks))
+    for number, row in enumerate(summary["matrix"]["iou"], 1):
+        table.add_row(f"{number} {tasks[number - 1]}", *map(cell, row))
+    console.print(table)
+    console.print(headline(summary), highlight=False, soft_wrap=True)
+    console.print(f"A page of it: casam report {folder}", highlight=False, soft_wrap=True)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One line: quality, forgetting, routing."""
+    routing = summary["routing"]
+    return (
+        f"Last IoU {cell(summary['last_iou'])}   average IoU {cell(summary['avg_iou'])}   "
+        f"forgetting {cell(summary['ff_iou'], digits=2)} points   "
+        f"routing accuracy {cell(routing['accuracy'])}   "
+        f"sent to frozen SAM by mistake {cell(routing['false_unknown_rate'])}"
+    )
+
+
+def cell(value: float | None, digits: int = 3) -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,235 @@
+"""A private SuperLink: Flower's service for exactly one run, of a simulation or for nodes of their own.
+
+`flwr run` by itself starts a SuperLink that stays behind, remembers the folder and environment of its
+first call, and is shared by all later runs. Here each run gets its own, on its own port, with its own
+Flower home and Ray folder, and nothing of it is left at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from casam_core.errors import RunError
+from scenarios.engines.processes import MARKER, end_processes, start_guardian
+
+START_SECONDS = 90.0
+"""How long a SuperLink may take to answer; about 2 s on a quiet machine."""
+
+_PORTS = range(20000, 32000)
+"""Below the range systems hand out for outgoing connections, so that none of those takes our port."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files of a server that nodes connect to: its authority's certificate, its own, its private key."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A SuperLink that answers, and the environment in which `flwr` finds it."""
+
+    home: Path
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None
+    """None: somebody else started it."""
+    port: int
+
+    @property
+    def log(self) -> Path:
+        """Everything the SuperLink and the apps it ran have printed."""
+        return self.home / "superlink.log"
+
+    def alive(self) -> bool:
+        """Whether it still runs, as far as this process can know."""
+        return self.process is None or self.process.poll() is None
+
+
+@contextlib.contextmanager
+def superlink(
+    home: Path, app_dir: Path, environment: Mapping[str, str], tls: Tls | None = None, *scratch: Path
+) -> Iterator[SuperLink]:
+    """Run a SuperLink for the length of a with-block; at its end no process and no Ray folder is left.
+
+    tls: serve nodes of their own, that must be registered, and keep the state in a database; without, the
+    nodes are simulated. What is started with the SuperLink's environment is ended with it. scratch: folders
+    that must not outlive the run, however it ends.
+    """
+    mark = uuid.uuid4().hex
+    # Ray keeps sockets there, and the path of a socket holds 104 characters at most, of which Ray uses 75.
+    ray_dir = Path(tempfile.mkdtemp(prefix="casam-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
+    guardian = start_guardian(mark, ray_dir, *scratch)
+    try:
+        # The mark comes last: there a process that renames itself is least likely to overwrite it.
+        variables = variables_for(home, ray_dir) | dict(environment) | {MARKER: mark}
+        link = _start(home, app_dir, variables, tls)
+        yield link
+    finally:
+        end_processes(mark)
+        shutil.rmtree(ray_dir, ignore_errors=True)
+        assert guardian.stdin is not None
+        guardian.stdin.close()
+        guardian.wait()
+
+
+def flower_command(name: str) -> str:
+    """Path of a command that Flower installs beside this interpreter, whatever PATH says."""
+    for folder in (Path(sysconfig.get_path("scripts")), Path(sys.executable).parent):
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise RunError(f"no command {name!r} beside {sys.executable}; install this package again with pip")
+
+
+def flwr(link: SuperLink, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Flower's own command, as an operator of this SuperLink, whatever its status."""
+    return subprocess.run(
+        [flower_command("flwr"), *arguments],
+        env=dict(link.environment),
+        cwd=link.home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
+def last_lines(path: Path, count: int = 12) -> str:
+    """The end of a log, for a person."""
+    if not path.is_file():
+        return "(no log was written)"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
+
+
+def variables_for(home: Path, ray_dir: Path) -> dict[str, str]:
+    """This process's environment without what would point Flower or Ray elsewhere, plus our settings."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", MARKER))}
+    # Flower starts its own parts by name, so they too must come from this interpreter's environment.
+    scripts = Path(flower_command("flwr")).parent
+    return inherited | {
+        "PATH": f"{scripts}{os.pathsep}{inherited.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "NO_COLOR": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_TMPDIR": str(ray_dir),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_COLOR_PREFIX": "0",
+        "RAY_DEDUP_LOGS": "0",  # Two institutions may well say the same; both lines count.
+        # Institutions share the GPUs by the scenario's `compute.device`; Ray would hide them instead.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def _start(home: Path, app_dir: Path, variables: Mapping[str, str], tls: Tls | None) -> SuperLink:
+    """Start a SuperLink and wait until it answers; another port if somebody took ours meanwhile."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        port = free_port()
+        # With a plain address `flwr` takes the service as given: no probing, no second one on a slow day.
+        connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\n'
+        trust = toml_text({"root-certificates": str(tls.authority)}) if tls else "insecure = true\n"
+        (home / "config.toml").write_text(connection + trust, encoding="utf-8")
+        process = _spawn(home, app_dir, variables, port, tls)
+        link = SuperLink(home, variables, process, port)
+        while link.alive() and time.monotonic() < deadline:
+            if _answers(port, tls):
+                return link
+            time.sleep(0.1)
+        tail = last_lines(link.log)
+        if not link.alive() and "address already in use" in tail and time.monotonic() < deadline:
+            continue
+        if link.alive():
+            process.kill()
+            reason = f"it did not answer within {START_SECONDS:.0f} s"
+        else:
+            reason = f"it ended with status {process.returncode}"
+        raise RunError(f"Flower's SuperLink could not start: {reason}; see {link.log}, which ends:\n{tail}")
+
+
+def _spawn(
+    home: Path, app_dir: Path, variables: Mapping[str, str], port: int, tls: Tls | None
+) -> subprocess.Popen[bytes]:
+    """Start the service in the app's folder: Ray's workers look there for the client's code first."""
+    command = [flower_command("flower-superlink"), "--isolation", "subprocess"]
+    if tls is None:
+        command += ["--insecure", "--simulation"]
+    else:
+        command += [*tls_arguments(tls), "--database", str(home / "state.db")]
+    with (home / "superlink.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=app_dir,
+            env=dict(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def tls_arguments(tls: Tls) -> list[str]:
+    """Of `flower-superlink`: encrypted, and only for registered nodes."""
+    return [
+        *("--ssl-ca-certfile", str(tls.authority)),
+        *("--ssl-certfile", str(tls.certificate)),
+        *("--ssl-keyfile", str(tls.key)),
+        "--enable-supernode-auth",
+    ]
+
+
+def _answers(port: int, tls: Tls | None) -> bool:
+    # No proxy: the service is on this very machine.
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if tls is not None:
+        trusted = ssl.create_default_context(cafile=tls.authority)
+        handlers.append(urllib.request.HTTPSHandler(context=trusted))
+    opener = urllib.request.build_opener(*handlers)
+    try:
+        with opener.open(f"http{'s' if tls else ''}://127.0.0.1:{port}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_port() -> int:
+    """A port nobody listens on. Drawn at random so that two runs that start together differ."""
+    for port in random.SystemRandom().sample(_PORTS, 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RunError(f"no free port between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
+
+
+def toml_text(values: Mapping[str, str | int | float | bool]) -> str:
+    """A flat TOML file; a JSON string is a TOML string once DEL is escaped too."""
+    lines = []
+    for key, value in values.items():
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
+        lines.append(f"{json.dumps(key)} = {text}\n".replace("\x7f", "\\u007f"))
+    return "".join(lines)

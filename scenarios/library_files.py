@@ -1,0 +1,55 @@
+"""The scenarios and studies that come with the product, and finding one by name or path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from casam_core.config.scenario import Scenario
+from casam_core.config.toml import read_scenario
+from casam_core.errors import CasamError, ScenarioError
+
+LIBRARY = Path(__file__).parent / "library"
+STUDIES = Path(__file__).parent / "studies"
+
+
+def library_names() -> list[str]:
+    """Names of the library's scenarios, sorted."""
+    return names_in(LIBRARY)
+
+
+def study_names() -> list[str]:
+    """Names of the library's studies, sorted."""
+    return names_in(STUDIES)
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder of the library."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def find(
+    name_or_path: str, folder: Path, what: str, refuse: type[CasamError], beside: Path | None = None
+) -> Path:
+    """The file of a name of the library, or a path to one. beside: folder that relative paths start from.
+
+    Raises `refuse` with the names there are.
+    """
+    if name_or_path in names_in(folder):
+        return folder / f"{name_or_path}.toml"
+    path = (beside or Path()) / Path(name_or_path).expanduser()
+    if path.suffix != ".toml" and not path.exists():
+        raise refuse(
+            f"{what} {name_or_path!r}: expected a .toml file or one of " + ", ".join(names_in(folder))
+        )
+    return path
+
+
+def scenario_path(name_or_path: str, beside: Path | None = None) -> Path:
+    """Where a scenario of the library or a TOML file lies. Raises ScenarioError."""
+    return find(name_or_path, LIBRARY, "scenario", ScenarioError, beside)
+
+
+def resolve_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
+    """A scenario of the library or a TOML file, with `KEY=VALUE` overrides. Raises ScenarioError."""
+    return read_scenario(scenario_path(name_or_path), overrides)

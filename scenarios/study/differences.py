@@ -1,0 +1,137 @@
+"""What a study's tables say together: means with intervals over seeds, and differences paired by seed.
+
+A difference is always cell minus baseline under the same seed with every other axis equal, so that what a
+seed does to both (splits, images, weights) is taken away. p values hold for all tests of one kind together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from casam_core.metrics.intervals import Estimate, Spread, apart, holm, student
+from scenarios.study.frames import FIGURES
+from scenarios.study.study import Comparison, Study
+
+COMPARED = ("last_iou", "avg_iou", "worst_iou", "unseen_iou", "ff_iou", "routing_accuracy", "bytes_up")
+"""Run figures whose differences are tested."""
+
+
+def summary_rows(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per combination and figure: mean, deviation and 95 % interval over seeds."""
+    axes = list(study.labels())
+    rows = [
+        {**labels, "figure": figure, **spread_columns(student(values))}
+        for labels, part in grouped(runs, axes)
+        for figure in FIGURES
+        if len(values := part[figure].dropna().to_numpy())
+    ]
+    numbers = ["mean", "sd", "low", "high"]
+    frame = pd.DataFrame(rows, columns=[*axes, "figure", "seeds", *numbers])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def difference_rows(study: Study, runs: pd.DataFrame, sites: pd.DataFrame) -> pd.DataFrame:
+    """One row per comparison, value of its axis and figure of the run (`scope` run), and per institution and
+    task (`scope` institution); docs/studies.md lists the columns."""
+    axes = list(study.labels())
+    rows: list[dict[str, Any]] = []
+    for comparison in study.comparisons:
+        others = [axis for axis in axes if axis != comparison.axis]
+        for scope, frame, extra, figures in (
+            ("run", runs, [], COMPARED),
+            ("institution", sites, ["institution", "task"], ("iou_mean",)),
+        ):
+            for figure in figures:
+                found = list(paired(comparison, frame, [*others, *extra], figure))
+                for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+                    rows.append({"scope": scope, **row, "p_holm": p})
+    names = ["comparison", "value", "baseline", *axes, "scope", "institution", "task", "figure", "seeds"]
+    numbers = [
+        "baseline_mean",
+        "mean",
+        "difference",
+        "sd",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "own_low",
+        "own_high",
+    ]
+    frame = pd.DataFrame(rows, columns=[*names, *numbers])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def paired(
+    comparison: Comparison, frame: pd.DataFrame, keys: Sequence[str], figure: str
+) -> Iterator[dict[str, Any]]:
+    """Every value of the axis against the baseline, where both have the figure under one seed at least."""
+    axis, baseline = comparison.axis, comparison.baseline
+    for labels, part in grouped(frame[frame[figure].notna()], list(keys)):
+        by_value = {str(value): rows.set_index("seed") for value, rows in part.groupby(axis, sort=False)}
+        base = by_value.pop(baseline, None)
+        if base is None:
+            continue
+        for value, rows in by_value.items():
+            seeds = sorted(set(base.index) & set(rows.index))
+            if not seeds:
+                continue
+            mine, other = rows.loc[seeds], base.loc[seeds]
+            found = student((mine[figure] - other[figure]).to_numpy())
+            own = own_interval(mine, other) if figure == "iou_mean" else None
+            yield {
+                "comparison": axis,
+                "value": value,
+                "baseline": baseline,
+                **labels,
+                "figure": "iou" if figure == "iou_mean" else figure,
+                "baseline_mean": float(other[figure].mean()),
+                **spread_columns(found),
+                "mean": float(mine[figure].mean()),
+                "difference": found.mean,
+                "p": found.p,
+                "own_low": own[0] if own else None,
+                "own_high": own[1] if own else None,
+            }
+
+
+def own_interval(mine: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float] | None:
+    """From the institution's own statistics: the mean over seeds of its intervals.
+
+    Seeds may draw the same images again, so more seeds make it no narrower. Gains over frozen SAM differ by
+    what the scores differ by, and vary less.
+    """
+    found = [
+        apart(gain(mine.loc[seed]), gain(other.loc[seed]), int(mine.loc[seed, "units"]))
+        for seed in mine.index
+    ]
+    known = [interval for interval in found if interval is not None]
+    if len(known) < len(found):
+        return None
+    low, high = np.mean(known, axis=0)
+    return float(low), float(high)
+
+
+def gain(row: pd.Series) -> Estimate:
+    """An institution's gain over frozen SAM on one task."""
+    sd = row["gain_sd"]
+    return Estimate(float(row["gain_mean"]), None if pd.isna(sd) else float(sd))
+
+
+def grouped(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Parts with equal keys, in the order they come; all of it where there is no key."""
+    if not keys:
+        if len(frame):
+            yield {}, frame
+        return
+    for values, part in frame.groupby(keys, sort=False):
+        yield dict(zip(keys, values, strict=True)), part
+
+
+def spread_columns(spread: Spread) -> dict[str, Any]:
+    """As columns."""
+    return {"seeds": spread.n, "mean": spread.mean, "sd": spread.sd, "low": spread.low, "high": spread.high}

@@ -1,0 +1,124 @@
+"""The figures of a study's runs as tidy tables: one row per run, one row per institution and task of a run.
+
+Read from the runs' summary.json alone.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scenarios.study.compare import unseen_iou
+from scenarios.study.study import Cell, Plan
+
+FIGURES = (
+    "last_iou",
+    "avg_iou",
+    "gain_iou",
+    "worst_iou",
+    "unseen_iou",
+    "ff_iou",
+    "routing_accuracy",
+    "false_unknown_rate",
+    "epsilon_train",
+    "bytes_up",
+    "bytes_down",
+    "refusals",
+    "seconds",
+)
+"""Columns of a run's figures; docs/studies.md says what they mean."""
+
+ESTIMATES = ("mean", "sd", "low", "high")
+
+
+def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame:
+    """One row per cell; a cell without a finished run has its reason and no figures."""
+    rows = []
+    for cell in plan.cells:
+        summary = summary_of(runs, cell)
+        status = "finished" if summary else "failed" if cell.name in reasons else "missing"
+        figures = figures_of(summary) if summary else dict.fromkeys(FIGURES)
+        rows.append({**head(cell), "status": status, "reason": reasons.get(cell.name, ""), **figures})
+    return pd.DataFrame(rows).astype(dict.fromkeys(FIGURES, "float64"))
+
+
+def site_rows(plan: Plan, runs: Path) -> pd.DataFrame:
+    """One row per finished cell, institution and task it holds, with the institution's own statistics.
+
+    Institutions that keep their scores, or say them with noise, have none, and no row.
+    """
+    columns = [
+        *(f"{what}_{part}" for what in ("iou", "gain") for part in ESTIMATES),
+        "epsilon_train",
+        "epsilon_metrics",
+        "bytes_up",
+        "refusals",
+    ]
+    rows = [
+        {**head(cell), **row}
+        for cell in plan.cells
+        if (summary := summary_of(runs, cell))
+        for row in sites_of(summary)
+    ]
+    names = [*plan.study.labels(), "cell", "seed", "institution", "task", "learned", "trained", "units"]
+    frame = pd.DataFrame(rows, columns=[*names, *columns])
+    return frame.astype(dict.fromkeys(columns, "float64"))
+
+
+def head(cell: Cell) -> dict[str, Any]:
+    """What names a row."""
+    return {**cell.labels, "cell": cell.name, "seed": cell.seed}
+
+
+def summary_of(runs: Path, cell: Cell) -> dict[str, Any] | None:
+    """The cell's summary.json; None while there is none."""
+    path = runs / cell.name / "summary.json"
+    content: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return content
+
+
+def figures_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """FIGURES of one run; None where a figure does not apply or is not known."""
+    frozen = [summary["zero_shot"]["iou"][task] for task in summary["tasks"]]
+    last, worst = summary["last_iou"], list(summary["worst_institution_iou"].values())
+    spent = [site["epsilon_train"] for site in summary["privacy"].values()]
+    return {
+        "last_iou": last,
+        "avg_iou": summary["avg_iou"],
+        "gain_iou": None if last is None or None in frozen else last - statistics.fmean(frozen),
+        "worst_iou": min((iou for iou in worst if iou is not None), default=None),
+        "unseen_iou": unseen_iou(dict(summary)),
+        "ff_iou": summary["ff_iou"],
+        "routing_accuracy": summary["routing"]["accuracy"],
+        "false_unknown_rate": summary["routing"]["false_unknown_rate"],
+        "epsilon_train": max((epsilon for epsilon in spent if epsilon is not None), default=None),
+        "bytes_up": sum(summary["bytes"]["up"].values()),
+        "bytes_down": sum(summary["bytes"]["down"].values()),
+        "refusals": sum(sum(site["refusals"].values()) for site in summary["privacy"].values()),
+        "seconds": summary["timing"]["seconds"],
+    }
+
+
+def sites_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of one run."""
+    return [
+        {
+            "institution": name,
+            "task": task,
+            "learned": task in summary["tasks"],
+            "trained": name in summary["holders"].get(task, []),
+            "units": of_task["units"],
+            **{f"{what}_{part}": of_task[what][part] for what in ("iou", "gain") for part in ESTIMATES},
+            "epsilon_train": summary["privacy"][name]["epsilon_train"],
+            "epsilon_metrics": summary["privacy"][name]["epsilon_metrics"],
+            "bytes_up": summary["bytes"]["up"].get(name),
+            "refusals": sum(summary["privacy"][name]["refusals"].values()),
+        }
+        for name, tasks in summary["statistics"].items()
+        for task, of_task in tasks.items()
+    ]

@@ -1,0 +1,176 @@
+"""Running a study: what is missing, side by side where cores allow, each failure by itself.
+
+    DIR/study.json     what the study is: its cells with labels, seeds and digests
+    DIR/runs/CELL/     one run folder per cell
+    DIR/logs/CELL.log  what its run printed
+
+A cell whose run folder has a summary.json of its scenario and of this code is finished and not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from casam_core.errors import RunError
+from casam_core.files import write_atomic
+from casam_core.protocol.fingerprint import code_fingerprint
+from scenarios.engines.engine import Engine
+from scenarios.engines.pace import Pace
+from scenarios.engines.preflight import Cost, Known, preflight
+from scenarios.engines.run import with_absolute_checkpoint
+from scenarios.study.cell import CellEnd, CellOrder, Cells
+from scenarios.study.study import Cell, Plan
+
+Said = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how the cells of a study run. folder, data_root: absolute."""
+
+    folder: Path
+    data_root: Path | None
+    engine: Engine = Engine.inprocess
+
+    def run_folder(self, cell: Cell) -> Path:
+        """The cell's run."""
+        return self.folder / "runs" / cell.name
+
+    def order(self, cell: Cell) -> CellOrder:
+        """For the cell's process."""
+        scenario = with_absolute_checkpoint(cell.scenario, self.data_root)
+        return CellOrder(
+            name=cell.name,
+            scenario=scenario.model_dump_json(),
+            engine=self.engine.value,
+            data_root=str(self.data_root) if self.data_root else None,
+            folder=str(self.run_folder(cell)),
+            log=str(self.folder / "logs" / f"{cell.name}.log"),
+            code=code_fingerprint(),
+        )
+
+
+def costs(cells: Sequence[Cell], data_root: Path | None, progress: Said) -> dict[str, Cost]:
+    """What every cell will do at most, by its name; an image is encoded in the first cell that needs it.
+
+    Reads all data. Raises CasamError where something is missing or broken.
+    """
+    known: Known = {}
+    seen: set[tuple[str, ...]] = set()
+    found = {}
+    for cell in cells:
+        scenario = with_absolute_checkpoint(cell.scenario, data_root)
+        before, images = set(known), len(seen)
+        cost = preflight(scenario, data_root, progress, known)
+        for key in set(known) - before:
+            seed, institution, task, _ = key
+            spec = scenario.institution(institution).data[task]
+            source = spec.path or f"phantom {spec.phantom} {spec.size} of seed {seed}"
+            split = known[key]
+            seen |= {(institution, source, sample.id) for sample in (*split.train, *split.val, *split.test)}
+        found[cell.name] = replace(cost, encodes=len(seen) - images)
+    return found
+
+
+def estimate(work: Sequence[tuple[Cost, Pace]], jobs: int) -> float:
+    """Minutes for all cells together with `jobs` at a time."""
+    seconds = [pace.seconds(cost) for cost, pace in work]
+    return max(sum(seconds) / jobs, *seconds) / 60
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def claim(setting: Setting, plan: Plan, path: Path) -> None:
+    """Make DIR this study's. Raises RunError where it holds another, or results of other data or code."""
+    folder = setting.folder
+    about = {
+        "schema": 1,
+        "study": plan.study.model_dump(mode="json"),
+        "source": path.name,
+        "data_root": str(setting.data_root) if setting.data_root else None,
+        "code": code_fingerprint(),
+        "left_out": list(plan.left_out),
+        "cells": [
+            {
+                "name": cell.name,
+                "labels": dict(cell.labels),
+                "seed": cell.seed,
+                "scenario_digest": cell.scenario.digest(),
+                "run": f"runs/{cell.name}",
+            }
+            for cell in plan.cells
+        ],
+    }
+    file = folder / "study.json"
+    if file.exists():
+        there = json.loads(file.read_text())
+        for key, what in (("data_root", "data folder"), ("code", "version of the code")):
+            if there[key] != about[key]:
+                raise RunError(f"{folder} holds results of another {what}; choose another --out")
+        if there["study"]["name"] != plan.study.name:
+            raise RunError(f"{folder} holds the study {there['study']['name']!r}; choose another --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: expected a new or empty folder for the study, found files")
+    for part in ("runs", "logs"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_atomic(file, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def finished(setting: Setting, cell: Cell) -> bool:
+    """Whether the cell's run is whole. Raises RunError for a run of another scenario under its name."""
+    path = setting.run_folder(cell) / "summary.json"
+    if not path.exists():
+        return False
+    if json.loads(path.read_text())["scenario_digest"] != cell.scenario.digest():
+        raise RunError(
+            f"{path.parent} holds another scenario than the study now says; remove it or choose another --out"
+        )
+    return True
+
+
+def run_cells(
+    setting: Setting,
+    cells: Sequence[Cell],
+    jobs: int,
+    where: Cells,
+    started: Callable[[Cell], None],
+    ended: Callable[[Cell, CellEnd], None],
+) -> dict[str, str]:
+    """Run `cells`, `jobs` at a time; the reasons of those that failed, by name.
+
+    started, ended: told in this thread as cells begin and end. On an exception here (Ctrl-C) no further cell
+    is begun, and those under way are ended.
+    """
+    reasons = {}
+    waiting = list(cells)
+    running: dict[Future[CellEnd], Cell] = {}
+    pool = ThreadPoolExecutor(max_workers=jobs)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                # Without a summary, whatever is there is a run that was interrupted.
+                shutil.rmtree(setting.run_folder(cell), ignore_errors=True)
+                running[pool.submit(where.run, setting.order(cell))] = cell
+                started(cell)
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                cell, end = running.pop(future), future.result()
+                if end.reason:
+                    reasons[cell.name] = end.reason
+                ended(cell, end)
+    except BaseException:
+        where.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return reasons

@@ -1,0 +1,209 @@
+"""A study: one scenario under every combination of some settings and seeds, and what is compared.
+
+An axis is a key of the scenario with a list of values, or a name with variants: tables of keys, or other base
+scenarios. A cell is one combination with one seed: one run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from casam_core.config.scenario import Name, Scenario
+from casam_core.config.section import Section
+from casam_core.config.toml import apply_override, explain, parse_scenario, read_table, set_key
+from casam_core.errors import ScenarioError, StudyError
+from scenarios.library_files import STUDIES, find, scenario_path
+
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,47}$")]
+Settings = dict[str, Any]
+
+
+class Variant(Section):
+    """One named value of an axis: keys that it sets, a base scenario of its own, or both."""
+
+    scenario: str | None = Field(None, description="Base scenario in place of the study's.")
+    needs_data: bool = Field(False, description="Left out where no --data-root is given.")
+    set: Settings = Field(default_factory=dict, description="Keys of the scenario and their values.")
+
+
+class Comparison(Section):
+    """The values of one axis against one of them, all else equal, paired by seed."""
+
+    axis: str
+    baseline: str = Field(description="The value that the others are compared with.")
+    question: str = Field("", description="What the comparison is to answer, in plain words.")
+
+
+class Study(Section):
+    """Several runs that are compared."""
+
+    name: Name
+    description: str = ""
+    minutes: float | None = Field(None, gt=0, description="Expected minutes on two CPU cores, all of it.")
+    look_at: str = Field("", description="What to look at in the results; for `casam studies`.")
+    scenario: str = Field(description="Base scenario: a name of `casam scenarios`, or a path from this file.")
+    set: Settings = Field(default_factory=dict, description="Keys of the scenario to change in all cells.")
+    axes: Settings = Field(
+        default_factory=dict, description='Lists of values by key of the scenario, e.g. "alignment.rank".'
+    )
+    variants: dict[Name, dict[Label, Variant]] = Field(
+        default_factory=dict, description="Axes of named variants."
+    )
+    seeds: list[int] = Field([0], min_length=1, description="Every combination is run under each.")
+    comparisons: list[Comparison] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Study:
+        axes = self.labels()
+        if "seed" in axes:
+            raise ValueError("axes.seed: seeds are an axis by themselves; write seeds = [...]")
+        for axis, labels in axes.items():
+            if not labels:
+                raise ValueError(f"axis {axis!r}: expected values, found none")
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"axis {axis!r}: two values are written {duplicate(labels)!r}")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds: expected different numbers from 0 up, found {self.seeds}")
+        for comparison in self.comparisons:
+            if comparison.axis not in axes:
+                raise ValueError(
+                    f"comparisons: axis {comparison.axis!r}: expected one of {', '.join(axes) or 'none'}"
+                )
+            if comparison.baseline not in axes[comparison.axis]:
+                raise ValueError(
+                    f"comparisons: baseline {comparison.baseline!r}: expected one of "
+                    + ", ".join(axes[comparison.axis])
+                )
+        return self
+
+    def values(self) -> dict[str, list[Any]]:
+        """The axes of values by their key."""
+        found = {}
+        for key, values in flat(self.axes):
+            if not isinstance(values, list):
+                raise ValueError(f"axes.{key}: expected a list of values, found {values!r}")
+            found[key] = values
+        return found
+
+    def labels(self) -> dict[str, list[str]]:
+        """Every axis with its values as they are written in tables; variants first."""
+        return {
+            **{axis: list(variants) for axis, variants in self.variants.items()},
+            **{key: [label_of(value) for value in values] for key, values in self.values().items()},
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study. name: of its run folder. labels: by axis."""
+
+    name: str
+    labels: Mapping[str, str]
+    seed: int
+    scenario: Scenario
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study, seeds last. left_out: variants without the data they need, as AXIS=LABEL."""
+
+    study: Study
+    cells: tuple[Cell, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def read_study(path: Path) -> Study:
+    """The study in `path`. Raises StudyError."""
+    try:
+        return Study.model_validate(read_table(path, "study", StudyError))
+    except ValidationError as error:
+        text = explain(error).replace("docs/scenario.md", "docs/studies.md")
+        raise StudyError(f"{path}: {text}") from error
+
+
+def study_path(name_or_path: str) -> Path:
+    """Where a study of the library or a TOML file lies. Raises StudyError."""
+    return find(name_or_path, STUDIES, "study", StudyError)
+
+
+def plan_study(
+    path: Path, *, with_data: bool, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None
+) -> Plan:
+    """Every cell of the study in `path`, resolved.
+
+    with_data: whether there is a data folder; else variants that need one are left out. overrides:
+    `KEY=VALUE` for all cells. seeds: in place of the study's. Raises StudyError or ScenarioError that
+    names the cell.
+    """
+    study = read_study(path)
+    if seeds is not None:
+        study = Study.model_validate(study.model_dump() | {"seeds": list(seeds)})
+    axes: list[list[tuple[str, str, Variant]]] = []
+    left_out = []
+    for axis, variants in study.variants.items():
+        kept = [(axis, label, v) for label, v in variants.items() if with_data or not v.needs_data]
+        left_out += [f"{axis}={label}" for label, v in variants.items() if v.needs_data and not with_data]
+        if not kept:
+            raise StudyError(f"{path}: all variants of {axis!r} need data; give --data-root")
+        axes.append(kept)
+    for key, values in study.values().items():
+        axes.append([(key, label_of(value), Variant(set={key: value})) for value in values])
+    cells = [
+        cell_of(study, path, choice, seed, overrides)
+        for choice in itertools.product(*axes)
+        for seed in study.seeds
+    ]
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        raise StudyError(f"{path}: two cells would be called {duplicate(names)!r}; write values apart")
+    return Plan(study, tuple(cells), tuple(left_out))
+
+
+def cell_of(
+    study: Study,
+    path: Path,
+    choice: Sequence[tuple[str, str, Variant]],
+    seed: int,
+    overrides: Sequence[str],
+) -> Cell:
+    """One combination under one seed: what the study sets, then its axes in order, then overrides."""
+    labels = {axis: label for axis, label, _ in choice}
+    words = [re.sub(r"[^A-Za-z0-9.-]+", "-", label) for label in labels.values()]
+    name = "_".join([*words, f"seed-{seed}"])
+    bases = [variant.scenario for _, _, variant in choice if variant.scenario is not None]
+    source = scenario_path(bases[-1] if bases else study.scenario, path.parent)
+    table = read_table(source, "scenario", ScenarioError)
+    for settings in (study.set, *(variant.set for _, _, variant in choice)):
+        for key, value in flat(settings):
+            set_key(table, key, value, f"{path}: cell {name}: set {key}")
+    table["seed"] = seed
+    for override in overrides:
+        apply_override(table, override)
+    return Cell(name, labels, seed, parse_scenario(table, f"{path}: cell {name}"))
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots and their values: `training.epochs = 3` is a table to TOML, and one key here."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def label_of(value: Any) -> str:
+    """A value as it is written in tables and names."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def duplicate(words: Sequence[str]) -> str:
+    """The first word that comes twice."""
+    return next(word for word in words if words.count(word) > 1)

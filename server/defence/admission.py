@@ -1,0 +1,149 @@
+"""What is looked at before something that came counts: the answer alone, beside its peers, then the entry.
+
+The list of what an answer may hold is the one that the institution's own guard reads; a hostile site has no
+guard. What passes here can still be wrong: docs/reliability.md says what gets through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.bank.bank import Bank
+from casam_core.bank.entry_file import Entry
+from casam_core.config.scenario import Scenario
+from casam_core.methods import alignment_of, layer_seed
+from casam_core.model.backbones import channels_of
+from casam_core.model.forms import build_layer, weights_of
+from casam_core.protocol.answer_check import AnswerError, check_content, check_group
+from casam_core.protocol.answer_rules import Sender, layer_arrays, router_arrays, rules_for
+from casam_core.protocol.messages import RouterRequest
+from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
+from casam_core.protocol.secure_sum import SecureReply
+from casam_core.protocol.wire import unpacked
+from server.federation.directory import Member
+
+Layer = Mapping[str, NDArray[np.float32]]
+
+
+def check_answer(
+    scenario: Scenario, member: Member, kind: str, asked: Payload, payload: Payload, size: int
+) -> None:
+    """Raise AnswerError for a result of another form, size or range than an honest site's guard lets out, or
+    that does not answer what was asked."""
+    most = int(scenario.admission.megabytes * 1e6)
+    if size > most:
+        raise AnswerError(f"{size} bytes: expected at most {most} (admission.megabytes)")
+    for key in (EPSILON_TRAIN, EPSILON_METRICS):
+        if not is_epsilon(payload.config.get(key, 0.0)):
+            raise AnswerError(f"{key}: expected a number from 0")
+    if kind == "query.forget":  # signed, and checked by its signature
+        return
+    if kind == "train":
+        return check_exchange(payload)
+    job = Job.of(asked)
+    sender = Sender(
+        scenario, member.holdings, member.policy, channels_of(scenario.backbone.name), backbone=None
+    )
+    check_content(payload, rules_for(kind, sender, job))
+    if kind == "train.router":
+        check_description(sender, RouterRequest.of(asked), payload)
+
+
+def is_epsilon(value: object) -> bool:
+    """Whether an institution can have spent that."""
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def check_exchange(payload: Payload) -> None:
+    """One exchange of a secure sum can be read; what is in it the workflow looks at."""
+    try:
+        unpacked(SecureReply.of(payload).protocol)
+    except Exception as error:  # what reading other bytes raises is open-ended
+        raise AnswerError("train: no exchange of a secure sum") from error
+
+
+def check_description(sender: Sender, asked: RouterRequest, payload: Payload) -> None:
+    """A finished router with its threshold where the task is held alone, else all summaries."""
+    spec = sender.scenario.router
+    finished, summary = router_arrays(sender)
+    check_group("router", payload.arrays.get("router", {}), (finished if asked.alone else summary,))
+    if asked.alone and "threshold" not in payload.metrics.get("router-facts", {}):
+        raise AnswerError("router-facts: expected a threshold")
+    folds = {f"fold-{k}" for k in range(spec.folds)}
+    if not asked.alone and payload.arrays.keys() & folds != folds:
+        raise AnswerError(f"router: expected summaries of {spec.folds} folds")
+
+
+ENOUGH = 3
+"""So many holders of a round judge each other; of two nobody can say which is odd."""
+
+
+def too_far(distances: Mapping[str, float], peers: Iterable[float], factor: float | None) -> dict[str, str]:
+    """Who moved its layer much farther than its peers, and how far: {institution: reason}.
+
+    distances: of this round, by institution. peers: of other tasks' layers of the same form, which count
+    where fewer than ENOUGH holders answer. It takes two at least to judge a third.
+    """
+    if factor is None:
+        return {}
+    known = list(distances.values()) if len(distances) >= ENOUGH else list(peers)
+    if len(known) < 2:
+        return {}
+    usual = median(known)
+    return {
+        name: f"the layer moved {distance:.3g}, {distance / usual:.0f} times as far as its peers"
+        for name, distance in distances.items()
+        if usual > 0 and distance > factor * usual
+    }
+
+
+def first_layer(scenario: Scenario, task: str) -> Layer | None:
+    """What every holder starts from; None where that is a part of SAM, which is not at hand here."""
+    spec, channels = alignment_of(scenario, task), channels_of(scenario.backbone.name)
+    if layer_arrays(spec, channels, None).open:
+        return None
+    return weights_of(build_layer(spec, channels, layer_seed(scenario, task)))
+
+
+def distance(layer: Layer, start: Layer) -> float:
+    """Euclidean, over all weights together."""
+    return float(
+        np.sqrt(sum(np.square(layer[name].astype(np.float64) - start[name]).sum() for name in start))
+    )
+
+
+def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
+    """How far the layers of other tasks moved that have the task's form."""
+    spec = alignment_of(scenario, task)
+    found = []
+    for entry in bank:
+        alike = (entry.provenance.form, entry.provenance.rank) == (spec.form, spec.rank)
+        if entry.task == task or entry.task not in scenario.stream or not alike:
+            continue
+        start = first_layer(scenario, entry.task)
+        if start is not None:
+            found.append(distance(entry.layer, start))
+    return found
+
+
+def fault_of(entry: Entry, bank: Bank) -> str | None:
+    """What speaks against an entry before anybody sees it: it is a copy of another holder's."""
+    for other in bank:
+        if other.provenance.holders == entry.provenance.holders:
+            continue
+        for part in ("layer", "router"):
+            mine, theirs = getattr(entry, part), getattr(other, part)
+            trained = part == "router" or entry.provenance.form != "identity"
+            if mine and trained and mine.keys() == theirs.keys() and same(mine, theirs):
+                return f"its {part} is a copy of {other.task}'s"
+    return None
+
+
+def same(one: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]) -> bool:
+    """Whether two groups of arrays of equal names are equal to the last bit."""
+    return all(np.array_equal(one[name], other[name]) for name in one)

@@ -1,0 +1,172 @@
+"""Entries that are held back: kept and shown, but in no bank until somebody admits them by hand.
+
+quarantine/manifest.json            per held-back entry: task, stage, why, and what became of it
+quarantine/entries/<sha256>.entry   the entry, as it would stand in the bank
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from casam_core.bank.bank import Bank
+from casam_core.bank.entry_file import Entry, digest_of
+from casam_core.errors import BankError
+from casam_core.files import write_atomic
+from server.defence.admission import fault_of
+from server.federation.federation import Institutions
+from server.run.run_folder import RunFolder, append_event
+from server.run.scores import StageScores
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """One entry. entry: its digest. reasons: one line each. admitted: by hand, since then in the bank."""
+
+    task: str
+    stage: int
+    entry: str
+    reasons: tuple[str, ...]
+    admitted: bool = False
+
+
+class Quarantine:
+    """A run's entries that were held back, in `folder`."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "quarantine"
+
+    def held_back(self) -> list[HeldBack]:
+        """All that ever were, in the order of their stages. Raises BankError for a damaged manifest."""
+        manifest = self.folder / "manifest.json"
+        if not manifest.exists():
+            return []
+        try:
+            content = json.loads(manifest.read_text())
+            return [HeldBack(**{**item, "reasons": tuple(item["reasons"])}) for item in content]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BankError(
+                f"{manifest} is damaged ({type(error).__name__}); restore it from a copy"
+            ) from error
+
+    def hold_back(self, entry: Entry, stage: int, reasons: tuple[str, ...]) -> str:
+        """Keep an entry here; a stage that is done anew replaces what it held back. Returns its digest."""
+        data = entry.to_bytes()
+        digest = digest_of(data)
+        self.drop((entry.task,))
+        self._path(digest).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self._path(digest), data)
+        self._write([*self.held_back(), HeldBack(entry.task, stage, digest, reasons)])
+        return digest
+
+    def drop(self, tasks: Collection[str]) -> list[str]:
+        """Delete what is held back of these tasks; the digests of the entries that are gone."""
+        items = self.held_back()
+        gone = [item for item in items if item.task in tasks]
+        if gone:
+            self._write([item for item in items if item.task not in tasks])
+        for item in gone:
+            self._path(item.entry).unlink(missing_ok=True)
+        return [item.entry for item in gone]
+
+    def bytes_of(self, item: HeldBack) -> bytes:
+        """The entry's file, checked against its name. Raises BankError."""
+        path = self._path(item.entry)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BankError(f"{path} cannot be read ({error.strerror}); restore it from a copy") from error
+        if digest_of(data) != item.entry:
+            raise BankError(f"{path} was altered; restore it from a copy")
+        return data
+
+    def admit(self, task: str, bank: Bank) -> HeldBack:
+        """Add the task's entry to `bank` after all. Raises BankError when none is held back."""
+        items = self.held_back()
+        found = [item for item in items if item.task == task and not item.admitted]
+        if not found:
+            held = ", ".join(item.task for item in items) or "nothing"
+            raise BankError(f"{self.folder} holds no entry of task {task!r}; held back: {held}")
+        bank.add_bytes(self.bytes_of(found[0]))
+        admitted = replace(found[0], admitted=True)
+        self._write([admitted if item.task == task else item for item in items])
+        return admitted
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / "entries" / f"{digest}.entry"
+
+    def _write(self, items: list[HeldBack]) -> None:
+        text = json.dumps([asdict(item) for item in items], indent=2)
+        write_atomic(self.folder / "manifest.json", text.encode())
+
+
+def let_in(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
+    """Add a new entry to the bank, or hold it back where something speaks against it at first sight."""
+    fault = fault_of(entry, bank)
+    if fault is not None:
+        hold_back(folder, entry, stage, fault)
+        return False
+    digest = bank.add(entry)
+    Quarantine(folder.path).drop((entry.task,))  # a stage that is done anew may end otherwise
+    folder.event("entry", stage=stage, task=entry.task, entry=digest, threshold=entry.threshold)
+    return True
+
+
+def put_out(institutions: Institutions, bank: Bank, task: str, stage: int, scores: StageScores) -> bool:
+    """Hold back the stage's entry if any canary fails; note what was said. task: "" where none is new.
+
+    Only who holds an older task can know.
+    """
+    if not task:
+        return False
+    older, folder = set(bank.tasks) - {task}, institutions.folder
+    said = {
+        name: fails
+        for name, fails in scores.canary.items()
+        if older.intersection(institutions.known[name].holdings)
+    }
+    failed = [name for name, fails in said.items() if fails]
+    folder.event(
+        "canary",
+        stage=stage,
+        task=task,
+        passed=[name for name, fails in said.items() if fails is False],
+        failed=failed,
+        unsaid=[name for name, fails in said.items() if fails is None],
+    )
+    if not failed:
+        return False
+    entry = bank[task]
+    bank.remove(task)
+    hold_back(folder, entry, stage, f"it claims images of other tasks, {', '.join(failed)} says")
+    return True
+
+
+def admit(run: Path, task: str) -> HeldBack:
+    """Let a finished run's held-back entry into its bank, by hand; an event says so.
+
+    Raises BankError for a run that is not finished, whose server would take it out again, and for a task of
+    which no entry is held back.
+    """
+    if not (run / "summary.json").exists():
+        raise BankError(f"{run}: expected the folder of a finished run; let it end before admitting an entry")
+    admitted = Quarantine(run).admit(task, Bank.open(run / "bank"))
+    append_event(
+        run, "admitted", task=task, stage=admitted.stage, entry=admitted.entry, reasons=list(admitted.reasons)
+    )
+    return admitted
+
+
+def hold_back(folder: RunFolder, entry: Entry, stage: int, reason: str) -> None:
+    """Into quarantine, with one event."""
+    digest = Quarantine(folder.path).hold_back(entry, stage, (reason,))
+    folder.event(
+        "quarantined",
+        f"stage {stage} {entry.task}: the entry is held back: {reason} (`casam bank admit` lets it in)",
+        stage=stage,
+        task=entry.task,
+        entry=digest,
+        reason=reason,
+    )

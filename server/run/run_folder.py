@@ -1,0 +1,120 @@
+"""The run folder: what the server writes, and nothing an institution keeps to itself.
+
+summary.json   figures of the run (docs/run-folder.md)
+matrix.csv     the continual matrix for IoU
+matrix.png     the same as a picture
+events.jsonl   one line per event, in order
+scenario.json  the resolved scenario, canonical
+stages/        the results of every stage (server.run.state)
+state.json     what a resumed run goes on from (server.run.state)
+lock           held by the server that writes here
+bank/          the entries (casam_core.bank.bank)
+institutions/<name>/private/   written by institutions of a simulation; never read from here
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from casam_core.config.scenario import Scenario
+from casam_core.errors import RunError
+from casam_core.files import write_atomic
+
+
+class RunFolder:
+    """Writes the server's files; every one is whole or absent, events are appended and flushed."""
+
+    def __init__(self, path: Path, scenario: Scenario | None = None) -> None:
+        """A new run's folder; or with `scenario` that of an interrupted run of it, to go on with.
+
+        Raises RunError for a folder that another run made, that is finished, or that another server writes
+        to.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("a")
+        except OSError as error:
+            raise RunError(
+                f"run folder {path} cannot be made: {error.strerror}; choose another --out"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"run folder {path} is written to by another server; wait for it or end it"
+            ) from error
+        if scenario is not None:
+            check_interrupted(path, scenario)
+            mend_lines(path / "events.jsonl")
+        # The first file a run writes: a bank left by a failed run must not be measured as this one's.
+        elif (path / "scenario.json").exists():
+            raise RunError(f"run folder {path} already holds a run; choose another --out")
+        self.path = path
+        self._started = time.monotonic()
+
+    def resume(self, seconds: float) -> None:
+        """Count the seconds that the run took before it was interrupted."""
+        self._started -= seconds
+
+    def close(self) -> None:
+        """Let another server write here."""
+        self._lock.close()
+
+    def event(self, event: str, line: str | None = None, **facts: Any) -> None:
+        """Append to events.jsonl, and print one flushed line if it is worth a person's eye."""
+        append_event(self.path, event, **facts)
+        if line is not None:
+            print(f"casam | server | {line}", flush=True)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """A JSON file with sorted keys."""
+        text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+        write_atomic(self.path / name, (text + "\n").encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Any other file."""
+        write_atomic(self.path / name, data)
+
+    def write_text(self, name: str, text: str) -> None:
+        """A text file."""
+        write_atomic(self.path / name, text.encode())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the folder was opened."""
+        return time.monotonic() - self._started
+
+
+def append_event(run: Path, event: str, **facts: Any) -> None:
+    """One line more in a run's events.jsonl."""
+    record = {"time": round(time.time(), 3), "event": event, **facts}
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def check_interrupted(path: Path, scenario: Scenario) -> None:
+    """Raise RunError unless an unfinished run of this scenario lies here."""
+    try:
+        known = Scenario.model_validate_json((path / "scenario.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: expected the folder of an interrupted run, found none to resume") from error
+    if known.digest() != scenario.digest():
+        raise RunError(
+            f"{path} holds a run of scenario {known.digest()[:12]}, not of {scenario.digest()[:12]}"
+        )
+    if (path / "summary.json").exists():
+        raise RunError(f"{path}: the run is finished, there is nothing to resume")
+
+
+def mend_lines(path: Path) -> None:
+    """Cut a last line that a crash tore."""
+    if path.exists():
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            write_atomic(path, whole)

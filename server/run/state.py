@@ -1,0 +1,213 @@
+"""What makes a run durable: all that the server knows after a stage, new or old but whole.
+
+stages/NNNN.json holds the results of one stage (0000: of the frozen backbone). state.json names these files
+by their hashes, after which they never change, and holds the counters and what the bank held: results are
+written once, however many stages follow. A killed run is taken up behind the last stage that state.json names
+(`casam run --resume`); the stage that was under way is done again. Learning is seeded by stage, so the run
+ends with the bits of one that nobody killed; private releases that were stored are sent again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from casam_core.bank.bank import Bank
+from casam_core.config.policy import Policy
+from casam_core.errors import RunError
+from casam_core.metrics.intervals import Estimate, Statistics
+from casam_core.protocol.messages import Forecast, ForgetReply, Holding
+from server.federation.directory import Member
+from server.learning import LearnedLayer
+from server.run.run_folder import RunFolder
+from server.run.scores import StageScores
+from server.stage import Stage
+from server.unlearning import Held, Unlearned
+
+SCHEMA = 3
+FILE, STAGES = "state.json", "stages"
+
+
+@dataclass(frozen=True)
+class State:
+    """After some stages. counters: server.federation.counters.Counters.as_dict. layer: carried by methods
+    with
+    one for all tasks. held: by the bank, in its order. members: everybody who was ever met, as last seen.
+    seconds: spent so far. files: SHA-256 of the files that hold zero_shot and the stages."""
+
+    zero_shot: StageScores
+    stages: tuple[Stage, ...]
+    counters: Mapping[str, Any]
+    layer: LearnedLayer | None
+    held: tuple[Held, ...]
+    members: Mapping[str, Member]
+    seconds: float
+    files: tuple[str, ...] = ()
+
+
+DATA_CLASSES = (
+    Stage, StageScores, Statistics, Estimate, LearnedLayer, Unlearned, ForgetReply, Held,
+    Member, Holding, Forecast,
+)  # fmt: skip
+KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in DATA_CLASSES}
+
+
+DAMAGED = (KeyError, TypeError, ValueError, AssertionError, AttributeError, zlib.error)
+"""What reading a file that is not as it was written raises."""
+
+IN_FILES = ("zero_shot", "stages")
+"""Fields of a state that have files of their own."""
+
+
+def save(folder: RunFolder, state: State) -> State:
+    """Write what the newest stage added; the old state stands until the new one is on the disk.
+
+    Returns the state with the new file's hash.
+    """
+    newest = compact(encoded(state.stages[-1] if state.stages else state.zero_shot))
+    (folder.path / STAGES).mkdir(exist_ok=True)
+    folder.write_bytes(stage_file(len(state.stages)), newest)
+    state = replace(state, files=(*state.files, digest_of(newest)))
+    body = {
+        field.name: encoded(getattr(state, field.name))
+        for field in fields(State)
+        if field.name not in IN_FILES
+    }
+    folder.write_bytes(FILE, compact({"schema": SCHEMA, "sha256": digest_of(compact(body)), "state": body}))
+    return state
+
+
+def stage_file(number: int) -> str:
+    """Where a stage's results are, below the run folder."""
+    return f"{STAGES}/{number:04d}.json"
+
+
+def restore(folder: RunFolder) -> State | None:
+    """The state of a run that was interrupted; None where no stage was finished. Raises RunError."""
+    path = folder.path / FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        body = content["state"]
+        if content["schema"] != SCHEMA:
+            raise RunError(
+                f"{path} has schema {content['schema']}, this version reads {SCHEMA}; resume with the "
+                "version that began the run"
+            )
+        check_digest(path, compact(body), content["sha256"])
+        known = decoded(body)
+        zero_shot, *stages = (
+            read_stage(folder, number, digest) for number, digest in enumerate(known["files"])
+        )
+        return State(zero_shot, tuple(stages), **known)
+    except DAMAGED as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}); start the run anew") from error
+
+
+def read_stage(folder: RunFolder, number: int, digest: str) -> Any:
+    """One stage's results. Raises RunError."""
+    path = folder.path / stage_file(number)
+    try:
+        data = path.read_bytes()
+        check_digest(path, data, digest)
+        found = decoded(json.loads(data))
+        assert isinstance(found, Stage if number else StageScores)
+    except (OSError, *DAMAGED) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}); start the run anew") from error
+    return found
+
+
+def check_digest(path: Path, data: bytes, digest: str) -> None:
+    """Raise RunError for a file that does not hold what was written."""
+    if digest_of(data) != digest:
+        raise RunError(f"{path} was altered; the run cannot be resumed from it, start it anew")
+
+
+def set_back(bank: Bank, held: tuple[Held, ...]) -> None:
+    """Take out of the bank what a stage that was interrupted put in. Raises RunError when other is missing.
+
+    Entries that an interrupted unlearning took out already are taken out again by the stage that is repeated.
+    """
+    known = {item.task: item for item in held}
+    for task in bank.tasks:
+        if task not in known:
+            bank.remove(task)
+    lost = [item.task for item in held if item.task not in bank.tasks and not item.leaves]
+    if lost:
+        raise RunError(f"{bank.folder}: the entry of {lost[0]} is gone since the run stopped; start it anew")
+
+
+def digest_of(data: bytes) -> str:
+    """SHA-256 of a part of the state, as it stands in its file."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def compact(body: Any) -> bytes:
+    """As it stands in a file."""
+    return json.dumps(body, sort_keys=True, allow_nan=False).encode()
+
+
+def encoded(value: Any) -> Any:
+    """As JSON knows it: dataclasses by name, arrays compressed in base64, tuples apart from lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        content = {field.name: encoded(getattr(value, field.name)) for field in fields(value)}
+        return {"~": type(value).__name__, **content}
+    if isinstance(value, np.ndarray):
+        # Histograms are nearly all zeros.
+        data = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 1)).decode()
+        return {"~": "array", "dtype": value.dtype.str, "shape": list(value.shape), "data": data}
+    if isinstance(value, Policy):
+        return {"~": "policy", "fields": value.model_dump(mode="json")}
+    if isinstance(value, tuple):
+        return {"~": "tuple", "items": [encoded(item) for item in value]}
+    if isinstance(value, Mapping):
+        return {str(key): encoded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [encoded(item) for item in value]
+    return value
+
+
+def decoded(value: Any) -> Any:
+    """The inverse of encoded."""
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("~")
+    if kind is None:
+        return {key: decoded(item) for key, item in value.items()}
+    return DECODERS.get(kind, _dataclass)(value)
+
+
+def _array(value: Mapping[str, Any]) -> Any:
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(value["data"])), np.dtype(value["dtype"]))
+    return flat.reshape(value["shape"]).copy()
+
+
+def _tuple(value: Mapping[str, Any]) -> Any:
+    return tuple(decoded(item) for item in value["items"])
+
+
+def _policy(value: Mapping[str, Any]) -> Any:
+    return Policy.model_validate(value["fields"])
+
+
+def _dataclass(value: Mapping[str, Any]) -> Any:
+    content = {key: decoded(item) for key, item in value.items() if key != "~"}
+    return KNOWN[value["~"]](**content)
+
+
+DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "array": _array,
+    "tuple": _tuple,
+    "policy": _policy,
+}

@@ -1,0 +1,83 @@
+"""Entries in half precision: half the bytes, the same answers but for rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from casam_core.bank.entries import half, make_entry, rounded
+from casam_core.bank.entry_file import Entry
+from casam_core.bank.inference import LoadedBank, LoadedEntry, entry_layer
+from casam_core.config.scenario import AlignmentSpec, RouterSpec, Scenario
+from casam_core.model.forms import build_layer, weights_of
+from casam_core.routing.routers import build_router
+from tests.conftest import tiny_table
+
+WIDTH = 64
+
+
+def made(precision: str, **router: Any) -> Entry:
+    """An entry of random numbers, as a stage makes it."""
+    scenario = Scenario.model_validate(tiny_table(bank={"precision": precision}, router=router))
+    layer = build_layer(AlignmentSpec(), WIDTH // 2, 0)
+    torch.nn.init.normal_(layer.up_CR, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    made = build_router(scenario.router)
+    f_NF = 5 + torch.randn(48, WIDTH, generator=torch.Generator().manual_seed(2))
+    return make_entry(
+        scenario,
+        "0" * 64,
+        task="polyp",
+        stage=1,
+        layer=weights_of(layer),
+        improved=True,
+        holders=("north",),
+        images=48,
+        router=made.finish(made.summarise(f_NF, 0)),
+        threshold=1.0,
+    )
+
+
+def test_matrices_are_halved_and_vectors_are_not() -> None:
+    entry = Entry.from_bytes(made("float16").to_bytes())
+    kinds = {name: str(value.dtype) for name, value in (entry.layer | entry.router).items()}
+    assert kinds == {
+        "down_RC": "float16", "up_CR": "float16", "shift_C": "float32",
+        "mean_F": "float32", "diagonal_F": "float32", "directions_KF": "float16",
+    }  # fmt: skip
+    whole, halved = (len(made(precision).to_bytes()) for precision in ("float32", "float16"))
+    matrices = 4 * (2 * 8 * 32 + 32 * WIDTH)
+    assert whole - halved == pytest.approx(matrices / 2, abs=16)  # names of types in the header
+
+
+def test_a_halved_entry_aligns_and_routes_as_the_whole_one_does() -> None:
+    whole, halved = made("float32"), Entry.from_bytes(made("float16").to_bytes())
+    z_BCHW = torch.randn(1, WIDTH // 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    want, got = (entry_layer(entry, WIDTH // 2)(z_BCHW) for entry in (whole, halved))
+    torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(got, want)
+    scores = [LoadedEntry.of(entry).score(z_BCHW[0]) for entry in (whole, halved)]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-2)
+    (route,) = LoadedBank([halved], "digest").route(z_BCHW)
+    assert route.score == scores[1]
+
+
+def test_what_half_precision_cannot_hold_stays_whole() -> None:
+    small, large = np.ones((2, 2), np.float32), np.full((2, 2), 1e6, np.float32)
+    assert half(small).dtype == np.float16
+    assert half(large) is large
+    assert rounded({"vector": np.full(2, 1e-9, np.float32)})["vector"][0] == np.float32(1e-9)
+
+
+def test_fewer_directions_make_a_smaller_entry_that_still_scores() -> None:
+    entry = made("float32", directions=4)
+    assert entry.router["directions_KF"].shape == (4, WIDTH)
+    assert np.isfinite(LoadedEntry.of(entry).score(torch.ones(WIDTH // 2, 4, 4)))
+    assert made("float32", directions=0).router["directions_KF"].shape == (0, WIDTH)
+
+
+def test_the_default_changes_nothing() -> None:
+    assert {value.dtype for value in made("float32").layer.values()} == {np.dtype(np.float32)}
+    assert RouterSpec().directions == 32

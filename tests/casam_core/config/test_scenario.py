@@ -1,0 +1,337 @@
+"""Scenarios: what is read, what is refused and how, what `--set` does, and the one canonical spelling."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from casam_core.config.scenario import Scenario
+from casam_core.config.toml import apply_override, parse_scenario, read_scenario, set_key
+from casam_core.errors import ScenarioError
+
+TEXT = """
+name = "small"
+stream = ["polyp", "heart"]
+
+[[institutions]]
+name = "north"
+data.polyp = { reader = "phantom", phantom = "polyp" }
+
+[[institutions]]
+name = "west"
+data.heart = { reader = "folder", path = "hearts" }
+data.polyp = { reader = "phantom", phantom = "polyp", images = 12 }
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A small scenario file."""
+    file = tmp_path / "small.toml"
+    file.write_text(TEXT)
+    return file
+
+
+def table(**changes: Any) -> dict[str, Any]:
+    phantom = {"reader": "phantom", "phantom": "polyp"}
+    return {
+        "name": "small",
+        "stream": ["polyp"],
+        "institutions": [{"name": "north", "data": {"polyp": phantom}}],
+    } | changes
+
+
+def refusal_of(**changes: Any) -> str:
+    with pytest.raises(ScenarioError) as refusal:
+        parse_scenario(table(**changes), "file.toml")
+    text = str(refusal.value)
+    assert text.startswith("file.toml: ")
+    assert "\n" not in text
+    return text
+
+
+# --- Reading ---------------------------------------------------------------------------------------
+
+
+def test_a_scenario_is_read_with_defaults_for_what_it_leaves_out(path: Path) -> None:
+    scenario = read_scenario(path)
+    assert scenario.stream == ["polyp", "heart"]
+    assert scenario.seed == 0
+    assert scenario.backbone.name == "lite_medsam"
+    assert (scenario.alignment.form, scenario.alignment.rank) == ("low_rank", 8)
+    assert scenario.router.percentile == 97.0
+    assert scenario.router.beta == 16.5
+    assert scenario.compute.threads == 1
+
+
+def test_holders_stand_in_the_scenarios_order(path: Path) -> None:
+    scenario = read_scenario(path)
+    assert scenario.holders("polyp") == ["north", "west"]
+    assert scenario.holders("heart") == ["west"]
+    assert scenario.holders("spleen") == []
+    assert scenario.institution("west").data["polyp"].images == 12
+    with pytest.raises(KeyError):
+        scenario.institution("south")
+
+
+def test_a_scenario_cannot_be_changed_after_it_was_read(path: Path) -> None:
+    scenario = read_scenario(path)
+    with pytest.raises(ValueError, match="frozen"):
+        scenario.seed = 5  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        scenario.training.epochs = 5  # type: ignore[misc]
+
+
+def test_a_missing_file_a_folder_and_broken_toml_are_refused_by_path(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"nowhere\.toml: no such scenario file"):
+        read_scenario(tmp_path / "nowhere.toml")
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        read_scenario(tmp_path)
+    broken = tmp_path / "broken.toml"
+    for data in (b"name = ", b"\xff\xfe", b"a = 1\na = 2"):
+        broken.write_bytes(data)
+        with pytest.raises(ScenarioError, match=r"broken\.toml: not valid TOML"):
+            read_scenario(broken)
+
+
+# --- Refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"colour": 1}, ["unknown key 'colour'", "docs/scenario.md"]),
+        ({"training": {"epoch": 3}}, ["unknown key 'training.epoch'"]),
+        ({"training": {"epochs": 0}}, ["training.epochs", "greater than or equal to 1", "found 0"]),
+        ({"training": {"prompts": "scribble"}}, ["training.prompts", "'mixed'", "found 'scribble'"]),
+        ({"router": {"percentile": 101}}, ["router.percentile", "found 101"]),
+        ({"router": {"shrinkage": "much"}}, ["router.shrinkage", "found 'much'"]),
+        ({"backbone": {"name": "vit_x"}}, ["backbone.name", "'lite_medsam'", "found 'vit_x'"]),
+        ({"compute": {"device": "tpu"}}, ["compute.device", "found 'tpu'"]),
+        ({"seed": -1}, ["seed", "found -1"]),
+        ({"name": "Two Words"}, ["name", "found 'Two Words'"]),
+        ({"name": "../up"}, ["name", "found '../up'"]),
+        ({"stream": []}, ["stream", "at least 1"]),
+        ({"stream": ["polyp", "spleen"]}, ["'spleen'", "held by no institution", "held: polyp"]),
+        ({"stream": ["polyp", "polyp"]}, ["'polyp'", "stands twice"]),
+        ({"institutions": []}, ["institutions", "at least 1"]),
+        ({"training": 5}, ["training", "found 5"]),
+        (
+            {"institutions": [{"name": "a", "unseen": True, "data": {"polyp": {"path": "p"}}}]},
+            ["institution 'a' is unseen", "task 'polyp' stands in the stream"],
+        ),
+    ],
+)
+def test_a_fault_names_the_key_what_was_found_and_what_was_expected(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    text = refusal_of(**changes)
+    assert [word for word in words if word not in text] == []
+
+
+def test_a_missing_key_is_named() -> None:
+    incomplete = table()
+    del incomplete["stream"]
+    with pytest.raises(ScenarioError, match=r"file\.toml: key 'stream' is missing$"):
+        parse_scenario(incomplete, "file.toml")
+
+
+def test_more_faults_are_counted() -> None:
+    assert "(and 2 more)" in refusal_of(seed=-1, colour=1, training={"epochs": 0})
+
+
+def test_two_institutions_of_one_name_are_refused() -> None:
+    twice = table()["institutions"] * 2
+    assert "two institutions are named 'north'" in refusal_of(institutions=twice)
+
+
+def test_no_task_can_take_the_name_of_the_identity_route() -> None:
+    data = {"identity": {"reader": "phantom", "phantom": "polyp"}}
+    sites = [*table()["institutions"], {"name": "west", "data": data}]
+    assert "no task can be named 'identity'" in refusal_of(institutions=sites)
+
+
+def test_a_reader_without_its_source_is_refused_where_it_stands() -> None:
+    sites = [{"name": "north", "data": {"polyp": {"reader": "folder"}}}]
+    text = refusal_of(institutions=sites)
+    assert "institutions.0.data.polyp: reader 'folder' needs the key 'path'" in text
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0.9, 0.2)])
+def test_splits_that_leave_nothing_to_train_are_refused(val: float, test: float) -> None:
+    data = {"reader": "phantom", "phantom": "polyp", "split": {"val": val, "test": test}}
+    text = refusal_of(institutions=[{"name": "north", "data": {"polyp": data}}])
+    assert "val + test must be below 1" in text
+    assert "institutions.0.data.polyp.split" in text
+
+
+# --- Overrides -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=5", "seed", 5),
+        ("training.epochs=3", "training.epochs", 3),
+        ("training.max_steps = 7", "training.max_steps", 7),
+        ("router.shrinkage=0.5", "router.shrinkage", 0.5),
+        ("evaluation.hd95=true", "evaluation.hd95", True),
+        ('backbone.name="tiny"', "backbone.name", "tiny"),
+        ("backbone.name=tiny", "backbone.name", "tiny"),  # what is no TOML value is text
+        ("description=a = b", "description", "a = b"),
+    ],
+)
+def test_an_override_sets_one_key(path: Path, override: str, key: str, value: object) -> None:
+    found: Any = read_scenario(path, [override])
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_an_override_reaches_into_lists_and_makes_tables_on_its_way(path: Path) -> None:
+    overrides = [
+        "institutions.1.data.polyp.images=20",
+        "institutions.0.data.polyp.limit.test=4",
+        "stream.1=polyp2",
+    ]
+    with pytest.raises(ScenarioError, match="polyp2"):
+        read_scenario(path, overrides)
+    scenario = read_scenario(path, overrides[:2])
+    assert scenario.institution("west").data["polyp"].images == 20
+    assert scenario.institution("north").data["polyp"].limit.test == 4
+
+
+def test_an_override_names_an_institution_or_all_of_them(path: Path) -> None:
+    named = read_scenario(path, ["institutions.west.data.polyp.images=20"])
+    assert named.institution("west").data["polyp"].images == 20
+    assert named.institution("north").data["polyp"].images == 40
+    everyone = read_scenario(path, ["institutions.*.policy.metrics=never", "institutions.*.data.*.size=64"])
+    assert [site.policy.metrics for site in everyone.institutions] == ["never", "never"]
+    assert {spec.size for site in everyone.institutions for spec in site.data.values()} == {64}
+
+
+def test_what_an_override_sets_everywhere_is_not_one_shared_table() -> None:
+    changed = table(institutions=[{"name": "a"}, {"name": "b"}])
+    set_key(changed, "institutions.*.policy", {"metrics": "never"}, "here")
+    set_key(changed, "institutions.a.policy.metrics", "exact", "here")
+    assert [site["policy"]["metrics"] for site in changed["institutions"]] == ["exact", "never"]
+
+
+def test_the_last_override_wins(path: Path) -> None:
+    assert read_scenario(path, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("override", ["seed", "", "=3", "  =3"])
+def test_an_override_without_key_or_value_is_refused(override: str) -> None:
+    with pytest.raises(ScenarioError, match="expected KEY=VALUE, found"):
+        apply_override({}, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "institutions.9.name=x",
+        "institutions.south.name=x",
+        "stream.polyp=x",
+        "name.first=x",
+        "name.a.b=x",
+        "stream.5=x",
+        "stream.-1=x",
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused_and_changes_nothing(override: str) -> None:
+    given_table = table()
+    before = copy.deepcopy(given_table)
+    with pytest.raises(ScenarioError) as refusal:
+        apply_override(given_table, override)
+    assert f"--set {override}" in str(refusal.value)
+    assert given_table == before
+
+
+def test_an_override_is_checked_like_the_file(path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"small\.toml: training\.epochs.*found 'many'"):
+        read_scenario(path, ["training.epochs=many"])
+    with pytest.raises(ScenarioError, match=r"unknown key 'trainings'"):
+        read_scenario(path, ["trainings.epochs=1"])
+
+
+@settings(max_examples=200)
+@given(st.text(st.sampled_from("stream.institutions01²=[]{}\"' \n#abc"), max_size=30))
+@example("institutions.²=1")  # a digit, but no number
+def test_no_override_ends_in_anything_but_a_scenario_error(override: str) -> None:
+    changed = table()
+    try:
+        apply_override(changed, override)
+        parse_scenario(changed, "file.toml")
+    except ScenarioError:
+        pass
+
+
+# --- The canonical spelling ------------------------------------------------------------------------
+
+
+def test_the_canonical_json_is_read_back_as_the_same_scenario(path: Path) -> None:
+    scenario = read_scenario(path)
+    again = Scenario.model_validate_json(scenario.canonical_json())
+    assert again == scenario
+    assert again.canonical_json() == scenario.canonical_json()
+    assert again.digest() == scenario.digest()
+
+
+def test_the_spelling_of_the_file_does_not_change_the_digest() -> None:
+    plain = parse_scenario(table(), "a")
+    spelled = parse_scenario(dict(reversed(table(seed=0, training={"epochs": 24}).items())), "b")
+    assert plain.digest() == spelled.digest()
+    assert json.loads(plain.canonical_json())["training"]["epochs"] == 24
+
+
+def test_the_order_in_which_an_institution_lists_its_tasks_does_not_change_the_digest() -> None:
+    data = {task: {"reader": "phantom", "phantom": "polyp"} for task in ("polyp", "heart")}
+    digests = {
+        parse_scenario(table(institutions=[{"name": "north", "data": listed}]), "a").digest()
+        for listed in (data, dict(reversed(data.items())))
+    }
+    assert len(digests) == 1
+
+
+def test_what_a_list_of_scenarios_says_does_not_change_the_digest() -> None:
+    plain = parse_scenario(table(), "a")
+    told = parse_scenario(table(minutes=3.5, look_at="the matrix"), "b")
+    assert (told.minutes, told.look_at) == (3.5, "the matrix")
+    assert told.digest() == plain.digest()
+
+
+def test_copies_are_institutions_of_their_own_and_the_same_scenario_as_when_written_out() -> None:
+    data = {"polyp": {"reader": "phantom", "phantom": "polyp"}}
+    short = parse_scenario(table(institutions=[{"name": "clinic", "data": data, "copies": 12}]), "a")
+    names = [f"clinic-{number:02}" for number in range(1, 13)]
+    assert [site.name for site in short.institutions] == names
+    written = table(institutions=[{"name": name, "data": data} for name in names])
+    assert parse_scenario(written, "b").digest() == short.digest()
+    assert Scenario.model_validate_json(short.canonical_json()) == short
+
+
+def test_copies_need_room_in_the_name() -> None:
+    data = {"polyp": {"reader": "phantom", "phantom": "polyp"}}
+    site = {"name": "c" * 47, "data": data, "copies": 2}
+    assert "shorter name" in refusal_of(institutions=[site])
+
+
+def test_every_setting_changes_the_digest() -> None:
+    digests = {
+        parse_scenario(table(**change), "a").digest()
+        for change in (
+            {},
+            {"seed": 1},
+            {"router": {"kind": "vae"}},
+            {"compute": {"threads": 2}},
+            {"name": "b"},
+        )
+    }
+    assert len(digests) == 5

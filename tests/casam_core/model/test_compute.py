@@ -1,0 +1,50 @@
+"""Compute: what `auto` means here, what is refused, and where low precision applies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from casam_core.config.scenario import ComputeSpec
+from casam_core.errors import ScenarioError
+from casam_core.model.compute import Compute, resolve_compute
+
+
+def without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_without_an_accelerator_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_accelerators(monkeypatch)
+    assert resolve_compute(ComputeSpec(threads=3)) == Compute(device="cpu", threads=3, precision="float32")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    without_accelerators(monkeypatch)
+    with pytest.raises(ScenarioError, match=rf"compute\.device is '{device}'.*use 'cpu' or 'auto'"):
+        resolve_compute(ComputeSpec(device=device))
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_automatic_precision_is_bfloat16_only_where_the_chip_likes_it(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
+) -> None:
+    without_accelerators(monkeypatch)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    assert resolve_compute(ComputeSpec(precision="auto")).precision == precision
+    assert resolve_compute(ComputeSpec(precision="float32")).precision == "float32"
+
+
+def test_the_variant_names_device_precision_and_threads() -> None:
+    assert Compute("cuda:1", 4, "bfloat16").variant == "cuda-bfloat16-t4"
+    assert Compute("cpu", 1, "float32").variant == "cpu-float32-t1"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_are_computed_in_the_named_precision(precision: str) -> None:
+    ones = torch.ones(4, 4)
+    with Compute("cpu", 1, precision).autocast():
+        assert (ones @ ones).dtype == getattr(torch, precision)
+    assert (ones @ ones).dtype == torch.float32

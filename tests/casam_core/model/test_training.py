@@ -1,0 +1,351 @@
+"""The training loop: how many steps, which images, the same bits, and that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+
+from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.errors import RunError
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import build_layer, weights_of
+from casam_core.model.losses import alignment_loss
+from casam_core.model.training import (
+    Drawn,
+    Example,
+    TrainingResult,
+    batches,
+    decode_batch,
+    draw_instances,
+    importance_of,
+    planned_steps,
+    train_layer,
+)
+
+
+def discs(count: int, seed: int = 0) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
+    """64 x 64 pictures of two bright discs on a dark ground, and their labels."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:64, :64]
+    drawn = []
+    for _ in range(count):
+        labels = np.zeros((64, 64), np.int32)
+        for instance, left in ((1, 16), (2, 46)):
+            top, radius = rng.integers(18, 46), rng.integers(8, 13)
+            labels[(y - top) ** 2 + (x - left) ** 2 < radius**2] = instance
+        image = np.where(labels > 0, 200, 40)[..., None] + rng.integers(-20, 20, (64, 64, 3))
+        drawn.append((image.astype(np.uint8), labels))
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def examples(tiny: Backbone) -> list[Example]:
+    """Four pictures of discs, encoded."""
+    return [Example(seen_CHW=tiny.encode([image])[0], labels_HW=labels) for image, labels in discs(4)]
+
+
+def residual(seed: int = 0) -> nn.Module:
+    return build_layer(AlignmentSpec(form="residual"), 32, seed)
+
+
+def train(
+    layer: nn.Module,
+    tiny: Backbone,
+    load: Callable[[int], Example],
+    images: int,
+    *,
+    seed: int = 0,
+    learning_rate: float = 1e-3,
+    **spec: int | str | None,
+) -> tuple[TrainingResult, list[tuple[int, int]]]:
+    """(result, what progress was told)."""
+    told: list[tuple[int, int]] = []
+    result = train_layer(
+        layer,
+        tiny,
+        load,
+        images,
+        TrainingSpec.model_validate(spec),
+        learning_rate=learning_rate,
+        rng=np.random.default_rng(seed),
+        progress=lambda done, total: told.append((done, total)),
+    )
+    return result, told
+
+
+# --- Warm-up, progress, stopping ---------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_over_the_warm_up(tiny: Backbone, examples: list[Example]) -> None:
+    # Adam's first step moves every weight with a gradient by the learning rate: here a quarter of 4e-3.
+    layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
+    before = weights_of(layer)
+    train(layer, tiny, examples.__getitem__, 4, epochs=1, max_steps=1, warmup=3, learning_rate=4e-3)
+    moved = np.concatenate([np.abs(weights_of(layer)[name] - before[name]) for name in before])
+    assert moved.max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_progress_reaches_its_total_even_if_no_instance_is_visible(tiny: Backbone) -> None:
+    empty = Example(
+        seen_CHW=torch.zeros(tiny.encode([discs(1)[0][0]])[0].shape), labels_HW=np.zeros((64, 64), np.int32)
+    )
+    result, told = train(residual(), tiny, lambda i: empty, 3, epochs=2, batch_images=1)
+    assert result.steps == 0
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_training_can_be_ended_after_any_epoch(tiny: Backbone, examples: list[Example]) -> None:
+    told: list[tuple[int, int]] = []
+    result = train_layer(
+        residual(),
+        tiny,
+        examples.__getitem__,
+        4,
+        TrainingSpec(epochs=10, batch_images=2),
+        learning_rate=1e-3,
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: told.append((done, total)),
+        finished_epoch=lambda layer: len(told) >= 3,
+    )
+    assert result.steps == 4  # two steps an epoch; asked after the second epoch, with three told
+    assert told[-1] == (20, 20)
+
+
+# --- Steps and batches -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch", "most", "steps"),
+    [
+        (12, 24, 6, None, 48),
+        (13, 24, 6, None, 72),
+        (1, 3, 6, None, 3),
+        (12, 24, 6, 10, 10),
+        (12, 1, 6, 10, 2),
+    ],
+)
+def test_the_planned_steps_by_hand(
+    images: int, epochs: int, batch: int, most: int | None, steps: int
+) -> None:
+    assert planned_steps(images, TrainingSpec(epochs=epochs, batch_images=batch, max_steps=most)) == steps
+
+
+@given(images=st.integers(1, 30), epochs=st.integers(1, 4), batch=st.integers(1, 8), seed=st.integers(0, 99))
+def test_every_epoch_sees_every_image_once(images: int, epochs: int, batch: int, seed: int) -> None:
+    spec = TrainingSpec(epochs=epochs, batch_images=batch)
+    found = list(batches(images, spec, np.random.default_rng(seed)))
+    assert len(found) == planned_steps(images, spec)
+    assert all(1 <= len(one) <= batch for one in found)
+    order = np.concatenate(found).reshape(epochs, images)
+    assert all(sorted(epoch) == list(range(images)) for epoch in order)
+
+
+def test_every_epoch_has_a_new_order() -> None:
+    found = np.concatenate(list(batches(20, TrainingSpec(epochs=2), np.random.default_rng(0)))).reshape(2, 20)
+    assert not np.array_equal(found[0], found[1])
+
+
+@given(images=st.integers(1, 20), most=st.integers(1, 15))
+def test_a_step_limit_cuts_the_round_short(images: int, most: int) -> None:
+    spec = TrainingSpec(epochs=2, batch_images=3, max_steps=most)
+    full = list(batches(images, spec.model_copy(update={"max_steps": None}), np.random.default_rng(0)))
+    cut = list(batches(images, spec, np.random.default_rng(0)))
+    assert len(cut) == min(most, len(full))
+    assert all(np.array_equal(one, other) for one, other in zip(cut, full, strict=False))
+
+
+# --- Instances -------------------------------------------------------------------------------------
+
+
+def test_at_most_the_wished_instances_are_drawn_each_with_its_own_target(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    spec, rng = TrainingSpec(instances=1), np.random.default_rng(0)
+    kinds = set()
+    for _ in range(20):
+        drawn = draw_instances(examples[0], tiny, spec, "box", rng)
+        assert drawn is not None
+        assert drawn.target_Nhw.shape == (1, 32, 32)
+        x0, y0, x1, y1 = drawn.prompts.xy[0]
+        ys, xs = np.nonzero(drawn.target_Nhw[0].numpy())
+        low = 32 / 64  # the prompt is in the frame's 64 pixels, the target has 32
+        assert x0 * low - 1 <= xs.min() <= xs.max() <= x1 * low + 1
+        assert y0 * low - 1 <= ys.min() <= ys.max() <= y1 * low + 1
+        kinds.add(x0 < 32)
+    assert kinds == {True, False}  # either disc is drawn at some time
+
+
+def test_points_lie_on_their_instance(tiny: Backbone, examples: list[Example]) -> None:
+    drawn = draw_instances(examples[1], tiny, TrainingSpec(), "point", np.random.default_rng(0))
+    assert drawn is not None
+    labels = examples[1].labels_HW
+    assert [labels[int(y), int(x)] for x, y in drawn.prompts.xy] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_prompts_lie_in_the_frame_and_each_beside_its_own_target(
+    tiny: Backbone, examples: list[Example], kind: str
+) -> None:
+    # 96 x 128 pixels: half that in the frame of 64, a quarter at the decoder's 32.
+    labels = np.zeros((96, 128), np.int32)
+    labels[8:40, 16:48] = 1
+    labels[56:88, 80:112] = 4
+    wide = Example(seen_CHW=examples[0].seen_CHW, labels_HW=labels)
+    drawn = draw_instances(wide, tiny, TrainingSpec(), kind, np.random.default_rng(0))
+    assert drawn is not None
+    targets = [np.argwhere(target.numpy()) for target in drawn.target_Nhw]
+    assert [(t.min(0).tolist(), t.max(0).tolist()) for t in targets] == [
+        ([2, 4], [9, 11]),
+        ([14, 20], [21, 27]),
+    ]
+    if kind == "box":
+        assert drawn.prompts.xy.tolist() == [[8, 4, 23.5, 19.5], [40, 28, 55.5, 43.5]]
+    else:
+        inside = [
+            target[int(y / 2), int(x / 2)]
+            for (x, y), target in zip(drawn.prompts.xy, drawn.target_Nhw, strict=True)
+        ]
+        assert inside == [1, 1]
+
+
+def test_an_image_that_is_all_instance_keeps_it(tiny: Backbone, examples: list[Example]) -> None:
+    full = Example(seen_CHW=examples[0].seen_CHW, labels_HW=np.ones((64, 64), np.int32))
+    drawn = draw_instances(full, tiny, TrainingSpec(), "box", np.random.default_rng(0))
+    assert drawn is not None
+    assert drawn.target_Nhw.all()
+
+
+def vanishing(examples: list[Example]) -> Example:
+    """One pixel of 640 x 640: nothing of it is left at the decoder's resolution."""
+    labels = np.zeros((640, 640), np.int32)
+    labels[0, 0] = 1
+    return Example(seen_CHW=examples[0].seen_CHW, labels_HW=labels)
+
+
+def test_instances_that_vanish_are_left_out(tiny: Backbone, examples: list[Example]) -> None:
+    lost = vanishing(examples)
+    assert draw_instances(lost, tiny, TrainingSpec(), "box", np.random.default_rng(0)) is None
+    lost.labels_HW[200:500, 200:500] = 2
+    drawn = draw_instances(lost, tiny, TrainingSpec(), "box", np.random.default_rng(0))
+    assert drawn is not None
+    assert len(drawn.prompts) == 1
+
+
+def test_a_round_in_which_everything_vanishes_changes_nothing(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    layer = residual()
+    before = weights_of(layer)
+    result, _ = train(layer, tiny, lambda i: vanishing(examples), 3, epochs=2)
+    assert result == TrainingResult(steps=0, losses=())
+    assert all(np.array_equal(value, before[name]) for name, value in weights_of(layer).items())
+
+
+def test_an_image_whose_instances_vanish_does_not_stop_the_others(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    mixed = [examples[0], vanishing(examples)]
+    result, _ = train(residual(), tiny, mixed.__getitem__, 2, epochs=3)
+    assert result.steps == 3
+    assert np.isfinite(result.losses).all()
+
+
+# --- Training --------------------------------------------------------------------------------------
+
+
+def test_the_batch_loss_is_the_mean_over_all_instances(tiny: Backbone, examples: list[Example]) -> None:
+    layer, rng = residual(), np.random.default_rng(0)
+    drawn = [draw_instances(e, tiny, TrainingSpec(), "box", rng) for e in examples[:2]]
+    items = [item for item in drawn if isinstance(item, Drawn)]
+    single = []
+    for item in items:
+        logits, iou = tiny.decode(layer(item.seen_CHW[None])[0], item.prompts)
+        single += [
+            alignment_loss(logits[k : k + 1], iou[k : k + 1], item.target_Nhw[k : k + 1])
+            for k in range(len(item.prompts))
+        ]
+    found = decode_batch(layer, tiny, items).loss
+    torch.testing.assert_close(found, torch.stack(single).mean())
+
+
+def test_importance_is_the_mean_squared_gradient_of_single_images(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    layer, spec = residual(), TrainingSpec(prompts="box", instances=9)
+    found = importance_of(layer, tiny, examples.__getitem__, 2, spec, np.random.default_rng(0))
+    expected = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
+    rng = np.random.default_rng(0)
+    for example in examples[:2]:
+        item = draw_instances(example, tiny, spec, "box", rng)
+        assert item is not None
+        layer.zero_grad()
+        decode_batch(layer, tiny, [item]).loss.backward()  # type: ignore[no-untyped-call]
+        for name, value in layer.named_parameters():
+            if value.grad is not None:
+                expected[name] += value.grad.square() / 2
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.from_numpy(found[name]), value)
+
+
+def test_training_lowers_the_loss(tiny: Backbone, examples: list[Example]) -> None:
+    result, _ = train(residual(), tiny, examples.__getitem__, 4, epochs=40, batch_images=4, prompts="box")
+    assert result.steps == 40
+    assert np.mean(result.losses[-5:]) < 0.95 * np.mean(result.losses[:5])
+
+
+def test_a_layer_that_is_no_number_any_more_is_an_error(tiny: Backbone, examples: list[Example]) -> None:
+    """Its masks would all be empty: a run that completes with an IoU of zero."""
+    with pytest.raises(RunError, match=r"diverged .* set a lower alignment.learning_rate"):
+        train(residual(), tiny, examples.__getitem__, 4, epochs=3, learning_rate=1e30)
+
+
+def test_equal_generators_train_equal_bits_and_the_backbone_stays_as_it_was(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    frozen = {name: value.clone() for name, value in tiny.state_dict().items()}
+    layers = []
+    for seed, global_seed in ((3, 0), (3, 1), (4, 0)):
+        torch.manual_seed(global_seed)
+        layer = residual()
+        train(layer, tiny, examples.__getitem__, 4, seed=seed, epochs=2, batch_images=2)
+        layers.append(weights_of(layer))
+    one, same, other = layers
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(value, frozen[name]) for name, value in tiny.state_dict().items())
+
+
+def test_embeddings_are_not_changed_by_training(tiny: Backbone, examples: list[Example]) -> None:
+    before = examples[0].seen_CHW.clone()
+    train(residual(), tiny, examples.__getitem__, 4, epochs=1)
+    assert torch.equal(examples[0].seen_CHW, before)
+
+
+def test_progress_counts_every_step_and_the_layer_is_left_ready_to_use(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    layer = residual()
+    result, told = train(layer, tiny, examples.__getitem__, 4, epochs=2, batch_images=3)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert result.steps == len(result.losses) == 4
+    assert not layer.training
+
+
+@pytest.mark.parametrize(("wish", "kinds"), [("box", {4}), ("point", {2}), ("mixed", {2, 4})])
+def test_each_step_uses_one_kind_of_prompt_and_mixed_tosses_a_coin(
+    tiny: Backbone, examples: list[Example], wish: str, kinds: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    decode = tiny.decode
+    monkeypatch.setattr(tiny, "decode", lambda z, p, own: (used.append(p.xy.shape[1]), decode(z, p, own))[1])
+    train(residual(), tiny, examples.__getitem__, 2, epochs=10, batch_images=2, prompts=wish)
+    steps = [set(used[i : i + 2]) for i in range(0, len(used), 2)]
+    assert all(len(step) == 1 for step in steps)
+    assert set().union(*steps) == kinds

@@ -1,0 +1,108 @@
+"""Validation: what is measured, when training gives up, and whether a layer helps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.errors import ScenarioError
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.model.forms.identity import IdentityLayer, channels_in, identity_like
+from casam_core.model.prompts import Prompts, tight_boxes
+from casam_core.model.training import Drawn, Example
+from casam_core.model.validation import Patience, beats_identity, mean_iou, since_best, validator
+
+SPEC = TrainingSpec(instances=2)
+
+
+def image(value: int) -> Example:
+    labels = np.zeros((64, 64), np.int32)
+    labels[8:30, 8:30], labels[40:60, 36:60] = 1, 2
+    return Example(torch.full((32, 8, 8), float(value)), labels)
+
+
+class Shift(AlignmentLayer):
+    """Adds a number, for tests that need layers of known quality."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.tensor([by]))
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        return z_BCHW + self.by
+
+
+def iou_is_the_shift(layer: AlignmentLayer) -> float:
+    return float(layer.by) if isinstance(layer, Shift) else 0.5
+
+
+def test_the_iou_is_the_mean_over_instances_by_hand(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Instance 1: 2 of the 4 pixels of the union are shared; instance 2: all. Mean of 1/2 and 1.
+    target = torch.tensor([[[1.0, 1, 1, 0]], [[0.0, 1, 0, 0]]])
+    logits = torch.tensor([[[5.0, 5, -5, 5]], [[-1.0, 2, -1, -1]]])
+    decoded = (logits, torch.zeros(2))
+    monkeypatch.setattr(type(tiny), "decode", lambda self, z, prompts, decoder=None: decoded)
+    prompts: Prompts = tight_boxes(image(0).labels_HW, np.array([1, 2], np.int32))
+    drawn = Drawn(torch.zeros(32, 4, 4), prompts, target)
+    assert mean_iou(IdentityLayer(32), tiny, drawn) == pytest.approx(0.75)
+
+
+def test_every_layer_is_measured_on_the_same_instances(tiny: Backbone) -> None:
+    validate = validator(image, 3, tiny, SPEC, np.random.default_rng(0))
+    assert validate is not None
+    layer = build_layer(AlignmentSpec(form="residual"), 32, 0)
+    assert validate(layer) == validate(layer) == validate(IdentityLayer(32))  # residual starts as identity
+
+
+def test_without_a_visible_instance_there_is_nothing_to_say(tiny: Backbone) -> None:
+    empty = Example(torch.zeros(32, 8, 8), np.zeros((64, 64), np.int32))
+    assert validator(lambda i: empty, 2, tiny, SPEC, np.random.default_rng(0)) is None
+    assert validator(image, 0, tiny, SPEC, np.random.default_rng(0)) is None
+
+
+def test_only_a_better_layer_beats_the_identity() -> None:
+    assert beats_identity(Shift(0.51), 4, iou_is_the_shift)
+    assert not beats_identity(Shift(0.5), 4, iou_is_the_shift)
+    assert not beats_identity(Shift(0.4), 4, iou_is_the_shift)
+
+
+def test_patience_stops_after_that_many_epochs_without_a_better_one_and_restores_the_best() -> None:
+    patience, layer = Patience(iou_is_the_shift, epochs=2), Shift(0.0)
+    stopped = []
+    for iou in (0.1, 0.3, 0.3, 0.2, 0.9):
+        set_weights(layer, {"by": np.array([iou], np.float32)})
+        stopped.append(patience(layer))
+        if stopped[-1]:
+            break
+    assert stopped == [False, False, False, True]
+    patience.restore(layer)
+    assert weights_of(layer)["by"] == pytest.approx(0.3)
+
+
+def test_epochs_since_the_best_by_hand() -> None:
+    assert since_best([0.5]) == 0
+    assert since_best([0.5, 0.4, 0.5]) == 2
+    assert since_best([0.1, 0.2]) == 0
+
+
+def test_the_identity_changes_nothing_and_knows_its_channels() -> None:
+    z = torch.randn(2, 5, 3, 3)
+    assert IdentityLayer(5)(z) is z
+    trained = weights_of(build_layer(AlignmentSpec(form="low_rank", rank=4), 5, 0))
+    layer = build_layer(AlignmentSpec(form="identity"), channels_in(trained), 0)
+    set_weights(layer, identity_like(trained))
+    assert torch.equal(layer(z), z)
+
+
+def test_a_layer_without_vectors_has_no_channels() -> None:
+    with pytest.raises(ValueError, match="one value per channel"):
+        identity_like({"weight": np.zeros((3, 3), np.float32)})
+
+
+def test_a_scenario_cannot_ask_to_train_the_identity() -> None:
+    with pytest.raises(ScenarioError, match=r"expected one that learns, found 'identity'.*method = 'frozen'"):
+        learning_rate_of(AlignmentSpec(form="identity", learning_rate=0.1))

@@ -1,0 +1,326 @@
+"""Mechanisms and what they cost: against hand computations, other accountants and micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import dp_accounting
+import numpy as np
+import pytest
+import torch
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from opacus.accountants import PRVAccountant
+from scipy.stats import kstest
+
+from casam_core.config.scenario import AlignmentSpec, PrivacySpec, RouterSpec, TrainingSpec
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import build_layer, weights_of
+from casam_core.model.training import Example, decode_batch, draw_batch, train_layer
+from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, epsilon_of
+from casam_core.privacy.dp_training import (
+    PRIVATE_FORMS,
+    NoisyOptimizer,
+    PerSampleLayer,
+    gradients,
+    packed,
+    train_privately,
+    units_of,
+)
+from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.private_router import bounded_rows, describe_privately, public_frame
+from casam_core.routing.routers import build_router
+from tests.banks import tiny_backbone
+
+RELEASES = [
+    [Mechanism(1.0, 0.2, 25)],
+    [Mechanism(3.25, 0.2, 25), Mechanism(13.0)],
+    [Mechanism(0.8, 0.01, 1000)],
+    [Mechanism(5.0)] * 4,
+]
+
+
+@pytest.fixture
+def tiny() -> Backbone:
+    return tiny_backbone()
+
+
+# --- Accounting --------------------------------------------------------------------------------------
+
+
+def events(mechanisms: Sequence[Mechanism]) -> dp_accounting.DpEvent:
+    """The same in dp-accounting's words."""
+    return dp_accounting.ComposedDpEvent(
+        [
+            dp_accounting.SelfComposedDpEvent(
+                dp_accounting.PoissonSampledDpEvent(
+                    m.sample_rate, dp_accounting.GaussianDpEvent(m.noise_multiplier)
+                ),
+                m.steps,
+            )
+            for m in mechanisms
+        ]
+    )
+
+
+@pytest.mark.parametrize("mechanisms", RELEASES)
+@pytest.mark.parametrize("delta", [1e-3, 1e-5])
+def test_rdp_agrees_with_dp_accountings_rdp(mechanisms: list[Mechanism], delta: float) -> None:
+    other = RdpAccountant(list(ORDERS)).compose(events(mechanisms)).get_epsilon(delta)
+    assert epsilon_of(mechanisms, delta) == pytest.approx(other, rel=0.01)
+
+
+@pytest.mark.parametrize("mechanisms", RELEASES)
+def test_the_numerical_accountants_agree_and_stay_below_rdp(mechanisms: list[Mechanism]) -> None:
+    delta = 1e-3
+    prv = PRVAccountant()
+    prv.history = [(m.noise_multiplier, m.sample_rate, m.steps) for m in mechanisms]
+    found = prv.get_epsilon(delta=delta, eps_error=0.001)
+    pld = PLDAccountant().compose(events(mechanisms)).get_epsilon(delta)
+    assert found == pytest.approx(pld, rel=0.01)
+    assert pld <= epsilon_of(mechanisms, delta) * 1.001
+
+
+def test_nothing_released_costs_nothing_and_nothing_less() -> None:
+    assert epsilon_of([], 1e-3) == 0
+    assert epsilon_of([Mechanism(1e4)], 0.01) == 0
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0, 8.0])
+def test_calibrated_noise_uses_the_budget_and_does_not_pass_it(epsilon: float) -> None:
+    def at(scale: float) -> list[Mechanism]:
+        return [Mechanism(scale, 0.2, 25), Mechanism(4 * scale)]
+
+    spent = epsilon_of(at(calibrate(at, epsilon, 1e-3)), 1e-3)
+    assert 0.98 * epsilon < spent <= epsilon
+
+
+def test_rounds_are_affordable_until_the_budget_is_passed() -> None:
+    each = [Mechanism(1.0, 0.2, 25)]
+    two = epsilon_of(each * 2, 1e-3)
+    assert affordable([], each, two, 1e-3, most=6) == 2
+    assert affordable([], each, two * 0.999, 1e-3, most=6) == 1
+    assert affordable(each, each, two, 1e-3, most=6) == 1
+    assert affordable([], each, 1e6, 1e-3, most=6) == 6
+
+
+def test_a_budget_that_no_noise_fits_is_refused() -> None:
+    with pytest.raises(ValueError, match="no noise makes epsilon 1e-06"):
+        calibrate(lambda scale: [Mechanism(scale)], 1e-6, 1e-5)
+
+
+# --- Noise -------------------------------------------------------------------------------------------
+
+
+def test_noise_is_normal_and_independent() -> None:
+    drawn = NoiseSource.seeded(0, "test").normal(100_000)
+    assert kstest(drawn, "norm").pvalue > 0.01
+    assert abs(float(np.corrcoef(drawn[:-1], drawn[1:])[0, 1])) < 0.02
+
+
+def test_seeded_noise_repeats_and_the_systems_does_not() -> None:
+    assert np.array_equal(NoiseSource.seeded(0, "a").normal(3, 4), NoiseSource.seeded(0, "a").normal(3, 4))
+    assert not np.array_equal(NoiseSource.seeded(0, "a").normal(4), NoiseSource.seeded(0, "b").normal(4))
+    assert not np.array_equal(NoiseSource.from_system().normal(4), NoiseSource.from_system().normal(4))
+
+
+def test_every_unit_is_sampled_by_itself_at_the_rate() -> None:
+    source = NoiseSource.seeded(1, "sample")
+    counts = [len(source.poisson_sample(100, 0.2)) for _ in range(500)]
+    assert np.mean(counts) == pytest.approx(20, abs=1)
+    assert np.var(counts) == pytest.approx(100 * 0.2 * 0.8, rel=0.25)
+    assert source.poisson_sample(7, 1.0) == list(range(7))
+
+
+def test_a_short_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        NoiseSource(b"short")
+
+
+# --- Private training ----------------------------------------------------------------------------------
+
+
+def examples() -> list[Example]:
+    """Eleven images with an instance, and one with none."""
+    labels = np.zeros((64, 64), np.int32)
+    labels[10:40, 10:40] = 1
+    seen = [torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(12)]
+    return [Example(z, labels if i < 11 else np.zeros_like(labels)) for i, z in enumerate(seen)]
+
+
+UNITS = [[0], [1], [2, 3], [11], [4, 5, 6, 7, 8, 9, 10, 0, 1, 2]]
+"""Images, a group, an image with nothing in it, and a group that is taken in turns."""
+
+
+def shaken(form: str) -> torch.nn.Module:
+    """A layer away from its start, where many gradients are zero."""
+    layer = build_layer(AlignmentSpec(form=form), 32, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=generator)
+    return layer
+
+
+@pytest.mark.parametrize("functorch", [False, True], ids=["hooks", "functorch"])
+@pytest.mark.parametrize("form", PRIVATE_FORMS)
+def test_a_units_gradient_is_that_of_its_images_alone(form: str, functorch: bool, tiny: Backbone) -> None:
+    layer, known, spec = shaken(form), examples(), TrainingSpec()
+    wrapped = PerSampleLayer(layer, loss_reduction="sum", force_functorch=functorch)
+    rows = gradients(wrapped, tiny, known.__getitem__, UNITS, spec, np.random.default_rng(0))
+    wrapped.to_standard_module()
+    for number, unit in enumerate(UNITS):
+        layer.zero_grad()
+        for image in unit:
+            drawn = draw_batch(np.array([image]), known.__getitem__, tiny, spec, np.random.default_rng(0))
+            if drawn:
+                decode_batch(layer, tiny, drawn).loss.backward()  # type: ignore[arg-type]
+        for row, p in zip(rows, layer.parameters(), strict=True):
+            alone = torch.zeros_like(p) if p.grad is None else p.grad
+            torch.testing.assert_close(row[number], alone, rtol=1e-4, atol=1e-6)
+
+
+def train(
+    tiny: Backbone,
+    units: Sequence[Sequence[int]],
+    noise_multiplier: float,
+    known: list[Example],
+    **spec: float,
+) -> dict[str, np.ndarray]:
+    layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
+    train_privately(
+        layer,
+        tiny,
+        known.__getitem__,
+        units,
+        TrainingSpec(),
+        PrivacySpec(**{"steps": 3, **spec}),
+        noise_multiplier=noise_multiplier,
+        learning_rate=1e-2,
+        rng=np.random.default_rng(0),
+        noise=NoiseSource.seeded(0, "train"),
+        progress=lambda done, total: None,
+    )
+    return weights_of(layer)
+
+
+def moved(weights: dict[str, np.ndarray]) -> float:
+    start = weights_of(build_layer(AlignmentSpec(form="scale_shift"), 32, 0))
+    return max(float(np.abs(weights[name] - start[name]).max()) for name in start)
+
+
+def test_a_step_without_any_unit_is_noise_alone(tiny: Backbone) -> None:
+    units = [[0]]
+    assert moved(train(tiny, units, 1.0, examples(), sampling_rate=1e-9)) > 0
+    assert moved(train(tiny, units, 0.0, examples(), sampling_rate=1e-9)) == 0
+
+
+def test_the_same_noise_gives_the_same_layer(tiny: Backbone) -> None:
+    once, again = (train(tiny, UNITS, 0.5, examples(), sampling_rate=0.5) for _ in range(2))
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+
+
+def test_without_noise_it_learns_what_plain_training_learns(tiny: Backbone) -> None:
+    """Full samples, no noise, a clip that never binds: DP-SGD is Adam on the mean gradient."""
+    known = examples()[:4]
+    private = train(tiny, [[i] for i in range(4)], 0.0, known, sampling_rate=1.0, clip=1e6)
+    layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
+    train_layer(
+        layer,
+        tiny,
+        known.__getitem__,
+        4,
+        TrainingSpec(epochs=3, batch_images=4),
+        learning_rate=1e-2,
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: None,
+    )
+    for name, plain in weights_of(layer).items():
+        np.testing.assert_allclose(private[name], plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("clip", [1e-4, 1e-3])
+def test_no_unit_moves_the_sum_by_more_than_the_clip(
+    clip: float, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of clipped gradients with and without one image whose own gradient is larger than the clip."""
+    sums: list[torch.Tensor] = []
+
+    def record(self: NoisyOptimizer) -> None:
+        sums.append(torch.cat([p.summed_grad.flatten() for p in self.params]))
+        for p in self.params:
+            p.grad = p.summed_grad
+
+    monkeypatch.setattr(NoisyOptimizer, "add_noise", record)
+    for units in ([[0], [1], [2], [3]], [[0], [1], [2]]):
+        train(tiny, units, 0.0, examples(), sampling_rate=1.0, steps=1, clip=clip)
+    assert float((sums[0] - sums[1]).norm()) == pytest.approx(clip, rel=1e-3)
+
+
+def test_an_image_that_is_no_number_says_nothing(tiny: Backbone) -> None:
+    known = examples()[:2]
+    broken = [known[0], Example(torch.full((32, 8, 8), torch.nan), known[1].labels_HW)]
+    layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
+    wrapped = PerSampleLayer(layer, loss_reduction="sum")
+    rows = gradients(wrapped, tiny, broken.__getitem__, [[0], [1]], TrainingSpec(), np.random.default_rng(0))
+    assert all(row[1].abs().max() == 0 for row in rows)
+    assert any(row[0].abs().max() > 0 for row in rows)
+
+
+@given(st.lists(st.integers(1, 20), max_size=12))
+def test_units_are_taken_whole_and_in_order(sizes: list[int]) -> None:
+    units = [[i] * size for i, size in enumerate(sizes)]
+    packs = list(packed(units))
+    assert [unit for pack in packs for unit in pack] == units
+    assert all(len(pack) == 1 or sum(map(len, pack)) <= 8 for pack in packs)
+
+
+def test_units_are_images_or_groups() -> None:
+    assert units_of(["a", "b", "a"], "image") == [[0], [1], [2]]
+    assert units_of(["a", "b", "a"], "group") == [[0, 2], [1]]
+
+
+# --- The router ----------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(3)
+PUBLIC = [RNG.normal(size=16) * 4 + RNG.normal(size=(12, 16)) for _ in range(5)]
+FRAME = public_frame(PUBLIC)
+
+
+@settings(max_examples=50)
+@given(arrays(np.float64, (1, 16), elements=st.floats(allow_nan=True, allow_infinity=True, width=64)))
+def test_no_feature_adds_more_than_the_sensitivity(f_UF: np.ndarray) -> None:
+    with np.errstate(all="ignore"):
+        (row,) = bounded_rows(f_UF, FRAME)
+    assert np.linalg.norm(row) <= math.sqrt(3) * FRAME.clip * (1 + 1e-9)
+
+
+def test_the_public_directions_are_orthonormal() -> None:
+    V = FRAME.directions_FK
+    np.testing.assert_allclose(V.T @ V, np.eye(V.shape[1]), atol=1e-9)
+
+
+def test_without_noise_the_mean_is_found_inside_the_directions() -> None:
+    f_NF = PUBLIC[0] + RNG.normal(size=16) * 0.1
+    summary = describe_privately(f_NF, len(f_NF), FRAME, 0.0, NoiseSource.seeded(0))
+    found = (summary["sum_F"] / summary["count"] - FRAME.mean_F) / FRAME.scale_F @ FRAME.directions_FK
+    true = ((f_NF.mean(0) - FRAME.mean_F) / FRAME.scale_F) @ FRAME.directions_FK
+    rows = bounded_rows(f_NF, FRAME)[:, :-2]
+    np.testing.assert_allclose(found, rows.mean(0), atol=1e-9)
+    np.testing.assert_allclose(found, true, atol=0.6)  # one image in twenty is clipped
+
+
+def test_a_private_description_is_a_gaussian_routers_own_summary() -> None:
+    router = build_router(RouterSpec())
+    summary = describe_privately(PUBLIC[0], 12, FRAME, 1.0, NoiseSource.seeded(0))
+    plain = router.summarise(torch.from_numpy(PUBLIC[1]), 0)
+    assert {k: (v.dtype, v.shape) for k, v in summary.items()} == {
+        k: (v.dtype, v.shape) for k, v in plain.items()
+    }
+    values = np.linalg.eigvalsh(summary["outer_FF"] / 12 - np.outer(summary["sum_F"], summary["sum_F"]) / 144)
+    assert values.min() > 0
+    assert math.isfinite(router.score(torch.from_numpy(PUBLIC[0][0]), router.finish(summary)))

@@ -1,0 +1,136 @@
+"""Own pictures: drawn only when asked for, only at home, and nothing that leaves knows of them."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from casam_core.config.scenario import Scenario
+from casam_core.config.toml import parse_scenario
+from casam_core.errors import ScenarioError
+from casam_core.protocol.audit import read_log
+from client.site import hosted_sites
+from scenarios.engines.inprocess import run_inprocess
+from tests.conftest import tiny_table
+
+
+def run(folder: Path, overlays: int, **policies: dict[str, Any]) -> Path:
+    """A finished tiny run with so many pictures per task."""
+    table = tiny_table()
+    table["evaluation"]["overlays"] = overlays
+    for site in table["institutions"]:
+        site["policy"] = policies.get(site["name"], {})
+    run_inprocess(Scenario.model_validate(table), folder / "run", None)
+    return folder / "run"
+
+
+def private(folder: Path, name: str) -> Path:
+    return folder / "institutions" / name / "private"
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same run without and with two pictures per task."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
+        without, with_two = tmp_path_factory.mktemp("without"), tmp_path_factory.mktemp("with")
+        return run(without, 0), run(with_two, 2)
+
+
+def test_off_by_default(both: tuple[Path, Path]) -> None:
+    assert Scenario.model_validate(tiny_table()).evaluation.overlays == 0
+    assert not list(both[0].rglob("overlays"))
+
+
+def test_a_page_with_so_many_pictures_of_every_task_that_is_held(both: tuple[Path, Path]) -> None:
+    folder = private(both[1], "south") / "overlays"
+    page = (folder / "index.html").read_text()
+    pictures = sorted(folder.glob("*.png"))
+    assert len(pictures) == 4  # two tasks
+    assert all(f'src="{picture.name}"' in page for picture in pictures)
+    assert page.count("sent to ") == 4
+    assert page.count("frozen SAM\n") == 4
+
+
+def test_a_picture_shows_the_image_four_times_with_three_colours(both: tuple[Path, Path]) -> None:
+    picture = next((private(both[1], "north") / "overlays").glob("*.png"))
+    pixels = np.asarray(Image.open(picture))
+    assert pixels.shape == (64, 4 * 64 + 3 * 4, 3)
+    plain, truth, frozen, ours = (pixels[:, i * 68 : i * 68 + 64] for i in range(4))
+
+    def has(view: np.ndarray[Any, Any], colour: tuple[int, int, int]) -> bool:
+        return bool((view == colour).all(-1).any())
+
+    assert has(truth, (40, 200, 90))
+    assert has(frozen, (250, 160, 40))
+    assert has(ours, (70, 130, 255)) or has(ours, (250, 160, 40))  # an unknown image is frozen SAM's
+    unpainted = (plain == truth).all(-1)
+    assert 0.3 < unpainted.mean() < 1  # the same image under its outlines
+
+
+def test_only_the_owner_can_open_them(both: tuple[Path, Path]) -> None:
+    folder = private(both[1], "north") / "overlays"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in folder.iterdir())
+
+
+def test_every_answer_is_byte_for_byte_the_one_without_pictures(both: tuple[Path, Path]) -> None:
+    def answers(folder: Path) -> list[tuple[str, str, int, str, str]]:
+        lines = [line.release for line in read_log(folder / "audit.jsonl")]
+        return sorted((r.institution, r.kind, r.stage, r.task, r.digest) for r in lines)
+
+    assert len(answers(both[0])) > 10
+    assert answers(both[0]) == answers(both[1])
+
+
+def test_the_servers_files_hold_no_picture_and_no_name_of_one(both: tuple[Path, Path]) -> None:
+    names = [file.name for file in both[1].rglob("overlays/*.png")]
+    mine = [f for f in both[1].rglob("*") if f.is_file() and "private" not in f.parts]
+    assert {"summary.json", "events.jsonl", "audit.jsonl"} <= {f.name for f in mine}
+    for file in mine:
+        content = file.read_bytes()
+        assert not any(name.encode() in content for name in names)
+        assert file.name == "matrix.png" or not content.startswith(b"\x89PNG")
+
+
+def test_who_shares_no_scores_and_who_leaves_early_have_theirs(tmp_path: Path) -> None:
+    folder = run(tmp_path, 1, north={"metrics": "never"}, west={"leaves_at": 2})
+    assert (private(folder, "north") / "overlays" / "index.html").exists()
+    assert "after stage 1" in (private(folder, "west") / "overlays" / "index.html").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["matrix"]["iou"][1][0] is None
+
+
+def test_a_fault_of_the_pictures_costs_nobody_else_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("client.evaluation.overlays.draw_page", full_disk)
+    folder = run(tmp_path, 1)
+    assert json.loads((folder / "summary.json").read_text())["complete"]["last_iou"]
+    assert "no space left" in (private(folder, "north") / "site.log").read_text()
+
+
+def test_a_real_site_draws_only_what_its_own_setting_says(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("")
+    table = tiny_table()
+    table["evaluation"]["overlays"] = 9
+    scenario = Scenario.model_validate(table)
+    node = {"institution": "north", "policy": str(tmp_path / "policy.toml"), "home": str(tmp_path)}
+    assert [site.overlays for site in hosted_sites(scenario, "run", node, {})] == [0]
+    assert [site.overlays for site in hosted_sites(scenario, "run", node | {"overlays": 3}, {})] == [3]
+
+
+def test_their_number_is_capped() -> None:
+    table = tiny_table()
+    table["evaluation"]["overlays"] = 51
+    with pytest.raises(ScenarioError, match=r"evaluation\.overlays.*50"):
+        parse_scenario(table, "file")

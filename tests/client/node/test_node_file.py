@@ -1,0 +1,90 @@
+"""The site's file about its node: what is wrong with it is said before anything starts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import tomli_w
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from casam_core.errors import CasamError, DeploymentError
+from client.node import node_file
+from client.node.node_file import check_node, read_node_file
+from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The file of a site that could start."""
+    write_authority(new_authority(), tmp_path)
+    write_private(tmp_path / "node.key", node_key()[0])
+    (tmp_path / "policy.toml").touch()
+    facts = {
+        "institution": "north",
+        "superlink": "fl.example.org:9092",
+        "authority": "ca.crt",
+        "key": "node.key",
+        "bundle": "ab" * 32,
+        "policy": "policy.toml",
+        "home": "home",
+    }
+    (tmp_path / "node.toml").write_text(tomli_w.dumps(facts))
+    return tmp_path / "node.toml"
+
+
+def test_paths_start_from_the_files_own_folder(site: Path) -> None:
+    node = read_node_file(site)
+    check_node(node)
+    assert node.key == site.parent / "node.key"
+    assert node.home.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('bundle = "latest"', "bundle: string should match pattern"),
+        ('superlink = "https://fl.example.org"', "superlink: string should match pattern"),
+        ('serverlink = "x:1"', "unknown key 'serverlink'; see docs/deployment.md"),
+        ('policy = "none.toml"', "no such policy file"),
+        ('key = "ca.crt"', "is no private key"),
+        ('authority = "node.key"', "authority: .* is no certificate"),
+        ('data_root = "nowhere"', "data_root: nothing is at"),
+        ("home = 'a\"b'", "home: expected a path without quotes"),
+    ],
+)
+def test_a_fault_is_one_line(site: Path, change: str, words: str) -> None:
+    key = change.partition(" =")[0]
+    kept = [line for line in site.read_text().splitlines() if not line.startswith(f"{key} =")]
+    site.write_text("\n".join([*kept, change]))
+    with pytest.raises(CasamError, match=words) as caught:
+        check_node(read_node_file(site))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_others_may_read_is_refused(site: Path) -> None:
+    (site.parent / "node.key").chmod(0o640)
+    with pytest.raises(DeploymentError, match=r"others may read .*chmod 600"):
+        check_node(read_node_file(site))
+
+
+def test_a_key_of_another_kind_is_refused(site: Path) -> None:
+    other = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    write_private(site.parent / "node.key", other)
+    with pytest.raises(DeploymentError, match="expected a P-384 key, found Ed25519"):
+        check_node(read_node_file(site))
+
+
+def test_an_expired_authority_is_named(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime.now(UTC) + timedelta(days=4000)
+
+    monkeypatch.setattr(node_file, "datetime", Later)
+    with pytest.raises(DeploymentError, match="expired on"):
+        check_node(read_node_file(site))

@@ -1,0 +1,324 @@
+"""What an institution holds the exchanges of a secure sum against, and what the guard lets out of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+from flwr.server.workflow.secure_aggregation import secaggplus_workflow
+from flwr.supercore.task_identity import TaskIdentity
+from scipy.stats import kstest
+
+from casam_core.config.scenario import Scenario
+from casam_core.privacy.keystream import masks
+from casam_core.protocol.messages import AlignRequest
+from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.secure_sum import (
+    COLLECT,
+    MODULUS,
+    MOST_MEMBERS,
+    RESOLUTION,
+    SETUP,
+    SHARE_KEYS,
+    STEPS,
+    STEPS_OF_A_SUM,
+    UNMASK,
+    SecureRequest,
+    quantize,
+    released_in,
+    share_of,
+    shares_needed,
+    total_of,
+)
+from casam_core.protocol.wire import from_records, packed, unpacked
+from client.institution import Institution
+from client.release.guard import check
+from client.release.outbox import described
+from client.release.refusals import (
+    CohortTooSmallError,
+    NotAllowedError,
+    PolicyRefusalError,
+    SumNotPossibleError,
+)
+from client.secagg import member as secure_sum
+from client.secagg.member import take_part
+from client.site import hosted_sites
+from scenarios.engines.inprocess import InProcessGrid, run_inprocess
+from tests.banks import tiny_backbone
+from tests.conftest import phantom, tiny_table
+
+JOB = Job("a", 1, "polyp")
+POLICY = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}}
+RULES: dict[str, Any] = {
+    "stage": SETUP,
+    "sample_num": 3,
+    "share_num": 3,
+    "threshold": 3,
+    "clipping_range": 64.0,
+    "target_range": STEPS,
+    "mod_range": MODULUS,
+    "max_weight": 100.0,
+}
+
+
+def scenario() -> Scenario:
+    sites = [
+        {"name": name, "data": {"polyp": phantom("polyp", 8)}, "policy": POLICY} for name in ("a", "b", "c")
+    ]
+    return Scenario.model_validate(tiny_table(stream=["polyp"], institutions=sites))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Institution, dict[str, Payload]]:
+    """Institution a, and what it answered in each exchange of a real sum of layers."""
+    folder, answers = tmp_path_factory.mktemp("sums"), {}
+    deliver = InProcessGrid._deliver
+
+    def recording(self: InProcessGrid, message: Any) -> str:
+        message_id = deliver(self, message)
+        asked, answered = from_records(message.content), from_records(self._replies[message_id].content)
+        if asked.config.get("sum") == "train.align" and asked.config["institution"] == "a":
+            config = {key: value for key, value in answered.config.items() if key != "audit"}
+            answers[SecureRequest.of(asked).step] = replace(answered, config=config)
+        return message_id
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASAM_HOME", str(folder / "home"))
+        patch.setattr(InProcessGrid, "_deliver", recording)
+        run_inprocess(scenario(), folder / "run", None)
+        node = {"partition-id": 0, "num-partitions": 3}
+        (site,) = hosted_sites(scenario(), "again", node, {"out": str(folder)})
+        institution = Institution(site, scenario(), tiny_backbone())
+        institution.holdings()
+    return institution, answers
+
+
+# --- Numbers -------------------------------------------------------------------------------------------
+
+
+def test_masks_keep_the_whole_seed() -> None:
+    one, other = b"abcdefgh" * 4, b"efghabcd" * 4  # Flower folds both to the same 32 bits
+    np.testing.assert_array_equal(*(pseudo_rand_gen(s, MODULUS, [(50,)])[0] for s in (one, other)))
+    first, again, second = (masks(s, MODULUS, [(2000,), (3, 4)]) for s in (one, one, other))
+    np.testing.assert_array_equal(first[0], again[0])
+    assert (first[0] == second[0]).mean() < 0.01
+    assert first[1].shape == (3, 4)
+    assert kstest(first[0] / MODULUS, "uniform").pvalue > 1e-3
+
+
+def test_both_sides_use_them() -> None:
+    assert secure_sum.flower.pseudo_rand_gen is masks
+    assert secaggplus_workflow.pseudo_rand_gen is masks
+    assert secure_sum.flower.quantize is quantize
+
+
+def test_a_layer_is_averaged_and_statistics_are_added() -> None:
+    layer = Payload({"improved": False}, {"layer": {"w": np.array([2.0, 4.0], np.float32)}})
+    named = share_of("train.align", layer, 10)
+    assert {name: list(value) for name, value in named.items()} == {"improved": [0.0], "layer/w": [2.0, 4.0]}
+    back = total_of("train.align", named, 10)
+    assert back.config == {"improved": False}
+    assert back.metrics == {"align": {"num-examples": 10}}
+    # 30 counted images at one holder of 10 images, 8 at another of 6: 38 of 16 images, per image 2.375
+    counts = total_of("train.calibrate", {"histogram/counts": np.array([2.375])}, 16)
+    assert counts.arrays["histogram"]["counts"].tolist() == [38]
+
+
+def test_an_error_is_far_below_the_variance_of_a_feature() -> None:
+    assert RESOLUTION < 1e-10
+    assert MOST_MEMBERS * STEPS < MODULUS
+
+
+def test_numbers_are_rounded_to_the_nearest_step_and_never_clipped() -> None:
+    # 8 steps over [-1, 1]: -1, -0.75, ..., 1
+    assert [a.tolist() for a in quantize([np.array([-1.0, -0.7, 0.0, 1.0])], 1.0, 8)] == [[0, 1, 4, 8]]
+    for value in (1.01, -2.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="expected values within 1"):
+            quantize([np.array([value])], 1.0, 8)
+
+
+@pytest.mark.parametrize(("members", "minimum", "needed"), [(3, 3, 3), (4, 3, 3), (10, 3, 6), (5, 2, 3)])
+def test_as_many_must_stay_as_the_most_careful_member_asks_for(
+    members: int, minimum: int, needed: int
+) -> None:
+    assert shares_needed(members, minimum) == needed
+
+
+# --- Exchanges -----------------------------------------------------------------------------------------
+
+
+def exchange(institution: Institution, protocol: dict[str, Any], context: Context | None = None) -> None:
+    settings = ConfigRecord(protocol)
+    step = str(protocol["stage"])
+    request = SecureRequest(JOB, "train.align", step, packed(settings), AlignRequest(JOB, None).to_payload())
+    take_part(institution, SecureRequest.of(request.to_payload()), context or empty())
+
+
+def empty() -> Context:
+    return Context(1, 1, {}, RecordDict(), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"sample_num": 2, "share_num": 2, "threshold": 2}, CohortTooSmallError),
+        ({"sample_num": 11, "share_num": 11, "threshold": 8}, SumNotPossibleError),
+        ({"threshold": 2}, SumNotPossibleError),
+        ({"share_num": 5}, SumNotPossibleError),
+        ({"clipping_range": 1e6}, SumNotPossibleError),
+        ({"target_range": 2}, SumNotPossibleError),
+        ({"mod_range": 2**16}, SumNotPossibleError),
+    ],
+)
+def test_a_sum_by_weaker_rules_is_not_begun(
+    recorded: tuple[Institution, dict[str, Payload]],
+    changes: dict[str, Any],
+    refusal: type[PolicyRefusalError],
+) -> None:
+    with pytest.raises(refusal):
+        exchange(recorded[0], {**RULES, **changes})
+
+
+def test_a_client_takes_part_though_only_servers_may_begin_messages(
+    recorded: tuple[Institution, dict[str, Payload]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):  # as in a client's own process
+        monkeypatch.setattr(TaskIdentity, name, None)
+    context = empty()
+    exchange(recorded[0], RULES, context)
+    assert list(context.state.config_records) == [f"{secure_sum.MEMORY}-a"]
+
+
+@pytest.mark.parametrize("stage", [SHARE_KEYS, COLLECT, UNMASK])
+def test_no_exchange_comes_before_the_first(
+    recorded: tuple[Institution, dict[str, Payload]], stage: str
+) -> None:
+    with pytest.raises(SumNotPossibleError, match="before setup"):
+        exchange(recorded[0], {"stage": stage})
+
+
+def test_keys_of_strangers_are_not_taken(recorded: tuple[Institution, dict[str, Payload]]) -> None:
+    context = empty()
+    exchange(recorded[0], RULES, context)
+    keys = {str(number): [b"key", b"key"] for number in (1, 2, 7)}
+    with pytest.raises(SumNotPossibleError, match=r"\[7\]: no holders of polyp"):
+        exchange(recorded[0], {"stage": SHARE_KEYS, **keys}, context)
+    with pytest.raises(CohortTooSmallError):
+        exchange(recorded[0], {"stage": SHARE_KEYS, "1": [b"k", b"k"], "2": [b"k", b"k"]}, context)
+
+
+@pytest.mark.parametrize(
+    ("present", "gone", "refusal"),
+    [
+        ([1, 2, 3], [3], SumNotPossibleError),
+        ([2, 3], [1], SumNotPossibleError),
+        ([1, 2], [3], CohortTooSmallError),
+    ],
+)
+def test_nobody_is_unmasked_alone(
+    recorded: tuple[Institution, dict[str, Payload]],
+    present: list[int],
+    gone: list[int],
+    refusal: type[PolicyRefusalError],
+) -> None:
+    context = empty()
+    exchange(recorded[0], RULES, context)
+    with pytest.raises(refusal):
+        exchange(recorded[0], {"stage": UNMASK, "active_nids": present, "dead_nids": gone}, context)
+
+
+# --- The guard -----------------------------------------------------------------------------------------
+
+Smuggle = Callable[[Payload], Payload]
+PATIENT = "Doe, Jane, born 1950-01-01"
+
+
+def test_every_exchange_of_a_real_sum_passes(recorded: tuple[Institution, dict[str, Payload]]) -> None:
+    institution, answers = recorded
+    assert set(answers) == set(STEPS_OF_A_SUM)
+    for answer in answers.values():
+        check("train", answer, institution, JOB)
+
+
+def protocol(step: str, **changes: Any) -> Smuggle:
+    """Change settings of one exchange."""
+
+    def changed(payload: Payload) -> Payload:
+        settings = dict(unpacked(payload.arrays[step]["protocol"]))
+        data = packed(ConfigRecord({**settings, **changes}))
+        return replace(payload, arrays={step: {"protocol": data}})
+
+    return changed
+
+
+def array(value: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, value)
+    return file.getvalue()
+
+
+def masked(change: Callable[[list[bytes]], list[bytes]]) -> Smuggle:
+    """Change the masked arrays."""
+
+    def changed(payload: Payload) -> Payload:
+        settings = unpacked(payload.arrays[COLLECT]["protocol"])
+        parts = change(list(settings["masked_params"]))  # type: ignore[arg-type]
+        return protocol(COLLECT, masked_params=parts)(payload)
+
+    return changed
+
+
+SMUGGLE: list[tuple[str, str, Smuggle]] = [
+    ("a name in a setting", SETUP, lambda p: replace(p, config={**p.config, "patient": PATIENT})),
+    ("numbers in the open", SETUP, lambda p: replace(p, metrics={"loss": {"mean": 0.5}})),
+    ("a layer beside masks", COLLECT, lambda p: replace(p, arrays={**p.arrays, "layer": {"w": np.ones(3)}})),
+    ("a second exchange", SETUP, lambda p: replace(p, arrays={**p.arrays, **{UNMASK: p.arrays[SETUP]}})),
+    ("a second array", SETUP, lambda p: replace(p, arrays={SETUP: {**p.arrays[SETUP], "x": np.ones(3)}})),
+    ("another kind", SETUP, lambda p: replace(p, config={**p.config, "sum": "evaluate.stage"})),
+    ("names where no arrays are", SETUP, lambda p: replace(p, config={**p.config, "names": PATIENT})),
+    ("text for a key", SETUP, protocol(SETUP, pk1=PATIENT.encode())),
+    ("text behind a key", SETUP, lambda p: protocol(SETUP, pk1=key_of(p) + PATIENT.encode() * 20)(p)),
+    ("a third key", SETUP, protocol(SETUP, pk3=b"-----BEGIN PUBLIC KEY-----")),
+    ("long shares", SHARE_KEYS, protocol(SHARE_KEYS, dsts=[2, 3], ctxts=[b"x" * 5000, b"y"])),
+    ("many shares", SHARE_KEYS, protocol(SHARE_KEYS, dsts=list(range(1, 40)), ctxts=[b"x"] * 39)),
+    ("two shares for one", SHARE_KEYS, protocol(SHARE_KEYS, dsts=[2, 2], ctxts=[b"x", b"y"])),
+    ("a pixel for a member", SHARE_KEYS, protocol(SHARE_KEYS, dsts=[123456789], ctxts=[b"x"])),
+    ("shares without members", UNMASK, protocol(UNMASK, nids=[], shares=[b"x"])),
+    ("a layer without masks", COLLECT, masked(lambda parts: [array(np.ones(3)), *parts[1:]])),
+    ("another shape", COLLECT, masked(lambda parts: [*parts[:-1], array(np.zeros(999, np.int64))])),
+    ("beyond the modulus", COLLECT, masked(lambda parts: [array(np.array([2**50])), *parts[1:]])),
+    ("below zero", COLLECT, masked(lambda parts: [array(np.array([-1])), *parts[1:]])),
+    ("one array more", COLLECT, masked(lambda parts: [*parts, parts[0]])),
+    ("bytes behind an array", COLLECT, masked(lambda parts: [parts[0] + PATIENT.encode() * 30, *parts[1:]])),
+    ("a pickle", COLLECT, masked(lambda parts: [b"\x80\x04N.", *parts[1:]])),
+    ("other names", COLLECT, lambda p: replace(p, config={**p.config, "names": PATIENT})),
+    ("no exchange at all", SETUP, lambda p: replace(p, arrays={SETUP: {"protocol": np.ones(9, np.uint8)}})),
+]  # fmt: skip
+
+
+def key_of(payload: Payload) -> bytes:
+    key = unpacked(payload.arrays[SETUP]["protocol"])["pk1"]
+    assert isinstance(key, bytes)
+    return key
+
+
+@pytest.mark.parametrize(("step", "smuggle"), [(s, f) for _, s, f in SMUGGLE], ids=[n for n, _, _ in SMUGGLE])
+def test_nothing_else_leaves_in_an_exchange(
+    step: str, smuggle: Smuggle, recorded: tuple[Institution, dict[str, Payload]]
+) -> None:
+    institution, answers = recorded
+    with pytest.raises(NotAllowedError) as caught:
+        check("train", smuggle(answers[step]), institution, JOB)
+    assert PATIENT not in str(caught.value)
+
+
+def test_the_audit_log_counts_a_share_as_a_round(recorded: tuple[Institution, dict[str, Payload]]) -> None:
+    _, answers = recorded
+    counted = {step: released_in(described(answer)) for step, answer in answers.items()}
+    assert counted == {SETUP: False, SHARE_KEYS: False, COLLECT: True, UNMASK: False}

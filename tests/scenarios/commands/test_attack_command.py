@@ -1,0 +1,189 @@
+"""`casam attack` on finished runs: what it measures, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casam_core.config.scenario import Scenario
+from casam_core.membership.statistics import NOT_MEASURABLE
+from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
+from scenarios.commands.attacking import broken_claims, figures_of, open_run
+from scenarios.engines.inprocess import run_inprocess
+from tests.casam_command import Casam
+from tests.conftest import phantom
+
+
+def table() -> dict[str, Any]:
+    """One institution is open, one adds noise and keeps its router, one shares nothing."""
+    noisy = {
+        "adapter": {"noise": "dp"},
+        "router": {"share": "never"},
+        "budget": {"epsilon": 8.0, "delta": 0.01},
+    }
+    return {
+        "name": "three-policies",
+        "stream": ["polyp", "dental_xray", "cardiac_mr"],
+        "backbone": {"name": "tiny"},
+        "training": {"epochs": 1, "floor": False},
+        "privacy": {"steps": 2},
+        "evaluation": {"max_instances": 1},
+        "institutions": [
+            {"name": "open", "data": {"polyp": phantom("polyp")}},
+            {"name": "noisy", "data": {"dental_xray": phantom("dental_xray")}, "policy": noisy},
+            {
+                "name": "closed",
+                "data": {"cardiac_mr": phantom("cardiac_mr")},
+                "policy": {"adapter": {"share": "never"}},
+            },
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run folder, for reading only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        run_inprocess(Scenario.model_validate(table()), folder, None)
+        yield folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_every_entry_is_attacked_and_what_was_not_shared_is_named(
+    casam: Casam, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.membership.inference_attack.ROUTER_SHADOWS", 4)
+    file = tmp_path / "attack.json"
+    ended = casam("attack", finished, "--json", file, "--shadows", "2")
+    assert ended.status == 0, ended.err
+    report = json.loads(file.read_text())
+    assert {name: set(tasks) for name, tasks in report.items()} == {
+        "open": {"polyp"},
+        "noisy": {"dental_xray"},
+        "closed": {"cardiac_mr"},
+    }
+    polyp = report["open"]["polyp"]
+    assert set(polyp) == {*LAYER_ATTACKS, *ROUTER_ATTACKS}
+    for figures in polyp.values():
+        assert 0 <= figures["auc"] <= 1
+        assert figures["tpr_at_1pct_fpr"] == NOT_MEASURABLE  # seven training images and five others
+        assert (figures["members"], figures["non_members"]) == (7, 5)
+        assert (figures["noise"], figures["epsilon"], figures["claim_holds"]) == ("none", None, None)
+    # Seven images span the open router's directions: nobody needs to guess.
+    assert polyp["router_read_out"]["auc"] == 1.0
+    assert polyp["router_read_out"]["p_value"] < 0.01
+
+    noisy = report["noisy"]["dental_xray"]
+    for name in LAYER_ATTACKS:
+        assert noisy[name]["noise"] == "dp"
+        assert 0 < noisy[name]["epsilon"] <= 8
+        assert noisy[name]["vacuous"] is True
+    assert all("no router was shared" in noisy[name]["refused"] for name in ROUTER_ATTACKS)
+    closed = report["closed"]["cardiac_mr"]
+    assert {figures["refused"] for figures in closed.values()} == {
+        "not shared: the bank has no entry of this task"
+    }
+    assert (
+        f"not attacked: noisy, dental_xray ({', '.join(ROUTER_ATTACKS)}): no router was shared: "
+        "the entry is used by its name alone"
+    ) in ended.out
+    assert "not attacked: closed, cardiac_mr" in ended.out
+
+
+def test_the_same_run_gives_the_same_figures(casam: Casam, finished: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for file in files:
+        assert casam("attack", finished, "--json", file, "--institution", "noisy", "--shadows", 2).status == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert list(json.loads(files[0].read_text())) == ["noisy"]
+
+
+def test_a_run_whose_only_wanted_part_was_not_shared_is_refused(casam: Casam, finished: Path) -> None:
+    line = casam("attack", finished, "--institution", "closed").refusal
+    assert line.startswith("error: nothing can be attacked. closed, cardiac_mr (layer_loss, ")
+    assert line.endswith("): not shared: the bank has no entry of this task")
+
+
+def test_a_real_deployments_run_is_left_to_who_holds_the_images(
+    casam: Casam, run: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(run / "institutions")
+    ended = casam("attack", run, "--json", tmp_path / "attack.json")
+    assert "a real deployment's run" in ended.refusal
+    assert "--institution open --data-root FOLDER" in ended.err
+    assert not (tmp_path / "attack.json").exists()
+    # Called where the images are, and without shadow models, what needs them is left out.
+    file = tmp_path / "attack.json"
+    assert casam("attack", run, "--json", file, "--institution", "noisy", "--shadows", 0).status == 0
+    attacks = json.loads(file.read_text())["noisy"]["dental_xray"]
+    assert "--shadows" in attacks["layer_likelihood_ratio"]["refused"]
+    assert attacks["layer_loss"]["refused"] is None
+
+
+def test_images_that_are_not_the_runs_are_refused(casam: Casam, run: Path) -> None:
+    content = json.loads((run / "scenario.json").read_text())
+    content["institutions"][0]["data"]["polyp"]["images"] = 20
+    (run / "scenario.json").write_text(json.dumps(content))
+    line = casam("attack", run, "--institution", "open").refusal
+    assert "learned from 7 images, found 12 for training" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda run: (run / "summary.json").unlink(), "found no summary.json"),
+        (lambda run: (run / "scenario.json").write_text("{}"), "cannot be read (ValidationError)"),
+        (lambda run: (run / "summary.json").write_text('{"privacy": []}'), "cannot be read (AttributeError)"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_is_refused(
+    casam: Casam, run: Path, change: Any, fault: str
+) -> None:
+    change(run)
+    assert fault in casam("attack", run).refusal
+
+
+def test_a_method_without_an_entry_per_task_is_refused(casam: Casam, run: Path) -> None:
+    content = json.loads((run / "scenario.json").read_text())
+    (run / "scenario.json").write_text(json.dumps(content | {"method": "sequential"}))
+    assert "method 'sequential' has no entry per task" in casam("attack", run).refusal
+
+
+def test_slips_are_refused_before_any_work(casam: Casam, finished: Path, tmp_path: Path) -> None:
+    assert "expected an even number, found 3" in casam("attack", finished, "--shadows", "3").refusal
+    assert "expected the folder" in casam("attack", finished, "--json", tmp_path / "no" / "a.json").refusal
+    assert (
+        "expected one of open, noisy, closed, found 'west'"
+        in casam("attack", finished, "--institution", "west").refusal
+    )
+
+
+def test_a_refuted_epsilon_is_named(finished: Path) -> None:
+    import numpy as np
+
+    from casam_core.membership.statistics import outcome_of
+    from client.membership.inference_attack import Attacked
+
+    claim = open_run(finished, None).claims["noisy"]
+    perfect = outcome_of(np.ones(10_000), np.zeros(10_000), delta=0.01, rng=np.random.default_rng(0))
+    figures = figures_of("layer_loss", Attacked(perfect), claim)
+    assert claim.epsilon is not None
+    assert perfect.epsilon is not None
+    assert figures["claim_holds"] is (perfect.epsilon <= claim.epsilon)
+    weaker = figures_of("layer_loss", Attacked(perfect), type(claim)(claim.policy, 1.0))
+    (line,) = broken_claims({"noisy": {"dental_xray": {"layer_loss": weaker}}})
+    assert line == (
+        f"noisy, dental_xray, layer_loss: epsilon is {perfect.epsilon:.2f} or more (95 %), the claim is 1.00"
+    )

@@ -1,0 +1,78 @@
+"""`casam audit`: exit 0 for a whole log, 1 for a tampered one, one line that says which."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from casam_core.config.scenario import Scenario
+from casam_core.protocol.audit import AuditError
+from scenarios.commands.cli import app
+from scenarios.engines.inprocess import run_inprocess
+from tests.conftest import tiny_table
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASAM_HOME", str(folder / "home"))
+        run_inprocess(Scenario.model_validate(tiny_table()), folder / "run", None)
+    return folder / "run"
+
+
+def site_log(run: Path) -> Path:
+    return run / "institutions" / "north" / "private" / "audit.jsonl"
+
+
+def audit(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+
+
+def test_a_whole_log_is_consistent_and_says_what_cannot_be_checked(run: Path) -> None:
+    result = audit("verify", site_log(run))
+    assert result.exit_code == 0
+    assert "not checkable without --anchor" in result.output
+    result = audit("verify", site_log(run), "--anchor", run / "audit.jsonl")
+    assert (result.exit_code, "not checkable" in result.output) == (0, False)
+
+
+def test_an_edited_log_is_tampered(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(site_log(run).read_text().replace('"stage": 1', '"stage": 7', 1))
+    result = audit("verify", tmp_path / "log")
+    assert result.exit_code == 1
+    assert result.output.startswith("tampered: ")
+    assert "was altered" in result.output
+
+
+def test_a_cut_log_is_found_with_the_servers_heads_only(run: Path, tmp_path: Path) -> None:
+    lines = site_log(run).read_text().splitlines(keepends=True)
+    (tmp_path / "log").write_text("".join(lines[:-1]))
+    assert audit("verify", tmp_path / "log").exit_code == 0
+    result = audit("verify", tmp_path / "log", "--anchor", run / "audit.jsonl")
+    assert result.exit_code == 1
+    assert "the log was cut" in result.output
+
+
+def test_what_is_no_log_is_bad_input(tmp_path: Path) -> None:
+    assert isinstance(audit("verify", tmp_path / "absent").exception, AuditError)
+
+
+def test_show_lists_every_release(run: Path) -> None:
+    output = audit("show", site_log(run)).output
+    for word in ("query.identify", "train.align", "train.router", "evaluate.stage", "polyp", "adapter"):
+        assert word in output
+    rows = [json.loads(line) for line in audit("show", "--json", site_log(run)).output.splitlines()]
+    assert [row["sequence"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_both_sides_of_a_run_agree_and_a_hidden_release_shows(run: Path, tmp_path: Path) -> None:
+    assert audit("compare", site_log(run), run / "audit.jsonl").exit_code == 0
+    lines = site_log(run).read_text().splitlines(keepends=True)
+    (tmp_path / "log").write_text("".join(line for line in lines if "train.router" not in line))
+    result = audit("compare", tmp_path / "log", run / "audit.jsonl")
+    assert result.exit_code == 1
+    assert "arrived and never left: train.router of stage 1" in result.output

@@ -1,0 +1,258 @@
+"""`casam data` as a person types it: tables, every fault, leaks, and pictures that stay private."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from PIL import Image
+
+from client.data.dataset import LoadedSample
+from client.data.preview import overlay_of
+from client.data.survey import Survey, leaks_between
+from scenarios.commands.cli import main
+from scenarios.commands.data_commands import guess_reader
+from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
+from tests.conftest import phantom, tiny_table
+
+RNG = np.random.default_rng(0)
+MASK = np.zeros((6, 8), np.uint8)
+MASK[1:4, 2:5] = 1
+
+Casam = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def casam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Casam:
+    """The command: (status, all it printed with single spaces)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["casam", "data", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, " ".join((out + err).split())
+
+    return call
+
+
+def put(root: Path, name: str, image: np.ndarray, mask: np.ndarray = MASK) -> Path:
+    for folder, values in (("images", image), ("masks", mask)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(root / folder / f"{name}.png")
+    return root
+
+
+def images(root: Path, count: int = 6, prefix: str = "p") -> Path:
+    for number in range(count):
+        put(root, f"{prefix}{number}", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return root
+
+
+def test_a_sound_folder(tmp_path: Path, casam: Casam) -> None:
+    images(tmp_path / "set")
+    put(tmp_path / "set", "q", RNG.integers(0, 9999, (6, 8)).astype(np.uint16))
+    status, text = casam("check", tmp_path / "set", "--group-pattern", "(.*)")
+    assert status == 0
+    for part in ("7, 7 readable", "RGB 8-bit: 6", "gray 16-bit: 1", "8 x 6", "1 to 1, median 1", "0 faults"):
+        assert part in text
+    assert "cannot be seen" not in text
+    assert "7 images name no patient" in casam("check", "set")[1]
+
+
+def test_all_faults_are_printed(tmp_path: Path, casam: Casam) -> None:
+    images(tmp_path / "set")
+    put(tmp_path / "set", "empty", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), MASK * 0)
+    put(tmp_path / "set", "small", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), MASK[:5])
+    (tmp_path / "set" / "images" / "p0.png").write_bytes(b"")
+    status, text = casam("check", "set")
+    assert status == 1
+    assert text.count("FAULT") == 3
+    for part in (
+        "found only background (0)",
+        "found 8 x 5",
+        "cannot be decoded",
+        "3 faults",
+        "8, 5 readable",
+    ):
+        assert part in text
+
+
+def test_a_folder_that_cannot_be_opened_tells_both_sides(tmp_path: Path, casam: Casam) -> None:
+    images(tmp_path / "set")
+    (tmp_path / "set" / "images" / "p0.png").unlink()
+    (tmp_path / "set" / "masks" / "p1.png").unlink()
+    status, text = casam("check", "set")
+    assert status == 1
+    assert "(p1.png) without" in text
+    assert "(p0.png) without" in text
+    assert casam("check", "nowhere")[0] == 1
+
+
+def test_copies_within_a_part_are_told_and_across_parts_are_faults(tmp_path: Path, casam: Casam) -> None:
+    image = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    for name in ("a-1", "a-2"):
+        put(tmp_path / "one-patient", name, image)
+    images(tmp_path / "one-patient")
+    status, text = casam("check", "one-patient", "--group-pattern", r"^(\w+)")
+    assert status == 0
+    assert "1 set (a-1 = a-2) of images with the same pixels within one part" in text
+    for number in range(8):
+        put(tmp_path / "copies", str(number), image)
+    status, text = casam("check", "copies")
+    assert status == 1
+    assert "leakage: expected different images in training, validation and test" in text
+
+
+def test_scenario_checks_every_institution(tmp_path: Path, casam: Casam) -> None:
+    images(tmp_path / "data" / "north")
+    images(tmp_path / "data" / "south", prefix="s")
+    kept = (tmp_path / "data" / "north" / "images").iterdir()
+    for number, file in enumerate(sorted(kept)):
+        # The same six images in another order: some train in the north and are tested in the south.
+        target = tmp_path / "data" / "south" / "images" / f"s{5 - number}.png"
+        target.write_bytes(file.read_bytes())
+    sites: list[dict[str, Any]] = [
+        {"name": "north", "data": {"polyp": {"path": "north"}, "histology": phantom("histology", 4)}},
+        {"name": "south", "data": {"polyp": {"path": "south"}}},
+        {"name": "west", "data": {"polyp": {"path": "missing"}}},
+    ]
+    (tmp_path / "mine.toml").write_text(tomli_w.dumps(tiny_table(institutions=sites)))
+    status, text = casam("check", "--scenario", "mine.toml", "--data-root", "data")
+    assert status == 1
+    assert "north: histology" in text
+    assert "west: polyp: data/missing: expected a folder" in text
+    assert "polyp: leakage: north and south: expected different images in different parts" in text
+    assert "2 faults" in text
+
+
+def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> None:
+    for number in range(4):
+        test_dicom.put(tmp_path / "dicom", f"c{number}", PatientID=f"p{number}", BurnedInAnnotation="YES")
+        test_nifti.put(
+            tmp_path / "nifti", f"v{number}", voxels=RNG.integers(0, 99, test_nifti.SHAPE, np.int16)
+        )
+        pages = RNG.integers(0, 256, (4, 6, 8), dtype=np.uint8)
+        test_tiff_stack.put(tmp_path / "tiff_stack", pages, stem=f"t{number}")
+    test_med_datasets.tiny(tmp_path / "med_datasets")
+    listed = [{"id": i, "file_name": f"{i}.png", "width": 12, "height": 10} for i in range(4)]
+    test_coco.put(
+        tmp_path / "coco", [test_coco.annotation(i, [test_coco.SQUARE], i) for i in range(4)], images=listed
+    )
+    images(tmp_path / "folder")
+    (tmp_path / "folder" / "images" / "p0.png").rename(tmp_path / "folder" / "images" / "p0.tif")
+    for reader in ("dicom", "nifti", "tiff_stack", "med_datasets", "coco", "folder"):
+        assert guess_reader(tmp_path / reader) == reader
+    (tmp_path / "folder" / "images" / "p0.tif").rename(tmp_path / "folder" / "images" / "p0.png")
+    status, text = casam("check", "nifti", "--slice-axis", "0", "--window", "40,400")
+    assert status == 0
+    assert "gray 16-bit: 12" in text
+    status, text = casam("check", "dicom")
+    assert status == 1, "these series are copies of each other"
+    assert "leakage" in text
+    assert "PatientID is filled in 16 of 16 headers" in text
+    assert "BurnedInAnnotation is YES in 16 of 16" in text
+    assert "pixels were not searched" in text
+    assert casam("check", "tiff_stack")[0] == 0
+    status, text = casam("check", "med_datasets", "--pseudo-masks")
+    assert status == 1
+    assert "with the same pixels" in text
+    assert "leakage" in casam("check", "coco", "--annotations", "annotations.json")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "expected DIR or --scenario"),
+        (("set", "--scenario", "quickstart"), "expected DIR or --scenario"),
+        (("set", "--data-root", "."), "expected --data-root with --scenario only"),
+        (("--scenario", "quickstart", "--reader", "nifti"), "expected no option of a reader"),
+        (("--scenario", "none"), "expected a .toml file"),
+        (("set", "--reader", "phantom"), "reader 'phantom' needs the key 'phantom'"),
+        (("set", "--reader", "video"), "reader: input should be"),
+        (("set", "--reader", "nifti", "--window", "40"), "window must be [centre, width]"),
+        (("set", "--reader", "nifti", "--window", "40,0"), "window must be [centre, width]"),
+        (("set", "--reader", "nifti", "--window", "a,b"), "should be a valid number"),
+        (("set", "--window", "40,400"), "window belongs to nifti and dicom, found reader 'folder'"),
+        (("set", "--reader", "coco", "--slice-axis", "1"), "slice_axis belongs to nifti"),
+        (("set", "--reader", "dicom", "--group-pattern", "x"), "group_pattern belongs to"),
+        (("set", "--slice-axis", "7"), "slice_axis: input should be 0, 1 or 2"),
+    ],
+)
+def test_bad_input(casam: Casam, arguments: tuple[str, ...], expected: str) -> None:
+    status, text = casam("check", *arguments)
+    assert status == 2
+    assert expected in text
+
+
+def test_preview_stays_in_the_institutions_own_folder(tmp_path: Path, own_home: Path, casam: Casam) -> None:
+    images(tmp_path / "set")
+    before = {path for path in tmp_path.rglob("*") if own_home not in path.parents}
+    status, text = casam("preview", "set", "--count", "3", "--institution", "north")
+    assert status == 0
+    folder = own_home / "institutions" / "north" / "previews" / "set"
+    assert text.endswith(str(folder))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert sorted(file.name for file in folder.iterdir()) == ["001-p0.png", "002-p2.png", "003-p5.png"]
+    assert {path for path in tmp_path.rglob("*") if own_home not in path.parents} == before
+    drawn = np.asarray(Image.open(folder / "001-p0.png"))
+    original = np.asarray(Image.open(tmp_path / "set" / "images" / "p0.png"))
+    assert (drawn != original).any(axis=-1).sum() == 8, "the border of three by three pixels"
+    np.testing.assert_array_equal(drawn[MASK == 0], original[MASK == 0])
+    assert casam("preview", "set", "--institution", "north")[0] == 0, "a second call draws again"
+
+
+def test_preview_elsewhere_only_on_demand_and_private(tmp_path: Path, casam: Casam) -> None:
+    images(tmp_path / "set")
+    assert casam("preview", "set", "--out", "pictures")[0] == 0
+    assert stat.S_IMODE((tmp_path / "pictures").stat().st_mode) == 0o700
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "open").chmod(0o755)
+    status, text = casam("preview", "set", "--out", "open")
+    assert status == 2
+    assert "mode 0700), found 0755" in text
+    assert not list((tmp_path / "open").iterdir())
+    (tmp_path / "file").touch()
+    assert "expected a folder for pictures" in casam("preview", "set", "--out", "file")[1]
+    assert "expected letters, digits" in casam("preview", "set", "--institution", "../x")[1]
+    assert casam("preview", "nowhere")[0] == 2
+
+
+def test_outlines_of_large_images_are_wider() -> None:
+    labels = np.zeros((2000, 1600), np.int32)
+    labels[400:900, 400:900] = 1
+    image = np.zeros((2000, 1600, 3), np.uint8)
+    drawn = overlay_of(LoadedSample(image, labels)).any(axis=-1)
+    assert drawn[400:404, 600].all()
+    assert not drawn[404, 600]
+    assert not drawn[labels == 0].any()
+
+
+def test_no_leak_without_shared_pixels() -> None:
+    assert leaks_between({}) == []
+    unsplit, split = Survey(), Survey()
+    unsplit.hashes["same"].append(("", "a"))
+    split.hashes["same"].append(("test", "b"))
+    assert leaks_between({"north": unsplit, "south": split}) == [], "nothing is known without a split"
+    unsplit.hashes["same"] = [("train", "a")]
+    assert "a = b" in leaks_between({"north": unsplit, "south": split})[0]
+
+
+def test_a_table_of_json_is_no_dataset(tmp_path: Path, casam: Casam) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps([1]))
+    status, text = casam("check", "set")
+    assert status == 1
+    assert "fault at the top" in text

@@ -1,0 +1,69 @@
+"""What the deployment commands refuse before anything starts, and the small ones."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import tomli_w
+
+from casam_core.protocol.fingerprint import ROOT
+from scenarios.deploy.bundle import build_bundle, bundle_hash
+from scenarios.engines.flower import stage_app
+from tests.casam_command import Casam
+from tests.conftest import tiny_table
+
+
+def test_a_key_is_made_once_and_stays_closed(tmp_path: Path, casam: Casam) -> None:
+    key = tmp_path / "node.key"
+    assert casam("deploy", "key", "--out", key).status == 0
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert b"PRIVATE" in key.read_bytes()
+    assert (tmp_path / "node.key.pub").read_bytes().startswith(b"ecdsa-sha2-nistp384")
+    before = key.read_bytes()
+    assert "a key is never overwritten" in casam("deploy", "key", "--out", key).refusal
+    assert key.read_bytes() == before
+
+
+def test_provision_then_check(tmp_path: Path, casam: Casam) -> None:
+    folders = ["--out", tmp_path / "kit", "--home", tmp_path, "--data", tmp_path]
+    made = casam("provision", "--institutions", "north", *folders)
+    assert made.status == 0, made.err
+    node = tmp_path / "kit" / "institutions" / "north" / "node.toml"
+    ready = casam("node", "--check", node)
+    assert ready.out.startswith("ready: north to localhost:9092, bundle ")
+    node.write_text(node.read_text().replace('bundle = "', 'bundle = "sha256:'))
+    assert "bundle: string should match pattern" in casam("node", "--check", node).refusal
+
+
+def test_the_bundles_hash_is_of_the_files_and_of_nothing_else(tmp_path: Path) -> None:
+    one, other = stage_app(ROOT, tmp_path / "one"), stage_app(ROOT, tmp_path / "other")
+    assert build_bundle(one) == build_bundle(other), "the folder's place and the files' times do not count"
+    with (other / "client" / "policy.py").open("a") as code:
+        code.write("# one comment\n")
+    assert bundle_hash(build_bundle(one)) != bundle_hash(build_bundle(other))
+
+
+def test_a_bundle_is_written_for_reading(tmp_path: Path, casam: Casam) -> None:
+    built = casam("bundle", "build", "--out", tmp_path / "casam.fab")
+    bundle = (tmp_path / "casam.fab").read_bytes()
+    assert built.out.strip() == casam("bundle", "hash").out.strip() == bundle_hash(bundle)
+    with zipfile.ZipFile(tmp_path / "casam.fab") as packed:
+        assert {"client/release/guard.py", "server/stream.py", "pyproject.toml"} <= set(packed.namelist())
+
+
+def test_a_deployment_whose_data_a_site_would_not_open_never_starts(tmp_path: Path, casam: Casam) -> None:
+    table = tiny_table()
+    table["institutions"][0]["data"] = {"polyp": {"path": "../elsewhere"}}
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
+    scenario, out = str(tmp_path / "tiny.toml"), str(tmp_path / "run")
+    nowhere = casam("deploy", "local", scenario, "--out", out)
+    assert "this node has no data-root" in nowhere.refusal
+    outside = casam("deploy", "local", scenario, "--out", out, "--data-root", tmp_path)
+    assert "expected a path below this site's data-root" in outside.refusal
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_superlink_without_its_authority_is_not_asked(tmp_path: Path, casam: Casam) -> None:
+    answer = casam("deploy", "nodes", "--superlink", "localhost:1", "--authority", tmp_path / "ca.crt")
+    assert "no certificate at" in answer.refusal

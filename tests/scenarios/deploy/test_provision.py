@@ -1,0 +1,199 @@
+"""The kit for real machines: whole, closed to others, and enough to start with."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from packaging.utils import canonicalize_name
+
+from casam_core.config.policy import Policy
+from casam_core.config.toml import read_policy
+from casam_core.errors import DeploymentError
+from client.node.node_file import check_node, read_node_file
+from scenarios.deploy import provision as kits
+from scenarios.deploy.bundle import build_bundle, bundle_hash
+from scenarios.deploy.certificates import new_authority
+from scenarios.deploy.policy_template import policy_template
+from scenarios.deploy.provision import LOCK, Consortium, parse_names, provision
+from scenarios.deploy.sbom import bill_of_materials, locked_packages
+
+CONSORTIUM = Consortium(("north", "south"), "fl.example.org:9092", ("10.0.0.7",))
+
+
+def quiet(line: str) -> None:
+    """Nobody reads along."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A consortium of two."""
+    folder = tmp_path_factory.mktemp("consortium")
+    provision(CONSORTIUM, folder, quiet, home=str(folder / "home"), data=str(folder))
+    return folder
+
+
+def believed(certificate: Path, authority: Path, name: str) -> bool:
+    """Whether a node that trusts `authority` believes a server that calls itself `name`."""
+    store = Store([x509.load_pem_x509_certificate(authority.read_bytes())])
+    try:
+        subject: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        subject = x509.DNSName(name)
+    verifier = PolicyBuilder().store(store).build_server_verifier(subject)  # type: ignore[arg-type]
+    try:
+        verifier.verify(x509.load_pem_x509_certificate(certificate.read_bytes()), [])
+    except VerificationError:
+        return False
+    return True
+
+
+def test_a_kit_is_enough_to_start_with(made: Path) -> None:
+    node = read_node_file(made / "institutions" / "north" / "node.toml")
+    check_node(node)
+    assert (node.institution, node.superlink) == ("north", "fl.example.org:9092")
+    assert node.bundle == bundle_hash((made / "institutions" / "north" / "casam.fab").read_bytes())
+    assert node.bundle == bundle_hash(build_bundle())
+
+
+def test_private_keys_are_closed_and_lie_in_one_place_each(made: Path) -> None:
+    private = {p for p in made.rglob("*") if p.is_file() and b"PRIVATE KEY" in p.read_bytes()}
+    expected = ["operator/ca.key", "operator/server.key"]
+    expected += [f"institutions/{name}/node.key" for name in CONSORTIUM.institutions]
+    assert {str(p.relative_to(made)) for p in private} == set(expected)
+    assert all(p.stat().st_mode & 0o777 == 0o600 for p in private)
+    for folder in (made / "operator", *(made / "institutions").iterdir()):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    for name in CONSORTIUM.institutions:
+        public = (made / "institutions" / name / "node.pub").read_bytes()
+        assert public.startswith(b"ecdsa-sha2-nistp384 ")
+        assert (made / "operator" / "nodes" / f"{name}.pub").read_bytes() == public
+
+
+@pytest.mark.parametrize("name", ["fl.example.org", "10.0.0.7", "localhost", "127.0.0.1"])
+def test_the_server_is_believed_under_its_names(made: Path, name: str) -> None:
+    assert believed(made / "operator" / "server.crt", made / "institutions" / "north" / "ca.crt", name)
+
+
+def test_the_server_is_not_believed_under_another_name_or_by_another_authority(
+    made: Path, tmp_path: Path
+) -> None:
+    server = made / "operator" / "server.crt"
+    assert not believed(server, made / "operator" / "ca.crt", "elsewhere.example.org")
+    kits.write_authority(new_authority(), tmp_path)
+    assert not believed(server, tmp_path / "ca.crt", "fl.example.org")
+
+
+def test_checksums_cover_every_other_file_of_a_kit(made: Path) -> None:
+    kit = made / "institutions" / "south"
+    sums = dict(line.split("  ")[::-1] for line in (kit / "SHA256SUMS").read_text().splitlines())
+    assert set(sums) | {"SHA256SUMS"} == {path.name for path in kit.iterdir()}
+    for name, digest in sums.items():
+        assert hashlib.sha256((kit / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_policy_template_is_the_default_policy_with_and_without_its_comments(tmp_path: Path) -> None:
+    text = policy_template("north")
+    (tmp_path / "policy.toml").write_text(text)
+    assert read_policy(tmp_path / "policy.toml") == Policy()
+    keys = re.findall(r"^# ([a-z_.]+ = .*)$", text, re.MULTILINE)
+    values = "\n".join(key for key in keys if not key.endswith("= ..."))
+    assert Policy.model_validate(tomllib.loads(values)) == Policy()
+    named = {key.split(" =")[0] for key in keys}
+    assert {"adapter.share", "router.noise", "metrics", "budget.epsilon", "max_bytes", "on_leave"} <= named
+
+
+def test_more_institutions_leave_the_others_as_they_are(tmp_path: Path) -> None:
+    provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    said: list[str] = []
+    provision(Consortium(("north", "east"), "fl:9092"), tmp_path, said.append)
+    assert {p: p.read_bytes() for p in before} == before
+    assert any(line.startswith("north: kept") for line in said)
+    assert (tmp_path / "operator" / "nodes" / "east.pub").is_file()
+
+
+def test_a_renewed_server_is_believed_by_the_kits_that_are_out_there(tmp_path: Path) -> None:
+    provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
+    server, authority = tmp_path / "operator" / "server.crt", tmp_path / "institutions" / "north" / "ca.crt"
+    before = server.read_bytes()
+    provision(Consortium(("north",), "fl-new:9092"), tmp_path, quiet, renew_server=True)
+    assert server.read_bytes() != before
+    assert believed(server, authority, "fl-new")
+
+
+def test_a_kit_for_other_code_needs_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
+    monkeypatch.setattr(kits, "build_bundle", lambda: b"a later version")
+    with pytest.raises(DeploymentError, match="made for another bundle"):
+        provision(Consortium(("east",), "fl:9092"), tmp_path, quiet)
+    assert not (tmp_path / "institutions" / "east").exists()
+
+
+@pytest.mark.parametrize(
+    ("consortium", "words"),
+    [
+        (Consortium(("../north",), "fl:9092"), "expected lower case letters"),
+        (Consortium(("north",), "fl"), "server: expected HOST:PORT"),
+    ],
+)
+def test_bad_input_writes_nothing(tmp_path: Path, consortium: Consortium, words: str) -> None:
+    with pytest.raises(DeploymentError, match=words):
+        provision(consortium, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", " , ", "a,a"])
+def test_names_are_given_once_each(text: str) -> None:
+    with pytest.raises(DeploymentError, match="separated by commas, each once"):
+        parse_names(text)
+    assert parse_names("a, b") == ("a", "b")
+
+
+def test_the_bill_of_materials_names_every_package_with_hash_and_the_weights_with_licence() -> None:
+    bill = json.loads(bill_of_materials(LOCK.read_text(), "1.2.3"))
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    components = {component["name"]: component for component in bill["components"]}
+    pins = dict(
+        line.split("==")
+        for line in (LOCK.parent / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    by_name = {canonicalize_name(name): version for name, version in pins.items()}
+    for package in locked_packages(LOCK.read_text()):
+        assert components[package.name]["version"] == by_name[canonicalize_name(package.name)]
+        assert components[package.name]["hashes"]
+    (weights,) = [c for c in bill["components"] if c["type"] == "machine-learning-model"]
+    assert weights["hashes"][0]["content"].startswith("79d8c9dca6db")
+    assert weights["licenses"] == [{"license": {"acknowledgement": "declared", "id": "Apache-2.0"}}]
+    without = {c["name"] for c in bill["components"] if "licenses" not in c}
+    assert without <= {"cuda-toolkit", "segment-anything"}, "these declare none in their metadata"
+
+
+def test_the_lock_holds_every_dependency() -> None:
+    project = tomllib.loads((LOCK.parent / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["medical"]]
+    names = {canonicalize_name(re.split(r"[\[<>=!~; ]", text)[0]) for text in wanted}
+    locked = {canonicalize_name(package.name) for package in locked_packages(LOCK.read_text())}
+    assert names <= locked, "run `make lock`"
+
+
+def test_a_kits_container_is_as_confined_as_the_demos(made: Path) -> None:
+    (node,) = yaml.safe_load((made / "institutions" / "north" / "compose.yml").read_text())[
+        "services"
+    ].values()
+    assert node["command"] == ["casam", "node", "/site/node.toml"]
+    assert (node["read_only"], node["cap_drop"], node["user"]) == (True, ["ALL"], "10001:10001")
+    assert ".:/site:ro" in node["volumes"]
+    assert any(volume.endswith(":/data:ro") for volume in node["volumes"])
+    assert "ports" not in node

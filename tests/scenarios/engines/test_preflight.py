@@ -1,0 +1,47 @@
+"""What a run will cost is said before it starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from casam_core.config.scenario import Scenario
+from casam_core.model.training import planned_steps
+from scenarios.engines.inprocess import InProcessGrid, run_inprocess
+from scenarios.engines.preflight import preflight
+from tests.conftest import tiny_table
+
+
+@pytest.mark.parametrize("method", ["casam", "sequential", "fedavg", "joint", "frozen"])
+def test_the_cost_that_is_announced_is_the_cost(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps and exchanges exactly, since nobody fails here."""
+    kinds: list[set[str]] = []
+    push = InProcessGrid.push_messages
+
+    def counted(self: InProcessGrid, messages: object) -> object:
+        sent = list(messages)  # type: ignore[call-overload]
+        kinds.append({message.metadata.message_type for message in sent})
+        return push(self, sent)
+
+    monkeypatch.setattr(InProcessGrid, "push_messages", counted)
+    training = {"epochs": 2, "batch_images": 4, "rounds": 2}
+    scenario = Scenario.model_validate(tiny_table(method=method, training=training))
+    cost = preflight(scenario, None)
+    run_inprocess(scenario, tmp_path / "run", None)
+    assert cost.exchanges == sum(bool(kind) for kind in kinds)
+
+    # Every phantom dataset here has 7 training images.
+    sevens = {
+        "casam": [7, 7, 7],
+        "sequential": [7, 7, 7],
+        "fedavg": [7, 7, 7, 7, 7],  # all three; then without the one whose task is past
+        "joint": [7, 21],
+        "frozen": [],
+    }[method]
+    assert cost.steps == sum(2 * planned_steps(images, scenario.training) for images in sevens)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert sum(event.get("images", 0) for event in events) == 2 * sum(sevens)

@@ -1,0 +1,5 @@
+"""The `casam` command for tests of the tooling."""
+
+from tests.casam_command import casam
+
+__all__ = ["casam"]

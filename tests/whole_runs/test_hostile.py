@@ -1,0 +1,146 @@
+"""A hostile institution among honest ones, in whole runs: what it sends does not count, or is held back.
+
+The weights of the tiny backbone are random, so no score says how much a wrong layer harms: that stands in
+docs/reliability.md, measured with the real one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casam_core.bank.bank import Bank
+from casam_core.config.scenario import Scenario
+from client.simulation.adversaries import ATTACKS
+from scenarios.engines.inprocess import run_inprocess
+from tests.casam_command import Casam
+from tests.conftest import phantom, tiny_table
+from tests.runs import events
+
+HONEST = ("polyp", "histology")
+
+
+def stream_with_a_stranger(attack: str | None, **changes: Any) -> Scenario:
+    """Two honest institutions, then `west`, each with a task of its own."""
+    sites = [
+        {"name": "north", "data": {"polyp": phantom("polyp", 24)}},
+        {"name": "south", "data": {"histology": phantom("histology", 24)}},
+        {"name": "west", "data": {"cardiac_mr": phantom("cardiac_mr", 24)}, "faults": {"attack": attack}},
+    ]
+    table = tiny_table(stream=[*HONEST, "cardiac_mr"], institutions=sites, admission={"megabytes": 2})
+    return Scenario.model_validate(table | changes)
+
+
+def run(scenario: Scenario, folder: Path) -> dict[str, Any]:
+    run_inprocess(scenario, folder, None)
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def test_a_router_that_claims_others_images_is_held_back_until_it_is_admitted(
+    tmp_path: Path, casam: Casam
+) -> None:
+    summary = run(stream_with_a_stranger("hijack"), tmp_path / "run")
+    (held,) = summary["quarantine"]
+    assert held["task"] == "cardiac_mr"
+    assert held["reasons"] == ["it claims images of other tasks, north says"]
+    assert summary["canary"]["cardiac_mr"] == {"north": True, "south": False, "west": None}
+    # Everybody was asked anew without it: nobody's images go to it.
+    assert summary["routing"]["confusion"]["polyp"] == {"polyp": 6}
+    assert summary["holders"]["cardiac_mr"] == []
+    bank = tmp_path / "run" / "bank"
+    assert Bank.open(bank).tasks == HONEST
+    assert "cardiac_mr" in casam("bank", "admit", "run").out
+    assert Bank.open(bank).tasks == HONEST
+    assert casam("bank", "admit", "run", "cardiac_mr").status == 0
+    assert Bank.open(bank).tasks == (*HONEST, "cardiac_mr")
+    assert [event["task"] for event in events(tmp_path / "run", "admitted")] == ["cardiac_mr"]
+    assert casam("bank", "verify", bank).status == 0
+    assert "holds no entry of task 'knee'" in casam("bank", "admit", "run", "knee").refusal
+
+
+def test_an_entry_that_is_taken_back_has_no_other_sent_again(tmp_path: Path) -> None:
+    scenario = stream_with_a_stranger("hijack", stream=["polyp", "cardiac_mr", "histology"])
+    summary = run(scenario, tmp_path / "run")
+    assert [held["task"] for held in summary["quarantine"]] == ["cardiac_mr"]
+    assert Bank.open(tmp_path / "run" / "bank").tasks == ("polyp", "histology")
+    assert Bank.open(tmp_path / "run" / "institutions" / "north" / "private" / "bank").tasks == HONEST
+    sent = [path.stat().st_size for path in (tmp_path / "run").glob("[bq]*/entries/*.entry")]
+    assert len(sent) == 3
+    messages = 2000  # north gets seven of them beside the entries
+    assert sum(sent) < summary["bytes"]["down"]["north"] < sum(sent) + 7 * messages
+
+
+def test_a_canary_that_may_not_sing_leaves_the_entry_unchecked(tmp_path: Path) -> None:
+    scenario = stream_with_a_stranger("hijack")
+    sites = [
+        site.model_copy(update={"policy": site.policy.model_copy(update={"canaries": 0})})
+        for site in scenario.institutions
+    ]
+    summary = run(scenario.model_copy(update={"institutions": sites}), tmp_path / "run")
+    assert summary["quarantine"] == []
+    assert set(summary["canary"]["cardiac_mr"].values()) == {None}
+    assert "cardiac_mr" in summary["routing"]["confusion"]["polyp"]  # what the canary would have told
+
+
+def test_an_entry_cannot_be_admitted_before_the_run_has_ended(tmp_path: Path, casam: Casam) -> None:
+    (tmp_path / "run").mkdir()
+    assert "expected the folder of a finished run" in casam("bank", "admit", "run", "polyp").refusal
+
+
+def test_a_boosted_layer_does_not_outweigh_two_honest_holders(tmp_path: Path) -> None:
+    sites = [{"name": name, "data": {"polyp": phantom("polyp", 16)}} for name in ("north", "south", "west")]
+    honest = Scenario.model_validate(tiny_table(stream=["polyp"], institutions=sites))
+    sites[2]["faults"] = {"attack": "boosted"}
+    attacked = Scenario.model_validate(tiny_table(stream=["polyp"], institutions=sites))
+    assert run(honest, tmp_path / "honest")["holders"]["polyp"] == ["north", "south", "west"]
+    summary = run(attacked, tmp_path / "attacked")
+    assert summary["holders"]["polyp"] == ["north", "south"]
+    (rejected,) = events(tmp_path / "attacked", "rejected")
+    assert rejected["institution"] == "west"
+    assert "times as far as its peers" in rejected["reason"]
+
+
+OUTCOMES = {
+    "nan": ("train.align", "rejected"),
+    "infinite": ("train.align", "rejected"),
+    "wrong-shape": ("train.align", "rejected"),
+    "wrong-dtype": ("train.align", "rejected"),
+    "boosted": ("train.align", "rejected"),
+    "many-images": ("train.align", "rejected"),
+    "oversized": ("train.align", "rejected"),
+    "garbage": ("train.align", "rejected"),
+    "infinite-threshold": ("train.router", "rejected"),
+    "impossible-metrics": ("evaluate.stage", "rejected"),
+    "copied-router": ("entry", "quarantined"),
+    "hijack": ("entry", "quarantined"),
+    "wide-threshold": ("", "accepted"),
+    "scaled": ("", "accepted"),
+    "sign-flipped": ("", "accepted"),
+    "random": ("", "accepted"),
+    "flattering-metrics": ("", "accepted"),
+}
+"""By attack: where it ends. What is accepted harms the attacker's own task alone, its own figures, or
+unknown images."""
+
+
+def test_every_attack_has_its_outcome() -> None:
+    assert OUTCOMES.keys() == ATTACKS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", OUTCOMES)
+def test_an_attack_ends_where_the_table_says_and_harms_nobody_else(tmp_path: Path, attack: str) -> None:
+    honest = run(stream_with_a_stranger(None), tmp_path / "honest")
+    summary = run(stream_with_a_stranger(attack), tmp_path / "run")
+    where, outcome = OUTCOMES[attack]
+    assert (where in summary["privacy"]["west"]["rejections"]) == (outcome == "rejected")
+    assert bool(summary["quarantine"]) == (outcome == "quarantined")
+    for task in HONEST:
+        assert summary["routing"]["confusion"][task] == honest["routing"]["confusion"][task]
+        assert summary["holders"][task] == honest["holders"][task]
+    learned = summary["matrix"]["iou"][-1][:2], honest["matrix"]["iou"][-1][:2]
+    assert learned[0] == learned[1]

@@ -1,0 +1,225 @@
+"""An interrupted run, resumed, ends as one that nobody interrupted."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+import server.stage
+import server.stream
+from casam_core.bank.bank import Bank
+from casam_core.config.scenario import Scenario
+from casam_core.errors import RunError, ScenarioError
+from client.release.ledger import Ledger
+from scenarios.commands.cli import app
+from scenarios.engines.inprocess import run_inprocess
+from tests.conftest import tiny_table
+from tests.runs import lines_in, result
+
+PRIVATE = {
+    "adapter": {"noise": "dp"},
+    "router": {"noise": "dp"},
+    "metrics": "noisy",
+    "budget": {"epsilon": 8.0, "epsilon_metrics": 8.0, "delta": 0.01},
+}
+LEAVES = {"leaves_at": 2, "on_leave": "unlearn"}
+
+
+class PowerCutError(BaseException):
+    """Nothing that the product catches."""
+
+
+def table(policies: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    content = tiny_table(**changes)
+    for site in content["institutions"]:
+        site["policy"] = (policies or {}).get(site["name"], {})
+    return content
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int, *, after: bool) -> None:
+    """The power goes at the n-th call of a function, before or after it did its work."""
+    whole: Callable[..., Any] = getattr(module, name)
+    calls = 0
+
+    def cutting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at and not after:
+            raise PowerCutError
+        result = whole(*args, **kwargs)
+        if calls == at:
+            raise PowerCutError
+        return result
+
+    monkeypatch.setattr(module, name, cutting)
+
+
+def run_until_cut(scenario: Scenario, folder: Path, module: Any, name: str, at: int, *, after: bool) -> None:
+    """A run that the power cut ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        cut(patch, module, name, at, after=after)
+        with pytest.raises(PowerCutError):
+            run_inprocess(scenario, folder, None)
+
+
+CUTS = {
+    "before anything was measured": ("stream", "keep", 1, False),
+    "after the zero-shot measure": ("stream", "keep", 1, True),
+    "in the middle of the first stage": ("stage", "learn_router", 1, False),
+    "with an entry in the bank and no stage behind it": ("stream", "keep", 2, False),
+    "between two stages": ("stream", "keep", 2, True),
+    "before the last figures were written": ("stream", "write_results", 1, False),
+}
+
+
+@pytest.mark.parametrize(("where", "name", "at", "after"), CUTS.values(), ids=list(CUTS))
+@pytest.mark.parametrize(
+    "changes",
+    [{"policies": {"west": PRIVATE}}, {"method": "sequential"}],
+    ids=["private", "one layer for all"],
+)
+def test_wherever_the_power_goes_the_end_is_the_same(
+    tmp_path: Path, where: str, name: str, at: int, after: bool, changes: dict[str, Any]
+) -> None:
+    if changes.get("method") == "sequential" and name == "learn_router":
+        name = "learn_layer"
+    scenario = Scenario.model_validate(table(**changes, privacy={"steps": 2}))
+    run_until_cut(scenario, tmp_path / "cut", getattr(server, where), name, at, after=after)
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
+    run_inprocess(scenario, tmp_path / "whole", None)
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+    events = [json.loads(line) for line in (tmp_path / "cut" / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "end"
+    assert sum(event["event"] == "start" for event in events) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "after"), [("learn_router", False), ("run_stage", False), ("write_receipt", True)]
+)
+def test_an_unlearning_that_was_cut_is_finished(
+    tmp_path: Path, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = Scenario.model_validate(
+        table({"south": LEAVES, "west": {"keep_samples": True}}, stream=["histology", "polyp"])
+    )
+    at = 2 if name != "write_receipt" else 1
+    module = server.stage if name == "learn_router" else server.stream
+    run_until_cut(scenario, tmp_path / "cut", module, name, at, after=after)
+    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
+    run_inprocess(scenario, tmp_path / "whole", None)
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+    facts = [
+        json.loads((tmp_path / run / "summary.json").read_text())["unlearned"] for run in ("cut", "whole")
+    ]
+    assert facts[0] == facts[1]
+    assert (tmp_path / "cut" / "receipts" / "south-stage-2.json").exists()
+
+
+def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
+    """What was released before the cut is sent again from its file."""
+    scenario = Scenario.model_validate(table({"west": PRIVATE}, privacy={"steps": 2}))
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 3, after=False)
+    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
+    run_inprocess(scenario, tmp_path / "whole", None)
+    spends = [
+        [
+            (s.kind, s.task, s.split, s.noise_multiplier)
+            for s in Ledger(tmp_path / run / "institutions" / "west" / "private" / "ledger.jsonl").spends()
+        ]
+        for run in ("cut", "whole")
+    ]
+    assert spends[0] == spends[1]
+
+
+def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> None:
+    """north's test images stay part of what a mean over everybody would need: null, and not fewer images."""
+    content = table(stream=["polyp", "histology", "cardiac_mr"], participation={"missing": "skip"})
+    content["institutions"][0]["faults"] = {"gone_at": 2}
+    scenario = Scenario.model_validate(content | {"deadlines": {"connect": 1.0, "retries": 0}})
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 3, after=True)
+    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
+    run_inprocess(scenario, tmp_path / "whole", None)
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+    assert result(tmp_path / "cut")["matrix"]["iou"][-1][0] is None
+
+
+def test_an_entry_that_was_lost_meanwhile_is_not_made_up(tmp_path: Path) -> None:
+    scenario = Scenario.model_validate(table())
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 2, after=True)
+    Bank.open(tmp_path / "cut" / "bank").remove("polyp")
+    with pytest.raises(RunError, match="the entry of polyp is gone since the run stopped"):
+        run_inprocess(scenario, tmp_path / "cut", None, resume=True)
+
+
+# --- The command ---------------------------------------------------------------------------------------
+
+
+def test_resume_takes_a_run_folder_and_nothing_else(tmp_path: Path) -> None:
+    for arguments in (["quickstart", "--resume", str(tmp_path)], []):
+        found = CliRunner().invoke(app, ["run", *arguments]).exception
+        assert isinstance(found, ScenarioError)
+
+
+def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["run", "--resume", str(tmp_path)]).exception
+    assert isinstance(found, RunError)
+    assert "expected the folder of a run that `casam run` began" in str(found)
+
+
+def casam(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).parent / "casam"), "run", *arguments]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """kill -9 of server and institutions together, at random moments of a seeded choice.
+
+    The long profile: pytest --kills 25.
+    """
+    kills, draw = int(request.config.getoption("--kills")), random.Random(20)
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table({"west": PRIVATE}, privacy={"steps": 2})))
+    whole = casam("tiny.toml", "--engine", "inprocess", "--out", "whole", cwd=tmp_path)
+    assert whole.wait(timeout=600) == 0
+    total = lines_in(tmp_path / "whole")
+    survived, folder, number = 0, tmp_path / "cut-0", 0
+    while survived < kills:
+        first = not (folder / "scenario.json").exists()
+        start = (
+            ["tiny.toml", "--engine", "inprocess", "--out", folder.name]
+            if first
+            else ["--resume", folder.name]
+        )
+        begun = lines_in(folder)
+        moment = begun + draw.randrange(1, max(2, total - min(begun, total - 2)))
+        process = casam(*start, cwd=tmp_path)
+        while process.poll() is None and lines_in(folder) < moment:
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.05)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            survived += 1
+        process.wait()
+        if (folder / "summary.json").exists():  # it got through; the next kills hit a new run
+            assert result(folder) == result(tmp_path / "whole")
+            number += 1
+            folder = tmp_path / f"cut-{number}"
+    if (folder / "scenario.json").exists() and not (folder / "summary.json").exists():
+        last = casam("--resume", folder.name, cwd=tmp_path)
+        assert last.wait(timeout=600) == 0
+        assert result(folder) == result(tmp_path / "whole")
+    print(f"{survived} kills over {number + 1} runs")
