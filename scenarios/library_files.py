@@ -1,21 +1,16 @@
-"""The scenarios and studies that come with the product, and finding one by name or path."""
+"""Scenarios and studies, found by a name of the library or by a path."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from casam_core.config.library import LIBRARY, names_in
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.errors import CasamError, ScenarioError
 
-LIBRARY = Path(__file__).parent / "library"
 STUDIES = Path(__file__).parent / "studies"
-
-
-def library_names() -> list[str]:
-    """Names of the library's scenarios, sorted."""
-    return names_in(LIBRARY)
 
 
 def study_names() -> list[str]:
@@ -23,17 +18,18 @@ def study_names() -> list[str]:
     return names_in(STUDIES)
 
 
-def names_in(folder: Path) -> list[str]:
-    """What lies in a folder of the library."""
-    return sorted(path.stem for path in folder.glob("*.toml"))
-
-
 def find(
     name_or_path: str, folder: Path, what: str, refuse: type[CasamError], beside: Path | None = None
 ) -> Path:
-    """The file of a name of the library, or a path to one. beside: folder that relative paths start from.
+    """The TOML file that a name of `folder` or a path stands for.
 
-    Raises `refuse` with the names there are.
+    Args:
+        name_or_path: a name of `folder`, else a path.
+        what: the kind of file, for the error.
+        beside: folder that relative paths start from; by default the working directory.
+
+    Raises:
+        refuse: for anything else, with the names there are.
     """
     if name_or_path in names_in(folder):
         return folder / f"{name_or_path}.toml"

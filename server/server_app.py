@@ -9,16 +9,14 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from casam_core.config.library import LIBRARY, library_names
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.errors import RunError, ScenarioError
-from casam_core.protocol.fingerprint import ROOT
 from server.run.run_folder import RunFolder
 from server.stream import run_stream
 
 app = ServerApp()
-
-LIBRARY = ROOT / "scenarios" / "library"
 
 
 @app.main()
@@ -34,14 +32,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def scenario_of(setting: str) -> Scenario:
-    """A resolved scenario's JSON, or the name of a scenario of the library."""
+    """A resolved scenario from its JSON, or one of the library by its name. Raises ScenarioError."""
     if setting.startswith("{"):
         return Scenario.model_validate_json(setting)
-    path = LIBRARY / f"{setting}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in LIBRARY.glob("*.toml")))
-        raise ScenarioError(f"scenario: expected a name of the library ({known}), found {setting!r}")
-    return read_scenario(path)
+    if setting not in (known := library_names()):
+        raise ScenarioError(
+            f"scenario: expected a name of the library ({', '.join(known)}), found {setting!r}"
+        )
+    return read_scenario(LIBRARY / f"{setting}.toml")
 
 
 def open_folder(settings: Mapping[str, str | int | float | bool], scenario: Scenario) -> RunFolder:

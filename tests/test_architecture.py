@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from casam_core.protocol.fingerprint import ROOT, TRUSTED
+
+TRUSTED_LINES = 20_000
+"""Lines of Python in the bundle: what an auditor reads before a site pins it. Lower it when code goes."""
 
 # Spelled in two parts, so that this file passes its own test.
 REGISTRIES = [
@@ -94,17 +97,35 @@ def test_every_package_says_that_it_is_typed(project: dict[str, Any]) -> None:
     assert [name for name in packages if not (ROOT / name / "py.typed").exists()] == []
 
 
-def test_the_bundle_holds_the_code_and_the_scenarios() -> None:
+def test_the_bundle_and_the_fingerprint_hold_the_same_trusted_folders(project: dict[str, Any]) -> None:
+    assert project["tool"]["flwr"]["app"]["fab-include"] == [f"{folder}/**" for folder in TRUSTED]
+
+
+@pytest.fixture(scope="module")
+def packed() -> dict[str, bytes]:
+    """Content of the Flower bundle by path."""
     from flwr.cli.build import build_fab_from_files
 
     files = {p.relative_to(ROOT).as_posix(): p for p in tracked_files() if not p.is_symlink()}
     bundle, _ = build_fab_from_files(files)
-    packed = set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
     assert len(bundle) < 5 * 1024**2, "Flower refuses more than 10 MiB"
-    rooms = ("server/", "client/", "casam_core/", "scenarios/")
-    code = {name for name in files if name.startswith(rooms) and name.endswith((".py", ".toml"))}
-    assert code <= packed, "Flower drops files silently, for instance test_*.py"
-    assert not {name for name in packed if name.startswith(("tests/", "docs/"))}
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_bundle_holds_trusted_code_and_the_library_and_nothing_else(packed: dict[str, bytes]) -> None:
+    folders = tuple(f"{folder}/" for folder in TRUSTED)
+    names = [path.relative_to(ROOT).as_posix() for path in tracked_files()]
+    code = {name for name in names if name.startswith(folders) and name.endswith((".py", ".toml"))}
+    assert code <= packed.keys(), "Flower drops files silently, for instance test_*.py"
+    beside = {name for name in packed if not name.startswith((*folders, ".info/"))}
+    assert beside <= {"pyproject.toml", "LICENSE"}
+    assert {name for name in packed if name.startswith("scenarios/") and not name.endswith(".toml")} == set()
+
+
+def test_what_a_site_must_read_is_small(packed: dict[str, bytes]) -> None:
+    lines = sum(content.count(b"\n") for name, content in packed.items() if name.endswith(".py"))
+    assert lines <= TRUSTED_LINES
 
 
 def test_no_other_distribution_brings_a_package_of_our_names(project: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Which code is running: a hash over the product's own sources.
+"""Which code is running: a hash over the trusted code, which is what the Flower bundle holds.
 
-A stale local SuperLink can make Flower's workers import another checkout; comparing fingerprints at
-identify turns that silent mix-up into an error.
+A stale local SuperLink can make Flower's workers import another checkout. The server compares fingerprints at
+identify, so that a silent mix-up becomes an error.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("casam_core", "client", "server", "scenarios")
+
+TRUSTED = ("casam_core", "client", "server", "scenarios/library")
+"""Folders that a site pins and an auditor reads. `fab-include` in pyproject.toml names the same ones."""
 
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """16 hex digits over every .py and .toml file of the product, by relative path and content."""
+    """16 hex digits over every .py and .toml file of the trusted folders, by relative path and content."""
     digest = hashlib.sha256()
-    for room in ROOMS:
-        for path in sorted((ROOT / room).rglob("*")):
+    for folder in TRUSTED:
+        for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".toml") and "__pycache__" not in path.parts:
                 content = path.read_bytes()
                 digest.update(f"{path.relative_to(ROOT).as_posix()}\0{len(content)}\0".encode())

@@ -7,13 +7,14 @@ Off by default. They are drawn at the last stage that the institution takes part
 from __future__ import annotations
 
 import re
+import string
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -76,7 +77,8 @@ def draw_page(institution: Institution, stage: int, known: KnownEntries) -> Path
             pictures.append(draw(evaluator, task, sample, data, known, file))
     page = folder / "index.html"
     page.touch(0o600)
-    page.write_text(PAGE.render(institution=institution.name, stage=stage, pictures=pictures))
+    figures = "".join(figure(picture) for picture in pictures)
+    page.write_text(PAGE.substitute(institution=escape(institution.name), stage=stage, figures=figures))
     return page
 
 
@@ -125,29 +127,33 @@ def drawn(
     return image_HW3
 
 
+def figure(picture: Picture) -> str:
+    """One picture of the page, as HTML."""
+    task, sample, route = (escape(text) for text in (picture.task, picture.sample, picture.route))
+    return f"""<figure>
+<img src="{escape(picture.file)}" alt="{sample} of {task}: image, truth, frozen SAM, with the bank">
+<figcaption>{task}, {sample}: sent to {route}. IoU {picture.iou:.3f}, frozen SAM
+{picture.frozen_iou:.3f}.</figcaption>
+</figure>
+"""
+
+
 # A text and no file: Flower's bundle carries no HTML.
-PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
+PAGE = string.Template(
     """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'">
-<title>{{ institution }}: own pictures</title>
+<title>$institution: own pictures</title>
 <style>
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 80rem; padding: 0 1rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 </style></head><body><main>
-<h1>{{ institution }}: own pictures after stage {{ stage }}</h1>
+<h1>$institution: own pictures after stage $stage</h1>
 <p><strong>These are images of patients.</strong> They were never sent; this folder is the institution's own.
 From left to right: the image; the truth (green); frozen SAM (orange); with the entry that the router chose
 (blue).</p>
-{% for p in pictures %}
-<figure>
-<img src="{{ p.file }}" alt="{{ p.sample }} of {{ p.task }}: image, truth, frozen SAM, with the bank">
-<figcaption>{{ p.task }}, {{ p.sample }}: sent to {{ p.route }}. IoU {{ "%.3f" % p.iou }}, frozen SAM
-{{ "%.3f" % p.frozen_iou }}.</figcaption>
-</figure>
-{% endfor %}
-</main></body></html>
+$figures</main></body></html>
 """
 )

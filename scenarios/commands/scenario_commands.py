@@ -17,8 +17,9 @@ def scenarios(context: typer.Context) -> None:
     """List the scenarios that come with casam: minutes on two CPU cores, what it is, what to look at."""
     if context.invoked_subcommand is not None:
         return
+    from casam_core.config.library import library_names
     from scenarios.commands.listing import listed
-    from scenarios.library_files import library_names, resolve_scenario
+    from scenarios.library_files import resolve_scenario
 
     for line in listed([resolve_scenario(name) for name in library_names()]):
         typer.echo(line)

@@ -107,24 +107,26 @@ def submit(
 def stage_app(app_dir: Path, target: Path) -> Path:
     """Copy what can go into the app's bundle to `target`, and return that folder.
 
-    `flwr run` looks at every file below the app's folder, also those it will not pack: seconds, with a
-    virtual environment in a checkout. The copy also keeps a run's code as it was when it started. An
-    app without `fab-include` names no folders, so all of it is copied but caches and hidden folders.
+    `flwr run` looks at every file below the app's folder, also at files that it will not pack: seconds, with
+    a virtual environment in a checkout. The copy also keeps a run's code as it was at the start. An app
+    without `fab-include` names no folders: everything is copied except caches and hidden files.
     """
     with (app_dir / "pyproject.toml").open("rb") as file:
         app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
-    wanted = {pattern.lstrip("/").split("/")[0] for pattern in app.get("fab-include", ["*"])}
+    folders = [pattern.strip("/").removesuffix("/**") for pattern in app.get("fab-include", ["*"])]
+    named = ("pyproject.toml", ".gitignore", "LICENSE")
+    found = {entry for pattern in (*named, *folders) for entry in app_dir.glob(pattern)}
     target.mkdir(parents=True)
-    for entry in sorted(app_dir.iterdir()):
-        always = entry.name in ("pyproject.toml", ".gitignore", "LICENSE")
-        if not always and (entry.name.startswith(".") or not any(entry.match(name) for name in wanted)):
+    for entry in sorted(found):
+        copy = target / entry.relative_to(app_dir)
+        if entry.name.startswith(".") and entry.name not in named:
             continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(
-                entry, target / entry.name, ignore=shutil.ignore_patterns("__pycache__", ".*"), symlinks=True
-            )
+            ignored = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(entry, copy, ignore=ignored, symlinks=True)
         elif entry.is_file():
-            shutil.copyfile(entry, target / entry.name)
+            shutil.copyfile(entry, copy)
     return target
 
 

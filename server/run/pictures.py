@@ -6,28 +6,49 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
 from casam_core.metrics.continual import ContinualMatrix
+
+VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+"""RGB at IoU 0, 0.25, 0.5, 0.75 and 1; colours between them are mixed."""
+CELL_WIDTH, CELL_HEIGHT, MARGIN, TEXT = 132, 60, 16, 18
+"""In pixels. A cell is wider where a task's name needs it."""
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def matrix_picture(matrix: ContinualMatrix, zero_shot: Mapping[str, float | None]) -> bytes:
     """PNG: a heat map of stages x tasks with the frozen backbone as its first row. Unseen cells are blank."""
     rows = [tuple(zero_shot.get(task) for task in matrix.tasks), *matrix.cells]
-    values = np.array([[np.nan if cell is None else cell for cell in row] for row in rows], float)
     names = ["frozen backbone", *(f"{i}: {task}" for i, task in enumerate(matrix.tasks, 1))][: len(rows)]
-    figure = Figure(figsize=(2.2 + 1.1 * len(matrix.tasks), 1.6 + 0.5 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(matrix.tasks)), matrix.tasks, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), names)
-    axes.set_ylabel("after stage")
-    axes.set_title("IoU on the test images of each task")
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            colour = "black" if value > 0.6 else "white"
-            axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=colour)
+    font = ImageFont.load_default(TEXT)
+    left = 2 * MARGIN + round(max(map(font.getlength, names)))
+    top = 3 * MARGIN + 2 * TEXT
+    width = max(CELL_WIDTH, MARGIN + round(max(map(font.getlength, matrix.tasks))))
+    title = "IoU on the test images of each task, after each stage"
+    across = max(left + width * len(matrix.tasks), MARGIN + round(font.getlength(title))) + MARGIN
+    picture = Image.new("RGB", (across, top + CELL_HEIGHT * len(rows) + MARGIN), WHITE)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, MARGIN), title, BLACK, font)
+    for column, task in enumerate(matrix.tasks):
+        draw.text((left + width * (column + 0.5), top - MARGIN / 2), task, BLACK, font, anchor="md")
+    for row, (name, values) in enumerate(zip(names, rows, strict=True)):
+        y = top + CELL_HEIGHT * row
+        draw.text((left - MARGIN / 2, y + CELL_HEIGHT / 2), name, BLACK, font, anchor="rm")
+        for column, value in enumerate(values):
+            if value is None:
+                continue
+            x = left + width * column
+            draw.rectangle((x, y, x + width - 1, y + CELL_HEIGHT - 1), colour_of(value))
+            middle = (x + width / 2, y + CELL_HEIGHT / 2)
+            draw.text(middle, f"{value:.3f}", BLACK if value > 0.6 else WHITE, font, anchor="mm")
     buffer = io.BytesIO()
-    # Without Matplotlib's version in the file, equal runs write equal pictures.
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    picture.save(buffer, format="png")
     return buffer.getvalue()
+
+
+def colour_of(value: float) -> tuple[int, int, int]:
+    """The RGB of an IoU in [0, 1]."""
+    at = np.linspace(0, 1, len(VIRIDIS))
+    red, green, blue = (round(np.interp(value, at, channel)) for channel in zip(*VIRIDIS, strict=True))
+    return red, green, blue

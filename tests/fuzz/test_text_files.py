@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casam_core.config.library import LIBRARY
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import apply_override, read_policy, read_scenario
@@ -19,7 +20,6 @@ from casam_core.errors import CasamError
 from scenarios.study.study import read_study
 from tests.fuzz.damage import contents, damaged, examples
 
-LIBRARY = Path(__file__).parents[2] / "scenarios" / "library"
 STUDIES = Path(__file__).parents[2] / "scenarios" / "studies"
 POLICY = b"""adapter = { noise = "dp", share = "yes" }
 router.aggregation = "secagg"

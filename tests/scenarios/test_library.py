@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.bank.bank import Bank
+from casam_core.config.library import LIBRARY, library_names
 from casam_core.protocol.payload import Outcome
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.library_files import LIBRARY, STUDIES, library_names, resolve_scenario, study_names
+from scenarios.library_files import STUDIES, resolve_scenario, study_names
 from tests.casam_command import Casam
 
 SMALL = (

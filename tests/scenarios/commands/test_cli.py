@@ -14,8 +14,9 @@ import pytest
 import tomli_w
 from PIL import Image
 
+from casam_core.config.library import library_names
 from scenarios.commands.reference import reference
-from scenarios.library_files import library_names, resolve_scenario
+from scenarios.library_files import resolve_scenario
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
 

@@ -11,12 +11,13 @@ import jsonschema
 import pytest
 import typer
 
+from casam_core.config.library import LIBRARY
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_policy, read_scenario
 from scenarios.commands.scenario_commands import Kind, schema_of
 from scenarios.engines.preflight import preflight
-from scenarios.library_files import LIBRARY, STUDIES
+from scenarios.library_files import STUDIES
 from scenarios.templates import policy_text
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
