@@ -27,7 +27,7 @@ from casam_core.routing.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
 from server.defence.admission import first_layer
 from server.defence.rounds import admitted, too_few
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 from server.federation.gathering import gather
 
 
@@ -43,20 +43,20 @@ class LearnedLayer:
     improved: bool = True
 
 
-def learn_entry(institutions: Institutions, stage: int, task: str, bank: Bank, *, now: int) -> Entry | None:
+def learn_entry(federation: Federation, stage: int, task: str, bank: Bank, *, now: int) -> Entry | None:
     """Layer, router and threshold of a task with an entry of its own; None when nobody shares a layer.
 
     stage: of the stream, which all seeds know. now: a later stage where the task is learned anew.
     """
-    layer = learn_layer(institutions, stage, task, bank, now=now)
+    layer = learn_layer(federation, stage, task, bank, now=now)
     if layer is None:
         return None
-    router, threshold = learn_router(institutions, stage, task, layer.holders)
-    return entry_of(institutions, stage, task, layer, router, threshold)
+    router, threshold = learn_router(federation, stage, task, layer.holders)
+    return entry_of(federation, stage, task, layer, router, threshold)
 
 
 def entry_of(
-    institutions: Institutions,
+    federation: Federation,
     stage: int,
     task: str,
     layer: LearnedLayer,
@@ -65,8 +65,8 @@ def entry_of(
 ) -> Entry:
     """What was learned, as an entry."""
     return make_entry(
-        institutions.scenario,
-        institutions.directory.backbone,
+        federation.scenario,
+        federation.directory.backbone,
         task=task,
         stage=stage,
         layer=layer.weights,
@@ -79,7 +79,7 @@ def entry_of(
 
 
 def learn_layer(
-    institutions: Institutions,
+    federation: Federation,
     stage: int,
     task: str,
     bank: Bank,
@@ -93,10 +93,10 @@ def learn_layer(
     learn_entry. Who does not answer a round, or not as it should, is left out of it. None when nobody may be
     asked or nobody's answer counts; what happens below the quorum says the scenario (server.defence.rounds).
     """
-    scenario, members = institutions.scenario, institutions.known
+    scenario, members = federation.scenario, federation.members
     method = method_of(scenario.method)
     strategy = build_strategy(scenario.training.strategy)
-    trainers = method.trainers(institutions.cohort(stage, task, now or stage))
+    trainers = method.trainers(federation.cohort(stage, task, now or stage))
     if scenario.training.strategy != "fedavg":
         hidden = [name for name in trainers if members[name].policy.adapter.aggregation == "secagg"]
         if hidden:
@@ -123,7 +123,7 @@ def learn_layer(
             for name, tasks in trainers.items()
         }
         gathered = gather(
-            institutions,
+            federation,
             "train.align",
             payloads,
             AlignReply.of,
@@ -131,9 +131,9 @@ def learn_layer(
             deadline=scenario.deadlines.train,
         )
         start = layer.weights if layer else first_layer(scenario, task)
-        gathered = admitted(institutions, bank, stage, task, gathered, start)
+        gathered = admitted(federation, bank, stage, task, gathered, start)
         replies = gathered.replies
-        if gathered.refused or too_few(institutions, stage, task, gathered.names):
+        if gathered.refused or too_few(federation, stage, task, gathered.names):
             # In a later round the rounds before it stand: who trained them shared them.
             return layer if trained_on else None
         trained_on |= {name: reply.images for name, reply in gathered.openly.items()}
@@ -147,7 +147,7 @@ def learn_layer(
             improved=any(reply.improved is not False for reply in replies),
         )
         images = sum(reply.images for reply in replies)
-        institutions.folder.event(
+        federation.folder.event(
             "align",
             f"stage {stage} {task}: round {server_round}/{scenario.training.rounds} trained at "
             f"{', '.join(gathered.names)} on {images} images"
@@ -179,18 +179,18 @@ def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> 
 
 
 def learn_router(
-    institutions: Institutions, stage: int, task: str, holders: tuple[str, ...]
+    federation: Federation, stage: int, task: str, holders: tuple[str, ...]
 ) -> tuple[Arrays, float | None]:
     """(router state, threshold) of the task; nothing and None where no holder shares it.
 
     A single holder finishes both at home. Several send summaries; the server merges them and asks for
     held-out scores under the merged routers as histograms, whose merged percentile is the threshold.
     """
-    scenario = institutions.scenario
+    scenario = federation.scenario
     alone = len(holders) == 1
     deadline = scenario.deadlines.train
     described = gather(
-        institutions,
+        federation,
         "train.router",
         {name: RouterRequest(Job(name, stage, task), alone=alone).to_payload() for name in holders},
         RouterReply.of,
@@ -201,7 +201,7 @@ def learn_router(
     if described.refused:
         return {}, None
     if not replies:
-        return undescribed(institutions, stage, task, "describe its images")
+        return undescribed(federation, stage, task, "describe its images")
     if alone:
         return replies[0].router, replies[0].threshold
     router = build_router(scenario.router)
@@ -209,7 +209,7 @@ def learn_router(
         router.finish(router.merge(parts)) for parts in zip(*(reply.folds for reply in replies), strict=True)
     ]
     scored = gather(
-        institutions,
+        federation,
         "train.calibrate",
         {name: CalibrateRequest(Job(name, stage, task), folds).to_payload() for name in described.names},
         CalibrateReply.of,
@@ -217,18 +217,18 @@ def learn_router(
         deadline=deadline,
     ).replies
     if not scored:
-        return undescribed(institutions, stage, task, "score its held-out images")
+        return undescribed(federation, stage, task, "score its held-out images")
     counts = np.sum([reply.histogram for reply in scored], axis=0)
     state = router.finish(router.merge([reply.router for reply in replies]))
     return state, histogram_threshold(counts, scenario.router)
 
 
-def undescribed(institutions: Institutions, stage: int, task: str, what: str) -> tuple[Arrays, None]:
+def undescribed(federation: Federation, stage: int, task: str, what: str) -> tuple[Arrays, None]:
     """A task that no holder could describe is used by its name alone. Raises RunError where the scenario says
     stop (participation.missing)."""
-    if institutions.scenario.participation.missing == "stop":
+    if federation.scenario.participation.missing == "stop":
         raise RunError(f"stage {stage}: no holder of task {task!r} could {what}")
-    institutions.folder.event(
+    federation.folder.event(
         "skipped",
         f"stage {stage} {task}: no holder could {what}; the entry is used by its name alone",
         stage=stage,

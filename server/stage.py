@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from casam_core.bank.bank import Bank
 from casam_core.methods import SHARED, method_of
-from server.defence.quarantine import let_in, put_out
-from server.federation.federation import Institutions
+from server.defence.quarantine import admit, quarantine_by_canary
+from server.federation.federation import Federation
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
 from server.run.scores import StageScores
 from server.unlearning import Held, Unlearned, unlearn
@@ -40,23 +40,23 @@ class Learned:
 
 
 def run_stage(
-    institutions: Institutions,
+    federation: Federation,
     number: int,
     bank: Bank,
     before: LearnedLayer | None,
     held: tuple[Held, ...],
 ) -> Learned:
     """Learn the stage's task. before: the layer carried so far. held: what the bank held when it began."""
-    scenario, folder = institutions.scenario, institutions.folder
+    scenario, folder = federation.scenario, federation.folder
     method, task, clock = method_of(scenario.method), scenario.stream[number - 1], Clock()
-    institutions.meet()
-    unlearned = unlearn(institutions, number, bank, held)
+    federation.discover()
+    unlearned = unlearn(federation, number, bank, held)
     if unlearned:
         clock.lap("unlearn")
     learned: LearnedLayer | None = None
     layer, candidate = before, ""
     if method.learns:
-        learned = learn_layer(institutions, number, task, bank, before)
+        learned = learn_layer(federation, number, task, bank, before)
         layer = learned or before
         clock.lap("align")
         if layer is None:
@@ -69,12 +69,12 @@ def run_stage(
         elif method.shared:
             # Entries never change, and this one is replaced in every stage: so a bank per stage.
             bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
-            bank.add(entry_of(institutions, number, SHARED, layer, {}, None))
+            bank.add(entry_of(federation, number, SHARED, layer, {}, None))
         else:
-            router, threshold = learn_router(institutions, number, task, layer.holders)
+            router, threshold = learn_router(federation, number, task, layer.holders)
             clock.lap("router")
-            entry = entry_of(institutions, number, task, layer, router, threshold)
-            if let_in(folder, bank, entry, number):
+            entry = entry_of(federation, number, task, layer, router, threshold)
+            if admit(folder, bank, entry, number):
                 candidate = task if method.routes else ""
             if not layer.improved:
                 folder.event(
@@ -84,12 +84,12 @@ def run_stage(
                     stage=number,
                     task=task,
                 )
-    scores = institutions.evaluate(number, bank, candidate)
-    if put_out(institutions, bank, candidate, number, scores):
-        institutions.take_back(bank)
+    scores = federation.evaluate(number, bank, candidate)
+    if quarantine_by_canary(federation, bank, candidate, number, scores):
+        federation.withdraw(bank)
         # What was measured under an entry that is held back does not count; what was said about it does.
         # Noisy scores are not asked for twice: their budget is for one measurement a stage.
-        again = institutions.evaluate(number, bank, spare_noisy=True)
+        again = federation.evaluate(number, bank, spare_noisy=True)
         scores = replace(again, canary=scores.canary, decodes=scores.decodes + again.decodes)
     clock.lap("evaluate")
     holders = learned.holders if learned else ()

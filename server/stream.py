@@ -14,11 +14,11 @@ from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.methods import SHARED
 from server.federation.counters import Counters
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 from server.learning import LearnedLayer
 from server.run.run_folder import RunFolder
 from server.run.scores import StageScores
-from server.run.state import State, restore, save, set_back
+from server.run.state import State, restore, roll_back, save
 from server.run.summary import write_results
 from server.stage import Stage, run_stage
 from server.unlearning import check_unlearning, facts_of, held_by, write_receipt
@@ -43,28 +43,28 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
     After each the run is durable: one that was interrupted goes on behind its last stage.
     """
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
-    institutions = Institutions(grid, scenario, folder)
+    federation = Federation(grid, scenario, folder)
     bank = Bank.open(folder.path / "bank", create=True)
     folder.event(
         "start",
         f"{scenario.name}: {len(scenario.stream)} stages, method {scenario.method}",
         scenario=scenario.digest(),
     )
-    institutions.meet()
-    check_unlearning(institutions)
-    institutions.forecast()
+    federation.discover()
+    check_unlearning(federation)
+    federation.forecast()
 
     state = restore(folder)
     if state is None:
-        set_back(bank, ())
-        scores = institutions.evaluate(0, bank)
+        roll_back(bank, ())
+        scores = federation.evaluate(0, bank)
         report(folder, 0, scenario, "frozen backbone", scores)
-        state = keep(folder, institutions, scores, (), bank, None, ())
+        state = keep(folder, federation, scores, (), bank, None, ())
     else:
-        institutions.counters = Counters.from_dict(state.counters)
-        institutions.remember(state.members)
+        federation.counters = Counters.from_dict(state.counters)
+        federation.remember(state.members)
         bank = bank_behind(folder, state)
-        set_back(bank, state.held)
+        roll_back(bank, state.held)
         folder.resume(state.seconds)
         folder.event(
             "resumed",
@@ -72,22 +72,22 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
             stage=len(state.stages),
         )
     for number in range(len(state.stages) + 1, len(scenario.stream) + 1):
-        learned = run_stage(institutions, number, bank, state.layer, state.held)
+        learned = run_stage(federation, number, bank, state.layer, state.held)
         bank = learned.bank
         report(folder, number, scenario, learned.stage.task, learned.stage.scores)
         before = state.stages[-1].scores if state.stages else state.zero_shot
         for left in learned.stage.unlearned:
             write_receipt(folder, left, facts_of(left, before.iou, learned.stage.scores.iou))
         stages = (*state.stages, learned.stage)
-        state = keep(folder, institutions, state.zero_shot, stages, bank, learned.layer, state.files)
+        state = keep(folder, federation, state.zero_shot, stages, bank, learned.layer, state.files)
 
-    write_results(folder, institutions, scenario, state.zero_shot, state.stages)
+    write_results(folder, federation, scenario, state.zero_shot, state.stages)
     folder.event("end", f"finished in {folder.elapsed:.0f} s")
 
 
 def keep(
     folder: RunFolder,
-    institutions: Institutions,
+    federation: Federation,
     zero_shot: StageScores,
     stages: tuple[Stage, ...],
     bank: Bank,
@@ -95,8 +95,8 @@ def keep(
     files: tuple[str, ...],
 ) -> State:
     """Make what is known so far durable. files: of the stages before the newest."""
-    held = held_by(bank, institutions)
-    counters, members = institutions.counters.as_dict(), dict(institutions.known)
+    held = held_by(bank, federation)
+    counters, members = federation.counters.as_dict(), dict(federation.members)
     return save(folder, State(zero_shot, stages, counters, layer, held, members, folder.elapsed, files))
 
 

@@ -21,7 +21,7 @@ from casam_core.methods import method_of
 from casam_core.protocol.messages import ForgetReply, purge_statement
 from casam_core.protocol.signing import is_signed, public_hex, signature_of, signing_key
 from server.defence.quarantine import Quarantine
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 from server.learning import learn_entry
 from server.run.run_folder import RunFolder
 
@@ -56,9 +56,9 @@ class Held:
     leaves: bool
 
 
-def held_by(bank: Bank, institutions: Institutions) -> tuple[Held, ...]:
+def held_by(bank: Bank, federation: Federation) -> tuple[Held, ...]:
     """What the bank holds now."""
-    members = institutions.known
+    members = federation.members
     return tuple(
         Held(
             entry.task,
@@ -74,26 +74,26 @@ def held_by(bank: Bank, institutions: Institutions) -> tuple[Held, ...]:
     )
 
 
-def check_unlearning(institutions: Institutions) -> None:
+def check_unlearning(federation: Federation) -> None:
     """Raise ScenarioError for a method that could not keep a policy's promise to unlearn."""
-    if not method_of(institutions.scenario.method).shared:
+    if not method_of(federation.scenario.method).shared:
         return
-    for name, member in institutions.known.items():
+    for name, member in federation.members.items():
         if member.policy.on_leave == "unlearn":
             raise ScenarioError(
-                f"method {institutions.scenario.method!r} keeps one layer for all tasks, from which nothing "
+                f"method {federation.scenario.method!r} keeps one layer for all tasks, from which nothing "
                 f"can be taken back, and {name} asks for on_leave = 'unlearn'; choose a method with an entry "
                 "per task"
             )
 
 
-def unlearn(institutions: Institutions, stage: int, bank: Bank, held: Sequence[Held]) -> list[Unlearned]:
+def unlearn(federation: Federation, stage: int, bank: Bank, held: Sequence[Held]) -> list[Unlearned]:
     """Take out what those made that leave at this stage; changes `bank` in place.
 
     held: what the bank held when the stage began; a stage that was interrupted may have taken out some of it
     already. Raises RunError when a task that must be learned anew gets no answer at all.
     """
-    members = institutions.known
+    members = federation.members
     leavers = [
         name
         for name, member in members.items()
@@ -101,13 +101,13 @@ def unlearn(institutions: Institutions, stage: int, bank: Bank, held: Sequence[H
     ]
     found = []
     for name in leavers:
-        found.append(unlearn_one(institutions, stage, bank, name, held))
-        held = held_by(bank, institutions)
+        found.append(unlearn_one(federation, stage, bank, name, held))
+        held = held_by(bank, federation)
     return found
 
 
 def unlearn_one(
-    institutions: Institutions, stage: int, bank: Bank, leaver: str, held: Sequence[Held]
+    federation: Federation, stage: int, bank: Bank, leaver: str, held: Sequence[Held]
 ) -> Unlearned:
     """One institution's leaving."""
     before = bank_digest({item.task: item.digest for item in held})
@@ -118,8 +118,8 @@ def unlearn_one(
         if leaver not in item.holders:
             continue
         entry = None
-        if institutions.scenario.unlearning == "retrain" and len(item.holders) > 1:
-            entry = learn_entry(institutions, item.stage, item.task, bank, now=stage)
+        if federation.scenario.unlearning == "retrain" and len(item.holders) > 1:
+            entry = learn_entry(federation, item.stage, item.task, bank, now=stage)
         if entry is not None:
             retrained[item.task] = (item.digest, bank.replace(entry))
             holders[item.task] = entry.provenance.holders
@@ -127,16 +127,16 @@ def unlearn_one(
         if item.task in bank.tasks:
             bank.remove(item.task)
         deleted[item.task] = item.digest
-    quarantine = Quarantine(institutions.folder.path)
+    quarantine = Quarantine(federation.folder.path)
     held_back = [
         item.task
         for item in quarantine.held_back()
         if leaver in Entry.from_bytes(quarantine.bytes_of(item)).provenance.holders
     ]
     gone = sorted([*quarantine.drop(held_back), *deleted.values(), *(old for old, _ in retrained.values())])
-    purged = institutions.forget(stage, leaver, gone) if gone else {}
+    purged = federation.forget(stage, leaver, gone) if gone else {}
     found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged)
-    institutions.folder.event(
+    federation.folder.event(
         "unlearned",
         f"stage {stage}: {leaver} leaves; deleted {', '.join(deleted) or 'nothing'}, learned anew without it "
         f"{', '.join(retrained) or 'nothing'}; {len(purged)} others purged their copies",

@@ -85,11 +85,10 @@ def admit(
     ] = None,
 ) -> None:
     """Let an entry into the bank that the run held back; events.jsonl says so."""
-    from server.defence.quarantine import Quarantine
-    from server.defence.quarantine import admit as let_in
+    from server.defence.quarantine import Quarantine, admit_by_hand
 
     if task is not None:
-        admitted = let_in(run, task)
+        admitted = admit_by_hand(run, task)
         typer.echo(f"admitted {task} ({admitted.entry[:12]}); held back for: {'; '.join(admitted.reasons)}")
         return
     items = Quarantine(run).held_back()

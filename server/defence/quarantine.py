@@ -16,7 +16,7 @@ from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.errors import BankError
 from casam_core.files import write_atomic
 from server.defence.admission import fault_of
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 from server.run.run_folder import RunFolder, append_event
 from server.run.scores import StageScores
 
@@ -51,7 +51,7 @@ class Quarantine:
                 f"{manifest} is damaged ({type(error).__name__}); restore it from a copy"
             ) from error
 
-    def hold_back(self, entry: Entry, stage: int, reasons: tuple[str, ...]) -> str:
+    def keep(self, entry: Entry, stage: int, reasons: tuple[str, ...]) -> str:
         """Keep an entry here; a stage that is done anew replaces what it held back. Returns its digest."""
         data = entry.to_bytes()
         digest = digest_of(data)
@@ -102,11 +102,11 @@ class Quarantine:
         write_atomic(self.folder / "manifest.json", text.encode())
 
 
-def let_in(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
+def admit(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
     """Add a new entry to the bank, or hold it back where something speaks against it at first sight."""
     fault = fault_of(entry, bank)
     if fault is not None:
-        hold_back(folder, entry, stage, fault)
+        quarantine(folder, entry, stage, fault)
         return False
     digest = bank.add(entry)
     Quarantine(folder.path).drop((entry.task,))  # a stage that is done anew may end otherwise
@@ -114,18 +114,20 @@ def let_in(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
     return True
 
 
-def put_out(institutions: Institutions, bank: Bank, task: str, stage: int, scores: StageScores) -> bool:
+def quarantine_by_canary(
+    federation: Federation, bank: Bank, task: str, stage: int, scores: StageScores
+) -> bool:
     """Hold back the stage's entry if any canary fails; note what was said. task: "" where none is new.
 
     Only who holds an older task can know.
     """
     if not task:
         return False
-    older, folder = set(bank.tasks) - {task}, institutions.folder
+    older, folder = set(bank.tasks) - {task}, federation.folder
     said = {
         name: fails
         for name, fails in scores.canary.items()
-        if older.intersection(institutions.known[name].holdings)
+        if older.intersection(federation.members[name].holdings)
     }
     failed = [name for name, fails in said.items() if fails]
     folder.event(
@@ -140,11 +142,11 @@ def put_out(institutions: Institutions, bank: Bank, task: str, stage: int, score
         return False
     entry = bank[task]
     bank.remove(task)
-    hold_back(folder, entry, stage, f"it claims images of other tasks, {', '.join(failed)} says")
+    quarantine(folder, entry, stage, f"it claims images of other tasks, {', '.join(failed)} says")
     return True
 
 
-def admit(run: Path, task: str) -> HeldBack:
+def admit_by_hand(run: Path, task: str) -> HeldBack:
     """Let a finished run's held-back entry into its bank, by hand; an event says so.
 
     Raises BankError for a run that is not finished, whose server would take it out again, and for a task of
@@ -159,9 +161,9 @@ def admit(run: Path, task: str) -> HeldBack:
     return admitted
 
 
-def hold_back(folder: RunFolder, entry: Entry, stage: int, reason: str) -> None:
+def quarantine(folder: RunFolder, entry: Entry, stage: int, reason: str) -> None:
     """Into quarantine, with one event."""
-    digest = Quarantine(folder.path).hold_back(entry, stage, (reason,))
+    digest = Quarantine(folder.path).keep(entry, stage, (reason,))
     folder.event(
         "quarantined",
         f"stage {stage} {entry.task}: the entry is held back: {reason} (`casam bank admit` lets it in)",

@@ -9,7 +9,7 @@ from casam_core.bank.bank import Bank
 from casam_core.errors import RunError
 from casam_core.protocol.messages import AlignReply
 from server.defence.admission import ENOUGH, Layer, distance, peers_in, too_far
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 from server.federation.gathering import Gathered
 
 SECURE_SUM = ""
@@ -17,7 +17,7 @@ SECURE_SUM = ""
 
 
 def admitted(
-    institutions: Institutions,
+    federation: Federation,
     bank: Bank,
     stage: int,
     task: str,
@@ -26,8 +26,8 @@ def admitted(
 ) -> Gathered[AlignReply]:
     """Those answers whose layers have the form of `start` (without one, that of most) and did not go much
     farther from it than others; the rest is rejected."""
-    scenario = institutions.scenario
-    gathered = of_one_form(institutions, stage, gathered, start)
+    scenario = federation.scenario
+    gathered = of_one_form(federation, stage, gathered, start)
     factor = scenario.admission.norm_factor
     if start is None or factor is None:
         return gathered
@@ -38,7 +38,7 @@ def admitted(
     odd = too_far(moved, peers, factor)
     for name, reason in odd.items():
         for who in gathered.members if name == SECURE_SUM else (name,):
-            institutions.reject(who, "train.align", stage, reason)
+            federation.reject(who, "train.align", stage, reason)
     return without(gathered, odd)
 
 
@@ -55,7 +55,7 @@ def without(gathered: Gathered[AlignReply], odd: Collection[str]) -> Gathered[Al
 
 
 def of_one_form(
-    institutions: Institutions, stage: int, gathered: Gathered[AlignReply], start: Layer | None
+    federation: Federation, stage: int, gathered: Gathered[AlignReply], start: Layer | None
 ) -> Gathered[AlignReply]:
     """Those layers that can be merged: with the names and shapes of `start`, or of most."""
 
@@ -68,13 +68,13 @@ def of_one_form(
     usual = form(start) if start is not None else Counter(forms.values()).most_common(1)[0][0]
     odd = [name for name in forms if forms[name] != usual]
     for name in odd:
-        institutions.reject(name, "train.align", stage, "the layer's arrays are not those of the others")
+        federation.reject(name, "train.align", stage, "the layer's arrays are not those of the others")
     return without(gathered, odd)
 
 
-def too_few(institutions: Institutions, stage: int, task: str, names: Sequence[str]) -> bool:
+def too_few(federation: Federation, stage: int, task: str, names: Sequence[str]) -> bool:
     """Whether fewer holders answered than a round needs. Raises RunError where the scenario says stop."""
-    rule = institutions.scenario.participation
+    rule = federation.scenario.participation
     if len(names) >= rule.quorum:
         return False
     found = f"{len(names)} of {rule.quorum} holders needed (participation.quorum)"
@@ -82,7 +82,7 @@ def too_few(institutions: Institutions, stage: int, task: str, names: Sequence[s
         if not names:
             raise RunError(f"stage {stage}: no holder of task {task!r} could train; their own logs say why")
         raise RunError(f"stage {stage}: {task!r} was trained by {found}; `casam run --resume` asks again")
-    institutions.folder.event(
+    federation.folder.event(
         "skipped",
         f"stage {stage} {task}: trained by {found}; the others go on",
         stage=stage,

@@ -46,10 +46,11 @@ RETRY_SECONDS = 1.0
 """Before the first time that an institution is asked again; then twice as long, and so on."""
 
 
-class Institutions:
+class Federation:
     """Who takes part, where they are now, and what they already hold of the bank.
 
-    directory: who is there. known: who ever was, as last seen; away are those that are not there now.
+    directory: who is connected now. members: everybody who ever was, as last seen; `absent` are those that
+    are not connected now.
     """
 
     def __init__(self, grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
@@ -58,34 +59,36 @@ class Institutions:
         self.folder = folder
         self.counters = Counters()
         self.directory = Directory({}, "", "")
-        self.known: dict[str, Member] = {}
+        self.members: dict[str, Member] = {}
         self.arrivals = AuditLog(folder.path / "audit.jsonl")
         self._bank: Bank | None = None
         self._entries_held: dict[str, int] = {}
 
-    def meet(self) -> None:
+    def discover(self) -> None:
         """Find every institution again. Raises RunError, ScenarioError (server.federation.directory)."""
         # Not counted: who-is-there traffic depends on nodes and folder names, not on what is learned.
-        before = self.away if self.known else []
+        before = self.absent if self.members else []
         told = {member.node for member in self.directory.members.values()}
         self.directory = identify(self.grid, self.scenario, self.folder.path.name, Traffic(), before, told)
-        self.remember(self.known)
+        self.remember(self.members)
         held = {name: sorted(member.holdings) for name, member in self.directory.members.items()}
         self.folder.event("met", stream=list(self.scenario.stream), institutions=held)
-        for name in self.away:
+        for name in self.absent:
             if name not in before:
                 self.folder.event("absent", f"{name} is not there; the others go on", institution=name)
         for name in before:
-            if name not in self.away:
+            if name not in self.absent:
                 self.folder.event("back", f"{name} is there again", institution=name)
 
     def remember(self, members: Mapping[str, Member]) -> None:
         """Who was met earlier: those that are there now are known as they are now."""
         seen = {**members, **self.directory.members}
-        self.known = {site.name: seen[site.name] for site in self.scenario.institutions if site.name in seen}
+        self.members = {
+            site.name: seen[site.name] for site in self.scenario.institutions if site.name in seen
+        }
 
     @property
-    def away(self) -> list[str]:
+    def absent(self) -> list[str]:
         """Institutions of the scenario that are not there now, in its order."""
         return [s.name for s in self.scenario.institutions if s.name not in self.directory.members]
 
@@ -106,7 +109,7 @@ class Institutions:
     @property
     def tasks(self) -> list[str]:
         """Every task held by anyone, sorted."""
-        return sorted({task for member in self.known.values() for task in member.holdings})
+        return sorted({task for member in self.members.values() for task in member.holdings})
 
     def present(self, stage: int) -> list[str]:
         """Institutions whose policy lets them take part in this stage, in the scenario's order."""
@@ -118,7 +121,7 @@ class Institutions:
         split = self.scenario.evaluation.split
         return [
             name
-            for name, member in self.known.items()
+            for name, member in self.members.items()
             if task in member.holdings and getattr(member.holdings[task], split) > 0
         ]
 
@@ -169,7 +172,7 @@ class Institutions:
                 attempt=attempt,
             )
             time.sleep(RETRY_SECONDS * attempt)
-            self.meet()
+            self.discover()
             answers |= self._exchange(kind, {name: payloads[name] for name in lost}, of, deadline)
         return {name: answers[name] for name in payloads}
 
@@ -187,7 +190,7 @@ class Institutions:
             self._heard(kind, Job.of(payloads[answer.to]), answer)
 
         def check(name: str, payload: Payload, size: int) -> None:
-            check_answer(self.scenario, self.known[name], kind, payloads[name], payload, size)
+            check_answer(self.scenario, self.members[name], kind, payloads[name], payload, size)
 
         nobody = {name: Answer[T](name, UNREACHABLE) for name in payloads if name not in members}
         return nobody | exchange(
@@ -266,7 +269,7 @@ class Institutions:
         answers = self.ask(
             "query.forget", payloads, ForgetReply.of, deadline=self.scenario.deadlines.evaluate
         )
-        self.send_anew()
+        self.resend_bank()
         run = self.folder.path.name
         return {
             name: word
@@ -274,12 +277,12 @@ class Institutions:
             if is_signed(word.public, purge_statement(name, run, leaver, entries), word.signature)
         }
 
-    def take_back(self, bank: Bank) -> None:
+    def withdraw(self, bank: Bank) -> None:
         """The newest entry is not in the bank after all: the next evaluation has copies drop it."""
         for name, held in self._entries_held.items():
             self._entries_held[name] = min(held, len(self.entries_for(name, bank)))
 
-    def send_anew(self) -> None:
+    def resend_bank(self) -> None:
         """The bank lost an entry that institutions hold: the next evaluation sends them the whole bank."""
         self._entries_held = {}
 
@@ -296,7 +299,7 @@ class Institutions:
             self._bank, self._entries_held = bank, {}
         names = self.present(stage)
         if spare_noisy:
-            names = [name for name in names if self.known[name].policy.metrics != "noisy"]
+            names = [name for name in names if self.members[name].policy.metrics != "noisy"]
         answers = self._evaluate(names, stage, bank, candidate)
         lost = [name for name in names if answers[name].outcome == Outcome.BANK_MISMATCH]
         if lost:
@@ -332,7 +335,7 @@ class Institutions:
 
     def entries_for(self, name: str, bank: Bank) -> tuple[str, ...]:
         """Tasks whose entries the institution gets: all, or where it takes none of others, its own."""
-        if self.known[name].policy.accept_entries:
+        if self.members[name].policy.accept_entries:
             return bank.tasks
         return tuple(task for task in bank.tasks if bank[task].provenance.holders == (name,))
 

@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar
 
 from casam_core.protocol.payload import Payload
 from server.federation.exchange import all_settled, results
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 from server.federation.secagg import SecureSum, secure_sum
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Gathered(Generic[T]):
 
 
 def gather(
-    institutions: Institutions,
+    federation: Federation,
     kind: str,
     questions: Mapping[str, Payload],
     of: Callable[[Payload], T],
@@ -48,16 +48,16 @@ def gather(
     deadline: float,
 ) -> Gathered[T]:
     """Ask, and note of every release among how many institutions it hides."""
-    members = institutions.known
+    members = federation.members
     secret = [n for n in questions if getattr(members[n].policy, learned).aggregation == "secagg"]
     # A sum of one is no sum: asked openly, the institution refuses by its own policy.
     together = secret if len(secret) > 1 else []
     openly = {name: question for name, question in questions.items() if name not in together}
-    answers = institutions.ask(kind, openly, of, deadline=deadline)
+    answers = federation.ask(kind, openly, of, deadline=deadline)
     replies = results(answers)
     summed = SecureSum((), None, refused=True)
     if together:
-        summed = secure_sum(institutions, kind, {name: questions[name] for name in together}, deadline)
+        summed = secure_sum(federation, kind, {name: questions[name] for name in together}, deadline)
     gathered = Gathered(
         openly=replies,
         summed=None if summed.payload is None else of(summed.payload),
@@ -68,5 +68,5 @@ def gather(
         hidden = name in gathered.members
         among = len(gathered.members) if hidden else 1
         others = len(gathered.members if hidden else gathered.names) - 1
-        institutions.counters.hides(name, learned, among, max(others, 1))
+        federation.counters.hides(name, learned, among, max(others, 1))
     return gathered

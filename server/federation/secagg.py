@@ -49,7 +49,7 @@ from casam_core.protocol.secure_sum import (
 )
 from casam_core.protocol.wire import packed, unpacked
 from server.federation.exchange import results
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 
 flower.pseudo_rand_gen = masks  # type: ignore[attr-defined,assignment]
 
@@ -67,7 +67,7 @@ class SecureSum:
 
 
 def secure_sum(
-    institutions: Institutions, kind: str, questions: Mapping[str, Payload], deadline: float
+    federation: Federation, kind: str, questions: Mapping[str, Payload], deadline: float
 ) -> SecureSum:
     """The sum of what institutions would answer to `questions` of one `kind`, which nobody sees alone.
 
@@ -75,7 +75,7 @@ def secure_sum(
     """
     remaining, silent = list(questions), False
     while len(remaining) > 1:
-        members = Members(institutions, kind, {name: questions[name] for name in remaining}, deadline)
+        members = Members(federation, kind, {name: questions[name] for name in remaining}, deadline)
         payload = attempt(members)
         silent |= members.silent
         if payload is not None:
@@ -88,7 +88,7 @@ def secure_sum(
 
 def attempt(members: Members) -> Payload | None:
     """One run of the protocol; None when it had to stop, `members.lost` naming who left."""
-    directory = members.institutions.known
+    directory = members.federation.members
     count = len(members.questions)
     least = max(directory[name].policy.minimum_cohort for name in members.questions)
     images = {name: directory[name].holdings[members.job.task].train for name in members.questions}
@@ -157,9 +157,9 @@ class Members:
     """
 
     def __init__(
-        self, institutions: Institutions, kind: str, questions: Mapping[str, Payload], deadline: float
+        self, federation: Federation, kind: str, questions: Mapping[str, Payload], deadline: float
     ) -> None:
-        self.institutions = institutions
+        self.federation = federation
         self.kind = kind
         self.questions = questions
         self.deadline = deadline
@@ -168,7 +168,7 @@ class Members:
         self.silent = False
         self.survivors: tuple[str, ...] = ()
         self.names: tuple[str, ...] = ()
-        places = [site.name for site in institutions.scenario.institutions]
+        places = [site.name for site in federation.scenario.institutions]
         self.named = {places.index(name) + 1: name for name in questions}
 
     def send_and_receive(
@@ -177,7 +177,7 @@ class Members:
         """One exchange with members, in the scenario's order; only good answers come back."""
         sent = {self.named[message.metadata.dst_node_id]: message for message in messages}
         requests = {name: self.request(name, sent[name]) for name in self.questions if name in sent}
-        answers = self.institutions.ask("train", requests, SecureReply.of, deadline=self.deadline)
+        answers = self.federation.ask("train", requests, SecureReply.of, deadline=self.deadline)
         replies = alike(results(answers))
         self.lost = set(requests) - set(replies)
         self.silent |= any(not answers[name].refused for name in self.lost)

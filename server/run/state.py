@@ -132,7 +132,7 @@ def check_digest(path: Path, data: bytes, digest: str) -> None:
         raise RunError(f"{path} was altered; the run cannot be resumed from it, start it anew")
 
 
-def set_back(bank: Bank, held: tuple[Held, ...]) -> None:
+def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
     """Take out of the bank what a stage that was interrupted put in. Raises RunError when other is missing.
 
     Entries that an interrupted unlearning took out already are taken out again by the stage that is repeated.

@@ -27,7 +27,7 @@ from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN
 from casam_core.routing.decision import IDENTITY
 from casam_core.routing.unknown import auroc, fpr_at_tpr, total
 from server.defence.quarantine import Quarantine
-from server.federation.federation import Institutions
+from server.federation.federation import Federation
 from server.run.pictures import matrix_picture
 from server.run.run_folder import RunFolder
 from server.run.scores import StageScores
@@ -49,7 +49,7 @@ def matrix_of(stream: Sequence[str], stages: Sequence[Stage], figure: str) -> Co
 
 
 def summarise(
-    institutions: Institutions,
+    federation: Federation,
     scenario: Scenario,
     zero_shot: StageScores,
     stages: Sequence[Stage],
@@ -64,13 +64,13 @@ def summarise(
         "bwt": backward_transfer(matrices["iou"]),
     }
     final = stages[-1].scores
-    held_back = Quarantine(institutions.folder.path).held_back()
-    unseen = [task for task in institutions.tasks if task not in scenario.stream]
+    held_back = Quarantine(federation.folder.path).held_back()
+    unseen = [task for task in federation.tasks if task not in scenario.stream]
     routes = final.routes if method_of(scenario.method).routes else None
     routing = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
     known = total(final.margins[task] for task in scenario.stream if task in final.margins)
     unknown = total(final.margins[task] for task in unseen if task in final.margins)
-    counted = institutions.counters
+    counted = federation.counters
     return {
         "schema": 1,
         "scenario": scenario.name,
@@ -124,9 +124,9 @@ def summarise(
                 "releases": counted.releases.get(name, 0),
                 "bytes": counted.traffic.up.get(name, 0),
             }
-            for name, member in institutions.known.items()
+            for name, member in federation.members.items()
         },
-        "noise": noise_of(institutions),
+        "noise": noise_of(federation),
         "quarantine": [asdict(item) for item in held_back],
         "canary": {stage.task: stage.scores.canary for stage in stages},
         "unlearned": unlearned_in(stages, zero_shot),
@@ -135,8 +135,8 @@ def summarise(
             "seconds": round(seconds, 3),
             "stages": [{"task": stage.task, **stage.seconds} for stage in stages],
         },
-        "environment": environment(institutions),
-        "run": {"folder": institutions.folder.path.name},
+        "environment": environment(federation),
+        "run": {"folder": federation.folder.path.name},
     }
 
 
@@ -159,9 +159,9 @@ def unlearned_in(stages: Sequence[Stage], zero_shot: StageScores) -> list[dict[s
     ]
 
 
-def noise_of(institutions: Institutions) -> str | None:
+def noise_of(federation: Federation) -> str | None:
     """Where privacy noise came from; None where nobody's policy asks for any."""
-    members = institutions.known.values()
+    members = federation.members.values()
     noisy = [m for m in members if m.policy.private or m.policy.metrics == "noisy"]
     if not noisy:
         return None
@@ -180,15 +180,15 @@ def unknown_rate(routes: Mapping[str, int]) -> float | None:
     return routes.get(IDENTITY, 0) / images if images else None
 
 
-def environment(institutions: Institutions) -> dict[str, Any]:
+def environment(federation: Federation) -> dict[str, Any]:
     """What ran where: versions, arithmetic, code."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
         "flwr": importlib.metadata.version("flwr"),
-        "compute": institutions.directory.compute,
-        "backbone": institutions.directory.backbone,
+        "compute": federation.directory.compute,
+        "backbone": federation.directory.backbone,
         "code": code_fingerprint(),
     }
 
@@ -205,7 +205,7 @@ def matrix_csv(matrix: ContinualMatrix) -> str:
 
 def write_results(
     folder: RunFolder,
-    institutions: Institutions,
+    federation: Federation,
     scenario: Scenario,
     zero_shot: StageScores,
     stages: Sequence[Stage],
@@ -214,5 +214,5 @@ def write_results(
     iou = matrix_of(scenario.stream, stages, "iou")
     folder.write_text("matrix.csv", matrix_csv(iou))
     folder.write_bytes("matrix.png", matrix_picture(iou, zero_shot.figures["iou"]))
-    content = summarise(institutions, scenario, zero_shot, stages, folder.elapsed)
+    content = summarise(federation, scenario, zero_shot, stages, folder.elapsed)
     folder.write_json("summary.json", content)
