@@ -7,21 +7,28 @@ writes to
 
 from __future__ import annotations
 
-import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
-from casam_core.methods import alignment_of, layer_seed, method_of
+from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
-from casam_core.model.training import Example, importance_of, train_layer
+from casam_core.model.forms import AlignmentLayer, learning_rate_of, set_weights, weights_of
+from casam_core.model.training import (
+    Examples,
+    OpenSteps,
+    Progress,
+    Steps,
+    importance_of,
+    train_layer,
+)
 from casam_core.model.validation import Patience, Validate, beats_identity, validator
 from casam_core.protocol.messages import (
     AlignReply,
@@ -40,13 +47,42 @@ from casam_core.routing.unknown import margin_histogram
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.splits import Part
-from client.data.task_data import TaskData, open_task
+from client.data.task_data import StoredExamples, TaskData, open_task
 from client.evaluation.evaluator import Evaluator, Measured
 from client.evaluation.known_entries import KnownEntries
 from client.evaluation.results import Results
 from client.node.progress import reporter
 from client.release.refusals import BankMismatchError
 from client.site import Site
+
+Layer = Mapping[str, NDArray[np.float32]]
+"""A layer's weights by name."""
+
+
+def train_round(
+    scenario: Scenario,
+    task: str,
+    layer: AlignmentLayer,
+    backbone: Backbone,
+    examples: Examples,
+    steps: Steps,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> None:
+    """Train `layer` in place for one round, as an institution of the scenario does with these images.
+
+    Whoever asks what a layer would have become (client/membership/shadows.py) asks here, too.
+    """
+    train_layer(
+        layer,
+        backbone,
+        examples,
+        scenario.training,
+        learning_rate=learning_rate_of(alignment_of(scenario, task)),
+        rng=rng,
+        progress=progress,
+        steps=steps,
+    )
 
 
 class Institution:
@@ -95,77 +131,69 @@ class Institution:
     def align(self, request: AlignRequest, others: Sequence[Institution] = ()) -> AlignReply:
         """Train a layer for one round on this institution's images of the request's tasks.
 
-        others: institutions whose images are pooled with these (simulations only).
+        Args:
+            others: institutions whose images are pooled with these (simulations only).
         """
-        job, scenario, backbone = request.job, self.scenario, self.backbone
-        method = method_of(scenario.method)
-        examples = [
-            (data, sample)
-            for site in (self, *others)
-            for task in request.trains_on
-            if task in scenario.institution(site.name).data
-            for data, samples in [site.encoded(task, "train")]
-            for sample in samples
-        ]
-        spec = alignment_of(scenario, job.task)
-        layer = self.first_layer(job.task)
-        penalty = None
-        if request.anchor is not None and method.penalty is not None:
-            anchor = copy.deepcopy(layer)
-            set_weights(anchor, request.anchor)
-            anchor.requires_grad_(False).to(backbone.compute.device)
-            penalty = method.penalty(anchor, backbone, request.importance)
-        if request.layer is not None:
-            set_weights(layer, request.layer)
-
-        def example(i: int) -> Example:
-            data, sample = examples[i]
-            return data.example(sample, backbone, layer.sees_pixels)
-
-        def draws(purpose: str) -> np.random.Generator:
-            return numpy_generator(scenario.seed, self.name, job.stage, job.round, purpose)
-
-        training = scenario.training
-        floor = training.floor and job.round == training.rounds and method.has_floor(spec.form)
-        validate = self.validator(job.task, draws("validate"), layer) if training.patience or floor else None
+        job, method, training = request.job, method_of(self.scenario.method), self.scenario.training
+        layer = self.layer(job.task, request.layer)
+        examples = self.training_examples(request.trains_on, layer, others)
+        form = alignment_of(self.scenario, job.task).form
+        may_fall_back = training.floor and job.round == training.rounds and method.has_floor(form)
+        validate = self.validator(job, layer) if training.patience or may_fall_back else None
         patience = Patience(validate, training.patience) if validate and training.patience else None
-        train_layer(
-            layer,
-            backbone,
-            example,
-            len(examples),
-            training,
-            learning_rate=learning_rate_of(spec),
-            rng=draws("align"),
-            progress=reporter(self.name, f"train {job.task}"),
-            penalty=penalty,
-            finished_epoch=patience,
+        steps = OpenSteps(self.penalty(request), patience)
+        report = reporter(self.name, f"train {job.task}")
+        train_round(
+            self.scenario, job.task, layer, self.backbone, examples, steps, self.draws(job, "align"), report
         )
         if patience:
             patience.restore(layer)
-        importance = None
+        importance = improved = None
         if method.weighs:
             importance = importance_of(
-                layer, backbone, example, len(examples), scenario.training, draws("importance")
+                layer, self.backbone, examples, training, self.draws(job, "importance")
             )
-        improved = None
-        if floor and validate:
-            improved = beats_identity(layer, backbone.geometry.channels, validate)
+        if may_fall_back and validate:
+            improved = beats_identity(layer, self.backbone.geometry.channels, validate)
         return AlignReply(weights_of(layer), len(examples), importance, improved)
 
-    def first_layer(self, task: str) -> AlignmentLayer:
-        """What every holder of `task` starts from."""
-        spec, channels = alignment_of(self.scenario, task), self.backbone.geometry.channels
-        return build_layer(spec, channels, layer_seed(self.scenario, task), self.backbone)
+    def layer(self, task: str, weights: Layer | None) -> AlignmentLayer:
+        """A layer of `task` with these weights; with those that every holder starts from, where None."""
+        layer = first_layer(self.scenario, task, self.backbone.geometry.channels, self.backbone)
+        if weights is not None:
+            set_weights(layer, weights)
+        return layer
 
-    def validator(self, task: str, rng: np.random.Generator, layer: AlignmentLayer) -> Validate | None:
-        """Measures layers like `layer` on the validation images of `task`; None where there are none."""
-        data, samples = self.encoded(task, "val")
+    def training_examples(
+        self, tasks: Sequence[str], layer: AlignmentLayer, others: Sequence[Institution] = ()
+    ) -> StoredExamples:
+        """Training images of `tasks` here and at `others`, as `layer` sees them."""
+        items: list[tuple[TaskData, Sample]] = []
+        for site in (self, *others):
+            for task in tasks:
+                if task in self.scenario.institution(site.name).data:
+                    data, samples = site.encoded(task, "train")
+                    items += [(data, sample) for sample in samples]
+        return StoredExamples(items, self.backbone, layer.sees_pixels)
 
-        def example(i: int) -> Example:
-            return data.example(samples[i], self.backbone, layer.sees_pixels)
+    def penalty(self, request: AlignRequest) -> Penalty | None:
+        """What the method adds to the loss, so that the tasks before are not forgotten."""
+        method = method_of(self.scenario.method)
+        if request.anchor is None or method.penalty is None:
+            return None
+        anchor = self.layer(request.job.task, request.anchor)
+        anchor.requires_grad_(False).to(self.backbone.compute.device)
+        return method.penalty(anchor, self.backbone, request.importance)
 
-        return validator(example, len(samples), self.backbone, self.scenario.training, rng)
+    def validator(self, job: Job, layer: AlignmentLayer) -> Validate | None:
+        """Measures layers like `layer` on the task's validation images; None where there are none."""
+        data, samples = self.encoded(job.task, "val")
+        examples = StoredExamples([(data, sample) for sample in samples], self.backbone, layer.sees_pixels)
+        return validator(examples, self.backbone, self.scenario.training, self.draws(job, "validate"))
+
+    def draws(self, job: Job, purpose: str) -> np.random.Generator:
+        """This round's random numbers for one purpose."""
+        return numpy_generator(self.scenario.seed, self.name, job.stage, job.round, purpose)
 
     def describe_with_others(self, job: Job) -> RouterReply:
         """Summaries for the server to merge with other holders': of all images, and without each fold."""

@@ -25,9 +25,9 @@ from casam_core.membership.statistics import auc
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, build_layer
 from casam_core.model.forms.identity import IdentityLayer
-from casam_core.model.training import Example, train_layer
+from casam_core.model.training import Example, OpenSteps, Steps, train_layer
 from casam_core.privacy.accounting import calibrate
-from casam_core.privacy.dp_training import round_mechanism, train_privately
+from casam_core.privacy.dp_training import PrivateSteps, round_mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.seeding import derive_seed, numpy_generator
 
@@ -58,7 +58,7 @@ def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
     delta = delta_of(size.members)
 
     def losses(layer: AlignmentLayer) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return losses_of(layer, known.__getitem__, range(len(known)), backbone, lambda done, total: None)
+        return losses_of(layer, known, range(len(known)), backbone, lambda done, total: None)
 
     frozen_N = losses(IdentityLayer(backbone.geometry.channels))
     table = attack_table(
@@ -94,30 +94,18 @@ def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
 def train(setting: Setting, backbone: Backbone, images: list[Example], who: str) -> AlignmentLayer:
     """A layer of these images, all from the same start."""
     layer = build_layer(FORM, backbone.geometry.channels, derive_seed(SEED, "layer"))
-    rng = numpy_generator(SEED, "attack", setting.name, who)
-    if setting is CONTROL:
-        train_layer(
-            layer,
-            backbone,
-            images.__getitem__,
-            len(images),
-            OVERTRAINING,
-            learning_rate=RATE,
-            rng=rng,
-            progress=lambda done, total: None,
-        )
-        return layer
-    train_privately(
+    steps: Steps = OpenSteps()
+    if setting is not CONTROL:
+        noise = NoiseSource.seeded(SEED, "attack", setting.name, who)
+        steps = PrivateSteps([[i] for i in range(len(images))], PRIVATE, setting.noise, noise)
+    train_layer(
         layer,
         backbone,
-        images.__getitem__,
-        [[i] for i in range(len(images))],
+        images,
         OVERTRAINING,
-        PRIVATE,
-        noise_multiplier=setting.noise,
         learning_rate=RATE,
-        rng=rng,
-        noise=NoiseSource.seeded(SEED, "attack", setting.name, who),
+        rng=numpy_generator(SEED, "attack", setting.name, who),
         progress=lambda done, total: None,
+        steps=steps,
     )
     return layer

@@ -16,10 +16,10 @@ from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import build_layer, learning_rate_of
 from casam_core.model.forms.identity import IdentityLayer
-from casam_core.model.training import Example
+from casam_core.model.training import Example, train_layer
 from casam_core.model.validation import validator
 from casam_core.privacy.accounting import calibrate
-from casam_core.privacy.dp_training import round_mechanism, train_privately
+from casam_core.privacy.dp_training import PrivateSteps, round_mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.open import open_dataset
@@ -60,9 +60,7 @@ def measure(
     """Figures `iou_FORM_EPSILON`, and the noise multiplier of each epsilon."""
     known = examples(around, backbone, images + VALIDATE)
     held_out = known[images:]
-    validate = validator(
-        held_out.__getitem__, VALIDATE, backbone, SPEC, numpy_generator(SEED, "private", TASK)
-    )
+    validate = validator(held_out, backbone, SPEC, numpy_generator(SEED, "private", TASK))
     assert validate is not None  # every phantom has visible instances
     multipliers = {
         epsilon: calibrate(lambda scale: [round_mechanism(privacy, scale)], epsilon, DELTA)
@@ -87,18 +85,16 @@ def measure(
         for epsilon, multiplier in multipliers.items():
             name = f"{epsilon:g}" if epsilon else "inf"
             layer = build_layer(spec, backbone.geometry.channels, derive_seed(SEED, "layer", spec.form))
-            train_privately(
+            noise = NoiseSource.seeded(SEED, "private", form, name)
+            train_layer(
                 layer,
                 backbone,
-                known.__getitem__,
-                [[i] for i in range(images)],
+                known,
                 SPEC,
-                privacy,
-                noise_multiplier=multiplier,
-                learning_rate=privacy.learning_rate or learning_rate_of(spec),
+                learning_rate=learning_rate_of(spec),
                 rng=numpy_generator(SEED, "private", form, name),
-                noise=NoiseSource.seeded(SEED, "private", form, name),
                 progress=lambda done, total: None,
+                steps=PrivateSteps([[i] for i in range(images)], privacy, multiplier, noise),
             )
             iou = validate(layer)
             figures[f"iou_{form.split(' (')[0].replace(' ', '_')}_{name}"] = iou

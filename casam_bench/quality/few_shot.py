@@ -102,8 +102,7 @@ def learn(
     train_layer(
         layer,
         backbone,
-        known.__getitem__,
-        len(known),
+        known,
         SPEC.model_copy(update={"max_steps": max(steps)}),
         learning_rate=learning_rate_of(spec),
         rng=numpy_generator(SEED, "few-shot"),
@@ -144,7 +143,7 @@ def measure(
         known = examples(around, backbone, task)
         held_out = known[TRAIN:]
         rng = numpy_generator(SEED, "few-shot", task)
-        validate = validator(held_out.__getitem__, len(held_out), backbone, SPEC, rng)
+        validate = validator(held_out, backbone, SPEC, rng)
         assert validate is not None  # every phantom has visible instances
         frozen.append(validate(IdentityLayer(backbone.geometry.channels)))
         table.add_row(task, "frozen SAM", *[f"{frozen[-1]:.3f}"] * len(steps), "0", "-")

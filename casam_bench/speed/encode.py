@@ -83,7 +83,7 @@ def frozen_iou(backbone: Backbone, z_CHW: Tensor, sample: LoadedSample) -> float
     """IoU of frozen SAM on one image with the true boxes, at the decoder's resolution."""
     known = Example(z_CHW, sample.labels_HW)
     rng = numpy_generator(SEED, "encode")
-    validate = validator(lambda i: known, 1, backbone, TrainingSpec(), rng)
+    validate = validator([known], backbone, TrainingSpec(), rng)
     assert validate is not None  # every phantom has visible instances
     return validate(IdentityLayer(backbone.geometry.channels))
 

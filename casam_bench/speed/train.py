@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -21,7 +22,7 @@ from casam_core.config.scenario import AlignmentSpec, TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
-from casam_core.model.training import Example, TrainingResult, train_layer
+from casam_core.model.training import Example, Examples, TrainingResult, train_layer
 from casam_core.model.validation import validator
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import LoadedSample
@@ -116,15 +117,28 @@ def measure(
     }
 
 
-def epoch(backbone: Backbone, load_example: Callable[[int], Example], images: int) -> TrainingResult:
+@dataclass(frozen=True)
+class Loaded:
+    """Training images that are made anew at every step, as `load` says."""
+
+    load: Callable[[int], Example]
+    images: int
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, i: int) -> Example:
+        return self.load(i)
+
+
+def epoch(backbone: Backbone, load: Callable[[int], Example], images: int) -> TrainingResult:
     """One pass of the product's own loop over the images, always from the same beginning."""
-    return trained(
-        backbone, load_example, images, TrainingSpec(epochs=1, batch_images=1, instances=INSTANCES)
-    )[1]
+    spec = TrainingSpec(epochs=1, batch_images=1, instances=INSTANCES)
+    return trained(backbone, Loaded(load, images), spec)[1]
 
 
 def trained(
-    backbone: Backbone, load_example: Callable[[int], Example], images: int, spec: TrainingSpec
+    backbone: Backbone, examples: Examples, spec: TrainingSpec
 ) -> tuple[AlignmentLayer, TrainingResult]:
     """A layer of the default form, and its losses."""
     form = AlignmentSpec()
@@ -132,8 +146,7 @@ def trained(
     result = train_layer(
         layer,
         backbone,
-        load_example,
-        images,
+        examples,
         spec,
         learning_rate=learning_rate_of(form),
         rng=numpy_generator(SEED, "train"),
@@ -156,11 +169,9 @@ def low_precision(around: Surroundings) -> Figures:
     known = [Example(backbone.encode([s.image_HW3])[0].half().float(), s.labels_HW) for s in samples]
     held_out = known[LONG_TRAIN:]
     spec = TrainingSpec(epochs=1000, max_steps=LONG_STEPS, batch_images=1, instances=2)
-    validate = validator(
-        held_out.__getitem__, len(held_out), backbone, TrainingSpec(), numpy_generator(SEED, "validate")
-    )
+    validate = validator(held_out, backbone, TrainingSpec(), numpy_generator(SEED, "validate"))
     assert validate is not None  # every phantom has visible instances
-    exact, low = (trained(model, known.__getitem__, LONG_TRAIN, spec)[0] for model in (backbone, faster))
+    exact, low = (trained(model, known[:LONG_TRAIN], spec)[0] for model in (backbone, faster))
     iou = validate(exact)
     changes = {"iou_change_bfloat16": validate(low) - iou}
     set_weights(exact, rounded(weights_of(exact)))

@@ -93,7 +93,7 @@ def whole_step(around: Surroundings) -> Callable[[], None]:
     known = [Example(torch.randn(CHANNELS, CELLS, CELLS), s.labels_HW) for s in phantoms("histology", IMAGES)]
     spec = TrainingSpec(instances=INSTANCES)
     rng = numpy_generator(0, "utilisation")
-    drawn = draw_batch(torch.arange(IMAGES).numpy(), known.__getitem__, backbone, spec, rng)
+    drawn = draw_batch(torch.arange(IMAGES).numpy(), known, backbone, spec, rng)
 
     def step() -> None:
         optimiser.zero_grad()

@@ -16,23 +16,21 @@ from numpy.typing import NDArray
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms.base import AlignmentLayer
-from casam_core.model.training import Drawn, Example, decode_batch, draw_instances
+from casam_core.model.training import Drawn, Example, Examples, decode_batch, draw_instances
 
 MOST_INSTANCES = 32
 """Per image; an attacker takes all there are, and a slide may hold thousands."""
 
 
-def visible_images(
-    load_example: Callable[[int], Example], images: Sequence[int], backbone: Backbone
-) -> list[int]:
+def visible_images(examples: Examples, images: Sequence[int], backbone: Backbone) -> list[int]:
     """Those of `images` with an instance that is left at the decoder's resolution; others have no loss."""
-    return [i for i in images if all_instances(load_example(i), backbone) is not None]
+    return [i for i in images if all_instances(examples[i], backbone) is not None]
 
 
 @torch.no_grad()
 def losses_of(
     layer: AlignmentLayer,
-    load_example: Callable[[int], Example],
+    examples: Examples,
     images: Sequence[int],
     backbone: Backbone,
     progress: Callable[[int, int], None],
@@ -44,7 +42,7 @@ def losses_of(
     layer.to(backbone.compute.device).eval()
     losses = np.empty(len(images))
     for done, i in enumerate(images):
-        drawn = all_instances(load_example(i), backbone)
+        drawn = all_instances(examples[i], backbone)
         assert drawn is not None  # the caller asks for visible images
         losses[done] = float(decode_batch(layer, backbone, [drawn]).loss)
         progress(done + 1, len(images))

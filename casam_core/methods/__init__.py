@@ -17,7 +17,9 @@ from casam_core.methods import (
     replay,
     sequential,
 )
-from casam_core.methods.base import SHARED, Cohort, Importance, Method
+from casam_core.methods.base import SHARED, Cohort, Importance, Method, Penalty
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer, build_layer
 from casam_core.seeding import derive_seed
 
 METHODS: dict[str, Method] = {
@@ -55,4 +57,21 @@ def layer_seed(scenario: Scenario, task: str) -> int:
     return derive_seed(scenario.seed, "layer", first)
 
 
-__all__ = ["METHODS", "SHARED", "Cohort", "Importance", "Method", "alignment_of", "layer_seed", "method_of"]
+def first_layer(
+    scenario: Scenario, task: str, channels: int, backbone: Backbone | None = None
+) -> AlignmentLayer:
+    """What every holder of `task` starts from. Raises ScenarioError (see build_layer)."""
+    return build_layer(alignment_of(scenario, task), channels, layer_seed(scenario, task), backbone)
+
+
+__all__ = [
+    "METHODS",
+    "SHARED",
+    "Cohort",
+    "Importance",
+    "Method",
+    "Penalty",
+    "alignment_of",
+    "first_layer",
+    "method_of",
+]

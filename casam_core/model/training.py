@@ -1,10 +1,16 @@
-"""The training loop of one Alignment Layer, from cached embeddings."""
+"""How one Alignment Layer is trained for one round, from cached embeddings: the one trainer there is.
+
+`train_layer` is the same for open and private training. What differs is how a step is taken, which is plugged
+in: `OpenSteps` here (epochs, penalty, early stopping), `PrivateSteps` in casam_core.privacy.dp_training
+(Poisson sampling, clipping, noise).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,12 +38,50 @@ class Example:
     labels_HW: NDArray[np.int32]
 
 
+class Examples(Protocol):
+    """Training images by index. Each is read anew at every step, so that memory does not grow with their
+    number; a list will do where they are few."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Example: ...
+
+
 @dataclass(frozen=True)
 class TrainingResult:
-    """steps: optimiser steps taken. losses: one mean loss per step."""
+    """steps: optimiser steps taken. losses: one mean loss per step; none of a private round."""
 
     steps: int
     losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What every kind of step works on. rng: draws the order of the images, instances and prompts."""
+
+    layer: AlignmentLayer
+    backbone: Backbone
+    examples: Examples
+    spec: TrainingSpec
+    learning_rate: float
+    rng: np.random.Generator
+
+    def draw(self, indices: NDArray[np.int64]) -> list[Drawn]:
+        """Some instances of every image of a batch (see `draw_batch`)."""
+        return draw_batch(indices, self.examples, self.backbone, self.spec, self.rng)
+
+
+class Step(NamedTuple):
+    """One step of a round is over.
+
+    taken: whether the optimiser moved the layer; it does not where no instance is visible. loss: of the
+    batch, None where there is none or nobody may see it.
+    """
+
+    done: int
+    total: int
+    taken: bool
+    loss: float | None
 
 
 def planned_steps(images: int, spec: TrainingSpec) -> int:
@@ -58,59 +102,86 @@ def batches(images: int, spec: TrainingSpec, rng: np.random.Generator) -> Iterat
             left -= 1
 
 
+class Steps(Protocol):
+    """How the steps of one round are taken."""
+
+    def __call__(self, learner: Learner) -> Iterator[Step]:
+        """Move `learner.layer` step by step."""
+
+
 def train_layer(
     layer: AlignmentLayer,
     backbone: Backbone,
-    load_example: Callable[[int], Example],
-    images: int,
+    examples: Examples,
     spec: TrainingSpec,
     *,
     learning_rate: float,
     rng: np.random.Generator,
     progress: Progress,
-    penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None,
-    finished_epoch: Callable[[AlignmentLayer], bool] | None = None,
+    steps: Steps | None = None,
 ) -> TrainingResult:
-    """Train `layer` in place for one round with Adam (CA-SAM, training).
+    """Train `layer` in place for one round.
 
-    load_example(i) gives training image i; it is called anew at every step, so that memory does not
-    grow with the number of images. All randomness comes from `rng`. penalty: added to every batch's
-    loss (casam_core.methods). finished_epoch: asked after every pass over the images; True ends the
-    round (casam_core.model.validation). Raises RunError when the loss or the layer is no number any more.
+    Args:
+        layer: afterwards on the backbone's device, ready to use.
+        examples: the training images.
+        rng: all randomness but a private round's noise and samples.
+        steps: how steps are taken; by default openly, without penalty and early stopping.
+
+    Raises:
+        RunError: a loss or a weight is not a finite number any more.
     """
     layer.to(backbone.compute.device).train()
-    optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate)
-    warmup = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / (spec.warmup + 1))
-    )
-    losses: list[float] = []
-    total, steps_per_epoch = planned_steps(images, spec), -(-images // spec.batch_images)
-    for step, indices in enumerate(batches(images, spec, rng), 1):
-        drawn = draw_batch(indices, load_example, backbone, spec, rng)
-        optimiser.zero_grad()
-        if drawn:
-            batch = decode_batch(layer, backbone, drawn)
-            loss = batch.loss if penalty is None else batch.loss + penalty(layer, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            warmup.step()
-            losses.append(float(loss.detach()))
-        stop = step % steps_per_epoch == 0 and finished_epoch is not None and finished_epoch(layer)
-        progress(total if stop else step, total)
-        if stop:
-            break
+    steps = steps or OpenSteps()
+    taken, losses = 0, []
+    for step in steps(Learner(layer, backbone, examples, spec, learning_rate, rng)):
+        progress(step.done, step.total)
+        taken += step.taken
+        if step.loss is not None:
+            losses.append(step.loss)
     layer.eval()
-    check_converged(layer, losses, learning_rate)
-    return TrainingResult(steps=len(losses), losses=tuple(losses))
-
-
-def check_converged(layer: AlignmentLayer, losses: Sequence[float], learning_rate: float) -> None:
-    """Raise RunError when a loss or a weight is no number any more."""
     if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in layer.parameters()):
         raise RunError(
-            f"training diverged within {len(losses)} steps at learning rate {learning_rate:g}; "
+            f"training diverged within {taken} steps at learning rate {learning_rate:g}; "
             "set a lower alignment.learning_rate"
         )
+    return TrainingResult(taken, tuple(losses))
+
+
+@dataclass(frozen=True)
+class OpenSteps:
+    """Adam on batches of all images in turn (CA-SAM, training).
+
+    Args:
+        penalty: added to every batch's loss (casam_core.methods).
+        finished_epoch: asked after every pass over the images; True ends the round
+            (casam_core.model.validation).
+    """
+
+    penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None
+    finished_epoch: Callable[[AlignmentLayer], bool] | None = None
+
+    def __call__(self, learner: Learner) -> Iterator[Step]:
+        layer, spec, images = learner.layer, learner.spec, len(learner.examples)
+        optimiser = torch.optim.Adam(layer.parameters(), lr=learner.learning_rate)
+        warmup = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: min(1.0, (step + 1) / (spec.warmup + 1))
+        )
+        total, steps_per_epoch = planned_steps(images, spec), -(-images // spec.batch_images)
+        for done, indices in enumerate(batches(images, spec, learner.rng), 1):
+            drawn, value = learner.draw(indices), None
+            optimiser.zero_grad()
+            if drawn:
+                batch = decode_batch(layer, learner.backbone, drawn)
+                loss = batch.loss if self.penalty is None else batch.loss + self.penalty(layer, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                warmup.step()
+                value = float(loss.detach())
+            stop = done % steps_per_epoch == 0 and bool(self.finished_epoch and self.finished_epoch(layer))
+            yield Step(total if stop else done, total, bool(drawn), value)
+            if stop:
+                return
 
 
 @dataclass(frozen=True)
@@ -148,14 +219,14 @@ class Batch:
 
 def draw_batch(
     indices: NDArray[np.int64],
-    load_example: Callable[[int], Example],
+    examples: Examples,
     backbone: Backbone,
     spec: TrainingSpec,
     rng: np.random.Generator,
 ) -> list[Drawn]:
     """Some instances of every image of a batch, all prompted alike; images without visible ones fall out."""
     kind = spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
-    drawn = [draw_instances(load_example(int(i)), backbone, spec, kind, rng) for i in indices]
+    drawn = [draw_instances(examples[int(i)], backbone, spec, kind, rng) for i in indices]
     return [item for item in drawn if item is not None]
 
 
@@ -198,8 +269,7 @@ def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Draw
 def importance_of(
     layer: AlignmentLayer,
     backbone: Backbone,
-    load_example: Callable[[int], Example],
-    images: int,
+    examples: Examples,
     spec: TrainingSpec,
     rng: np.random.Generator,
 ) -> dict[str, NDArray[np.float32]]:
@@ -208,8 +278,8 @@ def importance_of(
     One image at a time, so that gradients of different images do not cancel before they are squared.
     """
     total = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
-    for i in range(images):
-        drawn = draw_batch(np.array([i]), load_example, backbone, spec, rng)
+    for i in range(len(examples)):
+        drawn = draw_batch(np.array([i]), examples, backbone, spec, rng)
         layer.zero_grad()
         if drawn:
             decode_batch(layer, backbone, drawn).loss.backward()  # type: ignore[no-untyped-call]
@@ -217,4 +287,4 @@ def importance_of(
                 if value.grad is not None:
                     total[name] += value.grad.square()
     layer.zero_grad()
-    return {name: (value / images).cpu().numpy() for name, value in total.items()}
+    return {name: (value / len(examples)).cpu().numpy() for name, value in total.items()}

@@ -11,15 +11,14 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights_of
 from casam_core.model.forms.identity import IdentityLayer
-from casam_core.model.training import Drawn, Example, decode_batch, draw_instances
+from casam_core.model.training import Drawn, Examples, decode_batch, draw_instances
 
 Validate = Callable[[AlignmentLayer], float]
 """Measures a layer, in training or not, and leaves it as it was."""
 
 
 def validator(
-    load_example: Callable[[int], Example],
-    images: int,
+    examples: Examples,
     backbone: Backbone,
     spec: TrainingSpec,
     rng: np.random.Generator,
@@ -29,13 +28,13 @@ def validator(
     IoU with boxes at the decoder's resolution, mean within the image, then over images. The instances
     are drawn here, once, so that every layer is measured on the same ones.
     """
-    seeds = rng.integers(2**63, size=images)
+    seeds = rng.integers(2**63, size=len(examples))
 
     def drawn(i: int) -> Drawn | None:
-        return draw_instances(load_example(i), backbone, spec, "box", np.random.default_rng(seeds[i]))
+        return draw_instances(examples[i], backbone, spec, "box", np.random.default_rng(seeds[i]))
 
     # Only which images count is kept: embeddings are read anew, so that memory does not grow with them.
-    usable = [i for i in range(images) if drawn(i) is not None]
+    usable = [i for i in range(len(examples)) if drawn(i) is not None]
     if not usable:
         return None
 

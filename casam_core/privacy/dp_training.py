@@ -1,40 +1,61 @@
-"""DP-SGD for an Alignment Layer: Poisson samples, clipped gradients, Gaussian noise (Abadi et al. 2016).
+"""DP-SGD: Poisson samples, clipped gradients, Gaussian noise (Abadi et al. 2016).
 
+`PrivateSteps` is plugged into the trainer of Alignment Layers (casam_core.model.training).
 Per-sample gradients, clipping and accumulation are Opacus'; the noise is ours (casam_core.privacy.noise).
-A unit is one image or a group of them (patient, slide): the gradients of a group's images are added and
-clipped once, as one. SAM is frozen and learns nothing.
+The gradients of the images of a unit are added and clipped once, as one. SAM is frozen and learns nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from casam_core.config.scenario import PrivacySpec, TrainingSpec
-from casam_core.model.backbones import Backbone
-from casam_core.model.forms.base import AlignmentLayer
-from casam_core.model.training import (
-    Example,
-    Progress,
-    TrainingResult,
-    check_converged,
-    decode_batch,
-    draw_batch,
-)
+from casam_core.config.scenario import PrivacySpec
+from casam_core.model.training import Learner, Step, decode_batch
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.units import Units
 
 IMAGES_AT_ONCE = 8
-"""More images of a step are taken in turns, so that memory does not grow with the sample."""
+"""A step takes at most this many images at a time, so that memory does not grow with the sample."""
 
-PRIVATE_FORMS = ("casam", "residual", "low_rank", "scale_shift")
-"""Forms that stand between encoder and decoder, and so see one image's embedding for one image's gradient."""
+
+def round_mechanism(spec: PrivacySpec, noise_multiplier: float) -> Mechanism:
+    """What one private round costs."""
+    return Mechanism(noise_multiplier, spec.sampling_rate, spec.steps)
+
+
+@dataclass(frozen=True)
+class PrivateSteps:
+    """The steps of one private round, for `train_layer`; they cost `round_mechanism`.
+
+    The losses are not reported: nobody may see them, and they decide nothing.
+
+    Args:
+        units: indices into the training images.
+        noise: draws the samples and the noise.
+    """
+
+    units: Units
+    privacy: PrivacySpec
+    noise_multiplier: float
+    noise: NoiseSource
+
+    def __call__(self, learner: Learner) -> Iterator[Step]:
+        wrapped = PerSampleLayer(learner.layer, loss_reduction="sum")
+        yield from take_private_steps(
+            learner.layer,
+            self,
+            lambda pack: gradients(wrapped, learner, pack),
+            self.privacy.learning_rate or learner.learning_rate,
+        )
+        wrapped.to_standard_module()
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -60,75 +81,30 @@ class PerSampleLayer(GradSampleModule):  # type: ignore[misc]
         return None
 
 
-def round_mechanism(spec: PrivacySpec, noise_multiplier: float) -> Mechanism:
-    """What one private round costs."""
-    return Mechanism(noise_multiplier, spec.sampling_rate, spec.steps)
-
-
-def train_privately(
-    layer: AlignmentLayer,
-    backbone: Backbone,
-    load_example: Callable[[int], Example],
-    units: Sequence[Sequence[int]],
-    spec: TrainingSpec,
-    privacy: PrivacySpec,
-    *,
-    noise_multiplier: float,
-    learning_rate: float,
-    rng: np.random.Generator,
-    noise: NoiseSource,
-    progress: Progress,
-) -> TrainingResult:
-    """Train `layer` in place for one private round with Adam; it costs `round_mechanism`.
-
-    units: indices of the images of every unit. The gradient of a step is the sum over the sampled units of
-    their clipped gradients plus noise, over the expected number of units: a step without any sampled unit
-    is noise alone, as the accountant assumes. rng: instances and prompts. noise: samples and noise.
-    Raises RunError when the layer is no number any more.
-    """
-    layer.to(backbone.compute.device).train()
-    wrapped = PerSampleLayer(layer, loss_reduction="sum")
-    take_private_steps(
-        layer,
-        units,
-        privacy,
-        lambda pack: gradients(wrapped, backbone, load_example, pack, spec, rng),
-        noise_multiplier=noise_multiplier,
-        learning_rate=learning_rate,
-        noise=noise,
-        progress=progress,
-    )
-    wrapped.to_standard_module()
-    layer.eval()
-    check_converged(layer, [], learning_rate)
-    # The losses are not returned: nobody may see them, and nothing is decided by them.
-    return TrainingResult(steps=privacy.steps, losses=())
-
-
 def take_private_steps(
     model: nn.Module,
-    units: Sequence[Sequence[int]],
-    privacy: PrivacySpec,
-    rows_of: Callable[[Sequence[Sequence[int]]], list[Tensor]],
-    *,
-    noise_multiplier: float,
+    how: PrivateSteps,
+    rows_of: Callable[[Units], list[Tensor]],
     learning_rate: float,
-    noise: NoiseSource,
-    progress: Progress,
-) -> None:
-    """The steps of `round_mechanism` with Adam, whatever is trained.
+) -> Iterator[Step]:
+    """Train any model in place with Adam.
 
-    rows_of: for some units, the unclipped gradient of each, a row per unit and parameter of `model`.
+    The gradient of a step is the sum over the sampled units of their clipped gradients plus noise, over the
+    expected number of units. A step without any sampled unit is noise alone, as the accountant assumes.
+
+    Args:
+        rows_of: for some units, the unclipped gradient of each: a row per unit and parameter of `model`.
     """
+    units, privacy = how.units, how.privacy
     optimiser = NoisyOptimizer(
         torch.optim.Adam(model.parameters(), lr=learning_rate),
-        noise_multiplier=noise_multiplier,
+        noise_multiplier=how.noise_multiplier,
         max_grad_norm=privacy.clip,
         expected_batch_size=max(1.0, privacy.sampling_rate * len(units)),
-        noise=noise,
+        noise=how.noise,
     )
-    for step in range(1, privacy.steps + 1):
-        sampled = [units[i] for i in noise.poisson_sample(len(units), privacy.sampling_rate)]
+    for done in range(1, privacy.steps + 1):
+        sampled = [units[i] for i in how.noise.poisson_sample(len(units), privacy.sampling_rate)]
         optimiser.zero_grad()
         packs = list(packed(sampled)) or [[]]
         for number, pack in enumerate(packs, 1):
@@ -138,12 +114,12 @@ def take_private_steps(
             optimiser.step()
             if number < len(packs):
                 optimiser.zero_grad()
-        progress(step, privacy.steps)
+        yield Step(done, privacy.steps, taken=True, loss=None)
     optimiser.zero_grad()
 
 
-def packed(units: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Units in turns of up to IMAGES_AT_ONCE images; a larger unit is a turn of its own."""
+def packed(units: Units) -> Iterator[list[Sequence[int]]]:
+    """Units in packs of up to IMAGES_AT_ONCE images; a larger unit is a pack of its own."""
     pack: list[Sequence[int]] = []
     for unit in units:
         if pack and sum(map(len, pack)) + len(unit) > IMAGES_AT_ONCE:
@@ -154,56 +130,41 @@ def packed(units: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
         yield pack
 
 
-def gradients(
-    wrapped: PerSampleLayer,
-    backbone: Backbone,
-    load_example: Callable[[int], Example],
-    units: Sequence[Sequence[int]],
-    spec: TrainingSpec,
-    rng: np.random.Generator,
-) -> list[Tensor]:
+def gradients(wrapped: PerSampleLayer, learner: Learner, units: Units) -> list[Tensor]:
     """One row per unit and parameter: the gradient of the sum of its images' losses, unclipped.
 
-    A row that is not finite says nothing and becomes zero: one broken image must not stop the others,
-    nor show by stopping them.
+    A row that is not finite says nothing and becomes zero: one broken image must not stop the others, nor
+    show by stopping them.
     """
-    parameters = list(wrapped._module.parameters())
+    parameters = list(learner.layer.parameters())
     rows = [torch.zeros(len(units), *p.shape, dtype=p.dtype, device=p.device) for p in parameters]
     images = [(number, image) for number, unit in enumerate(units) for image in unit]
     for start in range(0, len(images), IMAGES_AT_ONCE):
-        turn = images[start : start + IMAGES_AT_ONCE]
         kept, drawn = [], []
-        for number, image in turn:
-            one = draw_batch(np.array([image]), load_example, backbone, spec, rng)
+        for number, image in images[start : start + IMAGES_AT_ONCE]:
+            one = learner.draw(np.array([image]))
             kept += [number] * len(one)
             drawn += one
         if not drawn:
             continue
         wrapped.zero_grad()
-        decode_batch(wrapped, backbone, drawn).sum_of_image_losses.backward()  # type: ignore[no-untyped-call]
-        index = torch.tensor(kept)
-        for p, row in zip(parameters, rows, strict=True):
-            row.index_add_(0, index.to(row.device), p.grad_sample.to(row.dtype))
-            p.grad_sample = None
+        decode_batch(wrapped, learner.backbone, drawn).sum_of_image_losses.backward()  # type: ignore[no-untyped-call]
+        add_rows(rows, parameters, kept)
     return without_broken(rows)
+
+
+def add_rows(rows: Sequence[Tensor], parameters: Sequence[nn.Parameter], unit_of: Sequence[int]) -> None:
+    """Add the images' gradients that a backward pass left to their units' rows, and drop them.
+
+    unit_of: of every image of the pass, its unit's row.
+    """
+    index = torch.tensor(unit_of)
+    for p, row in zip(parameters, rows, strict=True):
+        row.index_add_(0, index.to(row.device), p.grad_sample.to(row.dtype))  # type: ignore[attr-defined]
+        p.grad_sample = None  # type: ignore[attr-defined]
 
 
 def without_broken(rows: list[Tensor]) -> list[Tensor]:
     """Zeros for every unit whose gradient is not finite in any parameter."""
     usable = torch.stack([row.flatten(1).isfinite().all(1) for row in rows]).all(0)
     return [torch.where(usable.to(row.device).view(-1, *[1] * (row.dim() - 1)), row, 0.0) for row in rows]
-
-
-def units_of(groups: Sequence[str], unit: str) -> list[list[int]]:
-    """Indices of every unit: each image by itself, or the images of each group, in order of appearance."""
-    if unit == "image":
-        return [[i] for i in range(len(groups))]
-    members: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    return list(members.values())
-
-
-def unit_means(values_ND: NDArray[np.float64], units: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """One row per unit: the mean over its images."""
-    return np.stack([values_ND[list(unit)].mean(0) for unit in units])

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.privacy.accounting import Mechanism
-from casam_core.privacy.dp_training import unit_means
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.units import unit_means
 
 WIDEST_SCORES = 0.5
 """Quantile of public images' scores that counts as 1: what scores worse is unknown anyway."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.dp_training import (
+    PrivateSteps,
+    add_rows,
     round_mechanism,
     take_private_steps,
     without_broken,
@@ -51,16 +53,14 @@ def train_vae_privately(
     vae.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in begun.items()})
     latents = torch.Generator().manual_seed(seed)
     wrapped = GradSampleModule(vae.train(), loss_reduction="sum")
-    take_private_steps(
+    steps = take_private_steps(
         vae,
-        units,
-        privacy,
+        PrivateSteps(units, privacy, noise_multiplier, noise),
         lambda pack: vae_gradients(vae, f_NF, pack, router.beta, latents),
-        noise_multiplier=noise_multiplier,
-        learning_rate=router.learning_rate,
-        noise=noise,
-        progress=lambda step, steps: None,
+        router.learning_rate,
     )
+    for _ in steps:
+        pass
     wrapped.to_standard_module()
     weights = {name: value.detach().numpy().copy() for name, value in vae.eval().state_dict().items()}
     return {"count": np.array([float(len(f_NF))]), **weights}
@@ -81,11 +81,8 @@ def vae_gradients(
     rows = [torch.zeros(len(units), *p.shape, dtype=p.dtype) for p in parameters]
     if not units:
         return rows
-    index = torch.tensor([number for number, unit in enumerate(units) for _ in unit])
     images = [image for unit in units for image in unit]
     vae.zero_grad()
     vae.score(f_NF[images], beta, latents).sum().backward()  # type: ignore[no-untyped-call]
-    for p, row in zip(parameters, rows, strict=True):
-        row.index_add_(0, index, p.grad_sample.to(row.dtype))  # type: ignore[attr-defined]
-        p.grad_sample = None  # type: ignore[attr-defined]
+    add_rows(rows, parameters, [number for number, unit in enumerate(units) for _ in unit])
     return without_broken(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -75,13 +75,28 @@ class TaskData:
             return backbone.preprocess(self.load(sample).image_HW3)
         return self.embedding(sample, backbone)[1]
 
-    def example(self, sample: Sample, backbone: Backbone, pixels: bool = False) -> Example:
-        """What training needs of one image."""
-        return Example(self.seen(sample, backbone, pixels), self.load(sample).labels_HW)
-
     def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
         """f_NF: what the router sees of `samples`."""
         return torch.stack([pool(self.embedding(sample, backbone)[1], kind) for sample in samples])
+
+
+@dataclass(frozen=True)
+class StoredExamples:
+    """Training images of one or several tasks, each read from disk when it is asked for.
+
+    pixels: the layer sees pixels, not embeddings (`AlignmentLayer.sees_pixels`).
+    """
+
+    items: Sequence[tuple[TaskData, Sample]]
+    backbone: Backbone
+    pixels: bool = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Example:
+        data, sample = self.items[i]
+        return Example(data.seen(sample, self.backbone, self.pixels), data.load(sample).labels_HW)
 
 
 @lru_cache(RECENT_IMAGES)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.privacy.accounting import Mechanism
-from casam_core.privacy.dp_training import unit_means
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_router import describe_privately, public_frame, router_mechanism
 from casam_core.privacy.private_scores import describe_scores, scores_like, scores_mechanism
 from casam_core.privacy.private_vae import train_vae_privately, vae_mechanism
+from casam_core.privacy.units import unit_means
 from casam_core.protocol.messages import CalibrateReply, CalibrateRequest, RouterReply, RouterRequest
 from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.routers import Arrays, Router

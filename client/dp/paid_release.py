@@ -13,8 +13,8 @@ from pathlib import Path
 from casam_core.errors import PolicyError
 from casam_core.files import write_atomic
 from casam_core.privacy.accounting import Mechanism, epsilon_of
-from casam_core.privacy.dp_training import units_of
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.units import units_of
 from casam_core.protocol.audit import audit_log, now
 from casam_core.protocol.messages import Forecast
 from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload, Scalar, digest_of

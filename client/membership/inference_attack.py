@@ -10,7 +10,7 @@ give away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,11 +27,11 @@ from casam_core.membership.likelihood_ratio import online, shadow_parts
 from casam_core.membership.router_fit import fits_of
 from casam_core.membership.statistics import Outcome, Scores, outcome_of
 from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.identity import IdentityLayer
-from casam_core.model.training import Example
 from casam_core.seeding import numpy_generator
 from client.data.dataset import Sample
-from client.data.task_data import TaskData
+from client.data.task_data import StoredExamples, TaskData
 from client.membership.shadows import Shadows, indices
 from client.node.progress import reporter
 
@@ -93,6 +93,18 @@ class Target:
             self.samples,
         )
 
+    def examples(self, layer: AlignmentLayer) -> StoredExamples:
+        """`samples`, as `layer` sees them."""
+        return StoredExamples([(self.data, s) for s in self.samples], self.backbone, layer.sees_pixels)
+
+    def losses(self, layer: AlignmentLayer, images: Sequence[int], what: str) -> Scores:
+        """loss_N of these `samples`, each by itself."""
+        return losses_of(layer, self.examples(layer), images, self.backbone, self.report(what))
+
+    def report(self, what: str) -> Callable[[int, int], None]:
+        """Tells how far the attack is."""
+        return reporter(self.institution, f"{what} {self.entry.task}")
+
     def rng(self, purpose: str) -> np.random.Generator:
         """Choices of the attack itself."""
         return numpy_generator(self.scenario.seed, self.institution, "attack", purpose, self.entry.task)
@@ -104,9 +116,7 @@ class Target:
 
 def attack_entry(target: Target, layer_shadows: int) -> dict[str, Attacked]:
     """Every attack by name. layer_shadows: an even number; 0 leaves out the layer's likelihood ratio."""
-    target.data.encode(
-        target.samples, target.backbone, reporter(target.institution, f"encode {target.entry.task}")
-    )
+    target.data.encode(target.samples, target.backbone, target.report("encode"))
     found: dict[str, Attacked] = {}
     if target.entry.provenance.form == "identity":
         reason = "the task keeps the identity: its layer holds nothing of any image"
@@ -122,39 +132,25 @@ def attack_entry(target: Target, layer_shadows: int) -> dict[str, Attacked]:
 def attack_layer(target: Target, shadows: int) -> dict[str, Attacked]:
     """By loss, by gain over frozen SAM, and by likelihood ratio against `shadows` models."""
     layer = entry_layer(target.entry, target.backbone.geometry.channels, target.backbone)
-
-    def example(i: int) -> Example:
-        return target.data.example(target.samples[i], target.backbone, layer.sees_pixels)
-
-    images = visible_images(example, range(len(target.samples)), target.backbone)
+    images = visible_images(target.examples(layer), range(len(target.samples)), target.backbone)
     members_N = target.member_mask[images]
     if members_N.all() or not members_N.any():
         reason = "members or non-members have no instance that is visible at the decoder's resolution"
         return {name: Attacked(None, reason) for name in LAYER_ATTACKS}
-
-    def report(what: str) -> Callable[[int, int], None]:
-        return reporter(target.institution, f"{what} {target.entry.task}")
-
-    own_N = losses_of(layer, example, images, target.backbone, report("attack layer of"))
-    identity = IdentityLayer(target.backbone.geometry.channels)
-
-    def embedded(i: int) -> Example:
-        return target.data.example(target.samples[i], target.backbone)
-
-    frozen_N = losses_of(identity, embedded, images, target.backbone, report("attack layer of"))
+    own_N = target.losses(layer, images, "attack layer of")
+    frozen_N = target.losses(IdentityLayer(target.backbone.geometry.channels), images, "attack layer of")
     scores = {"layer_loss": -own_N, "layer_gain": frozen_N - own_N}
     found = {name: Attacked(target.outcome(score_N, members_N)) for name, score_N in scores.items()}
     if not shadows:
-        return found | {
-            "layer_likelihood_ratio": Attacked(None, "no shadow models were asked for: --shadows")
-        }
+        refused = Attacked(None, "no shadow models were asked for: --shadows")
+        return found | {"layer_likelihood_ratio": refused}
     inside_MN = shadow_parts(len(images), SHADOW_PARTS, shadows, target.rng("layer shadows"))
     fit_MN = np.empty(inside_MN.shape)
     for number, inside_N in enumerate(inside_MN):
         chosen = [images[i] for i in indices(inside_N)]
         what = f"shadow {number + 1} of {shadows}:"
-        shadow = target.shadows.layer(chosen, number, report(f"{what} train"))
-        fit_MN[number] = fit_of(losses_of(shadow, example, images, target.backbone, report(f"{what} attack")))
+        shadow = target.shadows.layer(chosen, number, target.report(f"{what} train"))
+        fit_MN[number] = fit_of(target.losses(shadow, images, f"{what} attack"))
     score_N = online(fit_of(own_N), fit_MN, inside_MN)
     return found | {"layer_likelihood_ratio": Attacked(target.outcome(score_N, members_N))}
 
@@ -167,7 +163,7 @@ def attack_router(target: Target) -> dict[str, Attacked]:
     fit_N = fits_of(router, f_NF, target.entry.router)
     inside_MN = shadow_parts(len(f_NF), SHADOW_PARTS, ROUTER_SHADOWS, target.rng("router shadows"))
     fit_MN = np.empty(inside_MN.shape)
-    report = reporter(target.institution, f"attack router of {target.entry.task}")
+    report = target.report("attack router of")
     for number, inside_N in enumerate(inside_MN):
         state = target.shadows.router(f_NF, indices(inside_N), number)
         fit_MN[number] = fits_of(router, f_NF, state)

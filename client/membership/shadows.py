@@ -17,19 +17,21 @@ from torch import Tensor
 
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
-from casam_core.methods import alignment_of
+from casam_core.methods import first_layer
 from casam_core.model.backbones import Backbone
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
-from casam_core.model.training import Example, train_layer
-from casam_core.privacy.dp_training import train_privately, unit_means, units_of
+from casam_core.model.forms import AlignmentLayer
+from casam_core.model.training import OpenSteps, Steps
+from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_router import PublicFrame, describe_privately, public_frame
+from casam_core.privacy.units import unit_means, units_of
 from casam_core.routing.routers import Arrays, build_router
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import Sample
-from client.data.task_data import TaskData
+from client.data.task_data import StoredExamples, TaskData
 from client.dp.plan import learning_noise
 from client.dp.public_features import public_features_of
+from client.institution import train_round
 
 
 @dataclass(frozen=True)
@@ -53,42 +55,19 @@ class Shadows:
         self, images: Sequence[int], number: int, progress: Callable[[int, int], None]
     ) -> AlignmentLayer:
         """Shadow `number`: a layer trained on these images alone, over the scenario's rounds."""
-        scenario, backbone = self.scenario, self.backbone
-        spec = alignment_of(scenario, self.task)
+        scenario = self.scenario
         # The start is the target's own: every holder knows it, so an attacker does.
-        seed = derive_seed(scenario.seed, "layer", self.task)
-        layer = build_layer(spec, backbone.geometry.channels, seed, backbone)
-
-        def example(i: int) -> Example:
-            return self.data.example(self.samples[images[i]], backbone, layer.sees_pixels)
-
+        layer = first_layer(scenario, self.task, self.backbone.geometry.channels, self.backbone)
+        items = [(self.data, self.samples[i]) for i in images]
+        examples = StoredExamples(items, self.backbone, layer.sees_pixels)
         for round_ in range(1, scenario.training.rounds + 1):
             rng = numpy_generator(scenario.seed, self.institution, "shadow", number, round_, self.task)
+            steps: Steps = OpenSteps()
             if self.policy.adapter.noise == "dp":
-                train_privately(
-                    layer,
-                    backbone,
-                    example,
-                    self.units(images),
-                    scenario.training,
-                    scenario.privacy,
-                    noise_multiplier=learning_noise(scenario, self.policy),
-                    learning_rate=scenario.privacy.learning_rate or learning_rate_of(spec),
-                    rng=rng,
-                    noise=self.noise("layer", number, round_),
-                    progress=progress,
-                )
-            else:
-                train_layer(
-                    layer,
-                    backbone,
-                    example,
-                    len(images),
-                    scenario.training,
-                    learning_rate=learning_rate_of(spec),
-                    rng=rng,
-                    progress=progress,
-                )
+                noise_multiplier = learning_noise(scenario, self.policy)
+                noise = self.noise("layer", number, round_)
+                steps = PrivateSteps(self.units(images), scenario.privacy, noise_multiplier, noise)
+            train_round(scenario, self.task, layer, self.backbone, examples, steps, rng, progress)
         return layer
 
     def router(self, f_NF: Tensor, images: Sequence[int], number: int) -> Arrays:

@@ -35,7 +35,7 @@ class Attacker:
 
     def start(self) -> Group:
         """The layer that everybody's training began from."""
-        return weights_of(self.institution.first_layer(self.job.task))
+        return weights_of(self.institution.layer(self.job.task, None))
 
     def victim(self) -> Entry | None:
         """The first entry of others in the attacker's copy of the bank."""

@@ -58,7 +58,7 @@ def measure_pace(scenario: Scenario) -> Pace:
     def train() -> None:
         example = Example(z_CHW, labels_HW)
         train_layer(
-            layer, backbone, lambda i: example, 1, steps,
+            layer, backbone, [example], steps,
             learning_rate=1e-4, rng=np.random.default_rng(0), progress=lambda done, total: None,
         )  # fmt: skip
 

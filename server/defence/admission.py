@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import Scenario
-from casam_core.methods import alignment_of, layer_seed
+from casam_core.methods import alignment_of
+from casam_core.methods import first_layer as build_first_layer
 from casam_core.model.backbones import channels_of
-from casam_core.model.forms import build_layer, weights_of
+from casam_core.model.forms import weights_of
 from casam_core.protocol.answer_check import AnswerError, check_content, check_group
 from casam_core.protocol.answer_rules import Sender, layer_arrays, router_arrays, rules_for
 from casam_core.protocol.messages import RouterRequest
@@ -107,7 +108,7 @@ def first_layer(scenario: Scenario, task: str) -> Layer | None:
     spec, channels = alignment_of(scenario, task), channels_of(scenario.backbone.name)
     if layer_arrays(spec, channels, None).open:
         return None
-    return weights_of(build_layer(spec, channels, layer_seed(scenario, task)))
+    return weights_of(build_first_layer(scenario, task, channels))
 
 
 def distance(layer: Layer, start: Layer) -> float:

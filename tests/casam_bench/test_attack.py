@@ -32,7 +32,7 @@ def test_an_over_trained_layer_gives_its_images_away_and_nobody_elses() -> None:
     backbone, known = sketch_backbone(1), images_of(0, 180)
 
     def losses(layer: object) -> np.ndarray:
-        return losses_of(layer, known.__getitem__, range(180), backbone, lambda done, total: None)  # type: ignore[arg-type]
+        return losses_of(layer, known, range(180), backbone, lambda done, total: None)  # type: ignore[arg-type]
 
     frozen_N = losses(IdentityLayer(32))
     members, others = slice(0, 60), slice(60, 180)

@@ -32,19 +32,30 @@ Weights = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Form:
-    """build: (spec, channels, backbone) -> layer. learning_rate: Adam's, when the scenario names none; None
-    where there is nothing to learn. changes_sam: the layer is a part of SAM itself."""
+    """One form.
+
+    build: (spec, channels, backbone) -> layer.
+    learning_rate: Adam's, when the scenario names none; None where there is nothing to learn.
+    changes_sam: the layer is a part of SAM itself.
+    private: it can be trained privately. It stands between encoder and decoder, and no image has a part in
+        another one's gradient.
+    """
 
     build: Callable[[AlignmentSpec, int, Backbone | None], AlignmentLayer]
     learning_rate: float | None
     changes_sam: bool = False
+    private: bool = False
 
 
 FORMS: dict[str, Form] = {
-    "casam": Form(lambda spec, channels, _: CasamLayer(channels), learning_rate=1e-4),
-    "residual": Form(lambda spec, channels, _: ResidualLayer(channels), learning_rate=1e-4),
-    "low_rank": Form(lambda spec, channels, _: LowRankLayer(channels, spec.rank), learning_rate=3e-3),
-    "scale_shift": Form(lambda spec, channels, _: ScaleShiftLayer(channels), learning_rate=3e-3),
+    "casam": Form(lambda spec, channels, _: CasamLayer(channels), learning_rate=1e-4, private=True),
+    "residual": Form(lambda spec, channels, _: ResidualLayer(channels), learning_rate=1e-4, private=True),
+    "low_rank": Form(
+        lambda spec, channels, _: LowRankLayer(channels, spec.rank), learning_rate=3e-3, private=True
+    ),
+    "scale_shift": Form(
+        lambda spec, channels, _: ScaleShiftLayer(channels), learning_rate=3e-3, private=True
+    ),
     "identity": Form(lambda spec, channels, _: IdentityLayer(channels), learning_rate=None),
     "decoder": Form(
         lambda spec, _, backbone: DecoderLayer(needed(spec, backbone)), learning_rate=1e-4, changes_sam=True

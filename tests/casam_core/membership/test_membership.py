@@ -190,8 +190,8 @@ def test_a_loss_is_that_of_the_image_alone_and_always_the_same() -> None:
     from casam_core.model.forms import build_layer
 
     layer = build_layer(AlignmentSpec(form="casam"), 32, 0).eval()
-    assert visible_images(known.__getitem__, range(4), tiny) == [0, 1, 2]
-    losses_N = losses_of(layer, known.__getitem__, [0, 1, 2], tiny, lambda done, total: None)
+    assert visible_images(known, range(4), tiny) == [0, 1, 2]
+    losses_N = losses_of(layer, known, [0, 1, 2], tiny, lambda done, total: None)
     for i in range(3):
         drawn = all_instances(known[i], tiny)
         assert drawn is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -20,6 +18,7 @@ from casam_core.model.losses import alignment_loss
 from casam_core.model.training import (
     Drawn,
     Example,
+    OpenSteps,
     TrainingResult,
     batches,
     decode_batch,
@@ -58,8 +57,7 @@ def residual(seed: int = 0) -> nn.Module:
 def train(
     layer: nn.Module,
     tiny: Backbone,
-    load: Callable[[int], Example],
-    images: int,
+    images: list[Example],
     *,
     seed: int = 0,
     learning_rate: float = 1e-3,
@@ -70,7 +68,6 @@ def train(
     result = train_layer(
         layer,
         tiny,
-        load,
         images,
         TrainingSpec.model_validate(spec),
         learning_rate=learning_rate,
@@ -87,7 +84,7 @@ def test_the_learning_rate_rises_over_the_warm_up(tiny: Backbone, examples: list
     # Adam's first step moves every weight with a gradient by the learning rate: here a quarter of 4e-3.
     layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
     before = weights_of(layer)
-    train(layer, tiny, examples.__getitem__, 4, epochs=1, max_steps=1, warmup=3, learning_rate=4e-3)
+    train(layer, tiny, examples, epochs=1, max_steps=1, warmup=3, learning_rate=4e-3)
     moved = np.concatenate([np.abs(weights_of(layer)[name] - before[name]) for name in before])
     assert moved.max() == pytest.approx(1e-3, rel=1e-3)
 
@@ -96,7 +93,7 @@ def test_progress_reaches_its_total_even_if_no_instance_is_visible(tiny: Backbon
     empty = Example(
         seen_CHW=torch.zeros(tiny.encode([discs(1)[0][0]])[0].shape), labels_HW=np.zeros((64, 64), np.int32)
     )
-    result, told = train(residual(), tiny, lambda i: empty, 3, epochs=2, batch_images=1)
+    result, told = train(residual(), tiny, [empty] * 3, epochs=2, batch_images=1)
     assert result.steps == 0
     assert told == [(done, 6) for done in range(1, 7)]
 
@@ -106,13 +103,12 @@ def test_training_can_be_ended_after_any_epoch(tiny: Backbone, examples: list[Ex
     result = train_layer(
         residual(),
         tiny,
-        examples.__getitem__,
-        4,
+        examples,
         TrainingSpec(epochs=10, batch_images=2),
         learning_rate=1e-3,
         rng=np.random.default_rng(0),
         progress=lambda done, total: told.append((done, total)),
-        finished_epoch=lambda layer: len(told) >= 3,
+        steps=OpenSteps(finished_epoch=lambda layer: len(told) >= 3),
     )
     assert result.steps == 4  # two steps an epoch; asked after the second epoch, with three told
     assert told[-1] == (20, 20)
@@ -243,7 +239,7 @@ def test_a_round_in_which_everything_vanishes_changes_nothing(
 ) -> None:
     layer = residual()
     before = weights_of(layer)
-    result, _ = train(layer, tiny, lambda i: vanishing(examples), 3, epochs=2)
+    result, _ = train(layer, tiny, [vanishing(examples)] * 3, epochs=2)
     assert result == TrainingResult(steps=0, losses=())
     assert all(np.array_equal(value, before[name]) for name, value in weights_of(layer).items())
 
@@ -252,7 +248,7 @@ def test_an_image_whose_instances_vanish_does_not_stop_the_others(
     tiny: Backbone, examples: list[Example]
 ) -> None:
     mixed = [examples[0], vanishing(examples)]
-    result, _ = train(residual(), tiny, mixed.__getitem__, 2, epochs=3)
+    result, _ = train(residual(), tiny, mixed, epochs=3)
     assert result.steps == 3
     assert np.isfinite(result.losses).all()
 
@@ -279,7 +275,7 @@ def test_importance_is_the_mean_squared_gradient_of_single_images(
     tiny: Backbone, examples: list[Example]
 ) -> None:
     layer, spec = residual(), TrainingSpec(prompts="box", instances=9)
-    found = importance_of(layer, tiny, examples.__getitem__, 2, spec, np.random.default_rng(0))
+    found = importance_of(layer, tiny, examples[:2], spec, np.random.default_rng(0))
     expected = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
     rng = np.random.default_rng(0)
     for example in examples[:2]:
@@ -295,7 +291,7 @@ def test_importance_is_the_mean_squared_gradient_of_single_images(
 
 
 def test_training_lowers_the_loss(tiny: Backbone, examples: list[Example]) -> None:
-    result, _ = train(residual(), tiny, examples.__getitem__, 4, epochs=40, batch_images=4, prompts="box")
+    result, _ = train(residual(), tiny, examples, epochs=40, batch_images=4, prompts="box")
     assert result.steps == 40
     assert np.mean(result.losses[-5:]) < 0.95 * np.mean(result.losses[:5])
 
@@ -303,7 +299,7 @@ def test_training_lowers_the_loss(tiny: Backbone, examples: list[Example]) -> No
 def test_a_layer_that_is_no_number_any_more_is_an_error(tiny: Backbone, examples: list[Example]) -> None:
     """Its masks would all be empty: a run that completes with an IoU of zero."""
     with pytest.raises(RunError, match=r"diverged .* set a lower alignment.learning_rate"):
-        train(residual(), tiny, examples.__getitem__, 4, epochs=3, learning_rate=1e30)
+        train(residual(), tiny, examples, epochs=3, learning_rate=1e30)
 
 
 def test_equal_generators_train_equal_bits_and_the_backbone_stays_as_it_was(
@@ -314,7 +310,7 @@ def test_equal_generators_train_equal_bits_and_the_backbone_stays_as_it_was(
     for seed, global_seed in ((3, 0), (3, 1), (4, 0)):
         torch.manual_seed(global_seed)
         layer = residual()
-        train(layer, tiny, examples.__getitem__, 4, seed=seed, epochs=2, batch_images=2)
+        train(layer, tiny, examples, seed=seed, epochs=2, batch_images=2)
         layers.append(weights_of(layer))
     one, same, other = layers
     assert all(np.array_equal(one[name], same[name]) for name in one)
@@ -324,7 +320,7 @@ def test_equal_generators_train_equal_bits_and_the_backbone_stays_as_it_was(
 
 def test_embeddings_are_not_changed_by_training(tiny: Backbone, examples: list[Example]) -> None:
     before = examples[0].seen_CHW.clone()
-    train(residual(), tiny, examples.__getitem__, 4, epochs=1)
+    train(residual(), tiny, examples, epochs=1)
     assert torch.equal(examples[0].seen_CHW, before)
 
 
@@ -332,7 +328,7 @@ def test_progress_counts_every_step_and_the_layer_is_left_ready_to_use(
     tiny: Backbone, examples: list[Example]
 ) -> None:
     layer = residual()
-    result, told = train(layer, tiny, examples.__getitem__, 4, epochs=2, batch_images=3)
+    result, told = train(layer, tiny, examples, epochs=2, batch_images=3)
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert result.steps == len(result.losses) == 4
     assert not layer.training
@@ -345,7 +341,7 @@ def test_each_step_uses_one_kind_of_prompt_and_mixed_tosses_a_coin(
     used: list[int] = []
     decode = tiny.decode
     monkeypatch.setattr(tiny, "decode", lambda z, p, own: (used.append(p.xy.shape[1]), decode(z, p, own))[1])
-    train(residual(), tiny, examples.__getitem__, 2, epochs=10, batch_images=2, prompts=wish)
+    train(residual(), tiny, examples[:2], epochs=10, batch_images=2, prompts=wish)
     steps = [set(used[i : i + 2]) for i in range(0, len(used), 2)]
     assert all(len(step) == 1 for step in steps)
     assert set().union(*steps) == kinds

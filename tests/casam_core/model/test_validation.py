@@ -52,7 +52,7 @@ def test_the_iou_is_the_mean_over_instances_by_hand(tiny: Backbone, monkeypatch:
 
 
 def test_every_layer_is_measured_on_the_same_instances(tiny: Backbone) -> None:
-    validate = validator(image, 3, tiny, SPEC, np.random.default_rng(0))
+    validate = validator([image(i) for i in range(3)], tiny, SPEC, np.random.default_rng(0))
     assert validate is not None
     layer = build_layer(AlignmentSpec(form="residual"), 32, 0)
     assert validate(layer) == validate(layer) == validate(IdentityLayer(32))  # residual starts as identity
@@ -60,8 +60,8 @@ def test_every_layer_is_measured_on_the_same_instances(tiny: Backbone) -> None:
 
 def test_without_a_visible_instance_there_is_nothing_to_say(tiny: Backbone) -> None:
     empty = Example(torch.zeros(32, 8, 8), np.zeros((64, 64), np.int32))
-    assert validator(lambda i: empty, 2, tiny, SPEC, np.random.default_rng(0)) is None
-    assert validator(image, 0, tiny, SPEC, np.random.default_rng(0)) is None
+    assert validator([empty] * 2, tiny, SPEC, np.random.default_rng(0)) is None
+    assert validator([], tiny, SPEC, np.random.default_rng(0)) is None
 
 
 def test_only_a_better_layer_beats_the_identity() -> None:

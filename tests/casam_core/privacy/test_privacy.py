@@ -19,20 +19,19 @@ from scipy.stats import kstest
 
 from casam_core.config.scenario import AlignmentSpec, PrivacySpec, RouterSpec, TrainingSpec
 from casam_core.model.backbones import Backbone
-from casam_core.model.forms import build_layer, weights_of
-from casam_core.model.training import Example, decode_batch, draw_batch, train_layer
+from casam_core.model.forms import FORMS, build_layer, weights_of
+from casam_core.model.training import Example, Learner, decode_batch, draw_batch, train_layer
 from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, epsilon_of
 from casam_core.privacy.dp_training import (
-    PRIVATE_FORMS,
     NoisyOptimizer,
     PerSampleLayer,
+    PrivateSteps,
     gradients,
     packed,
-    train_privately,
-    units_of,
 )
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_router import bounded_rows, describe_privately, public_frame
+from casam_core.privacy.units import units_of
 from casam_core.routing.routers import build_router
 from tests.banks import tiny_backbone
 
@@ -152,8 +151,14 @@ def examples() -> list[Example]:
     return [Example(z, labels if i < 11 else np.zeros_like(labels)) for i, z in enumerate(seen)]
 
 
+PRIVATE_FORMS = [name for name, form in FORMS.items() if form.private]
+
 UNITS = [[0], [1], [2, 3], [11], [4, 5, 6, 7, 8, 9, 10, 0, 1, 2]]
 """Images, a group, an image with nothing in it, and a group that is taken in turns."""
+
+
+def learner(layer: torch.nn.Module, tiny: Backbone, known: list[Example]) -> Learner:
+    return Learner(layer, tiny, known, TrainingSpec(), 1e-2, np.random.default_rng(0))
 
 
 def shaken(form: str) -> torch.nn.Module:
@@ -171,12 +176,12 @@ def shaken(form: str) -> torch.nn.Module:
 def test_a_units_gradient_is_that_of_its_images_alone(form: str, functorch: bool, tiny: Backbone) -> None:
     layer, known, spec = shaken(form), examples(), TrainingSpec()
     wrapped = PerSampleLayer(layer, loss_reduction="sum", force_functorch=functorch)
-    rows = gradients(wrapped, tiny, known.__getitem__, UNITS, spec, np.random.default_rng(0))
+    rows = gradients(wrapped, learner(layer, tiny, known), UNITS)
     wrapped.to_standard_module()
     for number, unit in enumerate(UNITS):
         layer.zero_grad()
         for image in unit:
-            drawn = draw_batch(np.array([image]), known.__getitem__, tiny, spec, np.random.default_rng(0))
+            drawn = draw_batch(np.array([image]), known, tiny, spec, np.random.default_rng(0))
             if drawn:
                 decode_batch(layer, tiny, drawn).loss.backward()  # type: ignore[arg-type]
         for row, p in zip(rows, layer.parameters(), strict=True):
@@ -192,18 +197,16 @@ def train(
     **spec: float,
 ) -> dict[str, np.ndarray]:
     layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
-    train_privately(
+    privacy = PrivacySpec(**{"steps": 3, **spec})
+    train_layer(
         layer,
         tiny,
-        known.__getitem__,
-        units,
+        known,
         TrainingSpec(),
-        PrivacySpec(**{"steps": 3, **spec}),
-        noise_multiplier=noise_multiplier,
         learning_rate=1e-2,
         rng=np.random.default_rng(0),
-        noise=NoiseSource.seeded(0, "train"),
         progress=lambda done, total: None,
+        steps=PrivateSteps(units, privacy, noise_multiplier, NoiseSource.seeded(0, "train")),
     )
     return weights_of(layer)
 
@@ -232,8 +235,7 @@ def test_without_noise_it_learns_what_plain_training_learns(tiny: Backbone) -> N
     train_layer(
         layer,
         tiny,
-        known.__getitem__,
-        4,
+        known,
         TrainingSpec(epochs=3, batch_images=4),
         learning_rate=1e-2,
         rng=np.random.default_rng(0),
@@ -266,7 +268,7 @@ def test_an_image_that_is_no_number_says_nothing(tiny: Backbone) -> None:
     broken = [known[0], Example(torch.full((32, 8, 8), torch.nan), known[1].labels_HW)]
     layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
     wrapped = PerSampleLayer(layer, loss_reduction="sum")
-    rows = gradients(wrapped, tiny, broken.__getitem__, [[0], [1]], TrainingSpec(), np.random.default_rng(0))
+    rows = gradients(wrapped, learner(layer, tiny, broken), [[0], [1]])
     assert all(row[1].abs().max() == 0 for row in rows)
     assert any(row[0].abs().max() > 0 for row in rows)
 
