@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from monai.metrics import compute_roc_auc
 from numpy.typing import NDArray
 from rich.table import Table
 
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.phantom_features import Features, phantom_features
 from casam_core.config.scenario import RouterSpec
+from casam_core.membership.statistics import auc
 from casam_core.routing.decision import decide
 from casam_core.routing.routers import Arrays, Router, build_router
 from casam_core.routing.threshold import choose_threshold, learn_and_score
@@ -144,15 +144,15 @@ def judge(scores: Scores, rule: Rule, twins: Sequence[Sequence[str]]) -> Quality
     lost = [[name == "identity" for name, _ in known[task]] for task in seen]
     paired = [task for pair in twins if set(pair) <= set(seen) for task in pair]
     margins = [margin for results in known.values() for _, margin in results]
-    unknownness = torch.tensor([*(margin for _, margin in strange), *margins], dtype=torch.float64)
-    positive = torch.tensor([1] * len(strange) + [0] * len(margins))
+    unknownness = np.array([*(margin for _, margin in strange), *margins], np.float64)
+    positive = np.array([1] * len(strange) + [0] * len(margins))
     return Quality(
         accuracy=float(np.mean(right)),
         confused=float(np.mean(~(np.array(right) | np.array(lost)))),
         false_unknown=float(np.mean(lost)),
         unknown=float(np.mean([name == "identity" for name, _ in strange])),
-        auroc=float(compute_roc_auc(unknownness, positive)),
-        fpr95=false_positive_rate(unknownness.numpy(), positive.numpy()),
+        auroc=auc(unknownness[positive == 1], unknownness[positive == 0]),
+        fpr95=false_positive_rate(unknownness, positive),
         twins=float(np.mean([right[seen.index(task)] for task in paired])) if paired else None,
     )
 
