@@ -47,8 +47,10 @@ lint: setup  ## Style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lock: setup  ## Write requirements.lock and docker/thin.lock: every package with the hashes of its files
-	$(LOCK) --extra medical pyproject.toml -o requirements.lock
+lock: setup  ## Write requirements.lock, requirements-node.lock (a site) and docker/thin.lock, with hashes
+	$(LOCK) --extra deploy --extra medical --extra report --extra simulation --extra study \
+		pyproject.toml -o requirements.lock
+	$(LOCK) --extra medical pyproject.toml -o requirements-node.lock
 	printf 'flwr\nnumpy\n' | $(LOCK) - -o docker/thin.lock
 
 bench-smoke: setup  ## Is anything a fifth slower than stored? (ratios only, under three minutes)

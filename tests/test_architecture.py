@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tomllib
 import zipfile
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from casam_core.protocol.fingerprint import ROOT, TRUSTED
+from scenarios.extras import EXTRAS, advice_for
 
 TRUSTED_LINES = 20_000
 """Lines of Python in the bundle: what an auditor reads before a site pins it. Lower it when code goes."""
@@ -65,14 +68,17 @@ def test_no_registry_and_no_machine_in_any_file() -> None:
             assert word not in text, f"{path.relative_to(ROOT)} contains {word!r}"
 
 
+def asked_for(project: dict[str, Any]) -> set[str]:
+    """Names of all packages that the project or one of its extras asks for."""
+    extras = project["project"]["optional-dependencies"].values()
+    requirements = project["project"]["dependencies"] + [r for extra in extras for r in extra]
+    return {distribution(requirement) for requirement in requirements} - {"casam"}
+
+
 def test_a_bare_flower_run_has_nothing_to_install(project: dict[str, Any]) -> None:
     """Every dependency is overridden by one that no Python fits, else `flwr run .` would download it."""
-    extras = project["project"]["optional-dependencies"].values()
-    wanted = {
-        distribution(r) for r in project["project"]["dependencies"] + [r for extra in extras for r in extra]
-    }
     overrides = project["tool"]["uv"]["override-dependencies"]
-    assert {distribution(r) for r in overrides} == wanted
+    assert {distribution(r) for r in overrides} == asked_for(project)
     assert all(r.endswith("; python_version < '3'") for r in overrides)
 
 
@@ -80,10 +86,93 @@ def test_pins_cover_what_is_asked_for(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", pin) for pin in pins)
-    names = {distribution(pin) for pin in pins}
-    asked = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
-    assert {distribution(r) for r in asked} <= names
+    assert asked_for(project) <= {distribution(pin) for pin in pins}
     assert {"torch==2.14.1", "torchvision==0.29.1", "flwr==1.41.0"} <= set(pins)
+
+
+def test_dev_has_every_extra(project: dict[str, Any]) -> None:
+    extras = project["project"]["optional-dependencies"]
+    (own,) = [requirement for requirement in extras["dev"] if distribution(requirement) == "casam"]
+    assert own == f"casam[{','.join(sorted(extras.keys() - {'dev'}))}]"
+
+
+PLOTS_AND_REPORTS = {
+    "altair", "cyclonedx-python-lib", "matplotlib", "mlflow-skinny", "monai", "narwhals", "pandas", "plotly",
+    "pyarrow", "ray", "selenium", "tensorboard", "vl-convert-python",
+}  # fmt: skip
+"""Never at a site. PyTorch itself asks for Jinja2, and Flower for starlette, uvicorn, rich and typer."""
+
+
+def locked(name: str) -> set[str]:
+    """Names of the packages in a lock file."""
+    lines = (ROOT / name).read_text().splitlines()
+    return {distribution(line) for line in lines if re.match(r"[A-Za-z0-9]", line)}
+
+
+def test_a_site_installs_what_trusted_code_imports_and_no_plots_or_reports(project: dict[str, Any]) -> None:
+    site = locked("requirements-node.lock")
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["medical"]]
+    assert {distribution(requirement) for requirement in wanted} <= site
+    assert site & PLOTS_AND_REPORTS == set()
+    # The image of the compose demo is a site's; its one-shot services and its gateway are the operator's.
+    assert {distribution(requirement) for requirement in extras["deploy"]} <= site
+
+
+def test_trusted_code_imports_what_is_declared(project: dict[str, Any]) -> None:
+    """Also where the import stands in a function."""
+    extras = project["project"]["optional-dependencies"]
+    declared = [*project["project"]["dependencies"], *extras["medical"], *extras["lora"]]
+    allowed = {distribution(requirement) for requirement in declared}
+    brings = packages_distributions()
+    own = sys.stdlib_module_names | {"casam_core", "client", "server"}
+    for path in tracked_files():
+        if not path.relative_to(ROOT).as_posix().startswith(("casam_core/", "client/", "server/")):
+            continue
+        for module in imported(path):
+            names = {distribution(name) for name in brings.get(module, ())}
+            assert names & allowed or module in sys.stdlib_module_names | {
+                "casam_core",
+                "client",
+                "server",
+            }, f"{path} imports {module}"
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of the modules that a file of Python imports."""
+    if path.suffix != ".py":
+        return set()
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in plain | froms}
+
+
+def test_a_missing_extra_is_named(project: dict[str, Any]) -> None:
+    extras, brings = project["project"]["optional-dependencies"], packages_distributions()
+    for extra, modules in EXTRAS.items():
+        for module in modules:
+            assert extra in str(advice_for(ModuleNotFoundError(name=f"{module}.part")))
+            if extra != "simulation":  # Ray comes as an extra of Flower's
+                assert {distribution(name) for name in brings[module]} <= {
+                    distribution(r) for r in extras[extra]
+                }
+    assert advice_for(ModuleNotFoundError(name="casam_core")) is None
+
+
+def test_a_sites_command_needs_no_extra(tmp_path: Path) -> None:
+    """Without the tooling's packages a site can check its node file and start."""
+    hidden = sorted(module for extra in ("report", "simulation", "study") for module in EXTRAS[extra])
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({hidden!r}, None))\n"
+        "import client.client_app, client.node.launcher, server.server_app\n"
+        "from scenarios.commands.cli import main\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", program, "node", "--check", str(tmp_path / "node.toml")]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stderr
+    assert "no such node file" in said, said
+    assert "Traceback" not in said
 
 
 def test_the_citation_is_of_this_version(project: dict[str, Any]) -> None:

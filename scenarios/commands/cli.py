@@ -28,6 +28,7 @@ from scenarios.commands.screen import console
 from scenarios.commands.study_command import study
 from scenarios.commands.watch_command import watch
 from scenarios.engines.engine import Engine
+from scenarios.extras import advice_for
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +58,11 @@ def main() -> None:
     except CasamError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED_RUN if isinstance(error, RunError) else BAD_INPUT)
+    except ModuleNotFoundError as error:
+        if (advice := advice_for(error)) is None:
+            raise
+        print(f"error: {advice}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise

@@ -31,7 +31,8 @@ from scenarios.deploy.policy_template import policy_template
 from scenarios.deploy.sbom import bill_of_materials
 
 TEMPLATES = Path(__file__).parent / "templates"
-LOCK = ROOT / "requirements.lock"
+LOCK = ROOT / "requirements-node.lock"
+"""What a site installs: every package with the hashes of its files."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def checksums(files: Mapping[str, bytes]) -> bytes:
 
 
 def read_lock() -> str:
-    """The hash-locked requirements of this checkout. Raises DeploymentError."""
+    """A site's hash-locked requirements. Raises DeploymentError."""
     if not LOCK.is_file():
         raise DeploymentError(f"{LOCK} is missing; run from a clone of the project")
     return LOCK.read_text(encoding="utf-8")

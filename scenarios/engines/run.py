@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import logging
@@ -175,6 +176,11 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
         raise RunError(
             f"the simulation engine needs the project's own folder, {ROOT} has no pyproject.toml; "
             "install with `pip install -e .` from a clone, or use --engine inprocess"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise RunError(
+            "the simulation engine needs Ray, which is not installed; run: pip install 'casam[simulation]', "
+            "or use --engine inprocess"
         )
     settings: dict[str, str | int | float | bool] = {
         "scenario": scenario.canonical_json(),
