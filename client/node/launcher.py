@@ -74,7 +74,8 @@ def check_flower(found: str) -> None:
     """The pin wraps one of Flower's own functions: another Flower may have another way in."""
     if found != FLOWER:
         raise DeploymentError(
-            f"flwr: expected {FLOWER}, for which the pin was tested, found {found}; install the kit's requirements.lock"
+            f"flwr: expected {FLOWER}, for which the pin was tested, found {found}; "
+            "install the kit's requirements.lock"
         )
 
 
