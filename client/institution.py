@@ -42,7 +42,7 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.payload import Job
 from casam_core.routing.routers import build_router
-from casam_core.routing.threshold import fold_summaries, held_out_scores, learn_alone, score_histogram
+from casam_core.routing.threshold import fold_statistics, held_out_scores, learn_alone, score_histogram
 from casam_core.routing.unknown import margin_histogram
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import Sample
@@ -195,17 +195,17 @@ class Institution:
         """This round's random numbers for one purpose."""
         return numpy_generator(self.scenario.seed, self.name, job.stage, job.round, purpose)
 
-    def describe_with_others(self, job: Job) -> RouterReply:
+    def router_statistics(self, job: Job) -> RouterReply:
         """Summaries for the server to merge with other holders': of all images, and without each fold."""
         spec = self.scenario.router
         f_NF, seed = self.described(job)
         return RouterReply(
-            router=self.router.summarise(f_NF, seed),
+            router=self.router.sufficient_statistics(f_NF, seed),
             images=len(f_NF),
-            folds=fold_summaries(self.router, f_NF, spec, seed),
+            folds=fold_statistics(self.router, f_NF, spec, seed),
         )
 
-    def describe_alone(self, job: Job) -> RouterReply:
+    def fit_router(self, job: Job) -> RouterReply:
         """The finished router, and the threshold from held-out scores."""
         f_NF, seed = self.described(job)
         state, threshold = learn_alone(self.router, f_NF, self.scenario.router, seed)

@@ -206,7 +206,7 @@ def learn_router(
         return replies[0].router, replies[0].threshold
     router = build_router(scenario.router)
     folds = [
-        router.finish(router.merge(parts)) for parts in zip(*(reply.folds for reply in replies), strict=True)
+        router.fit(router.merge(parts)) for parts in zip(*(reply.folds for reply in replies), strict=True)
     ]
     scored = gather(
         federation,
@@ -219,7 +219,7 @@ def learn_router(
     if not scored:
         return undescribed(federation, stage, task, "score its held-out images")
     counts = np.sum([reply.histogram for reply in scored], axis=0)
-    state = router.finish(router.merge([reply.router for reply in replies]))
+    state = router.fit(router.merge([reply.router for reply in replies]))
     return state, histogram_threshold(counts, scenario.router)
 
 

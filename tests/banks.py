@@ -44,7 +44,7 @@ def tiny_entry(task: str, form: str = "low_rank", seed: int = 0) -> Entry:
     features = torch.stack([pool(z_CHW, spec.features) for z_CHW in z_BCHW])
     f_NF, held_out = features[:24], features[24:]
     router = build_router(spec)
-    state = router.finish(router.summarise(f_NF, seed))
+    state = router.fit(router.sufficient_statistics(f_NF, seed))
     layer = build_layer(AlignmentSpec(form=form), backbone.geometry.channels, seed)
     generator = torch.Generator().manual_seed(seed)
     for parameter in layer.parameters():

@@ -26,8 +26,8 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, build_layer
 from casam_core.model.forms.identity import IdentityLayer
 from casam_core.model.training import Example, OpenSteps, Steps, train_layer
-from casam_core.privacy.accounting import calibrate
-from casam_core.privacy.dp_training import PrivateSteps, round_mechanism
+from casam_core.privacy.accounting import calibrate, round_mechanism
+from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.seeding import derive_seed, numpy_generator
 

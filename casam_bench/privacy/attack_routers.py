@@ -26,15 +26,10 @@ from casam_core.config.scenario import RouterSpec
 from casam_core.membership.inversion import read_out
 from casam_core.membership.likelihood_ratio import online, shadow_parts
 from casam_core.membership.router_fit import fits_of
-from casam_core.privacy.accounting import calibrate
+from casam_core.privacy.accounting import Mechanism, calibrate
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import (
-    PublicFrame,
-    describe_privately,
-    public_frame,
-    router_mechanism,
-)
 from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.routers.private_gaussian import PublicFrame, describe_privately, public_frame
 from casam_core.seeding import numpy_generator
 
 ROUTER = RouterSpec(kind="gaussian")
@@ -57,7 +52,7 @@ def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
         Setting(
             f"epsilon {epsilon:g}",
             epsilon,
-            calibrate(lambda scale: [router_mechanism(scale)], epsilon, delta),
+            calibrate(lambda scale: [Mechanism(scale)], epsilon, delta),
         )
         for epsilon in EPSILONS
     ]
@@ -84,10 +79,10 @@ def attack_site(
     def state(images: NDArray[np.int64], who: str) -> Arrays:
         f_IF = f_NF[torch.from_numpy(images)]
         if setting.epsilon is None:
-            return router.finish(router.summarise(f_IF, 0))
+            return router.fit(router.sufficient_statistics(f_IF, 0))
         noise = NoiseSource.seeded(SEED, "router", setting.name, site, who)
         noisy = describe_privately(f_IF.double().numpy(), len(images), frame, setting.noise, noise)
-        return router.finish(noisy)
+        return router.fit(noisy)
 
     target = state(np.arange(size.small), "target")
     fit_N = fits_of(router, f_NF, target)

@@ -7,6 +7,7 @@ other modalities: nobody's, and of no task that is learned.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,21 +28,18 @@ from casam_bench.quality.router_quality import (
     score_tests,
 )
 from casam_core.config.scenario import PrivacySpec, RouterSpec
-from casam_core.privacy.accounting import Mechanism, calibrate
+from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import describe_privately, public_frame
 from casam_core.privacy.private_scores import describe_scores, scores_like
-from casam_core.privacy.private_vae import train_vae_privately
-from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.routers import ROUTERS, Arrays, build_router
 from casam_core.routing.threshold import choose_threshold
 from casam_core.seeding import derive_seed, numpy_generator
-from client.dp.noisy_router import PRIVATE_ROUTERS
 from client.dp.plan import description
 
 IMAGES, PUBLIC_IMAGES = 64, 8
 EPSILONS, DELTA = (8.0, 3.0, 1.0), 1e-3
 PRIVACY = PrivacySpec(steps=50, sampling_rate=0.25)
-ROUTERS = {
+CANDIDATES = {
     "gaussian, moments": RouterSpec(kind="gaussian", features="moments"),
     "vae, attention": RouterSpec(kind="vae", features="attention"),
 }
@@ -50,34 +48,23 @@ DRAWN = 512
 Features = Mapping[str, NDArray[np.float32]]
 
 
-def cost(kind: str, noise: float) -> list[Mechanism]:
-    """Everything a description releases. noise: of the VAE's training; of each of the Gaussian's sums."""
-    return description(PRIVACY, kind, noise if kind == "vae" else noise / PRIVACY.router_ratio)
-
-
 def described(
     spec: RouterSpec, f_NF: NDArray[np.float32], public: Features, multiplier: float, seed: int
 ) -> tuple[Arrays, NDArray[np.float64]]:
     """(noisy state, stand-ins for the scores of held-out images)."""
     router, noise = build_router(spec), NoiseSource.seeded(seed, "bench")
+    private = ROUTERS[spec.kind].private
+    assert private is not None  # only such kinds are measured
     units = [[i] for i in range(len(f_NF))]
     own_NF, public_NF = torch.from_numpy(f_NF), torch.from_numpy(np.concatenate([*public.values()]))
-    if spec.kind == "gaussian":
-        frame = public_frame([f.astype(np.float64) for f in public.values()])
-        summary = describe_privately(f_NF.astype(np.float64), len(f_NF), frame, multiplier, noise)
-        less = multiplier
-    else:
-        summary = train_vae_privately(
-            own_NF, units, public_NF, spec, PRIVACY, noise_multiplier=multiplier, seed=seed, noise=noise
-        )
-        less = PRIVACY.router_ratio * multiplier
-    state = router.finish(summary)
-    floor = PRIVATE_ROUTERS[spec.kind].floor(router, state)
+    noisy = private.prepare(spec, PRIVACY, [f.astype(np.float64) for f in public.values()])
+    state = router.fit(noisy(own_NF, units, noise_multiplier=multiplier, seed=seed, noise=noise))
+    lowest = private.lowest_score(router, state)
     scores_N, public_N = (
         np.array([router.score(f_F, state) for f_F in rows]) for rows in (own_NF, public_NF)
     )
-    both = describe_scores(scores_N, units, public_N, floor, less, noise)
-    return state, scores_like(both, floor, DRAWN, seed)
+    both = describe_scores(scores_N, units, public_N, lowest, PRIVACY.router_ratio * multiplier, noise)
+    return state, scores_like(both, lowest, DRAWN, seed)
 
 
 def score(spec: RouterSpec, features: Features, public: Features, multiplier: float, split: int) -> Scores:
@@ -105,11 +92,11 @@ def run(around: Surroundings) -> Figures:
     for name in ("router", "epsilon", "noise", "accuracy", "confused", "unseen to frozen SAM", "AUROC"):
         table.add_column(name, justify="left" if name == "router" else "right")
     figures: Figures = {}
-    for name, spec in ROUTERS.items():
+    for name, spec in CANDIDATES.items():
         features = {task: both[task][spec.features] for task in MANY}
         public = {task: both[task][spec.features][:PUBLIC_IMAGES] for task in TASKS if task not in MANY}
         for epsilon in EPSILONS:
-            multiplier = calibrate(lambda noise, kind=spec.kind: cost(kind, noise), epsilon, DELTA)  # type: ignore[misc]
+            multiplier = calibrate(partial(description, PRIVACY, spec.kind), epsilon, DELTA)
             found = [
                 judge(
                     score(spec, features, public, multiplier, split),

@@ -18,8 +18,8 @@ from casam_core.model.forms import build_layer, learning_rate_of
 from casam_core.model.forms.identity import IdentityLayer
 from casam_core.model.training import Example, train_layer
 from casam_core.model.validation import validator
-from casam_core.privacy.accounting import calibrate
-from casam_core.privacy.dp_training import PrivateSteps, round_mechanism
+from casam_core.privacy.accounting import calibrate, round_mechanism
+from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.open import open_dataset

@@ -60,7 +60,7 @@ class Size:
     def kib(self, f_NF: NDArray[np.float32]) -> float:
         """Of a state learned from these features."""
         router = build_router(self.spec)
-        state = self.stored(router.finish(router.summarise(torch.from_numpy(f_NF), 0)))
+        state = self.stored(router.fit(router.sufficient_statistics(torch.from_numpy(f_NF), 0)))
         return sum(array.nbytes for array in state.values()) / 1024
 
     def qualities(self, pooled: Mapping[str, NDArray[np.float32]], images: int) -> list[Quality]:

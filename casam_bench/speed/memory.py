@@ -119,7 +119,7 @@ def probe(images: int, folder: Path) -> list[int]:
     found = [anonymous()]
     aligned = north.align(AlignRequest(job, layer=None))
     found.append(anonymous())
-    described = north.describe_alone(job)
+    described = north.fit_router(job)
     found.append(anonymous())
     bank, own = (Bank.open(folder / name, create=True) for name in ("bank", "own"))
     bank.add(

@@ -95,7 +95,7 @@ def states_of(router: Router, centres_TF: Tensor, generator: torch.Generator) ->
     learned = []
     for centre_F in centres_TF[:LEARNED]:
         f_NF = centre_F + 0.3 * torch.randn(IMAGES, FEATURES, generator=generator)
-        learned.append(router.finish(router.summarise(f_NF, 0)))
+        learned.append(router.fit(router.sufficient_statistics(f_NF, 0)))
     copies = (
         {name: value.copy() for name, value in learned[t % LEARNED].items()} for t in range(len(centres_TF))
     )

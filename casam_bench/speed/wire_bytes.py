@@ -139,7 +139,7 @@ def real_entry(alignment: AlignmentSpec, router: RouterSpec, bank: BankSpec | No
         improved=True,
         holders=("institution-0",),
         images=IMAGES,
-        router=made.finish(made.summarise(f_NF, 0)),
+        router=made.fit(made.sufficient_statistics(f_NF, 0)),
         threshold=1.0,
     )
 

@@ -14,62 +14,31 @@ f_NF: features. state: of casam_core.routing.routers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.routing.routers import Arrays
-from casam_core.routing.routers.vae import LATENT, TaskVae
-
-Read = Callable[[Tensor, Arrays], tuple[Tensor, Tensor]]
-"""(f_NF, state) -> (centre_F, read-out of every feature)."""
+from casam_core.routing.routers import ROUTERS, Arrays
 
 
-def read_by_directions(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
-    """Gaussian: the projection onto the released directions around the released mean."""
-    mean_F, directions_KF = array(state, "mean_F"), array(state, "directions_KF")
-    # Directions are stored times their spread; those of next to none are rounding.
-    length_K = torch.linalg.vector_norm(directions_KF, dim=1)
-    kept_KF = directions_KF[length_K > 1e-6 * length_K.max()] if len(length_K) else directions_KF
-    axes_FK, _ = torch.linalg.qr(kept_KF.T)
-    return mean_F, mean_F + (f_NF - mean_F) @ axes_FK @ axes_FK.T
+def can_read_out(kind: str) -> bool:
+    """Whether anybody has written the attack for routers of this kind."""
+    return kind in ROUTERS and ROUTERS[kind].read_out is not None
 
 
-def read_by_mean(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
-    """Nearest mean: there is nothing but the mean."""
-    mean_F = array(state, "mean_F")
-    return mean_F, mean_F.expand_as(f_NF)
-
-
-@torch.no_grad()
-def read_by_autoencoder(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
-    """VAE: the reconstruction, around what the decoder makes of nothing."""
-    vae = TaskVae(f_NF.shape[1])
-    vae.load_state_dict({name: array(state, name) for name in state})
-    vae = vae.double()
-    return vae.decode(torch.zeros(1, LATENT).double())[0], vae.decode(vae.encode(f_NF)[0])
-
-
-def array(state: Arrays, name: str) -> Tensor:
-    """One array of a state, in double precision."""
-    return torch.from_numpy(np.array(state[name])).double()
-
-
-READS: dict[str, Read] = {
-    "gaussian": read_by_directions,
-    "nearest_mean": read_by_mean,
-    "vae": read_by_autoencoder,
-}
-"""By the names of casam_core.routing.routers.ROUTERS."""
+def centre_and_read_out(kind: str, f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+    """(centre_F, read-out of every feature, NF). Raises ValueError unless `can_read_out`."""
+    if not can_read_out(kind):
+        raise ValueError(f"router.kind {kind!r}: nobody has written a read-out of its states")
+    read = ROUTERS[kind].read_out
+    assert read is not None
+    return read(f_NF.double(), state)
 
 
 def read_out(kind: str, f_NF: Tensor, state: Arrays) -> NDArray[np.float64]:
     """share_N: of each feature's squared distance from the centre, what the state explains; 1 is all."""
     f_NF = f_NF.double()
-    centre_F, read_NF = READS[kind](f_NF, state)
+    centre_F, read_NF = centre_and_read_out(kind, f_NF, state)
     left_N = (f_NF - read_NF).square().sum(1)
     whole_N = (f_NF - centre_F).square().sum(1)
     share_N: NDArray[np.float64] = (1 - left_N / whole_N.clamp(min=1e-12)).numpy()
@@ -85,7 +54,7 @@ def resemblance(kind: str, f_NF: Tensor, others_MF: Tensor, state: Arrays) -> ND
     compared with the rest.
     """
     same = f_NF.shape == others_MF.shape and bool((f_NF == others_MF).all())
-    centre_F = READS[kind](f_NF.double(), state)[0].numpy()
+    centre_F = centre_and_read_out(kind, f_NF, state)[0].numpy()
     found = []
     for number, f_F in enumerate(f_NF.double().numpy()):
         rest_MF = others_MF.double().numpy()

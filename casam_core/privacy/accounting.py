@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from opacus.accountants import RDPAccountant
+from casam_core.config.scenario import PrivacySpec
 
 ORDERS = (
     *(1 + x / 100 for x in range(1, 10)),
@@ -35,10 +35,18 @@ class Mechanism:
     steps: int = 1
 
 
+def round_mechanism(spec: PrivacySpec, noise_multiplier: float) -> Mechanism:
+    """What one private round of training costs."""
+    return Mechanism(noise_multiplier, spec.sampling_rate, spec.steps)
+
+
 def epsilon_of(mechanisms: Sequence[Mechanism], delta: float) -> float:
     """epsilon of all together at `delta`; 0 for none."""
     if not mechanisms:
         return 0.0
+    # Opacus takes a second to import, and many who know what a mechanism is never compute what it costs.
+    from opacus.accountants import RDPAccountant
+
     accountant = RDPAccountant()
     accountant.history = [(m.noise_multiplier, m.sample_rate, m.steps) for m in mechanisms]
     # With much noise and a large delta the bound falls below nothing at all.

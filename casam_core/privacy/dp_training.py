@@ -18,22 +18,17 @@ from torch import Tensor, nn
 
 from casam_core.config.scenario import PrivacySpec
 from casam_core.model.training import Learner, Step, decode_batch
-from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import Units
+from casam_core.privacy.units import Units, add_rows, without_broken
 
 IMAGES_AT_ONCE = 8
 """A step takes at most this many images at a time, so that memory does not grow with the sample."""
 
 
-def round_mechanism(spec: PrivacySpec, noise_multiplier: float) -> Mechanism:
-    """What one private round costs."""
-    return Mechanism(noise_multiplier, spec.sampling_rate, spec.steps)
-
-
 @dataclass(frozen=True)
 class PrivateSteps:
-    """The steps of one private round, for `train_layer`; they cost `round_mechanism`.
+    """The steps of one private round, for `train_layer`; they cost
+    casam_core.privacy.accounting.round_mechanism.
 
     The losses are not reported: nobody may see them, and they decide nothing.
 
@@ -151,20 +146,3 @@ def gradients(wrapped: PerSampleLayer, learner: Learner, units: Units) -> list[T
         decode_batch(wrapped, learner.backbone, drawn).sum_of_image_losses.backward()  # type: ignore[no-untyped-call]
         add_rows(rows, parameters, kept)
     return without_broken(rows)
-
-
-def add_rows(rows: Sequence[Tensor], parameters: Sequence[nn.Parameter], unit_of: Sequence[int]) -> None:
-    """Add the images' gradients that a backward pass left to their units' rows, and drop them.
-
-    unit_of: of every image of the pass, its unit's row.
-    """
-    index = torch.tensor(unit_of)
-    for p, row in zip(parameters, rows, strict=True):
-        row.index_add_(0, index.to(row.device), p.grad_sample.to(row.dtype))  # type: ignore[attr-defined]
-        p.grad_sample = None  # type: ignore[attr-defined]
-
-
-def without_broken(rows: list[Tensor]) -> list[Tensor]:
-    """Zeros for every unit whose gradient is not finite in any parameter."""
-    usable = torch.stack([row.flatten(1).isfinite().all(1) for row in rows]).all(0)
-    return [torch.where(usable.to(row.device).view(-1, *[1] * (row.dim() - 1)), row, 0.0) for row in rows]

@@ -1,11 +1,16 @@
-"""What a private release protects: units, each one image or a group of them (patient, slide)."""
+"""What a private release protects: units, each one image or a group of them (patient, slide).
+
+A unit counts once: its images' values become one mean, or their gradients one sum, before they are clipped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 Units = Sequence[Sequence[int]]
 """Indices of the images of every unit."""
@@ -28,3 +33,20 @@ def units_of(groups: Sequence[str], unit: str) -> list[list[int]]:
 def unit_means(values_ND: NDArray[np.float64], units: Units) -> NDArray[np.float64]:
     """mean_UD: one row per unit, the mean over its images."""
     return np.stack([values_ND[list(unit)].mean(0) for unit in units])
+
+
+def add_rows(rows: Sequence[Tensor], parameters: Sequence[nn.Parameter], unit_of: Sequence[int]) -> None:
+    """Add the images' gradients that a backward pass left to their units' rows, and drop them.
+
+    unit_of: of every image of the pass, its unit's row.
+    """
+    index = torch.tensor(unit_of)
+    for p, row in zip(parameters, rows, strict=True):
+        row.index_add_(0, index.to(row.device), p.grad_sample.to(row.dtype))  # type: ignore[attr-defined]
+        p.grad_sample = None  # type: ignore[attr-defined]
+
+
+def without_broken(rows: list[Tensor]) -> list[Tensor]:
+    """Zeros for every unit whose gradient is not finite in any parameter."""
+    usable = torch.stack([row.flatten(1).isfinite().all(1) for row in rows]).all(0)
+    return [torch.where(usable.to(row.device).view(-1, *[1] * (row.dim() - 1)), row, 0.0) for row in rows]

@@ -199,8 +199,8 @@ def router_forms(spec_json: str, width: int) -> tuple[dict[str, Form], dict[str,
     spec = RouterSpec.model_validate_json(spec_json).model_copy(update={"epochs": 1})
     router = build_router(spec)
     noise = torch.randn(width + 2, width, generator=torch.Generator().manual_seed(0))
-    summary = router.summarise(noise, 0)
-    return forms_of(router.finish(summary).items()), forms_of(summary.items())
+    summary = router.sufficient_statistics(noise, 0)
+    return forms_of(router.fit(summary).items()), forms_of(summary.items())
 
 
 def forms_of(

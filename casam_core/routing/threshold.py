@@ -42,11 +42,11 @@ def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
     return [part.astype(np.int64) for part in np.array_split(order, folds)]
 
 
-def fold_summaries(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> list[Arrays]:
-    """One summary per fold, each fitted without that fold's images."""
+def fold_statistics(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> list[Arrays]:
+    """Sufficient statistics per fold, each of all images but that fold's."""
     everything = np.arange(len(f_NF))
     return [
-        router.summarise(f_NF[np.setdiff1d(everything, held_out)], derive_seed(seed, "fold", k))
+        router.sufficient_statistics(f_NF[np.setdiff1d(everything, held_out)], derive_seed(seed, "fold", k))
         for k, held_out in enumerate(fold_indices(len(f_NF), spec.folds))
     ]
 
@@ -83,9 +83,9 @@ def learn_and_score(
     router: Router, f_NF: Tensor, spec: RouterSpec, seed: int
 ) -> tuple[Arrays, NDArray[np.float64]]:
     """(state of all images, held-out scores_N of each). Raises DataError."""
-    states = [router.finish(fold) for fold in fold_summaries(router, f_NF, spec, seed)]
+    states = [router.fit(fold) for fold in fold_statistics(router, f_NF, spec, seed)]
     scores_N = held_out_scores(router, f_NF, states, spec.folds)
-    return router.finish(router.summarise(f_NF, seed)), scores_N
+    return router.fit(router.sufficient_statistics(f_NF, seed)), scores_N
 
 
 def choose_threshold(scores_N: NDArray[np.float64], spec: RouterSpec) -> float:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from casam_core.methods import alignment_of, method_of
 from casam_core.model.forms import FORMS, weights_of
-from casam_core.privacy.dp_training import PrivateSteps, round_mechanism
+from casam_core.privacy.accounting import round_mechanism
+from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.protocol.messages import AlignReply, AlignRequest
 from casam_core.protocol.payload import Payload

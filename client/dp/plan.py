@@ -12,11 +12,9 @@ from functools import lru_cache
 
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import PrivacySpec, Scenario
-from casam_core.privacy.accounting import Mechanism, affordable, calibrate
-from casam_core.privacy.dp_training import round_mechanism
-from casam_core.privacy.private_router import router_mechanism
+from casam_core.privacy.accounting import Mechanism, affordable, calibrate, round_mechanism
 from casam_core.privacy.private_scores import scores_mechanism
-from casam_core.privacy.private_vae import vae_mechanism
+from casam_core.routing.routers import ROUTERS
 from client.release.refusals import BudgetSpentError
 
 
@@ -66,12 +64,11 @@ def one_task(spec: PrivacySpec, rounds: int, router: str | None, noise: float) -
 
 
 def description(spec: PrivacySpec, router: str | None, noise: float) -> list[Mechanism]:
-    """Everything that describing one task releases (client/dp/noisy_router.py)."""
-    if router is None:
+    """Everything that one task's router releases (client/dp/noisy_router.py)."""
+    private = ROUTERS[router].private if router is not None else None
+    if private is None:  # it leaves without noise or, where it cannot be private, not at all
         return []
-    less = spec.router_ratio * noise
-    summary = vae_mechanism(spec, noise) if router == "vae" else router_mechanism(less)
-    return [summary, scores_mechanism(less)]
+    return [private.mechanism(spec, noise), scores_mechanism(spec.router_ratio * noise)]
 
 
 def noisy_router(scenario: Scenario, policy: Policy) -> str | None:

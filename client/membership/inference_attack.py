@@ -16,12 +16,13 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import entry_layer, entry_router
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
-from casam_core.membership.inversion import read_out, resemblance
+from casam_core.membership.inversion import can_read_out, read_out, resemblance
 from casam_core.membership.layer_fit import fit_of, losses_of, visible_images
 from casam_core.membership.likelihood_ratio import online, shadow_parts
 from casam_core.membership.router_fit import fits_of
@@ -168,18 +169,21 @@ def attack_router(target: Target) -> dict[str, Attacked]:
         state = target.shadows.router(f_NF, indices(inside_N), number)
         fit_MN[number] = fits_of(router, f_NF, state)
         report(number + 1, ROUTER_SHADOWS)
-    scores = {
-        "router_score": fit_N,
-        "router_likelihood_ratio": online(fit_N, fit_MN, inside_MN),
-        "router_read_out": read_out(about.router, f_NF, target.entry.router),
-    }
+    scores = {"router_score": fit_N, "router_likelihood_ratio": online(fit_N, fit_MN, inside_MN)}
     found = {name: Attacked(target.outcome(score_N, members_N)) for name, score_N in scores.items()}
+    return found | {"router_read_out": attack_by_read_out(target, f_NF)}
+
+
+def attack_by_read_out(target: Target, f_NF: Tensor) -> Attacked:
+    """What of each image's feature the router's state gives away. f_NF: of `target.samples`."""
+    kind, state, members_N = target.entry.provenance.router, target.entry.router, target.member_mask
+    if not can_read_out(kind):
+        return Attacked(None, f"not measurable: no read-out is written for routers of kind {kind!r}")
+    outcome = target.outcome(read_out(kind, f_NF, state), members_N)
     others_MF = f_NF[~members_N]
     if len(others_MF) < 3:  # fewer say nothing about what is usual
-        return found
-    resembles = [
-        float(resemblance(about.router, some_NF, others_MF, target.entry.router).mean())
-        for some_NF in (f_NF[members_N], others_MF)
-    ]
-    read = found["router_read_out"]
-    return found | {"router_read_out": Attacked(read.outcome, resembles=(resembles[0], resembles[1]))}
+        return Attacked(outcome)
+    of_members, of_others = (
+        float(resemblance(kind, some_NF, others_MF, state).mean()) for some_NF in (f_NF[members_N], others_MF)
+    )
+    return Attacked(outcome, resembles=(of_members, of_others))

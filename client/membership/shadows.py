@@ -23,12 +23,13 @@ from casam_core.model.forms import AlignmentLayer
 from casam_core.model.training import OpenSteps, Steps
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import PublicFrame, describe_privately, public_frame
-from casam_core.privacy.units import unit_means, units_of
+from casam_core.privacy.units import units_of
 from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.routers.base import NoisyStatistics
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
+from client.dp.noisy_router import private_router
 from client.dp.plan import learning_noise
 from client.dp.public_features import public_features_of
 from client.institution import train_round
@@ -75,22 +76,22 @@ class Shadows:
         router = build_router(self.scenario.router)
         if self.policy.router.noise != "dp":
             seed = derive_seed(self.scenario.seed, self.stage, "router", self.task)
-            return router.finish(router.summarise(f_NF[list(images)], seed))
-        ratio = self.scenario.privacy.router_ratio
-        summary = describe_privately(
-            unit_means(f_NF[list(images)].double().numpy(), self.units(images)),
-            len(images),
-            self.frame,
-            ratio * learning_noise(self.scenario, self.policy),
-            self.noise("router", number, 0),
+            return router.fit(router.sufficient_statistics(f_NF[list(images)], seed))
+        statistics = self.noisy_statistics(
+            f_NF[list(images)],
+            self.units(images),
+            noise_multiplier=learning_noise(self.scenario, self.policy),
+            seed=derive_seed(self.scenario.seed, self.institution, "shadow", "drawn", number, self.task),
+            noise=self.noise("router", number, 0),
         )
-        return router.finish(summary)
+        return router.fit(statistics)
 
     @cached_property
-    def frame(self) -> PublicFrame:
-        """What a private router compares with; read once."""
-        folder = self.data.store.folder
-        return public_frame(public_features_of(self.backbone, self.scenario.router.features, folder))
+    def noisy_statistics(self) -> NoisyStatistics:
+        """How a private router is made; what is public of it is computed once for all shadows."""
+        spec, folder = self.scenario.router, self.data.store.folder
+        public = public_features_of(self.backbone, spec.features, folder)
+        return private_router(self.scenario).prepare(spec, self.scenario.privacy, public)
 
     def units(self, images: Sequence[int]) -> list[list[int]]:
         """Privacy units among these images, by position in `images`."""

@@ -32,8 +32,8 @@ from client.dp.noisy_layer import align_privately
 from client.dp.noisy_metrics import evaluate_privately
 from client.dp.noisy_router import (
     calibrate_privately,
-    describe_privately_alone,
-    describe_privately_with_others,
+    fit_router_privately,
+    router_statistics_privately,
 )
 from client.evaluation.known_entries import KnownEntries
 from client.evaluation.overlays import draw_overlays
@@ -100,11 +100,11 @@ def describe(institution: Institution, request: RouterRequest, *, summed: bool =
     """The task's router, finished or as summaries, if it may leave."""
     check_router(institution, request.job, summed=summed)
     if institution.site.policy.router.noise == "dp":
-        describe = describe_privately_alone if request.alone else describe_privately_with_others
+        describe = fit_router_privately if request.alone else router_statistics_privately
         return describe(institution, request)
     if request.alone:
-        return institution.describe_alone(request.job)
-    return institution.describe_with_others(request.job)
+        return institution.fit_router(request.job)
+    return institution.router_statistics(request.job)
 
 
 def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bool = False) -> CalibrateReply:
@@ -204,7 +204,7 @@ def keep_own_entry(institution: Institution, job: Job) -> None:
         request = AlignRequest(replace(job, round=number), learned.layer if learned else None)
         learned = institution.align(request)
     assert learned is not None  # a scenario has at least one round
-    router = institution.describe_alone(job)
+    router = institution.fit_router(job)
     own.add(
         make_entry(
             scenario,
@@ -237,7 +237,7 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
         about = head.provenance
         nameless = head.threshold is None and head.task in held and head.task not in own
         if nameless and institution.name in about.holders:
-            router = institution.describe_alone(Job(institution.name, about.stage, head.task))
+            router = institution.fit_router(Job(institution.name, about.stage, head.task))
             entry = received[head.task]
             own.add(replace(entry, router=dict(router.router), threshold=router.threshold))
     return KnownEntries(received, own)

@@ -27,7 +27,7 @@ def test_holders_of_a_task_start_their_routers_alike(tmp_path: Path) -> None:
     """Averaged weights of networks that began elsewhere would be the weights of nothing."""
     router = {"kind": "vae", "features": "attention", "epochs": 1, "learning_rate": 1e-12}
     summaries = [
-        institution(name, tmp_path, router=router).describe_with_others(Job(name, 2, "histology")).router
+        institution(name, tmp_path, router=router).router_statistics(Job(name, 2, "histology")).router
         for name in ("south", "west")
     ]
     for name in ("enc_fc1.weight", "dec_fc2.weight"):

@@ -1,6 +1,6 @@
 """Gaussian router: a task is a mean and a covariance, a score is a log-likelihood.
 
-The summary is sums (n, sum f, sum f f^T), which add exactly over institutions. The state keeps the
+The statistics are sums (n, sum f, sum f f^T), which add exactly over institutions. The state keeps the
 covariance as a diagonal plus a few directions, so that it is small and a score costs O(K F):
 
     Sigma = (1 - s) S + s diag(S),   S the task's own covariance, s the shrinkage
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from casam_core.config.scenario import RouterSpec
-from casam_core.routing.routers.base import Arrays
+from casam_core.routing.routers.base import Arrays, added, doubles
 
 RELATIVE_FLOOR = 1e-4
 """Smallest variance, as a share of the mean variance: a constant feature must not decide alone."""
@@ -35,7 +35,7 @@ class GaussianRouter:
         self.shrinkage = spec.shrinkage
         self.directions = spec.directions
 
-    def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+    def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:
         f = f_NF.double()
         return {
             "count": np.array([float(len(f))]),
@@ -43,13 +43,13 @@ class GaussianRouter:
             "outer_FF": (f.T @ f).numpy(),
         }
 
-    def merge(self, summaries: Sequence[Arrays]) -> Arrays:
-        return {key: np.sum([summary[key] for summary in summaries], axis=0) for key in summaries[0]}
+    def merge(self, statistics: Sequence[Arrays]) -> Arrays:
+        return added(statistics)
 
-    def finish(self, summary: Arrays) -> Arrays:
-        count = float(summary["count"][0])
-        mean_F = torch.from_numpy(summary["sum_F"]) / count
-        covariance_FF = torch.from_numpy(summary["outer_FF"]) / count - torch.outer(mean_F, mean_F)
+    def fit(self, statistics: Arrays) -> Arrays:
+        count = float(statistics["count"][0])
+        mean_F = torch.from_numpy(statistics["sum_F"]) / count
+        covariance_FF = torch.from_numpy(statistics["outer_FF"]) / count - torch.outer(mean_F, mean_F)
         variance_F = covariance_FF.diagonal().clamp(min=0)
         variance_F = variance_F.clamp(min=RELATIVE_FLOOR * max(float(variance_F.mean()), 1e-12))
         kept = int(min(self.directions, max(count - 1, 0), len(mean_F)))
@@ -64,10 +64,8 @@ class GaussianRouter:
         }
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
-        difference_F = f_F.double() - torch.from_numpy(state["mean_F"]).double()
-        diagonal_F = torch.from_numpy(state["diagonal_F"]).double()
-        directions_KF = torch.from_numpy(state["directions_KF"]).double()
-        return gaussian_score(difference_F, diagonal_F, directions_KF)
+        difference_F = f_F.double() - doubles(state, "mean_F")
+        return gaussian_score(difference_F, doubles(state, "diagonal_F"), doubles(state, "directions_KF"))
 
 
 def gaussian_score(difference_F: Tensor, diagonal_F: Tensor, directions_KF: Tensor) -> float:
@@ -89,3 +87,13 @@ def gaussian_score(difference_F: Tensor, diagonal_F: Tensor, directions_KF: Tens
         distance = distance - projected_K1.square().sum()
         log_determinant = log_determinant + 2 * lower_KK.diagonal().log().sum()
     return float((distance + log_determinant) / len(difference_F))
+
+
+def read_by_directions(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+    """ReadOut: the projection onto the released directions around the released mean."""
+    mean_F, directions_KF = doubles(state, "mean_F"), doubles(state, "directions_KF")
+    # Directions are stored times their spread; those of next to none are rounding.
+    length_K = torch.linalg.vector_norm(directions_KF, dim=1)
+    kept_KF = directions_KF[length_K > 1e-6 * length_K.max()] if len(length_K) else directions_KF
+    axes_FK, _ = torch.linalg.qr(kept_KF.T)
+    return mean_F, mean_F + (f_NF - mean_F) @ axes_FK @ axes_FK.T

@@ -12,25 +12,31 @@ import numpy as np
 from torch import Tensor
 
 from casam_core.config.scenario import RouterSpec
-from casam_core.routing.routers.base import Arrays
+from casam_core.routing.routers.base import Arrays, added, doubles
 
 
 class NearestMeanRouter:
-    """Score = ||f - mean||^2 / F. Summaries are sums, so they add over institutions."""
+    """Score = ||f - mean||^2 / F. Statistics are sums, so they add over institutions."""
 
     additive: ClassVar[bool] = True
 
     def __init__(self, spec: RouterSpec) -> None:
         pass
 
-    def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+    def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:
         return {"count": np.array([float(len(f_NF))]), "sum_F": f_NF.double().sum(0).numpy()}
 
-    def merge(self, summaries: Sequence[Arrays]) -> Arrays:
-        return {key: np.sum([summary[key] for summary in summaries], axis=0) for key in summaries[0]}
+    def merge(self, statistics: Sequence[Arrays]) -> Arrays:
+        return added(statistics)
 
-    def finish(self, summary: Arrays) -> Arrays:
-        return {"mean_F": (summary["sum_F"] / summary["count"][0]).astype(np.float32)}
+    def fit(self, statistics: Arrays) -> Arrays:
+        return {"mean_F": (statistics["sum_F"] / statistics["count"][0]).astype(np.float32)}
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
         return float(np.square(f_F.double().numpy() - state["mean_F"]).mean())
+
+
+def read_by_mean(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+    """ReadOut: there is nothing but the mean."""
+    mean_F = doubles(state, "mean_F")
+    return mean_F, mean_F.expand_as(f_NF)

@@ -36,6 +36,18 @@ class TaskVae(nn.Module):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
 
+    @staticmethod
+    def of(state: Arrays, features: int) -> TaskVae:
+        """The network of a router's state. Raises RuntimeError where the state does not fit."""
+        vae = TaskVae(features)
+        vae.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+        return vae
+
+    def statistics(self, images: int) -> Arrays:
+        """The weights and the number of images they were learned from."""
+        weights = {name: value.detach().numpy().copy() for name, value in self.state_dict().items()}
+        return {"count": np.array([float(images)]), **weights}
+
     def encode(self, f_BF: Tensor) -> tuple[Tensor, Tensor]:
         """(mu_BL, logvar_BL)."""
         hidden = F.gelu(self.enc_fc1(f_BF))
@@ -65,7 +77,7 @@ class VaeRouter:
     def __init__(self, spec: RouterSpec) -> None:
         self.spec = spec
 
-    def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+    def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:
         with initialisers_from(seed):
             vae = TaskVae(f_NF.shape[1])
         generator = torch.Generator().manual_seed(seed)
@@ -78,27 +90,30 @@ class VaeRouter:
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-        weights = {name: value.detach().numpy().copy() for name, value in vae.state_dict().items()}
-        return {"count": np.array([float(len(f_NF))]), **weights}
+        return vae.statistics(len(f_NF))
 
-    def merge(self, summaries: Sequence[Arrays]) -> Arrays:
-        counts = np.array([summary["count"][0] for summary in summaries])
+    def merge(self, statistics: Sequence[Arrays]) -> Arrays:
+        counts = np.array([part["count"][0] for part in statistics])
         shares = counts / counts.sum()
         merged = {
-            key: np.sum(
-                [share * summary[key] for share, summary in zip(shares, summaries, strict=True)], axis=0
-            )
-            for key in summaries[0]
+            key: np.sum([share * part[key] for share, part in zip(shares, statistics, strict=True)], axis=0)
+            for key in statistics[0]
             if key != "count"
         }
         return {"count": counts.sum(keepdims=True), **merged}
 
-    def finish(self, summary: Arrays) -> Arrays:
-        return {key: value.astype(np.float32) for key, value in summary.items() if key != "count"}
+    def fit(self, statistics: Arrays) -> Arrays:
+        return {key: value.astype(np.float32) for key, value in statistics.items() if key != "count"}
 
     @torch.no_grad()
     def score(self, f_F: Tensor, state: Arrays) -> float:
-        vae = TaskVae(len(f_F))
-        vae.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+        vae = TaskVae.of(state, len(f_F))
         generator = torch.Generator().manual_seed(0) if self.spec.sampled else None
         return float(vae.score(f_F[None], self.spec.beta, generator)[0])
+
+
+@torch.no_grad()
+def read_by_autoencoder(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+    """ReadOut: the reconstruction, around what the decoder makes of nothing."""
+    vae = TaskVae.of(state, f_NF.shape[1]).double()
+    return vae.decode(torch.zeros(1, LATENT).double())[0], vae.decode(vae.encode(f_NF)[0])

@@ -35,7 +35,7 @@ def made(precision: str, **router: Any) -> Entry:
         improved=True,
         holders=("north",),
         images=48,
-        router=made.finish(made.summarise(f_NF, 0)),
+        router=made.fit(made.sufficient_statistics(f_NF, 0)),
         threshold=1.0,
     )
 

@@ -26,8 +26,8 @@ from casam_core.membership.statistics import (
 from casam_core.model.training import Example, decode_batch
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import describe_privately, public_frame
 from casam_core.routing.routers import build_router
+from casam_core.routing.routers.private_gaussian import describe_privately, public_frame
 from tests.banks import tiny_backbone
 
 
@@ -218,7 +218,7 @@ def features(seed: int, count: int, width: int = 64) -> torch.Tensor:
 def test_an_open_gaussian_router_of_few_images_holds_every_one_of_them(images: int, spanned: bool) -> None:
     router = build_router(RouterSpec(kind="gaussian"))
     members, others = features(1, images), features(2, 100)
-    state = router.finish(router.summarise(members, 0))
+    state = router.fit(router.sufficient_statistics(members, 0))
     inside, outside = read_out("gaussian", members, state), read_out("gaussian", others, state)
     assert (inside.min() > 0.9999) == spanned
     assert outside.max() < 0.99
@@ -230,7 +230,7 @@ def test_with_noise_the_router_tells_members_from_nobody() -> None:
     frame = public_frame([features(seed, 16).double().numpy() + seed for seed in (11, 12, 13)])
     router, members, others = build_router(RouterSpec(kind="gaussian")), features(1, 200), features(2, 200)
     noise = NoiseSource.seeded(0, "test")
-    state = router.finish(describe_privately(members.double().numpy(), 200, frame, 5.0, noise))
+    state = router.fit(describe_privately(members.double().numpy(), 200, frame, 5.0, noise))
     for inside, outside in (
         (read_out("gaussian", members, state), read_out("gaussian", others, state)),
         (fits_of(router, members, state), fits_of(router, others, state)),
@@ -240,13 +240,15 @@ def test_with_noise_the_router_tells_members_from_nobody() -> None:
 
 def test_a_mean_has_no_directions_to_read_from() -> None:
     router, f_NF = build_router(RouterSpec(kind="nearest_mean")), features(1, 10)
-    assert np.abs(read_out("nearest_mean", f_NF, router.finish(router.summarise(f_NF, 0)))).max() < 1e-6
+    assert (
+        np.abs(read_out("nearest_mean", f_NF, router.fit(router.sufficient_statistics(f_NF, 0)))).max() < 1e-6
+    )
 
 
 def test_an_autoencoder_reads_out_what_it_has_learned() -> None:
     spec = RouterSpec(kind="vae", beta=0.0, epochs=200, learning_rate=5e-3)
     router, members = build_router(spec), features(1, 12)
-    state = router.finish(router.summarise(members, 0))
+    state = router.fit(router.sufficient_statistics(members, 0))
     assert read_out("vae", members, state).mean() > read_out("vae", features(2, 50), state).mean()
 
 
@@ -254,7 +256,7 @@ def test_a_router_of_one_image_is_that_image_and_one_of_many_is_nobody() -> None
     router, others = build_router(RouterSpec(kind="nearest_mean")), features(2, 50)
     for images, least, most in ((1, 0.9999, 1.0), (200, -0.2, 0.4)):
         members = features(1, images)
-        state = router.finish(router.summarise(members, 0))
+        state = router.fit(router.sufficient_statistics(members, 0))
         found = resemblance("nearest_mean", members, others, state)
         assert least <= found.mean() <= most + 1e-9
     assert abs(resemblance("nearest_mean", others, others, state).mean()) < 0.4

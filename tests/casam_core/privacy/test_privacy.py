@@ -30,9 +30,9 @@ from casam_core.privacy.dp_training import (
     packed,
 )
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_router import bounded_rows, describe_privately, public_frame
 from casam_core.privacy.units import units_of
 from casam_core.routing.routers import build_router
+from casam_core.routing.routers.private_gaussian import bounded_rows, describe_privately, public_frame
 from tests.banks import tiny_backbone
 
 RELEASES = [
@@ -319,10 +319,10 @@ def test_without_noise_the_mean_is_found_inside_the_directions() -> None:
 def test_a_private_description_is_a_gaussian_routers_own_summary() -> None:
     router = build_router(RouterSpec())
     summary = describe_privately(PUBLIC[0], 12, FRAME, 1.0, NoiseSource.seeded(0))
-    plain = router.summarise(torch.from_numpy(PUBLIC[1]), 0)
+    plain = router.sufficient_statistics(torch.from_numpy(PUBLIC[1]), 0)
     assert {k: (v.dtype, v.shape) for k, v in summary.items()} == {
         k: (v.dtype, v.shape) for k, v in plain.items()
     }
     values = np.linalg.eigvalsh(summary["outer_FF"] / 12 - np.outer(summary["sum_F"], summary["sum_F"]) / 144)
     assert values.min() > 0
-    assert math.isfinite(router.score(torch.from_numpy(PUBLIC[0][0]), router.finish(summary)))
+    assert math.isfinite(router.score(torch.from_numpy(PUBLIC[0][0]), router.fit(summary)))

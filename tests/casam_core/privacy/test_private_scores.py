@@ -9,8 +9,7 @@ import torch
 from casam_core.config.scenario import RouterSpec
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import NARROWEST, describe_scores, scores_like
-from casam_core.routing.routers import build_router
-from client.dp.noisy_router import PRIVATE_ROUTERS
+from casam_core.routing.routers import ROUTERS, build_router
 
 NO_NOISE = NoiseSource.seeded(0)
 
@@ -42,12 +41,14 @@ def test_scores_are_drawn_from_what_was_described_alone() -> None:
     assert np.arcsinh(drawn + 3).std() == pytest.approx(0.1, abs=0.01)
 
 
-@pytest.mark.parametrize("kind", PRIVATE_ROUTERS)
+@pytest.mark.parametrize("kind", [kind for kind, entry in ROUTERS.items() if entry.private])
 def test_no_image_scores_below_the_floor(kind: str) -> None:
     router = build_router(RouterSpec(kind=kind, epochs=2))
     f_NF = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
-    state = router.finish(router.summarise(f_NF, 0))
-    floor = PRIVATE_ROUTERS[kind].floor(router, state)
+    state = router.fit(router.sufficient_statistics(f_NF, 0))
+    private = ROUTERS[kind].private
+    assert private is not None
+    floor = private.lowest_score(router, state)
     assert all(router.score(scale * f_F, state) >= floor for f_F in f_NF for scale in (0.0, 1.0, 30.0))
     if kind == "gaussian":
         assert router.score(f_NF.mean(0), state) == pytest.approx(floor, abs=1e-6)

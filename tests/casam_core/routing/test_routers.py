@@ -59,7 +59,7 @@ def states_agree(one: Arrays, other: Arrays, rtol: float = 1e-4) -> None:
 @pytest.mark.parametrize(("count", "width"), [(5, 12), (33, 40), (200, 12), (24, 96), (60, 50)])
 def test_the_gaussian_score_is_the_dense_formula_of_what_is_stored(count: int, width: int) -> None:
     f = features(count, width)
-    state = gaussian().finish(gaussian().summarise(f, seed=0))
+    state = gaussian().fit(gaussian().sufficient_statistics(f, seed=0))
     sigma, mean = stored_sigma(state), np.asarray(state["mean_F"], np.float64)
     for probe in features(5, width, seed=1, shift=2.0):
         want = dense_score(probe.double().numpy(), mean, sigma)
@@ -72,7 +72,7 @@ def test_with_few_samples_the_covariance_is_the_sample_covariance_pulled_to_its_
     count: int, width: int, shrinkage: float
 ) -> None:
     f = features(count, width)
-    state = gaussian(shrinkage).finish(gaussian(shrinkage).summarise(f, seed=0))
+    state = gaussian(shrinkage).fit(gaussian(shrinkage).sufficient_statistics(f, seed=0))
     sample = np.cov(f.double().numpy().T, bias=True)
     want = (1 - shrinkage) * sample + shrinkage * np.diag(np.diag(sample))
     tolerance = RELATIVE_FLOOR * np.trace(sample)
@@ -81,7 +81,7 @@ def test_with_few_samples_the_covariance_is_the_sample_covariance_pulled_to_its_
 
 def test_with_many_samples_every_feature_keeps_its_variance_and_the_leading_directions_stay() -> None:
     f = features(300, 50)
-    state = gaussian().finish(gaussian().summarise(f, seed=0))
+    state = gaussian().fit(gaussian().sufficient_statistics(f, seed=0))
     sample = np.cov(f.double().numpy().T, bias=True)
     assert state["directions_KF"].shape == (DIRECTIONS, 50)
     np.testing.assert_allclose(np.diag(stored_sigma(state)), np.diag(sample), rtol=1e-4)
@@ -93,7 +93,7 @@ def test_with_many_samples_every_feature_keeps_its_variance_and_the_leading_dire
 
 def test_a_one_dimensional_gaussian_by_hand() -> None:
     # 1 and 5: mean 3, variance 4. At f = 7 the distance is 16 / 4, and log det is ln 4.
-    state = gaussian().finish(gaussian().summarise(torch.tensor([[1.0], [5.0]]), seed=0))
+    state = gaussian().fit(gaussian().sufficient_statistics(torch.tensor([[1.0], [5.0]]), seed=0))
     assert gaussian().score(torch.tensor([7.0]), state) == pytest.approx(4 + math.log(4), rel=1e-5)
 
 
@@ -109,17 +109,17 @@ def test_merged_summaries_are_the_summary_of_all_features_in_any_order(
     everything = features(sum(sizes), width, seed=seed, shift=1.0)
     parts = torch.split(everything, sizes)
     router = gaussian()
-    summaries = [router.summarise(part, seed=0) for part in parts]
-    union = router.summarise(everything, seed=0)
+    summaries = [router.sufficient_statistics(part, seed=0) for part in parts]
+    union = router.sufficient_statistics(everything, seed=0)
     for merged in (router.merge(summaries), router.merge(summaries[::-1])):
         assert merged.keys() == union.keys()
         for key in union:
             np.testing.assert_allclose(merged[key], union[key], rtol=1e-12, atol=1e-9)
-        states_agree(router.finish(merged), router.finish(union))
+        states_agree(router.fit(merged), router.fit(union))
 
 
 def test_one_holder_merged_alone_is_itself() -> None:
-    summary = gaussian().summarise(features(6, 4), seed=0)
+    summary = gaussian().sufficient_statistics(features(6, 4), seed=0)
     merged = gaussian().merge([summary])
     assert all(np.array_equal(merged[key], summary[key]) for key in summary)
 
@@ -128,7 +128,7 @@ def test_one_holder_merged_alone_is_itself() -> None:
 @pytest.mark.parametrize("width", [1, 6, 64])
 def test_one_or_two_images_give_a_finite_score_lowest_at_their_mean(count: int, width: int) -> None:
     f = features(count, width, shift=3.0)
-    state = gaussian().finish(gaussian().summarise(f, seed=0))
+    state = gaussian().fit(gaussian().sufficient_statistics(f, seed=0))
     assert state["directions_KF"].shape == (min(count - 1, width), width)
     at_mean, beside = gaussian().score(f.mean(0), state), gaussian().score(f.mean(0) + 1, state)
     assert math.isfinite(at_mean)
@@ -139,21 +139,23 @@ def test_one_or_two_images_give_a_finite_score_lowest_at_their_mean(count: int, 
 def test_constant_features_score_finitely_and_do_not_decide_alone() -> None:
     f = features(20, 8)
     f[:, 3] = 5.0
-    state = gaussian().finish(gaussian().summarise(f, seed=0))
+    state = gaussian().fit(gaussian().sufficient_statistics(f, seed=0))
     floor = RELATIVE_FLOOR * np.var(f.double().numpy(), axis=0).mean()
     assert stored_sigma(state)[3, 3] == pytest.approx(floor, rel=1e-3)
     probe = f[0].clone()
     known = gaussian().score(probe, state)
     probe[3] += 1e-3  # far below the other features' spread
     assert gaussian().score(probe, state) == pytest.approx(known, abs=0.05)
-    all_constant = gaussian().finish(gaussian().summarise(torch.ones(5, 8), seed=0))
+    all_constant = gaussian().fit(gaussian().sufficient_statistics(torch.ones(5, 8), seed=0))
     assert math.isfinite(gaussian().score(torch.ones(8), all_constant))
     assert math.isfinite(gaussian().score(torch.zeros(8), all_constant))
 
 
 def test_the_gaussian_recognises_its_own_task() -> None:
     router = gaussian()
-    states = [router.finish(router.summarise(features(24, 16, seed=s, shift=s), seed=0)) for s in range(3)]
+    states = [
+        router.fit(router.sufficient_statistics(features(24, 16, seed=s, shift=s), seed=0)) for s in range(3)
+    ]
     for own in range(3):
         for probe in features(8, 16, seed=own, shift=own):
             scores = [router.score(probe, state) for state in states]
@@ -161,7 +163,7 @@ def test_the_gaussian_recognises_its_own_task() -> None:
 
 
 def test_a_state_is_float32_and_small() -> None:
-    state = gaussian().finish(gaussian().summarise(features(100, 512), seed=0))
+    state = gaussian().fit(gaussian().sufficient_statistics(features(100, 512), seed=0))
     assert all(value.dtype == np.float32 for value in state.values())
     assert sum(value.nbytes for value in state.values()) == (DIRECTIONS + 2) * 512 * 4
 
@@ -239,7 +241,7 @@ def test_training_a_vae_lowers_its_score_of_its_own_features() -> None:
     f = features(24, 16, shift=1.0)
     means = []
     for router in (vae(epochs=1), vae(epochs=60)):
-        state = router.finish(router.summarise(f, seed=0))
+        state = router.fit(router.sufficient_statistics(f, seed=0))
         means.append(np.mean([router.score(x, state) for x in f]))
     assert means[1] < means[0]
 
@@ -247,11 +249,11 @@ def test_training_a_vae_lowers_its_score_of_its_own_features() -> None:
 def test_equal_seeds_train_equal_vaes_whatever_the_global_generator() -> None:
     f = features(9, 8)
     torch.manual_seed(1)
-    first = vae().summarise(f, seed=4)
+    first = vae().sufficient_statistics(f, seed=4)
     torch.manual_seed(2)
-    second = vae().summarise(f, seed=4)
+    second = vae().sufficient_statistics(f, seed=4)
     assert all(np.array_equal(first[key], second[key]) for key in first)
-    other = vae().summarise(f, seed=5)
+    other = vae().sufficient_statistics(f, seed=5)
     assert not np.array_equal(first["enc_fc1.weight"], other["enc_fc1.weight"])
 
 
@@ -259,7 +261,7 @@ def test_training_a_vae_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     want = torch.rand(4)
     torch.manual_seed(3)
-    vae().summarise(features(5, 8), seed=0)
+    vae().sufficient_statistics(features(5, 8), seed=0)
     assert torch.equal(torch.rand(4), want)
 
 
@@ -274,8 +276,8 @@ def test_holders_vaes_are_averaged_by_their_image_counts() -> None:
 
 def test_a_finished_vae_is_its_weights_in_float32_without_the_count() -> None:
     router = vae()
-    summary = router.summarise(features(4, 8), seed=0)
-    state = router.finish(router.merge([summary, summary]))
+    summary = router.sufficient_statistics(features(4, 8), seed=0)
+    state = router.fit(router.merge([summary, summary]))
     assert "count" not in state
     assert all(value.dtype == np.float32 for value in state.values())
     np.testing.assert_allclose(state["dec_fc2.weight"], summary["dec_fc2.weight"], rtol=1e-6)
@@ -288,10 +290,10 @@ def test_a_finished_vae_is_its_weights_in_float32_without_the_count() -> None:
 @pytest.mark.parametrize("sizes", [[7], [1], [4, 3]])
 def test_every_router_counts_its_images_and_scores_deterministically(kind: str, sizes: Sequence[int]) -> None:
     router = build_router(RouterSpec(kind=kind, epochs=1))
-    summaries = [router.summarise(features(n, 10, seed=n), seed=n) for n in sizes]
+    summaries = [router.sufficient_statistics(features(n, 10, seed=n), seed=n) for n in sizes]
     merged = router.merge(summaries)
     assert merged["count"].tolist() == [sum(sizes)]
-    state = router.finish(merged)
+    state = router.fit(merged)
     probe = features(1, 10, seed=9)[0]
     assert router.score(probe, state) == router.score(probe, state)
     assert isinstance(router.score(probe, state), float)
@@ -303,7 +305,7 @@ def test_every_router_counts_its_images_and_scores_deterministically(kind: str, 
 def test_the_nearest_mean_by_hand() -> None:
     # (1, 0) and (3, 4): mean (2, 2). At (5, 6) the squared distances are 9 and 16, their mean 12.5.
     router = build_router(RouterSpec(kind="nearest_mean"))
-    state = router.finish(router.summarise(torch.tensor([[1.0, 0.0], [3.0, 4.0]]), seed=0))
+    state = router.fit(router.sufficient_statistics(torch.tensor([[1.0, 0.0], [3.0, 4.0]]), seed=0))
     np.testing.assert_array_equal(state["mean_F"], [2.0, 2.0])
     assert router.score(torch.tensor([5.0, 6.0]), state) == 12.5
 
@@ -311,7 +313,7 @@ def test_the_nearest_mean_by_hand() -> None:
 def test_merged_sums_are_the_mean_of_all_holders_images() -> None:
     router = build_router(RouterSpec(kind="nearest_mean"))
     parts = [features(3, 5), features(8, 5, seed=1)]
-    merged = router.finish(router.merge([router.summarise(part, seed=0) for part in parts]))
+    merged = router.fit(router.merge([router.sufficient_statistics(part, seed=0) for part in parts]))
     np.testing.assert_allclose(merged["mean_F"], torch.cat(parts).mean(0).numpy(), rtol=1e-5)
 
 

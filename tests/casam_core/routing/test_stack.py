@@ -30,7 +30,7 @@ def states(tasks: int, width: int, images: int, seed: int, spread: float = 1.0) 
     for _ in range(tasks):
         centre = 5 + spread * torch.randn(width, generator=generator)
         f_NF = centre + 0.3 * torch.randn(images, width, generator=generator)
-        made.append(ROUTER.finish(ROUTER.summarise(f_NF, 0)))
+        made.append(ROUTER.fit(ROUTER.sufficient_statistics(f_NF, 0)))
     return made
 
 

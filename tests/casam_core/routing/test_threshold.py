@@ -20,7 +20,7 @@ from casam_core.routing.threshold import (
     HISTOGRAM_RANGE,
     choose_threshold,
     fold_indices,
-    fold_summaries,
+    fold_statistics,
     held_out_scores,
     histogram_percentile,
     histogram_threshold,
@@ -33,14 +33,14 @@ SCORES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200)
 class Recorder:
     """A router that remembers what it was shown: a state is its features' values and its seed."""
 
-    def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+    def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:
         return {"count": np.array([float(len(f_NF))]), "seen": f_NF[:, 0].double().numpy()}
 
     def merge(self, summaries: Sequence[Arrays]) -> Arrays:
         raise NotImplementedError
 
-    def finish(self, summary: Arrays) -> Arrays:
-        return summary
+    def fit(self, statistics: Arrays) -> Arrays:
+        return statistics
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
         assert float(f_F[0]) not in state["seen"], "an image was scored by a state that saw it"
@@ -78,7 +78,7 @@ def test_one_image_gives_no_threshold(count: int) -> None:
 def test_every_score_is_held_out(count: int) -> None:
     f = torch.arange(float(count))[:, None]
     spec = RouterSpec(folds=5)
-    summaries = fold_summaries(Recorder(), f, spec, seed=0)
+    summaries = fold_statistics(Recorder(), f, spec, seed=0)
     assert len(summaries) == 5
     assert all(s["count"][0] == len(s["seen"]) for s in summaries)
     assert sum(count - len(s["seen"]) for s in summaries) == count  # each is left out of one
@@ -90,12 +90,12 @@ def test_each_fold_is_fitted_with_its_own_seed() -> None:
     seeds: list[int] = []
 
     class Seeds(Recorder):
-        def summarise(self, f_NF: Tensor, seed: int) -> Arrays:
+        def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:
             seeds.append(seed)
-            return super().summarise(f_NF, seed)
+            return super().sufficient_statistics(f_NF, seed)
 
     for run_seed in (0, 0, 1):
-        fold_summaries(Seeds(), torch.arange(10.0)[:, None], RouterSpec(), seed=run_seed)
+        fold_statistics(Seeds(), torch.arange(10.0)[:, None], RouterSpec(), seed=run_seed)
     assert seeds[:5] == seeds[5:10]
     assert len(set(seeds)) == 10
 
@@ -105,8 +105,8 @@ def test_a_holder_with_fewer_images_than_folds_shares_a_threshold_with_a_larger_
     spec = RouterSpec(kind=kind, epochs=1)
     router = build_router(spec)
     holders = [torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (3, 12)]
-    summaries = [fold_summaries(router, f_NF, spec, seed=0) for f_NF in holders]
-    states = [router.finish(router.merge(parts)) for parts in zip(*summaries, strict=True)]
+    summaries = [fold_statistics(router, f_NF, spec, seed=0) for f_NF in holders]
+    states = [router.fit(router.merge(parts)) for parts in zip(*summaries, strict=True)]
     counts = sum(score_histogram(held_out_scores(router, f_NF, states, spec.folds)) for f_NF in holders)
     assert isinstance(counts, np.ndarray)
     assert counts.sum() == 15
@@ -156,7 +156,7 @@ def test_scores_beyond_the_range_fall_into_the_outer_bins() -> None:
 
 def test_a_score_that_is_no_number_is_refused() -> None:
     router, f_NF = build_router(RouterSpec()), torch.randn(6, 4)
-    states = [router.finish(fold) for fold in fold_summaries(router, f_NF, RouterSpec(folds=2), seed=0)]
+    states = [router.fit(fold) for fold in fold_statistics(router, f_NF, RouterSpec(folds=2), seed=0)]
     f_NF[3] = math.nan
     with pytest.raises(DataError, match="1 of 6 held-out scores are no number"):
         held_out_scores(router, f_NF, states, 2)

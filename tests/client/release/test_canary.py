@@ -43,7 +43,7 @@ def with_policy(**values: Any) -> pytest.MarkDecorator:
 
 def own_entry(north: Institution) -> Entry:
     """What north's own training describes its task by."""
-    described = north.describe_alone(RouterRequest(Job("north", 1, "polyp"), alone=True).job)
+    described = north.fit_router(RouterRequest(Job("north", 1, "polyp"), alone=True).job)
     return replace(tiny_entry("polyp"), router=dict(described.router), threshold=described.threshold)
 
 

@@ -17,7 +17,7 @@ from casam_core.model.compute import Compute
 from casam_core.protocol.messages import AlignRequest, CalibrateRequest, ForgetReply, Holding, IdentifyReply
 from casam_core.protocol.payload import Job, Outcome, Payload
 from casam_core.routing.routers import build_router
-from casam_core.routing.threshold import fold_summaries
+from casam_core.routing.threshold import fold_statistics
 from client.institution import Institution
 from client.release import permission as policy
 from client.release.guard import check
@@ -58,11 +58,11 @@ def answers(north: Institution) -> Answers:
     spec = north.scenario.router
     router = build_router(spec)
     f_NF, seed = north.described(ROUTER)
-    folds = [router.finish(fold) for fold in fold_summaries(router, f_NF, spec, seed)]
+    folds = [router.fit(fold) for fold in fold_statistics(router, f_NF, spec, seed)]
     empty = policy.known_entries(north, policy.own_entries(north))
     return {
         "train.align": north.align(AlignRequest(ALIGN, None)).to_payload(),
-        "train.router": north.describe_alone(ROUTER).to_payload(),
+        "train.router": north.fit_router(ROUTER).to_payload(),
         "train.calibrate": north.calibrate(CalibrateRequest(CALIBRATE, folds)).to_payload(),
         "evaluate.stage": north.evaluate(empty).to_payload(),
         "query.forget": ForgetReply("a" * 64, "b" * 128).to_payload(),
@@ -106,7 +106,7 @@ def test_every_way_to_compute_may_be_named(
 
 
 def test_summaries_of_several_holders_pass(north: Institution) -> None:
-    guarded("train.router", north.describe_with_others(ROUTER).to_payload(), north)
+    guarded("train.router", north.router_statistics(ROUTER).to_payload(), north)
 
 
 def config(**more: Any) -> Callable[[Payload], Payload]:

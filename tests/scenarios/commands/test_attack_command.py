@@ -12,6 +12,8 @@ import pytest
 
 from casam_core.config.scenario import Scenario
 from casam_core.membership.statistics import NOT_MEASURABLE
+from casam_core.routing.routers import ROUTERS, RouterEntry
+from casam_core.routing.routers.nearest_mean import NearestMeanRouter
 from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
 from scenarios.commands.attacking import broken_claims, figures_of, open_run
 from scenarios.engines.inprocess import run_inprocess
@@ -187,3 +189,58 @@ def test_a_refuted_epsilon_is_named(finished: Path) -> None:
     assert line == (
         f"noisy, dental_xray, layer_loss: epsilon is {perfect.epsilon:.2f} or more (95 %), the claim is 1.00"
     )
+
+
+# --- Routers of every kind -----------------------------------------------------------------------------
+
+
+def one_site(router: dict[str, Any], policy: dict[str, Any]) -> Scenario:
+    site = {"name": "north", "data": {"polyp": phantom("polyp")}, "policy": policy}
+    return Scenario.model_validate(
+        table() | {"name": "one-site", "stream": ["polyp"], "router": router, "institutions": [site]}
+    )
+
+
+def router_attacks(
+    casam: Casam, scenario: Scenario, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The figures of the attacks on the router of a run of `scenario`, with four shadows."""
+    monkeypatch.setenv("CASAM_HOME", str(folder / "home"))
+    monkeypatch.setattr("client.membership.inference_attack.ROUTER_SHADOWS", 4)
+    run_inprocess(scenario, folder / "run", None)
+    ended = casam("attack", folder / "run", "--json", folder / "attack.json", "--shadows", 0)
+    assert ended.status == 0, ended.err
+    figures = json.loads((folder / "attack.json").read_text())["north"]["polyp"]
+    return {name: figures[name] for name in ROUTER_ATTACKS}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, entry in ROUTERS.items() if entry.private])
+def test_the_shadows_of_a_private_router_are_routers_of_its_kind(
+    kind: str, casam: Casam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = {"router": {"noise": "dp"}, "budget": {"epsilon": 8.0, "delta": 0.01}}
+    attacks = router_attacks(casam, one_site({"kind": kind}, policy), tmp_path, monkeypatch)
+    for figures in attacks.values():
+        assert 0 <= figures["auc"] <= 1
+        assert figures["noise"] == "dp"
+
+
+def test_a_router_that_brings_no_read_out_is_attacked_otherwise_and_named(
+    casam: Casam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROUTERS, "newcomer", RouterEntry(build=NearestMeanRouter))
+    attacks = router_attacks(casam, one_site({"kind": "newcomer"}, {}), tmp_path, monkeypatch)
+    read_out = attacks.pop("router_read_out")
+    assert read_out["refused"] == "not measurable: no read-out is written for routers of kind 'newcomer'"
+    for figures in attacks.values():
+        assert 0 <= figures["auc"] <= 1
+
+
+def test_a_new_router_with_a_read_out_is_attacked_with_it(
+    casam: Casam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = RouterEntry(build=NearestMeanRouter, read_out=lambda f_NF, state: (f_NF[0] * 0, f_NF))
+    monkeypatch.setitem(ROUTERS, "newcomer", entry)
+    attacks = router_attacks(casam, one_site({"kind": "newcomer"}, {}), tmp_path, monkeypatch)
+    assert attacks["router_read_out"]["refused"] is None
+    assert attacks["router_read_out"]["auc"] == 0.5  # everything of everybody: nothing to tell them apart by

@@ -102,7 +102,7 @@ def test_settings_of_another_kind_are_rejected(north: Institution, answers: dict
 
 def test_a_router_must_answer_what_was_asked(north: Institution, answers: dict[str, Payload]) -> None:
     """A summary where the finished router is wanted would break every later score; so would no threshold."""
-    summary = north.describe_with_others(JOBS["train.router"]).to_payload()
+    summary = north.router_statistics(JOBS["train.router"]).to_payload()
     with pytest.raises(AnswerError):
         checked(north, "train.router", summary)
     bare = replace(answers["train.router"], metrics={"router-facts": {"num-examples": 3}})

@@ -8,7 +8,7 @@ each unit w = (f - mu) / s becomes
 Their sum gets Gaussian noise once. From it come the task's mean inside the K directions, and two numbers: how
 far its images spread inside of them, and how far outside. All else (the covariance's shape, the mean outside
 the directions) is public. The result is given as the sufficient statistics of a Gaussian router, so that it
-is merged, finished and scored like any other. What its threshold needs is a release of its own
+is merged, fitted and scored like any other. What its threshold needs is a release of its own
 (casam_core.privacy.private_scores).
 """
 
@@ -19,10 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
-from casam_core.routing.routers.base import Arrays
+from casam_core.privacy.units import Units, unit_means
+from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter, doubles
 
 DIRECTIONS = 32
 CLIP_QUANTILE = 0.95
@@ -92,11 +95,6 @@ def axes(
     return mean_F, scale_F, vectors_FF[:, np.argsort(values)[::-1][:kept]]
 
 
-def router_mechanism(noise_multiplier: float) -> Mechanism:
-    """What one description costs."""
-    return Mechanism(noise_multiplier)
-
-
 def describe_privately(
     f_UF: NDArray[np.float64],
     images: int,
@@ -104,7 +102,7 @@ def describe_privately(
     noise_multiplier: float,
     noise: NoiseSource,
 ) -> Arrays:
-    """Sufficient statistics {count, sum_F, outer_FF} of a Gaussian, noisy; costs `router_mechanism`.
+    """Noisy sufficient statistics {count, sum_F, outer_FF} of a Gaussian, at the cost of one mechanism.
 
     f_UF: one feature per unit (of a group: its images' mean). images: how many there are, which is public.
     """
@@ -143,3 +141,26 @@ def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:
     """A public covariance of another size."""
     usual = float(np.trace(shape))
     return shape * (max(trace, NARROWEST * usual) / usual)
+
+
+def noisy_gaussian(
+    router: RouterSpec, privacy: PrivacySpec, public: Sequence[NDArray[np.float64]]
+) -> NoisyStatistics:
+    """See `PrivateRouter.prepare`."""
+    frame = public_frame(public)
+
+    def statistics(
+        f_NF: Tensor, units: Units, *, noise_multiplier: float, seed: int, noise: NoiseSource
+    ) -> Arrays:
+        f_UF = unit_means(f_NF.double().numpy(), units)
+        return describe_privately(f_UF, len(f_NF), frame, privacy.router_ratio * noise_multiplier, noise)
+
+    return statistics
+
+
+PRIVATE = PrivateRouter(
+    prepare=noisy_gaussian,
+    mechanism=lambda privacy, noise_multiplier: Mechanism(privacy.router_ratio * noise_multiplier),
+    lowest_score=lambda router, state: router.score(doubles(state, "mean_F"), state),
+)
+"""The feature that scores least is the mean itself."""

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_vae import (
-    train_vae_privately,
-    vae_gradients,
-)
 from casam_core.routing.routers import build_router
+from casam_core.routing.routers.private_vae import noisy_vae, vae_gradients
 from casam_core.routing.routers.vae import TaskVae
 
 WIDTH = 16
@@ -33,12 +30,9 @@ def trained(
 ) -> dict[str, np.ndarray]:
     units = [[i] for i in range(images)]
     return dict(
-        train_vae_privately(
+        noisy_vae(ROUTER, PrivacySpec(steps=steps, sampling_rate=0.5), [PUBLIC.numpy()])(
             features(images, 0.3, 3),
             units,
-            PUBLIC,
-            ROUTER,
-            PrivacySpec(steps=steps, sampling_rate=0.5),
             noise_multiplier=noise_multiplier,
             seed=4,
             noise=NoiseSource.seeded(seed),
@@ -85,8 +79,8 @@ def test_no_unit_at_all_gives_no_rows_and_a_broken_one_says_nothing() -> None:
 
 def test_little_noise_moves_the_router_towards_its_task() -> None:
     router = build_router(ROUTER)
-    public = router.finish(router.summarise(PUBLIC, 0))
-    own = router.finish(trained(noise_multiplier=0.01, steps=200))
+    public = router.fit(router.sufficient_statistics(PUBLIC, 0))
+    own = router.fit(trained(noise_multiplier=0.01, steps=200))
     held_out = features(20, 0.3, 5)
     before = np.mean([router.score(f_F, public) for f_F in held_out])
     after = np.mean([router.score(f_F, own) for f_F in held_out])
@@ -105,8 +99,8 @@ def test_what_no_step_samples_is_noise_alone() -> None:
 
     def router_of(f_NF: Tensor) -> dict[str, np.ndarray]:
         return dict(
-            train_vae_privately(
-                f_NF, [[i] for i in range(5)], PUBLIC, ROUTER, spec,
+            noisy_vae(ROUTER, spec, [PUBLIC.numpy()])(
+                f_NF, [[i] for i in range(5)],
                 noise_multiplier=1.0, seed=4, noise=NoiseSource.seeded(0),
             )
         )  # fmt: skip
