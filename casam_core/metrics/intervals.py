@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, t
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -50,6 +49,9 @@ def estimate(values_N: Sequence[float], units_N: Sequence[str], rng: np.random.G
     mean = float(sums_U.sum() / counts_U.sum())
     if len(sums_U) < 2:
         return Estimate(mean)
+    # Imported where it is used, here and below: it takes half a second, and every message starts a process.
+    from scipy.stats import bootstrap
+
     drawn = bootstrap(
         (sums_U, counts_U),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
@@ -98,6 +100,8 @@ def student(values_N: Sequence[float]) -> Spread:
     sd = float(values.std(ddof=1))
     if sd == 0:
         return Spread(n, mean, 0.0, mean, mean, 1.0 if mean == 0 else 0.0)
+    from scipy.stats import t
+
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / n**0.5
     p = 2 * float(t.sf(abs(mean) / (sd / n**0.5), n - 1))
     return Spread(n, mean, sd, mean - half, mean + half, p)
@@ -122,5 +126,7 @@ def apart(mine: Estimate, other: Estimate, units: int) -> tuple[float, float] | 
     """
     if mine.sd is None or other.sd is None or units < 2:
         return None
+    from scipy.stats import t
+
     half = float(t.ppf((1 + CONFIDENCE) / 2, units - 1)) * (mine.sd + other.sd) / units**0.5
     return mine.mean - other.mean - half, mine.mean - other.mean + half

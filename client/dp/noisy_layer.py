@@ -7,7 +7,6 @@ from dataclasses import replace
 from casam_core.methods import alignment_of, method_of
 from casam_core.model.forms import FORMS, weights_of
 from casam_core.privacy.accounting import round_mechanism
-from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.protocol.messages import AlignReply, AlignRequest
 from casam_core.protocol.payload import Payload
@@ -31,6 +30,9 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     if not FORMS[form].private:
         able = [name for name in FORMS if FORMS[name].private]
         raise NoiseNotPossibleError(f"form {form!r}: expected one of {', '.join(able)}")
+    # Imported here: Opacus takes a second, and open institutions never train privately.
+    from casam_core.privacy.dp_training import PrivateSteps
+
     units = units_held(institution, job.task, "train")
     noise_multiplier = learning_noise(scenario, institution.site.policy)
 
