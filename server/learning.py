@@ -1,9 +1,9 @@
-"""How one task is learned: its layer, then its router and threshold, from its holders' answers."""
+"""How one task is learned from its holders' answers: its layer, then its router and threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
+from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
 from casam_core.methods import Importance, method_of
 from casam_core.protocol.messages import (
@@ -21,20 +22,21 @@ from casam_core.protocol.messages import (
     RouterReply,
     RouterRequest,
 )
-from casam_core.protocol.payload import Job
+from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
 from server.defence.admission import first_layer
 from server.defence.rounds import admitted, too_few
 from server.federation.federation import Federation
-from server.federation.gathering import gather
+from server.federation.gathering import Gathered, gather
 
 
 @dataclass(frozen=True)
 class LearnedLayer:
-    """A layer, who trained it in any round of the stage, on how many images together, and what later
-    tasks must not disturb. improved: whether it beats frozen SAM at any holder that could say."""
+    """A trained alignment layer. holders: who trained it in any round of the stage, together on `images`.
+    importance: what later tasks must not change much. improved: whether it beats frozen SAM at any holder
+    that could say."""
 
     weights: Mapping[str, NDArray[np.float32]]
     holders: tuple[str, ...]
@@ -44,9 +46,9 @@ class LearnedLayer:
 
 
 def learn_entry(federation: Federation, stage: int, task: str, bank: Bank, *, now: int) -> Entry | None:
-    """Layer, router and threshold of a task with an entry of its own; None when nobody shares a layer.
+    """Learn a task of an earlier `stage` anew at stage `now`, from the same seeds as at first.
 
-    stage: of the stream, which all seeds know. now: a later stage where the task is learned anew.
+    None when nobody shares a layer.
     """
     layer = learn_layer(federation, stage, task, bank, now=now)
     if layer is None:
@@ -63,7 +65,7 @@ def entry_of(
     router: Arrays,
     threshold: float | None,
 ) -> Entry:
-    """What was learned, as an entry."""
+    """The bank entry of what was learned."""
     return make_entry(
         federation.scenario,
         federation.directory.backbone,
@@ -87,84 +89,128 @@ def learn_layer(
     *,
     now: int | None = None,
 ) -> LearnedLayer | None:
-    """Train where the method says, for the scenario's rounds; several replies are merged every round.
+    """Train a layer for the scenario's rounds; every round merges the layers of several institutions.
 
-    bank: what was learned before. before: the layer that methods with a shared one start from. now: see
-    learn_entry. Who does not answer a round, or not as it should, is left out of it. None when nobody may be
-    asked or nobody's answer counts; what happens below the quorum says the scenario (server.defence.rounds).
+    Institutions with no valid reply are excluded from the round; `participation` decides what happens below
+    the quorum (server.defence.rounds).
+
+    Args:
+        federation: the institutions; the method chooses those that train.
+        stage: the stage of the stream that the task belongs to.
+        task: its name.
+        bank: the entries learned so far.
+        before: the layer that methods with one layer for all tasks start from.
+        now: the stage in which the training happens, where the task is learned anew.
+
+    Returns:
+        The layer after the last round that counts. None when nobody may be asked, or no round counts.
+
+    Raises:
+        RunError: too few institutions trained, and `participation.missing` is "stop".
+        ScenarioError: the strategy looks at single layers, and an institution shares sums only.
     """
-    scenario, members = federation.scenario, federation.members
-    method = method_of(scenario.method)
+    scenario = federation.scenario
     strategy = build_strategy(scenario.training.strategy)
-    trainers = method.trainers(federation.cohort(stage, task, now or stage))
-    if scenario.training.strategy != "fedavg":
-        hidden = [name for name in trainers if members[name].policy.adapter.aggregation == "secagg"]
-        if hidden:
-            raise ScenarioError(
-                f"training.strategy: {scenario.training.strategy} looks at each layer, and {hidden[0]} "
-                "shares its own in secure sums only; use fedavg"
-            )
-    importance = before.importance if before else None
-    layer = before
-    trained_on: dict[str, int] = {}
-    if not trainers:
-        return None
-    for server_round in range(1, scenario.training.rounds + 1):
-        payloads = {
-            name: AlignRequest(
-                job=Job(name, stage, task, server_round),
-                layer=layer.weights if layer else None,
-                tasks=tasks if tasks != (task,) else (),
-                anchor=before.weights if method.penalty and before else None,
-                importance=importance if method.penalty else None,
-                pooled=method.pools,
-                again=now is not None and now > stage,
-            ).to_payload()
-            for name, tasks in trainers.items()
-        }
+    trainers = method_of(scenario.method).trainers(federation.cohort(stage, task, now or stage))
+    check_strategy(federation, trainers)
+    layer, images = before, dict[str, int]()
+    for number in range(1, scenario.training.rounds + 1) if trainers else ():
+        job = Job("", stage, task, number)
+        again = now is not None and now > stage
         gathered = gather(
             federation,
             "train.align",
-            payloads,
+            align_requests(scenario, job, trainers, layer, before, again=again),
             AlignReply.of,
             learned="adapter",
             deadline=scenario.deadlines.train,
         )
         start = layer.weights if layer else first_layer(scenario, task)
         gathered = admitted(federation, bank, stage, task, gathered, start)
-        replies = gathered.replies
         if gathered.refused or too_few(federation, stage, task, gathered.names):
-            # In a later round the rounds before it stand: who trained them shared them.
-            return layer if trained_on else None
-        trained_on |= {name: reply.images for name, reply in gathered.openly.items()}
-        trained_on |= {name: members[name].holdings[task].train for name in gathered.members}
+            break
+        replies = gathered.replies
+        images |= images_in(federation, task, gathered)
         layer = LearnedLayer(
             # A single holder's weights are the layer: averaging one would only round it.
-            weights=replies[0].layer if len(replies) == 1 else merge_layers(strategy, server_round, replies),
-            holders=tuple(name for name in trainers if name in trained_on),
-            images=sum(trained_on.values()),
-            importance=add_importance(importance, replies),
+            weights=replies[0].layer if len(replies) == 1 else merge_layers(strategy, number, replies),
+            holders=tuple(name for name in trainers if name in images),
+            images=sum(images.values()),
+            importance=add_importance(before.importance if before else None, replies),
             improved=any(reply.improved is not False for reply in replies),
         )
-        images = sum(reply.images for reply in replies)
-        federation.folder.event(
-            "align",
-            f"stage {stage} {task}: round {server_round}/{scenario.training.rounds} trained at "
-            f"{', '.join(gathered.names)} on {images} images"
-            + (f", {len(gathered.members)} of them in a secure sum" if gathered.members else ""),
-            stage=stage,
-            task=task,
-            round=server_round,
-            holders=list(gathered.names),
-            summed=list(gathered.members),
-            images=images,
+        report_round(federation, job, gathered)
+    # The rounds before one that does not count stand: who trained them shared them.
+    return layer if images else None
+
+
+def check_strategy(federation: Federation, trainers: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise ScenarioError for a strategy that looks at single layers if an institution shares only sums."""
+    name = federation.scenario.training.strategy
+    members = federation.members
+    hidden = [site for site in trainers if members[site].policy.adapter.aggregation == "secagg"]
+    if hidden and name != "fedavg":
+        raise ScenarioError(
+            f"training.strategy: {name} looks at each layer, and {hidden[0]} shares its own in secure sums "
+            "only; use fedavg"
         )
-    assert layer is not None  # a scenario has at least one round
-    return layer
+
+
+def align_requests(
+    scenario: Scenario,
+    job: Job,
+    trainers: Mapping[str, tuple[str, ...]],
+    layer: LearnedLayer | None,
+    before: LearnedLayer | None,
+    *,
+    again: bool,
+) -> dict[str, Payload]:
+    """One round's requests by institution. trainers: by institution, the tasks that it trains on. layer: what
+    the round starts from. before: what the stage started from; methods with a penalty hold on to it."""
+    method = method_of(scenario.method)
+    anchor = before if method.penalty else None
+    request = AlignRequest(
+        job,
+        layer=layer.weights if layer else None,
+        anchor=anchor.weights if anchor else None,
+        importance=anchor.importance if anchor else None,
+        pooled=method.pools,
+        again=again,
+    )
+    own = (job.task,)
+    return {
+        name: replace(
+            request, job=replace(job, institution=name), tasks=() if tasks == own else tasks
+        ).to_payload()
+        for name, tasks in trainers.items()
+    }
+
+
+def images_in(federation: Federation, task: str, gathered: Gathered[AlignReply]) -> dict[str, int]:
+    """By institution, the images it trained on in a round; a secure sum does not say, the directory does."""
+    openly = {name: reply.images for name, reply in gathered.openly.items()}
+    return openly | {name: federation.members[name].holdings[task].train for name in gathered.members}
+
+
+def report_round(federation: Federation, job: Job, gathered: Gathered[AlignReply]) -> None:
+    """One event and one line about a round that counts."""
+    images = sum(reply.images for reply in gathered.replies)
+    summed = f", {len(gathered.members)} of them in a secure sum" if gathered.members else ""
+    federation.folder.event(
+        "align",
+        f"stage {job.stage} {job.task}: round {job.round}/{federation.scenario.training.rounds} trained at "
+        f"{', '.join(gathered.names)} on {images} images{summed}",
+        stage=job.stage,
+        task=job.task,
+        round=job.round,
+        holders=list(gathered.names),
+        summed=list(gathered.members),
+        images=images,
+    )
 
 
 def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> Importance | None:
-    """Importance summed over tasks; within a task, the holders' mean weighted by images."""
+    """Importance summed over tasks; within a task, the holders' mean, weighted by images."""
     given = [(reply.images, reply.importance) for reply in replies if reply.importance is not None]
     if not given:
         return before
@@ -181,27 +227,29 @@ def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> 
 def learn_router(
     federation: Federation, stage: int, task: str, holders: tuple[str, ...]
 ) -> tuple[Arrays, float | None]:
-    """(router state, threshold) of the task; nothing and None where no holder shares it.
+    """(router state, threshold) of a task; ({}, None) where no holder shares it.
 
     A single holder finishes both at home. Several send summaries; the server merges them and asks for
     held-out scores under the merged routers as histograms, whose merged percentile is the threshold.
+
+    Raises:
+        RunError: no holder answered, and `participation.missing` is "stop".
     """
     scenario = federation.scenario
     alone = len(holders) == 1
-    deadline = scenario.deadlines.train
     described = gather(
         federation,
         "train.router",
         {name: RouterRequest(Job(name, stage, task), alone=alone).to_payload() for name in holders},
         RouterReply.of,
         learned="router",
-        deadline=deadline,
+        deadline=scenario.deadlines.train,
     )
     replies = described.replies
     if described.refused:
         return {}, None
     if not replies:
-        return undescribed(federation, stage, task, "describe its images")
+        return without_router(federation, stage, task, "describe its images")
     if alone:
         return replies[0].router, replies[0].threshold
     router = build_router(scenario.router)
@@ -214,23 +262,25 @@ def learn_router(
         {name: CalibrateRequest(Job(name, stage, task), folds).to_payload() for name in described.names},
         CalibrateReply.of,
         learned="router",
-        deadline=deadline,
+        deadline=scenario.deadlines.train,
     ).replies
     if not scored:
-        return undescribed(federation, stage, task, "score its held-out images")
+        return without_router(federation, stage, task, "score its held-out images")
     counts = np.sum([reply.histogram for reply in scored], axis=0)
     state = router.fit(router.merge([reply.router for reply in replies]))
     return state, histogram_threshold(counts, scenario.router)
 
 
-def undescribed(federation: Federation, stage: int, task: str, what: str) -> tuple[Arrays, None]:
-    """A task that no holder could describe is used by its name alone. Raises RunError where the scenario says
-    stop (participation.missing)."""
+def without_router(federation: Federation, stage: int, task: str, missing: str) -> tuple[Arrays, None]:
+    """The router of a task that no holder could describe: none, its entry is used by its name alone.
+
+    Raises RunError where `participation.missing` is "stop". missing: what the holders could not do.
+    """
     if federation.scenario.participation.missing == "stop":
-        raise RunError(f"stage {stage}: no holder of task {task!r} could {what}")
+        raise RunError(f"stage {stage}: no holder of task {task!r} could {missing}")
     federation.folder.event(
         "skipped",
-        f"stage {stage} {task}: no holder could {what}; the entry is used by its name alone",
+        f"stage {stage} {task}: no holder could {missing}; the entry is used by its name alone",
         stage=stage,
         task=task,
     )

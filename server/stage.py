@@ -1,24 +1,29 @@
-"""One stage of the stream: who leaves is unlearned, one task is learned, everybody's images are scored."""
+"""One stage of the stream: a state goes in, the next one comes out."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from casam_core.bank.bank import Bank
+from casam_core.errors import RunError
 from casam_core.methods import SHARED, method_of
 from server.defence.quarantine import admit, quarantine_by_canary
+from server.evaluation import StageScores, evaluate, withdraw_newest
+from server.federation.directory import Member
 from server.federation.federation import Federation
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
-from server.run.scores import StageScores
-from server.unlearning import Held, Unlearned, unlearn
+from server.unlearning import Held, Unlearned, held_by, unlearn
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One learned task: what was measured after it, and the seconds each part took.
+    """One learned task and what was measured after it.
 
-    parameters: of the layer that was trained; 0 where nothing is learned. unlearned: who left before it.
+    number: from 1. parameters: of the trained layer; 0 where nothing is learned. seconds: by part of the
+    stage. unlearned: the institutions that left before it.
     """
 
     number: int
@@ -31,71 +36,144 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a stage leaves to the next one. layer: of methods that carry one from stage to stage."""
+class State:
+    """All that the server knows after a stage; server.run.state keeps it on disk.
 
-    stage: Stage
+    zero_shot: scores of the frozen backbone. held: what the bank held when the last stage ended. layer:
+    carried by methods with one for all tasks. counters: Counters.as_dict of the federation. members: as last
+    seen. seconds: spent so far. files: SHA-256 of the files that hold zero_shot and the stages.
+    """
+
+    zero_shot: StageScores
+    stages: tuple[Stage, ...]
     bank: Bank
+    held: tuple[Held, ...]
     layer: LearnedLayer | None
+    counters: Mapping[str, Any]
+    members: Mapping[str, Member]
+    seconds: float
+    files: tuple[str, ...] = ()
 
 
-def run_stage(
-    federation: Federation,
-    number: int,
-    bank: Bank,
-    before: LearnedLayer | None,
-    held: tuple[Held, ...],
-) -> Learned:
-    """Learn the stage's task. before: the layer carried so far. held: what the bank held when it began."""
-    scenario, folder = federation.scenario, federation.folder
-    method, task, clock = method_of(scenario.method), scenario.stream[number - 1], Clock()
+def first_state(federation: Federation) -> State:
+    """Stage 0: an empty bank, and everybody's scores with the frozen backbone."""
+    bank = Bank.open(federation.folder.path / "bank", create=True)
+    roll_back(bank, ())
+    scores = evaluate(federation, 0, bank)
+    return State(scores, (), bank, (), None, **memory_of(federation))
+
+
+def run_stage(federation: Federation, state: State) -> State:
+    """Who leaves is unlearned; one task is learned; everybody is measured."""
+    number = len(state.stages) + 1
+    task = federation.scenario.stream[number - 1]
+    clock = Clock()
     federation.discover()
-    unlearned = unlearn(federation, number, bank, held)
+
+    unlearned = unlearn(federation, number, state.bank, state.held)
     if unlearned:
         clock.lap("unlearn")
-    learned: LearnedLayer | None = None
-    layer, candidate = before, ""
-    if method.learns:
-        learned = learn_layer(federation, number, task, bank, before)
-        layer = learned or before
-        clock.lap("align")
-        if layer is None:
-            folder.event(
-                "refused",
-                f"stage {number} {task}: no layer came that counts; the task stays identity for the others",
-                stage=number,
-                task=task,
-            )
-        elif method.shared:
-            # Entries never change, and this one is replaced in every stage: so a bank per stage.
-            bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
-            bank.add(entry_of(federation, number, SHARED, layer, {}, None))
-        else:
-            router, threshold = learn_router(federation, number, task, layer.holders)
-            clock.lap("router")
-            entry = entry_of(federation, number, task, layer, router, threshold)
-            if admit(folder, bank, entry, number):
-                candidate = task if method.routes else ""
-            if not layer.improved:
-                folder.event(
-                    "floor",
-                    f"stage {number} {task}: the layer does not beat frozen SAM on its holders' "
-                    "validation images; the task keeps the identity (training.floor)",
-                    stage=number,
-                    task=task,
-                )
-    scores = federation.evaluate(number, bank, candidate)
-    if quarantine_by_canary(federation, bank, candidate, number, scores):
-        federation.withdraw(bank)
-        # What was measured under an entry that is held back does not count; what was said about it does.
-        # Noisy scores are not asked for twice: their budget is for one measurement a stage.
-        again = federation.evaluate(number, bank, spare_noisy=True)
-        scores = replace(again, canary=scores.canary, decodes=scores.decodes + again.decodes)
+
+    learned = learn_task(federation, state, number, task, clock)
+
+    scores = measure(federation, number, learned.bank, learned.candidate)
     clock.lap("evaluate")
-    holders = learned.holders if learned else ()
+
+    layer = learned.layer
     parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
-    stage = Stage(number, task, holders, parameters, scores, clock.seconds, tuple(unlearned))
-    return Learned(stage, bank, layer if method.shared else None)
+    stage = Stage(number, task, learned.holders, parameters, scores, clock.seconds, tuple(unlearned))
+    return replace(
+        state,
+        stages=(*state.stages, stage),
+        bank=learned.bank,
+        held=held_by(learned.bank, federation),
+        layer=layer if method_of(federation.scenario.method).shared else None,
+        **memory_of(federation),
+    )
+
+
+def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
+    """Take out of the bank what an interrupted stage put in.
+
+    Entries that an interrupted unlearning took out already may be missing: the stage that is repeated takes
+    them out again. Raises RunError when another entry is missing.
+    """
+    known = {item.task for item in held}
+    for task in bank.tasks:
+        if task not in known:
+            bank.remove(task)
+    lost = [item.task for item in held if item.task not in bank.tasks and not item.leaves]
+    if lost:
+        raise RunError(f"{bank.folder}: the entry of {lost[0]} is gone since the run stopped; start it anew")
+
+
+def memory_of(federation: Federation) -> dict[str, Any]:
+    """The part of a state that the federation holds."""
+    return {
+        "counters": federation.counters.as_dict(),
+        "members": dict(federation.members),
+        "seconds": federation.folder.elapsed,
+    }
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the learning of one task left. layer: trained in this stage, or carried from earlier ones.
+    holders: who trained in this stage. candidate: the task if its entry is new and routed to, else ""."""
+
+    bank: Bank
+    layer: LearnedLayer | None
+    holders: tuple[str, ...] = ()
+    candidate: str = ""
+
+
+def learn_task(federation: Federation, state: State, number: int, task: str, clock: Clock) -> Learned:
+    """Learn the task's layer, router and threshold as the method says; its entry goes into the bank."""
+    method, folder, bank = method_of(federation.scenario.method), federation.folder, state.bank
+    if not method.learns:
+        return Learned(bank, state.layer)
+    trained = learn_layer(federation, number, task, bank, state.layer)
+    clock.lap("align")
+    layer, holders = trained or state.layer, trained.holders if trained else ()
+    if layer is None:
+        folder.event(
+            "refused",
+            f"stage {number} {task}: no layer came that counts; the task stays identity for the others",
+            stage=number,
+            task=task,
+        )
+        return Learned(bank, None)
+    if method.shared:
+        # Entries never change, and this one is replaced in every stage: so a bank per stage.
+        bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
+        bank.add(entry_of(federation, number, SHARED, layer, {}, None))
+        return Learned(bank, layer, holders)
+    router, threshold = learn_router(federation, number, task, layer.holders)
+    clock.lap("router")
+    admitted = admit(folder, bank, entry_of(federation, number, task, layer, router, threshold), number)
+    if not layer.improved:
+        folder.event(
+            "floor",
+            f"stage {number} {task}: the layer does not beat frozen SAM on its holders' "
+            "validation images; the task keeps the identity (training.floor)",
+            stage=number,
+            task=task,
+        )
+    return Learned(bank, layer, holders, task if admitted and method.routes else "")
+
+
+def measure(federation: Federation, number: int, bank: Bank, candidate: str) -> StageScores:
+    """Evaluate; once more without the new entry if a canary fails it.
+
+    Scores under an entry that is quarantined do not count; what the canaries said does. Noisy scores are not
+    asked for twice, because their budget is for one measurement a stage.
+    """
+    scores = evaluate(federation, number, bank, candidate)
+    if not quarantine_by_canary(federation, bank, candidate, number, scores):
+        return scores
+    withdraw_newest(federation, bank)
+    again = evaluate(federation, number, bank, spare_noisy=True)
+    return replace(again, canary=scores.canary, decodes=scores.decodes + again.decodes)
 
 
 class Clock:

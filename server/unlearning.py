@@ -1,10 +1,11 @@
 """Unlearning: an institution leaves and takes with it what was learned from its images.
 
-At the stage that a policy names in `leaves_at` with `on_leave = "unlearn"`, before anything else is learned:
-entries that the institution alone made are deleted; entries that others made with it are learned anew by
-them, from the same seeds as at first, or dropped (`unlearning` in the scenario, or nobody else may). Every
-other institution deletes its copies and signs that it did. The bank then has the bytes of a run in which the
-institution never took part. Earlier runs, printed figures and spent epsilon stay what they are.
+This happens at the stage that a policy names in `leaves_at` with `on_leave = "unlearn"`, before anything else
+is learned. Entries that the institution made alone are deleted. Entries that others made with it are learned
+anew by the others, from the same seeds as at first; they are dropped where the scenario's `unlearning` says
+so, or where nobody else may train. Every other institution deletes its copies and signs that it did. The bank
+then has the bytes of a run in which the institution never took part. Earlier runs, printed figures and spent
+epsilon stay what they are.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from casam_core.bank.entry_file import Entry
 from casam_core.errors import ScenarioError
 from casam_core.home import casam_home
 from casam_core.methods import method_of
-from casam_core.protocol.messages import ForgetReply, purge_statement
+from casam_core.protocol.messages import ForgetReply, ForgetRequest, purge_statement
+from casam_core.protocol.payload import Job
 from casam_core.protocol.signing import is_signed, public_hex, signature_of, signing_key
 from server.defence.quarantine import Quarantine
+from server.federation.exchange import results
 from server.federation.federation import Federation
 from server.learning import learn_entry
 from server.run.run_folder import RunFolder
@@ -28,9 +31,9 @@ from server.run.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Unlearned:
-    """One institution's leaving.
+    """What the leaving of one institution changed.
 
-    deleted: by task, the digest of the entry that is gone. retrained: by task, digests before and after.
+    deleted: by task, the digest of the entry that is gone. retrained: by task, the digests before and after.
     holders: by retrained task, who made the new entry. purged: by institution, its signed word.
     """
 
@@ -46,8 +49,10 @@ class Unlearned:
 
 @dataclass(frozen=True)
 class Held:
-    """One entry of the bank as it stood after a stage. leaves: whether an institution that had a part in it
-    takes it out later."""
+    """One entry of the bank as it stood after a stage.
+
+    leaves: whether an institution that had a part in it takes it out later.
+    """
 
     task: str
     digest: str
@@ -57,18 +62,15 @@ class Held:
 
 
 def held_by(bank: Bank, federation: Federation) -> tuple[Held, ...]:
-    """What the bank holds now."""
-    members = federation.members
+    """What the bank holds now, in its order."""
+    leavers = {name for name, member in federation.members.items() if member.policy.on_leave == "unlearn"}
     return tuple(
         Held(
             entry.task,
             bank.digest_of(entry.task),
             entry.provenance.stage,
             entry.provenance.holders,
-            any(
-                name in members and members[name].policy.on_leave == "unlearn"
-                for name in entry.provenance.holders
-            ),
+            leaves=not leavers.isdisjoint(entry.provenance.holders),
         )
         for entry in bank
     )
@@ -88,21 +90,16 @@ def check_unlearning(federation: Federation) -> None:
 
 
 def unlearn(federation: Federation, stage: int, bank: Bank, held: Sequence[Held]) -> list[Unlearned]:
-    """Take out what those made that leave at this stage; changes `bank` in place.
+    """Take out of `bank`, in place, what the institutions made that leave at this stage.
 
-    held: what the bank held when the stage began; a stage that was interrupted may have taken out some of it
-    already. Raises RunError when a task that must be learned anew gets no answer at all.
+    held: what the bank held when the stage began; an interrupted stage may have taken out some of it already.
+    Raises RunError when nobody answers for a task that must be learned anew.
     """
-    members = federation.members
-    leavers = [
-        name
-        for name, member in members.items()
-        if member.policy.on_leave == "unlearn" and member.policy.leaves_at == stage
-    ]
     found = []
-    for name in leavers:
-        found.append(unlearn_one(federation, stage, bank, name, held))
-        held = held_by(bank, federation)
+    for name, member in federation.members.items():
+        if member.policy.on_leave == "unlearn" and member.policy.leaves_at == stage:
+            found.append(unlearn_one(federation, stage, bank, name, held))
+            held = held_by(bank, federation)
     return found
 
 
@@ -134,7 +131,7 @@ def unlearn_one(
         if leaver in Entry.from_bytes(quarantine.bytes_of(item)).provenance.holders
     ]
     gone = sorted([*quarantine.drop(held_back), *deleted.values(), *(old for old, _ in retrained.values())])
-    purged = federation.forget(stage, leaver, gone) if gone else {}
+    purged = purge(federation, stage, leaver, gone) if gone else {}
     found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged)
     federation.folder.event(
         "unlearned",
@@ -147,6 +144,26 @@ def unlearn_one(
         purged=sorted(purged),
     )
     return found
+
+
+def purge(federation: Federation, stage: int, leaver: str, entries: Sequence[str]) -> dict[str, ForgetReply]:
+    """Let everybody who is present delete entries; the signed words of those who did, by institution.
+
+    The next evaluation sends copies of the bank anew. entries: digests.
+    """
+    payloads = {
+        name: ForgetRequest(Job(name, stage), leaver, entries).to_payload()
+        for name in federation.present(stage)
+    }
+    deadline = federation.scenario.deadlines.evaluate
+    answers = federation.ask("query.forget", payloads, ForgetReply.of, deadline=deadline)
+    federation.copies.clear()
+    run = federation.folder.path.name
+    return {
+        name: word
+        for name, word in results(answers).items()
+        if is_signed(word.public, purge_statement(name, run, leaver, entries), word.signature)
+    }
 
 
 def facts_of(

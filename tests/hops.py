@@ -1,12 +1,12 @@
 """How much of the house one request walks through: files, functions, frames. `python -m tests.hops` prints
-it."""
+it: at the institution that answers, and at the server from the function that asks to the wire."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,12 +86,40 @@ def walks(folder: Path) -> dict[str, Walk]:
     return found
 
 
+ASKING = ("learn_layer", "learn_router", "evaluate")
+"""Functions of the server that put a question to institutions."""
+
+
+def frames_to_the_wire(folder: Path) -> dict[str, int]:
+    """By asking function, the most calls from it to `push_messages`, of a small run."""
+    found: dict[str, int] = {}
+
+    class MeasuringGrid(inprocess.InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            calls, frame = 1, sys._getframe(1)
+            while frame.f_back is not None and frame.f_code.co_name not in ASKING:
+                calls, frame = calls + 1, frame.f_back
+            name = frame.f_code.co_name
+            if name in ASKING:
+                found[name] = max(calls, found.get(name, 0))
+            return super().push_messages(messages)
+
+    kept, inprocess.InProcessGrid = inprocess.InProcessGrid, MeasuringGrid  # type: ignore[misc]
+    try:
+        inprocess.run_inprocess(Scenario.model_validate(tiny_table()), folder, None)
+    finally:
+        inprocess.InProcessGrid = kept  # type: ignore[misc]
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CASAM_HOME"] = str(Path(folder) / "home")
         for kind, walk in walks(Path(folder) / "run").items():
             print(f"{kind}: {len(walk.files)} files, {len(walk.functions)} functions, {walk.frames}")
+        for name, calls in frames_to_the_wire(Path(folder) / "asked").items():
+            print(f"{name} to the wire: {calls} frames")
 
 
 if __name__ == "__main__":

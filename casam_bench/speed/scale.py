@@ -6,7 +6,7 @@ cores: the processor seconds that each noted for its request (client/node/workti
 or a
 core is overhead, as is all that Flower and the server do. The app that does nothing sends and returns as
 many bytes, to as many nodes, in as many rounds; it asks everybody at once, and so pays for what
-server/federation/polling.py spares: the engine looks at all that is under way again and again.
+server/federation/exchange.py spares: the engine looks at all that is under way again and again.
 """
 
 from __future__ import annotations

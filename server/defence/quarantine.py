@@ -16,9 +16,9 @@ from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.errors import BankError
 from casam_core.files import write_atomic
 from server.defence.admission import fault_of
+from server.evaluation import StageScores
 from server.federation.federation import Federation
 from server.run.run_folder import RunFolder, append_event
-from server.run.scores import StageScores
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run counts about its institutions over the stages: a resumed run counts on."""
+"""What a run counts about its institutions over all stages. A resumed run counts on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.federation.exchange import Traffic
+
+@dataclass
+class Traffic:
+    """Bytes of serialised records per institution: up = from the institution, down = to it."""
+
+    up: dict[str, int] = field(default_factory=dict)
+    down: dict[str, int] = field(default_factory=dict)
+
+    def add(self, direction: dict[str, int], institution: str, count: int) -> None:
+        """Count some bytes."""
+        direction[institution] = direction.get(institution, 0) + count
 
 
 @dataclass
 class Counters:
-    """All by institution. traffic: bytes. releases: answers. refusals: by word. rejections: by kind of
-    request. epsilon: spent so far, as the last answer said. anonymity[name][release]: among how many
-    institutions a release hides, from the server and from a co-holder; the least over the run."""
+    """All by institution. releases: answers. refusals: by outcome. rejections: answers that did not count, by
+    kind of request. epsilon: spent so far, as the last answer said. anonymity[name][release]: among how many
+    institutions a release hides, from the server and from a co-holder; the smallest of the run."""
 
     traffic: Traffic = field(default_factory=Traffic)
     releases: dict[str, int] = field(default_factory=dict)
@@ -24,21 +34,21 @@ class Counters:
     anonymity: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
 
     def released(self, name: str) -> None:
-        """One answer more."""
+        """Count one answer."""
         self.releases[name] = self.releases.get(name, 0) + 1
 
-    def refused(self, name: str, word: str) -> None:
-        """One refusal more."""
-        words = self.refusals.setdefault(name, {})
-        words[word] = words.get(word, 0) + 1
+    def refused(self, name: str, outcome: str) -> None:
+        """Count one refusal."""
+        outcomes = self.refusals.setdefault(name, {})
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
     def rejected(self, name: str, kind: str) -> None:
-        """One answer more that does not count."""
+        """Count one answer that does not count."""
         kinds = self.rejections.setdefault(name, {})
         kinds[kind] = kinds.get(kind, 0) + 1
 
     def hides(self, name: str, release: str, server: int, co_holder: int) -> None:
-        """A release hid among so many institutions."""
+        """Note among how many institutions one release hides."""
         known = self.anonymity.setdefault(name, {}).setdefault(
             release, {"server": server, "co_holder": co_holder}
         )

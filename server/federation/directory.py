@@ -1,4 +1,4 @@
-"""Who is there: the institutions behind Flower's node ids, asked anew at every stage.
+"""The directory: which institutions are behind Flower's node ids. The server asks anew at every stage.
 
 Node ids are random and change when a SuperNode restarts; an institution's name does not.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
@@ -23,20 +23,20 @@ from casam_core.protocol.messages import (
     IdentifyRequest,
 )
 from casam_core.protocol.payload import Outcome
-from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, Traffic, exchange, patiently
-from server.federation.polling import at_once
+from server.federation.counters import Traffic
+from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once, exchange, patiently
 
-POLL_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 0.5
 STRANGERS_SECONDS = 10.0
-"""How long nodes are waited for that are not needed: one may claim an institution twice, or hang."""
+"""How long the server waits for nodes that it does not need: one may claim an institution twice, or hang."""
 BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "not-allowed", "unreadable")
 SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One institution that answered: its node, how many images it holds of each task, what it allows, and
-    how many private rounds of each task it can afford. simulated: its privacy noise is seeded."""
+    """One institution that answered. holdings: by task, its images. forecasts: by task, how many private
+    rounds it can afford. simulated: its privacy noise is seeded."""
 
     node: int
     holdings: dict[str, Holding]
@@ -55,95 +55,104 @@ class Directory:
 
 
 def identify(
-    grid: Grid,
-    scenario: Scenario,
-    run: str,
-    traffic: Traffic,
-    away: Collection[str] = (),
-    told: Collection[int] = (),
+    grid: Grid, scenario: Scenario, run: str, absent: Collection[str] = (), told: Collection[int] = ()
 ) -> Directory:
     """Ask every node until all institutions of the scenario have answered.
 
-    away: those that are not waited for, though welcome. told: nodes that should know the scenario. Where
-    `participation.missing` is "skip", whoever has not answered after `deadlines.connect` seconds, or cannot
-    open its data, is left out; else that raises RunError. So do two nodes that claim one institution, always,
-    and another version of code, message schema, backbone or preprocessing. ScenarioError when a task of the
-    stream is held by nobody.
+    The traffic is not counted: it depends on nodes and folder names, not on what is learned.
+
+    Args:
+        grid: Flower's way to the nodes.
+        scenario: what the nodes are asked to take part in.
+        run: name of the run folder.
+        absent: institutions that are not waited for, though welcome.
+        told: nodes that should know the scenario already; they are not sent its text.
+
+    Returns:
+        The institutions that answered. Where `participation.missing` is "skip", those that did not within
+        `deadlines.connect` seconds, or that cannot open their data, are left out.
+
+    Raises:
+        RunError: an institution is missing or broken and `participation.missing` is "stop"; two nodes claim
+            one institution; or a node has another version of code, message schema, backbone or preprocessing.
+        ScenarioError: no institution holds a task of the stream.
     """
-    wanted = [site.name for site in scenario.institutions]
+    wanted = [site.name for site in scenario.institutions if site.name not in absent]
     skip = scenario.participation.missing == "skip"
-    broken: set[int] = set()
     request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint())
-    known = set(told)
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
+    knowing, broken = set(told), set[int]()
     replies: dict[int, IdentifyReply] = {}
     while True:
-        new = [node for node in patiently(grid.get_node_ids) if node not in replies and node not in broken]
-        requests = [
-            Request(
-                f"node {node}",
-                node,
-                "query.identify",
-                (request.short() if node in known else request).to_payload(),
-            )
-            for node in new
-        ]
-        left = max(1.0, end - time.monotonic())
+        done = replies.keys() | broken
+        new = [node for node in patiently(grid.get_node_ids) if node not in done]
         answers = exchange(
             grid,
-            requests,
+            [question(node, request, known=node in knowing) for node in new],
             of=IdentifyReply.of,
-            deadline=left,
-            traffic=traffic,
-            enough=everybody(replies.values(), {name for name in wanted if name not in away}),
+            deadline=max(1.0, end - time.monotonic()),
+            traffic=Traffic(),
+            enough=everybody(replies.values(), set(wanted)),
             at_once=at_once(),
         )
         for node, answer in zip(new, answers.values(), strict=True):
-            if answer.outcome == Outcome.OTHER_CODE:
-                theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"
-                raise RunError(f"code: the server runs {code_fingerprint()}, a node {theirs}; {SAME_CODE}")
-            if answer.outcome == Outcome.UNKNOWN_SCENARIO:
-                known.discard(node)
-            if answer.outcome == BUNDLE_REFUSED:
-                raise RunError(
-                    "bundle: a site's launcher refuses the one this run sends; compare `casam bundle hash` "
-                    "with `bundle` in the sites' node.toml (their logs name both)"
-                )
-            if answer.outcome in BROKEN_SITE and skip:
-                broken.add(node)
-            elif answer.outcome in BROKEN_SITE:
-                raise RunError(
-                    f"an institution cannot take part ({answer.outcome}, "
-                    f"incident {answer.incident or 'unknown'}); its own log says why"
-                )
             if answer.reply is not None:
                 replies[node] = check(answer.reply)
+            elif answer.outcome == Outcome.UNKNOWN_SCENARIO:
+                knowing.discard(node)
+            elif cannot_take_part(answer, skip=skip):
+                broken.add(node)
         directory = collect(replies)
-        missing = [name for name in wanted if name not in directory.members and name not in away]
-        left_out = skip and directory.members and time.monotonic() > end
-        if not missing or left_out:
-            check_backbones(replies)
-            check_preprocessing(replies)
-            if not skip:
-                check_stream(scenario, directory)
-            members = {name: directory.members[name] for name in wanted if name in directory.members}
-            return Directory(members, directory.backbone, directory.compute)
-        if time.monotonic() > end:
+        missing = [name for name in wanted if name not in directory.members]
+        late = time.monotonic() > end
+        if not missing or (skip and directory.members and late):
+            return checked(directory, replies, scenario)
+        if late:
             raise RunError(
                 f"no answer from {', '.join(missing)} within {deadline:.0f} s; "
                 f"connected: {', '.join(sorted(directory.members)) or 'nobody'}"
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(ASK_AGAIN_SECONDS)
+
+
+def question(node: int, request: IdentifyRequest, *, known: bool) -> Request:
+    """The identify request to one node. known: whether the node knows the scenario."""
+    payload = (request.short() if known else request).to_payload()
+    return Request(f"node {node}", node, "query.identify", payload)
+
+
+def cannot_take_part(answer: Answer[IdentifyReply], *, skip: bool) -> bool:
+    """Whether a node without a reply is broken and left out from now on (`skip`).
+
+    Raises RunError for a node that stops the run: its code or its bundle is another one, or it is broken and
+    may not be left out.
+    """
+    if answer.outcome == Outcome.OTHER_CODE:
+        theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"
+        raise RunError(f"code: the server runs {code_fingerprint()}, a node {theirs}; {SAME_CODE}")
+    if answer.outcome == BUNDLE_REFUSED:
+        raise RunError(
+            "bundle: a site's launcher refuses the one this run sends; compare `casam bundle hash` "
+            "with `bundle` in the sites' node.toml (their logs name both)"
+        )
+    if answer.outcome in BROKEN_SITE and not skip:
+        raise RunError(
+            f"an institution cannot take part ({answer.outcome}, "
+            f"incident {answer.incident or 'unknown'}); its own log says why"
+        )
+    return answer.outcome in BROKEN_SITE
 
 
 def everybody(
     before: Iterable[IdentifyReply], needed: Set[str]
 ) -> Callable[[Mapping[str, Answer[IdentifyReply]]], bool]:
-    """Asked again and again during an exchange: whether all that are needed have answered, and nodes that are
-    not had a little time to.
+    """A function that says whether an exchange can end: every needed institution has answered, and the other
+    nodes had STRANGERS_SECONDS more.
 
-    before: what earlier exchanges brought.
+    Args:
+        before: replies of earlier exchanges.
+        needed: names of institutions.
     """
     known = {name for reply in before for name in reply.institutions}
     complete: float | None = None
@@ -159,7 +168,7 @@ def everybody(
 
 
 def check(reply: IdentifyReply) -> IdentifyReply:
-    """Refuse a node that runs other code or speaks another schema."""
+    """Return the reply. Raises RunError for a node that runs other code or speaks another schema."""
     if reply.schema != SCHEMA:
         raise RunError(f"message schema: the server speaks {SCHEMA}, a node {reply.schema}; update the older")
     if reply.code != code_fingerprint():
@@ -167,8 +176,23 @@ def check(reply: IdentifyReply) -> IdentifyReply:
     return reply
 
 
-def check_backbones(replies: dict[int, IdentifyReply]) -> None:
-    """All institutions must see images through the same frozen weights."""
+def checked(directory: Directory, replies: Mapping[int, IdentifyReply], scenario: Scenario) -> Directory:
+    """The directory in the scenario's order, without institutions that are none of the scenario's.
+
+    Raises RunError where institutions cannot learn together. Raises ScenarioError where nobody holds a task
+    of the stream; not under participation.missing = "skip", where its holder may be only late.
+    """
+    check_backbones(replies)
+    check_preprocessing(replies)
+    if scenario.participation.missing != "skip":
+        check_stream(scenario, directory)
+    found = directory.members
+    members = {site.name: found[site.name] for site in scenario.institutions if site.name in found}
+    return replace(directory, members=members)
+
+
+def check_backbones(replies: Mapping[int, IdentifyReply]) -> None:
+    """Raise RunError unless all institutions see images through the same frozen weights."""
     found = sorted({reply.backbone for reply in replies.values() if reply.institutions})
     if len(found) > 1:
         raise RunError(
@@ -176,8 +200,8 @@ def check_backbones(replies: dict[int, IdentifyReply]) -> None:
         )
 
 
-def check_preprocessing(replies: dict[int, IdentifyReply]) -> None:
-    """All institutions must prepare images alike, or equal weights would see other images."""
+def check_preprocessing(replies: Mapping[int, IdentifyReply]) -> None:
+    """Raise RunError unless all institutions prepare images alike: equal weights would see other images."""
     found = sorted({reply.preprocessing for reply in replies.values() if reply.institutions})
     if len(found) > 1:
         raise RunError(
@@ -187,15 +211,15 @@ def check_preprocessing(replies: dict[int, IdentifyReply]) -> None:
 
 
 def check_stream(scenario: Scenario, directory: Directory) -> None:
-    """Every task of the stream is held by someone who is here."""
+    """Raise ScenarioError unless a connected institution holds every task of the stream."""
     held = {task for member in directory.members.values() for task in member.holdings}
     for task in scenario.stream:
         if task not in held:
             raise ScenarioError(f"task {task!r} of the stream is held by no connected institution")
 
 
-def collect(replies: dict[int, IdentifyReply]) -> Directory:
-    """Institutions by name; RunError when two nodes claim one."""
+def collect(replies: Mapping[int, IdentifyReply]) -> Directory:
+    """The institutions by name. Raises RunError when two nodes claim one."""
     members: dict[str, Member] = {}
     for node, reply in sorted(replies.items()):
         for name, holdings in reply.institutions.items():

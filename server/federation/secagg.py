@@ -102,8 +102,8 @@ def attempt(members: Members) -> Payload | None:
         modulus_range=MODULUS,
         timeout=members.deadline,
     )
-    outcome, state, grid = Outcome(), flower.WorkflowState(), cast(Grid, members)
-    context = as_flower_starts(members, outcome)
+    keeper, state, grid = SumKeeper(), flower.WorkflowState(), cast(Grid, members)
+    context = as_flower_starts(members, keeper)
     for step in (workflow.setup_stage, workflow.share_keys_stage):
         # Flower cannot unmask members that leave before they shared their keys.
         if not step(grid, context, state) or members.lost:
@@ -111,8 +111,8 @@ def attempt(members: Members) -> Payload | None:
     for step in (workflow.collect_masked_vectors_stage, workflow.unmask_stage):
         if not step(grid, context, state):
             return None
-    assert outcome.parameters is not None  # the workflow ended well
-    means: Named = dict(zip(members.names, parameters_to_ndarrays(outcome.parameters), strict=True))
+    assert keeper.parameters is not None  # the workflow ended well
+    means: Named = dict(zip(members.names, parameters_to_ndarrays(keeper.parameters), strict=True))
     total = sum(images[name] for name in members.survivors)
     return total_of(members.kind, means, total)
 
@@ -124,8 +124,8 @@ class MemberProxy:
     node_id: int
 
 
-class Outcome(FedAvg):
-    """In the place of a strategy: asks every member, and keeps what the workflow hands over."""
+class SumKeeper(FedAvg):
+    """Stands in the place of a strategy: asks every member, and keeps what the workflow hands over."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,16 +216,16 @@ def as_flower_expects(protocol: ConfigRecord, sent: Message) -> Message:
     return Message(content, reply_to=sent)
 
 
-def as_flower_starts(members: Members, outcome: Outcome) -> LegacyContext:
+def as_flower_starts(members: Members, keeper: SumKeeper) -> LegacyContext:
     """What the workflow reads before its first exchange."""
-    outcome.numbers = list(members.named)
+    keeper.numbers = list(members.named)
     state = RecordDict(
         {
             MAIN_CONFIGS_RECORD: ConfigRecord({WorkflowKey.CURRENT_ROUND: members.job.round}),
             MAIN_PARAMS_RECORD: parameters_to_arrayrecord(NOTHING, keep_input=True),
         }
     )
-    return LegacyContext(Context(0, 0, {}, state, {}), strategy=outcome)
+    return LegacyContext(Context(0, 0, {}, state, {}), strategy=keeper)
 
 
 NOTHING = Parameters([], "")

@@ -1,20 +1,18 @@
 """What makes a run durable: all that the server knows after a stage, new or old but whole.
 
-stages/NNNN.json holds the results of one stage (0000: of the frozen backbone). state.json names these files
-by their hashes, after which they never change, and holds the counters and what the bank held: results are
-written once, however many stages follow. A killed run is taken up behind the last stage that state.json names
-(`casam run --resume`); the stage that was under way is done again. Learning is seeded by stage, so the run
-ends with the bits of one that nobody killed; private releases that were stored are sent again.
+stages/NNNN.json holds the results of one stage (0000: of the frozen backbone) and never changes. state.json
+names these files by their hashes, and holds the rest of a State. A killed run goes on behind the last stage
+that state.json names (`casam run --resume`); the stage that was under way is done again. Learning is seeded
+by stage, so the run ends with the bits of one that nobody killed; private releases that were stored are sent
+again.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +21,19 @@ import numpy as np
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import RunError
+from casam_core.methods import SHARED
 from casam_core.metrics.intervals import Estimate, Statistics
+from casam_core.protocol.compressed_text import compress, expand
 from casam_core.protocol.messages import Forecast, ForgetReply, Holding
+from server.evaluation import StageScores
 from server.federation.directory import Member
 from server.learning import LearnedLayer
 from server.run.run_folder import RunFolder
-from server.run.scores import StageScores
-from server.stage import Stage
+from server.stage import Stage, State
 from server.unlearning import Held, Unlearned
 
 SCHEMA = 3
 FILE, STAGES = "state.json", "stages"
-
-
-@dataclass(frozen=True)
-class State:
-    """After some stages. counters: server.federation.counters.Counters.as_dict. layer: carried by methods
-    with
-    one for all tasks. held: by the bank, in its order. members: everybody who was ever met, as last seen.
-    seconds: spent so far. files: SHA-256 of the files that hold zero_shot and the stages."""
-
-    zero_shot: StageScores
-    stages: tuple[Stage, ...]
-    counters: Mapping[str, Any]
-    layer: LearnedLayer | None
-    held: tuple[Held, ...]
-    members: Mapping[str, Member]
-    seconds: float
-    files: tuple[str, ...] = ()
 
 
 DATA_CLASSES = (
@@ -60,10 +43,10 @@ DATA_CLASSES = (
 KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in DATA_CLASSES}
 
 
-DAMAGED = (KeyError, TypeError, ValueError, AssertionError, AttributeError, zlib.error)
+DAMAGED = (KeyError, TypeError, ValueError, AssertionError, AttributeError)
 """What reading a file that is not as it was written raises."""
 
-IN_FILES = ("zero_shot", "stages")
+ELSEWHERE = ("zero_shot", "stages", "bank")
 """Fields of a state that have files of their own."""
 
 
@@ -79,7 +62,7 @@ def save(folder: RunFolder, state: State) -> State:
     body = {
         field.name: encoded(getattr(state, field.name))
         for field in fields(State)
-        if field.name not in IN_FILES
+        if field.name not in ELSEWHERE
     }
     folder.write_bytes(FILE, compact({"schema": SCHEMA, "sha256": digest_of(compact(body)), "state": body}))
     return state
@@ -108,7 +91,10 @@ def restore(folder: RunFolder) -> State | None:
         zero_shot, *stages = (
             read_stage(folder, number, digest) for number, digest in enumerate(known["files"])
         )
-        return State(zero_shot, tuple(stages), **known)
+        shared = any(item.task == SHARED for item in known["held"])
+        bank = folder.path / "bank"  # methods with one layer for all tasks have a bank per stage
+        bank = bank / f"stage-{len(stages)}" if shared else bank
+        return State(zero_shot, tuple(stages), Bank.open(bank), **known)
     except DAMAGED as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}); start the run anew") from error
 
@@ -132,20 +118,6 @@ def check_digest(path: Path, data: bytes, digest: str) -> None:
         raise RunError(f"{path} was altered; the run cannot be resumed from it, start it anew")
 
 
-def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
-    """Take out of the bank what a stage that was interrupted put in. Raises RunError when other is missing.
-
-    Entries that an interrupted unlearning took out already are taken out again by the stage that is repeated.
-    """
-    known = {item.task: item for item in held}
-    for task in bank.tasks:
-        if task not in known:
-            bank.remove(task)
-    lost = [item.task for item in held if item.task not in bank.tasks and not item.leaves]
-    if lost:
-        raise RunError(f"{bank.folder}: the entry of {lost[0]} is gone since the run stopped; start it anew")
-
-
 def digest_of(data: bytes) -> str:
     """SHA-256 of a part of the state, as it stands in its file."""
     return hashlib.sha256(data).hexdigest()
@@ -163,7 +135,7 @@ def encoded(value: Any) -> Any:
         return {"~": type(value).__name__, **content}
     if isinstance(value, np.ndarray):
         # Histograms are nearly all zeros.
-        data = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 1)).decode()
+        data = compress(np.ascontiguousarray(value).tobytes())
         return {"~": "array", "dtype": value.dtype.str, "shape": list(value.shape), "data": data}
     if isinstance(value, Policy):
         return {"~": "policy", "fields": value.model_dump(mode="json")}
@@ -189,7 +161,7 @@ def decoded(value: Any) -> Any:
 
 
 def _array(value: Mapping[str, Any]) -> Any:
-    flat = np.frombuffer(zlib.decompress(base64.b64decode(value["data"])), np.dtype(value["dtype"]))
+    flat = np.frombuffer(expand(value["data"]), np.dtype(value["dtype"]))
     return flat.reshape(value["shape"]).copy()
 
 

@@ -27,10 +27,10 @@ from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN
 from casam_core.routing.decision import IDENTITY
 from casam_core.routing.unknown import auroc, fpr_at_tpr, total
 from server.defence.quarantine import Quarantine
+from server.evaluation import StageScores
 from server.federation.federation import Federation
 from server.run.pictures import matrix_picture
 from server.run.run_folder import RunFolder
-from server.run.scores import StageScores
 from server.unlearning import facts_of
 
 if TYPE_CHECKING:

@@ -36,8 +36,9 @@ from client.release.refusals import NotAllowedError
 from client.site import hosted_sites
 from scenarios.engines.inprocess import InProcessGrid, set_id
 from server.defence.admission import check_answer
+from server.federation.counters import Traffic
 from server.federation.directory import Member
-from server.federation.exchange import Traffic, read
+from server.federation.exchange import read
 from tests.banks import tiny_backbone
 from tests.conftest import tiny_table
 from tests.fuzz.damage import examples

@@ -74,11 +74,11 @@ def run_until_cut(scenario: Scenario, folder: Path, module: Any, name: str, at: 
 
 
 CUTS = {
-    "before anything was measured": ("stream", "keep", 1, False),
-    "after the zero-shot measure": ("stream", "keep", 1, True),
+    "before anything was measured": ("stream", "save", 1, False),
+    "after the zero-shot measure": ("stream", "save", 1, True),
     "in the middle of the first stage": ("stage", "learn_router", 1, False),
-    "with an entry in the bank and no stage behind it": ("stream", "keep", 2, False),
-    "between two stages": ("stream", "keep", 2, True),
+    "with an entry in the bank and no stage behind it": ("stream", "save", 2, False),
+    "between two stages": ("stream", "save", 2, True),
     "before the last figures were written": ("stream", "write_results", 1, False),
 }
 
@@ -130,7 +130,7 @@ def test_an_unlearning_that_was_cut_is_finished(
 def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
     """What was released before the cut is sent again from its file."""
     scenario = Scenario.model_validate(table({"west": PRIVATE}, privacy={"steps": 2}))
-    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 3, after=False)
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "save", 3, after=False)
     run_inprocess(scenario, tmp_path / "cut", None, resume=True)
     run_inprocess(scenario, tmp_path / "whole", None)
     spends = [
@@ -148,7 +148,7 @@ def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> 
     content = table(stream=["polyp", "histology", "cardiac_mr"], participation={"missing": "skip"})
     content["institutions"][0]["faults"] = {"gone_at": 2}
     scenario = Scenario.model_validate(content | {"deadlines": {"connect": 1.0, "retries": 0}})
-    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 3, after=True)
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "save", 3, after=True)
     run_inprocess(scenario, tmp_path / "cut", None, resume=True)
     run_inprocess(scenario, tmp_path / "whole", None)
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
@@ -157,7 +157,7 @@ def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> 
 
 def test_an_entry_that_was_lost_meanwhile_is_not_made_up(tmp_path: Path) -> None:
     scenario = Scenario.model_validate(table())
-    run_until_cut(scenario, tmp_path / "cut", server.stream, "keep", 2, after=True)
+    run_until_cut(scenario, tmp_path / "cut", server.stream, "save", 2, after=True)
     Bank.open(tmp_path / "cut" / "bank").remove("polyp")
     with pytest.raises(RunError, match="the entry of polyp is gone since the run stopped"):
         run_inprocess(scenario, tmp_path / "cut", None, resume=True)

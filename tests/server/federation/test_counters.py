@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from server.federation.counters import Counters
-from server.federation.exchange import Traffic
+from server.federation.counters import Counters, Traffic
 
 
 def counted() -> Counters:

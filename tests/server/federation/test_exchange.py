@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -15,7 +17,8 @@ from casam_core.protocol.payload import Payload
 from casam_core.protocol.wire import serialise, to_records
 from scenarios.engines.inprocess import InProcessGrid, set_id
 from server.federation import exchange as exchanges
-from server.federation.exchange import Answer, Request, Traffic, exchange, patiently, read
+from server.federation.counters import Traffic
+from server.federation.exchange import Answer, Request, at_once, exchange, patiently, pause, read
 
 
 class ScriptedGrid(InProcessGrid):
@@ -161,6 +164,46 @@ def test_a_refused_bundle_is_an_outcome_of_its_own() -> None:
     assert read("north", refused, Traffic(), AlignReply.of).outcome == "bundle-refused"
 
 
+class UnreachableGrid(ScriptedGrid):
+    """No connection can be made, the first `faults` times."""
+
+    faults = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        if self.faults:
+            self.faults -= 1
+            raise httpx.ConnectTimeout("_ssl.c:975: The handshake operation timed out")
+        return super().push_messages(messages)
+
+
+def test_requests_that_did_not_leave_are_sent_again_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "LONGEST_POLL_SECONDS", 0.001)
+    grid, traffic = UnreachableGrid({1: OK, 2: OK}), Traffic()
+    grid.faults = 3
+    requests = [Request(f"site-{node}", node, "train.align", ASK) for node in grid.script]
+    answers = exchange(grid, requests, of=AlignReply.of, deadline=5, traffic=traffic)
+    assert all(answer.ok for answer in answers.values())
+    assert traffic.down == {f"site-{node}": len(serialise(to_records(ASK))) for node in grid.script}
+
+
+@pytest.mark.parametrize("fault", [httpx.ConnectError("refused"), httpx.ReadTimeout("late")])
+def test_an_exchange_ends_where_the_superlink_stays_away_or_may_have_been_reached(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    monkeypatch.setattr(exchanges, "LONGEST_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(exchanges, "PATIENCE_SECONDS", 0.05)
+    grid, calls = ScriptedGrid({1: OK}), []
+
+    def push(messages: Iterable[Message]) -> Iterable[str]:
+        calls.append(1)
+        raise fault
+
+    monkeypatch.setattr(grid, "push_messages", push)
+    with pytest.raises(type(fault)):
+        exchange(grid, [Request("a", 1, "train.align", ASK)], of=AlignReply.of, deadline=5, traffic=Traffic())
+    assert (len(calls) == 1) == isinstance(fault, httpx.ReadTimeout)
+
+
 def test_a_superlink_out_of_reach_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "LONGEST_POLL_SECONDS", 0.001)
     faults: list[Exception] = [httpx.ConnectTimeout("_ssl.c:975: The handshake operation timed out")] * 3
@@ -195,3 +238,30 @@ def test_what_may_have_arrived_is_not_sent_twice(fault: Exception) -> None:
     with pytest.raises(type(fault)):
         patiently(call)
     assert len(calls) == 1
+
+
+# --- How often the server polls, and how many requests are open ------------------------------------------
+
+
+def test_a_pause_is_a_twentieth_of_what_was_waited_within_bounds() -> None:
+    assert pause(0.1, unsent=False) == 0.02
+    assert pause(2.0, unsent=False) == pytest.approx(0.1)
+    assert pause(600.0, unsent=False) == 1.0
+
+
+def test_while_requests_wait_for_room_answers_are_looked_for_at_once() -> None:
+    assert pause(600.0, unsent=True) == 0.02
+
+
+@pytest.mark.parametrize(("cores", "want"), [(2.0, 24), (6.0, 24), (64.0, 256)])
+def test_a_simulation_asks_a_few_per_core(monkeypatch: pytest.MonkeyPatch, cores: float, want: int) -> None:
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": cores})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert at_once() == want
+
+
+def test_real_sites_all_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert at_once() is None
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    assert at_once() is None

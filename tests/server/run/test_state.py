@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from casam_core.metrics.intervals import Estimate, Statistics
 from casam_core.protocol.messages import Forecast, ForgetReply, Holding
+from server.evaluation import StageScores
 from server.federation.directory import Member
 from server.learning import LearnedLayer
 from server.run.run_folder import RunFolder
-from server.run.scores import StageScores
-from server.run.state import FILE, State, decoded, encoded, restore, save
-from server.stage import Stage
+from server.run.state import FILE, decoded, encoded, restore, save
+from server.stage import Stage, State
 from server.unlearning import Held, Unlearned
 from tests.conftest import tiny_table
 
@@ -40,6 +42,7 @@ LEFT = Unlearned(
 STATE = State(
     zero_shot=SCORES,
     stages=(Stage(1, "polyp", ("north",), 96, SCORES, {"align": 1.5}, (LEFT,)),),
+    bank=Bank(Path("bank"), {}),
     counters={"up": {"north": 3}, "down": {}, "releases": {"north": 1}, "refusals": {}, "epsilon": {}},
     layer=LearnedLayer({"w": np.array([[0.1, -0.0]], np.float32)}, ("north",), 7, None, False),
     held=(Held("polyp", "c" * 64, 1, ("north", "west"), True),),
@@ -52,7 +55,13 @@ STATE = State(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
+    Bank.open(tmp_path / "run" / "bank", create=True)
     return RunFolder(tmp_path / "run")
+
+
+def content(state: State) -> Any:
+    """All of a state but the bank, which has files of its own."""
+    return encoded({name: value for name, value in vars(state).items() if name != "bank"})
 
 
 def saved(folder: RunFolder) -> State:
@@ -65,7 +74,8 @@ def test_a_state_survives_its_files_to_the_last_bit(folder: RunFolder) -> None:
     want = saved(folder)
     again = restore(folder)
     assert again is not None
-    assert encoded(again) == encoded(want)
+    assert content(again) == content(want)
+    assert again.bank.folder == folder.path / "bank"
     assert len(again.files) == 2
     assert again.stages[0].scores.figures["iou"]["polyp"] == 0.1 + 0.2
     assert again.stages[0].unlearned[0].retrained["histology"] == ("d" * 64, "e" * 64)
@@ -120,7 +130,7 @@ def test_a_stage_that_no_state_names_yet_is_done_again(folder: RunFolder) -> Non
     (folder.path / "stages" / "0002.json").write_text("anything")
     again = restore(folder)
     assert again is not None
-    assert encoded(again) == encoded(want)
+    assert content(again) == content(want)
 
 
 def test_a_stage_whose_file_is_gone_is_named(folder: RunFolder) -> None:

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 POLL_SECONDS, POLL_SHARE = 0.02, 0.05
-"""As server/federation/polling.py. Everybody is asked at once, as Flower's own examples do."""
+"""As server/federation/exchange.py. Everybody is asked at once, as Flower's own examples do."""
 
 app = ServerApp()
 

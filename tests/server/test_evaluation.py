@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from casam_core.protocol.messages import EvaluateReply, TaskResult
-from server.run.scores import combine
+from server.evaluation import combine
 
 
 def result(iou: float, images: int, instances: int, routes: dict[str, int]) -> TaskResult:

@@ -1,0 +1,174 @@
+"""Evaluation: every institution scores its test images under the bank; the scores become one matrix row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.bank.bank import Bank
+from casam_core.errors import RunError
+from casam_core.metrics.intervals import Statistics
+from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
+from casam_core.protocol.payload import Job, Outcome, Payload
+from casam_core.routing.unknown import total
+from server.federation.exchange import Answer, all_settled, results
+from server.federation.federation import Federation
+
+FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
+
+
+@dataclass(frozen=True)
+class StageScores:
+    """One evaluation of all institutions.
+
+    figures[name][task]: mean over all holders' test images (iou_instance: over instances); None where a
+        holder did not answer, because a mean over the others would be another figure.
+    worst_iou[task]: the lowest institution's IoU. routes[task][route]: images. margins[task]: how unknown its
+        images look, over holders. statistics[institution][task]: as the institution computed them.
+    canary[institution]: whether the stage's new entry claims too many of its images; None: it does not say.
+    """
+
+    figures: dict[str, dict[str, float | None]]
+    worst_iou: dict[str, float | None]
+    routes: dict[str, dict[str, int]]
+    decodes: int
+    margins: dict[str, NDArray[np.int64]]
+    statistics: dict[str, dict[str, Statistics]]
+    canary: dict[str, bool | None] = field(default_factory=dict)
+
+    @property
+    def iou(self) -> dict[str, float | None]:
+        """IoU by task."""
+        return self.figures["iou"]
+
+    def figure(self, name: str, task: str) -> float | None:
+        """One cell."""
+        return self.figures[name].get(task)
+
+
+def evaluate(
+    federation: Federation, stage: int, bank: Bank, candidate: str = "", *, spare_noisy: bool = False
+) -> StageScores:
+    """Let every institution that is present score its test images under the bank.
+
+    Each one is sent only the entries that it lacks. An institution whose copy of the bank differs from the
+    server's is sent the whole bank, once.
+
+    Args:
+        federation: the institutions.
+        stage: the current stage.
+        bank: the entries learned so far.
+        candidate: the task of a new entry; holders of older tasks say whether it claims their images.
+        spare_noisy: leave out institutions that would pay for their scores with privacy budget.
+
+    Raises:
+        RunError: nobody could evaluate, and `participation.missing` is "stop".
+    """
+    scenario, members = federation.scenario, federation.members
+    names = federation.present(stage)
+    if spare_noisy:
+        names = [name for name in names if members[name].policy.metrics != "noisy"]
+    answers: dict[str, Answer[EvaluateReply]] = {}
+    asked = names
+    for _ in range(2):
+        payloads = {name: request_for(federation, name, stage, bank, candidate) for name in asked}
+        answers |= federation.ask(
+            "evaluate.stage", payloads, EvaluateReply.of, deadline=scenario.deadlines.evaluate
+        )
+        note_copies(federation, bank, {name: answers[name] for name in asked})
+        asked = [name for name in asked if answers[name].outcome == Outcome.BANK_MISMATCH]
+        if not asked:
+            break
+    # Totals, not differences: a stage that was begun twice then counts once, with all that it took.
+    traffic = federation.counters.traffic
+    federation.folder.event("traffic", stage=stage, up=dict(traffic.up), down=dict(traffic.down))
+    replies = results(answers)
+    if not replies and not all_settled(answers) and scenario.participation.missing == "stop":
+        raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
+    return combine(replies, {task: federation.testers(task) for task in federation.tasks})
+
+
+def request_for(federation: Federation, name: str, stage: int, bank: Bank, candidate: str) -> Payload:
+    """The request to one institution, with the entries that it lacks."""
+    tasks = entries_for(federation, name, bank)
+    known = federation.copies.get((bank.folder, name), 0)
+    return EvaluateRequest(
+        Job(name, stage),
+        known,
+        entries=[bank.bytes_of(task) for task in tasks[known:]],
+        bank=bank.digest_over(tasks),
+        candidate=candidate if candidate in tasks else "",
+    ).to_payload()
+
+
+def note_copies(federation: Federation, bank: Bank, answers: Mapping[str, Answer[EvaluateReply]]) -> None:
+    """Remember how many entries institutions hold after they answered."""
+    for name, answer in answers.items():
+        if answer.ok or answer.outcome == Outcome.METRICS_NOT_SHARED:  # it added them, and keeps its scores
+            federation.copies[bank.folder, name] = len(entries_for(federation, name, bank))
+        elif answer.outcome == Outcome.BANK_MISMATCH:
+            federation.copies[bank.folder, name] = 0
+
+
+def withdraw_newest(federation: Federation, bank: Bank) -> None:
+    """The newest entry left the bank again: copies drop it at the next evaluation."""
+    for (folder, name), held in federation.copies.items():
+        if folder == bank.folder:
+            federation.copies[folder, name] = min(held, len(entries_for(federation, name, bank)))
+
+
+def entries_for(federation: Federation, name: str, bank: Bank) -> tuple[str, ...]:
+    """Tasks whose entries an institution gets: all, or only its own where it accepts no others."""
+    if federation.members[name].policy.accept_entries:
+        return bank.tasks
+    return tuple(task for task in bank.tasks if bank[task].provenance.holders == (name,))
+
+
+def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collection[str]]) -> StageScores:
+    """Merge the institutions' replies. holders: by task, the institutions that hold test images of it."""
+    by_task = {task: results_of(task, names, replies) for task, names in holders.items()}
+    whole = {task: results for task, results in by_task.items() if len(results) == len(holders[task])}
+    return StageScores(
+        figures={name: {task: weighted(whole.get(task, []), name) for task in by_task} for name in FIGURES},
+        worst_iou={task: min((r.iou for r in whole.get(task, [])), default=None) for task in by_task},
+        routes={task: count_routes(results) for task, results in by_task.items()},
+        decodes=sum(reply.decodes or 0 for reply in replies.values()),
+        margins={
+            task: total(reply.margins[task] for reply in replies.values() if task in reply.margins)
+            for task in by_task
+        },
+        statistics={
+            name: {task: r.statistics for task, r in reply.results.items() if r.statistics is not None}
+            for name, reply in replies.items()
+        },
+        canary={name: reply.canary for name, reply in replies.items()},
+    )
+
+
+def results_of(task: str, names: Collection[str], replies: Mapping[str, EvaluateReply]) -> list[TaskResult]:
+    """What these institutions say about one task; nothing of those that did not answer."""
+    answered = [replies[name].results for name in names if name in replies]
+    return [results[task] for results in answered if task in results]
+
+
+def weighted(results: list[TaskResult], name: str) -> float | None:
+    """The mean over holders, weighted by images, for iou_instance by instances; None without a value."""
+    weights = [result.instances if name == "iou_instance" else result.images for result in results]
+    values = [getattr(result, name) for result in results]
+    known = [(w, v) for w, v in zip(weights, values, strict=True) if w is not None and v is not None]
+    # A mean over some of the holders would be another figure. HD95 alone may be missing for a holder.
+    if not sum(w for w, _ in known) or (name != "hd95" and len(known) < len(values)):
+        return None
+    return float(sum(w * v for w, v in known) / sum(w for w, _ in known))
+
+
+def count_routes(results: list[TaskResult]) -> dict[str, int]:
+    """Number of images by route, over holders."""
+    counts: dict[str, int] = {}
+    for result in results:
+        for route, images in result.routes.items():
+            counts[route] = counts.get(route, 0) + images
+    return dict(sorted(counts.items()))
