@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -39,20 +38,6 @@ def write_atomic(path: Path, data: bytes) -> None:
             error.filename = str(path)  # a full disk does not say for what it had no room
         raise
     _sync_folder(path.parent)
-
-
-def append_line(handle: int, text: str, path: Path) -> bytes:
-    """Append a line to the open file at `path`; it is on the disk when this returns. Returns its bytes.
-
-    Raises OSError where the disk has no room for all of it; what may stand there then ends in no line break:
-    readers know it by that and cut it off.
-    """
-    data = (text + "\n").encode()
-    os.lseek(handle, 0, os.SEEK_END)
-    if os.write(handle, data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    os.fsync(handle)
-    return data
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from casam_core.config.scenario import Scenario
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.protocol import schema
 from casam_core.protocol.audit import audit_log
 from casam_core.protocol.compressed_text import expand_text
 from casam_core.protocol.fingerprint import code_fingerprint
@@ -29,25 +30,20 @@ from casam_core.protocol.messages import (
     IdentifyRequest,
     RouterRequest,
 )
-from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.protocol.payload import Job
 from casam_core.protocol.secure_sum import SecureRequest
 from casam_core.protocol.wire import from_records, job_of, to_records
 from client.data.task_data import recent
 from client.dp.paid_release import forecasts_of
 from client.dp.plan import leaves_noisy
 from client.evaluation.evaluator import drop_kept_entries
+from client.evaluation.own_entries import forget
 from client.institution import Institution
 from client.node.incidents import node_log
 from client.node.worktime import Stopwatch, note
-from client.release import permission as policy
-from client.release.forgetting import forget
+from client.release import permission
 from client.release.outbox import answer_for
-from client.release.refusals import (
-    OtherCodeError,
-    PoolingRefusedError,
-    UnknownInstitutionError,
-    UnknownScenarioError,
-)
 from client.secagg.member import take_part
 from client.simulation.faults import Role, attacked, is_gone, suffer
 from client.site import Site, hosted_sites
@@ -113,7 +109,9 @@ def identify(message: Message, context: Context) -> Message:
     """Say who is here; remember the scenario for the requests that follow."""
     request = IdentifyRequest.of(from_records(message.content))
     if request.code != code_fingerprint():
-        raise OtherCodeError(f"the server runs {request.code}, this node {code_fingerprint()}")
+        raise RefusalError(
+            Outcome.OTHER_CODE, f"the server runs {request.code}, this node {code_fingerprint()}"
+        )
     compressed = told(request, context)
     text = expand_text(compressed)
     scenario = parsed(text)
@@ -135,23 +133,15 @@ def identify(message: Message, context: Context) -> Message:
         },
         simulated=any(site.simulated for site in sites),
     )
-    return answered(message, answer.to_payload())
+    return answered(message, answer)
 
 
 def told(request: IdentifyRequest, context: Context) -> str:
-    """The compressed scenario, sent now or earlier in this run. Raises UnknownScenarioError when it is
-    neither."""
+    """The compressed scenario, sent now or earlier in this run. Raises RefusalError (unknown-scenario)."""
     compressed = request.scenario or compressed_scenario(context)
     if hashlib.sha256(expand_text(compressed).encode()).hexdigest() != request.digest:
-        raise UnknownScenarioError("another scenario was told to this node")
+        raise RefusalError(Outcome.UNKNOWN_SCENARIO, "another scenario was told to this node")
     return compressed
-
-
-@app.query("forget")
-def forget_entries(message: Message, context: Context) -> Message:
-    """Delete what a leaving institution had a part in."""
-    request = ForgetRequest.of(from_records(message.content))
-    return answered(message, forget(addressed(request.job, context), request).to_payload())
 
 
 @app.train("align")
@@ -159,59 +149,66 @@ def align(message: Message, context: Context) -> Message:
     """One round of local training."""
     request = AlignRequest.of(from_records(message.content))
     others = everybody_else(request.job.institution, context) if request.pooled else []
-    return answered(message, policy.align(addressed(request.job, context), request, others).to_payload())
+    return answered(message, permission.align(addressed(request.job, context), request, others))
 
 
 @app.train("router")
 def router(message: Message, context: Context) -> Message:
     """Describe the task's images for the router."""
     request = RouterRequest.of(from_records(message.content))
-    return answered(message, policy.describe(addressed(request.job, context), request).to_payload())
+    return answered(message, permission.describe(addressed(request.job, context), request))
 
 
 @app.train("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
     """Score held-out images under the merged router."""
     request = CalibrateRequest.of(from_records(message.content))
-    return answered(message, policy.calibrate(addressed(request.job, context), request).to_payload())
+    return answered(message, permission.calibrate(addressed(request.job, context), request))
 
 
 @app.train()
 def secure_sum(message: Message, context: Context) -> Message:
     """One exchange of a secure sum. Its message type is exactly `train`: Flower's SecAgg+ knows no other."""
     request = SecureRequest.of(from_records(message.content))
-    return answered(message, take_part(addressed(request.job, context), request, context).to_payload())
+    return answered(message, take_part(addressed(request.job, context), request, context))
 
 
 @app.evaluate("stage")
 def evaluate(message: Message, context: Context) -> Message:
     """Score the test images under the bank."""
     request = EvaluateRequest.of(from_records(message.content))
-    return answered(message, policy.evaluate(addressed(request.job, context), request).to_payload())
+    return answered(message, permission.evaluate(addressed(request.job, context), request))
 
 
-def answered(message: Message, payload: Payload) -> Message:
+@app.query("forget")
+def forget_entries(message: Message, context: Context) -> Message:
+    """Delete what a leaving institution had a part in."""
+    request = ForgetRequest.of(from_records(message.content))
+    return answered(message, forget(addressed(request.job, context), request))
+
+
+def answered(message: Message, reply: schema.Message) -> Message:
     """The answer, still inside: `release` looks at it before it leaves."""
-    return Message(to_records(payload), reply_to=message)
+    return Message(to_records(reply.to_payload()), reply_to=message)
 
 
 def addressed(job: Job, context: Context) -> Institution:
-    """The institution a request is for. Raises UnknownScenarioError or UnknownInstitutionError."""
+    """The institution a request is for. Raises RefusalError (unknown-scenario, unknown-institution)."""
     return institution_among(remembered(context), scenario_text(context), job.institution)
 
 
 def institution_among(sites: Sequence[Site], scenario_json: str, name: str) -> Institution:
-    """The institution called `name`. Raises UnknownInstitutionError."""
+    """The institution called `name`. Raises RefusalError (unknown-institution)."""
     for site in sites:
         if site.institution == name:
             return institution_at(site, scenario_json)
-    raise UnknownInstitutionError(f"{name} is not hosted here")
+    raise RefusalError(Outcome.UNKNOWN_INSTITUTION, f"{name} is not hosted here")
 
 
 def everybody_else(name: str, context: Context) -> list[Institution]:
     """All other institutions of a simulation, for joint training. A real site refuses."""
     if "institution" in context.node_config:
-        raise PoolingRefusedError("images of institutions are pooled in simulations only")
+        raise RefusalError(Outcome.POOLING_REFUSED, "images of institutions are pooled in simulations only")
     run = str(context.state.config_records[STATE]["run"])
     everybody = {"partition-id": 0, "num-partitions": 1}
     sites = hosted_sites(scenario_in(context), run, everybody, context.run_config)
@@ -220,7 +217,7 @@ def everybody_else(name: str, context: Context) -> list[Institution]:
 
 
 def remembered(context: Context) -> Sequence[Site]:
-    """Who is hosted here, in the run that identify told of. Raises UnknownScenarioError without one."""
+    """Who is hosted here, in the run that identify told of. Raises RefusalError (unknown-scenario)."""
     text, node, settings = scenario_text(context), context.node_config, context.run_config
     run = str(context.state.config_records[STATE]["run"])
     if "institution" in node:  # its policy is a file that may have changed
@@ -235,7 +232,7 @@ def simulated_sites(text: str, run: str, node: Settings, settings: Settings) -> 
 
 
 def scenario_in(context: Context) -> Scenario:
-    """The run's scenario. Raises UnknownScenarioError when identify has not told it yet."""
+    """The run's scenario. Raises RefusalError (unknown-scenario) when identify has not told it yet."""
     return parsed(scenario_text(context))
 
 
@@ -247,10 +244,10 @@ def scenario_text(context: Context) -> str:
 def compressed_scenario(context: Context) -> str:
     """As it was told and is kept: a simulation carries a node's state to a worker and back for each message.
 
-    Raises UnknownScenarioError when identify has not told it yet.
+    Raises RefusalError (unknown-scenario) when identify has not told it yet.
     """
     if STATE not in context.state:
-        raise UnknownScenarioError("no identify message was seen in this run")
+        raise RefusalError(Outcome.UNKNOWN_SCENARIO, "no identify message was seen in this run")
     return str(context.state.config_records[STATE][SCENARIO])
 
 

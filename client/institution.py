@@ -40,6 +40,7 @@ from casam_core.protocol.messages import (
     Holding,
     RouterReply,
 )
+from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import fold_statistics, held_out_scores, learn_alone, score_histogram
@@ -52,7 +53,6 @@ from client.evaluation.evaluator import Evaluator, Measured
 from client.evaluation.known_entries import KnownEntries
 from client.evaluation.results import Results
 from client.node.progress import reporter
-from client.release.refusals import BankMismatchError
 from client.site import Site
 
 Layer = Mapping[str, NDArray[np.float32]]
@@ -251,7 +251,7 @@ class Institution:
         return found
 
     def updated_bank(self, request: EvaluateRequest) -> Bank:
-        """This institution's copy of the bank with the new entries. Raises BankMismatchError."""
+        """This institution's copy of the bank with the new entries. Raises RefusalError (bank-mismatch)."""
         folder = self.site.private / "bank"
         if request.known == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -262,7 +262,9 @@ class Institution:
             for data in request.entries:
                 bank.add_bytes(data)
         if bank.digest != request.bank:
-            raise BankMismatchError(f"holds {bank.tasks}, expected a bank of digest {request.bank}")
+            raise RefusalError(
+                Outcome.BANK_MISMATCH, f"holds {bank.tasks}, expected a bank of digest {request.bank}"
+            )
         return bank
 
     def encoded(self, task: str, part: Part) -> tuple[TaskData, tuple[Sample, ...]]:

@@ -12,7 +12,8 @@ from casam_core.bank.bank import Bank
 from casam_core.errors import RunError
 from casam_core.metrics.intervals import Statistics
 from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
-from casam_core.protocol.payload import Job, Outcome, Payload
+from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.unknown import total
 from server.federation.exchange import Answer, all_settled, results
 from server.federation.federation import Federation

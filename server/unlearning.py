@@ -152,7 +152,7 @@ def purge(federation: Federation, stage: int, leaver: str, entries: Sequence[str
     The next evaluation sends copies of the bank anew. entries: digests.
     """
     payloads = {
-        name: ForgetRequest(Job(name, stage), leaver, entries).to_payload()
+        name: ForgetRequest(Job(name, stage), leaver, tuple(entries)).to_payload()
         for name in federation.present(stage)
     }
     deadline = federation.scenario.deadlines.evaluate

@@ -8,13 +8,10 @@ rewritten as a whole, is consistent in itself: only heads that somebody else kep
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.errors import CasamError
-from casam_core.files import append_line
+from casam_core.json_lines import LockedLog
 
 START = "0" * 64
 """What the first line follows."""
@@ -115,7 +112,7 @@ def line_text(line: Line) -> str:
     )
 
 
-def parse_line(text: str) -> Line:
+def parse_line(text: str | bytes) -> Line:
     """The inverse of line_text. Raises AuditError for what is no line of a log."""
     try:
         content: dict[str, Any] = json.loads(text)
@@ -128,76 +125,30 @@ def parse_line(text: str) -> Line:
         raise AuditError(f"expected a line of an audit log, found {text[:40]!r}") from error
 
 
-class AuditLog:
-    """Appends to one file. A line is on the disk when `append` returns.
-
-    Several processes may append to one log, one at a time. A file that is as this object left it, to the time
-    of its last change, is not read again; another is compared, byte by byte, with what was checked, and what
-    came since is parsed and checked. Else a log of many lines costs its square.
-    """
+class AuditLog(LockedLog[Line]):
+    """One file of chained lines. Whoever reads or appends to it checks the chain."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._checked = bytearray()
-        self._lines: list[Line] = []
-        self._left: tuple[int, ...] | None = None
+        super().__init__(path, self._next)
 
-    def append(self, release: Release, allow: Callable[[Sequence[Line]], None] = lambda lines: None) -> Line:
-        """Add a line behind the last whole one. Raises AuditError when the chain is broken already.
+    def add(self, release: Release, allow: Callable[[Sequence[Line]], None] = lambda lines: None) -> Line:
+        """Add a line for a release. Raises AuditError when the chain is broken already.
 
         allow: shown the lines so far while nobody else can add one; what it raises keeps the line out.
         """
-        with self._locked() as handle:
-            lines = self._read(handle)
+
+        def make(lines: Sequence[Line]) -> tuple[Line, str]:
             allow(lines)
-            previous = lines[-1].head if lines else START
-            line = chained(len(lines) + 1, release, previous)
-            self._checked += append_line(handle, line_text(line), self.path)
-            self._lines.append(line)
-            self._left = _state(handle)
-        return line
+            line = chained(len(lines) + 1, release, lines[-1].head if lines else START)
+            return line, line_text(line)
 
-    def lines(self) -> list[Line]:
-        """Everything so far. Raises AuditError when the chain is broken."""
-        if not self.path.exists():
-            return []
-        with self._locked() as handle:
-            return list(self._read(handle))
+        return self.append(make)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield handle
-        finally:
-            os.close(handle)
-
-    def _read(self, handle: int) -> list[Line]:
-        if self._left == _state(handle):
-            return self._lines
-        size = os.fstat(handle).st_size
-        data = os.pread(handle, size, 0)
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < size:  # a crash while writing; what it announced never left, for it leaves after this
-            os.ftruncate(handle, len(whole))
-        if whole[: len(self._checked)] != self._checked:
-            self._checked, self._lines = bytearray(), []
-        lines = [
-            *self._lines,
-            *(parse_line(text) for text in whole[len(self._checked) :].decode().splitlines()),
-        ]
-        if (fault := broken(lines, len(self._lines))) is not None:
+    def _next(self, before: Sequence[Line], text: bytes) -> Line:
+        line = parse_line(text)
+        if (fault := broken((line,), before)) is not None:
             raise AuditError(f"{self.path}: {fault}; keep the file as it is and find out who changed it")
-        self._checked, self._lines, self._left = bytearray(whole), lines, _state(handle)
-        return lines
-
-
-def _state(handle: int) -> tuple[int, ...]:
-    """Which file it is, how long, and when it last changed by the kernel's clock, which no file call sets."""
-    found = os.fstat(handle)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
+        return line
 
 
 @lru_cache(maxsize=4096)
@@ -221,11 +172,11 @@ def read_log(path: Path) -> list[Line]:
     return lines
 
 
-def broken(lines: Sequence[Line], checked: int = 0) -> str | None:
-    """The first thing wrong with a chain, None for a consistent one. checked: so many lines are known to be
+def broken(lines: Sequence[Line], before: Sequence[Line] = ()) -> str | None:
+    """The first thing wrong with a chain, None for a consistent one. before: what it follows, known to be
     right."""
-    previous = lines[checked - 1].head if checked else START
-    for number, line in enumerate(lines[checked:], checked + 1):
+    previous = before[-1].head if before else START
+    for number, line in enumerate(lines, len(before) + 1):
         if line.sequence != number:
             return f"line {number} has sequence {line.sequence}: a line was removed, added or moved"
         if line.previous != previous:

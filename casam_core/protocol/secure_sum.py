@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.schema import Message
 
 STEPS = 2**44
 """Fine enough for variances of features, which are a millionth of the range."""
 MODULUS = 2**48
 MOST_MEMBERS = 10
 """Fewer than MODULUS / STEPS, or sums would overflow."""
+
+SECURE_SUM = "train"
+"""The kind of message of every exchange: Flower's SecAgg+ knows no other."""
 
 KINDS = ("train.align", "train.router", "train.calibrate")
 """What may be summed: answers to these questions."""
@@ -102,52 +107,56 @@ def total_of(kind: str, means: Named, images: int) -> Payload:
 
 
 @dataclass(frozen=True)
-class SecureRequest:
+class SecureRequest(Message):
     """One of the four exchanges of a sum.
 
-    kind: what is summed, as if it were asked for openly. asks: that question; its arrays travel only where
+    summed: what is summed, as if it were asked for openly. asks: that question; its arrays travel only where
     it is answered (COLLECT). protocol: Flower's settings of this exchange, packed (casam_core.protocol.wire).
     """
 
+    kind: ClassVar[str] = SECURE_SUM
+
     job: Job
-    kind: str
+    summed: str
     step: str
     protocol: NDArray[np.uint8]
     asks: Payload
 
     def to_payload(self) -> Payload:
-        config = {**self.asks.config, **self.job.config(), "sum": self.kind}
+        config = {**self.asks.config, **self.job.config(), "sum": self.summed}
         arrays = self.asks.arrays if self.step == COLLECT else {}
         return Payload(config, {**arrays, self.step: {"protocol": self.protocol}})
 
-    @staticmethod
-    def of(payload: Payload) -> SecureRequest:
+    @classmethod
+    def of(cls, payload: Payload) -> Self:
         step = step_of(payload)
         config = {key: value for key, value in payload.config.items() if key != "sum"}
         arrays = {name: group for name, group in payload.arrays.items() if name != step}
         protocol = payload.arrays[step]["protocol"]
         asks = Payload(config, arrays, payload.metrics)
-        return SecureRequest(Job.of(payload), str(payload.config["sum"]), step, protocol, asks)
+        return cls(Job.of(payload), str(payload.config["sum"]), step, protocol, asks)
 
 
 @dataclass(frozen=True)
-class SecureReply:
+class SecureReply(Message):
     """A member's part of one exchange. names: of its masked arrays, in their order (COLLECT)."""
 
-    kind: str
+    kind: ClassVar[str] = SECURE_SUM
+
+    summed: str
     step: str
     protocol: NDArray[np.uint8]
     names: tuple[str, ...] = ()
 
     def to_payload(self) -> Payload:
-        config = {"sum": self.kind, **({"names": " ".join(self.names)} if self.names else {})}
+        config = {"sum": self.summed, **({"names": " ".join(self.names)} if self.names else {})}
         return Payload(config, {self.step: {"protocol": self.protocol}})
 
-    @staticmethod
-    def of(payload: Payload) -> SecureReply:
+    @classmethod
+    def of(cls, payload: Payload) -> Self:
         step = step_of(payload)
         names = tuple(str(payload.config.get("names", "")).split())
-        return SecureReply(str(payload.config["sum"]), step, payload.arrays[step]["protocol"], names)
+        return cls(str(payload.config["sum"]), step, payload.arrays[step]["protocol"], names)
 
 
 def step_of(payload: Payload) -> str:

@@ -9,27 +9,29 @@ from casam_core.model.forms import FORMS, weights_of
 from casam_core.privacy.accounting import round_mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.protocol.messages import AlignReply, AlignRequest
+from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
 from client.dp.paid_release import release_once, units_held
 from client.dp.plan import learning_noise
 from client.institution import Institution, train_round
 from client.node.progress import reporter
-from client.release.refusals import NoiseNotPossibleError
 
 
 def align_privately(institution: Institution, request: AlignRequest) -> AlignReply:
     """One private round on this institution's images of the job's own task.
 
     Nothing but the layer leaves: no loss, no early stop, and not whether it beats frozen SAM.
-    Raises NoiseNotPossibleError for methods and forms that need more than that, BudgetSpentError.
+    Raises RefusalError: noise-not-possible for methods and forms that need more than that, budget-spent.
     """
     job, scenario = request.job, institution.scenario
     method, form = method_of(scenario.method), alignment_of(scenario, job.task).form
     if method.weighs or method.penalty or request.pooled or request.trains_on != (job.task,):
-        raise NoiseNotPossibleError(f"method {scenario.method!r} releases more than a noisy layer")
+        raise RefusalError(
+            Outcome.NOISE_NOT_POSSIBLE, f"method {scenario.method!r} releases more than a noisy layer"
+        )
     if not FORMS[form].private:
         able = [name for name in FORMS if FORMS[name].private]
-        raise NoiseNotPossibleError(f"form {form!r}: expected one of {', '.join(able)}")
+        raise RefusalError(Outcome.NOISE_NOT_POSSIBLE, f"form {form!r}: expected one of {', '.join(able)}")
     # Imported here: Opacus takes a second, and open institutions never train privately.
     from casam_core.privacy.dp_training import PrivateSteps
 

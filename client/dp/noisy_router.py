@@ -17,6 +17,7 @@ from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores, scores_like, scores_mechanism
 from casam_core.protocol.messages import CalibrateReply, CalibrateRequest, RouterReply, RouterRequest
+from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.routers import ROUTERS, Arrays, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, fold_scores, held_out_scores, score_histogram
@@ -25,7 +26,6 @@ from client.dp.paid_release import release_once, units_held
 from client.dp.plan import learning_noise
 from client.dp.public_features import public_features_of
 from client.institution import Institution
-from client.release.refusals import NoiseNotPossibleError
 
 SYNTHETIC = 512
 """Drawn scores behind a threshold of a task that is held alone."""
@@ -53,19 +53,21 @@ def calibrate_privately(institution: Institution, request: CalibrateRequest) -> 
 
 
 def private_router(scenario: Scenario) -> PrivateRouter:
-    """How the scenario's router is made with noise. Raises NoiseNotPossibleError for one that cannot be."""
+    """How the scenario's router is made with noise. Raises RefusalError (noise-not-possible)."""
     kind = scenario.router.kind
     private = ROUTERS[kind].private
     if private is None:
         able = [name for name, entry in ROUTERS.items() if entry.private]
-        raise NoiseNotPossibleError(f"router.kind {kind!r}: expected one of {', '.join(able)}")
+        raise RefusalError(
+            Outcome.NOISE_NOT_POSSIBLE, f"router.kind {kind!r}: expected one of {', '.join(able)}"
+        )
     return private
 
 
 class PrivateTask:
     """One task's training images at an institution that releases its router with noise.
 
-    Raises NoiseNotPossibleError for a router that cannot be private, BudgetSpentError.
+    Raises RefusalError (noise-not-possible) for a router that cannot be private, RefusalError (budget-spent).
     """
 
     def __init__(self, institution: Institution, job: Job) -> None:

@@ -14,8 +14,8 @@ from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.privacy.accounting import Mechanism, affordable, calibrate, round_mechanism
 from casam_core.privacy.private_scores import scores_mechanism
+from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.routing.routers import ROUTERS
-from client.release.refusals import BudgetSpentError
 
 
 def leaves_noisy(learned: LearnedPolicy) -> bool:
@@ -26,7 +26,7 @@ def leaves_noisy(learned: LearnedPolicy) -> bool:
 def learning_noise(scenario: Scenario, policy: Policy) -> float:
     """Noise multiplier of a training round; a router's is `privacy.router_ratio` times that.
 
-    Raises BudgetSpentError where no noise fits the budget.
+    Raises RefusalError (budget-spent) where no noise fits the budget.
     """
     spec = scenario.privacy
     if spec.noise_multiplier is not None:
@@ -49,7 +49,7 @@ def named_refusal() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise BudgetSpentError(f"policy.budget: {error}") from error
+        raise RefusalError(Outcome.BUDGET_SPENT, f"policy.budget: {error}") from error
 
 
 @lru_cache(maxsize=256)
@@ -84,7 +84,7 @@ def evaluations(scenario: Scenario, policy: Policy) -> int:
 def metrics_noise(scenario: Scenario, policy: Policy) -> float:
     """Noise multiplier of one evaluation, so that all of this run's fit the budget.
 
-    Raises BudgetSpentError where no noise does.
+    Raises RefusalError (budget-spent) where no noise does.
     """
     assert policy.budget.epsilon_metrics is not None  # a policy with noisy metrics has a budget
     assert policy.budget.delta is not None
@@ -103,7 +103,7 @@ def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechan
     budget = policy.budget
     try:
         noise = learning_noise(scenario, policy)
-    except BudgetSpentError:
+    except RefusalError:
         return 0
     assert budget.epsilon is not None
     assert budget.delta is not None

@@ -1,29 +1,41 @@
-"""The privacy ledger: every private release this site ever began, a JSON line each, never reset by software.
+"""The privacy ledger: every private release that this site ever began, a line each, never reset by software.
 
-A line is on the disk before anything is computed for it (`reserve`), so a crash can only count too much.
-Lines are never changed or taken away; an old copy that somebody puts back is noticed by the audit log, which
-names the number of lines with every release (client/dp/paid_release.py).
+A line is on the disk before anything is computed for it, so a crash can only count too much. Lines are never
+changed or taken away. An old copy that somebody puts back is noticed: the audit log names the number of
+lines with every release.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePath
 
+from casam_core.config.policy import BudgetPolicy
 from casam_core.errors import PolicyError
-from casam_core.files import append_line
-from casam_core.privacy.accounting import Mechanism
+from casam_core.json_lines import LockedLog
+from casam_core.privacy.accounting import Mechanism, epsilon_of
+from casam_core.protocol.audit import audit_log
+from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Scalar
+from client.institution import Institution
+from client.site import Site
+
+LEDGER_LINES = "ledger"
+"""Key of an audit line's `epsilon` that counts the ledger's lines at that time."""
 
 
 @dataclass(frozen=True)
 class Spend:
-    """One private release. dataset: where its images lie, however a scenario calls the task. split: train,
-    val or test. unit: image or group. The rest is the mechanism (casam_core.privacy.accounting)."""
+    """One private release.
+
+    Args:
+        dataset: where its images lie, however a scenario calls the task.
+        split: train, val or test.
+        unit: image or group.
+        noise_multiplier, sample_rate, steps: of the mechanism (casam_core.privacy.accounting).
+    """
 
     time: str
     run: str
@@ -42,11 +54,11 @@ class Spend:
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
 
 
-class Ledger:
-    """One file. Several processes may reserve, one at a time."""
+class Ledger(LockedLog[Spend]):
+    """One file of spends."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, self._next)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def reserve(self, spend: Spend, allow: Callable[[Sequence[Spend]], None]) -> None:
@@ -55,34 +67,14 @@ class Ledger:
         allow: shown all lines so far while nobody else can add one; what it raises keeps the line out.
         Raises PolicyError for a file that is no ledger.
         """
-        with self._locked() as handle:
-            allow(self._read(handle))
-            append_line(handle, json.dumps(asdict(spend), sort_keys=True), self.path)
 
-    def spends(self) -> list[Spend]:
-        """All lines. Raises PolicyError for a file that is no ledger."""
-        if not self.path.exists():
-            return []
-        with self._locked() as handle:
-            return self._read(handle)
+        def make(spends: Sequence[Spend]) -> tuple[Spend, str]:
+            allow(spends)
+            return spend, json.dumps(asdict(spend), sort_keys=True)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield handle
-        finally:
-            os.close(handle)
+        self.append(make)
 
-    def _read(self, handle: int) -> list[Spend]:
-        size = os.fstat(handle).st_size
-        whole, _, torn = os.pread(handle, size, 0).rpartition(b"\n")
-        if torn:  # a crash while writing: nothing was computed for it yet
-            os.ftruncate(handle, size - len(torn))
-        return [self._parsed(number, text) for number, text in enumerate(whole.splitlines(), 1)]
-
-    def _parsed(self, number: int, text: bytes) -> Spend:
+    def _next(self, before: Sequence[Spend], text: bytes) -> Spend:
         try:
             content = json.loads(text)
             if content.keys() != {field.name for field in fields(Spend)}:
@@ -90,8 +82,8 @@ class Ledger:
             return Spend(**content)
         except (ValueError, TypeError, AttributeError) as error:
             raise PolicyError(
-                f"{self.path}: line {number} is no line of a ledger; nothing private leaves until the file "
-                "is mended from a copy that is not older"
+                f"{self.path}: line {len(before) + 1} is no line of a ledger; nothing private leaves until "
+                "the file is mended from a copy that is not older"
             ) from error
 
 
@@ -105,3 +97,106 @@ def overlap(one: str, other: str) -> bool:
     a, b = PurePath(one).parts, PurePath(other).parts
     shorter = min(len(a), len(b))
     return a[:shorter] == b[:shorter]
+
+
+def reserve(site: Site, spend: Spend, units: int) -> None:
+    """Pay for one release before it is computed.
+
+    Args:
+        units: how many the budget protects in the images that are used.
+
+    Raises:
+        RefusalError: delta-too-large, or budget-spent.
+        PolicyError: the file is no ledger, an older one, or one of other units.
+    """
+    budget = site.policy.budget
+    epsilon = budget.epsilon if spend.split == "train" else budget.epsilon_metrics
+    assert epsilon is not None  # a policy with noise has a budget
+    assert budget.delta is not None
+    if budget.delta >= 1 / units:
+        raise RefusalError(
+            Outcome.DELTA_TOO_LARGE,
+            f"{spend.task}: expected budget.delta below 1 / {units} {budget.unit}s, found {budget.delta:g}",
+        )
+    remembered = lines_in_audit(site)
+
+    def allow(spends: Sequence[Spend]) -> None:
+        if len(spends) < remembered:
+            raise PolicyError(
+                f"{site.ledger}: {len(spends)} lines, but the audit log saw {remembered}: an older ledger "
+                "was put back; restore the newest one"
+            )
+        check_budget(of_dataset(spends, spend.dataset, spend.split), spend, budget, epsilon, site.ledger)
+
+    Ledger(site.ledger).reserve(spend, allow)
+
+
+def check_budget(
+    before: Sequence[Spend], spend: Spend, budget: BudgetPolicy, epsilon: float, ledger: Path
+) -> None:
+    """Raise where the spends on these images and one more pass the budget, or cannot be added."""
+    if any(s.unit != spend.unit for s in before):
+        raise PolicyError(
+            f"{ledger}: {spend.task} was released per {before[0].unit} before, budget.unit is now "
+            f"{spend.unit}; costs of different units cannot be added"
+        )
+    assert budget.delta is not None
+    after = epsilon_of([*(s.mechanism for s in before), spend.mechanism], budget.delta)
+    if after > epsilon:
+        raise RefusalError(
+            Outcome.BUDGET_SPENT,
+            f"{spend.task}: this release would make epsilon {after:.2f}, the budget is {epsilon:g}",
+        )
+
+
+def lines_in_audit(site: Site) -> int:
+    """The most lines of the ledger that any release so far was logged with."""
+    counts = [
+        line.release.epsilon.get(LEDGER_LINES) or 0
+        for line in audit_log(site.audit).lines()
+        if line.release.epsilon is not None
+    ]
+    return int(max(counts, default=0))
+
+
+@dataclass(frozen=True)
+class Account:
+    """What was spent so far: the worst of the institution's datasets. None: not differentially private."""
+
+    train: float | None
+    metrics: float | None
+    lines: int
+
+    def settings(self) -> dict[str, Scalar]:
+        """As settings of a reply; None stays away."""
+        given = {EPSILON_TRAIN: self.train, EPSILON_METRICS: self.metrics}
+        return {key: value for key, value in given.items() if value is not None}
+
+    def logged(self) -> dict[str, float | None]:
+        """As an audit line has it."""
+        return {"train": self.train, "metrics": self.metrics, LEDGER_LINES: self.lines}
+
+
+def account_of(institution: Institution) -> Account | None:
+    """None for an institution whose policy adds no noise anywhere."""
+    policy, site = institution.site.policy, institution.site
+    if not policy.private and policy.metrics != "noisy":
+        return None
+    assert policy.budget.delta is not None
+    spends, delta = Ledger(site.ledger).lines(), policy.budget.delta
+    split = institution.scenario.evaluation.split
+    datasets = [institution.dataset(task) for task in institution.scenario.institution(institution.name).data]
+
+    def worst(part: str) -> float:
+        return max(
+            epsilon_of([s.mechanism for s in of_dataset(spends, dataset, part)], delta)
+            for dataset in datasets
+        )
+
+    exact = any(item.share == "yes" and item.noise == "none" for item in (policy.adapter, policy.router))
+    return Account(
+        train=None if exact else worst("train"),
+        # Of the split that is measured and the one that canaries look at: each has a budget line of its own.
+        metrics=max(worst(split), worst("val")) if policy.metrics == "noisy" else None,
+        lines=len(spends),
+    )

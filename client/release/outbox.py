@@ -1,9 +1,8 @@
-"""The one way out: whatever answers a message passes here, outside of everything else.
+"""The way out: whatever answers a message passes here, outside of everything else.
 
 It stands around the whole ClientApp (client/client_app.py). An exception becomes one word and an incident
-number; an answer is held against the guard's list (client/release/guard.py); what then leaves is a line of
-the
-institution's audit log before it is sent. What cannot be checked or logged does not leave.
+number. An answer is held against the guard's list, and what then leaves is a line of the institution's audit
+log before it is sent. What cannot be checked or logged does not leave.
 """
 
 from __future__ import annotations
@@ -18,14 +17,16 @@ from flwr.app import Message, RecordDict
 from casam_core.errors import CasamError
 from casam_core.protocol.audit import NO_PLACE, Line, Release, audit_log, now
 from casam_core.protocol.fingerprint import code_fingerprint
-from casam_core.protocol.payload import AUDIT, Outcome, Payload, digest_of
+from casam_core.protocol.messages import REPLIES, IdentifyReply
+from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
+from casam_core.protocol.payload import AUDIT, Payload, digest_of
+from casam_core.protocol.secure_sum import KINDS, SECURE_SUM
 from casam_core.protocol.wire import CONFIG, from_records, job_of, serialise, to_records
-from client.dp.paid_release import Account, account_of
 from client.institution import Institution
 from client.node.incidents import keep
 from client.release.guard import check
-from client.release.permission import SUMMED
-from client.release.refusals import BytesSpentError, PolicyRefusalError, RepeatedError, outcome_of
+from client.release.ledger import Account, account_of
+from client.release.permission import summed_clause
 from client.site import Site
 
 
@@ -39,23 +40,25 @@ def answer_for(
 ) -> RecordDict:
     """What leaves in reply to `message`: the checked and logged answer, or one word in its place.
 
-    institution: who is addressed, None where nobody is (identify). sites: in whose audit logs it stands.
-    log: where the reason of a failure stays.
+    Args:
+        institution: who is addressed; None where nobody is (identify).
+        sites: in whose audit logs it stands.
+        log: where the reason of a failure stays.
     """
-    kind = message.metadata.message_type
     try:
-        clause = clause_of(message)
         if isinstance(answer, Exception):
             raise answer
         content = from_records(answer.content)
         account = account_of(institution) if institution is not None else None
-        config = {**content.config, **(account.config() if account else {}), "outcome": Outcome.OK}
+        spent = account.settings() if account else {}
+        config = {**content.config, **spent, "outcome": Outcome.OK.value}
         payload = Payload(config, content.arrays, content.metrics)
-        check(kind, payload, institution, job_of(message.content))
+        check(message.metadata.message_type, payload, institution, job_of(message.content))
+        clause = clause_of(message)
         places = [logged(site, message, run, payload, clause, account) for site in sites]
     except Exception as error:
         payload = refusal(error, log)
-        clause = error.clause if isinstance(error, PolicyRefusalError) else "errors"
+        clause = outcome_of(error).clause or "errors"
         places = []
         # A log that cannot be written lets one bare word out and nothing else.
         with contextlib.suppress(Exception):
@@ -65,25 +68,13 @@ def answer_for(
     return to_records(payload)
 
 
-IDENTIFY = "query.identify"
-
-CLAUSES = {
-    IDENTIFY: "identify",
-    "train.align": "adapter",
-    "train.router": "router",
-    "train.calibrate": "router",
-    "evaluate.stage": "metrics",
-    "query.forget": "on_leave",
-}
-"""The key of the policy that allows each kind of answer."""
-
-
 def clause_of(message: Message) -> str:
     """The key of the policy that allows an answer to this message."""
     kind = message.metadata.message_type
-    if kind != "train":
-        return CLAUSES.get(kind, kind)
-    return SUMMED.get(str(message.content.config_records[CONFIG].get("sum")), kind)
+    if kind != SECURE_SUM:
+        return REPLIES[kind].clause
+    summed = str(message.content.config_records[CONFIG].get("sum"))
+    return summed_clause(REPLIES[summed].clause) if summed in KINDS else kind
 
 
 def refusal(error: Exception, log: Path) -> Payload:
@@ -92,8 +83,8 @@ def refusal(error: Exception, log: Path) -> Payload:
     outcome = outcome_of(error)
     # Of other code the server hears which: 16 digits, as every other identify answer tells them.
     version = {"code": code_fingerprint()} if outcome == Outcome.OTHER_CODE else {}
-    incident = keep(f"{type(error).__name__}: {detail}", log)
-    return Payload({"outcome": outcome, "incident": incident, **version})
+    title = outcome.value if isinstance(error, RefusalError) else type(error).__name__
+    return Payload({"outcome": outcome.value, "incident": keep(f"{title}: {detail}", log), **version})
 
 
 def logged(
@@ -106,47 +97,55 @@ def logged(
 ) -> str:
     """The release's place in the audit log, `SEQUENCE:HEAD`; the line is on the disk when this returns.
 
-    Raises BytesSpentError when it would be more than the policy lets out, RepeatedError for a request that
-    was answered before.
+    Raises RefusalError: bytes-spent where the policy lets less out, repeated for a request that was answered
+    before.
     """
     placed = Payload({**payload.config, AUDIT: NO_PLACE}, payload.arrays, payload.metrics)
-    size, job, request = (
-        len(serialise(to_records(placed))),
-        job_of(message.content),
-        message.metadata.message_id,
+    about, job = message.metadata, job_of(message.content)
+    release = Release(
+        time=now(),
+        institution=site.institution,
+        run=run,
+        request=about.message_id,
+        kind=about.message_type,
+        stage=job.stage if job else 0,
+        round=job.round if job else 0,
+        task=job.task if job else "",
+        outcome=str(payload.config["outcome"]),
+        clause=clause,
+        records=described(payload),
+        bytes=len(serialise(to_records(placed))),
+        digest=digest_of(payload),
+        epsilon=account.logged() if account else None,
     )
 
     def allow(lines: Sequence[Line]) -> None:
-        if payload.config["outcome"] != Outcome.OK:
-            return
-        if any(line.release.request == request for line in lines):
-            raise RepeatedError(f"request {request} was answered before")
-        # Who is there may always be said: a run could not go on without those that are silent.
-        sent = sum(line.release.bytes for line in lines if line.release.kind != IDENTIFY)
-        most = site.policy.max_bytes
-        if most is not None and message.metadata.message_type != IDENTIFY and sent + size > most:
-            raise BytesSpentError(f"policy.max_bytes is {most}; this answer of {size} bytes would pass it")
+        if release.outcome == Outcome.OK:
+            check_once(release, lines)
+            check_bytes(release, lines, site.policy.max_bytes)
 
-    line = audit_log(site.audit).append(
-        Release(
-            time=now(),
-            institution=site.institution,
-            run=run,
-            request=request,
-            kind=message.metadata.message_type,
-            stage=job.stage if job else 0,
-            round=job.round if job else 0,
-            task=job.task if job else "",
-            outcome=str(payload.config["outcome"]),
-            clause=clause,
-            records=described(payload),
-            bytes=size,
-            digest=digest_of(payload),
-            epsilon=account.logged() if account else None,
-        ),
-        allow,
-    )
-    return line.place
+    return audit_log(site.audit).add(release, allow).place
+
+
+def check_once(release: Release, lines: Sequence[Line]) -> None:
+    """Raise for a request that was answered before."""
+    if any(line.release.request == release.request for line in lines):
+        raise RefusalError(Outcome.REPEATED, f"request {release.request} was answered before")
+
+
+def check_bytes(release: Release, lines: Sequence[Line], most: int | None) -> None:
+    """Raise where all releases together pass what the policy lets out.
+
+    Who is there may always be said: a run could not go on without those that are silent.
+    """
+    if most is None or release.kind == IdentifyReply.kind:
+        return
+    sent = sum(line.release.bytes for line in lines if line.release.kind != IdentifyReply.kind)
+    if sent + release.bytes > most:
+        raise RefusalError(
+            Outcome.BYTES_SPENT,
+            f"policy.max_bytes is {most}; this answer of {release.bytes} bytes would pass it",
+        )
 
 
 def described(payload: Payload) -> tuple[str, ...]:

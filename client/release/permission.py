@@ -1,7 +1,7 @@
-"""What may leave an institution: the policy's answer to every request, before any work is done for it.
+"""First on the way out: the policy's answer to a request, before any work is done for it.
 
-The policy comes from the site (client/site.py), never from the server. A refusal is an exception with a
-name (client/release/refusals.py); what is refused to others the institution may still keep for itself.
+The policy comes from the site (client/site.py), never from the server. A refusal is an exception with one
+word (casam_core.protocol.outcomes). What it refuses to others, the institution may still learn for itself.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from casam_core.bank.bank import Bank
-from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
 from casam_core.config.policy import LearnedPolicy
 from casam_core.methods import method_of
@@ -26,7 +24,8 @@ from casam_core.protocol.messages import (
     RouterReply,
     RouterRequest,
 )
-from casam_core.protocol.payload import Job, Outcome
+from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.protocol.payload import Job
 from casam_core.protocol.secure_sum import released_in
 from client.dp.noisy_layer import align_privately
 from client.dp.noisy_metrics import evaluate_privately
@@ -35,22 +34,10 @@ from client.dp.noisy_router import (
     fit_router_privately,
     router_statistics_privately,
 )
-from client.evaluation.known_entries import KnownEntries
+from client.evaluation.canary import canary
 from client.evaluation.overlays import draw_overlays
+from client.evaluation.own_entries import known_entries, learn_alone
 from client.institution import Institution
-from client.release.canary import canary
-from client.release.refusals import (
-    AdapterNotSharedError,
-    CohortTooSmallError,
-    EntriesNotAcceptedError,
-    MetricsNotSharedError,
-    NotPresentError,
-    PolicyRefusalError,
-    RoundsSpentError,
-    RouterNotSharedError,
-    SamplesNotKeptError,
-    SumNotPossibleError,
-)
 
 
 def align(
@@ -62,8 +49,9 @@ def align(
 ) -> AlignReply:
     """One round of training, if the trained layer may leave.
 
-    others: institutions whose images are pooled with these (simulations only). summed: what is returned
-    leaves in a secure sum only (client/secagg/member.py).
+    Args:
+        others: institutions whose images are pooled with these (simulations only).
+        summed: the reply leaves in a secure sum only (client/secagg/member.py).
     """
     check_align(institution, request, summed=summed)
     if institution.site.policy.adapter.noise == "dp":
@@ -78,26 +66,34 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
     with learned_at_home(institution, request.job):
         check_present(institution, request.job)
         if policy.adapter.share == "never":
-            raise AdapterNotSharedError("policy.adapter.share is never")
+            raise RefusalError(Outcome.ADAPTER_NOT_SHARED, "policy.adapter.share is never")
         check_way(policy.adapter, summed)
-        seen = request.job.stage if request.again else request.job.stage - 1
-        past = set(institution.scenario.stream[:seen]) & set(request.trains_on)
-        if past and not policy.keep_samples and not request.pooled:
-            raise SamplesNotKeptError(
-                f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off"
-            )
+        check_samples(institution, request)
         if policy.max_rounds is not None and rounds_answered(institution) >= policy.max_rounds:
-            raise RoundsSpentError(f"policy.max_rounds is {policy.max_rounds}")
+            raise RefusalError(Outcome.ROUNDS_SPENT, f"policy.max_rounds is {policy.max_rounds}")
+
+
+def check_samples(institution: Institution, request: AlignRequest) -> None:
+    """Raise where a request trains on a task of an earlier stage, whose images the institution let go."""
+    seen = request.job.stage if request.again else request.job.stage - 1
+    past = set(institution.scenario.stream[:seen]) & set(request.trains_on)
+    if past and not institution.site.policy.keep_samples and not request.pooled:
+        raise RefusalError(
+            Outcome.SAMPLES_NOT_KEPT,
+            f"{', '.join(sorted(past))}: learned earlier; policy.keep_samples is off",
+        )
 
 
 def check_way(learned: LearnedPolicy, summed: bool) -> None:
-    """Raise CohortTooSmallError where something is asked openly that leaves in secure sums only."""
+    """Raise where something is asked openly that leaves in secure sums only."""
     if learned.aggregation == "secagg" and not summed:
-        raise CohortTooSmallError("the policy asks for a secure sum, the request is for this site alone")
+        raise RefusalError(
+            Outcome.COHORT_TOO_SMALL, "the policy asks for a secure sum, the request is for this site alone"
+        )
 
 
 def describe(institution: Institution, request: RouterRequest, *, summed: bool = False) -> RouterReply:
-    """The task's router, finished or as summaries, if it may leave."""
+    """The task's router, finished or as statistics, if it may leave."""
     check_router(institution, request.job, summed=summed)
     if institution.site.policy.router.noise == "dp":
         describe = fit_router_privately if request.alone else router_statistics_privately
@@ -115,6 +111,18 @@ def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bo
     return institution.calibrate(request)
 
 
+def check_router(institution: Institution, job: Job, *, summed: bool) -> None:
+    """Raise what the policy has against a router or its threshold."""
+    check_present(institution, job)
+    policy = institution.site.policy
+    if policy.router.share == "never":
+        raise RefusalError(Outcome.ROUTER_NOT_SHARED, "policy.router.share is never")
+    check_way(policy.router, summed)
+    if summed and not institution.router.additive:
+        kind = institution.scenario.router.kind
+        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"router.kind {kind!r} cannot be added up")
+
+
 def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateReply:
     """Take the new entries; scores of the test images, if they may leave."""
     policy = institution.site.policy
@@ -125,7 +133,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     known = known_entries(institution, institution.updated_bank(request))
     if policy.metrics == "never":
         draw_overlays(institution, request.job, known)
-        raise MetricsNotSharedError("policy.metrics is never")
+        raise RefusalError(Outcome.METRICS_NOT_SHARED, "policy.metrics is never")
     failed = canary(institution, request, known) if request.candidate else None
     if policy.metrics == "noisy":
         reply = evaluate_privately(institution, request, known, failed)
@@ -137,47 +145,35 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
 
 
 def check_present(institution: Institution, job: Job) -> None:
-    """Raise NotPresentError outside of the stages that the policy takes part in."""
+    """Raise outside of the stages that the policy takes part in."""
     policy = institution.site.policy
     if not policy.present(job.stage):
-        raise NotPresentError(
-            f"stage {job.stage}: policy.joins_at is {policy.joins_at}, leaves_at {policy.leaves_at}"
+        raise RefusalError(
+            Outcome.NOT_PRESENT,
+            f"stage {job.stage}: policy.joins_at is {policy.joins_at}, leaves_at {policy.leaves_at}",
         )
 
 
-def check_router(institution: Institution, job: Job, *, summed: bool) -> None:
-    """Raise what the policy has against a router or its threshold."""
-    check_present(institution, job)
-    policy = institution.site.policy
-    if policy.router.share == "never":
-        raise RouterNotSharedError("policy.router.share is never")
-    check_way(policy.router, summed)
-    if summed and not institution.router.additive:
-        raise SumNotPossibleError(f"router.kind {institution.scenario.router.kind!r} cannot be added up")
-
-
 def check_own(institution: Institution, entry: Entry) -> None:
-    """Raise EntriesNotAcceptedError for an entry that others had a part in."""
+    """Raise for an entry that others had a part in."""
     if entry.provenance.holders != (institution.name,):
-        raise EntriesNotAcceptedError(f"{entry.task}: policy.accept_entries is off")
+        raise RefusalError(Outcome.ENTRIES_NOT_ACCEPTED, f"{entry.task}: policy.accept_entries is off")
 
 
 def rounds_answered(institution: Institution) -> int:
     """Rounds of training that left this institution, in all runs that its audit log knows."""
     left = [line.release for line in audit_log(institution.site.audit).lines()]
-    openly = sum(release.kind == "train.align" and release.outcome == Outcome.OK for release in left)
+    openly = sum(release.kind == AlignReply.kind and release.outcome == Outcome.OK for release in left)
     in_sums = sum(
-        release.clause == SUMMED["train.align"] and released_in(release.records) for release in left
+        release.clause == summed_clause(AlignReply.clause) and released_in(release.records)
+        for release in left
     )
     return openly + in_sums
 
 
-SUMMED = {
-    "train.align": "adapter, aggregation",
-    "train.router": "router, aggregation",
-    "train.calibrate": "router, aggregation",
-}
-"""The keys of the policy that allow what leaves in a secure sum."""
+def summed_clause(clause: str) -> str:
+    """The keys of the policy that allow what leaves in a secure sum."""
+    return f"{clause}, aggregation"
 
 
 @contextlib.contextmanager
@@ -188,56 +184,8 @@ def learned_at_home(institution: Institution, job: Job) -> Iterator[None]:
     """
     try:
         yield
-    except PolicyRefusalError as refusal:
-        if refusal.own and job.round == 1 and not method_of(institution.scenario.method).shared:
-            keep_own_entry(institution, job)
+    except RefusalError as refusal:
+        shared = method_of(institution.scenario.method).shared
+        if refusal.outcome.learns_alone and job.round == 1 and not shared:
+            learn_alone(institution, job)
         raise
-
-
-def keep_own_entry(institution: Institution, job: Job) -> None:
-    """Learn the task for this institution alone; the entry stays here."""
-    scenario, own = institution.scenario, own_entries(institution)
-    if job.task in own:
-        return
-    learned: AlignReply | None = None
-    for number in range(1, scenario.training.rounds + 1):
-        request = AlignRequest(replace(job, round=number), learned.layer if learned else None)
-        learned = institution.align(request)
-    assert learned is not None  # a scenario has at least one round
-    router = institution.fit_router(job)
-    own.add(
-        make_entry(
-            scenario,
-            institution.backbone.digest,
-            task=job.task,
-            stage=job.stage,
-            layer=learned.layer,
-            improved=learned.improved is not False,
-            holders=(institution.name,),
-            images=learned.images,
-            router=router.router,
-            threshold=router.threshold,
-        )
-    )
-
-
-def own_entries(institution: Institution) -> Bank:
-    """Entries that never leave."""
-    return Bank.open(institution.site.private / "own-entries", create=True)
-
-
-def known_entries(institution: Institution, received: Bank) -> KnownEntries:
-    """The received bank with what this institution keeps to itself.
-
-    An entry that others use by its name alone has its router here, where its task's images are.
-    """
-    own = own_entries(institution)
-    held = institution.scenario.institution(institution.name).data
-    for head in received.heads():
-        about = head.provenance
-        nameless = head.threshold is None and head.task in held and head.task not in own
-        if nameless and institution.name in about.holders:
-            router = institution.fit_router(Job(institution.name, about.stage, head.task))
-            entry = received[head.task]
-            own.add(replace(entry, router=dict(router.router), threshold=router.threshold))
-    return KnownEntries(received, own)

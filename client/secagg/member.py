@@ -22,6 +22,7 @@ from flwr.compat.common.recorddict_compat import fitres_to_recorddict
 
 from casam_core.privacy.keystream import masks
 from casam_core.protocol.messages import AlignRequest, CalibrateRequest, RouterRequest
+from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
 from casam_core.protocol.secure_sum import (
     COLLECT,
@@ -40,9 +41,8 @@ from casam_core.protocol.secure_sum import (
 )
 from casam_core.protocol.wire import packed, unpacked
 from client.institution import Institution
-from client.release import permission as policy
+from client.release import permission
 from client.release.guard import check
-from client.release.refusals import CohortTooSmallError, OutOfRangeError, SumNotPossibleError
 from client.simulation.faults import Role, attacked
 
 # The package gives the mod the name of its module.
@@ -54,18 +54,22 @@ MEMORY = "secure-sum"
 """Key, with the institution's name, of what a node remembers between the exchanges of a sum."""
 
 ANSWERS: dict[str, Callable[[Institution, Payload], Payload]] = {
-    "train.align": lambda who, asks: policy.align(who, AlignRequest.of(asks), summed=True).to_payload(),
-    "train.router": lambda who, asks: policy.describe(who, RouterRequest.of(asks), summed=True).to_payload(),
-    "train.calibrate": lambda who, asks: policy.calibrate(
+    "train.align": lambda who, asks: permission.align(who, AlignRequest.of(asks), summed=True).to_payload(),
+    "train.router": lambda who, asks: permission.describe(
+        who, RouterRequest.of(asks), summed=True
+    ).to_payload(),
+    "train.calibrate": lambda who, asks: permission.calibrate(
         who, CalibrateRequest.of(asks), summed=True
     ).to_payload(),
 }
 """How the question behind a sum is answered: as if it were asked openly, and not sent like that."""
 
 CHECKS: dict[str, Callable[[Institution, Payload], None]] = {
-    "train.align": lambda who, asks: policy.check_align(who, AlignRequest.of(asks), summed=True),
-    "train.router": lambda who, asks: policy.check_router(who, RouterRequest.of(asks).job, summed=True),
-    "train.calibrate": lambda who, asks: policy.check_router(who, CalibrateRequest.of(asks).job, summed=True),
+    "train.align": lambda who, asks: permission.check_align(who, AlignRequest.of(asks), summed=True),
+    "train.router": lambda who, asks: permission.check_router(who, RouterRequest.of(asks).job, summed=True),
+    "train.calibrate": lambda who, asks: permission.check_router(
+        who, CalibrateRequest.of(asks).job, summed=True
+    ),
 }
 """What the policy says before any key is made."""
 
@@ -73,11 +77,11 @@ CHECKS: dict[str, Callable[[Institution, Payload], None]] = {
 def take_part(institution: Institution, request: SecureRequest, context: Context) -> SecureReply:
     """This institution's part of one exchange; a layer that it refuses to add it learns for itself.
 
-    Raises CohortTooSmallError, SumNotPossibleError, OutOfRangeError, and what answering openly raises.
+    Raises RefusalError (cohort-too-small, sum-not-possible, out-of-range), and what answering openly raises.
     """
-    if request.kind != "train.align":
+    if request.summed != "train.align":
         return part(institution, request, context)
-    with policy.learned_at_home(institution, request.job):
+    with permission.learned_at_home(institution, request.job):
         return part(institution, request, context)
 
 
@@ -102,7 +106,7 @@ def part(institution: Institution, request: SecureRequest, context: Context) -> 
     answer = flower.secaggplus_mod(as_flower_sends(protocol, institution, inner), inner, plaintext)
     context.state[key] = inner.state.config_records[RECORD_KEY_STATE]
     settings = answer.content.config_records[RECORD_KEY_CONFIGS]
-    return SecureReply(request.kind, request.step, packed(settings), tuple(named))
+    return SecureReply(request.summed, request.step, packed(settings), tuple(named))
 
 
 def number_of(institution: Institution) -> int:
@@ -132,19 +136,23 @@ def as_flower_sends(protocol: ConfigRecord, institution: Institution, context: C
 
 def share(institution: Institution, request: SecureRequest, most_images: float) -> tuple[Named, int]:
     """(what goes into the sum, its weight), past the guard and within its range."""
-    answer = ANSWERS[request.kind](institution, request.asks)
-    check(request.kind, answer, institution, request.job)
-    role = Role(institution, request.kind, request.job)
+    answer = ANSWERS[request.summed](institution, request.asks)
+    check(request.summed, answer, institution, request.job)
+    role = Role(institution, request.summed, request.job)
     if role.plays:
         answer = attacked(role, answer)
     images = institution.task(request.job.task).holding.train
     if images > most_images:
-        raise OutOfRangeError(f"{images} images, the sum is made for {most_images:g} at most")
-    named = share_of(request.kind, answer, images)
+        raise RefusalError(
+            Outcome.OUT_OF_RANGE, f"{images} images, the sum is made for {most_images:g} at most"
+        )
+    named = share_of(request.summed, answer, images)
     for name, values in named.items():
         largest = float(np.abs(values).max(initial=0))
         if not largest <= RANGE:
-            raise OutOfRangeError(f"{name} holds {largest:g}, a secure sum takes up to {RANGE:g}")
+            raise RefusalError(
+                Outcome.OUT_OF_RANGE, f"{name} holds {largest:g}, a secure sum takes up to {RANGE:g}"
+            )
     return named, images
 
 
@@ -152,17 +160,19 @@ def check_exchange(
     institution: Institution, request: SecureRequest, protocol: ConfigRecord, memory: ConfigRecord
 ) -> None:
     """Hold one exchange against the policy and the rules of the sum, before anything is done for it."""
-    if request.kind not in CHECKS or protocol.get(Key.STAGE) != request.step:
-        raise SumNotPossibleError(f"{request.kind} {request.step}: no exchange of a secure sum")
+    if request.summed not in CHECKS or protocol.get(Key.STAGE) != request.step:
+        raise RefusalError(
+            Outcome.SUM_NOT_POSSIBLE, f"{request.summed} {request.step}: no exchange of a secure sum"
+        )
     least = institution.site.policy.minimum_cohort
     if request.step == SETUP:
-        CHECKS[request.kind](institution, request.asks)
+        CHECKS[request.summed](institution, request.asks)
         members = int(cast(int, protocol[Key.SAMPLE_NUMBER]))
         check_cohort(members, least)
         check_rules(protocol, members, least)
         return
     if not memory:
-        raise SumNotPossibleError(f"{request.step} before {SETUP}")
+        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{request.step} before {SETUP}")
     if request.step == SHARE_KEYS:
         present = {int(key) for key in protocol if key != Key.STAGE}
         check_members(institution, request.job.task, present)
@@ -173,14 +183,16 @@ def check_exchange(
         gone = set(cast(list[int], protocol[Key.DEAD_NODE_ID_LIST]))
         # Both shares of one member would unmask it alone.
         if present & gone or number_of(institution) not in present:
-            raise SumNotPossibleError("a member cannot be both present and gone")
+            raise RefusalError(Outcome.SUM_NOT_POSSIBLE, "a member cannot be both present and gone")
     check_cohort(len(present), least)
 
 
 def check_cohort(members: int, least: int) -> None:
-    """Raise CohortTooSmallError for fewer members than the policy asks for."""
+    """Raise RefusalError (cohort-too-small) for fewer members than the policy asks for."""
     if members < least:
-        raise CohortTooSmallError(f"{members} in the sum, policy.minimum_cohort is {least}")
+        raise RefusalError(
+            Outcome.COHORT_TOO_SMALL, f"{members} in the sum, policy.minimum_cohort is {least}"
+        )
 
 
 def check_rules(protocol: ConfigRecord, members: int, least: int) -> None:
@@ -193,10 +205,12 @@ def check_rules(protocol: ConfigRecord, members: int, least: int) -> None:
     }
     for key, expected in rules.items():
         if protocol.get(key) != expected:
-            raise SumNotPossibleError(f"{key}: expected {expected!r}, found {protocol.get(key)!r}")
+            raise RefusalError(
+                Outcome.SUM_NOT_POSSIBLE, f"{key}: expected {expected!r}, found {protocol.get(key)!r}"
+            )
     needed = cast(int, protocol[Key.THRESHOLD])
     if members > MOST_MEMBERS or not shares_needed(members, least) <= needed <= members:
-        raise SumNotPossibleError(f"{needed} of {members} shares to unmask")
+        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{needed} of {members} shares to unmask")
 
 
 def check_members(institution: Institution, task: str, numbers: set[int]) -> None:
@@ -204,4 +218,4 @@ def check_members(institution: Institution, task: str, numbers: set[int]) -> Non
     scenario = institution.scenario
     holders = {n for n, site in enumerate(scenario.institutions, 1) if task in site.data}
     if not numbers <= holders:
-        raise SumNotPossibleError(f"{sorted(numbers - holders)}: no holders of {task}")
+        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{sorted(numbers - holders)}: no holders of {task}")

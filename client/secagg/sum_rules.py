@@ -1,18 +1,24 @@
-"""What the exchanges of a secure sum may hold: keys, encrypted shares of keys, arrays under masks."""
+"""What the exchanges of a secure sum may hold: keys, encrypted shares of keys, arrays under masks.
+
+What is under the masks was checked before they were put on (client/secagg/member.py).
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from flwr.app import ConfigRecord
 from flwr.common.secure_aggregation.secaggplus_constants import Key
 
-from casam_core.protocol.answer_rules import Form, Rules
+from casam_core.protocol.limits import AnswerError, ArraySpec
+from casam_core.protocol.messages import ENVELOPE, Sender, allowed_in
+from casam_core.protocol.payload import AUDIT, Payload, digest_of
 from casam_core.protocol.secure_sum import (
     COLLECT,
     IMPROVED,
+    KINDS,
     MODULUS,
     MOST_MEMBERS,
     SETUP,
@@ -20,6 +26,7 @@ from casam_core.protocol.secure_sum import (
     UNMASK,
     SecureReply,
 )
+from casam_core.protocol.wire import packed, unpacked
 
 LONGEST_KEY = 400
 """A P-384 public key in PEM has some 220 bytes."""
@@ -27,46 +34,61 @@ LONGEST_SHARE = 1024
 """A share of a private key in PEM and one of a seed have some 400 bytes, encrypted some 700."""
 
 EXPECTED = {
-    SETUP: {Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2},
-    SHARE_KEYS: {Key.DESTINATION_LIST, Key.CIPHERTEXT_LIST},
-    COLLECT: {Key.MASKED_PARAMETERS},
-    UNMASK: {Key.NODE_ID_LIST, Key.SHARE_LIST},
+    SETUP: (Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2),
+    SHARE_KEYS: (Key.DESTINATION_LIST, Key.CIPHERTEXT_LIST),
+    UNMASK: (Key.NODE_ID_LIST, Key.SHARE_LIST),
+    COLLECT: (Key.MASKED_PARAMETERS,),
 }
+"""What an institution says in each exchange."""
 
 
-def fault_in_sum(reply: SecureReply, protocol: Mapping[str, Any], rules: Rules) -> str | None:
-    """What is not on the list; None for an exchange as it should be.
-
-    rules: for the openly asked kind. Raises whatever reading something else raises.
-    """
-    if set(protocol) != EXPECTED[reply.step]:
-        return f"expected {sorted(EXPECTED[reply.step])}, found {sorted(protocol)}"
+def check_exchange(payload: Payload, sender: Sender) -> None:
+    """Raise AnswerError for anything but one exchange of a secure sum."""
+    if payload.metrics:
+        raise AnswerError("train: a secure sum holds no numbers in the open")
+    if payload.config.get("sum") not in KINDS:
+        raise AnswerError("train: not one of what may be summed")
+    try:
+        reply = SecureReply.of(payload)
+        protocol = unpacked(reply.protocol)
+        again = SecureReply(reply.summed, reply.step, packed(protocol), reply.names).to_payload()
+    except Exception as error:  # what reading other bytes raises is open-ended
+        raise AnswerError("train: no exchange of a secure sum") from error
+    envelope = {key: value for key, value in payload.config.items() if key in ENVELOPE and key != AUDIT}
+    if not all(ENVELOPE[key](value) for key, value in envelope.items()):
+        raise AnswerError("train: a setting does not have its form")
+    if digest_of(Payload({**again.config, **envelope}, again.arrays)) != digest_of(payload):
+        raise AnswerError("train: more than an exchange of a secure sum")
+    if set(protocol) != set(EXPECTED[reply.step]):
+        raise AnswerError(f"train: expected {sorted(EXPECTED[reply.step])}, found {sorted(protocol)}")
     if reply.names and reply.step != COLLECT:
-        return "names where no arrays are"
-    return FAULTS[reply.step](reply, protocol, rules)
+        raise AnswerError("train: names where no arrays are")
+    try:
+        fault = fault_in(reply, protocol, sender)
+    except Exception as error:
+        raise AnswerError("train: no exchange of a secure sum") from error
+    if fault is not None:
+        raise AnswerError(f"train {reply.step}: {fault}")
 
 
-def in_setup(reply: SecureReply, protocol: Mapping[str, Any], rules: Rules) -> str | None:
-    """Two public keys."""
-    keys = [protocol[Key.PUBLIC_KEY_1], protocol[Key.PUBLIC_KEY_2]]
-    good = all(
+def fault_in(reply: SecureReply, protocol: ConfigRecord, sender: Sender) -> str | None:
+    """What is wrong with the values of an exchange. Raises whatever reading something else raises."""
+    values: list[Any] = [protocol[key] for key in EXPECTED[reply.step]]
+    if reply.step == SETUP:
+        return None if all(is_public_key(key) for key in values) else "expected two public keys"
+    if reply.step == COLLECT:
+        return fault_in_masked(reply.names, values[0], summed_forms(reply.summed, sender))
+    return fault_in_shares(*values)
+
+
+def is_public_key(key: object) -> bool:
+    """Whether this can be a public key in PEM."""
+    return (
         isinstance(key, bytes) and key.startswith(b"-----BEGIN PUBLIC KEY-----") and len(key) <= LONGEST_KEY
-        for key in keys
     )
-    return None if good else "expected two public keys"
 
 
-def in_share_keys(reply: SecureReply, protocol: Mapping[str, Any], rules: Rules) -> str | None:
-    """One encrypted message for every other member."""
-    return numbered(protocol[Key.DESTINATION_LIST], protocol[Key.CIPHERTEXT_LIST])
-
-
-def in_unmask(reply: SecureReply, protocol: Mapping[str, Any], rules: Rules) -> str | None:
-    """One share for every member."""
-    return numbered(protocol[Key.NODE_ID_LIST], protocol[Key.SHARE_LIST])
-
-
-def numbered(numbers: list[int], secrets: list[bytes]) -> str | None:
+def fault_in_shares(numbers: list[int], secrets: list[bytes]) -> str | None:
     """As many short byte strings as members, each for another one."""
     members = range(1, 1000)
     if len(numbers) != len(secrets) or len(set(numbers)) != len(numbers) or len(numbers) > MOST_MEMBERS:
@@ -78,18 +100,19 @@ def numbered(numbers: list[int], secrets: list[bytes]) -> str | None:
     return None
 
 
-def in_collect(reply: SecureReply, protocol: Mapping[str, Any], rules: Rules) -> str | None:
+def fault_in_masked(
+    names: tuple[str, ...], files: list[bytes], forms: dict[str, list[ArraySpec]]
+) -> str | None:
     """The weight and the arrays, under masks: integers below MODULUS in the shapes of what is summed."""
-    forms = summed_forms(rules)
-    if not reply.names or sorted(set(reply.names)) != list(reply.names) or not set(reply.names) <= set(forms):
+    if not names or sorted(set(names)) != list(names) or not set(names) <= set(forms):
         return "names of other arrays"
-    masked = [np.load(io.BytesIO(data), allow_pickle=False) for data in protocol[Key.MASKED_PARAMETERS]]
-    if len(masked) != 1 + len(reply.names) or masked[0].shape != (1,):
+    masked = [np.load(io.BytesIO(data), allow_pickle=False) for data in files]
+    if len(masked) != 1 + len(names) or masked[0].shape != (1,):
         return "expected a weight and the named arrays"
-    for name, array in zip(reply.names, masked[1:], strict=True):
-        if not any(form.fits(array.shape) for form in forms[name]):
+    for name, array in zip(names, masked[1:], strict=True):
+        if not any(form.has_shape(array.shape) for form in forms[name]):
             return f"{name} has shape {array.shape}"
-    for array, data in zip(masked, protocol[Key.MASKED_PARAMETERS], strict=True):
+    for array, data in zip(masked, files, strict=True):
         if array.dtype != np.int64 or array.min(initial=0) < 0 or array.max(initial=0) >= MODULUS:
             return "expected integers under masks"
         if len(data) > 8 * array.size + 256:
@@ -97,19 +120,11 @@ def in_collect(reply: SecureReply, protocol: Mapping[str, Any], rules: Rules) ->
     return None
 
 
-def summed_forms(rules: Rules) -> dict[str, list[Form]]:
-    """By `group/key`, the forms of what is summed."""
-    forms: dict[str, list[Form]] = {IMPROVED: [Form(np.dtype(np.float64), (1,))]}
-    for group, alternatives in rules.arrays.items():
-        for rule in alternatives:
-            for key, form in rule.shapes.items():
-                forms.setdefault(f"{group}/{key}", []).append(form)
+def summed_forms(kind: str, sender: Sender) -> dict[str, list[ArraySpec]]:
+    """By `group/key`, the forms of what is summed: those of the openly asked kind."""
+    forms = {IMPROVED: [ArraySpec(np.float64, (1,))]}
+    for group, alternatives in allowed_in(kind, sender).groups.items():
+        for alternative in alternatives:
+            for key, spec in alternative.arrays.items():
+                forms.setdefault(f"{group}/{key}", []).append(spec)
     return forms
-
-
-FAULTS: dict[str, Callable[[SecureReply, Mapping[str, Any], Rules], str | None]] = {
-    SETUP: in_setup,
-    SHARE_KEYS: in_share_keys,
-    COLLECT: in_collect,
-    UNMASK: in_unmask,
-}

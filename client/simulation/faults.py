@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 
 from casam_core.config.participation import FaultSpec
-from casam_core.protocol.payload import Job, Outcome, Payload
+from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.payload import Job, Payload
 from casam_core.seeding import numpy_generator
 from client.evaluation.results import Results
 from client.institution import Institution

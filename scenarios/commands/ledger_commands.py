@@ -24,7 +24,7 @@ def show(
 
     if not file.is_file():
         raise PolicyError(f"{file}: expected a ledger.jsonl, found no file; check the path")
-    spends = Ledger(file).spends()
+    spends = Ledger(file).lines()
     rows = [
         ["time", "run", "kind", "task", "split", "unit", "noise", "rate", "steps", f"epsilon at {delta:g}"]
     ]

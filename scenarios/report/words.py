@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from casam_core.config.policy import LearnedPolicy, Policy
-from casam_core.protocol.payload import Outcome
+from casam_core.protocol.outcomes import Outcome
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH

@@ -6,7 +6,6 @@ guard. What passes here can still be wrong: docs/reliability.md says what gets t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from statistics import median
 
@@ -20,11 +19,17 @@ from casam_core.methods import alignment_of
 from casam_core.methods import first_layer as build_first_layer
 from casam_core.model.backbones import channels_of
 from casam_core.model.forms import weights_of
-from casam_core.protocol.answer_check import AnswerError, check_content, check_group
-from casam_core.protocol.answer_rules import Sender, layer_arrays, router_arrays, rules_for
-from casam_core.protocol.messages import RouterRequest
-from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
-from casam_core.protocol.secure_sum import SecureReply
+from casam_core.protocol.limits import AnswerError
+from casam_core.protocol.messages import (
+    RouterReply,
+    RouterRequest,
+    Sender,
+    allowed_in,
+    layer_spec,
+    router_forms,
+)
+from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.secure_sum import SECURE_SUM, SecureReply
 from casam_core.protocol.wire import unpacked
 from server.federation.directory import Member
 
@@ -39,25 +44,13 @@ def check_answer(
     most = int(scenario.admission.megabytes * 1e6)
     if size > most:
         raise AnswerError(f"{size} bytes: expected at most {most} (admission.megabytes)")
-    for key in (EPSILON_TRAIN, EPSILON_METRICS):
-        if not is_epsilon(payload.config.get(key, 0.0)):
-            raise AnswerError(f"{key}: expected a number from 0")
-    if kind == "query.forget":  # signed, and checked by its signature
-        return
-    if kind == "train":
+    if kind == SECURE_SUM:
         return check_exchange(payload)
-    job = Job.of(asked)
-    sender = Sender(
-        scenario, member.holdings, member.policy, channels_of(scenario.backbone.name), backbone=None
-    )
-    check_content(payload, rules_for(kind, sender, job))
-    if kind == "train.router":
-        check_description(sender, RouterRequest.of(asked), payload)
-
-
-def is_epsilon(value: object) -> bool:
-    """Whether an institution can have spent that."""
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    channels = channels_of(scenario.backbone.name)
+    sender = Sender(scenario, member.holdings, member.policy, channels, None, Job.of(asked))
+    allowed_in(kind, sender).check(payload)
+    if kind == RouterReply.kind:
+        check_description(sender, RouterRequest.of(asked), RouterReply.of(payload))
 
 
 def check_exchange(payload: Payload) -> None:
@@ -68,16 +61,12 @@ def check_exchange(payload: Payload) -> None:
         raise AnswerError("train: no exchange of a secure sum") from error
 
 
-def check_description(sender: Sender, asked: RouterRequest, payload: Payload) -> None:
-    """A finished router with its threshold where the task is held alone, else all summaries."""
-    spec = sender.scenario.router
-    finished, summary = router_arrays(sender)
-    check_group("router", payload.arrays.get("router", {}), (finished if asked.alone else summary,))
-    if asked.alone and "threshold" not in payload.metrics.get("router-facts", {}):
-        raise AnswerError("router-facts: expected a threshold")
-    folds = {f"fold-{k}" for k in range(spec.folds)}
-    if not asked.alone and payload.arrays.keys() & folds != folds:
-        raise AnswerError(f"router: expected summaries of {spec.folds} folds")
+def check_description(sender: Sender, asked: RouterRequest, reply: RouterReply) -> None:
+    """A finished router with its threshold where the task is held alone, else all statistics."""
+    finished, statistics = router_forms(sender)
+    (finished if asked.alone else statistics).check("router", reply.router)
+    if not reply.answers(asked, sender.scenario.router.folds):
+        raise AnswerError("router: expected a threshold where the task is held alone, else all folds")
 
 
 ENOUGH = 3
@@ -106,7 +95,7 @@ def too_far(distances: Mapping[str, float], peers: Iterable[float], factor: floa
 def first_layer(scenario: Scenario, task: str) -> Layer | None:
     """What every holder starts from; None where that is a part of SAM, which is not at hand here."""
     spec, channels = alignment_of(scenario, task), channels_of(scenario.backbone.name)
-    if layer_arrays(spec, channels, None).open:
+    if layer_spec(spec, channels, None).open:
         return None
     return weights_of(build_first_layer(scenario, task, channels))
 

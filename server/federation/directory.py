@@ -22,7 +22,7 @@ from casam_core.protocol.messages import (
     IdentifyReply,
     IdentifyRequest,
 )
-from casam_core.protocol.payload import Outcome
+from casam_core.protocol.outcomes import Outcome
 from server.federation.counters import Traffic
 from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once, exchange, patiently
 

@@ -21,8 +21,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from casam_core.errors import RunError
-from casam_core.protocol.answer_check import AnswerError
-from casam_core.protocol.payload import Outcome, Payload
+from casam_core.protocol.limits import AnswerError
+from casam_core.protocol.outcomes import REFUSALS, WORDS, Outcome
+from casam_core.protocol.payload import Payload
 from casam_core.protocol.wire import from_records, serialise, to_records
 from server.federation.counters import Traffic
 
@@ -110,7 +111,7 @@ class Answer(Generic[T]):
     @property
     def refused(self) -> bool:
         """Whether the institution decided not to answer."""
-        return self.outcome in Outcome.REFUSALS
+        return self.outcome in REFUSALS
 
 
 def exchange(
@@ -261,7 +262,7 @@ def judge(
     """(outcome, result if it is ok, reason if it is rejected) of a payload."""
     outcome = str(payload.config.get("outcome", Outcome.FAILED))
     if outcome != Outcome.OK:
-        return outcome if outcome in Outcome.ALL else Outcome.FAILED, None, ""
+        return outcome if outcome in WORDS else Outcome.FAILED, None, ""
     try:
         check(to, payload, size)
     except AnswerError as error:

@@ -177,7 +177,7 @@ class Federation:
         if payload is not None:
             self.counters.released(name)
             run = self.folder.path.name
-            self.arrivals.append(arrival(name, run, answer.request, kind, job, payload, answer.bytes, now()))
+            self.arrivals.add(arrival(name, run, answer.request, kind, job, payload, answer.bytes, now()))
         if answer.ok and payload is not None:
             self._accept(kind, job, answer, payload)
         elif answer.outcome == REJECTED:

@@ -142,7 +142,7 @@ def test_a_damaged_ledger_lets_nothing_leave(data: st.DataObject) -> None:
         path.write_bytes(data.draw(damaged(path.read_bytes())))
         whole = path.read_bytes().rpartition(b"\n")[0].count(b"\n") + 1
         try:
-            spends = Ledger(path).spends()
+            spends = Ledger(path).lines()
             assert len(spends) <= whole
             assert all(spend.noise_multiplier is not None for spend in spends)
         except CasamError as error:

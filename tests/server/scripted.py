@@ -45,7 +45,8 @@ from casam_core.protocol.messages import (
     TaskResult,
     purge_statement,
 )
-from casam_core.protocol.payload import Job, Outcome, Payload
+from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.secure_sum import COLLECT, SecureReply, SecureRequest, share_of
 from casam_core.protocol.signing import public_hex, signature_of
 from casam_core.protocol.wire import deserialise, from_records, packed, serialise, to_records, unpacked

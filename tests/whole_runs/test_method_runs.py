@@ -18,7 +18,8 @@ from casam_core.methods import METHODS
 from casam_core.methods.ewc import elastic
 from casam_core.model.forms import weights_of
 from casam_core.protocol.messages import AlignRequest
-from casam_core.protocol.payload import Job, Outcome
+from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.payload import Job
 from casam_core.protocol.wire import from_records, to_records
 from client.client_app import app as client_app
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess

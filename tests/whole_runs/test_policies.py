@@ -11,7 +11,7 @@ import pytest
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.audit import broken, differences, read_log
-from casam_core.protocol.payload import Outcome
+from casam_core.protocol.outcomes import Outcome
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
 from server.run.arrivals import heads_of, read_arrivals
@@ -157,7 +157,7 @@ def test_a_vae_router_is_trained_with_noise_alone_and_with_others(tmp_path: Path
         facts = summary["privacy"][name]
         assert facts["refusals"] == {}
         assert 0 < facts["epsilon_train"] <= 8.0
-        spends = Ledger(private(tmp_path, name) / "ledger.jsonl").spends()
+        spends = Ledger(private(tmp_path, name) / "ledger.jsonl").lines()
         assert [(s.kind, s.task, s.steps) for s in spends] == [
             ("align", task, 3),
             ("router", task, 3),

@@ -136,7 +136,7 @@ def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None
     spends = [
         [
             (s.kind, s.task, s.split, s.noise_multiplier)
-            for s in Ledger(tmp_path / run / "institutions" / "west" / "private" / "ledger.jsonl").spends()
+            for s in Ledger(tmp_path / run / "institutions" / "west" / "private" / "ledger.jsonl").lines()
         ]
         for run in ("cut", "whole")
     ]

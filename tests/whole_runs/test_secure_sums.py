@@ -16,7 +16,7 @@ import client.secagg.member
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
-from casam_core.protocol.payload import Outcome
+from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.secure_sum import COLLECT, MODULUS, STEPS_OF_A_SUM, SecureReply, SecureRequest
 from casam_core.protocol.wire import from_records, unpacked
 from client.institution import Institution

@@ -116,7 +116,7 @@ def test_copies_and_what_was_computed_with_them_are_deleted_elsewhere(tmp_path: 
 def test_noise_that_was_paid_for_is_sent_again_and_costs_nothing(tmp_path: Path) -> None:
     policies = {"south": LEAVES, "west": PRIVATE}
     summary = run(tmp_path / "left", policies, stream=["histology", "polyp"], privacy={"steps": 2})
-    spends = Ledger(private(tmp_path / "left", "west") / "ledger.jsonl").spends()
+    spends = Ledger(private(tmp_path / "left", "west") / "ledger.jsonl").lines()
     assert [spend.kind for spend in spends] == ["align", "router", "scores"]
     assert not events(tmp_path / "left", "refusal")
     assert summary["unlearned"][0]["retrained"] == ["histology"]

@@ -26,9 +26,18 @@ from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units
+from casam_core.protocol.limits import ArraySpec
 
 Arrays = Mapping[str, NDArray[np.float64] | NDArray[np.float32]]
 """Statistics and states alike."""
+
+
+@dataclass(frozen=True)
+class RouterSchema:
+    """The arrays of a state, and of what holders send to be merged, by name."""
+
+    state: Mapping[str, ArraySpec]
+    statistics: Mapping[str, ArraySpec]
 
 
 class Router(Protocol):
@@ -47,6 +56,9 @@ class Router(Protocol):
 
     def fit(self, statistics: Arrays) -> Arrays:
         """The state that scores and is stored."""
+
+    def schema(self, width: int) -> RouterSchema:
+        """The arrays of this router for features of so many numbers."""
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
         """How unlike this task the feature is. Deterministic; any real number."""

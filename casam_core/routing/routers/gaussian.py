@@ -20,10 +20,14 @@ import torch
 from torch import Tensor
 
 from casam_core.config.scenario import RouterSpec
-from casam_core.routing.routers.base import Arrays, added, doubles
+from casam_core.protocol.limits import ArraySpec
+from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
 
 RELATIVE_FLOOR = 1e-4
 """Smallest variance, as a share of the mean variance: a constant feature must not decide alone."""
+
+LEAST_VARIANCE = 1e-30
+"""Of a feature, in a state that somebody else made."""
 
 
 class GaussianRouter:
@@ -62,6 +66,22 @@ class GaussianRouter:
             "diagonal_F": diagonal_F.float().numpy(),
             "directions_KF": directions_KF.float().contiguous().numpy(),
         }
+
+    def schema(self, width: int) -> RouterSchema:
+        # A router of few images has fewer directions. With a variance of zero no score could be computed.
+        directions = ArraySpec(np.float32, (min(self.directions, width), width), free=(0,))
+        return RouterSchema(
+            state={
+                "mean_F": ArraySpec(np.float32, (width,)),
+                "diagonal_F": ArraySpec(np.float32, (width,), least=LEAST_VARIANCE),
+                "directions_KF": directions,
+            },
+            statistics={
+                "count": ArraySpec(np.float64, (1,)),
+                "sum_F": ArraySpec(np.float64, (width,)),
+                "outer_FF": ArraySpec(np.float64, (width, width)),
+            },
+        )
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
         difference_F = f_F.double() - doubles(state, "mean_F")

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from casam_core.config.scenario import RouterSpec
-from casam_core.routing.routers.base import Arrays, added, doubles
+from casam_core.protocol.limits import ArraySpec
+from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
 
 
 class NearestMeanRouter:
@@ -31,6 +32,12 @@ class NearestMeanRouter:
 
     def fit(self, statistics: Arrays) -> Arrays:
         return {"mean_F": (statistics["sum_F"] / statistics["count"][0]).astype(np.float32)}
+
+    def schema(self, width: int) -> RouterSchema:
+        return RouterSchema(
+            state={"mean_F": ArraySpec(np.float32, (width,))},
+            statistics={"count": ArraySpec(np.float64, (1,)), "sum_F": ArraySpec(np.float64, (width,))},
+        )
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
         return float(np.square(f_F.double().numpy() - state["mean_F"]).mean())

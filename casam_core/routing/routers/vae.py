@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from casam_core.config.scenario import RouterSpec
-from casam_core.routing.routers.base import Arrays
+from casam_core.protocol.limits import ArraySpec
+from casam_core.routing.routers.base import Arrays, RouterSchema
 from casam_core.seeding import initialisers_from
 
 HIDDEN, LATENT = 128, 64
@@ -104,6 +105,11 @@ class VaeRouter:
 
     def fit(self, statistics: Arrays) -> Arrays:
         return {key: value.astype(np.float32) for key, value in statistics.items() if key != "count"}
+
+    def schema(self, width: int) -> RouterSchema:
+        parameters = TaskVae(width).state_dict().items()
+        state = {name: ArraySpec(np.float32, tuple(value.shape)) for name, value in parameters}
+        return RouterSchema(state, statistics={"count": ArraySpec(np.float64, (1,)), **state})
 
     @torch.no_grad()
     def score(self, f_F: Tensor, state: Arrays) -> float:

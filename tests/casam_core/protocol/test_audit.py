@@ -82,17 +82,17 @@ def test_a_line_is_read_as_it_was_written() -> None:
 def test_what_was_appended_is_there_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "private" / "audit.jsonl"
     for number in (1, 2, 3):
-        assert AuditLog(path).append(replace(RELEASE, request=f"id-{number}")).sequence == number
+        assert AuditLog(path).add(replace(RELEASE, request=f"id-{number}")).sequence == number
     assert read_log(path) == chain(3)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_line_torn_by_a_crash_is_cut_off_and_the_chain_goes_on(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
-    log.append(RELEASE)
+    log.add(RELEASE)
     with log.path.open("a") as file:
         file.write('{"sequence": 2, "rel')
-    assert log.append(replace(RELEASE, request="id-2")).sequence == 2
+    assert log.add(replace(RELEASE, request="id-2")).sequence == 2
     assert broken(read_log(log.path)) is None
 
 
@@ -100,44 +100,44 @@ def test_a_line_that_a_full_disk_cut_short_is_refused_and_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
-    log.append(RELEASE)
+    log.add(RELEASE)
     write = os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda handle, data: write(handle, data[:100]))
         with pytest.raises(OSError, match="No space left on device"):
-            log.append(replace(RELEASE, request="id-2"))
+            log.add(replace(RELEASE, request="id-2"))
     assert [line.sequence for line in log.lines()] == [1]
-    assert log.append(replace(RELEASE, request="id-3")).sequence == 2
+    assert log.add(replace(RELEASE, request="id-3")).sequence == 2
     assert [line.release.request for line in AuditLog(log.path).lines()] == [RELEASE.request, "id-3"]
 
 
 def test_nothing_is_added_to_a_broken_chain(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
-    log.append(RELEASE)
+    log.add(RELEASE)
     time.sleep(TICK)
     log.path.write_text(log.path.read_text().replace("polyp", "liver"))
     before = log.path.read_bytes()
     with pytest.raises(AuditError, match="line 1 was altered; keep the file"):
-        log.append(RELEASE)
+        log.add(RELEASE)
     assert log.path.read_bytes() == before
 
 
 def test_a_log_that_was_checked_once_is_still_compared(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
     for _ in range(3):
-        log.append(RELEASE)
+        log.add(RELEASE)
     other = AuditLog(log.path)
-    other.append(RELEASE)  # what another process adds is read, and followed
-    assert log.append(RELEASE).sequence == 5
+    other.add(RELEASE)  # what another process adds is read, and followed
+    assert log.add(RELEASE).sequence == 5
     text = log.path.read_text()
     time.sleep(TICK)
     log.path.write_text(text.replace(f'"task": "{RELEASE.task}"', '"task": "other"', 1))
     with pytest.raises(AuditError, match="line 1 was altered"):
-        log.append(RELEASE)
+        log.add(RELEASE)
     log.path.write_text(text)
-    assert log.append(RELEASE).sequence == 6
+    assert log.add(RELEASE).sequence == 6
     log.path.unlink()
-    assert log.append(RELEASE).sequence == 1
+    assert log.add(RELEASE).sequence == 1
 
 
 def test_only_what_came_since_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,12 +150,12 @@ def test_only_what_came_since_is_parsed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(casam_core.protocol.audit, "parse_line", counting)
     log = AuditLog(tmp_path / "audit.jsonl")
     for _ in range(10):
-        log.append(RELEASE)
+        log.add(RELEASE)
     assert parsed == []  # it wrote them all itself
     other = AuditLog(log.path)
-    assert other.append(RELEASE).sequence == 11
+    assert other.add(RELEASE).sequence == 11
     assert len(parsed) == 10
-    assert log.append(RELEASE).sequence == 12
+    assert log.add(RELEASE).sequence == 12
     assert len(parsed) == 11  # the other one's line
     assert [line.sequence for line in log.lines()] == list(range(1, 13))
 
@@ -163,7 +163,7 @@ def test_only_what_came_since_is_parsed(tmp_path: Path, monkeypatch: pytest.Monk
 def test_several_writers_make_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: AuditLog(path).append(replace(RELEASE, request=str(i))), range(24)))
+        list(pool.map(lambda i: AuditLog(path).add(replace(RELEASE, request=str(i))), range(24)))
     lines = read_log(path)
     assert broken(lines) is None
     assert {line.release.request for line in lines} == {str(i) for i in range(24)}

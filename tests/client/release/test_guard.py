@@ -15,13 +15,13 @@ from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.model.compute import Compute
 from casam_core.protocol.messages import AlignRequest, CalibrateRequest, ForgetReply, Holding, IdentifyReply
-from casam_core.protocol.payload import Job, Outcome, Payload
+from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import fold_statistics
+from client.evaluation.own_entries import known_entries, own_entries
 from client.institution import Institution
-from client.release import permission as policy
-from client.release.guard import check
-from client.release.refusals import NotAllowedError
+from client.release.guard import NotAllowedError, check
 from client.site import hosted_sites
 from tests.banks import tiny_backbone
 from tests.conftest import tiny_table
@@ -59,7 +59,7 @@ def answers(north: Institution) -> Answers:
     router = build_router(spec)
     f_NF, seed = north.described(ROUTER)
     folds = [router.fit(fold) for fold in fold_statistics(router, f_NF, spec, seed)]
-    empty = policy.known_entries(north, policy.own_entries(north))
+    empty = known_entries(north, own_entries(north))
     return {
         "train.align": north.align(AlignRequest(ALIGN, None)).to_payload(),
         "train.router": north.fit_router(ROUTER).to_payload(),

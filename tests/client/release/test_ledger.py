@@ -23,6 +23,6 @@ def test_a_line_that_a_full_disk_cut_short_is_refused_and_cut_off(
         patch.setattr(os, "write", lambda handle, data: write(handle, data[:20]))
         with pytest.raises(OSError, match="No space left on device"):
             ledger.reserve(replace(SPEND, kind="router"), lambda spends: None)
-    assert ledger.spends() == [SPEND]
+    assert ledger.lines() == [SPEND]
     ledger.reserve(replace(SPEND, kind="metrics"), lambda spends: None)
-    assert [spend.kind for spend in Ledger(ledger.path).spends()] == ["align", "metrics"]
+    assert [spend.kind for spend in Ledger(ledger.path).lines()] == ["align", "metrics"]

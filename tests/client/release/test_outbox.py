@@ -18,12 +18,12 @@ from casam_core.errors import CheckpointError, DataError
 from casam_core.protocol.audit import read_log
 from casam_core.protocol.fingerprint import ROOT, code_fingerprint
 from casam_core.protocol.messages import AlignRequest, IdentifyRequest
-from casam_core.protocol.payload import AUDIT, Job, Outcome, Payload
+from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.protocol.payload import AUDIT, Job, Payload
 from casam_core.protocol.wire import from_records, serialise, to_records
 from client.client_app import app, forget_institutions
 from client.node.broken import broken_app
 from client.release import permission as policy
-from client.release.refusals import BankMismatchError
 from scenarios.engines.inprocess import InProcessGrid
 from tests.conftest import tiny_table
 
@@ -74,7 +74,7 @@ def failing(error: BaseException) -> Any:
     [
         (DataError(SECRET), Outcome.BAD_DATA),
         (CheckpointError(SECRET), Outcome.BAD_CHECKPOINT),
-        (BankMismatchError(SECRET), Outcome.BANK_MISMATCH),
+        (RefusalError(Outcome.BANK_MISMATCH, SECRET), Outcome.BANK_MISMATCH),
         (ValueError(SECRET), Outcome.FAILED),
         (FileNotFoundError(2, "No such file", "/data/doe.png"), Outcome.FAILED),
         (MemoryError(SECRET), Outcome.FAILED),

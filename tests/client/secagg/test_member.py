@@ -18,6 +18,7 @@ from scipy.stats import kstest
 from casam_core.config.scenario import Scenario
 from casam_core.privacy.keystream import masks
 from casam_core.protocol.messages import AlignRequest
+from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.secure_sum import (
     COLLECT,
@@ -38,20 +39,15 @@ from casam_core.protocol.secure_sum import (
 )
 from casam_core.protocol.wire import from_records, packed, unpacked
 from client.institution import Institution
-from client.release.guard import check
+from client.release.guard import NotAllowedError, check
 from client.release.outbox import described
-from client.release.refusals import (
-    CohortTooSmallError,
-    NotAllowedError,
-    PolicyRefusalError,
-    SumNotPossibleError,
-)
 from client.secagg import member as secure_sum
 from client.secagg.member import take_part
 from client.site import hosted_sites
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from tests.banks import tiny_backbone
 from tests.conftest import phantom, tiny_table
+from tests.refused import refused
 
 JOB = Job("a", 1, "polyp")
 POLICY = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}}
@@ -167,21 +163,21 @@ def empty() -> Context:
 @pytest.mark.parametrize(
     ("changes", "refusal"),
     [
-        ({"sample_num": 2, "share_num": 2, "threshold": 2}, CohortTooSmallError),
-        ({"sample_num": 11, "share_num": 11, "threshold": 8}, SumNotPossibleError),
-        ({"threshold": 2}, SumNotPossibleError),
-        ({"share_num": 5}, SumNotPossibleError),
-        ({"clipping_range": 1e6}, SumNotPossibleError),
-        ({"target_range": 2}, SumNotPossibleError),
-        ({"mod_range": 2**16}, SumNotPossibleError),
+        ({"sample_num": 2, "share_num": 2, "threshold": 2}, Outcome.COHORT_TOO_SMALL),
+        ({"sample_num": 11, "share_num": 11, "threshold": 8}, Outcome.SUM_NOT_POSSIBLE),
+        ({"threshold": 2}, Outcome.SUM_NOT_POSSIBLE),
+        ({"share_num": 5}, Outcome.SUM_NOT_POSSIBLE),
+        ({"clipping_range": 1e6}, Outcome.SUM_NOT_POSSIBLE),
+        ({"target_range": 2}, Outcome.SUM_NOT_POSSIBLE),
+        ({"mod_range": 2**16}, Outcome.SUM_NOT_POSSIBLE),
     ],
 )
 def test_a_sum_by_weaker_rules_is_not_begun(
     recorded: tuple[Institution, dict[str, Payload]],
     changes: dict[str, Any],
-    refusal: type[PolicyRefusalError],
+    refusal: Outcome,
 ) -> None:
-    with pytest.raises(refusal):
+    with refused(refusal):
         exchange(recorded[0], {**RULES, **changes})
 
 
@@ -199,7 +195,7 @@ def test_a_client_takes_part_though_only_servers_may_begin_messages(
 def test_no_exchange_comes_before_the_first(
     recorded: tuple[Institution, dict[str, Payload]], stage: str
 ) -> None:
-    with pytest.raises(SumNotPossibleError, match="before setup"):
+    with refused(Outcome.SUM_NOT_POSSIBLE, match="before setup"):
         exchange(recorded[0], {"stage": stage})
 
 
@@ -207,29 +203,29 @@ def test_keys_of_strangers_are_not_taken(recorded: tuple[Institution, dict[str, 
     context = empty()
     exchange(recorded[0], RULES, context)
     keys = {str(number): [b"key", b"key"] for number in (1, 2, 7)}
-    with pytest.raises(SumNotPossibleError, match=r"\[7\]: no holders of polyp"):
+    with refused(Outcome.SUM_NOT_POSSIBLE, match=r"\[7\]: no holders of polyp"):
         exchange(recorded[0], {"stage": SHARE_KEYS, **keys}, context)
-    with pytest.raises(CohortTooSmallError):
+    with refused(Outcome.COHORT_TOO_SMALL):
         exchange(recorded[0], {"stage": SHARE_KEYS, "1": [b"k", b"k"], "2": [b"k", b"k"]}, context)
 
 
 @pytest.mark.parametrize(
     ("present", "gone", "refusal"),
     [
-        ([1, 2, 3], [3], SumNotPossibleError),
-        ([2, 3], [1], SumNotPossibleError),
-        ([1, 2], [3], CohortTooSmallError),
+        ([1, 2, 3], [3], Outcome.SUM_NOT_POSSIBLE),
+        ([2, 3], [1], Outcome.SUM_NOT_POSSIBLE),
+        ([1, 2], [3], Outcome.COHORT_TOO_SMALL),
     ],
 )
 def test_nobody_is_unmasked_alone(
     recorded: tuple[Institution, dict[str, Payload]],
     present: list[int],
     gone: list[int],
-    refusal: type[PolicyRefusalError],
+    refusal: Outcome,
 ) -> None:
     context = empty()
     exchange(recorded[0], RULES, context)
-    with pytest.raises(refusal):
+    with refused(refusal):
         exchange(recorded[0], {"stage": UNMASK, "active_nids": present, "dead_nids": gone}, context)
 
 

@@ -229,7 +229,7 @@ def write_run(folder: Path, scenario: Scenario | None = None, **changes: Any) ->
     write_events(folder, events_of(names))
     log = AuditLog(folder / "audit.jsonl")
     for name in names:
-        log.append(release(name, 1))
+        log.add(release(name, 1))
     return folder
 
 

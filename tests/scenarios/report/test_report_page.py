@@ -13,7 +13,7 @@ import pytest
 
 from casam_core.config.policy import Policy
 from casam_core.config.toml import read_scenario
-from casam_core.protocol.payload import Outcome
+from casam_core.protocol.outcomes import WORDS
 from scenarios.report import words
 from scenarios.report.costs import bytes_by_stage
 from scenarios.report.drawing import cleaned, step_of
@@ -277,7 +277,7 @@ def test_the_scenario_on_the_page_gives_the_same_digest(tmp_path: Path, html: st
 
 
 def test_every_outcome_has_words() -> None:
-    assert set(words.OUTCOMES) == {*Outcome.ALL, "no-answer", "unreachable", "unreadable", "rejected"}
+    assert set(words.OUTCOMES) == {*WORDS, "no-answer", "unreachable", "unreadable", "rejected"}
 
 
 def test_policies_in_words() -> None:

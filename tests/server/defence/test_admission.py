@@ -11,10 +11,10 @@ import pytest
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
-from casam_core.protocol.answer_check import AnswerError, check_group
-from casam_core.protocol.answer_rules import Sender, router_arrays
-from casam_core.protocol.messages import AlignRequest, RouterRequest
+from casam_core.protocol.limits import AnswerError
+from casam_core.protocol.messages import AlignRequest, RouterRequest, Sender, router_forms
 from casam_core.protocol.payload import Job, Payload
+from client.evaluation.own_entries import known_entries, own_entries
 from client.institution import Institution
 from client.release import permission as policy
 from client.simulation.adversaries import ATTACKS, Attacker
@@ -45,7 +45,7 @@ def north(tmp_path_factory: pytest.TempPathFactory) -> Institution:
 @pytest.fixture(scope="module")
 def answers(north: Institution) -> dict[str, Payload]:
     """One honest answer of each kind that is attacked."""
-    empty = policy.known_entries(north, policy.own_entries(north))
+    empty = known_entries(north, own_entries(north))
     return {
         "train.align": policy.align(north, AlignRequest(JOBS["train.align"], None)).to_payload(),
         "train.router": policy.describe(north, RouterRequest(JOBS["train.router"], alone=True)).to_payload(),
@@ -96,7 +96,7 @@ def test_an_answer_of_another_form_is_rejected(
 def test_settings_of_another_kind_are_rejected(north: Institution, answers: dict[str, Payload]) -> None:
     for value in ("x", float("nan"), -1.0):
         odd = replace(answers["train.align"], config={"epsilon-train": value})
-        with pytest.raises(AnswerError, match="epsilon-train: expected a number from 0"):
+        with pytest.raises(AnswerError, match="setting 'epsilon-train' does not have its form"):
             checked(north, "train.align", odd)
 
 
@@ -123,9 +123,11 @@ def test_a_variance_that_is_none_is_rejected(north: Institution, answers: dict[s
     odd = replace(answers["train.router"], arrays={"router": router})
     with pytest.raises(AnswerError):
         check_answer(north.scenario, member, "train.router", asked("train.router"), odd, 100)
-    finished, _ = router_arrays(Sender(north.scenario, north.holdings(), Policy(), 32, None))
+    finished, _ = router_forms(
+        Sender(north.scenario, north.holdings(), Policy(), 32, None, JOBS["train.router"])
+    )
     with pytest.raises(AnswerError, match="diagonal_F: expected values from"):
-        check_group("router", router, (finished,))
+        finished.check("router", router)
 
 
 def test_counts_cannot_wrap_round(north: Institution) -> None:

@@ -20,10 +20,12 @@ from casam_core.model.compute import resolve_compute
 from casam_core.model.frame import Frame
 from casam_core.protocol.compressed_text import compress_text
 from casam_core.protocol.fingerprint import code_fingerprint
+from casam_core.protocol.limits import Allowed
 from casam_core.protocol.messages import Holding, IdentifyReply, IdentifyRequest
-from client.release.refusals import UnknownScenarioError
+from casam_core.protocol.outcomes import Outcome
 from scenarios.engines.inprocess import run_inprocess
 from server.federation.directory import check, check_backbones, check_preprocessing
+from tests.refused import refused
 
 
 def test_other_code_is_named_before_the_scenario_is_read(
@@ -66,10 +68,10 @@ def test_a_scenario_is_told_once_and_again_to_a_node_that_forgot_it(
 def test_a_node_does_not_go_on_with_another_scenario() -> None:
     node = Context(1, 2, {}, RecordDict(), {})
     request = IdentifyRequest.telling("{}", "run", code_fingerprint())
-    with pytest.raises(UnknownScenarioError, match="no identify message was seen"):
+    with refused(Outcome.UNKNOWN_SCENARIO, match="no identify message was seen"):
         client.client_app.told(request.short(), node)
     node.state[client.client_app.STATE] = ConfigRecord({"scenario": compress_text("other"), "run": "run"})
-    with pytest.raises(UnknownScenarioError, match="another scenario was told to this node"):
+    with refused(Outcome.UNKNOWN_SCENARIO, match="another scenario was told to this node"):
         client.client_app.told(request.short(), node)
 
 
@@ -87,7 +89,7 @@ def test_the_nodes_of_a_process_share_one_text_of_the_scenario() -> None:
 def test_a_guard_that_lets_nothing_out_ends_the_run_at_once(
     tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(client.release.guard.IDENTIFY, "compute", lambda value: False)
+    monkeypatch.setattr("client.release.guard.allowed_in", lambda kind, sender: Allowed())
     with pytest.raises(RunError, match=r"cannot take part \(not-allowed, incident [0-9a-f]{8}\)"):
         run_inprocess(tiny_scenario, tmp_path / "run", None)
 
@@ -104,7 +106,7 @@ def reply(name: str, **changes: str | int) -> IdentifyReply:
 
 
 def test_another_message_schema_is_refused_with_both_values() -> None:
-    with pytest.raises(RunError, match="message schema: the server speaks 3, a node 7; update the older"):
+    with pytest.raises(RunError, match="message schema: the server speaks 4, a node 7; update the older"):
         check(reply("north", schema=7))
 
 

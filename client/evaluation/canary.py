@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.protocol.messages import EvaluateRequest
+from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Payload
 from client.dp.paid_release import release_once, units_held
 from client.dp.plan import metrics_noise
 from client.evaluation.known_entries import KnownEntries
 from client.evaluation.results import Results
 from client.institution import Institution
-from client.release.refusals import BudgetSpentError, DeltaTooLargeError
 
-LEAST = 2
+MIN_IMAGES = 2
 """Images that a failing entry must claim of one task: a single one may be an honest mistake."""
 
-SURE = 2.0
+NOISE_SIGMAS = 2.0
 """Standard deviations of its own noise by which a noisy count must pass the limit: honest entries of private
 institutions would else fail by chance."""
 
@@ -43,11 +43,11 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
     if not images or not may_say(institution, request):
         return None
     if policy.metrics == "noisy":
-        with contextlib.suppress(BudgetSpentError, DeltaTooLargeError):
+        with contextlib.suppress(RefusalError):  # budget-spent, delta-too-large
             return noisy_canary(institution, request, known, images, share)
         return None
     claimed = claimed_by(institution, request.candidate, known, images)
-    return any(claimed[task] > share * images[task] and claimed[task] >= LEAST for task in images)
+    return any(claimed[task] > share * images[task] and claimed[task] >= MIN_IMAGES for task in images)
 
 
 def images_at_stake(institution: Institution, candidate: str, known: KnownEntries) -> dict[str, int]:
@@ -60,7 +60,7 @@ def images_at_stake(institution: Institution, candidate: str, known: KnownEntrie
         for task in known.tasks
         if task in held and task != candidate and known[task].threshold is not None
     }
-    return {task: images for task, images in counts.items() if images >= LEAST}
+    return {task: images for task, images in counts.items() if images >= MIN_IMAGES}
 
 
 def may_say(institution: Institution, request: EvaluateRequest) -> bool:
@@ -108,7 +108,7 @@ def noisy_canary(
         for task, count in claimed_by(institution, request.candidate, known, images).items():
             deviation = noise_multiplier * max(map(len, units[task]))
             noisy = count + deviation * float(noise.normal(1)[0])
-            failed |= noisy > share * images[task] + SURE * deviation
+            failed |= noisy > share * images[task] + NOISE_SIGMAS * deviation
         return Payload({}, {}, {"canary": {"failed": float(failed)}})
 
     released = release_once(

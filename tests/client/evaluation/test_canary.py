@@ -14,10 +14,10 @@ from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.messages import EvaluateRequest, RouterRequest
 from casam_core.protocol.payload import Job
+from client.evaluation.canary import canary
 from client.evaluation.known_entries import KnownEntries
+from client.evaluation.own_entries import own_entries
 from client.institution import Institution
-from client.release import permission as policy
-from client.release.canary import canary
 from client.release.ledger import Ledger
 from client.site import hosted_sites
 from tests.banks import tiny_backbone, tiny_entry
@@ -55,7 +55,7 @@ def asked(north: Institution, candidate: Entry, stage: int = 2, bank: str = "b")
         known.add(own_entry(north))
         known.add(candidate)
     request = EvaluateRequest(Job("north", stage), 0, [], bank, candidate.task)
-    return canary(north, request, KnownEntries(known, policy.own_entries(north)))
+    return canary(north, request, KnownEntries(known, own_entries(north)))
 
 
 def thief(north: Institution) -> Entry:
@@ -92,7 +92,7 @@ def test_nobody_speaks_of_images_it_does_not_hold(north: Institution) -> None:
     known = Bank.open(north.site.private / "strangers", create=True)
     known.add(tiny_entry("histology"))
     request = EvaluateRequest(Job("north", 2), 0, [], "b", "histology")
-    assert canary(north, request, KnownEntries(known, policy.own_entries(north))) is None
+    assert canary(north, request, KnownEntries(known, own_entries(north))) is None
 
 
 @with_policy(**NOISY)
@@ -100,7 +100,7 @@ def test_a_noisy_word_is_paid_for_once_on_the_validation_images(north: Instituti
     first = asked(north, tiny_entry("histology"))
     assert first is not None
     assert asked(north, tiny_entry("histology")) is first
-    (spend,) = Ledger(north.site.ledger).spends()
+    (spend,) = Ledger(north.site.ledger).lines()
     assert (spend.kind, spend.split, spend.task) == ("canary", "val", "polyp")
 
 

@@ -1,0 +1,147 @@
+"""What an answer may hold: forms of arrays, ranges of numbers, words of settings.
+
+The institution's guard holds this list against an answer before it leaves (client/release/guard.py), the
+server before it counts (server/defence/admission.py). casam_core.protocol.messages declares what is on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.errors import CasamError
+from casam_core.protocol.payload import Payload
+
+
+class AnswerError(CasamError):
+    """An answer holds something that is not on the list; the text names it and holds no value of it."""
+
+    code = "answer"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """The form of one array.
+
+    Args:
+        shape: exact, but in the dimensions `free` an array may be shorter.
+        least: lowest value.
+        total: highest sum.
+    """
+
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+    free: tuple[int, ...] = ()
+    least: float | None = None
+    total: float | None = None
+
+    def has_shape(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape may pass."""
+        return len(shape) == len(self.shape) and all(
+            found <= most if axis in self.free else found == most
+            for axis, (found, most) in enumerate(zip(shape, self.shape, strict=True))
+        )
+
+    def check(self, name: str, array: NDArray[Any]) -> None:
+        """Raise AnswerError for an array of another form."""
+        expected = np.dtype(self.dtype)
+        if array.dtype != expected or not self.has_shape(array.shape):
+            raise AnswerError(f"{name}: expected {expected} {self.shape}, found {array.dtype} {array.shape}")
+        if not np.isfinite(array).all():
+            raise AnswerError(f"{name}: expected finite values")
+        if self.least is not None and array.size and array.min() < self.least:
+            raise AnswerError(f"{name}: expected values from {self.least}")
+        if self.total is not None and array.sum(dtype=np.float64) > self.total:
+            raise AnswerError(f"{name}: expected counts of at most {self.total} images")
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """The form of one group of arrays.
+
+    Args:
+        arrays: by name.
+        complete: whether all of them must be there.
+        open: finite float32 arrays of any name and shape may be there instead.
+    """
+
+    arrays: Mapping[str, ArraySpec]
+    complete: bool = True
+    open: bool = False
+
+    def check(self, name: str, group: Mapping[str, NDArray[Any]]) -> None:
+        """Raise AnswerError for a group of another form."""
+        if self.open:
+            for key, array in group.items():
+                if array.dtype != np.float32 or not np.isfinite(array).all():
+                    raise AnswerError(f"{name}/{key}: expected finite float32 values")
+            return
+        odd = group.keys() ^ self.arrays.keys() if self.complete else group.keys() - self.arrays.keys()
+        if odd:
+            raise AnswerError(f"{name}: expected other arrays, {min(odd)!r} is missing or too many")
+        for key, array in group.items():
+            self.arrays[key].check(f"{name}/{key}", array)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The limits of one number, both included. whole: only integers."""
+
+    least: float
+    most: float
+    whole: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raise AnswerError for a value outside of the range."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise AnswerError(f"{name}: expected a finite number")
+        if not self.holds(value):
+            what = "a count" if self.whole else "a value"
+            raise AnswerError(f"{name}: expected {what} {self.least}..{self.most}")
+
+    def holds(self, value: float) -> bool:
+        """Whether a finite number lies in the range."""
+        return self.least <= value <= self.most and (not self.whole or value == int(value))
+
+
+@dataclass
+class Allowed:
+    """What one answer may hold; nothing of it has to be there. A group may have any one of its forms."""
+
+    settings: dict[str, Callable[[object], bool]] = field(default_factory=dict)
+    groups: dict[str, tuple[GroupSpec, ...]] = field(default_factory=dict)
+    numbers: dict[str, dict[str, Range]] = field(default_factory=dict)
+
+    def check(self, payload: Payload) -> None:
+        """Raise AnswerError, naming what is not on the list."""
+        for name, setting in payload.config.items():
+            if name not in self.settings:
+                raise AnswerError(f"setting {name!r} is not on the list")
+            if not self.settings[name](setting):
+                raise AnswerError(f"setting {name!r} does not have its form")
+        for name, group in payload.arrays.items():
+            check_group(name, group, self.groups.get(name, ()))
+        for name, numbers in payload.metrics.items():
+            if name not in self.numbers:
+                raise AnswerError(f"number group {name!r} is not on the list")
+            for key, value in numbers.items():
+                if key not in self.numbers[name]:
+                    raise AnswerError(f"{name}/{key} is not on the list")
+                self.numbers[name][key].check(f"{name}/{key}", value)
+
+
+def check_group(name: str, group: Mapping[str, NDArray[Any]], forms: Sequence[GroupSpec]) -> None:
+    """Raise AnswerError unless the group has one of the forms; the fault named is that of the last form."""
+    fault = AnswerError(f"array group {name!r} is not on the list")
+    for form in forms:
+        try:
+            form.check(name, group)
+            return
+        except AnswerError as error:
+            fault = error
+    raise fault

@@ -1,0 +1,85 @@
+"""How an institution answers: the closed list of words that may leave it in place of a result.
+
+A refusal is a decision: nothing is broken, and asking again changes nothing. Each names the key of the policy
+that decided. An exception's text may hold a path, a pixel or a patient; only its word leaves.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from casam_core.errors import CasamError
+
+
+class Outcome(StrEnum):
+    """One word. clause: the key of the policy that refuses; "" for what is no refusal.
+
+    learns_alone: an institution that refuses to train for others with this word learns the task for itself.
+    """
+
+    clause: str
+    learns_alone: bool
+
+    def __new__(cls, word: str, clause: str = "", learns_alone: bool = False) -> Outcome:
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.clause, member.learns_alone = clause, learns_alone
+        return member
+
+    OK = "ok"
+
+    BAD_DATA = "bad-data"  # its own images cannot be read
+    BAD_CHECKPOINT = "bad-checkpoint"  # its copy of the frozen backbone cannot be used
+    BAD_POLICY = "bad-policy"  # its policy or its ledger cannot be read
+    OTHER_CODE = "other-code"  # the server runs another version of the product
+    UNKNOWN_SCENARIO = "unknown-scenario"  # a request came before the run's identify message
+    UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution
+    BANK_MISMATCH = "bank-mismatch"  # its copy of the bank is not the one that the server means
+    REPEATED = "repeated"  # the request was answered before
+    NOT_ALLOWED = "not-allowed"  # the answer held something that is not on the guard's list
+    FAILED = "failed"  # anything else
+
+    POOLING_REFUSED = "pooling-refused", "no pooling"
+    SAMPLES_NOT_KEPT = "samples-not-kept", "keep_samples"
+    NOT_PRESENT = "not-present", "joins_at, leaves_at"
+    ADAPTER_NOT_SHARED = "adapter-not-shared", "adapter", True
+    ROUTER_NOT_SHARED = "router-not-shared", "router", True
+    METRICS_NOT_SHARED = "metrics-not-shared", "metrics", True
+    ENTRIES_NOT_ACCEPTED = "entries-not-accepted", "accept_entries", True
+    ROUNDS_SPENT = "rounds-spent", "max_rounds", True
+    BYTES_SPENT = "bytes-spent", "max_bytes", True
+    BUDGET_SPENT = "budget-spent", "budget", True
+    DELTA_TOO_LARGE = "delta-too-large", "budget.delta", True
+    NOISE_NOT_POSSIBLE = "noise-not-possible", "noise", True
+    COHORT_TOO_SMALL = "cohort-too-small", "aggregation, minimum_cohort", True
+    OUT_OF_RANGE = "out-of-range", "aggregation", True
+    SUM_NOT_POSSIBLE = "sum-not-possible", "aggregation", True
+
+
+WORDS = frozenset(str(outcome) for outcome in Outcome)
+REFUSALS = frozenset(str(outcome) for outcome in Outcome if outcome.clause)
+
+
+class RefusalError(CasamError):
+    """An institution does not answer. The text stays in its own log."""
+
+    def __init__(self, outcome: Outcome, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+
+
+ERRORS = {
+    "data": Outcome.BAD_DATA,
+    "checkpoint": Outcome.BAD_CHECKPOINT,
+    "policy": Outcome.BAD_POLICY,
+}
+"""Words for the product's other errors, by their code."""
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The word that may leave in the error's place."""
+    if isinstance(error, RefusalError):
+        return error.outcome
+    if isinstance(error, CasamError):
+        return ERRORS.get(error.code, Outcome.FAILED)
+    return Outcome.FAILED

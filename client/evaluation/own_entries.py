@@ -1,0 +1,85 @@
+"""Entries that never leave an institution: what it learned for itself, beside the bank that it received."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from casam_core.bank.bank import Bank
+from casam_core.bank.entries import make_entry
+from casam_core.protocol.messages import AlignReply, AlignRequest, ForgetReply, ForgetRequest, purge_statement
+from casam_core.protocol.payload import Job
+from casam_core.protocol.signing import public_hex, signature_of, signing_key
+from client.evaluation.evaluator import drop_kept_entries
+from client.evaluation.known_entries import KnownEntries
+from client.evaluation.results import Results
+from client.institution import Institution
+
+
+def own_entries(institution: Institution) -> Bank:
+    """The institution's own bank."""
+    return Bank.open(institution.site.private / "own-entries", create=True)
+
+
+def learn_alone(institution: Institution, job: Job) -> None:
+    """Learn the job's task for this institution alone, without noise; nothing where that was done."""
+    scenario, own = institution.scenario, own_entries(institution)
+    if job.task in own:
+        return
+    learned: AlignReply | None = None
+    for number in range(1, scenario.training.rounds + 1):
+        request = AlignRequest(replace(job, round=number), learned.layer if learned else None)
+        learned = institution.align(request)
+    assert learned is not None  # a scenario has at least one round
+    router = institution.fit_router(job)
+    own.add(
+        make_entry(
+            scenario,
+            institution.backbone.digest,
+            task=job.task,
+            stage=job.stage,
+            layer=learned.layer,
+            improved=learned.improved is not False,
+            holders=(institution.name,),
+            images=learned.images,
+            router=router.router,
+            threshold=router.threshold,
+        )
+    )
+
+
+def known_entries(institution: Institution, received: Bank) -> KnownEntries:
+    """The received bank with what this institution keeps to itself.
+
+    An entry that others use by its name alone has its router here, where its task's images are.
+    """
+    own = own_entries(institution)
+    held = institution.scenario.institution(institution.name).data
+    for head in received.heads():
+        about = head.provenance
+        nameless = head.threshold is None and head.task in held and head.task not in own
+        if nameless and institution.name in about.holders:
+            router = institution.fit_router(Job(institution.name, about.stage, head.task))
+            entry = received[head.task]
+            own.add(replace(entry, router=dict(router.router), threshold=router.threshold))
+    return KnownEntries(received, own)
+
+
+def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
+    """Delete what a leaving institution had a part in, and what was computed with it; sign that it was done.
+
+    The whole copy of the bank goes: the server sends what is left of it with the next evaluation. An entry of
+    the institution's own goes too where the leaver had a part in it.
+    """
+    private = institution.site.private
+    shutil.rmtree(private / "bank", ignore_errors=True)
+    own = own_entries(institution)
+    for head in list(own.heads()):
+        if request.leaver in head.provenance.holders and request.leaver != institution.name:
+            own.remove(head.task)
+    for name in ("scores.jsonl", "masks.jsonl"):
+        Results(private / name).forget(request.entries)
+    drop_kept_entries()
+    key = signing_key(institution.site.key)
+    said = purge_statement(institution.name, institution.site.run, request.leaver, request.entries)
+    return ForgetReply(public_hex(key), signature_of(key, said))
