@@ -18,8 +18,8 @@ IMAGES, SIDE, SEED = 26, 128, 0
 
 def main(arguments: list[str]) -> None:
     """Fill the volumes."""
-    from scenarios.deploy.bundle import build_bundle
     from scenarios.deploy.provision import Consortium, provision
+    from scenarios.engines.bundle import build_bundle
 
     institutions = [argument.split(":") for argument in arguments]
     made = VOLUMES / "operator" / "casam.fab"

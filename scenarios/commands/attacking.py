@@ -29,8 +29,7 @@ from casam_core.model.embeddings import EmbeddingStore
 from client.data.task_data import open_task
 from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS, Attacked, Target, attack_entry
 from client.site import Site, hosted_sites
-from scenarios.engines.live import live_view
-from scenarios.engines.run import LineWriter
+from scenarios.engines.live import LineWriter, live_view
 
 Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""

@@ -32,7 +32,7 @@ class CasamEngines:
 
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""
-        from scenarios.engines.engine import Engine
+        from scenarios.engines import Engine
         from scenarios.engines.run import Start, run_simulation
 
         folder.mkdir(parents=True)

@@ -27,7 +27,7 @@ from scenarios.commands.scenario_commands import scenarios_app, schema, studies_
 from scenarios.commands.screen import console
 from scenarios.commands.study_command import study
 from scenarios.commands.watch_command import watch
-from scenarios.engines.engine import Engine
+from scenarios.engines import Engine
 from scenarios.extras import advice_for
 
 app = typer.Typer(

@@ -70,7 +70,7 @@ def run(
 
     Exits 0 only for a completed run, 1 for a failed one, 2 for bad input.
     """
-    from scenarios.deploy.remote import run_remotely
+    from scenarios.deploy.operator import run_remotely
     from scenarios.engines.run import choose_folder, show_results
     from scenarios.library_files import resolve_scenario
 
@@ -88,8 +88,8 @@ def register(
     authority: AuthorityOption,
 ) -> None:
     """Let the nodes with these keys connect; a key that is registered already stays so."""
-    from scenarios.deploy.nodes import register as register_key
-    from scenarios.deploy.remote import remote_superlink
+    from scenarios.deploy.operator import register as register_key
+    from scenarios.deploy.operator import remote_superlink
 
     with remote_superlink(superlink, authority) as link:
         for key in keys:
@@ -104,8 +104,7 @@ def revoke(
     authority: AuthorityOption,
 ) -> None:
     """Refuse these nodes from now on, also where they are connected."""
-    from scenarios.deploy.nodes import unregister
-    from scenarios.deploy.remote import remote_superlink
+    from scenarios.deploy.operator import remote_superlink, unregister
 
     with remote_superlink(superlink, authority) as link:
         for number in nodes:
@@ -116,8 +115,7 @@ def revoke(
 @deploy_app.command()
 def nodes(superlink: SuperLinkOption, authority: AuthorityOption) -> None:
     """List every registered node and whether it is connected."""
-    from scenarios.deploy.nodes import list_nodes
-    from scenarios.deploy.remote import remote_superlink
+    from scenarios.deploy.operator import list_nodes, remote_superlink
 
     with remote_superlink(superlink, authority) as link:
         for number, status in list_nodes(link).items():
@@ -208,7 +206,7 @@ def node(
 @bundle_app.command("hash")
 def hash_() -> None:
     """Print the SHA-256 of this checkout's bundle, which sites pin in their node.toml."""
-    from scenarios.deploy.bundle import build_bundle, bundle_hash
+    from scenarios.engines.bundle import build_bundle, bundle_hash
 
     typer.echo(bundle_hash(build_bundle()))
 
@@ -217,7 +215,7 @@ def hash_() -> None:
 def build(out: Annotated[Path, typer.Option(help="File to write, a zip.")]) -> None:
     """Write this checkout's bundle, for a site to read before it pins it, and print its hash."""
     from casam_core.files import write_atomic
-    from scenarios.deploy.bundle import build_bundle, bundle_hash
+    from scenarios.engines.bundle import build_bundle, bundle_hash
 
     bundle = build_bundle()
     write_atomic(out, bundle)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casam_core.errors import RunError, StudyError
-from scenarios.engines.engine import Engine
+from scenarios.engines import Engine
 
 if TYPE_CHECKING:
     from rich.console import Console

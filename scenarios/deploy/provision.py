@@ -16,7 +16,6 @@ from casam_core.config.scenario import NAME
 from casam_core.errors import DeploymentError
 from casam_core.files import new_folder
 from casam_core.protocol.fingerprint import ROOT
-from scenarios.deploy.bundle import build_bundle, bundle_hash
 from scenarios.deploy.certificates import (
     Authority,
     new_authority,
@@ -29,6 +28,7 @@ from scenarios.deploy.certificates import (
 )
 from scenarios.deploy.policy_template import policy_template
 from scenarios.deploy.sbom import bill_of_materials
+from scenarios.engines.bundle import build_bundle, bundle_hash
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOCK = ROOT / "requirements-node.lock"

@@ -1,0 +1,12 @@
+"""The engines of `casam run`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Engine(StrEnum):
+    """What plays the institutions: Flower's simulation (a real `flwr run`), or this process."""
+
+    simulation = "simulation"
+    inprocess = "inprocess"

@@ -10,20 +10,21 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
 import time
-import tomllib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import tomli_w
+
 from casam_core.errors import RunError
-from scenarios.engines.superlink import SuperLink, flower_command, flwr, last_lines, superlink, toml_text
+from scenarios.engines.bundle import stage_app
+from scenarios.engines.superlink import SuperLink, flower_command, flwr, last_lines, superlink
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -54,19 +55,16 @@ def run_flower_app(
     home: Path,
     on_line: Callable[[str], None],
     cpus_per_node: int = 1,
-    gpus_per_node: float = 0.0,
-    gpus: int | None = None,
     environment: Mapping[str, str] | None = None,
     ray_address: str | None = None,
 ) -> FlowerRun:
     """Run the app in `app_dir` on `nodes` simulated SuperNodes and wait for its end.
 
     `home` is a fresh folder; Flower's state and logs of this run go there and stay for the caller to
-    read or remove. `on_line` gets each line the run prints, without colours. `gpus` is what Ray may
-    use in all (default: what it finds). `ray_address` is a Ray cluster that is there already, perhaps on
-    several machines (docs/performance.md); by default the run starts its own. A run that fails comes
-    back with `ok` False; RunError means that it never started. Whatever happens, also on an exception,
-    Ctrl-C or SIGTERM, all processes of the run are ended before this returns.
+    read or remove. `on_line` gets each line the run prints, without colours. `ray_address` is an existing
+    Ray cluster, perhaps on several machines (docs/performance.md); by default the run starts its own. A run
+    that fails comes back with `ok` False; RunError means that it never started. Whatever happens, also on an
+    exception, Ctrl-C or SIGTERM, all processes of the run are ended before this returns.
     """
     app_dir, home = app_dir.resolve(), home.resolve()
     if not (app_dir / "pyproject.toml").is_file():
@@ -77,7 +75,7 @@ def run_flower_app(
     app = stage_app(app_dir, home / "app")
     variables = dict(environment or {}) | ({"RAY_ADDRESS": ray_address} if ray_address else {})
     with terminable(), superlink(home, app, variables) as link:
-        federation = _federation(nodes, cpus_per_node, gpus_per_node, gpus, own_ray=ray_address is None)
+        federation = _federation(nodes, cpus_per_node, own_ray=ray_address is None)
         return submit(link, app, run_config, on_line, "--federation-config", federation)
 
 
@@ -93,7 +91,7 @@ def submit(
     RunError means that it never started.
     """
     settings = link.home / "run-config.toml"
-    settings.write_text(toml_text(run_config), encoding="utf-8")
+    settings.write_text(tomli_w.dumps(run_config), encoding="utf-8")
     command = [flower_command("flwr"), "run", str(app), "--stream", "-c", str(settings), *options]
     run_id, tail = _stream(command, link, on_line)
     if run_id is None:
@@ -104,51 +102,20 @@ def submit(
     return _final_status(run_id, link)
 
 
-def stage_app(app_dir: Path, target: Path) -> Path:
-    """Copy what can go into the app's bundle to `target`, and return that folder.
-
-    `flwr run` looks at every file below the app's folder, also at files that it will not pack: seconds, with
-    a virtual environment in a checkout. The copy also keeps a run's code as it was at the start. An app
-    without `fab-include` names no folders: everything is copied except caches and hidden files.
-    """
-    with (app_dir / "pyproject.toml").open("rb") as file:
-        app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
-    folders = [pattern.strip("/").removesuffix("/**") for pattern in app.get("fab-include", ["*"])]
-    named = ("pyproject.toml", ".gitignore", "LICENSE")
-    found = {entry for pattern in (*named, *folders) for entry in app_dir.glob(pattern)}
-    target.mkdir(parents=True)
-    for entry in sorted(found):
-        copy = target / entry.relative_to(app_dir)
-        if entry.name.startswith(".") and entry.name not in named:
-            continue
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if entry.is_dir() and not entry.is_symlink():
-            ignored = shutil.ignore_patterns("__pycache__", ".*")
-            shutil.copytree(entry, copy, ignore=ignored, symlinks=True)
-        elif entry.is_file():
-            shutil.copyfile(entry, copy)
-    return target
-
-
-def _federation(
-    nodes: int, cpus_per_node: int, gpus_per_node: float, gpus: int | None, *, own_ray: bool = True
-) -> str:
+def _federation(nodes: int, cpus_per_node: int, *, own_ray: bool = True) -> str:
     """Settings of the simulation, as `--federation-config` wants them.
 
-    Ray starts one worker, each with its own copy of the backbone, per share of its CPUs: so it is told
-    of no more CPUs than the nodes can use, and of enough for one node on a small machine. A cluster that
-    is there already knows its own, and refuses to be told.
+    Ray starts one worker, each with its own copy of the backbone, per share of its CPUs. So it is told of no
+    more CPUs than the nodes can use, and of enough for one node on a small machine. An existing cluster knows
+    its own CPUs and refuses to be told.
     """
-    cores = os.cpu_count() or 1
-    settings: dict[str, str | int | float] = {
+    settings: dict[str, int | float] = {
         "num-supernodes": nodes,
         "client-resources-num-cpus": cpus_per_node,
-        "client-resources-num-gpus": float(gpus_per_node),
+        "client-resources-num-gpus": 0.0,
     }
     if own_ray:
-        settings["init-args-num-cpus"] = max(cpus_per_node, min(cores, nodes * cpus_per_node))
-    if gpus is not None and own_ray:
-        settings["init-args-num-gpus"] = gpus
+        settings["init-args-num-cpus"] = max(cpus_per_node, min(os.cpu_count() or 1, nodes * cpus_per_node))
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 

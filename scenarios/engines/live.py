@@ -6,9 +6,11 @@ else that Flower and Ray print goes to the run's log only.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -62,3 +64,30 @@ def _plain(console: Console, line: str) -> None:
         amount = f" {found['done']}/{found['total']}" if found["total"] else ""
         who = "" if found["who"] == "server" else f"{found['who']}: "
         console.print(f"{who}{found['what']}{amount}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def logged(show: View, path: Path) -> Iterator[View]:
+    """A view that first appends every line to the file `path`."""
+    with path.open("a") as log:
+
+        def on_line(line: str) -> None:
+            log.write(line.rstrip("\n") + "\n")
+            log.flush()
+            show(line)
+
+        yield on_line
+
+
+class LineWriter(io.TextIOBase):
+    """Hands every printed line to a view, as the simulation's output is."""
+
+    def __init__(self, show: View) -> None:
+        self._show = show
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._show(line)
+        return len(text)

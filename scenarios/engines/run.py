@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import json
 import logging
 import os
@@ -24,10 +23,10 @@ from casam_core.home import casam_home
 from casam_core.model.backbones import load_backbone
 from casam_core.protocol.fingerprint import ROOT
 from client.site import RUN_NAME
-from scenarios.engines.engine import Engine
-from scenarios.engines.flower import run_flower_app
+from scenarios.engines import Engine
+from scenarios.engines.flower import FlowerRun, run_flower_app
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.engines.live import View, live_view
+from scenarios.engines.live import LineWriter, View, live_view, logged
 from scenarios.engines.preflight import preflight
 from scenarios.library_files import resolve_scenario
 from server.run.run_folder import check_interrupted
@@ -73,18 +72,30 @@ def run_resolved(scenario: Scenario, order: RunOrder, console: Console) -> Path:
     """`run_scenario` for a scenario that is read already; the order's name and overrides do not count."""
     data_root = data_folder(order.data_root)
     ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
-    scenario = with_absolute_checkpoint(scenario, data_root)
-    folder = choose_folder(scenario, order.out)
-    with console.status("checking data") as status:
-        cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
-    console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    scenario, folder = prepare(scenario, data_root, order.out, console)
     start = Start(
         order.engine.value, str(data_root or ""), str(ledgers or ""), scenario.backbone.checkpoint or ""
     )
     write_atomic(folder / "order.json", (json.dumps(asdict(start), indent=2) + "\n").encode())
     run_engine(scenario, folder, start, console)
     return folder
+
+
+def prepare(
+    scenario: Scenario, data_root: Path | None, out: Path | None, console: Console
+) -> tuple[Scenario, Path]:
+    """Read all data, print the cost and make the run folder. Raises CasamError.
+
+    Returns:
+        The scenario with an absolute path of its checkpoint, and the new folder: `out`, or one below runs/.
+    """
+    scenario = with_absolute_checkpoint(scenario, data_root)
+    folder = choose_folder(scenario, out)
+    with console.status("checking data") as status:
+        cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
+    console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return scenario, folder
 
 
 def resume_run(folder: Path, console: Console) -> Path:
@@ -141,20 +152,6 @@ def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scen
     return scenario.model_copy(update={"backbone": backbone})
 
 
-class LineWriter(io.TextIOBase):
-    """Hands every printed line to a view, as the simulation's output is."""
-
-    def __init__(self, show: View) -> None:
-        self._show = show
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._show(line)
-        return len(text)
-
-
 def choose_folder(scenario: Scenario, out: Path | None) -> Path:
     """The run folder, absolute; RunError when something is already there."""
     name = f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -182,10 +179,7 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
             "the simulation engine needs Ray, which is not installed; run: pip install 'casam[simulation]', "
             "or use --engine inprocess"
         )
-    settings: dict[str, str | int | float | bool] = {
-        "scenario": scenario.canonical_json(),
-        "out": str(folder.parent),
-        "run": folder.name,
+    settings = settings_of(scenario, folder) | {
         "resume": resume,
         "data-root": start.data_root,
         "ledger-dir": start.ledger_dir,
@@ -193,28 +187,31 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
     }
     # The workers load their own; this process needs it no longer.
     load_backbone.cache_clear()
-    with (folder / "flower.log").open("a") as log:
-
-        def on_line(line: str) -> None:
-            log.write(line.rstrip("\n") + "\n")
-            log.flush()
-            show(line)
-
-        with tempfile.TemporaryDirectory(prefix="casam-") as home:
-            flower = run_flower_app(
-                ROOT,
-                settings,
-                nodes=len(scenario.institutions),
-                cpus_per_node=min(scenario.compute.threads, os.cpu_count() or 1),
-                home=Path(home),
-                on_line=on_line,
-                ray_address=os.environ.get(RAY_ADDRESS),
-            )
-    if not flower.ok or not (folder / "summary.json").exists():
-        raise RunError(
-            f"{why_failed(folder, flower.status)}; details in {folder / 'flower.log'} "
-            f"and in {own_logs(folder)}"
+    with (
+        logged(show, folder / "flower.log") as on_line,
+        tempfile.TemporaryDirectory(prefix="casam-") as home,
+    ):
+        run = run_flower_app(
+            ROOT,
+            settings,
+            nodes=len(scenario.institutions),
+            cpus_per_node=min(scenario.compute.threads, os.cpu_count() or 1),
+            home=Path(home),
+            on_line=on_line,
+            ray_address=os.environ.get(RAY_ADDRESS),
         )
+    check_completed(run, folder, f"{folder / 'flower.log'} and in {own_logs(folder)}")
+
+
+def settings_of(scenario: Scenario, folder: Path) -> dict[str, str | int | float | bool]:
+    """Flower's run config for this scenario and run folder."""
+    return {"scenario": scenario.canonical_json(), "out": str(folder.parent), "run": folder.name}
+
+
+def check_completed(run: FlowerRun, folder: Path, details: str) -> None:
+    """Raises RunError with the reason where the run did not complete. details: which files say more."""
+    if not run.ok or not (folder / "summary.json").exists():
+        raise RunError(f"{why_failed(folder, run.status)}; details in {details}")
 
 
 def own_logs(folder: Path) -> str:

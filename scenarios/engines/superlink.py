@@ -8,7 +8,6 @@ Flower home and Ray folder, and nothing of it is left at the end.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -19,12 +18,13 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
+import tomli_w
 
 from casam_core.errors import RunError
 from scenarios.engines.processes import MARKER, end_processes, start_guardian
@@ -153,7 +153,7 @@ def _start(home: Path, app_dir: Path, variables: Mapping[str, str], tls: Tls | N
         port = free_port()
         # With a plain address `flwr` takes the service as given: no probing, no second one on a slow day.
         connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\n'
-        trust = toml_text({"root-certificates": str(tls.authority)}) if tls else "insecure = true\n"
+        trust = tomli_w.dumps({"root-certificates": str(tls.authority)}) if tls else "insecure = true\n"
         (home / "config.toml").write_text(connection + trust, encoding="utf-8")
         process = _spawn(home, app_dir, variables, port, tls)
         link = SuperLink(home, variables, process, port)
@@ -204,16 +204,12 @@ def tls_arguments(tls: Tls) -> list[str]:
 
 
 def _answers(port: int, tls: Tls | None) -> bool:
-    # No proxy: the service is on this very machine.
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    if tls is not None:
-        trusted = ssl.create_default_context(cafile=tls.authority)
-        handlers.append(urllib.request.HTTPSHandler(context=trusted))
-    opener = urllib.request.build_opener(*handlers)
+    trusted = ssl.create_default_context(cafile=tls.authority) if tls else True
+    url = f"http{'s' if tls else ''}://127.0.0.1:{port}/health"
     try:
-        with opener.open(f"http{'s' if tls else ''}://127.0.0.1:{port}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        # No proxy: the service is on this very machine.
+        return httpx.get(url, timeout=2, verify=trusted, trust_env=False).status_code == 200
+    except httpx.HTTPError:
         return False
 
 
@@ -224,12 +220,3 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise RunError(f"no free port between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
-
-
-def toml_text(values: Mapping[str, str | int | float | bool]) -> str:
-    """A flat TOML file; a JSON string is a TOML string once DEL is escaped too."""
-    lines = []
-    for key, value in values.items():
-        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
-        lines.append(f"{json.dumps(key)} = {text}\n".replace("\x7f", "\\u007f"))
-    return "".join(lines)

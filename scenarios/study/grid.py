@@ -20,7 +20,7 @@ from pathlib import Path
 from casam_core.errors import RunError
 from casam_core.files import write_atomic
 from casam_core.protocol.fingerprint import code_fingerprint
-from scenarios.engines.engine import Engine
+from scenarios.engines import Engine
 from scenarios.engines.pace import Pace
 from scenarios.engines.preflight import Cost, Known, preflight
 from scenarios.engines.run import with_absolute_checkpoint

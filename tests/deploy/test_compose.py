@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from scenarios.commands.screen import console
-from scenarios.engines.engine import Engine as RunEngine
+from scenarios.engines import Engine as RunEngine
 from scenarios.engines.run import RunOrder, run_scenario
 from tests.deploy.engine import ROOT, Engine, NoEngineError, base_image, call, engine, thin_image
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from scenarios.deploy.bundle import build_bundle, bundle_hash
 from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
-from scenarios.deploy.keeper import Node
-from scenarios.deploy.local import make_tls, start_node
-from scenarios.deploy.nodes import ONLINE, list_nodes, register, unregister
+from scenarios.deploy.local import make_tls
+from scenarios.deploy.node_processes import Node, start_node
+from scenarios.deploy.operator import ONLINE, list_nodes, register, unregister
+from scenarios.engines.bundle import build_bundle, bundle_hash
 from scenarios.engines.flower import submit
 from scenarios.engines.superlink import SuperLink, Tls, flower_command, free_port, superlink
 from tests.echo_app import write_echo_app

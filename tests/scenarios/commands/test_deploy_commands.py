@@ -8,8 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from casam_core.protocol.fingerprint import ROOT
-from scenarios.deploy.bundle import build_bundle, bundle_hash
-from scenarios.engines.flower import stage_app
+from scenarios.engines.bundle import build_bundle, bundle_hash, stage_app
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
 

@@ -20,11 +20,11 @@ from casam_core.config.toml import read_policy
 from casam_core.errors import DeploymentError
 from client.node.node_file import check_node, read_node_file
 from scenarios.deploy import provision as kits
-from scenarios.deploy.bundle import build_bundle, bundle_hash
 from scenarios.deploy.certificates import new_authority
 from scenarios.deploy.policy_template import policy_template
 from scenarios.deploy.provision import LOCK, Consortium, parse_names, provision
 from scenarios.deploy.sbom import bill_of_materials, locked_packages
+from scenarios.engines.bundle import build_bundle, bundle_hash
 
 CONSORTIUM = Consortium(("north", "south"), "fl.example.org:9092", ("10.0.0.7",))
 

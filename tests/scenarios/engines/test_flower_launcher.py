@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,9 @@ import pytest
 
 from casam_core.errors import RunError
 from scenarios.engines import flower, processes
-from scenarios.engines.flower import FlowerRun, run_flower_app, stage_app
-from scenarios.engines.superlink import flower_command, toml_text
+from scenarios.engines.bundle import stage_app
+from scenarios.engines.flower import FlowerRun, run_flower_app
+from scenarios.engines.superlink import flower_command
 from tests.echo_app import write_echo_app
 
 
@@ -203,24 +203,13 @@ def test_staged_app_holds_only_what_is_packed(app_dir: Path, tmp_path: Path) -> 
     assert files == ["echo/__init__.py", "echo/client.py", "echo/server.py", "pyproject.toml"]
 
 
-def test_settings_survive_toml() -> None:
-    values: dict[str, str | int | float | bool] = {
-        "data-root": 'C:\\a "b" \x7f \n 🌼',
-        "count": 3,
-        "share": 1e-30,
-        "yes": True,
-    }
-    assert tomllib.loads(toml_text(values)) == values
-
-
 def test_ray_is_given_no_more_than_the_nodes_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert "init-args-num-cpus=3" in flower._federation(3, 1, 0.0, None)
+    assert "init-args-num-cpus=3" in flower._federation(3, 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert "init-args-num-cpus=4" in flower._federation(3, 4, 0.0, None)
-    assert flower._federation(1, 1, 0.5, 1).endswith("init-args-num-gpus=1")
+    assert "init-args-num-cpus=4" in flower._federation(3, 4)
     # Ray refuses to connect to a cluster that it is told the size of.
-    assert "init-args" not in flower._federation(3, 1, 0.0, 1, own_ray=False)
+    assert "init-args" not in flower._federation(3, 1, own_ray=False)
 
 
 def test_a_process_stays_known_when_its_mark_and_parent_are_gone() -> None:

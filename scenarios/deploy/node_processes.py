@@ -1,4 +1,4 @@
-"""Nodes that end by themselves are started again, as the service managers of real sites do."""
+"""The processes of nodes on one machine: started, awaited, and started again when they end by themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from casam_core.errors import RunError
+from scenarios.deploy.operator import ONLINE, list_nodes
 from scenarios.engines.live import View
+from scenarios.engines.superlink import SuperLink, flower_command, last_lines
 
 MOST_RESTARTS = 8
 """Per node: what ends this often would end for ever."""
@@ -23,6 +26,9 @@ overdue, and refuses it as long."""
 
 LOOK_SECONDS = 0.5
 
+CONNECT_SECONDS = 120.0
+"""How long nodes may take to appear; about 5 s on a quiet machine."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -31,6 +37,47 @@ class Node:
     institution: str
     process: subprocess.Popen[bytes]
     log: Path
+
+
+def start_node(name: str, node_file: Path, home: Path, link: SuperLink) -> Node:
+    """Start the institution's launcher; it ends with the SuperLink, whose mark it carries."""
+    log = home / "node.log"
+    # The server's Flower home is none of the node's business.
+    environment = {key: value for key, value in link.environment.items() if key != "FLWR_HOME"}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [flower_command("casam"), "node", str(node_file)],
+            cwd=home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Node(name, process, log)
+
+
+def wait_until_connected(link: SuperLink, nodes: list[Node], on_line: View) -> None:
+    """Return when every node is online. Raises RunError when one ended, or at the deadline."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    before = -1
+    while True:
+        online = sum(status == ONLINE for status in list_nodes(link).values())
+        if online > before:
+            on_line(f"casam | server | {online} of {len(nodes)} nodes connected")
+            before = online
+        if online == len(nodes):
+            return
+        for node in nodes:
+            if node.process.poll() is not None:
+                raise RunError(
+                    f"the node of {node.institution} ended with status {node.process.returncode}; "
+                    f"its log ({node.log}) ends:\n{last_lines(node.log)}"
+                )
+        if time.monotonic() > deadline:
+            logs = ", ".join(str(node.log) for node in nodes)
+            raise RunError(f"only {online} of {len(nodes)} nodes connected; their logs say why: {logs}")
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""What an operator does at a running SuperLink: register and revoke keys, list nodes, run a scenario."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from rich.console import Console
+
+from casam_core.config.scenario import Scenario
+from casam_core.errors import DeploymentError, RunError
+from casam_core.protocol.fingerprint import ROOT
+from scenarios.engines.bundle import stage_app
+from scenarios.engines.flower import submit, terminable
+from scenarios.engines.live import live_view
+from scenarios.engines.run import check_completed, settings_of
+from scenarios.engines.superlink import SuperLink, flwr, variables_for
+
+ONLINE = "online"
+KNOWN_ALREADY = re.compile(r"already (in use|registered|exists)", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def remote_superlink(address: str, authority: Path) -> Iterator[SuperLink]:
+    """The SuperLink at `address` (host:port); `authority` signed its certificate. Raises DeploymentError."""
+    if not authority.is_file():
+        raise DeploymentError(f"--authority: no certificate at {authority}; it is the operator's ca.crt")
+    with tempfile.TemporaryDirectory(prefix="casam-") as scratch:
+        home = Path(scratch)
+        table = {"address": address, "root-certificates": str(authority.resolve())}
+        connection = '[superlink]\ndefault = "own"\n[superlink.own]\n' + tomli_w.dumps(table)
+        (home / "config.toml").write_text(connection, encoding="utf-8")
+        yield SuperLink(home, variables_for(home, home), None, 0)
+
+
+def run_remotely(scenario: Scenario, folder: Path, address: str, authority: Path, console: Console) -> None:
+    """Run the scenario over the nodes that are connected there. Raises RunError if it failed.
+
+    folder: the run folder, which the SuperLink's processes write: here, or on a volume that both see.
+    """
+    with terminable(), remote_superlink(address, authority) as link, live_view(console) as show:
+        app = stage_app(ROOT, link.home / "app")
+        run = submit(link, app, settings_of(scenario, folder), show)
+    check_completed(run, folder, str(folder / "events.jsonl"))
+
+
+def register(link: SuperLink, public_key: Path) -> int | None:
+    """Let the node with this key connect: its number, None if it was known already. Raises RunError."""
+    answer = ask(link, "register", str(public_key), "own")
+    if answer.get("success"):
+        return int(answer["node-id"])
+    if KNOWN_ALREADY.search(reason := str(answer.get("error-message", answer))):
+        return None
+    raise RunError(f"{public_key}: the SuperLink does not register this key: {reason}")
+
+
+def unregister(link: SuperLink, node: int) -> None:
+    """Refuse the node from now on, also while it is connected. Raises RunError."""
+    answer = ask(link, "unregister", str(node), "own")
+    if not answer.get("success"):
+        raise RunError(f"node {node} could not be revoked: {answer.get('error-message', answer)}")
+
+
+def list_nodes(link: SuperLink) -> dict[int, str]:
+    """Every registered node and whether it is `online`, `offline` or only `registered`. Raises RunError."""
+    answer = ask(link, "list", "own")
+    if not answer.get("success"):
+        raise RunError(f"the SuperLink does not list its nodes: {answer.get('error-message', answer)}")
+    return {int(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+
+
+def ask(link: SuperLink, *arguments: str) -> dict[str, Any]:
+    """`flwr supernode ...` as JSON; what is no JSON is an error message."""
+    result = flwr(link, "supernode", *arguments, "--format", "json")
+    try:
+        answer: dict[str, Any] = json.loads(result.stdout)
+    except ValueError:
+        return {"error-message": " ".join((result.stdout + result.stderr).split())}
+    return answer
