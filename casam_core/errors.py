@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 
 class CasamError(Exception):
     """A fault in the input or the environment, not in the program.
@@ -71,3 +74,14 @@ class RunError(CasamError):
     """The run could not go on; what is on disk is intact."""
 
     code = "run"
+
+
+def optional_module(name: str, *, wanted: str, extra: str, error: type[CasamError]) -> Any:
+    """The module; `error` with the command that installs it. wanted: what asks for it, as the error says."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as fault:
+        raise error(
+            f"{wanted}: expected the packages of the extra {extra!r}, found that {name} cannot be imported; "
+            f"run: pip install 'casam[{extra}]'"
+        ) from fault

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,10 +51,12 @@ from client.data.dataset import Sample
 from client.data.splits import Part
 from client.data.task_data import StoredExamples, TaskData, open_task
 from client.evaluation.evaluator import Evaluator, Measured
-from client.evaluation.known_entries import KnownEntries
 from client.evaluation.results import Results
 from client.node.progress import reporter
 from client.site import Site
+
+if TYPE_CHECKING:
+    from client.evaluation.own_entries import KnownEntries
 
 Layer = Mapping[str, NDArray[np.float32]]
 """A layer's weights by name."""

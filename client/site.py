@@ -15,7 +15,7 @@ from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
-from casam_core.home import casam_home
+from casam_core.files import casam_home
 from client.node.incidents import NodeConfig
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

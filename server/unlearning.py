@@ -17,7 +17,7 @@ from typing import Any
 from casam_core.bank.bank import Bank, bank_digest
 from casam_core.bank.entry_file import Entry
 from casam_core.errors import ScenarioError
-from casam_core.home import casam_home
+from casam_core.files import casam_home
 from casam_core.methods import method_of
 from casam_core.protocol.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job

@@ -30,7 +30,7 @@ from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import learn_alone
 from client.data.task_data import TaskData
 from client.evaluation.evaluator import Evaluator
-from client.evaluation.known_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
 
 STAGES, SMOKE_STAGES = (9, 30, 100), (9, 20)

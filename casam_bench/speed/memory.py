@@ -25,7 +25,7 @@ from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.payload import Job
-from client.evaluation.known_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries
 from client.institution import Institution
 from client.site import Site
 

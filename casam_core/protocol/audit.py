@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.errors import CasamError
-from casam_core.json_lines import LockedLog
+from casam_core.files import LockedLog
 
 START = "0" * 64
 """What the first line follows."""

@@ -184,3 +184,15 @@ def _compare(found: Survey) -> None:
             f"{found.ungrouped} images name no patient or slide (group_pattern): whether one patient stands "
             f"on two sides of the split cannot be seen"
         )
+
+
+def read_everything(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> None:
+    """Load every sample in order; raises the first DataError.
+
+    progress: called with (samples read, samples in all) after each one.
+    """
+    samples = dataset.samples
+    for done, sample in enumerate(samples, start=1):
+        dataset.load(sample)
+        if progress is not None:
+            progress(done, len(samples))

@@ -22,7 +22,7 @@ from casam_core.routing.decision import IDENTITY
 from client.dp.paid_release import release_once, units_held
 from client.dp.plan import metrics_noise
 from client.evaluation.evaluator import Measured
-from client.evaluation.known_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries
 from client.institution import Institution
 
 IMAGE_NORM = math.sqrt(3)

@@ -17,7 +17,7 @@ from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Payload
 from client.dp.paid_release import release_once, units_held
 from client.dp.plan import metrics_noise
-from client.evaluation.known_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
 from client.institution import Institution
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,10 @@ from casam_core.routing.routers import Router
 from casam_core.seeding import numpy_generator
 from client.data.dataset import LoadedSample, Sample
 from client.data.task_data import TaskData
-from client.evaluation.known_entries import KnownEntries
 from client.evaluation.results import Results
+
+if TYPE_CHECKING:
+    from client.evaluation.own_entries import KnownEntries
 
 LAYERS = 4
 """Layers that a process keeps, of up to 16 MB each: images of one task come one after the other, and so

@@ -25,7 +25,7 @@ from client.data.dataset import LoadedSample, Sample
 from client.data.preview import outlines, private_folder, spread
 from client.data.task_data import TaskData
 from client.evaluation.evaluator import FROZEN, Evaluator
-from client.evaluation.known_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries
 from client.institution import Institution
 from client.node.incidents import keep
 

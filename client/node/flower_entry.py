@@ -1,9 +1,13 @@
 """What Flower loads: the ClientApp, from the bundle and nowhere else."""
 
 import os
+import traceback
 from pathlib import Path
 
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+
+from client.node.incidents import keep, node_log
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,12 +20,33 @@ os.chdir(ROOT)
 # wait for it. Who wants a cluster names it in RAY_ADDRESS ("auto" is the last one).
 os.environ.setdefault("RAY_ADDRESS", "local")
 
+
+def broken_app(error: BaseException) -> ClientApp:
+    """What answers when the client cannot even be imported: `failed`, to everything.
+
+    The reason goes to the node's own log. Flower would send the exception's text, with its paths, to the
+    server.
+    """
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        incident = keep("".join(traceback.format_exception(error)), node_log(context.node_config))
+        outcome = ConfigRecord({"outcome": "failed", "incident": incident})
+        return Message(RecordDict({"config": outcome}), reply_to=message)
+
+    for action in ("identify", "forget"):
+        app.query(action)(answer)
+    for action in ("align", "router", "calibrate"):
+        app.train(action)(answer)
+    app.train()(answer)
+    app.evaluate("stage")(answer)
+    return app
+
+
 app: ClientApp
 try:
     from client.client_app import app
 except Exception as error:
-    from client.node.broken import broken_app
-
     app = broken_app(error)
 
 __all__ = ["app"]

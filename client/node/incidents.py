@@ -1,5 +1,5 @@
 """Where the reason of a failure stays. The standard library alone: this also serves a client that cannot be
-imported (client/node/broken.py)."""
+imported (client/node/flower_entry.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from casam_core.home import casam_home
+from casam_core.files import casam_home
 
 NodeConfig = Mapping[str, str | int | float | bool]
 

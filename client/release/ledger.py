@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from casam_core.config.policy import BudgetPolicy
 from casam_core.errors import PolicyError
-from casam_core.json_lines import LockedLog
+from casam_core.files import LockedLog
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.protocol.audit import audit_log
 from casam_core.protocol.outcomes import Outcome, RefusalError

@@ -89,7 +89,7 @@ def bench(
     from casam_bench import BENCHMARKS, MACHINE, SMOKE
     from casam_bench.bench import Figures, Surroundings
     from casam_bench.regression import guard, read_baseline, write_baseline
-    from casam_core.home import casam_home
+    from casam_core.files import casam_home
 
     if name is None and not all_ and not smoke:
         for known, benchmark in BENCHMARKS.items():

@@ -114,7 +114,7 @@ def preview(
     pseudo_masks: OfPseudo = False,
 ) -> None:
     """Draw images with the outlines of their labels; the last line printed is the folder."""
-    from casam_core.home import casam_home
+    from casam_core.files import casam_home
     from client.data.open import open_dataset
     from client.data.preview import draw_previews
     from client.site import RUN_NAME

@@ -20,9 +20,9 @@ from casam_core.model.compute import resolve_compute
 from casam_core.model.forms import learning_rate_of
 from casam_core.model.training import planned_steps
 from casam_core.routing.routers import build_router
-from client.data.check import check
 from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
+from client.data.survey import read_everything
 from client.dp.plan import leaves_noisy
 from client.simulation.adversaries import attack_of
 from server.aggregation import build_strategy
@@ -105,7 +105,7 @@ def checked_split(
 ) -> Split:
     """The split of a dataset whose every image was read. Raises DataError."""
     dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
-    check(dataset)
+    read_everything(dataset)
     try:
         return split_samples(
             dataset.samples, spec.split, spec.limit, seed=scenario.seed, scope=f"{institution}/{task}"

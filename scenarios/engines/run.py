@@ -18,8 +18,7 @@ from rich.table import Table
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
-from casam_core.files import write_atomic
-from casam_core.home import casam_home
+from casam_core.files import casam_home, write_atomic
 from casam_core.model.backbones import load_backbone
 from casam_core.protocol.fingerprint import ROOT
 from client.site import RUN_NAME

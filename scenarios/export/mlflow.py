@@ -6,8 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from casam_core.errors import ExportError
-from casam_core.optional import optional_module
+from casam_core.errors import ExportError, optional_module
 from scenarios.export.curves import Curves
 
 EXPERIMENT = "casam"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from casam_core.errors import ExportError
+from casam_core.errors import ExportError, optional_module
 from casam_core.files import new_folder
-from casam_core.optional import optional_module
 from scenarios.export.curves import Curves
 
 

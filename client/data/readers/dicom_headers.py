@@ -12,8 +12,8 @@ import numpy as np
 
 from casam_core.errors import DataError
 from client.data.listing import naming, visible_entries
-from client.data.optional import medical_package
 from client.data.pixels import one_line
+from client.data.readers.volumes import medical_package
 
 IDENTIFIERS = (
     "PatientName",

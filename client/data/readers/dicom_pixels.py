@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
-from client.data.intensities import as_rgb, percentile_range, to_uint8
-from client.data.optional import medical_package
-from client.data.pixels import MAX_PIXELS, one_line
+from client.data.pixels import MAX_PIXELS, as_rgb, one_line, percentile_range, to_uint8
+from client.data.readers.volumes import medical_package
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
-from client.data.intensities import percentile_range, to_uint8, window_range
 from client.data.labels import Meaning
-from client.data.optional import medical_package
-from client.data.pixels import one_line
+from client.data.pixels import one_line, percentile_range, to_uint8, window_range
 from client.data.readers.volumes import (
     VolumeDataset,
     VolumeFormat,
+    medical_package,
     require_readable_size,
     shapes_differ,
     whole_labels,

@@ -15,9 +15,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
-from client.data.intensities import percentile_range, to_uint8
 from client.data.labels import Meaning
-from client.data.pixels import LOSSY_TIFF, one_line
+from client.data.pixels import LOSSY_TIFF, one_line, percentile_range, to_uint8
 from client.data.readers.volumes import (
     VolumeDataset,
     VolumeFormat,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from casam_core.errors import DataError
+from casam_core.errors import DataError, optional_module
 from client.data.damage import for_each
 from client.data.dataset import LoadedSample, Sample
-from client.data.intensities import as_rgb
 from client.data.labels import Meaning, number
 from client.data.listing import groups_of, paired_files
+from client.data.pixels import as_rgb
 
 KEPT_BYTES = 2**29
 """Decoded volumes that stay in memory, 512 MiB: training asks for slices in no order."""
@@ -191,3 +191,8 @@ def shapes_differ(
 
 def _sides(shape: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in shape)
+
+
+def medical_package(name: str, *, reader: str) -> Any:
+    """The package `name` of the extra `medical`; DataError with the command that installs it."""
+    return optional_module(name, wanted=f"reader {reader!r}", extra="medical", error=DataError)

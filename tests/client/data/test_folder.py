@@ -15,8 +15,8 @@ from PIL import Image, ImageFile
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data import open_dataset, pixels
-from client.data.check import check
 from client.data.readers.folder import FolderDataset
+from client.data.survey import read_everything
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
@@ -443,13 +443,13 @@ def test_check_reads_everything_in_order_and_stops_at_the_first_fault(tmp_path: 
     for stem in ("a", "b", "c"):
         build(tmp_path, image=(f"{stem}.png", save(RGB)), mask=(f"{stem}.png", save(MASK)))
     seen: list[tuple[int, int]] = []
-    check(FolderDataset(tmp_path), progress=lambda done, total: seen.append((done, total)))
+    read_everything(FolderDataset(tmp_path), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    check(FolderDataset(tmp_path))
+    read_everything(FolderDataset(tmp_path))
     save(MASK * 0)(tmp_path / "masks" / "b.png")
     seen.clear()
     dataset = FolderDataset(tmp_path)
-    text = message(lambda: check(dataset, progress=lambda done, total: seen.append((done, total))))
+    text = message(lambda: read_everything(dataset, progress=lambda done, total: seen.append((done, total))))
     assert "masks/b.png" in text
     assert seen == [(1, 3)]
 

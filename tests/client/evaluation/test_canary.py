@@ -15,8 +15,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.protocol.messages import EvaluateRequest, RouterRequest
 from casam_core.protocol.payload import Job
 from client.evaluation.canary import canary
-from client.evaluation.known_entries import KnownEntries
-from client.evaluation.own_entries import own_entries
+from client.evaluation.own_entries import KnownEntries, own_entries
 from client.institution import Institution
 from client.release.ledger import Ledger
 from client.site import hosted_sites

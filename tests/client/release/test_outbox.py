@@ -22,7 +22,7 @@ from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import AUDIT, Job, Payload
 from casam_core.protocol.wire import from_records, serialise, to_records
 from client.client_app import app, forget_institutions
-from client.node.broken import broken_app
+from client.node.flower_entry import broken_app
 from client.release import permission as policy
 from scenarios.engines.inprocess import InProcessGrid
 from tests.conftest import tiny_table

@@ -12,7 +12,7 @@ import pytest
 from casam_core.bank.bank import Bank
 from casam_core.errors import BankError
 from client.evaluation.evaluator import Answering, layer_of
-from client.evaluation.known_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries
 from tests.banks import tiny_backbone, tiny_bank, tiny_entry
 
 
