@@ -16,7 +16,7 @@ from casam_core.config.scenario import NAME
 from casam_core.errors import ScenarioError
 from client.data.phantoms import PHANTOMS
 from scenarios.commands.data_commands import guess_reader
-from scenarios.commands.reference import nested_model, type_name
+from scenarios.schema_pages import nested_model, type_name
 
 SITE = re.compile(rf"(?P<name>{NAME}):(?P<task>{NAME})=(?P<source>.+)")
 

@@ -7,20 +7,18 @@ opened them. So it is for simulations, and for whoever holds the images of a rea
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import Scenario
-from casam_core.errors import CasamError, DataError
+from casam_core.errors import CasamError, DataError, RunError
 from casam_core.membership.statistics import LEVELS, NOT_MEASURABLE, Bound
 from casam_core.methods import method_of
 from casam_core.model.backbones import Backbone, load_backbone
@@ -30,6 +28,7 @@ from client.data.task_data import open_task
 from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS, Attacked, Target, attack_entry
 from client.site import Site, hosted_sites
 from scenarios.engines.live import LineWriter, live_view
+from server.run.summary_schema import read_summary
 
 Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""
@@ -82,17 +81,16 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
                 f"{folder}: expected the folder of a finished run, found no {name}; check the path"
             )
     try:
+        privacy = read_summary(folder).privacy
         scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
-        summary = json.loads((folder / "summary.json").read_text())
-        claims = {
-            name: Claim(Policy.model_validate(facts["policy"]), facts["epsilon_train"])
-            for name, facts in summary["privacy"].items()
-        }
-    except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except RunError as error:
+        raise AttackError(str(error)) from error
+    except ValueError as error:
         raise AttackError(
-            f"{folder}: its scenario.json or summary.json cannot be read ({type(error).__name__}); "
-            "use the version of casam that ran it"
+            f"{folder}: its scenario.json cannot be read ({type(error).__name__}); use the version of casam "
+            "that ran it"
         ) from error
+    claims = {name: Claim(facts.policy, facts.epsilon_train) for name, facts in privacy.items()}
     method = method_of(scenario.method)
     if method.shared or not method.learns:
         raise AttackError(

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from casam_core.config.policy import Policy
 from casam_core.config.section import Section
-from scenarios.commands.reference import meaning, nested_model, type_name
+from scenarios.schema_pages import meaning, nested_model, type_name
 
 HEAD = """\
 # What {institution} allows. This file is the institution's: servers read what it says, and never write it.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.quality import SPLITS, empty_cells
 from scenarios.report.reading import Run
@@ -22,20 +20,9 @@ def headline(run: Run) -> Section:
     return Section("figures", "What came out", "", blocks)
 
 
-def frozen_mean(run: Run) -> float | None:
-    """Frozen SAM's mean IoU over the stream; None where a task's is unknown."""
-    return mean_of([run.summary.zero_shot["iou"].get(task) for task in run.summary.tasks])
-
-
-def mean_of(found: list[float | None]) -> float | None:
-    """None as soon as one is unknown: a mean over the others is another figure."""
-    known = [value for value in found if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(found) else None
-
-
 def gain(run: Run) -> float | None:
     """Last IoU minus frozen SAM's, as a fraction; None unless both are means over all tasks."""
-    frozen, last = frozen_mean(run), run.summary.last_iou
+    frozen, last = run.summary.frozen_iou, run.summary.last_iou
     if frozen is None or last is None or not run.summary.complete.get("last_iou", False):
         return None
     return last - frozen
@@ -54,7 +41,7 @@ def in_sentences(run: Run) -> str:
     if gained is not None:
         how = f"{points(abs(gained))[1:]} points {'above' if gained > 0 else 'below'} frozen SAM's"
         said.append(
-            f"At the end the mean IoU is {fraction(summary.last_iou)}, {how} {fraction(frozen_mean(run))}."
+            f"At the end the mean IoU is {fraction(summary.last_iou)}, {how} {fraction(summary.frozen_iou)}."
         )
     elif summary.last_iou is not None:
         said.append(
@@ -77,7 +64,7 @@ def cards(run: Run) -> list[Card]:
     summary, routes = run.summary, run.summary.routing
     gained = gain(run)
     last_tone: Tone = "" if gained is None else "good" if gained > 0 else "bad"
-    compare = f"frozen SAM: {fraction(frozen_mean(run))}"
+    compare = f"frozen SAM: {fraction(summary.frozen_iou)}"
     found = [
         Card(
             "IoU at the end",
@@ -135,12 +122,11 @@ def cards(run: Run) -> list[Card]:
         )
     )
     found.append(privacy_card(run))
-    refusals = sum(sum(p.refusals.values()) for p in summary.privacy.values())
     failures = sum(event.name == "no-result" for event in run.events)
     found.append(
         Card(
             "Refusals and failures",
-            f"{count(refusals)} and {count(failures)}",
+            f"{count(summary.refusals)} and {count(failures)}",
             "by policy, and by mishap",
             "How often an institution's policy said no, and how often no answer came. Neither stops a run.",
             "bad" if failures else "",

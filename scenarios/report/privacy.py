@@ -9,7 +9,6 @@ import altair as alt
 from scenarios.report.drawing import INK, OURS, draw, values
 from scenarios.report.parts import Block, Cell, Chart, Key, Notice, Panel, Row, Section, Table
 from scenarios.report.reading import Run
-from scenarios.report.summary_file import Privacy, Unlearned
 from scenarios.report.words import (
     MISSING,
     OUTCOMES,
@@ -21,6 +20,7 @@ from scenarios.report.words import (
     signed,
     size,
 )
+from server.run.summary_schema import Privacy, UnlearnedPart
 
 MOST_IN_CHART = 40
 
@@ -181,7 +181,7 @@ def anonymity_table(run: Run) -> Table | None:
     )
 
 
-def unlearned(record: Unlearned) -> list[Block]:
+def unlearned(record: UnlearnedPart) -> list[Block]:
     """What was deleted and retrained, and what it cost the tasks."""
     done = [f"deleted {listed(record.deleted)}"] if record.deleted else []
     done += [f"retrained {listed(record.retrained)} without it"] if record.retrained else []

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from casam_core.config.toml import explain
 from casam_core.errors import CasamError, RunError
 from casam_core.protocol.audit import Release, broken, read_log
-from scenarios.report.summary_file import Summary
-
-SCHEMA = 1
+from server.run.summary_schema import FILE, Summary, read_json, read_summary
 
 
 @dataclass(frozen=True)
@@ -60,19 +55,9 @@ class Run:
 
 def read_run(folder: Path, label: str) -> Run:
     """The run in `folder`. Raises RunError for a folder that holds no finished run, or one of other form."""
-    if not (folder / "summary.json").is_file():
+    if not (folder / FILE).is_file():
         raise RunError(f"{folder}: expected a finished run's folder, {why_unfinished(folder)}")
-    content = read_json(folder / "summary.json")
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise RunError(
-            f"{folder / 'summary.json'}: expected schema {SCHEMA}, found another; use the casam that made it"
-        )
-    try:
-        summary = Summary.model_validate(content)
-    except ValidationError as error:
-        raise RunError(
-            f"{folder / 'summary.json'}: {explain(error)}; was it made by another version of casam?"
-        ) from error
+    summary = read_summary(folder)
     scenario = read_json(folder / "scenario.json")
     if not isinstance(scenario, dict) or not scenario.get("institutions"):
         raise RunError(f"{folder / 'scenario.json'}: expected a resolved scenario with institutions")
@@ -93,14 +78,6 @@ def why_unfinished(folder: Path) -> str:
     if events and events[-1].name == "failed":
         return f"found a run that failed: {events[-1].facts.get('reason', 'its events do not say why')}"
     return "found a run that has no summary.json yet; wait for its end"
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises RunError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as JSON: {error}; the run folder is not whole") from error
 
 
 def read_events(path: Path) -> tuple[float, tuple[Event, ...]]:
@@ -155,9 +132,9 @@ def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambd
     skipped: list[Path] = []
     answers: list[tuple[str, str]] = []
     for path in paths:
-        if (path / "runs").is_dir() and not (path / "summary.json").is_file():
+        if (path / "runs").is_dir() and not (path / FILE).is_file():
             inside = sorted(run for run in (path / "runs").iterdir() if run.is_dir())
-            finished = [run for run in inside if (run / "summary.json").is_file()]
+            finished = [run for run in inside if (run / FILE).is_file()]
             if not finished:
                 raise RunError(f"{path}: expected a study with finished runs, found none in {path / 'runs'}")
             folders += finished

@@ -5,16 +5,14 @@ Read from the runs' summary.json alone.
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from scenarios.study.compare import unseen_iou
 from scenarios.study.study import Cell, Plan
+from server.run.summary_schema import FILE, Summary, read_summary
 
 FIGURES = (
     "last_iou",
@@ -75,50 +73,53 @@ def head(cell: Cell) -> dict[str, Any]:
     return {**cell.labels, "cell": cell.name, "seed": cell.seed}
 
 
-def summary_of(runs: Path, cell: Cell) -> dict[str, Any] | None:
-    """The cell's summary.json; None while there is none."""
-    path = runs / cell.name / "summary.json"
-    content: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return content
+def summary_of(runs: Path, cell: Cell) -> Summary | None:
+    """The summary of the cell's run; None while there is none. Raises RunError for a damaged one."""
+    folder = runs / cell.name
+    return read_summary(folder) if (folder / FILE).exists() else None
 
 
-def figures_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+def figures_of(summary: Summary) -> dict[str, float | None]:
     """FIGURES of one run; None where a figure does not apply or is not known."""
-    frozen = [summary["zero_shot"]["iou"][task] for task in summary["tasks"]]
-    last, worst = summary["last_iou"], list(summary["worst_institution_iou"].values())
-    spent = [site["epsilon_train"] for site in summary["privacy"].values()]
+    last, frozen = summary.last_iou, summary.frozen_iou
+    worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
+    spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
     return {
         "last_iou": last,
-        "avg_iou": summary["avg_iou"],
-        "gain_iou": None if last is None or None in frozen else last - statistics.fmean(frozen),
-        "worst_iou": min((iou for iou in worst if iou is not None), default=None),
-        "unseen_iou": unseen_iou(dict(summary)),
-        "ff_iou": summary["ff_iou"],
-        "routing_accuracy": summary["routing"]["accuracy"],
-        "false_unknown_rate": summary["routing"]["false_unknown_rate"],
-        "epsilon_train": max((epsilon for epsilon in spent if epsilon is not None), default=None),
-        "bytes_up": sum(summary["bytes"]["up"].values()),
-        "bytes_down": sum(summary["bytes"]["down"].values()),
-        "refusals": sum(sum(site["refusals"].values()) for site in summary["privacy"].values()),
-        "seconds": summary["timing"]["seconds"],
+        "avg_iou": summary.avg_iou,
+        "gain_iou": None if last is None or frozen is None else last - frozen,
+        "worst_iou": min(worst, default=None),
+        "unseen_iou": summary.unseen_iou,
+        "ff_iou": summary.ff_iou,
+        "routing_accuracy": summary.routing.accuracy,
+        "false_unknown_rate": summary.routing.false_unknown_rate,
+        "epsilon_train": max(spent, default=None),
+        "bytes_up": sum(summary.bytes.up.values()),
+        "bytes_down": sum(summary.bytes.down.values()),
+        "refusals": summary.refusals,
+        "seconds": summary.timing.seconds,
     }
 
 
-def sites_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of one run."""
+def sites_of(summary: Summary) -> list[dict[str, Any]]:
+    """One row per institution and task of a run."""
     return [
         {
             "institution": name,
             "task": task,
-            "learned": task in summary["tasks"],
-            "trained": name in summary["holders"].get(task, []),
-            "units": of_task["units"],
-            **{f"{what}_{part}": of_task[what][part] for what in ("iou", "gain") for part in ESTIMATES},
-            "epsilon_train": summary["privacy"][name]["epsilon_train"],
-            "epsilon_metrics": summary["privacy"][name]["epsilon_metrics"],
-            "bytes_up": summary["bytes"]["up"].get(name),
-            "refusals": sum(summary["privacy"][name]["refusals"].values()),
+            "learned": task in summary.tasks,
+            "trained": name in summary.holders.get(task, []),
+            "units": found.units,
+            **{
+                f"{what}_{part}": getattr(estimate, part)
+                for what, estimate in (("iou", found.iou), ("gain", found.gain))
+                for part in ESTIMATES
+            },
+            "epsilon_train": summary.privacy[name].epsilon_train,
+            "epsilon_metrics": summary.privacy[name].epsilon_metrics,
+            "bytes_up": summary.bytes.up.get(name),
+            "refusals": sum(summary.privacy[name].refusals.values()),
         }
-        for name, tasks in summary["statistics"].items()
-        for task, of_task in tasks.items()
+        for name, tasks in summary.statistics.items()
+        for task, found in tasks.items()
     ]

@@ -26,6 +26,7 @@ from scenarios.engines.preflight import Cost, Known, preflight
 from scenarios.engines.run import with_absolute_checkpoint
 from scenarios.study.cell import CellEnd, CellOrder, Cells
 from scenarios.study.study import Cell, Plan
+from server.run.summary_schema import FILE, read_summary
 
 Said = Callable[[str], None]
 
@@ -127,12 +128,12 @@ def claim(setting: Setting, plan: Plan, path: Path) -> None:
 
 def finished(setting: Setting, cell: Cell) -> bool:
     """Whether the cell's run is whole. Raises RunError for a run of another scenario under its name."""
-    path = setting.run_folder(cell) / "summary.json"
-    if not path.exists():
+    folder = setting.run_folder(cell)
+    if not (folder / FILE).exists():
         return False
-    if json.loads(path.read_text())["scenario_digest"] != cell.scenario.digest():
+    if read_summary(folder).scenario_digest != cell.scenario.digest():
         raise RunError(
-            f"{path.parent} holds another scenario than the study now says; remove it or choose another --out"
+            f"{folder} holds another scenario than the study now says; remove it or choose another --out"
         )
     return True
 

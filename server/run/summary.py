@@ -1,7 +1,6 @@
 """summary.json, matrix.csv and matrix.png of a finished run (docs/run-folder.md).
 
-Fractions throughout; ff_iou alone is in points. Whatever may differ between two equal runs stands
-under `timing`, `environment` or `run`.
+Equal runs differ only under `timing`, `environment` and `run` of summary.json.
 """
 
 from __future__ import annotations
@@ -28,9 +27,22 @@ from casam_core.routing.decision import IDENTITY
 from casam_core.routing.unknown import auroc, fpr_at_tpr, total
 from server.defence.quarantine import Quarantine
 from server.evaluation import StageScores
+from server.federation.directory import Member
 from server.federation.federation import Federation
 from server.run.pictures import matrix_picture
 from server.run.run_folder import RunFolder
+from server.run.summary_schema import (
+    FILE,
+    SCHEMA,
+    HeldBackEntry,
+    Privacy,
+    Routing,
+    Summary,
+    Timing,
+    Traffic,
+    UnlearnedPart,
+    Unseen,
+)
 from server.unlearning import facts_of
 
 if TYPE_CHECKING:
@@ -54,90 +66,115 @@ def summarise(
     zero_shot: StageScores,
     stages: Sequence[Stage],
     seconds: float,
-) -> dict[str, Any]:
-    """The content of summary.json."""
+) -> Summary:
+    """The figures of a finished run.
+
+    Args:
+        federation: Who took part, with what the run counted of them.
+        scenario: As it was run.
+        zero_shot: The evaluation before the first stage.
+        stages: All stages in order, at least one.
+        seconds: How long the run took.
+    """
     matrices = {name: matrix_of(scenario.stream, stages, name) for name in MATRICES}
-    aggregates = {
-        "last": last(matrices["iou"]),
-        "avg": average(matrices["iou"]),
-        "ff": forgetting(matrices["iou"]),
-        "bwt": backward_transfer(matrices["iou"]),
-    }
-    final = stages[-1].scores
+    iou = matrices["iou"]
+    last_iou, avg_iou, ff_iou, bwt_iou = last(iou), average(iou), forgetting(iou), backward_transfer(iou)
+    final, traffic = stages[-1].scores, federation.counters.traffic
     held_back = Quarantine(federation.folder.path).held_back()
-    unseen = [task for task in federation.tasks if task not in scenario.stream]
+    return Summary(
+        schema=SCHEMA,
+        scenario=scenario.name,
+        scenario_digest=scenario.digest(),
+        seed=scenario.seed,
+        method=scenario.method,
+        status="completed",
+        evaluated_on=scenario.evaluation.split,
+        tasks=list(scenario.stream),
+        holders=holders_of(stages) | {item.task: [] for item in held_back},
+        matrix={name: [list(row) for row in matrix.cells] for name, matrix in matrices.items()},
+        zero_shot={name: zero_shot.figures[name] for name in MATRICES},
+        unseen=unseen_of(unseen_tasks(federation, scenario), zero_shot, stages),
+        statistics=final.statistics,
+        last_iou=last_iou.value,
+        avg_iou=avg_iou.value,
+        ff_iou=ff_iou.value,
+        bwt_iou=bwt_iou.value,
+        complete={
+            "last_iou": last_iou.complete,
+            "avg_iou": avg_iou.complete,
+            "ff_iou": ff_iou.complete,
+            "bwt_iou": bwt_iou.complete,
+        },
+        iou_instance=final.figures["iou_instance"],
+        worst_institution_iou=final.worst_iou,
+        hd95=final.figures["hd95"] if scenario.evaluation.hd95 else None,
+        routing=routing_of(scenario, final, unseen_tasks(federation, scenario)),
+        trained_parameters=stages[-1].parameters,
+        bytes=Traffic(up=traffic.up, down=traffic.down),
+        privacy={name: privacy_of(name, member, federation) for name, member in federation.members.items()},
+        noise=noise_of(federation),
+        quarantine=[HeldBackEntry(**asdict(item)) for item in held_back],
+        canary={stage.task: stage.scores.canary for stage in stages},
+        unlearned=unlearned_in(stages, zero_shot),
+        decodes=[zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
+        timing=Timing(
+            seconds=round(seconds, 3), stages=[{"task": stage.task, **stage.seconds} for stage in stages]
+        ),
+        environment=environment(federation),
+        run={"folder": federation.folder.path.name},
+    )
+
+
+def unseen_tasks(federation: Federation, scenario: Scenario) -> list[str]:
+    """Tasks that institutions hold and the stream does not teach."""
+    return [task for task in federation.tasks if task not in scenario.stream]
+
+
+def unseen_of(tasks: Sequence[str], zero_shot: StageScores, stages: Sequence[Stage]) -> Unseen:
+    """What happens to the images of tasks that nobody learns."""
+    return Unseen(
+        tasks=list(tasks),
+        zero_shot={task: zero_shot.figure("iou", task) for task in tasks},
+        iou=[{task: stage.scores.figure("iou", task) for task in tasks} for stage in stages],
+        unknown_rate=[
+            {task: unknown_rate(stage.scores.routes.get(task, {})) for task in tasks} for stage in stages
+        ],
+    )
+
+
+def routing_of(scenario: Scenario, final: StageScores, unseen: Sequence[str]) -> Routing:
+    """The router's decisions at the last stage; without figures for a method that does not route."""
     routes = final.routes if method_of(scenario.method).routes else None
-    routing = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
+    metrics = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
     known = total(final.margins[task] for task in scenario.stream if task in final.margins)
     unknown = total(final.margins[task] for task in unseen if task in final.margins)
+    return Routing(
+        accuracy=metrics.accuracy if metrics else None,
+        confusion=routes,
+        false_unknown_rate=metrics.false_unknown_rate if metrics else None,
+        unseen_unknown_rate=metrics.unseen_unknown_rate if metrics else None,
+        auroc=auroc(known, unknown),
+        fpr95=fpr_at_tpr(known, unknown),
+        margins={task: filled_bins(counts) for task, counts in final.margins.items()},
+    )
+
+
+def privacy_of(name: str, member: Member, federation: Federation) -> Privacy:
+    """One institution's policy, and what the run counted of it."""
     counted = federation.counters
-    return {
-        "schema": 1,
-        "scenario": scenario.name,
-        "scenario_digest": scenario.digest(),
-        "seed": scenario.seed,
-        "method": scenario.method,
-        "status": "completed",
-        "evaluated_on": scenario.evaluation.split,
-        "tasks": list(scenario.stream),
-        "holders": holders_of(stages) | {item.task: [] for item in held_back},
-        "matrix": {name: [list(row) for row in matrix.cells] for name, matrix in matrices.items()},
-        "zero_shot": {name: zero_shot.figures[name] for name in MATRICES},
-        "unseen": {
-            "tasks": unseen,
-            "zero_shot": {task: zero_shot.figure("iou", task) for task in unseen},
-            "iou": [{task: stage.scores.figure("iou", task) for task in unseen} for stage in stages],
-            "unknown_rate": [
-                {task: unknown_rate(stage.scores.routes.get(task, {})) for task in unseen} for stage in stages
-            ],
-        },
-        "statistics": {
-            name: {task: asdict(statistics) for task, statistics in tasks.items()}
-            for name, tasks in final.statistics.items()
-        },
-        **{f"{name}_iou": aggregate.value for name, aggregate in aggregates.items()},
-        "complete": {f"{name}_iou": aggregate.complete for name, aggregate in aggregates.items()},
-        "iou_instance": final.figures["iou_instance"],
-        "worst_institution_iou": final.worst_iou,
-        "hd95": final.figures["hd95"] if scenario.evaluation.hd95 else None,
-        "routing": {
-            "accuracy": routing.accuracy if routing else None,
-            "confusion": routes,
-            "false_unknown_rate": routing.false_unknown_rate if routing else None,
-            "unseen_unknown_rate": routing.unseen_unknown_rate if routing else None,
-            "auroc": auroc(known, unknown),
-            "fpr95": fpr_at_tpr(known, unknown),
-            "margins": {task: filled_bins(counts) for task, counts in final.margins.items()},
-        },
-        "trained_parameters": stages[-1].parameters,
-        "bytes": {"up": counted.traffic.up, "down": counted.traffic.down},
-        "privacy": {
-            name: {
-                "policy": member.policy.model_dump(mode="json"),
-                "epsilon_train": counted.epsilon.get(name, {}).get(EPSILON_TRAIN),
-                "epsilon_metrics": counted.epsilon.get(name, {}).get(EPSILON_METRICS),
-                "delta": member.policy.budget.delta,
-                "unit": member.policy.budget.unit,
-                "anonymity": counted.anonymity.get(name, {}),
-                "refusals": counted.refusals.get(name, {}),
-                "rejections": counted.rejections.get(name, {}),
-                "releases": counted.releases.get(name, 0),
-                "bytes": counted.traffic.up.get(name, 0),
-            }
-            for name, member in federation.members.items()
-        },
-        "noise": noise_of(federation),
-        "quarantine": [asdict(item) for item in held_back],
-        "canary": {stage.task: stage.scores.canary for stage in stages},
-        "unlearned": unlearned_in(stages, zero_shot),
-        "decodes": [zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
-        "timing": {
-            "seconds": round(seconds, 3),
-            "stages": [{"task": stage.task, **stage.seconds} for stage in stages],
-        },
-        "environment": environment(federation),
-        "run": {"folder": federation.folder.path.name},
-    }
+    spent = counted.epsilon.get(name, {})
+    return Privacy(
+        policy=member.policy,
+        epsilon_train=spent.get(EPSILON_TRAIN),
+        epsilon_metrics=spent.get(EPSILON_METRICS),
+        delta=member.policy.budget.delta,
+        unit=member.policy.budget.unit,
+        anonymity=counted.anonymity.get(name, {}),
+        refusals=counted.refusals.get(name, {}),
+        rejections=counted.rejections.get(name, {}),
+        releases=counted.releases.get(name, 0),
+        bytes=counted.traffic.up.get(name, 0),
+    )
 
 
 def holders_of(stages: Sequence[Stage]) -> dict[str, list[str]]:
@@ -149,11 +186,11 @@ def holders_of(stages: Sequence[Stage]) -> dict[str, list[str]]:
     return holders
 
 
-def unlearned_in(stages: Sequence[Stage], zero_shot: StageScores) -> list[dict[str, Any]]:
-    """Who left and took its part with it, with the matrix's rows before and after."""
+def unlearned_in(stages: Sequence[Stage], zero_shot: StageScores) -> list[UnlearnedPart]:
+    """Institutions that left and were unlearned, with the matrix's rows before and after."""
     rows = [zero_shot.iou, *(stage.scores.iou for stage in stages)]
     return [
-        facts_of(left, rows[stage.number - 1], rows[stage.number])
+        UnlearnedPart(**facts_of(left, rows[stage.number - 1], rows[stage.number]))
         for stage in stages
         for left in stage.unlearned
     ]
@@ -214,5 +251,5 @@ def write_results(
     iou = matrix_of(scenario.stream, stages, "iou")
     folder.write_text("matrix.csv", matrix_csv(iou))
     folder.write_bytes("matrix.png", matrix_picture(iou, zero_shot.figures["iou"]))
-    content = summarise(federation, scenario, zero_shot, stages, folder.elapsed)
-    folder.write_json("summary.json", content)
+    summary = summarise(federation, scenario, zero_shot, stages, folder.elapsed)
+    folder.write_json(FILE, summary.model_dump(mode="json", by_alias=True))

@@ -15,8 +15,8 @@ import tomli_w
 from PIL import Image
 
 from casam_core.config.library import library_names
-from scenarios.commands.reference import reference
 from scenarios.library_files import resolve_scenario
+from scenarios.schema_pages import run_folder_page, scenario_page
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
 
@@ -206,9 +206,12 @@ def test_every_scenario_of_the_library_is_valid(name: str) -> None:
     assert scenario.description
 
 
-def test_the_reference_page_is_that_of_the_schema() -> None:
+def test_pages_that_are_made_from_schemas_are_up_to_date() -> None:
     page = (DOCS / "scenario.md").read_text()
-    assert page == reference() + "\n", "run: python -m scenarios.commands.reference > docs/scenario.md"
+    assert page == scenario_page(), "run: python -m scenarios.schema_pages"
+    page = (DOCS / "run-folder.md").read_text()
+    assert page == run_folder_page(page), "run: python -m scenarios.schema_pages"
+    assert "| `routing.accuracy` |" in page
 
 
 def test_the_command_is_installed() -> None:

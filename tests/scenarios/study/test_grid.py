@@ -19,6 +19,7 @@ from scenarios.study.cell import ABANDONED, CellEnd, CellOrder, LocalCells, exec
 from scenarios.study.grid import Setting, claim, costs, estimate, finished, run_cells
 from scenarios.study.study import Cell, Plan, plan_study
 from tests.casam_command import Casam
+from tests.scenarios.report.making import scenario_of, summary_of
 from tests.scenarios.study.test_study import study_file
 
 TWO = {"axes": {}, "seeds": [0], "set": {}}
@@ -53,7 +54,7 @@ class FakeCells:
         if order.name == self.broken:
             return CellEnd(order.name, "the run failed: no disk left", 0.1)
         Path(order.folder).mkdir(parents=True)
-        summary = {"scenario_digest": self.digests[order.name]}
+        summary = summary_of(scenario_of(), scenario_digest=self.digests[order.name])
         (Path(order.folder) / "summary.json").write_text(json.dumps(summary))
         return CellEnd(order.name, "", 0.1)
 

@@ -14,6 +14,7 @@ from scenarios.study.differences import difference_rows, summary_rows
 from scenarios.study.frames import run_rows, site_rows
 from scenarios.study.outcome import write_results
 from scenarios.study.study import Plan, plan_study
+from tests.scenarios.report.making import scenario_of, summary_of
 from tests.scenarios.study.test_study import study_file
 
 SITES = {"north": "polyp", "west": "histology"}
@@ -26,23 +27,27 @@ def estimate(mean: float, sd: float = 0.1) -> dict[str, float]:
 def summary(iou: dict[str, float]) -> dict[str, Any]:
     """summary.json of a run in which each institution has this IoU on its task; frozen SAM has 0.5."""
     last = sum(iou.values()) / len(iou)
-    return {
+    changes = {
         "tasks": list(SITES.values()), "holders": {"polyp": ["north"], "histology": []},
         "last_iou": last, "avg_iou": last, "ff_iou": 0.0, "bwt_iou": 0.0, "trained_parameters": 10,
         "zero_shot": {"iou": {"polyp": 0.5, "histology": 0.5}},
         "worst_institution_iou": {SITES[name]: value for name, value in iou.items()},
-        "unseen": {"iou": [{}, {}]},
-        "routing": {"accuracy": 1.0, "false_unknown_rate": 0.0},
+        "unseen": {"tasks": [], "zero_shot": {}, "iou": [{}, {}], "unknown_rate": [{}, {}]},
+        "routing": {
+            "accuracy": 1.0, "confusion": None, "false_unknown_rate": 0.0, "unseen_unknown_rate": None
+        },
         "privacy": {
-            name: {"epsilon_train": None, "epsilon_metrics": None, "refusals": {"x": 2}} for name in iou
+            name: {"policy": {}, "epsilon_train": None, "epsilon_metrics": None, "refusals": {"x": 2}}
+            for name in iou
         },
         "bytes": {"up": dict.fromkeys(iou, 100), "down": dict.fromkeys(iou, 50)},
-        "timing": {"seconds": 1.0},
+        "timing": {"seconds": 1.0, "stages": []},
         "statistics": {
             name: {SITES[name]: {"units": 16, "iou": estimate(value), "gain": estimate(value - 0.5)}}
             for name, value in iou.items()
         },
     }  # fmt: skip
+    return summary_of(scenario_of(), **changes)
 
 
 COST = {"north": 0.0, "west": -0.2}

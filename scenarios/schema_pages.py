@@ -1,11 +1,17 @@
-"""docs/scenario.md, written from the schema itself: `python -m scenarios.commands.reference >
-docs/scenario.md`."""
+"""Pages of the documentation that are made from schemas. In a clone, write them anew with
+
+    python -m scenarios.schema_pages
+
+docs/scenario.md is made as a whole; in docs/run-folder.md it is the table of summary.json.
+"""
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,6 +22,7 @@ from casam_core.methods import METHODS
 from casam_core.model.forms import FORMS
 from casam_core.routing.routers import ROUTERS
 from server.aggregation import STRATEGIES
+from server.run.summary_schema import Summary
 
 REGISTRIES: dict[str, Collection[str]] = {
     "casam_core.model.forms.FORMS": FORMS,
@@ -30,13 +37,35 @@ A scenario is a TOML file: one experiment. Unknown keys are refused. Every key c
 command line with `--set KEY=VALUE`, with dots between tables and numbers for list items, e.g.
 `--set training.epochs=3` or `--set institutions.0.data.polyp.images=12`.
 
-This page is made from the schema (`python -m scenarios.commands.reference`).
+This page is made from the schema (`python -m scenarios.schema_pages`).
 """
 
+SUMMARY_TABLE = re.compile(r"(?<=## summary\.json\n\n).*?(?=\n\nIoU is measured)", re.DOTALL)
+SUMMARY_HEAD = """Scores are fractions; `ff_iou` alone is in points (hundredths). A missing value is null.
+This table is made from the schema (`server/run/summary_schema.py`).
 
-def reference() -> str:
-    """The page."""
-    return "\n".join([HEAD, *sections(Scenario, "")])
+| key | meaning |
+| --- | --- |"""
+
+
+def scenario_page() -> str:
+    """docs/scenario.md."""
+    return "\n".join([HEAD, *sections(Scenario, ""), ""])
+
+
+def run_folder_page(page: str) -> str:
+    """docs/run-folder.md with the table of summary.json as the schema has it."""
+    return SUMMARY_TABLE.sub(lambda found: "\n".join([SUMMARY_HEAD, *summary_rows(Summary)]), page)
+
+
+def summary_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """One row per described key; a table that has no description of its own is shown key by key."""
+    for name, field in model.model_fields.items():
+        key, nested = f"{prefix}{field.alias or name}", nested_model(field.annotation)
+        if field.description is None and nested is not None:
+            yield from summary_rows(nested[0], f"{key}.")
+        else:
+            yield f"| `{key}` | {field.description} |"
 
 
 def sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
@@ -116,4 +145,6 @@ def meaning(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    print(reference())
+    docs = Path("docs")
+    (docs / "scenario.md").write_text(scenario_page())
+    (docs / "run-folder.md").write_text(run_folder_page((docs / "run-folder.md").read_text()))
