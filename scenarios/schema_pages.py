@@ -65,7 +65,7 @@ def summary_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if field.description is None and nested is not None:
             yield from summary_rows(nested[0], f"{key}.")
         else:
-            yield f"| `{key}` | {field.description} |"
+            yield f"| `{key}` | {' '.join((field.description or '').split())} |"
 
 
 def sections(model: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -28,7 +28,7 @@ from client.data.task_data import open_task
 from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS, Attacked, Target, attack_entry
 from client.site import Site, hosted_sites
 from scenarios.engines.live import LineWriter, live_view
-from server.run.summary_schema import read_summary
+from scenarios.report.reading import read_summary
 
 Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""

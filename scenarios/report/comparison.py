@@ -14,7 +14,7 @@ from scenarios.report.drawing import FROZEN, OURS, SERIES, SHAPES, draw, values
 from scenarios.report.headline import gain
 from scenarios.report.parts import Block, Cell, Chart, Key, Notice, Panel, Row, Section, Table, Tone
 from scenarios.report.quality import stage_ticks
-from scenarios.report.reading import Run
+from scenarios.report.reading import Run, frozen_iou, refusals
 from scenarios.report.words import (
     MINUS,
     MISSING,
@@ -50,7 +50,7 @@ class Figure:
 FIGURES = (
     Figure("IoU at the end", lambda r: r.summary.last_iou, fraction, signed, 1),
     Figure("average IoU", lambda r: r.summary.avg_iou, fraction, signed, 1),
-    Figure("frozen SAM's IoU", lambda r: r.summary.frozen_iou, fraction, signed),
+    Figure("frozen SAM's IoU", lambda r: frozen_iou(r.summary), fraction, signed),
     Figure("gain over frozen SAM, points", gain, points, points, 1),
     Figure(
         "forgetting, points",
@@ -93,7 +93,7 @@ FIGURES = (
     ),
     Figure(
         "refusals",
-        lambda r: r.summary.refusals,
+        lambda r: refusals(r.summary),
         count,
         lambda v: signed(v, 0),
     ),

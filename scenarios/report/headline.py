@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.quality import SPLITS, empty_cells
-from scenarios.report.reading import Run
+from scenarios.report.reading import Run, frozen_iou, refusals
 from scenarios.report.words import count, fraction, listed, percent, points, signed, size
 
 
@@ -22,7 +22,7 @@ def headline(run: Run) -> Section:
 
 def gain(run: Run) -> float | None:
     """Last IoU minus frozen SAM's, as a fraction; None unless both are means over all tasks."""
-    frozen, last = run.summary.frozen_iou, run.summary.last_iou
+    frozen, last = frozen_iou(run.summary), run.summary.last_iou
     if frozen is None or last is None or not run.summary.complete.get("last_iou", False):
         return None
     return last - frozen
@@ -41,7 +41,7 @@ def in_sentences(run: Run) -> str:
     if gained is not None:
         how = f"{points(abs(gained))[1:]} points {'above' if gained > 0 else 'below'} frozen SAM's"
         said.append(
-            f"At the end the mean IoU is {fraction(summary.last_iou)}, {how} {fraction(summary.frozen_iou)}."
+            f"At the end the mean IoU is {fraction(summary.last_iou)}, {how} {fraction(frozen_iou(summary))}."
         )
     elif summary.last_iou is not None:
         said.append(
@@ -64,7 +64,7 @@ def cards(run: Run) -> list[Card]:
     summary, routes = run.summary, run.summary.routing
     gained = gain(run)
     last_tone: Tone = "" if gained is None else "good" if gained > 0 else "bad"
-    compare = f"frozen SAM: {fraction(summary.frozen_iou)}"
+    compare = f"frozen SAM: {fraction(frozen_iou(summary))}"
     found = [
         Card(
             "IoU at the end",
@@ -126,7 +126,7 @@ def cards(run: Run) -> list[Card]:
     found.append(
         Card(
             "Refusals and failures",
-            f"{count(summary.refusals)} and {count(failures)}",
+            f"{count(refusals(summary))} and {count(failures)}",
             "by policy, and by mishap",
             "How often an institution's policy said no, and how often no answer came. Neither stops a run.",
             "bad" if failures else "",

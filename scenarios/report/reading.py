@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from pydantic import ValidationError
+
+from casam_core.config.toml import explain
 from casam_core.errors import CasamError, RunError
 from casam_core.protocol.audit import Release, broken, read_log
-from server.run.summary_schema import FILE, Summary, read_json, read_summary
+from server.run.summary_schema import FILE, SCHEMA, Summary
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,38 @@ def read_run(folder: Path, label: str) -> Run:
     started, events = read_events(folder / "events.jsonl")
     arrivals, fault = read_audit(folder / "audit.jsonl")
     return Run(label, summary, scenario, started, events, arrivals, fault)
+
+
+def read_summary(folder: Path) -> Summary:
+    """The summary of the finished run in `folder`. Raises RunError where the file is not one."""
+    path = folder / FILE
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise RunError(f"{path}: expected schema {SCHEMA}, found another; use the casam that made it")
+    try:
+        return Summary.model_validate(content)
+    except ValidationError as error:
+        raise RunError(f"{path}: {explain(error)}; was it made by another version of casam?") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a run folder. Raises RunError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as JSON: {error}; the run folder is not whole") from error
+
+
+def frozen_iou(summary: Summary) -> float | None:
+    """The frozen backbone's mean IoU over the stream; None where one task's is unknown."""
+    values = [summary.zero_shot["iou"].get(task) for task in summary.tasks]
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def refusals(summary: Summary) -> int:
+    """Refusals of all institutions."""
+    return sum(sum(site.refusals.values()) for site in summary.privacy.values())
 
 
 def why_unfinished(folder: Path) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
+from scenarios.report.reading import frozen_iou, read_summary, refusals
 from scenarios.study.study import Cell, Plan
-from server.run.summary_schema import FILE, Summary, read_summary
+from server.run.summary_schema import FILE, Summary
 
 FIGURES = (
     "last_iou",
@@ -81,7 +83,7 @@ def summary_of(runs: Path, cell: Cell) -> Summary | None:
 
 def figures_of(summary: Summary) -> dict[str, float | None]:
     """FIGURES of one run; None where a figure does not apply or is not known."""
-    last, frozen = summary.last_iou, summary.frozen_iou
+    last, frozen = summary.last_iou, frozen_iou(summary)
     worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
     return {
@@ -89,16 +91,22 @@ def figures_of(summary: Summary) -> dict[str, float | None]:
         "avg_iou": summary.avg_iou,
         "gain_iou": None if last is None or frozen is None else last - frozen,
         "worst_iou": min(worst, default=None),
-        "unseen_iou": summary.unseen_iou,
+        "unseen_iou": unseen_iou(summary),
         "ff_iou": summary.ff_iou,
         "routing_accuracy": summary.routing.accuracy,
         "false_unknown_rate": summary.routing.false_unknown_rate,
         "epsilon_train": max(spent, default=None),
         "bytes_up": sum(summary.bytes.up.values()),
         "bytes_down": sum(summary.bytes.down.values()),
-        "refusals": summary.refusals,
+        "refusals": refusals(summary),
         "seconds": summary.timing.seconds,
     }
+
+
+def unseen_iou(summary: Summary) -> float | None:
+    """Mean IoU at the last stage over the tasks that nobody learned; None without any."""
+    values = [value for value in summary.unseen.iou[-1].values() if value is not None]
+    return fmean(values) if values else None
 
 
 def sites_of(summary: Summary) -> list[dict[str, Any]]:
