@@ -161,9 +161,9 @@ class Summary(Part):
     routing: Routing
     privacy: dict[str, Privacy]
     """By institution: its policy; `epsilon_train` and `epsilon_metrics` spent so far (null: not
-    differentially private) at `delta` per `unit`; `anonymity`: by release, among how many institutions it hides from the
-    `server` and from a `co_holder` (1: not at all); `refusals` by name, `rejections` (answers that did not
-    count) by kind, `releases` and `bytes` that arrived from it."""
+    differentially private) at `delta` per `unit`; `anonymity`: by release, among how many institutions it
+    hides from the `server` and from a `co_holder` (1: not at all); `refusals` by name, `rejections` (answers
+    that did not count) by kind, `releases` and `bytes` that arrived from it."""
     unlearned: list[UnlearnedPart] = Field(default_factory=list)
     """Institutions that left with `on_leave = "unlearn"`: stage, tasks deleted and retrained, bank digests
     and IoU before and after, and who deleted copies (`purged`)."""
