@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,7 @@ from scenarios.commands.predict import predict
 from scenarios.commands.report_command import report
 from scenarios.commands.scenario_commands import scenarios_app, schema, studies_app
 from scenarios.commands.screen import console
-from scenarios.commands.study_command import study
+from scenarios.commands.study_command import compare, study
 from scenarios.commands.watch_command import watch
 from scenarios.engines import Engine
 from scenarios.extras import advice_for
@@ -150,74 +149,12 @@ app.command()(predict)
 app.command()(bench)
 app.command()(attack)
 app.command()(study)
+app.command()(compare)
 app.command()(watch)
 app.command()(init)
 app.command()(schema)
 app.command()(report)
 app.command()(export)
-
-
-@app.command()
-def compare(
-    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder of the comparison; called again, it does what is missing.")
-    ],
-    methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
-    seeds: Annotated[str, typer.Option(help="Seeds separated by commas.")] = "0",
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key for all runs.")
-    ] = None,
-    engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
-    tune: Annotated[
-        str | None,
-        typer.Option(help="Learning-rate factors, e.g. 0.3,1,3: each method takes its best on validation."),
-    ] = None,
-) -> None:
-    """Run a scenario under several methods and seeds; writes results.csv and prints the table.
-
-    All methods get the scenario's training budget and, with --tune, the same tries on the first seed,
-    judged on validation images alone.
-    """
-    from casam_core.methods import alignment_of
-    from casam_core.model.forms import learning_rate_of
-    from casam_core.protocol.fingerprint import code_fingerprint
-    from scenarios.engines.run import RunOrder, run_scenario
-    from scenarios.library_files import resolve_scenario
-    from scenarios.study.compare import claim, paired_table, parse_grid, table_of
-    from scenarios.study.compare import compare as run_all
-    from scenarios.study.tuning import parse_factors
-    from scenarios.study.tuning import tune as choose_rates
-
-    screen = console()
-    changes = list(set_ or [])
-
-    def say(line: str) -> None:
-        screen.print(line, highlight=False)
-
-    def run_one(method: str, seed: int, folder: Path, more: Sequence[str]) -> None:
-        overrides = [*changes, f"method={method}", f"seed={seed}", *more]
-        run_scenario(RunOrder(scenario, engine, data_root, folder, overrides=overrides), screen)
-
-    grid = parse_grid(methods, seeds)
-    factors = parse_factors(tune) if tune is not None else ()
-    digest = resolve_scenario(scenario, changes).digest()
-    claim(out, f"{digest} {code_fingerprint()} {data_root} {factors}")
-    rates: dict[str, float] = {}
-    if factors:
-        own = {
-            method: learning_rate_of(alignment_of(resolve_scenario(scenario, [*changes, f"method={method}"])))
-            for method in grid.methods
-        }
-        rates = choose_rates(own, factors, grid.seeds[0], out, run_one, say)
-    rows = run_all(grid, out, run_one, say, rates)
-    screen.print(table_of(rows))
-    if (pairs := paired_table(rows)) is not None:
-        screen.print(pairs)
-    screen.print(f"Results: {(out / 'results.csv').resolve()}", highlight=False, soft_wrap=True)
 
 
 @app.command()

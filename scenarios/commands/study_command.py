@@ -1,20 +1,23 @@
-"""`casam study`: run the grid, compare, write what came out."""
+"""`casam study` and `casam compare`: run the grid, compare, write what came out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casam_core.errors import RunError, StudyError
 from scenarios.engines import Engine
+from casam_core.errors import RunError, ScenarioError, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from scenarios.study.cell import Cells
-    from scenarios.study.study import Cell
+    from scenarios.study.grid import Setting
+    from scenarios.study.study import Cell, Plan, Study
 
 
 def study(
@@ -50,44 +53,174 @@ def study(
     Writes results.csv and .parquet, summary.md and pictures into its folder. A run that fails stops no other.
     Exits 0 when all runs are finished, 1 when some failed, 2 for bad input (before anything is written).
     """
-    from scenarios.commands.screen import console
     from scenarios.engines.run import data_folder
-    from scenarios.study.grid import Setting, claim, finished, run_cells
-    from scenarios.study.outcome import write_results
     from scenarios.study.study import plan_study, study_path
-    from scenarios.study.view import cells_view
 
-    screen = console()
     root, path = data_folder(data_root), study_path(name)
     plan = plan_study(path, with_data=root is not None, overrides=set_ or (), seeds=parse_seeds(seeds))
-    setting = Setting((out or Path("studies") / plan.study.name).expanduser().resolve(), root, engine)
-    left = [cell for cell in plan.cells if not finished(setting, cell)]
-    say(screen, f"{plan.study.name}: {len(plan.cells)} runs, {len(plan.cells) - len(left)} of them finished")
+    carry_out(
+        plan, path.name, out or Path("studies") / plan.study.name, Options(root, engine, jobs, ray, plan_only)
+    )
+
+
+def compare(
+    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the comparison; called again, it does what is missing.")
+    ],
+    methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds separated by commas.")] = "0",
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key for all runs.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Learning-rate factors, e.g. 0.3,1,3: each method takes its best on validation."),
+    ] = None,
+) -> None:
+    """Run a scenario under several methods and seeds: a study with the methods as its axis.
+
+    Runs take turns, so that their seconds can be compared. All methods get the scenario's training budget
+    and, with --tune, the same tries on the first seed, judged on validation images alone.
+    """
+    from scenarios.engines.run import data_folder
+    from scenarios.library_files import resolve_scenario
+    from scenarios.study.study import plan_of
+
+    root, changes = data_folder(data_root), set_ or ()
+    name = resolve_scenario(scenario, changes).name
+    study = comparison_of(name, scenario, methods, parse_seeds(seeds) or [0], parse_factors(tune))
+    plan = plan_of(study, Path("casam compare"), with_data=root is not None, overrides=changes)
+    carry_out(plan, scenario, out, Options(root, engine, jobs=1))
+
+
+def comparison_of(
+    name: str, scenario: str, methods: str, seeds: Sequence[int], factors: Sequence[float]
+) -> Study:
+    """A scenario under every method, each against the first. Raises ScenarioError for an unknown method.
+
+    Args:
+        name: The scenario's name.
+        scenario: As the command line has it.
+        methods: `all`, or names separated by commas.
+        seeds: Every method is run under each.
+        factors: Multiples of the learning rate to choose from; none: every method takes its own.
+    """
+    from casam_core.methods import METHODS, method_of
+    from scenarios.study.study import Comparison, Study
+
+    names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    for method in names:
+        method_of(method)
+    first = Comparison(
+        axis="method", baseline=names[0], question=f"How do other methods compare with {names[0]}?"
+    )
+    return Study(
+        name=f"compare-{name}"[:48],
+        description=f"The scenario {name} under {len(names)} methods.",
+        scenario=scenario,
+        axes={"method": names},
+        seeds=list(seeds),
+        tune=list(factors),
+        comparisons=[first] if len(names) > 1 else [],
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the runs of a study are made. data_root: absolute."""
+
+    data_root: Path | None
+    engine: Engine
+    jobs: int | None = None
+    ray: str | None = None
+    plan_only: bool = False
+
+
+def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
+    """Run what is missing of a study, and write and show what came out.
+
+    Args:
+        plan: The study.
+        source: What it was read from.
+        out: Its folder.
+        options: How its runs are made.
+
+    Raises:
+        RunError: Some runs failed.
+    """
+    from scenarios.commands.screen import console
+    from scenarios.study.frames import run_rows
+    from scenarios.study.grid import Setting, claim
+    from scenarios.study.outcome import write_csv, write_results
+    from scenarios.study.tuning import trials, tuned
+
+    screen = console()
+    setting = Setting(out.expanduser().resolve(), options.data_root, options.engine)
     for what in plan.left_out:
         say(screen, f"left out: {what}, which needs --data-root")
-    reasons: dict[str, str] = {}
-    if left:
-        where, at_a_time = places(ray, jobs, left)
-        try:
-            announce(left, root, at_a_time, screen)
-            if plan_only:
-                return
-            claim(setting, plan, path)
-            with cells_view(screen, len(left)) as (started, ended):
-                reasons = run_cells(setting, left, at_a_time, where, started, ended)
-        finally:
-            where.stop()
-    if plan_only:
+    if plan.study.tune:
+        if not options.plan_only:
+            claim(setting, plan, source)
+        tried, folder = trials(plan), setting.folder / "tuning"
+        reasons = run_missing(tried, source, replace(setting, folder=folder), options, screen)
+        if not options.plan_only:
+            found = run_rows(tried, folder / "runs", reasons)
+            write_csv(folder / "results.csv", found)
+            known = found.astype(object).where(found.notna(), None)
+            plan = tuned(plan, tried, dict(zip(known["cell"], known["last_iou"], strict=True)))
+    reasons = run_missing(plan, source, setting, options, screen)
+    if options.plan_only:
         return
-    claim(setting, plan, path)
-    text = write_results(setting.folder, plan, reasons)
-    show(text, screen)
+    show(write_results(setting.folder, plan, reasons), screen)
     say(screen, f"Study folder: {setting.folder}")
     if reasons:
         raise RunError(
             f"{len(reasons)} of {len(plan.cells)} runs failed: {', '.join(reasons)}; their logs lie in "
             f"{setting.folder / 'logs'}; call again to try them anew"
         )
+
+
+def run_missing(
+    plan: Plan, source: str, setting: Setting, options: Options, screen: Console
+) -> dict[str, str]:
+    """Run the cells that are not finished; by name, the reasons of those that failed."""
+    from scenarios.study.grid import claim, finished, run_cells
+    from scenarios.study.view import cells_view
+
+    left = [cell for cell in plan.cells if not finished(setting, cell)]
+    say(screen, f"{plan.study.name}: {len(plan.cells)} runs, {len(plan.cells) - len(left)} of them finished")
+    if not left:
+        if not options.plan_only:
+            claim(setting, plan, source)
+        return {}
+    where, at_a_time = places(options.ray, options.jobs, left)
+    try:
+        announce(left, options.data_root, at_a_time, screen)
+        if options.plan_only:
+            return {}
+        claim(setting, plan, source)
+        with cells_view(screen, len(left)) as (started, ended):
+            return run_cells(setting, left, at_a_time, where, started, ended)
+    finally:
+        where.stop()
+
+
+def parse_factors(text: str | None) -> list[float]:
+    """From `0.3,1,3`; empty for None. Raises ScenarioError."""
+    if text is None:
+        return []
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ScenarioError(f"--tune: expected factors like 0.3,1,3, found {text!r}") from error
+    if not all(0 < factor < float("inf") for factor in factors):
+        raise ScenarioError(f"--tune: expected factors above 0, found {text!r}")
+    return factors
 
 
 def parse_seeds(text: str | None) -> list[int] | None:

@@ -23,12 +23,14 @@ FIGURES = (
     "worst_iou",
     "unseen_iou",
     "ff_iou",
+    "bwt_iou",
     "routing_accuracy",
     "false_unknown_rate",
     "epsilon_train",
     "bytes_up",
     "bytes_down",
     "refusals",
+    "trained_parameters",
     "seconds",
 )
 """Columns of a run's figures; docs/studies.md says what they mean."""
@@ -43,8 +45,10 @@ def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame
         summary = summary_of(runs, cell)
         status = "finished" if summary else "failed" if cell.name in reasons else "missing"
         figures = figures_of(summary) if summary else dict.fromkeys(FIGURES)
-        rows.append({**head(cell), "status": status, "reason": reasons.get(cell.name, ""), **figures})
-    return pd.DataFrame(rows).astype(dict.fromkeys(FIGURES, "float64"))
+        reason, rate = reasons.get(cell.name, ""), cell.scenario.alignment.learning_rate
+        row = {**head(cell), "status": status, "reason": reason, "learning_rate": rate, **figures}
+        rows.append(row)
+    return pd.DataFrame(rows).astype(dict.fromkeys(("learning_rate", *FIGURES), "float64"))
 
 
 def site_rows(plan: Plan, runs: Path) -> pd.DataFrame:
@@ -93,12 +97,14 @@ def figures_of(summary: Summary) -> dict[str, float | None]:
         "worst_iou": min(worst, default=None),
         "unseen_iou": unseen_iou(summary),
         "ff_iou": summary.ff_iou,
+        "bwt_iou": summary.bwt_iou,
         "routing_accuracy": summary.routing.accuracy,
         "false_unknown_rate": summary.routing.false_unknown_rate,
         "epsilon_train": max(spent, default=None),
         "bytes_up": sum(summary.bytes.up.values()),
         "bytes_down": sum(summary.bytes.down.values()),
         "refusals": refusals(summary),
+        "trained_parameters": summary.trained_parameters,
         "seconds": summary.timing.seconds,
     }
 

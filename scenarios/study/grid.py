@@ -91,13 +91,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def claim(setting: Setting, plan: Plan, path: Path) -> None:
-    """Make DIR this study's. Raises RunError where it holds another, or results of other data or code."""
+def claim(setting: Setting, plan: Plan, source: str) -> None:
+    """Make DIR this study's; `source` is what the study was read from.
+
+    Raises RunError where DIR holds another study, or results of other data or code.
+    """
     folder = setting.folder
     about = {
         "schema": 1,
         "study": plan.study.model_dump(mode="json"),
-        "source": path.name,
+        "source": source,
         "data_root": str(setting.data_root) if setting.data_root else None,
         "code": code_fingerprint(),
         "left_out": list(plan.left_out),

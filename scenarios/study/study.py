@@ -24,6 +24,7 @@ from scenarios.library_files import STUDIES, find, scenario_path
 
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,47}$")]
 Settings = dict[str, Any]
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Variant(Section):
@@ -58,6 +59,11 @@ class Study(Section):
         default_factory=dict, description="Axes of named variants."
     )
     seeds: list[int] = Field([0], min_length=1, description="Every combination is run under each.")
+    tune: list[Factor] = Field(
+        default_factory=list,
+        description="Multiples of the learning rate to choose from: every combination that learns takes the "
+        "one that is best on validation images under the first seed.",
+    )
     comparisons: list[Comparison] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -137,15 +143,25 @@ def study_path(name_or_path: str) -> Path:
 def plan_study(
     path: Path, *, with_data: bool, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> Plan:
-    """Every cell of the study in `path`, resolved.
-
-    with_data: whether there is a data folder; else variants that need one are left out. overrides:
-    `KEY=VALUE` for all cells. seeds: in place of the study's. Raises StudyError or ScenarioError that
-    names the cell.
-    """
+    """Every cell of the study in `path`; `seeds` in place of the study's (plan_of says the rest)."""
     study = read_study(path)
     if seeds is not None:
         study = Study.model_validate(study.model_dump() | {"seeds": list(seeds)})
+    return plan_of(study, path, with_data=with_data, overrides=overrides)
+
+
+def plan_of(study: Study, path: Path, *, with_data: bool, overrides: Sequence[str] = ()) -> Plan:
+    """Every cell of a study, resolved.
+
+    Args:
+        study: What to run.
+        path: Where it stands, for messages; paths of base scenarios start from its folder.
+        with_data: Whether there is a data folder; without one, variants that need it are left out.
+        overrides: `KEY=VALUE` for all cells.
+
+    Raises:
+        StudyError, ScenarioError: With the name of the cell that is wrong.
+    """
     axes: list[list[tuple[str, str, Variant]]] = []
     left_out = []
     for axis, variants in study.variants.items():

@@ -22,6 +22,8 @@ MEANINGS = {
     "false_unknown_rate": "to frozen SAM by mistake",
 }
 """Run figures of the first table of a comparison, and what they are called there."""
+PRICES = ("epsilon", "bytes up", "trained parameters", "seconds")
+"""Further columns of that table: the highest epsilon, and means over seeds."""
 
 
 def summary_text(plan: Plan, runs: pd.DataFrame, sites: pd.DataFrame, differences: pd.DataFrame) -> str:
@@ -55,7 +57,7 @@ def lines(plan: Plan, runs: pd.DataFrame, sites: pd.DataFrame, differences: pd.D
             for axis, label in labels.items():
                 here = here[here[axis] == label]
             yield from table(
-                [comparison.axis, *MEANINGS.values(), "cost or gain", "p (Holm)", "epsilon", "bytes up"],
+                [comparison.axis, *MEANINGS.values(), "cost or gain", "p (Holm)", *PRICES],
                 costs(comparison, part, here[here["scope"] == "run"]),
             )
             yield from whom(comparison, here[here["scope"] == "institution"])
@@ -85,7 +87,7 @@ def costs(comparison: Comparison, part: pd.DataFrame, here: pd.DataFrame) -> Ite
     """One row per value of the axis."""
     last = here[here["figure"] == "last_iou"].set_index("value")
     for value, rows in part.groupby(comparison.axis, sort=False):
-        spent, sent = rows["epsilon_train"].max(), rows["bytes_up"].mean()
+        spent = rows["epsilon_train"].max()
         row = last.loc[value] if value in last.index else None
         yield [
             str(value),
@@ -93,7 +95,7 @@ def costs(comparison: Comparison, part: pd.DataFrame, here: pd.DataFrame) -> Ite
             "baseline" if value == comparison.baseline else "-" if row is None else interval(row),
             "" if row is None else probability(row["p_holm"]),
             "-" if pd.isna(spent) else f"{spent:.2f}",
-            f"{sent:,.0f}",
+            *(f"{rows[figure].mean():,.0f}" for figure in ("bytes_up", "trained_parameters", "seconds")),
         ]
 
 

@@ -1,87 +1,72 @@
-"""The tuning of a comparison: every learning method gets the same few learning rates to choose from.
+"""A study's tuning: every combination that learns gets the same few learning rates to choose from.
 
-They are tried on the first seed and judged by last_iou on *validation* images alone; the test images
-are read by nobody here. tuning.csv holds a row per try, appended as results.csv is.
+The trials run under the study's first seed and are judged by last_iou on *validation* images alone; nobody
+reads test images here. The study's own cells then take the best rate. Trials are cells like all others, in
+the folder `tuning` of the study.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from casam_core.errors import RunError, ScenarioError
-from casam_core.methods import METHODS
-from scenarios.tables import Row, read_rows, write_rows
+from casam_core.config.scenario import Scenario
+from casam_core.errors import RunError
+from casam_core.methods import METHODS, alignment_of
+from casam_core.model.forms import learning_rate_of
+from scenarios.study.study import Cell, Plan
 
-COLUMNS = ("method", "seed", "learning_rate", "val_last_iou")
-
-Runner = Callable[[str, int, Path, Sequence[str]], None]
-"""(method, seed, run folder, overrides of the scenario) -> a finished run folder."""
-
-
-def parse_factors(text: str) -> tuple[float, ...]:
-    """From `0.3,1,3`. Raises ScenarioError."""
-    try:
-        factors = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ScenarioError(f"--tune: expected factors like 0.3,1,3, found {text!r}") from error
-    if not all(0 < factor < float("inf") for factor in factors):
-        raise ScenarioError(f"--tune: expected factors above 0, found {text!r}")
-    return factors
+RATE = "learning_rate"
+"""The axis that the trials have beside the study's own."""
 
 
-def tune(
-    rates: Mapping[str, float],
-    factors: Sequence[float],
-    seed: int,
-    folder: Path,
-    run: Runner,
-    say: Callable[[str], None],
-) -> dict[str, float]:
-    """The learning rate of every method that learns: the try with the best validation figure.
-
-    rates: by method, the rate that the factors multiply. Tries that are already in tuning.csv are not
-    repeated. A try that fails (a rate at which training diverges) is a row without a figure; RunError
-    when all tries of a method do. Equal figures: the lower rate.
-    """
-    path = folder / "tuning.csv"
-    rows = read_rows(path, COLUMNS)
-    for method, rate in rates.items():
-        if not METHODS[method].learns:
+def trials(plan: Plan) -> Plan:
+    """A cell per combination that learns and per learning rate, under the study's first seed."""
+    cells = []
+    for cell in plan.cells:
+        if cell.seed != plan.study.seeds[0] or not METHODS[cell.scenario.method].learns:
             continue
-        for factor in factors:
-            tried = f"{rate * factor:.6g}"
-            if any((row["method"], row["learning_rate"]) == (method, tried) for row in rows):
-                continue
-            say(f"tuning {method}, learning rate {tried}")
-            target = folder / "tuning" / f"{method}-{tried}"
-            shutil.rmtree(target, ignore_errors=True)
-            figure = attempt(run, method, seed, target, tried)
-            row = {"method": method, "seed": str(seed), "learning_rate": tried, "val_last_iou": figure}
-            rows.append(row)
-            write_rows(path, COLUMNS, rows)
-    return {method: best(method, rows) for method in rates if METHODS[method].learns}
+        own = learning_rate_of(alignment_of(cell.scenario))
+        for factor in plan.study.tune:
+            rate = f"{own * factor:.6g}"
+            evaluation = cell.scenario.evaluation.model_copy(update={"split": "val"})
+            scenario = with_rate(cell.scenario, float(rate)).model_copy(update={"evaluation": evaluation})
+            cells.append(Cell(f"{cell.name}_rate-{rate}", {**cell.labels, RATE: rate}, cell.seed, scenario))
+    return Plan(plan.study, tuple(cells))
 
 
-def attempt(run: Runner, method: str, seed: int, target: Path, rate: str) -> str:
-    """The validation figure of one try, or nothing if the run failed."""
-    try:
-        run(method, seed, target, ("evaluation.split=val", f"alignment.learning_rate={rate}"))
-    except RunError:
-        return ""
-    figure = json.loads((target / "summary.json").read_text())["last_iou"]
-    return "" if figure is None else str(figure)
+def tuned(plan: Plan, tried: Plan, last_iou: Mapping[str, float | None]) -> Plan:
+    """The plan with the best learning rate in every cell that learns; the lower one of two that are equal.
+
+    Args:
+        plan: The study.
+        tried: Its trials.
+        last_iou: By name of a trial, its figure on validation images; None where it failed.
+
+    Raises:
+        RunError: All trials of a combination failed.
+    """
+    found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for trial in tried.cells:
+        labels = dict(trial.labels)
+        rate = float(labels.pop(RATE))
+        figures = found.setdefault(tuple(labels.values()), [])
+        if (figure := last_iou[trial.name]) is not None:
+            figures.append((figure, -rate))
+    cells = []
+    for cell in plan.cells:
+        key = tuple(cell.labels.values())
+        if key not in found:
+            cells.append(cell)
+        elif found[key]:
+            cells.append(replace(cell, scenario=with_rate(cell.scenario, -max(found[key])[1])))
+        else:
+            raise RunError(f"tuning {cell.name}: no learning rate gave a finished run; try lower factors")
+    return replace(plan, cells=tuple(cells))
 
 
-def best(method: str, rows: Sequence[Row]) -> float:
-    """The learning rate of the method's best row."""
-    tried = [
-        (float(row["val_last_iou"]), -float(row["learning_rate"]))
-        for row in rows
-        if row["method"] == method and row["val_last_iou"]
-    ]
-    if not tried:
-        raise RunError(f"tuning {method}: no learning rate gave a finished run; try lower --tune factors")
-    return -max(tried)[1]
+def with_rate(scenario: Scenario, rate: float) -> Scenario:
+    """The scenario with another learning rate."""
+    changes: dict[str, Any] = {"learning_rate": rate}
+    return scenario.model_copy(update={"alignment": scenario.alignment.model_copy(update=changes)})

@@ -63,7 +63,7 @@ class FakeCells:
 
 
 def run(setting: Setting, plan: Plan, where: FakeCells, jobs: int = 1) -> dict[str, str]:
-    claim(setting, plan, Path("small.toml"))
+    claim(setting, plan, "small.toml")
     left = [cell for cell in plan.cells if not finished(setting, cell)]
     return run_cells(setting, left, jobs, where, lambda cell: None, lambda cell, end: None)
 
@@ -110,7 +110,7 @@ def test_as_many_cells_run_at_a_time_as_wanted(tmp_path: Path, plan: Plan, jobs:
 
 def test_an_interrupt_ends_the_cells_under_way(tmp_path: Path, plan: Plan) -> None:
     setting, where = Setting(tmp_path / "study", None), FakeCells(plan)
-    claim(setting, plan, Path("small.toml"))
+    claim(setting, plan, "small.toml")
 
     def interrupt(cell: Cell, end: CellEnd) -> None:
         raise KeyboardInterrupt
@@ -125,10 +125,10 @@ def test_a_folder_holds_one_study_of_one_data_folder(tmp_path: Path, plan: Plan)
     setting = Setting(tmp_path / "study", None)
     run(setting, plan, FakeCells(plan))
     with pytest.raises(RunError, match="another data folder"):
-        claim(Setting(tmp_path / "study", tmp_path), plan, Path("small.toml"))
+        claim(Setting(tmp_path / "study", tmp_path), plan, "small.toml")
     other = plan_study(study_file(tmp_path, axes={}, name="other"), with_data=False)
     with pytest.raises(RunError, match="holds the study 'small'"):
-        claim(setting, other, Path("small.toml"))
+        claim(setting, other, "small.toml")
     changed = plan_study(study_file(tmp_path, axes={}, set={"training": {"epochs": 3}}), with_data=False)
     with pytest.raises(RunError, match="another scenario than the study now says"):
         finished(setting, changed.cells[0])

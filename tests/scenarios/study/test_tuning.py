@@ -1,8 +1,7 @@
-"""Tuning: the same few tries for every method, judged on validation images, none repeated."""
+"""Tuning: the same few tries for every method, judged on validation images."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,52 +12,53 @@ from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
 from client.data.open import open_dataset
 from client.data.splits import split_samples
+from scenarios.commands.study_command import parse_factors
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.study.tuning import parse_factors, tune
+from scenarios.study.study import Plan, Study, plan_of
+from scenarios.study.tuning import trials, tuned
 from tests.conftest import tiny_table
 
-FIGURES = {"0.1": 0.5, "0.2": 0.7, "0.4": 0.7, "9": None}
+FIGURES: dict[str, float | None] = {"0.1": 0.5, "0.2": 0.7, "0.4": 0.7, "9": None}
 """What a run at this learning rate would measure on validation images; None: it fails."""
 
 
-class FakeRuns:
-    def __init__(self) -> None:
-        self.asked: list[Sequence[str]] = []
-
-    def __call__(self, method: str, seed: int, folder: Path, overrides: Sequence[str]) -> None:
-        self.asked.append(overrides)
-        figure = FIGURES[overrides[1].removeprefix("alignment.learning_rate=")]
-        if figure is None:
-            raise RunError("training diverged")
-        folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps({"last_iou": figure}))
+def plan(factors: Sequence[float], methods: Sequence[str] = ("casam",)) -> Plan:
+    """Methods under two seeds, at a learning rate of 0.1 before tuning."""
+    study = Study(
+        name="mine", scenario="quickstart", axes={"method": list(methods)}, seeds=[0, 1], tune=list(factors)
+    )
+    return plan_of(study, Path("mine"), with_data=False, overrides=["alignment.learning_rate=0.1"])
 
 
-def test_the_best_validation_figure_wins_and_the_lower_rate_among_equals(tmp_path: Path) -> None:
-    runs = FakeRuns()
-    assert tune({"casam": 0.1}, (1, 2, 4), 0, tmp_path, runs, print) == {"casam": 0.2}
-    assert all("evaluation.split=val" in overrides for overrides in runs.asked)
+def rates(before: Plan) -> list[float | None]:
+    """The learning rates after tuning, cell by cell."""
+    tried = trials(before)
+    figures = {cell.name: FIGURES[cell.labels["learning_rate"]] for cell in tried.cells}
+    return [cell.scenario.alignment.learning_rate for cell in tuned(before, tried, figures).cells]
 
 
-def test_a_method_that_learns_nothing_is_not_tuned(tmp_path: Path) -> None:
-    runs = FakeRuns()
-    assert tune({"frozen": 0.1}, (1, 2), 0, tmp_path, runs, print) == {}
-    assert not runs.asked
+def test_the_best_validation_figure_wins_and_the_lower_rate_among_equals() -> None:
+    assert rates(plan((1, 2, 4))) == [0.2, 0.2]
 
 
-def test_a_try_is_made_once(tmp_path: Path) -> None:
-    tune({"casam": 0.1}, (1, 2), 0, tmp_path, FakeRuns(), print)
-    again = FakeRuns()
-    assert tune({"casam": 0.1}, (1, 2, 4), 0, tmp_path, again, print) == {"casam": 0.2}
-    assert len(again.asked) == 1
-    with (tmp_path / "tuning.csv").open(newline="") as file:
-        assert [row["learning_rate"] for row in csv.DictReader(file)] == ["0.1", "0.2", "0.4"]
+def test_trials_are_of_the_first_seed_and_of_validation_images() -> None:
+    before = plan((1, 2))
+    tried = trials(before).cells
+    assert [(cell.seed, cell.scenario.evaluation.split) for cell in tried] == [(0, "val"), (0, "val")]
+    assert [cell.scenario.alignment.learning_rate for cell in tried] == [0.1, 0.2]
+    assert all(cell.scenario.evaluation.split == "test" for cell in before.cells)
 
 
-def test_a_diverging_rate_loses_and_only_diverging_rates_are_an_error(tmp_path: Path) -> None:
-    assert tune({"casam": 0.1}, (1, 90), 0, tmp_path, FakeRuns(), print) == {"casam": 0.1}
-    with pytest.raises(RunError, match="lower --tune factors"):
-        tune({"ewc": 0.1}, (90,), 0, tmp_path, FakeRuns(), print)
+def test_a_method_that_learns_nothing_is_not_tuned() -> None:
+    before = plan((1, 2), ["frozen"])
+    assert trials(before).cells == ()
+    assert tuned(before, trials(before), {}) == before
+
+
+def test_a_diverging_rate_loses_and_only_diverging_rates_are_an_error() -> None:
+    assert rates(plan((1, 90))) == [0.1, 0.1]
+    with pytest.raises(RunError, match="lower factors"):
+        rates(plan((90,)))
 
 
 @pytest.mark.parametrize("text", ["a,b", "0,1", "-1", "inf", ""])
