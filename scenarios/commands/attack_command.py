@@ -10,7 +10,7 @@ import typer
 
 from casam_core.errors import RunError
 from casam_core.files import write_atomic
-from scenarios.commands.screen import console
+from scenarios.commands.terminal import console
 
 
 def attack(

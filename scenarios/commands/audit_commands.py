@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.tables import plain_columns
+from scenarios.commands.terminal import plain_columns
 
 audit_app = typer.Typer(no_args_is_help=True, help="Verify and read what left an institution.")
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from casam_core.errors import BankError
-from scenarios.tables import plain_columns
+from scenarios.commands.terminal import plain_columns
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look at, check, combine and exchange banks.")
 

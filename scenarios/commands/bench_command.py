@@ -16,7 +16,7 @@ import typer
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
-from scenarios.commands.screen import console
+from scenarios.commands.terminal import console
 
 
 class CasamEngines:

@@ -23,8 +23,8 @@ from scenarios.commands.ledger_commands import ledger_app
 from scenarios.commands.predict import predict
 from scenarios.commands.report_command import report
 from scenarios.commands.scenario_commands import scenarios_app, schema, studies_app
-from scenarios.commands.screen import console
 from scenarios.commands.study_command import compare, study
+from scenarios.commands.terminal import console
 from scenarios.commands.watch_command import watch
 from scenarios.engines import Engine
 from scenarios.extras import advice_for

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.screen import console
+from scenarios.commands.terminal import console
 
 deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario with institutions as nodes of their own.")
 bundle_app = typer.Typer(no_args_is_help=True, help="The bundle of code that institutions run.")

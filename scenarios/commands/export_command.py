@@ -21,7 +21,7 @@ def export(
     Needs an extra: pip install 'casam[tensorboard]' or 'casam[mlflow]'. Only the server's files are read.
     """
     from casam_core.errors import ExportError
-    from scenarios.commands.screen import console
+    from scenarios.commands.terminal import console
     from scenarios.export import SINKS
     from scenarios.export.curves import curves_of
     from scenarios.report.reading import read_all

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.tables import plain_columns
+from scenarios.commands.terminal import plain_columns
 
 ledger_app = typer.Typer(no_args_is_help=True, help="Read an institution's privacy ledger.")
 

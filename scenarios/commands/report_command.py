@@ -34,7 +34,7 @@ def report(
     """
     from casam_core.errors import RunError
     from casam_core.files import write_atomic
-    from scenarios.commands.screen import console
+    from scenarios.commands.terminal import console
     from scenarios.report.page import page
     from scenarios.report.reading import read_all
 

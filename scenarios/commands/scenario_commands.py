@@ -18,10 +18,10 @@ def scenarios(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     from casam_core.config.library import library_names
-    from scenarios.commands.listing import listed
+    from scenarios.commands.terminal import listing
     from scenarios.library_files import resolve_scenario
 
-    for line in listed([resolve_scenario(name) for name in library_names()]):
+    for line in listing([resolve_scenario(name) for name in library_names()]):
         typer.echo(line)
     typer.echo("\nOne file: casam scenarios show NAME. Several runs compared: casam studies")
 
@@ -45,11 +45,11 @@ def studies(context: typer.Context) -> None:
     """List the studies that come with casam: minutes on two CPU cores, what it is, what to look at."""
     if context.invoked_subcommand is not None:
         return
-    from scenarios.commands.listing import listed
+    from scenarios.commands.terminal import listing
     from scenarios.library_files import STUDIES, study_names
     from scenarios.study.study import read_study
 
-    for line in listed([read_study(STUDIES / f"{name}.toml") for name in study_names()]):
+    for line in listing([read_study(STUDIES / f"{name}.toml") for name in study_names()]):
         typer.echo(line)
 
 

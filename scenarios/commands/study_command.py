@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scenarios.engines import Engine
 from casam_core.errors import RunError, ScenarioError, StudyError
+from scenarios.engines import Engine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,7 +153,7 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     Raises:
         RunError: Some runs failed.
     """
-    from scenarios.commands.screen import console
+    from scenarios.commands.terminal import console
     from scenarios.study.frames import run_rows
     from scenarios.study.grid import Setting, claim
     from scenarios.study.outcome import write_csv, write_results

@@ -35,7 +35,7 @@ def watch(
 
     Drawn on a terminal, plain lines elsewhere. Exits 0 when the run completed, 1 when it failed.
     """
-    from scenarios.commands.screen import console
+    from scenarios.commands.terminal import console
     from scenarios.engines.watch import Events, RunView
 
     folder = (run or newest(Path("runs"))).expanduser().resolve()

@@ -1,0 +1,48 @@
+"""How commands print: on a terminal, in tables, in lists."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from rich.console import Console
+
+
+def console() -> Console:
+    """Output; bound to the real stdout, so that nothing that is printed while it draws returns to it.
+
+    In a file or a pipe there is no window to fit a table into.
+    """
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+
+
+def plain_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines of left-aligned columns: a table drawn to a width would cut digests, and scripts read."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+class Listed(Protocol):
+    """A scenario or a study."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def minutes(self) -> float | None: ...
+    @property
+    def look_at(self) -> str: ...
+
+
+def listing(items: Sequence[Listed]) -> Iterator[str]:
+    """One line each, and a second for what to look at; minutes are those of two CPU cores."""
+    width = max(len(item.name) for item in items)
+    yield f"{'':<{width}}  minutes"
+    for item in items:
+        minutes = "-" if item.minutes is None else f"{item.minutes:g}"
+        yield f"{item.name:<{width}}  {minutes:>7}  {item.description}"
+        if item.look_at:
+            yield f"{'':<{width}}  {'':>7}  look at: {item.look_at}"
