@@ -20,8 +20,8 @@ from typing import IO, Protocol
 from casam_core.config.scenario import Scenario
 from casam_core.errors import CasamError, RunError
 from casam_core.protocol.fingerprint import code_fingerprint
-from scenarios.engines import Engine
 from scenarios.commands.terminal import console
+from scenarios.engines import Engine
 from scenarios.engines.run import RunOrder, run_resolved
 
 ABANDONED = 75

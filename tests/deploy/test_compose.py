@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from scenarios.engines import Engine as RunEngine
 from scenarios.commands.terminal import console
+from scenarios.engines import Engine as RunEngine
 from scenarios.engines.run import RunOrder, run_scenario
 from tests.deploy.engine import ROOT, Engine, NoEngineError, base_image, call, engine, thin_image
 
