@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from casam_bench.bench import Benchmark
-from casam_bench.privacy import membership, private_routers, private_training
+from casam_bench.privacy import attack, private_routers, private_training
 from casam_bench.quality import few_shot, hostile, router_choices, router_quality, router_sizes
 from casam_bench.speed import encode, evaluate, machine, memory, route, scale, train, utilisation, wire_bytes
 
@@ -42,9 +42,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "privacy-large": Benchmark("The same for the forms worth 14 MB.", private_training.run_large, True),
     "private-router": Benchmark("What epsilon costs each kind of router.", private_routers.run, True),
     "hostile": Benchmark("What hostile institutions do, and which defence stops them.", hostile.run, True),
-    "attack": Benchmark(
-        "What attacks find with and without privacy, on synthetic images.", membership.run, True
-    ),
+    "attack": Benchmark("What attacks find with and without privacy, on synthetic images.", attack.run, True),
 }
 
 SMOKE = ("encode", "train", "evaluate", "route", "wire", "memory")

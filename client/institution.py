@@ -74,7 +74,7 @@ def train_round(
 ) -> None:
     """Train `layer` in place for one round, as an institution of the scenario does with these images.
 
-    Whoever asks what a layer would have become (client/membership/shadows.py) asks here, too.
+    Whoever asks what a layer would have become (casam_bench/membership/shadows.py) asks here, too.
     """
     train_layer(
         layer,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from casam_bench.bench import Figures, Surroundings
+from casam_bench.membership.layer_fit import fit_of, losses_of
+from casam_bench.membership.likelihood_ratio import offline, online, shadow_parts
+from casam_bench.membership.statistics import auc
 from casam_bench.privacy.attack_rows import (
     EPSILONS,
     PARTS,
@@ -19,9 +22,6 @@ from casam_bench.privacy.attack_rows import (
 )
 from casam_bench.privacy.synthetic_site import SEED, images_of, sketch_backbone
 from casam_core.config.scenario import AlignmentSpec, PrivacySpec, TrainingSpec
-from casam_core.membership.layer_fit import fit_of, losses_of
-from casam_core.membership.likelihood_ratio import offline, online, shadow_parts
-from casam_core.membership.statistics import auc
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, build_layer
 from casam_core.model.forms.identity import IdentityLayer

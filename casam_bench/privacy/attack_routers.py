@@ -9,6 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from casam_bench.bench import Figures, Surroundings
+from casam_bench.membership.inversion import read_out
+from casam_bench.membership.likelihood_ratio import online, shadow_parts
+from casam_bench.membership.router_fit import fits_of
 from casam_bench.privacy.attack_rows import (
     EPSILONS,
     PARTS,
@@ -23,9 +26,6 @@ from casam_bench.privacy.attack_rows import (
 )
 from casam_bench.privacy.synthetic_site import SEED, features_of
 from casam_core.config.scenario import RouterSpec
-from casam_core.membership.inversion import read_out
-from casam_core.membership.likelihood_ratio import online, shadow_parts
-from casam_core.membership.router_fit import fits_of
 from casam_core.privacy.accounting import Mechanism, calibrate
 from casam_core.privacy.noise import NoiseSource
 from casam_core.routing.routers import Arrays, build_router

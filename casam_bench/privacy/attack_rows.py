@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from casam_bench.bench import Figures
+from casam_bench.membership.statistics import Outcome, outcome_of
 from casam_bench.privacy.synthetic_site import SEED
-from casam_core.membership.statistics import Outcome, outcome_of
 from casam_core.seeding import numpy_generator
 
 EPSILONS = (8.0, 3.0, 1.0)

@@ -15,17 +15,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from casam_bench.membership.inference_attack import (
+    LAYER_ATTACKS,
+    ROUTER_ATTACKS,
+    Attacked,
+    Target,
+    attack_entry,
+)
+from casam_bench.membership.statistics import LEVELS, NOT_MEASURABLE, Bound
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import Scenario
 from casam_core.errors import CasamError, DataError, RunError
-from casam_core.membership.statistics import LEVELS, NOT_MEASURABLE, Bound
 from casam_core.methods import method_of
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
 from client.data.task_data import open_task
-from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS, Attacked, Target, attack_entry
 from client.site import Site, hosted_sites
 from scenarios.engines.live import LineWriter, live_view
 from scenarios.report.reading import read_summary

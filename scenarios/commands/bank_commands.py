@@ -60,7 +60,7 @@ def show(bank: BankFolder) -> None:
 @bank_app.command()
 def verify(bank: BankFolder) -> None:
     """Check every file against its hash and every entry for sense. Exits 1 if anything is damaged."""
-    from casam_core.bank.verify import verify as faults_by_task
+    from scenarios.inspection.verify import verify as faults_by_task
 
     if not (bank / "manifest.json").exists():
         raise BankError(f"no bank at {bank}: expected a file manifest.json; check the path")
@@ -139,7 +139,7 @@ def import_official(
 ) -> None:
     """Write a bank from the CA-SAM authors' files."""
     from casam_core.bank.edit import write_bank
-    from casam_core.bank.official import read_official
+    from scenarios.export.official import read_official
 
     entries = read_official(
         folder,
@@ -157,7 +157,7 @@ def import_official(
 def export_official(bank: BankFolder, out: NewFolder, backbone: OfBackbone = "vit_b") -> None:
     """Write the CA-SAM authors' files from a bank (form casam, router vae on attention features)."""
     from casam_core.bank.bank import Bank
-    from casam_core.bank.official import write_official
+    from scenarios.export.official import write_official
 
     opened = Bank.open(bank)
     write_official(opened, out, backbone=backbone_digest(backbone))

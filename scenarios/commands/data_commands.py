@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from casam_core.config.data_spec import DataSpec
     from casam_core.config.scenario import Scenario
-    from client.data.survey import Survey
+    from scenarios.inspection.survey import Survey
 
 data_app = typer.Typer(no_args_is_help=True, help="Check and look at an institution's images.")
 
@@ -61,7 +61,7 @@ def check(
 
     Exits 0 without faults, 1 with, 2 for bad input.
     """
-    from client.data.survey import leaks_between
+    from scenarios.inspection.survey import leaks_between
 
     if (directory is None) == (scenario is None):
         raise ScenarioError("casam data check: expected DIR or --scenario, found both or neither; give one")
@@ -217,7 +217,7 @@ def _survey(
     spec: DataSpec, data_root: Path | None, seed: int, institution: str, task: str, screen: Console
 ) -> Survey:
     from client.data.open import open_dataset
-    from client.data.survey import survey
+    from scenarios.inspection.survey import survey
 
     with _progress(screen, f"{institution}: {task}") as show:
         return survey(

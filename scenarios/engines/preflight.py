@@ -22,9 +22,9 @@ from casam_core.model.training import planned_steps
 from casam_core.routing.routers import build_router
 from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
-from client.data.survey import read_everything
 from client.dp.plan import leaves_noisy
 from client.simulation.adversaries import attack_of
+from scenarios.inspection.survey import read_everything
 from server.aggregation import build_strategy
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from casam_bench.bench import Surroundings
+from casam_bench.membership.layer_fit import losses_of
+from casam_bench.membership.statistics import auc
 from casam_bench.privacy import attack_layers, attack_routers
+from casam_bench.privacy.attack import check
 from casam_bench.privacy.attack_layers import CONTROL, train
 from casam_bench.privacy.attack_rows import Claim, Claims, Size, delta_of, verdict
-from casam_bench.privacy.membership import check
 from casam_bench.privacy.synthetic_site import image_of, images_of, sketch_backbone
 from casam_core.errors import RunError
-from casam_core.membership.layer_fit import losses_of
-from casam_core.membership.statistics import auc
 from casam_core.model.forms.identity import IdentityLayer
 from tests.casam_bench.surroundings import surroundings
 

@@ -14,8 +14,8 @@ import pytest
 import tomli_w
 
 from casam_core.bank.bank import Bank
-from casam_core.bank.verify import verify
 from casam_core.protocol.audit import broken, read_log
+from scenarios.inspection.verify import verify
 from tests.conftest import tiny_table
 
 pytestmark = pytest.mark.slow

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.verify import verify
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError, CasamError, RunError
 from casam_core.protocol.audit import read_log
 from client.release.ledger import Ledger, Spend
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.watch import Events, RunView
+from scenarios.inspection.verify import verify
 from scenarios.report.reading import read_all, read_events
 from server.defence.quarantine import Quarantine
 from server.run.arrivals import read_arrivals

@@ -12,7 +12,6 @@ import pytest
 from torch import nn
 
 from casam_core.bank.bank import Bank
-from casam_core.bank.verify import verify
 from casam_core.config.scenario import Scenario
 from casam_core.methods import METHODS
 from casam_core.methods.ewc import elastic
@@ -23,6 +22,7 @@ from casam_core.protocol.payload import Job
 from casam_core.protocol.wire import from_records, to_records
 from client.client_app import app as client_app
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
+from scenarios.inspection.verify import verify
 from tests.conftest import tiny_table
 
 

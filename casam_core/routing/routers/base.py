@@ -102,7 +102,7 @@ class PrivateRouter:
 
 ReadOut = Callable[[Tensor, Arrays], tuple[Tensor, Tensor]]
 """(f_NF, state) -> (centre_F, what of every feature can be read out of the state, NF); float64. An attack
-(casam_core.membership.inversion)."""
+(casam_bench.membership.inversion)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data import open_dataset, pixels
 from client.data.readers.folder import FolderDataset
-from client.data.survey import read_everything
+from scenarios.inspection.survey import read_everything
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)

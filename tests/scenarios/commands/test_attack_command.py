@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from casam_bench.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
+from casam_bench.membership.statistics import NOT_MEASURABLE
 from casam_core.config.scenario import Scenario
-from casam_core.membership.statistics import NOT_MEASURABLE
 from casam_core.routing.routers import ROUTERS, RouterEntry
 from casam_core.routing.routers.nearest_mean import NearestMeanRouter
-from client.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
 from scenarios.commands.attacking import broken_claims, figures_of, open_run
 from scenarios.engines.inprocess import run_inprocess
 from tests.casam_command import Casam
@@ -66,7 +66,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_every_entry_is_attacked_and_what_was_not_shared_is_named(
     casam: Casam, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.membership.inference_attack.ROUTER_SHADOWS", 4)
+    monkeypatch.setattr("casam_bench.membership.inference_attack.ROUTER_SHADOWS", 4)
     file = tmp_path / "attack.json"
     ended = casam("attack", finished, "--json", file, "--shadows", "2")
     assert ended.status == 0, ended.err
@@ -175,8 +175,8 @@ def test_slips_are_refused_before_any_work(casam: Casam, finished: Path, tmp_pat
 def test_a_refuted_epsilon_is_named(finished: Path) -> None:
     import numpy as np
 
-    from casam_core.membership.statistics import outcome_of
-    from client.membership.inference_attack import Attacked
+    from casam_bench.membership.inference_attack import Attacked
+    from casam_bench.membership.statistics import outcome_of
 
     claim = open_run(finished, None).claims["noisy"]
     perfect = outcome_of(np.ones(10_000), np.zeros(10_000), delta=0.01, rng=np.random.default_rng(0))
@@ -206,7 +206,7 @@ def router_attacks(
 ) -> dict[str, Any]:
     """The figures of the attacks on the router of a run of `scenario`, with four shadows."""
     monkeypatch.setenv("CASAM_HOME", str(folder / "home"))
-    monkeypatch.setattr("client.membership.inference_attack.ROUTER_SHADOWS", 4)
+    monkeypatch.setattr("casam_bench.membership.inference_attack.ROUTER_SHADOWS", 4)
     run_inprocess(scenario, folder / "run", None)
     ended = casam("attack", folder / "run", "--json", folder / "attack.json", "--shadows", 0)
     assert ended.status == 0, ended.err

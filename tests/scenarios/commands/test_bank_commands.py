@@ -12,8 +12,8 @@ import pytest
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry, Provenance
-from casam_core.bank.official import LAYER_NAMES, LAYER_SHAPES, VAE_SHAPES
 from casam_core.model.backbones.sam import OFFICIAL_SHA256
+from scenarios.export.official import LAYER_NAMES, LAYER_SHAPES, VAE_SHAPES
 from tests.banks import files_of, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 

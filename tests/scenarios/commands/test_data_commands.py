@@ -16,9 +16,9 @@ from PIL import Image
 
 from client.data.dataset import LoadedSample
 from client.data.preview import overlay_of
-from client.data.survey import Survey, leaks_between
 from scenarios.commands.cli import main
 from scenarios.commands.data_commands import guess_reader
+from scenarios.inspection.survey import Survey, leaks_between
 from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
 from tests.conftest import phantom, tiny_table
 

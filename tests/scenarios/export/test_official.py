@@ -22,10 +22,10 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.edit import write_bank
 from casam_core.bank.entry_file import Entry, Provenance
 from casam_core.bank.inference import LoadedBank, LoadedEntry
-from casam_core.bank.official import LAYER_SHAPES, VAE_SHAPES, official_tasks, read_official, write_official
-from casam_core.bank.verify import faults_of
 from casam_core.errors import BankError
 from casam_core.model.backbones.sam import OFFICIAL_SHA256
+from scenarios.export.official import LAYER_SHAPES, VAE_SHAPES, official_tasks, read_official, write_official
+from scenarios.inspection.verify import faults_of
 
 VIT_B = OFFICIAL_SHA256["vit_b"]
 TASKS = {"ACDC": 0.0664, "EBHI-SEG": 0.2261, "56Nx": 0.1}

@@ -18,22 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casam_bench.membership.inversion import can_read_out, read_out, resemblance
+from casam_bench.membership.layer_fit import fit_of, losses_of, visible_images
+from casam_bench.membership.likelihood_ratio import online, shadow_parts
+from casam_bench.membership.router_fit import fits_of
+from casam_bench.membership.shadows import Shadows, indices
+from casam_bench.membership.statistics import Outcome, Scores, outcome_of
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import entry_layer, entry_router
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
-from casam_core.membership.inversion import can_read_out, read_out, resemblance
-from casam_core.membership.layer_fit import fit_of, losses_of, visible_images
-from casam_core.membership.likelihood_ratio import online, shadow_parts
-from casam_core.membership.router_fit import fits_of
-from casam_core.membership.statistics import Outcome, Scores, outcome_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.identity import IdentityLayer
 from casam_core.seeding import numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
-from client.membership.shadows import Shadows, indices
 from client.node.progress import reporter
 
 LAYER_ATTACKS = ("layer_loss", "layer_gain", "layer_likelihood_ratio")

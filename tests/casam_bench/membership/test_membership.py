@@ -9,12 +9,11 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from casam_core.config.scenario import RouterSpec
-from casam_core.membership.inversion import read_out, resemblance
-from casam_core.membership.layer_fit import all_instances, fit_of, losses_of, visible_images
-from casam_core.membership.likelihood_ratio import offline, online, shadow_parts
-from casam_core.membership.router_fit import fits_of
-from casam_core.membership.statistics import (
+from casam_bench.membership.inversion import read_out, resemblance
+from casam_bench.membership.layer_fit import all_instances, fit_of, losses_of, visible_images
+from casam_bench.membership.likelihood_ratio import offline, online, shadow_parts
+from casam_bench.membership.router_fit import fits_of
+from casam_bench.membership.statistics import (
     LEVELS,
     Outcome,
     auc,
@@ -23,6 +22,7 @@ from casam_core.membership.statistics import (
     outcome_of,
     tpr_at,
 )
+from casam_core.config.scenario import RouterSpec
 from casam_core.model.training import Example, decode_batch
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.bank.entry_file import Entry, Provenance
-from casam_core.bank.verify import IMPORTED
 from casam_core.errors import BankError
 from casam_core.files import new_folder
 from casam_core.model.forms.casam import BLOCKS, attention_kernel
 from casam_core.routing.decision import IDENTITY
 from casam_core.routing.routers.vae import HIDDEN, LATENT
+from scenarios.inspection.verify import IMPORTED
 
 ADAPTERS, VAES = "adapters_ckpt", "vaes_ckpt"
 LAYER_FILE, VAE_FILE, TAU_FILE = "align_cnn_3.pth", "vae.pth", "tau.json"
