@@ -16,15 +16,14 @@ from casam_core.config.scenario import NAME
 from casam_core.errors import ScenarioError
 from client.data.phantoms import PHANTOMS
 from scenarios.commands.data_commands import guess_reader
-from scenarios.schema_pages import nested_model, type_name
+from scenarios.schema_pages import meaning, nested_model, type_name
 
 SITE = re.compile(rf"(?P<name>{NAME}):(?P<task>{NAME})=(?P<source>.+)")
 
 POLICY_HEAD = """\
-# What this institution allows: its own file, on its own machine. The server can ask; this decides.
-# Every key with its default; change what you need and delete the rest. Start the institution's node with
-#   --node-config 'policy="FILE"'
-# In a simulation the same keys stand in the scenario, below policy of an institution.
+# What {institution} allows. The file is the institution's own: a server can ask, this file decides.
+# A line behind a # stands at its default; remove the # to change it. docs/threat-model.md says what leaves.
+# In a simulation the same keys stand in the scenario, below `policy` of an institution.
 """
 
 
@@ -121,27 +120,27 @@ def institution_lines(sites: Sequence[SiteOrder]) -> Iterator[str]:
     yield '# policy.adapter.share = "never"  # its layer stays at home; more: docs/scenario.md'
 
 
-def policy_text() -> str:
-    """A policy file with every key, its default and its meaning, made from the schema."""
-    return POLICY_HEAD + "\n".join([*policy_lines(Policy), ""])
+def policy_text(institution: str = "this institution") -> str:
+    """A policy file with every key, its default and its meaning; as it stands it is the default policy."""
+    return "\n".join([POLICY_HEAD.format(institution=institution), *policy_lines(Policy, ""), ""])
 
 
-def policy_lines(model: type[BaseModel], table: str = "") -> Iterator[str]:
-    """Plain keys, then the tables: TOML wants them in this order."""
-    inner: list[tuple[str, type[BaseModel], str]] = []
+def policy_lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """One comment and one key per field, then the tables, whose keys are written with dots."""
+    tables: list[tuple[str, type[BaseModel], str]] = []
     for name, field in model.model_fields.items():
-        meaning = " ".join((field.description or "").split())
-        nested = nested_model(field.annotation)
-        if nested is not None:
-            inner.append((name, nested[0], meaning))
+        if (inside := nested_model(field.annotation)) is not None:
+            about = field.description or (inside[0].__doc__ or "").strip().splitlines()[0]
+            tables.append((name, inside[0], about))
             continue
-        kinds = type_name(field.annotation).replace("`", "")
-        note = f"  # {kinds}" + (f". {meaning}" if meaning else "")
-        yield f"# {name} ={note}" if field.default is None else f"{name} = {quoted(field.default)}{note}"
-    for name, inside, meaning in inner:
-        said = meaning or (inside.__doc__ or "").strip().splitlines()[0]
-        yield f"\n[{table}{name}]  # {said}"
-        yield from policy_lines(inside, f"{table}{name}.")
+        # An ellipsis: no reader takes it for a value.
+        default = "..." if field.default is None else quoted(field.default)
+        told = f"{meaning(field)} [{type_name(field.annotation).replace('`', '')}]"
+        yield f"# {told.strip()}"
+        yield f"# {prefix}{name} = {default}"
+    for name, table, about in tables:
+        yield f"\n## {name}: {about}"
+        yield from policy_lines(table, f"{prefix}{name}.")
 
 
 def quoted(value: Any) -> str:

@@ -102,6 +102,13 @@ def write_authority(authority: Authority, folder: Path) -> None:
     write_private(folder / "ca.key", key_pem(authority.key))
 
 
+def write_server(authority: Authority, names: Sequence[str], folder: Path) -> None:
+    """server.crt for everybody and server.key for the operator alone, for a server reached under `names`."""
+    certificate, key = server_certificate(authority, names)
+    write_private(folder / "server.key", key)
+    write_public(folder / "server.crt", certificate)
+
+
 def write_private(path: Path, data: bytes) -> None:
     """A file that only its owner may read."""
     write_atomic(path, data)  # its temporary file is 0600 from the first byte on

@@ -20,10 +20,10 @@ from client.site import check_below
 from scenarios.deploy.certificates import (
     new_authority,
     node_key,
-    server_certificate,
     write_authority,
     write_private,
     write_public,
+    write_server,
 )
 from scenarios.deploy.node_processes import Node, kept_alive, start_node, wait_until_connected
 from scenarios.deploy.operator import register
@@ -111,11 +111,8 @@ def make_tls(folder: Path, names: tuple[str, ...] = ("localhost", "127.0.0.1")) 
     folder.mkdir(mode=0o700, parents=True)
     authority = new_authority()
     write_authority(authority, folder)
-    certificate, key = server_certificate(authority, names)
-    tls = Tls(folder / "ca.crt", folder / "server.crt", folder / "server.key")
-    write_public(tls.certificate, certificate)
-    write_private(tls.key, key)
-    return tls
+    write_server(authority, names, folder)
+    return Tls(folder / "ca.crt", folder / "server.crt", folder / "server.key")
 
 
 def write_node(

@@ -17,18 +17,17 @@ from casam_core.errors import DeploymentError
 from casam_core.files import new_folder
 from casam_core.protocol.fingerprint import ROOT
 from scenarios.deploy.certificates import (
-    Authority,
     new_authority,
     node_key,
     read_authority,
-    server_certificate,
     write_authority,
     write_private,
     write_public,
+    write_server,
 )
-from scenarios.deploy.policy_template import policy_template
 from scenarios.deploy.sbom import bill_of_materials
 from scenarios.engines.bundle import build_bundle, bundle_hash
+from scenarios.templates import policy_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOCK = ROOT / "requirements-node.lock"
@@ -84,24 +83,22 @@ def provision(
 
 
 def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew: bool) -> Path:
-    """The operator's folder, or what is there with a new server certificate."""
-    existed = folder.exists()
-    if existed and not renew:
+    """The operator's folder, or the existing one, with a new server certificate if `renew`."""
+    if folder.exists():
         authority = read_authority(folder)
-        if (folder / "casam.fab").read_bytes() != bundle:
+        if renew:
+            write_server(authority, consortium.server_names, folder)
+        elif (folder / "casam.fab").read_bytes() != bundle:
             raise DeploymentError(
                 f"{folder} was made for another bundle than this checkout's, and institutions pin one; "
                 "choose a new --out"
             )
         return folder
-    if existed:
-        write_server(read_authority(folder), consortium, folder)
-        return folder
     with new_folder(folder) as unfinished:
         unfinished.chmod(0o700)
         authority = new_authority()
         write_authority(authority, unfinished)
-        write_server(authority, consortium, unfinished)
+        write_server(authority, consortium.server_names, unfinished)
         (unfinished / "nodes").mkdir()
         write_public(unfinished / "casam.fab", bundle)
         about = {
@@ -111,13 +108,6 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew:
         }
         write_public(unfinished / "README.md", from_template("operator.md", about))
     return folder
-
-
-def write_server(authority: Authority, consortium: Consortium, folder: Path) -> None:
-    """The server's certificate and key."""
-    certificate, key = server_certificate(authority, consortium.server_names)
-    write_private(folder / "server.key", key)
-    write_public(folder / "server.crt", certificate)
 
 
 def make_kit(
@@ -142,7 +132,7 @@ def make_kit(
         "README.md": from_template("institution.md", about),
         "compose.yml": from_template("institution-compose.yml", about),
         "node.toml": tomli_w.dumps(node).encode(),
-        "policy.toml": policy_template(name).encode(),
+        "policy.toml": policy_text(name).encode(),
         "node.pub": public,
         "ca.crt": authority.read_bytes(),
         "casam.fab": bundle,

@@ -14,25 +14,15 @@ from typing import Any
 from casam_core.config.toml import as_table
 from casam_core.errors import RunError
 
-DOES = {
-    "train.align": "trains",
-    "train.router": "describes",
-    "train.calibrate": "calibrates",
-    "evaluate.stage": "measures",
-    "query.forget": "forgets",
-    "train": "sums",
+WORK = {
+    "train.align": ("trains", "trained"),
+    "train.router": ("describes", "described"),
+    "train.calibrate": ("calibrates", "calibrated"),
+    "evaluate.stage": ("measures", "done"),
+    "query.forget": ("forgets", "forgot"),
+    "train": ("sums", "summed"),
 }
-"""What an institution does that was asked for this kind of work."""
-
-DONE = {
-    "train.align": "trained",
-    "train.router": "described",
-    "train.calibrate": "calibrated",
-    "evaluate.stage": "done",
-    "query.forget": "forgot",
-    "train": "summed",
-}
-"""What it has done that answered."""
+"""What an institution does that was asked for this kind of work, and what it has done that answered."""
 
 REFUSED, FAULT = "refused", "fault"
 
@@ -109,7 +99,7 @@ def _met(view: RunView, event: Mapping[str, Any]) -> None:
 
 def _asked(view: RunView, event: Mapping[str, Any]) -> str:
     view.stage = int(event["stage"])
-    does = DOES.get(event["kind"], event["kind"])
+    does, _ = WORK.get(event["kind"], (event["kind"], ""))
     for name in event["institutions"]:
         view.sites.setdefault(name, SiteView()).enter(view.stage, does)
     who = ", ".join(event["institutions"])
@@ -121,7 +111,7 @@ def _answer(view: RunView, event: Mapping[str, Any]) -> str:
     site.up, site.down = int(event["up"]), int(event["down"])
     site.epsilon |= event["epsilon"]
     site.iou |= event["iou"]
-    state = DONE.get(event["kind"], "answered")
+    _, state = WORK.get(event["kind"], ("", "answered"))
     site.enter(int(event["stage"]), state)
     scores = "".join(f", {task} {iou:.3f}" for task, iou in event["iou"].items())
     spent = "".join(f", {name} {value:.2f}" for name, value in event["epsilon"].items())

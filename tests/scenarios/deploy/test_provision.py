@@ -21,10 +21,10 @@ from casam_core.errors import DeploymentError
 from client.node.node_file import check_node, read_node_file
 from scenarios.deploy import provision as kits
 from scenarios.deploy.certificates import new_authority
-from scenarios.deploy.policy_template import policy_template
 from scenarios.deploy.provision import LOCK, Consortium, parse_names, provision
 from scenarios.deploy.sbom import bill_of_materials, locked_packages
 from scenarios.engines.bundle import build_bundle, bundle_hash
+from scenarios.templates import policy_text
 
 CONSORTIUM = Consortium(("north", "south"), "fl.example.org:9092", ("10.0.0.7",))
 
@@ -101,7 +101,7 @@ def test_checksums_cover_every_other_file_of_a_kit(made: Path) -> None:
 
 
 def test_a_policy_template_is_the_default_policy_with_and_without_its_comments(tmp_path: Path) -> None:
-    text = policy_template("north")
+    text = policy_text("north")
     (tmp_path / "policy.toml").write_text(text)
     assert read_policy(tmp_path / "policy.toml") == Policy()
     keys = re.findall(r"^# ([a-z_.]+ = .*)$", text, re.MULTILINE)
