@@ -1,7 +1,8 @@
-"""`casam attack`: the command (scenarios/commands/attacking.py does it)."""
+"""`casam attack`: what a finished run gives away about the images that it learned from."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,7 @@ def attack(
     Members are its training images, non-members its validation and test images. The figures are made from
     these images: they are the institution's to keep or to publish. Exits 1 if a claimed epsilon is refuted.
     """
-    from scenarios.commands.attacking import (
+    from casam_bench.privacy.attack_run import (
         AttackError,
         attack_run,
         broken_claims,
@@ -50,6 +51,8 @@ def attack(
         refusals,
         table_of,
     )
+    from scenarios.engines.live import LineWriter, live_view
+    from scenarios.report.reading import read_summary
 
     if shadows % 2:
         raise AttackError(f"--shadows: expected an even number, found {shadows}")
@@ -57,7 +60,9 @@ def attack(
         raise AttackError(f"--json: expected the folder {json_.parent} to exist; make it first")
 
     screen = console()
-    report = attack_run(open_run(run.expanduser().resolve(), data_root), institution or [], shadows, screen)
+    opened = open_run(run.expanduser().resolve(), read_summary, data_root)
+    with live_view(screen) as show, contextlib.redirect_stdout(LineWriter(show)):
+        report = attack_run(opened, institution or [], shadows)
     screen.print(table_of(report))
     for line in refusals(report):
         screen.print(f"not attacked: {line}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`casam audit`: is a log whole, what left, and did both sides see the same?
+"""`casam audit` and `casam ledger`: is a log whole, what left, and what did private releases cost?
 
 Exit status: 0 consistent, 1 tampered or different, 2 not readable.
 """
@@ -134,3 +134,42 @@ def receipt(
         f"{', '.join(gone) or 'nothing'}; signed by the server and {len(content['purged'])} institutions"
     )
     typer.echo(content["not_covered"])
+
+
+ledger_app = typer.Typer(no_args_is_help=True, help="Read an institution's privacy ledger.")
+
+
+@ledger_app.command("show")
+def show_ledger(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A ledger.jsonl.")],
+    delta: Annotated[float, typer.Option(min=1e-12, max=0.5, help="Of the policy's budget.")] = 1e-3,
+) -> None:
+    """Every private release with the epsilon of its dataset and split after it."""
+    from casam_core.errors import PolicyError
+    from casam_core.privacy.accounting import epsilon_of
+    from client.release.ledger import Ledger, of_dataset
+
+    if not file.is_file():
+        raise PolicyError(f"{file}: expected a ledger.jsonl, found no file; check the path")
+    spends = Ledger(file).lines()
+    rows = [
+        ["time", "run", "kind", "task", "split", "unit", "noise", "rate", "steps", f"epsilon at {delta:g}"]
+    ]
+    for number, spend in enumerate(spends, 1):
+        before = of_dataset(spends[:number], spend.dataset, spend.split)
+        rows.append(
+            [
+                spend.time,
+                spend.run,
+                spend.kind,
+                spend.task,
+                spend.split,
+                spend.unit,
+                f"{spend.noise_multiplier:.3f}",
+                f"{spend.sample_rate:g}",
+                str(spend.steps),
+                f"{epsilon_of([s.mechanism for s in before], delta):.3f}",
+            ]
+        )
+    for text in plain_columns(rows):
+        typer.echo(text)

@@ -9,14 +9,16 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
 from scenarios.commands.terminal import console
+
+if TYPE_CHECKING:
+    from casam_core.config.scenario import Scenario
 
 
 class CasamEngines:

@@ -12,20 +12,15 @@ import typer
 
 from casam_core.errors import CasamError, RunError, ScenarioError
 from scenarios.commands.attack_command import attack
-from scenarios.commands.audit_commands import audit_app
-from scenarios.commands.bank_commands import bank_app
+from scenarios.commands.audit_commands import audit_app, ledger_app
+from scenarios.commands.bank_commands import bank_app, predict
 from scenarios.commands.bench_command import bench
 from scenarios.commands.data_commands import data_app
 from scenarios.commands.deploy_commands import bundle_app, deploy_app, gateway, node, provision
-from scenarios.commands.export_command import export
-from scenarios.commands.init_command import init
-from scenarios.commands.ledger_commands import ledger_app
-from scenarios.commands.predict import predict
-from scenarios.commands.report_command import report
-from scenarios.commands.scenario_commands import scenarios_app, schema, studies_app
+from scenarios.commands.report_commands import export, report, watch
+from scenarios.commands.scenario_commands import init, scenarios_app, schema, studies_app
 from scenarios.commands.study_command import compare, study
 from scenarios.commands.terminal import console
-from scenarios.commands.watch_command import watch
 from scenarios.engines import Engine
 from scenarios.extras import advice_for
 

@@ -12,11 +12,12 @@ import pytest
 
 from casam_bench.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
 from casam_bench.membership.statistics import NOT_MEASURABLE
+from casam_bench.privacy.attack_run import broken_claims, figures_of, open_run
 from casam_core.config.scenario import Scenario
 from casam_core.routing.routers import ROUTERS, RouterEntry
 from casam_core.routing.routers.nearest_mean import NearestMeanRouter
-from scenarios.commands.attacking import broken_claims, figures_of, open_run
 from scenarios.engines.inprocess import run_inprocess
+from scenarios.report.reading import read_summary
 from tests.casam_command import Casam
 from tests.conftest import phantom
 
@@ -178,7 +179,7 @@ def test_a_refuted_epsilon_is_named(finished: Path) -> None:
     from casam_bench.membership.inference_attack import Attacked
     from casam_bench.membership.statistics import outcome_of
 
-    claim = open_run(finished, None).claims["noisy"]
+    claim = open_run(finished, read_summary, None).claims["noisy"]
     perfect = outcome_of(np.ones(10_000), np.zeros(10_000), delta=0.01, rng=np.random.default_rng(0))
     figures = figures_of("layer_loss", Attacked(perfect), claim)
     assert claim.epsilon is not None

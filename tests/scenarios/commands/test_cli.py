@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -216,3 +217,10 @@ def test_pages_that_are_made_from_schemas_are_up_to_date() -> None:
 
 def test_the_command_is_installed() -> None:
     assert shutil.which("casam", path=str(Path(sys.executable).parent))
+
+
+def test_help_is_instant_because_no_command_imports_its_work_before_it_runs() -> None:
+    heavy = {"torch", "numpy", "pandas", "altair", "pyarrow", "matplotlib", "scipy", "flwr", "ray"}
+    code = f"import sys, scenarios.commands.cli; print(sorted({heavy} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from casam_core import Segmenter, load_bank
 from casam_core.bank.bank import Bank
-from scenarios.commands.predict import png_of
+from scenarios.commands.bank_commands import png_of
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 

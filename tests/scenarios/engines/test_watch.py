@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from casam_core.config.scenario import Scenario
-from scenarios.commands.watch_command import drawn
+from scenarios.commands.report_commands import drawn
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.watch import Events, RunView
 from tests.casam_command import Casam

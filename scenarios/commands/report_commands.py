@@ -1,4 +1,4 @@
-"""`casam watch`: a run while it runs, in another terminal."""
+"""`casam report`, `casam export` and `casam watch`: look at runs, finished and under way."""
 
 from __future__ import annotations
 
@@ -15,6 +15,94 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from scenarios.engines.watch import Events, RunView
+
+
+FULL_UP_TO = 6
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders, or folders of studies and comparisons."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page. Default: report.html in the folder, or here where there are several."),
+    ] = None,
+    full: Annotated[
+        bool | None,
+        typer.Option(
+            "--full/--brief",
+            help=f"Every run's own part, or the comparison alone. Default: full up to {FULL_UP_TO} runs.",
+        ),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page: figures, charts, privacy ledger, timeline, how to reproduce.
+
+    Several runs stand side by side with their differences. The page works offline, asks for nothing, and
+    reads only the server's files of a run folder.
+    """
+    from casam_core.errors import RunError
+    from casam_core.files import write_atomic
+    from scenarios.commands.terminal import console
+    from scenarios.report.page import page
+    from scenarios.report.reading import read_all
+
+    target = (out or (runs[0] if len(runs) == 1 else Path()) / "report.html").expanduser()
+    if target.suffix != ".html":
+        raise RunError(f"--out: expected a file that ends in .html, found {target}")
+    screen = console()
+    with screen.status("reading") as status:
+        found = read_all(runs, lambda done, total: status.update(f"reading run {done} of {total}"))
+        whole = len(found.runs) <= FULL_UP_TO if full is None else full
+        html = page(found, full=whole, progress=lambda what: status.update(f"drawing: {what}"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, html.encode())
+    except OSError as error:
+        raise RunError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
+    if len(found.runs) > 1 and not whole:
+        screen.print(f"The comparison of {len(found.runs)} runs; --full adds each run's own part.")
+    if found.skipped:
+        screen.print(f"Left out, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
+    screen.print(f"Report: {target.resolve()}", highlight=False, soft_wrap=True)
+
+
+def export(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders, or folders of studies and comparisons."),
+    ],
+    to: Annotated[str, typer.Option(help="tensorboard or mlflow.")],
+    out: Annotated[Path, typer.Option(help="Folder of the tool's files; runs can be added to it later.")],
+) -> None:
+    """Write IoU by task, epsilon and bytes by institution over the stages, for another tool to show.
+
+    Needs an extra: pip install 'casam[tensorboard]' or 'casam[mlflow]'. Only the server's files are read.
+    """
+    from casam_core.errors import ExportError
+    from scenarios.commands.terminal import console
+    from scenarios.export import SINKS
+    from scenarios.export.curves import curves_of
+    from scenarios.report.reading import read_all
+
+    if to not in SINKS:
+        raise ExportError(f"--to: expected one of {', '.join(SINKS)}, found {to!r}")
+    out = out.expanduser()
+    screen = console()
+    with screen.status("reading") as status:
+        found = read_all(runs, lambda done, total: status.update(f"reading run {done} of {total}"))
+        try:
+            for done, run in enumerate(found.runs, 1):
+                status.update(f"writing run {done} of {len(found.runs)}")
+                SINKS[to](curves_of(run), out)
+        except OSError as error:
+            raise ExportError(f"--out: {out} cannot be written: {error.strerror}; choose another") from error
+    if found.skipped:
+        screen.print(f"Left out, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
+    count = f"{len(found.runs)} run{'s' if len(found.runs) != 1 else ''}"
+    screen.print(f"{count} for {to}: {out.resolve()}", highlight=False, soft_wrap=True)
+
 
 POLL_SECONDS = 0.5
 MOST_ROWS = 40

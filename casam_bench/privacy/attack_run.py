@@ -6,13 +6,11 @@ opened them. So it is for simulations, and for whoever holds the images of a rea
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from casam_bench.membership.inference_attack import (
@@ -33,8 +31,7 @@ from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
 from client.data.task_data import open_task
 from client.site import Site, hosted_sites
-from scenarios.engines.live import LineWriter, live_view
-from scenarios.report.reading import read_summary
+from server.run.summary_schema import Summary
 
 Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""
@@ -79,8 +76,17 @@ class Run:
     sites: dict[str, Site]
 
 
-def open_run(folder: Path, data_root: Path | None) -> Run:
-    """Raises AttackError for a folder that holds no finished run, or one without an entry per task."""
+def open_run(folder: Path, read_summary: Callable[[Path], Summary], data_root: Path | None) -> Run:
+    """A finished run with its claims and its institutions' images.
+
+    Args:
+        folder: The run folder, absolute.
+        read_summary: Reads its summary.json; may raise RunError.
+        data_root: Folder that relative data paths start from.
+
+    Raises:
+        AttackError: The folder holds no finished run, or one without an entry per task.
+    """
     for name in ("scenario.json", "summary.json"):
         if not (folder / name).is_file():
             raise AttackError(
@@ -113,7 +119,7 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
     )
 
 
-def attack_run(run: Run, wanted: Sequence[str], shadows: int, console: Console) -> Report:
+def attack_run(run: Run, wanted: Sequence[str], shadows: int) -> Report:
     """Attack every entry that an institution (of `wanted`, or any) had a part in.
 
     shadows: layers to train per entry for likelihood ratios. Raises AttackError where nothing can be
@@ -133,12 +139,10 @@ def attack_run(run: Run, wanted: Sequence[str], shadows: int, console: Console) 
     prepare_process(compute)
     backbone = load_backbone(scenario.backbone, compute)
     report: Report = {}
-    with live_view(console) as show, contextlib.redirect_stdout(LineWriter(show)):
-        for name in names:
-            for task in scenario.institution(name).data:
-                if task in scenario.stream:
-                    found = attack_one(run, name, task, backbone, shadows)
-                    report.setdefault(name, {})[task] = found
+    for name in names:
+        for task in scenario.institution(name).data:
+            if task in scenario.stream:
+                report.setdefault(name, {})[task] = attack_one(run, name, task, backbone, shadows)
     if not any(figures["refused"] is None for _, _, _, figures in lines(report)):
         raise AttackError(f"nothing can be attacked. {'; '.join(refusals(report)) or 'No task was learned'}")
     return report
