@@ -43,7 +43,7 @@ def attack(
     Members are its training images, non-members its validation and test images. The figures are made from
     these images: they are the institution's to keep or to publish. Exits 1 if a claimed epsilon is refuted.
     """
-    from casam_bench.privacy.attack_run import (
+    from casam_bench.membership.attack_run import (
         AttackError,
         attack_run,
         broken_claims,

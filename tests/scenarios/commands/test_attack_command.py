@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from casam_bench.membership.attack_run import broken_claims, figures_of, open_run
 from casam_bench.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
 from casam_bench.membership.statistics import NOT_MEASURABLE
-from casam_bench.privacy.attack_run import broken_claims, figures_of, open_run
 from casam_core.config.scenario import Scenario
 from casam_core.routing.routers import ROUTERS, RouterEntry
 from casam_core.routing.routers.nearest_mean import NearestMeanRouter
