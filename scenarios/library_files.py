@@ -1,14 +1,10 @@
-"""Scenarios and studies, found by a name of the library or by a path."""
+"""The studies that come with the product."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from casam_core.config.library import LIBRARY, names_in
-from casam_core.config.scenario import Scenario
-from casam_core.config.toml import read_scenario
-from casam_core.errors import CasamError, ScenarioError
+from casam_core.config.library import find, names_in, resolve_scenario, scenario_path
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -18,34 +14,4 @@ def study_names() -> list[str]:
     return names_in(STUDIES)
 
 
-def find(
-    name_or_path: str, folder: Path, what: str, refuse: type[CasamError], beside: Path | None = None
-) -> Path:
-    """The TOML file that a name of `folder` or a path stands for.
-
-    Args:
-        name_or_path: a name of `folder`, else a path.
-        what: the kind of file, for the error.
-        beside: folder that relative paths start from; by default the working directory.
-
-    Raises:
-        refuse: for anything else, with the names there are.
-    """
-    if name_or_path in names_in(folder):
-        return folder / f"{name_or_path}.toml"
-    path = (beside or Path()) / Path(name_or_path).expanduser()
-    if path.suffix != ".toml" and not path.exists():
-        raise refuse(
-            f"{what} {name_or_path!r}: expected a .toml file or one of " + ", ".join(names_in(folder))
-        )
-    return path
-
-
-def scenario_path(name_or_path: str, beside: Path | None = None) -> Path:
-    """Where a scenario of the library or a TOML file lies. Raises ScenarioError."""
-    return find(name_or_path, LIBRARY, "scenario", ScenarioError, beside)
-
-
-def resolve_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
-    """A scenario of the library or a TOML file, with `KEY=VALUE` overrides. Raises ScenarioError."""
-    return read_scenario(scenario_path(name_or_path), overrides)
+__all__ = ["STUDIES", "find", "resolve_scenario", "scenario_path", "study_names"]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -263,6 +265,20 @@ class Scenario(Section):
             if task not in self.stream:
                 raise ValueError(f"alignments.{task}: expected a task of the stream")
         return self
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+        """A scenario of the library or a TOML file, with `KEY=VALUE` overrides. Raises ScenarioError."""
+        from casam_core.config.library import resolve_scenario
+
+        return resolve_scenario(str(name_or_path), overrides)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Scenario:
+        """A scenario from a table, as a TOML file holds it. Raises ScenarioError with the key at fault."""
+        from casam_core.config.toml import parse_scenario
+
+        return parse_scenario(dict(table), "scenario")
 
     def institution(self, name: str) -> InstitutionSpec:
         """The institution called `name`; KeyError if there is none."""

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-import casam_core
-from casam_core import LoadedBank, Segmenter, backbone_for, load_bank
+import casam
+from casam import LoadedBank, Segmenter, backbone_for, load_bank
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import channels_of
@@ -234,7 +234,7 @@ def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("documented")
 def test_the_example_of_the_package_runs() -> None:
-    result = doctest.testmod(casam_core)
+    result = doctest.testmod(casam)
     assert result.attempted >= 9
     assert result.failed == 0
 
@@ -248,16 +248,16 @@ def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_importing_the_package_is_light_and_knows_no_flower() -> None:
     code = (
-        "import sys, casam_core\n"
+        "import sys, casam\n"
         "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)\n"
-        "casam_core.Segmenter, casam_core.load_bank\n"
+        "casam.Segmenter, casam.load_bank\n"
         "assert 'torch' in sys.modules and not {'flwr', 'ray'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_every_promised_name_is_there() -> None:
-    for name in casam_core.__all__:
-        assert getattr(casam_core, name).__name__ == name
+    for name in casam.__all__:
+        assert getattr(casam, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'magic'"):
-        casam_core.magic  # noqa: B018
+        casam.magic  # noqa: B018

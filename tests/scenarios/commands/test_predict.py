@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from casam_core import Segmenter, load_bank
+from casam import Segmenter, load_bank
 from casam_core.bank.bank import Bank
 from scenarios.commands.bank_commands import png_of
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry

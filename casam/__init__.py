@@ -1,0 +1,218 @@
+"""casam from Python: run a scenario, look at what came out, use it, add parts of your own.
+
+    import casam
+
+    run = casam.run("quickstart", set={"training.epochs": 3}, on_event=print)
+    run.summary.last_iou                      # every figure of summary.json, typed
+    bank = casam.load_bank(run.bank)          # what was learned
+
+A finished bank in a few lines (docs/using-a-bank.md):
+
+>>> import numpy as np
+>>> from PIL import Image
+>>> from casam import Segmenter, backbone_for, load_bank
+>>> bank = load_bank("bank")
+>>> segmenter = Segmenter(backbone_for(bank), bank)
+>>> image = np.asarray(Image.open("image.png").convert("RGB"))
+>>> prediction = segmenter.predict(image, [(8, 8, 40, 40)])
+>>> prediction.name  # who answered: a task of the bank, or identity
+'polyp'
+>>> prediction.masks_NHW.shape == (1, *image.shape[:2])
+True
+>>> z_BCHW = segmenter.embed(image)  # or step by step
+>>> bank.route(z_BCHW)[0].nearest
+'polyp'
+>>> bank["polyp"].layer(z_BCHW).shape == z_BCHW.shape
+True
+
+The `casam` command does the same from a shell; docs/python.md shows every function here at work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from casam_core.bank.inference import LoadedBank, LoadedEntry, load_bank
+    from casam_core.bank.segmenter import Prediction, Segmenter, backbone_for
+    from casam_core.config.scenario import Scenario
+    from server.run.summary_schema import Summary
+
+# Loaded when asked for: torch takes seconds, and `import casam` must not.
+_HOMES = {
+    "LoadedBank": "casam_core.bank.inference",
+    "LoadedEntry": "casam_core.bank.inference",
+    "load_bank": "casam_core.bank.inference",
+    "Prediction": "casam_core.bank.segmenter",
+    "Segmenter": "casam_core.bank.segmenter",
+    "backbone_for": "casam_core.bank.segmenter",
+    "Scenario": "casam_core.config.scenario",
+    "Summary": "server.run.summary_schema",
+}
+
+__all__ = [
+    "LoadedBank",
+    "LoadedEntry",
+    "Prediction",
+    "Run",
+    "Scenario",
+    "Segmenter",
+    "Summary",
+    "backbone_for",
+    "load_bank",
+    "load_run",
+    "run",
+]
+
+Event = dict[str, Any]
+"""One line of a run's events.jsonl (docs/run-folder.md)."""
+
+POLL_SECONDS = 0.1
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: where everything is that the run left (docs/run-folder.md).
+        summary: the content of summary.json.
+    """
+
+    folder: Path
+    summary: Summary
+
+    @property
+    def bank(self) -> Path:
+        """The bank that was learned, for `load_bank`."""
+        return self.folder / "bank"
+
+    def events(self) -> Iterator[Event]:
+        """What happened, in order."""
+        for line in (self.folder / "events.jsonl").read_text().splitlines():
+            yield json.loads(line)
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the page about this run; by default report.html in its folder. Needs the extra `report`."""
+        from casam_core.files import write_atomic
+        from scenarios.report.page import page
+        from scenarios.report.reading import read_all
+
+        target = Path(path) if path else self.folder / "report.html"
+        write_atomic(target, page(read_all([self.folder]), full=True).encode())
+        return target
+
+
+def run(
+    scenario: Scenario | str | Path | Mapping[str, Any],
+    *,
+    data_root: str | Path | None = None,
+    out: str | Path | None = None,
+    set: Mapping[str, Any] | None = None,
+    engine: Literal["inprocess", "simulation"] = "inprocess",
+    on_event: Callable[[Event], None] | None = None,
+    verbose: bool = False,
+) -> Run:
+    """Run a scenario and wait for its end.
+
+    Args:
+        scenario: a name of the library, a path to a TOML file, a table, or a Scenario.
+        data_root: folder that relative data paths start from.
+        out: run folder, new or empty; by default runs/<scenario>-<time>.
+        set: keys to change, e.g. `{"training.epochs": 3}`.
+        engine: inprocess, or a real `flwr run` on this machine. The numbers are the same.
+        on_event: called with every event as it happens, from a thread of its own. What it raises is raised
+            here when the run has ended.
+        verbose: print what `casam run` prints.
+
+    Raises:
+        CasamError: the scenario, the data or the run is at fault; the text says what to do.
+    """
+    from rich.console import Console
+
+    from scenarios.engines import Engine
+    from scenarios.engines.run import RunOrder, choose_folder, run_resolved
+
+    resolved = scenario_of(scenario, set or {})
+    folder = choose_folder(resolved, Path(out) if out else None)
+    order = RunOrder(resolved.name, Engine(engine), Path(data_root) if data_root else None, folder)
+    with followed(folder / "events.jsonl", on_event):
+        run_resolved(resolved, order, Console(quiet=not verbose))
+    return load_run(folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """A finished run that lies in `folder`. Raises RunError for anything else."""
+    from scenarios.report.reading import read_summary
+
+    path = Path(folder).expanduser().resolve()
+    return Run(path, read_summary(path))
+
+
+def scenario_of(scenario: Scenario | str | Path | Mapping[str, Any], changes: Mapping[str, Any]) -> Scenario:
+    """The scenario with some keys changed. Raises ScenarioError."""
+    from casam_core.config.library import scenario_path
+    from casam_core.config.scenario import Scenario
+    from casam_core.config.toml import read_table, set_key
+    from casam_core.errors import ScenarioError
+
+    if isinstance(scenario, Scenario):
+        table: dict[str, Any] = scenario.model_dump(mode="json")
+    elif isinstance(scenario, Mapping):
+        table = copy.deepcopy(dict(scenario))
+    else:
+        table = read_table(scenario_path(str(scenario)), "scenario", ScenarioError)
+    for key, value in changes.items():
+        set_key(table, key, value, f"set {key}")
+    return Scenario.from_dict(table)
+
+
+@contextlib.contextmanager
+def followed(path: Path, on_event: Callable[[Event], None] | None) -> Iterator[None]:
+    """Call `on_event` with every line that the file gets meanwhile."""
+    if on_event is None:
+        yield
+        return
+    ended = threading.Event()
+    faults: list[BaseException] = []
+
+    def follow() -> None:
+        told = 0
+        while True:
+            last = ended.wait(POLL_SECONDS)
+            whole = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
+            for line in whole[told:]:
+                on_event(json.loads(line))
+            told = len(whole)
+            if last:
+                return
+
+    def safely() -> None:
+        try:
+            follow()
+        except BaseException as fault:  # raised in the caller's thread, below
+            faults.append(fault)
+
+    thread = threading.Thread(target=safely, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if faults:
+        raise faults[0]
