@@ -14,7 +14,6 @@ import yaml
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from packaging.utils import canonicalize_name
-from scenarios.templates import policy_text
 
 from casam_core.config.policy import Policy
 from casam_core.config.toml import read_policy
@@ -25,6 +24,7 @@ from scenarios.deploy.certificates import new_authority
 from scenarios.deploy.provision import LOCK, Consortium, parse_names, provision
 from scenarios.deploy.sbom import bill_of_materials, locked_packages
 from scenarios.engines.bundle import build_bundle, bundle_hash
+from scenarios.first_files import policy_text
 
 CONSORTIUM = Consortium(("north", "south"), "fl.example.org:9092", ("10.0.0.7",))
 
