@@ -1,4 +1,4 @@
-"""Who may be believed: a certificate authority for one consortium, the server's certificate, a key per node.
+"""Certificates and keys: an authority for one consortium, the server's certificate, and a key per node.
 
 Nodes check the server by TLS against the authority; the server checks nodes by the public keys that were
 registered with it. Flower wants node keys as OpenSSH files.
@@ -28,7 +28,7 @@ CURVE = ec.SECP384R1()
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs server certificates; its key stays with the operator."""
+    """A certificate authority: it signs server certificates, and its key stays with the operator."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -82,7 +82,7 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def read_authority(folder: Path) -> Authority:
-    """What write_authority wrote. Raises DeploymentError."""
+    """The authority that write_authority wrote to `folder`. Raises DeploymentError."""
     certificate, key = folder / "ca.crt", folder / "ca.key"
     try:
         loaded = serialization.load_pem_private_key(key.read_bytes(), None)
@@ -97,13 +97,13 @@ def read_authority(folder: Path) -> Authority:
 
 
 def write_authority(authority: Authority, folder: Path) -> None:
-    """ca.crt for everybody, ca.key for the operator alone."""
+    """Write ca.crt, readable for all, and ca.key, readable for the operator alone."""
     write_public(folder / "ca.crt", authority.certificate.public_bytes(serialization.Encoding.PEM))
     write_private(folder / "ca.key", key_pem(authority.key))
 
 
 def write_server(authority: Authority, names: Sequence[str], folder: Path) -> None:
-    """server.crt for everybody and server.key for the operator alone, for a server reached under `names`."""
+    """Write server.crt, readable for all, and server.key for a server that is reached under `names`."""
     certificate, key = server_certificate(authority, names)
     write_private(folder / "server.key", key)
     write_public(folder / "server.crt", certificate)

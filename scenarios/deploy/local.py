@@ -1,7 +1,7 @@
 """A deployment on one machine: a SuperLink with TLS and registered nodes, one process per institution.
 
-What is rehearsed here is what real machines do: the same launcher with a pinned bundle, the same files per
-institution, the same checks of certificates and keys. Only the network is the loopback.
+It rehearses real machines: the same launcher with a pinned bundle, the same files per institution, and the
+same checks of certificates and keys. Only the network is the loopback.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ from scenarios.library_files import resolve_scenario
 
 @dataclass(frozen=True)
 class DeployOrder:
-    """What the user asked for. out: the run folder; by default runs/<scenario>-<time>. sites: where the
-    institutions' homes lie, one folder each, and go on; by default inside the run folder."""
+    """What the user asked for.
+
+    out: the run folder; by default runs/<scenario>-<time>. sites: a folder with one home per institution,
+    kept from run to run; by default the homes are inside the run folder.
+    """
 
     scenario: str
     data_root: Path | None = None
@@ -48,8 +51,13 @@ class DeployOrder:
 
 
 def deploy_local(order: DeployOrder, console: Console) -> Path:
-    """Run it and return the run folder. Raises CasamError; then no summary.json exists, and in every case,
-    also on Ctrl-C, no process, key or certificate is left."""
+    """Run the scenario and return the run folder.
+
+    In every case, also on Ctrl-C, no process, key or certificate is left.
+
+    Raises:
+        CasamError: the run failed; no summary.json exists then.
+    """
     scenario = resolve_scenario(order.scenario, list(order.overrides))
     data_root = data_folder(order.data_root)
     for spec in (spec for site in scenario.institutions for spec in site.data.values()):
@@ -79,7 +87,7 @@ def run_deployed(
     scratch: Path,
     on_line: View,
 ) -> None:
-    """Server, nodes, run. Raises RunError. scratch: for what must not stay."""
+    """Start server and nodes, and run. scratch: a folder that does not outlive the run. Raises RunError."""
     tls = make_tls(scratch / "operator")
     home = scratch / "server"
     home.mkdir()
@@ -125,7 +133,10 @@ def write_node(
     link: SuperLink,
     pin: str,
 ) -> Path:
-    """One institution's own files: its key, its policy (the scenario's word for it), its node file."""
+    """Write an institution's own files: its key, its policy as the scenario states it, and its node file.
+
+    Returns the path of the node file.
+    """
     files.mkdir(mode=0o700, parents=True)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     private, public = node_key()

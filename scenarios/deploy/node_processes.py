@@ -18,11 +18,11 @@ from scenarios.engines.live import View
 from scenarios.engines.superlink import SuperLink, flower_command, last_lines
 
 MOST_RESTARTS = 8
-"""Per node: what ends this often would end for ever."""
+"""Restarts of one node; a node that ends this often has a lasting fault."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds before a restart, doubling: a server takes a node that was killed for online until its heartbeat is
-overdue, and refuses it as long."""
+"""Seconds before a restart; they double. The server counts a killed node as online until its heartbeat is
+overdue, and refuses its return until then."""
 
 LOOK_SECONDS = 0.5
 
@@ -82,9 +82,12 @@ def wait_until_connected(link: SuperLink, nodes: list[Node], on_line: View) -> N
 
 @contextlib.contextmanager
 def kept_alive(nodes: list[Node], start: Callable[[str], Node], say: View) -> Iterator[None]:
-    """Within the block a node that has ended is started again; `nodes` always holds the newest.
+    """Within the with-block, start every node again that has ended.
 
-    start: makes a new process for an institution.
+    Args:
+        nodes: the running nodes; a restarted node replaces the old one in this list.
+        start: starts the node of an institution.
+        say: shows a line for each node that ended.
     """
     stop = threading.Event()
     restarts = dict.fromkeys((node.institution for node in nodes), 0)
@@ -115,6 +118,6 @@ def kept_alive(nodes: list[Node], start: Callable[[str], Node], say: View) -> It
 
 
 def end_group(leader: subprocess.Popen[bytes]) -> None:
-    """What an ended process has left in its group: it holds the port the next one needs."""
+    """End what is left of an ended process's group: it holds the port that the next process needs."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGKILL)

@@ -76,7 +76,7 @@ def list_nodes(link: SuperLink) -> dict[int, str]:
 
 
 def ask(link: SuperLink, *arguments: str) -> dict[str, Any]:
-    """`flwr supernode ...` as JSON; what is no JSON is an error message."""
+    """The answer of `flwr supernode ...`; output that is not JSON becomes an error message."""
     result = flwr(link, "supernode", *arguments, "--format", "json")
     try:
         answer: dict[str, Any] = json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""The kit for real machines: a folder per institution, and one for the operator that no institution sees."""
+"""The kits for real machines: a folder per institution, and a folder for the operator alone."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ LOCK = ROOT / "requirements-node.lock"
 
 @dataclass(frozen=True)
 class Consortium:
-    """institutions: their names. server: host:port that nodes connect to. names: further names or addresses
-    the server's certificate holds for."""
+    """The institutions' names and the server that they connect to.
+
+    server: host:port. names: further host names or addresses in the server's certificate.
+    """
 
     institutions: tuple[str, ...]
     server: str
@@ -59,10 +61,16 @@ def provision(
     home: str = "/home/casam",
     data: str = "/data",
 ) -> None:
-    """Write `out`/operator and `out`/institutions/NAME. What is there already is kept.
+    """Write `out`/operator and `out`/institutions/NAME; existing folders are kept.
 
-    renew_server: a new server certificate from the same authority. home, data: where an institution keeps its
-    own and its images, as its node.toml will say. Raises DeploymentError.
+    Args:
+        say: shows a line per folder.
+        renew_server: make a new server certificate from the same authority.
+        home: the institution's home in its node.toml.
+        data: the folder with its images in its node.toml.
+
+    Raises:
+        DeploymentError: a name or the server is malformed, or the operator's folder has another bundle.
     """
     for name in consortium.institutions:
         if not re.fullmatch(NAME, name):
@@ -148,7 +156,7 @@ def make_kit(
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
-    """As `sha256sum -c` reads them."""
+    """SHA256SUMS of these files, as `sha256sum -c` reads it."""
     lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
     return "".join(lines).encode()
 

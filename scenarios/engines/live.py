@@ -20,7 +20,7 @@ LINE = re.compile(r"casam \| (?P<who>[^|]+) \| (?P<what>[^|]+?)(?: \| (?P<done>\
 
 
 class View(Protocol):
-    """Shows one line of output, or not."""
+    """Shows one line of output, or ignores it."""
 
     def __call__(self, line: str) -> None: ...
 
@@ -80,7 +80,7 @@ def logged(show: View, path: Path) -> Iterator[View]:
 
 
 class LineWriter(io.TextIOBase):
-    """Hands every printed line to a view, as the simulation's output is."""
+    """A text stream that hands every printed line to a view."""
 
     def __init__(self, show: View) -> None:
         self._show = show

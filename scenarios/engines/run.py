@@ -31,15 +31,18 @@ from scenarios.library_files import resolve_scenario
 from server.run.run_folder import check_interrupted
 
 RAY_ADDRESS = "CASAM_RAY_ADDRESS"
-"""Variable that names a Ray cluster to simulate on, HOST:PORT; Ray's own is not obeyed by accident."""
+"""Environment variable with the HOST:PORT of a Ray cluster to simulate on; Ray's own variable is ignored."""
 
 SPLITS = {"test": "test", "val": "validation"}
 
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What the user asked for. out: the run folder; by default runs/<scenario>-<time>. ledgers: where budgets
-    of earlier runs go on; by default every run starts with fresh ones."""
+    """What the user asked for.
+
+    out: the run folder; by default runs/<scenario>-<time>. ledgers: a folder of privacy ledgers that the run
+    continues; by default every run starts with fresh budgets.
+    """
 
     scenario: str
     engine: Engine = Engine.simulation
@@ -68,7 +71,7 @@ def run_scenario(order: RunOrder, console: Console) -> Path:
 
 
 def run_resolved(scenario: Scenario, order: RunOrder, console: Console) -> Path:
-    """`run_scenario` for a scenario that is read already; the order's name and overrides do not count."""
+    """Like `run_scenario`, for a resolved scenario; the order's name and overrides are ignored."""
     data_root = data_folder(order.data_root)
     ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
     scenario, folder = prepare(scenario, data_root, order.out, console)
@@ -98,7 +101,7 @@ def prepare(
 
 
 def resume_run(folder: Path, console: Console) -> Path:
-    """Go on with a run that was interrupted, as it was started. Raises CasamError."""
+    """Continue an interrupted run with the settings it was started with. Raises CasamError."""
     folder = folder.expanduser().resolve()
     try:
         start = Start(**json.loads((folder / "order.json").read_text()))

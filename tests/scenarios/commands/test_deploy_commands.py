@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tomli_w
 
+from casam_core.config.library import library_names
 from casam_core.protocol.fingerprint import ROOT
 from scenarios.engines.bundle import build_bundle, bundle_hash, stage_app
 from tests.casam_command import Casam
@@ -48,7 +49,10 @@ def test_a_bundle_is_written_for_reading(tmp_path: Path, casam: Casam) -> None:
     bundle = (tmp_path / "casam.fab").read_bytes()
     assert built.out.strip() == casam("bundle", "hash").out.strip() == bundle_hash(bundle)
     with zipfile.ZipFile(tmp_path / "casam.fab") as packed:
-        assert {"client/release/guard.py", "server/stream.py", "pyproject.toml"} <= set(packed.namelist())
+        names = set(packed.namelist())
+    assert {"client/release/guard.py", "server/stream.py", "pyproject.toml"} <= names
+    library = {f"scenarios/library/{name}.toml" for name in library_names()}
+    assert {name for name in names if name.startswith("scenarios/")} == library, "data, and no code"
 
 
 def test_a_deployment_whose_data_a_site_would_not_open_never_starts(tmp_path: Path, casam: Casam) -> None:
