@@ -1,0 +1,178 @@
+"""Asking institutions by name: who is asked again, what is counted, and what keeps a run from starting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error
+
+from casam_core.config.policy import Policy
+from casam_core.errors import RunError, ScenarioError
+from casam_core.protocol.messages import CalibrateReply, CalibrateRequest
+from casam_core.protocol.payload import Job
+from server.run.arrivals import read_arrivals
+from tests.runs import events, result
+from tests.server.scripted import Site, dies, refuses, says, scripted, stays_silent
+
+KINDS = ["train.align", "train.router", "evaluate.stage"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_comes_back_is_asked_again_and_nothing_is_missing(tmp_path: Path, kind: str) -> None:
+    whole, lossy = scripted(tmp_path / "whole"), scripted(tmp_path / "lossy")
+    whole.run()
+    lossy.sites["north"].script[kind] = [dies, dies]
+    lossy.run()
+    assert result(lossy.path) == result(whole.path)
+    retries = events(lossy.path, "retry")
+    assert [(event["institutions"], event["attempt"]) for event in retries] == [
+        (["north"], 1),
+        (["north"], 2),
+    ]
+
+
+def test_a_node_that_restarts_is_found_under_its_new_number(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+
+    def restarts(honest: Any) -> Error:
+        (node,) = (number for number, site in run.grid.sites.items() if site.name == "north")
+        run.grid.sites[7] = run.grid.sites.pop(node)
+        return dies(honest)
+
+    run.sites["north"].script["train.align"] = [restarts]
+    assert run.run()["holders"]["polyp"] == ["north"]
+
+
+def test_without_retries_a_dead_tester_leaves_empty_cells(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run", deadlines={"retries": 0})
+    run.sites["north"].script["evaluate.stage"] = [dies]
+    summary = run.run()
+    assert summary["zero_shot"]["iou"]["polyp"] is None
+    assert summary["matrix"]["iou"][0][0] is not None
+
+
+def test_a_refusal_is_counted_and_said_with_its_incident(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["north"].script["train.align"] = [refuses("rounds-spent")]
+    summary = run.run()
+    (refusal,) = events(run.path, "refusal")
+    assert (refusal["institution"], refusal["outcome"], refusal["incident"]) == (
+        "north",
+        "rounds-spent",
+        "beef",
+    )
+    assert summary["privacy"]["north"]["refusals"] == {"rounds-spent": 1}
+    assert summary["privacy"]["north"]["releases"] == 4
+
+
+def test_an_answer_that_does_not_answer_is_rejected_and_counted(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run", participation={"missing": "skip"})
+    run.sites["north"].script["train.align"] = [says(**{"epsilon-train": -1.0})]
+    summary = run.run()
+    (rejected,) = events(run.path, "rejected")
+    assert rejected["reason"] == "epsilon-train: expected a number from 0"
+    assert summary["privacy"]["north"]["rejections"] == {"train.align": 1}
+    assert summary["privacy"]["north"]["epsilon_train"] is None
+
+
+def test_the_budget_that_was_spent_is_what_the_last_answer_says(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["north"].script["evaluate.stage"] = [says(**{"epsilon-train": e}) for e in (0.5, 1.0, 1.5)]
+    assert run.run()["privacy"]["north"]["epsilon_train"] == 1.5
+
+
+def test_every_answer_is_in_the_servers_audit_log(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["north"].script["train.align"] = [refuses("rounds-spent")]
+    run.run()
+    arrived = [item for item in read_arrivals(run.path / "audit.jsonl") if item.institution == "north"]
+    assert [(item.kind, item.outcome) for item in arrived] == [
+        ("evaluate.stage", "ok"),
+        ("train.align", "rounds-spent"),
+        ("evaluate.stage", "ok"),
+        ("evaluate.stage", "ok"),
+    ]
+
+
+def test_one_that_is_not_connected_is_not_waited_for(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run", participation={"missing": "skip"}, deadlines={"connect": 0.1})
+    run.sites["west"].connected = False
+    federation = run.federation()
+    assert federation.absent == ["west"]
+    asks = {"west": CalibrateRequest(Job("west", 2, "histology"), []).to_payload()}
+    answers = federation.ask("train.calibrate", asks, CalibrateReply.of, deadline=60)
+    assert answers["west"].outcome == "unreachable"
+    assert events(run.path, "retry") == []
+
+
+# --- What keeps a run from starting ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["stop", "skip"])
+def test_a_site_that_cannot_open_its_data_stops_the_run_or_is_left_out(tmp_path: Path, missing: str) -> None:
+    run = scripted(tmp_path / "run", participation={"missing": missing}, deadlines={"connect": 0.1})
+    run.sites["west"].script["query.identify"] = [refuses("bad-data")]
+    if missing == "stop":
+        with pytest.raises(RunError, match=r"an institution cannot take part \(bad-data, incident beef\)"):
+            run.federation()
+        return
+    assert run.federation().absent == ["west"]
+    assert len(run.sites["west"].asked) == 1
+
+
+def test_other_code_is_named(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["west"].script["query.identify"] = [says(outcome="other-code", code="0123")]
+    with pytest.raises(RunError, match=r"code: the server runs [0-9a-f]{16}, a node 0123; stop the local"):
+        run.federation()
+
+
+def test_another_bundle_is_named(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["west"].script["query.identify"] = [lambda honest: Error(7, "The FAB could not be verified.")]
+    with pytest.raises(RunError, match="bundle: a site's launcher refuses the one this run sends"):
+        run.federation()
+
+
+def test_a_node_that_forgot_the_scenario_is_told_again(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    federation = run.federation()
+    run.sites["west"].script["query.identify"] = [refuses("unknown-scenario")]
+    federation.discover()
+    told = [bool(payload.config["scenario"]) for _, payload in run.sites["west"].asked]
+    assert told == [True, False, True]
+    assert federation.absent == []
+
+
+def test_two_nodes_that_claim_one_institution_end_the_run(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.grid.sites[7] = Site("north", run.sites["north"].holds)
+    with pytest.raises(RunError, match="two nodes claim to be institution 'north'"):
+        run.federation()
+
+
+def test_a_node_that_is_not_needed_is_not_waited_for(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    stranger = run.grid.sites[7] = Site("stranger", {}, script={"query.identify": [stays_silent]})
+    assert list(run.federation().members) == ["north", "south", "west"]
+    assert stranger.asked
+
+
+def test_a_task_that_nobody_holds_is_named(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["north"].holds = {}
+    with pytest.raises(ScenarioError, match="task 'polyp' of the stream is held by no connected institution"):
+        run.federation()
+
+
+def test_members_stand_in_the_scenarios_order(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.grid.sites = dict(reversed(run.grid.sites.items()))
+    run.sites["north"].policy = Policy(leaves_at=2)
+    federation = run.federation()
+    assert federation.present(1) == ["north", "south", "west"]
+    assert federation.present(2) == ["south", "west"]
+    assert federation.testers("histology") == ["south", "west"]
+    assert federation.tasks == ["cardiac_mr", "histology", "polyp"]
