@@ -188,14 +188,17 @@ def align_requests(
 
 def images_in(federation: Federation, task: str, gathered: Gathered[AlignReply]) -> dict[str, int]:
     """By institution, the images it trained on in a round; a secure sum does not say, the directory does."""
-    openly = {name: reply.images for name, reply in gathered.openly.items()}
-    return openly | {name: federation.members[name].holdings[task].train for name in gathered.members}
+    return {
+        name: federation.members[name].holdings[task].train if part.summed else part.reply.images
+        for part in gathered.parts
+        for name in part.names
+    }
 
 
 def report_round(federation: Federation, job: Job, gathered: Gathered[AlignReply]) -> None:
     """One event and one line about a round that counts."""
     images = sum(reply.images for reply in gathered.replies)
-    summed = f", {len(gathered.members)} of them in a secure sum" if gathered.members else ""
+    summed = f", {len(gathered.summed)} of them in a secure sum" if gathered.summed else ""
     federation.folder.event(
         "align",
         f"stage {job.stage} {job.task}: round {job.round}/{federation.scenario.training.rounds} trained at "
@@ -204,7 +207,7 @@ def report_round(federation: Federation, job: Job, gathered: Gathered[AlignReply
         task=job.task,
         round=job.round,
         holders=list(gathered.names),
-        summed=list(gathered.members),
+        summed=list(gathered.summed),
         images=images,
     )
 

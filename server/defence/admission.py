@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ from casam_core.protocol.wire import unpacked
 from server.federation.directory import Member
 
 Layer = Mapping[str, NDArray[np.float32]]
+
+K = TypeVar("K")
 
 
 def check_answer(
@@ -73,10 +76,10 @@ ENOUGH = 3
 """So many holders of a round judge each other; of two nobody can say which is odd."""
 
 
-def too_far(distances: Mapping[str, float], peers: Iterable[float], factor: float | None) -> dict[str, str]:
-    """Who moved its layer much farther than its peers, and how far: {institution: reason}.
+def too_far(distances: Mapping[K, float], peers: Iterable[float], factor: float | None) -> dict[K, str]:
+    """Whose layer moved much farther than its peers, and how far: {key of `distances`: reason}.
 
-    distances: of this round, by institution. peers: of other tasks' layers of the same form, which count
+    distances: of this round. peers: of other tasks' layers of the same form, which count
     where fewer than ENOUGH holders answer. It takes two at least to judge a third.
     """
     if factor is None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from casam_core.bank.bank import Bank
 from casam_core.errors import RunError
 from casam_core.protocol.messages import AlignReply
 from server.defence.admission import ENOUGH, Layer, distance, peers_in, too_far
 from server.federation.federation import Federation
-from server.federation.gathering import Gathered
+from server.federation.gathering import Gathered, Part
 
-SECURE_SUM = ""
-"""Stands for all its members, of whom nobody sees a layer alone; no institution has this name."""
+Parts = Sequence[Part[AlignReply]]
+
+Odd = Mapping[tuple[str, ...], str]
+"""By the names of a part, why it does not count."""
 
 
 def admitted(
@@ -24,56 +26,46 @@ def admitted(
     gathered: Gathered[AlignReply],
     start: Layer | None,
 ) -> Gathered[AlignReply]:
-    """Those answers whose layers have the form of `start` (without one, that of most) and did not go much
-    farther from it than others; the rest is rejected."""
-    scenario = federation.scenario
-    gathered = of_one_form(federation, stage, gathered, start)
-    factor = scenario.admission.norm_factor
-    if start is None or factor is None:
-        return gathered
-    moved = {name: distance(reply.layer, start) for name, reply in gathered.openly.items()}
-    if gathered.summed is not None:
-        moved[SECURE_SUM] = distance(gathered.summed.layer, start)
-    peers = peers_in(bank, scenario, task) if len(moved) < ENOUGH else []
-    odd = too_far(moved, peers, factor)
-    for name, reason in odd.items():
-        for who in gathered.members if name == SECURE_SUM else (name,):
-            federation.reject(who, "train.align", stage, reason)
-    return without(gathered, odd)
+    """Those replies whose layers have the form of `start` and did not go much farther from it than others.
+
+    The others are rejected. Without `start`, the form of most layers counts, and no distance.
+    """
+    factor = federation.scenario.admission.norm_factor
+    parts = without(federation, stage, gathered.parts, of_other_form(gathered.parts, start))
+    if start is not None and factor is not None:
+        moved = {part.names: distance(part.reply.layer, start) for part in parts}
+        peers = peers_in(bank, federation.scenario, task) if len(moved) < ENOUGH else []
+        parts = without(federation, stage, parts, too_far(moved, peers, factor))
+    return Gathered(tuple(parts), refused=gathered.refused or (bool(gathered.parts) and not parts))
 
 
-def without(gathered: Gathered[AlignReply], odd: Collection[str]) -> Gathered[AlignReply]:
-    """What remains without some answers; where nothing does, asking again would not change it."""
-    openly = {name: reply for name, reply in gathered.openly.items() if name not in odd}
-    summed = None if SECURE_SUM in odd else gathered.summed
-    return Gathered(
-        openly=openly,
-        summed=summed,
-        members=gathered.members if summed is not None else (),
-        refused=gathered.refused or bool(odd and not openly and summed is None),
-    )
+def without(federation: Federation, stage: int, parts: Parts, odd: Odd) -> Parts:
+    """The parts that count; the institutions of the odd ones are rejected."""
+    for names, reason in odd.items():
+        for name in names:
+            federation.reject(name, "train.align", stage, reason)
+    return [part for part in parts if part.names not in odd]
 
 
-def of_one_form(
-    federation: Federation, stage: int, gathered: Gathered[AlignReply], start: Layer | None
-) -> Gathered[AlignReply]:
-    """Those layers that can be merged: with the names and shapes of `start`, or of most."""
+def of_other_form(parts: Parts, start: Layer | None) -> Odd:
+    """Layers that cannot be merged: they have other names or shapes than `start`, or than most."""
 
     def form(layer: Layer) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return tuple(sorted((name, array.shape) for name, array in layer.items()))
 
-    forms = {name: form(reply.layer) for name, reply in gathered.openly.items()}
+    forms = {part.names: form(part.reply.layer) for part in parts}
     if not forms:
-        return gathered
+        return {}
     usual = form(start) if start is not None else Counter(forms.values()).most_common(1)[0][0]
-    odd = [name for name in forms if forms[name] != usual]
-    for name in odd:
-        federation.reject(name, "train.align", stage, "the layer's arrays are not those of the others")
-    return without(gathered, odd)
+    reason = "the layer's arrays are not those of the others"
+    return {names: reason for names, found in forms.items() if found != usual}
 
 
 def too_few(federation: Federation, stage: int, task: str, names: Sequence[str]) -> bool:
-    """Whether fewer holders answered than a round needs. Raises RunError where the scenario says stop."""
+    """Whether fewer holders answered than a round needs.
+
+    Raises RunError where `participation.missing` is "stop".
+    """
     rule = federation.scenario.participation
     if len(names) >= rule.quorum:
         return False

@@ -180,10 +180,9 @@ def checked(directory: Directory, replies: Mapping[int, IdentifyReply], scenario
     """The directory in the scenario's order, without institutions that are none of the scenario's.
 
     Raises RunError where institutions cannot learn together. Raises ScenarioError where nobody holds a task
-    of the stream; not under participation.missing = "skip", where its holder may be only late.
+    of the stream, unless participation.missing is "skip": its holder may come later.
     """
-    check_backbones(replies)
-    check_preprocessing(replies)
+    check_alike(replies)
     if scenario.participation.missing != "skip":
         check_stream(scenario, directory)
     found = directory.members
@@ -191,21 +190,18 @@ def checked(directory: Directory, replies: Mapping[int, IdentifyReply], scenario
     return replace(directory, members=members)
 
 
-def check_backbones(replies: Mapping[int, IdentifyReply]) -> None:
-    """Raise RunError unless all institutions see images through the same frozen weights."""
-    found = sorted({reply.backbone for reply in replies.values() if reply.institutions})
-    if len(found) > 1:
+def check_alike(replies: Mapping[int, IdentifyReply]) -> None:
+    """Raise RunError unless all institutions see images through the same weights, and prepare them alike."""
+    hosts = [reply for reply in replies.values() if reply.institutions]
+    backbones = sorted({reply.backbone for reply in hosts})
+    if len(backbones) > 1:
         raise RunError(
-            f"backbone: institutions hold different weights ({', '.join(found)}); use one checkpoint"
+            f"backbone: institutions hold different weights ({', '.join(backbones)}); use one checkpoint"
         )
-
-
-def check_preprocessing(replies: Mapping[int, IdentifyReply]) -> None:
-    """Raise RunError unless all institutions prepare images alike: equal weights would see other images."""
-    found = sorted({reply.preprocessing for reply in replies.values() if reply.institutions})
-    if len(found) > 1:
+    preparations = sorted({reply.preprocessing for reply in hosts})
+    if len(preparations) > 1:
         raise RunError(
-            f"preprocessing: institutions prepare images otherwise ({', '.join(found)}); "
+            f"preprocessing: institutions prepare images otherwise ({', '.join(preparations)}); "
             "install the versions of requirements.lock everywhere"
         )
 

@@ -18,24 +18,35 @@ Learned = Literal["adapter", "router"]
 
 
 @dataclass(frozen=True)
-class Gathered(Generic[T]):
-    """openly: by institution. summed, members: one answer of all in the secure sum together, and who they
-    are. refused: nobody's answer counts, and asking again would not change it."""
+class Part(Generic[T]):
+    """One reply, and whose work is in it: one institution's, or that of all members of a secure sum."""
 
-    openly: Mapping[str, T]
-    summed: T | None
-    members: tuple[str, ...]
+    names: tuple[str, ...]
+    reply: T
+    summed: bool
+
+
+@dataclass(frozen=True)
+class Gathered(Generic[T]):
+    """All replies. refused: there is none, and to ask again would not change that."""
+
+    parts: tuple[Part[T], ...]
     refused: bool
 
     @property
     def replies(self) -> tuple[T, ...]:
-        """Everything that came."""
-        return (*self.openly.values(), *(() if self.summed is None else (self.summed,)))
+        """A secure sum is one reply."""
+        return tuple(part.reply for part in self.parts)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Whose work is in it."""
-        return (*self.openly, *self.members)
+        """Whose work is in them."""
+        return tuple(name for part in self.parts for name in part.names)
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """Whose work is in a secure sum."""
+        return tuple(name for part in self.parts if part.summed for name in part.names)
 
 
 def gather(
@@ -47,26 +58,22 @@ def gather(
     learned: Learned,
     deadline: float,
 ) -> Gathered[T]:
-    """Ask, and note of every release among how many institutions it hides."""
+    """Ask (Federation.ask), and note of every release among how many institutions it hides."""
     members = federation.members
     secret = [n for n in questions if getattr(members[n].policy, learned).aggregation == "secagg"]
     # A sum of one is no sum: asked openly, the institution refuses by its own policy.
     together = secret if len(secret) > 1 else []
     openly = {name: question for name, question in questions.items() if name not in together}
     answers = federation.ask(kind, openly, of, deadline=deadline)
-    replies = results(answers)
-    summed = SecureSum((), None, refused=True)
+    parts = [Part((name,), reply, summed=False) for name, reply in results(answers).items()]
+    total = SecureSum((), None, refused=True)
     if together:
-        summed = secure_sum(federation, kind, {name: questions[name] for name in together}, deadline)
-    gathered = Gathered(
-        openly=replies,
-        summed=None if summed.payload is None else of(summed.payload),
-        members=summed.members,
-        refused=not replies and not summed.members and all_settled(answers) and summed.refused,
-    )
-    for name in gathered.names:
-        hidden = name in gathered.members
-        among = len(gathered.members) if hidden else 1
-        others = len(gathered.members if hidden else gathered.names) - 1
-        federation.counters.hides(name, learned, among, max(others, 1))
+        total = secure_sum(federation, kind, {name: questions[name] for name in together}, deadline)
+    if total.payload is not None:
+        parts.append(Part(total.members, of(total.payload), summed=True))
+    gathered = Gathered(tuple(parts), refused=not parts and all_settled(answers) and total.refused)
+    for part in parts:
+        others = len(part.names if part.summed else gathered.names) - 1
+        for name in part.names:
+            federation.counters.hides(name, learned, len(part.names), max(others, 1))
     return gathered

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,32 +154,16 @@ def decoded(value: Any) -> Any:
         return [decoded(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kind = value.get("~")
-    if kind is None:
-        return {key: decoded(item) for key, item in value.items()}
-    return DECODERS.get(kind, _dataclass)(value)
-
-
-def _array(value: Mapping[str, Any]) -> Any:
-    flat = np.frombuffer(expand(value["data"]), np.dtype(value["dtype"]))
-    return flat.reshape(value["shape"]).copy()
-
-
-def _tuple(value: Mapping[str, Any]) -> Any:
-    return tuple(decoded(item) for item in value["items"])
-
-
-def _policy(value: Mapping[str, Any]) -> Any:
-    return Policy.model_validate(value["fields"])
-
-
-def _dataclass(value: Mapping[str, Any]) -> Any:
     content = {key: decoded(item) for key, item in value.items() if key != "~"}
-    return KNOWN[value["~"]](**content)
-
-
-DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "array": _array,
-    "tuple": _tuple,
-    "policy": _policy,
-}
+    match value.get("~"):
+        case None:
+            return content
+        case "array":
+            flat = np.frombuffer(expand(value["data"]), np.dtype(value["dtype"]))
+            return flat.reshape(value["shape"]).copy()
+        case "tuple":
+            return tuple(content["items"])
+        case "policy":
+            return Policy.model_validate(value["fields"])
+        case name:
+            return KNOWN[name](**content)

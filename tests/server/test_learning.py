@@ -13,7 +13,7 @@ from casam_core.errors import RunError, ScenarioError
 from casam_core.protocol.messages import AlignRequest
 from server.defence.admission import first_layer
 from server.learning import learn_layer, learn_router
-from tests.runs import events
+from tests.runs import events, result
 from tests.server.scripted import (
     SECRET,
     Scripted,
@@ -290,8 +290,20 @@ def test_a_member_that_refuses_leaves_and_the_others_still_add_up(tmp_path: Path
     assert summary["privacy"]["west"]["refusals"] == {"cohort-too-small": 1}
 
 
-@pytest.mark.parametrize(("step", "left"), [(2, True), (3, True)], ids=["masked share", "unmask"])
-def test_a_member_can_drop_out_after_it_shared_its_keys(tmp_path: Path, step: int, left: bool) -> None:
+def test_a_member_whose_process_dies_is_asked_again(tmp_path: Path) -> None:
+    whole, lossy = of_one_task(tmp_path / "whole"), of_one_task(tmp_path / "lossy")
+    for site in (*whole.sites.values(), *lossy.sites.values()):
+        site.policy = SECRET
+    lossy.sites["west"].script["train"] = [dies]
+    summary = lossy.run()
+    assert summary["holders"]["polyp"] == ["north", "south", "west"]
+    assert summary["matrix"] == whole.run()["matrix"]
+    assert result(lossy.path)["bank"] == result(whole.path)["bank"]
+    assert [event["institutions"] for event in events(lossy.path, "retry")] == [["west"]]
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["masked share", "unmask"])
+def test_a_member_can_drop_out_after_it_shared_its_keys(tmp_path: Path, step: int) -> None:
     tasks = dict.fromkeys("abcd", ("polyp",))
     run = scripted(tmp_path / "run", tasks, stream=["polyp"], router={"kind": "nearest_mean"})
     for site in run.sites.values():

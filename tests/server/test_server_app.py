@@ -18,9 +18,7 @@ def test_a_scenario_is_a_text_or_a_name_of_the_library(tmp_path: Path) -> None:
     scenario = scripted(tmp_path).scenario
     assert scenario_of(scenario.canonical_json()).digest() == scenario.digest()
     assert scenario_of("quickstart").name == "quickstart"
-    with pytest.raises(
-        ScenarioError, match=r"expected a name of the library \(.*quickstart.*found 'nothing'"
-    ):
+    with pytest.raises(ScenarioError, match=r"a name of the library \(.*quickstart.*found 'nothing'"):
         scenario_of("nothing")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,9 +212,13 @@ def test_wherever_the_power_goes_the_end_is_the_same(
 ) -> None:
     broken, whole = (scripted(tmp_path / name, method=method) for name in ("cut", "whole"))
     cut(broken, module, name, at, after=after)
+    assert not (broken.path / "summary.json").exists()
     broken.run(resume=True)
     whole.run()
     assert result(broken.path) == result(whole.path)
+    lines = [json.loads(line) for line in (broken.path / "events.jsonl").read_text().splitlines()]
+    assert lines[-1]["event"] == "end"
+    assert sum(line["event"] == "start" for line in lines) == 2
 
 
 def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
@@ -228,10 +233,13 @@ def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
 
 def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> None:
     """north's test images stay part of what a mean over everybody would need: null, and not fewer images."""
-    run = scripted(tmp_path / "run", **SKIP)
-    run.sites["north"].gone_at = 2
-    cut(run, server.stream, "save", 3, after=True)
-    assert run.run(resume=True)["matrix"]["iou"][-1][0] is None
+    stream = {"stream": ["polyp", "histology", "cardiac_mr"], **SKIP}
+    broken, whole = (scripted(tmp_path / name, **stream) for name in ("cut", "whole"))
+    broken.sites["north"].gone_at = whole.sites["north"].gone_at = 2
+    cut(broken, server.stream, "save", 3, after=True)
+    assert broken.run(resume=True)["matrix"]["iou"][-1][0] is None
+    whole.run()
+    assert result(broken.path) == result(whole.path)
 
 
 def test_an_entry_that_was_lost_meanwhile_is_not_made_up(tmp_path: Path) -> None:

@@ -84,19 +84,6 @@ def test_who_takes_no_entries_of_others_is_sent_none(tmp_path: Path) -> None:
     assert Bank.open(private(tmp_path, "south") / "bank").tasks == ("polyp", "histology")
 
 
-def test_late_joiners_and_leavers_take_no_part_in_other_stages(tmp_path: Path) -> None:
-    summary = run(tmp_path, north={"leaves_at": 2}, west={"joins_at": 2})
-    assert summary["holders"] == {"polyp": ["north"], "histology": ["south", "west"]}
-    assert [row[0] is None for row in summary["matrix"]["iou"]] == [False, True]  # gone with its images
-    assert summary["zero_shot"]["iou"]["histology"] is None  # one of two holders was not there yet
-
-
-def test_a_stage_whose_only_holder_has_not_joined_learns_nothing(tmp_path: Path) -> None:
-    summary = run(tmp_path, north={"joins_at": 2})
-    assert summary["holders"]["polyp"] == []
-    assert Bank.open(tmp_path / "run" / "bank").tasks == ("histology",)
-
-
 def test_rounds_and_bytes_are_counted_over_the_audit_log(tmp_path: Path) -> None:
     summary = run(tmp_path, north={"max_rounds": 0}, west={"max_bytes": 3000})
     assert summary["privacy"]["north"]["refusals"] == {Outcome.ROUNDS_SPENT: 1}

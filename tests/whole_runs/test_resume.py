@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 import server.stage
 import server.stream
-from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
 from client.release.ledger import Ledger
@@ -73,29 +72,42 @@ def run_until_cut(scenario: Scenario, folder: Path, module: Any, name: str, at: 
             run_inprocess(scenario, folder, None)
 
 
+# Cuts of every kind stand in tests/server/test_stream.py; here, what institutions do about some.
 CUTS = {
-    "before anything was measured": ("stream", "save", 1, False),
-    "after the zero-shot measure": ("stream", "save", 1, True),
-    "in the middle of the first stage": ("stage", "learn_router", 1, False),
-    "with an entry in the bank and no stage behind it": ("stream", "save", 2, False),
-    "between two stages": ("stream", "save", 2, True),
-    "before the last figures were written": ("stream", "write_results", 1, False),
+    "in the middle of the first stage": (server.stage, "learn_router", 1, False),
+    "with an entry in the bank and no stage behind it": (server.stream, "save", 2, False),
+    "between two stages": (server.stream, "save", 2, True),
 }
 
 
-@pytest.mark.parametrize(("where", "name", "at", "after"), CUTS.values(), ids=list(CUTS))
-@pytest.mark.parametrize(
-    "changes",
-    [{"policies": {"west": PRIVATE}}, {"method": "sequential"}],
-    ids=["private", "one layer for all"],
-)
+@pytest.mark.parametrize(("module", "name", "at", "after"), CUTS.values(), ids=list(CUTS))
 def test_wherever_the_power_goes_the_end_is_the_same(
-    tmp_path: Path, where: str, name: str, at: int, after: bool, changes: dict[str, Any]
+    tmp_path: Path, module: Any, name: str, at: int, after: bool
 ) -> None:
-    if changes.get("method") == "sequential" and name == "learn_router":
-        name = "learn_layer"
-    scenario = Scenario.model_validate(table(**changes, privacy={"steps": 2}))
-    run_until_cut(scenario, tmp_path / "cut", getattr(server, where), name, at, after=after)
+    check_cut(tmp_path, table({"west": PRIVATE}, privacy={"steps": 2}), module, name, at, after=after)
+
+
+def test_one_layer_for_all_tasks_goes_on_from_stage_to_stage(tmp_path: Path) -> None:
+    check_cut(tmp_path, table(method="sequential"), server.stream, "save", 2, after=True)
+
+
+def test_an_unlearning_that_was_cut_is_finished(tmp_path: Path) -> None:
+    policies = {"south": LEAVES, "west": {"keep_samples": True}}
+    content = table(policies, stream=["histology", "polyp"])
+    check_cut(tmp_path, content, server.stage, "learn_router", 2, after=False)
+    facts = [
+        json.loads((tmp_path / run / "summary.json").read_text())["unlearned"] for run in ("cut", "whole")
+    ]
+    assert facts[0] == facts[1]
+    assert (tmp_path / "cut" / "receipts" / "south-stage-2.json").exists()
+
+
+def check_cut(
+    tmp_path: Path, content: dict[str, Any], module: Any, name: str, at: int, *, after: bool
+) -> None:
+    """A run that is cut and resumed ends as one that is not."""
+    scenario = Scenario.model_validate(content)
+    run_until_cut(scenario, tmp_path / "cut", module, name, at, after=after)
     assert not (tmp_path / "cut" / "summary.json").exists()
     run_inprocess(scenario, tmp_path / "cut", None, resume=True)
     run_inprocess(scenario, tmp_path / "whole", None)
@@ -103,28 +115,6 @@ def test_wherever_the_power_goes_the_end_is_the_same(
     events = [json.loads(line) for line in (tmp_path / "cut" / "events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "end"
     assert sum(event["event"] == "start" for event in events) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "after"), [("learn_router", False), ("run_stage", False), ("write_receipt", True)]
-)
-def test_an_unlearning_that_was_cut_is_finished(
-    tmp_path: Path, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scenario = Scenario.model_validate(
-        table({"south": LEAVES, "west": {"keep_samples": True}}, stream=["histology", "polyp"])
-    )
-    at = 2 if name != "write_receipt" else 1
-    module = server.stage if name == "learn_router" else server.stream
-    run_until_cut(scenario, tmp_path / "cut", module, name, at, after=after)
-    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
-    run_inprocess(scenario, tmp_path / "whole", None)
-    assert result(tmp_path / "cut") == result(tmp_path / "whole")
-    facts = [
-        json.loads((tmp_path / run / "summary.json").read_text())["unlearned"] for run in ("cut", "whole")
-    ]
-    assert facts[0] == facts[1]
-    assert (tmp_path / "cut" / "receipts" / "south-stage-2.json").exists()
 
 
 def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
@@ -141,26 +131,6 @@ def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None
         for run in ("cut", "whole")
     ]
     assert spends[0] == spends[1]
-
-
-def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> None:
-    """north's test images stay part of what a mean over everybody would need: null, and not fewer images."""
-    content = table(stream=["polyp", "histology", "cardiac_mr"], participation={"missing": "skip"})
-    content["institutions"][0]["faults"] = {"gone_at": 2}
-    scenario = Scenario.model_validate(content | {"deadlines": {"connect": 1.0, "retries": 0}})
-    run_until_cut(scenario, tmp_path / "cut", server.stream, "save", 3, after=True)
-    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
-    run_inprocess(scenario, tmp_path / "whole", None)
-    assert result(tmp_path / "cut") == result(tmp_path / "whole")
-    assert result(tmp_path / "cut")["matrix"]["iou"][-1][0] is None
-
-
-def test_an_entry_that_was_lost_meanwhile_is_not_made_up(tmp_path: Path) -> None:
-    scenario = Scenario.model_validate(table())
-    run_until_cut(scenario, tmp_path / "cut", server.stream, "save", 2, after=True)
-    Bank.open(tmp_path / "cut" / "bank").remove("polyp")
-    with pytest.raises(RunError, match="the entry of polyp is gone since the run stopped"):
-        run_inprocess(scenario, tmp_path / "cut", None, resume=True)
 
 
 # --- The command ---------------------------------------------------------------------------------------

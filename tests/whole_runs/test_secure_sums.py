@@ -15,7 +15,6 @@ from scipy.stats import kstest
 import client.secagg.member
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
-from casam_core.errors import ScenarioError
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.secure_sum import COLLECT, MODULUS, STEPS_OF_A_SUM, SecureReply, SecureRequest
 from casam_core.protocol.wire import from_records, unpacked
@@ -145,12 +144,6 @@ def test_a_router_that_cannot_be_added_is_refused(tmp_path: Path) -> None:
     summary = run(tmp_path / "run", "abc", SECRET, router={"kind": "vae", "epochs": 1})
     assert summary["privacy"]["a"]["refusals"] == {Outcome.SUM_NOT_POSSIBLE: 1}
     assert Bank.open(tmp_path / "run" / "bank")["polyp"].threshold is None
-
-
-def test_strategies_that_look_at_each_layer_are_refused(tmp_path: Path) -> None:
-    table = {"epochs": 1, "batch_images": 4, "floor": False, "strategy": "fedmedian"}
-    with pytest.raises(ScenarioError, match="fedmedian looks at each layer, and a shares its own in secure"):
-        run(tmp_path / "run", "abc", SECRET, training=table)
 
 
 def test_on_the_wire_there_are_masks_only(

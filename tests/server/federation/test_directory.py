@@ -24,7 +24,7 @@ from casam_core.protocol.limits import Allowed
 from casam_core.protocol.messages import Holding, IdentifyReply, IdentifyRequest
 from casam_core.protocol.outcomes import Outcome
 from scenarios.engines.inprocess import run_inprocess
-from server.federation.directory import check, check_backbones, check_preprocessing
+from server.federation.directory import check, check_alike
 from tests.refused import refused
 
 
@@ -113,14 +113,14 @@ def test_another_message_schema_is_refused_with_both_values() -> None:
 def test_institutions_with_other_weights_are_refused_with_both_values() -> None:
     replies = {1: reply("north"), 2: reply("south", backbone="c" * 64)}
     with pytest.raises(RunError, match=f"backbone: .*{'a' * 64}, {'c' * 64}"):
-        check_backbones(replies)
+        check_alike(replies)
 
 
 def test_institutions_that_prepare_images_otherwise_are_refused_with_both_values() -> None:
     replies = {1: reply("north"), 2: reply("south", preprocessing="c" * 16)}
     with pytest.raises(RunError, match=f"preprocessing: .*{'b' * 16}, {'c' * 16}"):
-        check_preprocessing(replies)
-    check_preprocessing({1: reply("north"), 2: reply("south")})
+        check_alike(replies)
+    check_alike({1: reply("north"), 2: reply("south")})
 
 
 def test_an_image_library_that_resizes_otherwise_has_another_preprocessing(
