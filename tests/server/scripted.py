@@ -160,7 +160,7 @@ class ScriptedGrid(InProcessGrid):
             request = SecureRequest.of(asked)
             open_answer = Payload({})
             if request.step == COLLECT:
-                open_answer = self.answer(site, request.kind, request.asks)
+                open_answer = self.answer(site, request.summed, request.asks)
             return ok(part_of_a_sum(self.scenario, site, request, open_answer).to_payload())
         if kind == "query.forget":
             return self.forget(site, ForgetRequest.of(asked))
@@ -257,7 +257,7 @@ def part_of_a_sum(
 ) -> SecureReply:
     """One exchange of Flower's protocol, as an institution's own code plays it (client/secagg/member.py)."""
     images = site.holds[request.job.task][0]
-    named = share_of(request.kind, open_answer, images) if request.step == COLLECT else {}
+    named = share_of(request.summed, open_answer, images) if request.step == COLLECT else {}
 
     def plaintext(message: Message, _: Context) -> Message:
         answer = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(list(named.values())), images, {})
@@ -267,7 +267,7 @@ def part_of_a_sum(
     sent = as_flower_sends(unpacked(request.protocol), named_site, site.context)
     answer = flower.secaggplus_mod(sent, site.context, plaintext)
     protocol = answer.content.config_records[RECORD_KEY_CONFIGS]
-    return SecureReply(request.kind, request.step, packed(protocol), tuple(named))
+    return SecureReply(request.summed, request.step, packed(protocol), tuple(named))
 
 
 SECRET = Policy.model_validate(
