@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from casam_bench.bench import Benchmark
 from casam_bench.privacy import attack, private_routers, private_training
-from casam_bench.quality import few_shot, hostile, router_choices, router_quality, router_sizes
+from casam_bench.quality import few_shot, hostile, router_quality
 from casam_bench.speed import encode, evaluate, machine, memory, route, scale, train, utilisation, wire_bytes
 
 MACHINE = "machine"
@@ -24,12 +24,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "router": Benchmark(
         "Which router recognises tasks best, from how many images.", router_quality.run, True
-    ),
-    "router-choices": Benchmark(
-        "Encoder depths and threshold rules against the default router.", router_choices.run, True
-    ),
-    "router-sizes": Benchmark(
-        "Fewer directions and half precision against the exact router.", router_sizes.run, True
     ),
     "few-shot": Benchmark("What each form of Alignment Layer learns in a few steps.", few_shot.run, True),
     "few-shot-real": Benchmark(

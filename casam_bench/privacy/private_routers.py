@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.phantom_features import phantom_features
@@ -23,16 +22,18 @@ from casam_bench.quality.router_quality import (
     TEST_IMAGES,
     TWINS,
     Scores,
+    cells_of,
     judge,
-    mean_of,
+    means_of,
+    quality_table,
     score_tests,
+    thresholds_of,
 )
 from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores, scores_like
 from casam_core.routing.routers import ROUTERS, Arrays, build_router
-from casam_core.routing.threshold import choose_threshold
 from casam_core.seeding import derive_seed, numpy_generator
 from client.dp.plan import description
 
@@ -88,30 +89,24 @@ def run(around: Surroundings) -> Figures:
         )
         for task in TASKS
     }
-    table = Table(title=f"{IMAGES} images a task, delta {DELTA:g}, mean over {SPLITS} splits")
-    for name in ("router", "epsilon", "noise", "accuracy", "confused", "unseen to frozen SAM", "AUROC"):
-        table.add_column(name, justify="left" if name == "router" else "right")
+    table = quality_table(
+        f"{IMAGES} images a task, delta {DELTA:g}, mean over {SPLITS} splits", "epsilon", "noise"
+    )
     figures: Figures = {}
     for name, spec in CANDIDATES.items():
         features = {task: both[task][spec.features] for task in MANY}
         public = {task: both[task][spec.features][:PUBLIC_IMAGES] for task in TASKS if task not in MANY}
         for epsilon in EPSILONS:
             multiplier = calibrate(partial(description, PRIVACY, spec.kind), epsilon, DELTA)
-            found = [
-                judge(
-                    score(spec, features, public, multiplier, split),
-                    lambda scores_N, spec=spec: choose_threshold(scores_N, spec),  # type: ignore[misc]
-                    TWINS,
-                )
-                for split in range(SPLITS)
-            ]
-            means = {
-                column: mean_of([getattr(quality, column) for quality in found]) or 0.0
-                for column in ("accuracy", "confused", "unknown", "auroc")
-            }
-            cells = [f"{value:.3f}" for value in means.values()]
+            scores = [score(spec, features, public, multiplier, split) for split in range(SPLITS)]
+            means = means_of([judge(found, thresholds_of(found, spec), TWINS) for found in scores])
+            cells = cells_of(means)
             table.add_row(name, f"{epsilon:g}", f"{multiplier:.2f}", *cells)
             around.say(f"private-router, {name}, epsilon {epsilon:g}: {' '.join(cells)}")
-            figures |= {f"{column}_{spec.kind}_{epsilon:g}": value for column, value in means.items()}
+            figures |= {
+                f"{column}_{spec.kind}_{epsilon:g}": value
+                for column, value in means.items()
+                if value is not None
+            }
     around.show(table)
     return figures

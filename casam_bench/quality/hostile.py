@@ -76,6 +76,11 @@ def run(around: Surroundings) -> Figures:
 
     iou_ATTACK_MERGE: of the attacked round's task. routed_ATTACK_CHECKS: share of the two honest tasks'
     images that go to their own task. `honest` in place of an attack: without one."""
+    return run_rounds(around) | run_streams(around)
+
+
+def run_rounds(around: Surroundings) -> Figures:
+    """Attacks within a round, by the way layers are merged."""
     figures: Figures = {}
     rounds = Table(title="IoU of a task with one hostile holder of three")
     for name in ("attack", *ROUNDS):
@@ -90,6 +95,12 @@ def run(around: Surroundings) -> Figures:
         rounds.add_row(attack or "none", *cells)
         around.say(f"hostile, round, {attack or 'none'}: {'  '.join(cells)}")
     around.show(rounds)
+    return figures
+
+
+def run_streams(around: Surroundings) -> Figures:
+    """Attacks with a task of one's own, without and with checks of entries."""
+    figures: Figures = {}
     streams = Table(title="Images of two honest tasks that go to their own task, of all")
     for name in ("attack", *STREAMS, "where it ends"):
         streams.add_column(name, justify="right" if name in STREAMS else "left")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,25 +22,13 @@ Features = dict[str, NDArray[np.float32]]
 """By kind of feature, f_NF of images 0..N-1."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """name: part of the cache's file names. kinds: what `describe` returns, one f_F each."""
-
-    name: str
-    kinds: tuple[str, ...]
-    describe: Callable[[Backbone, NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
-
-
-def describe_embedding(backbone: Backbone, image_HW3: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """The product's features (casam_core.routing.features).
+def describe(backbone: Backbone, image_HW3: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """By kind of feature, f_F of one image.
 
     The embedding is rounded to half precision before pooling, as the embedding store rounds it.
     """
     z_CHW = backbone.encode([image_HW3])[0].cpu().half().float()
     return {kind: pool(z_CHW, kind).numpy() for kind in FEATURES}
-
-
-EMBEDDING = Description("embedding", tuple(FEATURES), describe_embedding)
 
 
 def phantom_features(
@@ -50,19 +37,18 @@ def phantom_features(
     images: int,
     home: Path,
     say: Callable[[str], None],
-    description: Description = EMBEDDING,
 ) -> Features:
     """Features of the first `images` phantoms of `modality`; only those not yet in `home` are encoded."""
-    path = home / f"{modality}-{description.name}-{backbone.digest[:12]}.npz"
-    rows: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in description.kinds}
+    path = home / f"{modality}-embedding-{backbone.digest[:12]}.npz"
+    rows: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in FEATURES}
     if path.exists():
         with np.load(path) as file:
-            rows = {kind: list(file[kind]) for kind in description.kinds}
+            rows = {kind: list(file[kind]) for kind in FEATURES}
     spec = DataSpec(reader="phantom", phantom=modality, images=max(images, 3))
     dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
     for number in range(len(next(iter(rows.values()))), images):
-        described = description.describe(backbone, dataset.load(dataset.samples[number]).image_HW3)
-        for kind in description.kinds:
+        described = describe(backbone, dataset.load(dataset.samples[number]).image_HW3)
+        for kind in FEATURES:
             rows[kind].append(described[kind])
         if (number + 1) % SAVE_EVERY == 0 or number + 1 == images:
             save(path, rows)

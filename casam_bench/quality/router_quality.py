@@ -9,7 +9,7 @@ AUROC and FPR at 95 % TPR compare it between unseen (positive) and seen test ima
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -49,9 +49,6 @@ CANDIDATES: dict[str, RouterSpec] = {
     "gaussian, moments": RouterSpec(kind="gaussian", features="moments"),
     "gaussian, moments, no margin": RouterSpec(kind="gaussian", features="moments", margin=0),
 }
-
-Rule = Callable[[NDArray[np.float64]], float]
-"""A task's threshold from the scores of its held-out images."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,10 @@ def score(
     features: Mapping[str, NDArray[np.float32]],
     images: int,
     split: int,
-    stored: Callable[[Arrays], Arrays] = lambda state: state,
 ) -> Scores:
     """One candidate on one split. The last TEST_IMAGES images of every task are for testing.
 
-    features: f_NF by task. stored: what becomes of a learned state before it is used.
+    features: f_NF by task.
     """
     rng = numpy_generator(split, "router-quality", images)
     order = [str(task) for task in rng.permutation(sorted(features))]
@@ -109,7 +105,7 @@ def score(
         chosen = np.sort(rng.permutation(len(f_NF) - TEST_IMAGES)[:images])
         seed = derive_seed(split, "router", task)
         state, held_out[task] = learn_and_score(router, torch.from_numpy(f_NF[chosen]), spec, seed)
-        states.append(stored(state))
+        states.append(state)
     return Scores(seen, unseen, held_out, score_tests(router, states, features))
 
 
@@ -125,21 +121,16 @@ def score_tests(
     }
 
 
-def judge(scores: Scores, rule: Rule, twins: Sequence[Sequence[str]]) -> Quality:
-    """What these scores are worth under thresholds that `rule` makes of the held-out ones."""
-    seen, thresholds = scores.seen, [rule(scores.held_out[task]) for task in scores.seen]
+def thresholds_of(scores: Scores, spec: RouterSpec) -> list[float]:
+    """Every seen task's threshold, from its held-out scores."""
+    return [choose_threshold(scores.held_out[task], spec) for task in scores.seen]
 
-    def routed(task: str) -> list[tuple[str, float]]:
-        """(route, unknownness) of every test image."""
-        results = []
-        for row_S in scores.tests[task]:
-            best = int(np.argmin(row_S))
-            route = decide(seen, row_S.tolist(), thresholds)
-            results.append((route.name, row_S[best] - thresholds[best]))
-        return results
 
-    known = {task: routed(task) for task in seen}
-    strange = [result for task in scores.unseen for result in routed(task)]
+def judge(scores: Scores, thresholds: Sequence[float], twins: Sequence[Sequence[str]]) -> Quality:
+    """What these scores are worth under these thresholds of the seen tasks."""
+    seen = scores.seen
+    known = {task: routed(scores, task, thresholds) for task in seen}
+    strange = [result for task in scores.unseen for result in routed(scores, task, thresholds)]
     right = [[name == task for name, _ in known[task]] for task in seen]
     lost = [[name == "identity" for name, _ in known[task]] for task in seen]
     paired = [task for pair in twins if set(pair) <= set(seen) for task in pair]
@@ -157,6 +148,16 @@ def judge(scores: Scores, rule: Rule, twins: Sequence[Sequence[str]]) -> Quality
     )
 
 
+def routed(scores: Scores, task: str, thresholds: Sequence[float]) -> list[tuple[str, float]]:
+    """(route, unknownness) of every test image of a task."""
+    results = []
+    for row_S in scores.tests[task]:
+        best = int(np.argmin(row_S))
+        route = decide(scores.seen, row_S.tolist(), thresholds)
+        results.append((route.name, row_S[best] - thresholds[best]))
+    return results
+
+
 def measure(
     spec: RouterSpec,
     features: Mapping[str, Features],
@@ -166,7 +167,8 @@ def measure(
 ) -> Quality:
     """One candidate as the product would use it, on one split."""
     pooled = {task: of_task[spec.features] for task, of_task in features.items()}
-    return judge(score(spec, pooled, images, split), lambda scores_N: choose_threshold(scores_N, spec), twins)
+    scores = score(spec, pooled, images, split)
+    return judge(scores, thresholds_of(scores, spec), twins)
 
 
 def false_positive_rate(unknownness: NDArray[np.float64], positive: NDArray[np.int64]) -> float:
@@ -178,9 +180,9 @@ def false_positive_rate(unknownness: NDArray[np.float64], positive: NDArray[np.i
 
 def run(around: Surroundings) -> Figures:
     """All candidates on all numbers of training images; figures are those of the default router."""
-    table = Table(title=f"mean over {SPLITS} splits; tasks of phantoms, {TEST_IMAGES} test images each")
-    for name in ("router", "images", *COLUMNS):
-        table.add_column(name, justify="left" if name == "router" else "right")
+    table = quality_table(
+        f"mean over {SPLITS} splits; tasks of phantoms, {TEST_IMAGES} test images each", "images"
+    )
     figures: Figures = {}
     for images in [n for n in TRAINING_IMAGES if n <= around.images]:
         features = learnable(around, images)
@@ -197,8 +199,16 @@ def run(around: Surroundings) -> Figures:
     return figures
 
 
+def quality_table(title: str, *more: str) -> Table:
+    """An empty table of routers: the name, further columns, and the figures of Quality."""
+    table = Table(title=title)
+    for name in ("router", *more, *COLUMNS):
+        table.add_column(name, justify="left" if name == "router" else "right")
+    return table
+
+
 def learnable(around: Surroundings, images: int) -> dict[str, Features]:
-    """Features of every task that has so many images to learn from, and as many to test on as ever."""
+    """Features of every task that has so many images to learn from, and TEST_IMAGES more to test on."""
     backbone = around.lite_medsam()
     tasks = TASKS if images <= 64 else MANY
     return {

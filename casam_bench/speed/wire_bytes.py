@@ -40,7 +40,7 @@ COMPARED = 10
 """Stages at either end of a stream."""
 EXACT = BankSpec(precision="float32")
 COMPACT_DIRECTIONS = 8
-"""What they cost in routing: `casam bench router-sizes`."""
+"""What they cost in routing: docs/results.md."""
 
 
 def run(around: Surroundings) -> Figures:

@@ -18,6 +18,7 @@ from casam_core.files import write_atomic
 from scenarios.commands.terminal import console
 
 if TYPE_CHECKING:
+    from casam_bench.bench import Benchmark
     from casam_core.config.scenario import Scenario
 
 
@@ -94,8 +95,7 @@ def bench(
     from casam_core.files import casam_home
 
     if name is None and not all_ and not smoke:
-        for known, benchmark in BENCHMARKS.items():
-            typer.echo(f"{known:<14} {benchmark.description}{' (hours)' if benchmark.hours else ''}")
+        list_benchmarks(BENCHMARKS)
         return
     if name is not None and name not in BENCHMARKS:
         raise ScenarioError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, found {name!r}")
@@ -118,12 +118,8 @@ def bench(
         screen.print(f"{benchmark}: {BENCHMARKS[benchmark].description}", highlight=False)
         return BENCHMARKS[benchmark].run(around)
 
-    if name is not None:
-        wanted = [name]
-    elif all_:
-        wanted = [known for known, benchmark in BENCHMARKS.items() if not benchmark.hours]
-    else:
-        wanted = list(SMOKE)
+    quick = [known for known, benchmark in BENCHMARKS.items() if not benchmark.hours]
+    wanted = [name] if name is not None else quick if all_ else SMOKE
     figures: dict[str, Figures] = {}
 
     def keep() -> None:
@@ -139,3 +135,9 @@ def bench(
         guard(stored, measure, figures, around.say)
     finally:
         keep()
+
+
+def list_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
+    """One line each."""
+    for name, benchmark in benchmarks.items():
+        typer.echo(f"{name:<14} {benchmark.description}{' (hours)' if benchmark.hours else ''}")

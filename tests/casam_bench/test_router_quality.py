@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from casam_bench.quality.phantom_features import Features
-from casam_bench.quality.router_quality import false_positive_rate, mean_of, measure
+from casam_bench.quality.router_quality import Scores, false_positive_rate, judge, mean_of, measure
 from casam_core.config.scenario import RouterSpec
 
 
@@ -53,3 +53,22 @@ def test_the_false_positive_rate_by_hand() -> None:
 def test_the_mean_skips_splits_without_the_figure() -> None:
     assert mean_of([0.5, None, 1.0]) == 0.75
     assert mean_of([None, None]) is None
+
+
+def test_thresholds_are_judged_by_what_they_let_through() -> None:
+    # Two known tasks, scored under (a, b); c is unknown.
+    scores = Scores(
+        seen=["a", "b"],
+        unseen=["c"],
+        held_out={"a": np.array([1.0, 2.0]), "b": np.array([11.0, 12.0])},
+        tests={
+            "a": np.array([[1.0, 50.0], [3.0, 50.0]]),  # its own; beyond the threshold
+            "b": np.array([[50.0, 12.0], [1.0, 13.0]]),  # its own; taken for a
+            "c": np.array([[30.0, 20.0], [30.0, 11.0]]),  # unknown; taken for b
+        },
+    )
+    found = judge(scores, [2.0, 12.0], twins=[("a", "b"), ("a", "c")])
+    assert (found.accuracy, found.false_unknown, found.confused) == (0.5, 0.25, 0.25)
+    assert (found.unknown, found.twins) == (0.5, 0.5)
+    # Unknownness: known -1, 1, 0, -1 against unknown 8, -1: pairs won 4 + 1 tie-halves of 8.
+    assert found.auroc == pytest.approx((4 + 2 * 0.5) / 8)
