@@ -31,8 +31,10 @@ IMAGE_NORM = math.sqrt(3)
 def evaluate_privately(
     institution: Institution, request: EvaluateRequest, known: KnownEntries, canary: bool | None
 ) -> EvaluateReply:
-    """Noisy results of every task held here; paid for once per stage. canary: what client/release/canary.py
-    says."""
+    """Noisy results of every task held here; paid for once per stage.
+
+    canary: what client/evaluation/canary.py says.
+    """
     scenario, policy = institution.scenario, institution.site.policy
     noise_multiplier = metrics_noise(scenario, policy)
     tasks = sorted(scenario.institution(institution.name).data)

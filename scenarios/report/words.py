@@ -81,7 +81,7 @@ OUTCOMES: dict[str, Meaning] = {
     "unreachable": Meaning("unreachable", "Its node could not be reached or stopped."),
     "unreadable": Meaning("unreadable answer", "What it sent could not be read as an answer."),
 }
-"""Every outcome of an exchange (casam_core.protocol.payload.Outcome, server.federation.exchange)."""
+"""Every outcome of an exchange (casam_core.protocol.outcomes.Outcome, server.federation.exchange)."""
 
 
 def policy_in_words(policy: Policy) -> tuple[str, ...]:

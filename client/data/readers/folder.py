@@ -26,8 +26,8 @@ class FolderDataset:
     labels="classes": each connected part (sides or corners) of each value above 0 is one instance.
     group_pattern: regular expression searched in every stem; its first group is the sample's group.
 
-    The constructor looks at folder listings only; `client.data.check.check` reads every file. Both
-    raise DataError.
+    The constructor looks at folder listings only; scenarios/inspection/survey.py reads every file. Both raise
+    DataError.
     """
 
     empty = 0

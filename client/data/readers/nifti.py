@@ -42,7 +42,7 @@ def open_nifti(
     """The labelled slices of every volume of `path`, across voxel axis `slice_axis`.
 
     window: [centre, width] in the volume's units (Hounsfield units for CT) shown as black to white;
-    by default each volume's own percentiles (client/data/intensities.py). Raises DataError.
+    by default each volume's own percentiles (client/data/pixels.py). Raises DataError.
     """
     medical_package("nibabel", reader="nifti")
     return VolumeDataset(
