@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from casam_core.protocol.fingerprint import ROOT, TRUSTED
-from scenarios.extras import EXTRAS, advice_for
+from scenarios.commands.cli import EXTRAS, advice_for
 
 TRUSTED_LINES = 19_300
 """Lines of Python in the bundle: what an auditor reads before a site pins it. Lower it when code goes."""

@@ -22,7 +22,6 @@ from scenarios.commands.scenario_commands import init, scenarios_app, schema, st
 from scenarios.commands.study_command import compare, study
 from scenarios.commands.terminal import console
 from scenarios.engines import Engine
-from scenarios.extras import advice_for
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +42,14 @@ BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Of the machine, not of the program: full, read-only, or somebody else's."""
+
+EXTRAS = {
+    "deploy": ("packaging", "starlette", "tomli_w", "uvicorn"),
+    "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
+    "simulation": ("ray",),
+    "study": ("matplotlib", "pandas", "pyarrow"),
+}
+"""Modules that only an extra brings, by the extra's name."""
 
 
 def main() -> None:
@@ -70,6 +77,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def advice_for(missing: ModuleNotFoundError) -> str | None:
+    """One line that names the extra to install; None for a module that no extra brings."""
+    module = (missing.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if module in modules:
+            return (
+                f"expected the packages of the extra {extra!r}, found that {module} cannot be imported; "
+                f"run: pip install 'casam[{extra}]'"
+            )
+    return None
 
 
 def show_version(wanted: bool) -> None:
