@@ -13,7 +13,7 @@ from casam_core.errors import RunError
 from casam_core.metrics.intervals import Statistics
 from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
 from casam_core.protocol.outcomes import Outcome
-from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.payload import Job
 from casam_core.routing.unknown import total
 from server.federation.exchange import Answer, all_settled, results
 from server.federation.federation import Federation
@@ -59,9 +59,6 @@ def evaluate(
     server's is sent the whole bank, once.
 
     Args:
-        federation: the institutions.
-        stage: the current stage.
-        bank: the entries learned so far.
         candidate: the task of a new entry; holders of older tasks say whether it claims their images.
         spare_noisy: leave out institutions that would pay for their scores with privacy budget.
 
@@ -75,10 +72,8 @@ def evaluate(
     answers: dict[str, Answer[EvaluateReply]] = {}
     asked = names
     for _ in range(2):
-        payloads = {name: request_for(federation, name, stage, bank, candidate) for name in asked}
-        answers |= federation.ask(
-            "evaluate.stage", payloads, EvaluateReply.of, deadline=scenario.deadlines.evaluate
-        )
+        requests = {name: request_for(federation, name, stage, bank, candidate) for name in asked}
+        answers |= federation.ask(requests, EvaluateReply)
         note_copies(federation, bank, {name: answers[name] for name in asked})
         asked = [name for name in asked if answers[name].outcome == Outcome.BANK_MISMATCH]
         if not asked:
@@ -92,7 +87,7 @@ def evaluate(
     return combine(replies, {task: federation.testers(task) for task in federation.tasks})
 
 
-def request_for(federation: Federation, name: str, stage: int, bank: Bank, candidate: str) -> Payload:
+def request_for(federation: Federation, name: str, stage: int, bank: Bank, candidate: str) -> EvaluateRequest:
     """The request to one institution, with the entries that it lacks."""
     tasks = entries_for(federation, name, bank)
     known = federation.copies.get((bank.folder, name), 0)
@@ -102,7 +97,7 @@ def request_for(federation: Federation, name: str, stage: int, bank: Bank, candi
         entries=[bank.bytes_of(task) for task in tasks[known:]],
         bank=bank.digest_over(tasks),
         candidate=candidate if candidate in tasks else "",
-    ).to_payload()
+    )
 
 
 def note_copies(federation: Federation, bank: Bank, answers: Mapping[str, Answer[EvaluateReply]]) -> None:

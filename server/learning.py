@@ -22,7 +22,7 @@ from casam_core.protocol.messages import (
     RouterReply,
     RouterRequest,
 )
-from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.payload import Job
 from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
@@ -95,9 +95,7 @@ def learn_layer(
     the quorum (server.defence.rounds).
 
     Args:
-        federation: the institutions; the method chooses those that train.
         stage: the stage of the stream that the task belongs to.
-        task: its name.
         bank: the entries learned so far.
         before: the layer that methods with one layer for all tasks start from.
         now: the stage in which the training happens, where the task is learned anew.
@@ -117,14 +115,8 @@ def learn_layer(
     for number in range(1, scenario.training.rounds + 1) if trainers else ():
         job = Job("", stage, task, number)
         again = now is not None and now > stage
-        gathered = gather(
-            federation,
-            "train.align",
-            align_requests(scenario, job, trainers, layer, before, again=again),
-            AlignReply.of,
-            learned="adapter",
-            deadline=scenario.deadlines.train,
-        )
+        requests = align_requests(scenario, job, trainers, layer, before, again=again)
+        gathered = gather(federation, requests, AlignReply)
         start = layer.weights if layer else first_layer(scenario, task)
         gathered = admitted(federation, bank, stage, task, gathered, start)
         if gathered.refused or too_few(federation, stage, task, gathered.names):
@@ -164,7 +156,7 @@ def align_requests(
     before: LearnedLayer | None,
     *,
     again: bool,
-) -> dict[str, Payload]:
+) -> dict[str, AlignRequest]:
     """One round's requests by institution. trainers: by institution, the tasks that it trains on. layer: what
     the round starts from. before: what the stage started from; methods with a penalty hold on to it."""
     method = method_of(scenario.method)
@@ -179,9 +171,7 @@ def align_requests(
     )
     own = (job.task,)
     return {
-        name: replace(
-            request, job=replace(job, institution=name), tasks=() if tasks == own else tasks
-        ).to_payload()
+        name: replace(request, job=replace(job, institution=name), tasks=() if tasks == own else tasks)
         for name, tasks in trainers.items()
     }
 
@@ -240,14 +230,8 @@ def learn_router(
     """
     scenario = federation.scenario
     alone = len(holders) == 1
-    described = gather(
-        federation,
-        "train.router",
-        {name: RouterRequest(Job(name, stage, task), alone=alone).to_payload() for name in holders},
-        RouterReply.of,
-        learned="router",
-        deadline=scenario.deadlines.train,
-    )
+    requests = {name: RouterRequest(Job(name, stage, task), alone=alone) for name in holders}
+    described = gather(federation, requests, RouterReply)
     replies = described.replies
     if described.refused:
         return {}, None
@@ -259,14 +243,8 @@ def learn_router(
     folds = [
         router.fit(router.merge(parts)) for parts in zip(*(reply.folds for reply in replies), strict=True)
     ]
-    scored = gather(
-        federation,
-        "train.calibrate",
-        {name: CalibrateRequest(Job(name, stage, task), folds).to_payload() for name in described.names},
-        CalibrateReply.of,
-        learned="router",
-        deadline=scenario.deadlines.train,
-    ).replies
+    held_out = {name: CalibrateRequest(Job(name, stage, task), folds) for name in described.names}
+    scored = gather(federation, held_out, CalibrateReply).replies
     if not scored:
         return without_router(federation, stage, task, "score its held-out images")
     counts = np.sum([reply.histogram for reply in scored], axis=0)

@@ -151,12 +151,9 @@ def purge(federation: Federation, stage: int, leaver: str, entries: Sequence[str
 
     The next evaluation sends copies of the bank anew. entries: digests.
     """
-    payloads = {
-        name: ForgetRequest(Job(name, stage), leaver, tuple(entries)).to_payload()
-        for name in federation.present(stage)
-    }
-    deadline = federation.scenario.deadlines.evaluate
-    answers = federation.ask("query.forget", payloads, ForgetReply.of, deadline=deadline)
+    present = federation.present(stage)
+    requests = {name: ForgetRequest(Job(name, stage), leaver, tuple(entries)) for name in present}
+    answers = federation.ask(requests, ForgetReply)
     federation.copies.clear()
     run = federation.folder.path.name
     return {

@@ -28,7 +28,7 @@ def verify(
 ) -> None:
     """Check the chain of a log, and with an anchor that nothing is missing at its end."""
     from casam_core.protocol.audit import against_anchor, broken, read_log
-    from server.run.arrivals import heads_of
+    from server.run.run_folder import heads_of
 
     lines = read_log(file)
     fault = broken(lines)
@@ -85,7 +85,7 @@ def compare(
 ) -> None:
     """Does what left an institution equal what arrived at the server?"""
     from casam_core.protocol.audit import differences, read_log
-    from server.run.arrivals import read_arrivals
+    from server.run.run_folder import read_arrivals
 
     arrived = read_arrivals(server)
     runs = {release.run for release in arrived}

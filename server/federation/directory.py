@@ -62,8 +62,6 @@ def identify(
     The traffic is not counted: it depends on nodes and folder names, not on what is learned.
 
     Args:
-        grid: Flower's way to the nodes.
-        scenario: what the nodes are asked to take part in.
         run: name of the run folder.
         absent: institutions that are not waited for, though welcome.
         told: nodes that should know the scenario already; they are not sent its text.

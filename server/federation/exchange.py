@@ -129,11 +129,8 @@ def exchange(
     """Send every request and wait for the answers.
 
     Args:
-        grid: Flower's way to the nodes.
         requests: what is sent; every `to` stands once.
-        of: reads the payload of a result.
         deadline: seconds from now. A request that finds no room before is not sent.
-        traffic: counts the bytes.
         heard: called with each answer as it comes.
         check: called with every result before it is read; it rejects one by an AnswerError.
         enough: called with the answers so far; True ends the waiting early.
@@ -152,7 +149,7 @@ def exchange(
     waiting: dict[str, str] = {}
     while unsent or waiting:
         left = begun + deadline - time.monotonic()
-        batch = next_batch(unsent, waiting, at_once) if left > 0 else []
+        batch = next_batch(unsent, waiting, at_once, left)
         messages = [message_of(request, left) for request in batch]
         try:
             sent = grid.push_messages(messages) if messages else ()
@@ -182,8 +179,12 @@ def exchange(
     return answers
 
 
-def next_batch(unsent: Iterable[Request], waiting: Collection[str], at_once: int | None) -> list[Request]:
-    """The next requests that find room beside those that wait for an answer."""
+def next_batch(
+    unsent: Iterable[Request], waiting: Collection[str], at_once: int | None, seconds: float
+) -> list[Request]:
+    """The next requests that find room beside those that wait for an answer; none after the deadline."""
+    if seconds <= 0:
+        return []
     return list(islice(unsent, None if at_once is None else at_once - len(waiting)))
 
 

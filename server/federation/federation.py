@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +15,14 @@ from casam_core.methods import Cohort
 from casam_core.protocol.audit import AuditLog, now
 from casam_core.protocol.messages import EvaluateReply
 from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
+from casam_core.protocol.schema import Message
 from server.defence.admission import check_answer
 from server.federation.counters import Counters
 from server.federation.directory import Directory, Member, identify
 from server.federation.exchange import REJECTED, UNREACHABLE, Answer, Request, at_once, exchange
-from server.run.arrivals import arrival
-from server.run.run_folder import RunFolder
+from server.run.run_folder import RunFolder, arrival
 
-T = TypeVar("T")
+R = TypeVar("R", bound=Message)
 
 RETRY_SECONDS = 1.0
 """Pause before an institution is asked again; before the second time it is twice as long, and so on."""
@@ -115,19 +115,15 @@ class Federation:
             keeps=[name for name in present if members[name].policy.keep_samples],
         )
 
-    def ask(
-        self, kind: str, payloads: Mapping[str, Payload], of: Callable[[Payload], T], *, deadline: float
-    ) -> dict[str, Answer[T]]:
-        """Send one request to each of several institutions and wait for their answers.
+    def ask(self, requests: Mapping[str, Message], reply: type[R]) -> dict[str, Answer[R]]:
+        """Send one request to each of several institutions and wait for their answers, as `deadlines` says.
 
         An institution whose node went away meanwhile is looked for and asked again, `deadlines.retries`
         times. Every answer that is not ok becomes an event and a line.
 
         Args:
-            kind: the Flower message type, for example "train.align".
-            payloads: the requests, by institution.
-            of: reads the payload of a result.
-            deadline: seconds that every attempt waits.
+            requests: by institution, all of one kind.
+            reply: the class of the replies; its `kind` is the Flower message type.
 
         Returns:
             One answer per request, in the order of the requests.
@@ -135,31 +131,32 @@ class Federation:
         Raises:
             RunError: an institution did not come back, and `participation.missing` is "stop".
         """
+        kind, deadlines = reply.kind, self.scenario.deadlines
+        payloads = {name: request.to_payload() for name, request in requests.items()}
         if payloads:
             job = Job.of(next(iter(payloads.values())))
             self.folder.event("asked", kind=kind, stage=job.stage, task=job.task, institutions=list(payloads))
-        answers = {name: Answer[T](name, UNREACHABLE) for name in payloads}
+        answers = {name: Answer[R](name, UNREACHABLE) for name in payloads}
         asked, attempt = list(payloads), 0
         while True:
             members = self.directory.members
             answers |= exchange(
                 self.grid,
                 [Request(n, members[n].node, kind, payloads[n]) for n in asked if n in members],
-                of=of,
-                deadline=deadline,
+                of=reply.of,
+                deadline=deadlines.train if kind.startswith("train") else deadlines.evaluate,
                 traffic=self.counters.traffic,
                 heard=partial(self._heard, kind, payloads),
                 check=partial(self._check, kind, payloads),
                 at_once=at_once(),
             )
             asked = [n for n, answer in answers.items() if answer.outcome == UNREACHABLE and n in members]
-            if not asked or attempt == self.scenario.deadlines.retries:
+            if not asked or attempt == deadlines.retries:
                 return answers
             attempt += 1
             self.folder.event(
                 "retry",
-                f"{', '.join(asked)} went away during {kind}; asked again "
-                f"({attempt} of {self.scenario.deadlines.retries})",
+                f"{', '.join(asked)} went away during {kind}; asked again ({attempt} of {deadlines.retries})",
                 kind=kind,
                 institutions=asked,
                 attempt=attempt,

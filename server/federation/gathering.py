@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-from casam_core.protocol.payload import Payload
+from casam_core.protocol.messages import AlignReply
+from casam_core.protocol.schema import Message
 from server.federation.exchange import all_settled, results
 from server.federation.federation import Federation
 from server.federation.secagg import SecureSum, secure_sum
 
-T = TypeVar("T")
-
-Learned = Literal["adapter", "router"]
-"""Which part of the policies counts."""
+R = TypeVar("R", bound=Message)
 
 
 @dataclass(frozen=True)
-class Part(Generic[T]):
+class Part(Generic[R]):
     """One reply, and whose work is in it: one institution's, or that of all members of a secure sum."""
 
     names: tuple[str, ...]
-    reply: T
+    reply: R
     summed: bool
 
 
 @dataclass(frozen=True)
-class Gathered(Generic[T]):
+class Gathered(Generic[R]):
     """All replies. refused: there is none, and to ask again would not change that."""
 
-    parts: tuple[Part[T], ...]
+    parts: tuple[Part[R], ...]
     refused: bool
 
     @property
-    def replies(self) -> tuple[T, ...]:
+    def replies(self) -> tuple[R, ...]:
         """A secure sum is one reply."""
         return tuple(part.reply for part in self.parts)
 
@@ -49,28 +47,21 @@ class Gathered(Generic[T]):
         return tuple(name for part in self.parts if part.summed for name in part.names)
 
 
-def gather(
-    federation: Federation,
-    kind: str,
-    questions: Mapping[str, Payload],
-    of: Callable[[Payload], T],
-    *,
-    learned: Learned,
-    deadline: float,
-) -> Gathered[T]:
+def gather(federation: Federation, requests: Mapping[str, Message], reply: type[R]) -> Gathered[R]:
     """Ask (Federation.ask), and note of every release among how many institutions it hides."""
     members = federation.members
-    secret = [n for n in questions if getattr(members[n].policy, learned).aggregation == "secagg"]
+    learned = "adapter" if reply.kind == AlignReply.kind else "router"  # which part of the policies counts
+    secret = [n for n in requests if getattr(members[n].policy, learned).aggregation == "secagg"]
     # A sum of one is no sum: asked openly, the institution refuses by its own policy.
     together = secret if len(secret) > 1 else []
-    openly = {name: question for name, question in questions.items() if name not in together}
-    answers = federation.ask(kind, openly, of, deadline=deadline)
-    parts = [Part((name,), reply, summed=False) for name, reply in results(answers).items()]
+    openly = {name: request for name, request in requests.items() if name not in together}
+    answers = federation.ask(openly, reply)
+    parts = [Part((name,), said, summed=False) for name, said in results(answers).items()]
     total = SecureSum((), None, refused=True)
     if together:
-        total = secure_sum(federation, kind, {name: questions[name] for name in together}, deadline)
+        total = secure_sum(federation, reply.kind, {name: requests[name].to_payload() for name in together})
     if total.payload is not None:
-        parts.append(Part(total.members, of(total.payload), summed=True))
+        parts.append(Part(total.members, reply.of(total.payload), summed=True))
     gathered = Gathered(tuple(parts), refused=not parts and all_settled(answers) and total.refused)
     for part in parts:
         others = len(part.names if part.summed else gathered.names) - 1

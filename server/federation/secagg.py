@@ -66,16 +66,11 @@ class SecureSum:
     refused: bool
 
 
-def secure_sum(
-    federation: Federation, kind: str, questions: Mapping[str, Payload], deadline: float
-) -> SecureSum:
-    """The sum of what institutions would answer to `questions` of one `kind`, which nobody sees alone.
-
-    deadline: seconds per exchange.
-    """
+def secure_sum(federation: Federation, kind: str, questions: Mapping[str, Payload]) -> SecureSum:
+    """The sum of what institutions would answer to `questions` of one `kind`, which nobody sees alone."""
     remaining, silent = list(questions), False
     while len(remaining) > 1:
-        members = Members(federation, kind, {name: questions[name] for name in remaining}, deadline)
+        members = Members(federation, kind, {name: questions[name] for name in remaining})
         payload = attempt(members)
         silent |= members.silent
         if payload is not None:
@@ -100,7 +95,6 @@ def attempt(members: Members) -> Payload | None:
         clipping_range=RANGE,
         quantization_range=STEPS,
         modulus_range=MODULUS,
-        timeout=members.deadline,
     )
     keeper, state, grid = SumKeeper(), flower.WorkflowState(), cast(Grid, members)
     context = as_flower_starts(members, keeper)
@@ -156,13 +150,10 @@ class Members:
     decided so. survivors: who sent a masked share. names: of the shares' arrays.
     """
 
-    def __init__(
-        self, federation: Federation, kind: str, questions: Mapping[str, Payload], deadline: float
-    ) -> None:
+    def __init__(self, federation: Federation, kind: str, questions: Mapping[str, Payload]) -> None:
         self.federation = federation
         self.kind = kind
         self.questions = questions
-        self.deadline = deadline
         self.job = Job.of(next(iter(questions.values())))
         self.lost: set[str] = set()
         self.silent = False
@@ -177,7 +168,7 @@ class Members:
         """One exchange with members, in the scenario's order; only good answers come back."""
         sent = {self.named[message.metadata.dst_node_id]: message for message in messages}
         requests = {name: self.request(name, sent[name]) for name in self.questions if name in sent}
-        answers = self.federation.ask("train", requests, SecureReply.of, deadline=self.deadline)
+        answers = self.federation.ask(requests, SecureReply)
         replies = alike(results(answers))
         self.lost = set(requests) - set(replies)
         self.silent |= any(not answers[name].refused for name in self.lost)
@@ -186,11 +177,11 @@ class Members:
             self.names = next(iter(replies.values())).names
         return [as_flower_expects(unpacked(reply.protocol), sent[name]) for name, reply in replies.items()]
 
-    def request(self, name: str, message: Message) -> Payload:
+    def request(self, name: str, message: Message) -> SecureRequest:
         """The workflow's message as an exchange of ours."""
         protocol = message.content.config_records[RECORD_KEY_CONFIGS]
         step, question = str(protocol[Key.STAGE]), self.questions[name]
-        return SecureRequest(Job.of(question), self.kind, step, packed(protocol), question).to_payload()
+        return SecureRequest(Job.of(question), self.kind, step, packed(protocol), question)
 
 
 def alike(replies: Mapping[str, SecureReply]) -> dict[str, SecureReply]:

@@ -4,6 +4,7 @@ summary.json   figures of the run (docs/run-folder.md)
 matrix.csv     the continual matrix for IoU
 matrix.png     the same as a picture
 events.jsonl   one line per event, in order
+audit.jsonl    what arrived, chained, with the institutions' heads countersigned
 scenario.json  the resolved scenario, canonical
 stages/        the results of every stage (server.run.state)
 state.json     what a resumed run goes on from (server.run.state)
@@ -24,6 +25,8 @@ from typing import Any
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from casam_core.files import write_atomic
+from casam_core.protocol.audit import AuditError, Head, Release, broken, head_at, read_log
+from casam_core.protocol.payload import AUDIT, Job, Payload, digest_of
 
 
 class RunFolder:
@@ -95,6 +98,41 @@ def append_event(run: Path, event: str, **facts: Any) -> None:
     record = {"time": round(time.time(), 3), "event": event, **facts}
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def arrival(
+    institution: str, run: str, request: str, kind: str, job: Job, payload: Payload, size: int, time: str
+) -> Release:
+    """A reply as the server's audit log holds it. clause: its place in the institution's own log."""
+    return Release(
+        time=time,
+        institution=institution,
+        run=run,
+        request=request,
+        kind=kind,
+        stage=job.stage,
+        round=job.round,
+        task=job.task,
+        outcome=str(payload.config.get("outcome", "")),
+        clause=str(payload.config.get(AUDIT, "")),
+        records=(),
+        bytes=size,
+        digest=digest_of(payload),
+    )
+
+
+def read_arrivals(path: Path) -> list[Release]:
+    """The replies in the server's audit log. Raises AuditError when its chain is broken."""
+    lines = read_log(path)
+    if (fault := broken(lines)) is not None:
+        raise AuditError(f"{path}: {fault}; this is no evidence of what arrived")
+    return [line.release for line in lines]
+
+
+def heads_of(path: Path) -> list[Head]:
+    """The institutions' heads that the server saw: an anchor. Raises AuditError for a broken log."""
+    heads = [head_at(release.clause, release.institution) for release in read_arrivals(path)]
+    return [head for head in heads if head is not None]
 
 
 def check_interrupted(path: Path, scenario: Scenario) -> None:

@@ -23,8 +23,7 @@ from scenarios.engines.watch import Events, RunView
 from scenarios.inspection.verify import verify
 from scenarios.report.reading import read_all, read_events
 from server.defence.quarantine import Quarantine
-from server.run.arrivals import read_arrivals
-from server.run.run_folder import RunFolder
+from server.run.run_folder import RunFolder, read_arrivals
 from server.run.state import restore
 from tests.banks import tiny_entry
 from tests.conftest import tiny_table

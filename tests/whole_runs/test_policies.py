@@ -14,7 +14,7 @@ from casam_core.protocol.audit import broken, differences, read_log
 from casam_core.protocol.outcomes import Outcome
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
-from server.run.arrivals import heads_of, read_arrivals
+from server.run.run_folder import heads_of, read_arrivals
 from tests.conftest import tiny_table
 
 

@@ -12,7 +12,7 @@ from casam_core.config.policy import Policy
 from casam_core.errors import RunError, ScenarioError
 from casam_core.protocol.messages import CalibrateReply, CalibrateRequest
 from casam_core.protocol.payload import Job
-from server.run.arrivals import read_arrivals
+from server.run.run_folder import read_arrivals
 from tests.runs import events, result
 from tests.server.scripted import Site, dies, refuses, says, scripted, stays_silent
 
@@ -101,8 +101,8 @@ def test_one_that_is_not_connected_is_not_waited_for(tmp_path: Path) -> None:
     run.sites["west"].connected = False
     federation = run.federation()
     assert federation.absent == ["west"]
-    asks = {"west": CalibrateRequest(Job("west", 2, "histology"), []).to_payload()}
-    answers = federation.ask("train.calibrate", asks, CalibrateReply.of, deadline=60)
+    asks = {"west": CalibrateRequest(Job("west", 2, "histology"), [])}
+    answers = federation.ask(asks, CalibrateReply)
     assert answers["west"].outcome == "unreachable"
     assert events(run.path, "retry") == []
 
