@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
@@ -56,6 +57,8 @@ STATE = "casam"
 
 SCENARIO = "scenario"
 """In it, the compressed scenario."""
+
+Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
 
 
 class InstitutionApp(ClientApp):
@@ -152,20 +155,6 @@ def align(message: Message, context: Context) -> Message:
     return answered(message, permission.align(addressed(request.job, context), request, others))
 
 
-@app.train("router")
-def router(message: Message, context: Context) -> Message:
-    """Describe the task's images for the router."""
-    request = RouterRequest.of(from_records(message.content))
-    return answered(message, permission.describe(addressed(request.job, context), request))
-
-
-@app.train("calibrate")
-def calibrate(message: Message, context: Context) -> Message:
-    """Score held-out images under the merged router."""
-    request = CalibrateRequest.of(from_records(message.content))
-    return answered(message, permission.calibrate(addressed(request.job, context), request))
-
-
 @app.train()
 def secure_sum(message: Message, context: Context) -> Message:
     """One exchange of a secure sum. Its message type is exactly `train`: Flower's SecAgg+ knows no other."""
@@ -173,18 +162,22 @@ def secure_sum(message: Message, context: Context) -> Message:
     return answered(message, take_part(addressed(request.job, context), request, context))
 
 
-@app.evaluate("stage")
-def evaluate(message: Message, context: Context) -> Message:
-    """Score the test images under the bank."""
-    request = EvaluateRequest.of(from_records(message.content))
-    return answered(message, permission.evaluate(addressed(request.job, context), request))
+def answering(
+    request_type: type[Request], work: Callable[[Institution, Request], schema.Message]
+) -> ClientAppCallable:
+    """A handler that reads the request and lets the addressed institution answer it."""
+
+    def handler(message: Message, context: Context) -> Message:
+        request = request_type.of(from_records(message.content))
+        return answered(message, work(addressed(request.job, context), request))
+
+    return handler
 
 
-@app.query("forget")
-def forget_entries(message: Message, context: Context) -> Message:
-    """Delete what a leaving institution had a part in."""
-    request = ForgetRequest.of(from_records(message.content))
-    return answered(message, forget(addressed(request.job, context), request))
+app.train("router")(answering(RouterRequest, permission.describe))
+app.train("calibrate")(answering(CalibrateRequest, permission.calibrate))
+app.evaluate("stage")(answering(EvaluateRequest, permission.evaluate))
+app.query("forget")(answering(ForgetRequest, forget))
 
 
 def answered(message: Message, reply: schema.Message) -> Message:
