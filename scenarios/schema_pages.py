@@ -1,4 +1,6 @@
-"""Pages of the documentation that are made from schemas. In a clone, write them anew with
+"""Texts that are made from schemas: a policy file to fill in, and pages of the documentation.
+
+In a clone, write the pages anew with
 
     python -m scenarios.schema_pages
 
@@ -7,6 +9,7 @@ docs/scenario.md is made as a whole; in docs/run-folder.md it is the table of su
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
@@ -17,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.methods import METHODS
 from casam_core.model.forms import FORMS
@@ -142,6 +146,41 @@ def meaning(field: FieldInfo) -> str:
     for path, names in REGISTRIES.items():
         text = text.replace(f"A name in {path}.", f"One of {', '.join(f'`{name}`' for name in names)}.")
     return f"{text} ({', '.join(ranges)})".strip() if ranges else text
+
+
+POLICY_HEAD = """\
+# What {institution} allows. The file is the institution's own: a server can ask, this file decides.
+# A line behind a # stands at its default; remove the # to change it. docs/threat-model.md says what leaves.
+# In a simulation the same keys stand in the scenario, below `policy` of an institution.
+"""
+
+
+def policy_text(institution: str = "this institution") -> str:
+    """A policy file with every key, its default and its meaning; as it stands it is the default policy."""
+    return "\n".join([POLICY_HEAD.format(institution=institution), *policy_lines(Policy, ""), ""])
+
+
+def policy_lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """One comment and one key per field, then the tables, whose keys are written with dots."""
+    tables: list[tuple[str, type[BaseModel], str]] = []
+    for name, field in model.model_fields.items():
+        if (inside := nested_model(field.annotation)) is not None:
+            about = field.description or (inside[0].__doc__ or "").strip().splitlines()[0]
+            tables.append((name, inside[0], about))
+            continue
+        # An ellipsis: no reader takes it for a value.
+        default = "..." if field.default is None else quoted(field.default)
+        told = f"{meaning(field)} [{type_name(field.annotation).replace('`', '')}]"
+        yield f"# {told.strip()}"
+        yield f"# {prefix}{name} = {default}"
+    for name, table, about in tables:
+        yield f"\n## {name}: {about}"
+        yield from policy_lines(table, f"{prefix}{name}.")
+
+
+def quoted(value: Any) -> str:
+    """A TOML value; a JSON string is a TOML string once DEL is escaped, too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 if __name__ == "__main__":

@@ -61,8 +61,6 @@ def check(
 
     Exits 0 without faults, 1 with, 2 for bad input.
     """
-    from scenarios.inspection.survey import leaks_between
-
     if (directory is None) == (scenario is None):
         raise ScenarioError("casam data check: expected DIR or --scenario, found both or neither; give one")
     screen = _console()
@@ -84,9 +82,7 @@ def check(
         name = task if directory is not None else f"{site}: {task}"
         _print_table(name, found, screen)
         faults.extend(f"{name}: {fault}" for fault in found.faults)
-    for task in dict.fromkeys(task for _, task in surveys):
-        holders = {site: found for (site, held), found in surveys.items() if held == task}
-        faults.extend(f"{task}: leakage: {fault}" for fault in leaks_between(holders))
+    faults.extend(_leaks(surveys))
     for fault in faults:
         typer.echo(f"FAULT {fault}")
     typer.echo(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}")
@@ -130,6 +126,15 @@ def preview(
         dataset = open_dataset(spec, data_root=None, seed=0, institution=institution)
         draw_previews(dataset, folder, count=count, progress=show)
     typer.echo(str(folder.resolve()))
+
+
+def _leaks(surveys: dict[tuple[str, str], Survey]) -> Iterator[str]:
+    """Images that several institutions hold of one task, or that stand in two splits."""
+    from scenarios.inspection.survey import leaks_between
+
+    for task in dict.fromkeys(task for _, task in surveys):
+        holders = {site: found for (site, held), found in surveys.items() if held == task}
+        yield from (f"{task}: leakage: {fault}" for fault in leaks_between(holders))
 
 
 def spec_of(

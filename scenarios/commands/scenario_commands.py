@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from casam_core.errors import ScenarioError
-
-if TYPE_CHECKING:
-    from scenarios.first_files import ScenarioOrder, SiteOrder
-
+from scenarios.commands.data_commands import guess_reader
 
 scenarios_app = typer.Typer(invoke_without_command=True, help="List the scenarios that come with casam.")
 studies_app = typer.Typer(invoke_without_command=True, help="List the studies that come with casam.")
@@ -129,7 +129,7 @@ def init(
     """
     from casam_core.config.toml import parse_scenario
     from casam_core.files import write_new
-    from scenarios.first_files import ScenarioOrder, parse_site, policy_text, scenario_text
+    from scenarios.schema_pages import policy_text
 
     for path in (file, *([policy] if policy else [])):
         check_new(path)
@@ -154,6 +154,106 @@ def init(
         typer.echo(f"{policy} written: a policy with every key and its default")
 
 
+@dataclass(frozen=True)
+class SiteOrder:
+    """One dataset of one institution. source: `phantom:MODALITY`, or a folder with its reader."""
+
+    name: str
+    task: str
+    source: str
+    reader: str
+    unseen: bool = False
+
+    @property
+    def relative(self) -> bool:
+        """Whether a run will ask where its folder lies."""
+        return self.reader != "phantom" and not self.source.startswith(("/", "~"))
+
+
+@dataclass(frozen=True)
+class ScenarioOrder:
+    """What `casam init` is to write; sites in the order in which their tasks are learned."""
+
+    name: str
+    sites: tuple[SiteOrder, ...]
+    description: str = ""
+    seed: int = 0
+    epochs: int = 8
+
+
+def parse_site(text: str, *, unseen: bool = False) -> SiteOrder:
+    """From `heart-centre:cardiac=phantom:cardiac_mr` or `lab:nuclei=FOLDER`. Raises ScenarioError."""
+    from casam_core.config.scenario import NAME
+    from client.data.phantoms import PHANTOMS
+
+    found = re.fullmatch(rf"(?P<name>{NAME}):(?P<task>{NAME})=(?P<source>.+)", text)
+    if found is None:
+        raise ScenarioError(
+            f"{text!r}: expected INSTITUTION:TASK=SOURCE with lower-case names, e.g. lab:nuclei=FOLDER or "
+            "heart-centre:cardiac=phantom:cardiac_mr"
+        )
+    name, task, source = found["name"], found["task"], found["source"].strip()
+    kind, _, modality = source.partition(":")
+    if kind == "phantom":
+        if modality not in PHANTOMS:
+            raise ScenarioError(
+                f"{text!r}: no phantom is called {modality!r}; expected one of {', '.join(PHANTOMS)}"
+            )
+        return SiteOrder(name, task, modality, "phantom", unseen)
+    return SiteOrder(name, task, source, guess_reader(Path(source).expanduser()), unseen)
+
+
+def scenario_text(order: ScenarioOrder) -> str:
+    """A scenario file that `casam run` accepts, as far as its data do."""
+    stream = list(dict.fromkeys(site.task for site in order.sites if not site.unseen))
+    return "\n".join([*scenario_lines(order, stream), ""])
+
+
+def scenario_lines(order: ScenarioOrder, stream: Sequence[str]) -> Iterator[str]:
+    """Line by line."""
+    from scenarios.schema_pages import quoted
+
+    root = " --data-root FOLDER" if any(site.relative for site in order.sites) else ""
+    yield f"# Run it with: casam run THIS-FILE{root}"
+    if root:
+        yield "# FOLDER is where the relative paths below start from."
+    yield "# Every key there is: docs/scenario.md. Change one for one run: --set training.epochs=3"
+    yield "# Help in an editor: casam schema scenario > scenario.schema.json, and as first line of this file"
+    yield "#   #:schema ./scenario.schema.json"
+    yield f"name = {quoted(order.name)}"
+    yield f"description = {quoted(order.description)}"
+    yield f"seed = {order.seed}  # of splits, weights and phantoms; same seed, same figures"
+    yield f"stream = [{', '.join(map(quoted, stream))}]  # tasks in the order they are learned"
+    for name in dict.fromkeys(site.name for site in order.sites):
+        yield from institution_lines([site for site in order.sites if site.name == name])
+    yield "\n[alignment]  # what is learned per task, between SAM's encoder and decoder"
+    yield 'form = "low_rank"'
+    yield "rank = 8"
+    yield "\n[training]"
+    yield f"epochs = {order.epochs}  # passes over the training images; more is slower"
+    yield "batch_images = 2"
+    yield "instances = 4  # objects drawn per image and step"
+    yield "\n[evaluation]"
+    yield "max_instances = 16  # objects per test image that are measured"
+
+
+def institution_lines(sites: Sequence[SiteOrder]) -> Iterator[str]:
+    """One institution with its tasks."""
+    from scenarios.schema_pages import quoted
+
+    yield "\n[[institutions]]"
+    yield f"name = {quoted(sites[0].name)}"
+    if sites[0].unseen:
+        yield "unseen = true  # never trains; shows what images of unknown tasks suffer"
+    for site in sites:
+        if site.reader == "phantom":
+            content = f'reader = "phantom", phantom = {quoted(site.source)}, images = 26'
+        else:
+            content = f"reader = {quoted(site.reader)}, path = {quoted(site.source)}"
+        yield f"data.{site.task} = {{ {content}, limit = {{ train = 24, val = 6, test = 16 }} }}"
+    yield '# policy.adapter.share = "never"  # its layer stays at home; more: docs/scenario.md'
+
+
 def check_new(path: Path) -> None:
     """Raise ScenarioError where something is, or where there is no folder to write into."""
     if path.exists():
@@ -171,8 +271,6 @@ def root_of(order: ScenarioOrder) -> str:
 
 def ask(name: str, seed: int, epochs: int) -> ScenarioOrder:
     """Questions until there is a scenario; a wrong answer is asked again."""
-    from scenarios.first_files import ScenarioOrder
-
     sites: list[SiteOrder] = []
     typer.echo("Institutions learn one task after the other, in the order you name them.")
     while not sites or typer.confirm("Another task?", default=False):
@@ -187,7 +285,6 @@ def ask(name: str, seed: int, epochs: int) -> ScenarioOrder:
 def ask_site(*, unseen: bool = False) -> SiteOrder:
     """One dataset."""
     from client.data.phantoms import PHANTOMS
-    from scenarios.first_files import parse_site
 
     while True:
         institution = typer.prompt("Institution (lower case, e.g. heart-centre)")

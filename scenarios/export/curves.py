@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scenarios.report.reading import Run
-from scenarios.report.record import alignment_of
+from scenarios.report.sections.record import alignment_of
 
 FIGURES = ("last_iou", "avg_iou", "ff_iou", "bwt_iou")
 

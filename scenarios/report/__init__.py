@@ -1,9 +1,9 @@
 """One self-contained page about one or several runs (docs/report.md).
 
     reading.py      a run folder's documented files -> Run; studies -> their runs
-    timeline.py     events -> what each institution did in each stage
-    quality.py, routing.py, privacy.py, costs.py, record.py    Run -> a section: figures, charts, tables
-    comparison.py   several Runs -> sections
+    sections/       a Run, or several, -> a section of the page: figures, charts, tables
+    parts.py        what a section is made of
+    words.py        how figures, policies and outcomes are written
     drawing.py      Altair charts -> inline SVG
     page.py         sections -> HTML (templates/)
 

@@ -9,15 +9,15 @@ from functools import lru_cache
 import jinja2
 from markupsafe import Markup
 
-from scenarios.report.comparison import comparison
-from scenarios.report.costs import costs
-from scenarios.report.headline import headline
 from scenarios.report.parts import Code, Section
-from scenarios.report.privacy import privacy
-from scenarios.report.quality import quality
 from scenarios.report.reading import Found, Run
-from scenarios.report.record import course, surroundings
-from scenarios.report.routing import routing
+from scenarios.report.sections.comparison import comparison
+from scenarios.report.sections.costs import costs
+from scenarios.report.sections.headline import headline
+from scenarios.report.sections.privacy import privacy
+from scenarios.report.sections.quality import quality
+from scenarios.report.sections.record import course, surroundings
+from scenarios.report.sections.routing import routing
 from scenarios.report.words import listed
 
 Progress = Callable[[str], None]

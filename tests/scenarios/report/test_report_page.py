@@ -15,12 +15,12 @@ from casam_core.config.policy import Policy
 from casam_core.config.toml import read_scenario
 from casam_core.protocol.outcomes import WORDS
 from scenarios.report import words
-from scenarios.report.costs import bytes_by_stage
 from scenarios.report.drawing import cleaned, step_of
 from scenarios.report.page import page
-from scenarios.report.quality import verdict
 from scenarios.report.reading import Found, read_all, read_run
-from scenarios.report.record import ranges
+from scenarios.report.sections.costs import bytes_by_stage
+from scenarios.report.sections.quality import verdict
+from scenarios.report.sections.record import ranges
 from tests.opened import opened_below
 from tests.scenarios.report.making import scenario_of, write_run
 

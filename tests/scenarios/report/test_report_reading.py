@@ -10,7 +10,7 @@ import pytest
 
 from casam_core.errors import RunError
 from scenarios.report.reading import labels, read_all, read_run
-from scenarios.report.timeline import timeline
+from scenarios.report.sections.timeline import timeline
 from tests.scenarios.report.making import events_of, scenario_of, write_events, write_run
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
-from scenarios.report.quality import SPLITS, empty_cells
 from scenarios.report.reading import Run, frozen_iou, refusals
+from scenarios.report.sections.quality import SPLITS, empty_cells
 from scenarios.report.words import count, fraction, listed, percent, points, signed, size
 
 

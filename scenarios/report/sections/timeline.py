@@ -57,16 +57,15 @@ def timeline(run: Run) -> dict[str, list[Deed]]:
 
 def deed(run: Run, institution: str, stage: int, events: Sequence[Event], *, missing: bool) -> Deed:
     """One cell: training counts most, then a failure, a refusal to train, being away, waiting."""
-    trained = any(e.name == "align" and institution in e.facts.get("holders", ()) for e in events)
-    mine = [e for e in events if e.facts.get("institution") == institution]
-    refused = [e for e in mine if e.name == "refusal"]
-    failed = [e for e in mine if e.name in ("no-result", "rejected")]
-    notes = tuple(dict.fromkeys(note_of(e) for e in (*failed, *refused)))
-    if trained:
+    mine = [event for event in events if event.facts.get("institution") == institution]
+    refused = [event for event in mine if event.name == "refusal"]
+    failed = [event for event in mine if event.name in ("no-result", "rejected")]
+    notes = tuple(dict.fromkeys(note_of(event) for event in (*failed, *refused)))
+    if trained(institution, events):
         return Deed("trained", notes)
     if failed:
         return Deed("failed", notes)
-    if any(e.facts.get("kind") != "evaluate.stage" for e in refused):
+    if any(event.facts.get("kind") != "evaluate.stage" for event in refused):
         return Deed("refused", notes)
     if missing:
         return Deed("away", (*notes, "was not there"))
@@ -75,6 +74,11 @@ def deed(run: Run, institution: str, stage: int, events: Sequence[Event], *, mis
         early = policy is not None and stage < policy.joins_at
         return Deed("away", ("has not joined yet" if early else "has left",))
     return Deed("waited", notes)
+
+
+def trained(institution: str, events: Sequence[Event]) -> bool:
+    """Whether the institution's images taught this stage's task."""
+    return any(event.name == "align" and institution in event.facts.get("holders", ()) for event in events)
 
 
 def note_of(event: Event) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scenarios.report.parts import Block, Cell, Code, Notice, Row, Section, Table
 from scenarios.report.reading import Event, Run
-from scenarios.report.timeline import STATES, timeline
+from scenarios.report.sections.timeline import STATES, timeline
 from scenarios.report.words import DASH, KINDS, OUTCOMES, duration, listed
 
 
