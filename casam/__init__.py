@@ -157,7 +157,7 @@ def run(
 
 def load_run(folder: str | Path) -> Run:
     """A finished run that lies in `folder`. Raises RunError for anything else."""
-    from scenarios.report.reading import read_summary
+    from server.run.summary_schema import read_summary
 
     path = Path(folder).expanduser().resolve()
     return Run(path, read_summary(path))

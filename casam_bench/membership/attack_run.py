@@ -6,7 +6,7 @@ opened them. So it is for simulations, and for whoever holds the images of a rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
 from client.data.task_data import open_task
 from client.site import Site, hosted_sites
-from server.run.summary_schema import Summary
+from server.run.summary_schema import read_summary
 
 Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""
@@ -76,12 +76,11 @@ class Run:
     sites: dict[str, Site]
 
 
-def open_run(folder: Path, read_summary: Callable[[Path], Summary], data_root: Path | None) -> Run:
+def open_run(folder: Path, data_root: Path | None) -> Run:
     """A finished run with its claims and its institutions' images.
 
     Args:
         folder: The run folder, absolute.
-        read_summary: Reads its summary.json; may raise RunError.
         data_root: Folder that relative data paths start from.
 
     Raises:

@@ -16,8 +16,8 @@ from typing import Any
 from rich.table import Table
 
 from casam_bench.bench import Figures, Surroundings
-from casam_bench.speed.scale import summary
 from casam_core.config.scenario import Scenario
+from server.run.summary_schema import Summary, read_summary
 
 OFF = {"norm_factor": None, "canary_share": None}
 """Only the form of answers is checked: that never sleeps."""
@@ -89,8 +89,9 @@ def run_rounds(around: Surroundings) -> Figures:
         cells = []
         for name, changes in ROUNDS.items():
             ended = outcome(around, scenario_of(["histology"], in_a_round(attack), changes))
-            iou = ended["matrix"]["iou"][-1][0]
-            cells.append(f"{iou:.3f}{'' if 'c' in ended['holders']['histology'] else ' (rejected)'}")
+            iou = ended.matrix["iou"][-1][0]
+            assert iou is not None  # everybody shares scores here
+            cells.append(f"{iou:.3f}{'' if 'c' in ended.holders['histology'] else ' (rejected)'}")
             figures[f"iou_{label(attack)}_{label(name)}"] = iou
         rounds.add_row(attack or "none", *cells)
         around.say(f"hostile, round, {attack or 'none'}: {'  '.join(cells)}")
@@ -109,7 +110,7 @@ def run_streams(around: Surroundings) -> Figures:
         for name, changes in STREAMS.items():
             scenario = scenario_of(["polyp", "histology", "glomeruli_a"], in_a_stream(attack), changes)
             ended = outcome(around, scenario)
-            share = routed(ended["routing"]["confusion"], scenario.stream[:2])
+            share = routed(ended.routing.confusion or {}, scenario.stream[:2])
             cells.append(f"{share:.3f}")
             figures[f"routed_{label(attack)}_{name}"] = share
             if name == "on" and attack is not None:
@@ -120,11 +121,11 @@ def run_streams(around: Surroundings) -> Figures:
     return figures
 
 
-def outcome(around: Surroundings, scenario: Scenario) -> dict[str, Any]:
-    """summary.json of a run in this process."""
+def outcome(around: Surroundings, scenario: Scenario) -> Summary:
+    """The figures of a run in this process."""
     with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
         around.engines.inprocess(scenario, Path(folder) / "run")
-        return summary(Path(folder) / "run")
+        return read_summary(Path(folder) / "run")
 
 
 def routed(confusion: Mapping[str, Mapping[str, int]], tasks: list[str]) -> float:
@@ -133,11 +134,11 @@ def routed(confusion: Mapping[str, Mapping[str, int]], tasks: list[str]) -> floa
     return sum(confusion[task].get(task, 0) for task in tasks) / images
 
 
-def end_of(ended: Mapping[str, Any]) -> str:
+def end_of(ended: Summary) -> str:
     """What became of the hostile institution's entry."""
-    if ended["quarantine"]:
-        return "quarantined: " + "; ".join(ended["quarantine"][0]["reasons"])
-    if rejected := ended["privacy"]["c"]["rejections"]:
+    if ended.quarantine:
+        return "quarantined: " + "; ".join(ended.quarantine[0].reasons)
+    if rejected := ended.privacy["c"].rejections:
         return "rejected: " + ", ".join(rejected)
     return "accepted"
 

@@ -133,7 +133,7 @@ def judge(scores: Scores, thresholds: Sequence[float], twins: Sequence[Sequence[
     strange = [result for task in scores.unseen for result in routed(scores, task, thresholds)]
     right = [[name == task for name, _ in known[task]] for task in seen]
     lost = [[name == "identity" for name, _ in known[task]] for task in seen]
-    paired = [task for pair in twins if set(pair) <= set(seen) for task in pair]
+    paired = with_twin(seen, twins)
     margins = [margin for results in known.values() for _, margin in results]
     unknownness = np.array([*(margin for _, margin in strange), *margins], np.float64)
     positive = np.array([1] * len(strange) + [0] * len(margins))
@@ -146,6 +146,11 @@ def judge(scores: Scores, thresholds: Sequence[float], twins: Sequence[Sequence[
         fpr95=false_positive_rate(unknownness, positive),
         twins=float(np.mean([right[seen.index(task)] for task in paired])) if paired else None,
     )
+
+
+def with_twin(seen: Sequence[str], twins: Sequence[Sequence[str]]) -> list[str]:
+    """Tasks whose near twin was learned, too."""
+    return [task for pair in twins if set(pair) <= set(seen) for task in pair]
 
 
 def routed(scores: Scores, task: str, thresholds: Sequence[float]) -> list[tuple[str, float]]:

@@ -11,7 +11,6 @@ server/federation/exchange.py spares: the engine looks at all that is under way 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -28,6 +27,7 @@ from casam_bench.bench import Figures, Surroundings
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from client.node.worktime import noted
+from server.run.summary_schema import Summary, read_summary
 
 INSTITUTIONS, SMOKE_INSTITUTIONS = (9, 100, 1000), (9,)
 STREAM = ("task-0", "task-1")
@@ -51,7 +51,7 @@ def run(around: Surroundings) -> Figures:
         with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
             with peak_memory() as peak:
                 around.engines.simulation(scenario, Path(folder) / "run")
-            simulated = summary(Path(folder) / "run")
+            simulated = read_summary(Path(folder) / "run")
             computing = computed(Path(folder) / "run") / min(count, os.cpu_count() or 1)
         seconds = evaluation_seconds(simulated)
         idle = idle_round(around, count, simulated)
@@ -97,14 +97,9 @@ def scenario_of(count: int) -> Scenario:
     )
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content
-
-
-def evaluation_seconds(of_run: dict[str, Any]) -> float:
+def evaluation_seconds(of_run: Summary) -> float:
     """Of the last stage: everybody asked, everything loaded."""
-    return float(of_run["timing"]["stages"][-1]["evaluate"])
+    return float(of_run.timing.stages[-1]["evaluate"])
 
 
 def computed(run: Path) -> float:
@@ -120,13 +115,13 @@ def computed(run: Path) -> float:
     return sum(seconds)
 
 
-def idle_round(around: Surroundings, count: int, simulated: dict[str, Any]) -> float:
+def idle_round(around: Surroundings, count: int, simulated: Summary) -> float:
     """Seconds of the idle app's round with the bytes of an evaluation; the first one starts workers."""
     down, up = (
-        sum(size for name, size in simulated["bytes"][way].items() if name.startswith("other"))
+        sum(size for name, size in counted.items() if name.startswith("other"))
         / (count - len(STREAM))
         / EVALUATIONS
-        for way in ("down", "up")
+        for counted in (simulated.bytes.down, simulated.bytes.up)
     )
     lines: list[str] = []
     settings = {"nodes": count, "rounds": EVALUATIONS + 1, "down": int(down), "up": int(up)}

@@ -31,6 +31,7 @@ from casam_core.protocol.messages import EvaluateRequest
 from casam_core.protocol.payload import Job
 from casam_core.protocol.wire import serialise, to_records
 from casam_core.routing.routers import build_router
+from server.run.summary_schema import read_summary
 
 STAGES, SMOKE_STAGES = (9, 100), (6,)
 INSTITUTIONS = 3
@@ -182,11 +183,11 @@ class Counted:
 
 def count(folder: Path, scenario: Scenario) -> Counted:
     """From the run's own figures and its bank."""
-    traffic = json.loads((folder / "summary.json").read_text())["bytes"]
+    traffic = read_summary(folder).bytes
     bank = Bank.open(folder / "bank")
     files = [bank.bytes_of(task) for task in bank.tasks]
     names = [site.name for site in scenario.institutions]
-    up, down = (sum(traffic[way].values()) / len(names) for way in ("up", "down"))
+    up, down = (sum(counted.values()) / len(names) for counted in (traffic.up, traffic.down))
     more = sum(
         evaluate_bytes(names[0], stage, 0, files[:stage], bank)
         - evaluate_bytes(names[0], stage, stage - 1, files[stage - 1 : stage], bank)

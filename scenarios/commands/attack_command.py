@@ -52,7 +52,6 @@ def attack(
         table_of,
     )
     from scenarios.engines.live import LineWriter, live_view
-    from scenarios.report.reading import read_summary
 
     if shadows % 2:
         raise AttackError(f"--shadows: expected an even number, found {shadows}")
@@ -60,7 +59,7 @@ def attack(
         raise AttackError(f"--json: expected the folder {json_.parent} to exist; make it first")
 
     screen = console()
-    opened = open_run(run.expanduser().resolve(), read_summary, data_root)
+    opened = open_run(run.expanduser().resolve(), data_root)
     with live_view(screen) as show, contextlib.redirect_stdout(LineWriter(show)):
         report = attack_run(opened, institution or [], shadows)
     screen.print(table_of(report))

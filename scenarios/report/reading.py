@@ -9,12 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import ValidationError
-
-from casam_core.config.toml import explain
 from casam_core.errors import CasamError, RunError
 from casam_core.protocol.audit import Release, broken, read_log
-from server.run.summary_schema import FILE, SCHEMA, Summary
+from server.run.summary_schema import FILE, Summary, read_json, read_summary
 
 
 @dataclass(frozen=True)
@@ -70,26 +67,6 @@ def read_run(folder: Path, label: str) -> Run:
     started, events = read_events(folder / "events.jsonl")
     arrivals, fault = read_audit(folder / "audit.jsonl")
     return Run(label, summary, scenario, started, events, arrivals, fault)
-
-
-def read_summary(folder: Path) -> Summary:
-    """The summary of the finished run in `folder`. Raises RunError where the file is not one."""
-    path = folder / FILE
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise RunError(f"{path}: expected schema {SCHEMA}, found another; use the casam that made it")
-    try:
-        return Summary.model_validate(content)
-    except ValidationError as error:
-        raise RunError(f"{path}: {explain(error)}; was it made by another version of casam?") from error
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run folder. Raises RunError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as JSON: {error}; the run folder is not whole") from error
 
 
 def frozen_iou(summary: Summary) -> float | None:

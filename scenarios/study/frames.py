@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from scenarios.report.reading import frozen_iou, read_summary, refusals
+from scenarios.report.reading import frozen_iou, refusals
 from scenarios.study.study import Cell, Plan
-from server.run.summary_schema import FILE, Summary
+from server.run.summary_schema import FILE, Summary, read_summary
 
 FIGURES = (
     "last_iou",

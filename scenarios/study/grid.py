@@ -24,10 +24,9 @@ from scenarios.engines import Engine
 from scenarios.engines.pace import Pace
 from scenarios.engines.preflight import Cost, Known, preflight
 from scenarios.engines.run import with_absolute_checkpoint
-from scenarios.report.reading import read_summary
 from scenarios.study.cell import CellEnd, CellOrder, Cells
 from scenarios.study.study import Cell, Plan
-from server.run.summary_schema import FILE
+from server.run.summary_schema import FILE, read_summary
 
 Said = Callable[[str], None]
 

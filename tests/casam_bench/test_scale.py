@@ -9,6 +9,7 @@ import pytest
 from casam_bench.speed import scale
 from casam_bench.speed.scale import held_together, peak_memory
 from client.node.worktime import Work, note
+from server.run.summary_schema import read_summary
 from tests.casam_bench.surroundings import surroundings
 
 
@@ -16,8 +17,8 @@ def test_everybody_is_asked_in_every_evaluation(tmp_path: Path) -> None:
     scenario = scale.scenario_of(4)
     assert [site.unseen for site in scenario.institutions] == [False, False, True, True]
     surroundings(tmp_path).engines.inprocess(scenario, tmp_path / "run")
-    summary = scale.summary(tmp_path / "run")
-    assert summary["bytes"]["down"].keys() == {site.name for site in scenario.institutions}
+    summary = read_summary(tmp_path / "run")
+    assert summary.bytes.down.keys() == {site.name for site in scenario.institutions}
     assert scale.evaluation_seconds(summary) > 0
 
 

@@ -17,7 +17,6 @@ from casam_core.config.scenario import Scenario
 from casam_core.routing.routers import ROUTERS, RouterEntry
 from casam_core.routing.routers.nearest_mean import NearestMeanRouter
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.report.reading import read_summary
 from tests.casam_command import Casam
 from tests.conftest import phantom
 
@@ -179,7 +178,7 @@ def test_a_refuted_epsilon_is_named(finished: Path) -> None:
     from casam_bench.membership.inference_attack import Attacked
     from casam_bench.membership.statistics import outcome_of
 
-    claim = open_run(finished, read_summary, None).claims["noisy"]
+    claim = open_run(finished, None).claims["noisy"]
     perfect = outcome_of(np.ones(10_000), np.zeros(10_000), delta=0.01, rng=np.random.default_rng(0))
     figures = figures_of("layer_loss", Attacked(perfect), claim)
     assert claim.epsilon is not None
