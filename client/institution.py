@@ -140,8 +140,11 @@ class Institution:
         job, method, training = request.job, method_of(self.scenario.method), self.scenario.training
         layer = self.layer(job.task, request.layer)
         examples = self.training_examples(request.trains_on, layer, others)
-        form = alignment_of(self.scenario, job.task).form
-        may_fall_back = training.floor and job.round == training.rounds and method.has_floor(form)
+        may_fall_back = (
+            training.fallback_to_identity
+            and job.round == training.rounds
+            and method.can_fall_back(alignment_of(self.scenario, job.task).form)
+        )
         validate = self.validator(job, layer) if training.patience or may_fall_back else None
         patience = Patience(validate, training.patience) if validate and training.patience else None
         steps = OpenSteps(self.penalty(request), patience)

@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
+from casam_core.config.section import ByName
 from casam_core.methods import METHODS
 from casam_core.model.forms import FORMS
 from casam_core.routing.routers import ROUTERS
@@ -72,21 +73,43 @@ def summary_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"| `{key}` | {' '.join((field.description or '').split())} |"
 
 
-def sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """One heading and table for `model`, then the same for the tables inside it."""
+def sections(model: type[BaseModel], prefix: str, by_name: ByName | None = None) -> Iterator[str]:
+    """One heading and table for `model`, then the same for the tables inside it.
+
+    by_name: where the table has more keys for some names.
+    """
     yield f"## {prefix or 'Top level'}\n"
-    yield f"{(model.__doc__ or '').strip().splitlines()[0]}\n"
-    yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
-    inner: list[tuple[str, type[BaseModel]]] = []
+    yield from table(model, model.model_fields, by_name)
+    for name, entry in by_name.registry().items() if by_name else ():
+        own = {
+            key: field for key, field in entry.section.model_fields.items() if key not in model.model_fields
+        }
+        if by_name and own:
+            yield f"### {prefix} with {by_name.key} = {name}\n"
+            yield from table(entry.section, own)
     for name, field in model.model_fields.items():
         nested = nested_model(field.annotation)
         if nested is not None:
-            model_inside, path = nested
-            inner.append((f"{prefix}{'.' if prefix else ''}{name}{path}", model_inside))
-        yield f"| `{name}` | {type_name(field.annotation)} | {default_of(field)} | {meaning(field)} |"
+            inside, path = nested
+            yield from sections(inside, f"{prefix}{'.' if prefix else ''}{name}{path}", by_name_of(field))
+
+
+def table(
+    model: type[BaseModel], fields: Mapping[str, FieldInfo], by_name: ByName | None = None
+) -> Iterator[str]:
+    """What the model says about itself, and some of its keys."""
+    yield f"{(model.__doc__ or '').strip().splitlines()[0]}\n"
+    yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
+    for name, field in fields.items():
+        default = f"`{by_name.default}`" if by_name and name == by_name.key else default_of(field)
+        yield f"| `{name}` | {type_name(field.annotation)} | {default} | {meaning(field)} |"
     yield ""
-    for path, model_inside in inner:
-        yield from sections(model_inside, path)
+
+
+def by_name_of(field: FieldInfo) -> ByName | None:
+    """How the field's tables (one, or one by task) find the keys of their name."""
+    inner = [rule for argument in typing.get_args(field.annotation) for rule in typing.get_args(argument)]
+    return next((rule for rule in (*field.metadata, *inner) if isinstance(rule, ByName)), None)
 
 
 def nested_model(annotation: Any) -> tuple[type[BaseModel], str] | None:
@@ -94,6 +117,8 @@ def nested_model(annotation: Any) -> tuple[type[BaseModel], str] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, ""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return nested_model(arguments[0])
     if origin is list and (found := nested_model(arguments[0])):
         return found[0], "[]"
     if origin is dict and (found := nested_model(arguments[1])):
@@ -123,7 +148,7 @@ def default_of(field: FieldInfo) -> str:
     """The default, or that there is none."""
     if field.is_required():
         return "required"
-    if isinstance(field.default, BaseModel):
+    if isinstance(field.default, BaseModel) or any(isinstance(rule, ByName) for rule in field.metadata):
         return "see below"
     if field.default_factory is not None:
         return "empty"

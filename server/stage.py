@@ -153,9 +153,9 @@ def learn_task(federation: Federation, state: State, number: int, task: str, clo
     admitted = admit(folder, bank, entry_of(federation, number, task, layer, router, threshold), number)
     if not layer.improved:
         folder.event(
-            "floor",
+            "fallback",
             f"stage {number} {task}: the layer does not beat frozen SAM on its holders' "
-            "validation images; the task keeps the identity (training.floor)",
+            "validation images; the task falls back to the identity",
             stage=number,
             task=task,
         )

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry, Provenance
-from casam_core.config.scenario import AlignmentSpec, BackboneSpec, RouterSpec
+from casam_core.config.scenario import BackboneSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
-from casam_core.model.forms import build_layer, weights_of
+from casam_core.model.forms import build_layer, form_spec, weights_of
 from casam_core.routing.features import pool
-from casam_core.routing.routers import build_router
+from casam_core.routing.routers import GaussianSpec, build_router
 
 BASE = {"polyp": (200, 80, 70), "histology": (90, 40, 160)}
 
@@ -39,13 +39,13 @@ def picture(task: str, seed: int = 0, height: int = 48, width: int = 64) -> NDAr
 @lru_cache
 def tiny_entry(task: str, form: str = "low_rank", seed: int = 0) -> Entry:
     """An entry whose layer is not the identity and whose router knows `picture(task)`."""
-    backbone, spec = tiny_backbone(), RouterSpec()
+    backbone, spec = tiny_backbone(), GaussianSpec()
     z_BCHW = backbone.encode([picture(task, i) for i in range(100 + seed, 132 + seed)])
     features = torch.stack([pool(z_CHW, spec.features) for z_CHW in z_BCHW])
     f_NF, held_out = features[:24], features[24:]
     router = build_router(spec)
     state = router.fit(router.sufficient_statistics(f_NF, seed))
-    layer = build_layer(AlignmentSpec(form=form), backbone.geometry.channels, seed)
+    layer = build_layer(form_spec(form), backbone.geometry.channels, seed)
     generator = torch.Generator().manual_seed(seed)
     for parameter in layer.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -59,8 +59,8 @@ def tiny_entry(task: str, form: str = "low_rank", seed: int = 0) -> Entry:
             rank=8,
             router=spec.kind,
             features=spec.features,
-            beta=spec.beta,
-            sampled=spec.sampled,
+            beta=16.5,
+            sampled=False,
             backbone=backbone.digest,
             holders=("north",),
             images=24,

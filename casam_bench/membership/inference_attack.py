@@ -30,7 +30,7 @@ from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer
-from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.forms.affine import IdentityLayer
 from casam_core.seeding import numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData

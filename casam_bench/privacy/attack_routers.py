@@ -25,14 +25,13 @@ from casam_bench.privacy.attack_rows import (
     verdict,
 )
 from casam_bench.privacy.synthetic_site import SEED, features_of
-from casam_core.config.scenario import RouterSpec
 from casam_core.privacy.accounting import Mechanism, calibrate
 from casam_core.privacy.noise import NoiseSource
-from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.routers import Arrays, GaussianSpec, build_router
 from casam_core.routing.routers.private_gaussian import PublicFrame, describe_privately, public_frame
 from casam_core.seeding import numpy_generator
 
-ROUTER = RouterSpec(kind="gaussian")
+ROUTER = GaussianSpec()
 PUBLIC_TASKS, PUBLIC_IMAGES = 6, 16
 FIRST_PUBLIC = 10_000
 """Numbers of the synthetic sites whose images are public."""

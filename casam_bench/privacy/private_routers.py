@@ -33,7 +33,7 @@ from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores, scores_like
-from casam_core.routing.routers import ROUTERS, Arrays, build_router
+from casam_core.routing.routers import ROUTERS, Arrays, GaussianSpec, VaeSpec, build_router
 from casam_core.seeding import derive_seed, numpy_generator
 from client.dp.plan import description
 
@@ -41,8 +41,8 @@ IMAGES, PUBLIC_IMAGES = 64, 8
 EPSILONS, DELTA = (8.0, 3.0, 1.0), 1e-3
 PRIVACY = PrivacySpec(steps=50, sampling_rate=0.25)
 CANDIDATES = {
-    "gaussian, moments": RouterSpec(kind="gaussian", features="moments"),
-    "vae, attention": RouterSpec(kind="vae", features="attention"),
+    "gaussian, moments": GaussianSpec(features="moments"),
+    "vae, attention": VaeSpec(features="attention"),
 }
 DRAWN = 512
 

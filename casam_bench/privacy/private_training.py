@@ -15,7 +15,7 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import build_layer, learning_rate_of
-from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Example, train_layer
 from casam_core.model.validation import validator
 from casam_core.privacy.accounting import calibrate, round_mechanism

@@ -20,8 +20,8 @@ from casam_core.config.scenario import AlignmentSpec, TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
-from casam_core.model.forms import build_layer, learning_rate_of, weights_of
-from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.forms import LowRankSpec, build_layer, learning_rate_of, weights_of
+from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Example, train_layer
 from casam_core.model.validation import Validate, validator
 from casam_core.seeding import derive_seed, numpy_generator
@@ -39,9 +39,9 @@ SPEC = TrainingSpec(epochs=1000, batch_images=1, instances=4)
 FORMS = {
     "casam (paper)": AlignmentSpec(form="casam"),
     "residual": AlignmentSpec(form="residual"),
-    "low_rank 1": AlignmentSpec(form="low_rank", rank=1),
-    "low_rank 8": AlignmentSpec(form="low_rank", rank=8),
-    "low_rank 32": AlignmentSpec(form="low_rank", rank=32),
+    "low_rank 1": LowRankSpec(rank=1),
+    "low_rank 8": LowRankSpec(rank=8),
+    "low_rank 32": LowRankSpec(rank=32),
     "scale_shift": AlignmentSpec(form="scale_shift"),
 }
 LARGE_AND_SMALL = {name: FORMS[name] for name in ("low_rank 8", "scale_shift", "residual", "casam (paper)")}

@@ -34,7 +34,7 @@ STREAM_ATTACKS = ("copied-router", "hijack", "sign-flipped")
 
 BASE: dict[str, Any] = {
     "name": "hostile",
-    "training": {"epochs": 3, "batch_images": 2, "instances": 2, "floor": False},
+    "training": {"epochs": 3, "batch_images": 2, "instances": 2, "fallback_to_identity": False},
     "evaluation": {"max_instances": 4},
     "participation": {"missing": "skip"},
 }

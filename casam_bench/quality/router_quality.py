@@ -22,7 +22,7 @@ from casam_bench.membership.statistics import auc
 from casam_bench.quality.phantom_features import Features, phantom_features
 from casam_core.config.scenario import RouterSpec
 from casam_core.routing.decision import decide
-from casam_core.routing.routers import Arrays, Router, build_router
+from casam_core.routing.routers import Arrays, GaussianSpec, Router, VaeSpec, build_router
 from casam_core.routing.threshold import choose_threshold, learn_and_score
 from casam_core.seeding import derive_seed, numpy_generator
 
@@ -38,16 +38,14 @@ MANY = ("glomeruli_a", "glomeruli_b", "prostate_mr_a", "prostate_mr_b")
 """Tasks of the row with more than 64 training images: the twins, for 288 images of each cost minutes."""
 
 CANDIDATES: dict[str, RouterSpec] = {
-    "vae, attention, sampled, no margin (paper)": RouterSpec(
-        kind="vae", features="attention", sampled=True, margin=0
-    ),
-    "vae, attention": RouterSpec(kind="vae", features="attention"),
-    "vae, moments": RouterSpec(kind="vae", features="moments"),
+    "vae, attention, sampled, no margin (paper)": VaeSpec(features="attention", sampled=True, margin=0),
+    "vae, attention": VaeSpec(features="attention"),
+    "vae, moments": VaeSpec(features="moments"),
     "nearest mean, attention": RouterSpec(kind="nearest_mean", features="attention"),
     "nearest mean, moments": RouterSpec(kind="nearest_mean", features="moments"),
-    "gaussian, attention": RouterSpec(kind="gaussian", features="attention"),
-    "gaussian, moments": RouterSpec(kind="gaussian", features="moments"),
-    "gaussian, moments, no margin": RouterSpec(kind="gaussian", features="moments", margin=0),
+    "gaussian, attention": GaussianSpec(features="attention"),
+    "gaussian, moments": GaussianSpec(features="moments"),
+    "gaussian, moments, no margin": GaussianSpec(features="moments", margin=0),
 }
 
 
@@ -198,7 +196,7 @@ def run(around: Surroundings) -> Figures:
             around.say(
                 f"{name}, {images} images: accuracy {means['accuracy']:.3f}, AUROC {means['auroc']:.3f}"
             )
-            if spec == RouterSpec():
+            if spec == GaussianSpec():
                 figures |= {f"{key}_{images}": value for key, value in means.items() if value is not None}
     around.show(table)
     return figures

@@ -90,7 +90,7 @@ def institution(images: int, folder: Path) -> Institution:
             "name": "memory",
             "stream": [TASK],
             "backbone": {"name": "tiny"},
-            "training": {"max_steps": STEPS, "floor": False},
+            "training": {"max_steps": STEPS, "fallback_to_identity": False},
             "evaluation": {"max_instances": 2},
             "institutions": [{"name": INSTITUTION, "data": {TASK: source}}],
         }

@@ -20,12 +20,12 @@ from casam_bench.timing import interleaved
 from casam_core.bank.inference import STACK_FROM
 from casam_core.config.scenario import RouterSpec
 from casam_core.routing.decision import Route, decide
-from casam_core.routing.routers import Arrays, Router, build_router
+from casam_core.routing.routers import Arrays, GaussianSpec, Router, VaeSpec, build_router
 from casam_core.routing.routers.stack import GaussianStack
 
 ENTRIES = (1, 10, 100, 1000)
 FEATURES, IMAGES, LEARNED, PROBES, REPEATS = 512, 48, 8, 2, 5
-OTHERS = {"nearest mean": RouterSpec(kind="nearest_mean"), "vae": RouterSpec(kind="vae", epochs=1)}
+OTHERS = {"nearest mean": RouterSpec(kind="nearest_mean"), "vae": VaeSpec(epochs=1)}
 
 
 def run(around: Surroundings) -> Figures:
@@ -35,7 +35,7 @@ def run(around: Surroundings) -> Figures:
     entries = ENTRIES if not around.smoke else ENTRIES[:3]
     generator = torch.Generator().manual_seed(7)
     centres_TF = 5 + torch.randn(max(entries), FEATURES, generator=generator)
-    gaussian = build_router(RouterSpec())
+    gaussian = build_router(GaussianSpec())
     states = states_of(gaussian, centres_TF, generator)
     # Images of seen tasks, and one of none.
     probes = [*(centres_TF[:PROBES] + 0.3 * torch.randn(PROBES, FEATURES, generator=generator))]

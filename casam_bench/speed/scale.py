@@ -89,7 +89,7 @@ def scenario_of(count: int) -> Scenario:
             "name": "scale",
             "stream": list(STREAM),
             "backbone": {"name": "tiny"},
-            "training": {"epochs": 1, "floor": False, "instances": 1},
+            "training": {"epochs": 1, "fallback_to_identity": False, "instances": 1},
             "router": {"folds": 2},
             "evaluation": {"max_instances": 1},
             "institutions": [*holders, *others],

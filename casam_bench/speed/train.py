@@ -18,10 +18,17 @@ from casam_bench.bench import Figures, Surroundings
 from casam_bench.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
 from casam_bench.timing import clock, interleaved
 from casam_core.bank.entries import rounded
-from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
+from casam_core.model.forms import (
+    AlignmentLayer,
+    LowRankSpec,
+    build_layer,
+    learning_rate_of,
+    set_weights,
+    weights_of,
+)
 from casam_core.model.training import Example, Examples, TrainingResult, train_layer
 from casam_core.model.validation import validator
 from casam_core.seeding import derive_seed, numpy_generator
@@ -141,7 +148,7 @@ def trained(
     backbone: Backbone, examples: Examples, spec: TrainingSpec
 ) -> tuple[AlignmentLayer, TrainingResult]:
     """A layer of the default form, and its losses."""
-    form = AlignmentSpec()
+    form = LowRankSpec()
     layer = build_layer(form, backbone.geometry.channels, derive_seed(SEED, "train"))
     result = train_layer(
         layer,

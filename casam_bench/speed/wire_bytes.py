@@ -26,11 +26,11 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import AlignmentSpec, BankSpec, RouterSpec, Scenario
-from casam_core.model.forms import build_layer, weights_of
+from casam_core.model.forms import LowRankSpec, build_layer, weights_of
 from casam_core.protocol.messages import EvaluateRequest
 from casam_core.protocol.payload import Job
 from casam_core.protocol.wire import serialise, to_records
-from casam_core.routing.routers import build_router
+from casam_core.routing.routers import GaussianSpec, VaeSpec, build_router
 from server.run.summary_schema import read_summary
 
 STAGES, SMOKE_STAGES = (9, 100), (6,)
@@ -89,10 +89,10 @@ def run(around: Surroundings) -> Figures:
 
 def entry_figures(around: Surroundings) -> Figures:
     """Bytes of real entries: ours, and the paper's form with the paper's router."""
-    ours = real_entry(AlignmentSpec(), RouterSpec())
-    exact = real_entry(AlignmentSpec(), RouterSpec(), EXACT)
-    compact = real_entry(AlignmentSpec(), RouterSpec(directions=COMPACT_DIRECTIONS))
-    paper = real_entry(AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"), EXACT)
+    ours = real_entry(LowRankSpec(), GaussianSpec())
+    exact = real_entry(LowRankSpec(), GaussianSpec(), EXACT)
+    compact = real_entry(LowRankSpec(), GaussianSpec(directions=COMPACT_DIRECTIONS))
+    paper = real_entry(AlignmentSpec(form="casam"), VaeSpec(features="attention"), EXACT)
     layer, paper_layer = layer_bytes(ours), layer_bytes(paper)
     entry, paper_entry = len(ours.to_bytes()), len(paper.to_bytes())
     around.say(
@@ -159,7 +159,7 @@ def scenario_of(stages: int) -> Scenario:
             "name": "wire",
             "stream": [f"task-{number}" for number in range(stages)],
             "backbone": {"name": "tiny"},
-            "training": {"epochs": 1, "floor": False, "instances": 1},
+            "training": {"epochs": 1, "fallback_to_identity": False, "instances": 1},
             "router": {"folds": 2},
             "evaluation": {"max_instances": 1},
             "institutions": [

@@ -9,6 +9,7 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.errors import BankError
 from casam_core.files import new_folder
+from casam_core.routing.routers import ROUTERS
 
 
 def write_bank(out: Path, entries: Iterable[bytes]) -> Bank:
@@ -68,6 +69,5 @@ def _what_scores_need(entry: Entry) -> dict[str, object]:
         "router": about.router,
         "features": about.features,
     }
-    if about.router == "vae":  # the others' scores have neither
-        needs |= {"beta": about.beta, "sampled": about.sampled}
-    return needs
+    keys = ROUTERS[about.router].section.model_fields if about.router in ROUTERS else {}
+    return needs | {key: getattr(about, key) for key in ("beta", "sampled") if key in keys}

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from casam_core.bank.entry_file import Entry, Provenance
 from casam_core.config.scenario import Scenario
 from casam_core.methods import alignment_of
-from casam_core.model.forms.identity import identity_like
-from casam_core.routing.routers import Arrays
+from casam_core.model.forms import rank_of
+from casam_core.model.forms.affine import identity_like
+from casam_core.routing.routers import Arrays, VaeSpec
 
 
 def make_entry(
@@ -34,6 +35,8 @@ def make_entry(
     for an entry that is used by its name alone.
     """
     alignment = alignment_of(scenario, task)
+    # Of another kind of router an entry records the VAE's defaults, as it always did.
+    scored = scenario.router if isinstance(scenario.router, VaeSpec) else VaeSpec()
     kept = rounded if scenario.bank.precision == "float16" else dict
     return Entry(
         task=task,
@@ -42,11 +45,11 @@ def make_entry(
         threshold=threshold,
         provenance=Provenance(
             form=alignment.form if improved else "identity",
-            rank=alignment.rank,
+            rank=rank_of(alignment),
             router=scenario.router.kind,
             features=scenario.router.features,
-            beta=scenario.router.beta,
-            sampled=scenario.router.sampled,
+            beta=scored.beta,
+            sampled=scored.sampled,
             backbone=backbone,
             holders=holders,
             images=images,

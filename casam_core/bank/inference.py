@@ -22,17 +22,16 @@ from torch import Tensor
 from casam_core.bank.bank import Bank
 from casam_core.bank.edit import check_alike
 from casam_core.bank.entry_file import Entry, Head
-from casam_core.config.scenario import AlignmentSpec, RouterSpec
 from casam_core.errors import BankError, ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute
-from casam_core.model.forms import AlignmentLayer, build_layer, set_weights
-from casam_core.model.forms.identity import channels_in
+from casam_core.model.forms import AlignmentLayer, build_layer, form_spec, set_weights
+from casam_core.model.forms.affine import channels_in
 from casam_core.model.frame import Frame
 from casam_core.model.prompts import Prompts
 from casam_core.routing.decision import Route, decide
 from casam_core.routing.features import pool
-from casam_core.routing.routers import Router, build_router
+from casam_core.routing.routers import Router, build_router, router_spec
 from casam_core.routing.routers.gaussian import GaussianRouter
 from casam_core.routing.routers.stack import GaussianStack
 
@@ -51,7 +50,7 @@ def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -
     """
     about = entry.provenance
     try:
-        layer = build_layer(AlignmentSpec(form=about.form, rank=about.rank), channels, 0, backbone)
+        layer = build_layer(form_spec(about.form, {"rank": about.rank}), channels, 0, backbone)
         set_weights(layer, entry.layer)
     except (BankError, ScenarioError, ValueError) as error:
         raise BankError(f"entry of task {entry.task!r} cannot be used: {one_line(error)}") from error
@@ -61,9 +60,9 @@ def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -
 def entry_router(entry: Entry) -> Router:
     """The router that scores this entry's state. Raises BankError for one this version does not know."""
     about = entry.provenance
-    settings = {"kind": about.router, "features": about.features, "beta": about.beta}
+    settings = {"features": about.features, "beta": about.beta, "sampled": about.sampled}
     try:
-        return build_router(RouterSpec.model_validate(settings | {"sampled": about.sampled}))
+        return build_router(router_spec(about.router, settings))
     except (ScenarioError, ValueError) as error:
         raise BankError(f"entry of task {entry.task!r} cannot be routed: {one_line(error)}") from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from pydantic import Field, StringConstraints, model_validator
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.participation import AdmissionSpec, DeadlineSpec, FaultSpec, ParticipationSpec
 from casam_core.config.policy import Policy
-from casam_core.config.section import Section
+from casam_core.config.section import ByName, Named, Section
 from casam_core.seeding import numpy_generator
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
@@ -56,10 +57,9 @@ class ComputeSpec(Section):
 
 
 class AlignmentSpec(Section):
-    """The Alignment Layer's form and its learning rate."""
+    """The Alignment Layer's form and its learning rate; some forms have more keys."""
 
-    form: str = Field("low_rank", description="A name in casam_core.model.forms.FORMS.")
-    rank: int = Field(8, ge=1, le=256, description="Rank of the low_rank form.")
+    form: str = Field(description="A name in casam_core.model.forms.FORMS.")
     learning_rate: float | None = Field(None, gt=0, description="Default: the form's own.")
 
 
@@ -80,12 +80,27 @@ class TrainingSpec(Section):
         ge=1,
         description="Stop after this many epochs without a better validation IoU, and keep the best epoch.",
     )
-    floor: bool = Field(
+    fallback_to_identity: bool = Field(
         True,
         description="A task whose layer does not beat frozen SAM on the holders' validation images keeps the "
         "identity (methods with an entry per task).",
     )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_old_name(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping) or "floor" not in table:
+            return table
+        # Explicitly, so that it is printed as one line, without the line of code that happened to read it.
+        warnings.warn_explicit(
+            "training.floor is now called training.fallback_to_identity; the old name is accepted until the "
+            "next release",
+            FutureWarning,
+            filename="scenario",
+            lineno=1,
+        )
+        return {"fallback_to_identity" if key == "floor" else key: table[key] for key in table}
 
 
 class PrivacySpec(Section):
@@ -111,29 +126,35 @@ class PrivacySpec(Section):
 
 
 class RouterSpec(Section):
-    """How the task of a new image is recognised, and when it counts as unknown."""
+    """How the task of a new image is recognised, and when it counts as unknown.
 
-    kind: str = Field("gaussian", description="A name in casam_core.routing.routers.ROUTERS.")
+    Some kinds of router have more keys.
+    """
+
+    kind: str = Field(description="A name in casam_core.routing.routers.ROUTERS.")
     features: Literal["attention", "moments"] = "moments"
     folds: int = Field(5, ge=2)
     percentile: float = Field(97.0, gt=0, le=100, description="Of the held-out scores: the threshold.")
     margin: float = Field(
         1.5, ge=0, description="Widen the threshold by this share of its distance from the median; paper: 0."
     )
-    shrinkage: float = Field(0.3, ge=0, le=1, description="Gaussian: pull towards the diagonal.")
-    directions: int = Field(
-        32,
-        ge=0,
-        le=512,
-        description="Gaussian: kept directions of the covariance; 2 KB each at 512 features.",
-    )
-    epochs: int = Field(10, ge=1, description="VAE: passes over the features.")
-    learning_rate: float = Field(5e-4, gt=0, description="VAE.")
-    batch: int = Field(6, ge=1, description="VAE.")
-    beta: float = Field(16.5, ge=0, description="VAE: weight of the KL term in the score.")
-    sampled: bool = Field(
-        False, description="VAE: sample the latent when scoring, as the authors' code does."
-    )
+
+
+def forms() -> Mapping[str, Named]:
+    """Every form of the layer."""
+    from casam_core.model.forms import FORMS  # it needs this module
+
+    return FORMS
+
+
+def routers() -> Mapping[str, Named]:
+    """Every kind of router."""
+    from casam_core.routing.routers import ROUTERS  # it needs this module
+
+    return ROUTERS
+
+
+BY_FORM, BY_KIND = ByName("form", "low_rank", forms), ByName("kind", "gaussian", routers)
 
 
 class BankSpec(Section):
@@ -205,13 +226,13 @@ class Scenario(Section):
     institutions: list[InstitutionSpec] = Field(min_length=1)
     backbone: BackboneSpec = BackboneSpec()
     compute: ComputeSpec = ComputeSpec()
-    alignment: AlignmentSpec = AlignmentSpec()
-    alignments: dict[Name, AlignmentSpec] = Field(
+    alignment: Annotated[AlignmentSpec, BY_FORM] = Field(default_factory=BY_FORM.default_section)
+    alignments: dict[Name, Annotated[AlignmentSpec, BY_FORM]] = Field(
         default_factory=dict, description="By task, where it has another layer than `alignment` says."
     )
     training: TrainingSpec = TrainingSpec()
     privacy: PrivacySpec = PrivacySpec()
-    router: RouterSpec = RouterSpec()
+    router: Annotated[RouterSpec, BY_KIND] = Field(default_factory=BY_KIND.default_section)
     bank: BankSpec = BankSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     deadlines: DeadlineSpec = DeadlineSpec()

@@ -2,10 +2,88 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 
 class Section(BaseModel):
     """A table of a scenario or policy: unknown keys are refused, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def known_keys(section: type[S], settings: Mapping[str, Any]) -> S:
+    """A section with those of `settings` that it has a key for. Raises ValidationError for wrong values."""
+    return section.model_validate({key: settings[key] for key in settings if key in section.model_fields})
+
+
+class Named(Protocol):
+    """An entry of a registry that has a section of its own."""
+
+    @property
+    def section(self) -> type[Section]: ...
+
+
+@dataclass(frozen=True)
+class ByName:
+    """Annotation of a table whose keys depend on a name in it: `router = {kind = "vae", beta = 1}`.
+
+    key: where the name stands. default: the name where it does not. registry: sections by name, looked up
+    when a table is read, so that what is registered later counts.
+    """
+
+    key: str
+    default: str
+    registry: Callable[[], Mapping[str, Named]]
+
+    def read(self, table: Any) -> Section:
+        """The table as the section that its name asks for.
+
+        Raises:
+            ValidationError: an unknown name, a key that belongs to another name, or a wrong value.
+        """
+        if isinstance(table, Section):
+            return table
+        if not isinstance(table, Mapping):
+            raise ValueError(f"expected a table, found {table!r}")
+        name, entries = table.get(self.key, self.default), self.registry()
+        if not isinstance(name, str) or name not in entries:
+            raise wrong(self.key, name, f"expected one of {', '.join(sorted(entries))}, found {name!r}")
+        section = entries[name].section
+        for key in table:
+            owners = [other for other in entries if key in entries[other].section.model_fields]
+            if owners and name not in owners:
+                belongs = f"belongs to {self.key} {' or '.join(owners)}"
+                raise wrong(key, table[key], f"{belongs}, found {self.key} {name!r}; leave it out")
+        return section.model_validate({self.key: name, **table})
+
+    def default_section(self) -> Any:
+        """The section of the default name, with its default values."""
+        return self.read({})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.read)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        alternatives = []
+        for name, entry in self.registry().items():
+            keys = handler(entry.section.__pydantic_core_schema__)
+            named = {"properties": {self.key: {"const": name}}, "allOf": [keys]}
+            alternatives.append(named if name == self.default else named | {"required": [self.key]})
+        return {"anyOf": alternatives}
+
+
+def wrong(key: str, value: Any, fault: str) -> ValidationError:
+    """The error of one key."""
+    details = InitErrorDetails(type="value_error", loc=(key,), input=value, ctx={"error": ValueError(fault)})
+    return ValidationError.from_exception_data("Section", [details])

@@ -10,7 +10,7 @@ import torch
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights_of
-from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Drawn, Examples, decode_batch, draw_instances
 
 Validate = Callable[[AlignmentLayer], float]

@@ -22,7 +22,7 @@ from torch import Tensor
 from casam_core.bank.entry_file import Entry, Head, head_in, read_entry
 from casam_core.bank.inference import align, decode_masks, entry_layer, route_among
 from casam_core.config.scenario import EvaluationSpec
-from casam_core.methods.base import RouteRule
+from casam_core.methods import RouteRule
 from casam_core.metrics.intervals import Statistics, estimate
 from casam_core.metrics.segmentation import ImageScores, InstanceScores, score_image, score_instance
 from casam_core.model.backbones import Backbone

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from casam_core.bank.inference import decode_masks
-from casam_core.config.scenario import AlignmentSpec, Scenario
+from casam_core.config.scenario import Scenario
 from casam_core.metrics.segmentation import score_instance
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
-from casam_core.model.forms import build_layer
+from casam_core.model.forms import LowRankSpec, build_layer
 from casam_core.model.prompts import tight_boxes
 from casam_core.model.training import Example, train_layer
 from client.data.phantoms import PHANTOMS
@@ -52,7 +52,7 @@ def measure_pace(scenario: Scenario) -> Pace:
     painted = PHANTOMS["histology"](np.random.default_rng(0), 256)
     labels_HW = painted.labels_HW
     instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)[: scenario.evaluation.max_instances]
-    layer = build_layer(AlignmentSpec(), backbone.geometry.channels, 0, backbone)
+    layer = build_layer(LowRankSpec(), backbone.geometry.channels, 0, backbone)
     steps = scenario.training.model_copy(update={"epochs": 2, "max_steps": 2, "batch_images": 1})
 
     def train() -> None:

@@ -19,7 +19,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.methods import alignment_of
 from casam_core.methods import first_layer as build_first_layer
 from casam_core.model.backbones import channels_of
-from casam_core.model.forms import weights_of
+from casam_core.model.forms import rank_of, weights_of
 from casam_core.protocol.limits import AnswerError
 from casam_core.protocol.messages import (
     RouterReply,
@@ -115,7 +115,7 @@ def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
     spec = alignment_of(scenario, task)
     found = []
     for entry in bank:
-        alike = (entry.provenance.form, entry.provenance.rank) == (spec.form, spec.rank)
+        alike = (entry.provenance.form, entry.provenance.rank) == (spec.form, rank_of(spec))
         if entry.task == task or entry.task not in scenario.stream or not alike:
             continue
         start = first_layer(scenario, entry.task)

@@ -17,7 +17,7 @@ from casam_bench.privacy.attack_layers import CONTROL, train
 from casam_bench.privacy.attack_rows import Claim, Claims, Size, delta_of, verdict
 from casam_bench.privacy.synthetic_site import image_of, images_of, sketch_backbone
 from casam_core.errors import RunError
-from casam_core.model.forms.identity import IdentityLayer
+from casam_core.model.forms.affine import IdentityLayer
 from tests.casam_bench.surroundings import surroundings
 
 SMALL = Size(members=30, others=60, shadows=3, sites=3, small=12, router_shadows=3)

@@ -7,7 +7,7 @@ import pytest
 
 from casam_bench.quality.phantom_features import Features
 from casam_bench.quality.router_quality import Scores, false_positive_rate, judge, mean_of, measure
-from casam_core.config.scenario import RouterSpec
+from casam_core.routing.routers import GaussianSpec
 
 
 def clusters(distance: float) -> dict[str, Features]:
@@ -22,7 +22,7 @@ def clusters(distance: float) -> dict[str, Features]:
 
 
 def test_tasks_far_apart_are_recognised_and_unknown_ones_stand_out() -> None:
-    found = measure(RouterSpec(), clusters(60), images=16, split=0, twins=[("a", "b"), ("c", "d")])
+    found = measure(GaussianSpec(), clusters(60), images=16, split=0, twins=[("a", "b"), ("c", "d")])
     assert found.confused == 0
     assert found.accuracy == pytest.approx(1 - found.false_unknown)
     assert found.accuracy > 0.9
@@ -30,7 +30,7 @@ def test_tasks_far_apart_are_recognised_and_unknown_ones_stand_out() -> None:
 
 
 def test_tasks_that_are_the_same_cannot_be_told_apart() -> None:
-    found = measure(RouterSpec(), clusters(0), images=16, split=0, twins=[])
+    found = measure(GaussianSpec(), clusters(0), images=16, split=0, twins=[])
     assert found.accuracy < 0.5
     assert 0.3 < found.auroc < 0.7
     assert found.twins is None
@@ -38,7 +38,8 @@ def test_tasks_that_are_the_same_cannot_be_told_apart() -> None:
 
 def test_a_wider_margin_loses_fewer_known_images() -> None:
     tight, wide = (
-        measure(RouterSpec(margin=margin), clusters(60), images=16, split=0, twins=[]) for margin in (0, 1.5)
+        measure(GaussianSpec(margin=margin), clusters(60), images=16, split=0, twins=[])
+        for margin in (0, 1.5)
     )
     assert wide.false_unknown < tight.false_unknown
 

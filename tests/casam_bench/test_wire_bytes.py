@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from casam_bench.speed import wire_bytes as wire
-from casam_core.config.scenario import AlignmentSpec, RouterSpec
+from casam_core.config.scenario import AlignmentSpec
+from casam_core.routing.routers import VaeSpec
 from tests.casam_bench.surroundings import surroundings
 
 
@@ -22,9 +23,7 @@ def test_an_entrys_bytes_are_its_numbers(tmp_path: Path) -> None:
     # What an institution sends up is as it was learned, all float32.
     assert figures["content_bytes"] == 4 * (2 * 8 * 256 + 256) + 4 * 512 * (2 + 32)
     assert figures["content_bytes"] < figures["entry_bytes_float32"] < figures["content_bytes"] + 2048
-    paper = wire.real_entry(
-        AlignmentSpec(form="casam"), RouterSpec(kind="vae", features="attention"), wire.EXACT
-    )
+    paper = wire.real_entry(AlignmentSpec(form="casam"), VaeSpec(features="attention"), wire.EXACT)
     assert wire.layer_bytes(paper) == 4 * 3_541_007
 
 

@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from casam_core.config.scenario import AlignmentSpec, BackboneSpec
+from casam_core.config.scenario import BackboneSpec
 from casam_core.errors import ScenarioError
-from casam_core.methods import METHODS, SHARED, Cohort, method_of
-from casam_core.methods.ewc import STRENGTH, elastic
-from casam_core.methods.lwf import distillation
+from casam_core.methods import EWC_STRENGTH, METHODS, SHARED, Cohort, distillation, elastic, method_of
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import Compute
-from casam_core.model.forms import build_layer
+from casam_core.model.forms import LowRankSpec, build_layer
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Batch, Drawn, decode_batch
 from casam_core.routing.decision import Route
@@ -94,22 +92,22 @@ class TwoNumbers(nn.Module):
 
 
 def test_elastic_penalty_by_hand(backbone: Backbone) -> None:
-    layer = build_layer(AlignmentSpec(form="low_rank"), 32, seed=0)
+    layer = build_layer(LowRankSpec(), 32, seed=0)
     batch = batch_of(layer, backbone)
     importance = {"a": np.array([2.0], np.float32), "b": np.array([0.5], np.float32)}
     penalty = elastic(TwoNumbers(1.0, 1.0), backbone, importance)
     # 2 * (3 - 1)^2 + 0.5 * (0 - 1)^2 = 8.5
-    assert penalty(TwoNumbers(3.0, 0.0), batch).item() == pytest.approx(STRENGTH / 2 * 8.5)
+    assert penalty(TwoNumbers(3.0, 0.0), batch).item() == pytest.approx(EWC_STRENGTH / 2 * 8.5)
     assert penalty(TwoNumbers(1.0, 1.0), batch).item() == 0
 
 
 def test_elastic_penalty_is_nothing_before_anything_was_learned(backbone: Backbone) -> None:
-    layer = build_layer(AlignmentSpec(form="low_rank"), 32, seed=0)
+    layer = build_layer(LowRankSpec(), 32, seed=0)
     assert float(elastic(layer, backbone, None)(layer, batch_of(layer, backbone))) == 0
 
 
 def test_distillation_is_least_where_nothing_changed(backbone: Backbone) -> None:
-    start = build_layer(AlignmentSpec(form="low_rank"), 32, seed=0)
+    start = build_layer(LowRankSpec(), 32, seed=0)
     moved = copy.deepcopy(start)
     with torch.no_grad():
         moved.shift_C += 1.0

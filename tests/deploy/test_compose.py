@@ -27,7 +27,12 @@ from tests.deploy.engine import ROOT, Engine, NoEngineError, base_image, call, e
 pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(1800)]
 
 DEMO = ROOT / "docker" / "demo.toml"
-SMALL = ["backbone.name=tiny", "training.epochs=1", "training.floor=false", "compute.device=cpu"]
+SMALL = [
+    "backbone.name=tiny",
+    "training.epochs=1",
+    "training.fallback_to_identity=false",
+    "compute.device=cpu",
+]
 NORTH, SOUTH, WEST = "north", "south", "west"
 
 

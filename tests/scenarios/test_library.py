@@ -19,7 +19,7 @@ from tests.casam_command import Casam
 SMALL = (
     "backbone.name=tiny",
     "training.epochs=1",
-    "training.floor=false",
+    "training.fallback_to_identity=false",
     "evaluation.max_instances=2",
     "institutions.*.data.*.images=10",
     "institutions.*.data.*.size=64",

@@ -13,8 +13,7 @@ from torch import nn
 
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
-from casam_core.methods import METHODS
-from casam_core.methods.ewc import elastic
+from casam_core.methods import METHODS, elastic
 from casam_core.model.forms import weights_of
 from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.outcomes import Outcome

@@ -36,7 +36,9 @@ def test_it_is_the_papers_setting() -> None:
         5,
     )
     assert scenario.training.prompts == "mixed"
-    assert not scenario.training.floor  # a layer below frozen SAM is a result there, not a mistake
+    assert (
+        not scenario.training.fallback_to_identity
+    )  # a layer below frozen SAM is a result there, not a mistake
     router = scenario.router
     assert (router.kind, router.features, router.beta, router.epochs) == ("vae", "attention", 16.5, 10)
     assert (router.folds, router.percentile, router.margin) == (5, 97, 0)

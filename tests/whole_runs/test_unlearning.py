@@ -61,7 +61,7 @@ def test_what_it_made_alone_is_gone_to_the_last_byte(tmp_path: Path) -> None:
 def test_what_others_made_with_it_is_learned_anew_without_it(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "stream": ["histology", "polyp"],
-        "training": {"epochs": 1, "batch_images": 4, "floor": False, "rounds": 2},
+        "training": {"epochs": 1, "batch_images": 4, "fallback_to_identity": False, "rounds": 2},
     }
     left = run(tmp_path / "left", {"south": LEAVES, "west": KEEPS}, **changes)
     run(tmp_path / "never", {"south": NEVER_CAME, "west": KEEPS}, **changes)

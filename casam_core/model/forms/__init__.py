@@ -1,6 +1,6 @@
 """Alignment Layers: what is learned per task, between the frozen encoder and decoder.
 
-A form is one file and one line of FORMS. Every layer maps z_BCHW to z_BCHW, but for two that change SAM
+A form is a class and one line of FORMS. Every layer maps z_BCHW to z_BCHW, but for two that change SAM
 itself (casam_core.model.forms.base).
 """
 
@@ -8,73 +8,104 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import nn
 
 from casam_core.config.scenario import AlignmentSpec
+from casam_core.config.section import known_keys
 from casam_core.errors import BankError, ScenarioError
 from casam_core.model.backbones import Backbone
+from casam_core.model.forms.affine import IdentityLayer, LowRankLayer, ScaleShiftLayer
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.forms.casam import CasamLayer
 from casam_core.model.forms.decoder import DecoderLayer
-from casam_core.model.forms.identity import IdentityLayer
 from casam_core.model.forms.lora import LoraLayer
-from casam_core.model.forms.low_rank import LowRankLayer
 from casam_core.model.forms.residual import ResidualLayer
-from casam_core.model.forms.scale_shift import ScaleShiftLayer
 from casam_core.seeding import initialisers_from
 
 Weights = dict[str, NDArray[np.float32]]
 
+DEFAULT_RANK = 8
+
 
 @dataclass(frozen=True)
-class Form:
-    """One form.
+class FormEntry:
+    """One form: a line of FORMS.
 
-    build: (spec, channels, backbone) -> layer.
+    build: (its section, channels, backbone) -> layer.
     learning_rate: Adam's, when the scenario names none; None where there is nothing to learn.
+    section: its keys in a scenario.
     changes_sam: the layer is a part of SAM itself.
     private: it can be trained privately. It stands between encoder and decoder, and no image has a part in
         another one's gradient.
     """
 
-    build: Callable[[AlignmentSpec, int, Backbone | None], AlignmentLayer]
+    build: Callable[[Any, int, Backbone | None], AlignmentLayer]
     learning_rate: float | None
+    section: type[AlignmentSpec] = AlignmentSpec
     changes_sam: bool = False
     private: bool = False
 
 
-FORMS: dict[str, Form] = {
-    "casam": Form(lambda spec, channels, _: CasamLayer(channels), learning_rate=1e-4, private=True),
-    "residual": Form(lambda spec, channels, _: ResidualLayer(channels), learning_rate=1e-4, private=True),
-    "low_rank": Form(
-        lambda spec, channels, _: LowRankLayer(channels, spec.rank), learning_rate=3e-3, private=True
+class LowRankSpec(AlignmentSpec):
+    """Form `low_rank`, the default."""
+
+    form: Literal["low_rank"] = "low_rank"
+    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Directions in which channels are mixed.")
+
+
+class LoraSpec(AlignmentSpec):
+    """Form `lora`."""
+
+    form: Literal["lora"] = "lora"
+    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Rank of the updates.")
+
+
+FORMS: dict[str, FormEntry] = {
+    "low_rank": FormEntry(
+        lambda spec, channels, _: LowRankLayer(channels, spec.rank),
+        learning_rate=3e-3,
+        section=LowRankSpec,
+        private=True,
     ),
-    "scale_shift": Form(
-        lambda spec, channels, _: ScaleShiftLayer(channels), learning_rate=3e-3, private=True
+    "residual": FormEntry(lambda _, channels, __: ResidualLayer(channels), learning_rate=1e-4, private=True),
+    "casam": FormEntry(lambda _, channels, __: CasamLayer(channels), learning_rate=1e-4, private=True),
+    "scale_shift": FormEntry(
+        lambda _, channels, __: ScaleShiftLayer(channels), learning_rate=3e-3, private=True
     ),
-    "identity": Form(lambda spec, channels, _: IdentityLayer(channels), learning_rate=None),
-    "decoder": Form(
+    "identity": FormEntry(lambda _, channels, __: IdentityLayer(channels), learning_rate=None),
+    "decoder": FormEntry(
         lambda spec, _, backbone: DecoderLayer(needed(spec, backbone)), learning_rate=1e-4, changes_sam=True
     ),
-    "lora": Form(
+    "lora": FormEntry(
         lambda spec, _, backbone: LoraLayer(needed(spec, backbone), spec.rank),
         learning_rate=1e-3,
+        section=LoraSpec,
         changes_sam=True,
     ),
 }
 
 
-def form_of(spec: AlignmentSpec) -> Form:
-    """The form a scenario names. Raises ScenarioError listing the known ones."""
-    if spec.form not in FORMS:
-        raise ScenarioError(
-            f"alignment.form: expected one of {', '.join(sorted(FORMS))}, found {spec.form!r}"
-        )
-    return FORMS[spec.form]
+def form_entry(form: str) -> FormEntry:
+    """The form of that name. Raises ScenarioError listing the known ones."""
+    if form not in FORMS:
+        raise ScenarioError(f"alignment.form: expected one of {', '.join(sorted(FORMS))}, found {form!r}")
+    return FORMS[form]
+
+
+def form_spec(form: str, settings: Mapping[str, Any] | None = None) -> AlignmentSpec:
+    """The section of a form, with those of `settings` that it has a key for. Raises ScenarioError."""
+    return known_keys(form_entry(form).section, {**(settings or {}), "form": form})
+
+
+def rank_of(spec: AlignmentSpec) -> int:
+    """The form's rank. Entries of forms without one record the default."""
+    return spec.rank if isinstance(spec, LowRankSpec | LoraSpec) else DEFAULT_RANK
 
 
 def changes_sam(form: str) -> bool:
@@ -95,16 +126,18 @@ def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
 def build_layer(
     spec: AlignmentSpec, channels: int, seed: int, backbone: Backbone | None = None
 ) -> AlignmentLayer:
-    """A fresh layer; its initial weights depend on `seed` alone (and on the backbone where it is a part
-    of it). Raises ScenarioError for an unknown form."""
-    form = form_of(spec)
+    """A fresh layer. Its initial weights depend on `seed`, and on the backbone where it is a part of SAM.
+
+    Raises ScenarioError for an unknown form.
+    """
+    entry = form_entry(spec.form)
     with initialisers_from(seed):
-        return form.build(spec, channels, backbone)
+        return entry.build(spec, channels, backbone)
 
 
 def learning_rate_of(spec: AlignmentSpec) -> float:
     """The scenario's learning rate or the form's own. Raises ScenarioError for a form that cannot learn."""
-    default = form_of(spec).learning_rate
+    default = form_entry(spec.form).learning_rate
     if default is None:
         raise ScenarioError(
             f"alignment.form: expected one that learns, found {spec.form!r}; "
@@ -137,12 +170,16 @@ def set_weights(layer: nn.Module, weights: Mapping[str, NDArray[np.float32]]) ->
 __all__ = [
     "FORMS",
     "AlignmentLayer",
-    "Form",
+    "FormEntry",
+    "LoraSpec",
+    "LowRankSpec",
     "Weights",
     "build_layer",
     "changes_sam",
-    "form_of",
+    "form_entry",
+    "form_spec",
     "learning_rate_of",
+    "rank_of",
     "set_weights",
     "weights_of",
 ]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from casam_core.config.scenario import RouterSpec
+from casam_core.config.section import known_keys
 from casam_core.errors import ScenarioError
 from casam_core.routing.routers import gaussian, nearest_mean, private_gaussian, private_vae, vae
 from casam_core.routing.routers.base import Arrays, PrivateRouter, Router, RouterEntry
+from casam_core.routing.routers.gaussian import GaussianSpec
+from casam_core.routing.routers.vae import VaeSpec
 
 ROUTERS: dict[str, RouterEntry] = {
     "gaussian": RouterEntry(
         build=gaussian.GaussianRouter,
+        section=GaussianSpec,
         private=private_gaussian.PRIVATE,
         read_out=gaussian.read_by_directions,
     ),
@@ -19,17 +26,39 @@ ROUTERS: dict[str, RouterEntry] = {
     ),
     "vae": RouterEntry(
         build=vae.VaeRouter,
+        section=VaeSpec,
         private=private_vae.PRIVATE,
         read_out=vae.read_by_autoencoder,
     ),
 }
 
 
+def router_entry(kind: str) -> RouterEntry:
+    """The kind of router of that name. Raises ScenarioError listing the known ones."""
+    if kind not in ROUTERS:
+        raise ScenarioError(f"router.kind: expected one of {', '.join(sorted(ROUTERS))}, found {kind!r}")
+    return ROUTERS[kind]
+
+
+def router_spec(kind: str, settings: Mapping[str, Any] | None = None) -> RouterSpec:
+    """The section of a kind, with those of `settings` that it has a key for. Raises ScenarioError."""
+    return known_keys(router_entry(kind).section, {**(settings or {}), "kind": kind})
+
+
 def build_router(spec: RouterSpec) -> Router:
     """The router a scenario names. Raises ScenarioError listing the known ones."""
-    if spec.kind not in ROUTERS:
-        raise ScenarioError(f"router.kind: expected one of {', '.join(ROUTERS)}, found {spec.kind!r}")
-    return ROUTERS[spec.kind].build(spec)
+    return router_entry(spec.kind).build(spec)
 
 
-__all__ = ["ROUTERS", "Arrays", "PrivateRouter", "Router", "RouterEntry", "build_router"]
+__all__ = [
+    "ROUTERS",
+    "Arrays",
+    "GaussianSpec",
+    "PrivateRouter",
+    "Router",
+    "RouterEntry",
+    "VaeSpec",
+    "build_router",
+    "router_entry",
+    "router_spec",
+]

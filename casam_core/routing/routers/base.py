@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -61,7 +61,10 @@ class Router(Protocol):
         """The arrays of this router for features of so many numbers."""
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
-        """How unlike this task the feature is. Deterministic; any real number."""
+        """How unlike this task the feature is. Deterministic; any real number.
+
+        What a score needs stands in the state: entries keep no settings (but the VAE's beta and sampled).
+        """
 
 
 def added(statistics: Sequence[Arrays]) -> Arrays:
@@ -95,7 +98,7 @@ class PrivateRouter:
     lowest_score: no image scores less than this under a state.
     """
 
-    prepare: Callable[[RouterSpec, PrivacySpec, Sequence[NDArray[np.float64]]], NoisyStatistics]
+    prepare: Callable[[Any, PrivacySpec, Sequence[NDArray[np.float64]]], NoisyStatistics]
     mechanism: Callable[[PrivacySpec, float], Mechanism]
     lowest_score: Callable[[Router, Arrays], float]
 
@@ -109,11 +112,14 @@ ReadOut = Callable[[Tensor, Arrays], tuple[Tensor, Tensor]]
 class RouterEntry:
     """One kind of router: a line of ROUTERS.
 
+    build: (its section) -> router.
+    section: its keys in a scenario, besides those that all routers have.
     private: None for one that cannot be made with noise; institutions that ask for noise refuse it by name.
     read_out: None for one that nobody has written the attack for; it is reported as not measurable.
     """
 
-    build: Callable[[RouterSpec], Router]
+    build: Callable[[Any], Router]
+    section: type[RouterSpec] = RouterSpec
     private: PrivateRouter | None = None
     read_out: ReadOut | None = None
 

@@ -13,10 +13,11 @@ feature keeps its variance. Score = (Mahalanobis distance^2 + log det Sigma) / F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from casam_core.config.scenario import RouterSpec
@@ -30,12 +31,22 @@ LEAST_VARIANCE = 1e-30
 """Of a feature, in a state that somebody else made."""
 
 
+class GaussianSpec(RouterSpec):
+    """Router `gaussian`, the default: a mean and a covariance per task."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    shrinkage: float = Field(0.3, ge=0, le=1, description="Pull towards the diagonal.")
+    directions: int = Field(
+        32, ge=0, le=512, description="Kept directions of the covariance; 2 KB each at 512 features."
+    )
+
+
 class GaussianRouter:
     """See the module's text."""
 
     additive: ClassVar[bool] = True
 
-    def __init__(self, spec: RouterSpec) -> None:
+    def __init__(self, spec: GaussianSpec) -> None:
         self.shrinkage = spec.shrinkage
         self.directions = spec.directions
 

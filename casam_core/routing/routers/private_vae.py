@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import PrivacySpec, RouterSpec
+from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import round_mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, add_rows, without_broken
 from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter
-from casam_core.routing.routers.vae import TaskVae, VaeRouter
+from casam_core.routing.routers.vae import TaskVae, VaeRouter, VaeSpec
 
 PUBLIC_SEED = 0
 """Of the public beginning."""
 
 
 def noisy_vae(
-    router: RouterSpec, privacy: PrivacySpec, public: Sequence[NDArray[np.float64]]
+    router: VaeSpec, privacy: PrivacySpec, public: Sequence[NDArray[np.float64]]
 ) -> NoisyStatistics:
     """See `PrivateRouter.prepare`."""
     # Opacus takes a second to import, and few who use routers train them privately.

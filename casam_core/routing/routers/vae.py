@@ -7,10 +7,11 @@ mean over F of (reconstruction - f)^2 + beta * KL, KL summed over the latent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +21,17 @@ from casam_core.routing.routers.base import Arrays, RouterSchema
 from casam_core.seeding import initialisers_from
 
 HIDDEN, LATENT = 128, 64
+
+
+class VaeSpec(RouterSpec):
+    """Router `vae`, the paper's: a variational autoencoder per task."""
+
+    kind: Literal["vae"] = "vae"
+    epochs: int = Field(10, ge=1, description="Passes over the features.")
+    learning_rate: float = Field(5e-4, gt=0)
+    batch: int = Field(6, ge=1, description="Features per step.")
+    beta: float = Field(16.5, ge=0, description="Weight of the KL term in the score.")
+    sampled: bool = Field(False, description="Sample the latent when scoring, as the authors' code does.")
 
 
 class TaskVae(nn.Module):
@@ -75,7 +87,7 @@ class VaeRouter:
 
     additive: ClassVar[bool] = False
 
-    def __init__(self, spec: RouterSpec) -> None:
+    def __init__(self, spec: VaeSpec) -> None:
         self.spec = spec
 
     def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:

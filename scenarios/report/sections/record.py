@@ -58,8 +58,10 @@ def course(run: Run) -> Section:
 
 
 def fault_table(run: Run) -> Table | None:
-    """Refusals, missing and rejected answers, entries held back, kept floors, failures; alike ones together.
-    None without any."""
+    """Refusals, missing and rejected answers, entries held back, fallbacks, failures; alike ones in one row.
+
+    None without any.
+    """
     found: dict[tuple[str, str, str], list[Event]] = {}
     for event in run.events:
         if (fault := fault_of(event)) is not None:
@@ -112,7 +114,10 @@ def fault_of(event: Event) -> tuple[str, str, str] | None:
 
 
 ABOUT_TASKS = {
-    "floor": ("keeps frozen SAM", "Its layer did not beat frozen SAM on its holders' validation images."),
+    "fallback": (
+        "fallback to the identity",
+        "Its layer did not beat frozen SAM on its holders' validation images.",
+    ),
     "refused": (
         "not learned",
         "No layer came that counts (refused or rejected): for the others this task stays frozen SAM.",

@@ -26,7 +26,7 @@ from casam_core.config.scenario import RouterSpec
 from casam_core.model.training import Example, decode_batch
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource
-from casam_core.routing.routers import build_router
+from casam_core.routing.routers import GaussianSpec, VaeSpec, build_router
 from casam_core.routing.routers.private_gaussian import describe_privately, public_frame
 from tests.banks import tiny_backbone
 
@@ -216,7 +216,7 @@ def features(seed: int, count: int, width: int = 64) -> torch.Tensor:
 
 @pytest.mark.parametrize(("images", "spanned"), [(20, True), (33, True), (60, False)])
 def test_an_open_gaussian_router_of_few_images_holds_every_one_of_them(images: int, spanned: bool) -> None:
-    router = build_router(RouterSpec(kind="gaussian"))
+    router = build_router(GaussianSpec())
     members, others = features(1, images), features(2, 100)
     state = router.fit(router.sufficient_statistics(members, 0))
     inside, outside = read_out("gaussian", members, state), read_out("gaussian", others, state)
@@ -228,7 +228,7 @@ def test_an_open_gaussian_router_of_few_images_holds_every_one_of_them(images: i
 
 def test_with_noise_the_router_tells_members_from_nobody() -> None:
     frame = public_frame([features(seed, 16).double().numpy() + seed for seed in (11, 12, 13)])
-    router, members, others = build_router(RouterSpec(kind="gaussian")), features(1, 200), features(2, 200)
+    router, members, others = build_router(GaussianSpec()), features(1, 200), features(2, 200)
     noise = NoiseSource.seeded(0, "test")
     state = router.fit(describe_privately(members.double().numpy(), 200, frame, 5.0, noise))
     for inside, outside in (
@@ -246,7 +246,7 @@ def test_a_mean_has_no_directions_to_read_from() -> None:
 
 
 def test_an_autoencoder_reads_out_what_it_has_learned() -> None:
-    spec = RouterSpec(kind="vae", beta=0.0, epochs=200, learning_rate=5e-3)
+    spec = VaeSpec(beta=0.0, epochs=200, learning_rate=5e-3)
     router, members = build_router(spec), features(1, 12)
     state = router.fit(router.sufficient_statistics(members, 0))
     assert read_out("vae", members, state).mean() > read_out("vae", features(2, 50), state).mean()

@@ -11,9 +11,9 @@ import torch
 from casam_core.bank.entries import half, make_entry, rounded
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import LoadedBank, LoadedEntry, entry_layer
-from casam_core.config.scenario import AlignmentSpec, RouterSpec, Scenario
-from casam_core.model.forms import build_layer, weights_of
-from casam_core.routing.routers import build_router
+from casam_core.config.scenario import Scenario
+from casam_core.model.forms import LowRankSpec, build_layer, weights_of
+from casam_core.routing.routers import GaussianSpec, build_router
 from tests.conftest import tiny_table
 
 WIDTH = 64
@@ -22,7 +22,7 @@ WIDTH = 64
 def made(precision: str, **router: Any) -> Entry:
     """An entry of random numbers, as a stage makes it."""
     scenario = Scenario.model_validate(tiny_table(bank={"precision": precision}, router=router))
-    layer = build_layer(AlignmentSpec(), WIDTH // 2, 0)
+    layer = build_layer(LowRankSpec(), WIDTH // 2, 0)
     torch.nn.init.normal_(layer.up_CR, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
     made = build_router(scenario.router)
     f_NF = 5 + torch.randn(48, WIDTH, generator=torch.Generator().manual_seed(2))
@@ -80,4 +80,4 @@ def test_fewer_directions_make_a_smaller_entry_that_still_scores() -> None:
 
 def test_the_default_changes_nothing() -> None:
     assert {value.dtype for value in made("float32").layer.values()} == {np.dtype(np.float32)}
-    assert RouterSpec().directions == 32
+    assert GaussianSpec().directions == 32

@@ -7,13 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import AlignmentSpec, RouterSpec, Scenario
 from casam_core.config.toml import apply_override, parse_scenario, read_scenario, set_key
 from casam_core.errors import ScenarioError
+from casam_core.model.forms import FORMS, FormEntry, LowRankSpec
+from casam_core.routing.routers import ROUTERS, GaussianSpec, RouterEntry, VaeSpec
+from casam_core.routing.routers.nearest_mean import NearestMeanRouter
 
 TEXT = """
 name = "small"
@@ -64,9 +69,10 @@ def test_a_scenario_is_read_with_defaults_for_what_it_leaves_out(path: Path) -> 
     assert scenario.stream == ["polyp", "heart"]
     assert scenario.seed == 0
     assert scenario.backbone.name == "lite_medsam"
-    assert (scenario.alignment.form, scenario.alignment.rank) == ("low_rank", 8)
+    assert scenario.alignment == LowRankSpec(rank=8)
     assert scenario.router.percentile == 97.0
-    assert scenario.router.beta == 16.5
+    assert scenario.router == GaussianSpec()
+    assert VaeSpec().beta == 16.5
     assert scenario.compute.threads == 1
 
 
@@ -112,6 +118,21 @@ def test_a_missing_file_a_folder_and_broken_toml_are_refused_by_path(tmp_path: P
         ({"training": {"prompts": "scribble"}}, ["training.prompts", "'mixed'", "found 'scribble'"]),
         ({"router": {"percentile": 101}}, ["router.percentile", "found 101"]),
         ({"router": {"shrinkage": "much"}}, ["router.shrinkage", "found 'much'"]),
+        ({"router": {"beta": 2}}, ["router.beta: belongs to kind vae, found kind 'gaussian'; leave it out"]),
+        ({"router": {"kind": "vae", "directions": 8}}, ["router.directions: belongs to kind gaussian"]),
+        ({"router": {"kind": "knn"}}, ["router.kind: expected one of gaussian, nearest_mean, vae", "'knn'"]),
+        ({"router": {"kind": ["vae"]}}, ["router.kind: expected one of gaussian"]),
+        ({"router": {"kind": "vae", "shade": 8}}, ["unknown key 'router.shade'"]),
+        ({"router": "vae"}, ["router: expected a table, found 'vae'"]),
+        (
+            {"alignment": {"form": "residual", "rank": 4}},
+            ["alignment.rank: belongs to form low_rank or lora"],
+        ),
+        ({"alignment": {"rank": 0}}, ["alignment.rank", "greater than or equal to 1"]),
+        (
+            {"alignments": {"polyp": {"form": "casam", "rank": 4}}},
+            ["alignments.polyp.rank: belongs to form low_rank or lora, found form 'casam'"],
+        ),
         ({"backbone": {"name": "vit_x"}}, ["backbone.name", "'lite_medsam'", "found 'vit_x'"]),
         ({"compute": {"device": "tpu"}}, ["compute.device", "found 'tpu'"]),
         ({"seed": -1}, ["seed", "found -1"]),
@@ -133,6 +154,38 @@ def test_a_fault_names_the_key_what_was_found_and_what_was_expected(
 ) -> None:
     text = refusal_of(**changes)
     assert [word for word in words if word not in text] == []
+
+
+def test_a_router_and_a_form_that_are_registered_from_outside_bring_their_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NeighboursSpec(RouterSpec):
+        neighbours: int = Field(5, ge=1)
+
+    class MixedSpec(AlignmentSpec):
+        depth: int = 2
+
+    monkeypatch.setitem(ROUTERS, "knn", RouterEntry(build=NearestMeanRouter, section=NeighboursSpec))
+    monkeypatch.setitem(FORMS, "mixed", FormEntry(FORMS["residual"].build, 1e-3, section=MixedSpec))
+    scenario = Scenario.model_validate(
+        table(router={"kind": "knn", "neighbours": 3}, alignment={"form": "mixed", "depth": 4})
+    )
+    content = scenario.model_dump(mode="json")
+    assert content["router"]["neighbours"] == 3
+    assert content["alignment"] == {"form": "mixed", "learning_rate": None, "depth": 4}
+    assert Scenario.model_validate_json(scenario.canonical_json()) == scenario
+    assert "router.neighbours: belongs to kind knn" in refusal_of(router={"kind": "vae", "neighbours": 3})
+    schema = Scenario.model_json_schema()
+    jsonschema.validate(content, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content | {"router": {"kind": "vae", "neighbours": 3}}, schema)
+
+
+def test_the_old_name_of_the_fallback_is_accepted_and_named() -> None:
+    with pytest.warns(FutureWarning, match=r"training.floor is now called training.fallback_to_identity"):
+        scenario = Scenario.model_validate(table(training={"floor": False}))
+    assert not scenario.training.fallback_to_identity
+    assert '"floor"' not in scenario.canonical_json()
 
 
 def test_a_missing_key_is_named() -> None:

@@ -14,7 +14,16 @@ from torch.nn import functional as F
 
 from casam_core.config.scenario import AlignmentSpec
 from casam_core.errors import BankError, ScenarioError
-from casam_core.model.forms import FORMS, build_layer, form_of, learning_rate_of, set_weights, weights_of
+from casam_core.model.forms import (
+    FORMS,
+    LowRankSpec,
+    build_layer,
+    form_entry,
+    form_spec,
+    learning_rate_of,
+    set_weights,
+    weights_of,
+)
 from casam_core.model.forms.casam import attention_kernel
 
 SAM_FORMS = {"decoder", "lora"}  # they change SAM itself: tests/casam_core/model/test_sam_forms.py
@@ -23,7 +32,7 @@ IDENTITY_FORMS = ["low_rank", "residual", "scale_shift"]
 
 
 def layer_of(form: str, channels: int = 16, seed: int = 0, rank: int = 8) -> nn.Module:
-    return build_layer(AlignmentSpec(form=form, rank=rank), channels, seed)
+    return build_layer(form_spec(form, {"rank": rank}), channels, seed)
 
 
 def embedding(*shape: int, seed: int = 0) -> Tensor:
@@ -154,7 +163,7 @@ def test_the_paper_form_does_not_start_as_the_identity() -> None:
 def test_one_step_of_training_moves_the_output(form: str) -> None:
     layer, z = layer_of(form), embedding(2, 16, 4, 4)
     before = layer(z).detach()
-    optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate_of(AlignmentSpec(form=form)))
+    optimiser = torch.optim.Adam(layer.parameters(), lr=learning_rate_of(form_spec(form)))
     (layer(z) - embedding(2, 16, 4, 4, seed=1)).square().mean().backward()
     optimiser.step()
     assert not torch.equal(layer(z), before)
@@ -228,10 +237,10 @@ def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         ScenarioError, match=r"alignment\.form.*casam, decoder, identity, lora, low_rank.*'mlp'"
     ):
-        form_of(AlignmentSpec(form="mlp"))
+        form_entry("mlp")
 
 
 def test_the_scenarios_learning_rate_wins_over_the_forms_own() -> None:
     assert learning_rate_of(AlignmentSpec(form="residual")) == 1e-4
-    assert learning_rate_of(AlignmentSpec(form="low_rank")) == 3e-3
-    assert learning_rate_of(AlignmentSpec(form="low_rank", learning_rate=0.5)) == 0.5
+    assert learning_rate_of(LowRankSpec()) == 3e-3
+    assert learning_rate_of(LowRankSpec(learning_rate=0.5)) == 0.5

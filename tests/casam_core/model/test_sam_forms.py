@@ -11,19 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import AlignmentSpec, BackboneSpec
+from casam_core.config.scenario import BackboneSpec
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.lite_medsam import load_lite_medsam
 from casam_core.model.compute import Compute
-from casam_core.model.forms import AlignmentLayer, build_layer, set_weights, weights_of
+from casam_core.model.forms import AlignmentLayer, build_layer, form_spec, set_weights, weights_of
 from casam_core.model.prompts import Prompts
 
 BOX = Prompts(boxes_N4=np.array([[2, 3, 30, 40]], np.float32))
 
 
 def layer_on(backbone: Backbone, form: str, seed: int = 0) -> AlignmentLayer:
-    return build_layer(AlignmentSpec(form=form, rank=4), backbone.geometry.channels, seed, backbone)
+    return build_layer(form_spec(form, {"rank": 4}), backbone.geometry.channels, seed, backbone)
 
 
 def logits_of(backbone: Backbone, layer: AlignmentLayer, image: NDArray[np.uint8]) -> Tensor:
@@ -92,7 +92,7 @@ def test_lora_has_two_thin_matrices_per_attention(tiny: Backbone) -> None:
 @pytest.mark.parametrize("form", ["decoder", "lora"])
 def test_without_a_backbone_it_is_refused_by_name(form: str) -> None:
     with pytest.raises(ScenarioError, match=f"{form}.*changes SAM itself"):
-        build_layer(AlignmentSpec(form=form), 32, 0)
+        build_layer(form_spec(form), 32, 0)
 
 
 def test_without_peft_lora_says_what_to_install(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

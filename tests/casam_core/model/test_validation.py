@@ -10,8 +10,15 @@ from torch import Tensor
 from casam_core.config.scenario import AlignmentSpec, TrainingSpec
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of, set_weights, weights_of
-from casam_core.model.forms.identity import IdentityLayer, channels_in, identity_like
+from casam_core.model.forms import (
+    AlignmentLayer,
+    LowRankSpec,
+    build_layer,
+    learning_rate_of,
+    set_weights,
+    weights_of,
+)
+from casam_core.model.forms.affine import IdentityLayer, channels_in, identity_like
 from casam_core.model.prompts import Prompts, tight_boxes
 from casam_core.model.training import Drawn, Example
 from casam_core.model.validation import Patience, beats_identity, mean_iou, since_best, validator
@@ -92,7 +99,7 @@ def test_epochs_since_the_best_by_hand() -> None:
 def test_the_identity_changes_nothing_and_knows_its_channels() -> None:
     z = torch.randn(2, 5, 3, 3)
     assert IdentityLayer(5)(z) is z
-    trained = weights_of(build_layer(AlignmentSpec(form="low_rank", rank=4), 5, 0))
+    trained = weights_of(build_layer(LowRankSpec(rank=4), 5, 0))
     layer = build_layer(AlignmentSpec(form="identity"), channels_in(trained), 0)
     set_weights(layer, identity_like(trained))
     assert torch.equal(layer(z), z)

@@ -17,9 +17,9 @@ from hypothesis.extra.numpy import arrays
 from opacus.accountants import PRVAccountant
 from scipy.stats import kstest
 
-from casam_core.config.scenario import AlignmentSpec, PrivacySpec, RouterSpec, TrainingSpec
+from casam_core.config.scenario import AlignmentSpec, PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
-from casam_core.model.forms import FORMS, build_layer, weights_of
+from casam_core.model.forms import FORMS, build_layer, form_spec, weights_of
 from casam_core.model.training import Example, Learner, decode_batch, draw_batch, train_layer
 from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, epsilon_of
 from casam_core.privacy.dp_training import (
@@ -31,7 +31,7 @@ from casam_core.privacy.dp_training import (
 )
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import units_of
-from casam_core.routing.routers import build_router
+from casam_core.routing.routers import GaussianSpec, build_router
 from casam_core.routing.routers.private_gaussian import bounded_rows, describe_privately, public_frame
 from tests.banks import tiny_backbone
 
@@ -163,7 +163,7 @@ def learner(layer: torch.nn.Module, tiny: Backbone, known: list[Example]) -> Lea
 
 def shaken(form: str) -> torch.nn.Module:
     """A layer away from its start, where many gradients are zero."""
-    layer = build_layer(AlignmentSpec(form=form), 32, 0)
+    layer = build_layer(form_spec(form), 32, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in layer.parameters():
@@ -317,7 +317,7 @@ def test_without_noise_the_mean_is_found_inside_the_directions() -> None:
 
 
 def test_a_private_description_is_a_gaussian_routers_own_summary() -> None:
-    router = build_router(RouterSpec())
+    router = build_router(GaussianSpec())
     summary = describe_privately(PUBLIC[0], 12, FRAME, 1.0, NoiseSource.seeded(0))
     plain = router.sufficient_statistics(torch.from_numpy(PUBLIC[1]), 0)
     assert {k: (v.dtype, v.shape) for k, v in summary.items()} == {

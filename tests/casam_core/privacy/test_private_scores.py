@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from casam_core.config.scenario import RouterSpec
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import NARROWEST, describe_scores, scores_like
-from casam_core.routing.routers import ROUTERS, build_router
+from casam_core.routing.routers import ROUTERS, build_router, router_spec
 
 NO_NOISE = NoiseSource.seeded(0)
 
@@ -43,7 +42,7 @@ def test_scores_are_drawn_from_what_was_described_alone() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind, entry in ROUTERS.items() if entry.private])
 def test_no_image_scores_below_the_floor(kind: str) -> None:
-    router = build_router(RouterSpec(kind=kind, epochs=2))
+    router = build_router(router_spec(kind, {"epochs": 2}))
     f_NF = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
     state = router.fit(router.sufficient_statistics(f_NF, 0))
     private = ROUTERS[kind].private

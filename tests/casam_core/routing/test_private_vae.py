@@ -7,14 +7,14 @@ import torch
 from opacus import GradSampleModule
 from torch import Tensor
 
-from casam_core.config.scenario import PrivacySpec, RouterSpec
+from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.noise import NoiseSource
-from casam_core.routing.routers import build_router
+from casam_core.routing.routers import VaeSpec, build_router
 from casam_core.routing.routers.private_vae import noisy_vae, vae_gradients
 from casam_core.routing.routers.vae import TaskVae
 
 WIDTH = 16
-ROUTER = RouterSpec(kind="vae", epochs=20)
+ROUTER = VaeSpec(epochs=20)
 
 
 def features(count: int, mean: float, seed: int) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from casam_core.config.scenario import RouterSpec
 from casam_core.errors import ScenarioError
-from casam_core.routing.routers import ROUTERS, Arrays, build_router
+from casam_core.routing.routers import ROUTERS, Arrays, GaussianSpec, VaeSpec, build_router, router_spec
 from casam_core.routing.routers.gaussian import RELATIVE_FLOOR, GaussianRouter
 from casam_core.routing.routers.vae import HIDDEN, LATENT, TaskVae, VaeRouter
 
 Floats = NDArray[np.float64]
-DIRECTIONS = RouterSpec().directions
+DIRECTIONS = GaussianSpec().directions
 
 
 def features(count: int, width: int, seed: int = 0, shift: float = 0.0) -> Tensor:
@@ -32,7 +32,7 @@ def features(count: int, width: int, seed: int = 0, shift: float = 0.0) -> Tenso
 
 
 def gaussian(shrinkage: float = 0.3) -> GaussianRouter:
-    return GaussianRouter(RouterSpec(shrinkage=shrinkage))
+    return GaussianRouter(GaussianSpec(shrinkage=shrinkage))
 
 
 def stored_sigma(state: Arrays) -> Floats:
@@ -190,7 +190,7 @@ def vae_score(f: Floats, state: Arrays, beta: float) -> float:
 
 
 def vae(**changes: Any) -> VaeRouter:
-    return VaeRouter(RouterSpec(kind="vae", **{"epochs": 2, **changes}))
+    return VaeRouter(VaeSpec(**{"epochs": 2, **changes}))
 
 
 def random_state(width: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -289,7 +289,7 @@ def test_a_finished_vae_is_its_weights_in_float32_without_the_count() -> None:
 @pytest.mark.parametrize("kind", sorted(ROUTERS))
 @pytest.mark.parametrize("sizes", [[7], [1], [4, 3]])
 def test_every_router_counts_its_images_and_scores_deterministically(kind: str, sizes: Sequence[int]) -> None:
-    router = build_router(RouterSpec(kind=kind, epochs=1))
+    router = build_router(router_spec(kind, {"epochs": 1}))
     summaries = [router.sufficient_statistics(features(n, 10, seed=n), seed=n) for n in sizes]
     merged = router.merge(summaries)
     assert merged["count"].tolist() == [sum(sizes)]

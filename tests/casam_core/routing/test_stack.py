@@ -14,13 +14,12 @@ from torch import Tensor
 from casam_core.bank import inference
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import LoadedBank
-from casam_core.config.scenario import RouterSpec
-from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.routers import Arrays, GaussianSpec, build_router
 from casam_core.routing.routers.stack import GaussianStack
 from tests.banks import picture, tiny_backbone, tiny_entry
 
-ROUTER = build_router(RouterSpec())
-DIRECTIONS = RouterSpec().directions
+ROUTER = build_router(GaussianSpec())
+DIRECTIONS = GaussianSpec().directions
 
 
 def states(tasks: int, width: int, images: int, seed: int, spread: float = 1.0) -> list[Arrays]:

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from casam_core.config.scenario import RouterSpec
 from casam_core.errors import DataError
-from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.routers import Arrays, GaussianSpec, build_router, router_spec
 from casam_core.routing.threshold import (
     HISTOGRAM_BINS,
     HISTOGRAM_RANGE,
@@ -77,7 +76,7 @@ def test_one_image_gives_no_threshold(count: int) -> None:
 @pytest.mark.parametrize("count", [2, 3, 11])
 def test_every_score_is_held_out(count: int) -> None:
     f = torch.arange(float(count))[:, None]
-    spec = RouterSpec(folds=5)
+    spec = GaussianSpec(folds=5)
     summaries = fold_statistics(Recorder(), f, spec, seed=0)
     assert len(summaries) == 5
     assert all(s["count"][0] == len(s["seen"]) for s in summaries)
@@ -95,14 +94,14 @@ def test_each_fold_is_fitted_with_its_own_seed() -> None:
             return super().sufficient_statistics(f_NF, seed)
 
     for run_seed in (0, 0, 1):
-        fold_statistics(Seeds(), torch.arange(10.0)[:, None], RouterSpec(), seed=run_seed)
+        fold_statistics(Seeds(), torch.arange(10.0)[:, None], GaussianSpec(), seed=run_seed)
     assert seeds[:5] == seeds[5:10]
     assert len(set(seeds)) == 10
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "vae"])
 def test_a_holder_with_fewer_images_than_folds_shares_a_threshold_with_a_larger_one(kind: str) -> None:
-    spec = RouterSpec(kind=kind, epochs=1)
+    spec = router_spec(kind, {"epochs": 1})
     router = build_router(spec)
     holders = [torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (3, 12)]
     summaries = [fold_statistics(router, f_NF, spec, seed=0) for f_NF in holders]
@@ -155,8 +154,8 @@ def test_scores_beyond_the_range_fall_into_the_outer_bins() -> None:
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    router, f_NF = build_router(RouterSpec()), torch.randn(6, 4)
-    states = [router.fit(fold) for fold in fold_statistics(router, f_NF, RouterSpec(folds=2), seed=0)]
+    router, f_NF = build_router(GaussianSpec()), torch.randn(6, 4)
+    states = [router.fit(fold) for fold in fold_statistics(router, f_NF, GaussianSpec(folds=2), seed=0)]
     f_NF[3] = math.nan
     with pytest.raises(DataError, match="1 of 6 held-out scores are no number"):
         held_out_scores(router, f_NF, states, 2)
@@ -207,13 +206,13 @@ def test_all_scores_lie_at_or_below_the_hundredth_percentile(scores: list[float]
 def test_the_margin_widens_the_way_from_the_median_to_the_percentile() -> None:
     # Of 0..100 the median is 50 and the 90th percentile 90: half of the 40 between is added.
     scores = np.arange(101.0)
-    assert choose_threshold(scores, RouterSpec(percentile=90, margin=0)) == 90
-    assert choose_threshold(scores, RouterSpec(percentile=90, margin=0.5)) == 110
+    assert choose_threshold(scores, GaussianSpec(percentile=90, margin=0)) == 90
+    assert choose_threshold(scores, GaussianSpec(percentile=90, margin=0.5)) == 110
 
 
 def test_the_margin_means_the_same_for_one_holder_and_for_several() -> None:
     scores = np.random.default_rng(0).gamma(2.0, 1.5, 20_000)
-    spec = RouterSpec(margin=1.5)
+    spec = GaussianSpec(margin=1.5)
     merged = histogram_threshold(score_histogram(scores[:7000]) + score_histogram(scores[7000:]), spec)
     assert merged == pytest.approx(choose_threshold(scores, spec), rel=0.02)
 
@@ -221,5 +220,5 @@ def test_the_margin_means_the_same_for_one_holder_and_for_several() -> None:
 @given(SCORES, st.floats(0.5, 100), st.floats(0, 5))
 def test_a_margin_never_tightens_the_threshold(scores: list[float], percentile: float, margin: float) -> None:
     values = np.array(scores)
-    tight, wide = (RouterSpec(percentile=percentile, margin=m) for m in (0, margin))
+    tight, wide = (GaussianSpec(percentile=percentile, margin=m) for m in (0, margin))
     assert choose_threshold(values, wide) >= choose_threshold(values, tight)

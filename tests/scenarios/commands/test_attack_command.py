@@ -32,7 +32,7 @@ def table() -> dict[str, Any]:
         "name": "three-policies",
         "stream": ["polyp", "dental_xray", "cardiac_mr"],
         "backbone": {"name": "tiny"},
-        "training": {"epochs": 1, "floor": False},
+        "training": {"epochs": 1, "fallback_to_identity": False},
         "privacy": {"steps": 2},
         "evaluation": {"max_instances": 1},
         "institutions": [

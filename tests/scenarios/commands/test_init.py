@@ -47,7 +47,11 @@ def test_what_is_written_passes_the_checks_of_a_run(tmp_path: Path, casam: Casam
 def test_a_phantom_scenario_needs_no_data_root_and_runs(tmp_path: Path, casam: Casam) -> None:
     assert casam("init", "mine.toml", *SITES, "--epochs", "1").status == 0
     assert "--data-root" not in (tmp_path / "mine.toml").read_text()
-    small = ("institutions.*.data.*.images=12", "institutions.*.data.*.size=64", "training.floor=false")
+    small = (
+        "institutions.*.data.*.images=12",
+        "institutions.*.data.*.size=64",
+        "training.fallback_to_identity=false",
+    )
     options = [word for change in ("backbone.name=tiny", *small) for word in ("--set", change)]
     result = casam("run", "mine.toml", *options, "--engine", "inprocess", "--out", "out")
     assert result.status == 0, result.err

@@ -165,14 +165,16 @@ def test_another_seed_gives_other_weights(finished: Path, tmp_path: Path) -> Non
 
 def test_a_task_whose_layer_does_not_help_keeps_the_identity(finished: Path, tmp_path: Path) -> None:
     """At a learning rate of almost nothing no layer beats frozen SAM: routes stay, masks are its own."""
-    table = tiny_table(alignment={"learning_rate": 1e-30}, training={"epochs": 1, "floor": True})
-    run_inprocess(Scenario.model_validate(table), tmp_path / "floor", None)
-    bank = Bank.open(tmp_path / "floor" / "bank")
+    table = tiny_table(
+        alignment={"learning_rate": 1e-30}, training={"epochs": 1, "fallback_to_identity": True}
+    )
+    run_inprocess(Scenario.model_validate(table), tmp_path / "fallback", None)
+    bank = Bank.open(tmp_path / "fallback" / "bank")
     assert [entry.provenance.form for entry in bank] == ["identity", "identity"]
-    summary = json.loads((tmp_path / "floor" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "fallback" / "summary.json").read_text())
     assert summary["matrix"]["iou"][-1] == [summary["zero_shot"]["iou"][task] for task in summary["tasks"]]
-    events = [json.loads(line) for line in (tmp_path / "floor" / "events.jsonl").read_text().splitlines()]
-    assert [event["task"] for event in events if event["event"] == "floor"] == ["polyp", "histology"]
+    events = [json.loads(line) for line in (tmp_path / "fallback" / "events.jsonl").read_text().splitlines()]
+    assert [event["task"] for event in events if event["event"] == "fallback"] == ["polyp", "histology"]
     with_router = {route for counts in summary["routing"]["confusion"].values() for route in counts}
     assert {"polyp", "histology"} & with_router
 

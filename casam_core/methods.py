@@ -1,0 +1,283 @@
+"""Ways of learning tasks one after the other, in one harness.
+
+A method says who trains in a stage, whether one layer is carried from stage to stage, what is added to the
+loss, and which entry answers for an image. All else is the same for every method. A new method is a `Method`
+in METHODS, and the functions it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from casam_core.config.scenario import AlignmentSpec, Scenario
+from casam_core.errors import ScenarioError
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer, build_layer, changes_sam, form_spec
+from casam_core.model.training import Batch, decode_batch
+from casam_core.routing.decision import Route
+from casam_core.seeding import derive_seed
+
+SHARED = "shared"
+"""The entry of methods that keep one layer for all tasks."""
+
+# --- What a method decides -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who could train in a stage.
+
+    task: the stage's task. seen: tasks of earlier stages. held: by institution, the tasks of the whole
+    stream it has training images of. keeps: institutions whose policy lets them keep samples.
+    """
+
+    task: str
+    seen: tuple[str, ...]
+    held: Mapping[str, Collection[str]]
+    keeps: Collection[str]
+
+
+Trainers = Callable[[Cohort], dict[str, tuple[str, ...]]]
+"""Which institutions train, and on which of their tasks."""
+
+RouteRule = Callable[[str, Collection[str], Callable[[], Route]], Route]
+"""(true task, tasks in the bank, the router's decision) -> the route that is used."""
+
+Importance = Mapping[str, NDArray[np.float32]]
+"""By parameter, how much the tasks learned so far depend on it."""
+
+
+class Penalty(Protocol):
+    """An addition to the loss of one batch."""
+
+    def __call__(self, layer: AlignmentLayer, batch: Batch) -> Tensor:
+        """A scalar; gradients flow to the layer."""
+
+
+PenaltyBuilder = Callable[[AlignmentLayer, Backbone, Importance | None], Penalty]
+"""(a frozen layer as the earlier stages left it, backbone, importance) -> penalty."""
+
+
+# --- Who trains ------------------------------------------------------------------------------------------
+
+
+def holders(cohort: Cohort) -> dict[str, tuple[str, ...]]:
+    """The stage's own holders, on the stage's task."""
+    return {name: (cohort.task,) for name, tasks in cohort.held.items() if cohort.task in tasks}
+
+
+def holders_and_keepers(cohort: Cohort) -> dict[str, tuple[str, ...]]:
+    """The stage's holders, and institutions that may keep samples with the tasks they learned earlier."""
+    return {
+        name: tasks
+        for name, held in cohort.held.items()
+        if (
+            tasks := tuple(
+                task
+                for task in (*cohort.seen, cohort.task)
+                if task in held and (task == cohort.task or name in cohort.keeps)
+            )
+        )
+    }
+
+
+def everybody(cohort: Cohort) -> dict[str, tuple[str, ...]]:
+    """All institutions, on all their tasks of the stream that they (still) have images of."""
+    return {
+        name: tasks
+        for name, held in cohort.held.items()
+        if (tasks := tuple(task for task in sorted(held) if task not in cohort.seen or name in cohort.keeps))
+    }
+
+
+def one_for_all(cohort: Cohort) -> dict[str, tuple[str, ...]]:
+    """The first institution trains on everybody's images of the tasks seen so far."""
+    first = next((name for name, tasks in cohort.held.items() if cohort.task in tasks), None)
+    return {} if first is None else {first: (*cohort.seen, cohort.task)}
+
+
+# --- Which entry answers ---------------------------------------------------------------------------------
+
+
+def by_router(task: str, known: Collection[str], routed: Callable[[], Route]) -> Route:
+    """The router decides."""
+    return routed()
+
+
+def by_truth(task: str, known: Collection[str], routed: Callable[[], Route]) -> Route:
+    """The image's own task, if it was learned; else frozen SAM."""
+    name = task if task in known else None
+    return Route(task=name, nearest=name, score=None)
+
+
+def by_shared_entry(task: str, known: Collection[str], routed: Callable[[], Route]) -> Route:
+    """The one entry there is answers for every image."""
+    return by_truth(SHARED, known, routed)
+
+
+# --- What is added to the loss ---------------------------------------------------------------------------
+
+EWC_STRENGTH = 1000.0
+LWF_STRENGTH = 1.0
+
+
+def elastic(start: AlignmentLayer, backbone: Backbone, importance: Importance | None) -> Penalty:
+    """Elastic weight consolidation: what earlier tasks need may move little (Kirkpatrick et al. 2017).
+
+    penalty = strength / 2 * sum_i F_i (theta_i - theta*_i)^2, F the diagonal Fisher information, summed over
+    the tasks learned so far; theta* the weights of `start`. Zero without importance (the first stage).
+    """
+    anchor = {name: value.detach().clone() for name, value in start.named_parameters()}
+    weight = {
+        name: torch.from_numpy(value).to(anchor[name].device) for name, value in (importance or {}).items()
+    }
+
+    def penalty(layer: AlignmentLayer, batch: Batch) -> Tensor:
+        terms = [
+            (weight[name] * (value - anchor[name]).square()).sum()
+            for name, value in layer.named_parameters()
+            if name in weight
+        ]
+        return EWC_STRENGTH / 2 * torch.stack(terms).sum() if terms else torch.zeros(())
+
+    return penalty
+
+
+def distillation(start: AlignmentLayer, backbone: Backbone, importance: Importance | None) -> Penalty:
+    """Learning without forgetting: on new images, keep saying what the old layer says (Li and Hoiem 2016).
+
+    penalty = strength * cross-entropy of the new mask probabilities against those of `start`.
+    """
+
+    def penalty(layer: AlignmentLayer, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            old_Nhw = torch.sigmoid(decode_batch(start, backbone, batch.drawn).logits_Nhw)
+        return LWF_STRENGTH * F.binary_cross_entropy_with_logits(batch.logits_Nhw, old_Nhw)
+
+    return penalty
+
+
+# --- The methods -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a comparison.
+
+    description: one line.
+    learns: off, nothing is trained.
+    form: of the layer, where the method is about one and the scenario's does not count.
+    shared: one layer is carried from stage to stage and answers for all.
+    penalty: added to the loss from the second stage on.
+    weighs: each stage measures every parameter's importance for the next.
+    pools: one process trains on everybody's images, which no consortium may do. A bound for comparison, in
+        simulations only.
+    """
+
+    description: str
+    learns: bool = True
+    form: str | None = None
+    shared: bool = False
+    trainers: Trainers = holders
+    route: RouteRule = by_router
+    penalty: PenaltyBuilder | None = None
+    weighs: bool = False
+    pools: bool = False
+
+    def can_fall_back(self, form: str) -> bool:
+        """Whether a task may keep the identity: it needs an entry of its own, between encoder and decoder."""
+        return not self.shared and not changes_sam(form)
+
+    @property
+    def routes(self) -> bool:
+        """Whether a router takes the decision."""
+        return self.learns and self.route is by_router
+
+
+METHODS: dict[str, Method] = {
+    # Ours (CA-SAM).
+    "casam": Method("One Alignment Layer per task, chosen by the router; unknown images go to frozen SAM."),
+    # The upper bound of any router.
+    "oracle": Method(
+        "One Alignment Layer per task, chosen by the true task: the router's upper bound.", route=by_truth
+    ),
+    "frozen": Method("The frozen backbone; nothing is learned.", learns=False),
+    # How much is forgotten when nothing prevents it.
+    "sequential": Method("One shared layer, fine-tuned task after task.", shared=True, route=by_shared_entry),
+    "ewc": Method(
+        "One shared layer; elastic weight consolidation holds what earlier tasks need.",
+        shared=True,
+        route=by_shared_entry,
+        penalty=elastic,
+        weighs=True,
+    ),
+    "lwf": Method(
+        "One shared layer; on new images it keeps saying what it said before (distillation).",
+        shared=True,
+        route=by_shared_entry,
+        penalty=distillation,
+    ),
+    # Nothing is sent that other methods do not send; but an institution must be allowed to keep samples.
+    "replay": Method(
+        "One shared layer; earlier holders that may keep samples train along in every later stage.",
+        shared=True,
+        route=by_shared_entry,
+        trainers=holders_and_keepers,
+    ),
+    # No sequence, so nothing to forget: it needs all institutions from the first stage on. One that may not
+    # keep samples drops out after the stage of its task.
+    "fedavg": Method(
+        "One shared layer, federated averaging over all institutions in every stage.",
+        shared=True,
+        route=by_shared_entry,
+        trainers=everybody,
+    ),
+    "decoder": Method(
+        "SAM's mask decoder, fine-tuned task after task.", form="decoder", shared=True, route=by_shared_entry
+    ),
+    "lora": Method(
+        "LoRA of SAM's encoder, fine-tuned task after task.", form="lora", shared=True, route=by_shared_entry
+    ),
+    # The upper bound that breaks the premise.
+    "joint": Method(
+        "One shared layer trained on all images pooled: breaks the privacy premise, a bound for comparison.",
+        shared=True,
+        route=by_shared_entry,
+        trainers=one_for_all,
+        pools=True,
+    ),
+}
+
+
+def method_of(name: str) -> Method:
+    """The method a scenario names. Raises ScenarioError listing the known ones."""
+    if name not in METHODS:
+        raise ScenarioError(f"method: expected one of {', '.join(METHODS)}, found {name!r}")
+    return METHODS[name]
+
+
+def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
+    """The Alignment Layer of a task, in the form that the method is about; one for all if it shares one."""
+    method = method_of(scenario.method)
+    spec = scenario.alignment if method.shared else scenario.alignments.get(task, scenario.alignment)
+    return spec if method.form is None else form_spec(method.form, dict(spec))
+
+
+def first_layer(
+    scenario: Scenario, task: str, channels: int, backbone: Backbone | None = None
+) -> AlignmentLayer:
+    """What every holder of `task` starts from: the seed names the task, not the institution.
+
+    Raises ScenarioError (see `build_layer`).
+    """
+    start = SHARED if method_of(scenario.method).shared else task
+    seed = derive_seed(scenario.seed, "layer", start)
+    return build_layer(alignment_of(scenario, task), channels, seed, backbone)
