@@ -6,9 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, InitErrorDetails, core_schema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationError,
+)
 
 
 class Section(BaseModel):
@@ -69,12 +74,10 @@ class ByName:
         """The section of the default name, with its default values."""
         return self.read({})
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.read)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return PlainValidator(self.read).__get_pydantic_core_schema__(Any, handler)
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         alternatives = []
         for name, entry in self.registry().items():
             keys = handler(entry.section.__pydantic_core_schema__)
@@ -85,5 +88,5 @@ class ByName:
 
 def wrong(key: str, value: Any, fault: str) -> ValidationError:
     """The error of one key."""
-    details = InitErrorDetails(type="value_error", loc=(key,), input=value, ctx={"error": ValueError(fault)})
+    details: Any = {"type": "value_error", "loc": (key,), "input": value, "ctx": {"error": ValueError(fault)}}
     return ValidationError.from_exception_data("Section", [details])

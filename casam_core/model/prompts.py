@@ -66,6 +66,8 @@ def jittered_boxes(
     width = boxes[:, 2] - boxes[:, 0] + 1
     height = boxes[:, 3] - boxes[:, 1] + 1
     moved = boxes + rng.uniform(-amount, amount, boxes.shape) * np.stack([width, height, width, height], 1)
+    # A small box whose opposite sides pass each other is the box between them.
+    moved = np.hstack([np.minimum(moved[:, :2], moved[:, 2:]), np.maximum(moved[:, :2], moved[:, 2:])])
     limit = np.array([labels_HW.shape[1] - 1, labels_HW.shape[0] - 1] * 2)
     return Prompts(boxes_N4=np.clip(moved, 0, limit).astype(np.float32))
 

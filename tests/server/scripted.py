@@ -25,9 +25,9 @@ from casam_core.bank.bank import bank_digest
 from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
-from casam_core.methods import alignment_of, layer_seed, method_of
+from casam_core.methods import first_layer, method_of
 from casam_core.model.backbones import channels_of
-from casam_core.model.forms import build_layer, weights_of
+from casam_core.model.forms import weights_of
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import (
     AlignReply,
@@ -178,8 +178,8 @@ class ScriptedGrid(InProcessGrid):
         task = request.job.task
         if site.weights is not None:
             return ok(AlignReply(site.weights, site.holds[task][0], improved=True).to_payload())
-        form, channels = alignment_of(self.scenario, task), channels_of(self.scenario.backbone.name)
-        start = request.layer or weights_of(build_layer(form, channels, layer_seed(self.scenario, task)))
+        channels = channels_of(self.scenario.backbone.name)
+        start = request.layer or weights_of(first_layer(self.scenario, task, channels))
         step = np.float32(0.01 * (1 + list(self.sites.values()).index(site)))
         weights = {name: array + step for name, array in start.items()}
         weighs = method_of(self.scenario.method).weighs

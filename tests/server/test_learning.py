@@ -33,7 +33,7 @@ def of_one_task(path: Path, **changes: Any) -> Scripted:
 
 
 def rounds(number: int, **more: Any) -> dict[str, Any]:
-    return {"epochs": 1, "batch_images": 4, "floor": False, "rounds": number, **more}
+    return {"epochs": 1, "batch_images": 4, "fallback_to_identity": False, "rounds": number, **more}
 
 
 def test_the_layers_of_a_round_are_averaged_by_images_and_the_next_round_starts_there(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_layer_that_beats_nothing_keeps_the_identity(tmp_path: Path) -> None:
 
     run.sites["north"].script["train.align"] = [no_better]
     run.run()
-    assert [event["task"] for event in events(run.path, "floor")] == ["polyp"]
+    assert [event["task"] for event in events(run.path, "fallback")] == ["polyp"]
     assert Bank.open(run.path / "bank")["polyp"].provenance.form == "identity"
 
 

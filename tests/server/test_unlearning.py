@@ -67,7 +67,7 @@ def test_what_it_made_alone_is_gone_to_the_last_byte(tmp_path: Path) -> None:
 def test_what_others_made_with_it_is_learned_anew_without_it(tmp_path: Path, rounds: int) -> None:
     changes: dict[str, Any] = {
         "stream": ANEW,
-        "training": {"epochs": 1, "batch_images": 4, "floor": False, "rounds": rounds},
+        "training": {"epochs": 1, "batch_images": 4, "fallback_to_identity": False, "rounds": rounds},
     }
     left = run(tmp_path / "left", {"south": LEAVES, "west": KEEPS}, **changes)
     never = run(tmp_path / "never", {"south": NEVER_CAME, "west": KEEPS}, **changes)
