@@ -1,0 +1,84 @@
+"""The size and the order of the house, as a table: `python -m tests.house`."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("casam", "casam_core", "client", "server", "scenarios", "casam_bench")
+TRUSTED = ("casam_core", "client", "server")
+RELEASE_PATH = "client/release"
+DATA = ("scenarios/library", "scenarios/studies")
+"""Folders of files that people choose from, however many there are."""
+
+BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.While,
+    ast.ExceptHandler,
+    ast.IfExp,
+    ast.comprehension,
+    ast.Assert,
+    ast.BoolOp,
+)
+
+
+def sources(*rooms: str) -> list[Path]:
+    """Python files below some folders."""
+    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+
+
+def lines(paths: list[Path]) -> int:
+    """Their lines together."""
+    return sum(path.read_text(encoding="utf-8").count("\n") for path in paths)
+
+
+def complexities() -> Iterator[tuple[int, str]]:
+    """(branches + 1, where) of every function of the product."""
+    for path in sources(*ROOMS):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                branches = sum(isinstance(inner, BRANCHES) for inner in ast.walk(node))
+                yield branches + 1, f"{path.relative_to(ROOT)}:{node.name}"
+
+
+def entries() -> dict[str, int]:
+    """How much a person sees in every folder of the product: sub-folders and files."""
+    folders = {path.parent for path in sources(*ROOMS)}
+    folders |= {above for folder in folders for above in folder.parents if above.is_relative_to(ROOT)}
+    shown = {
+        folder.relative_to(ROOT).as_posix(): sum(
+            not entry.name.startswith(("_", ".")) and entry.name != "py.typed" for entry in folder.iterdir()
+        )
+        for folder in folders - {ROOT}
+    }
+    return {folder: count for folder, count in shown.items() if folder not in DATA}
+
+
+def names_of_several_files() -> list[str]:
+    """File names that stand for more than one thing."""
+    counts = Counter(path.name for path in sources(*ROOMS))
+    return sorted(
+        name for name, count in counts.items() if count > 1 and name not in ("__init__.py", "base.py")
+    )
+
+
+def main() -> None:
+    print(f"product: {lines(sources(*ROOMS))} lines in {len(sources(*ROOMS))} files")
+    print(f"bundle: {lines(sources(*TRUSTED))} lines")
+    print(f"release path: {lines(sources(RELEASE_PATH))} lines")
+    print(f"tests: {lines(sources('tests'))} lines")
+    print(f"functions with complexity over 15: {sum(found > 15 for found, _ in complexities())}")
+    print(f"fullest folder: {max((count, folder) for folder, count in entries().items())}")
+    print(f"one file name for several things: {names_of_several_files()}")
+    for room in ROOMS:
+        sizes = [lines([path]) for path in sources(room) if path.stat().st_size]
+        print(f"{room}: {len(sizes)} files, median {statistics.median(sizes):.0f} lines")
+
+
+if __name__ == "__main__":
+    main()
