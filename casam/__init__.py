@@ -35,15 +35,23 @@ import copy
 import importlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from casam_core.bank.inference import LoadedBank, LoadedEntry, load_bank
-    from casam_core.bank.segmenter import Prediction, Segmenter, backbone_for
     from casam_core.config.scenario import Scenario
+    from casam_core.methods import Method
+    from casam_core.model.backbones import Backbone, BackboneEntry
+    from casam_core.model.forms import AlignmentLayer, FormEntry
+    from casam_core.routing.routers import RouterEntry
+    from client.data.open import Opener
+    from scenarios.segmenter import Prediction, Segmenter, backbone_for
     from server.run.summary_schema import Summary
 
 # Loaded when asked for: torch takes seconds, and `import casam` must not.
@@ -51,25 +59,40 @@ _HOMES = {
     "LoadedBank": "casam_core.bank.inference",
     "LoadedEntry": "casam_core.bank.inference",
     "load_bank": "casam_core.bank.inference",
-    "Prediction": "casam_core.bank.segmenter",
-    "Segmenter": "casam_core.bank.segmenter",
-    "backbone_for": "casam_core.bank.segmenter",
+    "Prediction": "scenarios.segmenter",
+    "Segmenter": "scenarios.segmenter",
+    "backbone_for": "scenarios.segmenter",
+    "BackboneEntry": "casam_core.model.backbones",
+    "FormEntry": "casam_core.model.forms",
+    "Method": "casam_core.methods",
+    "RouterEntry": "casam_core.routing.routers",
     "Scenario": "casam_core.config.scenario",
     "Summary": "server.run.summary_schema",
 }
 
 __all__ = [
+    "BackboneEntry",
+    "FormEntry",
     "LoadedBank",
     "LoadedEntry",
+    "Method",
     "Prediction",
+    "RouterEntry",
     "Run",
     "Scenario",
     "Segmenter",
     "Summary",
     "backbone_for",
+    "load_backbone",
     "load_bank",
     "load_run",
+    "register_backbone",
+    "register_form",
+    "register_method",
+    "register_reader",
+    "register_router",
     "run",
+    "train_layer",
 ]
 
 Event = dict[str, Any]
@@ -179,6 +202,117 @@ def scenario_of(scenario: Scenario | str | Path | Mapping[str, Any], changes: Ma
     for key, value in changes.items():
         set_key(table, key, value, f"set {key}")
     return Scenario.from_dict(table)
+
+
+def train_layer(
+    images: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.int32]],
+    backbone: Backbone,
+    *,
+    form: str = "low_rank",
+    epochs: int = 24,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> AlignmentLayer:
+    """Train one Alignment Layer on images that you have, as an institution would.
+
+    Args:
+        images: HW3, RGB, of any size.
+        labels: HW, 0 is background, every other value one instance.
+        backbone: frozen (`load_backbone`).
+        form: a name of casam_core.model.forms.FORMS that stands between encoder and decoder.
+        epochs: passes over the images.
+        seed: the same seed gives the same bits.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        The layer, z_BCHW to z_BCHW.
+
+    Raises:
+        ValueError: another number of labels than of images.
+        ScenarioError: an unknown form.
+        RunError: a loss or a weight is not a finite number any more.
+    """
+    import numpy as np
+
+    from casam_core.config.scenario import TrainingSpec
+    from casam_core.model import training
+    from casam_core.model.forms import build_layer, form_spec, learning_rate_of
+    from casam_core.seeding import numpy_generator
+
+    examples = [
+        training.Example(backbone.encode([image_HW3])[0].cpu().half().float(), labels_HW.astype(np.int32))
+        for image_HW3, labels_HW in zip(images, labels, strict=True)
+    ]
+    spec = form_spec(form, {})
+    layer = build_layer(spec, backbone.geometry.channels, seed, backbone)
+    training.train_layer(
+        layer,
+        backbone,
+        examples,
+        TrainingSpec(epochs=epochs),
+        learning_rate=learning_rate_of(spec),
+        rng=numpy_generator(seed, "train_layer"),
+        progress=progress,
+    )
+    return layer
+
+
+def load_backbone(name: str = "lite_medsam", *, checkpoint: str | None = None, threads: int = 1) -> Backbone:
+    """A frozen Segment Anything Model. Raises ScenarioError for an unknown name, CheckpointError."""
+    from pydantic import ValidationError
+
+    from casam_core.config.scenario import BackboneSpec, ComputeSpec
+    from casam_core.config.toml import explain
+    from casam_core.errors import ScenarioError
+    from casam_core.model import backbones
+    from casam_core.model.compute import prepare_process, resolve_compute
+
+    try:
+        spec = BackboneSpec(name=name, checkpoint=checkpoint)
+    except ValidationError as error:
+        raise ScenarioError(f"backbone: {explain(error)}") from error
+    compute = resolve_compute(ComputeSpec(threads=threads))
+    prepare_process(compute)
+    return backbones.load_backbone(spec, compute)
+
+
+def register_router(name: str, entry: RouterEntry) -> None:
+    """Add a kind of router: `router = {kind = NAME}` (casam_core/routing/routers/base.py)."""
+    from casam_core.routing.routers import ROUTERS
+
+    ROUTERS[name] = entry
+
+
+def register_form(name: str, entry: FormEntry) -> None:
+    """Add a form of Alignment Layer: `alignment = {form = NAME}` (casam_core/model/forms/__init__.py)."""
+    from casam_core.model.forms import FORMS
+
+    FORMS[name] = entry
+
+
+def register_method(name: str, method: Method) -> None:
+    """Add a way of learning tasks one after the other: `method = NAME` (casam_core/methods.py)."""
+    from casam_core.methods import METHODS
+
+    METHODS[name] = method
+
+
+def register_backbone(name: str, entry: BackboneEntry) -> None:
+    """Add a frozen backbone: `backbone = {name = NAME}` (casam_core/model/backbones/base.py)."""
+    from casam_core.model.backbones import BACKBONES
+
+    BACKBONES[name] = entry
+
+
+def register_reader(name: str, reader: Opener) -> None:
+    """Add a reader of a data format: `reader = NAME` in an institution's data (client/data/open.py)."""
+    from casam_core.config.data_spec import READER_NAMES
+    from client.data.open import READERS
+
+    READERS[name] = reader
+    if name not in READER_NAMES:
+        READER_NAMES.append(name)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("casam", "casam_core", "client", "server", "scenarios", "casam_bench", "tests", "docs", "docker")
 FILE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(ROOMS)})/[\w/.-]+\.(?:py|md|toml|json|yml))\b")
 MODULE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(ROOMS[:6])})(?:\.[A-Za-z_]\w*)+)(?![\w/(])")
-SUFFIXES = (".fab", ".crt", ".key", ".pem")
+SUFFIXES = (".fab", ".plugins", ".crt", ".key", ".pem")
 TEST = re.compile(r"`(test_\w+)`")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from casam_core.config.section import Section
+from casam_core.config.section import OneOf, Section
 
 
 class SplitSpec(Section):
@@ -34,12 +34,14 @@ class LimitSpec(Section):
     test: int | None = Field(None, ge=1)
 
 
+READER_NAMES = ["folder", "phantom", "nifti", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"]
+"""The keys of client.data.open.READERS, which scenarios are checked against where no client is installed."""
+
+
 class DataSpec(Section):
     """Where one task's images of one institution come from."""
 
-    reader: Literal["folder", "phantom", "nifti", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"] = (
-        "folder"
-    )
+    reader: Annotated[str, OneOf(lambda: READER_NAMES)] = "folder"
     path: str | None = Field(None, description="Folder of the dataset (every reader but phantom).")
     labels: Literal["instances", "classes"] = Field(
         "instances", description="classes: every connected part of a class is one instance."

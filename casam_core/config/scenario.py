@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,8 @@ from pydantic import Field, StringConstraints, model_validator
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.participation import AdmissionSpec, DeadlineSpec, FaultSpec, ParticipationSpec
 from casam_core.config.policy import Policy
-from casam_core.config.section import ByName, Named, Section
+from casam_core.config.section import ByName, Named, OneOf, Section
+from casam_core.plugins import load_plugins
 from casam_core.seeding import numpy_generator
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
@@ -34,10 +35,17 @@ RESERVED_TASKS = {
 }
 
 
+def backbone_names() -> Collection[str]:
+    """Every backbone there is."""
+    from casam_core.model.backbones import BACKBONES
+
+    return BACKBONES
+
+
 class BackboneSpec(Section):
     """The frozen Segment Anything Model that sits everywhere."""
 
-    name: Literal["tiny", "lite_medsam", "vit_b", "vit_l", "vit_h"] = "lite_medsam"
+    name: Annotated[str, OneOf(backbone_names)] = "lite_medsam"
     checkpoint: str | None = Field(None, description="Path of an official SAM checkpoint (vit_*).")
     sha256: str | None = Field(None, description="Expected SHA-256 if not the official one.")
 
@@ -239,6 +247,12 @@ class Scenario(Section):
     participation: ParticipationSpec = ParticipationSpec()
     admission: AdmissionSpec = AdmissionSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_plugin(cls, table: Any) -> Any:
+        load_plugins()
+        return table
+
     @model_validator(mode="after")
     def _has_every_copy(self) -> Scenario:
         # Resolved once, like the order: nobody but the author sees copies.
@@ -259,22 +273,24 @@ class Scenario(Section):
         return self
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Scenario:
+    def _has_consistent_institutions(self) -> Scenario:
         names = [site.name for site in self.institutions]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two institutions are named {name!r}; give each its own name")
-        held = {task for site in self.institutions for task in site.data}
-        for reserved, meaning in RESERVED_TASKS.items():
-            if reserved in held:
-                raise ValueError(f"no task can be named {reserved!r}: that is {meaning}")
         for site in self.institutions:
+            if names.count(site.name) > 1:
+                raise ValueError(f"two institutions are named {site.name!r}; give each its own name")
             for task in site.data:
+                if task in RESERVED_TASKS:
+                    raise ValueError(f"no task can be named {task!r}: that is {RESERVED_TASKS[task]}")
                 if site.unseen and task in self.stream:
                     raise ValueError(
                         f"institution {site.name!r} is unseen, but its task {task!r} stands in the stream; "
                         "name its task otherwise or let it take part"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_consistent_stream(self) -> Scenario:
+        held = {task for site in self.institutions for task in site.data}
         for task in self.stream:
             if task not in held:
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -35,6 +35,30 @@ class Named(Protocol):
 
     @property
     def section(self) -> type[Section]: ...
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotation of a string that is a name of a registry, looked up when it is read.
+
+    names: what there is, so that what is registered later counts.
+    """
+
+    names: Callable[[], Collection[str]]
+
+    def check(self, name: str) -> str:
+        """The name. Raises ValueError for an unknown one."""
+        if name not in self.names():
+            raise ValueError(f"expected one of {', '.join(map(repr, self.names()))}, found {name!r}")
+        return name
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string", "enum": list(self.names())}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from casam_core.plugins import plugin_versions
+
 ROOT = Path(__file__).resolve().parents[2]
 
 TRUSTED = ("casam_core", "client", "server", "scenarios/library")
@@ -18,7 +20,8 @@ TRUSTED = ("casam_core", "client", "server", "scenarios/library")
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """16 hex digits over every .py and .toml file of the trusted folders, by relative path and content."""
+    """16 hex digits over every .py and .toml file of the trusted folders, by relative path and content, and
+    over the versions of installed plug-ins."""
     digest = hashlib.sha256()
     for folder in TRUSTED:
         for path in sorted((ROOT / folder).rglob("*")):
@@ -26,4 +29,6 @@ def code_fingerprint() -> str:
                 content = path.read_bytes()
                 digest.update(f"{path.relative_to(ROOT).as_posix()}\0{len(content)}\0".encode())
                 digest.update(content)
+    for plugin in plugin_versions():
+        digest.update(f"{plugin}\0".encode())
     return digest.hexdigest()[:16]

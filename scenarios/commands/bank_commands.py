@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from casam_core.bank.segmenter import Prediction
+    from scenarios.segmenter import Prediction
 
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look at, check, combine and exchange banks.")
@@ -219,9 +219,9 @@ def predict(
     check_out(out, len(boxes) + len(points))
 
     from casam_core.bank.inference import load_bank
-    from casam_core.bank.segmenter import Segmenter, backbone_for, checked_prompts
     from casam_core.files import write_atomic
     from client.data.pixels import read_image
+    from scenarios.segmenter import Segmenter, backbone_for, checked_prompts
 
     image_HW3 = read_image(image)
     checked_prompts(boxes, points, *image_HW3.shape[:2])  # a slip should not cost the model's loading time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 from casam_core.config.scenario import BackboneSpec
@@ -14,27 +15,40 @@ from casam_core.model.backbones.tiny import GEOMETRY as TINY_GEOMETRY
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 
-BACKBONES: dict[str, Callable[[BackboneSpec, Compute], Backbone]] = {
-    "tiny": load_tiny,
-    "lite_medsam": load_lite_medsam,
-    "vit_b": load_sam,
-    "vit_l": load_sam,
-    "vit_h": load_sam,
-}
-
 SAM_CHANNELS = 256
 """Of every published SAM, and of LiteMedSAM."""
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """One backbone: a line of BACKBONES.
+
+    load: (the scenario's section, how to compute) -> backbone; it raises CheckpointError.
+    channels: of an embedding, which the server knows without the weights.
+    """
+
+    load: Callable[[BackboneSpec, Compute], Backbone]
+    channels: int = SAM_CHANNELS
+
+
+BACKBONES: dict[str, BackboneEntry] = {
+    "tiny": BackboneEntry(load_tiny, TINY_GEOMETRY.channels),
+    "lite_medsam": BackboneEntry(load_lite_medsam),
+    "vit_b": BackboneEntry(load_sam),
+    "vit_l": BackboneEntry(load_sam),
+    "vit_h": BackboneEntry(load_sam),
+}
 
 
 @lru_cache(maxsize=1)
 def load_backbone(spec: BackboneSpec, compute: Compute) -> Backbone:
     """The backbone of a scenario, loaded once per process. Raises CheckpointError."""
-    return BACKBONES[spec.name](spec, compute)
+    return BACKBONES[spec.name].load(spec, compute)
 
 
 def channels_of(name: str) -> int:
     """Channels of an embedding, known without the weights."""
-    return TINY_GEOMETRY.channels if name == "tiny" else SAM_CHANNELS
+    return BACKBONES[name].channels
 
 
 def released_digests() -> dict[str, str]:
@@ -43,4 +57,12 @@ def released_digests() -> dict[str, str]:
     return {"lite_medsam": LITE_MEDSAM_SHA256, **OFFICIAL_SHA256, "tiny": tiny.digest}
 
 
-__all__ = ["BACKBONES", "Backbone", "Geometry", "channels_of", "load_backbone", "released_digests"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneEntry",
+    "Geometry",
+    "channels_of",
+    "load_backbone",
+    "released_digests",
+]

@@ -144,7 +144,7 @@ def test_an_official_model_without_a_path_says_which_key_to_set(name: str) -> No
 def test_a_missing_checkpoint_names_the_path(name: str, tmp_path: Path) -> None:
     path = tmp_path / "nowhere.pth"
     with pytest.raises(CheckpointError, match=r"not found.*nowhere\.pth"):
-        BACKBONES[name](BackboneSpec(name=name, checkpoint=str(path)), CPU)
+        BACKBONES[name].load(BackboneSpec(name=name, checkpoint=str(path)), CPU)
 
 
 @pytest.mark.parametrize("name", ["vit_b", "lite_medsam"])
@@ -152,7 +152,7 @@ def test_another_file_is_refused_with_both_hashes(name: str, tmp_path: Path) -> 
     path = tmp_path / "sam.pth"
     path.write_bytes(b"not the official one")
     with pytest.raises(CheckpointError) as refusal:
-        BACKBONES[name](BackboneSpec(name=name, checkpoint=str(path)), CPU)
+        BACKBONES[name].load(BackboneSpec(name=name, checkpoint=str(path)), CPU)
     expected = OFFICIAL_SHA256.get(name, "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76")
     for word in (expected, sha256(b"not the official one"), str(path), "backbone.sha256"):
         assert word in str(refusal.value)
