@@ -15,7 +15,7 @@ from tests.commands import casam_commands, fault_of
 from tests.pages import Page, broken_links, reachable, read_page
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (ROOT, ROOT / "docs", ROOT / "docker")
+FOLDERS = (ROOT, ROOT / "docs", ROOT / "docker", ROOT / "client" / "release")
 PAGES: dict[Path, Page] = {
     path: read_page(path) for folder in FOLDERS for path in sorted(folder.glob("*.md"))
 }
