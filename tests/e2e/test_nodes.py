@@ -108,14 +108,14 @@ def run(server: Server, app: Path) -> str:
 
 
 def test_the_pinned_bundle_runs_and_a_changed_one_is_refused_unopened(tmp_path: Path, server: Server) -> None:
-    pin = bundle_hash(build_bundle(server.server_app))
+    pin = bundle_hash(build_bundle(server.app))
     site = make_site(tmp_path / "north", server, bundle=pin)
     number = register(server.link, site.key)
     node = start(site, server)
     assert wait_for(lambda: online(server) == 1), node.log.read_text()
 
     # The positive control: the code that the site chose does run.
-    assert "answer:  from " in run(server, server.server_app)
+    assert "answer:  from " in run(server, server.app)
     unpacked = sorted((site.folder / "flower" / "apps").iterdir())
     assert [path.name.rpartition(".")[2] for path in unpacked] == [pin[:8]]
 
@@ -132,7 +132,7 @@ def test_the_pinned_bundle_runs_and_a_changed_one_is_refused_unopened(tmp_path: 
     assert f"refused: the server sends the bundle {changed}" in node.log.read_text()
 
     # The node is still there for what it does allow.
-    assert "answer:  from " in run(server, server.server_app)
+    assert "answer:  from " in run(server, server.app)
     assert number is not None
     unregister(server.link, number)
     assert wait_for(lambda: node.process.poll() is not None), "a revoked node goes on"
