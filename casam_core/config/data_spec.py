@@ -1,4 +1,4 @@
-"""Where one task's images of one institution come from: the scenario's part that readers obey."""
+"""The scenario's section `data`: where the images of one task at one institution come from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from casam_core.config.section import OneOf, Section
 
 
 class SplitSpec(Section):
-    """Shares of groups that go to validation and test; the rest trains."""
+    """The share of groups used for validation and for test; training uses the rest."""
 
     val: float = Field(0.15, gt=0, lt=1)
     test: float = Field(0.25, gt=0, lt=1)
-    sequence: bool = Field(False, description="Frames or slices: contiguous ranges, in order.")
+    sequence: bool = Field(
+        False, description="For frames or slices: keep the order and cut it into contiguous ranges."
+    )
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> SplitSpec:
@@ -27,7 +29,7 @@ class SplitSpec(Section):
 
 
 class LimitSpec(Section):
-    """At most this many images of each split (a seeded choice)."""
+    """The largest number of images in each split; the seed chooses them."""
 
     train: int | None = Field(None, ge=1)
     val: int | None = Field(None, ge=1)
@@ -35,33 +37,34 @@ class LimitSpec(Section):
 
 
 READER_NAMES = ["folder", "phantom", "nifti", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"]
-"""The keys of client.data.open.READERS, which scenarios are checked against where no client is installed."""
+"""The keys of client.data.open.READERS, repeated here because this package cannot import `client`."""
 
 
 class DataSpec(Section):
-    """Where one task's images of one institution come from."""
+    """Where the images of one task at one institution come from."""
 
     reader: Annotated[str, OneOf(lambda: READER_NAMES)] = "folder"
     path: str | None = Field(None, description="Folder of the dataset (every reader but phantom).")
     labels: Literal["instances", "classes"] = Field(
-        "instances", description="classes: every connected part of a class is one instance."
+        "instances", description="classes: each connected component of a class is one instance."
     )
     group_pattern: str | None = Field(
-        None, description="Regular expression; its first group in a file name is the patient or slide."
+        None,
+        description="Regular expression for file names; its first group names the patient or slide.",
     )
     slice_axis: Literal[0, 1, 2] = Field(2, description="Axis across the slices (reader nifti).")
     window: list[float] | None = Field(
         None,
-        description="[centre, width] shown as black to white, e.g. [40, 400] (readers nifti, dicom). "
-        "Default: the file's own window, else the volume's percentiles.",
+        description="[centre, width] of the intensities shown from black to white, e.g. [40, 400] (readers "
+        "nifti, dicom). Default: the window in the file, or else percentiles of the volume.",
     )
     annotations: str = Field("annotations.json", description="File inside the folder (reader coco).")
     pseudo_masks: bool = Field(
-        False, description="Train on the imask files instead of the labels (reader med_datasets)."
+        False, description="Train on the imask files, not on the labels (reader med_datasets)."
     )
     phantom: str | None = Field(None, description="Modality of the generator (reader phantom).")
     images: int = Field(40, ge=3, description="Images to generate (reader phantom).")
-    size: int = Field(256, ge=32, le=2048, description="Side in pixels (reader phantom).")
+    size: int = Field(256, ge=32, le=2048, description="Side of an image in pixels (reader phantom).")
     split: SplitSpec = SplitSpec()
     limit: LimitSpec = LimitSpec()
 
@@ -74,7 +77,7 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _reader_knows_its_options(self) -> DataSpec:
-        # An option that its reader ignores would be a wish that nobody hears.
+        # If a reader ignored an option silently, the user would believe that it works.
         for key, readers in _OPTIONS.items():
             if self.reader not in readers and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} belongs to {' and '.join(readers)}, found reader {self.reader!r}")
@@ -98,4 +101,4 @@ _OPTIONS = {
     "group_pattern": ("folder", "nifti", "coco", "yolo", "tiff_stack", "med_datasets"),
     "labels": ("folder", "nifti", "dicom", "tiff_stack", "med_datasets"),
 }
-"""Keys of DataSpec that only some readers know."""
+"""The keys of DataSpec that only some readers support."""

@@ -1,7 +1,4 @@
-"""The library: the scenarios that come with the product, and finding one by name or path.
-
-They are data: no code of `scenarios/` is needed.
-"""
+"""Find a scenario by path, or by name in the library of scenarios that come with the product."""
 
 from __future__ import annotations
 
@@ -28,15 +25,15 @@ def names_in(folder: Path) -> list[str]:
 def find(
     name_or_path: str, folder: Path, what: str, refuse: type[CasamError], beside: Path | None = None
 ) -> Path:
-    """The TOML file that a name of `folder` or a path stands for.
+    """Find a TOML file by its name in `folder` or by its path.
 
     Args:
-        name_or_path: a name of `folder`, else a path.
-        what: the kind of file, for the error.
-        beside: folder that relative paths start from; by default the working directory.
+        name_or_path: a name in `folder`, or a path.
+        what: the kind of file, for the error message.
+        beside: the folder that relative paths start from; by default the working directory.
 
     Raises:
-        refuse: for anything else, with the names there are.
+        refuse: it is neither; the message lists the names in `folder`.
     """
     if name_or_path in names_in(folder):
         return folder / f"{name_or_path}.toml"
@@ -49,10 +46,10 @@ def find(
 
 
 def scenario_path(name_or_path: str, beside: Path | None = None) -> Path:
-    """Where a scenario of the library or a TOML file lies. Raises ScenarioError."""
+    """The path of a scenario of the library or of a TOML file. Raises ScenarioError."""
     return find(name_or_path, LIBRARY, "scenario", ScenarioError, beside)
 
 
 def resolve_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
-    """A scenario of the library or a TOML file, with `KEY=VALUE` overrides. Raises ScenarioError."""
+    """Read a scenario of the library or a TOML file, with `KEY=VALUE` overrides. Raises ScenarioError."""
     return read_scenario(scenario_path(name_or_path), overrides)

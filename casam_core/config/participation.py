@@ -1,4 +1,4 @@
-"""Sections of a scenario about who takes part: what goes wrong, who is waited for, what is let in."""
+"""The scenario's sections about participation: faults, deadlines, quorum, admission."""
 
 from __future__ import annotations
 
@@ -10,62 +10,66 @@ from casam_core.config.section import Section
 
 
 class FaultSpec(Section):
-    """What goes wrong at a simulated institution, drawn from the run's seed; real sites never obey it."""
+    """Faults of a simulated institution, drawn from the run's seed; a deployed institution ignores them."""
 
     drop_rate: float = Field(
-        0.0, ge=0, lt=1, description="Chance of every answer to be lost on its way; it is asked again."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability that a reply is lost; the server then repeats the request.",
     )
-    delay: float = Field(0.0, ge=0, description="Seconds by which every answer is late.")
-    slow_factor: float = Field(1.0, ge=1, description="How many times as long all its work takes.")
+    delay: float = Field(0.0, ge=0, description="Seconds by which each reply is delayed.")
+    slow_factor: float = Field(1.0, ge=1, description="Factor by which all its work is slower.")
     crash_at: int | None = Field(
-        None, ge=0, description="Stage in which it breaks down once, its work done and not yet sent."
+        None, ge=0, description="Stage in which it crashes once, after its work and before its reply."
     )
-    gone_at: int | None = Field(None, ge=0, description="First stage from which it never answers again.")
+    gone_at: int | None = Field(None, ge=0, description="From this stage on, it never replies again.")
     attack: str | None = Field(
         None,
-        description="It is hostile: a name in client.simulation.adversaries.ATTACKS (docs/reliability.md).",
+        description="Makes the institution hostile: a name in client.simulation.adversaries.ATTACKS "
+        "(docs/reliability.md).",
     )
     attack_at: int = Field(1, ge=0, description="First stage of its attack.")
 
 
 class DeadlineSpec(Section):
-    """How long the server waits, in seconds, before it goes on without an answer."""
+    """How many seconds the server waits for a reply before it continues without it."""
 
     connect: float = Field(
-        600.0, gt=0, description="For the institutions to appear, load the backbone and open their data."
+        600.0, gt=0, description="Until all institutions are connected and have loaded backbone and data."
     )
     train: float = Field(7200.0, gt=0)
     evaluate: float = Field(7200.0, gt=0)
     retries: int = Field(
-        2, ge=0, description="How often an institution is looked for and asked again whose node went away."
+        2, ge=0, description="How often the server looks for a lost node and repeats its request."
     )
 
 
 class ParticipationSpec(Section):
-    """When a stage goes on without somebody."""
+    """When a stage continues without some of its institutions."""
 
-    quorum: int = Field(1, ge=1, description="Holders whose layers a round of training needs.")
+    quorum: int = Field(1, ge=1, description="Smallest number of valid layers that a training round needs.")
     missing: Literal["stop", "skip"] = Field(
         "stop",
-        description="Below the quorum, and when an institution is not found again. stop: the run ends, and "
-        "`casam run --resume` goes on. skip: the task keeps the identity, and the others go on.",
+        description="What to do below the quorum, or when a lost institution is not found again. stop: the "
+        "run ends; `casam run --resume` continues it. skip: the task keeps the identity; the run continues.",
     )
 
 
 class AdmissionSpec(Section):
-    """What is looked at before something that was learned counts (docs/reliability.md)."""
+    """The checks before the server accepts a layer or an entry (docs/reliability.md)."""
 
     norm_factor: float | None = Field(
         10.0,
         gt=1,
-        description="A layer is rejected that moved so many times as far from its beginning as the median of "
-        "its peers (layers of other holders, else of other tasks). Off: any distance.",
+        description="Reject a layer that moved this many times farther from its start than the median of its "
+        "peers (layers of the other holders, or else of other tasks). Off: no limit.",
     )
     canary_share: float | None = Field(
         0.2,
         gt=0,
         lt=1,
-        description="A new entry is quarantined when it claims a larger share of the validation images of an "
-        "older task, as the task's holders say. Off: nobody is asked.",
+        description="Quarantine a new entry that claims a larger share of an older task's validation images; "
+        "the holders of that task report it. Off: no such check.",
     )
-    megabytes: float = Field(256.0, gt=0, description="A larger answer is rejected.")
+    megabytes: float = Field(256.0, gt=0, description="Reject a larger reply.")

@@ -1,7 +1,7 @@
-"""The policy: what one institution allows. It is the institution's own file; servers read, never write it.
+"""The policy: what one institution allows. The institution writes it; the server only reads it.
 
-In deployment it lies on the node's disk (client/site.py). In a simulation the scenario may say it in each
-institution's place.
+In deployment the policy is a file on the institution's disk (client/site.py). In a simulation the scenario
+may contain the policy of each institution.
 """
 
 from __future__ import annotations
@@ -14,64 +14,70 @@ from casam_core.config.section import Section
 
 
 class LearnedPolicy(Section):
-    """What may be done with one thing that is learned from training images."""
+    """How one thing that was learned from training images may be released."""
 
-    share: Literal["yes", "never"] = Field("yes", description="never: it stays here.")
+    share: Literal["yes", "never"] = Field("yes", description="never: it stays at the institution.")
     noise: Literal["none", "dp"] = Field("none", description="dp: differentially private, within the budget.")
     aggregation: Literal["plain", "secagg"] = Field(
-        "plain", description="secagg: leaves only as part of a sum over minimum_cohort institutions or more."
+        "plain",
+        description="secagg: release only a share of a sum over at least minimum_cohort institutions.",
     )
 
 
 class BudgetPolicy(Section):
-    """How much private releases may say together about one unit, in all runs that the ledger knows."""
+    """The privacy budget: the limit for all private releases together, in all runs of the ledger."""
 
     epsilon: float | None = Field(None, gt=0, description="For a task's training images (noise dp).")
     epsilon_metrics: float | None = Field(None, gt=0, description="For its test images (metrics noisy).")
     delta: float | None = Field(None, gt=0, lt=1, description="Must be below 1 / number of units.")
     unit: Literal["image", "group"] = Field(
-        "image", description="What is protected: one image, or a group's images together (patient, slide)."
+        "image", description="What is protected: one image, or all images of a group (patient, slide)."
     )
 
 
 class Policy(Section):
-    """What an institution allows. In a simulation the scenario may say it in the institution's place."""
+    """What an institution allows. In a simulation the scenario may contain it."""
 
     adapter: LearnedPolicy = Field(
-        LearnedPolicy(), description="Trained layers. share never: the institution keeps an entry of its own."
+        LearnedPolicy(), description="Trained layers. share never: the institution keeps its entry to itself."
     )
     router: LearnedPolicy = Field(
         LearnedPolicy(),
-        description="Router state and threshold. share never: others use the entry by its name alone.",
+        description="Router state and threshold. share never: no router can choose the entry; others can "
+        "only use it by its name.",
     )
     metrics: Literal["exact", "noisy", "never"] = Field(
-        "exact", description="Scores, routes and intervals of the test images. noisy: within the budget."
+        "exact",
+        description="Scores, routes and intervals of the test images. noisy: with noise, within the budget.",
     )
     canaries: int = Field(
         1,
         ge=0,
-        description="How often a stage the institution says, pass or fail, whether a new entry claims "
-        "validation images of its own tasks; noisy where `metrics` are. 0: never.",
+        description="How often per stage the institution reports (pass or fail) whether a new entry claims "
+        "validation images of its own tasks; with noise if `metrics` is noisy. 0: never.",
     )
     budget: BudgetPolicy = BudgetPolicy()
     minimum_cohort: int = Field(
-        3, ge=2, description="Institutions that a secure sum must hold; with two, each derives the other."
+        3,
+        ge=2,
+        description="Smallest number of institutions in a secure sum. In a sum of two, each can compute the "
+        "other's share.",
     )
-    accept_entries: bool = Field(True, description="Take and use entries that others made.")
-    keep_samples: bool = Field(False, description="Keep images after their stage, to train along later.")
+    accept_entries: bool = Field(True, description="Receive and use entries of others.")
+    keep_samples: bool = Field(False, description="Keep images after their stage for later training.")
     joins_at: int = Field(
-        0, ge=0, description="First stage to take part in; 0 includes the zero-shot measure."
+        0, ge=0, description="First stage to take part in; 0 includes the zero-shot measurement."
     )
-    leaves_at: int | None = Field(None, ge=1, description="First stage not to take part in any more.")
+    leaves_at: int | None = Field(None, ge=1, description="First stage without this institution.")
     on_leave: Literal["keep", "unlearn"] = Field(
         "keep",
-        description="unlearn: what was learned here is deleted everywhere when the institution leaves.",
+        description="unlearn: when the institution leaves, everyone deletes what was learned from it.",
     )
     max_rounds: int | None = Field(
-        None, ge=0, description="Rounds of training to answer, in all runs together."
+        None, ge=0, description="Largest number of training rounds to answer, in all runs together."
     )
     max_bytes: int | None = Field(
-        None, ge=0, description="Bytes to send besides who is there, in all runs together."
+        None, ge=0, description="Largest number of bytes to send, without identify, in all runs together."
     )
 
     @model_validator(mode="after")
@@ -89,7 +95,7 @@ class Policy(Section):
 
     @property
     def private(self) -> bool:
-        """Whether anything learned from training images leaves with noise."""
+        """Whether the institution adds noise to something that was learned from training images."""
         return "dp" in (self.adapter.noise, self.router.noise)
 
     def present(self, stage: int) -> bool:

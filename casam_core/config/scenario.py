@@ -1,8 +1,8 @@
 """The resolved scenario: what the server and every institution must agree on.
 
-A scenario is written as TOML by people (see `scenarios/library`) and travels as canonical JSON with
-its hash. Institutions read it from the identify message only; facts about a site (where its data
-lie, its device) come from the site.
+People write a scenario as TOML (see `scenarios/library`). The server sends it as canonical JSON with its
+hash. Institutions read it only from the identify message. Facts about a site, such as the folder of its data
+and its device, come from the site.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from casam_core.seeding import numpy_generator
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
-"""Names of institutions, tasks and scenarios become folder names: lower case, digits, - and _."""
+"""A name of an institution, task or scenario is also a folder name: lower case, digits, - and _."""
 
 
 RESERVED_TASKS = {
@@ -36,31 +36,31 @@ RESERVED_TASKS = {
 
 
 def backbone_names() -> Collection[str]:
-    """Every backbone there is."""
+    """The names of all backbones."""
     from casam_core.model.backbones import BACKBONES
 
     return BACKBONES
 
 
 class BackboneSpec(Section):
-    """The frozen Segment Anything Model that sits everywhere."""
+    """The frozen Segment Anything Model that every institution uses."""
 
     name: Annotated[str, OneOf(backbone_names)] = "lite_medsam"
     checkpoint: str | None = Field(None, description="Path of an official SAM checkpoint (vit_*).")
-    sha256: str | None = Field(None, description="Expected SHA-256 if not the official one.")
+    sha256: str | None = Field(None, description="Expected SHA-256, if it differs from the official one.")
 
 
 class ComputeSpec(Section):
-    """How the arithmetic is done; part of what makes two runs equal."""
+    """How the numbers are computed; two runs can only be equal if this is equal."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int = Field(1, ge=1, le=256, description="Torch threads per institution.")
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     encoder: Literal["plain", "fast", "compiled"] = Field(
         "plain",
-        description="fast: bfloat16 where the chip has it, folded norms, attention by rows; about three "
-        "times the images per second, embeddings of their own (docs/performance.md). compiled: also "
-        "torch.compile, for thousands of images.",
+        description="fast: bfloat16 where the chip supports it, folded norms, attention by rows; about three "
+        "times the images per second, with slightly different embeddings (docs/performance.md). compiled: "
+        "also torch.compile, for thousands of images.",
     )
 
 
@@ -68,21 +68,21 @@ class AlignmentSpec(Section):
     """The Alignment Layer's form and its learning rate; some forms have more keys."""
 
     form: str = Field(description="A name in casam_core.model.forms.FORMS.")
-    learning_rate: float | None = Field(None, gt=0, description="Default: the form's own.")
+    learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
 
 
 class TrainingSpec(Section):
-    """Local training of one task's Alignment Layer from cached embeddings."""
+    """Local training of the Alignment Layer of one task from cached embeddings."""
 
-    rounds: int = Field(1, ge=1, description="Exchanges of weights per stage.")
+    rounds: int = Field(1, ge=1, description="Rounds of federated training per stage.")
     epochs: int = Field(24, ge=1, description="Passes over the training images per round.")
     max_steps: int | None = Field(None, ge=1, description="Stop a round after this many steps.")
     batch_images: int = Field(6, ge=1)
     instances: int = Field(5, ge=1, description="Instances drawn per image and step.")
     prompts: Literal["box", "point", "mixed"] = Field(
-        "box", description="mixed tosses a coin for box or point at every step, as the paper does."
+        "box", description="mixed: each step draws box or point with equal probability, as in the paper."
     )
-    warmup: int = Field(0, ge=0, description="Steps over which the learning rate rises to its value.")
+    warmup: int = Field(0, ge=0, description="Steps in which the learning rate rises to its full value.")
     patience: int | None = Field(
         None,
         ge=1,
@@ -90,8 +90,8 @@ class TrainingSpec(Section):
     )
     fallback_to_identity: bool = Field(
         True,
-        description="A task whose layer does not beat frozen SAM on the holders' validation images keeps the "
-        "identity (methods with an entry per task).",
+        description="Fallback to the identity: a task keeps frozen SAM if its layer is not better on the "
+        "holders' validation images (methods with one entry per task).",
     )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
 
@@ -100,7 +100,7 @@ class TrainingSpec(Section):
     def _takes_the_old_name(cls, table: Any) -> Any:
         if not isinstance(table, Mapping) or "floor" not in table:
             return table
-        # Explicitly, so that it is printed as one line, without the line of code that happened to read it.
+        # warn_explicit prints one line; warn would also print the line of code that reads the scenario.
         warnings.warn_explicit(
             "training.floor is now called training.fallback_to_identity; the old name is accepted until the "
             "next release",
@@ -112,29 +112,29 @@ class TrainingSpec(Section):
 
 
 class PrivacySpec(Section):
-    """How institutions train whose policy asks for noise (docs/privacy.md). The budget is theirs."""
+    """Training at institutions whose policy asks for noise (docs/privacy.md); the policy sets the budget."""
 
-    steps: int = Field(25, ge=1, description="Optimiser steps of a private round; fixed, so never early.")
+    steps: int = Field(25, ge=1, description="Optimiser steps of a private round; no early stopping.")
     sampling_rate: float = Field(
-        0.2, gt=0, le=1, description="Chance of every image (or group) to take part in a step."
+        0.2, gt=0, le=1, description="Probability that an image (or group) takes part in a step."
     )
-    clip: float = Field(1.0, gt=0, description="Largest L2 norm of one image's (or group's) gradient.")
-    learning_rate: float | None = Field(None, gt=0, description="Default: the form's own.")
+    clip: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient of one image (or group).")
+    learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
     noise_multiplier: float | None = Field(
         None,
         gt=0,
-        description="Standard deviation of the noise over `clip`. Default: the least with which the rounds "
-        "of a task fit the institution's whole budget.",
+        description="Standard deviation of the noise, divided by `clip`. Default: the smallest value with "
+        "which all rounds of a task fit into the institution's whole budget.",
     )
     router_ratio: float = Field(
         4.0,
         gt=0,
-        description="Noise multiplier of the router over that of training; more spends less.",
+        description="Noise multiplier of the router, divided by that of training; a larger one spends less.",
     )
 
 
 class RouterSpec(Section):
-    """How the task of a new image is recognised, and when it counts as unknown.
+    """How the router recognises the task of a new image, and when an image is unknown.
 
     Some kinds of router have more keys.
     """
@@ -142,22 +142,24 @@ class RouterSpec(Section):
     kind: str = Field(description="A name in casam_core.routing.routers.ROUTERS.")
     features: Literal["attention", "moments"] = "moments"
     folds: int = Field(5, ge=2)
-    percentile: float = Field(97.0, gt=0, le=100, description="Of the held-out scores: the threshold.")
+    percentile: float = Field(
+        97.0, gt=0, le=100, description="The threshold: this percentile of the held-out scores."
+    )
     margin: float = Field(
-        1.5, ge=0, description="Widen the threshold by this share of its distance from the median; paper: 0."
+        1.5, ge=0, description="Raise the threshold by this share of its distance from the median; paper: 0."
     )
 
 
 def forms() -> Mapping[str, Named]:
-    """Every form of the layer."""
-    from casam_core.model.forms import FORMS  # it needs this module
+    """All forms of the Alignment Layer."""
+    from casam_core.model.forms import FORMS  # that module imports this one
 
     return FORMS
 
 
 def routers() -> Mapping[str, Named]:
-    """Every kind of router."""
-    from casam_core.routing.routers import ROUTERS  # it needs this module
+    """All kinds of router."""
+    from casam_core.routing.routers import ROUTERS  # that module imports this one
 
     return ROUTERS
 
@@ -166,39 +168,42 @@ BY_FORM, BY_KIND = ByName("form", "low_rank", forms), ByName("kind", "gaussian",
 
 
 class BankSpec(Section):
-    """How entries are kept and sent."""
+    """How entries are stored and sent."""
 
     precision: Literal["float32", "float16"] = Field(
         "float16",
-        description="float16: matrices of layer and router are rounded once, when the entry is made; about "
-        "half the bytes to everyone. Vectors stay float32. float32: as they were learned.",
+        description="float16: matrices of layer and router are rounded once, when the entry is made; an "
+        "entry has about half the bytes. Vectors stay float32. float32: nothing is rounded.",
     )
 
 
 class EvaluationSpec(Section):
-    """How test images are prompted and measured."""
+    """How test images are prompted and scored."""
 
-    split: Literal["test", "val"] = Field("test", description="val: to choose settings, never to report.")
+    split: Literal["test", "val"] = Field(
+        "test", description="val: only to choose settings; do not report these scores."
+    )
     prompts: Literal["box", "jittered_box", "point"] = "box"
-    jitter: float = Field(0.1, ge=0, le=0.5, description="Box jitter as a share of its side.")
-    max_instances: int = Field(32, ge=1, description="Instances per image, drawn by seed.")
+    jitter: float = Field(0.1, ge=0, le=0.5, description="Jitter of a box as a share of its side.")
+    max_instances: int = Field(32, ge=1, description="Most instances per image; the seed chooses them.")
     hd95: bool = Field(False, description="Also measure the 95 % Hausdorff distance (slower).")
     overlays: int = Field(
         0,
         ge=0,
         le=50,
-        description="Pictures per task that each institution draws for its own eyes, in a simulation. A real "
-        "site's own setting `overlays` alone counts there.",
+        description="Pictures per task that each simulated institution draws for itself. A deployed "
+        "institution uses its own setting `overlays`.",
     )
 
 
 class InstitutionSpec(Section):
-    """One data owner; `data` maps each task it holds to its source."""
+    """One institution; `data` maps each task that it holds to its source."""
 
     name: Name
     data: dict[Name, DataSpec] = Field(min_length=1)
     unseen: bool = Field(
-        False, description="Never trains: its tasks show after every stage what unknown images suffer."
+        False,
+        description="It never trains; after each stage, its tasks measure the scores of unknown images.",
     )
     policy: Policy = Policy()
     faults: FaultSpec = FaultSpec()
@@ -206,8 +211,8 @@ class InstitutionSpec(Section):
         1,
         ge=1,
         le=10_000,
-        description="So many institutions alike, named NAME-1, NAME-2, ...; phantoms of each have images of "
-        "their own.",
+        description="Number of equal institutions, named NAME-1, NAME-2, ...; each generates different "
+        "phantom images.",
     )
 
 
@@ -217,26 +222,26 @@ class Scenario(Section):
     name: Name
     description: str = ""
     minutes: float | None = Field(
-        None, gt=0, description="Expected minutes on two CPU cores, the first time; for `casam scenarios`."
+        None, gt=0, description="Expected minutes of the first run on two CPU cores; for `casam scenarios`."
     )
     look_at: str = Field("", description="What to look at in the results; for `casam scenarios`.")
     seed: int = Field(0, ge=0)
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
-    stream: list[Name] = Field(min_length=1, description="Tasks in the order they are learned.")
+    stream: list[Name] = Field(min_length=1, description="Tasks in the order of learning.")
     unlearning: Literal["retrain", "drop"] = Field(
         "retrain",
-        description="What becomes of an entry when one of its holders leaves with on_leave = unlearn: the "
-        "others learn it anew (they must have kept their samples), or it is dropped.",
+        description="What to do with an entry when one of its holders leaves with on_leave = unlearn. "
+        "retrain: the other holders learn the task again from the samples they kept. drop: delete the entry.",
     )
     order: Literal["given", "reversed", "shuffled"] = Field(
-        "given", description="Turn the stream round, or shuffle it by the seed."
+        "given", description="reversed: last task first. shuffled: an order drawn from the seed."
     )
     institutions: list[InstitutionSpec] = Field(min_length=1)
     backbone: BackboneSpec = BackboneSpec()
     compute: ComputeSpec = ComputeSpec()
     alignment: Annotated[AlignmentSpec, BY_FORM] = Field(default_factory=BY_FORM.default_section)
     alignments: dict[Name, Annotated[AlignmentSpec, BY_FORM]] = Field(
-        default_factory=dict, description="By task, where it has another layer than `alignment` says."
+        default_factory=dict, description="By task, for tasks with another layer than `alignment`."
     )
     training: TrainingSpec = TrainingSpec()
     privacy: PrivacySpec = PrivacySpec()
@@ -255,14 +260,14 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _has_every_copy(self) -> Scenario:
-        # Resolved once, like the order: nobody but the author sees copies.
+        # Resolved once, like the order: the resolved scenario has no copies.
         sites = [copy for site in self.institutions for copy in copies_of(site)]
         object.__setattr__(self, "institutions", sites)
         return self
 
     @model_validator(mode="after")
     def _is_in_its_order(self) -> Scenario:
-        # Resolved once: what is sent and recorded is the stream as it will be learned.
+        # Resolved once: the server sends and records the stream in its final order.
         stream = list(self.stream)
         if self.order == "reversed":
             stream.reverse()
@@ -284,7 +289,7 @@ class Scenario(Section):
                 if site.unseen and task in self.stream:
                     raise ValueError(
                         f"institution {site.name!r} is unseen, but its task {task!r} stands in the stream; "
-                        "name its task otherwise or let it take part"
+                        "give its task another name or set unseen = false"
                     )
         return self
 
@@ -329,8 +334,11 @@ class Scenario(Section):
         return [site.name for site in self.institutions if task in site.data]
 
     def canonical_json(self) -> str:
-        """The one spelling that is hashed and sent. Where a checkpoint lies is a fact of each site, and
-        what a list of scenarios says about it changes nothing."""
+        """The canonical JSON, which is hashed and sent.
+
+        It omits the path of the checkpoint, which differs between sites, and the texts for `casam scenarios`,
+        which change no result.
+        """
         content = self.model_dump(
             mode="json",
             exclude={
@@ -347,8 +355,9 @@ class Scenario(Section):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
     def learned_digest(self) -> str:
-        """The digest without what may differ where the same is learned: the institutions' policies, which are
-        their own, and what goes wrong, who is waited for and how far they are trusted. It stands in entries.
+        """The digest that entries record: without policies, faults, deadlines, participation and admission.
+
+        These may differ between two runs that learn the same entry.
         """
         sites = [
             site.model_copy(update={"policy": Policy(), "faults": FaultSpec()}) for site in self.institutions
@@ -364,7 +373,7 @@ class Scenario(Section):
 
 
 def copies_of(site: InstitutionSpec) -> list[InstitutionSpec]:
-    """The institutions that one table stands for; numbers have leading zeros, so that names sort."""
+    """The institutions that one table describes; numbers have leading zeros, so that names sort."""
     if site.copies == 1:
         return [site]
     width = len(str(site.copies))

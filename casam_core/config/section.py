@@ -1,4 +1,4 @@
-"""The base of every table that people write and both sides must read alike."""
+"""The base class of scenario and policy tables, and the lookup of registered names in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import (
 
 
 class Section(BaseModel):
-    """A table of a scenario or policy: unknown keys are refused, values never change."""
+    """A table of a scenario or policy. It refuses unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,12 +27,12 @@ S = TypeVar("S", bound=Section)
 
 
 def known_keys(section: type[S], settings: Mapping[str, Any]) -> S:
-    """A section with those of `settings` that it has a key for. Raises ValidationError for wrong values."""
+    """A section from `settings`, without the unknown keys. Raises ValidationError for invalid values."""
     return section.model_validate({key: settings[key] for key in settings if key in section.model_fields})
 
 
 class Named(Protocol):
-    """An entry of a registry that has a section of its own."""
+    """An entry of a registry, with its own section of a scenario."""
 
     @property
     def section(self) -> type[Section]: ...
@@ -40,15 +40,15 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class OneOf:
-    """Annotation of a string that is a name of a registry, looked up when it is read.
+    """Annotation of a string that must be a name of a registry.
 
-    names: what there is, so that what is registered later counts.
+    names: called at every check, so that names registered later are valid.
     """
 
     names: Callable[[], Collection[str]]
 
     def check(self, name: str) -> str:
-        """The name. Raises ValueError for an unknown one."""
+        """The name itself. Raises ValueError for an unknown name."""
         if name not in self.names():
             raise ValueError(f"expected one of {', '.join(map(repr, self.names()))}, found {name!r}")
         return name
@@ -64,8 +64,8 @@ class OneOf:
 class ByName:
     """Annotation of a table whose keys depend on a name in it: `router = {kind = "vae", beta = 1}`.
 
-    key: where the name stands. default: the name where it does not. registry: sections by name, looked up
-    when a table is read, so that what is registered later counts.
+    key: the key of the name. default: the name of a table without that key. registry: sections by name;
+    called at every reading, so that names registered later are valid.
     """
 
     key: str
@@ -73,10 +73,10 @@ class ByName:
     registry: Callable[[], Mapping[str, Named]]
 
     def read(self, table: Any) -> Section:
-        """The table as the section that its name asks for.
+        """The table as the section of its name.
 
         Raises:
-            ValidationError: an unknown name, a key that belongs to another name, or a wrong value.
+            ValidationError: an unknown name, a key of another name, or an invalid value.
         """
         if isinstance(table, Section):
             return table
@@ -110,6 +110,6 @@ class ByName:
 
 
 def wrong(key: str, value: Any, fault: str) -> ValidationError:
-    """The error of one key."""
+    """A ValidationError for one key."""
     details: Any = {"type": "value_error", "loc": (key,), "input": value, "ctx": {"error": ValueError(fault)}}
     return ValidationError.from_exception_data("Section", [details])

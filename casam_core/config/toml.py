@@ -1,4 +1,4 @@
-"""Reading a scenario file, with errors a person can act on: file, key, what was found and expected."""
+"""Read scenario and policy files. Each error names the file, the key, the expected and the found value."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Table = dict[str, Any]
 
 
 def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
-    """Content of a TOML file, or of a JSON file as runs leave it. Raises `refuse`."""
+    """The content of a TOML file, or of a JSON file that a run wrote. Raises `refuse`."""
     try:
         if path.suffix == ".json":
             return as_table(json.loads(path.read_text(encoding="utf-8")))
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise refuse(f"{path}: no such {what} file; check the path") from error
-    except ValueError as error:  # what both parsers and the decoder raise
+    except ValueError as error:  # both parsers and the decoder raise subclasses of it
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise refuse(f"{path}: not valid {kind}: {error}") from error
     except OSError as error:
@@ -34,14 +34,14 @@ def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
 
 
 def as_table(content: Any) -> Table:
-    """Raises ValueError for JSON that is no object."""
+    """The content, typed as a table. Raises ValueError if it is not an object."""
     if not isinstance(content, dict):
         raise ValueError(f"expected an object, found {type(content).__name__}")
     return content
 
 
 def read_policy(path: Path) -> Policy:
-    """An institution's policy. Raises PolicyError."""
+    """Read the policy of an institution. Raises PolicyError."""
     try:
         return Policy.model_validate(read_table(path, "policy", PolicyError))
     except ValidationError as error:
@@ -49,7 +49,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
-    """The scenario in `path`, with `KEY=VALUE` overrides applied. Raises ScenarioError."""
+    """Read the scenario in `path` and apply `KEY=VALUE` overrides. Raises ScenarioError."""
     table = read_table(path, "scenario", ScenarioError)
     for override in overrides:
         apply_override(table, override)
@@ -57,7 +57,7 @@ def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
 
 
 def parse_scenario(table: Table, source: str) -> Scenario:
-    """Validate a table; the first fault becomes one line that names the file, the key and the value."""
+    """Validate a table. Raises ScenarioError: one line with the file, the first wrong key and its value."""
     try:
         return Scenario.model_validate(table)
     except ValidationError as error:
@@ -65,12 +65,12 @@ def parse_scenario(table: Table, source: str) -> Scenario:
 
 
 def explain(error: ValidationError) -> str:
-    """One line for the first fault, and how many more there are."""
+    """One line about the first fault, and the number of further faults."""
     faults = error.errors(include_url=False)
     first = faults[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        text = f"unknown key {key!r}; see docs/scenario.md for the keys there are"
+        text = f"unknown key {key!r}; docs/scenario.md lists all keys"
     elif first["type"] == "missing":
         text = f"key {key!r} is missing"
     elif first["type"] == "value_error":
@@ -84,7 +84,7 @@ def explain(error: ValidationError) -> str:
 def apply_override(table: Table, override: str) -> None:
     """Set one key from `KEY=VALUE`, e.g. `training.epochs=3`, in place (see `set_key`).
 
-    The value is read as TOML; what is no TOML value is taken as text. Raises ScenarioError.
+    The value is parsed as TOML; if that fails, it is a text. Raises ScenarioError.
     """
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
@@ -99,8 +99,8 @@ def apply_override(table: Table, override: str) -> None:
 def set_key(table: Table, key: str, value: Any, source: str) -> None:
     """Set one key in place: names with dots, e.g. `institutions.heart-centre.data.polyp.images`.
 
-    An item of a list is reached by its number or, where it has one, its `name`; `*` reaches every item of a
-    list or table that is there. source: what an error names. Raises ScenarioError.
+    A part of the key can be a number or a `name` to select an item of a list, or `*` to select every item of
+    a list or table. source: named in the error. Raises ScenarioError.
     """
     *parents, leaf = key.split(".")
     places: list[Any] = [table]
@@ -111,7 +111,7 @@ def set_key(table: Table, key: str, value: Any, source: str) -> None:
             for number in _numbers(place, leaf, source):
                 place[number] = copy.deepcopy(value)
         elif not isinstance(place, dict):
-            raise ScenarioError(f"{source}: there is no table to hold {leaf!r}")
+            raise ScenarioError(f"{source}: expected a table that can hold {leaf!r}, found a single value")
         elif leaf == "*":
             place.update({name: copy.deepcopy(value) for name in place})
         else:
@@ -119,7 +119,7 @@ def set_key(table: Table, key: str, value: Any, source: str) -> None:
 
 
 def _steps(here: Any, part: str, source: str) -> list[Any]:
-    """What lies one step further; a table that is not there yet is made."""
+    """The values one level below `here`; a missing table is created."""
     if isinstance(here, dict):
         return list(here.values()) if part == "*" else [here.setdefault(part, {})]
     if isinstance(here, list):
@@ -128,7 +128,7 @@ def _steps(here: Any, part: str, source: str) -> list[Any]:
 
 
 def _numbers(items: list[Any], part: str, source: str) -> list[int]:
-    """Positions of the items that `part` names. Raises ScenarioError where there are none."""
+    """The positions of the items that `part` selects. Raises ScenarioError if there are none."""
     found = [
         number
         for number, item in enumerate(items)
