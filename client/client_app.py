@@ -1,6 +1,6 @@
 """The Flower ClientApp: one institution per SuperNode, several per node in a small simulation.
 
-Every answer, and every exception, passes `release` on its way out (client/release/outbox.py).
+Every answer and every exception passes through `release` before it leaves (client/release/outbox.py).
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ from client.simulation.faults import Role, attacked, is_gone, suffer
 from client.site import Site, hosted_sites
 
 Settings = tuple[tuple[str, str | int | float | bool], ...]
-"""A node's or a run's, to be compared."""
+"""Settings of a node or a run, as a hashable tuple."""
 
 STATE = "casam"
-"""Key of the node's state record: the identify request, kept for the run."""
+"""Key of the node's state record, which keeps facts of the identify request for the run."""
 
 SCENARIO = "scenario"
-"""In it, the compressed scenario."""
+"""Key in that record: the compressed scenario."""
 
 Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
 
 
 class InstitutionApp(ClientApp):
-    """A ClientApp whose every answer passes `release`.
+    """A ClientApp that sends every answer through `release`.
 
-    A mod would be the usual place, but what Flower raises around its mods (a message that no function is
-    registered for) would pass it by.
+    A Flower mod would not see all exceptions: Flower raises some outside its mods, for example for a message
+    without a registered handler.
     """
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -81,9 +81,10 @@ class InstitutionApp(ClientApp):
 
 
 def release(message: Message, context: Context, call_next: ClientAppCallable) -> tuple[Message, Role | None]:
-    """(what leaves, who answered whatever to it; None where nobody was addressed).
+    """Call the handler and send its answer, or its exception, through `answer_for`.
 
-    Whatever answers, nothing leaves but through `answer_for`.
+    Returns:
+        (the message that leaves, the addressed institution's role; None if no institution was addressed).
     """
     answer: Message | Exception
     try:
@@ -93,7 +94,7 @@ def release(message: Message, context: Context, call_next: ClientAppCallable) ->
     role: Role | None = None
     sites: Sequence[Site] = ()
     run = ""
-    with contextlib.suppress(Exception):  # nobody is known yet, or nobody is addressed
+    with contextlib.suppress(Exception):  # before identify, or no institution is addressed
         sites = remembered(context)
         run = str(context.state.config_records[STATE]["run"])
         if (job := job_of(message.content)) is not None:
@@ -109,7 +110,7 @@ app = InstitutionApp()
 
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
-    """Say who is here; remember the scenario for the requests that follow."""
+    """Say which institutions this node hosts; keep the scenario for the requests that follow."""
     request = IdentifyRequest.of(from_records(message.content))
     if request.code != code_fingerprint():
         raise RefusalError(
@@ -140,10 +141,10 @@ def identify(message: Message, context: Context) -> Message:
 
 
 def told(request: IdentifyRequest, context: Context) -> str:
-    """The compressed scenario, sent now or earlier in this run. Raises RefusalError (unknown-scenario)."""
+    """The compressed scenario of this or an earlier request. Raises RefusalError (unknown-scenario)."""
     compressed = request.scenario or compressed_scenario(context)
     if hashlib.sha256(expand_text(compressed).encode()).hexdigest() != request.digest:
-        raise RefusalError(Outcome.UNKNOWN_SCENARIO, "another scenario was told to this node")
+        raise RefusalError(Outcome.UNKNOWN_SCENARIO, "this node knows another scenario")
     return compressed
 
 
@@ -157,7 +158,7 @@ def align(message: Message, context: Context) -> Message:
 
 @app.train()
 def secure_sum(message: Message, context: Context) -> Message:
-    """One exchange of a secure sum. Its message type is exactly `train`: Flower's SecAgg+ knows no other."""
+    """One exchange of a secure sum. Flower's SecAgg+ supports only the message type `train`."""
     request = SecureRequest.of(from_records(message.content))
     return answered(message, take_part(addressed(request.job, context), request, context))
 
@@ -165,7 +166,7 @@ def secure_sum(message: Message, context: Context) -> Message:
 def answering(
     request_type: type[Request], work: Callable[[Institution, Request], schema.Message]
 ) -> ClientAppCallable:
-    """A handler that reads the request and lets the addressed institution answer it."""
+    """A handler that reads the request and calls `work` with the addressed institution."""
 
     def handler(message: Message, context: Context) -> Message:
         request = request_type.of(from_records(message.content))
@@ -181,12 +182,12 @@ app.query("forget")(answering(ForgetRequest, forget))
 
 
 def answered(message: Message, reply: schema.Message) -> Message:
-    """The answer, still inside: `release` looks at it before it leaves."""
+    """The answer as a Flower message; `release` checks it before it leaves."""
     return Message(to_records(reply.to_payload()), reply_to=message)
 
 
 def addressed(job: Job, context: Context) -> Institution:
-    """The institution a request is for. Raises RefusalError (unknown-scenario, unknown-institution)."""
+    """The addressed institution. Raises RefusalError (unknown-scenario, unknown-institution)."""
     return institution_among(remembered(context), scenario_text(context), job.institution)
 
 
@@ -199,9 +200,9 @@ def institution_among(sites: Sequence[Site], scenario_json: str, name: str) -> I
 
 
 def everybody_else(name: str, context: Context) -> list[Institution]:
-    """All other institutions of a simulation, for joint training. A real site refuses."""
+    """All other institutions of a simulation, for joint training. A real site raises RefusalError."""
     if "institution" in context.node_config:
-        raise RefusalError(Outcome.POOLING_REFUSED, "images of institutions are pooled in simulations only")
+        raise RefusalError(Outcome.POOLING_REFUSED, "only simulations pool images of institutions")
     run = str(context.state.config_records[STATE]["run"])
     everybody = {"partition-id": 0, "num-partitions": 1}
     sites = hosted_sites(scenario_in(context), run, everybody, context.run_config)
@@ -210,43 +211,43 @@ def everybody_else(name: str, context: Context) -> list[Institution]:
 
 
 def remembered(context: Context) -> Sequence[Site]:
-    """Who is hosted here, in the run that identify told of. Raises RefusalError (unknown-scenario)."""
+    """The sites hosted here, in the run of the identify request. Raises RefusalError (unknown-scenario)."""
     text, node, settings = scenario_text(context), context.node_config, context.run_config
     run = str(context.state.config_records[STATE]["run"])
-    if "institution" in node:  # its policy is a file that may have changed
+    if "institution" in node:  # read again: its policy file may have changed
         return hosted_sites(parsed(text), run, node, settings)
     return simulated_sites(text, run, tuple(sorted(node.items())), tuple(sorted(settings.items())))
 
 
 @lru_cache(maxsize=4096)
 def simulated_sites(text: str, run: str, node: Settings, settings: Settings) -> Sequence[Site]:
-    """Who is hosted by a node of a simulation, where nothing changes during a run."""
+    """The sites hosted by a node of a simulation, where nothing changes during a run."""
     return hosted_sites(parsed(text), run, dict(node), dict(settings))
 
 
 def scenario_in(context: Context) -> Scenario:
-    """The run's scenario. Raises RefusalError (unknown-scenario) when identify has not told it yet."""
+    """The run's scenario. Raises RefusalError (unknown-scenario) before the identify request."""
     return parsed(scenario_text(context))
 
 
 def scenario_text(context: Context) -> str:
-    """The same as canonical JSON: one string per process, however many nodes were told it."""
+    """The run's scenario as canonical JSON: one string per process for any number of nodes."""
     return expand_text(compressed_scenario(context))
 
 
 def compressed_scenario(context: Context) -> str:
-    """As it was told and is kept: a simulation carries a node's state to a worker and back for each message.
+    """The compressed scenario: a simulation moves a node's state to a worker and back for each message.
 
-    Raises RefusalError (unknown-scenario) when identify has not told it yet.
+    Raises RefusalError (unknown-scenario) before the identify request.
     """
     if STATE not in context.state:
-        raise RefusalError(Outcome.UNKNOWN_SCENARIO, "no identify message was seen in this run")
+        raise RefusalError(Outcome.UNKNOWN_SCENARIO, "this node got no identify message in this run")
     return str(context.state.config_records[STATE][SCENARIO])
 
 
 @lru_cache(maxsize=8)
 def parsed(scenario_json: str) -> Scenario:
-    """The scenario; every message of a run asks for it, and it never changes."""
+    """The scenario. Cached, because every message of a run needs it and it never changes."""
     return Scenario.model_validate_json(scenario_json)
 
 
@@ -254,14 +255,14 @@ def parsed(scenario_json: str) -> Scenario:
 def institution_at(site: Site, scenario_json: str) -> Institution:
     """One Institution per process, site and scenario, with its dataset opened once.
 
-    As many as a process may host in turn: one that is opened anew for every message costs more than its work.
+    The cache is large, because opening an institution again for every message costs more than its work.
     """
     scenario = site.localised(parsed(scenario_json))
     return Institution(site, scenario, ready_backbone(scenario))
 
 
 def forget_institutions() -> None:
-    """Drop what this process keeps of a finished run: datasets, the last images and layers, checked logs."""
+    """Clear this process's caches after a run: datasets, the last images and layers, checked logs."""
     simulated_sites.cache_clear()
     institution_at.cache_clear()
     recent.cache_clear()
@@ -270,7 +271,7 @@ def forget_institutions() -> None:
 
 
 def ready_backbone(scenario: Scenario) -> Backbone:
-    """The frozen backbone, loaded once per process, with the process set up for it."""
+    """Set up the process for the backbone; return the frozen backbone, which is loaded once per process."""
     compute = resolve_compute(scenario.compute)
     prepare_process(compute)
     return load_backbone(scenario.backbone, compute)

@@ -1,8 +1,7 @@
-"""The institution: everything it does with its own data. No Flower here.
+"""The institution: everything it does with its own data. This module does not use Flower.
 
-What a method returns may leave the house if the policy lets it (client/release/permission.py); what it
-writes to
-`site.store` and `site.private` stays.
+The return value of a method may leave if the policy allows it (client/release/permission.py). Files that it
+writes to `site.store` and `site.private` stay.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def train_round(
 ) -> None:
     """Train `layer` in place for one round, as an institution of the scenario does with these images.
 
-    Whoever asks what a layer would have become (casam_bench/membership/shadows.py) asks here, too.
+    casam_bench/membership/shadows.py trains its shadow models with the same function.
     """
     train_layer(
         layer,
@@ -110,7 +109,7 @@ class Institution:
         return {task: self.task(task).holding for task in held}
 
     def task(self, task: str) -> TaskData:
-        """This institution's images of `task`, opened once."""
+        """This institution's images of `task`; the dataset is opened once."""
         if task not in self._tasks:
             spec = self.scenario.institution(self.name).data[task]
             self.site.check_path(spec.path)
@@ -125,7 +124,7 @@ class Institution:
         return self._tasks[task]
 
     def dataset(self, task: str) -> str:
-        """Where the task's images lie: the same folder is the same images, whatever a scenario calls them."""
+        """Location of the task's images; it identifies them under every task name."""
         spec = self.scenario.institution(self.name).data[task]
         if spec.path is None:
             return f"phantom/{self.name}/{spec.phantom}"
@@ -164,7 +163,7 @@ class Institution:
         return AlignReply(weights_of(layer), len(examples), importance, improved)
 
     def layer(self, task: str, weights: Layer | None) -> AlignmentLayer:
-        """A layer of `task` with these weights; with those that every holder starts from, where None."""
+        """A layer of `task` with these weights, or with the initial weights of all holders if None."""
         layer = first_layer(self.scenario, task, self.backbone.geometry.channels, self.backbone)
         if weights is not None:
             set_weights(layer, weights)
@@ -183,7 +182,7 @@ class Institution:
         return StoredExamples(items, self.backbone, layer.sees_pixels)
 
     def penalty(self, request: AlignRequest) -> Penalty | None:
-        """What the method adds to the loss, so that the tasks before are not forgotten."""
+        """The method's additional loss term against forgetting; None if it has none."""
         method = method_of(self.scenario.method)
         if request.anchor is None or method.penalty is None:
             return None
@@ -192,17 +191,17 @@ class Institution:
         return method.penalty(anchor, self.backbone, request.importance)
 
     def validator(self, job: Job, layer: AlignmentLayer) -> Validate | None:
-        """Measures layers like `layer` on the task's validation images; None where there are none."""
+        """A function that measures layers like `layer` on validation images; None without such images."""
         data, samples = self.encoded(job.task, "val")
         examples = StoredExamples([(data, sample) for sample in samples], self.backbone, layer.sees_pixels)
         return validator(examples, self.backbone, self.scenario.training, self.draws(job, "validate"))
 
     def draws(self, job: Job, purpose: str) -> np.random.Generator:
-        """This round's random numbers for one purpose."""
+        """The random generator of this round for one purpose."""
         return numpy_generator(self.scenario.seed, self.name, job.stage, job.round, purpose)
 
     def router_statistics(self, job: Job) -> RouterReply:
-        """Summaries for the server to merge with other holders': of all images, and without each fold."""
+        """Sufficient statistics of all images, and without each fold, for the server to merge."""
         spec = self.scenario.router
         f_NF, seed = self.described(job)
         return RouterReply(
@@ -212,7 +211,7 @@ class Institution:
         )
 
     def fit_router(self, job: Job) -> RouterReply:
-        """The finished router, and the threshold from held-out scores."""
+        """The fitted router, and the threshold from held-out scores."""
         f_NF, seed = self.described(job)
         state, threshold = learn_alone(self.router, f_NF, self.scenario.router, seed)
         return RouterReply(router=state, images=len(f_NF), threshold=threshold)
@@ -222,7 +221,7 @@ class Institution:
         spec = self.scenario.router
         data, samples = self.encoded(job.task, "train")
         f_NF = data.features(samples, self.backbone, spec.features)
-        # All holders start from the same router: averaging networks of other beginnings averages nothing.
+        # All holders start from the same router: networks with different initial weights cannot be averaged.
         seed = derive_seed(self.scenario.seed, job.stage, "router", job.task)
         return f_NF, seed
 
@@ -233,7 +232,7 @@ class Institution:
         return CalibrateReply(score_histogram(held_out_scores(self.router, f_NF, request.folds, folds)))
 
     def evaluate(self, known: KnownEntries) -> EvaluateReply:
-        """Score the test images of every task held here under the entries as they now stand."""
+        """Score the test images of every task held here under the current entries."""
         evaluator = self.evaluator()
         measured = self.measured(known, evaluator)
         return EvaluateReply(
@@ -247,7 +246,7 @@ class Institution:
         )
 
     def measured(self, known: KnownEntries, evaluator: Evaluator | None = None) -> dict[str, Measured]:
-        """Every test image of every task held here, under the entries as they now stand."""
+        """Route and segment every test image of every task held here under the current entries."""
         evaluator = evaluator or self.evaluator()
         found = {}
         for task in sorted(self.scenario.institution(self.name).data):
@@ -262,7 +261,7 @@ class Institution:
         if request.known == 0:
             shutil.rmtree(folder, ignore_errors=True)
         bank = Bank.open(folder, create=True)
-        for task in bank.tasks[request.known :]:  # held back by the server since they came
+        for task in bank.tasks[request.known :]:  # the server quarantined them after it had sent them
             bank.remove(task)
         if len(bank) == request.known:
             for data in request.entries:
@@ -274,14 +273,14 @@ class Institution:
         return bank
 
     def encoded(self, task: str, part: Part) -> tuple[TaskData, tuple[Sample, ...]]:
-        """The task's data and one of its splits, with every embedding in the store."""
+        """The task's data and one of its splits; the embeddings of its images are in the store afterwards."""
         data = self.task(task)
         samples = data.split.part(part)
         data.encode(samples, self.backbone, reporter(self.name, f"encode {task}"))
         return data, samples
 
     def evaluator(self) -> Evaluator:
-        """Reads what this run has computed so far; another process may have computed some of it."""
+        """A new evaluator with all results of this run so far, including those of other processes."""
         return Evaluator(
             institution=self.name,
             seed=self.scenario.seed,

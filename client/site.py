@@ -1,8 +1,8 @@
-"""Facts of the site: they come from the node, never from the server or the scenario's author.
+"""Facts of the site. They come from the node, never from the server or the scenario's author.
 
 In deployment a SuperNode is started with --node-config 'institution="a" data-root="/data" home="/home"'
-and hosts that one institution. In a simulation one node hosts every num-partitions-th institution of
-the scenario, so that any number of nodes will do.
+and hosts that one institution. In a simulation one node hosts every num-partitions-th institution of the
+scenario, so any number of nodes is possible.
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class Site:
-    """Where one institution keeps what is its own.
+    """The files, the policy and the settings of one institution.
 
-    store: embeddings, shared by all runs. public: those of images that are nobody's; simulated institutions,
-    who would all make the same, share them. private: what this run leaves at the institution.
-    run: its name. audit: log of what left, in deployment over all runs. ledger: of private releases,
-    likewise. key: for signed statements.
-    confined: data paths of the scenario must stay below data_root, as the site did not write them.
-    policy: what this institution allows; in deployment from its own file. checkpoint: file of the backbone's
-    weights. device: wins over the scenario's compute.device. overlays: pictures per task for its own eyes.
+    Args:
+        store: folder of embeddings, shared by all runs.
+        public: folder of embeddings of public images; all simulated institutions share it.
+        private: folder of this run's files at the institution. run: name of the run.
+        audit: log of all releases; ledger: log of private releases. In deployment both cover all runs.
+        key: private key for signed statements.
+        confined: whether the scenario's data paths must stay below data_root, because the site did not write
+            them.
+        policy: what this institution allows; in deployment from its own file.
+        checkpoint: file of the backbone's weights.
+        device: overrides the scenario's compute.device.
+        overlays: pictures per task for the institution only.
     """
 
     institution: str
@@ -57,35 +62,39 @@ class Site:
 
     @property
     def simulated(self) -> bool:
-        """Whether a scenario plays this institution; its noise is then seeded."""
+        """Whether this institution is part of a simulation; its privacy noise is then seeded."""
         return not self.confined
 
     @property
     def log(self) -> Path:
-        """Why something failed, for the institution's eyes."""
+        """Log of failures with their reasons, for the institution only."""
         return self.private / "site.log"
 
     def check_path(self, path: str | None) -> None:
-        """Raise DataError for a path that leads out of this site's data folder."""
+        """Raise DataError for a path outside this site's data folder."""
         if path is not None and self.confined:
             check_below(path, self.data_root)
 
 
 def check_below(path: str, data_root: Path | None) -> None:
-    """Raise DataError for a data path that does not lie below the site's folder, or a site without one."""
+    """Raise DataError for a data path outside the site's data folder, or if the site has none."""
     if data_root is None:
         raise DataError("this node has no data-root; start it with --node-config 'data-root=\"FOLDER\"'")
     root = data_root.resolve()
     if not (root / Path(path).expanduser()).resolve().is_relative_to(root):
-        raise DataError(f"{path}: expected a path below this site's data-root, found one that leads out")
+        raise DataError(f"{path}: expected a path below this site's data-root, found one outside it")
 
 
 def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeConfig) -> list[Site]:
-    """The sites this node answers for, in the scenario's order.
+    """The sites this node answers for, in the scenario's order; none if its institution does not take part.
 
-    node: the SuperNode's own configuration. settings: the run's, which only a simulation obeys.
-    A node whose institution does not take part answers for nobody. Raises RunError for a run name that
-    is not a plain folder name.
+    Args:
+        node: the SuperNode's own configuration.
+        settings: the run's configuration, which only a simulation uses.
+
+    Raises:
+        RunError: the run name is not a plain folder name.
+        PolicyError: a real site has no valid policy file.
     """
     if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
@@ -100,7 +109,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 data_root=_path(node.get("data-root")),
                 store=home / "embeddings",
                 public=home / "embeddings",
-                # Two scenarios under one run name must not read each other's results.
+                # Two scenarios with the same run name must not read each other's results.
                 private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
                 audit=home / "audit.jsonl",
                 ledger=home / "ledger.jsonl",
@@ -137,7 +146,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
 
 
 def own_policy(node: NodeConfig) -> Policy:
-    """The policy file of a real site; no scenario can stand in for it. Raises PolicyError."""
+    """The policy of a real site, from its file; a scenario cannot replace it. Raises PolicyError."""
     path = _path(node.get("policy"))
     if path is None:
         raise PolicyError(

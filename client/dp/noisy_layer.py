@@ -1,4 +1,4 @@
-"""Training a layer with noise, where the institution's policy asks for it (docs/privacy.md)."""
+"""Private training of a layer, if the institution's policy asks for noise (docs/privacy.md)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from client.node.progress import reporter
 def align_privately(institution: Institution, request: AlignRequest) -> AlignReply:
     """One private round on this institution's images of the job's own task.
 
-    Nothing but the layer leaves: no loss, no early stop, and not whether it beats frozen SAM.
-    Raises RefusalError: noise-not-possible for methods and forms that need more than that, budget-spent.
+    Only the layer leaves: no loss, no early stop, and no comparison with frozen SAM.
+
+    Raises:
+        RefusalError: noise-not-possible (the method or form releases more than the layer) or budget-spent.
     """
     job, scenario = request.job, institution.scenario
     method, form = method_of(scenario.method), alignment_of(scenario, job.task).form
@@ -32,7 +34,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     if not FORMS[form].private:
         able = [name for name in FORMS if FORMS[name].private]
         raise RefusalError(Outcome.NOISE_NOT_POSSIBLE, f"form {form!r}: expected one of {', '.join(able)}")
-    # Imported here: Opacus takes a second, and open institutions never train privately.
+    # Imported here: importing Opacus takes a second, and only private training needs it.
     from casam_core.privacy.dp_training import PrivateSteps
 
     units = units_held(institution, job.task, "train")
@@ -51,7 +53,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         institution,
         job,
         "align",
-        # Learning anew asks the same: what was released for it is sent again and costs nothing.
+        # A request to learn the task again is the same request: the stored release is sent without new cost.
         replace(request, again=False).to_payload(),
         split="train",
         mechanisms={job.task: round_mechanism(scenario.privacy, noise_multiplier)},

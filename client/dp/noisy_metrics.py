@@ -1,9 +1,9 @@
-"""Metrics with noise: means of test images and counts of routes, each stage once (docs/privacy.md).
+"""Metrics with noise: means over test images and counts of routes, once per stage (docs/privacy.md).
 
-Per image IoU and Dice (0 to 1) and a one for the route that was taken: an L2 norm of at most sqrt(3). The
-images of a unit are added, so the sensitivity is that times the images of the largest unit, which is public
-as counts of images are. All else that exact metrics hold (boundaries, intervals, margins, how much was
-decoded) does not leave.
+Each image contributes its IoU, its Dice (both 0 to 1) and a one for its route: the contribution bound is an
+L2 norm of sqrt(3). The images of a unit add up, so the sensitivity is sqrt(3) times the number of images of
+the largest unit. That number is public, as all image counts are. The other exact metrics (boundaries,
+intervals, margins, number of decodes) do not leave.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ IMAGE_NORM = math.sqrt(3)
 def evaluate_privately(
     institution: Institution, request: EvaluateRequest, known: KnownEntries, canary: bool | None
 ) -> EvaluateReply:
-    """Noisy results of every task held here; paid for once per stage.
+    """Noisy results of every task held here; the budget pays once per stage.
 
-    canary: what client/evaluation/canary.py says.
+    Args:
+        canary: the answer of client/evaluation/canary.py.
+
+    Raises:
+        RefusalError: budget-spent or delta-too-large.
     """
     scenario, policy = institution.scenario, institution.site.policy
     noise_multiplier = metrics_noise(scenario, policy)
@@ -69,9 +73,11 @@ def noisy_result(
     noise_multiplier: float,
     noise: NoiseSource,
 ) -> TaskResult:
-    """Sums with noise, then brought back into their ranges.
+    """Sums with Gaussian noise, clipped to their valid ranges.
 
-    names: every route there is, so that which ones are named says nothing.
+    Args:
+        names: all possible routes; noise is added to every count, so the presence of a route reveals nothing.
+        largest_unit: number of images of the largest unit.
     """
     images = len(measured.images)
     routes = Counter(measured.routes)

@@ -1,7 +1,8 @@
-"""A task's router with noise, where the institution's policy asks for it (docs/privacy.md).
+"""A task's private router, if the institution's policy asks for noise (docs/privacy.md).
 
-A router's entry in ROUTERS says how its statistics are made with noise (`RouterEntry.private`). This module
-pays for them, and for the two noisy numbers behind a threshold (casam_core.privacy.private_scores).
+A router's entry in ROUTERS declares how to compute its statistics with noise (`RouterEntry.private`). This
+module pays for these statistics and for the two noisy numbers behind a threshold
+(casam_core.privacy.private_scores).
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from client.dp.public_features import public_features_of
 from client.institution import Institution
 
 SYNTHETIC = 512
-"""Drawn scores behind a threshold of a task that is held alone."""
+"""Number of drawn scores behind the threshold of a task with one holder."""
 
 
 def router_statistics_privately(institution: Institution, request: RouterRequest) -> RouterReply:
-    """Noisy statistics: the same ones for all images and for every fold, as they hold no image out."""
+    """Noisy statistics of all images. Every fold gets the same statistics, because no image is held out."""
     task = PrivateTask(institution, request.job)
     statistics = task.statistics()
     return RouterReply(statistics, task.images, folds=[statistics] * institution.scenario.router.folds)
 
 
 def fit_router_privately(institution: Institution, request: RouterRequest) -> RouterReply:
-    """The fitted noisy router and its threshold."""
+    """The router fitted to noisy statistics, and its threshold."""
     task, spec = PrivateTask(institution, request.job), institution.scenario.router
     state = institution.router.fit(task.statistics())
     scores_N = task.drawn_scores([state] * spec.folds, SYNTHETIC)
@@ -47,13 +48,13 @@ def fit_router_privately(institution: Institution, request: RouterRequest) -> Ro
 
 
 def calibrate_privately(institution: Institution, request: CalibrateRequest) -> CalibrateReply:
-    """Scores under the merged routers: as many as there are images, for their weight."""
+    """Drawn scores under the merged routers, one per training image, so that each holder has its weight."""
     task = PrivateTask(institution, request.job)
     return CalibrateReply(score_histogram(task.drawn_scores(request.folds, task.images)))
 
 
 def private_router(scenario: Scenario) -> PrivateRouter:
-    """How the scenario's router is made with noise. Raises RefusalError (noise-not-possible)."""
+    """The private version of the scenario's router. Raises RefusalError (noise-not-possible)."""
     kind = scenario.router.kind
     private = ROUTERS[kind].private
     if private is None:
@@ -67,7 +68,7 @@ def private_router(scenario: Scenario) -> PrivateRouter:
 class PrivateTask:
     """One task's training images at an institution that releases its router with noise.
 
-    Raises RefusalError (noise-not-possible) for a router that cannot be private, RefusalError (budget-spent).
+    Raises RefusalError: noise-not-possible (the router has no private version) or budget-spent.
     """
 
     def __init__(self, institution: Institution, job: Job) -> None:
@@ -77,16 +78,16 @@ class PrivateTask:
         self.data, self.samples = institution.encoded(job.task, "train")
         self.units = units_held(institution, job.task, "train")
         self.noise_multiplier = learning_noise(self.scenario, institution.site.policy)
-        # For drawing: what is drawn from is public by then.
+        # A plain seed is enough for drawing scores: their distribution is already released.
         self.seed = derive_seed(self.scenario.seed, institution.name, job.stage, "drawn", job.task)
 
     @property
     def images(self) -> int:
-        """How many there are, which is public."""
+        """The number of images, which is public."""
         return len(self.samples)
 
     def statistics(self) -> Arrays:
-        """Noisy statistics as the router's own, paid for once."""
+        """Noisy sufficient statistics in the router's own form, paid for once."""
         spec, privacy = self.scenario.router, self.scenario.privacy
 
         def compute(noise: NoiseSource) -> Arrays:
@@ -102,11 +103,15 @@ class PrivateTask:
         return self.release("router", self.private.mechanism(privacy, self.noise_multiplier), compute)
 
     def drawn_scores(self, states: Sequence[Arrays], count: int) -> NDArray[np.float64]:
-        """`count` drawn scores that stand for those of the task's images under the states of the folds.
+        """Draw scores that represent the scores of the task's images.
 
-        What is paid for is how the images score under the institution's own noisy router, above the lowest
-        score of that one: once per task, and independent of other holders, who may leave. Under merged states
-        the same distances are taken above the lowest score of these.
+        The paid release describes the images' scores under the institution's own noisy router, relative to
+        the lowest score of that router. It is made once per task and does not depend on other holders, which
+        may leave. For merged routers the same distances are added to the lowest score of these.
+
+        Args:
+            states: router state of each fold.
+            count: number of scores to draw.
         """
         noise_multiplier = self.scenario.privacy.router_ratio * self.noise_multiplier
         router, folds = self.institution.router, self.scenario.router.folds
@@ -134,7 +139,7 @@ class PrivateTask:
         return public_features_of(self.institution.backbone, kind, folder)
 
     def release(self, kind: str, mechanism: Mechanism, compute: Callable[[NoiseSource], Arrays]) -> Arrays:
-        """Arrays that are paid for once per run and task."""
+        """The computed arrays, which the budget pays once per run and task."""
         released = release_once(
             self.institution,
             self.job,

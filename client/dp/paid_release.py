@@ -1,7 +1,8 @@
-"""The order of a private release: reserve its cost, compute, store, and only then send.
+"""The order of a private release: reserve its cost, compute it, store it, and only then send it.
 
-A release that was stored is sent again byte for byte when it is asked for again; one that was lost between
-keeps its cost and is drawn anew. That is the same after a crash, a lost reply and a repeated request.
+If a stored release is requested again, the same bytes are sent. If a crash happens before a release is
+stored, its cost stays in the ledger and the release is computed again with new noise. The same rule covers
+crashes, lost replies and repeated requests.
 """
 
 from __future__ import annotations
@@ -35,10 +36,17 @@ def release_once(
     units: dict[str, int],
     compute: Callable[[NoiseSource], Payload],
 ) -> Payload:
-    """What leaves in answer to `request`, paid for once.
+    """The answer to `request`, stored and paid for once.
 
-    mechanisms, units: by task whose images are used, the cost and the number of units.
-    Raises RefusalError (budget-spent, delta-too-large) or PolicyError before anything is computed.
+    Args:
+        kind: name of the release in the ledger and in the file name.
+        request: everything that determines the answer; its digest identifies the stored release.
+        mechanisms, units: by task whose images are used, the mechanism and the number of units.
+        compute: makes the answer with the given noise.
+
+    Raises:
+        RefusalError: budget-spent or delta-too-large; nothing was computed.
+        PolicyError: the ledger cannot be used; nothing was computed.
     """
     folder = releases_of(institution.site)
     for path in folder.glob(f"{kind}-{digest_of(request)}-*.bin"):
@@ -53,7 +61,7 @@ def release_once(
 
 
 def spend_on(institution: Institution, kind: str, task: str, split: str, mechanism: Mechanism) -> Spend:
-    """One release of a task's images, as the ledger keeps it."""
+    """One release of a task's images, as a line of the ledger."""
     return Spend(
         time=now(),
         run=institution.site.private.name,
@@ -69,24 +77,24 @@ def spend_on(institution: Institution, kind: str, task: str, split: str, mechani
 
 
 def units_held(institution: Institution, task: str, part: Part) -> list[list[int]]:
-    """What the policy protects in one split of a task: indices of the images of every unit."""
+    """The units that the policy protects in one split of a task: of every unit, the indices of its images."""
     samples = institution.task(task).split.part(part)
     return units_of([s.group or s.id for s in samples], institution.site.policy.budget.unit)
 
 
 def releases_of(site: Site) -> Path:
-    """Where private releases of this run are kept."""
+    """The folder of this run's private releases."""
     return site.private / "releases"
 
 
 def was_paid_for(site: Site, payload: Payload) -> bool:
-    """Whether these arrays and numbers are a stored private release, to the last bit."""
+    """Whether these arrays and numbers are bit for bit a stored private release."""
     bare = digest_of(Payload({}, payload.arrays, payload.metrics))
     return any(releases_of(site).glob(f"*-{bare}.bin"))
 
 
 def noise_for(institution: Institution, job: Job, kind: str) -> NoiseSource:
-    """From the operating system; a simulation's can be repeated, and protects nobody."""
+    """Noise from the operating system. In a simulation the noise is seeded and protects no data."""
     if not institution.site.simulated:
         return NoiseSource.from_system()
     seed = institution.scenario.seed
@@ -94,7 +102,7 @@ def noise_for(institution: Institution, job: Job, kind: str) -> NoiseSource:
 
 
 def forecasts_of(institution: Institution) -> dict[str, Forecast]:
-    """For every task that this institution trains privately, how many of its rounds the budget affords."""
+    """By task that this institution trains privately, how many of its rounds the budget can pay."""
     site, scenario = institution.site, institution.scenario
     spends = Ledger(site.ledger).lines()
     found = {}

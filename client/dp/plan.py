@@ -1,7 +1,8 @@
-"""How much noise an institution adds, and how many rounds its budget affords.
+"""How much noise an institution adds, and how many rounds its budget can pay.
 
-The scenario says how private training is done, the institution's policy how much may be spent. Where the
-scenario names no noise, it is the least with which the scenario's rounds and the router fit the whole budget.
+The scenario sets how private training is done. The institution's policy sets how much may be spent. If the
+scenario sets no noise, the smallest noise is used with which the scenario's rounds and the router fit the
+whole budget.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from casam_core.routing.routers import ROUTERS
 
 
 def leaves_noisy(learned: LearnedPolicy) -> bool:
-    """Whether it leaves, and with noise."""
+    """Whether this part leaves with noise."""
     return learned.share == "yes" and learned.noise == "dp"
 
 
 def learning_noise(scenario: Scenario, policy: Policy) -> float:
-    """Noise multiplier of a training round; a router's is `privacy.router_ratio` times that.
+    """Noise multiplier of a training round; a router uses `privacy.router_ratio` times this value.
 
-    Raises RefusalError (budget-spent) where no noise fits the budget.
+    Raises RefusalError (budget-spent) if no noise fits the budget.
     """
     spec = scenario.privacy
     if spec.noise_multiplier is not None:
@@ -45,7 +46,7 @@ def learning_noise(scenario: Scenario, policy: Policy) -> float:
 
 @contextlib.contextmanager
 def named_refusal() -> Iterator[None]:
-    """A budget that no noise fits is one that is spent before anything was released."""
+    """Turn the error "no noise fits the budget" into the refusal budget-spent."""
     try:
         yield
     except ValueError as error:
@@ -59,32 +60,32 @@ def _learning_noise(spec_json: str, rounds: int, router: str | None, epsilon: fl
 
 
 def one_task(spec: PrivacySpec, rounds: int, router: str | None, noise: float) -> list[Mechanism]:
-    """Everything that learning one task releases. router: its kind, None where it leaves without noise."""
+    """All mechanisms of learning one task. router: its kind; None if it leaves without noise."""
     return [round_mechanism(spec, noise)] * rounds + description(spec, router, noise)
 
 
 def description(spec: PrivacySpec, router: str | None, noise: float) -> list[Mechanism]:
-    """Everything that one task's router releases (client/dp/noisy_router.py)."""
+    """All mechanisms of one task's router (client/dp/noisy_router.py)."""
     private = ROUTERS[router].private if router is not None else None
-    if private is None:  # it leaves without noise or, where it cannot be private, not at all
+    if private is None:  # the router leaves without noise, or it has no private version and cannot leave
         return []
     return [private.mechanism(spec, noise), scores_mechanism(spec.router_ratio * noise)]
 
 
 def noisy_router(scenario: Scenario, policy: Policy) -> str | None:
-    """The kind of router that leaves with noise; None where it does not."""
+    """The router's kind if it leaves with noise, else None."""
     return scenario.router.kind if leaves_noisy(policy.router) else None
 
 
 def evaluations(scenario: Scenario, policy: Policy) -> int:
-    """How often this run measures the institution's test images."""
+    """Number of evaluations of the institution's test images in this run."""
     return sum(policy.present(stage) for stage in range(len(scenario.stream) + 1))
 
 
 def metrics_noise(scenario: Scenario, policy: Policy) -> float:
-    """Noise multiplier of one evaluation, so that all of this run's fit the budget.
+    """Noise multiplier of one evaluation, chosen so that all evaluations of this run fit the budget.
 
-    Raises RefusalError (budget-spent) where no noise does.
+    Raises RefusalError (budget-spent) if no noise fits the budget.
     """
     assert policy.budget.epsilon_metrics is not None  # a policy with noisy metrics has a budget
     assert policy.budget.delta is not None
@@ -99,7 +100,7 @@ def _metrics_noise(times: int, epsilon: float, delta: float) -> float:
 
 
 def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechanism]) -> int:
-    """Of the scenario's rounds of one task, how many fit behind what is spent and before the router."""
+    """How many of the scenario's rounds of one task fit the budget, besides `spent` and the router."""
     budget = policy.budget
     try:
         noise = learning_noise(scenario, policy)

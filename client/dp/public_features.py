@@ -1,4 +1,4 @@
-"""What a private router compares with: features of phantom images, which are nobody's."""
+"""Public features that a private router compares with: those of phantom images, which show no patient."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from client.data.open import open_dataset
 from client.data.phantoms import PHANTOMS
 
 SEED, IMAGES = 0, 8
-"""Fixed: the frame is the same at every institution with the same backbone."""
+"""Fixed, so that all institutions with the same backbone have the same public features."""
 
 
 @lru_cache(maxsize=4)
 def public_features_of(backbone: Backbone, features: str, folder: Path) -> tuple[NDArray[np.float64], ...]:
-    """f_NF of every modality of phantoms, which are encoded once per store and painted once per process.
+    """f_NF of every phantom modality. Phantoms are encoded once per store and painted once per process.
 
-    folder: of the embedding store.
+    folder: the embedding store.
     """
     tasks, store = [], EmbeddingStore(folder)
     for modality in sorted(PHANTOMS):

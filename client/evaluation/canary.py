@@ -1,8 +1,8 @@
-"""The canary: does a new entry claim validation images of tasks that are held here?
+"""The canary: does a new entry claim validation images of older tasks that this institution holds?
 
-A router that calls every image its own (by malice or by mistake) would send other tasks' images to its layer.
-Whoever holds those tasks notices, and says one word: pass or fail. The word is a release (policy.canaries,
-docs/privacy.md): where metrics are noisy, it comes from a count with noise.
+A malicious or faulty router can claim every image, and so send other tasks' images to its layer. Holders of
+those tasks detect this and answer with pass or fail. The answer is a release (policy.canaries,
+docs/privacy.md). Where metrics are noisy, it is computed from a count with noise.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ from client.evaluation.results import Results
 from client.institution import Institution
 
 MIN_IMAGES = 2
-"""Images that a failing entry must claim of one task: a single one may be an honest mistake."""
+"""Minimum number of one task's images that a failing entry claims: one image may be an honest mistake."""
 
 NOISE_SIGMAS = 2.0
-"""Standard deviations of its own noise by which a noisy count must pass the limit: honest entries of private
-institutions would else fail by chance."""
+"""A noisy count must exceed the limit by this many standard deviations of its noise. Otherwise honest entries
+of private institutions would fail by chance."""
 
 
 def canary(institution: Institution, request: EvaluateRequest, known: KnownEntries) -> bool | None:
-    """Whether the candidate fails; None where nothing is said.
+    """Whether the candidate fails; None if this institution gives no answer.
 
-    Nothing is said by who holds no images of older tasks, whose policy does not let it, or who measures on
-    the validation images themselves (evaluation.split), which would be asked twice.
+    It gives no answer if it holds too few images of older tasks, if its policy or budget does not allow an
+    answer, or if the scenario evaluates on the validation images (evaluation.split): these would then be
+    used twice.
+
+    Args:
+        known: the received bank with the candidate, and the institution's own entries.
     """
     scenario, policy = institution.scenario, institution.site.policy
     share = scenario.admission.canary_share
@@ -51,7 +55,7 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
 
 
 def images_at_stake(institution: Institution, candidate: str, known: KnownEntries) -> dict[str, int]:
-    """Validation images by older task held here, where there are enough and a router can choose the task."""
+    """Validation images by older task held here, of tasks with enough images and with a threshold."""
     if candidate not in known.tasks:
         return {}
     held = institution.scenario.institution(institution.name).data
@@ -64,7 +68,7 @@ def images_at_stake(institution: Institution, candidate: str, known: KnownEntrie
 
 
 def may_say(institution: Institution, request: EvaluateRequest) -> bool:
-    """Whether the policy allows one more answer in this stage; the same question again costs nothing."""
+    """Whether the policy allows one more answer in this stage; a repeated question does not count again."""
     asked = Results(institution.site.private / "canaries.jsonl")
     stage = f"stage {request.job.stage}"
     question = f"{request.bank} {request.candidate}"
@@ -78,7 +82,7 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
 def claimed_by(
     institution: Institution, candidate: str, known: KnownEntries, images: Mapping[str, int]
 ) -> dict[str, int]:
-    """By older task, how many of its validation images the candidate would take. Never leaves."""
+    """By older task, how many of its validation images the candidate claims. These counts never leave."""
     evaluator = institution.evaluator()
     counts = {}
     for task in images:
@@ -95,10 +99,17 @@ def noisy_canary(
     images: Mapping[str, int],
     share: float,
 ) -> bool:
-    """The same from counts with Gaussian noise, paid from the budget of metrics on the validation images.
+    """Whether the candidate fails, from counts with Gaussian noise; the metrics budget pays for it.
 
-    A unit's images change a count by as many as it has. With few images the noise hides every theft: then the
-    canary passes, and says nothing.
+    One unit changes a count by at most its number of images. With few images the noise hides every wrong
+    claim; the canary then passes without evidence.
+
+    Args:
+        images: number of validation images by older task.
+        share: the share of a task's images that a candidate may claim (admission.canary_share).
+
+    Raises:
+        RefusalError: budget-spent or delta-too-large.
     """
     noise_multiplier = metrics_noise(institution.scenario, institution.site.policy)
     units = {task: units_held(institution, task, "val") for task in images}

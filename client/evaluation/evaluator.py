@@ -1,9 +1,9 @@
 """Scoring an institution's test images under a bank.
 
-Entries never change, so two results never go stale: a route score belongs to (image, entry), and the
-masks of an image belong to (image, entry that answers). Each is computed once per run, one image at a
-time and at fixed shapes; a stage therefore costs only what changed, and its figures have the bits of
-a full re-evaluation.
+Entries never change, so two kinds of results stay valid for the whole run: the route score of an (image,
+entry) pair, and the mask scores of an (image, selected entry) pair. Each is computed once per run, one image
+at a time and at fixed shapes. A stage therefore computes only what changed, and its figures have the same
+bits as a full re-evaluation.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ if TYPE_CHECKING:
     from client.evaluation.own_entries import KnownEntries
 
 LAYERS = 4
-"""Layers that a process keeps, of up to 16 MB each: images of one task come one after the other, and so
-do the institutions where a new entry is measured."""
+"""Number of layers that a process caches, up to 16 MB each. A few are enough: images of one task follow each
+other, and so do the institutions that measure a new entry."""
 
 FROZEN = Route(task=None, nearest=None, score=None)
-"""What every image is measured under besides its route; known since the run's first evaluation."""
+"""The route to the frozen backbone, under which every image is measured too. Its scores exist since the run's
+first evaluation."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One task's images as they were routed and segmented, in one order. Never leaves as it is.
+    """One task's images as they were routed and segmented, in one order. This object never leaves.
 
-    gains: IoU minus frozen SAM's. units: patient or slide, else the image. margins: how unknown each image
-    looks; empty where no router was asked.
+    gains: IoU minus frozen SAM's IoU. units: patient or slide, else the image. margins: route score minus
+    threshold, which says how unknown an image looks; empty if no router scored the images.
     """
 
     images: list[ImageScores]
@@ -65,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Answering:
-    """An entry by its name: whoever holds one of this digest holds the same."""
+    """The entry that answers for a task. Entries of equal digest are equal, wherever their files are."""
 
     digest: str
     file: Path = field(compare=False)
@@ -74,20 +75,20 @@ class Answering:
 
 @lru_cache(LAYERS)
 def layer_of(answering: Answering, backbone: Backbone) -> AlignmentLayer:
-    """The entry's layer, one per process for all institutions that it hosts. Raises BankError."""
+    """The entry's layer, shared by all institutions of this process. Raises BankError."""
     entry = Entry.from_bytes(read_entry(answering.file, answering.digest, answering.task))
     return entry_layer(entry, backbone.geometry.channels, backbone)
 
 
 def drop_kept_entries() -> None:
-    """Let go of what this process keeps of entries: of a finished run, or of those that are deleted."""
+    """Clear this process's caches of entries, after a run or after entries were deleted."""
     layer_of.cache_clear()
     head_in.cache_clear()
 
 
 @dataclass
 class Evaluator:
-    """Scores images of one institution; what was computed stays in `scores` and `masks`."""
+    """Scores images of one institution. `scores`, `masks`: results so far. `decodes`: decoder passes."""
 
     institution: str
     seed: int
@@ -103,7 +104,7 @@ class Evaluator:
     def measure(
         self, task: str, data: TaskData, bank: KnownEntries, progress: Callable[[int, int], None]
     ) -> Measured:
-        """This institution's test (or validation) split of `task` as routed by `bank`."""
+        """Route and segment the evaluation split of `task`. progress: called with (images done, total)."""
         samples = data.split.part(self.spec.split)
         thresholds = {head.task: head.threshold for head in bank.heads}
         images, routes, margins, gains = [], [], [], []
@@ -116,14 +117,14 @@ class Evaluator:
             gains.append(image.mean.iou - frozen.mean.iou)
             if route.score is not None and route.nearest is not None:
                 threshold = thresholds[route.nearest]
-                assert threshold is not None  # else no router would have scored it
+                assert threshold is not None  # a score exists only for entries with a threshold
                 margins.append(route.score - threshold)
             progress(done, len(samples))
         units = [sample.group if sample.group is not None else sample.id for sample in samples]
         return Measured(images, routes, gains, units, margins)
 
     def result(self, task: str, measured: Measured) -> TaskResult:
-        """Exact means with their intervals."""
+        """Exact means with their confidence intervals."""
         rng = numpy_generator(self.seed, self.institution, "bootstrap", task)
         statistics = Statistics(
             units=len(set(measured.units)),
@@ -153,7 +154,7 @@ class Evaluator:
     def segment(
         self, task: str, sample: Sample, data: TaskData, bank: KnownEntries, route: Route
     ) -> ImageScores:
-        """Scores of one image's instances under the entry that answers for it."""
+        """Scores of one image's instances under the entry of its route."""
         answering = bank.digest_of(route.task) if route.task is not None else IDENTITY
         name = f"{task}/{sample.id}/{data.key(sample, self.backbone)}"
         known = self.masks.get(name, answering)
@@ -167,7 +168,7 @@ class Evaluator:
         return scores
 
     def layer(self, route: Route, bank: KnownEntries) -> AlignmentLayer | None:
-        """What stands between encoder and decoder; None for frozen SAM."""
+        """The alignment layer of the route; None for frozen SAM."""
         if route.task is None:
             return None
         named = Answering(bank.digest_of(route.task), bank.file_of(route.task), route.task)
@@ -197,7 +198,7 @@ class Evaluator:
         seen_CHW: Tensor,
         layer: AlignmentLayer | None,
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """(instance, its predicted mask) of every instance that is measured, in their order."""
+        """(instance, its predicted mask_HW) of every instance that is measured, by instance number."""
         labels_HW = loaded.labels_HW
         rng = numpy_generator(self.seed, self.institution, "evaluate", task, sample.id)
         instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)
@@ -212,7 +213,7 @@ class Evaluator:
     def prompts(
         self, labels_HW: NDArray[np.int32], chosen: NDArray[np.int32], rng: np.random.Generator
     ) -> Prompts:
-        """The scenario's kind of prompt for the chosen instances, in image pixels."""
+        """Prompts of the scenario's kind for the chosen instances, in image pixels."""
         if self.spec.prompts == "point":
             return central_points(labels_HW, chosen)
         if self.spec.prompts == "jittered_box":

@@ -1,7 +1,8 @@
-"""Pictures for the institution's own eyes: its images with the truth, frozen SAM's and the bank's outlines.
+"""Pictures for the institution only: its images with outlines of the truth, of frozen SAM and of the bank.
 
-Off by default. They are drawn at the last stage that the institution takes part in, into a folder below
-`private/` that only its owner can open, after the answer to the server was made: no answer knows of them.
+Off by default. They are drawn at the institution's last stage, into a folder below `private/` that only its
+owner can open. This happens after the answer to the server was computed, so the answer does not depend on
+them.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from client.institution import Institution
 from client.node.incidents import keep
 
 MOST = 50
-"""Pictures per task, whatever the site asks for."""
+"""Upper limit for the pictures per task that a site may ask for."""
 TRUTH, SAM, OURS = (40, 200, 90), (250, 160, 40), (70, 130, 255)
 GAP = 4
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as it was routed and segmented. file: relative to the page."""
+    """One image as it was routed and segmented. file: name of the picture, relative to the page."""
 
     task: str
     sample: str
@@ -48,20 +49,20 @@ class Picture:
 
 
 def draw_overlays(institution: Institution, job: Job, known: KnownEntries) -> None:
-    """Write the page where the site wants one and this is its last stage.
+    """Write the page if the site asks for one and this is its last stage.
 
-    A fault is written to the site's own log and costs nobody else anything.
+    An error is written to the site's own log only; it does not change the answer.
     """
     if not institution.site.overlays or job.stage != last_stage(institution):
         return
     try:
         draw_page(institution, job.stage, known)
-    except Exception:  # a full disk, say; the answer is made and must not suffer
+    except Exception:  # for example a full disk; the answer is ready and must still be sent
         keep(f"overlays: {traceback.format_exc()}", institution.site.log)
 
 
 def draw_page(institution: Institution, stage: int, known: KnownEntries) -> Path:
-    """private/overlays/index.html with its pictures; at most `overlays` per task, spread over the images.
+    """Write private/overlays/index.html with at most `overlays` pictures per task, spread over the images.
 
     Raises DataError for a folder that others may open.
     """
@@ -91,7 +92,8 @@ def last_stage(institution: Institution) -> int:
 def draw(
     evaluator: Evaluator, task: str, sample: Sample, data: TaskData, known: KnownEntries, file: Path
 ) -> Picture:
-    """One file: the image; and with the outlines of the truth, of frozen SAM and of ours, side by side."""
+    """Write one file, side by side: the image, and the image with the outlines of the truth, frozen SAM and
+    the bank's entry."""
     route = evaluator.route_rule(task, known.tasks, partial(evaluator.route, sample, data, known))
     layer = evaluator.layer(route, known)
     loaded = data.load(sample)
@@ -120,7 +122,7 @@ def draw(
 def drawn(
     loaded: LoadedSample, masks: Iterable[NDArray[np.bool_]], colour: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """The image with the masks' outlines in one colour; overlapping masks keep theirs."""
+    """The image with the masks' outlines in one colour; every overlapping mask keeps its outline."""
     image_HW3 = loaded.image_HW3.copy()
     for mask_HW in masks:
         image_HW3[outlines(mask_HW.astype(np.int32))] = colour
@@ -138,7 +140,7 @@ def figure(picture: Picture) -> str:
 """
 
 
-# A text and no file: Flower's bundle carries no HTML.
+# A string, because Flower's bundle cannot contain an HTML file.
 PAGE = string.Template(
     """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -151,9 +153,9 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 80rem
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 </style></head><body><main>
 <h1>$institution: own pictures after stage $stage</h1>
-<p><strong>These are images of patients.</strong> They were never sent; this folder is the institution's own.
-From left to right: the image; the truth (green); frozen SAM (orange); with the entry that the router chose
-(blue).</p>
+<p><strong>These are images of patients.</strong> They were never sent. This folder belongs to the
+institution. From left to right: the image; the truth (green); frozen SAM (orange); the entry that the router
+chose (blue).</p>
 $figures</main></body></html>
 """
 )

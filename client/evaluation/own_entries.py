@@ -1,4 +1,4 @@
-"""Entries that never leave an institution, and how it sees the bank that it received with them."""
+"""An institution's own entries, which never leave it, and the received bank together with them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from client.institution import Institution
 
 
 class KnownEntries:
-    """The received bank under the institution's own entries, as both stand when this is made: for a task in
-    both, its own answers.
+    """The received bank combined with the institution's own entries, as they are at construction.
 
-    heads: what the entries say about themselves, in the order they were learned; tasks that only the
-    institution knows come last. tasks: theirs, in this order.
+    For a task in both, the institution's own entry is used. heads: the entries' heads in the order of
+    learning; tasks that only the institution knows come last. tasks: the tasks of the heads, in this order.
     """
 
     def __init__(self, received: Bank, own: Bank) -> None:
@@ -35,14 +34,14 @@ class KnownEntries:
         return self._own if task in self._own else self._received
 
     def digest_of(self, task: str) -> str:
-        """The name of the entry that answers for this task."""
+        """The digest of the entry used for this task."""
         return self._holding(task).digest_of(task)
 
     def __getitem__(self, task: str) -> Entry:
         return self._holding(task)[task]
 
     def file_of(self, task: str) -> Path:
-        """Where the entry lies that answers for this task."""
+        """The file of the entry used for this task."""
         return self._holding(task).file_of(task)
 
 
@@ -52,7 +51,7 @@ def own_entries(institution: Institution) -> Bank:
 
 
 def learn_alone(institution: Institution, job: Job) -> None:
-    """Learn the job's task for this institution alone, without noise; nothing where that was done."""
+    """Learn the job's task for this institution alone, without noise, unless its own bank has it already."""
     scenario, own = institution.scenario, own_entries(institution)
     if job.task in own:
         return
@@ -79,9 +78,10 @@ def learn_alone(institution: Institution, job: Job) -> None:
 
 
 def known_entries(institution: Institution, received: Bank) -> KnownEntries:
-    """The received bank with what this institution keeps to itself.
+    """The received bank together with this institution's own entries.
 
-    An entry that others use by its name alone has its router here, where its task's images are.
+    A received entry without a router, which others use by name only, gets a router here if this institution
+    holds its task and contributed to it.
     """
     own = own_entries(institution)
     held = institution.scenario.institution(institution.name).data
@@ -96,10 +96,10 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
 
 
 def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
-    """Delete what a leaving institution had a part in, and what was computed with it; sign that it was done.
+    """Delete and sign: entries that a leaving institution contributed to, and results computed with them.
 
-    The whole copy of the bank goes: the server sends what is left of it with the next evaluation. An entry of
-    the institution's own goes too where the leaver had a part in it.
+    The whole copy of the bank is deleted; the server sends the remaining entries with the next evaluation.
+    Own entries are deleted too if the leaving institution contributed to them.
     """
     private = institution.site.private
     shutil.rmtree(private / "bank", ignore_errors=True)

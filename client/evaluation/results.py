@@ -1,6 +1,6 @@
-"""What an institution has already computed in this run, so that a stage costs what changed.
+"""The results that an institution has already computed in this run; a stage then computes only what changed.
 
-One JSON line per result, appended and flushed; from a damaged line on, all is computed again.
+One JSON line per result, appended and flushed. Results from the first damaged line on are computed again.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Results:
         return [value for (name, _), value in self._values.items() if name == image]
 
     def put(self, image: str, entry: str, value: Any) -> None:
-        """Remember a value; it is in the file when this returns."""
+        """Keep a value; it is in the file when this function returns."""
         self._file.write((json.dumps([image, entry, value]) + "\n").encode())
         self._file.flush()
         self._values[image, entry] = value
 
     def forget(self, entries: Collection[str]) -> None:
-        """Delete what was computed with these entries, from the file as well."""
+        """Delete the results that were computed with these entries, also from the file."""
         self._file.close()
         self._values = {key: value for key, value in self._values.items() if key[1] not in entries}
         lines = (json.dumps([*key, value]) + "\n" for key, value in self._values.items())

@@ -1,4 +1,4 @@
-"""What Flower loads: the ClientApp, from the bundle and nowhere else."""
+"""The module that Flower loads: the ClientApp, always from the bundle."""
 
 import os
 import traceback
@@ -11,21 +11,21 @@ from client.node.incidents import keep, node_log
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# In a simulation, Ray's workers import the client from the directory the SuperLink was started in,
-# which may hold another checkout. This module is imported first in Ray's driver, whose working
-# directory the workers inherit.
+# In a simulation, Ray's workers import the client from the directory in which the SuperLink was started.
+# It may hold another checkout. This module is imported first in Ray's driver, and the workers inherit the
+# driver's working directory.
 os.chdir(ROOT)
 
-# Ray would otherwise join the last cluster that `ray start` left a note of, whether or not it lives, and
-# wait for it. Who wants a cluster names it in RAY_ADDRESS ("auto" is the last one).
+# Without this, Ray waits for the last cluster that `ray start` recorded, even if it has ended. To use a
+# cluster, set RAY_ADDRESS ("auto" means the last one).
 os.environ.setdefault("RAY_ADDRESS", "local")
 
 
 def broken_app(error: BaseException) -> ClientApp:
-    """What answers when the client cannot even be imported: `failed`, to everything.
+    """A ClientApp that answers `failed` to every message, for a client that cannot be imported.
 
-    The reason goes to the node's own log. Flower would send the exception's text, with its paths, to the
-    server.
+    The reason goes to the node's own log. Flower would send the exception's text, which contains local paths,
+    to the server.
     """
     app = ClientApp()
 

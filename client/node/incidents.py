@@ -1,5 +1,5 @@
-"""Where the reason of a failure stays. The standard library alone: this also serves a client that cannot be
-imported (client/node/flower_entry.py)."""
+"""Local logs for the reasons of failures. This module needs few imports, because it must also work for a
+client that cannot be imported (client/node/flower_entry.py)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ NodeConfig = Mapping[str, str | int | float | bool]
 
 
 def node_log(node: NodeConfig) -> Path:
-    """Where a node writes what concerns none or several of its institutions."""
+    """The node's log, for failures that do not belong to exactly one of its institutions."""
     home = Path(str(node.get("home", casam_home()))).expanduser()
     return home / f"node-{node.get('partition-id', 0)}.log"
 
 
 def keep(reason: str, log: Path) -> str:
-    """Append the reason to a log that stays here; returns the number that may leave in its place.
+    """Append the reason to a local log; return the incident number that may leave instead of it.
 
-    A log that cannot be written does not turn a failure into an exception that would travel.
+    An error while writing the log is ignored: its exception could leave with the answer.
     """
     incident = secrets.token_hex(4)
     with contextlib.suppress(Exception):

@@ -1,10 +1,10 @@
-"""The site's launcher: a Flower SuperNode that runs one bundle, the one whose hash the site's file names.
+"""The site's launcher: a Flower SuperNode that runs only the bundle whose hash is in the site's node file.
 
-Flower fetches the client's code from the server and runs it: whoever may submit runs could ship another
-client, without policy, guard and audit log. Flower can ask for bundles signed by somebody the site trusts;
-the launcher trusts one key only, made at its start and kept in its memory, and signs with it what has the
-pinned hash. So the comparison happens before anything is unpacked, the server is told (`INVALID_FAB`), and
-whatever goes wrong in between leaves a bundle unsigned, that is refused.
+Flower fetches the client's code from the server and runs it. A user who may submit runs could therefore send
+another client, without policy, guard and audit log. Flower can require that a trusted key signed the bundle.
+The launcher creates one key at its start, keeps it in memory, and trusts no other key. It signs a bundle only
+if the bundle has the pinned hash. The comparison happens before the bundle is unpacked. An error in between
+leaves the bundle unsigned; Flower then refuses it and tells the server (`INVALID_FAB`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flwr.supercore.run import Run
 
 PINNED = "pinned"
-"""The name of the launcher's own key among those whose bundles Flower may run."""
+"""Name of the launcher's own key among the keys that Flower trusts."""
 
 FLOWER = "1.41.0"
 
@@ -40,9 +40,9 @@ Connect = Callable[..., AbstractContextManager[tuple[Any, ...]]]
 
 
 def launch(path: Path) -> None:
-    """Check the node's file and become its SuperNode; returns only by an exception or an exit.
+    """Check the node file and become its SuperNode; ends only with an exception or an exit.
 
-    Raises DeploymentError or PolicyError for a site that could not work.
+    Raises DeploymentError or PolicyError for a node that cannot work.
     """
     node = read_node_file(path)
     check_node(node)
@@ -50,7 +50,7 @@ def launch(path: Path) -> None:
     os.environ.update(environment_of(node))
     os.umask(0o077)
     flower_home = Path(os.environ["FLWR_HOME"])
-    # What an earlier launch unpacked: Flower finds bundles by eight digits of their hash, ours are 64.
+    # Remove bundles of earlier launches: Flower finds them by 8 of the 64 digits of their hash.
     if (flower_home / "apps").exists():
         shutil.rmtree(flower_home / "apps")
     flower_home.mkdir(exist_ok=True)
@@ -66,21 +66,21 @@ def launch(path: Path) -> None:
     trusted = flower_home / "trusted.yaml"
     trusted.write_text(json.dumps({PINNED: public_text(signer)}))  # JSON is YAML
     sys.argv = ["flower-supernode", *arguments_of(node), "--trusted-entities", str(trusted)]
-    print(f"{node.institution}: only the bundle {node.bundle} runs here", flush=True)
+    print(f"{node.institution}: this node runs only the bundle {node.bundle}", flush=True)
     flower_supernode()
 
 
 def check_flower(found: str) -> None:
-    """The pin wraps one of Flower's own functions: another Flower may have another way in."""
+    """Raise DeploymentError for another Flower: the pin wraps an internal function of the tested version."""
     if found != FLOWER:
         raise DeploymentError(
-            f"flwr: expected {FLOWER}, for which the pin was tested, found {found}; "
+            f"flwr: expected {FLOWER}, with which the pin was tested, found {found}; "
             "install the kit's requirements.lock"
         )
 
 
 def pinned(connect: Connect, bundle: str, signer: Ed25519PrivateKey) -> Connect:
-    """The connection to a server, through which only the bundle with this hash comes signed."""
+    """Wrap Flower's connection so that only the bundle with this hash arrives with a valid signature."""
 
     @contextmanager
     def connection(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
@@ -100,10 +100,13 @@ def pinned(connect: Connect, bundle: str, signer: Ed25519PrivateKey) -> Connect:
 
 
 def signed(fab: Fab, announced: str, bundle: str, signer: Ed25519PrivateKey) -> Fab:
-    """What arrived as a bundle, with the launcher's signature if it is the pinned one, else with none.
+    """The received bundle, with the launcher's signature if it is the pinned one, else without a signature.
 
-    Signatures that came along are dropped: nobody else is trusted. announced: the hash by which the run
-    names its bundle.
+    Signatures from the server are dropped, because the launcher trusts no other key.
+
+    Args:
+        announced: the hash that the run states for its bundle.
+        bundle: the pinned hash.
     """
     from flwr.supercore.fab import Fab
     from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign
@@ -111,8 +114,8 @@ def signed(fab: Fab, announced: str, bundle: str, signer: Ed25519PrivateKey) -> 
     digest = hashlib.sha256(fab.content).digest()
     if not digest.hex() == announced == fab.hash_str == bundle:
         print(
-            f"refused: the server sends the bundle {digest.hex()} (it calls it {announced}), "
-            f"this site's file allows {bundle} alone",
+            f"refused: the server sends the bundle {digest.hex()} (announced as {announced}), "
+            f"but this site's node file allows only {bundle}",
             flush=True,
         )
         return Fab(fab.hash_str, fab.content, {})
@@ -123,19 +126,19 @@ def signed(fab: Fab, announced: str, bundle: str, signer: Ed25519PrivateKey) -> 
 
 
 def refuse_other_kinds(run: Run) -> None:
-    """A run must be of the kind whose code is the bundle's ClientApp, and its app must have a plain name:
-    Flower makes the path of the code from it. Other runs are as if they did not exist."""
+    """Raise RunNotRunningException unless the run's code is the bundle's ClientApp and its app has a plain
+    name, from which Flower builds the path of the code."""
     from flwr.supercore.constant import TaskType
     from flwr.supercore.run import RunNotRunningException
 
     plain = re.fullmatch(r"[\w.-]+/[\w.-]+", run.fab_id) and re.fullmatch(r"[\w.+-]+", run.fab_version)
     if run.primary_task_type == TaskType.AGENT_APP or not plain:
-        print(f"refused: run {run.run_id} is no run of a federated app", flush=True)
+        print(f"refused: run {run.run_id} is not a run of a federated app", flush=True)
         raise RunNotRunningException
 
 
 def arguments_of(node: NodeFile) -> list[str]:
-    """Of `flower-supernode`; it takes no other code, no other server and no other packages."""
+    """Arguments of `flower-supernode`: the server, keys and settings of the node file, and nothing else."""
     settings = {
         "institution": node.institution,
         "policy": node.policy,
@@ -158,7 +161,8 @@ def arguments_of(node: NodeFile) -> list[str]:
 
 
 def environment_of(node: NodeFile) -> dict[str, str]:
-    """Flower's folder in the institution's home, its parts from this environment, nothing told to anybody."""
+    """Environment variables: Flower's folder in the institution's home, Flower's commands from this Python
+    environment, no telemetry. Raises DeploymentError if the commands are missing."""
     scripts = Path(sys.executable).parent
     if not (scripts / "flwr-clientapp").is_file():
         raise DeploymentError(
@@ -175,7 +179,7 @@ def environment_of(node: NodeFile) -> dict[str, str]:
 
 
 def public_text(signer: Ed25519PrivateKey) -> str:
-    """The public key as OpenSSH writes it."""
+    """The public key in OpenSSH format."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return signer.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

@@ -1,6 +1,7 @@
-"""The site's own file about its node: where the server is, which key, which policy, which bundle.
+"""The site's node file: the server's address, the node's key, the policy, the bundle.
 
-Everything a server must not decide stands here, on the institution's disk (docs/deployment.md).
+The file is on the institution's disk and holds every setting that the server must not decide
+(docs/deployment.md).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BundleHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class NodeFile(Section):
-    """One institution's node. Relative paths start from the file's own folder."""
+    """One institution's node. Relative paths start from the folder of the file."""
 
     institution: Name = Field(description="Its name in the scenario.")
     superlink: SuperLinkAddress = Field(description="The server's host:port.")
@@ -57,31 +58,31 @@ def read_node_file(path: Path) -> NodeFile:
 
 
 def check_node(node: NodeFile) -> None:
-    """What would keep the node from working, before it starts. Raises DeploymentError or PolicyError."""
+    """Check before the start that the node can work. Raises DeploymentError or PolicyError."""
     check_authority(node.authority)
     check_key(node.key)
     read_policy(node.policy)
     for key, path in (("data_root", node.data_root), ("checkpoint", node.checkpoint)):
         if path is not None and not path.exists():
-            raise DeploymentError(f"{key}: nothing is at {path}; check the path")
+            raise DeploymentError(f"{key}: {path} does not exist; check the path")
     try:
         node.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DeploymentError(f"home: {node.home} cannot be made: {error.strerror}") from error
     if not os.access(node.home, os.R_OK | os.W_OK | os.X_OK):
-        raise DeploymentError(f"home: {node.home} belongs to somebody else; this process cannot write there")
+        raise DeploymentError(f"home: {node.home} belongs to another user; this process cannot write there")
     for key, value in node:
-        # Flower splits the settings of a node at quotes and has no way to escape one.
+        # Flower splits the settings of a node at quotes and cannot escape them.
         if isinstance(value, Path) and re.search(r"[\"\\\n]", str(value)):
             raise DeploymentError(f"{key}: expected a path without quotes and backslashes, found {value}")
 
 
 def check_authority(path: Path) -> None:
-    """The authority's certificate can be read and is valid today."""
+    """Raise DeploymentError unless the authority's certificate can be read and is valid today."""
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DeploymentError(f"authority: {path} is no certificate: {error}") from error
+        raise DeploymentError(f"authority: {path} is not a certificate: {error}") from error
     if certificate.not_valid_after_utc < datetime.now(UTC):
         raise DeploymentError(
             f"authority: {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
@@ -90,12 +91,12 @@ def check_authority(path: Path) -> None:
 
 
 def check_key(path: Path) -> None:
-    """The private key can be read by its owner alone, and is one that Flower takes."""
+    """Raise DeploymentError unless only its owner can read the key and Flower accepts it."""
     try:
         mode = path.stat().st_mode
         key = load_ssh_private_key(path.read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise DeploymentError(f"key: {path} is no private key without a password: {error}") from error
+        raise DeploymentError(f"key: {path} is not a private key without a password: {error}") from error
     if mode & 0o077:
         raise DeploymentError(f"key: others may read {path}; run `chmod 600 {path}`")
     if not isinstance(key, ec.EllipticCurvePrivateKey):

@@ -1,7 +1,7 @@
-"""Progress of work at an institution: one flushed line now and then, counts only.
+"""Progress of work at an institution: lines with counts only, flushed.
 
-The lines go to the site's own output. In a simulation that is the terminal of the one person who
-plays all institutions; `casam run` draws its bars from them.
+The lines go to the site's own output. In a simulation, this is the output of the run; `casam run` draws its
+progress bars from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def progress_line(institution: str, what: str, done: int, total: int) -> str:
 
 
 def reporter(institution: str, what: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that prints at most every two seconds, and the last step."""
+    """A callback (done, total) that prints at most one line in two seconds, and the last one of long work."""
     last = time.monotonic()
     printed = False
 

@@ -1,6 +1,6 @@
-"""How long every request took here: a line each in the institution's own folder, for its own eyes.
+"""How long every request took: one line per request, in the institution's own folder.
 
-Seconds tell of how many images there are and of what else the machine does, so they never leave.
+These times depend on the number of images and on other work of the machine, so they never leave.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FILE = "work.jsonl"
 
 @dataclass(frozen=True)
 class Work:
-    """One request, answered. seconds: from its arrival to the answer that leaves. processor_seconds: of all
-    threads of the process meanwhile; what is missing to `seconds` was waiting, for disks or for a core."""
+    """One answered request. seconds: from its arrival to its answer. processor_seconds: of all threads of the
+    process in this time."""
 
     time: str
     kind: str
@@ -32,30 +32,30 @@ class Work:
 
 
 class Stopwatch:
-    """Runs from when it is made."""
+    """Measures time from its construction on."""
 
     def __init__(self) -> None:
         self._wall, self._processor = time.monotonic(), time.process_time()
 
     @property
     def seconds(self) -> float:
-        """On the wall so far."""
+        """Wall-clock seconds so far."""
         return time.monotonic() - self._wall
 
     def work(self, kind: str, job: Job) -> Work:
-        """What was done for one request since."""
+        """The times of one request so far."""
         processor = time.process_time() - self._processor
         return Work(now(), kind, job.stage, job.task, self.seconds, processor)
 
 
 def note(work: Work, private: Path) -> None:
-    """Append a line. An answer never fails for the want of it."""
+    """Append a line. An error while writing is ignored, so that the answer is still sent."""
     with contextlib.suppress(OSError), (private / FILE).open("a") as file:
         file.write(json.dumps(asdict(work)) + "\n")
 
 
 def noted(private: Path) -> list[Work]:
-    """Every line so far; none where nothing was asked."""
+    """Every line so far; empty before the first request."""
     file = private / FILE
     if not file.exists():
         return []

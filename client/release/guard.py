@@ -1,8 +1,8 @@
-"""Third on the way out: the guard. What is not on the list of its kind of answer does not leave.
+"""The guard, the third step on the way out. It stops an answer with any field that is not declared.
 
-The list is derived from the declarations of the messages (casam_core.protocol.messages). The guard defends
-against mistakes, bugs and an honest but curious server. It cannot see what is hidden inside weights of the
-right shape (docs/threat-model.md).
+The list of fields is derived from the declarations of the messages (casam_core.protocol.messages). The guard
+protects against mistakes, bugs and an honest but curious server. It cannot see information that is hidden in
+weights of the right shape (docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -18,25 +18,33 @@ from client.secagg.sum_rules import check_exchange
 
 
 class NotAllowedError(RefusalError):
-    """An answer holds something that is not on the list; the text names it."""
+    """An answer holds a field or value that is not declared; the message names it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(Outcome.NOT_ALLOWED, reason)
 
 
 def check(kind: str, payload: Payload, institution: Institution | None, job: Job | None) -> None:
-    """Raise NotAllowedError, naming what is not on the list for this kind of answer."""
+    """Check one answer against the declaration of its kind.
+
+    Args:
+        kind: Flower's message type, such as "train.align".
+        institution, job: the sender and the job it answers; None for an identify reply.
+
+    Raises:
+        NotAllowedError: the answer holds a field or value that is not declared; the message names it.
+    """
     try:
         if kind == IdentifyReply.kind:
             allowed_in(kind, None).check(payload)
             IdentifyReply.of(payload)
         elif institution is None or job is None:
-            raise AnswerError(f"{kind}: an answer that no institution stands behind")
+            raise AnswerError(f"{kind}: the answer belongs to no institution")
         elif kind == SECURE_SUM:
             check_exchange(payload, sender_of(institution, job))
         else:
             allowed = allowed_in(kind, sender_of(institution, job))
-            del allowed.settings[AUDIT]  # it is put on behind the guard
+            del allowed.settings[AUDIT]  # the outbox adds it after the guard
             allowed.check(payload)
             check_paid_for(kind, payload, institution)
     except (AnswerError, ValueError, KeyError, TypeError) as error:
@@ -44,7 +52,7 @@ def check(kind: str, payload: Payload, institution: Institution | None, job: Job
 
 
 def sender_of(institution: Institution, job: Job) -> Sender:
-    """The institution as the declarations of messages know it."""
+    """The institution, in the form that the declarations of messages need."""
     return Sender(
         scenario=institution.scenario,
         holdings=institution.holdings(),
@@ -56,11 +64,14 @@ def sender_of(institution: Institution, job: Job) -> Sender:
 
 
 def check_paid_for(kind: str, payload: Payload, institution: Institution) -> None:
-    """Where the policy asks for noise, only a stored private release may leave (client/dp/paid_release.py).
+    """Where the policy asks for noise, allow only a stored private release (client/dp/paid_release.py).
 
-    A router and its threshold are computed from one and cannot be compared; they have its noise.
+    Routers and thresholds are not compared: they are computed from a stored release and contain its noise.
+
+    Raises:
+        AnswerError: the answer is not a stored private release.
     """
     policy = institution.site.policy
     noisy = {AlignReply.kind: policy.adapter.noise == "dp", EvaluateReply.kind: policy.metrics == "noisy"}
     if noisy.get(kind) and not was_paid_for(institution.site, payload):
-        raise AnswerError(f"{kind}: the policy asks for noise, and this is no private release")
+        raise AnswerError(f"{kind}: the policy asks for noise, and this is not a private release")

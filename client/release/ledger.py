@@ -1,8 +1,8 @@
-"""The privacy ledger: every private release that this site ever began, a line each, never reset by software.
+"""The privacy ledger: one line for every private release that this site ever began. Software never resets it.
 
-A line is on the disk before anything is computed for it, so a crash can only count too much. Lines are never
-changed or taken away. An old copy that somebody puts back is noticed: the audit log names the number of
-lines with every release.
+The site writes the line to disk before it computes the release, so a crash can only count too much. It never
+changes or removes a line. It detects an old copy that somebody restores, because every line of the audit log
+records the number of ledger lines.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Spend:
     """One private release.
 
     Args:
-        dataset: where its images lie, however a scenario calls the task.
+        dataset: location of the images; it does not depend on the task's name in a scenario.
         split: train, val or test.
         unit: image or group.
-        noise_multiplier, sample_rate, steps: of the mechanism (casam_core.privacy.accounting).
+        noise_multiplier, sample_rate, steps: parameters of the mechanism (casam_core.privacy.accounting).
     """
 
     time: str
@@ -50,22 +50,25 @@ class Spend:
 
     @property
     def mechanism(self) -> Mechanism:
-        """What it costs."""
+        """The mechanism whose privacy cost is counted."""
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
 
 
 class Ledger(LockedLog[Spend]):
-    """One file of spends."""
+    """A file with one line per spend."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, self._next)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def reserve(self, spend: Spend, allow: Callable[[Sequence[Spend]], None]) -> None:
-        """Add a line; it is on the disk when this returns.
+        """Add a line; it is on disk when this function returns.
 
-        allow: shown all lines so far while nobody else can add one; what it raises keeps the line out.
-        Raises PolicyError for a file that is no ledger.
+        Args:
+            allow: gets all lines so far while the file is locked; an exception from it prevents the new line.
+
+        Raises:
+            PolicyError: the file is not a ledger.
         """
 
         def make(spends: Sequence[Spend]) -> tuple[Spend, str]:
@@ -82,32 +85,32 @@ class Ledger(LockedLog[Spend]):
             return Spend(**content)
         except (ValueError, TypeError, AttributeError) as error:
             raise PolicyError(
-                f"{self.path}: line {len(before) + 1} is no line of a ledger; nothing private leaves until "
-                "the file is mended from a copy that is not older"
+                f"{self.path}: line {len(before) + 1} is not a line of a ledger; this site sends no private "
+                "release until the file is restored from a copy that is not older"
             ) from error
 
 
 def of_dataset(spends: Sequence[Spend], dataset: str, split: str) -> list[Spend]:
-    """What was spent on these images: folders that lie in one another are the same images."""
+    """The spends on these images; a folder and its subfolders count as the same images."""
     return [s for s in spends if s.split == split and overlap(s.dataset, dataset)]
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether one path is the other or lies below it."""
+    """Whether the paths are equal or one lies below the other."""
     a, b = PurePath(one).parts, PurePath(other).parts
     shorter = min(len(a), len(b))
     return a[:shorter] == b[:shorter]
 
 
 def reserve(site: Site, spend: Spend, units: int) -> None:
-    """Pay for one release before it is computed.
+    """Add the cost of one release to the ledger before the release is computed.
 
     Args:
-        units: how many the budget protects in the images that are used.
+        units: number of protected units among the images that the release uses.
 
     Raises:
-        RefusalError: delta-too-large, or budget-spent.
-        PolicyError: the file is no ledger, an older one, or one of other units.
+        RefusalError: delta-too-large or budget-spent.
+        PolicyError: the file is not a ledger, is an older copy, or counts other units.
     """
     budget = site.policy.budget
     epsilon = budget.epsilon if spend.split == "train" else budget.epsilon_metrics
@@ -123,8 +126,8 @@ def reserve(site: Site, spend: Spend, units: int) -> None:
     def allow(spends: Sequence[Spend]) -> None:
         if len(spends) < remembered:
             raise PolicyError(
-                f"{site.ledger}: {len(spends)} lines, but the audit log saw {remembered}: an older ledger "
-                "was put back; restore the newest one"
+                f"{site.ledger}: {len(spends)} lines, but the audit log recorded {remembered}: an older "
+                "ledger was restored; restore the newest one"
             )
         check_budget(of_dataset(spends, spend.dataset, spend.split), spend, budget, epsilon, site.ledger)
 
@@ -134,7 +137,18 @@ def reserve(site: Site, spend: Spend, units: int) -> None:
 def check_budget(
     before: Sequence[Spend], spend: Spend, budget: BudgetPolicy, epsilon: float, ledger: Path
 ) -> None:
-    """Raise where the spends on these images and one more pass the budget, or cannot be added."""
+    """Raise if the next spend exceeds the budget, or if costs of different units would be added.
+
+    Args:
+        before: the spends on the same images so far.
+        spend: the next one.
+        epsilon: the budget's limit for the spend's split.
+        ledger: path of the ledger, for the message.
+
+    Raises:
+        RefusalError: budget-spent.
+        PolicyError: earlier spends protect another unit.
+    """
     if any(s.unit != spend.unit for s in before):
         raise PolicyError(
             f"{ledger}: {spend.task} was released per {before[0].unit} before, budget.unit is now "
@@ -150,7 +164,7 @@ def check_budget(
 
 
 def lines_in_audit(site: Site) -> int:
-    """The most lines of the ledger that any release so far was logged with."""
+    """The highest number of ledger lines that the audit log recorded with any release."""
     counts = [
         line.release.epsilon.get(LEDGER_LINES) or 0
         for line in audit_log(site.audit).lines()
@@ -161,24 +175,24 @@ def lines_in_audit(site: Site) -> int:
 
 @dataclass(frozen=True)
 class Account:
-    """What was spent so far: the worst of the institution's datasets. None: not differentially private."""
+    """Epsilon spent so far, the maximum over the institution's datasets; None: not differentially private."""
 
     train: float | None
     metrics: float | None
     lines: int
 
     def settings(self) -> dict[str, Scalar]:
-        """As settings of a reply; None stays away."""
+        """The account as settings of a reply, without the values that are None."""
         given = {EPSILON_TRAIN: self.train, EPSILON_METRICS: self.metrics}
         return {key: value for key, value in given.items() if value is not None}
 
     def logged(self) -> dict[str, float | None]:
-        """As an audit line has it."""
+        """The account as a line of the audit log holds it."""
         return {"train": self.train, "metrics": self.metrics, LEDGER_LINES: self.lines}
 
 
 def account_of(institution: Institution) -> Account | None:
-    """None for an institution whose policy adds no noise anywhere."""
+    """The institution's account; None if its policy adds no noise."""
     policy, site = institution.site.policy, institution.site
     if not policy.private and policy.metrics != "noisy":
         return None
@@ -196,7 +210,7 @@ def account_of(institution: Institution) -> Account | None:
     exact = any(item.share == "yes" and item.noise == "none" for item in (policy.adapter, policy.router))
     return Account(
         train=None if exact else worst("train"),
-        # Of the split that is measured and the one that canaries look at: each has a budget line of its own.
+        # The evaluated split and the canaries' split have separate budgets.
         metrics=max(worst(split), worst("val")) if policy.metrics == "noisy" else None,
         lines=len(spends),
     )

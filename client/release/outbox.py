@@ -1,8 +1,8 @@
-"""The way out: whatever answers a message passes here, outside of everything else.
+"""The outbox: every answer of the institution passes here before it leaves.
 
-It stands around the whole ClientApp (client/client_app.py). An exception becomes one word and an incident
-number. An answer is held against the guard's list, and what then leaves is a line of the institution's audit
-log before it is sent. What cannot be checked or logged does not leave.
+It encloses the whole ClientApp (client/client_app.py). It replaces an exception with one word and an incident
+number. The guard checks each answer, and the outbox writes it to the institution's audit log before it is
+sent. An answer that cannot be checked or logged is not sent.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ def answer_for(
     run: str,
     log: Path,
 ) -> RecordDict:
-    """What leaves in reply to `message`: the checked and logged answer, or one word in its place.
+    """The reply to `message` that is sent: the checked and logged answer, or one word instead of it.
 
     Args:
-        institution: who is addressed; None where nobody is (identify).
-        sites: in whose audit logs it stands.
-        log: where the reason of a failure stays.
+        answer: the handler's answer, or the exception that it raised.
+        institution: the addressed institution; None for a request that addresses none (identify).
+        sites: the sites whose audit logs record the release.
+        log: local file for the reason of a failure.
     """
     try:
         if isinstance(answer, Exception):
@@ -60,7 +61,7 @@ def answer_for(
         payload = refusal(error, log)
         clause = outcome_of(error).clause or "errors"
         places = []
-        # A log that cannot be written lets one bare word out and nothing else.
+        # If the audit log cannot be written, only the word and the incident number are sent.
         with contextlib.suppress(Exception):
             places = [logged(site, message, run, payload, clause) for site in sites]
     if institution is not None and places:
@@ -81,7 +82,7 @@ def refusal(error: Exception, log: Path) -> Payload:
     """One word and an incident number; the reason is appended to the institution's own log."""
     detail = f"{error}\n" if isinstance(error, CasamError) else "".join(traceback.format_exception(error))
     outcome = outcome_of(error)
-    # Of other code the server hears which: 16 digits, as every other identify answer tells them.
+    # For other-code, the reply names this node's code fingerprint, as every identify reply does.
     version = {"code": code_fingerprint()} if outcome == Outcome.OTHER_CODE else {}
     title = outcome.value if isinstance(error, RefusalError) else type(error).__name__
     return Payload({"outcome": outcome.value, "incident": keep(f"{title}: {detail}", log), **version})
@@ -95,10 +96,13 @@ def logged(
     clause: str,
     account: Account | None = None,
 ) -> str:
-    """The release's place in the audit log, `SEQUENCE:HEAD`; the line is on the disk when this returns.
+    """Write the release to the audit log; the line is on disk when this function returns.
 
-    Raises RefusalError: bytes-spent where the policy lets less out, repeated for a request that was answered
-    before.
+    Returns:
+        The line's place in the log, `SEQUENCE:HEAD`.
+
+    Raises:
+        RefusalError: bytes-spent (the policy allows fewer bytes) or repeated (answered before).
     """
     placed = Payload({**payload.config, AUDIT: NO_PLACE}, payload.arrays, payload.metrics)
     about, job = message.metadata, job_of(message.content)
@@ -128,15 +132,15 @@ def logged(
 
 
 def check_once(release: Release, lines: Sequence[Line]) -> None:
-    """Raise for a request that was answered before."""
+    """Raise RefusalError (repeated) for a request that was answered before."""
     if any(line.release.request == release.request for line in lines):
         raise RefusalError(Outcome.REPEATED, f"request {release.request} was answered before")
 
 
 def check_bytes(release: Release, lines: Sequence[Line], most: int | None) -> None:
-    """Raise where all releases together pass what the policy lets out.
+    """Raise RefusalError (bytes-spent) if all releases together exceed the policy's `max_bytes`.
 
-    Who is there may always be said: a run could not go on without those that are silent.
+    Identify replies do not count and are always allowed: a run could not continue without them.
     """
     if most is None or release.kind == IdentifyReply.kind:
         return
@@ -149,7 +153,7 @@ def check_bytes(release: Release, lines: Sequence[Line], most: int | None) -> No
 
 
 def described(payload: Payload) -> tuple[str, ...]:
-    """What is in it, without a value of it."""
+    """Names, types and shapes of the payload's content, without its values."""
     arrays = (
         f"{name}/{key} {array.dtype} {array.shape}"
         for name, group in payload.arrays.items()

@@ -1,7 +1,7 @@
-"""First on the way out: the policy's answer to a request, before any work is done for it.
+"""The first step on the way out: does the policy allow the request? This is decided before any work is done.
 
 The policy comes from the site (client/site.py), never from the server. A refusal is an exception with one
-word (casam_core.protocol.outcomes). What it refuses to others, the institution may still learn for itself.
+word (casam_core.protocol.outcomes). An institution that refuses to share may still learn the task for itself.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ def align(
     *,
     summed: bool = False,
 ) -> AlignReply:
-    """One round of training, if the trained layer may leave.
+    """Train one round, if the policy lets the trained layer leave.
 
     Args:
         others: institutions whose images are pooled with these (simulations only).
-        summed: the reply leaves in a secure sum only (client/secagg/member.py).
+        summed: whether the reply leaves only as part of a secure sum (client/secagg/member.py).
+
+    Raises:
+        RefusalError: the policy does not allow it.
     """
     check_align(institution, request, summed=summed)
     if institution.site.policy.adapter.noise == "dp":
@@ -61,7 +64,7 @@ def align(
 
 
 def check_align(institution: Institution, request: AlignRequest, *, summed: bool) -> None:
-    """Raise what the policy has against a round of training."""
+    """Raise RefusalError if the policy does not allow this round of training."""
     policy = institution.site.policy
     with learned_at_home(institution, request.job):
         check_present(institution, request.job)
@@ -74,7 +77,7 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
 
 
 def check_samples(institution: Institution, request: AlignRequest) -> None:
-    """Raise where a request trains on a task of an earlier stage, whose images the institution let go."""
+    """Raise RefusalError if the request needs images of an earlier stage and the policy keeps none."""
     seen = request.job.stage if request.again else request.job.stage - 1
     past = set(institution.scenario.stream[:seen]) & set(request.trains_on)
     if past and not institution.site.policy.keep_samples and not request.pooled:
@@ -85,15 +88,15 @@ def check_samples(institution: Institution, request: AlignRequest) -> None:
 
 
 def check_way(learned: LearnedPolicy, summed: bool) -> None:
-    """Raise where something is asked openly that leaves in secure sums only."""
+    """Raise RefusalError if the policy requires a secure sum and the request is not part of one."""
     if learned.aggregation == "secagg" and not summed:
         raise RefusalError(
-            Outcome.COHORT_TOO_SMALL, "the policy asks for a secure sum, the request is for this site alone"
+            Outcome.COHORT_TOO_SMALL, "the policy requires a secure sum; the request is for this site alone"
         )
 
 
 def describe(institution: Institution, request: RouterRequest, *, summed: bool = False) -> RouterReply:
-    """The task's router, finished or as statistics, if it may leave."""
+    """The task's router, fitted or as sufficient statistics, if the policy lets it leave."""
     check_router(institution, request.job, summed=summed)
     if institution.site.policy.router.noise == "dp":
         describe = fit_router_privately if request.alone else router_statistics_privately
@@ -104,7 +107,7 @@ def describe(institution: Institution, request: RouterRequest, *, summed: bool =
 
 
 def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bool = False) -> CalibrateReply:
-    """Held-out scores under the merged routers, if they may leave."""
+    """Held-out scores under the merged routers, if the policy lets them leave."""
     check_router(institution, request.job, summed=summed)
     if institution.site.policy.router.noise == "dp":
         return calibrate_privately(institution, request)
@@ -112,7 +115,7 @@ def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bo
 
 
 def check_router(institution: Institution, job: Job, *, summed: bool) -> None:
-    """Raise what the policy has against a router or its threshold."""
+    """Raise RefusalError if the policy does not let a router or its threshold leave."""
     check_present(institution, job)
     policy = institution.site.policy
     if policy.router.share == "never":
@@ -124,7 +127,7 @@ def check_router(institution: Institution, job: Job, *, summed: bool) -> None:
 
 
 def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateReply:
-    """Take the new entries; scores of the test images, if they may leave."""
+    """Add the new entries to the local bank; score the test images if the policy lets the scores leave."""
     policy = institution.site.policy
     check_present(institution, request.job)
     if not policy.accept_entries:
@@ -139,13 +142,13 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
         reply = evaluate_privately(institution, request, known, failed)
     else:
         reply = replace(institution.evaluate(known), canary=failed)
-    # After the answer is made: what pictures compute must not show in its count of decodes.
+    # Drawn after the reply is computed, so that the pictures' decodes are not counted in it.
     draw_overlays(institution, request.job, known)
     return reply
 
 
 def check_present(institution: Institution, job: Job) -> None:
-    """Raise outside of the stages that the policy takes part in."""
+    """Raise RefusalError if the policy does not take part in the job's stage."""
     policy = institution.site.policy
     if not policy.present(job.stage):
         raise RefusalError(
@@ -155,13 +158,13 @@ def check_present(institution: Institution, job: Job) -> None:
 
 
 def check_own(institution: Institution, entry: Entry) -> None:
-    """Raise for an entry that others had a part in."""
+    """Raise RefusalError for an entry that other institutions contributed to."""
     if entry.provenance.holders != (institution.name,):
         raise RefusalError(Outcome.ENTRIES_NOT_ACCEPTED, f"{entry.task}: policy.accept_entries is off")
 
 
 def rounds_answered(institution: Institution) -> int:
-    """Rounds of training that left this institution, in all runs that its audit log knows."""
+    """Number of training rounds that this institution released, in all runs of its audit log."""
     left = [line.release for line in audit_log(institution.site.audit).lines()]
     openly = sum(release.kind == AlignReply.kind and release.outcome == Outcome.OK for release in left)
     in_sums = sum(
@@ -172,15 +175,15 @@ def rounds_answered(institution: Institution) -> int:
 
 
 def summed_clause(clause: str) -> str:
-    """The keys of the policy that allow what leaves in a secure sum."""
+    """The policy keys that allow a release as part of a secure sum."""
     return f"{clause}, aggregation"
 
 
 @contextlib.contextmanager
 def learned_at_home(institution: Institution, job: Job) -> Iterator[None]:
-    """What is refused inside is learned for this institution alone.
+    """If the body raises a refusal, learn the task for this institution alone, then raise it again.
 
-    Only where nothing of this stage has left yet, and methods know entries by task.
+    This happens only in the first round and only for methods with one entry per task.
     """
     try:
         yield

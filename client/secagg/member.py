@@ -1,10 +1,11 @@
-"""An institution's part in a secure sum. The protocol is Flower's SecAgg+; what is decided here is ours.
+"""An institution's part in a secure sum. The protocol is Flower's SecAgg+; this module adds our decisions.
 
-Three things differ from the mod as it comes: masks have full strength (Flower folds seeds to 32 bits);
-numbers have 44 bits, and what would be clipped or overflow is refused; and every exchange is held against the
-policy, so that a sum over fewer institutions than `minimum_cohort` is never begun, answered or unmasked.
+Three things differ from Flower's mod. Masks have full strength (Flower reduces seeds to 32 bits). Numbers
+have 44 bits, and values that would be clipped or overflow are refused. Every exchange is checked against the
+policy, so that a sum over fewer institutions than `minimum_cohort` is never started, answered or unmasked.
 
-Claimed against an honest but curious server that relays the members' keys (docs/threat-model.md).
+The protection holds against an honest but curious server that relays the members' keys
+(docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ from client.release import permission
 from client.release.guard import check
 from client.simulation.faults import Role, attacked
 
-# The package gives the mod the name of its module.
+# In Flower's package, the mod and its module have the same name.
 flower = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
 flower.pseudo_rand_gen = masks  # type: ignore[attr-defined]
 flower.quantize = quantize  # type: ignore[attr-defined]
 
 MEMORY = "secure-sum"
-"""Key, with the institution's name, of what a node remembers between the exchanges of a sum."""
+"""Prefix of the state key, before the institution's name, for data kept between the exchanges of a sum."""
 
 ANSWERS: dict[str, Callable[[Institution, Payload], Payload]] = {
     "train.align": lambda who, asks: permission.align(who, AlignRequest.of(asks), summed=True).to_payload(),
@@ -62,7 +63,7 @@ ANSWERS: dict[str, Callable[[Institution, Payload], Payload]] = {
         who, CalibrateRequest.of(asks), summed=True
     ).to_payload(),
 }
-"""How the question behind a sum is answered: as if it were asked openly, and not sent like that."""
+"""How each kind of question in a sum is answered: as an open question, but the answer is masked."""
 
 CHECKS: dict[str, Callable[[Institution, Payload], None]] = {
     "train.align": lambda who, asks: permission.check_align(who, AlignRequest.of(asks), summed=True),
@@ -71,13 +72,13 @@ CHECKS: dict[str, Callable[[Institution, Payload], None]] = {
         who, CalibrateRequest.of(asks).job, summed=True
     ),
 }
-"""What the policy says before any key is made."""
+"""The policy checks before any key is created."""
 
 
 def take_part(institution: Institution, request: SecureRequest, context: Context) -> SecureReply:
-    """This institution's part of one exchange; a layer that it refuses to add it learns for itself.
+    """This institution's part of one exchange. If it refuses to add a layer, it learns one for itself.
 
-    Raises RefusalError (cohort-too-small, sum-not-possible, out-of-range), and what answering openly raises.
+    Raises RefusalError: cohort-too-small, sum-not-possible, out-of-range, or a refusal of the open question.
     """
     if request.summed != "train.align":
         return part(institution, request, context)
@@ -86,7 +87,7 @@ def take_part(institution: Institution, request: SecureRequest, context: Context
 
 
 def part(institution: Institution, request: SecureRequest, context: Context) -> SecureReply:
-    """One exchange by Flower's protocol, if it is one that the policy lets us take part in."""
+    """Answer one exchange with Flower's protocol, if the policy allows it."""
     protocol = unpacked(request.protocol)
     key = f"{MEMORY}-{institution.name}"
     memory = context.state.config_records.get(key, ConfigRecord({}))
@@ -110,14 +111,14 @@ def part(institution: Institution, request: SecureRequest, context: Context) -> 
 
 
 def number_of(institution: Institution) -> int:
-    """An institution's number in a sum: its place in the scenario, whatever node it is on."""
+    """An institution's number in a sum: its place in the scenario, from 1, on any node."""
     return [site.name for site in institution.scenario.institutions].index(institution.name) + 1
 
 
 def as_flower_sends(protocol: ConfigRecord, institution: Institution, context: Context) -> Message:
-    """The exchange as Flower's mod reads it; it acts on messages of type `train` and on no others.
+    """The exchange as Flower's mod reads it; the mod handles messages of type `train` only.
 
-    Only servers may begin a message in Flower's usual way, so this one is written out.
+    Flower's usual constructor creates new messages only on servers, so the metadata is written out here.
     """
     about = Metadata(
         run_id=context.run_id,
@@ -130,12 +131,15 @@ def as_flower_sends(protocol: ConfigRecord, institution: Institution, context: C
         ttl=DEFAULT_TTL,
         message_type="train",
     )
-    make = cast(Callable[..., Message], Message)  # Flower's types do not tell of `metadata`
+    make = cast(Callable[..., Message], Message)  # Flower's types do not declare `metadata`
     return make(content=RecordDict({RECORD_KEY_CONFIGS: protocol}), metadata=about)
 
 
 def share(institution: Institution, request: SecureRequest, most_images: float) -> tuple[Named, int]:
-    """(what goes into the sum, its weight), past the guard and within its range."""
+    """(arrays for the sum by name, weight in images), checked by the guard and within the sum's range.
+
+    Raises RefusalError: out-of-range, not-allowed, or a refusal of the open question.
+    """
     answer = ANSWERS[request.summed](institution, request.asks)
     check(request.summed, answer, institution, request.job)
     role = Role(institution, request.summed, request.job)
@@ -144,14 +148,14 @@ def share(institution: Institution, request: SecureRequest, most_images: float) 
     images = institution.task(request.job.task).holding.train
     if images > most_images:
         raise RefusalError(
-            Outcome.OUT_OF_RANGE, f"{images} images, the sum is made for {most_images:g} at most"
+            Outcome.OUT_OF_RANGE, f"{images} images, but the sum allows {most_images:g} at most"
         )
     named = share_of(request.summed, answer, images)
     for name, values in named.items():
         largest = float(np.abs(values).max(initial=0))
         if not largest <= RANGE:
             raise RefusalError(
-                Outcome.OUT_OF_RANGE, f"{name} holds {largest:g}, a secure sum takes up to {RANGE:g}"
+                Outcome.OUT_OF_RANGE, f"{name} holds {largest:g}, but a secure sum allows up to {RANGE:g}"
             )
     return named, images
 
@@ -159,10 +163,18 @@ def share(institution: Institution, request: SecureRequest, most_images: float) 
 def check_exchange(
     institution: Institution, request: SecureRequest, protocol: ConfigRecord, memory: ConfigRecord
 ) -> None:
-    """Hold one exchange against the policy and the rules of the sum, before anything is done for it."""
+    """Check one exchange against the policy and the rules of the sum, before any work is done for it.
+
+    Args:
+        protocol: the content of Flower's message.
+        memory: the node's state of this sum; empty before the first exchange.
+
+    Raises:
+        RefusalError: cohort-too-small, sum-not-possible, or a refusal of the open question.
+    """
     if request.summed not in CHECKS or protocol.get(Key.STAGE) != request.step:
         raise RefusalError(
-            Outcome.SUM_NOT_POSSIBLE, f"{request.summed} {request.step}: no exchange of a secure sum"
+            Outcome.SUM_NOT_POSSIBLE, f"{request.summed} {request.step}: not an exchange of a secure sum"
         )
     least = institution.site.policy.minimum_cohort
     if request.step == SETUP:
@@ -181,7 +193,7 @@ def check_exchange(
     else:
         present = set(cast(list[int], protocol[Key.ACTIVE_NODE_ID_LIST]))
         gone = set(cast(list[int], protocol[Key.DEAD_NODE_ID_LIST]))
-        # Both shares of one member would unmask it alone.
+        # With both kinds of shares of one member, the server could unmask this member alone.
         if present & gone or number_of(institution) not in present:
             raise RefusalError(Outcome.SUM_NOT_POSSIBLE, "a member cannot be both present and gone")
     check_cohort(len(present), least)
@@ -191,12 +203,12 @@ def check_cohort(members: int, least: int) -> None:
     """Raise RefusalError (cohort-too-small) for fewer members than the policy asks for."""
     if members < least:
         raise RefusalError(
-            Outcome.COHORT_TOO_SMALL, f"{members} in the sum, policy.minimum_cohort is {least}"
+            Outcome.COHORT_TOO_SMALL, f"{members} members in the sum, policy.minimum_cohort is {least}"
         )
 
 
 def check_rules(protocol: ConfigRecord, members: int, least: int) -> None:
-    """The one set of rules by which sums are made; weaker ones are refused."""
+    """Raise RefusalError (sum-not-possible) for parameters other than the fixed ones of secure sums."""
     rules = {
         Key.SHARE_NUMBER: members,
         Key.CLIPPING_RANGE: RANGE,
@@ -214,8 +226,8 @@ def check_rules(protocol: ConfigRecord, members: int, least: int) -> None:
 
 
 def check_members(institution: Institution, task: str, numbers: set[int]) -> None:
-    """Every member is an institution of the scenario that holds the task."""
+    """Raise RefusalError (sum-not-possible) unless every member is an institution that holds the task."""
     scenario = institution.scenario
     holders = {n for n, site in enumerate(scenario.institutions, 1) if task in site.data}
     if not numbers <= holders:
-        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{sorted(numbers - holders)}: no holders of {task}")
+        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{sorted(numbers - holders)}: not holders of {task}")

@@ -1,6 +1,6 @@
-"""What the exchanges of a secure sum may hold: keys, encrypted shares of keys, arrays under masks.
+"""What the exchanges of a secure sum may hold: keys, encrypted shares of keys, masked arrays.
 
-What is under the masks was checked before they were put on (client/secagg/member.py).
+The arrays are checked before they are masked (client/secagg/member.py).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from casam_core.protocol.secure_sum import (
 from casam_core.protocol.wire import packed, unpacked
 
 LONGEST_KEY = 400
-"""A P-384 public key in PEM has some 220 bytes."""
+"""Bytes. A P-384 public key in PEM has about 220 bytes."""
 LONGEST_SHARE = 1024
-"""A share of a private key in PEM and one of a seed have some 400 bytes, encrypted some 700."""
+"""Bytes. A share of a private key in PEM and a share of a seed have about 400 bytes, encrypted about 700."""
 
 EXPECTED = {
     SETUP: (Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2),
@@ -39,40 +39,40 @@ EXPECTED = {
     UNMASK: (Key.NODE_ID_LIST, Key.SHARE_LIST),
     COLLECT: (Key.MASKED_PARAMETERS,),
 }
-"""What an institution says in each exchange."""
+"""The keys of an institution's answer in each exchange."""
 
 
 def check_exchange(payload: Payload, sender: Sender) -> None:
     """Raise AnswerError for anything but one exchange of a secure sum."""
     if payload.metrics:
-        raise AnswerError("train: a secure sum holds no numbers in the open")
+        raise AnswerError("train: a secure sum must not hold open numbers")
     if payload.config.get("sum") not in KINDS:
-        raise AnswerError("train: not one of what may be summed")
+        raise AnswerError("train: this kind of answer cannot be summed")
     try:
         reply = SecureReply.of(payload)
         protocol = unpacked(reply.protocol)
         again = SecureReply(reply.summed, reply.step, packed(protocol), reply.names).to_payload()
-    except Exception as error:  # what reading other bytes raises is open-ended
-        raise AnswerError("train: no exchange of a secure sum") from error
+    except Exception as error:  # reading unknown bytes can raise any exception
+        raise AnswerError("train: not an exchange of a secure sum") from error
     envelope = {key: value for key, value in payload.config.items() if key in ENVELOPE and key != AUDIT}
     if not all(ENVELOPE[key](value) for key, value in envelope.items()):
-        raise AnswerError("train: a setting does not have its form")
+        raise AnswerError("train: a setting does not have its declared form")
     if digest_of(Payload({**again.config, **envelope}, again.arrays)) != digest_of(payload):
         raise AnswerError("train: more than an exchange of a secure sum")
     if set(protocol) != set(EXPECTED[reply.step]):
         raise AnswerError(f"train: expected {sorted(EXPECTED[reply.step])}, found {sorted(protocol)}")
     if reply.names and reply.step != COLLECT:
-        raise AnswerError("train: names where no arrays are")
+        raise AnswerError("train: names of arrays, but no arrays")
     try:
         fault = fault_in(reply, protocol, sender)
     except Exception as error:
-        raise AnswerError("train: no exchange of a secure sum") from error
+        raise AnswerError("train: not an exchange of a secure sum") from error
     if fault is not None:
         raise AnswerError(f"train {reply.step}: {fault}")
 
 
 def fault_in(reply: SecureReply, protocol: ConfigRecord, sender: Sender) -> str | None:
-    """What is wrong with the values of an exchange. Raises whatever reading something else raises."""
+    """What is wrong with the values of an exchange; None if they are right. May raise any exception."""
     values: list[Any] = [protocol[key] for key in EXPECTED[reply.step]]
     if reply.step == SETUP:
         return None if all(is_public_key(key) for key in values) else "expected two public keys"
@@ -82,14 +82,14 @@ def fault_in(reply: SecureReply, protocol: ConfigRecord, sender: Sender) -> str 
 
 
 def is_public_key(key: object) -> bool:
-    """Whether this can be a public key in PEM."""
+    """Whether this looks like a public key in PEM."""
     return (
         isinstance(key, bytes) and key.startswith(b"-----BEGIN PUBLIC KEY-----") and len(key) <= LONGEST_KEY
     )
 
 
 def fault_in_shares(numbers: list[int], secrets: list[bytes]) -> str | None:
-    """As many short byte strings as members, each for another one."""
+    """What is wrong with shares; None if there is one short byte string for each of several members."""
     members = range(1, 1000)
     if len(numbers) != len(secrets) or len(set(numbers)) != len(numbers) or len(numbers) > MOST_MEMBERS:
         return "expected one share for each member"
@@ -103,9 +103,9 @@ def fault_in_shares(numbers: list[int], secrets: list[bytes]) -> str | None:
 def fault_in_masked(
     names: tuple[str, ...], files: list[bytes], forms: dict[str, list[ArraySpec]]
 ) -> str | None:
-    """The weight and the arrays, under masks: integers below MODULUS in the shapes of what is summed."""
+    """What is wrong with the masked weight and arrays: integers in [0, MODULUS) of the declared shapes."""
     if not names or sorted(set(names)) != list(names) or not set(names) <= set(forms):
-        return "names of other arrays"
+        return "unknown names of arrays"
     masked = [np.load(io.BytesIO(data), allow_pickle=False) for data in files]
     if len(masked) != 1 + len(names) or masked[0].shape != (1,):
         return "expected a weight and the named arrays"
@@ -114,14 +114,14 @@ def fault_in_masked(
             return f"{name} has shape {array.shape}"
     for array, data in zip(masked, files, strict=True):
         if array.dtype != np.int64 or array.min(initial=0) < 0 or array.max(initial=0) >= MODULUS:
-            return "expected integers under masks"
+            return "expected masked integers"
         if len(data) > 8 * array.size + 256:
-            return "more bytes than the array has"
+            return "more bytes than the array needs"
     return None
 
 
 def summed_forms(kind: str, sender: Sender) -> dict[str, list[ArraySpec]]:
-    """By `group/key`, the forms of what is summed: those of the openly asked kind."""
+    """By `group/key`, the forms of the summed arrays: those of the open answer of this kind."""
     forms = {IMPROVED: [ArraySpec(np.float64, (1,))]}
     for group, alternatives in allowed_in(kind, sender).groups.items():
         for alternative in alternatives:

@@ -1,8 +1,8 @@
-"""What a hostile institution of a simulation sends in place of its answers (docs/reliability.md).
+"""Attacks: answers of a hostile institution in a simulation (docs/reliability.md).
 
-An attack is one function and one line of ATTACKS. It sees the kind of message and the honest answer, and
-changes what it is about; the server and the other institutions are not told. For studies of defences: a real
-site never plays one (client/simulation/faults.py).
+An attack is one function and one line of ATTACKS. It gets the kind of message and the honest answer, and
+returns a changed answer. The server and the other institutions do not know of it. Attacks are for studies of
+defences; a real site never runs one (client/simulation/faults.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Group = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Attacker:
-    """Who attacks, in answer to what. rng: seeded by the run."""
+    """The attacking institution, and the request that it answers. rng: seeded by the run."""
 
     institution: Institution
     kind: str
@@ -34,14 +34,14 @@ class Attacker:
     rng: np.random.Generator
 
     def start(self) -> Group:
-        """The layer that everybody's training began from."""
+        """The initial layer of all holders."""
         return weights_of(self.institution.layer(self.job.task, None))
 
     def victim(self) -> Entry | None:
-        """The first entry of others in the attacker's copy of the bank."""
+        """The first entry of other institutions in the attacker's copy of the bank; None without one."""
         try:
             bank = Bank.open(self.institution.site.private / "bank")
-        except BankError:  # nothing was learned yet
+        except BankError:  # no task was learned yet
             return None
         others = [entry for entry in bank if self.institution.name not in entry.provenance.holders]
         return others[0] if others else None
@@ -51,7 +51,7 @@ Attack = Callable[[Attacker, Payload], Payload]
 
 
 def on(kind: str, attack: Attack) -> Attack:
-    """The attack on answers of one kind; all others stay honest."""
+    """The attack, limited to answers of one kind; other answers stay honest."""
     return lambda attacker, answer: attack(attacker, answer) if attacker.kind == kind else answer
 
 
@@ -70,7 +70,7 @@ def each(change: Callable[[NDArray[Any]], NDArray[Any]]) -> Attack:
 
 
 def moved(factor: float) -> Attack:
-    """The way from the beginning to the trained layer, so many times as far."""
+    """An attack that multiplies the change from the initial to the trained layer by `factor`."""
 
     def change(attacker: Attacker, layer: Group) -> Group:
         start = attacker.start()
@@ -83,7 +83,7 @@ def moved(factor: float) -> Attack:
 
 
 def randomly(attacker: Attacker, layer: Group) -> Group:
-    """As far as the trained layer, in a direction that means nothing."""
+    """A layer with a random change, with the same standard deviation as the trained one in each array."""
     start = attacker.start()
     return {
         name: (start[name] + (array - start[name]).std() * attacker.rng.standard_normal(array.shape)).astype(
@@ -94,7 +94,7 @@ def randomly(attacker: Attacker, layer: Group) -> Group:
 
 
 def numbers(kind: str, group: str, **values: float) -> Attack:
-    """Other numbers in one group, or in all whose name begins so."""
+    """An attack that replaces `values` in every group of numbers whose name starts with `group`."""
 
     def attack(attacker: Attacker, answer: Payload) -> Payload:
         metrics = {
@@ -107,22 +107,22 @@ def numbers(kind: str, group: str, **values: float) -> Attack:
 
 
 def copied(attacker: Attacker, answer: Payload) -> Payload:
-    """Another task's router and threshold as one's own."""
+    """The answer with a copy of another task's router and threshold."""
     victim = attacker.victim()
     if victim is None or victim.threshold is None:
         return answer
     facts = {**answer.metrics["router-facts"], "threshold": victim.threshold}
-    # A bank keeps matrices in half precision, which no honest answer has.
+    # A bank stores matrices in half precision; an honest answer has single precision.
     router = {name: array.astype(np.float32) for name, array in victim.router.items()}
     return replace(answer, arrays={"router": router}, metrics={"router-facts": facts})
 
 
 WIDER = 1.2
-"""A router of few images is too narrow for new ones: a wider copy fits them better than the original."""
+"""A router fitted to few images is too narrow for new ones; a wider copy fits them better."""
 
 
 def hijack(attacker: Attacker, answer: Payload) -> Payload:
-    """A copy of another task's router that fits the task's images better than its own, and takes any."""
+    """A wider copy of another task's router, which fits that task's images better than the original."""
     taken = copied(attacker, answer)
     if taken is answer:
         return answer
@@ -135,13 +135,13 @@ def hijack(attacker: Attacker, answer: Payload) -> Payload:
 
 
 def oversized(attacker: Attacker, answer: Payload) -> Payload:
-    """One setting that is larger than any answer may be."""
+    """The answer with one setting that is larger than the limit for a whole answer."""
     size = int(attacker.institution.scenario.admission.megabytes * 1e6) + 1
     return replace(answer, config={**answer.config, "notes": "x" * size})
 
 
 def garbage(attacker: Attacker, answer: Payload) -> Payload:
-    """What no side knows how to read."""
+    """Random bytes that no receiver can read."""
     noise = attacker.rng.integers(0, 256, 1000).astype(np.uint8)
     return Payload({"outcome": "ok"}, {"noise": {"bytes": noise}})
 
@@ -168,7 +168,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def attack_of(name: str) -> Attack:
-    """The attack a scenario names. Raises ScenarioError listing the known ones."""
+    """The attack with this name in a scenario. Raises ScenarioError, which lists the known names."""
     if name not in ATTACKS:
         raise ScenarioError(f"faults.attack: expected one of {', '.join(sorted(ATTACKS))}, found {name!r}")
     return ATTACKS[name]

@@ -1,8 +1,8 @@
-"""Faults and attacks that a scenario lets a simulated institution play
+"""Faults and attacks of simulated institutions, as the scenario sets them
 (casam_core.config.participation.FaultSpec).
 
-They act where real ones do: behind the guard, on what is under way. A real site never plays any: its faults
-are its own.
+They act after the guard, on the answer that is about to leave, as real faults do. A real site never simulates
+them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from client.simulation.adversaries import Attacker, attack_of
 from client.site import Site
 
 GONE = "gone"
-"""A file of a simulated institution that will never answer again."""
+"""Name of the file that marks a simulated institution as gone: it never answers again."""
 
 LATE_SECONDS = 1.0
-"""By how much an answer misses its deadline at least."""
+"""Upper limit of a simulated delay beyond the deadline."""
 
 
 class LostError(Exception):
-    """What Flower makes of it is what it makes of a node that died: no answer comes."""
+    """Ends the handler without an answer; Flower treats this like a dead node."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """What one institution plays in answer to one message."""
+    """One institution and the message that it answers, for simulated faults."""
 
     institution: Institution
     kind: str
@@ -40,26 +40,26 @@ class Role:
 
     @property
     def spec(self) -> FaultSpec:
-        """What goes wrong here."""
+        """The institution's faults in the scenario."""
         return self.institution.scenario.institution(self.institution.name).faults
 
     @property
     def plays(self) -> bool:
-        """Whether anything can."""
+        """Whether the institution is simulated and has any faults."""
         return self.institution.site.simulated and self.spec != FaultSpec()
 
 
 def is_gone(site: Site) -> bool:
-    """Whether a simulated institution is gone for good."""
+    """Whether a simulated institution has left forever."""
     return site.simulated and (site.private / GONE).exists()
 
 
 def suffer(role: Role, seconds: float) -> None:
-    """Be late, be lost or break down with an answer whose work took `seconds`. Raises LostError."""
+    """Delay or lose an answer, as the scenario says. seconds: how long its work took. Raises LostError."""
     spec, job, site = role.spec, role.job, role.institution.site
     deadlines = role.institution.scenario.deadlines
     waited_for = deadlines.train if role.kind.startswith("train") else deadlines.evaluate
-    # Nobody waits longer, and a simulated institution that sleeps keeps a worker from all others.
+    # The server does not wait longer, and a sleeping institution blocks a worker for all others.
     time.sleep(min(spec.delay + (spec.slow_factor - 1) * seconds, waited_for + LATE_SECONDS))
     if spec.gone_at is not None and job.stage >= spec.gone_at:
         (site.private / GONE).touch()
@@ -77,7 +77,7 @@ def suffer(role: Role, seconds: float) -> None:
 
 
 def attacked(role: Role, answer: Payload) -> Payload:
-    """What a hostile institution sends in place of a result."""
+    """The answer after the institution's attack; unchanged without one, before `attack_at`, or if not ok."""
     spec, job = role.spec, role.job
     result = answer.config.get("outcome", Outcome.OK) == Outcome.OK
     if spec.attack is None or job.stage < spec.attack_at or not result:

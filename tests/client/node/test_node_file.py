@@ -49,9 +49,9 @@ def test_paths_start_from_the_files_own_folder(site: Path) -> None:
         ('superlink = "https://fl.example.org"', "superlink: string should match pattern"),
         ('serverlink = "x:1"', "unknown key 'serverlink'; see docs/deployment.md"),
         ('policy = "none.toml"', "no such policy file"),
-        ('key = "ca.crt"', "is no private key"),
-        ('authority = "node.key"', "authority: .* is no certificate"),
-        ('data_root = "nowhere"', "data_root: nothing is at"),
+        ('key = "ca.crt"', "is not a private key"),
+        ('authority = "node.key"', "authority: .* is not a certificate"),
+        ('data_root = "nowhere"', "data_root: .* does not exist"),
         ("home = 'a\"b'", "home: expected a path without quotes"),
     ],
 )

@@ -310,7 +310,7 @@ def test_there_are_at_least_forty_ways() -> None:
 
 
 def test_an_answer_without_an_institution_behind_it_is_none(answers: Answers) -> None:
-    with pytest.raises(NotAllowedError, match="no institution stands behind"):
+    with pytest.raises(NotAllowedError, match="the answer belongs to no institution"):
         check("train.align", answers["train.align"], None, None)
 
 

@@ -68,10 +68,10 @@ def test_a_scenario_is_told_once_and_again_to_a_node_that_forgot_it(
 def test_a_node_does_not_go_on_with_another_scenario() -> None:
     node = Context(1, 2, {}, RecordDict(), {})
     request = IdentifyRequest.telling("{}", "run", code_fingerprint())
-    with refused(Outcome.UNKNOWN_SCENARIO, match="no identify message was seen"):
+    with refused(Outcome.UNKNOWN_SCENARIO, match="this node got no identify message"):
         client.client_app.told(request.short(), node)
     node.state[client.client_app.STATE] = ConfigRecord({"scenario": compress_text("other"), "run": "run"})
-    with refused(Outcome.UNKNOWN_SCENARIO, match="another scenario was told to this node"):
+    with refused(Outcome.UNKNOWN_SCENARIO, match="this node knows another scenario"):
         client.client_app.told(request.short(), node)
 
 
