@@ -1,9 +1,9 @@
 """The audit log: one hash-chained JSON line per release, at the institution and at the server.
 
-    head_n = SHA-256 of line n as canonical JSON without its head, which contains head_{n-1}
+    head_n = SHA-256 of line n as canonical JSON without its head; line n contains head_{n-1}
 
 Changing, removing or reordering a line breaks the chain from there on. A log that was cut at its end, or
-rewritten as a whole, is consistent in itself: only heads that somebody else kept (an anchor) show it.
+rewritten as a whole, is still consistent. Only heads that the other side kept (an anchor) reveal this.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from casam_core.errors import CasamError
 from casam_core.files import LockedLog
 
 START = "0" * 64
-"""What the first line follows."""
+"""The previous head of the first line."""
 
 
 class AuditError(CasamError):
-    """An audit log is not what it must be."""
+    """An audit log is unreadable or its chain is broken."""
 
     code = "audit"
 
 
 @dataclass(frozen=True)
 class Release:
-    """What left an institution, or arrived from it.
+    """One message that an institution sent, as the institution or the server logs it.
 
     time: UTC, ISO 8601. request: Flower's message id. records: `name dtype shape` of every array, and names
-    of numbers. bytes, digest: of the serialised content. clause: of the policy, that allowed or refused.
-    epsilon: spent so far by data split, null where a release is not differentially private.
+    of numbers. bytes, digest: of the serialised content. clause: the policy key that allowed or refused it.
+    epsilon: spent so far by data split; null if a release is not differentially private.
     """
 
     time: str
@@ -58,7 +58,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: a release in its place of the chain. sequence: from 1."""
+    """One line: a release and its place in the chain. sequence: starts at 1."""
 
     sequence: int
     release: Release
@@ -67,19 +67,19 @@ class Line:
 
     @property
     def place(self) -> str:
-        """`SEQUENCE:HEAD`, as replies carry it; always as long as NO_PLACE."""
+        """`SEQUENCE:HEAD`, as in replies; it always has the length of NO_PLACE."""
         return f"{self.sequence:012d}:{self.head}"
 
 
 NO_PLACE = f"{0:012d}:{START}"
-"""Stands for a place while bytes are counted."""
+"""A placeholder for a place while bytes are counted."""
 
 _PLACE = re.compile(r"(\d{12}):([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the other side keeps of a line: an anchor."""
+    """The part of a line that the other side keeps: an anchor."""
 
     institution: str
     sequence: int
@@ -87,13 +87,13 @@ class Head:
 
 
 def head_at(place: str, institution: str) -> Head | None:
-    """The head that a reply named (Line.place); None for any other text."""
+    """The head in the place of a reply (Line.place); None for any other text."""
     found = _PLACE.fullmatch(place)
     return Head(institution, int(found[1]), found[2]) if found else None
 
 
 def now() -> str:
-    """The time of a release: UTC, to the second."""
+    """The current time in UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -105,7 +105,7 @@ def chained(sequence: int, release: Release, previous: str) -> Line:
 
 
 def line_text(line: Line) -> str:
-    """As it stands in the file."""
+    """The line as text of the file."""
     return json.dumps(
         {"sequence": line.sequence, **asdict(line.release), "previous": line.previous, "head": line.head},
         sort_keys=True,
@@ -113,7 +113,7 @@ def line_text(line: Line) -> str:
 
 
 def parse_line(text: str | bytes) -> Line:
-    """The inverse of line_text. Raises AuditError for what is no line of a log."""
+    """The inverse of line_text. Raises AuditError for an invalid line."""
     try:
         content: dict[str, Any] = json.loads(text)
         known = {field.name: content[field.name] for field in fields(Release)}
@@ -126,15 +126,15 @@ def parse_line(text: str | bytes) -> Line:
 
 
 class AuditLog(LockedLog[Line]):
-    """One file of chained lines. Whoever reads or appends to it checks the chain."""
+    """One file of chained lines. Every reading and every append checks the chain."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, self._next)
 
     def add(self, release: Release, allow: Callable[[Sequence[Line]], None] = lambda lines: None) -> Line:
-        """Add a line for a release. Raises AuditError when the chain is broken already.
+        """Add a line for a release. Raises AuditError if the chain is already broken.
 
-        allow: shown the lines so far while nobody else can add one; what it raises keeps the line out.
+        allow: called with the lines so far while the log is locked; if it raises, no line is added.
         """
 
         def make(lines: Sequence[Line]) -> tuple[Line, str]:
@@ -153,12 +153,12 @@ class AuditLog(LockedLog[Line]):
 
 @lru_cache(maxsize=4096)
 def audit_log(path: Path) -> AuditLog:
-    """This process's one object for a file, with what it has checked so far."""
+    """The one AuditLog of this process for a file; it remembers the lines that it has checked."""
     return AuditLog(path)
 
 
 def read_log(path: Path) -> list[Line]:
-    """Lines of a log to be judged, its chain unchecked. Raises AuditError naming the line that is none."""
+    """The lines of a log without a check of its chain. Raises AuditError that names the invalid line."""
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -173,8 +173,7 @@ def read_log(path: Path) -> list[Line]:
 
 
 def broken(lines: Sequence[Line], before: Sequence[Line] = ()) -> str | None:
-    """The first thing wrong with a chain, None for a consistent one. before: what it follows, known to be
-    right."""
+    """The first fault of a chain; None if it is consistent. before: the lines before it, already checked."""
     previous = before[-1].head if before else START
     for number, line in enumerate(lines, len(before) + 1):
         if line.sequence != number:
@@ -188,7 +187,7 @@ def broken(lines: Sequence[Line], before: Sequence[Line] = ()) -> str | None:
 
 
 def against_anchor(lines: Sequence[Line], heads: Sequence[Head]) -> str | None:
-    """The first head that somebody else saw and this log does not have; None when all are there."""
+    """The first head of the other side that this log lacks; None if the log has them all."""
     for seen in heads:
         if seen.sequence > len(lines):
             return f"line {seen.sequence} is missing: the log was cut after line {len(lines)}"
@@ -198,7 +197,7 @@ def against_anchor(lines: Sequence[Line], heads: Sequence[Head]) -> str | None:
 
 
 def differences(left: Sequence[Release], arrived: Sequence[Release]) -> list[str]:
-    """What one side logged and the other did not, by request; one line each."""
+    """The differences between the logs of both sides, by request; one line each."""
     sent = {release.request: release for release in left}
     got = {release.request: release for release in arrived}
     found = []

@@ -1,6 +1,6 @@
-"""Bytes and long texts as JSON and messages carry them: zlib in base64.
+"""Bytes and long texts for JSON and messages: zlib in base64.
 
-A scenario names every institution, and says much the same of each.
+A scenario compresses well because it describes many similar institutions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import zlib
 from functools import lru_cache
 
 LARGEST = 1 << 26
-"""Most bytes that are expanded: 64 MB are a scenario of some 78,000 institutions."""
+"""The largest expanded text: 64 MB are a scenario of about 78,000 institutions."""
 
 
 def compress(data: bytes) -> str:
@@ -19,7 +19,7 @@ def compress(data: bytes) -> str:
 
 
 def expand(compressed: str) -> bytes:
-    """The bytes. Raises ValueError for a text that `compress` did not make, or of more than LARGEST bytes."""
+    """The bytes. Raises ValueError for a text that is not from `compress`, or for more than LARGEST bytes."""
     expander = zlib.decompressobj()
     try:
         data = expander.decompress(base64.b64decode(compressed, validate=True), LARGEST)
@@ -38,5 +38,5 @@ def compress_text(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def expand_text(compressed: str) -> str:
-    """The text. A process keeps the last few, because every message asks. Raises ValueError (expand)."""
+    """The text; the last few are cached, because every message needs one. Raises ValueError (expand)."""
     return expand(compressed).decode() if compressed else ""

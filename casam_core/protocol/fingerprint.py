@@ -1,7 +1,7 @@
-"""Which code is running: a hash over the trusted code, which is what the Flower bundle holds.
+"""The fingerprint of the running code: a hash over the trusted code, the content of the Flower bundle.
 
 A stale local SuperLink can make Flower's workers import another checkout. The server compares fingerprints at
-identify, so that a silent mix-up becomes an error.
+identify, so that such a mistake becomes an error.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from casam_core.plugins import plugin_versions
 ROOT = Path(__file__).resolve().parents[2]
 
 TRUSTED = ("casam_core", "client", "server", "scenarios/library")
-"""Folders that a site pins and an auditor reads. `fab-include` in pyproject.toml names the same ones."""
+"""The folders that a site pins and an auditor reads; `fab-include` in pyproject.toml lists the same."""
 
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """16 hex digits over every .py and .toml file of the trusted folders, by relative path and content, and
-    over the versions of installed plug-ins."""
+    """16 hex digits: a hash over the .py and .toml files of the trusted folders and the installed plug-ins.
+
+    The hash covers relative paths, file contents, and the names and versions of the plug-ins.
+    """
     digest = hashlib.sha256()
     for folder in TRUSTED:
         for path in sorted((ROOT / folder).rglob("*")):

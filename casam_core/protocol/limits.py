@@ -1,7 +1,8 @@
-"""What an answer may hold: forms of arrays, ranges of numbers, words of settings.
+"""What a reply may contain: forms of arrays, ranges of numbers, values of settings.
 
-The institution's guard holds this list against an answer before it leaves (client/release/guard.py), the
-server before it counts (server/defence/admission.py). casam_core.protocol.messages declares what is on it.
+The institution's guard checks a reply against this list before it sends it (client/release/guard.py). The
+server checks it again before it uses it (server/defence/admission.py). casam_core.protocol.messages declares
+the content of the list.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from casam_core.protocol.payload import Payload
 
 
 class AnswerError(CasamError):
-    """An answer holds something that is not on the list; the text names it and holds no value of it."""
+    """A reply contains something that is not on the list. The text names it and contains no value."""
 
     code = "answer"
 
@@ -29,9 +30,9 @@ class ArraySpec:
     """The form of one array.
 
     Args:
-        shape: exact, but in the dimensions `free` an array may be shorter.
-        least: lowest value.
-        total: highest sum.
+        shape: exact; an array may only be shorter in the dimensions `free`.
+        least: the lowest allowed value.
+        total: the highest allowed sum.
     """
 
     dtype: type[np.generic]
@@ -41,7 +42,7 @@ class ArraySpec:
     total: float | None = None
 
     def has_shape(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape may pass."""
+        """Whether an array may have this shape."""
         return len(shape) == len(self.shape) and all(
             found <= most if axis in self.free else found == most
             for axis, (found, most) in enumerate(zip(shape, self.shape, strict=True))
@@ -66,8 +67,8 @@ class GroupSpec:
 
     Args:
         arrays: by name.
-        complete: whether all of them must be there.
-        open: finite float32 arrays of any name and shape may be there instead.
+        complete: whether all of them are required.
+        open: finite float32 arrays of any name and shape are also allowed.
     """
 
     arrays: Mapping[str, ArraySpec]
@@ -90,14 +91,14 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Range:
-    """The limits of one number, both included. whole: only integers."""
+    """The closed range of one number. whole: only integers."""
 
     least: float
     most: float
     whole: bool = False
 
     def check(self, name: str, value: object) -> None:
-        """Raise AnswerError for a value outside of the range."""
+        """Raise AnswerError for a value outside the range."""
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise AnswerError(f"{name}: expected a finite number")
         if not self.holds(value):
@@ -111,14 +112,14 @@ class Range:
 
 @dataclass
 class Allowed:
-    """What one answer may hold; nothing of it has to be there. A group may have any one of its forms."""
+    """What one reply may contain; nothing is required. A group may have any one of its forms."""
 
     settings: dict[str, Callable[[object], bool]] = field(default_factory=dict)
     groups: dict[str, tuple[GroupSpec, ...]] = field(default_factory=dict)
     numbers: dict[str, dict[str, Range]] = field(default_factory=dict)
 
     def check(self, payload: Payload) -> None:
-        """Raise AnswerError, naming what is not on the list."""
+        """Raise AnswerError that names the first content that is not on the list."""
         for name, setting in payload.config.items():
             if name not in self.settings:
                 raise AnswerError(f"setting {name!r} is not on the list")
@@ -136,7 +137,7 @@ class Allowed:
 
 
 def check_group(name: str, group: Mapping[str, NDArray[Any]], forms: Sequence[GroupSpec]) -> None:
-    """Raise AnswerError unless the group has one of the forms; the fault named is that of the last form."""
+    """Raise AnswerError unless the group has one of the forms; the error names the fault of the last form."""
     fault = AnswerError(f"array group {name!r} is not on the list")
     for form in forms:
         try:

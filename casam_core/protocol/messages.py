@@ -1,8 +1,8 @@
-"""What the server and an institution say to each other: every message, every field, every limit.
+"""The messages between the server and an institution: every message, field and limit.
 
-One stage is four exchanges: `identify` (who is there), `align` (train a layer), `router` (describe the task's
-images; with several holders also `calibrate`), `evaluate` (take the new entries, score the test images).
-`forget` follows when an institution leaves. A field that is not declared here is never sent.
+One stage has four exchanges: `identify` (who is connected), `align` (train a layer), `router` (describe the
+task's images; with several holders also `calibrate`), `evaluate` (receive the new entries, score the test
+images). `forget` follows when an institution leaves. A message contains no field that is not declared here.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ from casam_core.routing.threshold import HISTOGRAM_BINS
 from casam_core.routing.unknown import BINS
 
 SCHEMA = 4
-"""Version of these messages. A node with another one is refused."""
+"""Version of these messages. The server refuses a node with another version."""
 
 Layer = Mapping[str, NDArray[np.float32]]
-"""Weights of an Alignment Layer, or of what matters to it, by parameter."""
+"""Weights of an Alignment Layer, or their importance, by parameter."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who answers which job, as both sides know it. Limits of an answer depend on it.
+    """The institution that replies, and its job. The limits of a reply depend on them; both sides know them.
 
     Args:
         holdings: image counts by task.
-        channels: of an embedding.
-        backbone: None at the server, which then does not know the arrays of layers that change SAM itself.
+        channels: the number of channels of an embedding.
+        backbone: None at the server, which then cannot know the arrays of a layer that changes SAM itself.
     """
 
     scenario: Scenario
@@ -73,7 +73,7 @@ class Sender:
     job: Job
 
     def images(self, part: str) -> int:
-        """All images of one split, over tasks: methods may train on several."""
+        """The number of images of one split in all tasks: a method may train on several tasks."""
         return sum(getattr(holding, part) for holding in self.holdings.values())
 
 
@@ -83,12 +83,12 @@ ENVELOPE = {
     EPSILON_METRICS: Amount(Range(0.0, 1e6)).fits,
     AUDIT: Text(r"\d{12}:[0-9a-f]{64}").fits,
 }
-"""Settings of an answer of any kind: how it went, what was spent, its place in the audit log."""
+"""Settings of every reply: the outcome, the privacy budget spent, and the place in the audit log."""
 
 
 @dataclass(frozen=True)
 class JobPart:
-    """To whom a request is, in which stage, about which task."""
+    """The part of a request that names the institution, the stage and the task."""
 
     def write(self, name: str, value: Job, draft: Draft) -> None:
         draft.config |= value.config()
@@ -103,18 +103,18 @@ class JobPart:
 ForJob = Annotated[Job, JobPart()]
 
 
-# --- Who is there -----------------------------------------------------------------------------------
+# --- Identify ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class IdentifyRequest(Message):
-    """Who is there? It opens a run and every stage.
+    """Ask a node for its institutions. It opens a run and every stage.
 
     Args:
         run: name of the run's folder.
-        code: fingerprint of the server's code; other code may not even read the scenario.
+        code: fingerprint of the server's code; a node with other code may be unable to read the scenario.
         digest: SHA-256 of the scenario.
-        scenario: canonical JSON, compressed; "" for a node that was told it earlier in the run.
+        scenario: canonical JSON, compressed; "" for a node that received it earlier in the run.
     """
 
     run: Annotated[str, Text()] = ""
@@ -124,12 +124,12 @@ class IdentifyRequest(Message):
 
     @staticmethod
     def telling(scenario: str, run: str, code: str) -> IdentifyRequest:
-        """To a node that knows nothing yet."""
+        """The request for a node that does not have the scenario yet."""
         digest = hashlib.sha256(scenario.encode()).hexdigest()
         return IdentifyRequest(run, code, digest, compress_text(scenario))
 
     def short(self) -> IdentifyRequest:
-        """The same for a node that was told."""
+        """The same request without the scenario, for a node that has it."""
         return replace(self, scenario="")
 
 
@@ -138,7 +138,7 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
 
 @dataclass(frozen=True)
 class Holding:
-    """How many images of one task an institution holds."""
+    """The number of images of one task at an institution, by split."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -149,7 +149,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of `rounds` private rounds of one task, how many the institution's budget affords."""
+    """How many of the `rounds` private rounds of one task the institution's budget allows."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -159,15 +159,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class IdentifyReply(Message):
-    """The institutions that a node hosts, what each holds and allows, and with which code it answers.
+    """The institutions of a node, their images and policies, and the node's code.
 
     Args:
-        backbone: SHA-256 of the frozen weights; "" where nobody is hosted, as in the next two.
-        compute: how the arithmetic is done (casam_core.model.compute.Compute.variant).
+        backbone: SHA-256 of the frozen weights. Without institutions it is "", like `compute` and
+            `preprocessing`.
+        compute: how the numbers are computed (casam_core.model.compute.Compute.variant).
         institutions: image counts by institution and task.
-        forecasts: by institution and task, where the policy adds noise.
+        forecasts: by institution and task, if the policy adds noise.
         simulated: whether privacy noise is seeded.
-        preprocessing: hash of how images are prepared.
+        preprocessing: hash of the image preprocessing.
     """
 
     kind: ClassVar[str] = "query.identify"
@@ -195,7 +196,7 @@ class IdentifyReply(Message):
         return reply
 
 
-# --- Learning a task ---------------------------------------------------------------------------------
+# --- Learn a task ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,12 @@ class AlignRequest(Message):
     """Train a layer for one round.
 
     Args:
-        layer: the weights to start from; None to start afresh.
-        tasks: whose images to train on; by default the job's.
-        anchor: the layer that earlier tasks left, for methods that hold on to it.
-        importance: how much each of its parameters matters to earlier tasks.
-        pooled: train on everybody's images (simulations only).
-        again: the task was learned before, and is learned anew without a holder that left.
+        layer: the weights to start from; None for new weights.
+        tasks: train on the images of these tasks; by default of the job's task.
+        anchor: the layer after the earlier tasks, for methods whose penalty needs it.
+        importance: how much the earlier tasks depend on each parameter of `anchor`.
+        pooled: train on the images of all institutions (simulations only).
+        again: the task was learned before; it is learned again because a holder left.
     """
 
     job: ForJob
@@ -221,17 +222,17 @@ class AlignRequest(Message):
 
     @property
     def trains_on(self) -> tuple[str, ...]:
-        """The tasks whose images are used."""
+        """The tasks whose images the training uses."""
         return self.tasks or (self.job.task,)
 
 
 def layer_forms(sender: Sender) -> tuple[GroupSpec, ...]:
-    """A layer of the scenario's form."""
+    """The arrays of a layer of the scenario's form."""
     return (layer_spec(alignment_of(sender.scenario, sender.job.task), sender.channels, sender.backbone),)
 
 
 def importance_forms(sender: Sender) -> tuple[GroupSpec, ...]:
-    """Squares, by parameter of the layer, where the method asks for them."""
+    """The arrays of the importance, which is never negative; none if the method does not use it."""
     if not method_of(sender.scenario.method).weighs:
         return ()
     (layer,) = layer_forms(sender)
@@ -239,14 +240,14 @@ def importance_forms(sender: Sender) -> tuple[GroupSpec, ...]:
 
 
 def trained_images(sender: Sender) -> Range:
-    """A pooling method trains on everybody's images."""
+    """The range of the number of training images; a pooling method trains on those of all institutions."""
     pools = method_of(sender.scenario.method).pools
     return Range(1, COUNT.most if pools else sender.images("train"), whole=True)
 
 
 @lru_cache(maxsize=8)
 def layer_spec(spec: AlignmentSpec, channels: int, backbone: Backbone | None) -> GroupSpec:
-    """The parameters of a layer; open where a part of SAM is trained and SAM is not at hand."""
+    """The parameters of a layer; open if the layer is a part of SAM and `backbone` is None."""
     if backbone is None and changes_sam(spec.form):
         return GroupSpec({}, open=True)
     layer = build_layer(spec, channels, 0, backbone)
@@ -257,12 +258,12 @@ def layer_spec(spec: AlignmentSpec, channels: int, backbone: Backbone | None) ->
 
 @dataclass(frozen=True)
 class AlignReply(Message):
-    """Trained weights and on how many images; the shape that Flower's strategies aggregate.
+    """Trained weights and their number of images, in the shape that Flower's strategies aggregate.
 
     Args:
-        importance: only where the method asks for it.
-        improved: in the last round, whether the layer beats frozen SAM on the holder's validation images;
-            None where that was not asked or cannot be said.
+        importance: only if the method uses it.
+        improved: in the last round, whether the layer is better than frozen SAM on the holder's validation
+            images; None if it was not measured.
     """
 
     kind: ClassVar[str] = "train.align"
@@ -283,31 +284,34 @@ class RouterRequest(Message):
 
 
 def router_forms(sender: Sender) -> tuple[GroupSpec, GroupSpec]:
-    """(finished, sufficient statistics) of the scenario's router."""
+    """The arrays of the scenario's router: (finished state, sufficient statistics)."""
     spec = sender.scenario.router
     schema = build_router(spec).schema(len(pool(torch.zeros(sender.channels, 1, 1), spec.features)))
     return GroupSpec(schema.state), GroupSpec(schema.statistics)
 
 
 def fold_forms(sender: Sender) -> tuple[GroupSpec, ...]:
-    """Sufficient statistics of every fold."""
+    """The sufficient statistics of every fold."""
     return (router_forms(sender)[1],) * sender.scenario.router.folds
 
 
 def described_images(sender: Sender) -> Range:
-    """Of all tasks held, as there may be none of the job's own."""
+    """The range of the number of images; of all tasks, because the job's task may have none here."""
     return Range(0, sender.images("train"), whole=True)
 
 
 def scores(sender: Sender) -> Range:
-    """Histograms of scores end at 4 million (casam_core.routing.threshold)."""
+    """The range of a threshold; histograms of scores end at 4 million (casam_core.routing.threshold)."""
     return Range(-1e7, 1e7)
 
 
 @dataclass(frozen=True)
 class RouterReply(Message):
-    """Where the holder is alone, `router` is the finished state and `threshold` is set. Else `router` and
-    every item of `folds` are statistics that the server merges, and `threshold` is None."""
+    """What the router needs to know about a task.
+
+    For a single holder, `router` is the finished state and `threshold` is set. For several holders, `router`
+    and the items of `folds` are sufficient statistics that the server merges, and `threshold` is None.
+    """
 
     kind: ClassVar[str] = "train.router"
     clause: ClassVar[str] = "router"
@@ -318,7 +322,7 @@ class RouterReply(Message):
     folds: Annotated[Sequence[Arrays], Groups("fold", fold_forms)] = ()
 
     def answers(self, request: RouterRequest, folds: int) -> bool:
-        """Whether it holds what was asked for; which form `router` has is not looked at."""
+        """Whether the reply fits the request; the arrays of `router` are not checked here."""
         return self.threshold is not None if request.alone else len(self.folds) == folds
 
 
@@ -331,7 +335,7 @@ class CalibrateRequest(Message):
 
 
 def histogram_forms(sender: Sender) -> tuple[GroupSpec, ...]:
-    """One count per bin, of training images."""
+    """The histogram: one count of training images per bin."""
     most = sender.holdings[sender.job.task].train
     return (GroupSpec({"counts": ArraySpec(np.int64, (HISTOGRAM_BINS,), least=0, total=most)}),)
 
@@ -346,7 +350,7 @@ class CalibrateReply(Message):
     histogram: Annotated[NDArray[np.int64], Group(histogram_forms, key="counts")]
 
 
-# --- Measuring a stage -------------------------------------------------------------------------------
+# --- Evaluate a stage --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -354,10 +358,10 @@ class EvaluateRequest(Message):
     """Add the new entries to your copy of the bank, and score your test images under the whole bank.
 
     Args:
-        known: how many entries you should hold already; drop the others. 0: start your copy afresh.
-        entries: entry files that you have not been sent yet, in the order they were learned.
-        bank: digest of the bank that you must hold after adding them.
-        candidate: a task of it whose entry is new; say whether it claims validation images of your own tasks.
+        known: how many entries your copy should already have; drop the others. 0: start a new copy.
+        entries: the entry files that you do not have yet, in the order of learning.
+        bank: digest that your copy must have after adding them.
+        candidate: a task whose entry is new; report whether it claims validation images of your own tasks.
     """
 
     job: ForJob
@@ -369,11 +373,11 @@ class EvaluateRequest(Message):
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's test split at one institution: means over `images`, and how many went where.
+    """Results on the test split of one task at one institution: means over `images`, and their routes.
 
-    Every figure names its limit (TaskResults.limits). `iou_instance` is the mean over `instances`. None: not
-    measured, or not released. routes: image counts by task name or `identity`. statistics: how sure the IoU
-    is, and the gain over frozen SAM.
+    The annotation of a figure names its limit (TaskResults.allow). `iou_instance` is the mean over
+    `instances`. None: not measured, or not released. routes: image counts by task name or `identity`.
+    statistics: intervals of the IoU and of the gain over frozen SAM.
     """
 
     images: Annotated[int, "images"]
@@ -396,19 +400,19 @@ FIGURES: dict[str, str] = {
 """The figures of a TaskResult, with the names of their limits."""
 
 NOISY_FIGURES = ("images", "iou", "dice")
-"""Those that leave, beside the routes, where the policy asks for noise."""
+"""The figures that are released, besides the routes, if the policy asks for noise."""
 
 STATISTICS = {
     **{f"iou.{key}": Range(0, 1) for key in ("mean", "sd", "low", "high")},
     **{f"gain.{key}": Range(-1, 1) for key in ("mean", "low", "high")},
     "gain.sd": Range(0, 2),
 }
-"""Beside the number of units, what casam_core.metrics.intervals.Statistics holds."""
+"""The limits of casam_core.metrics.intervals.Statistics, without the number of units."""
 
 
 @dataclass(frozen=True)
 class TaskResults:
-    """By task, the groups of numbers `score.TASK`, `route.TASK` and `statistics.TASK`."""
+    """The results by task, in the groups of numbers `score.TASK`, `route.TASK` and `statistics.TASK`."""
 
     def write(self, name: str, value: Mapping[str, TaskResult], draft: Draft) -> None:
         for task, result in value.items():
@@ -423,7 +427,7 @@ class TaskResults:
         return {task: self.read_one(task, payload.metrics) for task in tasks}
 
     def read_one(self, task: str, metrics: Mapping[str, Mapping[str, float]]) -> TaskResult:
-        """The three groups of one task."""
+        """The result of one task, from its three groups."""
         figures: dict[str, Any] = {**dict.fromkeys(FIGURES), **finite(metrics[f"score.{task}"])}
         for name in ("images", "instances"):
             figures[name] = None if figures[name] is None else int(figures[name])
@@ -452,7 +456,7 @@ class TaskResults:
 
 
 def flat(statistics: Statistics) -> dict[str, float]:
-    """As one group of numbers: `units`, `iou.mean`, `iou.sd`, ..., `gain.high`; None stays away."""
+    """One group of numbers: `units`, `iou.mean`, `iou.sd`, ..., `gain.high`; without those that are None."""
     numbers: dict[str, float] = {"units": statistics.units}
     for name in ("iou", "gain"):
         values = asdict(getattr(statistics, name))
@@ -471,14 +475,14 @@ def statistics_of(numbers: Mapping[str, float]) -> Statistics:
 
 
 def finite(numbers: Mapping[str, float]) -> Mapping[str, float]:
-    """The same numbers. Raises ValueError where one is none."""
+    """The same numbers. Raises ValueError if one is not finite."""
     if not all(math.isfinite(value) for value in numbers.values()):
         raise ValueError(f"expected finite numbers, found {dict(numbers)}")
     return numbers
 
 
 def margin_forms(sender: Sender) -> tuple[GroupSpec, ...]:
-    """One histogram per task held, of its test images."""
+    """The arrays of the margins: one histogram of test images per task; none if metrics are noisy."""
     if sender.policy.metrics == "noisy":
         return (GroupSpec({}),)
     split = sender.scenario.evaluation.split
@@ -494,12 +498,12 @@ def margin_forms(sender: Sender) -> tuple[GroupSpec, ...]:
 
 
 def passes(sender: Sender) -> Range | None:
-    """How often the decoder ran tells of the images, and is not noisy."""
+    """The limits of `decodes`; it depends on the images without noise, so noisy metrics do not release it."""
     return None if sender.policy.metrics == "noisy" else COUNT
 
 
 def verdict(sender: Sender) -> Range | None:
-    """Yes or no, where the policy lets it say so."""
+    """The limits of `canary`: 0 or 1; None if the policy does not allow it."""
     return Range(0, 1, whole=True) if sender.policy.canaries else None
 
 
@@ -509,9 +513,9 @@ class EvaluateReply(Message):
 
     Args:
         results: by task.
-        decodes: decoder passes that this evaluation really needed; None if not released.
-        margins: by task, how unknown its images look to the router (casam_core.routing.unknown).
-        canary: whether the candidate claims too many validation images held here; None: not said.
+        decodes: the number of decoder passes in this evaluation; None if not released.
+        margins: by task, the histogram of routing margins (casam_core.routing.unknown).
+        canary: whether the candidate claims too many validation images held here; None if not released.
     """
 
     kind: ClassVar[str] = "evaluate.stage"
@@ -528,9 +532,9 @@ class EvaluateReply(Message):
 
 @dataclass(frozen=True)
 class ForgetRequest(Message):
-    """Delete all copies of these entries and what was computed from them: their holder has left.
+    """Delete all copies of these entries, and all that was computed from them: a holder has left.
 
-    entries: digests. leaver: whose work was in them.
+    entries: digests. leaver: the holder that left.
     """
 
     job: ForJob
@@ -540,7 +544,7 @@ class ForgetRequest(Message):
 
 @dataclass(frozen=True)
 class ForgetReply(Message):
-    """The institution's signed word that it did (casam_core.protocol.signing). public: its key."""
+    """The institution's signature that it deleted them (casam_core.protocol.signing). public: its key."""
 
     kind: ClassVar[str] = "query.forget"
     clause: ClassVar[str] = "on_leave"
@@ -550,7 +554,7 @@ class ForgetReply(Message):
 
 
 def purge_statement(institution: str, run: str, leaver: str, entries: Sequence[str]) -> dict[str, Any]:
-    """What an institution signs when it has deleted its copies."""
+    """The statement that an institution signs after it deleted its copies."""
     return {"institution": institution, "run": run, "leaver": leaver, "deleted": sorted(entries)}
 
 
@@ -558,13 +562,13 @@ REPLIES: dict[str, type[Message]] = {
     reply.kind: reply
     for reply in (IdentifyReply, AlignReply, RouterReply, CalibrateReply, EvaluateReply, ForgetReply)
 }
-"""What is answered to each kind of request. Secure sums stand in casam_core.protocol.secure_sum."""
+"""The reply to each kind of request. casam_core.protocol.secure_sum has those of a secure sum."""
 
 
 def allowed_in(kind: str, sender: Sender | None) -> Allowed:
-    """What an answer to one kind of request may hold; nothing for a kind that is not known.
+    """What a reply to one kind of request may contain; nothing for an unknown kind.
 
-    sender: None for `identify`, which no single institution answers.
+    sender: None for `identify`, which a node answers for all its institutions.
     """
     allowed = REPLIES[kind].allowed(sender) if kind in REPLIES else Allowed()
     allowed.settings |= ENVELOPE if sender is not None else {"outcome": ENVELOPE["outcome"]}

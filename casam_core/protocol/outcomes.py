@@ -1,7 +1,8 @@
-"""How an institution answers: the closed list of words that may leave it in place of a result.
+"""The outcomes of a request: the closed list of words that an institution may send instead of a result.
 
-A refusal is a decision: nothing is broken, and asking again changes nothing. Each names the key of the policy
-that decided. An exception's text may hold a path, a pixel or a patient; only its word leaves.
+A refusal is a decision of the policy: nothing is broken, and a second request gets the same reply. Each
+refusal names the policy key that decided. The text of an exception may contain a path, a pixel or a patient's
+name, so the institution sends only the word.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from casam_core.errors import CasamError
 
 
 class Outcome(StrEnum):
-    """One word. clause: the key of the policy that refuses; "" for what is no refusal.
+    """One word. clause: the policy key that refuses; "" if the outcome is not a refusal.
 
-    learns_alone: an institution that refuses to train for others with this word learns the task for itself.
+    learns_alone: an institution that refuses to train for others with this word learns the task alone.
     """
 
     clause: str
@@ -34,9 +35,9 @@ class Outcome(StrEnum):
     OTHER_CODE = "other-code"  # the server runs another version of the product
     UNKNOWN_SCENARIO = "unknown-scenario"  # a request came before the run's identify message
     UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution
-    BANK_MISMATCH = "bank-mismatch"  # its copy of the bank is not the one that the server means
+    BANK_MISMATCH = "bank-mismatch"  # its copy of the bank differs from the server's
     REPEATED = "repeated"  # the request was answered before
-    NOT_ALLOWED = "not-allowed"  # the answer held something that is not on the guard's list
+    NOT_ALLOWED = "not-allowed"  # the reply contained something that is not on the guard's list
     FAILED = "failed"  # anything else
 
     POOLING_REFUSED = "pooling-refused", "no pooling"
@@ -61,7 +62,7 @@ REFUSALS = frozenset(str(outcome) for outcome in Outcome if outcome.clause)
 
 
 class RefusalError(CasamError):
-    """An institution does not answer. The text stays in its own log."""
+    """An institution refuses a request. The text stays in its own log."""
 
     def __init__(self, outcome: Outcome, reason: str) -> None:
         super().__init__(reason)
@@ -73,11 +74,11 @@ ERRORS = {
     "checkpoint": Outcome.BAD_CHECKPOINT,
     "policy": Outcome.BAD_POLICY,
 }
-"""Words for the product's other errors, by their code."""
+"""The outcomes of the product's other errors, by their code."""
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """The word that may leave in the error's place."""
+    """The word to send instead of the error."""
     if isinstance(error, RefusalError):
         return error.outcome
     if isinstance(error, CasamError):

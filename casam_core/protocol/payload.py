@@ -1,4 +1,4 @@
-"""The form of every message, before it says anything: settings, arrays, numbers, and how it went."""
+"""The common form of all messages: settings, arrays and numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUDIT = "audit"
 """Setting of every reply: the place of this release in the institution's audit log, `SEQUENCE:HEAD`."""
 
 EPSILON_TRAIN, EPSILON_METRICS = "epsilon-train", "epsilon-metrics"
-"""Settings of a reply whose institution adds noise: what it has spent so far, of each split's budget."""
+"""Settings of a reply with noise: the part of each split's budget that the institution has spent so far."""
 
 Scalar = str | int | float | bool
 
@@ -30,7 +30,7 @@ class Payload:
 
 
 def digest_of(payload: Payload) -> str:
-    """SHA-256 of the content, whatever order its groups came in; `AUDIT` does not count."""
+    """SHA-256 of the content, without `AUDIT`; the order of its groups does not matter."""
     hashed = hashlib.sha256()
     config = {key: value for key, value in payload.config.items() if key != AUDIT}
     metrics = {name: dict(numbers) for name, numbers in payload.metrics.items()}
@@ -45,7 +45,7 @@ def digest_of(payload: Payload) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What every request after identify says: to whom, in which stage, about which task."""
+    """The institution, stage, task and round that every request after identify names."""
 
     institution: str
     stage: int
@@ -53,12 +53,12 @@ class Job:
     round: int = 1
 
     def config(self) -> dict[str, Scalar]:
-        """The settings every request starts with."""
+        """The settings of the job in a request."""
         return asdict(self)
 
     @staticmethod
     def of(payload: Payload) -> Job:
-        """Read back from a request."""
+        """Read the job of a request."""
         config = payload.config
         return Job(
             str(config["institution"]), int(config["stage"]), str(config["task"]), int(config["round"])

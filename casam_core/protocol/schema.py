@@ -1,7 +1,7 @@
-"""How a message declares what it holds: once per field.
+"""How a message declares its content: once per field.
 
-A message is a frozen dataclass below `Message`. Every field names the part of the payload that carries it,
-with its form and its limits::
+A message is a frozen dataclass derived from `Message`. The annotation of a field names the part of the
+payload that carries it, with its form and its limits::
 
     @dataclass(frozen=True)
     class AlignReply(Message):
@@ -9,8 +9,8 @@ with its form and its limits::
         images: Annotated[int, Figure("align", "num-examples", training_images)]
         improved: Annotated[bool | None, Flag()] = None
 
-Everything else is derived: writing (`to_payload`), reading (`of`), and the list of what an answer may hold
-(`allowed`). Limits may depend on who answers what: such a part is given a function of the sender.
+Everything else follows from this: writing (`to_payload`), reading (`of`), and the list of what a reply may
+contain (`allowed`). Limits that depend on the sender are functions of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from casam_core.protocol.limits import Allowed, GroupSpec, Range
 from casam_core.protocol.payload import Payload, Scalar
 
 ABSENT = object()
-"""What reading gives for a field that the payload does not hold."""
+"""The result of reading a field that is not in the payload."""
 
 
 @dataclass
@@ -44,27 +44,27 @@ class Draft:
 
 
 class Part(Protocol):
-    """Where the value of one field stands in a payload."""
+    """The place of one field's value in a payload."""
 
     def write(self, name: str, value: Any, draft: Draft) -> None:
         """Put the value of the field `name` into the draft."""
 
     def read(self, name: str, payload: Payload) -> Any:
-        """The value, or ABSENT. Raises KeyError, TypeError or ValueError for what is no such value."""
+        """The value, or ABSENT. Raises KeyError, TypeError or ValueError for an invalid value."""
 
     def allow(self, name: str, allowed: Allowed, sender: Any) -> None:
-        """Put what this sender's answer may hold on the list."""
+        """Add this field's limits in a reply of this sender to the list."""
 
 
 class Setting:
     """A single value among the payload's settings, under the field's name."""
 
     def fits(self, value: object) -> bool:
-        """Whether a value on the wire may be in an answer."""
+        """Whether a reply may contain this value."""
         return False
 
     def encode(self, value: Any) -> Scalar:
-        """The value as it travels."""
+        """The value in the payload."""
         return str(value)
 
     def decode(self, value: Scalar) -> Any:
@@ -83,7 +83,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Text(Setting):
-    """A string. pattern: a regular expression for the whole of it."""
+    """A string. pattern: a regular expression for the whole string."""
 
     pattern: str = ".*"
 
@@ -106,12 +106,12 @@ class Flag(Setting):
 
 
 COUNT = Range(0, 2**53, whole=True)
-"""Up to what is exact as a float."""
+"""Counts up to the largest that is exact as a float."""
 
 
 @dataclass(frozen=True)
 class Amount(Setting):
-    """A number; a whole one where its range says so."""
+    """A number; an integer if its range is whole."""
 
     range: Range = COUNT
 
@@ -127,7 +127,7 @@ class Amount(Setting):
 
 @dataclass(frozen=True)
 class Table(Setting):
-    """Anything nested, as JSON, of a type that pydantic knows. An answer may hold one spelling of it only."""
+    """A nested value of a pydantic type, as JSON. A reply may contain only the one canonical spelling."""
 
     type: Any
 
@@ -146,22 +146,22 @@ class Table(Setting):
 
 @cache
 def adapter_of(type_: Any) -> TypeAdapter[Any]:
-    """Reads and writes values of a type; making one takes milliseconds."""
+    """Reads and writes values of a type. It is cached because creating one takes milliseconds."""
     return TypeAdapter(type_)
 
 
 Forms = Callable[[Any], Sequence[GroupSpec]]
-"""By sender, the forms of a group of arrays."""
+"""A function from the sender to the allowed forms of a group of arrays."""
 
 
 def unlimited(sender: Any) -> Sequence[GroupSpec]:
-    """For requests: nobody's guard looks at them."""
+    """For requests, which no guard checks."""
     return ()
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group of arrays under the field's name. key: the value is the group's only array, of this name."""
+    """A group of arrays under the field's name. key: if set, the value is the group's only array."""
 
     forms: Forms = unlimited
     key: str = ""
@@ -181,7 +181,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """Several groups of arrays: `PREFIX-0`, `PREFIX-1`, ... forms: of each of them."""
+    """Several groups of arrays: `PREFIX-0`, `PREFIX-1`, ... forms: one per group."""
 
     prefix: str
     forms: Forms = unlimited
@@ -199,7 +199,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Files:
-    """Byte strings, as one group of arrays; in requests only."""
+    """Byte strings, as one group of arrays; only in requests."""
 
     def write(self, name: str, value: Any, draft: Draft) -> None:
         if value:
@@ -215,7 +215,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a group of numbers. limits: by sender; None where the number may not leave."""
+    """One number of a group of numbers. limits: by sender; None if the number must not be released."""
 
     group: str
     key: str
@@ -223,7 +223,7 @@ class Figure:
     type: Callable[[float], Any] = int
 
     def write(self, name: str, value: Any, draft: Draft) -> None:
-        # Flower's records of numbers take no booleans.
+        # Flower's metric records do not accept booleans.
         number = float(value) if isinstance(value, bool) else value
         draft.metrics.setdefault(self.group, {})[self.key] = number
 
@@ -237,10 +237,10 @@ class Figure:
 
 
 class Message:
-    """The base of every message: a frozen dataclass whose fields are declared as parts of a payload.
+    """The base class of all messages: a frozen dataclass whose fields are parts of a payload.
 
-    None is not written, nor is an empty value of a field that has a default. An absent field has its default.
-    kind: Flower's type of the message. clause: the key of an institution's policy that allows this answer.
+    None is not written. An empty value is not written if its field has a default. Reading gives an absent
+    field its default. kind: Flower's message type. clause: the policy key that allows this reply.
     """
 
     kind: ClassVar[str] = ""
@@ -248,11 +248,11 @@ class Message:
 
     @classmethod
     def parts(cls) -> dict[str, tuple[Part, bool]]:
-        """By field, its part, and whether it has a default."""
+        """(part, has a default) by field."""
         return parts_of(cls)  # type: ignore[arg-type]  # mypy takes no class for hashable
 
     def to_payload(self) -> Payload:
-        """The message as it travels."""
+        """The payload of the message."""
         draft = Draft()
         for name, (part, has_default) in self.parts().items():
             value = getattr(self, name)
@@ -269,7 +269,7 @@ class Message:
 
     @classmethod
     def allowed(cls, sender: Any) -> Allowed:
-        """What such an answer may hold when it comes from this sender."""
+        """What this kind of reply may contain if it comes from this sender."""
         allowed = Allowed()
         for name, (part, _) in cls.parts().items():
             part.allow(name, allowed, sender)
@@ -278,7 +278,7 @@ class Message:
 
 @cache
 def parts_of(cls: type[Message]) -> dict[str, tuple[Part, bool]]:
-    """Message.parts; looked up once."""
+    """Message.parts, computed once per class."""
     hints = get_type_hints(cls, include_extras=True)
     default_of = {
         item.name: (item.default, item.default_factory)

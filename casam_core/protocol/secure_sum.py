@@ -1,9 +1,9 @@
-"""Secure sums: what goes in, what comes out, and what both sides say while it is made.
+"""Secure sums: their input, their output and their messages.
 
-A sum is a mean over its members weighted by their images, of named arrays of bounded numbers. Every member
-hides its share behind masks that cancel in the sum (SecAgg+, Bell et al. 2020; the protocol is Flower's). The
-masks hide integers, so a share is rounded to one of STEPS values within its range: the error of a mean is at
-most RESOLUTION.
+A secure sum is a mean of named arrays over its members, weighted by their images. Every member hides its
+share behind masks that cancel in the sum (SecAgg+, Bell et al. 2020; Flower implements the protocol). The
+masks hide integers. Each number of a share is therefore rounded to one of STEPS values within its range; the
+error of a mean is at most RESOLUTION.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.schema import Message
 
 STEPS = 2**44
-"""Fine enough for variances of features, which are a millionth of the range."""
+"""Fine enough for variances of features, which are about a millionth of the range."""
 MODULUS = 2**48
 MOST_MEMBERS = 10
-"""Fewer than MODULUS / STEPS, or sums would overflow."""
+"""It must be below MODULUS / STEPS, or sums would overflow."""
 
 SECURE_SUM = "train"
-"""The kind of message of every exchange: Flower's SecAgg+ knows no other."""
+"""The message type of every exchange; Flower's SecAgg+ supports no other."""
 
 KINDS = ("train.align", "train.router", "train.calibrate")
-"""What may be summed: answers to these questions."""
+"""The kinds of request whose replies can be summed."""
 RANGE = 64.0
-"""The largest absolute value of a summed number. A member refuses beyond it."""
+"""The largest absolute value of a number in a share. A member refuses to send a larger one."""
 
 SETUP, SHARE_KEYS, COLLECT, UNMASK = STEPS_OF_A_SUM = (
     "setup",
@@ -44,17 +44,17 @@ IMPROVED = "improved"
 SEPARATOR = "/"
 
 Named = dict[str, NDArray[np.float64]]
-"""By `group/key`, as payloads name arrays."""
+"""Arrays by `group/key`, the names that they have in a payload."""
 
 
 RESOLUTION = MOST_MEMBERS * 2 * RANGE / STEPS
-"""Largest error of a number of a mean."""
+"""The largest error of one number of a mean."""
 
 
 def quantize(values: Sequence[NDArray[np.float64]], reach: float, steps: int) -> list[NDArray[np.int64]]:
-    """[-reach, reach] as integers 0..steps, rounded to the nearest. Raises ValueError for what lies outside.
+    """Map [-reach, reach] to the nearest integers in 0..steps. Raises ValueError for values outside.
 
-    Takes the place of Flower's, which clips, has 32 bits, and rounds at random to make up for them.
+    It replaces Flower's function, which clips values and rounds them at random to 32 bits.
     """
     outside = [array for array in values if not (np.abs(array) <= reach).all()]
     if outside:
@@ -63,15 +63,17 @@ def quantize(values: Sequence[NDArray[np.float64]], reach: float, steps: int) ->
 
 
 def shares_needed(members: int, minimum: int) -> int:
-    """How many members must stay to the end: as many as the most careful one asks for, and a majority, so
-    that no two disjoint parts of them can each unmask."""
+    """How many members must stay until the end: at least `minimum`, the largest that a policy asks for.
+
+    It is also a majority, so that no two disjoint groups of members can both unmask.
+    """
     return max(members // 2 + 1, minimum)
 
 
 def share_of(kind: str, payload: Payload, images: int) -> Named:
-    """One member's arrays as they go into the weighted mean, in the order of their names.
+    """One member's share of the weighted mean, in the order of the arrays' names.
 
-    Layers are averaged; statistics and counts are added, so they go in per image.
+    Layers are averaged. Statistics and counts are added, so a share holds them divided by the images.
     """
     per = 1 if kind == "train.align" else images
     named = {
@@ -80,13 +82,13 @@ def share_of(kind: str, payload: Payload, images: int) -> Named:
         for key, array in arrays.items()
     }
     if kind == "train.align":
-        # One bit that would name its member becomes the share of images whose members say so.
+        # The sum hides the bit of a single member: it becomes the share of images of members that improved.
         named[IMPROVED] = np.array([float(payload.config.get(IMPROVED, True))])
     return dict(sorted(named.items()))
 
 
 def total_of(kind: str, means: Named, images: int) -> Payload:
-    """The answer of all members together: the inverse of share_of, with `images` of them all."""
+    """The joint reply of all members: the inverse of share_of. images: of all members together."""
     arrays: dict[str, dict[str, NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64]]] = {}
     for name, mean in means.items():
         group, separator, key = name.partition(SEPARATOR)
@@ -108,10 +110,10 @@ def total_of(kind: str, means: Named, images: int) -> Payload:
 
 @dataclass(frozen=True)
 class SecureRequest(Message):
-    """One of the four exchanges of a sum.
+    """The request of one of the four exchanges of a sum.
 
-    summed: what is summed, as if it were asked for openly. asks: that question; its arrays travel only where
-    it is answered (COLLECT). protocol: Flower's settings of this exchange, packed (casam_core.protocol.wire).
+    summed: the kind of the request whose replies are summed. asks: that request; its arrays are sent only in
+    COLLECT. protocol: Flower's settings of this exchange, packed (casam_core.protocol.wire).
     """
 
     kind: ClassVar[str] = SECURE_SUM
@@ -139,7 +141,7 @@ class SecureRequest(Message):
 
 @dataclass(frozen=True)
 class SecureReply(Message):
-    """A member's part of one exchange. names: of its masked arrays, in their order (COLLECT)."""
+    """A member's reply in one exchange. names: the names of its masked arrays, in their order (COLLECT)."""
 
     kind: ClassVar[str] = SECURE_SUM
 
@@ -160,11 +162,11 @@ class SecureReply(Message):
 
 
 def step_of(payload: Payload) -> str:
-    """Which exchange a message belongs to: the group of arrays that has its name. Raises ValueError."""
+    """The exchange of a message: a group of arrays has its name. Raises ValueError if none has."""
     (step,) = payload.arrays.keys() & set(STEPS_OF_A_SUM)
     return step
 
 
 def released_in(records: Sequence[str]) -> bool:
-    """Whether an audit line's records are those of a masked share: the exchange that releases something."""
+    """Whether the records of an audit line are a masked share; only that exchange releases something."""
     return any(record.startswith(f"{COLLECT}/") for record in records)

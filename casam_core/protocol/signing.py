@@ -1,4 +1,4 @@
-"""Signed statements: who said that something was deleted (Ed25519)."""
+"""Signed statements (Ed25519): they prove which institution confirmed a deletion."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from casam_core.files import write_atomic
 
 
 class SigningError(CasamError):
-    """A key file is not one."""
+    """A key file does not contain a usable key."""
 
     code = "signing"
 
 
 def signing_key(path: Path) -> Ed25519PrivateKey:
-    """The key in `path`; made there, readable by its owner alone, when it is first asked for."""
+    """The key in `path`; the first call creates it, readable only by its owner. Raises SigningError."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = Ed25519PrivateKey.generate()

@@ -1,6 +1,6 @@
-"""Payloads as Flower records and back: the one module of this room that knows Flower.
+"""Payloads as Flower records and back: the only module of this package that uses Flower.
 
-Server and institutions share it, so that a message cannot mean two things on its two sides.
+Server and institutions share it, so that a message means the same on both sides.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONFIG = "config"
 def to_records(payload: Payload) -> RecordDict:
     """One ConfigRecord named `config`, an ArrayRecord per array group, a MetricRecord per number group.
 
-    Raises ValueError when two groups share a name: one would silently replace the other.
+    Raises ValueError if two groups share a name: one would silently replace the other.
     """
     if CONFIG in payload.arrays or CONFIG in payload.metrics:
         raise ValueError(f"no group can be named {CONFIG!r}: that is the settings' name")
@@ -51,13 +51,13 @@ def from_records(records: RecordDict) -> Payload:
 
 
 def job_of(records: RecordDict) -> Job | None:
-    """What a request is about, without reading its arrays; None for one that names no institution."""
+    """The job of a request, without reading its arrays; None if it names no institution."""
     config = cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
     return Job.of(Payload(config)) if "institution" in config else None
 
 
 def serialise(records: RecordDict) -> bytes:
-    """The bytes that `bytes` counts everywhere: the serialised records, before transport."""
+    """The serialised records before transport; every `bytes` in logs and tables counts these."""
     return bytes(recorddict_to_proto(records).SerializeToString())
 
 
@@ -67,7 +67,7 @@ def deserialise(data: bytes) -> RecordDict:
 
 
 def packed(settings: ConfigRecord) -> NDArray[np.uint8]:
-    """Settings with byte strings and lists, as an array: a payload's own settings are single values."""
+    """Settings with byte strings and lists, as an array; a payload's settings can only be single values."""
     return np.frombuffer(serialise(RecordDict({CONFIG: settings})), np.uint8)
 
 
