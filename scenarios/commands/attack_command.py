@@ -1,4 +1,4 @@
-"""`casam attack`: what a finished run gives away about the images that it learned from."""
+"""`casam attack`: what a finished run reveals about its training images."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ def attack(
         typer.Option("--json", help="Write {institution: {task: {attack: {figure: value}}}} to this file."),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder that relative data paths start from, as for `casam run`.")
+        Path | None, typer.Option(help="Base folder of relative data paths, as for `casam run`.")
     ] = None,
     institution: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this one (repeatable); needed where a real institution's images are at hand."
+            help="Attack only this institution (repeatable). Required for a run of a real deployment."
         ),
     ] = None,
     shadows: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Shadow layers to train per entry, an even number; each costs one training. 0: leave out "
-            "the layer's likelihood ratio.",
+            help="Shadow layers to train per entry, an even number; each costs one training. 0: no "
+            "likelihood-ratio attack on the layer.",
         ),
     ] = 4,
 ) -> None:
-    """Try to tell which images an institution's entries were learned from.
+    """Measure how well an attacker can tell an institution's training images from its other images.
 
-    Members are its training images, non-members its validation and test images. The figures are made from
-    these images: they are the institution's to keep or to publish. Exits 1 if a claimed epsilon is refuted.
+    For example: casam attack RUN --shadows 0
+
+    Members are its training images; non-members are its validation and test images. The figures depend on
+    these images, so the institution decides about their publication. Exits with 1 if the attack refutes a
+    claimed epsilon.
     """
     from casam_bench.membership.attack_run import (
         AttackError,
@@ -56,7 +59,7 @@ def attack(
     if shadows % 2:
         raise AttackError(f"--shadows: expected an even number, found {shadows}")
     if json_ is not None and not json_.parent.is_dir():
-        raise AttackError(f"--json: expected the folder {json_.parent} to exist; make it first")
+        raise AttackError(f"--json: expected the folder {json_.parent} to exist; create it first")
 
     screen = console()
     opened = open_run(run.expanduser().resolve(), data_root)

@@ -1,4 +1,4 @@
-"""`casam audit` and `casam ledger`: is a log whole, what left, and what did private releases cost?
+"""`casam audit` and `casam ledger`: check audit logs, list releases and their privacy cost.
 
 Exit status: 0 consistent, 1 tampered or different, 2 not readable.
 """
@@ -12,7 +12,7 @@ import typer
 
 from scenarios.commands.terminal import plain_columns
 
-audit_app = typer.Typer(no_args_is_help=True, help="Verify and read what left an institution.")
+audit_app = typer.Typer(no_args_is_help=True, help="Verify and read the log of an institution's releases.")
 
 LogFile = Annotated[Path, typer.Argument(metavar="FILE", help="An audit.jsonl.")]
 TAMPERED = 1
@@ -23,10 +23,13 @@ def verify(
     file: LogFile,
     anchor: Annotated[
         Path | None,
-        typer.Option(help="Heads the other side kept: the server's audit.jsonl (finds cuts and rewriting)."),
+        typer.Option(help="The server's audit.jsonl. With it, a cut at the end or a rewritten log is found."),
     ] = None,
 ) -> None:
-    """Check the chain of a log, and with an anchor that nothing is missing at its end."""
+    """Check the hash chain of a log, and with --anchor that no line is missing at its end.
+
+    For example: casam audit verify audit.jsonl --anchor RUN/audit.jsonl
+    """
     from casam_core.protocol.audit import against_anchor, broken, read_log
     from server.run.run_folder import heads_of
 
@@ -40,14 +43,15 @@ def verify(
         raise typer.Exit(TAMPERED)
     typer.echo(f"consistent: {len(lines)} releases")
     if anchor is None:
-        typer.echo("not checkable without --anchor: a cut at the end, a log rewritten as a whole")
+        typer.echo("not checked without --anchor: a cut at the end, a completely rewritten log")
 
 
 @audit_app.command()
 def show(
-    file: LogFile, json_: Annotated[bool, typer.Option("--json", help="One object a line.")] = False
+    file: LogFile,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """List what left, in order."""
+    """List an institution's releases in order: time, kind, task, bytes, epsilon, policy clause."""
     from casam_core.protocol.audit import line_text, read_log
 
     if json_:
@@ -83,7 +87,7 @@ def compare(
     site: Annotated[Path, typer.Argument(metavar="SITE", help="The institution's audit.jsonl.")],
     server: Annotated[Path, typer.Argument(metavar="SERVER", help="The server's audit.jsonl of one run.")],
 ) -> None:
-    """Does what left an institution equal what arrived at the server?"""
+    """Check that an institution's releases equal the releases that arrived at the server."""
     from casam_core.protocol.audit import differences, read_log
     from server.run.run_folder import read_arrivals
 
@@ -91,7 +95,7 @@ def compare(
     runs = {release.run for release in arrived}
     releases = [line.release for line in read_log(site) if line.release.run in runs]
     names = {release.institution for release in releases}
-    # Who-is-there answers come from nodes, before anybody is known: they stand in the site's log alone.
+    # Nodes answer identify queries before the server knows any institution: only the site logs them.
     left = [release for release in releases if release.kind != "query.identify"]
     found = differences(left, [release for release in arrived if release.institution in names])
     for difference in found:
@@ -105,10 +109,10 @@ def compare(
 def receipt(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipts/*.json of a run.")],
     bank: Annotated[
-        Path | None, typer.Option(help="A bank that must have forgotten what the receipt says.")
+        Path | None, typer.Option(help="A bank that must no longer hold the deleted entries.")
     ] = None,
 ) -> None:
-    """Check who signed that a leaving institution's part was deleted."""
+    """Check a receipt of unlearning: the signatures under the deletion of an institution's part."""
     import json
 
     from casam_core.bank.bank import Bank
@@ -123,14 +127,14 @@ def receipt(
         content = json.loads(file.read_text(encoding="utf-8"))
         faults = faults_in_receipt(content, digests)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AuditError(f"{file}: expected a receipt of unlearning, it cannot be read") from error
+        raise AuditError(f"{file}: expected a receipt of unlearning; the file cannot be read") from error
     for fault in faults:
         typer.echo(f"tampered: {fault}")
     if faults:
         raise typer.Exit(TAMPERED)
     gone = [*content["deleted"], *content["retrained"]]
     typer.echo(
-        f"consistent: {content['institution']} left at stage {content['stage']}; deleted or learned anew: "
+        f"consistent: {content['institution']} left at stage {content['stage']}; deleted or retrained: "
         f"{', '.join(gone) or 'nothing'}; signed by the server and {len(content['purged'])} institutions"
     )
     typer.echo(content["not_covered"])
@@ -142,9 +146,9 @@ ledger_app = typer.Typer(no_args_is_help=True, help="Read an institution's priva
 @ledger_app.command("show")
 def show_ledger(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A ledger.jsonl.")],
-    delta: Annotated[float, typer.Option(min=1e-12, max=0.5, help="Of the policy's budget.")] = 1e-3,
+    delta: Annotated[float, typer.Option(min=1e-12, max=0.5, help="Delta of the policy's budget.")] = 1e-3,
 ) -> None:
-    """Every private release with the epsilon of its dataset and split after it."""
+    """List every release with noise, and after each the total epsilon of its dataset and split."""
     from casam_core.errors import PolicyError
     from casam_core.privacy.accounting import epsilon_of
     from client.release.ledger import Ledger, of_dataset

@@ -1,6 +1,6 @@
-"""`casam bank` and `casam predict`: look at a bank, check it, make new ones from it, use it.
+"""`casam bank` and `casam predict`: list a bank, check it, make new banks from it, use it.
 
-No command changes a bank in place but `admit`; each writes a new folder, whole or not at all.
+Only `admit` changes a bank in place. Every other command writes a complete new folder, or nothing.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ if TYPE_CHECKING:
     from scenarios.segmenter import Prediction
 
 
-bank_app = typer.Typer(no_args_is_help=True, help="Look at, check, combine and exchange banks.")
+bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
 
 BankFolder = Annotated[Path, typer.Argument(metavar="BANK", help="The bank's folder (in a run: bank/).")]
-NewFolder = Annotated[Path, typer.Option("--out", help="New folder; must not exist.")]
+NewFolder = Annotated[Path, typer.Option("--out", help="New folder; it must not exist yet.")]
 OfBackbone = Annotated[
     str,
     typer.Option(
         "--backbone",
         metavar="NAME",
-        help="The backbone of the files, which they do not name: a model or a SHA-256.",
+        help="Backbone of the files: a model or a SHA-256. The files themselves do not name it.",
     ),
 ]
 
 
 @bank_app.command()
 def show(bank: BankFolder) -> None:
-    """List the entries of a bank in the order they were learned."""
+    """List the entries of a bank in the order they were learned.
+
+    For example: casam bank show RUN/bank
+    """
     from casam_core.bank.bank import Bank
 
     opened = Bank.open(bank)
@@ -67,7 +70,7 @@ def show(bank: BankFolder) -> None:
 
 @bank_app.command()
 def verify(bank: BankFolder) -> None:
-    """Check every file against its hash and every entry for sense. Exits 1 if anything is damaged."""
+    """Check the hash of every file and the content of every entry. Exits with 1 if anything is damaged."""
     from scenarios.inspection.verify import verify as faults_by_task
 
     if not (bank / "manifest.json").exists():
@@ -89,10 +92,11 @@ def verify(bank: BankFolder) -> None:
 def admit(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     task: Annotated[
-        str | None, typer.Argument(help="The task whose entry is let in. Without it: list what is held back.")
+        str | None,
+        typer.Argument(help="The task whose entry is admitted. Without it: list the entries in quarantine."),
     ] = None,
 ) -> None:
-    """Let an entry into the bank that the run held back; events.jsonl says so."""
+    """Admit an entry from quarantine into the run's bank, and record it in events.jsonl."""
     from server.defence.quarantine import Quarantine, admit_by_hand
 
     if task is not None:
@@ -111,10 +115,10 @@ def admit(
 @bank_app.command()
 def remove(
     bank: BankFolder,
-    task: Annotated[str, typer.Argument(help="The task whose entry is left out.")],
+    task: Annotated[str, typer.Argument(help="The task whose entry is removed.")],
     out: NewFolder,
 ) -> None:
-    """Write a new bank without one task's entry; the other entries keep every byte."""
+    """Write a new bank without one task's entry. The bytes of all other entries stay the same."""
     from casam_core.bank.bank import Bank
     from casam_core.bank.edit import without
 
@@ -123,10 +127,15 @@ def remove(
 
 @bank_app.command()
 def merge(
-    banks: Annotated[list[Path], typer.Argument(metavar="BANK BANK...", help="Banks, first tasks first.")],
+    banks: Annotated[
+        list[Path], typer.Argument(metavar="BANK BANK...", help="Banks; the first one's tasks come first.")
+    ],
     out: NewFolder,
 ) -> None:
-    """Write a new bank of all entries of several; refused where they contradict each other."""
+    """Write a new bank with the entries of several banks. Banks that contradict each other are refused.
+
+    For example: casam bank merge heart/bank lung/bank --out both
+    """
     from casam_core.bank.bank import Bank
     from casam_core.bank.edit import merged
 
@@ -135,17 +144,17 @@ def merge(
 
 @bank_app.command()
 def import_official(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds adapters_ckpt/ and vaes_ckpt/.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with adapters_ckpt/ and vaes_ckpt/.")],
     out: NewFolder,
     order: Annotated[
         str | None, typer.Option(help="Tasks in the order they were learned: A,B,C. Default: sorted.")
     ] = None,
     backbone: OfBackbone = "vit_b",
     sampled: Annotated[
-        bool, typer.Option("--sampled", help="Route with a sampled latent, as the authors' code does.")
+        bool, typer.Option("--sampled", help="Sample the router's latent, as the authors' code does.")
     ] = False,
 ) -> None:
-    """Write a bank from the CA-SAM authors' files."""
+    """Write a bank from the checkpoint files of the CA-SAM authors' code."""
     from casam_core.bank.edit import write_bank
     from scenarios.export.official import read_official
 
@@ -157,13 +166,13 @@ def import_official(
     )
     tasks = write_bank(out, (entry.to_bytes() for entry in entries)).tasks
     if order is None and len(tasks) > 1:
-        typer.echo(f"the files have no order, tasks are sorted; to say another: --order {','.join(tasks)}")
+        typer.echo(f"the files have no order, so tasks are sorted; to change it: --order {','.join(tasks)}")
     _say_written(out, tasks)
 
 
 @bank_app.command()
 def export_official(bank: BankFolder, out: NewFolder, backbone: OfBackbone = "vit_b") -> None:
-    """Write the CA-SAM authors' files from a bank (form casam, router vae on attention features)."""
+    """Write checkpoint files for the CA-SAM authors' code (form casam, router vae, attention features)."""
     from casam_core.bank.bank import Bank
     from scenarios.export.official import write_official
 
@@ -174,7 +183,7 @@ def export_official(bank: BankFolder, out: NewFolder, backbone: OfBackbone = "vi
 
 
 def backbone_digest(name: str) -> str:
-    """SHA-256 of a backbone given by name or by that. Raises BankError."""
+    """SHA-256 of a backbone, given as a name or as the SHA-256 itself. Raises BankError."""
     from casam_core.model.backbones import released_digests
 
     known = released_digests()
@@ -193,26 +202,29 @@ MOST_LABELS = 2**16 - 1
 def predict(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or TIFF.")],
     bank: Annotated[Path, typer.Option(help="The bank's folder (in a run: bank/).")],
-    out: Annotated[Path, typer.Option(help="The mask: a new .png, 0 background, 1..n per prompt.")],
+    out: Annotated[Path, typer.Option(help="New .png for the mask: 0 background, 1..n the prompts.")],
     box: Annotated[
-        list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="First and last pixel; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="A box by its first and last pixel; repeatable."),
     ] = None,
     point: Annotated[
         list[str] | None, typer.Option(metavar="X,Y", help="A pixel of the object; repeatable.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Answer with this task's entry, or with identity (frozen SAM).")
+        str | None, typer.Option(help="Use this task's entry, or identity (frozen SAM), without routing.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Model, where the bank's is not a released one.")
+        str | None, typer.Option(help="Model, if the bank's backbone is not a released one.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint file, for the official SAMs.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(help="1: the bits of a run; more: faster.")] = 1,
+    threads: Annotated[int, typer.Option(help="1: bit for bit as in a run. More: faster.")] = 1,
 ) -> None:
-    """Segment an image: prints who answers and why, writes the mask of every prompt.
+    """Segment an image: write the mask of every prompt, and print the chosen entry and its score.
 
-    Masks are numbered in the order of the boxes, then the points; where two overlap, the later one shows.
+    For example: casam predict slice.png --bank bank --box 8,8,40,40 --out mask.png
+
+    Masks are numbered in the order of the boxes, then of the points. Where masks overlap, the later wins.
     """
     boxes = [coordinates("--box", text, 4) for text in box or []]
     points = [coordinates("--point", text, 2) for text in point or []]
@@ -234,7 +246,7 @@ def predict(
 
 
 def show_prediction(prediction: Prediction, *, forced: bool) -> None:
-    """One fact per line, for reading and for cutting at the first blank."""
+    """One fact per line: a name, blanks, the value."""
     route = prediction.route
     typer.echo(f"route      {prediction.name}{' (chosen with --task)' if forced else ''}")
     typer.echo(f"nearest    {route.nearest or '-'}")
@@ -251,18 +263,18 @@ def coordinates(option: str, text: str, count: int) -> list[float]:
     except ValueError:
         numbers = []
     if len(numbers) != count:
-        raise PromptError(f"{option}: expected {count} numbers with commas between, found {text!r}")
+        raise PromptError(f"{option}: expected {count} numbers separated by commas, found {text!r}")
     return numbers
 
 
 def check_out(out: Path, prompts: int) -> None:
-    """Refuse what could not be written, before any work. Raises PromptError."""
+    """Refuse an output that could not be written, before any work. Raises PromptError."""
     if out.suffix.lower() != ".png":
         raise PromptError(f"--out: expected a name ending in .png, found {out.name!r}")
     if out.exists():
         raise PromptError(f"--out: {out} exists already; name a new file")
     if not out.parent.is_dir():
-        raise PromptError(f"--out: expected the folder {out.parent} to exist; make it first")
+        raise PromptError(f"--out: expected the folder {out.parent} to exist; create it first")
     if prompts > MOST_LABELS:
         raise PromptError(f"expected at most {MOST_LABELS} prompts, found {prompts}; split them")
 

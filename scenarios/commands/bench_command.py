@@ -1,4 +1,4 @@
-"""`casam bench`: the measurements that the documentation quotes, on this machine."""
+"""`casam bench`: measure on this machine what the documentation quotes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CasamEngines:
     """How benchmarks run scenarios and Flower apps (casam_bench.bench.Engines)."""
 
     def inprocess(self, scenario: Scenario, folder: Path) -> None:
-        """A whole run in this process, silently."""
+        """A complete run in this process, without output."""
         from scenarios.engines.inprocess import run_inprocess
 
         logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -59,35 +59,37 @@ class CasamEngines:
 
 
 def bench(
-    name: Annotated[str | None, typer.Argument(help="A benchmark; without one they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A benchmark. Default: list all of them.")] = None,
     all_: Annotated[
-        bool, typer.Option("--all", help="Run every benchmark that does not take hours.")
+        bool, typer.Option("--all", help="Run all benchmarks except those that take hours.")
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="The fastest ones at their smallest sizes, for --baseline.")
+        bool, typer.Option("--smoke", help="Run the fastest benchmarks at their smallest sizes.")
     ] = False,
     json_: Annotated[
         Path | None, typer.Option("--json", help="Write {benchmark: {figure: number}} to this file.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Fail when a ratio is 20 % below the one stored in this file.")
+        Path | None, typer.Option(help="Fail if a ratio is 20 % below the one stored in this file.")
     ] = None,
     new_baseline: Annotated[Path | None, typer.Option(help="Store this run's ratios in this file.")] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Folder for what is encoded once. Default: below $CASAM_HOME.")
+        Path | None, typer.Option(help="Folder of stored embeddings. Default: below $CASAM_HOME.")
     ] = None,
     images: Annotated[
-        int, typer.Option(min=8, help="Leave out rows with more training images per task, to save hours.")
+        int, typer.Option(min=8, help="Skip rows with more training images per task, to save hours.")
     ] = 256,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder of real datasets, for the benchmarks that read some.")
+        Path | None, typer.Option(help="Folder of real datasets, for the benchmarks that need them.")
     ] = None,
 ) -> None:
-    """Run one benchmark, or all. Ratios compare two sides that took turns in one process.
+    """Run one benchmark, or several. A ratio compares two sides that took turns in one process.
 
-    With --json the file is written after every benchmark, so that an interrupted run keeps what it has.
-    The environment and the machine's speed stand beside the figures, as `machine`.
+    For example: casam bench --smoke --json figures.json
+
+    The --json file is written after every benchmark, so that an interrupted call keeps its results. Its key
+    `machine` holds the environment and the speed of the machine.
     """
     from casam_bench import BENCHMARKS, MACHINE, SMOKE
     from casam_bench.bench import Figures, Surroundings
@@ -101,7 +103,7 @@ def bench(
         raise ScenarioError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, found {name!r}")
     stored = read_baseline(baseline) if baseline is not None else {}
     if unknown := stored.keys() - BENCHMARKS.keys():
-        raise ScenarioError(f"--baseline: expected benchmarks this version has, found {sorted(unknown)}")
+        raise ScenarioError(f"--baseline: expected benchmarks of this version, found {sorted(unknown)}")
     screen = console()
     around = Surroundings(
         home=home if home is not None else casam_home() / "bench",

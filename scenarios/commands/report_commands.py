@@ -1,4 +1,4 @@
-"""`casam report`, `casam export` and `casam watch`: look at runs, finished and under way."""
+"""`casam report`, `casam export` and `casam watch`: show runs, finished ones and running ones."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page. Default: report.html in the folder, or here where there are several."),
+        typer.Option(help="The page. Default: report.html in the folder; for several folders, here."),
     ] = None,
     full: Annotated[
         bool | None,
         typer.Option(
             "--full/--brief",
-            help=f"Every run's own part, or the comparison alone. Default: full up to {FULL_UP_TO} runs.",
+            help=f"With a part for every run, or only the comparison. Default: full up to {FULL_UP_TO} runs.",
         ),
     ] = None,
 ) -> None:
     """Write one self-contained HTML page: figures, charts, privacy ledger, timeline, how to reproduce.
 
-    Several runs stand side by side with their differences. The page works offline, asks for nothing, and
-    reads only the server's files of a run folder.
+    For example: casam report runs/quickstart-a runs/quickstart-b --out both.html
+
+    Several runs appear side by side with their differences. The page works offline and loads nothing. It
+    uses only the server's files of a run folder.
     """
     from casam_core.errors import RunError
     from casam_core.files import write_atomic
@@ -62,9 +64,9 @@ def report(
     except OSError as error:
         raise RunError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
     if len(found.runs) > 1 and not whole:
-        screen.print(f"The comparison of {len(found.runs)} runs; --full adds each run's own part.")
+        screen.print(f"The comparison of {len(found.runs)} runs; --full adds a part for every run.")
     if found.skipped:
-        screen.print(f"Left out, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
+        screen.print(f"Skipped, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
     screen.print(f"Report: {target.resolve()}", highlight=False, soft_wrap=True)
 
 
@@ -74,11 +76,13 @@ def export(
         typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders, or folders of studies and comparisons."),
     ],
     to: Annotated[str, typer.Option(help="tensorboard or mlflow.")],
-    out: Annotated[Path, typer.Option(help="Folder of the tool's files; runs can be added to it later.")],
+    out: Annotated[Path, typer.Option(help="Folder of the tool's files; later calls can add runs to it.")],
 ) -> None:
-    """Write IoU by task, epsilon and bytes by institution over the stages, for another tool to show.
+    """Export IoU by task, and epsilon and bytes by institution, over the stages to TensorBoard or MLflow.
 
-    Needs an extra: pip install 'casam[tensorboard]' or 'casam[mlflow]'. Only the server's files are read.
+    For example: casam export RUN --to tensorboard --out curves
+
+    Needs an extra: pip install 'casam[tensorboard]' or 'casam[mlflow]'. Reads only the server's files.
     """
     from casam_core.errors import ExportError
     from scenarios.commands.terminal import console
@@ -99,36 +103,37 @@ def export(
         except OSError as error:
             raise ExportError(f"--out: {out} cannot be written: {error.strerror}; choose another") from error
     if found.skipped:
-        screen.print(f"Left out, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
+        screen.print(f"Skipped, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
     count = f"{len(found.runs)} run{'s' if len(found.runs) != 1 else ''}"
     screen.print(f"{count} for {to}: {out.resolve()}", highlight=False, soft_wrap=True)
 
 
 POLL_SECONDS = 0.5
 MOST_ROWS = 40
-"""Institutions that fit a screen; those with something to say come first."""
+"""Rows that fit a screen; institutions with refusals or faults come first."""
 
 
 def watch(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run folder. Default: the newest below runs/.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Show how it stands and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the present state and exit.")] = False,
     silence: Annotated[
         float | None,
-        typer.Option(min=1, help="Give up after so many seconds without an event. Default: never."),
+        typer.Option(min=1, help="Give up after this many seconds without an event. Default: never."),
     ] = None,
 ) -> None:
     """Show a run's institutions and stages until it ends: state, IoU, epsilon, bytes, faults, time left.
 
-    Drawn on a terminal, plain lines elsewhere. Exits 0 when the run completed, 1 when it failed.
+    Draws a table on a terminal and prints plain lines elsewhere. Exit status: 0 the run completed, 1 it
+    failed.
     """
     from scenarios.commands.terminal import console
     from scenarios.engines.watch import Events, RunView
 
     folder = (run or newest(Path("runs"))).expanduser().resolve()
     if not folder.is_dir():
-        raise RunError(f"{folder}: expected a run folder, found none; `casam run` prints where it lies")
+        raise RunError(f"{folder}: expected a run folder, found none; `casam run` prints its path")
     if (folder / "study.json").exists():
         raise RunError(f"{folder} is a study; watch one of its runs: {folder / 'runs'}")
     screen, view, events = console(), RunView(), Events(folder / "events.jsonl")
@@ -145,15 +150,15 @@ def watch(
 
 
 def newest(runs: Path) -> Path:
-    """The run that began last. Raises RunError where there is none."""
+    """The run that began last. Raises RunError if there is none."""
     found = sorted(runs.glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise RunError(f"no run below {runs.resolve()}; name a run folder: casam watch RUN")
+        raise RunError(f"no run found in {runs.resolve()}; name a run folder: casam watch RUN")
     return found[-1].parent
 
 
 def follow_plainly(view: RunView, events: Events, screen: Console, silence: float | None) -> None:
-    """One line per event that is worth one."""
+    """One line for each event that a person should see."""
     begun = time.time()
     while view.status == "running":
         for event in events.new():
@@ -166,7 +171,7 @@ def follow_plainly(view: RunView, events: Events, screen: Console, silence: floa
 
 
 def follow_drawn(view: RunView, events: Events, name: str, screen: Console, silence: float | None) -> None:
-    """One table that changes."""
+    """One table that is updated in place."""
     from rich.live import Live
 
     begun = time.time()
@@ -184,11 +189,11 @@ def give_up(view: RunView, begun: float, silence: float | None) -> None:
     """Raise RunError after `silence` seconds without an event."""
     quiet = time.time() - max(view.last or begun, begun)
     if silence is not None and quiet > silence:
-        raise RunError(f"no event for {quiet:.0f} s: the run was ended from outside, or works on; look at it")
+        raise RunError(f"no event for {quiet:.0f} s: the run is slow or was killed; check its processes")
 
 
 def drawn(view: RunView, name: str, now: float) -> Table:
-    """Institutions x stages as it stands."""
+    """The present state of institutions x stages."""
     from rich.table import Table
     from rich.text import Text
 
@@ -221,21 +226,17 @@ def drawn(view: RunView, name: str, now: float) -> Table:
 
 
 def title(view: RunView, name: str, now: float) -> str:
-    """One line: how far, how long, how much longer."""
+    """One line: the stage, the time so far, the time left."""
+    from scenarios.report.words import duration
+
     if view.started is None:
         return f"{name}: waiting for its first event"
     if view.status != "running":
-        return f"{name}: {view.status} after {clock((view.last or now) - view.started)}"
+        return f"{name}: {view.status} after {duration((view.last or now) - view.started)}"
     left = view.seconds_left(now)
-    rest = "time left not known yet" if left is None else f"about {clock(left)} left"
+    rest = "time left not known yet" if left is None else f"about {duration(left)} left"
     quiet = now - (view.last or now)
-    return f"{name}: stage {view.stage} of {len(view.stream)}, {clock(now - view.started)} so far, {rest}" + (
-        f", no event for {clock(quiet)}" if quiet > 60 else ""
+    spent = duration(now - view.started)
+    return f"{name}: stage {view.stage} of {len(view.stream)}, {spent} so far, {rest}" + (
+        f", no event for {duration(quiet)}" if quiet > 60 else ""
     )
-
-
-def clock(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

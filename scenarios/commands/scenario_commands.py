@@ -1,4 +1,4 @@
-"""`casam scenarios`, `casam studies`, `casam schema`, `casam init`: the files that people read and write."""
+"""`casam scenarios`, `casam studies`, `casam schema` and `casam init`: list, show and write the files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ studies_app = typer.Typer(invoke_without_command=True, help="List the studies th
 
 @scenarios_app.callback()
 def scenarios(context: typer.Context) -> None:
-    """List the scenarios that come with casam: minutes on two CPU cores, what it is, what to look at."""
+    """List the scenarios that come with casam: minutes on two CPU cores, content, what to look at.
+
+    Print one of them with: casam scenarios show quickstart
+    """
     if context.invoked_subcommand is not None:
         return
     from casam_core.config.library import library_names
@@ -32,14 +35,17 @@ def scenarios(context: typer.Context) -> None:
 
     for line in listing([resolve_scenario(name) for name in library_names()]):
         typer.echo(line)
-    typer.echo("\nOne file: casam scenarios show NAME. Several runs compared: casam studies")
+    typer.echo("\nPrint one file: casam scenarios show NAME. Studies, which compare runs: casam studies")
 
 
 @scenarios_app.command("show")
 def show_scenario(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `casam scenarios`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `casam scenarios` lists.")],
 ) -> None:
-    """Print a scenario's file, to read or to start one of your own from."""
+    """Print a scenario's file, to read it or to write your own from it.
+
+    For example: casam scenarios show quickstart > mine.toml
+    """
     from casam_core.config.toml import read_table
     from casam_core.errors import ScenarioError
     from scenarios.library_files import scenario_path
@@ -51,7 +57,10 @@ def show_scenario(
 
 @studies_app.callback()
 def studies(context: typer.Context) -> None:
-    """List the studies that come with casam: minutes on two CPU cores, what it is, what to look at."""
+    """List the studies that come with casam: minutes on two CPU cores, content, what to look at.
+
+    Run one of them with: casam study dp-sweep
+    """
     if context.invoked_subcommand is not None:
         return
     from scenarios.commands.terminal import listing
@@ -64,9 +73,9 @@ def studies(context: typer.Context) -> None:
 
 @studies_app.command("show")
 def show_study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `casam studies`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `casam studies` lists.")],
 ) -> None:
-    """Print a study's file, to read or to start one of your own from."""
+    """Print a study's file, to read it or to write your own from it."""
     from scenarios.study.study import read_study, study_path
 
     path = study_path(name)
@@ -83,14 +92,17 @@ class Kind(StrEnum):
 
 
 def schema(
-    kind: Annotated[Kind, typer.Argument(help="Which file an editor is to understand.")] = Kind.scenario,
+    kind: Annotated[Kind, typer.Argument(help="The kind of file.")] = Kind.scenario,
 ) -> None:
-    """Print the JSON Schema of a file, for completion and checks in an editor (docs/scenario-files.md)."""
+    """Print the JSON Schema of a file, for completion and checks in an editor (docs/scenario-files.md).
+
+    For example: casam schema scenario > scenario.schema.json
+    """
     typer.echo(json.dumps(schema_of(kind), indent=2))
 
 
 def schema_of(kind: Kind) -> dict[str, object]:
-    """The schema by which casam itself reads the file; rules between keys are casam's alone to check."""
+    """The schema by which casam reads the file. Rules that connect several keys are not part of it."""
     from casam_core.config.policy import Policy
     from casam_core.config.scenario import Scenario
     from casam_core.config.section import Section
@@ -110,20 +122,22 @@ ABOUT_SITES = "INSTITUTION:TASK=SOURCE; SOURCE is a folder, or phantom:MODALITY.
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario to write, e.g. mine.toml.")],
     site: Annotated[
-        list[str] | None, typer.Option(help=f"{ABOUT_SITES} Once per task, in the order of learning.")
+        list[str] | None, typer.Option(help=f"{ABOUT_SITES} Repeat it for each task, in learning order.")
     ] = None,
     unseen: Annotated[
-        list[str] | None, typer.Option(help="The same, for an institution that never trains.")
+        list[str] | None, typer.Option(help="The same form, for an institution that never trains.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Default: the file's own.")] = None,
-    description: Annotated[str, typer.Option(help="One line.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    name: Annotated[
+        str | None, typer.Option(help="The scenario's name. Default: from the file name.")
+    ] = None,
+    description: Annotated[str, typer.Option(help="One line about the scenario.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of splits, weights and phantoms.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 8,
     policy: Annotated[
         Path | None, typer.Option(help="Also write a policy file here, with every key and its default.")
     ] = None,
 ) -> None:
-    """Write a commented scenario; without --site it asks, on a terminal.
+    """Write a commented scenario. Without --site it asks questions on a terminal.
 
     For example: casam init mine.toml --site lab:nuclei=nuclei --site heart-centre:cardiac=phantom:cardiac_mr
     """
@@ -142,7 +156,7 @@ def init(
         order = ask(name, seed, epochs)
     else:
         raise ScenarioError(
-            f"casam init: expected --site {ABOUT_SITES.split(';')[0]} or a terminal to ask on"
+            f"casam init: expected --site {ABOUT_SITES.split(';')[0]}, or a terminal for questions"
         )
     text = scenario_text(order)
     parse_scenario(tomllib.loads(text), str(file))
@@ -166,13 +180,13 @@ class SiteOrder:
 
     @property
     def relative(self) -> bool:
-        """Whether a run will ask where its folder lies."""
+        """Whether a run needs --data-root to find its folder."""
         return self.reader != "phantom" and not self.source.startswith(("/", "~"))
 
 
 @dataclass(frozen=True)
 class ScenarioOrder:
-    """What `casam init` is to write; sites in the order in which their tasks are learned."""
+    """The scenario that `casam init` writes; sites are in the order in which their tasks are learned."""
 
     name: str
     sites: tuple[SiteOrder, ...]
@@ -204,7 +218,7 @@ def parse_site(text: str, *, unseen: bool = False) -> SiteOrder:
 
 
 def scenario_text(order: ScenarioOrder) -> str:
-    """A scenario file that `casam run` accepts, as far as its data do."""
+    """The text of a scenario file. `casam run` accepts it if its data are there."""
     stream = list(dict.fromkeys(site.task for site in order.sites if not site.unseen))
     return "\n".join([*scenario_lines(order, stream), ""])
 
@@ -216,17 +230,17 @@ def scenario_lines(order: ScenarioOrder, stream: Sequence[str]) -> Iterator[str]
     root = " --data-root FOLDER" if any(site.relative for site in order.sites) else ""
     yield f"# Run it with: casam run THIS-FILE{root}"
     if root:
-        yield "# FOLDER is where the relative paths below start from."
-    yield "# Every key there is: docs/scenario.md. Change one for one run: --set training.epochs=3"
-    yield "# Help in an editor: casam schema scenario > scenario.schema.json, and as first line of this file"
+        yield "# FOLDER is the base folder of the relative paths below."
+    yield "# docs/scenario.md describes every key. Change one key for one run: --set training.epochs=3"
+    yield "# Completion in an editor: casam schema scenario > scenario.schema.json, and the first line here:"
     yield "#   #:schema ./scenario.schema.json"
     yield f"name = {quoted(order.name)}"
     yield f"description = {quoted(order.description)}"
-    yield f"seed = {order.seed}  # of splits, weights and phantoms; same seed, same figures"
+    yield f"seed = {order.seed}  # for splits, weights and phantoms; the same seed gives the same figures"
     yield f"stream = [{', '.join(map(quoted, stream))}]  # tasks in the order they are learned"
     for name in dict.fromkeys(site.name for site in order.sites):
         yield from institution_lines([site for site in order.sites if site.name == name])
-    yield "\n[alignment]  # what is learned per task, between SAM's encoder and decoder"
+    yield "\n[alignment]  # the layer that each task learns, between SAM's encoder and decoder"
     yield 'form = "low_rank"'
     yield "rank = 8"
     yield "\n[training]"
@@ -244,24 +258,22 @@ def institution_lines(sites: Sequence[SiteOrder]) -> Iterator[str]:
     yield "\n[[institutions]]"
     yield f"name = {quoted(sites[0].name)}"
     if sites[0].unseen:
-        yield "unseen = true  # never trains; shows what images of unknown tasks suffer"
+        yield "unseen = true  # never trains; shows how images of unknown tasks are segmented"
     for site in sites:
         if site.reader == "phantom":
             content = f'reader = "phantom", phantom = {quoted(site.source)}, images = 26'
         else:
             content = f"reader = {quoted(site.reader)}, path = {quoted(site.source)}"
         yield f"data.{site.task} = {{ {content}, limit = {{ train = 24, val = 6, test = 16 }} }}"
-    yield '# policy.adapter.share = "never"  # its layer stays at home; more: docs/scenario.md'
+    yield '# policy.adapter.share = "never"  # its layer does not leave it; see docs/scenario.md'
 
 
 def check_new(path: Path) -> None:
-    """Raise ScenarioError where something is, or where there is no folder to write into."""
+    """Raise ScenarioError if the file exists, or if its folder does not."""
     if path.exists():
-        raise ScenarioError(f"{path} exists already; name a new file, nothing was written")
+        raise ScenarioError(f"{path} exists already; nothing was written, name a new file")
     if not path.parent.is_dir():
-        raise ScenarioError(
-            f"{path}: expected its folder to be there, found none at {path.parent}; make it first"
-        )
+        raise ScenarioError(f"{path}: expected the folder {path.parent}, found none; create it first")
 
 
 def root_of(order: ScenarioOrder) -> str:
@@ -270,14 +282,14 @@ def root_of(order: ScenarioOrder) -> str:
 
 
 def ask(name: str, seed: int, epochs: int) -> ScenarioOrder:
-    """Questions until there is a scenario; a wrong answer is asked again."""
+    """Ask questions until the scenario is complete; repeat a question after a wrong answer."""
     sites: list[SiteOrder] = []
     typer.echo("Institutions learn one task after the other, in the order you name them.")
     while not sites or typer.confirm("Another task?", default=False):
         sites.append(ask_site())
-    while typer.confirm("A dataset that nobody trains on, to see what unknown images suffer?", default=False):
+    while typer.confirm("An unseen dataset, to see how unknown images are segmented?", default=False):
         sites.append(ask_site(unseen=True))
-    description = typer.prompt("What is it about, in one line", default="")
+    description = typer.prompt("Description, in one line", default="")
     epochs = typer.prompt("Passes over the training images", default=epochs, type=int)
     return ScenarioOrder(name, tuple(sites), description, seed, epochs)
 

@@ -1,4 +1,4 @@
-"""`casam study` and `casam compare`: run the grid, compare, write what came out."""
+"""`casam study` and `casam compare`: run all combinations, compare them, write the results."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 
 def study(
     name: Annotated[
-        str, typer.Argument(metavar="STUDY", help="A name of `casam studies`, or a path to a .toml file.")
+        str,
+        typer.Argument(metavar="STUDY", help="A name that `casam studies` lists, or a path to a .toml file."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the study. Default: studies/<name>; called again, it goes on."),
+        typer.Option(help="Folder of the study; finished runs in it are kept. Default: studies/<name>."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time. Default: as many as there are cores for.")
+        int | None, typer.Option(min=1, help="Runs at the same time. Default: as many as the cores allow.")
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder that relative data paths of the scenarios start from.")
+        Path | None, typer.Option(help="Base folder of the scenarios' relative data paths.")
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds separated by commas, in place of the study's.")
+        str | None, typer.Option(help="Seeds separated by commas, instead of the study's.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key in all runs.")
@@ -45,13 +46,15 @@ def study(
         str | None, typer.Option(metavar="ADDRESS", help="Run on this existing Ray cluster, e.g. auto.")
     ] = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan", help="Print the runs and what they will cost, and end.")
+        bool, typer.Option("--plan", help="Print the runs and their cost, then exit.")
     ] = False,
 ) -> None:
-    """Run every combination of a study and compare them; called again, it does what is missing.
+    """Run every combination of a study and compare the results. A second call runs only what is missing.
 
-    Writes results.csv and .parquet, summary.md and pictures into its folder. A run that fails stops no other.
-    Exits 0 when all runs are finished, 1 when some failed, 2 for bad input (before anything is written).
+    For example: casam study shared-task --plan
+
+    Writes results.csv and .parquet, summary.md and plots into its folder. A failed run does not stop the
+    others. Exit status: 0 all runs finished, 1 some failed, 2 bad input (and no file was written).
     """
     from scenarios.engines.run import data_folder
     from scenarios.study.study import plan_study, study_path
@@ -64,28 +67,33 @@ def study(
 
 
 def compare(
-    scenario: Annotated[str, typer.Argument(help="A name of `casam scenarios`, or a path to a .toml file.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder of the comparison; called again, it does what is missing.")
+    scenario: Annotated[
+        str, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
     ],
-    methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; finished runs in it are kept.")],
+    methods: Annotated[str, typer.Option(help="all, or method names separated by commas.")] = "all",
     seeds: Annotated[str, typer.Option(help="Seeds separated by commas.")] = "0",
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder that relative data paths of the scenario start from.")
+        Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key for all runs.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key in all runs.")
     ] = None,
     engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
     tune: Annotated[
         str | None,
-        typer.Option(help="Learning-rate factors, e.g. 0.3,1,3: each method takes its best on validation."),
+        typer.Option(
+            help="Learning-rate factors, e.g. 0.3,1,3. Each method uses the one that is best on validation "
+            "images."
+        ),
     ] = None,
 ) -> None:
-    """Run a scenario under several methods and seeds: a study with the methods as its axis.
+    """Compare methods on a scenario: run it with every method and every seed.
+
+    For example: casam compare quickstart --methods casam,sequential --seeds 0,1 --out comparison
 
     Runs take turns, so that their seconds can be compared. All methods get the scenario's training budget
-    and, with --tune, the same tries on the first seed, judged on validation images alone.
+    and, with --tune, the same tries under the first seed, judged on validation images only.
     """
     from scenarios.engines.run import data_folder
     from scenarios.library_files import resolve_scenario
@@ -101,14 +109,14 @@ def compare(
 def comparison_of(
     name: str, scenario: str, methods: str, seeds: Sequence[int], factors: Sequence[float]
 ) -> Study:
-    """A scenario under every method, each against the first. Raises ScenarioError for an unknown method.
+    """A study that compares every method with the first one. Raises ScenarioError for an unknown method.
 
     Args:
         name: The scenario's name.
-        scenario: As the command line has it.
+        scenario: The scenario's name or path, as on the command line.
         methods: `all`, or names separated by commas.
-        seeds: Every method is run under each.
-        factors: Multiples of the learning rate to choose from; none: every method takes its own.
+        seeds: Every method runs under each seed.
+        factors: Multiples of the learning rate to choose from; if empty, each method uses its default rate.
     """
     from casam_core.methods import METHODS, method_of
     from scenarios.study.study import Comparison, Study
@@ -142,12 +150,12 @@ class Options:
 
 
 def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
-    """Run what is missing of a study, and write and show what came out.
+    """Run the missing cells of a study, then write and show the results.
 
     Args:
         plan: The study.
-        source: What it was read from.
-        out: Its folder.
+        source: The file or scenario that it was read from.
+        out: The study's folder.
         options: How its runs are made.
 
     Raises:
@@ -162,7 +170,7 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     screen = console()
     setting = Setting(out.expanduser().resolve(), options.data_root, options.engine)
     for what in plan.left_out:
-        say(screen, f"left out: {what}, which needs --data-root")
+        say(screen, f"skipped: {what}, which needs --data-root")
     if plan.study.tune:
         if not options.plan_only:
             claim(setting, plan, source)
@@ -180,15 +188,15 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     say(screen, f"Study folder: {setting.folder}")
     if reasons:
         raise RunError(
-            f"{len(reasons)} of {len(plan.cells)} runs failed: {', '.join(reasons)}; their logs lie in "
-            f"{setting.folder / 'logs'}; call again to try them anew"
+            f"{len(reasons)} of {len(plan.cells)} runs failed: {', '.join(reasons)}; their logs are in "
+            f"{setting.folder / 'logs'}; call again to retry them"
         )
 
 
 def run_missing(
     plan: Plan, source: str, setting: Setting, options: Options, screen: Console
 ) -> dict[str, str]:
-    """Run the cells that are not finished; by name, the reasons of those that failed."""
+    """Run the cells that are not finished. Returns the reason of each failure, by the cell's name."""
     from scenarios.study.grid import claim, finished, run_cells
     from scenarios.study.view import cells_view
 
@@ -211,7 +219,7 @@ def run_missing(
 
 
 def parse_factors(text: str | None) -> list[float]:
-    """From `0.3,1,3`; empty for None. Raises ScenarioError."""
+    """Parse `0.3,1,3`; None gives an empty list. Raises ScenarioError."""
     if text is None:
         return []
     try:
@@ -224,7 +232,7 @@ def parse_factors(text: str | None) -> list[float]:
 
 
 def parse_seeds(text: str | None) -> list[int] | None:
-    """From `0,1,2`. Raises StudyError."""
+    """Parse `0,1,2`. Raises StudyError."""
     try:
         return None if text is None else [int(seed) for seed in text.split(",")]
     except ValueError as error:
@@ -232,7 +240,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
 
 
 def places(ray: str | None, jobs: int | None, left: list[Cell]) -> tuple[Cells, int]:
-    """Where cells run, and how many at a time. Raises RunError where no cluster answers."""
+    """Where cells run, and how many at the same time. Raises RunError if no cluster answers."""
     from scenarios.study.cell import LocalCells
     from scenarios.study.grid import cores
 
@@ -249,7 +257,7 @@ def places(ray: str | None, jobs: int | None, left: list[Cell]) -> tuple[Cells, 
 
 
 def announce(left: list[Cell], data_root: Path | None, at_a_time: int, screen: Console) -> None:
-    """Check everything, then say what is to be done and how long that takes. Raises CasamError."""
+    """Check all data, then print the planned runs and the expected minutes. Raises CasamError."""
     from scenarios.engines.pace import Pace, measure_pace
     from scenarios.study.grid import costs, estimate
 
@@ -270,13 +278,13 @@ def announce(left: list[Cell], data_root: Path | None, at_a_time: int, screen: C
         minutes = estimate([(found[cell.name], pace(cell)) for cell in left], at_a_time)
     say(
         screen,
-        f"about {max(1.0, minutes):.0f} minutes with {at_a_time} at a time, at this machine's pace of just "
-        "now and with every image still to encode",
+        f"about {max(1.0, minutes):.0f} minutes with {at_a_time} at the same time, measured on this machine "
+        "just now; less if images are encoded already",
     )
 
 
 def show(text: str, screen: Console) -> None:
-    """The summary: drawn on a terminal, as it is elsewhere."""
+    """Print the summary: rendered Markdown on a terminal, the plain text elsewhere."""
     from rich.markdown import Markdown
 
     if screen.is_terminal:
@@ -286,5 +294,5 @@ def show(text: str, screen: Console) -> None:
 
 
 def say(screen: Console, line: str) -> None:
-    """One line, never cut."""
+    """Print one line without wrapping it."""
     screen.print(line, highlight=False, soft_wrap=True, markup=False)

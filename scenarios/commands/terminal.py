@@ -1,4 +1,4 @@
-"""How commands print: on a terminal, in tables, in lists."""
+"""How commands print tables and lists."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """Output; bound to the real stdout, so that nothing that is printed while it draws returns to it.
-
-    In a file or a pipe there is no window to fit a table into.
-    """
+    """A console on the real stdout: text that other code prints during a live display does not come back
+    to it. A file or a pipe has no window, so tables there are 160 columns wide."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
 
 
 def plain_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines of left-aligned columns: a table drawn to a width would cut digests, and scripts read."""
+    """Rows as lines of left-aligned columns. Nothing is cut, so that scripts can read whole digests."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -38,7 +36,7 @@ class Listed(Protocol):
 
 
 def listing(items: Sequence[Listed]) -> Iterator[str]:
-    """One line each, and a second for what to look at; minutes are those of two CPU cores."""
+    """One line for each item, and a second line for what to look at. Minutes are for two CPU cores."""
     width = max(len(item.name) for item in items)
     yield f"{'':<{width}}  minutes"
     for item in items:

@@ -1,4 +1,4 @@
-"""`casam run`: resolve, check, run with one engine, show what came out."""
+"""`casam run`: resolve and check a scenario, run it with one engine, show the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,7 @@ from scenarios.engines.live import LineWriter, View, live_view, logged
 from scenarios.engines.preflight import preflight
 from scenarios.library_files import resolve_scenario
 from server.run.run_folder import check_interrupted
+from server.run.summary_schema import Summary, read_summary
 
 RAY_ADDRESS = "CASAM_RAY_ADDRESS"
 """Environment variable with the HOST:PORT of a Ray cluster to simulate on; Ray's own variable is ignored."""
@@ -38,10 +38,10 @@ SPLITS = {"test": "test", "val": "validation"}
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What the user asked for.
+    """The user's order.
 
     out: the run folder; by default runs/<scenario>-<time>. ledgers: a folder of privacy ledgers that the run
-    continues; by default every run starts with fresh budgets.
+    continues; by default every run starts with new ledgers.
     """
 
     scenario: str
@@ -54,9 +54,9 @@ class RunOrder:
 
 @dataclass(frozen=True)
 class Start:
-    """What an engine is started with; kept in the run folder as order.json, so that it can be resumed.
+    """An engine's settings, stored in the run folder as order.json, so that the run can be resumed.
 
-    Facts of this machine, not of the scenario. checkpoint: of the backbone, absolute.
+    They are facts of this machine, not of the scenario. checkpoint: the backbone's file, absolute.
     """
 
     engine: str
@@ -66,7 +66,7 @@ class Start:
 
 
 def run_scenario(order: RunOrder, console: Console) -> Path:
-    """Run it and return the run folder. Raises CasamError; then no summary.json exists."""
+    """Run the scenario and return the run folder. Raises CasamError; then no summary.json exists."""
     return run_resolved(resolve_scenario(order.scenario, order.overrides), order, console)
 
 
@@ -89,7 +89,7 @@ def prepare(
     """Read all data, print the cost and make the run folder. Raises CasamError.
 
     Returns:
-        The scenario with an absolute path of its checkpoint, and the new folder: `out`, or one below runs/.
+        The scenario with an absolute checkpoint path, and the new folder: `out`, or one in runs/.
     """
     scenario = with_absolute_checkpoint(scenario, data_root)
     folder = choose_folder(scenario, out)
@@ -101,7 +101,7 @@ def prepare(
 
 
 def resume_run(folder: Path, console: Console) -> Path:
-    """Continue an interrupted run with the settings it was started with. Raises CasamError."""
+    """Continue an interrupted run with the settings of its start. Raises CasamError."""
     folder = folder.expanduser().resolve()
     try:
         start = Start(**json.loads((folder / "order.json").read_text()))
@@ -110,7 +110,7 @@ def resume_run(folder: Path, console: Console) -> Path:
     except (OSError, ValueError, TypeError) as error:
         raise RunError(
             f"--resume {folder}: expected the folder of a run that `casam run` began (order.json, "
-            "scenario.json); start it anew if it was ended before its first stage"
+            "scenario.json); start a new run if it ended before its first stage"
         ) from error
     check_interrupted(folder, scenario)
     backbone = scenario.backbone.model_copy(update={"checkpoint": start.checkpoint or None})
@@ -124,7 +124,7 @@ def run_engine(
     """Let the chosen engine run the scenario into `folder`."""
     with live_view(console) as show:
         if start.engine == Engine.inprocess.value:
-            # Our own lines say who trained; Flower's strategies would say it again.
+            # Our own lines name the institutions that trained; Flower's strategies would repeat it.
             logging.getLogger("flwr").setLevel(logging.WARNING)
             try:
                 with contextlib.redirect_stdout(LineWriter(show)):
@@ -138,7 +138,7 @@ def run_engine(
 
 
 def data_folder(data_root: Path | None) -> Path | None:
-    """--data-root, absolute. Raises RunError where it is no folder."""
+    """--data-root as an absolute path. Raises RunError if it is not a folder."""
     found = data_root.expanduser().resolve() if data_root else None
     if found is not None and not found.is_dir():
         raise RunError(f"--data-root: expected a folder, found nothing at {found}; check the path")
@@ -146,7 +146,10 @@ def data_folder(data_root: Path | None) -> Path | None:
 
 
 def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scenario:
-    """A relative checkpoint lies below --data-root, else here; Flower's processes run elsewhere."""
+    """The scenario with an absolute checkpoint path, because Flower's processes run in other folders.
+
+    A relative path starts from --data-root; without one, from the current folder.
+    """
     if scenario.backbone.checkpoint is None:
         return scenario
     path = (data_root or Path.cwd()) / Path(scenario.backbone.checkpoint).expanduser()
@@ -155,7 +158,7 @@ def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scen
 
 
 def choose_folder(scenario: Scenario, out: Path | None) -> Path:
-    """The run folder, absolute; RunError when something is already there."""
+    """The run folder as an absolute path. Raises RunError if it already holds files."""
     name = f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = (out or Path("runs") / name).expanduser().resolve()
     if not RUN_NAME.fullmatch(folder.name):
@@ -173,7 +176,7 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
     """A real `flwr run` on this machine, one SuperNode per institution. Raises RunError if it failed."""
     if not (ROOT / "pyproject.toml").exists():
         raise RunError(
-            f"the simulation engine needs the project's own folder, {ROOT} has no pyproject.toml; "
+            f"the simulation engine needs a clone of the project, but {ROOT} has no pyproject.toml; "
             "install with `pip install -e .` from a clone, or use --engine inprocess"
         )
     if importlib.util.find_spec("ray") is None:
@@ -187,7 +190,7 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
         "ledger-dir": start.ledger_dir,
         "checkpoint": start.checkpoint,
     }
-    # The workers load their own; this process needs it no longer.
+    # The workers load their own copies; this process no longer needs its backbone.
     load_backbone.cache_clear()
     with (
         logged(show, folder / "flower.log") as on_line,
@@ -211,19 +214,19 @@ def settings_of(scenario: Scenario, folder: Path) -> dict[str, str | int | float
 
 
 def check_completed(run: FlowerRun, folder: Path, details: str) -> None:
-    """Raises RunError with the reason where the run did not complete. details: which files say more."""
+    """Raise RunError with the reason if the run did not complete. details: the files that say more."""
     if not run.ok or not (folder / "summary.json").exists():
         raise RunError(f"{why_failed(folder, run.status)}; details in {details}")
 
 
 def own_logs(folder: Path) -> str:
-    """Where institutions of a simulation wrote why they gave no result."""
+    """The log files in which a simulation's institutions wrote why they gave no result."""
     sites, nodes = folder / "institutions" / "*" / "private" / "site.log", casam_home() / "node-*.log"
     return f"the institutions' own logs ({sites}, {nodes})"
 
 
 def why_failed(folder: Path, status: str) -> str:
-    """The reason the server recorded, else Flower's status."""
+    """The reason that the server recorded; without one, Flower's status."""
     events = folder / "events.jsonl"
     lines = events.read_text().splitlines() if events.exists() else []
     for line in reversed(lines):
@@ -235,33 +238,32 @@ def why_failed(folder: Path, status: str) -> str:
 
 
 def show_results(folder: Path, console: Console) -> None:
-    """The matrix and the headline figures, then the run folder, last."""
-    summary = json.loads((folder / "summary.json").read_text())
-    tasks: list[str] = summary["tasks"]
-    table = Table(title=f"{summary['scenario']}: IoU on {SPLITS[summary['evaluated_on']]} images")
+    """Print the matrix, the headline figures and, as the last line, the run folder."""
+    summary = read_summary(folder)
+    tasks = summary.tasks
+    table = Table(title=f"{summary.scenario}: IoU on {SPLITS[summary.evaluated_on]} images")
     table.add_column("after stage")
     for task in tasks:
         table.add_column(task, justify="right")
-    table.add_row("frozen SAM", *(cell(summary["zero_shot"]["iou"].get(task)) for task in tasks))
-    for number, row in enumerate(summary["matrix"]["iou"], 1):
+    table.add_row("frozen SAM", *(cell(summary.zero_shot["iou"].get(task)) for task in tasks))
+    for number, row in enumerate(summary.matrix["iou"], 1):
         table.add_row(f"{number} {tasks[number - 1]}", *map(cell, row))
     console.print(table)
     console.print(headline(summary), highlight=False, soft_wrap=True)
-    console.print(f"A page of it: casam report {folder}", highlight=False, soft_wrap=True)
+    console.print(f"For a report as a web page: casam report {folder}", highlight=False, soft_wrap=True)
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
-def headline(summary: dict[str, Any]) -> str:
+def headline(summary: Summary) -> str:
     """One line: quality, forgetting, routing."""
-    routing = summary["routing"]
     return (
-        f"Last IoU {cell(summary['last_iou'])}   average IoU {cell(summary['avg_iou'])}   "
-        f"forgetting {cell(summary['ff_iou'], digits=2)} points   "
-        f"routing accuracy {cell(routing['accuracy'])}   "
-        f"sent to frozen SAM by mistake {cell(routing['false_unknown_rate'])}"
+        f"Last IoU {cell(summary.last_iou)}   average IoU {cell(summary.avg_iou)}   "
+        f"forgetting {cell(summary.ff_iou, digits=2)} points   "
+        f"routing accuracy {cell(summary.routing.accuracy)}   "
+        f"sent to frozen SAM by mistake {cell(summary.routing.false_unknown_rate)}"
     )
 
 
 def cell(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash where there is none."""
+    """A figure, or a dash if there is none."""
     return "-" if value is None else f"{value:.{digits}f}"

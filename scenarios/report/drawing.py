@@ -1,8 +1,8 @@
-"""From Altair charts to inline SVG: no script, no request, colours from the page's own style sheet.
+"""Altair charts as inline SVG without scripts or requests.
 
-Colours are CSS variables (style.css), so that one picture serves light, dark and paper. Vega describes
-every mark for screen readers; as each picture has a sentence and a table beside it, that description
-becomes the mark's tooltip instead.
+Colours are CSS variables (style.css), so that one picture fits light mode, dark mode and paper. Vega
+describes every mark for screen readers. Each picture has a sentence and a table instead, so the description
+becomes the mark's tooltip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 STEPS = 7
 RAMP = tuple(f"var(--ramp-{i})" for i in range(STEPS))
 ON_RAMP = tuple(f"var(--on-ramp-{i})" for i in range(STEPS))
-"""A sequential scale of STEPS colours, and the colour of text upon each."""
+"""A sequential scale of STEPS colours, and the text colour on each of them."""
 
 SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", SVG)
@@ -32,12 +32,12 @@ Data = Sequence[Mapping[str, Any]]
 
 
 def values(data: Data) -> alt.Data:
-    """Rows for a chart, written into it as they are."""
+    """Rows as inline data of a chart."""
     return alt.Data(values=[dict(row) for row in data])  # type: ignore[no-untyped-call]
 
 
 def draw(chart: alt.TopLevelMixin, prefix: str) -> Markup:
-    """The chart as an <svg> element. prefix: makes its ids unique on the page."""
+    """The chart as an <svg> element. prefix: makes the element's ids unique on the page."""
     spec = chart.to_dict()
     spec["config"] = CONFIG
     return Markup(cleaned(vl_convert.vegalite_to_svg(spec), prefix))
@@ -64,7 +64,7 @@ CONFIG: dict[str, Any] = {
 
 
 def cleaned(svg: str, prefix: str) -> str:
-    """Without roles, with tooltips, with ids of its own."""
+    """The SVG without roles, with tooltips, and with ids that start with `prefix`."""
     root = ElementTree.fromstring(svg)
     for element in root.iter():
         said = element.attrib.get("aria-label")
@@ -86,7 +86,7 @@ def cleaned(svg: str, prefix: str) -> str:
 
 
 def step_of(value: float, edges: Sequence[float]) -> int:
-    """Which colour of the ramp: how many of the STEPS - 1 edges lie at or below the value."""
+    """Index of the value's colour: the number of the STEPS - 1 edges at or below the value."""
     return sum(value >= edge for edge in edges)
 
 
@@ -99,7 +99,7 @@ def heat_map(
     y_title: str,
     width: int = 58,
 ) -> alt.TopLevelMixin:
-    """Cells {column, row, step, text, say}; columns and rows in their order, what has no cell stays blank."""
+    """A heat map of cells {column, row, step, text, say}; a place without a cell stays blank."""
     x = alt.X(
         "column:N",
         sort=list(columns),

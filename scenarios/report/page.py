@@ -1,4 +1,4 @@
-"""The whole page: sections of one run, or a comparison and every run's own part."""
+"""The whole page: the sections of one run, or a comparison followed by a part for every run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Part:
-    """Sections under one heading. name: its anchor, and the beginning of its sections'."""
+    """Sections under one heading. name: its anchor, and the prefix of its sections' anchors."""
 
     name: str
     title: str
@@ -34,13 +34,13 @@ class Part:
 
 
 def page(found: Found, *, full: bool, progress: Progress = lambda what: None) -> str:
-    """HTML. full: with every run's own part, where there are several."""
+    """The page as HTML. full: with several runs, add a part for every run after the comparison."""
     runs = found.runs
     parts = []
     if len(runs) > 1:
         progress("comparing")
-        skipped = f" Without a finished run: {listed(found.skipped)}." if found.skipped else ""
-        described = f"{len(runs)} runs side by side; differences are against the first one.{skipped}"
+        skipped = f" Skipped because they are not finished: {listed(found.skipped)}." if found.skipped else ""
+        described = f"{len(runs)} runs side by side. Differences are relative to the first run.{skipped}"
         answers = [answer_of(name, text, number) for number, (name, text) in enumerate(found.answers, 1)]
         parts.append(Part("compare", "Comparison", [*answers, *comparison(runs)], described))
     if full or len(runs) == 1:
@@ -52,8 +52,8 @@ def page(found: Found, *, full: bool, progress: Progress = lambda what: None) ->
 
 
 def answer_of(name: str, text: str, number: int) -> Section:
-    """A study's own summary, over seeds and with its tests, as it wrote it."""
-    help_ = "Written by the study: differences are paired by seed, with intervals and corrected tests."
+    """A study's own summary over its seeds, unchanged."""
+    help_ = "The study's own summary. It pairs differences by seed, with intervals and corrected tests."
     return Section(f"answer{number}", f"What study {name} found", help_, (Code(f"{name}: summary.md", text),))
 
 
@@ -76,7 +76,7 @@ def part_of(run: Run, prefix: str) -> Part:
 
 @lru_cache(maxsize=1)
 def environment() -> jinja2.Environment:
-    """Templates of this package; whatever comes from a run is escaped."""
+    """The templates of this package; all text from a run is escaped."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("scenarios.report"),
         autoescape=True,
@@ -87,5 +87,5 @@ def environment() -> jinja2.Environment:
 
 
 def style() -> Markup:
-    """The style sheet, which stands inside the page."""
+    """The style sheet, to be included in the page."""
     return Markup(environment().get_template("style.css").render())

@@ -1,6 +1,6 @@
-"""What a page is made of: plain data that templates/blocks.html turns into HTML.
+"""The parts of a page: plain data that templates/blocks.html turns into HTML.
 
-Every chart carries its text alternative: a sentence per picture, and a table with the same numbers.
+Every chart has a text alternative: a sentence for each picture, and a table with the same numbers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 from markupsafe import Markup
 
 Tone = Literal["", "good", "bad", "warn", "soft", "trained", "waited", "refused", "failed", "away"]
-"""How a cell, card or notice is coloured. The words beside it say the same: colour alone says nothing."""
+"""The colour of a cell, card or notice. The text beside it says the same, for readers without colours."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell that is more than its text. notes: further short lines."""
+    """A table cell with a colour or with notes. notes: more short lines."""
 
     text: str
     tone: Tone = ""
@@ -29,8 +29,7 @@ Row = tuple[str | Cell, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of a row names it. words: columns (by place) of running text; all others hold "
-    "numbers."""
+    """The first cell of a row is its name. words: indices of the columns that hold text, not numbers."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -41,7 +40,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a chart. text: what it shows, in a sentence with its numbers."""
+    """One picture of a chart. text: a sentence that describes it, with its numbers."""
 
     svg: Markup
     text: str
@@ -58,7 +57,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """help: how to read it. table: the same numbers."""
+    """One or several pictures. help: how to read them. table: the same numbers."""
 
     kind: ClassVar[str] = "chart"
     title: str
@@ -70,7 +69,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Card:
-    """One headline figure. detail: what to compare it with. help: what it means, in plain words."""
+    """One headline figure. detail: a figure to compare it with. help: its meaning in plain words."""
 
     title: str
     value: str
@@ -89,7 +88,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Notice:
-    """One sentence that must not be overlooked, or a plain paragraph (tone '')."""
+    """A highlighted sentence, or a plain paragraph (tone '')."""
 
     kind: ClassVar[str] = "notice"
     text: str
@@ -98,7 +97,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Code:
-    """Text to copy."""
+    """Text that a reader can copy."""
 
     kind: ClassVar[str] = "code"
     title: str
@@ -111,7 +110,7 @@ Block = Table | Chart | Cards | Notice | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a heading of its own. name: its anchor, unique within a run."""
+    """A part of the page with a heading. name: its anchor, unique within a run."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""A run folder as typed data. Only the server's documented files are opened (docs/run-folder.md)."""
+"""A run folder as typed data. This module opens only the server's documented files (docs/run-folder.md)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from server.run.summary_schema import FILE, Summary, read_json, read_summary
 
 @dataclass(frozen=True)
 class Event:
-    """One line of events.jsonl. seconds: since the run's first event. stage: 0 is the frozen backbone;
-    None before the first stage."""
+    """One line of events.jsonl. seconds: since the run's first event. stage: 0 is the frozen backbone."""
 
     seconds: float
     name: str
@@ -27,8 +26,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. label: how this page calls it. scenario: as resolved, without places on a disk.
-    started: seconds since 1970. arrivals: the server's audit log, and what is wrong with it."""
+    """One finished run.
+
+    label: its name on this page. scenario: the resolved scenario without file paths of a machine. started:
+    seconds since 1970. arrivals: the releases in the server's audit log. audit_fault: what is wrong with
+    that log, if anything.
+    """
 
     label: str
     summary: Summary
@@ -40,29 +43,29 @@ class Run:
 
     @property
     def institutions(self) -> list[str]:
-        """In the scenario's order."""
+        """Names of the institutions, in the scenario's order."""
         return [str(site["name"]) for site in self.scenario["institutions"]]
 
     @property
     def stages(self) -> int:
-        """Stages that were measured, without stage 0."""
+        """Number of evaluated stages, without stage 0."""
         return len(self.summary.matrix["iou"])
 
     def present(self, institution: str, stage: int) -> bool:
-        """Whether its policy lets the institution take part in this stage."""
+        """Whether the institution takes part in this stage by its policy."""
         privacy = self.summary.privacy.get(institution)
         return privacy is not None and privacy.policy.present(stage)
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """The run in `folder`. Raises RunError for a folder that holds no finished run, or one of other form."""
+    """The run in `folder`. Raises RunError if it holds no finished run, or a run of another schema."""
     if not (folder / FILE).is_file():
         raise RunError(f"{folder}: expected a finished run's folder, {why_unfinished(folder)}")
     summary = read_summary(folder)
     scenario = read_json(folder / "scenario.json")
     if not isinstance(scenario, dict) or not scenario.get("institutions"):
         raise RunError(f"{folder / 'scenario.json'}: expected a resolved scenario with institutions")
-    # Where a checkpoint lies is a fact of one machine; pages are passed on.
+    # The checkpoint's path belongs to one machine, and pages are passed on.
     scenario.get("backbone", {}).pop("checkpoint", None)
     started, events = read_events(folder / "events.jsonl")
     arrivals, fault = read_audit(folder / "audit.jsonl")
@@ -70,33 +73,33 @@ def read_run(folder: Path, label: str) -> Run:
 
 
 def frozen_iou(summary: Summary) -> float | None:
-    """The frozen backbone's mean IoU over the stream; None where one task's is unknown."""
+    """The frozen backbone's mean IoU over the stream; None if the IoU of a task is unknown."""
     values = [summary.zero_shot["iou"].get(task) for task in summary.tasks]
     known = [value for value in values if value is not None]
     return fmean(known) if known and len(known) == len(values) else None
 
 
 def refusals(summary: Summary) -> int:
-    """Refusals of all institutions."""
+    """Number of refusals of all institutions together."""
     return sum(sum(site.refusals.values()) for site in summary.privacy.values())
 
 
 def why_unfinished(folder: Path) -> str:
-    """The end of a sentence: what is there instead of a summary."""
+    """The end of an error message: what the folder holds instead of a summary."""
     if not folder.is_dir():
         return "found no such folder; check the path"
     if not (folder / "events.jsonl").is_file():
-        return "found neither summary.json nor a study (results.csv and runs/); check the path"
+        return "found neither summary.json nor a study (a folder runs/); check the path"
     _, events = read_events(folder / "events.jsonl")
     if events and events[-1].name == "failed":
-        return f"found a run that failed: {events[-1].facts.get('reason', 'its events do not say why')}"
-    return "found a run that has no summary.json yet; wait for its end"
+        return f"found a run that failed: {events[-1].facts.get('reason', 'its events give no reason')}"
+    return "found a run without summary.json; wait until it ends"
 
 
 def read_events(path: Path) -> tuple[float, tuple[Event, ...]]:
-    """(time of the first one, all events); a line torn by a crash ends the list.
+    """(time of the first event, all events). A line that a crash cut off ends the list.
 
-    An event that does not say its stage belongs to the one that was measured next.
+    An event without a stage belongs to the stage that is evaluated next.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     events: list[Event] = []
@@ -117,7 +120,7 @@ def read_events(path: Path) -> tuple[float, tuple[Event, ...]]:
 
 
 def read_audit(path: Path) -> tuple[tuple[Release, ...], str | None]:
-    """(what arrived, None), or nothing and what is wrong with the server's log."""
+    """(releases that arrived, None); with a damaged log, no releases and a description of the damage."""
     if not path.is_file():
         return (), "the run folder holds no audit.jsonl"
     try:
@@ -131,8 +134,8 @@ def read_audit(path: Path) -> tuple[tuple[Release, ...], str | None]:
 
 @dataclass(frozen=True)
 class Found:
-    """The runs behind the command's arguments. skipped: folders of studies without a finished run.
-    answers: what studies found over their runs, as (study's folder, its summary.md)."""
+    """The runs of the command's arguments. skipped: names of unfinished runs in studies. answers: the
+    studies' summaries, as (study's folder, its summary.md)."""
 
     runs: tuple[Run, ...]
     skipped: tuple[str, ...] = ()
@@ -140,7 +143,11 @@ class Found:
 
 
 def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
-    """Runs and studies in order. Raises RunError; a study may hold unfinished runs, an argument may not."""
+    """All runs of the paths, in order. Unfinished runs of a study are skipped.
+
+    Raises:
+        RunError: A path is not a finished run, or is a study without one.
+    """
     folders: list[Path] = []
     skipped: list[Path] = []
     answers: list[tuple[str, str]] = []
@@ -164,10 +171,10 @@ def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambd
 
 
 def labels(folders: Iterable[Path]) -> list[str]:
-    """Each folder's name, with as many of its parents' as tell it from the others."""
+    """Each folder's name, with as many parent folders as are needed to make it unique."""
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
-        raise RunError("the same run folder is named twice; name each once")
+        raise RunError("the same run folder is named twice; name each folder once")
     depth = 1
     while True:
         names = ["/".join(path.parts[-depth:]) for path in resolved]

@@ -18,12 +18,12 @@ KINDS = {
     "train.calibrate": "threshold",
     "evaluate.stage": "scores",
 }
-"""The exchanges, as the timeline calls them."""
+"""What the timeline calls each kind of exchange."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """One outcome. short: for a cell. long: what it means for the run."""
+    """An outcome in words. short: for a table cell. long: what it means for the run."""
 
     short: str
     long: str
@@ -31,61 +31,76 @@ class Meaning:
 
 OUTCOMES: dict[str, Meaning] = {
     Outcome.OK: Meaning("answered", "Answered."),
-    Outcome.BAD_DATA: Meaning("data unreadable", "Its own images could not be read; its log says which."),
-    Outcome.BAD_CHECKPOINT: Meaning("weights unreadable", "Its copy of the frozen backbone is not usable."),
-    Outcome.OTHER_CODE: Meaning("another version", "It runs another version of casam than the server."),
-    Outcome.UNKNOWN_SCENARIO: Meaning("restarted", "It had not heard of the run: the node was restarted."),
-    Outcome.UNKNOWN_INSTITUTION: Meaning("not hosted there", "The node asked does not host it."),
-    Outcome.POOLING_REFUSED: Meaning("refuses pooling", "Its images are not pooled with others' images."),
+    Outcome.BAD_DATA: Meaning(
+        "data unreadable", "The institution could not read its own images; its log names them."
+    ),
+    Outcome.BAD_CHECKPOINT: Meaning(
+        "weights unreadable", "The institution cannot use its copy of the frozen backbone."
+    ),
+    Outcome.OTHER_CODE: Meaning(
+        "another version", "The institution and the server run different casam code."
+    ),
+    Outcome.UNKNOWN_SCENARIO: Meaning(
+        "restarted", "The node did not know the run, because it was restarted."
+    ),
+    Outcome.UNKNOWN_INSTITUTION: Meaning("not hosted there", "The node does not host this institution."),
+    Outcome.POOLING_REFUSED: Meaning("refuses pooling", "The institution does not pool its images."),
     Outcome.SAMPLES_NOT_KEPT: Meaning(
-        "images let go", "It does not keep images of earlier tasks to train on."
+        "images not kept", "The institution keeps no images of earlier tasks for later training."
     ),
     Outcome.BANK_MISMATCH: Meaning(
-        "other bank", "Its copy of the bank differed; it was sent the whole bank."
+        "other bank", "Its copy of the bank was different, so the server sent the whole bank."
     ),
     Outcome.BAD_POLICY: Meaning(
-        "policy unreadable", "Its policy file could not be read, so it took no part."
+        "policy unreadable", "The institution could not read its policy or its ledger and took no part."
     ),
     Outcome.ADAPTER_NOT_SHARED: Meaning(
-        "layer stays there", "What it learns stays with it; for the others the task keeps frozen SAM."
+        "layer not shared",
+        "The layer stays at the institution; the others use frozen SAM for this task.",
     ),
     Outcome.ROUTER_NOT_SHARED: Meaning(
-        "router stays there", "Others cannot recognise its images; they use the entry by its name alone."
+        "router not shared",
+        "Without its router the others cannot recognise its images; they can select the entry by task name.",
     ),
     Outcome.METRICS_NOT_SHARED: Meaning(
-        "kept to itself", "Its scores stay with it: cells of the matrix that need them are empty."
+        "scores not shared", "Cells of the matrix that need the institution's scores are empty."
     ),
-    Outcome.ENTRIES_NOT_ACCEPTED: Meaning("takes no entries", "It does not use what others learned."),
-    Outcome.NOT_PRESENT: Meaning("not present", "Its policy takes no part in this stage."),
+    Outcome.ENTRIES_NOT_ACCEPTED: Meaning(
+        "accepts no entries", "The institution does not use the entries of others."
+    ),
+    Outcome.NOT_PRESENT: Meaning("not present", "By its policy the institution is absent in this stage."),
     Outcome.ROUNDS_SPENT: Meaning("rounds spent", "It has answered as many rounds as its policy allows."),
-    Outcome.BYTES_SPENT: Meaning("bytes spent", "It has sent as much as its policy allows."),
+    Outcome.BYTES_SPENT: Meaning("bytes spent", "It has sent as many bytes as its policy allows."),
     Outcome.BUDGET_SPENT: Meaning(
-        "privacy budget spent", "The release would have cost more than is left of its privacy budget."
+        "privacy budget spent", "The release would have cost more than the rest of its privacy budget."
     ),
     Outcome.DELTA_TOO_LARGE: Meaning(
-        "too few images for its delta", "With so few images its delta would allow to publish one of them."
+        "too few images for its delta",
+        "With so few images its delta would permit the publication of a whole image.",
     ),
-    Outcome.NOISE_NOT_POSSIBLE: Meaning("no private way", "It asks for noise where there is no private way."),
+    Outcome.NOISE_NOT_POSSIBLE: Meaning(
+        "no private method", "Its policy demands noise, but this computation has no private method."
+    ),
     Outcome.COHORT_TOO_SMALL: Meaning(
-        "too few to hide among", "A secure sum would have held fewer institutions than it asks for."
+        "cohort too small", "The secure sum had fewer institutions than its policy demands."
     ),
-    Outcome.OUT_OF_RANGE: Meaning("out of range", "A value would have been clipped by the secure sum."),
+    Outcome.OUT_OF_RANGE: Meaning("out of range", "The secure sum would have clipped a value."),
     Outcome.SUM_NOT_POSSIBLE: Meaning(
-        "no such sum", "The secure sum was of something that cannot be added, or by other rules than its own."
+        "no such sum", "These values cannot be added, or the rules of the sum differ from its policy."
     ),
-    Outcome.REPEATED: Meaning("asked twice", "The request was answered before; nothing left a second time."),
-    Outcome.NOT_ALLOWED: Meaning("held by its guard", "Its answer held something that may not leave."),
-    Outcome.FAILED: Meaning("failed", "Something went wrong there; its own log says what."),
-    "rejected": Meaning("rejected", "What it sent does not count (docs/reliability.md)."),
+    Outcome.REPEATED: Meaning("asked twice", "The request was answered before; nothing was sent again."),
+    Outcome.NOT_ALLOWED: Meaning("stopped by its guard", "The answer held something that must not leave."),
+    Outcome.FAILED: Meaning("failed", "An error happened at the institution; its own log describes it."),
+    "rejected": Meaning("rejected", "The server does not accept what it sent (docs/reliability.md)."),
     "no-answer": Meaning("no answer in time", "No answer came before the deadline."),
-    "unreachable": Meaning("unreachable", "Its node could not be reached or stopped."),
-    "unreadable": Meaning("unreadable answer", "What it sent could not be read as an answer."),
+    "unreachable": Meaning("unreachable", "The server could not reach its node, or the node stopped."),
+    "unreadable": Meaning("unreadable answer", "The server could not read what it sent as an answer."),
 }
 """Every outcome of an exchange (casam_core.protocol.outcomes.Outcome, server.federation.exchange)."""
 
 
 def policy_in_words(policy: Policy) -> tuple[str, ...]:
-    """A policy as short sentences, in the order of what matters most to others."""
+    """A policy as short phrases; what matters most to others comes first."""
     said = [learned("layers", policy.adapter), learned("routers", policy.router)]
     said.append(
         {
@@ -103,7 +118,7 @@ def policy_in_words(policy: Policy) -> tuple[str, ...]:
     if policy.joins_at:
         said.append(f"joins at stage {policy.joins_at}")
     if policy.leaves_at is not None:
-        what = ", and what it taught is deleted" if policy.on_leave == "unlearn" else ""
+        what = ", and its contributions are deleted" if policy.on_leave == "unlearn" else ""
         said.append(f"leaves at stage {policy.leaves_at}{what}")
     if policy.max_rounds is not None:
         said.append(f"answers {policy.max_rounds} rounds at most")
@@ -126,7 +141,7 @@ def fraction(value: float | None) -> str:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """`+0.012`, with a true minus sign, and never a signed zero."""
+    """`+0.012`, with a true minus sign; zero has no sign."""
     if value is None:
         return MISSING
     text = f"{abs(value):.{digits}f}"
@@ -179,7 +194,7 @@ def duration(seconds: float | None) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """`a, b and c`; of very many the first few."""
+    """`a, b and c`; of a long list only the first `most` names."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
     if len(names) < 2:

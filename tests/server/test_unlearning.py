@@ -156,7 +156,7 @@ def test_a_receipt_is_signed_by_the_server_and_by_everybody_who_deleted(receipt:
     code, said = check(receipt, "--bank", receipt.parents[1] / "bank")
     assert code == 0
     assert said.startswith(
-        "consistent: north left at stage 2; deleted or learned anew: polyp; signed by the server and 2 instit"
+        "consistent: north left at stage 2; deleted or retrained: polyp; signed by the server and 2 instit"
     )
     content = json.loads(receipt.read_text())
     assert content["bank_before"] != content["bank_after"]

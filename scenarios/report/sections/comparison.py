@@ -1,4 +1,4 @@
-"""Several runs side by side: what was changed, what came out, who gains and who pays."""
+"""Several runs side by side: changed keys, results, and each institution's gain and cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_VALUE = 60
 
 
 def comparison(runs: Sequence[Run]) -> list[Section]:
-    """The sections that stand before the runs' own."""
+    """The sections before the runs' own parts."""
     return [changed(runs), outcome(runs), who_gains(runs), prices(runs)]
 
 
@@ -29,7 +29,7 @@ def changed(runs: Sequence[Run]) -> Section:
     known = sorted(set().union(*flats))
     keys = [key for key in known if len({f.get(key) for f in flats}) > 1]
     if not keys:
-        blocks.append(Notice("All runs have the same scenario, key for key."))
+        blocks.append(Notice("All runs have the same scenario."))
     else:
         shown = [(key, *(shortened(f.get(key, MISSING)) for f in flats)) for key in keys[:MOST_CHANGES]]
         more = f" ({MOST_CHANGES} of {len(keys)} shown)" if len(keys) > MOST_CHANGES else ""
@@ -42,14 +42,14 @@ def changed(runs: Sequence[Run]) -> Section:
 
 
 def identity_of(run: Run) -> Row:
-    """What a run is: a row of the first table."""
+    """A run's row in the first table."""
     found = run.summary
     code = str(found.environment.get("code", ""))
     return run.label, found.scenario, found.method, str(found.seed), found.scenario_digest[:12], code
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted key, JSON value) of every leaf; institutions are named instead of numbered."""
+    """(dotted key, JSON value) of every leaf; an institution's key has its name instead of its index."""
     if isinstance(value, Mapping):
         return [leaf for key, inner in value.items() for leaf in flat(inner, f"{prefix}.{key}".lstrip("."))]
     if (
@@ -62,7 +62,7 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def shortened(text: str) -> str:
-    """Long values are cut; the runs' own scenario.json holds them whole."""
+    """Cut a long value; the run's scenario.json holds it in full."""
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 
@@ -99,12 +99,12 @@ def who_gains(runs: Sequence[Run]) -> Section:
         caption = "IoU on each institution's own images; gain over frozen SAM in points with 95 % interval"
         blocks.append(Table(caption, heads, tuple(rows)))
     else:
-        blocks.append(Notice("No institution shares exact figures with intervals in these runs.", "soft"))
+        blocks.append(Notice("No institution shares exact scores with intervals in these runs.", "soft"))
     return Section(
         "who",
         "Who gains, who pays",
-        "Each institution's images as it measured them itself at the last stage. Institutions that share "
-        "their scores with noise or not at all have no figures here.",
+        "Each institution evaluates its own images at the last stage. This table has no figures of "
+        "institutions that share their scores with noise or not at all.",
         blocks,
     )
 

@@ -1,4 +1,4 @@
-"""What the run cost: bytes by institution and stage, seconds, decoder passes."""
+"""The costs of the run: bytes by institution and stage, seconds, decoder passes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def costs(run: Run, prefix: str) -> Section:
     return Section(
         "costs",
         "What it cost",
-        "Bytes are serialised records before transport, without the introductions. Images never travel, so "
-        "no byte of them is counted here.",
+        "Bytes are serialised records before transport, without the first introductions. Images are never "
+        "sent.",
         blocks,
     )
 
 
 def bytes_by_stage(run: Run, way: str) -> dict[str, dict[int, int]]:
-    """By institution and stage, from the totals that the run noted at the end of every stage."""
+    """Bytes by institution and stage, from the totals that the run recorded after every stage."""
     found: dict[str, dict[int, int]] = {}
     before: Mapping[str, int] = {}
     for event in run.events:
@@ -51,7 +51,7 @@ def bytes_by_stage(run: Run, way: str) -> dict[str, dict[int, int]]:
 
 
 def bytes_chart(run: Run, prefix: str) -> Chart:
-    """Institution x stage, one picture for each way."""
+    """Heat maps of institution x stage, one for each direction."""
     names = run.institutions
     stages = [str(stage) for stage in range(run.stages + 1)]
     totals = {"up": run.summary.bytes.up, "down": run.summary.bytes.down}
@@ -87,8 +87,9 @@ def bytes_chart(run: Run, prefix: str) -> Chart:
         )
     return Chart(
         "Bytes by institution and stage",
-        "Stage 0 measures frozen SAM. An institution that trains sends its layer and router; all receive the "
-        "new entry." + (f" The first {MOST_IN_CHART} institutions are drawn." if len(names) > 40 else ""),
+        "Stage 0 evaluates frozen SAM. An institution that trains sends its layer and router. All "
+        "institutions receive the new entry."
+        + (f" The chart shows the first {MOST_IN_CHART} institutions." if len(names) > 40 else ""),
         tuple(panels),
         Table(
             "Bytes by institution, way and stage",
@@ -100,7 +101,7 @@ def bytes_chart(run: Run, prefix: str) -> Chart:
 
 
 def seconds_chart(run: Run, prefix: str) -> Chart | None:
-    """Stacked bars: how long each part of each stage took; None without timing."""
+    """Stacked bars of the seconds that each part of each stage took; None without timing."""
     data: list[dict[str, Any]] = []
     rows = []
     for number, stage in enumerate(run.summary.timing.stages, 1):
@@ -128,8 +129,8 @@ def seconds_chart(run: Run, prefix: str) -> Chart | None:
     said = "; ".join(f"{row[0]} {row[-1]}" for row in rows)
     return Chart(
         "Where the time went",
-        "Seconds on this one machine, which played every institution; institutions of a deployment work at "
-        "the same time."
+        "Seconds on one machine that simulated all institutions. In a deployment, institutions work at the "
+        "same time."
         if run.summary.environment
         else "",
         (Panel(draw(chart, f"{prefix}-seconds"), f"Time by stage: {said}."),),

@@ -1,4 +1,4 @@
-"""The first screen: what came out, in cards and in a few sentences."""
+"""The first section: the results in a few sentences and in cards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def headline(run: Run) -> Section:
     blocks: list[Block] = [Notice(in_sentences(run)), Cards(tuple(cards(run)))]
     if run.summary.evaluated_on != "test":
         split = SPLITS[run.summary.evaluated_on]
-        text = f"Measured on {split} images: good for choosing settings, not for reporting."
+        text = f"Measured on {split} images: use these figures to choose settings, not as final results."
         blocks.insert(1, Notice(text, "warn"))
     if (missing := empty_cells(run)) is not None:
         blocks.append(missing)
@@ -21,7 +21,7 @@ def headline(run: Run) -> Section:
 
 
 def gain(run: Run) -> float | None:
-    """Last IoU minus frozen SAM's, as a fraction; None unless both are means over all tasks."""
+    """Last IoU minus frozen SAM's IoU, as a fraction; None unless both are means over all tasks."""
     frozen, last = frozen_iou(run.summary), run.summary.last_iou
     if frozen is None or last is None or not run.summary.complete.get("last_iou", False):
         return None
@@ -45,7 +45,7 @@ def in_sentences(run: Run) -> str:
         )
     elif summary.last_iou is not None:
         said.append(
-            f"At the end the mean IoU of the tasks whose scores are known is {fraction(summary.last_iou)}."
+            f"At the end the mean IoU over the tasks with known scores is {fraction(summary.last_iou)}."
         )
     if summary.ff_iou is not None:
         lost = (
@@ -55,12 +55,12 @@ def in_sentences(run: Run) -> str:
         )
         said.append(f"{lost} between a task's best stage and the last.")
     if summary.routing.accuracy is not None:
-        said.append(f"{percent(summary.routing.accuracy)} of the images found their own task.")
+        said.append(f"The router sent {percent(summary.routing.accuracy)} of the images to their own task.")
     return " ".join(said)
 
 
 def cards(run: Run) -> list[Card]:
-    """Headline figures; those that do not apply are left out."""
+    """Headline figures, without those that do not apply to this run."""
     summary, routes = run.summary, run.summary.routing
     gained = gain(run)
     last_tone: Tone = "" if gained is None else "good" if gained > 0 else "bad"
@@ -70,14 +70,14 @@ def cards(run: Run) -> list[Card]:
             "IoU at the end",
             fraction(summary.last_iou),
             compare + (f" ({points(gained)} points)" if gained is not None else ""),
-            "Mean over all tasks after the last stage. 1 would be every outline exactly right.",
+            "Mean over all tasks after the last stage. 1 means that every outline is exactly right.",
             last_tone,
         ),
         Card(
             "Average IoU",
             fraction(summary.avg_iou),
             "over all stages",
-            "Mean over the stages of what the tasks learned so far scored: how good it was along the way.",
+            "After each stage, the mean IoU of the tasks learned so far; this is the mean over all stages.",
         ),
     ]
     if summary.ff_iou is not None:
@@ -86,30 +86,30 @@ def cards(run: Run) -> list[Card]:
                 "Forgetting",
                 f"{signed(summary.ff_iou, 2).lstrip('+')} points",
                 f"backward transfer {points(summary.bwt_iou)} points",
-                "How far tasks fell from their best stage to the last, in hundredths of IoU. 0: nothing "
-                "lost. Backward transfer is the change since a task was learned.",
+                "Mean loss of the tasks from their best earlier stage to the last, in hundredths of IoU. 0 "
+                "means no loss. Backward transfer is the mean change since each task was learned.",
                 "good" if summary.ff_iou < 1 else "bad",
             )
         )
     if routes.accuracy is not None:
         found.append(
             Card(
-                "Found their task",
+                "Routed to their task",
                 percent(routes.accuracy),
-                f"{percent(routes.false_unknown_rate)} held for unknown",
-                "Share of learned tasks' images that the router sent to their own task. Those held for "
-                "unknown get plain frozen SAM.",
+                f"{percent(routes.false_unknown_rate)} treated as unknown",
+                "Share of the learned tasks' images that the router sent to their own task. Frozen SAM "
+                "segments the images that the router treats as unknown.",
             )
         )
     if routes.unseen_unknown_rate is not None:
         auroc = f"AUROC {fraction(routes.auroc)}" if routes.auroc is not None else "AUROC not known"
         found.append(
             Card(
-                "Strangers recognised",
+                "Unknown images recognised",
                 percent(routes.unseen_unknown_rate),
                 auroc,
-                "Share of images of never-learned tasks that count as unknown, as they should. AUROC: how "
-                "well unknown and known images can be told apart at all; 0.5 is guessing.",
+                "Share of the images of unlearned tasks that the router treats as unknown, which is right. "
+                "AUROC measures how well known and unknown images can be separated; 0.5 is guessing.",
             )
         )
     up, down = sum(summary.bytes.up.values()), sum(summary.bytes.down.values())
@@ -118,7 +118,7 @@ def cards(run: Run) -> list[Card]:
             "Sent by institutions",
             size(up),
             f"received {size(down)}",
-            "All bytes of all stages together: layers, routers, figures. Never an image.",
+            "All bytes of all stages: layers, routers and figures. No image is sent.",
         )
     )
     found.append(privacy_card(run))
@@ -127,8 +127,8 @@ def cards(run: Run) -> list[Card]:
         Card(
             "Refusals and failures",
             f"{count(refusals(summary))} and {count(failures)}",
-            "by policy, and by mishap",
-            "How often an institution's policy said no, and how often no answer came. Neither stops a run.",
+            "by policy, and by errors",
+            "Number of requests that an institution's policy refused, and number of missing answers.",
             "bad" if failures else "",
         )
     )
@@ -136,7 +136,7 @@ def cards(run: Run) -> list[Card]:
 
 
 def privacy_card(run: Run) -> Card:
-    """The highest epsilon of training images, or that there is no noise."""
+    """The highest epsilon of training images, or the fact that no institution adds noise."""
     private = {n: p for n, p in run.summary.privacy.items() if p.policy.private}
     title = "Privacy of training images"
     if not private:
@@ -144,7 +144,7 @@ def privacy_card(run: Run) -> Card:
             title,
             "no noise",
             "policies of all institutions",
-            "What leaves is exact: nothing limits what could be learned from it about single images.",
+            "Institutions send exact values: nothing limits what these reveal about single images.",
         )
     worst = max(private, key=lambda name: private[name].epsilon_train or 0.0)
     simulated = (run.summary.noise or "").startswith("seeded")
@@ -152,7 +152,7 @@ def privacy_card(run: Run) -> Card:
         title,
         f"ε ≤ {private[worst].epsilon_train or 0.0:.2f}",
         f"{len(private)} of {len(run.summary.privacy)} institutions add noise",
-        f"The highest price paid so far, by {worst}."
-        + (" The noise is seeded: a simulation of the cost, no protection." if simulated else ""),
+        f"The highest privacy cost so far, at {worst}."
+        + (" The noise is seeded: this simulates the cost and gives no protection." if simulated else ""),
         "bad" if simulated else "",
     )

@@ -1,4 +1,4 @@
-"""What came out of several runs: headline figures with their differences, every task, stage by stage."""
+"""Results of several runs: headline figures with their differences, every task, every stage."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ MOST_LINES = len(SERIES)
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the comparison. better: +1 more is better, -1 less is, 0 neither. change: how a difference
-    is written."""
+    """One row of the comparison.
+
+    better: +1 if a higher value is better, -1 if a lower one is, 0 if neither. change: writes a difference.
+    smallest: below this, a difference counts as none.
+    """
 
     name: str
     of: Callable[[Run], float | None]
@@ -47,17 +50,21 @@ FIGURES = (
         0.005,
     ),
     Figure(
-        "found their task", lambda r: r.summary.routing.accuracy, percent, lambda v: f"{points(v)} points", 1
+        "routed to their task",
+        lambda r: r.summary.routing.accuracy,
+        percent,
+        lambda v: f"{points(v)} points",
+        1,
     ),
     Figure(
-        "held for unknown wrongly",
+        "wrongly treated as unknown",
         lambda r: r.summary.routing.false_unknown_rate,
         percent,
         lambda v: f"{points(v)} points",
         -1,
     ),
     Figure(
-        "strangers recognised",
+        "unknown images recognised",
         lambda r: r.summary.routing.unseen_unknown_rate,
         percent,
         lambda v: f"{points(v)} points",
@@ -103,7 +110,7 @@ def outcome(runs: Sequence[Run]) -> Section:
         rows.append((figure.name, *cells))
     blocks: list[Block] = [
         Table(
-            "Headline figures; below each, the difference from the first run",
+            "Headline figures, each with its difference from the first run",
             ("figure", *(run.label for run in runs)),
             tuple(rows),
         ),
@@ -114,15 +121,15 @@ def outcome(runs: Sequence[Run]) -> Section:
     return Section(
         "outcome",
         "What came out of it",
-        "Green and the word better, or orange and the word worse, mark differences in a figure that has a "
-        "better direction. One run each: whether a difference is more than chance, only several seeds can "
-        "tell.",
+        "Some figures have a better direction: there, green with the word better, or orange with the word "
+        "worse, marks a difference. A difference between single runs may be chance; only several seeds can "
+        "show whether it is not.",
         blocks,
     )
 
 
 def compared(figure: Figure, first: float | None, value: float | None) -> Cell:
-    """The figure with its difference from the first run's."""
+    """The figure with its difference from the first run."""
     if first is None or value is None:
         return Cell(figure.text(value))
     difference = value - first
@@ -137,12 +144,12 @@ def compared(figure: Figure, first: float | None, value: float | None) -> Cell:
 
 
 def tasks_of(runs: Sequence[Run]) -> list[str]:
-    """All tasks of all streams, in order of appearance."""
+    """All tasks of all streams, in the order in which they appear."""
     return list(dict.fromkeys(task for run in runs for task in run.summary.tasks))
 
 
 def last_of(run: Run, task: str) -> float | None:
-    """The task's IoU after the last stage; None where it is not learned or not known."""
+    """The task's IoU after the last stage; None if it is not learned or not known."""
     if task not in run.summary.tasks or not run.stages:
         return None
     return run.summary.matrix["iou"][-1][run.summary.tasks.index(task)]
@@ -188,8 +195,12 @@ def tasks_chart(runs: Sequence[Run]) -> Chart:
         panels.append(Panel(draw(chart, f"c-task{number}"), f"{task}: {said}.", task))
     return Chart(
         "Every task at the end",
-        "IoU after the last stage, a row for each run."
-        + (f" The first {MOST_IN_CHART} of {len(runs)} runs are drawn." if len(runs) > MOST_IN_CHART else ""),
+        "IoU after the last stage, with one row for each run."
+        + (
+            f" The chart shows the first {MOST_IN_CHART} of {len(runs)} runs."
+            if len(runs) > MOST_IN_CHART
+            else ""
+        ),
         tuple(panels),
         Table("IoU after the last stage", ("task", *(run.label for run in runs)), tuple(rows)),
         (Key("ours", "with the bank"), Key("frozentick", "frozen SAM")),
@@ -236,8 +247,8 @@ def stages_chart(runs: Sequence[Run]) -> Chart:
     chart = alt.layer(lines, dots).properties(width=290, height=200)
     return Chart(
         "Stage by stage",
-        "Mean IoU of the tasks learned so far. It moves because tasks differ in difficulty, too: compare "
-        "runs, not stages.",
+        "Mean IoU of the tasks learned so far. Tasks differ in difficulty, so the mean changes from stage to "
+        "stage: compare runs, not stages.",
         (
             Panel(
                 draw(chart, "c-stages"),
@@ -254,6 +265,6 @@ def stages_chart(runs: Sequence[Run]) -> Chart:
 
 
 def mean_of_row(row: Sequence[float | None]) -> float | None:
-    """Mean of what is known of one stage."""
+    """Mean of the known values of one stage; None without any."""
     known = [value for value in row if value is not None]
     return statistics.fmean(known) if known else None

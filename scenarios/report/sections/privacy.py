@@ -1,4 +1,4 @@
-"""What every institution allows, what its privacy has cost so far, and what was unlearned."""
+"""Each institution's policy, its privacy cost so far, and what was unlearned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def privacy(run: Run, prefix: str) -> Section:
         blocks.append(
             Notice(
                 f"Privacy noise: {run.summary.noise}."
-                + (" These figures show what noise costs; they protect no one." if seeded else ""),
+                + (" These figures show the cost of noise; they give no protection." if seeded else ""),
                 "warn" if seeded else "good",
             )
         )
@@ -45,14 +45,15 @@ def privacy(run: Run, prefix: str) -> Section:
     return Section(
         "privacy",
         "What each institution allowed, and what it cost",
-        "The policy is each institution's own. Epsilon is the price of a release with noise: how much more "
-        "likely anything may look because one image (or patient) was there. Near 1 and below is strong, "
-        "above 10 says little. A release without noise has no epsilon: nothing limits what it tells.",
+        "Each institution decides its own policy. Epsilon (ε) is the privacy cost of releases with noise: it "
+        "limits how much one image (or patient) can change what others see. A value near or below 1 is "
+        "strong protection; a value above 10 guarantees little. A release without noise has no epsilon: "
+        "nothing limits what it reveals.",
         blocks,
     )
 
 
-NO_ANONYMITY = "This run does not record among how many institutions each release hides."
+NO_ANONYMITY = "This run does not record the size of the cohort in which each release is hidden."
 
 
 def ledger_table(run: Run) -> Table:
@@ -94,17 +95,17 @@ def ledger_table(run: Run) -> Table:
 
 
 def in_order(run: Run) -> list[str]:
-    """Institutions of the summary in the scenario's order."""
+    """Institutions in the summary, in the scenario's order."""
     return [name for name in run.institutions if name in run.summary.privacy]
 
 
 def noisy(ledger: Privacy, what: str) -> bool:
-    """Whether this policy adds noise to what is made from training images, or to metrics."""
+    """Whether this policy adds noise to releases from training images (`train`), or to metrics."""
     return ledger.policy.private if what == "train" else ledger.policy.metrics == "noisy"
 
 
 def spent(ledger: Privacy, what: str) -> Cell:
-    """`2.31 of 3`, or in words why there is no such figure."""
+    """`2.31 of 3`, or the reason why there is no epsilon."""
     value = ledger.epsilon_train if what == "train" else ledger.epsilon_metrics
     budget = ledger.policy.budget.epsilon if what == "train" else ledger.policy.budget.epsilon_metrics
     if noisy(ledger, what):
@@ -114,11 +115,11 @@ def spent(ledger: Privacy, what: str) -> Cell:
         if what == "train"
         else ledger.policy.metrics != "never"
     )
-    return Cell("no limit (no noise)" if shares else "nothing leaves")
+    return Cell("no limit (no noise)" if shares else "nothing is sent")
 
 
 def epsilon_chart(run: Run, prefix: str) -> Chart | None:
-    """Spent epsilon within each budget; None where nobody adds noise."""
+    """Spent epsilon and budget of each institution; None if no institution adds noise."""
     data: list[dict[str, Any]] = []
     rows = []
     for name in in_order(run):
@@ -145,9 +146,11 @@ def epsilon_chart(run: Run, prefix: str) -> Chart | None:
     chart = alt.layer(bars, ends).properties(width=330, height=alt.Step(28))
     return Chart(
         "Privacy budgets",
-        "The bar is what has been spent in all runs that the institution's ledger knows, the mark its "
-        "budget. When a bar reaches its mark the institution refuses."
-        + (f" The first {MOST_IN_CHART} of {len(data)} are drawn." if len(data) > MOST_IN_CHART else ""),
+        "The bar shows the epsilon spent in all runs of the institution's ledger; the mark shows its budget. "
+        "The institution refuses a release that would pass the mark."
+        + (
+            f" The chart shows the first {MOST_IN_CHART} of {len(data)}." if len(data) > MOST_IN_CHART else ""
+        ),
         (Panel(draw(chart, f"{prefix}-epsilon"), f"Epsilon: {'; '.join(str(r['say']) for r in shown)}."),),
         Table(
             "Epsilon spent and left",
@@ -163,18 +166,18 @@ VIEWERS = {"server": "the server", "co_holder": "another institution in the sum"
 
 
 def anonymity_table(run: Run) -> Table | None:
-    """Among how many institutions a release hides; None where no run says so."""
+    """The size of the cohort in which each release is hidden; None if the run does not record it."""
     rows: list[Row] = []
     for name in in_order(run):
         for release, seen in run.summary.privacy[name].anonymity.items():
             cells = [count(seen.get(viewer)) for viewer in VIEWERS]
             alone = seen.get("server") in (None, 1)
-            reading = "seen as it is" if alone else "hidden in a sum"
+            reading = "visible by itself" if alone else "hidden in a sum"
             rows.append((name, release, *cells, reading))
     if not rows:
         return None
     return Table(
-        "Among how many institutions a release hides (1: it is seen as it is)",
+        "Number of institutions among which a release is hidden (1: it is visible by itself)",
         ("institution", "release", *(f"for {viewer}" for viewer in VIEWERS.values()), "reading"),
         tuple(rows),
         words=frozenset({1, 4}),
@@ -182,14 +185,14 @@ def anonymity_table(run: Run) -> Table | None:
 
 
 def unlearned(record: UnlearnedPart) -> list[Block]:
-    """What was deleted and retrained, and what it cost the tasks."""
+    """What was deleted and retrained, and how the tasks' IoU changed."""
     done = [f"deleted {listed(record.deleted)}"] if record.deleted else []
     done += [f"retrained {listed(record.retrained)} without it"] if record.retrained else []
     notice = Notice(
         f"{record.institution} left at stage {record.stage} and asked to be unlearned: the bank "
-        f"{' and '.join(done) or 'held nothing of it'}. Bank before {record.bank_before[:12] or MISSING}, "
-        f"after {record.bank_after[:12] or MISSING}. Spent epsilon does not come back, and published "
-        "figures stay published.",
+        f"{' and '.join(done) or 'held nothing from it'}. Bank before {record.bank_before[:12] or MISSING}, "
+        f"after {record.bank_after[:12] or MISSING}. Unlearning does not give back spent epsilon, and it "
+        "does not withdraw published figures.",
         "soft",
     )
     rows = []

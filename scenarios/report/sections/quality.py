@@ -1,4 +1,4 @@
-"""How well the tasks are segmented: the matrix, what was forgotten, what was gained over frozen SAM."""
+"""How well the tasks are segmented: the matrix, forgetting, gain over frozen SAM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS = {"test": "test", "val": "validation"}
 
 
 def quality(run: Run, prefix: str) -> Section:
-    """The section; prefix makes its pictures' ids unique."""
+    """The section. prefix: makes the ids of its pictures unique."""
     blocks: list[Block] = [matrix_chart(run, prefix), forgetting_chart(run, prefix)]
     if (gains := gain_chart(run, prefix)) is not None:
         blocks.append(gains)
@@ -25,9 +25,9 @@ def quality(run: Run, prefix: str) -> Section:
     return Section(
         "quality",
         "How well each task is segmented",
-        f"IoU (intersection over union) says how much of a predicted outline and the true one overlap: 0 is "
-        f"none, 1 is all. It is measured on {SPLITS[run.summary.evaluated_on]} images by the institutions "
-        "that hold them, with the entry that the router chose for each image.",
+        f"IoU (intersection over union) measures how well a predicted outline and the true outline overlap: "
+        f"0 is no overlap, 1 is a perfect match. Each institution measures it on its own "
+        f"{SPLITS[run.summary.evaluated_on]} images, with the entry that the router chose for each image.",
         blocks,
     )
 
@@ -49,8 +49,8 @@ def matrix_chart(run: Run, prefix: str) -> Chart:
     text = f"Heat map of IoU by stage and task. At the end: {last}."
     return Chart(
         "The continual matrix",
-        "Read a column downwards: it is one task through time, from the stage in which it was learned. The "
-        "first row is SAM without any training. Darker, in dark mode brighter, is better."
+        "Each column shows one task over time, from the stage in which it was learned; read it downwards. "
+        "The first row is SAM without any training. A darker cell (a brighter one in dark mode) is better."
         + (f" {missing} cells are empty because an institution did not share its scores." if missing else ""),
         (Panel(draw(chart, f"{prefix}-matrix"), text),),
         Table(
@@ -70,7 +70,7 @@ def stage_rows(run: Run) -> list[tuple[str, list[float | None]]]:
 
 
 def forgetting_chart(run: Run, prefix: str) -> Chart:
-    """One small picture per task: IoU after each stage, with the frozen backbone as a dashed line."""
+    """One small picture per task: IoU after each stage, and frozen SAM's IoU as a dashed line."""
     tasks, matrix = run.summary.tasks, run.summary.matrix["iou"]
     known = [v for _, row in stage_rows(run) for v in row if v is not None]
     low = math.floor(10 * min(known, default=0.0)) / 10
@@ -118,11 +118,11 @@ def forgetting_chart(run: Run, prefix: str) -> Chart:
         )
     return Chart(
         "Is anything forgotten?",
-        "Each task after every stage from its own on. A flat line: later stages did it no harm. A falling "
-        "line: it was forgotten.",
+        "Each picture shows one task, from the stage in which it was learned to the last stage. A flat line "
+        "means that later stages did no harm. A falling line means that the task was forgotten.",
         tuple(panels),
         Table(
-            "IoU right after learning and at the end; lost is the best earlier score minus the last, in "
+            "IoU right after learning and at the end. Lost: the best earlier score minus the last one, in "
             "points",
             ("task", "frozen SAM", "right after learning", "at the end", "lost"),
             tuple(rows),
@@ -132,12 +132,12 @@ def forgetting_chart(run: Run, prefix: str) -> Chart:
 
 
 def stage_ticks(stages: int) -> list[int]:
-    """Whole numbers from 1 on, at most some eight."""
+    """About eight whole numbers from 1 to `stages`."""
     return list(range(1, stages + 1, max(1, math.ceil(stages / 8))))
 
 
 def gain_chart(run: Run, prefix: str) -> Chart | None:
-    """Gain over frozen SAM with the institutions' own intervals; None where no gain is known."""
+    """Gain over frozen SAM with the institutions' own intervals; None if no gain is known."""
     data, rows = [], []
     for task in run.summary.tasks:
         found = [(who, tasks[task]) for who, tasks in run.summary.statistics.items() if task in tasks]
@@ -195,9 +195,9 @@ def gain_chart(run: Run, prefix: str) -> Chart | None:
     said = "; ".join(str(row["say"]) for row in data)
     return Chart(
         "What is gained over frozen SAM, and how sure that is",
-        "Each institution compares the bank with frozen SAM on the same images, at the last stage. The "
-        "line is its own 95 % bootstrap interval over patients or slides where it knows them, else over "
-        "images. An interval that crosses zero means: with these few images, no difference can be told.",
+        "Each institution compares the bank with frozen SAM on the same images, at the last stage. The line "
+        "is its 95 % bootstrap interval over patients or slides; if these are unknown, over images. An "
+        "interval that includes zero means that these images show no clear difference.",
         (Panel(draw(chart, f"{prefix}-gain"), f"Gain over frozen SAM: {said}."),),
         Table(
             "Gain in IoU over frozen SAM at the last stage, in points",
@@ -210,7 +210,7 @@ def gain_chart(run: Run, prefix: str) -> Chart | None:
 
 
 def gain_from_matrix(run: Run, task: str) -> float | None:
-    """Last score minus frozen SAM's, where both are known."""
+    """Last score minus frozen SAM's score; None unless both are known."""
     frozen = run.summary.zero_shot["iou"].get(task)
     last = run.summary.matrix["iou"][-1][run.summary.tasks.index(task)] if run.stages else None
     return None if frozen is None or last is None else last - frozen
@@ -223,16 +223,16 @@ def interval(mean: float, low: float | None, high: float | None) -> str:
 
 
 def verdict(low: float | None, high: float | None) -> str:
-    """What an interval says in words."""
+    """The meaning of an interval in words."""
     if low is None or high is None:
-        return "too few units to tell"
+        return "too few units for an interval"
     if low > 0:
         return "better than frozen SAM"
-    return "worse than frozen SAM" if high < 0 else "no difference can be told"
+    return "worse than frozen SAM" if high < 0 else "no clear difference"
 
 
 def other_figures(run: Run) -> Table:
-    """Dice, boundary IoU and the rest, at the last stage."""
+    """Dice, boundary IoU and the other figures at the last stage."""
     summary = run.summary
     names = {"iou": "IoU", "dice": "Dice", "biou": "boundary IoU", "biou_official": "boundary IoU (authors')"}
     last = {name: summary.matrix[name][-1] for name in names if summary.matrix.get(name)}
@@ -253,14 +253,14 @@ def other_figures(run: Run) -> Table:
 
 
 def empty_cells(run: Run) -> Notice | None:
-    """Whose silence leaves figures incomplete; None where none are."""
+    """A warning that names the incomplete figures and who shares no scores; None if all are complete."""
     incomplete = [name for name, complete in run.summary.complete.items() if not complete]
     if not incomplete:
         return None
     silent = [name for name, p in run.summary.privacy.items() if "metrics-not-shared" in p.refusals]
-    who = f" ({listed(silent)} shares no scores)" if silent else ""
+    who = f" (not shared by {listed(silent)})" if silent else ""
     return Notice(
-        f"Some scores are missing{who}: {listed([f.replace('_iou', '') for f in incomplete])} are means over "
-        "what is known and cannot be compared with complete ones.",
+        f"Some scores are missing{who}. These figures are means over the known scores only and cannot be "
+        f"compared with complete ones: {listed([f.replace('_iou', '') for f in incomplete])}.",
         "warn",
     )

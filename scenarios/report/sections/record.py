@@ -1,4 +1,4 @@
-"""What happened, in what surroundings, and how to do it again."""
+"""What happened in the run, its environment, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def course(run: Run) -> Section:
     else:
         blocks.append(
             Notice(
-                f"Audit: {len(run.arrivals)} answers stand in the server's hash-chained log, which is "
-                "consistent in itself. `casam audit compare` holds it against an institution's own.",
+                f"Audit: the server's hash-chained log records {len(run.arrivals)} answers and is "
+                "consistent. `casam audit compare` compares it with an institution's own log.",
                 "soft",
             )
         )
     return Section(
         "timeline",
         "Who did what",
-        "Trained: its images taught this stage's task. Waited: it took part, but had nothing to train; its "
-        "test images were measured if it shares scores. Refused: its policy said no. No result: it failed "
-        "or was late, or what it sent did not count. Away: its policy takes no part in this stage, or it was "
-        "not there.",
+        "Trained: the institution's images were used to learn this stage's task. Waited: the institution "
+        "took part but had nothing to train; if it shares scores, it evaluated its test images. Refused: its "
+        "policy refused to train. No result: it failed, was late, or the server rejected its answer. Away: "
+        "it takes no part in this stage by its policy, or the server did not find it.",
         blocks,
     )
 
 
 def fault_table(run: Run) -> Table | None:
-    """Refusals, missing and rejected answers, entries held back, fallbacks, failures; alike ones in one row.
+    """Refusals, missing and rejected answers, quarantined entries, fallbacks and failures.
 
-    None without any.
+    Equal ones share a row. None if there are none.
     """
     found: dict[tuple[str, str, str], list[Event]] = {}
     for event in run.events:
@@ -84,16 +84,19 @@ def fault_table(run: Run) -> Table | None:
         return None
     head = ("first after", "stages", "who", "what", "times", "what it means")
     return Table(
-        "Refusals and faults, in the order they came", head, tuple(rows), words=frozenset({1, 2, 3, 5})
+        "Refusals and faults, in the order of their first occurrence",
+        head,
+        tuple(rows),
+        words=frozenset({1, 2, 3, 5}),
     )
 
 
 BAD = ("no-result", "failed", "rejected", "quarantined", "absent")
-"""Events that nobody decided to bring about."""
+"""Events that are faults, not decisions."""
 
 
 def fault_of(event: Event) -> tuple[str, str, str] | None:
-    """(who, what, what it means); None for an event that is none."""
+    """(who, what, what it means); None for an event that is neither a refusal nor a fault."""
     facts = event.facts
     if event.name in ("refusal", "no-result"):
         outcome, kind = str(facts.get("outcome")), str(facts.get("kind"))
@@ -102,7 +105,7 @@ def fault_of(event: Event) -> tuple[str, str, str] | None:
         return str(facts.get("institution")), what, meaning.long if meaning else ""
     if event.name == "rejected":
         what = f"{KINDS.get(str(facts.get('kind')), str(facts.get('kind')))}: rejected"
-        return str(facts.get("institution")), what, f"It does not count: {facts.get('reason')}."
+        return str(facts.get("institution")), what, f"The server does not use it: {facts.get('reason')}."
     if event.name == "failed":
         return "server", "the run failed", str(facts.get("reason", ""))
     if event.name in ABOUT_TASKS:
@@ -116,30 +119,30 @@ def fault_of(event: Event) -> tuple[str, str, str] | None:
 ABOUT_TASKS = {
     "fallback": (
         "fallback to the identity",
-        "Its layer did not beat frozen SAM on its holders' validation images.",
+        "The new layer was not better than frozen SAM on the holders' validation images.",
     ),
     "refused": (
         "not learned",
-        "No layer came that counts (refused or rejected): for the others this task stays frozen SAM.",
+        "All layers were refused or rejected, so the other institutions use frozen SAM for this task.",
     ),
-    "skipped": ("not learned", "Fewer holders trained it than the scenario's quorum asks for."),
+    "skipped": ("not learned", "Fewer holders trained it than the scenario's quorum."),
     "quarantined": (
-        "held back",
-        "Its entry is in no bank: {reason}. `casam bank admit` lets it in, once somebody has looked.",
+        "in quarantine",
+        "The entry is not in the bank: {reason}. After a check, `casam bank admit` can admit it.",
     ),
-    "admitted": ("let in by hand", "Its entry was held back, and stands in the bank since."),
+    "admitted": ("admitted by hand", "The entry was in quarantine and is now in the bank."),
 }
 """(what, what it means) of events about a task."""
 
 ABOUT_INSTITUTIONS = {
-    "absent": ("away", "It did not answer when it was looked for; the others went on without it."),
+    "absent": ("away", "The server did not find it; the others continued without it."),
     "back": ("back", "It answers again."),
 }
 """(what, what it means) of events about an institution."""
 
 
 def ranges(numbers: list[int]) -> str:
-    """`0 to 3, 5`, with a dash."""
+    """Ranges with a dash: 0, 1, 2, 3, 5 becomes `0-3, 5`."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:
@@ -150,7 +153,7 @@ def ranges(numbers: list[int]) -> str:
 
 
 def surroundings(run: Run) -> Section:
-    """Environment and how to reproduce."""
+    """The environment, and how to reproduce the run."""
     summary, environment = run.summary, run.summary.environment
     names = {
         "python": "Python",
@@ -173,17 +176,17 @@ def surroundings(run: Run) -> Section:
     ]
     root = " --data-root FOLDER" if needs_data(run.scenario) else ""
     command = f"casam run scenario.json{root} --out NEW_FOLDER"
-    where = " FOLDER holds the datasets that the scenario names." if root else ""
+    where = " FOLDER is the folder with the scenario's datasets." if root else ""
     return Section(
         "reproduce",
-        "Surroundings, and how to do it again",
+        "Surroundings, and how to reproduce the run",
         "",
         (
             Table("Environment", ("what", "value"), tuple(rows), words=frozenset({1})),
             Notice(
-                "Save the scenario below as scenario.json (the run folder holds the same file) and run the "
-                f"command with the casam of the fingerprint above.{where} The same scenario on the same "
-                "kind of machine gives the same figures; the digest must be the same."
+                "Save the scenario below as scenario.json (the run folder holds the same file), and run the "
+                f"command with the casam version of the fingerprint above.{where} On the same kind of "
+                "machine this gives the same figures. The digest must be the same."
             ),
             Code("Command", command),
             Code("scenario.json", json.dumps(run.scenario, indent=1, sort_keys=True), folded=True),

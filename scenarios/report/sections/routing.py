@@ -1,4 +1,4 @@
-"""How images find their task: confusion, unknown images, margins and thresholds."""
+"""How the router assigns images to tasks: confusion, unknown images, margins and thresholds."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from scenarios.report.words import MINUS, MISSING, count, listed, percent
 
 EDGES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 FROZEN_SAM = "unknown"
-"""What the page calls the route `identity`."""
+"""The page's name of the route `identity`."""
 GROUP = 8
-"""Bins of a margin histogram that are drawn as one."""
+"""Bins of a margin histogram that form one bar."""
 TICKS = (-1000.0, -100.0, -10.0, -1.0, -0.1, 0.0, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 def routing(run: Run, prefix: str) -> Section:
-    """The section; of methods without a router it says just that."""
+    """The section; for a method without a router, one sentence that says so."""
     title = "How images find their task"
     if run.summary.routing.confusion is None:
-        return Section("routing", title, f"Method {run.summary.method} has no router: nothing is recognised.")
+        return Section("routing", title, f"Method {run.summary.method} has no router.")
     blocks: list[Block] = []
     if any(run.summary.routing.confusion.values()):
         blocks += [confusion_chart(run, prefix), unknown_chart(run, prefix)]
     else:
-        blocks.append(Notice("No institution shared where its images were sent.", "warn"))
+        blocks.append(Notice("No institution shared the routes of its images.", "warn"))
     blocks.append(margins_chart(run, prefix) or Notice("No institution released its margins.", "soft"))
     return Section(
         "routing",
         title,
-        "Nobody tells the model which task an image belongs to. The router compares the image with every "
-        "task it knows; if even the nearest one is further away than that task's threshold, the image counts "
-        "as unknown and plain frozen SAM answers.",
+        "The model is not told to which task an image belongs. The router compares the image with every "
+        "learned task and finds the nearest one. If the image's score is above that task's threshold, the "
+        "image counts as unknown, and frozen SAM segments it.",
         blocks,
     )
 
@@ -68,8 +68,8 @@ def confusion_chart(run: Run, prefix: str) -> Chart:
     said = ", ".join(filter(None, right)) or "no task was learned"
     return Chart(
         "Where images were sent",
-        "Each row is 100 % of one task's test images at the last stage. For learned tasks the diagonal is "
-        "right; for tasks that were never learned the last column (unknown) is right.",
+        "Each row is 100 % of one task's test images at the last stage. For a learned task the diagonal is "
+        "correct. For a task that was never learned the last column (unknown) is correct.",
         (Panel(draw(chart, f"{prefix}-confusion"), f"Share of images sent to their own task: {said}."),),
         Table(
             "Images by true task (rows) and route (columns)", ("true task", "images", *routes), tuple(rows)
@@ -105,14 +105,14 @@ def unknown_chart(run: Run, prefix: str) -> Chart:
     )
     x = alt.X("rate:Q", title="images that count as unknown, %", scale=alt.Scale(domain=[0, 100]))
     bars = base.mark_bar(height=12, cornerRadiusEnd=3).encode(x=x)
-    # A bar of no length would look like a missing one.
+    # Without the dot, a bar of length 0 would look like a missing value.
     dots = base.transform_filter("datum.rate < 1").mark_point(size=45, filled=True, opacity=1).encode(x=x)
     chart = alt.layer(bars, dots).properties(width=330, height=alt.Step(26))
     said = "; ".join(str(row["say"]) for row in data) or "not released"
     return Chart(
         "Which images count as unknown",
-        "For learned tasks a short bar is right: these images should be recognised. For tasks that were "
-        "never learned a long bar is right: better plain SAM than the wrong task's layer.",
+        "For a learned task a short bar is good: its images should be recognised. For a task that was never "
+        "learned a long bar is good: frozen SAM is safer than the layer of a wrong task.",
         (Panel(draw(chart, f"{prefix}-unknown"), f"At the last stage: {said}."),),
         Table(
             "Share of images that count as unknown, after each stage",
@@ -137,7 +137,7 @@ def rates_of(run: Run, task: str) -> dict[int, float | None]:
 
 
 def margins_chart(run: Run, prefix: str) -> Chart | None:
-    """One small histogram per task: how far from its nearest threshold each image lies; None without any."""
+    """One small histogram of margins per task; None if no institution released its margins."""
     summary = run.summary
     margins = {task: bins for task, bins in summary.routing.margins.items() if bins}
     tasks = [task for task in (*summary.tasks, *summary.unseen.tasks) if task in margins]
@@ -169,13 +169,12 @@ def margins_chart(run: Run, prefix: str) -> Chart | None:
     keeps = [name for name, p in summary.privacy.items() if p.policy.metrics != "exact"]
     return Chart(
         "How far from the threshold",
-        "A margin is an image's score under the nearest task minus that task's threshold. Left of the line "
-        "the image is recognised, right of it unknown; the further, the surer. Steps grow with the distance."
-        + (f" Not released by {listed(keeps)}." if keeps else ""),
+        "A margin is an image's score under the nearest task minus that task's threshold. An image on the "
+        "left of the line is recognised; an image on the right is unknown. A larger distance means a clearer "
+        "decision. The scale is not linear." + (f" Not released by {listed(keeps)}." if keeps else ""),
         tuple(panels),
         Table(
-            "Images by side of the threshold, at the last stage; and the task's own threshold where it is "
-            "shared",
+            "Recognised and unknown images at the last stage, and each task's threshold if it is shared",
             ("task", "images", "recognised", "unknown", "threshold (score)"),
             tuple(rows),
         ),
@@ -233,12 +232,12 @@ def histogram(groups: Mapping[int, int], low: int, high: int, colour: str) -> al
 
 
 def group_at(margin: float) -> float:
-    """Where a margin lies, in groups."""
+    """The position of a margin on the axis, in groups of bins."""
     return round((math.asinh(margin / SCALE) / RANGE + 1) / 2 * BINS / GROUP, 4)
 
 
 def thresholds_of(run: Run) -> dict[str, float | None]:
-    """By task: what its entry came with; None where its holders share no router."""
+    """By task: the threshold of its entry; None if its holders share no router."""
     return {
         str(event.facts["task"]): event.facts.get("threshold")
         for event in run.events

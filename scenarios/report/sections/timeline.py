@@ -1,4 +1,4 @@
-"""Who did what in each stage, from events.jsonl and the policies."""
+"""What each institution did in each stage, from events.jsonl and the policies."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ STATES: dict[Tone, str] = {
     "failed": "no result",
     "away": "away",
 }
-"""Symbols stand in style.css; the word is always written."""
+"""The word of each state; style.css adds a symbol."""
 
 
 @dataclass(frozen=True)
 class Deed:
-    """What one institution did in one stage. notes: what it refused or failed to answer."""
+    """What one institution did in one stage. notes: its refusals and failures."""
 
     state: Tone
     notes: tuple[str, ...] = ()
 
     def cell(self) -> Cell:
-        """As a cell of the timeline."""
+        """The cell of the timeline."""
         return Cell(STATES[self.state], self.state, self.notes)
 
 
@@ -56,7 +56,7 @@ def timeline(run: Run) -> dict[str, list[Deed]]:
 
 
 def deed(run: Run, institution: str, stage: int, events: Sequence[Event], *, missing: bool) -> Deed:
-    """One cell: training counts most, then a failure, a refusal to train, being away, waiting."""
+    """One cell; the first that applies: trained, failed, refused to train, away, waited."""
     mine = [event for event in events if event.facts.get("institution") == institution]
     refused = [event for event in mine if event.name == "refusal"]
     failed = [event for event in mine if event.name in ("no-result", "rejected")]
@@ -68,7 +68,7 @@ def deed(run: Run, institution: str, stage: int, events: Sequence[Event], *, mis
     if any(event.facts.get("kind") != "evaluate.stage" for event in refused):
         return Deed("refused", notes)
     if missing:
-        return Deed("away", (*notes, "was not there"))
+        return Deed("away", (*notes, "not found"))
     if not run.present(institution, stage):
         policy = run.summary.privacy[institution].policy if institution in run.summary.privacy else None
         early = policy is not None and stage < policy.joins_at
@@ -77,12 +77,12 @@ def deed(run: Run, institution: str, stage: int, events: Sequence[Event], *, mis
 
 
 def trained(institution: str, events: Sequence[Event]) -> bool:
-    """Whether the institution's images taught this stage's task."""
+    """Whether the institution's training images are part of this stage's layer."""
     return any(event.name == "align" and institution in event.facts.get("holders", ()) for event in events)
 
 
 def note_of(event: Event) -> str:
-    """`keeps its scores`, `no answer to training`."""
+    """`scores: scores not shared`, `training: no answer in time`."""
     outcome, kind = str(event.facts.get("outcome", event.name)), str(event.facts.get("kind"))
     what = OUTCOMES[outcome].short if outcome in OUTCOMES else outcome
     return f"{KINDS.get(kind, kind)}: {what}"

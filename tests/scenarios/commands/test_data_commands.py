@@ -175,13 +175,13 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "expected DIR or --scenario"),
-        (("set", "--scenario", "quickstart"), "expected DIR or --scenario"),
+        ((), "expected either DIR or --scenario"),
+        (("set", "--scenario", "quickstart"), "expected either DIR or --scenario"),
         (("set", "--data-root", "."), "expected --data-root with --scenario only"),
-        (("--scenario", "quickstart", "--reader", "nifti"), "expected no option of a reader"),
+        (("--scenario", "quickstart", "--reader", "nifti"), "expected no reader option"),
         (("--scenario", "none"), "expected a .toml file"),
         (("set", "--reader", "phantom"), "reader 'phantom' needs the key 'phantom'"),
-        (("set", "--reader", "video"), "reader: input should be"),
+        (("set", "--reader", "video"), "reader: expected one of"),
         (("set", "--reader", "nifti", "--window", "40"), "window must be [centre, width]"),
         (("set", "--reader", "nifti", "--window", "40,0"), "window must be [centre, width]"),
         (("set", "--reader", "nifti", "--window", "a,b"), "should be a valid number"),

@@ -21,7 +21,7 @@ def test_a_key_is_made_once_and_stays_closed(tmp_path: Path, casam: Casam) -> No
     assert b"PRIVATE" in key.read_bytes()
     assert (tmp_path / "node.key.pub").read_bytes().startswith(b"ecdsa-sha2-nistp384")
     before = key.read_bytes()
-    assert "a key is never overwritten" in casam("deploy", "key", "--out", key).refusal
+    assert "keys are never overwritten" in casam("deploy", "key", "--out", key).refusal
     assert key.read_bytes() == before
 
 

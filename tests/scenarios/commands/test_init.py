@@ -81,7 +81,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, casam: Casam, taken: s
         (["--site", "lab:identity=phantom:polyp"], "no task can be named 'identity'"),
         (["--site", "lab:x=phantom:polyp", "--unseen", "far:x=phantom:polyp"], "stands in the stream"),
         (["--site", "lab:x=phantom:polyp", "--name", "Two Words"], "name"),
-        ([], "a terminal to ask on"),
+        ([], "a terminal for questions"),
     ],
 )
 def test_a_wrong_wish_writes_nothing(tmp_path: Path, casam: Casam, arguments: list[str], words: str) -> None:
@@ -90,7 +90,7 @@ def test_a_wrong_wish_writes_nothing(tmp_path: Path, casam: Casam, arguments: li
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, casam: Casam) -> None:
-    assert "expected its folder" in casam("init", "no/where.toml", *SITES).refusal
+    assert "expected the folder no, found none" in casam("init", "no/where.toml", *SITES).refusal
 
 
 def test_questions_on_a_terminal_lead_to_the_same_scenario(

@@ -83,7 +83,7 @@ def test_the_picture_names_every_institution_stage_and_figure() -> None:
     screen = Console(width=160, record=True)
     screen.print(drawn(told(*STORY), "run-1", 135.0))
     text = screen.export_text()
-    assert "run-1: stage 1 of 2, 0:35 so far, about 0:15 left" in text
+    assert "run-1: stage 1 of 2, 35 s so far, about 15 s left" in text
     for word in ("0 frozen", "1 polyp", "2 heart", "refused", "fault", "measures", "0.500", "2.50", "150"):
         assert word in text, word
 
@@ -179,7 +179,7 @@ def test_a_run_that_says_nothing_is_given_up_where_wanted(tmp_path: Path, casam:
 
 def test_what_is_no_run_is_refused(tmp_path: Path, casam: Casam) -> None:
     assert "expected a run folder" in casam("watch", "nowhere").err
-    assert "no run below" in casam("watch").err
+    assert "no run found in" in casam("watch").err
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.json").write_text("{}")
     assert "watch one of its runs" in casam("watch", "study").err

@@ -82,7 +82,7 @@ def test_the_headline_by_hand(html: str) -> None:
     # (0.78 + 0.70 + 0.90) / 3 against (0.60 + 0.65 + 0.85) / 3
     assert "At the end the mean IoU is 0.793, 9.3 points above frozen SAM's 0.700." in text
     assert "1.0 points of IoU were forgotten" in text
-    assert "96.4 % of the images found their own task" in text
+    assert "The router sent 96.4 % of the images to their own task" in text
 
 
 def test_every_section_is_there(html: str) -> None:
@@ -108,20 +108,20 @@ def test_every_section_is_there(html: str) -> None:
 def test_intervals_are_read_out_in_words(html: str) -> None:
     text = shown(html)
     assert "+18.0 +13.0 to +23.0 better than frozen SAM" in text
-    assert f"+1.0 {words.MINUS}3.0 to +5.0 no difference can be told" in text
-    assert "too few units to tell" in text
+    assert f"+1.0 {words.MINUS}3.0 to +5.0 no clear difference" in text
+    assert "too few units for an interval" in text
     assert verdict(-0.2, -0.1) == "worse than frozen SAM"
 
 
 def test_seeded_noise_is_never_called_protection(html: str) -> None:
     assert "Privacy noise: seeded (simulated, protects nobody)." in shown(html)
-    assert "a simulation of the cost, no protection" in shown(html)
+    assert "this simulates the cost and gives no protection" in shown(html)
 
 
 def test_the_ledger_by_hand(html: str) -> None:
     text = shown(html)
     assert "shares layers with noise; shares routers; shares scores with noise 2.25 of 3 4.00 of 5" in text
-    assert f"1 {words.TIMES} router stays there" in text
+    assert f"1 {words.TIMES} router not shared" in text
 
 
 def test_each_chart_has_a_sentence_and_a_table(html: str) -> None:
@@ -222,7 +222,10 @@ def test_missing_cells_are_said(tmp_path: Path) -> None:
         summary["privacy"]["north"]["refusals"] = {"metrics-not-shared": 3}
 
     text = changed(tmp_path, silent)
-    assert "Some scores are missing (north shares no scores): last are means over what is known" in text
+    assert (
+        "Some scores are missing (not shared by north). These figures are means over the known scores" in text
+    )
+    assert "cannot be compared with complete ones: last" in text
     assert "points above frozen SAM" not in text  # means over other tasks are not compared
 
 
@@ -298,7 +301,7 @@ def test_policies_in_words() -> None:
         "shares no scores",
         "secure sums need 3 institutions or more",
         "joins at stage 1",
-        "leaves at stage 3, and what it taught is deleted",
+        "leaves at stage 3, and its contributions are deleted",
         "sends 2.0 MB at most",
     )
 

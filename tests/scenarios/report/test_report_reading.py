@@ -50,7 +50,7 @@ def test_the_timeline_by_hand(tmp_path: Path) -> None:
         "heart": ["waited", "waited", "waited", "trained"],
         "visitor": ["waited", "waited", "failed", "waited"],
     }
-    assert deeds["heart"][3].notes == ("router: router stays there",)
+    assert deeds["heart"][3].notes == ("router: router not shared",)
     assert deeds["west"][0].notes == ("has not joined yet",)
 
 
@@ -82,7 +82,7 @@ def test_the_place_of_a_checkpoint_is_not_passed_on(tmp_path: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder), "no such folder"),
         (lambda folder: [f.unlink() for f in folder.iterdir()], "neither summary.json nor a study"),
-        (lambda folder: (folder / "summary.json").unlink(), "no summary.json yet"),
+        (lambda folder: (folder / "summary.json").unlink(), "without summary.json"),
         (lambda folder: (folder / "summary.json").write_text("{"), "cannot be read as JSON"),
         (lambda folder: (folder / "summary.json").write_text("[]"), "expected schema 1"),
         (lambda folder: (folder / "summary.json").write_text('{"schema": 2}'), "expected schema 1"),
