@@ -1,4 +1,4 @@
-"""Where and how the arithmetic is done: device, threads, precision."""
+"""Where and how numbers are computed: device, threads, precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 @dataclass(frozen=True)
 class Compute:
-    """A resolved ComputeSpec: nothing is `auto` any more."""
+    """A resolved ComputeSpec: no value is `auto`."""
 
     device: str
     threads: int
@@ -28,30 +28,30 @@ class Compute:
 
     @property
     def variant(self) -> str:
-        """One word that names the arithmetic, e.g. `cpu-float32-t1`; part of every embedding's key.
+        """A name of the arithmetic, e.g. `cpu-float32-t1`; part of the key of every embedding.
 
-        The same mathematics with another thread count has other last bits.
+        With another number of threads, the last bits of a result can differ.
         """
         plain = f"{self.device.split(':')[0]}-{self.precision}-t{self.threads}"
         return plain if self.encoder == "plain" else f"{plain}-{self.encoder}-{self.encoder_precision}"
 
     @property
     def encoder_precision(self) -> str:
-        """Of the image encoder: the faster ones take bfloat16 wherever the chip multiplies it."""
+        """Precision of the image encoder: the faster ones use bfloat16 if the chip supports it."""
         if self.encoder == "plain":
             return self.precision
         return "bfloat16" if _has_fast_bfloat16(self.device) else "float32"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Low precision where the scenario asks for it; losses and scores stay float32."""
+        """bfloat16 inside the block if the scenario asks for it; losses and scores stay float32."""
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=enabled):
             yield
 
 
 def resolve_compute(spec: ComputeSpec) -> Compute:
-    """Choose what `auto` means on this machine. Raises ScenarioError for a device that is not there."""
+    """Resolve `auto` on this machine. Raises ScenarioError if the device is not available."""
     available = "cuda" if torch.cuda.is_available() else "cpu"
     device = available if spec.device == "auto" else spec.device
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -67,10 +67,10 @@ def resolve_compute(spec: ComputeSpec) -> Compute:
 
 
 def prepare_process(compute: Compute) -> None:
-    """Set this process's threads, allocator and determinism once, before the first tensor."""
+    """Set threads, allocator and determinism of this process; call it once, before the first tensor."""
     torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # That also fills every fresh buffer, for code that reads what it never wrote; ours does not.
+    # Otherwise torch would also fill every new buffer, which only helps code that reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _keep_freed_memory()
 
@@ -84,8 +84,8 @@ def _has_fast_bfloat16(device: str) -> bool:
 def _keep_freed_memory() -> None:
     """Stop glibc from returning every large buffer to the kernel.
 
-    SAM's decoder allocates and frees tens of MB per prompt; with the default settings each buffer is
-    mapped and page-faulted anew, which costs more than the arithmetic on it.
+    SAM's decoder allocates and frees tens of MB per prompt. With the default settings, each buffer is mapped
+    and page-faulted again, which takes longer than the computation on it.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return

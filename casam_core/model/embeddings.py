@@ -1,9 +1,9 @@
-"""The embedding store: every image is encoded once per backbone, ever.
+"""The embedding store: every image is encoded only once per backbone.
 
-One file per embedding, named by a hash of everything it depends on, written atomically and read
-through a memory map: processes may share a store and never encode one image twice, a crash leaves no
-part, and memory stays flat however many images there are. Embeddings are patient data: the folder is
-readable by its owner only.
+There is one file per embedding; its name is a hash of everything that the embedding depends on. Files are
+written atomically, so that a crash leaves no partial file, and read through a memory map, so that memory does
+not grow with the number of images. Several processes can share a store. Embeddings are patient data: only the
+owner can read the folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ StoreType = Literal["float16", "float32"]
 
 
 class EmbeddingStore:
-    """Embeddings of one institution in `folder`."""
+    """The embeddings of one institution, in `folder`."""
 
     def __init__(self, folder: Path, dtype: StoreType = "float16") -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ class EmbeddingStore:
         self.dtype = dtype
 
     def key(self, image_HW3: NDArray[np.uint8], backbone: Backbone) -> str:
-        """SHA-256 of the pixels and of all that turns them into an embedding."""
+        """SHA-256 of the pixels and of everything else that the embedding depends on."""
         about = {
             "schema": SCHEMA,
             "shape": image_HW3.shape,
@@ -60,8 +60,8 @@ class EmbeddingStore:
     def embed(self, image_HW3: NDArray[np.uint8], backbone: Backbone) -> tuple[str, Tensor]:
         """(key, z_CHW float32): from the store, or encoded now and stored.
 
-        What comes back always went through the store's precision, so the first use of an image and
-        the thousandth see the same bits. A torn file is encoded anew.
+        The result always has the store's precision, so that the first use of an image gives the same bits
+        as later ones. If a file is damaged, the image is encoded again.
         """
         key = self.key(image_HW3, backbone)
         with contextlib.suppress(KeyError):
@@ -79,10 +79,10 @@ class EmbeddingStore:
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
-        """No other process encodes this image meanwhile; a process that dies lets go by itself.
+        """A lock per key: no other process encodes this image meanwhile. It ends with the process.
 
-        A lock on one byte of one file, a byte per key: nothing is left to clean up. Where the file system
-        knows no locks, two processes may do the same work; files are whole either way.
+        It locks one byte of one file per key, so nothing remains to clean up. On a file system without
+        locks, two processes may encode the same image; the files are still complete.
         """
         handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -93,7 +93,7 @@ class EmbeddingStore:
             os.close(handle)  # unlocks
 
     def load(self, key: str) -> Tensor:
-        """z_CHW float32 of a stored embedding; KeyError if it is not there or its file is torn."""
+        """z_CHW float32 of a stored embedding. Raises KeyError if its file is missing or damaged."""
         try:
             mapped = np.load(self._path(key), mmap_mode="r", allow_pickle=False)
         except (FileNotFoundError, EOFError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""The square frame a backbone sees, and the way back to the image's own pixels.
+"""The square input frame of a backbone, and the way back to the pixels of the image.
 
-H, W: original size. S: the frame's side. An image is scaled so that its longer side is S and padded
-with zeros at the right and bottom, as Segment Anything does.
+H, W: original size. S: side of the frame. As in Segment Anything, an image is scaled so that its longer side
+is S, and padded with zeros at the right and bottom.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Frame:
         return max(1, int(self.height * self.scale + 0.5)), max(1, int(self.width * self.scale + 0.5))
 
     def resize_image(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The image at its inner size (bilinear, antialiased), not yet padded."""
+        """The image at its inner size (bilinear, antialiased), without padding."""
         height, width = self.inner
         picture = Image.fromarray(image_HW3).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(picture)
@@ -57,7 +57,7 @@ class Frame:
         return pairs.reshape(points.shape).astype(np.float32)
 
     def restore(self, logits_Nhw: Tensor) -> Tensor:
-        """logits_NHW at the image's own resolution from the decoder's low-resolution logits."""
+        """logits_NHW at the image's resolution, from the decoder's low-resolution logits."""
         height, width = self.inner
         in_frame = F.interpolate(
             logits_Nhw[:, None].float(), (self.side, self.side), mode="bilinear", align_corners=False

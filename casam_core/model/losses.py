@@ -1,6 +1,6 @@
 """The training loss of an Alignment Layer: 20 * focal + dice + 1 * IoU-head error (CA-SAM, training).
 
-logits_Nhw, target_Nhw (0 or 1): masks at the decoder's resolution; iou_N: the decoder's own estimate.
+logits_Nhw, target_Nhw (0 or 1): masks at the decoder's resolution. iou_N: the decoder's estimate of the IoU.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def soft_iou(logits_Nhw: Tensor, target_Nhw: Tensor) -> Tensor:
 
 
 def alignment_loss(logits_Nhw: Tensor, iou_N: Tensor, target_Nhw: Tensor) -> Tensor:
-    """The weighted sum; the IoU target carries no gradient."""
+    """The weighted sum of the three losses; no gradient flows through the IoU target."""
     iou_error = F.mse_loss(iou_N, soft_iou(logits_Nhw, target_Nhw).detach())
     return FOCAL_WEIGHT * focal_loss(logits_Nhw, target_Nhw) + dice_loss(logits_Nhw, target_Nhw) + iou_error

@@ -15,7 +15,7 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Exactly one of the two is set. xy in pixels, float32.
+    """N boxes or N points; exactly one of the two is set. Coordinates in pixels, float32.
 
     boxes_N4: x0, y0, x1, y1 of the first and last pixel. points_N2: x, y of a foreground point.
     """
@@ -25,7 +25,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         if (self.boxes_N4 is None) == (self.points_N2 is None):
-            raise ValueError("prompts are either boxes or points")
+            raise ValueError("expected either boxes or points")
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -50,7 +50,7 @@ class Prompts:
 
 
 def tight_boxes(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
-    """The tight box of each instance. Every instance must be present."""
+    """The tight box of each instance. Every instance must be in labels_HW."""
     slices = ndimage.find_objects(labels_HW)
     boxes = [
         (s[1].start, s[0].start, s[1].stop - 1, s[0].stop - 1) for s in (slices[i - 1] for i in instances)
@@ -61,12 +61,12 @@ def tight_boxes(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
 def jittered_boxes(
     labels_HW: Labels, instances: NDArray[np.int32], amount: float, rng: np.random.Generator
 ) -> Prompts:
-    """Tight boxes whose every side is moved by up to `amount` of the box's extent, kept in the image."""
+    """Tight boxes with each side moved by up to `amount` of the box's width or height, kept in the image."""
     boxes = tight_boxes(labels_HW, instances).xy
     width = boxes[:, 2] - boxes[:, 0] + 1
     height = boxes[:, 3] - boxes[:, 1] + 1
     moved = boxes + rng.uniform(-amount, amount, boxes.shape) * np.stack([width, height, width, height], 1)
-    # A small box whose opposite sides pass each other is the box between them.
+    # In a small box, opposite sides can pass each other; sorting keeps a valid box.
     moved = np.hstack([np.minimum(moved[:, :2], moved[:, 2:]), np.maximum(moved[:, :2], moved[:, 2:])])
     limit = np.array([labels_HW.shape[1] - 1, labels_HW.shape[0] - 1] * 2)
     return Prompts(boxes_N4=np.clip(moved, 0, limit).astype(np.float32))
@@ -83,7 +83,7 @@ def random_points(labels_HW: Labels, instances: NDArray[np.int32], rng: np.rando
 
 
 def central_points(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
-    """The pixel of each instance that lies deepest inside it; ties go to the first in reading order."""
+    """The pixel of each instance that is farthest from its border; the first of several, by rows."""
     slices = ndimage.find_objects(labels_HW)
     points = []
     for instance in instances:

@@ -1,8 +1,8 @@
-"""How one Alignment Layer is trained for one round, from cached embeddings: the one trainer there is.
+"""The trainer: it trains one Alignment Layer for one round, from cached embeddings.
 
-`train_layer` is the same for open and private training. What differs is how a step is taken, which is plugged
-in: `OpenSteps` here (epochs, penalty, early stopping), `PrivateSteps` in casam_core.privacy.dp_training
-(Poisson sampling, clipping, noise).
+Open and private training share `train_layer`. They differ in their steps: `OpenSteps` in this module (epochs,
+penalty, early stopping) and `PrivateSteps` in casam_core.privacy.dp_training (Poisson sampling, clipping,
+noise).
 """
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Example:
-    """One training image: what the layer sees of it (its frozen embedding z_CHW, or its pixels x_3SS) and
-    its instances at the image's resolution."""
+    """One training image.
+
+    seen_CHW: the input of the layer: the frozen embedding z_CHW, or the pixels x_3SS. labels_HW: the
+    instances at the image's resolution.
+    """
 
     seen_CHW: Tensor
     labels_HW: NDArray[np.int32]
 
 
 class Examples(Protocol):
-    """Training images by index. Each is read anew at every step, so that memory does not grow with their
-    number; a list will do where they are few."""
+    """Training images by index; a list is enough for a few images.
+
+    Every step reads its images again, so that memory does not grow with their number.
+    """
 
     def __len__(self) -> int: ...
 
@@ -49,7 +54,7 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """steps: optimiser steps taken. losses: one mean loss per step; none of a private round."""
+    """steps: optimiser steps taken. losses: one mean loss per step; empty for a private round."""
 
     steps: int
     losses: tuple[float, ...]
@@ -57,7 +62,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Learner:
-    """What every kind of step works on. rng: draws the order of the images, instances and prompts."""
+    """The input of all kinds of steps. rng: draws the order of the images, instances and prompts."""
 
     layer: AlignmentLayer
     backbone: Backbone
@@ -67,15 +72,15 @@ class Learner:
     rng: np.random.Generator
 
     def draw(self, indices: NDArray[np.int64]) -> list[Drawn]:
-        """Some instances of every image of a batch (see `draw_batch`)."""
+        """Draw some instances of every image of a batch (see `draw_batch`)."""
         return draw_batch(indices, self.examples, self.backbone, self.spec, self.rng)
 
 
 class Step(NamedTuple):
-    """One step of a round is over.
+    """The report of one finished step.
 
-    taken: whether the optimiser moved the layer; it does not where no instance is visible. loss: of the
-    batch, None where there is none or nobody may see it.
+    taken: whether the optimiser changed the layer; it does not if no instance is visible. loss: of the
+    batch; None if there is none, or in private training.
     """
 
     done: int
@@ -103,10 +108,10 @@ def batches(images: int, spec: TrainingSpec, rng: np.random.Generator) -> Iterat
 
 
 class Steps(Protocol):
-    """How the steps of one round are taken."""
+    """A kind of training step."""
 
     def __call__(self, learner: Learner) -> Iterator[Step]:
-        """Move `learner.layer` step by step."""
+        """Train `learner.layer` in place and report each step."""
 
 
 def train_layer(
@@ -123,13 +128,13 @@ def train_layer(
     """Train `layer` in place for one round.
 
     Args:
-        layer: afterwards on the backbone's device, ready to use.
-        examples: the training images.
-        rng: all randomness but a private round's noise and samples.
-        steps: how steps are taken; by default openly, without penalty and early stopping.
+        layer: afterwards it is on the backbone's device and in evaluation mode.
+        rng: draws everything except the noise and the samples of a private round.
+        progress: called after every step.
+        steps: by default OpenSteps without penalty and early stopping.
 
     Raises:
-        RunError: a loss or a weight is not a finite number any more.
+        RunError: a loss or a weight is no longer finite.
     """
     layer.to(backbone.compute.device).train()
     steps = steps or OpenSteps()
@@ -150,12 +155,11 @@ def train_layer(
 
 @dataclass(frozen=True)
 class OpenSteps:
-    """Adam on batches of all images in turn (CA-SAM, training).
+    """Adam on batches that pass over all images (CA-SAM, training).
 
     Args:
-        penalty: added to every batch's loss (casam_core.methods).
-        finished_epoch: asked after every pass over the images; True ends the round
-            (casam_core.model.validation).
+        penalty: added to the loss of every batch (casam_core.methods).
+        finished_epoch: called after every epoch; True ends the round (casam_core.model.validation).
     """
 
     penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None
@@ -186,7 +190,7 @@ class OpenSteps:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Some instances of one image: prompts in the frame, target_Nhw at the decoder's resolution."""
+    """Some instances of one image: prompts in pixels of the frame, target_Nhw at the decoder's resolution."""
 
     seen_CHW: Tensor
     prompts: Prompts
@@ -195,7 +199,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch behind the layer and the decoder: N instances of all its images together."""
+    """The output of layer and decoder for one batch: N instances of all its images together."""
 
     drawn: Sequence[Drawn]
     logits_Nhw: Tensor
@@ -204,12 +208,12 @@ class Batch:
 
     @property
     def loss(self) -> Tensor:
-        """Mean over the batch's instances of the alignment loss."""
+        """The alignment loss, averaged over the instances of the batch."""
         return alignment_loss(self.logits_Nhw, self.iou_N, self.target_Nhw)
 
     @property
     def sum_of_image_losses(self) -> Tensor:
-        """Sum over the batch's images of each one's own mean loss: no image weighs on another's term."""
+        """The sum over images of each image's mean loss: no image changes the term of another one."""
         counts = [len(item.target_Nhw) for item in self.drawn]
         logits, iou, target = (
             torch.split(values, counts) for values in (self.logits_Nhw, self.iou_N, self.target_Nhw)
@@ -224,7 +228,10 @@ def draw_batch(
     spec: TrainingSpec,
     rng: np.random.Generator,
 ) -> list[Drawn]:
-    """Some instances of every image of a batch, all prompted alike; images without visible ones fall out."""
+    """Draw some instances of every image of a batch; all get the same kind of prompt.
+
+    Images without visible instances are left out.
+    """
     kind = spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
     drawn = [draw_instances(examples[int(i)], backbone, spec, kind, rng) for i in indices]
     return [item for item in drawn if item is not None]
@@ -233,9 +240,9 @@ def draw_batch(
 def draw_instances(
     example: Example, backbone: Backbone, spec: TrainingSpec, kind: str, rng: np.random.Generator
 ) -> Drawn | None:
-    """Up to `spec.instances` instances, prompts and low-resolution targets of one image.
+    """Draw up to `spec.instances` instances of one image, with prompts and low-resolution targets.
 
-    None if every instance vanishes at the decoder's resolution.
+    None if no instance is visible at the decoder's resolution.
     """
     labels_HW = example.labels_HW
     low = frame_of(labels_HW, backbone.geometry.low).resize_labels(labels_HW)
@@ -253,7 +260,7 @@ def draw_instances(
 
 
 def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:
-    """The layer sees all images of the batch at once; the decoder takes one image with its prompts."""
+    """Apply the layer to all images of the batch at once, then the decoder to one image at a time."""
     with backbone.compute.autocast():
         aligned_BCHW = layer(torch.stack([item.seen_CHW for item in drawn])).float()
     decoder = layer.own_decoder()
@@ -273,9 +280,9 @@ def importance_of(
     spec: TrainingSpec,
     rng: np.random.Generator,
 ) -> dict[str, NDArray[np.float32]]:
-    """Diagonal Fisher information: by parameter, the mean squared gradient over the images.
+    """Diagonal Fisher information: by parameter, the mean of the squared gradients of the images.
 
-    One image at a time, so that gradients of different images do not cancel before they are squared.
+    It takes one image at a time, so that gradients of different images do not cancel before the square.
     """
     total = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
     for i in range(len(examples)):

@@ -1,4 +1,4 @@
-"""What an institution's validation images say of a layer: when to stop, and whether it helps at all."""
+"""Validation of a layer on an institution's images: for early stopping and the fallback to the identity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Drawn, Examples, decode_batch, draw_instances
 
 Validate = Callable[[AlignmentLayer], float]
-"""Measures a layer, in training or not, and leaves it as it was."""
+"""Measures the IoU of a layer and restores its mode (training or evaluation)."""
 
 
 def validator(
@@ -23,17 +23,17 @@ def validator(
     spec: TrainingSpec,
     rng: np.random.Generator,
 ) -> Validate | None:
-    """A function from a layer to its IoU; None where no image has a visible instance.
+    """A function from a layer to its IoU; None if no image has a visible instance.
 
-    IoU with boxes at the decoder's resolution, mean within the image, then over images. The instances
-    are drawn here, once, so that every layer is measured on the same ones.
+    The IoU is measured with boxes at the decoder's resolution and averaged within each image, then over
+    images. Seeds drawn here fix the instances, so that every layer is measured on the same ones.
     """
     seeds = rng.integers(2**63, size=len(examples))
 
     def drawn(i: int) -> Drawn | None:
         return draw_instances(examples[i], backbone, spec, "box", np.random.default_rng(seeds[i]))
 
-    # Only which images count is kept: embeddings are read anew, so that memory does not grow with them.
+    # Only the indices are kept; embeddings are read again, so that memory does not grow with the images.
     usable = [i for i in range(len(examples)) if drawn(i) is not None]
     if not usable:
         return None
@@ -62,9 +62,9 @@ def beats_identity(layer: AlignmentLayer, channels: int, validate: Validate) -> 
 
 
 class Patience:
-    """Early stopping: the best layer so far, and whether it is time to give up.
+    """Early stopping: it remembers the best layer so far.
 
-    Call it after every epoch; True means stop. `restore` puts the best weights back.
+    Call it after every epoch; True means stop. `restore` loads the best weights.
     """
 
     def __init__(self, validate: Validate, epochs: int) -> None:
@@ -81,11 +81,11 @@ class Patience:
         return since_best(self._history) >= self.epochs
 
     def restore(self, layer: AlignmentLayer) -> None:
-        """Set the weights of the best epoch; nothing if no epoch was finished."""
+        """Load the weights of the best epoch; without a finished epoch, do nothing."""
         if self._best:
             set_weights(layer, self._best)
 
 
 def since_best(history: Sequence[float]) -> int:
-    """Epochs since the first best one."""
+    """The number of epochs since the (first) best one."""
     return len(history) - 1 - int(np.argmax(history))

@@ -16,15 +16,15 @@ from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 
 SAM_CHANNELS = 256
-"""Of every published SAM, and of LiteMedSAM."""
+"""Channels of an embedding of every published SAM and of LiteMedSAM."""
 
 
 @dataclass(frozen=True)
 class BackboneEntry:
     """One backbone: a line of BACKBONES.
 
-    load: (the scenario's section, how to compute) -> backbone; it raises CheckpointError.
-    channels: of an embedding, which the server knows without the weights.
+    load: (the scenario's section, Compute) -> backbone; it raises CheckpointError.
+    channels: of an embedding; the server needs it and has no weights.
     """
 
     load: Callable[[BackboneSpec, Compute], Backbone]
@@ -47,12 +47,12 @@ def load_backbone(spec: BackboneSpec, compute: Compute) -> Backbone:
 
 
 def channels_of(name: str) -> int:
-    """Channels of an embedding, known without the weights."""
+    """Channels of an embedding; this needs no weights."""
     return BACKBONES[name].channels
 
 
 def released_digests() -> dict[str, str]:
-    """SHA-256 by name, where everyone has the same weights: what a bank calls its backbone."""
+    """SHA-256 by name, for weights that are the same at every site; a bank names its backbone by it."""
     tiny = load_tiny(BackboneSpec(name="tiny"), Compute(device="cpu", threads=1, precision="float32"))
     return {"lite_medsam": LITE_MEDSAM_SHA256, **OFFICIAL_SHA256, "tiny": tiny.digest}
 

@@ -1,4 +1,4 @@
-"""The one interface of a frozen Segment Anything backbone.
+"""The interface of a frozen Segment Anything backbone.
 
 Shapes: B images, C embedding channels, H' x W' embedding cells, S the input frame's side,
 N prompts, h x w the decoder's low-resolution masks.
@@ -26,7 +26,7 @@ from casam_core.model.prompts import Prompts
 
 @dataclass(frozen=True)
 class Geometry:
-    """side: the input frame. channels, cells: the embedding is C x cells x cells. low: mask logits."""
+    """side: of the input frame, in pixels. channels, cells: an embedding is channels x cells x cells."""
 
     side: int
     channels: int
@@ -39,9 +39,9 @@ class Geometry:
 
 
 class Backbone(nn.Module):
-    """Image encoder, prompt encoder and mask decoder; no parameter is ever trained.
+    """Image encoder, prompt encoder and mask decoder; none of its parameters is trained.
 
-    digest: SHA-256 that names the weights; two backbones with one digest give equal embeddings.
+    digest: SHA-256 of the weights; two backbones with the same digest give equal embeddings.
     """
 
     def __init__(
@@ -68,20 +68,20 @@ class Backbone(nn.Module):
 
     @property
     def transform(self) -> str:
-        """Names the preprocessing; part of every embedding's key."""
+        """A name of the preprocessing; part of the key of every embedding."""
         return f"{self.name}-{self.geometry.side}-{self.normalisation}"
 
     @property
     @abstractmethod
     def normalisation(self) -> str:
-        """Names how pixel values are normalised."""
+        """A name of the normalisation of pixel values."""
 
     @abstractmethod
     def normalise(self, image_hw3: NDArray[np.uint8]) -> Tensor:
         """x_3hw float32 from an image at its inner size."""
 
     def frame(self, image_HW3: NDArray[np.uint8]) -> Frame:
-        """This image's place in the input frame."""
+        """The place of the image in the input frame."""
         return frame_of(image_HW3, self.geometry.side)
 
     def preprocess(self, image_HW3: NDArray[np.uint8]) -> Tensor:
@@ -91,10 +91,10 @@ class Backbone(nn.Module):
 
     @cached_property
     def preprocessing(self) -> str:
-        """16 hex digits over what `preprocess` makes of a fixed picture.
+        """16 hex digits: a hash of `preprocess` on a fixed picture.
 
-        Two institutions whose image library resizes otherwise would share weights and still see other
-        images; their digits differ.
+        Two institutions with the same weights but different image libraries can resize images differently;
+        then their hashes differ.
         """
         y, x, channel = np.ogrid[:300, :500, :3]
         picture = ((7 * x + 13 * y + 31 * channel + (x * y) // 50) % 256).astype(np.uint8)
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
         """z_BCHW float32 on the compute device, one embedding per uint8 HxWx3 image."""
         x_B3SS = torch.stack([self.preprocess(image) for image in images])
         if self.compute.device.startswith("cuda"):
-            x_B3SS = x_B3SS.pin_memory()  # only from there can a copy run beside the arithmetic
+            x_B3SS = x_B3SS.pin_memory()  # only pinned memory can be copied during computation
         x_B3SS = x_B3SS.to(self.compute.device, non_blocking=True)
         if self.compute.encoder != "plain":
             z_BCHW: Tensor = self._fast_encoder(x_B3SS)
@@ -117,15 +117,19 @@ class Backbone(nn.Module):
 
     @cached_property
     def _fast_encoder(self) -> FastEncoder:
-        """Made when it is first needed; `image_encoder` stays for who trains it (form `lora`)."""
+        """The fast encoder, created at first use. The form `lora` needs the original `image_encoder`."""
         return FastEncoder(self.image_encoder, self.compute)
 
     def decode(
         self, z_CHW: Tensor, prompts: Prompts, mask_decoder: MaskDecoder | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(logits_Nhw, iou_N) float32 for N >= 1 prompts, given in the frame's pixels, on one embedding.
+        """(logits_Nhw, iou_N) float32 of N >= 1 prompts on one embedding, one mask per prompt.
 
-        Single-mask output. Gradients flow to z_CHW. mask_decoder: another one than SAM's own.
+        Gradients flow to z_CHW.
+
+        Args:
+            prompts: in pixels of the frame.
+            mask_decoder: used instead of SAM's own.
         """
         xy = torch.as_tensor(prompts.xy, device=z_CHW.device)
         points = boxes = None

@@ -1,14 +1,14 @@
-"""A faster image encoder from the same weights: other bits, the same picture (compute.encoder).
+"""A faster image encoder with the same weights; its embeddings differ by rounding (compute.encoder).
 
 - Every batch norm is folded into the convolution before it: in a frozen model it is one factor and
   one offset per channel.
-- bfloat16 weights where the chip multiplies them, and channels-last convolutions.
-- SAM's global attention looks at 4096 x 4096 pairs of cells in each head; made whole, that is close to
-  a gigabyte per block. Here a head and some rows at a time, which stay in cache.
-- Channel norms are computed in one pass over channels-last memory, their sums in float32.
+- Weights are bfloat16 if the chip supports it, and convolutions use channels-last memory.
+- SAM's global attention needs 4096 x 4096 scores per head, close to a gigabyte per block. Here it is
+  computed for one head and some rows at a time, so that the scores stay in cache.
+- Channel norms are computed in one pass over channels-last memory, with sums in float32.
 
-Embeddings differ from the plain encoder's by rounding (docs/performance.md says by how much), so they
-have keys of their own in the store, and layers, routers and thresholds belong to one of the two.
+docs/performance.md says how large the differences are. Because of them, the embeddings have their own keys in
+the store, and a layer, router or threshold must not be used with the other encoder.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from casam_core.model.compute import Compute
 
 ROWS = 1024
-"""Query rows of one head at a time: their scores take 8 MB in bfloat16."""
+"""Query rows computed at a time; their scores in one head take 8 MB in bfloat16."""
 
 
 class FastEncoder(nn.Module):
-    """z_BCHW float32 from x_B3SS float32, as the encoder it was made from."""
+    """x_B3SS float32 -> z_BCHW float32, like the encoder that it copies."""
 
     def __init__(self, encoder: nn.Module, compute: Compute) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class FastEncoder(nn.Module):
 
 
 def rebuilt(module: nn.Module) -> nn.Module:
-    """The module with every part that has a faster twin replaced, in place where it is a container."""
+    """The module with its parts replaced by faster equivalents; a container is changed in place."""
     for name, child in list(module.named_children()):
         setattr(module, name, rebuilt(child))
     if isinstance(module, nn.Sequential) and len(module) == 2:
@@ -54,13 +54,13 @@ def rebuilt(module: nn.Module) -> nn.Module:
             return fuse_conv_bn_eval(convolution, norm)
     if isinstance(module, Attention) and module.use_rel_pos:
         return RowAttention(module)
-    if type(module).__name__ == "LayerNorm2d":  # SAM's, and the copy of it that LiteMedSAM brings
+    if type(module).__name__ == "LayerNorm2d":  # SAM's class, and its copy in LiteMedSAM
         return ChannelNorm(module)
     return module
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of x_BCHW, in one pass where memory is channels last."""
+    """LayerNorm over the channels of x_BCHW, in one pass over channels-last memory."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ChannelNorm(nn.Module):
 
 
 class RowAttention(nn.Module):
-    """SAM's attention with relative positions over an H x W grid, by head and by rows of queries."""
+    """SAM's attention with relative positions on an H x W grid, computed by head and by rows of queries."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class RowAttention(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         batch, height, width, channels = x_BHWC.shape
         cells = height * width
-        # Rows of every head of every image or window, one after the other.
+        # R: all heads of all images or windows, one after the other.
         qkv = self.qkv(x_BHWC).view(batch, cells, 3, self.num_heads, channels // self.num_heads)
         q_RND, k_RND, v_RND = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
         grid_RHWD = q_RND.view(-1, height, width, q_RND.shape[-1])

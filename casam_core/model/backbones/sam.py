@@ -27,7 +27,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class SamBackbone(Backbone):
-    """Segment Anything: pixels in 0..255, normalised by the training set's mean and deviation."""
+    """Segment Anything; pixels (0..255) are normalised by mean and standard deviation of its training set."""
 
     normalisation = "imagenet"
 
@@ -59,7 +59,10 @@ def load_sam(spec: BackboneSpec, compute: Compute) -> Backbone:
 
 
 def read_checkpoint(path: Path, expected_sha256: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint whose SHA-256 is as expected, read without running pickled code."""
+    """The tensors of a checkpoint, read without running pickled code. Raises CheckpointError.
+
+    expected_sha256: another file is refused.
+    """
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint not found: expected a file at {path}; download it or correct the path"
@@ -72,7 +75,7 @@ def read_checkpoint(path: Path, expected_sha256: str) -> dict[str, Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for bytes that are no checkpoint is open-ended
+    except Exception as error:  # torch documents no closed list of errors for invalid bytes
         raise CheckpointError(
             f"checkpoint {path} is not a plain weights file: {type(error).__name__}"
         ) from error
@@ -85,7 +88,7 @@ def read_checkpoint(path: Path, expected_sha256: str) -> dict[str, Tensor]:
 
 
 def load_exactly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load with no key missing, unexpected or of another shape; else CheckpointError naming some."""
+    """Load the state. Raises CheckpointError that names missing, unexpected or wrongly shaped keys."""
     want, have = model.state_dict(), state
     faults = [f"missing {key}" for key in want if key not in have]
     faults += [f"unexpected {key}" for key in have if key not in want]

@@ -1,6 +1,6 @@
-"""A random SAM of a few thousand parameters: every shape of the real thing, in milliseconds.
+"""A small SAM with random weights: it has the structure of the real model and runs in milliseconds.
 
-It segments nothing; it is for tests and for measuring what surrounds the model.
+It cannot segment. It is for tests, and to measure the cost of everything around the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GEOMETRY = Geometry(side=64, channels=32, cells=8)
 
 
 def load_tiny(spec: BackboneSpec, compute: Compute) -> Backbone:
-    """The same random weights everywhere: seeded, independent of the process's generator."""
+    """The tiny backbone. Its weights are seeded, so that they are the same everywhere."""
     with initialisers_from(0):
         image_encoder = ImageEncoderViT(
             img_size=GEOMETRY.side,

@@ -1,7 +1,7 @@
-"""Alignment Layers: what is learned per task, between the frozen encoder and decoder.
+"""Alignment Layers: the part that is learned per task, between the frozen encoder and decoder.
 
-A form is a class and one line of FORMS. Every layer maps z_BCHW to z_BCHW, but for two that change SAM
-itself (casam_core.model.forms.base).
+A form is a class and one line of FORMS. A layer maps z_BCHW to z_BCHW; only two forms change SAM itself
+(casam_core.model.forms.base).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class FormEntry:
     """One form: a line of FORMS.
 
     build: (its section, channels, backbone) -> layer.
-    learning_rate: Adam's, when the scenario names none; None where there is nothing to learn.
+    learning_rate: Adam's default; None if there is nothing to learn.
     section: its keys in a scenario.
     changes_sam: the layer is a part of SAM itself.
-    private: it can be trained privately. It stands between encoder and decoder, and no image has a part in
-        another one's gradient.
+    private: it can be trained with differential privacy: it stands between encoder and decoder, and the
+        gradient of an image does not depend on other images.
     """
 
     build: Callable[[Any, int, Backbone | None], AlignmentLayer]
@@ -92,33 +92,33 @@ FORMS: dict[str, FormEntry] = {
 
 
 def form_entry(form: str) -> FormEntry:
-    """The form of that name. Raises ScenarioError listing the known ones."""
+    """The form of that name. Raises ScenarioError that lists the known names."""
     if form not in FORMS:
         raise ScenarioError(f"alignment.form: expected one of {', '.join(sorted(FORMS))}, found {form!r}")
     return FORMS[form]
 
 
 def form_spec(form: str, settings: Mapping[str, Any] | None = None) -> AlignmentSpec:
-    """The section of a form, with those of `settings` that it has a key for. Raises ScenarioError."""
+    """The section of a form with the known keys of `settings`. Raises ScenarioError for an unknown form."""
     return known_keys(form_entry(form).section, {**(settings or {}), "form": form})
 
 
 def rank_of(spec: AlignmentSpec) -> int:
-    """The form's rank. Entries of forms without one record the default."""
+    """The rank of the form; the default for forms without a rank, because every entry records one."""
     return spec.rank if isinstance(spec, LowRankSpec | LoraSpec) else DEFAULT_RANK
 
 
 def changes_sam(form: str) -> bool:
-    """Whether layers of this form are a part of SAM, and not between its encoder and decoder."""
+    """Whether layers of this form are a part of SAM itself."""
     return form in FORMS and FORMS[form].changes_sam
 
 
 def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
-    """The backbone of a form that changes SAM itself. Raises ScenarioError where none is at hand."""
+    """The backbone that a form needs to change SAM itself. Raises ScenarioError if it is None."""
     if backbone is None:
         raise ScenarioError(
-            f"alignment.form {spec.form!r} changes SAM itself, it is for comparisons: expected its backbone "
-            "at hand, found none; use the other forms outside of `casam run` and `casam compare`"
+            f"alignment.form {spec.form!r} changes SAM itself and is only for comparisons: expected a loaded "
+            "backbone, found none; outside of `casam run` and `casam compare`, use another form"
         )
     return backbone
 
@@ -126,9 +126,9 @@ def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
 def build_layer(
     spec: AlignmentSpec, channels: int, seed: int, backbone: Backbone | None = None
 ) -> AlignmentLayer:
-    """A fresh layer. Its initial weights depend on `seed`, and on the backbone where it is a part of SAM.
+    """A new layer. Raises ScenarioError for an unknown form.
 
-    Raises ScenarioError for an unknown form.
+    seed: of the initial weights. backbone: needed by forms that change SAM itself.
     """
     entry = form_entry(spec.form)
     with initialisers_from(seed):
@@ -136,7 +136,7 @@ def build_layer(
 
 
 def learning_rate_of(spec: AlignmentSpec) -> float:
-    """The scenario's learning rate or the form's own. Raises ScenarioError for a form that cannot learn."""
+    """The scenario's learning rate, or the form's default. Raises ScenarioError if it cannot learn."""
     default = form_entry(spec.form).learning_rate
     if default is None:
         raise ScenarioError(
@@ -152,7 +152,7 @@ def weights_of(layer: nn.Module) -> Weights:
 
 
 def set_weights(layer: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Load weights; BankError names what does not fit. The layer is unchanged if anything does not."""
+    """Load weights. Raises BankError that names a weight that does not fit; then the layer is unchanged."""
     want = layer.state_dict()
     if want.keys() != weights.keys():
         raise BankError(

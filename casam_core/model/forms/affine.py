@@ -1,6 +1,6 @@
-"""Forms that treat every cell alike, with few parameters: `low_rank`, `scale_shift` and `identity`.
+"""Forms with few parameters that treat all cells equally: `low_rank`, `scale_shift` and `identity`.
 
-All start as the exact identity. They are for slow links and for training under noise.
+All start as the exact identity. They suit slow links and training with noise.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from casam_core.model.forms.base import AlignmentLayer
 
 
 class LowRankLayer(AlignmentLayer):
-    """Mixes channels, z + B A z + b: A_RC random at a fixed scale, B_CR and b_C zero.
+    """Mixes channels: z + B A z + b. At first, A_RC is random at a fixed scale, B_CR and b_C are zero.
 
-    4,352 parameters at C = 256 and rank 8: 17 KB up, 9 KB in an entry.
+    4,352 parameters at C = 256 and rank 8: 17 KB per reply, 9 KB in an entry.
     """
 
     def __init__(self, channels: int, rank: int) -> None:
@@ -33,7 +33,7 @@ class LowRankLayer(AlignmentLayer):
 
 
 class ScaleShiftLayer(AlignmentLayer):
-    """z * (1 + scale_C) + shift_C, both zero at first: 512 parameters at C = 256, 2 KB on the wire."""
+    """z * (1 + scale_C) + shift_C, both zero at first: 512 parameters at C = 256, 2 KB per reply."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class ScaleShiftLayer(AlignmentLayer):
 
 
 class IdentityLayer(AlignmentLayer):
-    """z_BCHW unchanged: what a task keeps whose trained layer did not beat frozen SAM.
+    """z_BCHW unchanged: the fallback for a task whose trained layer is not better than frozen SAM.
 
-    Its only content says for how many channels it stands.
+    Its only array, all zeros, records the number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -59,14 +59,14 @@ class IdentityLayer(AlignmentLayer):
 
 
 def identity_like(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """The identity's content in place of a layer of another form. ValueError: see channels_in."""
+    """The weights of an identity layer for the same channels. Raises ValueError (see channels_in)."""
     return {"unchanged_C": np.zeros(channels_in(weights), np.float32)}
 
 
 def channels_in(weights: Mapping[str, NDArray[np.float32]]) -> int:
-    """The embedding's C: every form's longest vector (a bias, norm or shift) has one value per channel.
+    """C of the embedding: in every form, the longest vector (a bias, norm or shift) has C values.
 
-    Raises ValueError for a layer without any.
+    Raises ValueError for a layer without vectors.
     """
     vectors = [len(value) for value in weights.values() if value.ndim == 1]
     if not vectors:

@@ -53,7 +53,7 @@ class CasamBlock(nn.Module):
 class CasamLayer(AlignmentLayer):
     """Three blocks, each followed by the one shared channel norm; 3,541,007 parameters at C = 256.
 
-    Not the identity at step 0: it first has to climb back to the frozen embedding.
+    It does not start as the identity: training must first recover the frozen embedding.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""Form `decoder`, for comparison: fine-tune SAM's mask decoder; embeddings stay as they are."""
+"""Form `decoder`, for comparison: it fine-tunes SAM's mask decoder; embeddings are unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from casam_core.model.forms.base import AlignmentLayer
 
 
 class DecoderLayer(AlignmentLayer):
-    """A copy of the backbone's mask decoder; at step 0 exactly frozen SAM."""
+    """A copy of the backbone's mask decoder; before training it equals frozen SAM."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

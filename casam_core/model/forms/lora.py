@@ -1,7 +1,6 @@
 """Form `lora`, for comparison: low-rank updates of the image encoder's attention (Hu et al. 2021), by peft.
 
-Every training step and every image runs the whole encoder, where the other forms start from cached
-embeddings.
+Every training step and every prediction runs the whole encoder; the other forms use cached embeddings.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.forms.base import AlignmentLayer
 
 TARGETS = ["qkv"]
-"""The attention's projection, called so in segment-anything's ViT and in TinyViT."""
+"""The name of the attention's projection in segment-anything's ViT and in TinyViT."""
 
 
 class LoraLayer(AlignmentLayer):
-    """The image encoder with W + B A in its attention, A_RD random, B zero: at step 0 exactly frozen.
+    """The image encoder with W + B A in its attention. A_RD is random and B zero: it starts as frozen SAM.
 
-    Only A and B are parameters of this module; the encoder's own weights are the backbone's, not a copy.
+    Only A and B are parameters of this module; the other weights are shared with the backbone.
     """
 
     sees_pixels = True
@@ -39,7 +38,7 @@ class LoraLayer(AlignmentLayer):
         shared = {id(weight): weight for weight in backbone.image_encoder.state_dict(keep_vars=True).values()}
         encoder = copy.deepcopy(backbone.image_encoder, memo=dict(shared))
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), encoder)
-        # A plain attribute: what is frozen is neither saved, nor sent, nor switched to training mode.
+        # A plain attribute, not a submodule: frozen weights must not be saved, sent or set to training mode.
         object.__setattr__(self, "encoder", encoder.eval())
         self.updates = nn.ParameterDict(
             {
