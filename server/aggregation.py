@@ -1,4 +1,4 @@
-"""Merging layers where several institutions hold one task, by Flower's own strategies."""
+"""Merging the layers of several holders of one task, with Flower's own strategies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from casam_core.errors import RunError, ScenarioError
 from casam_core.protocol.messages import AlignReply
 from casam_core.protocol.wire import to_records
 
-# Our own loop chooses who trains: no strategy may wait for more nodes than there are holders.
+# The stage loop chooses the trainers: a strategy must not wait for more nodes than there are holders.
 ANY_NUMBER = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
@@ -24,7 +24,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
 
 
 def build_strategy(name: str) -> Strategy:
-    """The strategy a scenario names. Raises ScenarioError listing the known ones."""
+    """The strategy with this name in a scenario. Raises ScenarioError, which lists the known names."""
     if name not in STRATEGIES:
         raise ScenarioError(
             f"training.strategy: expected one of {', '.join(sorted(STRATEGIES))}, found {name!r}"
@@ -35,9 +35,9 @@ def build_strategy(name: str) -> Strategy:
 def merge_layers(
     strategy: Strategy, server_round: int, replies: Sequence[AlignReply]
 ) -> dict[str, NDArray[np.float32]]:
-    """The holders' layers as one, weighted by their image counts where the strategy weighs.
+    """Merge the holders' layers, weighted by their image counts if the strategy uses weights.
 
-    replies: in a fixed order. Raises RunError when the strategy returns nothing.
+    replies: in a fixed order. Raises RunError if the strategy returns nothing.
     """
     merged, _ = strategy.aggregate_train(server_round, [as_flower_expects(reply) for reply in replies])
     if merged is None:
@@ -48,6 +48,6 @@ def merge_layers(
 
 
 def as_flower_expects(reply: AlignReply) -> Message:
-    """The layer and its image count, the two records that Flower's strategies read, and nothing else."""
+    """A message with only the layer and its image count, the two records that Flower's strategies read."""
     payload = AlignReply(reply.layer, reply.images).to_payload()
     return Message(to_records(payload), dst_node_id=0, message_type="train")

@@ -25,11 +25,12 @@ FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
 class StageScores:
     """One evaluation of all institutions.
 
-    figures[name][task]: mean over all holders' test images (iou_instance: over instances); None where a
-        holder did not answer, because a mean over the others would be another figure.
-    worst_iou[task]: the lowest institution's IoU. routes[task][route]: images. margins[task]: how unknown its
-        images look, over holders. statistics[institution][task]: as the institution computed them.
-    canary[institution]: whether the stage's new entry claims too many of its images; None: it does not say.
+    figures[name][task]: mean over all holders' test images (iou_instance: over instances); None if a holder
+        did not answer, because a mean over the others would be another figure.
+    worst_iou[task]: the lowest IoU of an institution. routes[task][route]: number of images. margins[task]:
+        histogram of how unknown its images look, over holders. statistics[institution][task]: as the
+        institution computed them. canary[institution]: whether the stage's new entry claims too many of its
+        images; None: no answer.
     """
 
     figures: dict[str, dict[str, float | None]]
@@ -53,17 +54,17 @@ class StageScores:
 def evaluate(
     federation: Federation, stage: int, bank: Bank, candidate: str = "", *, spare_noisy: bool = False
 ) -> StageScores:
-    """Let every institution that is present score its test images under the bank.
+    """Let every present institution score its test images under the bank.
 
-    Each one is sent only the entries that it lacks. An institution whose copy of the bank differs from the
-    server's is sent the whole bank, once.
+    The server sends each institution only the entries that it lacks. If the institution's copy of the bank
+    differs from the server's, the server sends the whole bank, once.
 
     Args:
         candidate: the task of a new entry; holders of older tasks say whether it claims their images.
-        spare_noisy: leave out institutions that would pay for their scores with privacy budget.
+        spare_noisy: exclude institutions that would pay for their scores with privacy budget.
 
     Raises:
-        RunError: nobody could evaluate, and `participation.missing` is "stop".
+        RunError: no institution could evaluate, and `participation.missing` is "stop".
     """
     scenario, members = federation.scenario, federation.members
     names = federation.present(stage)
@@ -78,7 +79,7 @@ def evaluate(
         asked = [name for name in asked if answers[name].outcome == Outcome.BANK_MISMATCH]
         if not asked:
             break
-    # Totals, not differences: a stage that was begun twice then counts once, with all that it took.
+    # Totals, not differences: a stage that was started twice then counts once, with its whole traffic.
     traffic = federation.counters.traffic
     federation.folder.event("traffic", stage=stage, up=dict(traffic.up), down=dict(traffic.down))
     replies = results(answers)
@@ -103,21 +104,21 @@ def request_for(federation: Federation, name: str, stage: int, bank: Bank, candi
 def note_copies(federation: Federation, bank: Bank, answers: Mapping[str, Answer[EvaluateReply]]) -> None:
     """Remember how many entries institutions hold after they answered."""
     for name, answer in answers.items():
-        if answer.ok or answer.outcome == Outcome.METRICS_NOT_SHARED:  # it added them, and keeps its scores
+        if answer.ok or answer.outcome == Outcome.METRICS_NOT_SHARED:  # it added them but refuses its scores
             federation.copies[bank.folder, name] = len(entries_for(federation, name, bank))
         elif answer.outcome == Outcome.BANK_MISMATCH:
             federation.copies[bank.folder, name] = 0
 
 
 def withdraw_newest(federation: Federation, bank: Bank) -> None:
-    """The newest entry left the bank again: copies drop it at the next evaluation."""
+    """Note that the newest entry was removed: institutions remove it too at the next evaluation."""
     for (folder, name), held in federation.copies.items():
         if folder == bank.folder:
             federation.copies[folder, name] = min(held, len(entries_for(federation, name, bank)))
 
 
 def entries_for(federation: Federation, name: str, bank: Bank) -> tuple[str, ...]:
-    """Tasks whose entries an institution gets: all, or only its own where it accepts no others."""
+    """Tasks whose entries an institution gets: all, or only its own if its policy accepts no others."""
     if federation.members[name].policy.accept_entries:
         return bank.tasks
     return tuple(task for task in bank.tasks if bank[task].provenance.holders == (name,))
@@ -145,13 +146,13 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
 
 
 def results_of(task: str, names: Collection[str], replies: Mapping[str, EvaluateReply]) -> list[TaskResult]:
-    """What these institutions say about one task; nothing of those that did not answer."""
+    """The results of these institutions for one task; institutions without an answer are omitted."""
     answered = [replies[name].results for name in names if name in replies]
     return [results[task] for results in answered if task in results]
 
 
 def weighted(results: list[TaskResult], name: str) -> float | None:
-    """The mean over holders, weighted by images, for iou_instance by instances; None without a value."""
+    """The mean over holders, weighted by images (iou_instance: by instances); None if a value is missing."""
     weights = [result.instances if name == "iou_instance" else result.images for result in results]
     values = [getattr(result, name) for result in results]
     known = [(w, v) for w, v in zip(weights, values, strict=True) if w is not None and v is not None]

@@ -34,9 +34,9 @@ from server.federation.gathering import Gathered, gather
 
 @dataclass(frozen=True)
 class LearnedLayer:
-    """A trained alignment layer. holders: who trained it in any round of the stage, together on `images`.
-    importance: what later tasks must not change much. improved: whether it beats frozen SAM at any holder
-    that could say."""
+    """A trained alignment layer. holders: the institutions that trained it in any round of the stage, on
+    `images` together. importance: of each weight, for methods that protect weights from later tasks.
+    improved: False if every holder reports that the layer does not beat frozen SAM."""
 
     weights: Mapping[str, NDArray[np.float32]]
     holders: tuple[str, ...]
@@ -46,9 +46,9 @@ class LearnedLayer:
 
 
 def learn_entry(federation: Federation, stage: int, task: str, bank: Bank, *, now: int) -> Entry | None:
-    """Learn a task of an earlier `stage` anew at stage `now`, from the same seeds as at first.
+    """Learn a task of an earlier `stage` again at stage `now`, with the seeds of the first time.
 
-    None when nobody shares a layer.
+    Returns None if no institution shares a layer.
     """
     layer = learn_layer(federation, stage, task, bank, now=now)
     if layer is None:
@@ -65,7 +65,7 @@ def entry_of(
     router: Arrays,
     threshold: float | None,
 ) -> Entry:
-    """The bank entry of what was learned."""
+    """The bank entry of a learned task."""
     return make_entry(
         federation.scenario,
         federation.directory.backbone,
@@ -97,15 +97,15 @@ def learn_layer(
     Args:
         stage: the stage of the stream that the task belongs to.
         bank: the entries learned so far.
-        before: the layer that methods with one layer for all tasks start from.
-        now: the stage in which the training happens, where the task is learned anew.
+        before: the start layer of methods with one layer for all tasks.
+        now: the stage in which the training happens, if the task is learned again.
 
     Returns:
-        The layer after the last round that counts. None when nobody may be asked, or no round counts.
+        The layer after the last valid round. None if no institution may train or no round is valid.
 
     Raises:
         RunError: too few institutions trained, and `participation.missing` is "stop".
-        ScenarioError: the strategy looks at single layers, and an institution shares sums only.
+        ScenarioError: the strategy needs single layers, and an institution shares its layer only in sums.
     """
     scenario = federation.scenario
     strategy = build_strategy(scenario.training.strategy)
@@ -124,7 +124,7 @@ def learn_layer(
         replies = gathered.replies
         images |= images_in(federation, task, gathered)
         layer = LearnedLayer(
-            # A single holder's weights are the layer: averaging one would only round it.
+            # The layer of a single holder is used as it is: a mean of one would only round it.
             weights=replies[0].layer if len(replies) == 1 else merge_layers(strategy, number, replies),
             holders=tuple(name for name in trainers if name in images),
             images=sum(images.values()),
@@ -132,19 +132,19 @@ def learn_layer(
             improved=any(reply.improved is not False for reply in replies),
         )
         report_round(federation, job, gathered)
-    # The rounds before one that does not count stand: who trained them shared them.
+    # An invalid round does not cancel earlier rounds: their trainers shared those layers.
     return layer if images else None
 
 
 def check_strategy(federation: Federation, trainers: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise ScenarioError for a strategy that looks at single layers if an institution shares only sums."""
+    """Raise ScenarioError if the strategy needs single layers and an institution shares only sums."""
     name = federation.scenario.training.strategy
     members = federation.members
     hidden = [site for site in trainers if members[site].policy.adapter.aggregation == "secagg"]
     if hidden and name != "fedavg":
         raise ScenarioError(
-            f"training.strategy: {name} looks at each layer, and {hidden[0]} shares its own in secure sums "
-            "only; use fedavg"
+            f"training.strategy: {name} needs each single layer, but {hidden[0]} shares its layer only in "
+            "secure sums; use fedavg"
         )
 
 
@@ -157,8 +157,14 @@ def align_requests(
     *,
     again: bool,
 ) -> dict[str, AlignRequest]:
-    """One round's requests by institution. trainers: by institution, the tasks that it trains on. layer: what
-    the round starts from. before: what the stage started from; methods with a penalty hold on to it."""
+    """One round's requests by institution.
+
+    Args:
+        trainers: by institution, the tasks that it trains on.
+        layer: the start of the round.
+        before: the start of the stage; the anchor of methods with a penalty.
+        again: whether the task is learned again in a later stage.
+    """
     method = method_of(scenario.method)
     anchor = before if method.penalty else None
     request = AlignRequest(
@@ -177,7 +183,7 @@ def align_requests(
 
 
 def images_in(federation: Federation, task: str, gathered: Gathered[AlignReply]) -> dict[str, int]:
-    """By institution, the images it trained on in a round; a secure sum does not say, the directory does."""
+    """By institution, the images it trained on in a round; from the directory for members of a secure sum."""
     return {
         name: federation.members[name].holdings[task].train if part.summed else part.reply.images
         for part in gathered.parts
@@ -186,7 +192,7 @@ def images_in(federation: Federation, task: str, gathered: Gathered[AlignReply])
 
 
 def report_round(federation: Federation, job: Job, gathered: Gathered[AlignReply]) -> None:
-    """One event and one line about a round that counts."""
+    """One event and one line about a valid round."""
     images = sum(reply.images for reply in gathered.replies)
     summed = f", {len(gathered.summed)} of them in a secure sum" if gathered.summed else ""
     federation.folder.event(
@@ -203,7 +209,7 @@ def report_round(federation: Federation, job: Job, gathered: Gathered[AlignReply
 
 
 def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> Importance | None:
-    """Importance summed over tasks; within a task, the holders' mean, weighted by images."""
+    """Importance summed over tasks; within a task, the mean over holders, weighted by images."""
     given = [(reply.images, reply.importance) for reply in replies if reply.importance is not None]
     if not given:
         return before
@@ -220,10 +226,11 @@ def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> 
 def learn_router(
     federation: Federation, stage: int, task: str, holders: tuple[str, ...]
 ) -> tuple[Arrays, float | None]:
-    """(router state, threshold) of a task; ({}, None) where no holder shares it.
+    """(router state, threshold) of a task; ({}, None) if no holder shares a router.
 
-    A single holder finishes both at home. Several send summaries; the server merges them and asks for
-    held-out scores under the merged routers as histograms, whose merged percentile is the threshold.
+    A single holder fits both itself. Several holders send sufficient statistics; the server merges them and
+    asks for histograms of held-out scores under the merged routers. The threshold is a percentile of the sum
+    of these histograms.
 
     Raises:
         RunError: no holder answered, and `participation.missing` is "stop".
@@ -253,9 +260,9 @@ def learn_router(
 
 
 def without_router(federation: Federation, stage: int, task: str, missing: str) -> tuple[Arrays, None]:
-    """The router of a task that no holder could describe: none, its entry is used by its name alone.
+    """({}, None), with an event: the entry gets no router and is used by its name alone.
 
-    Raises RunError where `participation.missing` is "stop". missing: what the holders could not do.
+    Raises RunError if `participation.missing` is "stop". missing: what the holders could not do.
     """
     if federation.scenario.participation.missing == "stop":
         raise RunError(f"stage {stage}: no holder of task {task!r} could {missing}")

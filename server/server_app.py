@@ -1,4 +1,4 @@
-"""The Flower ServerApp: settings in, run folder out."""
+"""The Flower ServerApp: it reads the settings, runs the scenario and writes the run folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the scenario that the settings name; any failure ends as a failed Flower run."""
+    """Run the scenario that the settings name; every failure makes the Flower run fail."""
     try:
         settings = context.run_config
         scenario = scenario_of(str(settings["scenario"]))
@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def scenario_of(setting: str) -> Scenario:
-    """A resolved scenario from its JSON, or one of the library by its name. Raises ScenarioError."""
+    """A resolved scenario from its JSON, or a scenario of the library by its name. Raises ScenarioError."""
     if setting.startswith("{"):
         return Scenario.model_validate_json(setting)
     if setting not in (known := library_names()):
@@ -43,7 +43,7 @@ def scenario_of(setting: str) -> Scenario:
 
 
 def open_folder(settings: Mapping[str, str | int | float | bool], scenario: Scenario) -> RunFolder:
-    """`out`/`run`; without a run name, the scenario's with the time."""
+    """The run folder `out`/`run`; without a run name, it is named after the scenario and the time."""
     out = Path(str(settings["out"])).expanduser()
     if not out.is_absolute():
         raise RunError(

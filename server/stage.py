@@ -1,4 +1,4 @@
-"""One stage of the stream: a state goes in, the next one comes out."""
+"""One stage of the stream: a function from one state to the next."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from server.unlearning import Held, Unlearned, held_by, unlearn
 
 @dataclass(frozen=True)
 class Stage:
-    """One learned task and what was measured after it.
+    """One learned task and the scores after it.
 
-    number: from 1. parameters: of the trained layer; 0 where nothing is learned. seconds: by part of the
-    stage. unlearned: the institutions that left before it.
+    number: from 1. parameters: number of the layer's weights; 0 without a layer. seconds: by part of the
+    stage. unlearned: the institutions that left at its start.
     """
 
     number: int
@@ -37,11 +37,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class State:
-    """All that the server knows after a stage; server.run.state keeps it on disk.
+    """Everything that the server knows after a stage; server.run.state keeps it on disk.
 
-    zero_shot: scores of the frozen backbone. held: what the bank held when the last stage ended. layer:
-    carried by methods with one for all tasks. counters: Counters.as_dict of the federation. members: as last
-    seen. seconds: spent so far. files: SHA-256 of the files that hold zero_shot and the stages.
+    zero_shot: scores of the frozen backbone. held: the bank's entries after the last stage. layer: the shared
+    layer of methods with one layer for all tasks. counters: Counters.as_dict of the federation. members: as
+    last seen. seconds: of the run so far. files: SHA-256 of the files that hold zero_shot and the stages.
     """
 
     zero_shot: StageScores
@@ -56,7 +56,7 @@ class State:
 
 
 def first_state(federation: Federation) -> State:
-    """Stage 0: an empty bank, and everybody's scores with the frozen backbone."""
+    """Stage 0: an empty bank, and all scores with the frozen backbone."""
     bank = Bank.open(federation.folder.path / "bank", create=True)
     roll_back(bank, ())
     scores = evaluate(federation, 0, bank)
@@ -64,7 +64,7 @@ def first_state(federation: Federation) -> State:
 
 
 def run_stage(federation: Federation, state: State) -> State:
-    """Who leaves is unlearned; one task is learned; everybody is measured."""
+    """Unlearn the institutions that leave, learn one task, and evaluate all institutions."""
     number = len(state.stages) + 1
     task = federation.scenario.stream[number - 1]
     clock = Clock()
@@ -93,10 +93,10 @@ def run_stage(federation: Federation, state: State) -> State:
 
 
 def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
-    """Take out of the bank what an interrupted stage put in.
+    """Remove the entries that an interrupted stage added to the bank.
 
-    Entries that an interrupted unlearning took out already may be missing: the stage that is repeated takes
-    them out again. Raises RunError when another entry is missing.
+    Entries that an interrupted unlearning removed may be missing: the repeated stage would remove them too.
+    Raises RunError if another entry is missing. held: the bank's entries after the last finished stage.
     """
     known = {item.task for item in held}
     for task in bank.tasks:
@@ -104,7 +104,7 @@ def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
             bank.remove(task)
     lost = [item.task for item in held if item.task not in bank.tasks and not item.leaves]
     if lost:
-        raise RunError(f"{bank.folder}: the entry of {lost[0]} is gone since the run stopped; start it anew")
+        raise RunError(f"{bank.folder}: the entry of {lost[0]} is missing since the run stopped; start anew")
 
 
 def memory_of(federation: Federation) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def memory_of(federation: Federation) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Learned:
-    """What the learning of one task left. layer: trained in this stage, or carried from earlier ones.
-    holders: who trained in this stage. candidate: the task if its entry is new and routed to, else ""."""
+    """The result of learning one task. layer: trained in this stage, or kept from earlier ones. holders: the
+    institutions that trained in this stage. candidate: the task if its entry is new and routed, else ""."""
 
     bank: Bank
     layer: LearnedLayer | None
@@ -128,7 +128,7 @@ class Learned:
 
 
 def learn_task(federation: Federation, state: State, number: int, task: str, clock: Clock) -> Learned:
-    """Learn the task's layer, router and threshold as the method says; its entry goes into the bank."""
+    """Learn the task's layer, router and threshold as the method says, and add its entry to the bank."""
     method, folder, bank = method_of(federation.scenario.method), federation.folder, state.bank
     if not method.learns:
         return Learned(bank, state.layer)
@@ -138,13 +138,13 @@ def learn_task(federation: Federation, state: State, number: int, task: str, clo
     if layer is None:
         folder.event(
             "refused",
-            f"stage {number} {task}: no layer came that counts; the task stays identity for the others",
+            f"stage {number} {task}: no valid layer arrived; the other institutions use the identity",
             stage=number,
             task=task,
         )
         return Learned(bank, None)
     if method.shared:
-        # Entries never change, and this one is replaced in every stage: so a bank per stage.
+        # Entries never change, but the shared layer does in every stage: therefore one bank per stage.
         bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
         bank.add(entry_of(federation, number, SHARED, layer, {}, None))
         return Learned(bank, layer, holders)
@@ -163,10 +163,10 @@ def learn_task(federation: Federation, state: State, number: int, task: str, clo
 
 
 def measure(federation: Federation, number: int, bank: Bank, candidate: str) -> StageScores:
-    """Evaluate; once more without the new entry if a canary fails it.
+    """Evaluate all institutions; if a canary fails the new entry, evaluate again without it.
 
-    Scores under an entry that is quarantined do not count; what the canaries said does. Noisy scores are not
-    asked for twice, because their budget is for one measurement a stage.
+    Scores under a quarantined entry do not count; the canaries' answers do. Institutions with noisy scores
+    are not asked twice, because their budget covers one evaluation per stage.
     """
     scores = evaluate(federation, number, bank, candidate)
     if not quarantine_by_canary(federation, bank, candidate, number, scores):
@@ -177,14 +177,14 @@ def measure(federation: Federation, number: int, bank: Bank, candidate: str) -> 
 
 
 class Clock:
-    """Seconds between laps."""
+    """Measures the seconds of each part of a stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
-        """Close the part that began at the last lap."""
+        """End the part that began at the last lap."""
         now = time.monotonic()
         self.seconds[name] = round(now - self._last, 3)
         self._last = now

@@ -1,7 +1,7 @@
-"""The stage loop: institutions learn tasks one after the other, and after each task all are measured again.
+"""The stage loop: institutions learn one task after the other; after each, all tasks are evaluated again.
 
-This is the whole protocol. What one stage does stands in server.stage; how a task is learned in
-server.learning; how everybody is measured in server.evaluation.
+This is the whole protocol. server.stage runs one stage, server.learning learns a task, and server.evaluation
+evaluates all institutions.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from server.unlearning import check_unlearning, facts_of, write_receipt
 
 
 def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
-    """Run `scenario` over the institutions behind `grid`; leaves a finished run folder.
+    """Run `scenario` with the institutions behind `grid` and complete the run folder.
 
     Raises:
-        CasamError: a RunError or ScenarioError. What is on disk stays intact; the last event says why.
+        CasamError: a RunError or ScenarioError. Files on disk stay intact; the last event states the reason.
     """
     try:
         run_stages(grid, scenario, folder)
     except Exception as error:
-        with contextlib.suppress(OSError):  # a full disk has no room for this line either
+        with contextlib.suppress(OSError):  # for example a full disk
             folder.event("failed", f"failed: {error}", error=type(error).__name__, reason=str(error))
         raise
 
 
 def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
-    """Stage 0 measures the frozen backbone; every further stage learns one task and measures all.
+    """Stage 0 evaluates the frozen backbone; every further stage learns one task and evaluates all tasks.
 
-    The state is durable after each stage: an interrupted run goes on behind its last one.
+    The state is on disk after each stage: an interrupted run resumes after its last finished stage.
     """
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
     folder.event(
@@ -69,7 +69,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
 
 
 def resume(federation: Federation, state: State) -> None:
-    """Go on with the counters, the members and the bank of an interrupted run."""
+    """Restore the counters, the members and the bank of an interrupted run."""
     folder, number = federation.folder, len(state.stages)
     federation.counters = Counters.from_dict(state.counters)
     federation.remember(state.members)
@@ -77,13 +77,13 @@ def resume(federation: Federation, state: State) -> None:
     folder.resume(state.seconds)
     folder.event(
         "resumed",
-        f"resumed behind stage {number} of {len(federation.scenario.stream)}",
+        f"resumed after stage {number} of {len(federation.scenario.stream)}",
         stage=number,
     )
 
 
 def report_forecasts(federation: Federation) -> None:
-    """One line per institution and task that is trained privately: how far the budget goes."""
+    """One event per institution and privately trained task: how many rounds the budget can pay."""
     for name, member in federation.directory.members.items():
         for task, found in member.forecasts.items():
             federation.folder.event(
@@ -98,7 +98,7 @@ def report_forecasts(federation: Federation) -> None:
 
 
 def report_stage(federation: Federation, before: State, after: State) -> None:
-    """The stage's scores as an event, and a receipt for each institution that was unlearned in it."""
+    """Report the stage's scores; write a receipt for each institution that was unlearned in it."""
     stage = after.stages[-1]
     report_scores(federation, stage.number, stage.task, stage.scores)
     earlier = before.stages[-1].scores if before.stages else before.zero_shot
@@ -107,7 +107,7 @@ def report_stage(federation: Federation, before: State, after: State) -> None:
 
 
 def report_scores(federation: Federation, number: int, what: str, scores: StageScores) -> None:
-    """One event and one line: IoU of every task seen so far."""
+    """One event and one line: the IoU of every task seen so far; at stage 0, of all tasks of the stream."""
     stream = federation.scenario.stream
     iou = {task: scores.figure("iou", task) for task in (stream[:number] if number else stream)}
     cells = (f"{task} missing" if value is None else f"{task} {value:.3f}" for task, value in iou.items())

@@ -1,11 +1,11 @@
-"""Unlearning: an institution leaves and takes with it what was learned from its images.
+"""Unlearning: an institution leaves, and the bank loses what was learned from its images.
 
-This happens at the stage that a policy names in `leaves_at` with `on_leave = "unlearn"`, before anything else
-is learned. Entries that the institution made alone are deleted. Entries that others made with it are learned
-anew by the others, from the same seeds as at first; they are dropped where the scenario's `unlearning` says
-so, or where nobody else may train. Every other institution deletes its copies and signs that it did. The bank
-then has the bytes of a run in which the institution never took part. Earlier runs, printed figures and spent
-epsilon stay what they are.
+This happens at the stage `leaves_at` of a policy with `on_leave = "unlearn"`, before the stage learns its
+task. Entries that the institution trained alone are deleted. Entries that it trained with others are learned
+again by the others, with the seeds of the first time. They are deleted instead if the scenario's `unlearning`
+is "drop", or if no other institution may train. Every other institution deletes its copies and signs this.
+The bank then has the bytes of a run in which the institution never took part. Earlier runs, published figures
+and spent epsilon do not change.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from server.run.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What the leaving of one institution changed.
+    """The changes when one institution left.
 
-    deleted: by task, the digest of the entry that is gone. retrained: by task, the digests before and after.
-    holders: by retrained task, who made the new entry. purged: by institution, its signed word.
+    deleted: by task, the digest of the deleted entry. retrained: by task, the digests before and after.
+    holders: by retrained task, the holders of the new entry. purged: by institution, its signed statement.
     """
 
     institution: str
@@ -49,10 +49,7 @@ class Unlearned:
 
 @dataclass(frozen=True)
 class Held:
-    """One entry of the bank as it stood after a stage.
-
-    leaves: whether an institution that had a part in it takes it out later.
-    """
+    """One entry of the bank after a stage. leaves: whether one of its holders will ask to unlearn it."""
 
     task: str
     digest: str
@@ -62,7 +59,7 @@ class Held:
 
 
 def held_by(bank: Bank, federation: Federation) -> tuple[Held, ...]:
-    """What the bank holds now, in its order."""
+    """The entries that the bank holds now, in its order."""
     leavers = {name for name, member in federation.members.items() if member.policy.on_leave == "unlearn"}
     return tuple(
         Held(
@@ -77,23 +74,25 @@ def held_by(bank: Bank, federation: Federation) -> tuple[Held, ...]:
 
 
 def check_unlearning(federation: Federation) -> None:
-    """Raise ScenarioError for a method that could not keep a policy's promise to unlearn."""
+    """Raise ScenarioError if a policy asks to unlearn and the method cannot."""
     if not method_of(federation.scenario.method).shared:
         return
     for name, member in federation.members.items():
         if member.policy.on_leave == "unlearn":
             raise ScenarioError(
-                f"method {federation.scenario.method!r} keeps one layer for all tasks, from which nothing "
-                f"can be taken back, and {name} asks for on_leave = 'unlearn'; choose a method with an entry "
-                "per task"
+                f"method {federation.scenario.method!r} keeps one layer for all tasks and cannot unlearn, "
+                f"but {name} asks for on_leave = 'unlearn'; choose a method with one entry per task"
             )
 
 
 def unlearn(federation: Federation, stage: int, bank: Bank, held: Sequence[Held]) -> list[Unlearned]:
-    """Take out of `bank`, in place, what the institutions made that leave at this stage.
+    """Unlearn, in `bank` itself, every institution that leaves at this stage.
 
-    held: what the bank held when the stage began; an interrupted stage may have taken out some of it already.
-    Raises RunError when nobody answers for a task that must be learned anew.
+    Args:
+        held: the entries at the start of the stage; an interrupted stage may have removed some already.
+
+    Raises:
+        RunError: no institution answers for a task that must be learned again.
     """
     found = []
     for name, member in federation.members.items():
@@ -106,7 +105,7 @@ def unlearn(federation: Federation, stage: int, bank: Bank, held: Sequence[Held]
 def unlearn_one(
     federation: Federation, stage: int, bank: Bank, leaver: str, held: Sequence[Held]
 ) -> Unlearned:
-    """One institution's leaving."""
+    """Unlearn one institution."""
     before = bank_digest({item.task: item.digest for item in held})
     deleted: dict[str, str] = {}
     retrained: dict[str, tuple[str, str]] = {}
@@ -135,8 +134,8 @@ def unlearn_one(
     found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged)
     federation.folder.event(
         "unlearned",
-        f"stage {stage}: {leaver} leaves; deleted {', '.join(deleted) or 'nothing'}, learned anew without it "
-        f"{', '.join(retrained) or 'nothing'}; {len(purged)} others purged their copies",
+        f"stage {stage}: {leaver} leaves; deleted {', '.join(deleted) or 'nothing'}, learned again without "
+        f"it {', '.join(retrained) or 'nothing'}; {len(purged)} others purged their copies",
         stage=stage,
         institution=leaver,
         deleted=list(deleted),
@@ -147,9 +146,9 @@ def unlearn_one(
 
 
 def purge(federation: Federation, stage: int, leaver: str, entries: Sequence[str]) -> dict[str, ForgetReply]:
-    """Let everybody who is present delete entries; the signed words of those who did, by institution.
+    """Let every present institution delete entries; return the signed statements by institution.
 
-    The next evaluation sends copies of the bank anew. entries: digests.
+    The next evaluation sends the bank again. entries: digests of the entries.
     """
     present = federation.present(stage)
     requests = {name: ForgetRequest(Job(name, stage), leaver, tuple(entries)) for name in present}
@@ -166,7 +165,7 @@ def purge(federation: Federation, stage: int, leaver: str, entries: Sequence[str
 def facts_of(
     unlearned: Unlearned, before: Mapping[str, float | None], after: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """What summary.json and the receipt say. before, after: IoU by task, of the stage before and of this."""
+    """The facts for summary.json and the receipt. before, after: IoU by task, before and after this stage."""
     return {
         "institution": unlearned.institution,
         "stage": unlearned.stage,
@@ -181,14 +180,14 @@ def facts_of(
 
 
 NOT_COVERED = (
-    "Copies elsewhere are attested by their holders, not proven to be gone. Out of reach are earlier runs, "
-    "figures that were published, what other institutions learned from looking at the entries, and privacy "
-    "budget that was spent."
+    "Other institutions attest that they deleted their copies; this is no proof. The unlearning does not "
+    "cover earlier runs, published figures, knowledge that other institutions gained from the entries, and "
+    "spent privacy budget."
 )
 
 
 def write_receipt(folder: RunFolder, unlearned: Unlearned, facts: Mapping[str, Any]) -> None:
-    """receipts/INSTITUTION-stage-N.json, signed with the server's key."""
+    """Write receipts/INSTITUTION-stage-N.json, signed with the server's key."""
     statement = {
         "schema": 1,
         "run": folder.path.name,
@@ -208,7 +207,7 @@ def write_receipt(folder: RunFolder, unlearned: Unlearned, facts: Mapping[str, A
 
 
 def faults_in_receipt(receipt: Mapping[str, Any], digests: Sequence[str] = ()) -> list[str]:
-    """What is wrong with a receipt, a line each. digests: of the bank that should have forgotten."""
+    """What is wrong with a receipt, one line each. digests: of the entries in the bank afterwards."""
     statement = {k: v for k, v in receipt.items() if k not in ("public_key", "signature")}
     found = []
     if not is_signed(str(receipt["public_key"]), statement, str(receipt["signature"])):

@@ -1,4 +1,4 @@
-"""Several faults of one dataset, kept together so that a person mends them in one go."""
+"""Several faults of one dataset in one error, so that a person can correct them together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class DataFaultsError(DataError):
-    """One or more faults. The text is the first one and how many follow; `faults` holds all of them."""
+    """One or more faults. The message has the first one and the number of others; `faults` holds all."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -22,12 +22,12 @@ class DataFaultsError(DataError):
 
 
 def faults_of(error: DataError) -> tuple[str, ...]:
-    """Every fault an error stands for."""
+    """All faults in an error."""
     return error.faults if isinstance(error, DataFaultsError) else (str(error),)
 
 
 def for_each(action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`action` of every item; the DataErrors of all items are raised together as DataFaultsError."""
+    """Call `action` with every item; all DataErrors are raised together as one DataFaultsError."""
     results: list[Result] = []
     faults: list[str] = []
     for item in items:

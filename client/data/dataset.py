@@ -1,4 +1,4 @@
-"""What every reader gives: a list of samples and a way to load one."""
+"""The interface of all readers: a list of samples, and a method that loads one of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Sample:
     """One image of a dataset.
 
     id: stable, unique within the dataset (a file's stem, a phantom's number).
-    group: patient, slide or sequence this image belongs to; None where unknown. Images of one group
-        never stand on both sides of a split.
-    part: which of the dataset's own lists names this image; None where the dataset leaves the split to
-        the scenario. A dataset marks all of its samples or none.
+    group: patient, slide or sequence this image belongs to; None if unknown. A split never divides the
+        images of one group.
+    part: the dataset's own list that contains this image; None if the dataset leaves the split to the
+        scenario. A dataset marks all of its samples or none.
     """
 
     id: str
@@ -46,13 +46,13 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Described(Protocol):
-    """What a reader of files can say beyond pixels; asked by `casam data check` only."""
+    """Further facts from a reader of files; only `casam data check` uses them."""
 
     empty: int
-    """Images or slices left out because they hold no label."""
+    """Number of excluded images or slices, which hold no label."""
 
     warnings: tuple[str, ...]
-    """What a person should know before sharing these files, one line each."""
+    """Facts that a person should know before sharing these files, one line each."""
 
     def bits(self, sample: Sample) -> int:
         """Bits per value as the image is stored: 8, 16, 32 or 64. Raises DataError."""

@@ -1,4 +1,4 @@
-"""From stored mask values to instances 1..n."""
+"""Conversion of stored mask values to instances 1..n."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def number(values_HW: NDArray[Any], meaning: Meaning) -> NDArray[np.int32]:
 
 
 def paint(masks_HW: Sequence[NDArray[np.bool_]]) -> tuple[NDArray[np.int32], list[int]]:
-    """One label map of masks that may overlap, and the indices of masks that ended without a pixel.
+    """One label map of masks that may overlap, and the indices of masks without a visible pixel.
 
-    Mask i becomes label i + 1. Larger masks are painted first, so that of overlapping ones the smaller
-    stays whole: a lumen inside a gland keeps its pixels. At least one mask; all of one size.
+    Mask i becomes label i + 1. Larger masks are painted first, so that smaller ones stay whole: a lumen
+    inside a gland keeps its pixels. At least one mask; all have the same size.
     """
     labels_HW = np.zeros(masks_HW[0].shape, np.int32)
     for index in sorted(range(len(masks_HW)), key=lambda i: -int(masks_HW[i].sum())):
@@ -41,7 +41,7 @@ def paint(masks_HW: Sequence[NDArray[np.bool_]]) -> tuple[NDArray[np.int32], lis
 def fill_polygon(xy_K2: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
     """mask_HW of `size` (height, width): pixels whose centre lies inside.
 
-    xy_K2 in pixels, counted from a pixel's corner as annotation tools do; scikit-image counts from its
+    xy_K2: in pixels. The origin is a pixel's corner, as in annotation tools; in scikit-image it is the
     centre.
     """
     mask_HW = np.zeros(size, np.bool_)

@@ -1,4 +1,4 @@
-"""Folders of files: which belong together, and which must not be passed over in silence."""
+"""Folders of files: which files belong together, and which must not be ignored silently."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def require_folder(path: Path, content: str) -> None:
 def paired_files(path: Path, suffixes: frozenset[str], names: str) -> dict[str, tuple[Path, Path]]:
     """(image, mask) by stem: files with the same stem in `path`/images and `path`/masks, sorted.
 
-    suffixes: endings that are read, in lower case. names: the same for people, e.g. "PNG, JPEG or
-    TIFF". Hidden files and endings that no image has (README, .txt, .json) are passed over. Raises
-    DataError, for missing partners in both folders at once.
+    suffixes: file endings to read, in lower case. names: the same for messages, e.g. "PNG, JPEG or TIFF".
+    Hidden files and files that are no images (README, .txt, .json) are ignored. Raises DataError; one error
+    lists the missing partners in both folders.
     """
     require_folder(path, "images/ and masks/")
     images = files_by_stem(path / "images", suffixes, names)
@@ -85,7 +85,7 @@ def visible_entries(folder: Path) -> list[Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder; DataError if that cannot be seen."""
+    """Whether `path` is a folder. Raises DataError if the path cannot be read."""
     try:
         return path.is_dir()
     except OSError as fault:
@@ -119,10 +119,10 @@ def groups_of(path: Path, stems: list[str], pattern: str | None) -> list[str | N
 
 
 def inside(folder: Path, written: object, source: str) -> Path:
-    """The file `written` below `folder`; DataError if it is no relative path that stays inside.
+    """The file `written` below `folder`. Raises DataError unless it is a relative path inside the folder.
 
-    source: what names the file, for the message. A list file comes with the data and must not reach
-    other files of the site.
+    source: the file that contains the path, for the message. A list file comes with the data and must not
+    give access to other files of the site.
     """
     if not isinstance(written, str) or not written:
         raise DataError(f"{source}: expected a file name, found {written!r}; correct the entry")
@@ -152,7 +152,7 @@ def _stem(entry: Path, suffixes: frozenset[str]) -> str | None:
 
 
 def _format(entry: Path) -> str:
-    """The ending in lower case; the one before .gz for packed files."""
+    """The file ending in lower case; for .gz files, the ending before .gz."""
     return Path(entry.name.lower().removesuffix(".gz")).suffix
 
 

@@ -1,4 +1,4 @@
-"""From a scenario's data table to a dataset."""
+"""Opening the dataset that a scenario's data table describes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ Opener = Callable[[DataSpec, Path | None, int, str], Dataset]
 def open_dataset(spec: DataSpec, *, data_root: Path | None, seed: int, institution: str) -> Dataset:
     """The dataset `spec` describes, as `institution` holds it.
 
-    data_root: folder of this site that relative paths start from. seed: the run's seed (phantoms only).
-    Raises DataError if the data are not there or not laid out as expected. Images are not yet read;
-    masks of volumes are, because only they say which slices are labelled.
+    Images are not read yet. Masks of volumes are read, because they show which slices are labelled.
+
+    Args:
+        data_root: folder of this site from which relative paths start.
+        seed: the run's seed (phantoms only).
+
+    Raises:
+        DataError: the data are missing or have another layout.
     """
     return READERS[spec.reader](spec, data_root, seed, institution)
 
@@ -122,4 +127,4 @@ READERS: dict[str, Opener] = {
     "tiff_stack": _open_tiff_stack,
     "med_datasets": _open_med_datasets,
 }
-"""Every reader a scenario may name. Readers of rarer formats are imported when they are asked for."""
+"""All readers, by their name in a scenario. Readers of less common formats are imported when needed."""

@@ -1,11 +1,11 @@
 """Pixels of one file: PNG, JPEG and TIFF, read strictly.
 
 A file is either read exactly as it was stored or refused with a DataError; nothing is guessed, filled
-or turned. Pillow decodes PNG, JPEG and 8-bit TIFF, tifffile TIFF with more than 8 bits.
+or rotated. Pillow decodes PNG, JPEG and 8-bit TIFF; tifffile decodes TIFF with more than 8 bits.
 
-Orientation tags are refused, not applied: a mask carries no tag of its own, and whether it was drawn
-on the stored or on the turned pixels cannot be seen from the files. For half turns and mirrors even the
-sizes agree, so a wrong guess would train on shifted labels in silence.
+Orientation tags are refused, not applied. A mask has no such tag, and the files do not show whether it was
+drawn on the stored or on the rotated pixels. After half turns and mirrors even the sizes agree, so a wrong
+guess would silently train on wrong labels.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_mask(path: Path) -> NDArray[Any]:
-    """The label map at `path` as stored, shape (height, width), an integer type, no value below 0.
+    """The label map at `path` as stored: (height, width), an integer type, no value below 0.
 
-    Palette files give their indices. RGB(A) files are read if their three channels are equal. Float
-    files are read if every value is a whole number. Raises DataError; lossy files are refused because
-    compression invents labels along every edge.
+    Palette files give their indices. RGB(A) files are read if their three channels are equal, float files
+    if every value is a whole number. Raises DataError, also for lossy files: lossy compression creates false
+    labels along edges.
     """
     values, inverted = _decode(path, as_mask=True)
     if inverted:
@@ -90,7 +90,7 @@ def read_mask(path: Path) -> NDArray[Any]:
 
 
 def stored_bits(path: Path) -> int:
-    """Bits per value as `path` stores them, 8 (or fewer), 16, 32 or 64; from the header. Raises DataError."""
+    """Bits per value in the file `path`, from its header: 8 (or fewer), 16, 32 or 64. Raises DataError."""
     try:
         with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as file:
             if isinstance(file, PngImagePlugin.PngImageFile):
@@ -119,7 +119,7 @@ def _scale(stored: NDArray[Any], path: Path) -> NDArray[np.uint8]:
 
 def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
     """Stored values, (height, width) or (height, width, channels), and whether 0 means white."""
-    # A process-wide switch that other libraries turn on; it fills what is missing with gray.
+    # Other libraries turn on this process-wide switch, which fills missing pixels with gray.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         data = path.read_bytes()
@@ -139,7 +139,7 @@ def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
     except Image.DecompressionBombError as fault:
         raise _too_large(path, one_line(fault)) from fault
     except Exception as fault:
-        # Decoders meet broken bytes with a dozen kinds of exception; none of them is a defect here.
+        # Decoders raise many kinds of exceptions for damaged files; none of them is a defect of this code.
         raise DataError(
             f"{path}: expected a complete PNG, JPEG or TIFF, found a file that cannot be decoded "
             f"({one_line(fault)}); export or copy it again"
@@ -147,7 +147,7 @@ def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
 
 
 def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> None:
-    # MPO is a JPEG with further pictures behind the first, as phones write it.
+    # MPO is a JPEG with several pictures, which phones write.
     if as_mask and file.format in ("JPEG", "MPO"):
         raise DataError(
             f"{path}: expected a lossless mask, found JPEG, which blurs labels; export it as PNG or TIFF"
@@ -161,8 +161,8 @@ def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> No
 
 
 def _verify_png(data: bytes) -> None:
-    """Compare the checksum of every chunk, which decoding alone does not."""
-    # verify() leaves its file unusable, and looking for EXIF decodes a PNG: hence a copy, and first.
+    """Check the checksum of every chunk; decoding alone does not check all."""
+    # verify() makes its file object unusable, and reading EXIF decodes a PNG: so this comes first, on a copy.
     with Image.open(io.BytesIO(data), formats=("PNG",)) as copy:
         copy.verify()
 
@@ -177,8 +177,8 @@ def _decode_png(data: bytes, file: ImageFile.ImageFile, *, as_mask: bool) -> NDA
 def _decode_png_16_bit_colour(data: bytes) -> NDArray[Any]:
     """Both bytes of every sample, (height, width, 2, 3 or 4) uint16.
 
-    Of 16-bit colour Pillow keeps one byte per sample: the upper one, or, told that the file has the
-    other byte order, the lower one. Gray with alpha has four bytes per pixel and passes for RGBA.
+    Pillow keeps one byte per sample of 16-bit colour: the upper one, or with the other byte order the lower
+    one. Gray with alpha has four bytes per pixel and is therefore decoded as RGBA.
     """
     colour_type = data[25]
     if colour_type == 4:
@@ -214,7 +214,7 @@ def _decode_tiff(
                 f"(or the channels together as RGB) as a file of its own"
             )
         page = tiff.pages.first
-        # Pillow's header check knows nothing of samples per pixel or depth.
+        # Pillow's header check ignores samples per pixel and depth.
         if page.size > MAX_PIXELS * 4:
             raise _too_large(path, f"an array of shape {page.shape}")
         compression = getattr(page.compression, "name", str(page.compression))
@@ -222,14 +222,14 @@ def _decode_tiff(
             raise DataError(
                 f"{path}: expected a lossless mask, found {compression} compression; export it without"
             )
-        # tifffile fills absent strips with zeros; a cut file must not pass for a dark one.
+        # tifffile fills missing strips with zeros; an incomplete file must not look like a dark image.
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             if count == 0 or offset + count > len(data):
                 raise ValueError("the file ends before its pixels do")
         photometric = getattr(page.photometric, "name", str(page.photometric))
         inverted = photometric == "MINISWHITE"
         if page.dtype in (np.dtype(bool), np.dtype(np.uint8)):
-            # Pillow turns inverted 8-bit scales round by itself; for masks that hides what was stored.
+            # Pillow reverses inverted 8-bit scales by itself; for masks the stored values are needed.
             return _pillow_values(file, as_mask=as_mask), inverted and as_mask
         if photometric not in ("MINISBLACK", "MINISWHITE", "RGB"):
             raise ValueError(f"colour space {photometric} with {page.bitspersample} bits is not read")
@@ -268,15 +268,15 @@ def _too_large(path: Path, found: str) -> DataError:
 
 
 def one_line(fault: BaseException) -> str:
-    """An exception's text, short enough for the parentheses of a message."""
+    """An exception's text in one line, short enough for a message."""
     return " ".join(str(fault).split())[:160] or type(fault).__name__
 
 
 # --- From stored intensities (Hounsfield units, 16-bit counts, floats) to the 8 bits that SAM sees ---------
 
 PERCENTILES = (0.5, 99.5)
-"""Of a volume without a window: what lies outside becomes black or white. A few hot voxels (metal,
-vessels) would otherwise press all tissue into a few grays."""
+"""Gray range of a volume without a window: values outside become black or white. Otherwise a few very bright
+voxels (metal, vessels) would leave only a few grays for all tissue."""
 
 
 def window_range(window: list[float]) -> tuple[float, float]:

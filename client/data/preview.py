@@ -1,4 +1,4 @@
-"""Images with the outlines of their labels, drawn into a folder only its owner can open."""
+"""Images with the outlines of their labels, drawn into a folder that only its owner can open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from casam_core.errors import DataError
 from client.data.dataset import Dataset, LoadedSample, Sample
 
 PRIVATE = 0o700
-"""Pictures of patients: the owner alone may read, write and enter."""
+"""Mode of folders with pictures of patients: only the owner may read, write and enter."""
 
 _COLOURS = np.array(
     [[230, 60, 60], [60, 200, 90], [70, 130, 255], [250, 200, 40], [220, 90, 230], [40, 210, 220]], np.uint8
@@ -33,7 +33,7 @@ def draw_previews(
 ) -> list[Path]:
     """Write `count` overlays, spread evenly over the ids, as PNG; returns the files.
 
-    folder: made with mode 0700, or there already with no rights for others. Raises DataError.
+    folder: created with mode 0700; an existing one must give no rights to others. Raises DataError.
     """
     samples = spread(dataset.samples, count)
     private_folder(folder)
@@ -50,7 +50,8 @@ def draw_previews(
 def overlay_of(loaded: LoadedSample) -> NDArray[np.uint8]:
     """The image, (height, width, 3) uint8, with each instance's outline inside its border.
 
-    The outline is one pixel wide, wider from 1000 pixels a side on. Neighbouring numbers differ in colour.
+    The outline is one pixel wide, and wider in images of 1000 pixels or more. Consecutive labels differ in
+    colour.
     """
     labels_HW = loaded.labels_HW
     edges_HW = outlines(labels_HW)
@@ -60,7 +61,7 @@ def overlay_of(loaded: LoadedSample) -> NDArray[np.uint8]:
 
 
 def outlines(labels_HW: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Where each label's outline lies, inside its border."""
+    """The pixels of each label's outline, inside its border."""
     edges_HW: NDArray[np.bool_] = find_boundaries(labels_HW, mode="inner")
     width = max(labels_HW.shape) // 500
     if width > 1:
@@ -69,7 +70,7 @@ def outlines(labels_HW: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def private_folder(folder: Path) -> None:
-    """Make `folder` with mode 0700. Raises DataError for one that others may open."""
+    """Create `folder` with mode 0700. Raises DataError if it exists and others may open it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
         folder.mkdir(mode=PRIVATE, exist_ok=True)
@@ -86,6 +87,6 @@ def private_folder(folder: Path) -> None:
 
 
 def spread(samples: tuple[Sample, ...], count: int) -> list[Sample]:
-    """At most `count` of them, evenly over their order."""
+    """At most `count` samples, evenly spread over their order."""
     places = np.linspace(0, len(samples) - 1, min(count, len(samples)))
     return [samples[int(place)] for place in places]

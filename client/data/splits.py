@@ -37,19 +37,24 @@ class Split:
 def split_samples(
     samples: tuple[Sample, ...], spec: SplitSpec, limit: LimitSpec, *, seed: int, scope: str
 ) -> Split:
-    """Divide `samples` by the shares of `spec`, then cap each part by `limit`.
+    """Divide `samples` by the shares of `spec`, then limit each part by `limit`.
 
-    Groups stay whole; a sample without one is its own. Shares count images and are met as closely as
-    whole groups allow. With `spec.sequence` the order of the ids is kept (numbers in them compare as
-    numbers: frame2 before frame10) and cut into train, validation and test; a group takes the place of
-    its first image. Otherwise groups are drawn at random.
+    Groups stay whole; a sample without a group is a group of its own. Shares count images and are met as
+    closely as whole groups allow. With `spec.sequence`, the samples in the order of their ids are cut into
+    train, validation and test (numbers in ids compare as numbers: frame2 before frame10); a group has the
+    place of its first image. Otherwise groups are drawn at random.
 
-    seed, scope: the run's seed and a name for this dataset, e.g. "site-a/nuclei"; they alone decide the
-    draw, not the order of `samples`. Capping one part moves no other, and a lower cap keeps a subset of
-    what a higher one keeps. Raises DataError if there are fewer than three groups.
+    If the dataset itself names its test images (`Sample.part`), exactly these are the test part; `spec.val`
+    is then the validation share of the training images, and `spec.test` is not used.
 
-    Where the dataset itself names its test images (`Sample.part`), exactly these are the test part;
-    `spec.val` is then the share of the training images that validates, and `spec.test` is not used.
+    The limit of one part does not change the others, and a lower limit keeps a subset of a higher one.
+
+    Args:
+        seed, scope: the run's seed and a name of this dataset, e.g. "site-a/nuclei"; the random draw depends
+            on them only, not on the order of `samples`.
+
+    Raises:
+        DataError: there are fewer than three groups.
     """
     if any(sample.part is not None for sample in samples):
         parts = _around_fixed_test(samples, spec, seed, scope)
@@ -74,7 +79,7 @@ def _three_parts(samples: tuple[Sample, ...], spec: SplitSpec, seed: int, scope:
 def _around_fixed_test(
     samples: tuple[Sample, ...], spec: SplitSpec, seed: int, scope: str
 ) -> list[list[Unit]]:
-    """The dataset's own test part; validation is carved from its training part, in whole groups."""
+    """The dataset's own test part; its training part is divided into training and validation by groups."""
     unmarked = sum(sample.part is None for sample in samples)
     if unmarked:
         raise DataError(
@@ -128,7 +133,7 @@ def _with_numbers(text: str) -> list[tuple[int, str]]:
 
 
 def _cut(units: list[Unit], spec: SplitSpec) -> list[list[Unit]]:
-    """Three contiguous ranges; each border is the one nearest to the share, leaving every part a unit."""
+    """Three contiguous ranges, cut as near to the shares as possible; every part gets at least one unit."""
     images = np.cumsum([len(unit) for unit in units])
     wanted_train = images[-1] * (1 - spec.val - spec.test)
     wanted_before_test = images[-1] * (1 - spec.test)
@@ -138,14 +143,14 @@ def _cut(units: list[Unit], spec: SplitSpec) -> list[list[Unit]]:
 
 
 def _nearest(images: np.ndarray[tuple[int], np.dtype[np.int_]], wanted: float, *, low: int, high: int) -> int:
-    """How many units, between low and high, hold a number of images nearest to `wanted`."""
+    """The number of units, between low and high, whose images together are nearest to `wanted`."""
     return min(range(low, high + 1), key=lambda count: abs(float(images[count - 1]) - wanted))
 
 
 def _draw(units: list[Unit], shares: dict[str, float]) -> list[list[Unit]]:
-    """Fill test, then validation, with the units that bring them nearer to their share; train the rest.
+    """Put each unit into test or validation if this brings the part nearer to its share, else into training.
 
-    shares: of the parts wanted, in the order of PARTS, as is the result.
+    shares: by part, in the order of PARTS; the result has the same order.
     """
     total = sum(map(len, units))
     wanted = {name: total * share for name, share in shares.items()}
@@ -166,7 +171,7 @@ def _draw(units: list[Unit], shares: dict[str, float]) -> list[list[Unit]]:
 
 
 def _spare_unit(parts: dict[str, list[Unit]], wanted: dict[str, float], size: float) -> Unit:
-    """Take from the part most above its share, of those with two units or more, the unit nearest `size`."""
+    """Remove and return the unit nearest to `size` from the part that exceeds its share most."""
     donors = [name for name in parts if len(parts[name]) > 1]
     donor = parts[max(donors, key=lambda name: _images(parts[name]) - wanted[name])]
     best = min(range(len(donor)), key=lambda i: abs(len(donor[i]) - size))

@@ -22,13 +22,13 @@ from client.data.open import open_dataset
 from client.data.splits import Split, split_samples
 
 RECENT_IMAGES = 32
-"""Decoding a file again at every training step costs more than keeping a few, of all institutions that a
-process hosts together: at most some 100 MB."""
+"""Number of decoded images that a process keeps for all its institutions, at most about 100 MB. Decoding a
+file again at every training step costs more."""
 
 
 @dataclass(eq=False)
 class TaskData:
-    """Images are loaded when they are needed; the names of their embeddings stay in memory."""
+    """One task's images here. Images are loaded when needed; the names of their embeddings stay in memory."""
 
     dataset: Dataset
     split: Split
@@ -45,7 +45,7 @@ class TaskData:
         return Holding(len(self.split.train), len(self.split.val), len(self.split.test))
 
     def embedding(self, sample: Sample, backbone: Backbone) -> tuple[str, Tensor]:
-        """(key, z_CHW) of one image; encoded only if the store lacks it or its file is torn."""
+        """(key, z_CHW) of one image; it is encoded only if the store has no intact file of it."""
         known = self._keys.get(sample.id)
         if known is not None:
             with contextlib.suppress(KeyError):
@@ -55,7 +55,7 @@ class TaskData:
         return key, z_CHW
 
     def key(self, sample: Sample, backbone: Backbone) -> str:
-        """The name of one image's embedding, which is in the store when this returns."""
+        """The name of one image's embedding, which is in the store when this function returns."""
         known = self._keys.get(sample.id)
         if known is not None and known in self.store:
             return known
@@ -64,25 +64,25 @@ class TaskData:
     def encode(
         self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]
     ) -> None:
-        """Make sure that all `samples` have their embedding."""
+        """Make sure that the store has the embeddings of all `samples`."""
         for done, sample in enumerate(samples, 1):
             self.key(sample, backbone)
             progress(done, len(samples))
 
     def seen(self, sample: Sample, backbone: Backbone, pixels: bool) -> Tensor:
-        """What a layer sees of one image: z_CHW, or the preprocessed pixels x_3SS."""
+        """A layer's input for one image: z_CHW, or the preprocessed pixels x_3SS if `pixels`."""
         if pixels:
             return backbone.preprocess(self.load(sample).image_HW3)
         return self.embedding(sample, backbone)[1]
 
     def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
-        """f_NF: what the router sees of `samples`."""
+        """f_NF: the router's features of `samples`."""
         return torch.stack([pool(self.embedding(sample, backbone)[1], kind) for sample in samples])
 
 
 @dataclass(frozen=True)
 class StoredExamples:
-    """Training images of one or several tasks, each read from disk when it is asked for.
+    """Training images of one or several tasks; each is read from disk when it is needed.
 
     pixels: the layer sees pixels, not embeddings (`AlignmentLayer.sees_pixels`).
     """
@@ -101,7 +101,7 @@ class StoredExamples:
 
 @lru_cache(RECENT_IMAGES)
 def recent(data: TaskData, sample: Sample) -> LoadedSample:
-    """From memory when it was one of the last."""
+    """Load one image; the last RECENT_IMAGES stay in memory."""
     return data.dataset.load(sample)
 
 

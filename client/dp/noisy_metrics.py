@@ -33,11 +33,7 @@ def evaluate_privately(
 ) -> EvaluateReply:
     """Noisy results of every task held here; the budget pays once per stage.
 
-    Args:
-        canary: the answer of client/evaluation/canary.py.
-
-    Raises:
-        RefusalError: budget-spent or delta-too-large.
+    canary: the answer of client/evaluation/canary.py. Raises RefusalError (budget-spent, delta-too-large).
     """
     scenario, policy = institution.scenario, institution.site.policy
     noise_multiplier = metrics_noise(scenario, policy)

@@ -35,9 +35,6 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
     It gives no answer if it holds too few images of older tasks, if its policy or budget does not allow an
     answer, or if the scenario evaluates on the validation images (evaluation.split): these would then be
     used twice.
-
-    Args:
-        known: the received bank with the candidate, and the institution's own entries.
     """
     scenario, policy = institution.scenario, institution.site.policy
     share = scenario.admission.canary_share
@@ -104,12 +101,8 @@ def noisy_canary(
     One unit changes a count by at most its number of images. With few images the noise hides every wrong
     claim; the canary then passes without evidence.
 
-    Args:
-        images: number of validation images by older task.
-        share: the share of a task's images that a candidate may claim (admission.canary_share).
-
-    Raises:
-        RefusalError: budget-spent or delta-too-large.
+    images: validation images by older task. share: of a task's images that a candidate may claim. Raises
+    RefusalError (budget-spent, delta-too-large).
     """
     noise_multiplier = metrics_noise(institution.scenario, institution.site.policy)
     units = {task: units_held(institution, task, "val") for task in images}

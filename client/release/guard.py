@@ -25,14 +25,9 @@ class NotAllowedError(RefusalError):
 
 
 def check(kind: str, payload: Payload, institution: Institution | None, job: Job | None) -> None:
-    """Check one answer against the declaration of its kind.
+    """Raise NotAllowedError if the answer holds a field or value that its kind does not declare.
 
-    Args:
-        kind: Flower's message type, such as "train.align".
-        institution, job: the sender and the job it answers; None for an identify reply.
-
-    Raises:
-        NotAllowedError: the answer holds a field or value that is not declared; the message names it.
+    kind: Flower's message type, such as "train.align". institution, job: None for an identify reply.
     """
     try:
         if kind == IdentifyReply.kind:
@@ -64,12 +59,9 @@ def sender_of(institution: Institution, job: Job) -> Sender:
 
 
 def check_paid_for(kind: str, payload: Payload, institution: Institution) -> None:
-    """Where the policy asks for noise, allow only a stored private release (client/dp/paid_release.py).
+    """If the policy asks for noise, raise AnswerError for anything but a stored private release.
 
     Routers and thresholds are not compared: they are computed from a stored release and contain its noise.
-
-    Raises:
-        AnswerError: the answer is not a stored private release.
     """
     policy = institution.site.policy
     noisy = {AlignReply.kind: policy.adapter.noise == "dp", EvaluateReply.kind: policy.metrics == "noisy"}

@@ -64,11 +64,8 @@ class Ledger(LockedLog[Spend]):
     def reserve(self, spend: Spend, allow: Callable[[Sequence[Spend]], None]) -> None:
         """Add a line; it is on disk when this function returns.
 
-        Args:
-            allow: gets all lines so far while the file is locked; an exception from it prevents the new line.
-
-        Raises:
-            PolicyError: the file is not a ledger.
+        allow: gets all lines so far while the file is locked; an exception from it prevents the new line.
+        Raises PolicyError if the file is not a ledger.
         """
 
         def make(spends: Sequence[Spend]) -> tuple[Spend, str]:
@@ -137,18 +134,7 @@ def reserve(site: Site, spend: Spend, units: int) -> None:
 def check_budget(
     before: Sequence[Spend], spend: Spend, budget: BudgetPolicy, epsilon: float, ledger: Path
 ) -> None:
-    """Raise if the next spend exceeds the budget, or if costs of different units would be added.
-
-    Args:
-        before: the spends on the same images so far.
-        spend: the next one.
-        epsilon: the budget's limit for the spend's split.
-        ledger: path of the ledger, for the message.
-
-    Raises:
-        RefusalError: budget-spent.
-        PolicyError: earlier spends protect another unit.
-    """
+    """Raise RefusalError if `spend` after `before` exceeds `epsilon`, PolicyError if their units differ."""
     if any(s.unit != spend.unit for s in before):
         raise PolicyError(
             f"{ledger}: {spend.task} was released per {before[0].unit} before, budget.unit is now "

@@ -163,14 +163,9 @@ def share(institution: Institution, request: SecureRequest, most_images: float) 
 def check_exchange(
     institution: Institution, request: SecureRequest, protocol: ConfigRecord, memory: ConfigRecord
 ) -> None:
-    """Check one exchange against the policy and the rules of the sum, before any work is done for it.
+    """Raise RefusalError unless the policy and the rules of the sum allow this exchange.
 
-    Args:
-        protocol: the content of Flower's message.
-        memory: the node's state of this sum; empty before the first exchange.
-
-    Raises:
-        RefusalError: cohort-too-small, sum-not-possible, or a refusal of the open question.
+    protocol: the content of Flower's message. memory: the node's state of this sum; empty at the start.
     """
     if request.summed not in CHECKS or protocol.get(Key.STAGE) != request.step:
         raise RefusalError(

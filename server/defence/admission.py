@@ -1,7 +1,7 @@
-"""What is looked at before something that came counts: the answer alone, beside its peers, then the entry.
+"""Admission: checks of each answer alone, of layers against their peers, and of each new entry.
 
-The list of what an answer may hold is the one that the institution's own guard reads; a hostile site has no
-guard. What passes here can still be wrong: docs/reliability.md says what gets through.
+The server checks an answer against the same declarations as the institution's own guard, because a hostile
+site has no guard. An admitted answer can still be wrong: docs/reliability.md lists attacks that pass.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ K = TypeVar("K")
 def check_answer(
     scenario: Scenario, member: Member, kind: str, asked: Payload, payload: Payload, size: int
 ) -> None:
-    """Raise AnswerError for a result of another form, size or range than an honest site's guard lets out, or
-    that does not answer what was asked."""
+    """Raise AnswerError for a result of another form, size or range than an honest site's guard allows, or if
+    it does not answer the request. asked: the request. size: bytes of the serialised answer."""
     most = int(scenario.admission.megabytes * 1e6)
     if size > most:
         raise AnswerError(f"{size} bytes: expected at most {most} (admission.megabytes)")
@@ -57,30 +57,35 @@ def check_answer(
 
 
 def check_exchange(payload: Payload) -> None:
-    """One exchange of a secure sum can be read; what is in it the workflow looks at."""
+    """Raise AnswerError unless the exchange of a secure sum can be read; the workflow checks its content."""
     try:
         unpacked(SecureReply.of(payload).protocol)
-    except Exception as error:  # what reading other bytes raises is open-ended
-        raise AnswerError("train: no exchange of a secure sum") from error
+    except Exception as error:  # reading unknown bytes can raise any exception
+        raise AnswerError("train: not an exchange of a secure sum") from error
 
 
 def check_description(sender: Sender, asked: RouterRequest, reply: RouterReply) -> None:
-    """A finished router with its threshold where the task is held alone, else all statistics."""
+    """Raise AnswerError unless the reply holds what was asked: a fitted router with its threshold if the task
+    has one holder, else the statistics of all folds."""
     finished, statistics = router_forms(sender)
     (finished if asked.alone else statistics).check("router", reply.router)
     if not reply.answers(asked, sender.scenario.router.folds):
-        raise AnswerError("router: expected a threshold where the task is held alone, else all folds")
+        raise AnswerError("router: expected a threshold if the task has one holder, else all folds")
 
 
 ENOUGH = 3
-"""So many holders of a round judge each other; of two nobody can say which is odd."""
+"""Minimum number of holders in a round whose layers are compared with each other. With two layers, it is open
+which one is the outlier."""
 
 
 def too_far(distances: Mapping[K, float], peers: Iterable[float], factor: float | None) -> dict[K, str]:
-    """Whose layer moved much farther than its peers, and how far: {key of `distances`: reason}.
+    """The layers that moved much farther than their peers: {key of `distances`: reason}.
 
-    distances: of this round. peers: of other tasks' layers of the same form, which count
-    where fewer than ENOUGH holders answer. It takes two at least to judge a third.
+    Args:
+        distances: from start to trained layer, in this round.
+        peers: distances of other tasks' layers of the same form, used if fewer than ENOUGH holders answer; at
+            least two are needed.
+        factor: the largest allowed ratio to the median; None: no limit.
     """
     if factor is None:
         return {}
@@ -96,7 +101,7 @@ def too_far(distances: Mapping[K, float], peers: Iterable[float], factor: float 
 
 
 def first_layer(scenario: Scenario, task: str) -> Layer | None:
-    """What every holder starts from; None where that is a part of SAM, which is not at hand here."""
+    """The initial layer of every holder; None if it is a part of SAM, which the server does not load."""
     spec, channels = alignment_of(scenario, task), channels_of(scenario.backbone.name)
     if layer_spec(spec, channels, None).open:
         return None
@@ -104,14 +109,14 @@ def first_layer(scenario: Scenario, task: str) -> Layer | None:
 
 
 def distance(layer: Layer, start: Layer) -> float:
-    """Euclidean, over all weights together."""
+    """Euclidean distance over all weights together."""
     return float(
         np.sqrt(sum(np.square(layer[name].astype(np.float64) - start[name]).sum() for name in start))
     )
 
 
 def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
-    """How far the layers of other tasks moved that have the task's form."""
+    """Distances from start to trained layer, for other tasks in the bank whose layers have the same form."""
     spec = alignment_of(scenario, task)
     found = []
     for entry in bank:
@@ -125,7 +130,7 @@ def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
 
 
 def fault_of(entry: Entry, bank: Bank) -> str | None:
-    """What speaks against an entry before anybody sees it: it is a copy of another holder's."""
+    """Why an entry must be quarantined at once: it copies an entry of other holders. None if it does not."""
     for other in bank:
         if other.provenance.holders == entry.provenance.holders:
             continue

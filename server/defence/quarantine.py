@@ -1,7 +1,7 @@
-"""Entries that are held back: kept and shown, but in no bank until somebody admits them by hand.
+"""The quarantine: entries that are kept and reported, but in no bank until a person admits them.
 
-quarantine/manifest.json            per held-back entry: task, stage, why, and what became of it
-quarantine/entries/<sha256>.entry   the entry, as it would stand in the bank
+quarantine/manifest.json            per quarantined entry: task, stage, reasons, whether it was admitted
+quarantine/entries/<sha256>.entry   the entry, as it would be in the bank
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from server.run.run_folder import RunFolder, append_event
 
 @dataclass(frozen=True)
 class HeldBack:
-    """One entry. entry: its digest. reasons: one line each. admitted: by hand, since then in the bank."""
+    """One quarantined entry. entry: its digest. reasons: one line each. admitted: later, by a person."""
 
     task: str
     stage: int
@@ -33,13 +33,13 @@ class HeldBack:
 
 
 class Quarantine:
-    """A run's entries that were held back, in `folder`."""
+    """A run's quarantined entries, in `folder`."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "quarantine"
 
     def held_back(self) -> list[HeldBack]:
-        """All that ever were, in the order of their stages. Raises BankError for a damaged manifest."""
+        """All entries that were ever quarantined, by stage. Raises BankError for a damaged manifest."""
         manifest = self.folder / "manifest.json"
         if not manifest.exists():
             return []
@@ -52,7 +52,7 @@ class Quarantine:
             ) from error
 
     def keep(self, entry: Entry, stage: int, reasons: tuple[str, ...]) -> str:
-        """Keep an entry here; a stage that is done anew replaces what it held back. Returns its digest."""
+        """Keep an entry here and return its digest. A repeated stage replaces its earlier entry."""
         data = entry.to_bytes()
         digest = digest_of(data)
         self.drop((entry.task,))
@@ -62,7 +62,7 @@ class Quarantine:
         return digest
 
     def drop(self, tasks: Collection[str]) -> list[str]:
-        """Delete what is held back of these tasks; the digests of the entries that are gone."""
+        """Delete the quarantined entries of these tasks; return their digests."""
         items = self.held_back()
         gone = [item for item in items if item.task in tasks]
         if gone:
@@ -83,7 +83,7 @@ class Quarantine:
         return data
 
     def admit(self, task: str, bank: Bank) -> HeldBack:
-        """Add the task's entry to `bank` after all. Raises BankError when none is held back."""
+        """Add the task's quarantined entry to `bank`. Raises BankError if there is none."""
         items = self.held_back()
         found = [item for item in items if item.task == task and not item.admitted]
         if not found:
@@ -103,13 +103,13 @@ class Quarantine:
 
 
 def admit(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
-    """Add a new entry to the bank, or hold it back where something speaks against it at first sight."""
+    """Add a new entry to the bank, or quarantine it if it is a copy. Returns whether it was added."""
     fault = fault_of(entry, bank)
     if fault is not None:
         quarantine(folder, entry, stage, fault)
         return False
     digest = bank.add(entry)
-    Quarantine(folder.path).drop((entry.task,))  # a stage that is done anew may end otherwise
+    Quarantine(folder.path).drop((entry.task,))  # a repeated stage may have quarantined it before
     folder.event("entry", stage=stage, task=entry.task, entry=digest, threshold=entry.threshold)
     return True
 
@@ -117,9 +117,9 @@ def admit(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
 def quarantine_by_canary(
     federation: Federation, bank: Bank, task: str, stage: int, scores: StageScores
 ) -> bool:
-    """Hold back the stage's entry if any canary fails; note what was said. task: "" where none is new.
+    """Quarantine the stage's entry if any canary fails, and record all answers.
 
-    Only who holds an older task can know.
+    Only answers of institutions with an older task count. task: of the new entry; "" if there is none.
     """
     if not task:
         return False
@@ -147,10 +147,10 @@ def quarantine_by_canary(
 
 
 def admit_by_hand(run: Path, task: str) -> HeldBack:
-    """Let a finished run's held-back entry into its bank, by hand; an event says so.
+    """Add a quarantined entry of a finished run to its bank, as an event records.
 
-    Raises BankError for a run that is not finished, whose server would take it out again, and for a task of
-    which no entry is held back.
+    Raises BankError if the run is not finished, because its server would remove the entry again, or if the
+    task has no quarantined entry.
     """
     if not (run / "summary.json").exists():
         raise BankError(f"{run}: expected the folder of a finished run; let it end before admitting an entry")
@@ -162,7 +162,7 @@ def admit_by_hand(run: Path, task: str) -> HeldBack:
 
 
 def quarantine(folder: RunFolder, entry: Entry, stage: int, reason: str) -> None:
-    """Into quarantine, with one event."""
+    """Put an entry into quarantine, with one event."""
     digest = Quarantine(folder.path).keep(entry, stage, (reason,))
     folder.event(
         "quarantined",

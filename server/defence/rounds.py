@@ -1,4 +1,4 @@
-"""What of a round of training counts: whose layers, and whether they are enough."""
+"""The valid part of a training round: which layers are admitted, and whether there are enough."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.federation.gathering import Gathered, Part
 Parts = Sequence[Part[AlignReply]]
 
 Odd = Mapping[tuple[str, ...], str]
-"""By the names of a part, why it does not count."""
+"""By the names of a part, why it is rejected."""
 
 
 def admitted(
@@ -26,9 +26,10 @@ def admitted(
     gathered: Gathered[AlignReply],
     start: Layer | None,
 ) -> Gathered[AlignReply]:
-    """Those replies whose layers have the form of `start` and did not go much farther from it than others.
+    """The replies whose layers have the form of `start` and moved not much farther from it than others.
 
-    The others are rejected. Without `start`, the form of most layers counts, and no distance.
+    The other replies are rejected. Without `start`, layers must have the most frequent form, and distances
+    are not compared.
     """
     factor = federation.scenario.admission.norm_factor
     parts = without(federation, stage, gathered.parts, of_other_form(gathered.parts, start))
@@ -40,7 +41,7 @@ def admitted(
 
 
 def without(federation: Federation, stage: int, parts: Parts, odd: Odd) -> Parts:
-    """The parts that count; the institutions of the odd ones are rejected."""
+    """The parts without the odd ones; the answers of the odd parts' institutions are rejected."""
     for names, reason in odd.items():
         for name in names:
             federation.reject(name, "train.align", stage, reason)
@@ -48,7 +49,7 @@ def without(federation: Federation, stage: int, parts: Parts, odd: Odd) -> Parts
 
 
 def of_other_form(parts: Parts, start: Layer | None) -> Odd:
-    """Layers that cannot be merged: they have other names or shapes than `start`, or than most."""
+    """Layers that cannot be merged: their names or shapes differ from `start`, or from most layers."""
 
     def form(layer: Layer) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return tuple(sorted((name, array.shape) for name, array in layer.items()))
@@ -62,9 +63,9 @@ def of_other_form(parts: Parts, start: Layer | None) -> Odd:
 
 
 def too_few(federation: Federation, stage: int, task: str, names: Sequence[str]) -> bool:
-    """Whether fewer holders answered than a round needs.
+    """Whether fewer holders answered than the quorum.
 
-    Raises RunError where `participation.missing` is "stop".
+    Raises RunError in this case if `participation.missing` is "stop".
     """
     rule = federation.scenario.participation
     if len(names) >= rule.quorum:
@@ -76,7 +77,7 @@ def too_few(federation: Federation, stage: int, task: str, names: Sequence[str])
         raise RunError(f"stage {stage}: {task!r} was trained by {found}; `casam run --resume` asks again")
     federation.folder.event(
         "skipped",
-        f"stage {stage} {task}: trained by {found}; the others go on",
+        f"stage {stage} {task}: trained by {found}; the round does not count",
         stage=stage,
         task=task,
         holders=list(names),

@@ -1,4 +1,4 @@
-"""What a run counts about its institutions over all stages. A resumed run counts on."""
+"""What a run counts about its institutions over all stages. A resumed run continues the counts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 @dataclass
 class Traffic:
-    """Bytes of serialised records per institution: up = from the institution, down = to it."""
+    """Bytes of serialised records per institution. up: from the institution; down: to it."""
 
     up: dict[str, int] = field(default_factory=dict)
     down: dict[str, int] = field(default_factory=dict)
 
     def add(self, direction: dict[str, int], institution: str, count: int) -> None:
-        """Count some bytes."""
+        """Add `count` bytes to `direction`, which is `up` or `down`."""
         direction[institution] = direction.get(institution, 0) + count
 
 
 @dataclass
 class Counters:
-    """All by institution. releases: answers. refusals: by outcome. rejections: answers that did not count, by
-    kind of request. epsilon: spent so far, as the last answer said. anonymity[name][release]: among how many
-    institutions a release hides, from the server and from a co-holder; the smallest of the run."""
+    """All counts are by institution. releases: answers. refusals: by outcome. rejections: invalid answers, by
+    kind of request. epsilon: spent so far, from the last answer. anonymity[name][release]: among how many
+    institutions the server, and a co-holder, cannot tell the sender of a release; the minimum of the run."""
 
     traffic: Traffic = field(default_factory=Traffic)
     releases: dict[str, int] = field(default_factory=dict)
@@ -43,12 +43,12 @@ class Counters:
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
     def rejected(self, name: str, kind: str) -> None:
-        """Count one answer that does not count."""
+        """Count one invalid answer."""
         kinds = self.rejections.setdefault(name, {})
         kinds[kind] = kinds.get(kind, 0) + 1
 
     def hides(self, name: str, release: str, server: int, co_holder: int) -> None:
-        """Note among how many institutions one release hides."""
+        """Record the anonymity of one release: among how many institutions the sender cannot be told."""
         known = self.anonymity.setdefault(name, {}).setdefault(
             release, {"server": server, "co_holder": co_holder}
         )

@@ -1,4 +1,4 @@
-"""The directory: which institutions are behind Flower's node ids. The server asks anew at every stage.
+"""The directory: which institutions are behind Flower's node ids. The server asks again at every stage.
 
 Node ids are random and change when a SuperNode restarts; an institution's name does not.
 """
@@ -28,7 +28,8 @@ from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once,
 
 ASK_AGAIN_SECONDS = 0.5
 STRANGERS_SECONDS = 10.0
-"""How long the server waits for nodes that it does not need: one may claim an institution twice, or hang."""
+"""How long the server waits for nodes that it does not need: such a node may claim an institution of another
+node, or may not answer at all."""
 BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "not-allowed", "unreadable")
 SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
@@ -63,12 +64,12 @@ def identify(
 
     Args:
         run: name of the run folder.
-        absent: institutions that are not waited for, though welcome.
-        told: nodes that should know the scenario already; they are not sent its text.
+        absent: institutions that the server does not wait for, but accepts.
+        told: nodes that should know the scenario already; the request to them does not contain its text.
 
     Returns:
-        The institutions that answered. Where `participation.missing` is "skip", those that did not within
-        `deadlines.connect` seconds, or that cannot open their data, are left out.
+        The institutions that answered. If `participation.missing` is "skip", the result excludes institutions
+        with no answer within `deadlines.connect` seconds and those that cannot open their data.
 
     Raises:
         RunError: an institution is missing or broken and `participation.missing` is "stop"; two nodes claim
@@ -121,17 +122,20 @@ def question(node: int, request: IdentifyRequest, *, known: bool) -> Request:
 
 
 def cannot_take_part(answer: Answer[IdentifyReply], *, skip: bool) -> bool:
-    """Whether a node without a reply is broken and left out from now on (`skip`).
+    """Whether a node without a reply is broken and not asked again.
 
-    Raises RunError for a node that stops the run: its code or its bundle is another one, or it is broken and
-    may not be left out.
+    Args:
+        skip: whether the run may continue without a broken node.
+
+    Raises:
+        RunError: the node runs other code, refuses the bundle, or is broken and `skip` is False.
     """
     if answer.outcome == Outcome.OTHER_CODE:
         theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"
         raise RunError(f"code: the server runs {code_fingerprint()}, a node {theirs}; {SAME_CODE}")
     if answer.outcome == BUNDLE_REFUSED:
         raise RunError(
-            "bundle: a site's launcher refuses the one this run sends; compare `casam bundle hash` "
+            "bundle: a site's launcher refuses the bundle of this run; compare `casam bundle hash` "
             "with `bundle` in the sites' node.toml (their logs name both)"
         )
     if answer.outcome in BROKEN_SITE and not skip:
@@ -175,10 +179,10 @@ def check(reply: IdentifyReply) -> IdentifyReply:
 
 
 def checked(directory: Directory, replies: Mapping[int, IdentifyReply], scenario: Scenario) -> Directory:
-    """The directory in the scenario's order, without institutions that are none of the scenario's.
+    """The directory in the scenario's order, with the scenario's institutions only.
 
-    Raises RunError where institutions cannot learn together. Raises ScenarioError where nobody holds a task
-    of the stream, unless participation.missing is "skip": its holder may come later.
+    Raises RunError if the institutions cannot learn together. Raises ScenarioError if no institution holds a
+    task of the stream, unless participation.missing is "skip": a holder may connect later.
     """
     check_alike(replies)
     if scenario.participation.missing != "skip":
@@ -189,7 +193,7 @@ def checked(directory: Directory, replies: Mapping[int, IdentifyReply], scenario
 
 
 def check_alike(replies: Mapping[int, IdentifyReply]) -> None:
-    """Raise RunError unless all institutions see images through the same weights, and prepare them alike."""
+    """Raise RunError unless all institutions have the same backbone weights and the same preprocessing."""
     hosts = [reply for reply in replies.values() if reply.institutions]
     backbones = sorted({reply.backbone for reply in hosts})
     if len(backbones) > 1:
@@ -199,7 +203,7 @@ def check_alike(replies: Mapping[int, IdentifyReply]) -> None:
     preparations = sorted({reply.preprocessing for reply in hosts})
     if len(preparations) > 1:
         raise RunError(
-            f"preprocessing: institutions prepare images otherwise ({', '.join(preparations)}); "
+            f"preprocessing: institutions prepare images differently ({', '.join(preparations)}); "
             "install the versions of requirements.lock everywhere"
         )
 
@@ -213,7 +217,7 @@ def check_stream(scenario: Scenario, directory: Directory) -> None:
 
 
 def collect(replies: Mapping[int, IdentifyReply]) -> Directory:
-    """The institutions by name. Raises RunError when two nodes claim one."""
+    """The institutions by name. Raises RunError if two nodes claim the same institution."""
     members: dict[str, Member] = {}
     for node, reply in sorted(replies.items()):
         for name, holdings in reply.institutions.items():

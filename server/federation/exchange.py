@@ -1,8 +1,8 @@
-"""One exchange: a request to each of several nodes, and their answers or why there is none.
+"""One exchange: a request to each of several nodes, and for each an answer or the reason why none came.
 
-Flower's own send_and_receive waits three seconds between polls. Matching replies by node is not safe either,
-because the SuperLink itself answers for a dead node. So requests are pushed, and replies are matched by
-message id until the deadline.
+Flower's own send_and_receive waits three seconds between polls. It is not safe to match replies by node,
+because the SuperLink itself answers for a dead node. This module therefore pushes the requests and matches
+replies by message id until the deadline.
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ from casam_core.protocol.wire import from_records, serialise, to_records
 from server.federation.counters import Traffic
 
 PATIENCE_SECONDS = 120.0
-"""How long the SuperLink may be out of reach. Flower tries again by itself, but not where TLS timed out, as
-it does on an overloaded machine."""
+"""How long the SuperLink may be out of reach. Flower itself tries again, but not after a timeout of TLS, as
+it happens on an overloaded machine."""
 
 CANNOT_CONNECT = (httpx.ConnectTimeout, httpx.ConnectError)
-"""Nothing was sent: to try again does nothing twice."""
+"""Errors after which nothing was sent, so it is safe to try again."""
 
 POLL_SECONDS, POLL_SHARE, LONGEST_POLL_SECONDS = 0.02, 0.05, 1.0
-"""The server polls less and less often: a pause is this share of the time waited so far, within bounds. So
-polling makes an exchange at most that much longer."""
+"""The server polls less and less often: a pause is POLL_SHARE of the time waited so far, between the other
+two values. An exchange is longer by at most this share."""
 
 PER_CORE, FEWEST = 4, 24
-"""Open requests of a simulation: enough that no core waits for the next one, which takes a tenth of a second
-to arrive."""
+"""Open requests of a simulation, per core and at least. A request takes a tenth of a second to arrive; with
+these numbers no core waits for it."""
 
 UNREACHABLE = "unreachable"
-"""The node that was asked is gone, or its process died."""
+"""Outcome: the node is gone, or its process died."""
 
 NO_ANSWER = "no-answer"
-"""Nothing came before the deadline."""
+"""Outcome: no answer came before the deadline."""
 
 UNREADABLE = "unreadable"
-"""What came is not of our making."""
+"""Outcome: the answer cannot be read."""
 
 REJECTED = "rejected"
-"""The result does not count (server/defence/admission.py)."""
+"""Outcome: the result is invalid (server/defence/admission.py)."""
 
 BUNDLE_REFUSED = "bundle-refused"
-"""A site's launcher pins another bundle (client/node/launcher.py)."""
+"""Outcome: the site's launcher pins another bundle (client/node/launcher.py)."""
 
 WORKER_DIED = "ray.exceptions.ActorDiedError"
 """Part of the reason of an error when a simulation's worker died."""
 
 LONGEST_REASON = 200
-"""Names in it come from whoever sent them."""
+"""Characters. A reason may contain names that the sender chose."""
 
 LONGEST_INCIDENT = 64
-"""Honest incident numbers are shorter."""
+"""Characters. Honest incident numbers are shorter."""
 
 GRACE = 60.0
-"""Seconds that a message lives in Flower beyond its deadline, so that an answer just in time is not lost."""
+"""Seconds that Flower keeps a message after its deadline, so that an answer just in time is not lost."""
 
 Check = Callable[[str, Payload, int], None]
-"""Raises AnswerError for a result that may not count: (institution, payload, bytes)."""
+"""(institution, payload, bytes) -> None; raises AnswerError for an invalid result."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One message: to whom, to which node, of which Flower type, with what."""
+    """One message. to: the institution. node: its node id. kind: Flower's message type. payload: content."""
 
     to: str
     node: int
@@ -87,11 +87,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What became of one request.
+    """The result of one request.
 
     outcome: a word of Outcome, or UNREACHABLE, NO_ANSWER, UNREADABLE, REJECTED or BUNDLE_REFUSED. reply: set
-    if and only if the outcome is ok. payload, bytes, request: what arrived, its size, the id of the request
-    that it answers. reason: why it was rejected.
+    if and only if the outcome is ok. payload: as it arrived. bytes: its size. request: id of the message that
+    it answers. reason: why it was rejected.
     """
 
     to: str
@@ -129,12 +129,14 @@ def exchange(
     """Send every request and wait for the answers.
 
     Args:
-        requests: what is sent; every `to` stands once.
-        deadline: seconds from now. A request that finds no room before is not sent.
-        heard: called with each answer as it comes.
-        check: called with every result before it is read; it rejects one by an AnswerError.
-        enough: called with the answers so far; True ends the waiting early.
-        at_once: most open requests; the others wait for answers to these. None: no limit.
+        requests: the requests; every `to` occurs once.
+        of: reads a reply from a payload.
+        deadline: seconds from now. Requests that still wait for room then are not sent.
+        traffic: counts the bytes of requests and answers.
+        heard: called with each answer when it arrives.
+        check: called with every result before it is read; raises AnswerError to reject it.
+        enough: called with the answers so far; True ends the exchange early.
+        at_once: maximum number of open requests; the others wait. None: no limit.
 
     Returns:
         One answer per request, in the order of the requests, so that sums over them have one order.
@@ -182,7 +184,7 @@ def exchange(
 def next_batch(
     unsent: Iterable[Request], waiting: Collection[str], at_once: int | None, seconds: float
 ) -> list[Request]:
-    """The next requests that find room beside those that wait for an answer; none after the deadline."""
+    """The next requests to send, up to `at_once` open ones; none after the deadline."""
     if seconds <= 0:
         return []
     return list(islice(unsent, None if at_once is None else at_once - len(waiting)))
@@ -195,10 +197,10 @@ def message_of(request: Request, seconds: float) -> Message:
 
 
 def at_once() -> int | None:
-    """Most open requests in a simulation; None in deployment, where every institution begins at once.
+    """Maximum number of open requests in a simulation; None in deployment, where all nodes start at once.
 
-    Flower's simulation engine looks, ten times a second and for every node, at every open message
-    (InMemoryLinkState.get_message_ins): with a thousand of them one core does nothing else. Ray runs in this
+    Flower's simulation engine checks every open message ten times a second for every node
+    (InMemoryLinkState.get_message_ins). With a thousand messages this needs one whole core. Ray runs in this
     process only under that engine.
     """
     ray = sys.modules.get("ray")
@@ -208,12 +210,12 @@ def at_once() -> int | None:
 
 
 def pause(waited: float, unsent: bool) -> float:
-    """Seconds until the next poll, after `waited` seconds. unsent: answers make room for other requests."""
+    """Seconds until the next poll, after `waited` seconds. unsent: whether requests wait to be sent."""
     return POLL_SECONDS if unsent else min(max(POLL_SECONDS, POLL_SHARE * waited), LONGEST_POLL_SECONDS)
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Call again while no connection can be made, for PATIENCE_SECONDS."""
+    """Call the function again while it cannot connect, for at most PATIENCE_SECONDS."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -231,17 +233,17 @@ def read(
     of: Callable[[Payload], T],
     check: Check = lambda to, payload, size: None,
 ) -> Answer[T]:
-    """The answer in a message. A message that is not of our making is an outcome, not an exception.
+    """The answer in a message. A message that cannot be read is an outcome, not an exception.
 
     Raises:
-        RunError: a simulation's worker died. Flower goes on handing it messages and starts no other, so
-            chance would decide from then on which institutions answer.
+        RunError: a simulation's worker died. Flower continues to send it messages and starts no other worker,
+            so chance would decide from then on which institutions answer.
     """
     if message.has_error():
         if WORKER_DIED in (message.error.reason or ""):
             raise RunError(
                 f"{to}: the worker process of the simulation died (killed, or no memory left for it); "
-                "`casam run --resume RUN` goes on behind the last finished stage"
+                "`casam run --resume RUN` continues after the last finished stage"
             )
         return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else UNREACHABLE)
     size = len(serialise(message.content))
@@ -252,7 +254,7 @@ def read(
             return Answer(to, UNREADABLE)
         outcome, reply, reason = judge(to, payload, size, of, check)
         incident = str(payload.config.get("incident", ""))[:LONGEST_INCIDENT]
-    except Exception:  # what reading other names, types and shapes raises is open-ended
+    except Exception:  # reading unknown names, types and shapes can raise any exception
         return Answer(to, UNREADABLE)
     return Answer(to, outcome, reply, incident, payload, size, message.metadata.reply_to_message_id, reason)
 
@@ -260,7 +262,7 @@ def read(
 def judge(
     to: str, payload: Payload, size: int, of: Callable[[Payload], T], check: Check
 ) -> tuple[str, T | None, str]:
-    """(outcome, result if it is ok, reason if it is rejected) of a payload."""
+    """(outcome, reply if the outcome is ok, reason if it is rejected) of a payload."""
     outcome = str(payload.config.get("outcome", Outcome.FAILED))
     if outcome != Outcome.OK:
         return outcome if outcome in WORDS else Outcome.FAILED, None, ""
@@ -272,10 +274,10 @@ def judge(
 
 
 def all_settled(answers: Mapping[str, Answer[T]]) -> bool:
-    """Whether to ask again would change nothing: all refused, or sent results that do not count."""
+    """Whether asking again would change nothing: every institution refused or sent an invalid result."""
     return all(answer.refused or answer.outcome == REJECTED for answer in answers.values())
 
 
 def results(answers: Mapping[str, Answer[T]]) -> dict[str, T]:
-    """The results, by institution."""
+    """The replies of successful answers, by institution."""
     return {to: answer.reply for to, answer in answers.items() if answer.reply is not None}

@@ -1,4 +1,4 @@
-"""The scenario's institutions as the server sees them: asked by name, with deadlines and counted bytes."""
+"""The scenario's institutions from the server's side: requests by name, with deadlines and counted bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from server.run.run_folder import RunFolder, arrival
 R = TypeVar("R", bound=Message)
 
 RETRY_SECONDS = 1.0
-"""Pause before an institution is asked again; before the second time it is twice as long, and so on."""
+"""Pause before the first retry; before the second retry it is twice as long, and so on."""
 
 
 class Federation:
@@ -34,7 +34,7 @@ class Federation:
     Attributes:
         directory: the institutions that are connected now.
         members: every institution that was ever connected, as last seen, in the scenario's order.
-        counters: what a resumed run counts on from.
+        counters: traffic, releases, refusals and budgets; a resumed run continues them.
         copies: how many entries of the bank in a folder an institution holds, by (folder, institution).
     """
 
@@ -58,7 +58,7 @@ class Federation:
         self.folder.event("met", stream=list(self.scenario.stream), institutions=held)
         for name in self.absent:
             if name not in before:
-                self.folder.event("absent", f"{name} is not there; the others go on", institution=name)
+                self.folder.event("absent", f"{name} is not there; the others continue", institution=name)
         for name in before:
             if name not in self.absent:
                 self.folder.event("back", f"{name} is there again", institution=name)
@@ -98,8 +98,8 @@ class Federation:
         Args:
             stage: the stage of the stream that the task belongs to.
             task: its name.
-            now: the stage in which the training happens. It is later than `stage` where a task is learned
-                anew; only institutions that take part in both stages are asked then.
+            now: the stage in which the training happens. It is later than `stage` if a task is learned
+                again; then only institutions that take part in both stages are asked.
         """
         stream, members = self.scenario.stream, self.directory.members
         present = [name for name in self.present(stage) if members[name].policy.present(now)]
@@ -118,8 +118,8 @@ class Federation:
     def ask(self, requests: Mapping[str, Message], reply: type[R]) -> dict[str, Answer[R]]:
         """Send one request to each of several institutions and wait for their answers, as `deadlines` says.
 
-        An institution whose node went away meanwhile is looked for and asked again, `deadlines.retries`
-        times. Every answer that is not ok becomes an event and a line.
+        If an institution's node disappears, the server finds the institution again and repeats the request,
+        up to `deadlines.retries` times. Every answer that is not ok becomes an event and a line.
 
         Args:
             requests: by institution, all of one kind.
@@ -129,7 +129,7 @@ class Federation:
             One answer per request, in the order of the requests.
 
         Raises:
-            RunError: an institution did not come back, and `participation.missing` is "stop".
+            RunError: an institution did not return, and `participation.missing` is "stop".
         """
         kind, deadlines = reply.kind, self.scenario.deadlines
         payloads = {name: request.to_payload() for name, request in requests.items()}
@@ -156,7 +156,7 @@ class Federation:
             attempt += 1
             self.folder.event(
                 "retry",
-                f"{', '.join(asked)} went away during {kind}; asked again ({attempt} of {deadlines.retries})",
+                f"{', '.join(asked)} disconnected during {kind}; retry {attempt} of {deadlines.retries}",
                 kind=kind,
                 institutions=asked,
                 attempt=attempt,
@@ -165,7 +165,7 @@ class Federation:
             self.discover()
 
     def _check(self, kind: str, asked: Mapping[str, Payload], name: str, payload: Payload, size: int) -> None:
-        """Raise AnswerError for a result that does not count."""
+        """Raise AnswerError for an invalid result."""
         check_answer(self.scenario, self.members[name], kind, asked[name], payload, size)
 
     def _heard(self, kind: str, asked: Mapping[str, Payload], answer: Answer[Any]) -> None:
@@ -201,7 +201,7 @@ class Federation:
         )
 
     def _log_no_result(self, kind: str, job: Job, answer: Answer[Any]) -> None:
-        """Count and log a refusal, a failure or silence."""
+        """Count and log a refusal, a failure or a missing answer."""
         name = answer.to
         if answer.refused:
             self.counters.refused(name, answer.outcome)
@@ -218,11 +218,11 @@ class Federation:
         )
 
     def reject(self, name: str, kind: str, stage: int, reason: str) -> None:
-        """Count and log that an institution's answer does not count, and why."""
+        """Count and log that an institution's answer is invalid, and why."""
         self.counters.rejected(name, kind)
         self.folder.event(
             "rejected",
-            f"stage {stage}: what {name} answered to {kind} does not count: {reason}",
+            f"stage {stage}: the answer of {name} to {kind} is rejected: {reason}",
             institution=name,
             kind=kind,
             stage=stage,

@@ -1,4 +1,4 @@
-"""One question to several institutions: openly to those whose policy lets it, the rest in a secure sum."""
+"""One question to several institutions: openly if their policy allows it, otherwise in a secure sum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(frozen=True)
 class Part(Generic[R]):
-    """One reply, and whose work is in it: one institution's, or that of all members of a secure sum."""
+    """One reply. names: the institutions whose work is in it; all members in the case of a secure sum."""
 
     names: tuple[str, ...]
     reply: R
@@ -26,33 +26,33 @@ class Part(Generic[R]):
 
 @dataclass(frozen=True)
 class Gathered(Generic[R]):
-    """All replies. refused: there is none, and to ask again would not change that."""
+    """All replies. refused: there is no reply, and asking again would not change this."""
 
     parts: tuple[Part[R], ...]
     refused: bool
 
     @property
     def replies(self) -> tuple[R, ...]:
-        """A secure sum is one reply."""
+        """All replies; a secure sum is one reply."""
         return tuple(part.reply for part in self.parts)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Whose work is in them."""
+        """The institutions whose work is in the replies."""
         return tuple(name for part in self.parts for name in part.names)
 
     @property
     def summed(self) -> tuple[str, ...]:
-        """Whose work is in a secure sum."""
+        """The institutions whose work is in a secure sum."""
         return tuple(name for part in self.parts if part.summed for name in part.names)
 
 
 def gather(federation: Federation, requests: Mapping[str, Message], reply: type[R]) -> Gathered[R]:
-    """Ask (Federation.ask), and note of every release among how many institutions it hides."""
+    """Ask institutions, in a secure sum if policies require it, and record the anonymity of each release."""
     members = federation.members
     learned = "adapter" if reply.kind == AlignReply.kind else "router"  # which part of the policies counts
     secret = [n for n in requests if getattr(members[n].policy, learned).aggregation == "secagg"]
-    # A sum of one is no sum: asked openly, the institution refuses by its own policy.
+    # A sum of one institution hides nothing: it is asked openly, and its own policy then refuses.
     together = secret if len(secret) > 1 else []
     openly = {name: request for name, request in requests.items() if name not in together}
     answers = federation.ask(openly, reply)

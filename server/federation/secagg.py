@@ -1,9 +1,9 @@
 """The server's part in a secure sum: Flower's SecAgg+ workflow over institutions instead of nodes.
 
-The workflow sees a Grid whose nodes are members, numbered by their place in the scenario, and whose messages
-are ours: logged, counted, and with the outcomes of institutions. Members that leave before any share was
-given away start the sum anew without them; later ones are dropouts, which the protocol survives as long as
-enough members stay to unmask.
+The workflow sees a Grid whose nodes are members, numbered by their place in the scenario. The messages are
+those of this project: they are logged and counted, and have outcomes. If members leave before any share was
+sent, the sum starts again without them. Later they are dropouts, and the protocol continues as long as enough
+members remain to unmask the sum.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ flower.pseudo_rand_gen = masks  # type: ignore[attr-defined,assignment]
 
 @dataclass(frozen=True)
 class SecureSum:
-    """What the members say together, as one answer to the open question; None where too few remained.
+    """The members' summed answer, in the form of an open answer; payload None if too few members remained.
 
-    refused: whether everybody who is not in it decided so.
+    refused: whether every institution that is not in the sum refused.
     """
 
     members: tuple[str, ...]
@@ -67,7 +67,7 @@ class SecureSum:
 
 
 def secure_sum(federation: Federation, kind: str, questions: Mapping[str, Payload]) -> SecureSum:
-    """The sum of what institutions would answer to `questions` of one `kind`, which nobody sees alone."""
+    """The sum of the institutions' answers to `questions` of one `kind`; no single answer becomes visible."""
     remaining, silent = list(questions), False
     while len(remaining) > 1:
         members = Members(federation, kind, {name: questions[name] for name in remaining})
@@ -82,14 +82,14 @@ def secure_sum(federation: Federation, kind: str, questions: Mapping[str, Payloa
 
 
 def attempt(members: Members) -> Payload | None:
-    """One run of the protocol; None when it had to stop, `members.lost` naming who left."""
+    """One run of the protocol; None if it had to stop. `members.lost` then names the members that left."""
     directory = members.federation.members
     count = len(members.questions)
     least = max(directory[name].policy.minimum_cohort for name in members.questions)
     images = {name: directory[name].holdings[members.job.task].train for name in members.questions}
     workflow = flower.SecAggPlusWorkflow(
         num_shares=1.0,
-        # Members refuse a sum of fewer than they ask for; they are asked all the same, and say so.
+        # If the sum is smaller than a member's policy requires, the member refuses by itself.
         reconstruction_threshold=min(shares_needed(count, least), count),
         max_weight=float(max(images.values())),
         clipping_range=RANGE,
@@ -99,13 +99,13 @@ def attempt(members: Members) -> Payload | None:
     keeper, state, grid = SumKeeper(), flower.WorkflowState(), cast(Grid, members)
     context = as_flower_starts(members, keeper)
     for step in (workflow.setup_stage, workflow.share_keys_stage):
-        # Flower cannot unmask members that leave before they shared their keys.
+        # Flower cannot unmask the sum if a member leaves before it has shared its keys.
         if not step(grid, context, state) or members.lost:
             return None
     for step in (workflow.collect_masked_vectors_stage, workflow.unmask_stage):
         if not step(grid, context, state):
             return None
-    assert keeper.parameters is not None  # the workflow ended well
+    assert keeper.parameters is not None  # the workflow was successful
     means: Named = dict(zip(members.names, parameters_to_ndarrays(keeper.parameters), strict=True))
     total = sum(images[name] for name in members.survivors)
     return total_of(members.kind, means, total)
@@ -113,13 +113,13 @@ def attempt(members: Members) -> Payload | None:
 
 @dataclass(frozen=True)
 class MemberProxy:
-    """All that the workflow wants to know of a member."""
+    """The one fact about a member that the workflow reads."""
 
     node_id: int
 
 
 class SumKeeper(FedAvg):
-    """Stands in the place of a strategy: asks every member, and keeps what the workflow hands over."""
+    """Takes the place of a Flower strategy: selects every member and keeps the workflow's result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class SumKeeper(FedAvg):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Every member, with nothing: our own question travels with the exchange."""
+        """Every member, without parameters: our own request carries the question."""
         return [
             (cast(ClientProxy, MemberProxy(number)), FitIns(Parameters([], ""), {}))
             for number in self.numbers
@@ -138,7 +138,7 @@ class SumKeeper(FedAvg):
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: object
     ) -> tuple[Parameters | None, dict[str, bool | bytes | float | int | str]]:
-        """Keep the sum; every result holds it."""
+        """Keep the sum, which every result contains."""
         self.parameters = results[0][1].parameters
         return None, {}
 
@@ -146,8 +146,8 @@ class SumKeeper(FedAvg):
 class Members:
     """Carries the workflow's messages to institutions and back, as a Grid whose nodes are members.
 
-    lost: who gave no good answer to the last exchange. silent: whether anybody ever was lost without having
-    decided so. survivors: who sent a masked share. names: of the shares' arrays.
+    lost: members without a valid answer to the last exchange. silent: whether any member was lost without a
+    refusal. survivors: members that sent a masked share. names: of the arrays in the shares.
     """
 
     def __init__(self, federation: Federation, kind: str, questions: Mapping[str, Payload]) -> None:
@@ -165,7 +165,7 @@ class Members:
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """One exchange with members, in the scenario's order; only good answers come back."""
+        """One exchange with members, in the scenario's order; returns only valid answers."""
         sent = {self.named[message.metadata.dst_node_id]: message for message in messages}
         requests = {name: self.request(name, sent[name]) for name in self.questions if name in sent}
         answers = self.federation.ask(requests, SecureReply)
@@ -178,14 +178,14 @@ class Members:
         return [as_flower_expects(unpacked(reply.protocol), sent[name]) for name, reply in replies.items()]
 
     def request(self, name: str, message: Message) -> SecureRequest:
-        """The workflow's message as an exchange of ours."""
+        """The workflow's message as a request of this project."""
         protocol = message.content.config_records[RECORD_KEY_CONFIGS]
         step, question = str(protocol[Key.STAGE]), self.questions[name]
         return SecureRequest(Job.of(question), self.kind, step, packed(protocol), question)
 
 
 def alike(replies: Mapping[str, SecureReply]) -> dict[str, SecureReply]:
-    """Those replies that can be added: with the arrays and shapes that most of them have."""
+    """The replies that can be added: those with the arrays and shapes of most replies."""
 
     def form(reply: SecureReply) -> tuple[object, ...]:
         masked = unpacked(reply.protocol).get(Key.MASKED_PARAMETERS, [])
@@ -201,14 +201,14 @@ def alike(replies: Mapping[str, SecureReply]) -> dict[str, SecureReply]:
 
 
 def as_flower_expects(protocol: ConfigRecord, sent: Message) -> Message:
-    """A member's answer in the shape of an old Flower training result, of which only the protocol counts."""
+    """A member's answer in the form of an old Flower training result; only its protocol record is used."""
     content = fitres_to_recorddict(FitRes(Status(Code.OK, ""), NOTHING, 0, {}), keep_input=True)
     content.config_records[RECORD_KEY_CONFIGS] = protocol
     return Message(content, reply_to=sent)
 
 
 def as_flower_starts(members: Members, keeper: SumKeeper) -> LegacyContext:
-    """What the workflow reads before its first exchange."""
+    """The context that the workflow reads before its first exchange."""
     keeper.numbers = list(members.named)
     state = RecordDict(
         {

@@ -18,7 +18,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def matrix_picture(matrix: ContinualMatrix, zero_shot: Mapping[str, float | None]) -> bytes:
-    """PNG: a heat map of stages x tasks with the frozen backbone as its first row. Unseen cells are blank."""
+    """PNG bytes: a heat map, stages by tasks, first row the frozen backbone. Unseen cells are blank."""
     rows = [tuple(zero_shot.get(task) for task in matrix.tasks), *matrix.cells]
     names = ["frozen backbone", *(f"{i}: {task}" for i, task in enumerate(matrix.tasks, 1))][: len(rows)]
     font = ImageFont.load_default(TEXT)

@@ -1,16 +1,16 @@
-"""The run folder: what the server writes, and nothing an institution keeps to itself.
+"""The run folder: the server's files. The server never reads the private files of institutions.
 
 summary.json   figures of the run (docs/run-folder.md)
 matrix.csv     the continual matrix for IoU
-matrix.png     the same as a picture
+matrix.png     the matrix as a picture
 events.jsonl   one line per event, in order
-audit.jsonl    what arrived, chained, with the institutions' heads countersigned
+audit.jsonl    every reply that arrived, hash-chained, with its place in the institution's own log
 scenario.json  the resolved scenario, canonical
 stages/        the results of every stage (server.run.state)
-state.json     what a resumed run goes on from (server.run.state)
+state.json     the state from which a resumed run continues (server.run.state)
 lock           held by the server that writes here
 bank/          the entries (casam_core.bank.bank)
-institutions/<name>/private/   written by institutions of a simulation; never read from here
+institutions/<name>/private/   written by the institutions of a simulation; the server never reads it
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from casam_core.protocol.payload import AUDIT, Job, Payload, digest_of
 
 
 class RunFolder:
-    """Writes the server's files; every one is whole or absent, events are appended and flushed."""
+    """Writes the server's files. Every file is whole or absent; events are appended and flushed."""
 
     def __init__(self, path: Path, scenario: Scenario | None = None) -> None:
-        """A new run's folder; or with `scenario` that of an interrupted run of it, to go on with.
+        """Create the folder of a new run, or with `scenario` open that of its interrupted run to continue it.
 
-        Raises RunError for a folder that another run made, that is finished, or that another server writes
-        to.
+        Raises RunError if the folder belongs to another run, if its run is finished, or if another server
+        writes to it.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class RunFolder:
         if scenario is not None:
             check_interrupted(path, scenario)
             mend_lines(path / "events.jsonl")
-        # The first file a run writes: a bank left by a failed run must not be measured as this one's.
+        # The first file of a run. Without this check, a failed run's bank could be evaluated as this run's.
         elif (path / "scenario.json").exists():
             raise RunError(f"run folder {path} already holds a run; choose another --out")
         self.path = path
@@ -65,26 +65,26 @@ class RunFolder:
         self._started -= seconds
 
     def close(self) -> None:
-        """Let another server write here."""
+        """Release the lock, so that another server can write here."""
         self._lock.close()
 
     def event(self, event: str, line: str | None = None, **facts: Any) -> None:
-        """Append to events.jsonl, and print one flushed line if it is worth a person's eye."""
+        """Append an event to events.jsonl; print `line`, if given, and flush it."""
         append_event(self.path, event, **facts)
         if line is not None:
             print(f"casam | server | {line}", flush=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """A JSON file with sorted keys."""
+        """Write a JSON file with sorted keys."""
         text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
         write_atomic(self.path / name, (text + "\n").encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Any other file."""
+        """Write a file of bytes."""
         write_atomic(self.path / name, data)
 
     def write_text(self, name: str, text: str) -> None:
-        """A text file."""
+        """Write a text file."""
         write_atomic(self.path / name, text.encode())
 
     @property
@@ -94,7 +94,7 @@ class RunFolder:
 
 
 def append_event(run: Path, event: str, **facts: Any) -> None:
-    """One line more in a run's events.jsonl."""
+    """Append one line to a run's events.jsonl."""
     record = {"time": round(time.time(), 3), "event": event, **facts}
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
@@ -103,7 +103,7 @@ def append_event(run: Path, event: str, **facts: Any) -> None:
 def arrival(
     institution: str, run: str, request: str, kind: str, job: Job, payload: Payload, size: int, time: str
 ) -> Release:
-    """A reply as the server's audit log holds it. clause: its place in the institution's own log."""
+    """A reply as a line of the server's audit log; its `clause` is the place in the institution's own log."""
     return Release(
         time=time,
         institution=institution,
@@ -122,21 +122,21 @@ def arrival(
 
 
 def read_arrivals(path: Path) -> list[Release]:
-    """The replies in the server's audit log. Raises AuditError when its chain is broken."""
+    """The replies in the server's audit log. Raises AuditError if its chain is broken."""
     lines = read_log(path)
     if (fault := broken(lines)) is not None:
-        raise AuditError(f"{path}: {fault}; this is no evidence of what arrived")
+        raise AuditError(f"{path}: {fault}; this log does not prove what arrived")
     return [line.release for line in lines]
 
 
 def heads_of(path: Path) -> list[Head]:
-    """The institutions' heads that the server saw: an anchor. Raises AuditError for a broken log."""
+    """The heads of the institutions' logs that the server received. Raises AuditError for a broken log."""
     heads = [head_at(release.clause, release.institution) for release in read_arrivals(path)]
     return [head for head in heads if head is not None]
 
 
 def check_interrupted(path: Path, scenario: Scenario) -> None:
-    """Raise RunError unless an unfinished run of this scenario lies here."""
+    """Raise RunError unless `path` holds an unfinished run of this scenario."""
     try:
         known = Scenario.model_validate_json((path / "scenario.json").read_text())
     except (OSError, ValueError) as error:
@@ -150,7 +150,7 @@ def check_interrupted(path: Path, scenario: Scenario) -> None:
 
 
 def mend_lines(path: Path) -> None:
-    """Cut a last line that a crash tore."""
+    """Remove an incomplete last line, which a crash may leave."""
     if path.exists():
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]

@@ -1,10 +1,9 @@
-"""What makes a run durable: all that the server knows after a stage, new or old but whole.
+"""The state of a run on disk. After a crash, the files hold a complete state: the new one or the one before.
 
 stages/NNNN.json holds the results of one stage (0000: of the frozen backbone) and never changes. state.json
-names these files by their hashes, and holds the rest of a State. A killed run goes on behind the last stage
-that state.json names (`casam run --resume`); the stage that was under way is done again. Learning is seeded
-by stage, so the run ends with the bits of one that nobody killed; private releases that were stored are sent
-again.
+lists the hashes of these files and holds the other fields of a State. A stopped run resumes after the last
+stage in state.json (`casam run --resume`) and repeats the interrupted stage. Learning is seeded by stage, so
+the run ends with the same bits as an uninterrupted run. Stored private releases are sent again.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in DATA_CLASSES}
 
 
 DAMAGED = (KeyError, TypeError, ValueError, AssertionError, AttributeError)
-"""What reading a file that is not as it was written raises."""
+"""Exceptions while reading a damaged file."""
 
 ELSEWHERE = ("zero_shot", "stages", "bank")
-"""Fields of a state that have files of their own."""
+"""Fields of a State that are stored in other files."""
 
 
 def save(folder: RunFolder, state: State) -> State:
-    """Write what the newest stage added; the old state stands until the new one is on the disk.
+    """Write the results of the newest stage; the old state stays valid until the new one is on disk.
 
-    Returns the state with the new file's hash.
+    Returns the state with the hash of the new file.
     """
     newest = compact(encoded(state.stages[-1] if state.stages else state.zero_shot))
     (folder.path / STAGES).mkdir(exist_ok=True)
@@ -69,12 +68,12 @@ def save(folder: RunFolder, state: State) -> State:
 
 
 def stage_file(number: int) -> str:
-    """Where a stage's results are, below the run folder."""
+    """Path of a stage's results, relative to the run folder."""
     return f"{STAGES}/{number:04d}.json"
 
 
 def restore(folder: RunFolder) -> State | None:
-    """The state of a run that was interrupted; None where no stage was finished. Raises RunError."""
+    """The state of an interrupted run; None if no stage was finished. Raises RunError."""
     path = folder.path / FILE
     if not path.exists():
         return None
@@ -84,7 +83,7 @@ def restore(folder: RunFolder) -> State | None:
         if content["schema"] != SCHEMA:
             raise RunError(
                 f"{path} has schema {content['schema']}, this version reads {SCHEMA}; resume with the "
-                "version that began the run"
+                "version that started the run"
             )
         check_digest(path, compact(body), content["sha256"])
         known = decoded(body)
@@ -113,28 +112,28 @@ def read_stage(folder: RunFolder, number: int, digest: str) -> Any:
 
 
 def check_digest(path: Path, data: bytes, digest: str) -> None:
-    """Raise RunError for a file that does not hold what was written."""
+    """Raise RunError if the file's content differs from its digest."""
     if digest_of(data) != digest:
         raise RunError(f"{path} was altered; the run cannot be resumed from it, start it anew")
 
 
 def digest_of(data: bytes) -> str:
-    """SHA-256 of a part of the state, as it stands in its file."""
+    """SHA-256 of a part of the state, as bytes of its file."""
     return hashlib.sha256(data).hexdigest()
 
 
 def compact(body: Any) -> bytes:
-    """As it stands in a file."""
+    """The canonical JSON of a file."""
     return json.dumps(body, sort_keys=True, allow_nan=False).encode()
 
 
 def encoded(value: Any) -> Any:
-    """As JSON knows it: dataclasses by name, arrays compressed in base64, tuples apart from lists."""
+    """The value in JSON types: dataclasses by name, arrays as compressed base64, tuples apart from lists."""
     if is_dataclass(value) and not isinstance(value, type):
         content = {field.name: encoded(getattr(value, field.name)) for field in fields(value)}
         return {"~": type(value).__name__, **content}
     if isinstance(value, np.ndarray):
-        # Histograms are nearly all zeros.
+        # Compressed, because histograms are nearly all zeros.
         data = compress(np.ascontiguousarray(value).tobytes())
         return {"~": "array", "dtype": value.dtype.str, "shape": list(value.shape), "data": data}
     if isinstance(value, Policy):

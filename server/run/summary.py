@@ -52,7 +52,7 @@ MATRICES = ("iou", "dice", "biou", "biou_official")
 
 
 def matrix_of(stream: Sequence[str], stages: Sequence[Stage], figure: str) -> ContinualMatrix:
-    """R for one figure: a row per stage, null where a task is unseen or nobody answered."""
+    """The continual matrix of one figure: one row per stage; None if a task is unseen or has no value."""
     matrix = ContinualMatrix(tuple(stream))
     for stage in stages:
         seen = stream[: stage.number]
@@ -70,8 +70,8 @@ def summarise(
     """The figures of a finished run.
 
     Args:
-        federation: Who took part, with what the run counted of them.
-        scenario: As it was run.
+        federation: The institutions, with the run's counters.
+        scenario: The resolved scenario.
         zero_shot: The evaluation before the first stage.
         stages: All stages in order, at least one.
         seconds: How long the run took.
@@ -126,12 +126,12 @@ def summarise(
 
 
 def unseen_tasks(federation: Federation, scenario: Scenario) -> list[str]:
-    """Tasks that institutions hold and the stream does not teach."""
+    """Tasks that institutions hold and that are not in the stream."""
     return [task for task in federation.tasks if task not in scenario.stream]
 
 
 def unseen_of(tasks: Sequence[str], zero_shot: StageScores, stages: Sequence[Stage]) -> Unseen:
-    """What happens to the images of tasks that nobody learns."""
+    """Scores and routes of the images of unseen tasks."""
     return Unseen(
         tasks=list(tasks),
         zero_shot={task: zero_shot.figure("iou", task) for task in tasks},
@@ -143,7 +143,7 @@ def unseen_of(tasks: Sequence[str], zero_shot: StageScores, stages: Sequence[Sta
 
 
 def routing_of(scenario: Scenario, final: StageScores, unseen: Sequence[str]) -> Routing:
-    """The router's decisions at the last stage; without figures for a method that does not route."""
+    """The router's decisions at the last stage; the figures are None for a method without routing."""
     routes = final.routes if method_of(scenario.method).routes else None
     metrics = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
     known = total(final.margins[task] for task in scenario.stream if task in final.margins)
@@ -160,7 +160,7 @@ def routing_of(scenario: Scenario, final: StageScores, unseen: Sequence[str]) ->
 
 
 def privacy_of(name: str, member: Member, federation: Federation) -> Privacy:
-    """One institution's policy, and what the run counted of it."""
+    """One institution's policy, and the run's counters of it."""
     counted = federation.counters
     spent = counted.epsilon.get(name, {})
     return Privacy(
@@ -178,7 +178,7 @@ def privacy_of(name: str, member: Member, federation: Federation) -> Privacy:
 
 
 def holders_of(stages: Sequence[Stage]) -> dict[str, list[str]]:
-    """By task, whose training is in its entry at the end."""
+    """By task, the institutions that contributed to its entry at the end."""
     holders = {stage.task: list(stage.holders) for stage in stages}
     for left in (left for stage in stages for left in stage.unlearned):
         holders |= {task: [] for task in left.deleted}
@@ -197,7 +197,7 @@ def unlearned_in(stages: Sequence[Stage], zero_shot: StageScores) -> list[Unlear
 
 
 def noise_of(federation: Federation) -> str | None:
-    """Where privacy noise came from; None where nobody's policy asks for any."""
+    """The source of privacy noise; None if no policy asks for noise."""
     members = federation.members.values()
     noisy = [m for m in members if m.policy.private or m.policy.metrics == "noisy"]
     if not noisy:
@@ -207,7 +207,7 @@ def noise_of(federation: Federation) -> str | None:
 
 
 def filled_bins(counts: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(bin, images) of the bins that hold any (casam_core.routing.unknown)."""
+    """(bin, images) of the bins that are not empty (casam_core.routing.unknown)."""
     return [(int(number), int(counts[number])) for number in np.flatnonzero(counts)]
 
 
@@ -218,7 +218,7 @@ def unknown_rate(routes: Mapping[str, int]) -> float | None:
 
 
 def environment(federation: Federation) -> dict[str, Any]:
-    """What ran where: versions, arithmetic, code."""
+    """Versions, arithmetic and code of the run."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -247,7 +247,7 @@ def write_results(
     zero_shot: StageScores,
     stages: Sequence[Stage],
 ) -> None:
-    """Write the three files; summary.json last, so that its presence means that the run is whole."""
+    """Write the three files. summary.json is the last one: its presence means that the run is complete."""
     iou = matrix_of(scenario.stream, stages, "iou")
     folder.write_text("matrix.csv", matrix_csv(iou))
     folder.write_bytes("matrix.png", matrix_picture(iou, zero_shot.figures["iou"]))

@@ -1,7 +1,7 @@
-"""The schema of summary.json: the server builds it, tooling reads it, docs/run-folder.md is made from it.
+"""The schema of summary.json. The server writes it, tooling reads it, and docs/run-folder.md is made from it.
 
-Scores are fractions in [0, 1]; `ff_iou` alone is in points (hundredths). A missing value is null. Fields with
-a default were added later than schema 1: older runs do not have them.
+Scores are fractions in [0, 1]; only `ff_iou` is in points (hundredths). A missing value is null. Fields with
+a default were added after the first version of schema 1; older runs do not have them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ByTask = dict[str, float | None]
 
 
 class Part(BaseModel):
-    """A table of summary.json. Keys that a newer version added are ignored."""
+    """A table of summary.json. Keys of newer versions are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
 
 class Unseen(Part):
-    """Tasks that institutions hold but nobody learns. The lists have one item per stage."""
+    """Tasks that institutions hold but that are not in the stream. The lists have one item per stage."""
 
     tasks: list[str]
     zero_shot: ByTask

@@ -335,5 +335,5 @@ def test_strategies_that_look_at_each_layer_are_refused(tmp_path: Path) -> None:
     run = of_one_task(tmp_path / "run", training=rounds(1, strategy="fedmedian"))
     for site in run.sites.values():
         site.policy = SECRET
-    with pytest.raises(ScenarioError, match="fedmedian looks at each layer, and north shares its own in sec"):
+    with pytest.raises(ScenarioError, match="fedmedian needs each single layer, but north shares"):
         run.run()

@@ -246,5 +246,5 @@ def test_an_entry_that_was_lost_meanwhile_is_not_made_up(tmp_path: Path) -> None
     run = scripted(tmp_path / "run")
     cut(run, server.stream, "save", 2, after=True)
     Bank.open(run.path / "bank").remove("polyp")
-    with pytest.raises(RunError, match="the entry of polyp is gone since the run stopped"):
+    with pytest.raises(RunError, match="the entry of polyp is missing since the run stopped"):
         run.run(resume=True)

@@ -1,6 +1,6 @@
-"""Seeded synthetic modalities, for demos and tests where no patient's image may be used.
+"""Seeded synthetic modalities, for demos and tests without images of patients.
 
-To add one: write a file with a `paint` function and add its line to PHANTOMS.
+To add one, write a file with a `paint` function and add a line to PHANTOMS.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from client.data.phantoms import (
 
 
 class PaintFunction(Protocol):
-    """Paints one image. Same generators and size, same bits."""
+    """Paints one image. Equal generators and sizes give equal bits."""
 
     def __call__(
         self, rng: np.random.Generator, size: int, patient: np.random.Generator | None = None
     ) -> LoadedSample:
-        """size: side in pixels, 32 or more. patient: draws what all images of one patient, or slide,
-        share; without it every image is a patient of its own."""
+        """size: side in pixels, 32 or more. patient: generator of the properties that all images of one
+        patient or slide share; if None, every image is a patient of its own."""
 
 
 PHANTOMS: dict[str, PaintFunction] = {
@@ -44,4 +44,4 @@ PHANTOMS: dict[str, PaintFunction] = {
 }
 
 SLICES_PER_PATIENT: dict[str, int] = {"cardiac_mr": 4, "prostate_mr_a": 4, "prostate_mr_b": 4, "spleen_ct": 4}
-"""Consecutive images that show one patient; 1 where a name is missing."""
+"""Number of consecutive images of one patient; 1 for names that are not listed."""

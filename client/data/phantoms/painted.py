@@ -1,4 +1,4 @@
-"""A dataset of phantoms: every image is drawn when it is asked for, from its own seed."""
+"""A dataset of phantoms: every image is drawn from its own seed when it is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axial abdominal CT, soft-tissue window: the spleen (1), hardly brighter than what it leans on."""
+"""Axial abdominal CT, soft-tissue window: the spleen (1), hardly brighter than its neighbours."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """COCO instance annotations: one JSON file beside its images.
 
-Layout: the annotations file in the folder; `file_name`s are looked up in images/ if that folder
-exists, else in the folder itself. Of the JSON only `images` and `annotations` are used; categories
-are not, as every annotation is an instance.
+Layout: the folder holds the annotations file; each `file_name` is a file in images/ if that folder exists,
+else in the folder itself. Only `images` and `annotations` of the JSON are used. Categories are not used,
+because every annotation is an instance.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class CocoDataset:
     """Images of a COCO file that have an instance; ids are the file names without their ending.
 
     Polygons and uncompressed run lengths are rasterised: a pixel belongs to an instance if its centre
-    lies inside. Annotations with iscrowd are skipped, as they outline no single instance. Where
-    instances overlap the smaller one keeps the pixels. Images without instances are left out; `empty`
+    lies inside. Annotations with iscrowd are skipped, because they outline no single instance. Of
+    overlapping instances, the smaller one keeps the pixels. Images without instances are excluded; `empty`
     counts them. group_pattern is searched in the file names.
 
-    The constructor reads the JSON and looks for the files; all its faults are raised together.
+    The constructor reads the JSON and checks that the files exist; all its faults are raised together.
     """
 
     warnings: tuple[str, ...] = ()

@@ -1,12 +1,12 @@
 """DICOM series as slices, through pydicom, with PNG label maps as masks.
 
 Layout: images/CASE/ holds the slices of one series, masks/CASE/ a PNG for each labelled slice, named
-like the slice's file (`IM0007.dcm` -> `IM0007.png`). Slices without a mask, or with an empty one, are
-left out. Masks are drawn on the stored pixels.
+like the slice's file (`IM0007.dcm` -> `IM0007.png`). Slices without a mask or with an empty mask are
+excluded. Masks are drawn on the stored pixels.
 
-Names never enter ids: a sample is called by short hashes of PatientID and SeriesInstanceUID and its
-place in the series, `p3f2a91c07b-s81d3aa07-z042`, and its group is the patient's hash. Where PatientID
-is empty, the case's folder stands for the patient.
+Ids never contain names. An id consists of short hashes of PatientID and SeriesInstanceUID and the slice's
+place in the series, `p3f2a91c07b-s81d3aa07-z042`; the group is the patient's hash. If PatientID is empty,
+the name of the case's folder is used instead.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class _Case:
 class DicomDataset:
     """Every labelled slice of the series in `path`.
 
-    window: [centre, width] after rescaling (Hounsfield units for CT), shown as black to white; by
-    default each slice's own window, and where the header has none the series' percentiles.
-    `warnings` tells what the headers still say about patients.
+    window: [centre, width] after rescaling (Hounsfield units for CT), mapped to black..white; by default
+    each slice's own window, or the series' percentiles if its header has none. `warnings` lists facts about
+    patients in the headers.
 
     The constructor reads every header and mask; the faults of all cases are raised together.
     """
@@ -119,7 +119,7 @@ class DicomDataset:
 
 
 def _case_names(path: Path) -> list[str]:
-    """Folders of images/, each of which must have its partner in masks/."""
+    """Names of the folders in images/. Raises DataError unless masks/ has the same folders."""
     found: dict[str, list[str]] = {}
     for side in ("images", "masks"):
         if not is_folder(path / side):

@@ -1,4 +1,4 @@
-"""What DICOM headers say about a series: its order, its patient, and what should not leave the site."""
+"""DICOM headers of a series: its order, its patient, and fields that should not leave the site."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 def slice_stem(name: str) -> str:
-    """A slice's file name without a DICOM ending; names such as 1.2.840.17 are kept whole."""
+    """A slice's file name without a DICOM ending; names such as 1.2.840.17 stay whole."""
     for suffix in _SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -47,10 +47,10 @@ def slice_stem(name: str) -> str:
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """The fields of one file that are used, converted: pydicom converts late and fails late.
+    """The used fields of one file. They are converted here, because pydicom converts, and fails, on access.
 
-    orientation: two directions, position: in mm, number: InstanceNumber; None where absent.
-    identifiers: names of filled IDENTIFIERS. burned_in: YES, NO or what else the header says.
+    orientation: two directions; position: in mm; number: InstanceNumber; None if absent. identifiers: names
+    of filled IDENTIFIERS. burned_in: YES, NO or another value of the header.
     """
 
     file: Path
@@ -135,9 +135,9 @@ def require_one_series(case: Path, headers: list[SliceHeader]) -> None:
 
 
 def in_order(case: Path, headers: list[SliceHeader]) -> list[SliceHeader]:
-    """The slices along their normal; by InstanceNumber where positions are absent or repeated.
+    """The slices sorted along their normal, or by InstanceNumber if positions are missing or repeated.
 
-    Raises DataError if neither gives every slice a place of its own, or if slices lie across each other.
+    Raises DataError if neither gives every slice its own place, or if orientations differ.
     """
     for places in (_positions(case, headers), _numbers(headers)):
         if places is not None and len(set(places)) == len(headers):
@@ -150,13 +150,13 @@ def in_order(case: Path, headers: list[SliceHeader]) -> list[SliceHeader]:
 
 
 def pseudonym(kind: str, value: str, digits: int) -> str:
-    """The first hex digits of a SHA-256. It hides a value from a glance, not from who can list all
-    possible values: it stays at the institution like any other id."""
+    """The first hex digits of a SHA-256. A list of all possible values reveals the value, so the pseudonym
+    stays at the institution like any other id."""
     return hashlib.sha256(f"{kind}:{value}".encode()).hexdigest()[:digits]
 
 
 def privacy_warnings(headers: list[SliceHeader]) -> tuple[str, ...]:
-    """What these headers still tell about patients, and whether annotations are burned in. No values."""
+    """Facts about patients in these headers, and whether annotations are burned in; without any values."""
     total = len(headers)
     filled = Counter(key for header in headers for key in header.identifiers)
     lines = [

@@ -26,7 +26,7 @@ class StoredSlice:
 
 
 def read_slice(path: Path) -> StoredSlice:
-    """Decode one file. Raises DataError, by name for compressions that nothing here can decode."""
+    """Decode one file. Raises DataError; for compressions without a decoder, it names the compression."""
     pydicom = medical_package("pydicom", reader="dicom")
     try:
         data = pydicom.dcmread(path)
@@ -54,7 +54,7 @@ def read_slice(path: Path) -> StoredSlice:
 
 
 def show(stored: StoredSlice, black_white: tuple[float, float]) -> NDArray[np.uint8]:
-    """uint8 RGB; colour as it is, gray from black to white, turned round where low values are bright."""
+    """uint8 RGB; colour unchanged, gray scaled from black to white and reversed if low values are bright."""
     if stored.values.ndim == 3:
         return as_rgb(stored.values)
     image_HW = to_uint8(stored.values, *black_white)
@@ -97,7 +97,7 @@ def _require_decoder(path: Path, data: Any) -> None:
 
 
 def _window(data: Any) -> list[float] | None:
-    """The first window of the header; only its linear reading is used."""
+    """The first window of the header, read as linear."""
     centre, width = data.get("WindowCenter"), data.get("WindowWidth")
     if centre is None or width is None:
         return None
@@ -107,7 +107,7 @@ def _window(data: Any) -> list[float] | None:
 
 
 def _damaged(path: Path, fault: Exception) -> DataError:
-    # pydicom meets broken bytes with many kinds of exception; none of them is a defect here.
+    # pydicom raises many kinds of exceptions for damaged files; none of them is a defect of this code.
     return DataError(
         f"{path}: expected a complete DICOM slice, found one that cannot be read ({one_line(fault)}); export "
         f"or copy it again"

@@ -17,17 +17,17 @@ from client.data.pixels import SUFFIXES, read_image, read_mask, stored_bits
 class FolderDataset:
     """Pairs of files with the same stem in `path`/images and `path`/masks.
 
-    Read are .png, .jpg, .jpeg, .tif and .tiff in either case of letters; image and mask may differ in
-    their ending. Hidden files and endings that no image has (README, .txt, .json) are passed over. Other
-    image formats and subfolders are refused, so that no part of a dataset goes missing in silence.
-    How pixels are read, and why orientation tags are refused, stands in client/data/pixels.py.
+    The reader accepts .png, .jpg, .jpeg, .tif and .tiff, in upper or lower case; image and mask may have
+    different endings. Hidden files and files that are no images (README, .txt, .json) are ignored. Other
+    image formats and subfolders are refused, so that no part of a dataset is lost silently.
+    client/data/pixels.py says how pixels are read, and why orientation tags are refused.
 
     labels="instances": each value above 0 of a mask is one instance.
     labels="classes": each connected part (sides or corners) of each value above 0 is one instance.
     group_pattern: regular expression searched in every stem; its first group is the sample's group.
 
-    The constructor looks at folder listings only; scenarios/inspection/survey.py reads every file. Both raise
-    DataError.
+    The constructor reads only the folder listings; scenarios/inspection/survey.py reads every file. Both
+    raise DataError.
     """
 
     empty = 0

@@ -16,9 +16,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_json(source: Path, model: type[Model], content: str) -> Model:
-    """`source` as `model`; content: what it should hold, for people.
+    """The JSON file `source` as a `model`. content: its expected content, for messages.
 
-    Raises DataError: for entries of the wrong type all of them together.
+    Raises DataError; one error lists all entries of a wrong type.
     """
     try:
         parsed = json.loads(source.read_bytes())

@@ -1,17 +1,17 @@
-"""The layout of the CA-SAM authors' `Med_datasets`: a folder per task with dataset.json.
+"""The layout of the CA-SAM authors' `Med_datasets`: one folder per task, with a dataset.json.
 
 dataset.json holds `training` and `test` (lists of samples) and `labels` (class names by number, "0"
 the background). A sample names its `image` (PNG, JPEG or TIFF), its `label` and, in training, its
 `imask`, as paths inside the folder.
 
-label: scipy.sparse.save_npz of the class masks. Their shape stands in the file name before .npz, e.g.
+label: scipy.sparse.save_npz of the class masks. The file name contains their shape before .npz, e.g.
 `label/a.(3, 256, 216, 1).npz`: classes without background, height, width, 1; a value above 0 belongs
-to the class. Without a shape in the name a sparse matrix of the image's size, or of one row that
-holds it row by row, is read as a label map. imask: NPY of the image's size, -1 (and 0) background, 1
-and above one pseudo-instance each.
+to the class. Without a shape in the name, a sparse matrix of the image's size, or one row with all its
+pixels row by row, is read as a label map. imask: NPY of the image's size; -1 and 0 are background, each
+value from 1 is one pseudo-instance.
 
-This follows the layout's description; it was not compared with the authors' own files. Pickled
-content is refused, anything else that differs too.
+This follows the layout's description; it was not compared with the authors' own files. Pickled content and
+other layouts are refused.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class _File(BaseModel):
 class MedDataset:
     """One task. Ids are the image paths without their ending; group_pattern is searched in them.
 
-    The authors' test list is the test part of the split; validation is carved from training. `labels`
-    works as in a folder: classes are instances, or their connected parts are.
+    The authors' test list is the test part of the split; the training list is divided into training and
+    validation. `labels` works as in a folder: each class, or each of its connected parts, is an instance.
 
-    pseudo_masks: take training images' labels from imask instead of label, so that the class labels
-    serve at the test only (validation, carved from training, then sees pseudo-masks too).
+    pseudo_masks: take the labels of the training list (validation included) from imask instead of label;
+    only the test then uses the class labels.
 
-    The constructor reads dataset.json and looks for the files; its faults are raised together.
+    The constructor reads dataset.json and checks that the files exist; its faults are raised together.
     """
 
     empty = 0

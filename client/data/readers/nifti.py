@@ -1,9 +1,9 @@
 """NIfTI volumes (CT, MR) as slices, through nibabel.
 
 Layout: images/*.nii or *.nii.gz and masks/ with the same stems, equal shapes and equal affines.
-Voxels are taken in stored order and never resampled or turned to anatomical axes: image and mask are
-cut the same way, and a slice's rows are the higher of the two remaining axes. A mask with another
-affine is refused, because it would lie elsewhere in the body than its indices say.
+Voxels stay in stored order and are never resampled or rotated to anatomical axes. Image and mask are cut in
+the same way; the rows of a slice are the higher of the two remaining axes. A mask with another affine is
+refused, because its voxels show other places in the body than the image's voxels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from client.data.readers.volumes import (
 )
 
 _SAME_PLACE_MM = 0.05
-"""Affines written by different tools differ in their last digits; voxels are 0.2 mm or larger."""
+"""Tolerance: affines of different tools differ in their last digits; voxels are 0.2 mm or larger."""
 
 
 def open_nifti(
@@ -41,7 +41,7 @@ def open_nifti(
 ) -> VolumeDataset:
     """The labelled slices of every volume of `path`, across voxel axis `slice_axis`.
 
-    window: [centre, width] in the volume's units (Hounsfield units for CT) shown as black to white;
+    window: [centre, width] in the volume's units (Hounsfield units for CT), mapped to black..white;
     by default each volume's own percentiles (client/data/pixels.py). Raises DataError.
     """
     medical_package("nibabel", reader="nifti")
@@ -62,7 +62,7 @@ def open_nifti(
 
 def _image(path: Path, *, slice_axis: int, window: list[float] | None) -> NDArray[np.uint8]:
     values = _voxels(path, np.float32)
-    # Also with a window: NaN would become black in silence.
+    # Computed also with a window, because it refuses NaN, which would silently become black.
     own_range = percentile_range(values, str(path))
     black, white = window_range(window) if window else own_range
     return _slices(to_uint8(values, black, white), slice_axis)
@@ -83,7 +83,7 @@ def _compare(image_path: Path, mask_path: Path) -> None:
     shapes = _shape(image, image_path), _shape(mask, mask_path)
     if shapes[0] != shapes[1]:
         raise shapes_differ(image_path, mask_path, *shapes)
-    # Measured at the corners of the volume, where a small turn shows most.
+    # Measured at the corners of the volume, where a small rotation has the largest effect.
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
     corners[:, :3] *= shapes[0]
     apart = float(np.abs((image.affine - mask.affine) @ corners.T).max())
@@ -140,7 +140,7 @@ def _voxels(path: Path, dtype: type[np.floating[Any]] | None) -> NDArray[Any]:
 
 
 def _damaged(path: Path, fault: Exception) -> DataError:
-    # nibabel, gzip and zlib meet broken bytes with many kinds of exception; none is a defect here.
+    # nibabel, gzip and zlib raise many kinds of exceptions for damaged files; none is a defect of this code.
     return DataError(
         f"{path}: expected a complete NIfTI file, found one that cannot be read ({one_line(fault)}); "
         f"export or copy it again"

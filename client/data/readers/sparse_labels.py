@@ -22,8 +22,8 @@ _SHAPE = re.compile(r"\.\(([0-9, ]+)\)\.npz$")
 def read_sparse_label(path: Path, size: tuple[int, int], classes: int) -> NDArray[Any]:
     """Label map of `size` (height, width), 0 background; the classes of a stack become 1, 2, ...
 
-    Where classes overlap the smaller one keeps its pixels. classes: how many dataset.json names
-    besides the background. Raises DataError.
+    Of overlapping classes, the smaller one keeps its pixels. classes: number of classes in dataset.json
+    without the background. Raises DataError.
     """
     matrix = _load_sparse(path)
     match = _SHAPE.search(path.name)
@@ -90,7 +90,7 @@ def _load_sparse(path: Path) -> Any:
                 f"{path}: expected at most {MAX_PIXELS * 16} bytes unpacked, found {unpacked}; "
                 f"cut it into tiles"
             )
-        # scipy reads without pickles: content that needs one is refused inside.
+        # scipy reads without pickle and refuses pickled content.
         matrix = sparse.load_npz(path)
     except DataError:
         raise

@@ -1,8 +1,8 @@
 """Multi-page TIFF files (microscopy stacks) as slices, through tifffile.
 
 Layout: images/*.tif or *.tiff and masks/ with the same stems and shapes; each page is a slice. 8-bit
-stacks keep their values, deeper ones are scaled by the percentiles of the whole stack, so that slices
-keep their relative brightness.
+stacks keep their values. Stacks with more bits are scaled by the percentiles of the whole stack, so that
+slices keep their relative brightness.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _read(path: Path, *, as_mask: bool = False) -> tuple[NDArray[Any], bool]:
 
 
 def _require_whole(file: tifffile.TiffFile) -> None:
-    """tifffile fills absent strips with zeros; a cut file must not pass for a dark one."""
+    """Raise ValueError for an incomplete file: tifffile fills missing strips with zeros."""
     size = file.filehandle.size
     for page in file.pages:
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):

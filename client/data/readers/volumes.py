@@ -19,20 +19,20 @@ from client.data.listing import groups_of, paired_files
 from client.data.pixels import as_rgb
 
 KEPT_BYTES = 2**29
-"""Decoded volumes that stay in memory, 512 MiB: training asks for slices in no order."""
+"""Decoded volumes that stay in memory, 512 MiB: training loads slices in random order."""
 
 MAX_VOXELS = 2**30
-"""Largest volume read, 1024 slices of 1024 x 1024; a small packed file could otherwise fill the memory."""
+"""Largest volume read, 1024 slices of 1024 x 1024; otherwise a small packed file could fill the memory."""
 
 
 @dataclass(frozen=True)
 class VolumeFormat:
     """How one kind of file is read. D slices of H x W; every function raises DataError.
 
-    suffixes: endings in lower case. names: the same for people.
+    suffixes: file endings in lower case. names: the same for messages.
     image: uint8 (D, H, W) or RGB (D, H, W, 3). mask: whole numbers >= 0, (D, H, W).
-    compare: refuses an image and a mask that do not lie on each other; looks at headers only.
-    bits: per value of an image file as stored.
+    compare: refuses an image and a mask on different grids; reads the headers only.
+    bits: bits per stored value of an image file.
     """
 
     suffixes: frozenset[str]
@@ -46,12 +46,12 @@ class VolumeFormat:
 class VolumeDataset:
     """Every labelled slice of the volumes in `path`/images and `path`/masks (same stems).
 
-    Slices without a label are left out, as a sample holds one instance or more; `empty` counts them. A
+    Slices without a label are excluded, because a sample holds one instance or more; `empty` counts them. A
     volume without any label is a fault. Ids are the file's stem and the slice's index from 0, e.g.
-    `case01-z042`, so that slices keep their order. A volume is a group: it never stands on two sides of
-    a split. group_pattern may join the volumes of one patient; it is searched in the stems.
+    `case01-z042`, so that slices keep their order. A volume is a group: a split never divides it.
+    group_pattern may join the volumes of one patient; it is searched in the stems.
 
-    The constructor reads every mask (only they say which slices are labelled) and raises the faults of
+    The constructor reads every mask, because masks show which slices are labelled. It raises the faults of
     all volumes together.
     """
 
@@ -129,13 +129,13 @@ class VolumeDataset:
 
 
 class Recent:
-    """Arrays by file; the ones not used for longest go when together they exceed KEPT_BYTES."""
+    """A cache of arrays by file; above KEPT_BYTES, the least recently used arrays are removed."""
 
     def __init__(self) -> None:
         self._arrays: OrderedDict[Path, NDArray[Any]] = OrderedDict()
 
     def get(self, path: Path, read: Callable[[Path], NDArray[Any]]) -> NDArray[Any]:
-        """The array of `path`, read if it is not kept."""
+        """The array of `path`, from the cache or read now."""
         if path not in self._arrays:
             self._arrays[path] = read(path)
         self._arrays.move_to_end(path)
@@ -194,5 +194,5 @@ def _sides(shape: tuple[int, ...]) -> str:
 
 
 def medical_package(name: str, *, reader: str) -> Any:
-    """The package `name` of the extra `medical`; DataError with the command that installs it."""
+    """The package `name` of the extra `medical`. Raises DataError with the command that installs it."""
     return optional_module(name, wanted=f"reader {reader!r}", extra="medical", error=DataError)

@@ -23,12 +23,12 @@ Polygon = NDArray[np.float64]
 class YoloDataset:
     """Images with at least one polygon; ids are the stems.
 
-    A pixel belongs to an instance if its centre lies inside the polygon. Classes are not used, as every
-    line is an instance. Where instances overlap the smaller one keeps the pixels. An image without a text
-    file, or with an empty one, is left out; `empty` counts them. A line of four numbers is a box and no
-    mask: it is refused. group_pattern is searched in the stems.
+    A pixel belongs to an instance if its centre lies inside the polygon. Classes are not used, because every
+    line is an instance. Of overlapping instances, the smaller one keeps the pixels. Images without a text
+    file or with an empty one are excluded; `empty` counts them. A line of four numbers is a box, not a mask,
+    and is refused. group_pattern is searched in the stems.
 
-    The constructor reads the text files; images are read when they are loaded. Both raise DataError.
+    The constructor reads the text files; `load` reads the images. Both raise DataError.
     """
 
     warnings: tuple[str, ...] = ()

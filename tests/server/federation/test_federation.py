@@ -132,7 +132,7 @@ def test_other_code_is_named(tmp_path: Path) -> None:
 def test_another_bundle_is_named(tmp_path: Path) -> None:
     run = scripted(tmp_path / "run")
     run.sites["west"].script["query.identify"] = [lambda honest: Error(7, "The FAB could not be verified.")]
-    with pytest.raises(RunError, match="bundle: a site's launcher refuses the one this run sends"):
+    with pytest.raises(RunError, match="bundle: a site's launcher refuses the bundle of this run"):
         run.federation()
 
 
