@@ -1,11 +1,11 @@
-"""The bank: one entry per learned task, on disk, content-addressed.
+"""The bank: a folder with one content-addressed entry per learned task.
 
 A bank is a folder:
 
     manifest.json            schema, and the entries in the order they were learned
     entries/<sha256>.entry   one entry (casam_core/bank/entry_file.py), named by the hash of its bytes
 
-An entry never changes after it was added. Files are written whole or not at all.
+An entry never changes after it was added. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SCHEMA = 1
 
 
 def bank_digest(entries: Mapping[str, str]) -> str:
-    """SHA-256 over tasks and their entries' digests, in order."""
+    """SHA-256 of the tasks and the digests of their entries, in order."""
     return hashlib.sha256(json.dumps(list(entries.items())).encode()).hexdigest()
 
 
 class Bank:
-    """Entries in the order they were learned, kept in `folder`."""
+    """Entries in the order of learning, stored in `folder`."""
 
     def __init__(self, folder: Path, digests: dict[str, str]) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Bank:
 
     @staticmethod
     def open(folder: Path, *, create: bool = False) -> Bank:
-        """The bank in `folder`. Raises BankError if there is none (and `create` is off) or it is broken."""
+        """The bank in `folder`; with `create`, a new one if there is none. Raises BankError."""
         manifest = folder / "manifest.json"
         if not manifest.exists():
             if not create:
@@ -58,16 +58,16 @@ class Bank:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks in the order they were learned."""
+        """Tasks in the order of learning."""
         return tuple(self._digests)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the tasks and entry digests in order: two banks are equal iff this is."""
+        """SHA-256 of the tasks and entry digests, in order; equal banks have equal digests."""
         return self.digest_over(self.tasks)
 
     def digest_over(self, tasks: Sequence[str]) -> str:
-        """The digest of a bank that holds only these of its entries."""
+        """The digest of a bank that has only the entries of these tasks."""
         return bank_digest({task: self._digests[task] for task in tasks})
 
     def __len__(self) -> int:
@@ -80,11 +80,11 @@ class Bank:
         return (self[task] for task in self.tasks)
 
     def digest_of(self, task: str) -> str:
-        """The name of this task's entry."""
+        """The digest of this task's entry, which is its name."""
         return self._digests[task]
 
     def bytes_of(self, task: str) -> bytes:
-        """The entry's file, checked against its name. Raises BankError."""
+        """The entry's file, checked against its digest. Raises BankError."""
         if task not in self._digests:
             raise BankError(
                 f"no entry for task {task!r}; the bank holds: {', '.join(self.tasks) or 'nothing'}"
@@ -97,23 +97,25 @@ class Bank:
         return self._entries[task]
 
     def file_of(self, task: str) -> Path:
-        """Where this task's entry lies."""
+        """The path of this task's entry."""
         return self._file(self._digests[task])
 
     def heads(self) -> Iterator[Head]:
-        """What every entry says about itself. A file is read and checked the first time that a process asks;
-        one that was altered later is found when its arrays are read. Raises BankError."""
+        """The heads of all entries. Raises BankError.
+
+        A process reads and checks a file only once; reading the arrays of an entry checks it again.
+        """
         return (head_in(self._file(digest), digest, task) for task, digest in self._digests.items())
 
     def add(self, entry: Entry) -> str:
-        """Add a new task's entry; it is durable when this returns. Returns its digest.
+        """Add the entry of a new task and return its digest; on return it is on disk.
 
-        Raises BankError when the task has one already: entries never change.
+        Raises BankError if the task already has an entry, because entries never change.
         """
         return self.add_bytes(entry.to_bytes())
 
     def add_bytes(self, data: bytes) -> str:
-        """Add an entry that arrived as a file. Adding the same entry twice changes nothing."""
+        """Add an entry from the bytes of its file. Adding the same entry twice changes nothing."""
         entry, digest = Entry.from_bytes(data), digest_of(data)
         if self._digests.get(entry.task) == digest:
             return digest
@@ -122,21 +124,20 @@ class Bank:
         write_atomic(self._file(digest), data)
         digests = {**self._digests, entry.task: digest}
         self._write_manifest(digests)
-        self._digests = digests  # only now: if writing failed, adding again must write again
+        self._digests = digests  # not earlier: if writing fails, a second try must write again
         self._entries[entry.task] = entry
         return digest
 
     def remove(self, task: str) -> None:
-        """Forget a task: its entry's file is deleted, the other entries keep every byte. BankError: no such
-        task."""
-        self.bytes_of(task)  # refuses a task that is not there
+        """Delete the entry of a task; the others stay unchanged. Raises BankError for an unknown task."""
+        self.bytes_of(task)  # raises for an unknown task
         digest = self.digest_of(task)
         self._hold({name: d for name, d in self._digests.items() if name != task}, task, digest)
 
     def replace(self, entry: Entry) -> str:
-        """Put a new entry in the place of its task's old one, which is deleted. Returns its digest.
+        """Replace the task's entry, delete the old one, and return the new digest.
 
-        Only for what was learned anew without somebody (server/unlearning.py); else entries never change.
+        Only unlearning uses this (server/unlearning.py); otherwise entries never change.
         """
         data, old = entry.to_bytes(), self.digest_of(entry.task)
         digest = digest_of(data)
@@ -146,7 +147,7 @@ class Bank:
         return digest
 
     def _hold(self, digests: dict[str, str], task: str, gone: str) -> None:
-        """Change the manifest first: a crash leaves a file that nobody names, never a name without a file."""
+        """Write the manifest before the deletion: after a crash, no entry of the manifest lacks its file."""
         self._write_manifest(digests)
         self._digests = digests
         self._entries.pop(task, None)

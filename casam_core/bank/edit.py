@@ -1,4 +1,4 @@
-"""New banks from old ones. A bank is never changed in place, and no entry's byte ever changes."""
+"""Create new banks from existing ones; the existing banks and the entries stay unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from casam_core.routing.routers import ROUTERS
 
 
 def write_bank(out: Path, entries: Iterable[bytes]) -> Bank:
-    """A new bank of these entry files, in this order: whole or absent. Raises BankError if `out` exists."""
+    """A new bank of these entry files in this order, written atomically. Raises BankError if `out` exists."""
     with new_folder(out) as folder:
         bank = Bank.open(folder, create=True)
         for data in entries:
@@ -22,16 +22,21 @@ def write_bank(out: Path, entries: Iterable[bytes]) -> Bank:
 
 
 def without(bank: Bank, task: str, out: Path) -> Bank:
-    """A new bank that lacks the entry of `task`; the others keep their bytes and order."""
-    bank.bytes_of(task)  # refuses a task that is not there
+    """A new bank without the entry of `task`; the others keep their bytes and their order."""
+    bank.bytes_of(task)  # raises for an unknown task
     return write_bank(out, (bank.bytes_of(other) for other in bank.tasks if other != task))
 
 
 def merged(banks: Mapping[str, Bank], out: Path) -> Bank:
     """A new bank of all entries, in the order of the banks and of their tasks.
 
-    banks: by the name an error should use. An entry that several banks hold is taken once. Raises
-    BankError when two banks hold different entries of one task, or entries that cannot be compared.
+    An entry that is in several banks is taken once.
+
+    Args:
+        banks: by name, for error messages.
+
+    Raises:
+        BankError: two banks have different entries of one task, or entries whose scores cannot be compared.
     """
     found: dict[str, str] = {}
     files: dict[str, bytes] = {}
@@ -49,7 +54,7 @@ def merged(banks: Mapping[str, Bank], out: Path) -> Bank:
 
 
 def check_alike(entries: Iterable[Entry]) -> None:
-    """Refuse entries whose scores cannot be compared: another backbone, router or router features."""
+    """Raise BankError if scores cannot be compared: the backbone, router or router features differ."""
     first: Entry | None = None
     for entry in entries:
         first = first or entry

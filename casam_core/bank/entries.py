@@ -1,4 +1,4 @@
-"""Making an entry: the same for the server's bank and for what an institution keeps to itself."""
+"""Make an entry, for the server's bank or for an institution that keeps its entry to itself."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ def make_entry(
     router: Arrays,
     threshold: float | None,
 ) -> Entry:
-    """The task's entry with all that is needed to use it.
+    """The entry of a task, with everything that its use needs.
 
-    backbone: SHA-256 of the frozen weights. improved: off, the task keeps the identity. threshold: None
-    for an entry that is used by its name alone.
+    Args:
+        backbone: SHA-256 of the frozen weights.
+        improved: if False, the task keeps the identity.
+        images: the number of training images of all holders together.
+        threshold: None for an entry that can only be used by its name.
     """
     alignment = alignment_of(scenario, task)
-    # Of another kind of router an entry records the VAE's defaults, as it always did.
+    # For another kind of router, an entry records the VAE's defaults; the entry format requires them.
     scored = scenario.router if isinstance(scenario.router, VaeSpec) else VaeSpec()
     kept = rounded if scenario.bank.precision == "float16" else dict
     return Entry(
@@ -60,12 +63,12 @@ def make_entry(
 
 
 def rounded(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Matrices in half precision. Vectors (variances, norms, shifts) are few bytes and may be tiny."""
+    """The arrays with matrices in half precision. Vectors, e.g. variances, may have values too small for it."""
     return {name: half(value) if value.ndim > 1 else value for name, value in arrays.items()}
 
 
 def half(value: NDArray[Any]) -> NDArray[Any]:
-    """float16; as it was where a number is too large for it."""
+    """The array as float16; unchanged if a number is too large for it."""
     with np.errstate(over="ignore"):
         small = value.astype(np.float16)
     return small if np.isfinite(small).all() else value

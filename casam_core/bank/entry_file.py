@@ -1,6 +1,6 @@
-"""One entry: what a task's alignment and recognition take, as one safetensors file.
+"""One entry: the Alignment Layer and the router state of a task, in one safetensors file.
 
-An entry's name is the hash of its bytes, so whoever holds the name can check the content.
+The name of an entry is the hash of its bytes, so the name is enough to check the content.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ SCHEMA = 1
 LAYER, ROUTER = "layer/", "router/"
 
 HEADS = 16_384
-"""Heads that a process keeps, some 2 KB each."""
+"""The number of heads that a process caches, about 2 KB each."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an entry comes from and what it needs to be used. No time stamps: equal runs, equal bytes.
+    """The origin of an entry and the requirements for its use.
 
-    form, rank: the Alignment Layer's. router, features: how scores are computed; beta and sampled
-    belong to the VAE's score. backbone: SHA-256 of the frozen weights. holders: the institutions that
-    trained it. images: their training images together. stage: 1-based. scenario: its learned_digest.
+    It has no time stamps, so that equal runs give equal bytes.
+
+    form, rank: of the Alignment Layer. router, features: how scores are computed; beta, sampled: only for
+    the VAE's score. backbone: SHA-256 of the frozen weights. holders: the institutions that trained it.
+    images: the number of their training images together. stage: starts at 1. scenario: its learned_digest.
     """
 
     form: str
@@ -54,7 +56,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Head:
-    """What an entry says about itself: all of it but its arrays."""
+    """An entry without its arrays."""
 
     task: str
     threshold: float | None
@@ -63,9 +65,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known about one task: layer weights, router state, threshold, provenance.
+    """The entry of one task: layer weights, router state, threshold, provenance.
 
-    Without a threshold the entry is used by its name alone: no router ever chooses it.
+    threshold: None if no router may choose the entry; it can then only be used by its name.
     """
 
     task: str
@@ -76,7 +78,7 @@ class Entry:
 
     @property
     def head(self) -> Head:
-        """Without its arrays."""
+        """The entry without its arrays."""
         return Head(self.task, self.threshold, self.provenance)
 
     def to_bytes(self) -> bytes:
@@ -89,12 +91,12 @@ class Entry:
             "threshold": self.threshold,
             "provenance": asdict(self.provenance),
         }
-        # One metadata key: safetensors writes several in no fixed order.
+        # Only one metadata key, because safetensors writes several keys in no fixed order.
         return bytes(save_tensors(tensors, metadata={"entry": json.dumps(about, sort_keys=True)}))
 
     @staticmethod
     def from_bytes(data: bytes) -> Entry:
-        """Read an entry. Raises BankError when the bytes are not one."""
+        """Read an entry. Raises BankError for bytes that are not a valid entry."""
         with _reading():
             tensors, head = load_tensors(data), _head(data)
         return Entry(
@@ -107,20 +109,20 @@ class Entry:
 
 
 def digest_of(data: bytes) -> str:
-    """An entry's name: SHA-256 of its bytes."""
+    """The name of an entry: SHA-256 of its bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 @lru_cache(HEADS)
 def head_in(path: Path, digest: str, task: str) -> Head:
-    """The head of a task's entry file, whose content never changes under its name. Raises BankError."""
+    """The head of an entry file; cached, because a digest always names the same content. Raises BankError."""
     data = read_entry(path, digest, task)
     with _reading():
         return _head(data)
 
 
 def read_entry(path: Path, digest: str, task: str) -> bytes:
-    """The file of a task's entry, checked against its name. Raises BankError."""
+    """The bytes of a task's entry file, checked against its digest. Raises BankError."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -132,7 +134,7 @@ def read_entry(path: Path, digest: str, task: str) -> bytes:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """What bytes that are no entry raise inside comes out as BankError."""
+    """Turn the errors that reading an invalid entry can raise into BankError."""
     try:
         yield
     except (
@@ -148,7 +150,7 @@ def _reading() -> Iterator[None]:
 
 
 def _head(data: bytes) -> Head:
-    """From an entry's bytes. Raises BankError for another schema; for what is no entry see _reading."""
+    """The head in the bytes of an entry. Raises BankError for another schema, else see _reading."""
     about = json.loads(_metadata(data)["entry"])
     if not isinstance(about["task"], str):
         raise TypeError(f"task: expected text, found {about['task']!r}")
@@ -167,7 +169,7 @@ def _head(data: bytes) -> Head:
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
-    """The safetensors header's metadata: 8 bytes of length, then JSON."""
+    """The metadata in the safetensors header: 8 bytes of length, then JSON."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     metadata: dict[str, Any] = header["__metadata__"]

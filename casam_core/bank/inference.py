@@ -1,7 +1,7 @@
-"""Using entries: the layer that answers, the route of an embedding, the masks of an image.
+"""Use entries: the layer of a task, the route of an embedding, the masks of an image.
 
-An institution's evaluation and whoever uses a finished bank share these functions, so that a bank
-segments an image afterwards as it did when it was measured.
+The evaluation at an institution and the use of a finished bank share these functions, so that both segment an
+image in the same way.
 
 z_CHW, z_BCHW: frozen embeddings, float32. f_F: pooled feature. N prompts, H x W image pixels.
 """
@@ -36,17 +36,17 @@ from casam_core.routing.routers.gaussian import GaussianRouter
 from casam_core.routing.routers.stack import GaussianStack
 
 PROMPTS_PER_DECODE = 8
-"""The decoder's activations take about 30 MB per prompt; eight at a time stay in cache."""
+"""The decoder's activations take about 30 MB per prompt; eight prompts at a time stay in cache."""
 
 STACK_FROM = 6
-"""Entries from which scoring all at once is worth the memory it takes (70 KB each)."""
+"""From this number of entries on, GaussianStack is worth its memory (70 KB per entry)."""
 
 
 def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -> AlignmentLayer:
     """The entry's Alignment Layer, ready to use.
 
-    backbone: for forms that change SAM itself. Raises BankError when it is needed and absent, or when
-    the weights do not fit the form.
+    backbone: needed by forms that change SAM itself. Raises BankError if such a form gets None, or if the
+    weights do not fit the form.
     """
     about = entry.provenance
     try:
@@ -58,7 +58,7 @@ def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -
 
 
 def entry_router(entry: Entry) -> Router:
-    """The router that scores this entry's state. Raises BankError for one this version does not know."""
+    """The router for this entry's state. Raises BankError for an unknown kind of router."""
     about = entry.provenance
     settings = {"features": about.features, "beta": about.beta, "sampled": about.sampled}
     try:
@@ -68,7 +68,7 @@ def entry_router(entry: Entry) -> Router:
 
 
 def route_among(heads: Iterable[Head], score: Callable[[Head], float]) -> Route:
-    """The routing decision over the entries that have a threshold, in the order they were learned."""
+    """The routing decision among the entries that have a threshold, in the order of learning."""
     known = [(head, head.threshold) for head in heads if head.threshold is not None]
     return decide(
         [head.task for head, _ in known],
@@ -79,9 +79,10 @@ def route_among(heads: Iterable[Head], score: Callable[[Head], float]) -> Route:
 
 @torch.no_grad()
 def align(seen_CHW: Tensor, layer: AlignmentLayer | None, compute: Compute) -> Tensor:
-    """z_CHW on the compute device behind `layer`; None is the identity, frozen SAM.
+    """z_CHW after the layer, on the compute device.
 
-    seen_CHW: what the layer sees, z_CHW but for a form that sees pixels.
+    seen_CHW: the input of the layer: z_CHW, or pixels for a form that sees pixels. layer: None is the
+    identity, frozen SAM.
     """
     seen_CHW = seen_CHW.to(compute.device)
     if layer is None:
@@ -99,10 +100,12 @@ def decode_masks(
     prompts: Prompts,
     layer: AlignmentLayer | None = None,
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
-    """(masks_nHW, iou_n) of a few prompts at a time; prompts in image pixels, masks at the image's size.
+    """(masks_nHW, iou_n) of a few prompts at a time; iou_n is the decoder's estimate of the masks' IoU.
 
-    z_CHW is on the backbone's device. iou_n is the decoder's own estimate of its masks' IoU.
-    layer: the one behind z_CHW, which may bring its own mask decoder.
+    Args:
+        z_CHW: on the backbone's device.
+        prompts: in pixels of the image; masks have the size of the image.
+        layer: the layer that produced z_CHW; it may have its own mask decoder.
     """
     decoder = layer.own_decoder() if layer is not None else None
     in_frame = prompts.into(frame)
@@ -113,7 +116,7 @@ def decode_masks(
 
 @dataclass(frozen=True)
 class LoadedEntry:
-    """One task, ready to use. layer maps z_BCHW to z_BCHW; its weights are frozen."""
+    """One task, ready to use. layer: maps z_BCHW to z_BCHW, with frozen weights."""
 
     entry: Entry
     layer: AlignmentLayer
@@ -122,13 +125,13 @@ class LoadedEntry:
 
     @staticmethod
     def of(entry: Entry) -> LoadedEntry:
-        """Build the layer and try the router once. Raises BankError when either cannot work."""
+        """Build the layer and test the router once. Raises BankError if one of them does not work."""
         channels = channels_of(entry)
         loaded = LoadedEntry(entry, entry_layer(entry, channels), entry_router(entry), channels)
         try:
             if entry.threshold is not None:
                 loaded.score(torch.zeros(channels, 2, 2))
-        except Exception as error:  # whatever arithmetic on arrays of other names and shapes raises
+        except Exception as error:  # arrays with other names or shapes can raise any kind of error
             raise BankError(
                 f"entry of task {entry.task!r}: its {entry.provenance.router} router does not score a "
                 f"{channels}-channel embedding ({type(error).__name__}: {one_line(error)})"
@@ -136,19 +139,18 @@ class LoadedEntry:
         return loaded
 
     def score(self, z_CHW: Tensor) -> float:
-        """How unlike this task the embedding is; lower is nearer."""
+        """The router's score of an embedding; lower is more similar to this task."""
         return self.score_feature(pool(z_CHW, self.entry.provenance.features))
 
     def score_feature(self, f_F: Tensor) -> float:
-        """The same from the embedding's pooled feature."""
+        """The score of a pooled feature."""
         return self.router.score(f_F, self.entry.router)
 
 
 class LoadedBank(Mapping[str, LoadedEntry]):
-    """Tasks in the order they were learned; nothing about it changes after loading.
+    """The tasks of a bank in the order of learning; immutable.
 
-    digest: the bank's. backbone: SHA-256 of the weights that its embeddings must come from, None for
-    an empty bank.
+    digest: of the bank. backbone: SHA-256 of the frozen weights that it needs; None for an empty bank.
     """
 
     def __init__(self, entries: Iterable[Entry], digest: str) -> None:
@@ -176,7 +178,7 @@ class LoadedBank(Mapping[str, LoadedEntry]):
         return len(self._entries)
 
     def route(self, z_BCHW: Tensor) -> tuple[Route, ...]:
-        """One route per embedding, each decided on its own. Raises BankError for another shape."""
+        """One route per embedding, independent of the others. Raises BankError for another shape."""
         channels = {loaded.channels for loaded in self.values()}
         if z_BCHW.dim() != 4 or not channels <= {z_BCHW.shape[1]}:
             wanted = f"C = {channels.pop()}" if channels else "any C"
@@ -188,7 +190,7 @@ class LoadedBank(Mapping[str, LoadedEntry]):
         return tuple(self.route_feature(pool(z_CHW, features)) for z_CHW in z_BCHW)
 
     def route_feature(self, f_F: Tensor) -> Route:
-        """The route of one embedding by its pooled feature; the bits of scoring every entry by itself."""
+        """The route of one pooled feature; bitwise the same as if every entry were scored separately."""
         near = self._routable
         if self._stack is not None:
             near = [near[i] for i in self._stack.contenders(f_F)]
@@ -198,20 +200,20 @@ class LoadedBank(Mapping[str, LoadedEntry]):
 
     @cached_property
     def _stack(self) -> GaussianStack | None:
-        """All states at once, where there are many and the router can."""
+        """All states together, for a Gaussian router and enough entries; else None."""
         if len(self._routable) < STACK_FROM or not isinstance(self._routable[0].router, GaussianRouter):
             return None
         return GaussianStack([loaded.entry.router for loaded in self._routable])
 
 
 def load_bank(folder: Path | str) -> LoadedBank:
-    """The bank in `folder`, ready to use. Raises BankError when it is damaged or mixes what cannot mix."""
+    """The bank in `folder`, ready to use. Raises BankError if it is damaged or its entries do not fit."""
     bank = Bank.open(Path(folder))
     return LoadedBank(bank, bank.digest)
 
 
 def channels_of(entry: Entry) -> int:
-    """The embedding's C. Raises BankError for a layer that does not say."""
+    """C of the embedding, from the layer. Raises BankError if the layer does not contain it."""
     try:
         return channels_in(entry.layer)
     except ValueError as error:
@@ -219,7 +221,7 @@ def channels_of(entry: Entry) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The error's text without line breaks; of a refused setting, the first fault."""
+    """The text of an error without line breaks; of a ValidationError, only the first fault."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}"

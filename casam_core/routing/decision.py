@@ -1,4 +1,4 @@
-"""The routing decision: which entry answers for an image, or none (frozen SAM)."""
+"""The routing decision: the entry to use for an image, or none (frozen SAM)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 IDENTITY = "identity"
-"""The route of an image that no task recognises: the embedding goes to the decoder unchanged."""
+"""The route of an unknown image: its embedding goes unchanged to the decoder."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """task: the chosen task, None for identity. nearest, score: the best task and its score."""
+    """task: the chosen task; None for identity. nearest: the task with the lowest score. score: this score."""
 
     task: str | None
     nearest: str | None
@@ -25,10 +25,10 @@ class Route:
 
 
 def decide(tasks: Sequence[str], scores: Sequence[float], thresholds: Sequence[float]) -> Route:
-    """The lowest score wins; beyond its own task's threshold the image is unknown (CA-SAM, routing).
+    """Choose the task with the lowest score; above that task's threshold the image is unknown (CA-SAM).
 
-    Ties go to the task that was learned first. A score that is no number (NaN) is out of the race.
-    Without tasks or numbers every image is unknown.
+    Of equal scores, the task that was learned first wins. NaN is ignored. Without any valid score, the image
+    is unknown.
 
     >>> decide(["polyp", "nuclei"], scores=[0.4, 0.1], thresholds=[0.5, 0.2]).name
     'nuclei'

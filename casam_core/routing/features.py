@@ -1,7 +1,7 @@
-"""What the router sees of an image: the frozen embedding, pooled over its cells.
+"""The router's features: the frozen embedding of an image, pooled over its cells.
 
-z_BCHW: frozen embedding; f_BF: pooled feature. Computed in float32 on the CPU, one image at a time,
-so that an image's feature does not depend on its neighbours in a batch.
+z_BCHW: frozen embedding; f_BF: pooled feature. It is computed in float32 on the CPU, one image at a time,
+so that a feature does not depend on the other images of a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def attention_pool(z_BCHW: Tensor) -> Tensor:
 
 
 def moments_pool(z_BCHW: Tensor) -> Tensor:
-    """f_B(2C): the mean and the (population) standard deviation of every channel over the cells."""
+    """f_BF with F = 2C: mean and (population) standard deviation of every channel over the cells."""
     cells_BCN = z_BCHW.flatten(2)
     return torch.cat([cells_BCN.mean(2), cells_BCN.std(2, correction=0)], dim=1)
 

@@ -1,10 +1,10 @@
-"""The threshold tau of a task: how unlike its own held-out images a routed image may be.
+"""The threshold tau of a task: the highest score at which an image is still routed to it.
 
-K-fold: a router is fitted without one fold and scores that fold; the held-out scores of all folds
-are pooled, and tau is a high percentile of them (CA-SAM: K = 5, seed 2025, 97th percentile).
+K-fold: a router is fitted without one fold and scores that fold. tau is a high percentile of the held-out
+scores of all folds together (CA-SAM: K = 5, seed 2025, 97th percentile).
 
-A percentile of few images lies within the few scores that happened, and sends new images of the very
-task away; `margin` widens the way from the median to the percentile (0: the paper's threshold).
+With few images, this percentile is too low, and many new images of the same task become unknown. `margin`
+therefore extends the distance from the median to the percentile (0: the paper's threshold).
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ from casam_core.seeding import derive_seed
 FOLD_SEED = 2025
 HISTOGRAM_BINS = 4096
 HISTOGRAM_RANGE = 16.0
-"""Bins are equal in asinh(score): about 0.8 % wide for large scores, up to |score| = 4 million."""
+"""Bins have equal width in asinh(score): about 0.8 % of large scores, up to |score| = 4 million."""
 
 
 def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
-    """Held-out indices per fold: a seeded permutation cut into equal parts, as the authors cut it.
+    """Held-out indices per fold: a seeded permutation in equal parts, as in the authors' code.
 
-    Fewer images than folds leave the last folds empty: every holder of a task has the same number of
-    folds, so that fold k of one can be merged with fold k of another.
-
-    Raises DataError when there are fewer than two images.
+    With fewer images than folds, the last folds are empty. So every holder of a task has the same number of
+    folds, and fold k of all holders can be merged. Raises DataError for fewer than two images.
     """
     if count < 2:
         raise DataError(
@@ -43,7 +41,7 @@ def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
 
 
 def fold_statistics(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> list[Arrays]:
-    """Sufficient statistics per fold, each of all images but that fold's."""
+    """Sufficient statistics per fold, each of all images except those of the fold."""
     everything = np.arange(len(f_NF))
     return [
         router.sufficient_statistics(f_NF[np.setdiff1d(everything, held_out)], derive_seed(seed, "fold", k))
@@ -54,18 +52,18 @@ def fold_statistics(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -
 def held_out_scores(
     router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: int
 ) -> NDArray[np.float64]:
-    """scores_N: every image scored once, by the state that never saw it.
+    """scores_N: every image is scored once, by the state that was fitted without it.
 
-    Raises DataError when a score is no number: no threshold can be formed from it.
+    states: one per fold. Raises DataError if a score is NaN, because no threshold follows from it.
     """
     scores = fold_scores(router, f_NF, states, folds)
     if unusable := int(np.isnan(scores).sum()):
-        raise DataError(f"{unusable} of {len(scores)} held-out scores are no number; check the task's images")
+        raise DataError(f"{unusable} of {len(scores)} held-out scores are NaN; check the task's images")
     return scores
 
 
 def fold_scores(router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: int) -> NDArray[np.float64]:
-    """The same scores whatever they are: who must not tell by an error that an image has none reads these."""
+    """held_out_scores without the check for NaN: in private training an error would reveal something."""
     scores = np.empty(len(f_NF))
     for state, held_out in zip(states, fold_indices(len(f_NF), folds), strict=True):
         for i in held_out:
@@ -74,7 +72,7 @@ def fold_scores(router: Router, f_NF: Tensor, states: Sequence[Arrays], folds: i
 
 
 def learn_alone(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> tuple[Arrays, float]:
-    """(state, threshold) as an institution that holds its task alone makes them. Raises DataError."""
+    """(state, threshold) of an institution that is the only holder of its task. Raises DataError."""
     state, scores_N = learn_and_score(router, f_NF, spec, seed)
     return state, choose_threshold(scores_N, spec)
 
@@ -89,12 +87,12 @@ def learn_and_score(
 
 
 def choose_threshold(scores_N: NDArray[np.float64], spec: RouterSpec) -> float:
-    """tau of held-out scores."""
+    """tau from held-out scores."""
     return widened(float(np.median(scores_N)), float(np.percentile(scores_N, spec.percentile)), spec.margin)
 
 
 def histogram_threshold(counts: NDArray[np.int64], spec: RouterSpec) -> float:
-    """tau of several holders' held-out scores, to within a bin."""
+    """tau from a histogram of several holders' held-out scores, exact to one bin."""
     middle = min(50.0, spec.percentile)
     return widened(
         histogram_percentile(counts, middle), histogram_percentile(counts, spec.percentile), spec.margin
@@ -102,7 +100,7 @@ def histogram_threshold(counts: NDArray[np.int64], spec: RouterSpec) -> float:
 
 
 def widened(middle: float, high: float, margin: float) -> float:
-    """`high`, moved away from `middle` by `margin` times their distance; never towards it.
+    """`high` plus `margin` times its distance from `middle`; never less than `high`.
 
     >>> widened(middle=1.0, high=3.0, margin=1.5)
     6.0
@@ -111,14 +109,14 @@ def widened(middle: float, high: float, margin: float) -> float:
 
 
 def score_histogram(scores_N: NDArray[np.float64]) -> NDArray[np.int64]:
-    """counts over HISTOGRAM_BINS fixed bins; scores beyond the range fall into the outer bins."""
+    """Counts over HISTOGRAM_BINS fixed bins; scores outside the range count in the outer bins."""
     position = (np.arcsinh(scores_N) / HISTOGRAM_RANGE + 1) / 2 * HISTOGRAM_BINS
     index = np.clip(position, 0, HISTOGRAM_BINS - 1).astype(np.int64)
     return np.bincount(index, minlength=HISTOGRAM_BINS).astype(np.int64)
 
 
 def histogram_percentile(counts: NDArray[np.int64], percentile: float) -> float:
-    """The upper edge of the bin in which `percentile` percent of the scores are reached."""
+    """The upper edge of the first bin up to which at least `percentile` percent of the scores lie."""
     reached = np.searchsorted(np.cumsum(counts), percentile / 100 * counts.sum())
     edge = (min(int(reached), HISTOGRAM_BINS - 1) + 1) / HISTOGRAM_BINS * 2 - 1
     return float(np.sinh(edge * HISTOGRAM_RANGE))

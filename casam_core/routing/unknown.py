@@ -1,7 +1,8 @@
-"""How unknown an image looks: its score under the nearest task minus that task's threshold.
+"""The margin of an image: its score under the nearest task minus that task's threshold.
 
-Below zero the image is routed, above it is unknown. Institutions count these margins over fixed bins, so
-that known and unknown images can be told apart across institutions without anybody's scores.
+An image with a margin below zero is routed; above zero it is unknown. Institutions release histograms of
+margins over fixed bins. So the separation of known and unknown images can be measured over all institutions
+without their individual scores.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ SCALE, RANGE = 0.01, 20.0
 
 
 def margin_histogram(margins_N: Sequence[float]) -> NDArray[np.int64]:
-    """counts over BINS fixed bins; margins beyond the range fall into the outer ones."""
+    """Counts over BINS fixed bins; margins outside the range count in the outer bins."""
     position = (np.arcsinh(np.asarray(margins_N, np.float64) / SCALE) / RANGE + 1) / 2 * BINS
     index = np.clip(position, 0, BINS - 1).astype(np.int64)
     return np.bincount(index, minlength=BINS).astype(np.int64)
 
 
 def bin_edge(number: int) -> float:
-    """The margin at which a bin begins, 0 to BINS; the outer bins also hold what lies beyond."""
+    """The margin at the lower edge of a bin; `number` is in 0..BINS."""
     return float(SCALE * np.sinh((2 * number / BINS - 1) * RANGE))
 
 
 def total(histograms: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Counts over several histograms; zeros without any."""
+    """The sum of several histograms; zeros if there are none."""
     return margin_histogram([]) + sum(histograms)
 
 
 def auroc(known: NDArray[np.int64], unknown: NDArray[np.int64]) -> float | None:
-    """Probability that an unknown image has the higher margin than a known one; within a bin, half.
+    """Probability that an unknown image has a higher margin than a known one; a tie in a bin counts half.
 
-    None without images on either side.
+    None if there are no known or no unknown images.
 
     >>> auroc(known=margin_histogram([-2.0, -1.0]), unknown=margin_histogram([-1.0, 3.0]))
     0.875
@@ -49,9 +50,10 @@ def auroc(known: NDArray[np.int64], unknown: NDArray[np.int64]) -> float | None:
 
 
 def fpr_at_tpr(known: NDArray[np.int64], unknown: NDArray[np.int64], tpr: float = 0.95) -> float | None:
-    """Share of known images in or above the highest bin from which on `tpr` of the unknown ones lie.
+    """False positive rate: the share of known images at or above the cut that finds `tpr` of the unknown.
 
-    None without images on either side.
+    The cut is the highest bin with at least that share of unknown images in it or above. None if there are no
+    known or no unknown images.
     """
     if not known.sum() or not unknown.sum():
         return None

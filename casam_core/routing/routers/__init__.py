@@ -34,19 +34,19 @@ ROUTERS: dict[str, RouterEntry] = {
 
 
 def router_entry(kind: str) -> RouterEntry:
-    """The kind of router of that name. Raises ScenarioError listing the known ones."""
+    """The kind of router of that name. Raises ScenarioError that lists the known names."""
     if kind not in ROUTERS:
         raise ScenarioError(f"router.kind: expected one of {', '.join(sorted(ROUTERS))}, found {kind!r}")
     return ROUTERS[kind]
 
 
 def router_spec(kind: str, settings: Mapping[str, Any] | None = None) -> RouterSpec:
-    """The section of a kind, with those of `settings` that it has a key for. Raises ScenarioError."""
+    """The section of a kind with the known keys of `settings`. Raises ScenarioError for an unknown kind."""
     return known_keys(router_entry(kind).section, {**(settings or {}), "kind": kind})
 
 
 def build_router(spec: RouterSpec) -> Router:
-    """The router a scenario names. Raises ScenarioError listing the known ones."""
+    """The router of a scenario. Raises ScenarioError for an unknown kind."""
     return router_entry(spec.kind).build(spec)
 
 

@@ -1,14 +1,15 @@
-"""What a router is: per task a small state from pooled features, and a score of a new feature.
+"""The interface of a router: it fits a small state per task and scores new features under it.
 
-Lower scores mean "more like this task". A state is a dict of arrays, so it travels and is stored
-like a layer's weights. Several institutions may hold one task, so there are three steps:
+A lower score means that a feature is more similar to the task. A state is a dict of arrays, so that it is
+sent and stored like the weights of a layer. Because several institutions may hold a task, fitting has three
+steps:
 
     statistics = router.sufficient_statistics(f_NF, seed)     at each holder
     statistics = router.merge(list of statistics)             at the server
-    state      = router.fit(statistics)                       what the bank keeps
+    state      = router.fit(statistics)                       stored in the bank
     score      = router.score(f_F, state)                     at any institution
 
-f_NF: N features of length F. A `RouterEntry` says everything there is about one kind of router.
+f_NF: N features of length F. A `RouterEntry` declares one kind of router.
 """
 
 from __future__ import annotations
@@ -29,73 +30,73 @@ from casam_core.privacy.units import Units
 from casam_core.protocol.limits import ArraySpec
 
 Arrays = Mapping[str, NDArray[np.float64] | NDArray[np.float32]]
-"""Statistics and states alike."""
+"""Sufficient statistics or a state, by name."""
 
 
 @dataclass(frozen=True)
 class RouterSchema:
-    """The arrays of a state, and of what holders send to be merged, by name."""
+    """The forms of the arrays of a state and of sufficient statistics, by name."""
 
     state: Mapping[str, ArraySpec]
     statistics: Mapping[str, ArraySpec]
 
 
 class Router(Protocol):
-    """One way to recognise a task. Implementations hold settings only, never data.
+    """One kind of router. An object contains only settings, never data.
 
-    additive: whether statistics of several holders are simply added, which a secure sum can do.
+    additive: whether `merge` is a sum; only then can a secure sum merge statistics.
     """
 
     additive: ClassVar[bool]
 
     def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:
-        """What one holder says about its N >= 1 features. Always carries `count`, a (1,) array."""
+        """The sufficient statistics of N >= 1 features, including `count`, an array of shape (1,)."""
 
     def merge(self, statistics: Sequence[Arrays]) -> Arrays:
-        """The statistics of all holders together; order-independent up to the given order's rounding."""
+        """The statistics of all holders together; their order only changes the rounding."""
 
     def fit(self, statistics: Arrays) -> Arrays:
-        """The state that scores and is stored."""
+        """The state, which the bank stores and `score` uses."""
 
     def schema(self, width: int) -> RouterSchema:
-        """The arrays of this router for features of so many numbers."""
+        """The arrays of this router. width: the number F of values in a feature."""
 
     def score(self, f_F: Tensor, state: Arrays) -> float:
-        """How unlike this task the feature is. Deterministic; any real number.
+        """The score of a feature: deterministic, any real number, lower for similar features.
 
-        What a score needs stands in the state: entries keep no settings (but the VAE's beta and sampled).
+        It must only depend on the state: entries store no settings (except the VAE's beta and sampled).
         """
 
 
 def added(statistics: Sequence[Arrays]) -> Arrays:
-    """`Router.merge` of statistics that are sums."""
+    """`Router.merge` for statistics that are sums."""
     return {key: np.sum([part[key] for part in statistics], axis=0) for key in statistics[0]}
 
 
 class NoisyStatistics(Protocol):
-    """Sufficient statistics of one task under differential privacy."""
+    """Computes the sufficient statistics of one task with differential privacy."""
 
     def __call__(
         self, f_NF: Tensor, units: Units, *, noise_multiplier: float, seed: int, noise: NoiseSource
     ) -> Arrays:
-        """Statistics as the router's own, with noise.
+        """The router's sufficient statistics, with noise.
 
         Args:
             units: indices into f_NF.
-            noise_multiplier: that of a round of training; a router may add more (`privacy.router_ratio`).
-            seed: for learning; draws that protect nothing.
-            noise: for the privacy.
+            noise_multiplier: of a training round; a router may add more noise (`privacy.router_ratio`).
+            seed: of the randomness of learning, which protects nothing.
+            noise: the source of the noise that protects the images.
         """
 
 
 @dataclass(frozen=True)
 class PrivateRouter:
-    """How a router's statistics are made with noise, and what that costs.
+    """How to compute a router's statistics with differential privacy, and the cost.
 
-    prepare: (the scenario's router, its privacy, public features f_NF by modality) -> noisy statistics. What
-        is public is computed here, once for several tasks.
-    mechanism: (the scenario's privacy, noise multiplier of training) -> what one call costs.
-    lowest_score: no image scores less than this under a state.
+    prepare: (the scenario's router, its privacy, public features f_NF by modality) -> noisy statistics. It
+        computes the public part once for several tasks.
+    mechanism: (the scenario's privacy, noise multiplier of training) -> the cost of one call.
+    lowest_score: (router, state) -> a lower bound of all scores under the state.
     """
 
     prepare: Callable[[Any, PrivacySpec, Sequence[NDArray[np.float64]]], NoisyStatistics]
@@ -104,8 +105,10 @@ class PrivateRouter:
 
 
 ReadOut = Callable[[Tensor, Arrays], tuple[Tensor, Tensor]]
-"""(f_NF, state) -> (centre_F, what of every feature can be read out of the state, NF); float64. An attack
-(casam_bench.membership.inversion)."""
+"""An attack (casam_bench.membership.inversion): (f_NF, state) -> (centre_F, features_NF), float64.
+
+features_NF: the part of every feature that the state reveals.
+"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ class RouterEntry:
     """One kind of router: a line of ROUTERS.
 
     build: (its section) -> router.
-    section: its keys in a scenario, besides those that all routers have.
-    private: None for one that cannot be made with noise; institutions that ask for noise refuse it by name.
-    read_out: None for one that nobody has written the attack for; it is reported as not measurable.
+    section: its keys in a scenario, in addition to those of all routers.
+    private: None if the router does not support noise; institutions that ask for noise then refuse it.
+    read_out: None if there is no such attack on this router; it is then reported as not measurable.
     """
 
     build: Callable[[Any], Router]

@@ -1,13 +1,13 @@
-"""Gaussian router: a task is a mean and a covariance, a score is a log-likelihood.
+"""Gaussian router: a task is a mean and a covariance; a score is a negative log-likelihood.
 
-The statistics are sums (n, sum f, sum f f^T), which add exactly over institutions. The state keeps the
-covariance as a diagonal plus a few directions, so that it is small and a score costs O(K F):
+The statistics are sums (n, sum f, sum f f^T), so those of institutions can be added exactly. The state stores
+the covariance as a diagonal plus a few directions, so that it is small and a score costs O(K F):
 
     Sigma = (1 - s) S + s diag(S),   S the task's own covariance, s the shrinkage
     stored: mean_F, diagonal_F, directions_KF  with  Sigma ~ diag(diagonal) + directions^T directions
 
-The K leading directions of S are kept; what the rest contributes stays in the diagonal, so every
-feature keeps its variance. Score = (Mahalanobis distance^2 + log det Sigma) / F.
+The state has the K leading directions of S. The diagonal contains the rest, so every feature keeps its
+variance. Score = (Mahalanobis distance^2 + log det Sigma) / F.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from casam_core.protocol.limits import ArraySpec
 from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
 
 RELATIVE_FLOOR = 1e-4
-"""Smallest variance, as a share of the mean variance: a constant feature must not decide alone."""
+"""Smallest variance, as a share of the mean variance, so that a constant feature cannot decide alone."""
 
 LEAST_VARIANCE = 1e-30
-"""Of a feature, in a state that somebody else made."""
+"""Smallest variance of a feature in a state from another institution."""
 
 
 class GaussianSpec(RouterSpec):
     """Router `gaussian`, the default: a mean and a covariance per task."""
 
     kind: Literal["gaussian"] = "gaussian"
-    shrinkage: float = Field(0.3, ge=0, le=1, description="Pull towards the diagonal.")
+    shrinkage: float = Field(0.3, ge=0, le=1, description="Shrinkage towards the diagonal.")
     directions: int = Field(
-        32, ge=0, le=512, description="Kept directions of the covariance; 2 KB each at 512 features."
+        32, ge=0, le=512, description="Stored directions of the covariance; 2 KB each at 512 features."
     )
 
 
 class GaussianRouter:
-    """See the module's text."""
+    """See the docstring of the module."""
 
     additive: ClassVar[bool] = True
 
@@ -79,7 +79,7 @@ class GaussianRouter:
         }
 
     def schema(self, width: int) -> RouterSchema:
-        # A router of few images has fewer directions. With a variance of zero no score could be computed.
+        # A router of few images has fewer directions. A variance of zero would make scores infinite.
         directions = ArraySpec(np.float32, (min(self.directions, width), width), free=(0,))
         return RouterSchema(
             state={
@@ -110,7 +110,7 @@ def gaussian_score(difference_F: Tensor, diagonal_F: Tensor, directions_KF: Tens
     if len(directions_KF):
         capacity_KK = torch.eye(len(directions_KF)).double() + (directions_KF / diagonal_F) @ directions_KF.T
         lower_KK, failed = torch.linalg.cholesky_ex(capacity_KK)
-        if failed:  # a state that no images make: its score is no number, and out of every race
+        if failed:  # no images can produce such a state; routing ignores a score of NaN
             return float("nan")
         projected_K1 = torch.linalg.solve_triangular(
             lower_KK, (directions_KF @ scaled_F)[:, None], upper=False
@@ -123,7 +123,7 @@ def gaussian_score(difference_F: Tensor, diagonal_F: Tensor, directions_KF: Tens
 def read_by_directions(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
     """ReadOut: the projection onto the released directions around the released mean."""
     mean_F, directions_KF = doubles(state, "mean_F"), doubles(state, "directions_KF")
-    # Directions are stored times their spread; those of next to none are rounding.
+    # A direction is stored times its standard deviation; very short ones are only rounding.
     length_K = torch.linalg.vector_norm(directions_KF, dim=1)
     kept_KF = directions_KF[length_K > 1e-6 * length_K.max()] if len(length_K) else directions_KF
     axes_FK, _ = torch.linalg.qr(kept_KF.T)

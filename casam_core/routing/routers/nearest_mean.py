@@ -1,6 +1,6 @@
-"""Nearest-mean router: a task is the mean of its features, a score the mean squared distance to it.
+"""Nearest-mean router: a task is the mean of its features; a score is the mean squared distance to it.
 
-The simplest thing that can recognise a task, to compare the others with.
+It is the simplest router, as a baseline for the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
 
 
 class NearestMeanRouter:
-    """Score = ||f - mean||^2 / F. Statistics are sums, so they add over institutions."""
+    """Score = ||f - mean||^2 / F. Statistics are sums, so those of institutions can be added."""
 
     additive: ClassVar[bool] = True
 
@@ -44,6 +44,6 @@ class NearestMeanRouter:
 
 
 def read_by_mean(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
-    """ReadOut: there is nothing but the mean."""
+    """ReadOut: the state reveals only the mean."""
     mean_F = doubles(state, "mean_F")
     return mean_F, mean_F.expand_as(f_NF)

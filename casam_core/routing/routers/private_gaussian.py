@@ -1,14 +1,14 @@
-"""A Gaussian router under differential privacy: one noisy, clipped mean in the frame of public images.
+"""A Gaussian router with differential privacy: one noisy, clipped mean in the frame of public images.
 
-What is private is little. In a public frame (mean mu, scale s, K leading directions V of phantom images)
-each unit w = (f - mu) / s becomes
+Only a few numbers depend on private images. In a public frame (mean mu, scale s, K leading directions V of
+phantom images), each unit w = (f - mu) / s becomes
 
     u = clip_C(V^T w),     |u|^2 / C,     min(|w - V V^T w|, D)^2 C / D^2,     together of norm <= sqrt(3) C.
 
-Their sum gets Gaussian noise once. From it come the task's mean inside the K directions, and two numbers: how
-far its images spread inside of them, and how far outside. All else (the covariance's shape, the mean outside
-the directions) is public. The result is given as the sufficient statistics of a Gaussian router, so that it
-is merged, fitted and scored like any other. What its threshold needs is a release of its own
+Their sum gets Gaussian noise once. It gives the task's mean inside the K directions and two numbers: the
+spread of its images inside and outside these directions. Everything else (the shape of the covariance, the
+mean outside the directions) is public. The result has the form of the sufficient statistics of a Gaussian
+router, so it is merged, fitted and scored like any other. The threshold needs a separate release
 (casam_core.privacy.private_scores).
 """
 
@@ -29,19 +29,19 @@ from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRout
 
 DIRECTIONS = 32
 CLIP_QUANTILE = 0.95
-"""C is chosen on public images: this share of them is not clipped."""
+"""C is this quantile of the norms of public images; larger norms are clipped."""
 OUTSIDE_ROOM = 1.5
-"""D over the same quantile of public tasks, each seen in a frame that was made without it."""
+"""D divided by the same quantile of public tasks, each in a frame that was made without it."""
 NARROWEST = 0.1
-"""Least spread, as a share of a phantom task's: what noise may make of it at worst."""
+"""The smallest spread, as a share of that of a phantom task; noise could otherwise make it negative."""
 
 
 @dataclass(frozen=True)
 class PublicFrame:
-    """What public images say about features in general, in units of `scale_F` around `mean_F`.
+    """Statistics of the features of public images, in units of `scale_F` around `mean_F`.
 
-    directions_FK: orthonormal. inside_KK: covariance inside a task, in these directions. outside_FF: of all
-    images, in the others. clip, reach: C and D.
+    directions_FK: orthonormal. inside_KK: covariance within a task, in these directions. outside_FF:
+    covariance of all images, outside these directions. clip, reach: C and D.
     """
 
     mean_F: NDArray[np.float64]
@@ -54,10 +54,10 @@ class PublicFrame:
 
 
 def public_frame(tasks: Sequence[NDArray[np.float64]]) -> PublicFrame:
-    """The frame of several public tasks' features f_NF. Needs two tasks of two images at least.
+    """The frame from the features f_NF of public tasks: at least two tasks of at least two images.
 
-    Both covariances are pulled half way to diagonal ones: a few public images leave most directions of
-    feature space without any variance, where an image of another kind would look impossible.
+    Both covariances are shrunk by half towards diagonal ones. A few public images have no variance in most
+    directions of the feature space; there, an image of another kind would be extremely unlikely.
     """
     mean_F, scale_F, V_FK = axes(tasks)
     whitened = [(f_NF - mean_F) / scale_F for f_NF in tasks]
@@ -104,13 +104,13 @@ def describe_privately(
 ) -> Arrays:
     """Noisy sufficient statistics {count, sum_F, outer_FF} of a Gaussian, at the cost of one mechanism.
 
-    f_UF: one feature per unit (of a group: its images' mean). images: how many there are, which is public.
+    f_UF: one feature per unit (of a group: the mean of its images). images: their number, which is public.
     """
     units, clip, V_FK = len(f_UF), frame.clip, frame.directions_FK
     rows = bounded_rows(f_UF, frame)
     deviation = noise_multiplier * np.sqrt(3) * clip
     noisy = (rows.sum(0) + deviation * noise.normal(rows.shape[1])) / units
-    # From here on nothing private is read.
+    # The code below reads nothing private.
     mean_K, uncertainty = noisy[:-2], (deviation / units) ** 2
     inside = noisy[-2] * clip - (np.square(mean_K).sum() - len(mean_K) * uncertainty)
     outside = noisy[-1] / clip * frame.reach**2
@@ -127,7 +127,7 @@ def describe_privately(
 
 
 def bounded_rows(f_UF: NDArray[np.float64], frame: PublicFrame) -> NDArray[np.float64]:
-    """What each unit adds to the sum: (u, |u|^2 / C, outside), of an L2 norm of at most sqrt(3) C."""
+    """The row that each unit adds to the sum: (u, |u|^2 / C, outside); its L2 norm is at most sqrt(3) C."""
     clip, V_FK = frame.clip, frame.directions_FK
     w_UF = (f_UF - frame.mean_F) / frame.scale_F
     w_UF = np.where(np.isfinite(w_UF).all(1, keepdims=True), w_UF, 0.0)
@@ -138,7 +138,7 @@ def bounded_rows(f_UF: NDArray[np.float64], frame: PublicFrame) -> NDArray[np.fl
 
 
 def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:
-    """A public covariance of another size."""
+    """A public covariance scaled to this trace, but not below NARROWEST of its own trace."""
     usual = float(np.trace(shape))
     return shape * (max(trace, NARROWEST * usual) / usual)
 
@@ -163,4 +163,4 @@ PRIVATE = PrivateRouter(
     mechanism=lambda privacy, noise_multiplier: Mechanism(privacy.router_ratio * noise_multiplier),
     lowest_score=lambda router, state: router.score(doubles(state, "mean_F"), state),
 )
-"""The feature that scores least is the mean itself."""
+"""The mean itself has the lowest score."""

@@ -1,7 +1,7 @@
-"""A VAE router under differential privacy: DP-SGD from a public start.
+"""A VAE router with differential privacy: DP-SGD from a public start.
 
-The network starts trained on public images (phantoms), the same at every institution. Private steps then move
-it towards the task: the gradient of a unit is that of its images' losses together, clipped once.
+At every institution, the network is first trained on the same public images (phantoms). Private steps then
+adapt it to the task: the gradient of a unit is that of its images' losses together, clipped once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRout
 from casam_core.routing.routers.vae import TaskVae, VaeRouter, VaeSpec
 
 PUBLIC_SEED = 0
-"""Of the public beginning."""
+"""Seed of the training on public images."""
 
 
 def noisy_vae(
     router: VaeSpec, privacy: PrivacySpec, public: Sequence[NDArray[np.float64]]
 ) -> NoisyStatistics:
     """See `PrivateRouter.prepare`."""
-    # Opacus takes a second to import, and few who use routers train them privately.
+    # Opacus takes a second to import, and most processes do not train routers privately.
     from opacus import GradSampleModule
 
     from casam_core.privacy.dp_training import PrivateSteps, take_private_steps
@@ -65,7 +65,7 @@ def vae_gradients(
 ) -> list[Tensor]:
     """One row per unit and parameter: the gradient of the sum of its images' losses, unclipped.
 
-    vae: wrapped by Opacus. latents: the noise by which the network samples; it is not the privacy's.
+    vae: wrapped by Opacus. latents: draws the latent samples of the VAE; they protect nothing.
     """
     parameters = list(vae.parameters())
     rows = [torch.zeros(len(units), *p.shape, dtype=p.dtype) for p in parameters]
@@ -83,4 +83,4 @@ PRIVATE = PrivateRouter(
     mechanism=round_mechanism,
     lowest_score=lambda router, state: 0.0,
 )
-"""It costs as much as a round of a layer. An error and a divergence are never below zero."""
+"""It costs as much as a training round of a layer. Scores are at least 0, as the error and KL are."""

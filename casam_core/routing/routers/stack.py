@@ -1,10 +1,10 @@
-"""Many Gaussian states scored in one pass, for a bank of hundreds of entries.
+"""Score many Gaussian states in one pass, for a bank of hundreds of entries.
 
-One entry at a time costs ten small operations each; all at once it is one matrix product that runs at
-the speed of memory. The product is float32 and its last bits depend on how many entries stand in it,
-so it never decides: it comes with a bound on its own error, and whoever is within the bounds of the
-lowest score is scored again by the router itself. The nearest entry and its score are therefore the
-very bits of scoring one by one (docs/performance.md).
+To score entries one by one takes ten small operations per entry; here it is one matrix product for all,
+limited only by memory speed. The product is in float32, and its last bits depend on the number of entries. So
+it only preselects: it also gives an error bound, and the router itself scores all entries that may have the
+lowest score. The nearest entry and its score are therefore bitwise the same as without this class
+(docs/performance.md).
 
 With x = f - mean, D the diagonal, V the directions and L L^T = I + V D^-1 V^T (Cholesky):
 
@@ -23,15 +23,15 @@ from torch import Tensor
 from casam_core.routing.routers.base import Arrays
 
 SINGLE, SLACK = 2.0**-24, 1e-9
-"""Unit roundoff of float32. What float64 may lose, as a share of a score's terms, with room to spare."""
+"""Unit roundoff of float32, and a generous bound of the relative error of float64 in a score's terms."""
 
 
 class GaussianStack:
-    """T states of F features and at most K directions each; nothing about it changes after it was made."""
+    """T states of F features and at most K directions each; immutable."""
 
     def __init__(self, states: Sequence[Arrays]) -> None:
         means_TF = torch.stack([torch.from_numpy(np.asarray(state["mean_F"])).double() for state in states])
-        # Features are large beside their differences: what all have in common is taken off in float64.
+        # Features are large compared with their differences: the common centre is subtracted in float64.
         self.centre_F = means_TF.nanmean(0)
         diagonal_TF = torch.stack(
             [torch.from_numpy(np.asarray(state["diagonal_F"])).double() for state in states]
@@ -61,9 +61,9 @@ class GaussianStack:
         self.square_T = (shifted_TF.square() / diagonal_TF).sum(1)
 
     def score(self, f_F: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(score_T, error_T): no score is farther from the router's own than its error says.
+        """(score_T, error_T): error_T bounds the difference from the router's own scores.
 
-        NaN where a state gives none.
+        A score is NaN if the state is invalid.
         """
         x_F = f_F.double() - self.centre_F
         width = len(x_F)
@@ -79,7 +79,7 @@ class GaussianStack:
         return score_T.numpy(), (error_T / width).numpy()
 
     def contenders(self, f_F: Tensor) -> list[int]:
-        """Indices of all states that may have the lowest score; also those whose score is no number."""
+        """Indices of all states that may have the lowest score, and of those with a score of NaN."""
         score_T, error_T = self.score(f_F)
         highest_T = score_T + error_T
         comparable = highest_T[~np.isnan(highest_T)]

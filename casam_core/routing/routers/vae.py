@@ -1,7 +1,7 @@
 """The paper's router: a variational autoencoder per task (CA-SAM, section on the router).
 
-F -> 128 (gelu) -> mu, logvar in R^64; 64 -> 128 (gelu) -> F. Score, lower is better:
-mean over F of (reconstruction - f)^2 + beta * KL, KL summed over the latent.
+F -> 128 (gelu) -> mu, logvar in R^64; 64 -> 128 (gelu) -> F. The score, lower is better, is the
+mean over F of (reconstruction - f)^2, plus beta * KL; KL is summed over the latent.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class VaeSpec(RouterSpec):
     learning_rate: float = Field(5e-4, gt=0)
     batch: int = Field(6, ge=1, description="Features per step.")
     beta: float = Field(16.5, ge=0, description="Weight of the KL term in the score.")
-    sampled: bool = Field(False, description="Sample the latent when scoring, as the authors' code does.")
+    sampled: bool = Field(False, description="Sample the latent for a score, as the authors' code does.")
 
 
 class TaskVae(nn.Module):
-    """90,752 parameters at F = 256. Xavier initialisation, zero biases."""
+    """The network: 90,752 parameters at F = 256, Xavier initialisation, zero biases."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ class TaskVae(nn.Module):
 
     @staticmethod
     def of(state: Arrays, features: int) -> TaskVae:
-        """The network of a router's state. Raises RuntimeError where the state does not fit."""
+        """The network with the weights of a state. Raises RuntimeError if the state does not fit."""
         vae = TaskVae(features)
         vae.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
         return vae
 
     def statistics(self, images: int) -> Arrays:
-        """The weights and the number of images they were learned from."""
+        """The weights, and the number of images that they were trained on."""
         weights = {name: value.detach().numpy().copy() for name, value in self.state_dict().items()}
         return {"count": np.array([float(images)]), **weights}
 
@@ -72,7 +72,7 @@ class TaskVae(nn.Module):
         return reconstruction
 
     def score(self, f_BF: Tensor, beta: float, generator: torch.Generator | None) -> Tensor:
-        """score_B; the latent is sampled with `generator`, or is its mean when that is None."""
+        """score_B; the latent is drawn with `generator`; without one, it is the mean."""
         mu, logvar = self.encode(f_BF)
         latent = mu
         if generator is not None:
@@ -83,7 +83,7 @@ class TaskVae(nn.Module):
 
 
 class VaeRouter:
-    """Trains one TaskVae per task; holders' weights are averaged by their image counts."""
+    """Trains one TaskVae per task; `merge` averages the weights of the holders by their image counts."""
 
     additive: ClassVar[bool] = False
 
@@ -132,6 +132,6 @@ class VaeRouter:
 
 @torch.no_grad()
 def read_by_autoencoder(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
-    """ReadOut: the reconstruction, around what the decoder makes of nothing."""
+    """ReadOut: the reconstruction, around the decoder's output for a latent of zeros."""
     vae = TaskVae.of(state, f_NF.shape[1]).double()
     return vae.decode(torch.zeros(1, LATENT).double())[0], vae.decode(vae.encode(f_NF)[0])

@@ -157,7 +157,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     router, f_NF = build_router(GaussianSpec()), torch.randn(6, 4)
     states = [router.fit(fold) for fold in fold_statistics(router, f_NF, GaussianSpec(folds=2), seed=0)]
     f_NF[3] = math.nan
-    with pytest.raises(DataError, match="1 of 6 held-out scores are no number"):
+    with pytest.raises(DataError, match="1 of 6 held-out scores are NaN"):
         held_out_scores(router, f_NF, states, 2)
 
 
