@@ -1,4 +1,4 @@
-"""casam from Python: run a scenario, look at what came out, use it, add parts of your own.
+"""casam from Python: run a scenario, read its results, use its bank, register your own parts.
 
     import casam
 
@@ -15,7 +15,7 @@ A finished bank in a few lines (docs/using-a-bank.md):
 >>> segmenter = Segmenter(backbone_for(bank), bank)
 >>> image = np.asarray(Image.open("image.png").convert("RGB"))
 >>> prediction = segmenter.predict(image, [(8, 8, 40, 40)])
->>> prediction.name  # who answered: a task of the bank, or identity
+>>> prediction.name  # the route: a task of the bank, or identity
 'polyp'
 >>> prediction.masks_NHW.shape == (1, *image.shape[:2])
 True
@@ -25,7 +25,7 @@ True
 >>> bank["polyp"].layer(z_BCHW).shape == z_BCHW.shape
 True
 
-The `casam` command does the same from a shell; docs/python.md shows every function here at work.
+The `casam` command does the same from a shell; docs/python.md has an example of every function.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from scenarios.segmenter import Prediction, Segmenter, backbone_for
     from server.run.summary_schema import Summary
 
-# Loaded when asked for: torch takes seconds, and `import casam` must not.
+# Loaded at first use: the import of torch takes seconds, and `import casam` must be fast.
 _HOMES = {
     "LoadedBank": "casam_core.bank.inference",
     "LoadedEntry": "casam_core.bank.inference",
@@ -112,7 +112,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where everything is that the run left (docs/run-folder.md).
+        folder: the run folder (docs/run-folder.md).
         summary: the content of summary.json.
     """
 
@@ -121,16 +121,16 @@ class Run:
 
     @property
     def bank(self) -> Path:
-        """The bank that was learned, for `load_bank`."""
+        """The folder of the learned bank, for `load_bank`."""
         return self.folder / "bank"
 
     def events(self) -> Iterator[Event]:
-        """What happened, in order."""
+        """The events of the run, in order."""
         for line in (self.folder / "events.jsonl").read_text().splitlines():
             yield json.loads(line)
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the page about this run; by default report.html in its folder. Needs the extra `report`."""
+        """Write the report of this run, by default report.html in its folder. Needs the extra `report`."""
         from casam_core.files import write_atomic
         from scenarios.report.page import page
         from scenarios.report.reading import read_all
@@ -150,20 +150,20 @@ def run(
     on_event: Callable[[Event], None] | None = None,
     verbose: bool = False,
 ) -> Run:
-    """Run a scenario and wait for its end.
+    """Run a scenario and return when it has ended.
 
     Args:
         scenario: a name of the library, a path to a TOML file, a table, or a Scenario.
-        data_root: folder that relative data paths start from.
-        out: run folder, new or empty; by default runs/<scenario>-<time>.
+        data_root: the folder that relative data paths start from.
+        out: the run folder, new or empty; by default runs/<scenario>-<time>.
         set: keys to change, e.g. `{"training.epochs": 3}`.
-        engine: inprocess, or a real `flwr run` on this machine. The numbers are the same.
-        on_event: called with every event as it happens, from a thread of its own. What it raises is raised
-            here when the run has ended.
+        engine: inprocess, or simulation: a real `flwr run` on this machine. The numbers are the same.
+        on_event: called with every event when it happens, in a separate thread. If it raises, `run` raises
+            the same error at the end.
         verbose: print what `casam run` prints.
 
     Raises:
-        CasamError: the scenario, the data or the run is at fault; the text says what to do.
+        CasamError: a fault in the scenario, the data or the run; the text says what to do.
     """
     from rich.console import Console
 
@@ -179,7 +179,7 @@ def run(
 
 
 def load_run(folder: str | Path) -> Run:
-    """A finished run that lies in `folder`. Raises RunError for anything else."""
+    """The finished run in `folder`. Raises RunError if there is none."""
     from server.run.summary_schema import read_summary
 
     path = Path(folder).expanduser().resolve()
@@ -214,24 +214,24 @@ def train_layer(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> AlignmentLayer:
-    """Train one Alignment Layer on images that you have, as an institution would.
+    """Train one Alignment Layer on your own images, as an institution does.
 
     Args:
         images: HW3, RGB, of any size.
-        labels: HW, 0 is background, every other value one instance.
+        labels: HW; 0 is background, every other value is one instance.
         backbone: frozen (`load_backbone`).
-        form: a name of casam_core.model.forms.FORMS that stands between encoder and decoder.
+        form: a name in casam_core.model.forms.FORMS whose layer is between encoder and decoder.
         epochs: passes over the images.
         seed: the same seed gives the same bits.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, all steps).
 
     Returns:
-        The layer, z_BCHW to z_BCHW.
+        The layer, which maps z_BCHW to z_BCHW.
 
     Raises:
-        ValueError: another number of labels than of images.
+        ValueError: the numbers of images and labels differ.
         ScenarioError: an unknown form.
-        RunError: a loss or a weight is not a finite number any more.
+        RunError: a loss or a weight is no longer finite.
     """
     import numpy as np
 
@@ -259,7 +259,7 @@ def train_layer(
 
 
 def load_backbone(name: str = "lite_medsam", *, checkpoint: str | None = None, threads: int = 1) -> Backbone:
-    """A frozen Segment Anything Model. Raises ScenarioError for an unknown name, CheckpointError."""
+    """Load a frozen Segment Anything Model. Raises ScenarioError for an unknown name, or CheckpointError."""
     from pydantic import ValidationError
 
     from casam_core.config.scenario import BackboneSpec, ComputeSpec
@@ -292,7 +292,7 @@ def register_form(name: str, entry: FormEntry) -> None:
 
 
 def register_method(name: str, method: Method) -> None:
-    """Add a way of learning tasks one after the other: `method = NAME` (casam_core/methods.py)."""
+    """Add a method of continual learning: `method = NAME` (casam_core/methods.py)."""
     from casam_core.methods import METHODS
 
     METHODS[name] = method
@@ -317,7 +317,7 @@ def register_reader(name: str, reader: Opener) -> None:
 
 @contextlib.contextmanager
 def followed(path: Path, on_event: Callable[[Event], None] | None) -> Iterator[None]:
-    """Call `on_event` with every line that the file gets meanwhile."""
+    """During the block, call `on_event` with every line that is added to the file."""
     if on_event is None:
         yield
         return

@@ -1,1 +1,1 @@
-"""The method in PyTorch, and what server and institutions agree on. The public API is `casam`."""
+"""The method in PyTorch, and the protocol between server and institutions. The public API is `casam`."""

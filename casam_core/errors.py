@@ -1,4 +1,4 @@
-"""Errors a person is meant to read: one line that says what was expected, found, where, and what to do."""
+"""Errors for people: one line that says where, what was expected, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 class CasamError(Exception):
     """A fault in the input or the environment, not in the program.
 
-    Commands print it as one line and exit with status 2; anything else is a defect and shows a
-    traceback. At an institution the text never leaves: only `code` does (client/release/outbox.py).
+    Commands print it as one line and exit with status 2; any other error is a defect and shows a
+    traceback. An institution never sends the text, only a word for it (casam_core/protocol/outcomes.py).
     """
 
     code = "error"
 
 
 class ScenarioError(CasamError):
-    """The scenario cannot be run as written."""
+    """The scenario is not valid."""
 
     code = "scenario"
 
 
 class StudyError(CasamError):
-    """The study cannot be run as written."""
+    """The study is not valid."""
 
     code = "study"
 
@@ -41,43 +41,43 @@ class DataError(CasamError):
 
 
 class CheckpointError(CasamError):
-    """Backbone weights are missing, altered or of another architecture."""
+    """Backbone weights are missing, altered or for another architecture."""
 
     code = "checkpoint"
 
 
 class BankError(CasamError):
-    """A bank on disk is incomplete, altered or does not fit what was asked."""
+    """A bank on disk is incomplete or altered, or it does not fit the request."""
 
     code = "bank"
 
 
 class PromptError(CasamError):
-    """An image or a prompt is not one that can be segmented."""
+    """An image or a prompt is not valid."""
 
     code = "prompt"
 
 
 class DeploymentError(CasamError):
-    """A node, its keys or its kit are not as they must be."""
+    """A node, its keys or its kit are missing or not valid."""
 
     code = "deployment"
 
 
 class ExportError(CasamError):
-    """A run cannot be written for the tool that was asked for."""
+    """A run cannot be exported to the requested tool."""
 
     code = "export"
 
 
 class RunError(CasamError):
-    """The run could not go on; what is on disk is intact."""
+    """The run could not continue; the files on disk are intact."""
 
     code = "run"
 
 
 def optional_module(name: str, *, wanted: str, extra: str, error: type[CasamError]) -> Any:
-    """The module; `error` with the command that installs it. wanted: what asks for it, as the error says."""
+    """Import an optional module. Raises `error` with the command that installs it. wanted: what needs it."""
     try:
         return importlib.import_module(name)
     except ImportError as fault:

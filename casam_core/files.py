@@ -1,8 +1,8 @@
-"""Files, folders and lines of logs that are either whole or absent.
+"""Atomic files, folders and log lines: after a crash, each is complete or absent.
 
-A LockedLog is what evidence is made of (audit logs, ledgers): a line is on the disk when `append` returns,
-several processes may append, and what is damaged is refused. append_record and read_records are for what can
-be made again: a damaged end is ignored.
+A LockedLog is for evidence (audit logs, ledgers): a line is on disk when `append` returns, several processes
+may append, and a damaged log is an error. append_record and read_records are for data that can be created
+again: they ignore a damaged end.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def casam_home() -> Path:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part.
+    """Write a file atomically: a crash leaves the old file or the new one, never a part.
 
-    The data reach the disk before the name does (fsync of the file, rename, fsync of the folder).
+    The data are on disk before the name is (fsync of the file, rename, fsync of the folder).
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -51,22 +51,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk does not say for what it had no room
+            error.filename = str(path)  # the error of a full disk names no file
         raise
     _sync_folder(path.parent)
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet. Raises FileExistsError where one is, and leaves it alone."""
+    """Write a new file. Raises FileExistsError, and changes nothing, if it exists."""
     with path.open("xb") as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it gets its name `path` when the block ends well, and is gone when it does not.
+    """A new folder to fill. It becomes `path` when the block ends, and is deleted if the block raises.
 
-    Raises BankError when something is at `path` already.
+    Raises BankError if `path` exists.
     """
     if path.exists() or path.is_symlink():
         raise BankError(f"{path} exists already; name a new folder with --out")
@@ -93,13 +93,12 @@ def _sync_folder(path: Path) -> None:
 class LockedLog(Generic[T]):
     """Lines of one kind, appended by one process at a time.
 
-    A file that is as this object left it, to the time of its last change, is not read again. Another is
-    compared, byte by byte, with what was read, and only what came since is parsed. Otherwise a log of many
-    lines would cost its square.
+    A file is only read again if it changed since this object last used it. Then its bytes are compared with
+    those read before, and only new lines are parsed. So the cost of n lines does not grow with n^2.
     """
 
     def __init__(self, path: Path, parse: Callable[[Sequence[T], bytes], T]) -> None:
-        """parse: (lines before, text) -> line. It raises for what is not the next line of such a log."""
+        """parse: (lines before, text) -> line. It raises if the text is not a valid next line."""
         self.path = path
         self._parse = parse
         self._bytes = b""
@@ -110,11 +109,11 @@ class LockedLog(Generic[T]):
         """Add one line.
 
         Args:
-            make: given the lines so far while nobody else can add one, it returns the next and its
-                text. What it raises keeps the line out.
+            make: lines so far -> (next line, its text). The log is locked meanwhile. If it raises, no line
+                is added.
 
-        Raises: OSError where the disk has no room for all of it. What may stand there then ends in no line
-            break, and the next reader cuts it off.
+        Raises:
+            OSError: the disk is full. A partial line has no line break, and the next reader removes it.
         """
         with self._locked() as handle:
             self._read(handle)
@@ -130,7 +129,7 @@ class LockedLog(Generic[T]):
             return line
 
     def lines(self) -> list[T]:
-        """Everything so far. Raises what `parse` raises."""
+        """All lines so far. Raises what `parse` raises."""
         if not self.path.exists():
             return []
         with self._locked() as handle:
@@ -152,7 +151,7 @@ class LockedLog(Generic[T]):
         size = os.fstat(handle).st_size
         data = os.pread(handle, size, 0)
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < size:  # a crash while writing: what the line announces never happened
+        if len(whole) < size:  # a crash while writing: the event of this line did not happen
             os.ftruncate(handle, len(whole))
         if not whole.startswith(self._bytes):
             self._bytes, self._lines = b"", []
@@ -164,19 +163,19 @@ class LockedLog(Generic[T]):
 
 
 def _state(handle: int) -> tuple[int, ...]:
-    """Which file it is, how long, and when it last changed by the kernel's clock, which no file call sets."""
+    """Identity, size and change time of a file; a program cannot set the change time (ctime)."""
     found = os.fstat(handle)
     return (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
 
 
 def append_record(path: Path, record: Any) -> None:
-    """Add one line; it may be lost in a crash."""
+    """Add one line; a crash may lose it."""
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read_records(path: Path) -> Iterator[tuple[Any, int]]:
-    """(record, bytes of its line) up to the first line that is damaged; nothing where no file is."""
+    """(record, bytes of its line) up to the first damaged line; nothing if there is no file."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for line in lines:
         try:

@@ -1,8 +1,8 @@
-"""Ways of learning tasks one after the other, in one harness.
+"""Methods of continual learning, which share the same training and evaluation.
 
-A method says who trains in a stage, whether one layer is carried from stage to stage, what is added to the
-loss, and which entry answers for an image. All else is the same for every method. A new method is a `Method`
-in METHODS, and the functions it needs.
+A method decides who trains in a stage, whether one layer is shared by all stages, what is added to the loss,
+and which entry is used for an image. Everything else is the same for all methods. A new method is a `Method`
+in METHODS, and the functions that it needs.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from casam_core.routing.decision import Route
 from casam_core.seeding import derive_seed
 
 SHARED = "shared"
-"""The entry of methods that keep one layer for all tasks."""
+"""The name of the entry of methods with one layer for all tasks."""
 
 # --- What a method decides -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who could train in a stage.
+    """The institutions that could train in a stage.
 
     task: the stage's task. seen: tasks of earlier stages. held: by institution, the tasks of the whole
-    stream it has training images of. keeps: institutions whose policy lets them keep samples.
+    stream for which it has training images. keeps: institutions whose policy allows them to keep samples.
     """
 
     task: str
@@ -46,36 +46,36 @@ class Cohort:
 
 
 Trainers = Callable[[Cohort], dict[str, tuple[str, ...]]]
-"""Which institutions train, and on which of their tasks."""
+"""Decides which institutions train, and on which of their tasks."""
 
 RouteRule = Callable[[str, Collection[str], Callable[[], Route]], Route]
-"""(true task, tasks in the bank, the router's decision) -> the route that is used."""
+"""(true task, tasks in the bank, the router's decision) -> the route to use."""
 
 Importance = Mapping[str, NDArray[np.float32]]
-"""By parameter, how much the tasks learned so far depend on it."""
+"""By parameter: how much the tasks learned so far depend on it."""
 
 
 class Penalty(Protocol):
-    """An addition to the loss of one batch."""
+    """A term that is added to the loss of one batch."""
 
     def __call__(self, layer: AlignmentLayer, batch: Batch) -> Tensor:
-        """A scalar; gradients flow to the layer."""
+        """A scalar with gradients for the layer."""
 
 
 PenaltyBuilder = Callable[[AlignmentLayer, Backbone, Importance | None], Penalty]
-"""(a frozen layer as the earlier stages left it, backbone, importance) -> penalty."""
+"""(the frozen layer after the earlier stages, backbone, importance) -> penalty."""
 
 
 # --- Who trains ------------------------------------------------------------------------------------------
 
 
 def holders(cohort: Cohort) -> dict[str, tuple[str, ...]]:
-    """The stage's own holders, on the stage's task."""
+    """The holders of the stage's task, on that task."""
     return {name: (cohort.task,) for name, tasks in cohort.held.items() if cohort.task in tasks}
 
 
 def holders_and_keepers(cohort: Cohort) -> dict[str, tuple[str, ...]]:
-    """The stage's holders, and institutions that may keep samples with the tasks they learned earlier."""
+    """The stage's holders, and institutions that may keep samples, which add their earlier tasks."""
     return {
         name: tasks
         for name, held in cohort.held.items()
@@ -90,7 +90,7 @@ def holders_and_keepers(cohort: Cohort) -> dict[str, tuple[str, ...]]:
 
 
 def everybody(cohort: Cohort) -> dict[str, tuple[str, ...]]:
-    """All institutions, on all their tasks of the stream that they (still) have images of."""
+    """All institutions, on all their tasks of the stream for which they (still) have images."""
     return {
         name: tasks
         for name, held in cohort.held.items()
@@ -99,12 +99,12 @@ def everybody(cohort: Cohort) -> dict[str, tuple[str, ...]]:
 
 
 def one_for_all(cohort: Cohort) -> dict[str, tuple[str, ...]]:
-    """The first institution trains on everybody's images of the tasks seen so far."""
+    """The first holder trains on the images of all institutions for the tasks seen so far."""
     first = next((name for name, tasks in cohort.held.items() if cohort.task in tasks), None)
     return {} if first is None else {first: (*cohort.seen, cohort.task)}
 
 
-# --- Which entry answers ---------------------------------------------------------------------------------
+# --- Which entry is used ---------------------------------------------------------------------------------
 
 
 def by_router(task: str, known: Collection[str], routed: Callable[[], Route]) -> Route:
@@ -113,13 +113,13 @@ def by_router(task: str, known: Collection[str], routed: Callable[[], Route]) ->
 
 
 def by_truth(task: str, known: Collection[str], routed: Callable[[], Route]) -> Route:
-    """The image's own task, if it was learned; else frozen SAM."""
+    """The true task of the image if it was learned; else frozen SAM."""
     name = task if task in known else None
     return Route(task=name, nearest=name, score=None)
 
 
 def by_shared_entry(task: str, known: Collection[str], routed: Callable[[], Route]) -> Route:
-    """The one entry there is answers for every image."""
+    """The one shared entry, for every image."""
     return by_truth(SHARED, known, routed)
 
 
@@ -130,10 +130,10 @@ LWF_STRENGTH = 1.0
 
 
 def elastic(start: AlignmentLayer, backbone: Backbone, importance: Importance | None) -> Penalty:
-    """Elastic weight consolidation: what earlier tasks need may move little (Kirkpatrick et al. 2017).
+    """Elastic weight consolidation: parameters important for earlier tasks change little (Kirkpatrick 2017).
 
-    penalty = strength / 2 * sum_i F_i (theta_i - theta*_i)^2, F the diagonal Fisher information, summed over
-    the tasks learned so far; theta* the weights of `start`. Zero without importance (the first stage).
+    penalty = strength / 2 * sum_i F_i (theta_i - theta*_i)^2. F is the diagonal Fisher information, summed
+    over the tasks learned so far; theta* are the weights of `start`. Without importance (stage 1) it is 0.
     """
     anchor = {name: value.detach().clone() for name, value in start.named_parameters()}
     weight = {
@@ -152,7 +152,7 @@ def elastic(start: AlignmentLayer, backbone: Backbone, importance: Importance | 
 
 
 def distillation(start: AlignmentLayer, backbone: Backbone, importance: Importance | None) -> Penalty:
-    """Learning without forgetting: on new images, keep saying what the old layer says (Li and Hoiem 2016).
+    """Learning without forgetting: on new images, keep the predictions of the old layer (Li and Hoiem 2016).
 
     penalty = strength * cross-entropy of the new mask probabilities against those of `start`.
     """
@@ -170,16 +170,16 @@ def distillation(start: AlignmentLayer, backbone: Backbone, importance: Importan
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a comparison.
+    """One method of a comparison.
 
     description: one line.
-    learns: off, nothing is trained.
-    form: of the layer, where the method is about one and the scenario's does not count.
-    shared: one layer is carried from stage to stage and answers for all.
+    learns: if False, nothing is trained.
+    form: of the layer, if the method requires one; it overrides the scenario's.
+    shared: one layer is trained in all stages and used for all tasks.
     penalty: added to the loss from the second stage on.
-    weighs: each stage measures every parameter's importance for the next.
-    pools: one process trains on everybody's images, which no consortium may do. A bound for comparison, in
-        simulations only.
+    weighs: each stage measures the importance of every parameter for the next one.
+    pools: one process trains on the images of all institutions, which breaks privacy. It is an upper bound
+        for comparison, only in simulations.
     """
 
     description: str
@@ -193,12 +193,12 @@ class Method:
     pools: bool = False
 
     def can_fall_back(self, form: str) -> bool:
-        """Whether a task may keep the identity: it needs an entry of its own, between encoder and decoder."""
+        """Whether fallback to the identity is possible: the task has its own entry, and SAM is unchanged."""
         return not self.shared and not changes_sam(form)
 
     @property
     def routes(self) -> bool:
-        """Whether a router takes the decision."""
+        """Whether a router chooses the entry."""
         return self.learns and self.route is by_router
 
 
@@ -213,27 +213,27 @@ METHODS: dict[str, Method] = {
     # How much is forgotten when nothing prevents it.
     "sequential": Method("One shared layer, fine-tuned task after task.", shared=True, route=by_shared_entry),
     "ewc": Method(
-        "One shared layer; elastic weight consolidation holds what earlier tasks need.",
+        "One shared layer; elastic weight consolidation protects parameters that earlier tasks need.",
         shared=True,
         route=by_shared_entry,
         penalty=elastic,
         weighs=True,
     ),
     "lwf": Method(
-        "One shared layer; on new images it keeps saying what it said before (distillation).",
+        "One shared layer; on new images it keeps its earlier predictions (distillation).",
         shared=True,
         route=by_shared_entry,
         penalty=distillation,
     ),
-    # Nothing is sent that other methods do not send; but an institution must be allowed to keep samples.
+    # It sends the same as other methods, but a policy must allow an institution to keep samples.
     "replay": Method(
-        "One shared layer; earlier holders that may keep samples train along in every later stage.",
+        "One shared layer; earlier holders that may keep samples also train in every later stage.",
         shared=True,
         route=by_shared_entry,
         trainers=holders_and_keepers,
     ),
-    # No sequence, so nothing to forget: it needs all institutions from the first stage on. One that may not
-    # keep samples drops out after the stage of its task.
+    # There is no sequence to forget: all institutions train from the first stage on. An institution that may
+    # not keep samples stops after the stage of its task.
     "fedavg": Method(
         "One shared layer, federated averaging over all institutions in every stage.",
         shared=True,
@@ -246,9 +246,9 @@ METHODS: dict[str, Method] = {
     "lora": Method(
         "LoRA of SAM's encoder, fine-tuned task after task.", form="lora", shared=True, route=by_shared_entry
     ),
-    # The upper bound that breaks the premise.
+    # The upper bound without privacy.
     "joint": Method(
-        "One shared layer trained on all images pooled: breaks the privacy premise, a bound for comparison.",
+        "One shared layer trained on all images pooled: an upper bound that breaks privacy.",
         shared=True,
         route=by_shared_entry,
         trainers=one_for_all,
@@ -258,14 +258,14 @@ METHODS: dict[str, Method] = {
 
 
 def method_of(name: str) -> Method:
-    """The method a scenario names. Raises ScenarioError listing the known ones."""
+    """The method of that name. Raises ScenarioError that lists the known names."""
     if name not in METHODS:
         raise ScenarioError(f"method: expected one of {', '.join(METHODS)}, found {name!r}")
     return METHODS[name]
 
 
 def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
-    """The Alignment Layer of a task, in the form that the method is about; one for all if it shares one."""
+    """The Alignment Layer of a task, in the method's form if it has one; the same for all if it is shared."""
     method = method_of(scenario.method)
     spec = scenario.alignment if method.shared else scenario.alignments.get(task, scenario.alignment)
     return spec if method.form is None else form_spec(method.form, dict(spec))
@@ -274,7 +274,7 @@ def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
 def first_layer(
     scenario: Scenario, task: str, channels: int, backbone: Backbone | None = None
 ) -> AlignmentLayer:
-    """What every holder of `task` starts from: the seed names the task, not the institution.
+    """The initial layer, the same for all holders of `task`: its seed depends only on scenario and task.
 
     Raises ScenarioError (see `build_layer`).
     """

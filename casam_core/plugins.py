@@ -1,10 +1,10 @@
-"""Parts that others add: the entry points `casam.plugins` of installed packages.
+"""Plug-ins: the entry points `casam.plugins` of installed packages.
 
 A plug-in is a module that calls `casam.register_router`, `casam.register_form` and so on when it is imported.
 It is imported before a process reads its first scenario.
 
-It is code that a site installed itself: the bundle's hash does not cover it. Its name and version count as
-code (casam_core.protocol.fingerprint), so that a node with another version is refused.
+A site installs plug-ins itself; the bundle's hash does not cover them. Their names and versions are part of
+the code fingerprint (casam_core.protocol.fingerprint), so the server refuses a node with another version.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ GROUP = "casam.plugins"
 
 
 def plugins() -> list[EntryPoint]:
-    """Those that are installed, by name."""
+    """The installed plug-ins, sorted by name."""
     return sorted(entry_points(group=GROUP), key=lambda plugin: plugin.name)
 
 
 @cache
 def load_plugins() -> None:
-    """Import every plug-in, once per process. Raises whatever importing one raises."""
+    """Import every plug-in, once per process. Raises the errors of these imports."""
     for plugin in plugins():
         plugin.load()
 

@@ -1,8 +1,8 @@
-"""Learning randomness: one seed per purpose, derived, never shared.
+"""The randomness of learning: every purpose has its own derived seed.
 
-Every random choice of learning is drawn from a generator seeded by
-(run seed, institution, stage, round, purpose). Two purposes can therefore be added, dropped or
-reordered without moving any other draw. Privacy randomness does not come from here.
+Every random choice of learning uses a generator seeded by (run seed, institution, stage, round, purpose). A
+purpose can therefore be added, removed or moved without a change of other draws. Privacy noise has another
+source (casam_core.privacy.noise).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def derive_seed(run_seed: int, *scope: str | int) -> int:
 
 
 def numpy_generator(run_seed: int, *scope: str | int) -> np.random.Generator:
-    """numpy generator for `scope`."""
+    """A numpy generator for `scope`."""
     return np.random.default_rng(derive_seed(run_seed, *scope))
 
 
 def torch_generator(run_seed: int, *scope: str | int) -> torch.Generator:
-    """CPU torch generator for `scope`; initial weights are always drawn on the CPU."""
+    """A CPU torch generator for `scope`; initial weights are always drawn on the CPU."""
     return torch.Generator().manual_seed(derive_seed(run_seed, *scope))
 
 
 @contextlib.contextmanager
 def initialisers_from(seed: int) -> Iterator[None]:
-    """Inside, what torch draws from the process's CPU generator (as initial weights are) begins at `seed`.
+    """Inside the block, torch's default CPU generator, which draws initial weights, starts at `seed`.
 
-    Afterwards that generator is as it was. `torch.manual_seed` would also queue a call, with a formatted
-    stack, for every kind of accelerator that this process never uses.
+    Afterwards it has its previous state. `torch.manual_seed` would also queue a call, with a formatted stack,
+    for every kind of accelerator.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

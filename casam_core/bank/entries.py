@@ -63,7 +63,7 @@ def make_entry(
 
 
 def rounded(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays with matrices in half precision. Vectors, e.g. variances, may have values too small for it."""
+    """The arrays with matrices in half precision. Vectors, e.g. of variances, can be too small for that."""
     return {name: half(value) if value.ndim > 1 else value for name, value in arrays.items()}
 
 

@@ -1,14 +1,14 @@
-"""The continual matrix R and what is read from it (METHOD 1, Protocol).
+"""The continual matrix R and its figures.
 
-R[t][j] is the score on task j after stage t, t and j counted in the order of the stream. Scores are
-fractions and higher is better. T is the last stage measured so far, so every figure is also defined in
-the middle of a stream.
+R[t][j] is the score on task j after stage t; t and j follow the order of the stream. Scores are fractions;
+higher is better. T is the last stage measured so far, so every figure is also defined in the middle of a
+stream.
 
 >>> matrix = ContinualMatrix(("polyp", "nuclei")).with_stage({"polyp": 0.75})
 >>> matrix = matrix.with_stage({"polyp": 0.5, "nuclei": 1.0})
 >>> last(matrix).value, average(matrix).value, forgetting(matrix).value, backward_transfer(matrix).value
 (0.75, 0.75, 25.0, -0.25)
->>> last(ContinualMatrix(("polyp",)).with_stage({}))  # nobody could measure it
+>>> last(ContinualMatrix(("polyp",)).with_stage({}))  # no institution measured it
 Aggregate(value=None, complete=False)
 """
 
@@ -19,16 +19,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 Cell = float | None
-"""A score, or None where it was not measured: an old score never stands in for a missing one."""
+"""A score, or None if it was not measured; an older score never replaces a missing one."""
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One figure over many cells.
+    """One figure from many cells.
 
-    `value` is formed from the cells that exist and is None where none does. `complete` is False as
-    soon as one cell the formula asks for is missing. A figure that asks for no cell at all (forgetting
-    after a single stage) is None and complete: it is undefined, and nothing was lost.
+    value: from the existing cells; None if there are none. complete: False if a cell that the formula needs
+    is missing. A figure that needs no cell (forgetting after one stage) is undefined: None and complete.
     """
 
     value: float | None
@@ -37,14 +36,14 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class ContinualMatrix:
-    """R as rows of stages: `cells[t][j]`, one column per task of the stream, None above the diagonal.
+    """R with one row per stage and one column per task: `cells[t][j]`, None above the diagonal.
 
-    Cells above the diagonal (tasks not learned yet) are refused: the frozen backbone's score on an
-    unseen task is no part of R, and would raise the maximum in `forgetting`.
+    A score above the diagonal (of a task not learned yet) is refused: it is not part of R, and it would
+    raise the maximum in `forgetting`.
 
     Raises:
-        ValueError: a task stands twice, there are more rows than tasks, a row does not have one cell per
-            task, a cell above the diagonal is filled, or a score is not finite.
+        ValueError: a task appears twice, there are more rows than tasks, a row does not have one cell per
+            task, a cell above the diagonal has a score, or a score is not finite.
     """
 
     tasks: tuple[str, ...]
@@ -67,14 +66,14 @@ class ContinualMatrix:
 
     @property
     def stages(self) -> int:
-        """Number of stages measured so far."""
+        """The number of stages measured so far."""
         return len(self.cells)
 
     def with_stage(self, scores: Mapping[str, Cell]) -> ContinualMatrix:
-        """R with the next stage's row; a seen task that `scores` leaves out becomes None.
+        """R with the row of the next stage; a learned task without a score becomes None.
 
         Raises:
-            ValueError: a task of `scores` is not learned by that stage, or as in the class.
+            ValueError: a task of `scores` is learned later, or see the class.
         """
         seen = self.tasks[: self.stages + 1]
         strangers = sorted(set(scores) - set(seen))
@@ -86,12 +85,12 @@ class ContinualMatrix:
 
 
 def last(matrix: ContinualMatrix) -> Aggregate:
-    """Last = mean_j R[T][j]: the mean over all tasks seen, after the last stage."""
+    """Last = mean_j R[T][j]: the mean over all learned tasks after the last stage."""
     return _mean(matrix.cells[-1][: matrix.stages]) if matrix.cells else Aggregate(None, True)
 
 
 def average(matrix: ContinualMatrix) -> Aggregate:
-    """Avg = mean_t mean_{j<=t} R[t][j]: every stage counts the same, however many tasks it has."""
+    """Avg = mean_t mean_{j<=t} R[t][j]: every stage has the same weight, for any number of tasks."""
     stages = [_mean(row[: t + 1]) for t, row in enumerate(matrix.cells)]
     return Aggregate(_mean(stage.value for stage in stages).value, all(stage.complete for stage in stages))
 
@@ -99,8 +98,8 @@ def average(matrix: ContinualMatrix) -> Aggregate:
 def forgetting(matrix: ContinualMatrix) -> Aggregate:
     """FF = 100 x mean_{j<T} (max_{j<=t<T} R[t][j] - R[T][j]), in points; lower is better.
 
-    Negative where later stages helped. A missing earlier cell leaves the maximum to the others; a task
-    without any, or without R[T][j], is left out.
+    It is negative if later stages helped. The maximum ignores missing cells. A task without earlier cells, or
+    without R[T][j], is left out.
     """
     drops: list[Cell] = []
     complete = True

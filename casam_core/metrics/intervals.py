@@ -1,7 +1,7 @@
-"""How sure a mean is: standard deviation and bootstrap interval over resampling units.
+"""The uncertainty of a mean: standard deviation and bootstrap interval over units.
 
-Images of one patient or slide resemble each other; the unit that is drawn anew is the whole group. An
-institution computes this at home: means, counts and intervals leave it, the units' values do not.
+Images of one patient or slide are similar, so the bootstrap resamples whole groups. An institution computes
+this itself and releases only means, counts and intervals, not the values of units.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 2**18
-"""Units in a batch of resamples: memory must not grow with images. The draws are the same."""
+"""Units in a batch of resamples, to bound the memory; it does not change the draws."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A mean over images. sd: over units. low, high: 95 % percentile bootstrap interval (Efron 1979).
 
-    All three are None where fewer than two units cannot tell.
+    sd, low and high are None for fewer than two units.
     """
 
     mean: float
@@ -33,9 +33,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Statistics:
-    """One task's test images at one institution. units: patients, slides, else images.
+    """Intervals for the test images of one task at one institution.
 
-    gain: IoU minus frozen SAM's on the same images (a paired comparison).
+    units: the number of patients or slides, else of images. gain: IoU minus that of frozen SAM on the same
+    images (a paired comparison).
     """
 
     units: int
@@ -44,12 +45,12 @@ class Statistics:
 
 
 def estimate(values_N: Sequence[float], units_N: Sequence[str], rng: np.random.Generator) -> Estimate:
-    """The mean over all values, with units drawn anew; a unit counts as often as it has values."""
+    """The mean over all values, and its interval from resampled units; each value has the same weight."""
     sums_U, counts_U = by_unit(values_N, units_N)
     mean = float(sums_U.sum() / counts_U.sum())
     if len(sums_U) < 2:
         return Estimate(mean)
-    # Imported where it is used, here and below: it takes half a second, and every message starts a process.
+    # A local import, here and below: it takes half a second, and every message starts a process.
     from scipy.stats import bootstrap
 
     drawn = bootstrap(
@@ -69,7 +70,7 @@ def estimate(values_N: Sequence[float], units_N: Sequence[str], rng: np.random.G
 def by_unit(
     values_N: Sequence[float], units_N: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(sums_U, counts_U) of the values of every unit, in the units' order of name."""
+    """(sums_U, counts_U): sum and number of the values of every unit, with units sorted by name."""
     _, index_N = np.unique(np.asarray(units_N), return_inverse=True)
     sums_U = np.bincount(index_N, weights=np.asarray(values_N, np.float64))
     return sums_U.astype(np.float64), np.bincount(index_N).astype(np.float64)
@@ -77,8 +78,8 @@ def by_unit(
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean of n values. sd, low, high, p: sample deviation, Student's 95 % interval, and the two-sided p
-    value of a true mean of 0; None for fewer than two values."""
+    """A mean of n values. sd, low, high, p: sample standard deviation, Student's 95 % interval, two-sided
+    p value for a true mean of 0; None for fewer than two values."""
 
     n: int
     mean: float
@@ -89,9 +90,9 @@ class Spread:
 
 
 def student(values_N: Sequence[float]) -> Spread:
-    """Over seeds: of figures, or of the differences between two ways under the same seeds (a paired test).
+    """Mean and interval over seeds: of a figure, or of a difference under the same seeds (a paired test).
 
-    Values that are all alike have an interval of no width: p is 1 where they are 0, else 0.
+    If all values are equal, the interval has no width; p is 1 if they are 0, else 0.
     """
     values = np.asarray(values_N, np.float64)
     n, mean = len(values), float(values.mean())
@@ -108,7 +109,7 @@ def student(values_N: Sequence[float]) -> Spread:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """p values that hold for all tests together (Holm 1979), in the given order; None stays None."""
+    """p values adjusted for multiple tests (Holm 1979), in the given order; None stays None."""
     order = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     highest = 0.0
@@ -119,10 +120,10 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def apart(mine: Estimate, other: Estimate, units: int) -> tuple[float, float] | None:
-    """95 % interval of mine.mean - other.mean over the same `units`, of which only this is known.
+    """95 % interval of mine.mean - other.mean over the same `units`, without the values of the units.
 
-    The values' correlation is not: sd(a - b) <= sd(a) + sd(b) holds for every one, so the interval is never
-    too narrow for that, and mostly too wide. None where a deviation is missing.
+    Their correlation is unknown. sd(a - b) <= sd(a) + sd(b) holds for any correlation, so the interval is
+    usually too wide and never too narrow for this reason. None if a standard deviation is missing.
     """
     if mine.sd is None or other.sd is None or units < 2:
         return None

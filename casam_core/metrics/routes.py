@@ -1,4 +1,4 @@
-"""How often the router chose the right entry, and how often it rightly chose none."""
+"""Routing metrics: how often the router chose the right entry, or correctly chose none."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from casam_core.routing.decision import IDENTITY
 
 @dataclass(frozen=True)
 class RoutingMetrics:
-    """Shares of images in [0, 1]; None where there was no image to judge by.
+    """Shares of images in [0, 1]; None if there are no images.
 
     Attributes:
-        accuracy: images of seen tasks routed to their own task (identity is a miss).
-        false_unknown_rate: images of seen tasks sent to identity.
-        unseen_unknown_rate: images of unseen tasks sent to identity; here that is right.
-        seen_images: images behind the first two.
-        unseen_images: images behind the third.
+        accuracy: images of seen tasks routed to their own task (identity is an error).
+        false_unknown_rate: images of seen tasks routed to identity.
+        unseen_unknown_rate: images of unseen tasks routed to identity, which is correct.
+        seen_images: the number of images of seen tasks.
+        unseen_images: the number of images of unseen tasks.
     """
 
     accuracy: float | None
@@ -28,16 +28,15 @@ class RoutingMetrics:
 
 
 def routing_metrics(confusion: Mapping[str, Mapping[str, int]], *, seen: Collection[str]) -> RoutingMetrics:
-    """Read the routing table of one stage.
+    """Routing metrics of one stage.
 
     Args:
         confusion: `confusion[true task][route]` = number of images; a route is a seen task or
             `IDENTITY`. Pairs without images may be left out.
-        seen: tasks that have an entry; all others are unseen.
+        seen: tasks with an entry; all others are unseen.
 
     Raises:
-        ValueError: a task is named `IDENTITY`, a route leads to a task without an entry, or a count is
-            negative.
+        ValueError: a task is named `IDENTITY`, a route is a task without an entry, or a count is negative.
     """
     if IDENTITY in confusion or IDENTITY in seen:
         raise ValueError(f"{IDENTITY!r} is the route to the frozen backbone; no task can have that name")

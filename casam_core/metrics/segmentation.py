@@ -1,9 +1,9 @@
-"""How well one predicted mask fits the true one, and the mean of that within an image.
+"""Segmentation scores of one predicted mask against the true one, and their mean within an image.
 
 Masks are numpy bool arrays `pred_HW`, `true_HW` at the image's original resolution. Scores are
 fractions in [0, 1], higher is better; the Hausdorff distance is in pixels, lower is better.
 
-Empty masks, in every overlap score: both empty = 1.0 (nothing to find, nothing found), one empty = 0.0.
+Empty masks in every overlap score: 1.0 if both are empty, 0.0 if one is empty.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 
 BOUNDARY_RATIO = 0.02
-"""Width of the boundary as a share of the image diagonal, in both Boundary IoUs."""
+"""Width of the boundary as a share of the image diagonal, in both kinds of Boundary IoU."""
 
 
 @dataclass(frozen=True)
 class InstanceScores:
     """Scores of one instance, or their sum or mean over several (`ImageScores`).
 
-    `hd95` is None where it was not asked for.
+    `hd95` is None if it was not requested.
     """
 
     iou: float
@@ -37,10 +37,10 @@ class InstanceScores:
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Scores of one image: the sum over its instances, their number and (derived) their mean.
+    """Scores of one image: the sum over its instances, their number and their mean.
 
     The main figure is the mean of `mean` over images; `iou_instance` is the sum of `total.iou` over
-    images divided by the sum of `n_instances`.
+    images, divided by the sum of `n_instances`.
     """
 
     total: InstanceScores
@@ -83,7 +83,7 @@ def boundary_iou(pred_HW: Mask, true_HW: Mask) -> float:
 
     IoU of the inner bands G_d & G and P_d & P: each mask minus its erosion by d pixels, with
     d = round(0.02 x image diagonal), at least 1, in the chessboard distance (a 3x3 square eroding d
-    times). The outside of the image counts as background, so a mask cut off by the image's border
+    times). The outside of the image counts as background, so a mask that reaches the border of the image
     has a boundary there, as in the reference implementation.
 
     Raises:
@@ -98,8 +98,8 @@ def boundary_iou_official(pred_HW: Mask, true_HW: Mask) -> float:
 
     Each mask's thin boundary (mask minus its 3x3 erosion) is dilated by a square of odd side
     k = round(0.02 x image diagonal), plus 1 if even; the score is the IoU of the two bands. The
-    outside of the image counts as foreground in the erosion: a mask cut off by the image's border has
-    no boundary there.
+    outside of the image counts as foreground in the erosion: a mask that reaches the border of the image
+    has no boundary there.
 
     A mask that fills the image has no such boundary: two full masks score 1.0. A full mask against an
     empty one scores 0.0 by this module's rule for empty masks (the authors' smoothed ratio gives 1.0).
@@ -113,10 +113,10 @@ def boundary_iou_official(pred_HW: Mask, true_HW: Mask) -> float:
 
 
 def hd95(pred_HW: Mask, true_HW: Mask) -> float:
-    """95 % Hausdorff distance in pixels, in [0, image diagonal]; the same bits as MONAI's.
+    """95 % Hausdorff distance in pixels, in [0, image diagonal]; bitwise the same as MONAI's.
 
-    The larger of the two directed 95th percentiles of the distances between the masks' edges. One
-    mask empty = image diagonal sqrt(H^2 + W^2), counted; both empty = 0.
+    The larger of the two directed 95th percentiles of the distances between the masks' edges. If one
+    mask is empty, it is the image diagonal sqrt(H^2 + W^2); if both are empty, 0.
 
     Raises:
         ValueError: the masks are not two bool arrays of one shape (H, W).
@@ -133,7 +133,7 @@ def score_instance(pred_HW: Mask, true_HW: Mask, *, with_hd95: bool) -> Instance
     """
     _check(pred_HW, true_HW)
     radius = _dilation_radius(pred_HW.shape)
-    # One crop serves every score: instances are small, and only the diagonal depends on the image.
+    # All scores use one small crop; only the diagonal depends on the whole image.
     pred_hw, true_hw = _crop(pred_HW, true_HW, margin=radius + 1)
     overlap = _overlap(pred_hw, true_hw)
     return InstanceScores(
@@ -149,8 +149,8 @@ def score_image(instances: Sequence[InstanceScores]) -> ImageScores:
     """Sum the instances of one image; the result does not depend on their order.
 
     Raises:
-        ValueError: no instance (such an image has no score and is left out of the mean), or hd95 was
-            measured on some instances only.
+        ValueError: no instance (such an image has no score; leave it out of the mean), or only some
+            instances have hd95.
     """
     if not instances:
         raise ValueError("an image without instances has no score; leave it out of the mean")
@@ -187,7 +187,7 @@ def _crop(pred_HW: Mask, true_HW: Mask, margin: int) -> tuple[Mask, Mask]:
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     cols = np.flatnonzero(pred_HW[top:bottom].any(axis=0) | true_HW[top:bottom].any(axis=0))
     left, right = int(cols[0]), int(cols[-1]) + 1
-    # A negative start would wrap around; an end beyond the image is cut by slicing itself.
+    # A negative start would wrap around; slicing itself cuts an end beyond the image.
     box = (slice(max(top - margin, 0), bottom + margin), slice(max(left - margin, 0), right + margin))
     return pred_HW[box], true_HW[box]
 
@@ -220,8 +220,8 @@ def _inner_band_iou(pred_HW: Mask, true_HW: Mask, *, width: int) -> float:
 
 
 def _dilated_contour_iou(pred_HW: Mask, true_HW: Mask, *, radius: int) -> float:
-    """Wants crops with a margin of `radius` + 1: room for the bands, and a background edge where the
-    crop ends inside the image, so that only the image's own border is seen as foreground beyond.
+    """Needs crops with a margin of `radius` + 1 for the bands, and for background at each edge of the crop
+    inside the image, so that only the outside of the image counts as foreground.
     """
     if not (pred_HW.any() and true_HW.any()):
         return _overlap(pred_HW, true_HW)
@@ -235,7 +235,7 @@ def _hd95(pred_HW: Mask, true_HW: Mask, *, diagonal: float) -> float:
     found, present = bool(pred_HW.any()), bool(true_HW.any())
     if not (found and present):
         return diagonal if found or present else 0.0
-    # Imported here: most runs do not ask for this distance.
+    # Imported here because most runs do not measure this distance.
     import torch
     from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
@@ -246,10 +246,10 @@ def _hd95(pred_HW: Mask, true_HW: Mask, *, diagonal: float) -> float:
 
 
 def _erode(mask_HW: Mask, radius: int, *, outside: bool) -> Mask:
-    """Minimum over the square of side 2 radius + 1; beyond the array everything is `outside`.
+    """Minimum over the square of side 2 radius + 1; pixels beyond the array are `outside`.
 
-    A window's minimum is the minimum of two overlapping shorter windows, so doubling reaches any width
-    in log2 steps of whole-array ANDs: far faster than a filter per pixel, and exact.
+    The minimum of a window is that of two overlapping shorter windows. So doubling the width needs only log2
+    steps of whole-array ANDs, which is exact and much faster than a filter per pixel.
     """
     width = 2 * radius + 1
     out = np.pad(mask_HW, radius, constant_values=outside)

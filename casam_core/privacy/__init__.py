@@ -1,5 +1,5 @@
-"""Mechanisms that limit what a release says about one person, and the arithmetic of what they cost.
+"""Differential privacy: the mechanisms that add noise to releases, and the accounting of their cost.
 
-Nothing here decides: an institution's policy does (client/release/permission.py), its ledger remembers
-(client/release/ledger.py), and docs/privacy.md says what is protected and what is not.
+The decisions are elsewhere: an institution's policy allows a release (client/release/permission.py) and its
+ledger records the cost (client/release/ledger.py). docs/privacy.md says what is protected and what is not.
 """

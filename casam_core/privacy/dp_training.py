@@ -1,8 +1,8 @@
 """DP-SGD: Poisson samples, clipped gradients, Gaussian noise (Abadi et al. 2016).
 
-`PrivateSteps` is plugged into the trainer of Alignment Layers (casam_core.model.training).
-Per-sample gradients, clipping and accumulation are Opacus'; the noise is ours (casam_core.privacy.noise).
-The gradients of the images of a unit are added and clipped once, as one. SAM is frozen and learns nothing.
+The trainer of Alignment Layers (casam_core.model.training) uses `PrivateSteps`. Opacus computes per-sample
+gradients, clips and accumulates them; the noise comes from casam_core.privacy.noise. The gradients of the
+images of a unit are added before they are clipped. SAM is frozen.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, add_rows, without_broken
 
 IMAGES_AT_ONCE = 8
-"""A step takes at most this many images at a time, so that memory does not grow with the sample."""
+"""The largest number of images that a step processes at a time, to bound its memory."""
 
 
 @dataclass(frozen=True)
 class PrivateSteps:
-    """The steps of one private round, for `train_layer`; they cost
-    casam_core.privacy.accounting.round_mechanism.
+    """The steps of one private round, for `train_layer`; casam_core.privacy.accounting.round_mechanism is the
+    cost.
 
-    The losses are not reported: nobody may see them, and they decide nothing.
+    Losses are not reported, because they have no noise.
 
     Args:
         units: indices into the training images.
@@ -54,7 +54,7 @@ class PrivateSteps:
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimiser with noise from a NoiseSource in place of torch's generator."""
+    """Opacus' optimiser with noise from a NoiseSource instead of torch's generator."""
 
     def __init__(self, *args: object, noise: NoiseSource, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
@@ -84,11 +84,11 @@ def take_private_steps(
 ) -> Iterator[Step]:
     """Train any model in place with Adam.
 
-    The gradient of a step is the sum over the sampled units of their clipped gradients plus noise, over the
-    expected number of units. A step without any sampled unit is noise alone, as the accountant assumes.
+    The gradient of a step is the sum of the clipped gradients of the sampled units, plus noise, divided by
+    the expected number of units. A step without sampled units is only noise, as the accountant assumes.
 
     Args:
-        rows_of: for some units, the unclipped gradient of each: a row per unit and parameter of `model`.
+        rows_of: units -> their unclipped gradients: per parameter of `model`, one row per unit.
     """
     units, privacy = how.units, how.privacy
     optimiser = NoisyOptimizer(
@@ -114,7 +114,7 @@ def take_private_steps(
 
 
 def packed(units: Units) -> Iterator[list[Sequence[int]]]:
-    """Units in packs of up to IMAGES_AT_ONCE images; a larger unit is a pack of its own."""
+    """Units in packs of up to IMAGES_AT_ONCE images; a larger unit has its own pack."""
     pack: list[Sequence[int]] = []
     for unit in units:
         if pack and sum(map(len, pack)) + len(unit) > IMAGES_AT_ONCE:
@@ -128,8 +128,8 @@ def packed(units: Units) -> Iterator[list[Sequence[int]]]:
 def gradients(wrapped: PerSampleLayer, learner: Learner, units: Units) -> list[Tensor]:
     """One row per unit and parameter: the gradient of the sum of its images' losses, unclipped.
 
-    A row that is not finite says nothing and becomes zero: one broken image must not stop the others, nor
-    show by stopping them.
+    A row that is not finite becomes zero: a broken image must not stop the training, because an error would
+    reveal it.
     """
     parameters = list(learner.layer.parameters())
     rows = [torch.zeros(len(units), *p.shape, dtype=p.dtype, device=p.device) for p in parameters]

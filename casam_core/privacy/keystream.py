@@ -1,4 +1,4 @@
-"""Random numbers that nobody can tell from noise without the key: AES-256 in counter mode."""
+"""Cryptographic random numbers: AES-256 in counter mode; without the key they look random."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 
 class Keystream:
-    """An endless stream under one key; the same key gives the same stream."""
+    """An endless stream of random numbers; the same key gives the same stream."""
 
     def __init__(self, secret: bytes) -> None:
-        """secret: at least 16 bytes of full strength; hashed to the cipher's key."""
+        """secret: at least 16 random bytes; their hash is the key of the cipher."""
         if len(secret) < 16:
-            raise ValueError(f"a key of at least 16 bytes is needed, found {len(secret)}")
+            raise ValueError(f"expected a key of at least 16 bytes, found {len(secret)}")
         key = hashlib.sha256(b"casam keystream" + secret).digest()
-        # A fresh key per stream is what makes a constant starting counter right.
+        # Every stream has its own key, so a constant initial counter is secure.
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> NDArray[np.uint64]:
@@ -32,9 +32,9 @@ class Keystream:
 
 
 def masks(seed: bytes, modulus: int, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.int64]]:
-    """Arrays of uniform numbers below `modulus`, a power of two, that the same seed repeats.
+    """Arrays of uniform numbers below `modulus`, a power of two; the same seed gives the same arrays.
 
-    Takes the place of Flower's generator for secure aggregation, which folds every seed to 32 bits.
+    It replaces Flower's generator for secure aggregation, which reduces every seed to 32 bits.
     """
     if modulus & (modulus - 1) or modulus > 2**62:
         raise ValueError(f"expected a power of two up to 2^62, found {modulus}")

@@ -1,4 +1,4 @@
-"""Noise for private releases. In a real deployment it comes from the operating system alone."""
+"""Noise for private releases. In a real deployment, its only source is the operating system."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from casam_core.seeding import derive_seed
 
 
 class NoiseSource:
-    """Draws that whoever knows the scenario must not be able to repeat."""
+    """Random draws that protect images; with the scenario alone they cannot be repeated."""
 
     def __init__(self, secret: bytes) -> None:
         self._stream = Keystream(secret)
 
     @staticmethod
     def from_system() -> NoiseSource:
-        """Cannot be repeated."""
+        """Noise that cannot be repeated."""
         return NoiseSource(os.urandom(32))
 
     @staticmethod
     def seeded(run_seed: int, *scope: int | str) -> NoiseSource:
-        """Can be repeated, and subtracted, by anyone who knows the seed: for simulations only."""
+        """For simulations only: anyone who knows the seed can repeat the noise and subtract it."""
         return NoiseSource(derive_seed(run_seed, *scope).to_bytes(16, "big"))
 
     def normal(self, *shape: int) -> NDArray[np.float64]:
         """Standard normal numbers.
 
-        Each is half the sum of four draws, so that the gaps between floating-point numbers say nothing about
-        what was added to them (Holohan and Braghin 2021; Opacus' secure mode does the same).
+        Each is half the sum of four draws, so that the gaps between floating-point numbers do not reveal the
+        protected value (Holohan and Braghin 2021; Opacus' secure mode does the same).
         """
         count = math.prod(shape)
         halves = self._box_muller(count) + self._box_muller(count)
@@ -45,5 +45,5 @@ class NoiseSource:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
     def poisson_sample(self, units: int, rate: float) -> list[int]:
-        """Which of `units` take part: each by itself with probability `rate`."""
+        """The indices of the sampled units; each is drawn independently with probability `rate`."""
         return [int(i) for i in np.flatnonzero(self._stream.uniform(units) < rate)]

@@ -1,8 +1,8 @@
-"""How a task's own images score, in two noisy numbers: what its threshold is made of under privacy.
+"""The scores of a task's images in two noisy numbers, from which a private threshold is computed.
 
-A score lies between its floor (what the best image imaginable scores) and what public images score. On an
-asinh scale from 0 to 1 between the two, each unit adds (x, x^2) to one sum, where x is the mean over its
-images. A normal distribution of that mean and spread stands for the scores from there on.
+A score lies between its floor (the lowest possible score) and the scores of public images. Between the two,
+on an asinh scale from 0 to 1, each unit adds (x, x^2) to one sum; x is the mean over its images. A normal
+distribution with the resulting mean and standard deviation then replaces the scores.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import unit_means
 
 WIDEST_SCORES = 0.5
-"""Quantile of public images' scores that counts as 1: what scores worse is unknown anyway."""
+"""The quantile of public images' scores that maps to x = 1; images with higher scores are unknown anyway."""
 NARROWEST = 0.02
-"""Least spread of x: noise may make it less than nothing."""
+"""The smallest standard deviation of x; noise could otherwise make the variance negative."""
 
 
 def scores_mechanism(noise_multiplier: float) -> Mechanism:
-    """What the two numbers cost."""
+    """The cost of the two numbers."""
     return Mechanism(noise_multiplier)
 
 
@@ -35,7 +35,7 @@ def describe_scores(
     noise_multiplier: float,
     noise: NoiseSource,
 ) -> NDArray[np.float64]:
-    """(mean, standard deviation) of asinh(score - floor), noisy; costs `scores_mechanism`.
+    """Noisy (mean, standard deviation) of asinh(score - floor); the cost is `scores_mechanism`.
 
     floor: public. Each unit's row (x, x^2) has an L2 norm of at most sqrt(2).
     """
@@ -50,7 +50,7 @@ def describe_scores(
 
 
 def scores_like(described: NDArray[np.float64], floor: float, count: int, seed: int) -> NDArray[np.float64]:
-    """Scores drawn from what was described: stand-ins for images that may not be scored again."""
+    """Scores drawn from the described distribution; they replace the scores of the private images."""
     mean, spread = described
     drawn: NDArray[np.float64] = np.sinh(mean + spread * np.random.default_rng(seed).standard_normal(count))
     return floor + drawn

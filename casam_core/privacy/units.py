@@ -1,6 +1,6 @@
-"""What a private release protects: units, each one image or a group of them (patient, slide).
+"""The units that a private release protects: single images, or groups of images (patient, slide).
 
-A unit counts once: its images' values become one mean, or their gradients one sum, before they are clipped.
+A unit counts once: before clipping, the values of its images become one mean, or their gradients one sum.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Units = Sequence[Sequence[int]]
-"""Indices of the images of every unit."""
+"""For every unit, the indices of its images."""
 
 
 def units_of(groups: Sequence[str], unit: str) -> list[list[int]]:
-    """Each image by itself (`unit` "image"), or the images of each group, in order of appearance.
+    """Single images (`unit` "image"), or the images of each group, in the order of appearance.
 
     >>> units_of(["a", "b", "a"], "group")
     [[0, 2], [1]]
@@ -31,14 +31,14 @@ def units_of(groups: Sequence[str], unit: str) -> list[list[int]]:
 
 
 def unit_means(values_ND: NDArray[np.float64], units: Units) -> NDArray[np.float64]:
-    """mean_UD: one row per unit, the mean over its images."""
+    """mean_UD: one row per unit, the mean of its images."""
     return np.stack([values_ND[list(unit)].mean(0) for unit in units])
 
 
 def add_rows(rows: Sequence[Tensor], parameters: Sequence[nn.Parameter], unit_of: Sequence[int]) -> None:
-    """Add the images' gradients that a backward pass left to their units' rows, and drop them.
+    """Add the gradients of a backward pass's images to the rows of their units, and delete them.
 
-    unit_of: of every image of the pass, its unit's row.
+    unit_of: for every image of the pass, the row of its unit.
     """
     index = torch.tensor(unit_of)
     for p, row in zip(parameters, rows, strict=True):
@@ -47,6 +47,6 @@ def add_rows(rows: Sequence[Tensor], parameters: Sequence[nn.Parameter], unit_of
 
 
 def without_broken(rows: list[Tensor]) -> list[Tensor]:
-    """Zeros for every unit whose gradient is not finite in any parameter."""
+    """The rows, with zeros for every unit whose gradient is not finite in some parameter."""
     usable = torch.stack([row.flatten(1).isfinite().all(1) for row in rows]).all(0)
     return [torch.where(usable.to(row.device).view(-1, *[1] * (row.dim() - 1)), row, 0.0) for row in rows]

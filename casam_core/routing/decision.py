@@ -12,7 +12,7 @@ IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class Route:
-    """task: the chosen task; None for identity. nearest: the task with the lowest score. score: this score."""
+    """task: the chosen task; None for identity. nearest, score: the lowest score and its task."""
 
     task: str | None
     nearest: str | None

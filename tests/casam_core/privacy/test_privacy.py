@@ -108,7 +108,7 @@ def test_rounds_are_affordable_until_the_budget_is_passed() -> None:
 
 
 def test_a_budget_that_no_noise_fits_is_refused() -> None:
-    with pytest.raises(ValueError, match="no noise makes epsilon 1e-06"):
+    with pytest.raises(ValueError, match="no noise reaches epsilon 1e-06"):
         calibrate(lambda scale: [Mechanism(scale)], 1e-6, 1e-5)
 
 
