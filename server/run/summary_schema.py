@@ -42,25 +42,25 @@ class Routing(Part):
     """How the router decided at the last stage."""
 
     accuracy: float | None
-    """Share of seen tasks' test images sent to their own task."""
+    """Share of seen tasks' test images that are sent to their own task."""
     confusion: dict[str, dict[str, int]] | None
-    """Image counts by true task and route; `identity` is plain frozen SAM."""
+    """Image counts by true task and route; `identity` is frozen SAM."""
     false_unknown_rate: float | None
     """Share of seen tasks' images sent to `identity`."""
     unseen_unknown_rate: float | None
     """Share of unseen tasks' images sent to `identity`; null without unseen tasks."""
     auroc: float | None = None
-    """AUROC of unseen against seen images by how unknown they look, from histograms; null without unseen
-    tasks."""
+    """AUROC of unseen against seen images by their margin (route score minus threshold), from histograms;
+    null without unseen tasks."""
     fpr95: float | None = None
     """False positive rate at 95 % true positive rate of the same comparison."""
     margins: dict[str, list[tuple[int, int]]] = Field(default_factory=dict)
-    """By task: (bin, images) of how unknown its images look, over institutions with exact metrics;
-    `casam_core.routing.unknown.bin_edge` gives the margin at which a bin begins."""
+    """By task: histogram of its images' margins as (bin, images), over institutions with exact metrics;
+    `casam_core.routing.unknown.bin_edge` gives the lower edge of a bin."""
 
 
 class Privacy(Part):
-    """One institution: what it allows, what its releases cost, what it refused."""
+    """One institution: its policy, the cost of its releases, and its refusals."""
 
     policy: Policy
     epsilon_train: float | None = None
@@ -102,9 +102,9 @@ class Traffic(Part):
     """Bytes by institution."""
 
     up: dict[str, int]
-    """By institution: bytes of its serialised records before transport, without identify messages."""
+    """By institution: bytes of its serialised answers before transport, without identify messages."""
     down: dict[str, int]
-    """The same, of what the server sent to it."""
+    """By institution: bytes that the server sent to it, counted in the same way."""
 
 
 class Timing(Part):
@@ -126,62 +126,62 @@ class Summary(Part):
     seed: int
     """The scenario's seed."""
     method: str
-    """The way of learning, `casam` unless the scenario names another."""
+    """The method, `casam` unless the scenario names another."""
     status: str
     """`completed`"""
     evaluated_on: str
-    """`test`, or `val` where a run only chooses settings."""
+    """The evaluated split: `test`, or `val` for runs that choose settings."""
     tasks: list[str]
     """The stream, in order."""
     holders: dict[str, list[str]]
-    """By task: the institutions whose training is in its entry."""
+    """By task: the institutions that trained its entry."""
     matrix: dict[str, list[list[float | None]]]
     """By figure (`iou`, `dice`, `biou`, `biou_official`): rows are stages, columns tasks, null if unseen."""
     zero_shot: dict[str, ByTask]
     """The frozen backbone's scores by figure and task, measured before the first stage."""
     unseen: Unseen
-    """Tasks that are held but never learned: frozen SAM's IoU, and after each stage IoU and share sent to
-    `identity`."""
+    """Tasks that institutions hold but that are not in the stream: IoU of frozen SAM, and after each stage
+    the IoU and the share of images sent to `identity`."""
     statistics: dict[str, dict[str, Statistics]]
-    """By institution and task, last stage, computed at the institution: resampling units (patients, slides,
-    else images); mean, standard deviation over units and 95 % bootstrap interval of the IoU, and of its gain
-    over frozen SAM on the same images."""
+    """By institution and task, last stage, computed at the institution: number of resampling units (patients,
+    slides, else images); mean, standard deviation over units and 95 % bootstrap interval of the IoU, and of
+    its gain over frozen SAM on the same images."""
     last_iou: float | None
     """Mean of the last row."""
     avg_iou: float | None
-    """Mean over stages of the mean of each row's seen tasks."""
+    """Mean over stages of the mean over the seen tasks of each row."""
     ff_iou: float | None
-    """Mean over tasks but the last of (best earlier score - last score), in points; lower is better."""
+    """Mean over tasks except the last of (best earlier score - last score), in points; lower is better."""
     bwt_iou: float | None
-    """Mean over tasks but the last of (last score - score right after learning)."""
+    """Mean over tasks except the last of (last score - score right after learning)."""
     complete: dict[str, bool]
-    """By aggregate: whether every cell that it needs was measured."""
+    """By aggregate: whether every necessary cell of the matrix was measured."""
     iou_instance: ByTask = Field(default_factory=dict)
     """By task, last stage: mean over instances instead of over images."""
     worst_institution_iou: ByTask = Field(default_factory=dict)
-    """By task, last stage: the lowest institution."""
+    """By task, last stage: the lowest IoU of an institution."""
     hd95: ByTask | None = None
     """By task, last stage, in pixels; null unless `evaluation.hd95` is on."""
     routing: Routing
     privacy: dict[str, Privacy]
     """By institution: its policy; `epsilon_train` and `epsilon_metrics` spent so far (null: not
-    differentially private) at `delta` per `unit`; `anonymity`: by release, among how many institutions it
-    hides from the `server` and from a `co_holder` (1: not at all); `refusals` by name, `rejections` (answers
-    that did not count) by kind, `releases` and `bytes` that arrived from it."""
+    differentially private) at `delta` per `unit`; `anonymity`: by release, among how many institutions the
+    `server` and a `co_holder` cannot tell its sender (1: they know it); `refusals` by name, `rejections`
+    (invalid answers) by kind, `releases` and `bytes` that arrived from it."""
     unlearned: list[UnlearnedPart] = Field(default_factory=list)
     """Institutions that left with `on_leave = "unlearn"`: stage, tasks deleted and retrained, bank digests
-    and IoU before and after, and who deleted copies (`purged`)."""
+    and IoU before and after, and the institutions that deleted their copies (`purged`)."""
     quarantine: list[HeldBackEntry] = Field(default_factory=list)
-    """Entries that were held back: task, stage, digest, reasons, and whether somebody `admitted` them by hand
+    """Quarantined entries: task, stage, digest, reasons, and whether a person `admitted` them later
     ([reliability.md](reliability.md))."""
     canary: dict[str, dict[str, bool | None]] = Field(default_factory=dict)
-    """By task, of every institution that was asked whether the task's new entry claims its own images: true
-    (it fails), false, null (no answer)."""
+    """By task and institution: the canary's answer to whether the task's new entry claims images of older
+    tasks: true (it fails), false (it passes) or null (no answer)."""
     noise: str | None = None
-    """Where privacy noise came from: `operating system`, or in simulations seeded, which protects nobody;
-    null where no policy asks for any."""
+    """Source of the privacy noise: `operating system`, or seeded in simulations, where it protects no data;
+    null if no policy asks for noise."""
     trained_parameters: int
-    """Parameters of the layer of the last stage; 0 where nothing is learned."""
+    """Number of weights of the last stage's layer; 0 without a layer."""
     bytes: Traffic
     decodes: list[int]
     """Decoder passes (one image each) per evaluation: stage 0, 1, ..."""

@@ -103,7 +103,7 @@ def _paint_tooth(rng: np.random.Generator, canvas: Canvas, tooth: _Tooth, label:
     inside = 1 / (1 + np.exp(np.clip((np.abs(u) - half) / 0.003, -30, 30))) * (half > 0)
     ligament = np.exp(-(((np.abs(u) - half) / 0.005) ** 2)) * (t > 0.42) * (half > 0)
     canvas.blend(ligament * 0.35, (0.25,), window)
-    # Film adds up what the ray crosses, so bone and neighbours shine through.
+    # Film adds up all tissue along a ray, so bone and neighbouring teeth are visible through a tooth.
     root = np.clip((t - 0.3) / 0.3, 0, 1)
     canvas.blend(inside * (0.85 - 0.4 * root), (float(rng.uniform(0.56, 0.64)),), window)
     enamel = inside * (t < 0.3) * np.clip(1 - (half - np.abs(u)) / 0.02, 0, 1)

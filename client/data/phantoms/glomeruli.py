@@ -111,7 +111,7 @@ def _paint_glomerulus(
         glomerulus.angle,
         wobble(rng, 0.09, (2, 3, 5, 7)),
     )
-    # The space is open on some sides only; elsewhere the tuft touches the capsule.
+    # The space is open on some sides only; on the others the tuft touches the capsule.
     opening = np.clip(0.4 + 0.6 * smooth_noise(rng, canvas.size, 0.12), 0, 1)
     canvas.fill(glomerulus.scaled(0.95), stain.lumen, softness=0.04, opacity=opening)
     canvas.fill(tuft, stain.tuft, softness=0.04, texture_HW=texture)

@@ -38,7 +38,7 @@ class Blob:
 
     @property
     def reach(self) -> float:
-        """The blob's border is nowhere farther than this from the centre."""
+        """Upper bound of the distance between the blob's border and its centre."""
         return max(self.ry, self.rx) * (1 + sum(abs(amplitude) for _, amplitude, _ in self.harmonics))
 
     def level(self, y: Field, x: Field) -> Field:
@@ -136,7 +136,7 @@ class Canvas:
     def blend(
         self, mask: Field, colour: Colour, window: Window | None = None, texture_HW: Field | None = None
     ) -> None:
-        """Blend `colour` in where `mask` (0..1, of the window's shape) says."""
+        """Blend `colour` in with the weights `mask` (0..1, of the window's shape)."""
         where = window or (slice(None), slice(None))
         part_CHW = self.image_CHW[:, *where]
         part_CHW += mask * (_per_channel(colour) - part_CHW)

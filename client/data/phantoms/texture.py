@@ -70,6 +70,6 @@ def bias_field(rng: np.random.Generator, canvas: Canvas, strength: float) -> Non
 
 
 def vignette(canvas: Canvas, strength: float) -> None:
-    """Darken towards the corners; strength 0..1 is what the corners lose."""
+    """Darken towards the corners; strength 0..1 is the loss of brightness there."""
     radius2 = ((canvas.y - 0.5) ** 2 + (canvas.x - 0.5) ** 2) * 2
     canvas.image_CHW *= 1 - strength * radius2

@@ -166,7 +166,7 @@ def privacy_warnings(headers: list[SliceHeader]) -> tuple[str, ...]:
     ]
     private = sum(header.has_private for header in headers)
     if private:
-        lines.append(f"private tags, which may hold anything, stand in {private} of {total} headers")
+        lines.append(f"private tags, which may hold anything, are in {private} of {total} headers")
     burned = Counter(header.burned_in for header in headers)
     if burned["YES"]:
         lines.append(

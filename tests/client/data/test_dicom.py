@@ -129,7 +129,7 @@ def test_private_tags_are_told(tmp_path: Path) -> None:
     made = header(0, series)
     made.private_block(0x11, "maker", create=True).add_new(1, "LO", "Jane")
     made.save_as(tmp_path / "images" / "c1" / "IM9.dcm", enforce_file_format=True)
-    assert "private tags, which may hold anything, stand in 1 of 4" in "\n".join(
+    assert "private tags, which may hold anything, are in 1 of 4" in "\n".join(
         DicomDataset(tmp_path).warnings
     )
 
