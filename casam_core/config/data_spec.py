@@ -13,8 +13,8 @@ from casam_core.config.section import OneOf, Section
 class SplitSpec(Section):
     """The share of groups used for validation and for test; training uses the rest."""
 
-    val: float = Field(0.15, gt=0, lt=1)
-    test: float = Field(0.25, gt=0, lt=1)
+    val: float = Field(0.15, gt=0, lt=1, description="Share for validation.")
+    test: float = Field(0.25, gt=0, lt=1, description="Share for test.")
     sequence: bool = Field(
         False, description="For frames or slices: keep the order and cut it into contiguous ranges."
     )

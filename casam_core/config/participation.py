@@ -38,8 +38,8 @@ class DeadlineSpec(Section):
     connect: float = Field(
         600.0, gt=0, description="Until all institutions are connected and have loaded backbone and data."
     )
-    train: float = Field(7200.0, gt=0)
-    evaluate: float = Field(7200.0, gt=0)
+    train: float = Field(7200.0, gt=0, description="For a reply to align, router or calibrate.")
+    evaluate: float = Field(7200.0, gt=0, description="For a reply to any other request.")
     retries: int = Field(
         2, ge=0, description="How often the server looks for a lost node and repeats its request."
     )

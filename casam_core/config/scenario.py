@@ -53,9 +53,11 @@ class BackboneSpec(Section):
 class ComputeSpec(Section):
     """How the numbers are computed; two runs can only be equal if this is equal."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, else CPU.")
     threads: int = Field(1, ge=1, le=256, description="Torch threads per institution.")
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="auto: bfloat16 if the chip supports it."
+    )
     encoder: Literal["plain", "fast", "compiled"] = Field(
         "plain",
         description="fast: bfloat16 where the chip supports it, folded norms, attention by rows; about three "
@@ -77,7 +79,7 @@ class TrainingSpec(Section):
     rounds: int = Field(1, ge=1, description="Rounds of federated training per stage.")
     epochs: int = Field(24, ge=1, description="Passes over the training images per round.")
     max_steps: int | None = Field(None, ge=1, description="Stop a round after this many steps.")
-    batch_images: int = Field(6, ge=1)
+    batch_images: int = Field(6, ge=1, description="Images per step.")
     instances: int = Field(5, ge=1, description="Instances drawn per image and step.")
     prompts: Literal["box", "point", "mixed"] = Field(
         "box", description="mixed: each step draws box or point with equal probability, as in the paper."
@@ -140,8 +142,8 @@ class RouterSpec(Section):
     """
 
     kind: str = Field(description="A name in casam_core.routing.routers.ROUTERS.")
-    features: Literal["attention", "moments"] = "moments"
-    folds: int = Field(5, ge=2)
+    features: Literal["attention", "moments"] = Field("moments", description="How an embedding is pooled.")
+    folds: int = Field(5, ge=2, description="Folds of the cross-validation that sets the threshold.")
     percentile: float = Field(
         97.0, gt=0, le=100, description="The threshold: this percentile of the held-out scores."
     )
@@ -225,7 +227,7 @@ class Scenario(Section):
         None, gt=0, description="Expected minutes of the first run on two CPU cores; for `casam scenarios`."
     )
     look_at: str = Field("", description="What to look at in the results; for `casam scenarios`.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Seed of all random choices, except privacy noise of real sites.")
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order of learning.")
     unlearning: Literal["retrain", "drop"] = Field(

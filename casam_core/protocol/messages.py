@@ -307,7 +307,7 @@ def scores(sender: Sender) -> Range:
 
 @dataclass(frozen=True)
 class RouterReply(Message):
-    """What the router needs to know about a task.
+    """The router's description of a task.
 
     For a single holder, `router` is the finished state and `threshold` is set. For several holders, `router`
     and the items of `folds` are sufficient statistics that the server merges, and `threshold` is None.

@@ -28,7 +28,7 @@ class VaeSpec(RouterSpec):
 
     kind: Literal["vae"] = "vae"
     epochs: int = Field(10, ge=1, description="Passes over the features.")
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0, description="Of Adam.")
     batch: int = Field(6, ge=1, description="Features per step.")
     beta: float = Field(16.5, ge=0, description="Weight of the KL term in the score.")
     sampled: bool = Field(False, description="Sample the latent for a score, as the authors' code does.")
