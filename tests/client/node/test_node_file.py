@@ -47,7 +47,7 @@ def test_paths_start_from_the_files_own_folder(site: Path) -> None:
     [
         ('bundle = "latest"', "bundle: string should match pattern"),
         ('superlink = "https://fl.example.org"', "superlink: string should match pattern"),
-        ('serverlink = "x:1"', "unknown key 'serverlink'; see docs/deployment.md"),
+        ('serverlink = "x:1"', "unknown key 'serverlink'; docs/deployment.md lists all keys"),
         ('policy = "none.toml"', "no such policy file"),
         ('key = "ca.crt"', "is not a private key"),
         ('authority = "node.key"', "authority: .* is not a certificate"),

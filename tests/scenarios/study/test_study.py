@@ -81,7 +81,7 @@ def test_tables_and_keys_with_dots_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"axis": 1}, "unknown key 'axis'; see docs/studies.md"),
+        ({"axis": 1}, "unknown key 'axis'; docs/studies.md lists all keys"),
         ({"scenario": "nowhere"}, "scenario 'nowhere'"),
         ({"seeds": [1, 1]}, "different numbers"),
         ({"seeds": []}, "seeds"),
