@@ -1,4 +1,4 @@
-"""What every benchmark is: a function from its surroundings to named figures."""
+"""A benchmark is a function from its surroundings to named figures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 
 Figures = dict[str, float]
-"""By name; names say the unit or are shares."""
+"""By name. A name contains the unit; without one, the figure is a share or a ratio."""
 
 
 class Engines(Protocol):
-    """What runs a scenario: scenarios/commands/bench_command.py brings it."""
+    """Runs scenarios. scenarios/commands/bench_command.py implements it."""
 
     def inprocess(self, scenario: Scenario, folder: Path) -> None:
-        """A whole run in this process, silently; leaves the run folder."""
+        """A complete run in this process, without output, into the run folder `folder`."""
 
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""
@@ -33,14 +33,17 @@ class Engines(Protocol):
         nodes: int,
         say: Callable[[str], None],
     ) -> None:
-        """Any Flower app by a real `flwr run`, every line it prints to `say`."""
+        """Any Flower app by a real `flwr run`. say: called with each line of its output."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """home: folder for what is encoded once. images: at most this many per task, for a shorter run.
-    say, show: where lines and tables go. engines: how scenarios and Flower apps are run; this room imports
-    none. smoke: small sizes only, for the regression guard. data_root: where real datasets lie, if any."""
+    """Settings of all benchmarks.
+
+    home: folder of stored embeddings. images: maximum of training images per task, for a shorter run. say,
+    show: print a line, a table. engines: run scenarios and Flower apps; this package imports no engine.
+    smoke: small sizes only, for the regression guard. data_root: folder of real datasets, if any.
+    """
 
     home: Path
     images: int
@@ -60,8 +63,8 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """description: one line. run: prints its table and returns its figures. hours: takes some, so `--all`
-    leaves it out."""
+    """description: one line. run: prints its table and returns its figures. hours: it takes hours, so `--all`
+    does not run it."""
 
     description: str
     run: Callable[[Surroundings], Figures]

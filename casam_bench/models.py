@@ -1,4 +1,4 @@
-"""Backbones to measure: real small weights, and SAM's ViT-B with random ones."""
+"""Backbones for measurements: LiteMedSAM with its weights, and SAM's ViT-B with random weights."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def cpu(threads: int, precision: str = "float32", encoder: str = "plain") -> Com
 
 
 def lite_medsam(compute: Compute) -> Backbone:
-    """The packaged weights; not cached, as two of them are compared."""
+    """LiteMedSAM with the packaged weights; not cached, because benchmarks compare two of them."""
     return load_lite_medsam(BackboneSpec(name="lite_medsam"), compute)
 
 
 def random_vit_b(compute: Compute) -> Backbone:
-    """SAM's ViT-B in every shape, its weights random: speed only, it segments nothing."""
+    """SAM's ViT-B with its real shapes and random weights, to measure speed only."""
     with initialisers_from(SEED):
         sam = sam_model_registry["vit_b"]()
     return SamBackbone(
@@ -83,5 +83,5 @@ class AsReleased:
 
 
 def as_released(backbone: Backbone) -> Backbone:
-    """For whoever asks for a backbone's decoder, geometry and compute."""
+    """`backbone` with the released decoder, typed as a Backbone."""
     return cast(Backbone, AsReleased(backbone))

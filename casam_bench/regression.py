@@ -1,4 +1,4 @@
-"""The regression guard: ratios against stored ones. Absolute times of another machine say nothing."""
+"""The regression guard: it compares ratios with stored ones, because absolute times depend on the machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from casam_core.files import write_atomic
 
 ALLOWED_LOSS = 0.2
 TRIES = 3
-"""A busy machine can spoil a measurement; three in a row are a finding."""
+"""A busy machine can disturb a measurement; only losses in three measurements in a row count."""
 
 Ratios = dict[str, Figures]
 
 
 def ratios_of(figures: Mapping[str, Figures]) -> Ratios:
-    """By benchmark, the figures that are ratios (named so) and better the higher they are."""
+    """By benchmark, the figures with `ratio` in their name; a higher ratio is better."""
     return {
         benchmark: chosen
         for benchmark, found in figures.items()
@@ -27,7 +27,7 @@ def ratios_of(figures: Mapping[str, Figures]) -> Ratios:
 
 
 def write_baseline(path: Path, figures: Mapping[str, Figures]) -> None:
-    """The ratios of these figures, rounded: digits that never come again only make differences."""
+    """Write the ratios of these figures, rounded to three digits, because further digits are noise."""
     rounded = {
         benchmark: {name: float(f"{value:.3g}") for name, value in found.items()}
         for benchmark, found in ratios_of(figures).items()
@@ -36,7 +36,7 @@ def write_baseline(path: Path, figures: Mapping[str, Figures]) -> None:
 
 
 def read_baseline(path: Path) -> Ratios:
-    """Raises RunError for a file that is not one."""
+    """The stored ratios. Raises RunError if the file does not hold ratios."""
     try:
         content = json.loads(path.read_text())
         return {b: {name: float(value) for name, value in found.items()} for b, found in content.items()}
@@ -48,12 +48,12 @@ def read_baseline(path: Path) -> Ratios:
 
 
 def losses(baseline: Figures, found: Figures) -> list[str]:
-    """One phrase per ratio that lost more than is allowed or is not there at all."""
+    """One phrase per ratio that is missing or lost more than ALLOWED_LOSS."""
     lost = []
     for name, stored in baseline.items():
         value = found.get(name)
         if value is None:
-            lost.append(f"{name} is gone (stored {stored:g})")
+            lost.append(f"{name} is missing (stored {stored:g})")
         elif value < (1 - ALLOWED_LOSS) * stored:
             lost.append(f"{name} fell to {value:.3g} (stored {stored:g})")
     return lost
@@ -65,9 +65,9 @@ def guard(
     figures: dict[str, Figures],
     say: Callable[[str], None],
 ) -> None:
-    """Compare; a benchmark that lost is measured again before it counts. Raises RunError naming the losses.
+    """Compare with the baseline, and measure a benchmark with losses again. Raises RunError with the losses.
 
-    figures: what was measured already; the last measurement stands in it afterwards.
+    figures: the figures so far; a new measurement replaces its benchmark's figures.
     """
     final = []
     for name, stored in baseline.items():

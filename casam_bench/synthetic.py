@@ -1,6 +1,6 @@
-"""Tasks by the hundred, for measuring what surrounds the model: small images, each task in its own colour.
+"""Many small tasks, to measure everything around the model: small images, one colour per task.
 
-On the tiny backbone an image costs milliseconds, and its router can tell the colours apart.
+With the tiny backbone an image costs milliseconds, and a router can distinguish the colours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOISE = 10.0
 
 @dataclass(frozen=True)
 class ColouredImages:
-    """A dataset (client.data.dataset.Dataset) of `images` squares, two instances each, drawn by number."""
+    """A dataset (client.data.dataset.Dataset) of square images with two instances each. number: its seed."""
 
     number: int
     images: int
@@ -61,5 +61,5 @@ def tiny(threads: int) -> Backbone:
 
 
 def fresh_store(folder: Path) -> EmbeddingStore:
-    """A store of its own, so that nothing was encoded before."""
+    """A new, empty store."""
     return EmbeddingStore(folder / "embeddings")

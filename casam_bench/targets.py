@@ -1,4 +1,4 @@
-"""What the figures of speed should be, and a Markdown table of what they are: docs/performance.md's.
+"""Targets for the figures of speed, and a Markdown table of measured figures for docs/performance.md.
 
 casam bench --all --json figures.json
 python -m casam_bench.targets figures.json
@@ -18,7 +18,7 @@ from casam_bench.bench import Figures
 
 @dataclass(frozen=True)
 class Target:
-    """One figure. better: which way is good; None: no target, the figure stands beside the others."""
+    """One figure. better: its better direction; None: the figure has no target and is only listed."""
 
     benchmark: str
     figure: str
@@ -34,7 +34,7 @@ class Target:
 
     @property
     def wish(self) -> str:
-        """The target in signs."""
+        """The target as text."""
         return "" if self.better is None else f"{'≥' if self.better == 'higher' else '≤'} {self.bound:g}"
 
 
@@ -92,7 +92,7 @@ TARGETS = (
 
 
 def rows(figures: Mapping[str, Figures]) -> Iterator[str]:
-    """Lines of the table; what was not measured says so."""
+    """Lines of the table, also for figures that were not measured."""
     yield "| benchmark | figure | measured | target | |"
     yield "| --- | --- | --- | --- | --- |"
     for target in TARGETS:

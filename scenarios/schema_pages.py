@@ -1,10 +1,10 @@
-"""Texts that are made from schemas: a policy file to fill in, and pages of the documentation.
+"""Texts generated from schemas: a policy file to fill in, and parts of the documentation.
 
-In a clone, write the pages anew with
+In a clone, generate the pages again with
 
     python -m scenarios.schema_pages
 
-docs/scenario.md is made as a whole; in docs/run-folder.md it is the table of summary.json.
+It writes all of docs/scenario.md, and the table of summary.json in docs/run-folder.md.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ This table is made from the schema (`server/run/summary_schema.py`).
 
 
 def scenario_page() -> str:
-    """docs/scenario.md."""
+    """The text of docs/scenario.md."""
     return "\n".join([HEAD, *sections(Scenario, ""), ""])
 
 
 def run_folder_page(page: str) -> str:
-    """docs/run-folder.md with the table of summary.json as the schema has it."""
+    """docs/run-folder.md with the table of summary.json generated again."""
     return SUMMARY_TABLE.sub(lambda found: "\n".join([SUMMARY_HEAD, *summary_rows(Summary)]), page)
 
 
 def summary_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """One row per described key; a table that has no description of its own is shown key by key."""
+    """One row per key with a description. A nested table without a description is shown key by key."""
     for name, field in model.model_fields.items():
         key, nested = f"{prefix}{field.alias or name}", nested_model(field.annotation)
         if field.description is None and nested is not None:
@@ -76,7 +76,7 @@ def summary_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def sections(model: type[BaseModel], prefix: str, by_name: ByName | None = None) -> Iterator[str]:
     """One heading and table for `model`, then the same for the tables inside it.
 
-    by_name: where the table has more keys for some names.
+    by_name: how the table gets more keys for some names.
     """
     yield f"## {prefix or 'Top level'}\n"
     yield from table(model, model.model_fields, by_name)
@@ -97,7 +97,7 @@ def sections(model: type[BaseModel], prefix: str, by_name: ByName | None = None)
 def table(
     model: type[BaseModel], fields: Mapping[str, FieldInfo], by_name: ByName | None = None
 ) -> Iterator[str]:
-    """What the model says about itself, and some of its keys."""
+    """The model's docstring and a table of some of its keys."""
     yield f"{(model.__doc__ or '').strip().splitlines()[0]}\n"
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
     for name, field in fields.items():
@@ -107,13 +107,13 @@ def table(
 
 
 def by_name_of(field: FieldInfo) -> ByName | None:
-    """How the field's tables (one, or one by task) find the keys of their name."""
+    """The rule by which the field's tables get more keys for some names; None without one."""
     inner = [rule for argument in typing.get_args(field.annotation) for rule in typing.get_args(argument)]
     return next((rule for rule in (*field.metadata, *inner) if isinstance(rule, ByName)), None)
 
 
 def nested_model(annotation: Any) -> tuple[type[BaseModel], str] | None:
-    """(model, how its keys are reached) of a field that holds tables."""
+    """(model, path to its keys) of a field that holds tables; None for other fields."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, ""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -127,7 +127,7 @@ def nested_model(annotation: Any) -> tuple[type[BaseModel], str] | None:
 
 
 def type_name(annotation: Any) -> str:
-    """A type in a reader's words."""
+    """A type in words for readers."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if nested_model(annotation) is not None:
         if origin is list:
@@ -145,7 +145,7 @@ def type_name(annotation: Any) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default, or that there is none."""
+    """The default in words, or `required`."""
     if field.is_required():
         return "required"
     if isinstance(field.default, BaseModel) or any(isinstance(rule, ByName) for rule in field.metadata):
@@ -174,14 +174,14 @@ def meaning(field: FieldInfo) -> str:
 
 
 POLICY_HEAD = """\
-# What {institution} allows. The file is the institution's own: a server can ask, this file decides.
-# A line behind a # stands at its default; remove the # to change it. docs/threat-model.md says what leaves.
-# In a simulation the same keys stand in the scenario, below `policy` of an institution.
+# The policy of {institution}. The institution owns this file: a server can ask, this file decides.
+# A key behind a # has its default value; remove the # to change it. docs/threat-model.md lists what is sent.
+# In a simulation, a scenario sets the same keys under `policy` of an institution.
 """
 
 
 def policy_text(institution: str = "this institution") -> str:
-    """A policy file with every key, its default and its meaning; as it stands it is the default policy."""
+    """A policy file with every key, its default and its meaning. Unchanged, it is the default policy."""
     return "\n".join([POLICY_HEAD.format(institution=institution), *policy_lines(Policy, ""), ""])
 
 
@@ -193,7 +193,7 @@ def policy_lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
             about = field.description or (inside[0].__doc__ or "").strip().splitlines()[0]
             tables.append((name, inside[0], about))
             continue
-        # An ellipsis: no reader takes it for a value.
+        # An ellipsis, because readers do not confuse it with a value.
         default = "..." if field.default is None else quoted(field.default)
         told = f"{meaning(field)} [{type_name(field.annotation).replace('`', '')}]"
         yield f"# {told.strip()}"
@@ -204,7 +204,7 @@ def policy_lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def quoted(value: Any) -> str:
-    """A TOML value; a JSON string is a TOML string once DEL is escaped, too."""
+    """A value in TOML. A JSON string is a TOML string if DEL is escaped, too."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -21,9 +21,9 @@ from casam_core.routing.decision import IDENTITY, Route
 class Prediction:
     """One image's masks, in the order of its boxes, then its points.
 
-    masks_NHW: bool at the image's size. iou_N: the decoder's estimate of each mask's IoU. name: who
-    answered, a task or `identity` (frozen SAM). route: what the router found, also where the caller
-    chose. threshold: of the route's nearest task, None for an empty bank.
+    masks_NHW: bool, in the image's size. iou_N: the decoder's estimate of each mask's IoU. name: the entry
+    that was used, a task or `identity` (frozen SAM). route: the router's decision, also if the caller chose
+    the task. threshold: of the route's nearest task; None for an empty bank.
     """
 
     masks_NHW: NDArray[np.bool_]
@@ -34,7 +34,7 @@ class Prediction:
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """labels_HW: 0 for background, 1..N for the prompts' masks; where two overlap, the later prompt's."""
+        """labels_HW: 0 for background, 1..N for the prompts' masks. Where masks overlap, the later wins."""
         labels_HW = np.zeros(self.masks_NHW.shape[1:], np.int32)
         for number, mask_HW in enumerate(self.masks_NHW, 1):
             labels_HW[mask_HW] = number
@@ -42,7 +42,7 @@ class Prediction:
 
 
 class Segmenter:
-    """A backbone and the bank that was learned on it. Raises BankError when they do not belong together."""
+    """A backbone and the bank that was learned on it. Raises BankError if the bank has another backbone."""
 
     def __init__(self, backbone: Backbone, bank: LoadedBank) -> None:
         if bank.backbone not in (None, backbone.digest):
@@ -56,8 +56,8 @@ class Segmenter:
     def embed(self, image_HW3: NDArray[np.uint8]) -> Tensor:
         """z_1CHW float32 of a uint8 RGB image.
 
-        Rounded to half precision, as the embedding store does: layers were trained, and thresholds
-        chosen, on such values.
+        Rounded to half precision, as in the embedding store: layers were trained, and thresholds chosen, on
+        such values.
         """
         if image_HW3.dtype != np.uint8 or image_HW3.ndim != 3 or image_HW3.shape[2] != 3:
             raise PromptError(
@@ -76,13 +76,19 @@ class Segmenter:
     ) -> Prediction:
         """One mask per prompt.
 
-        boxes: (N, 4) as x0, y0, x1, y1 of the first and the last pixel; points: (N, 2) as x, y; both in
-        the image's pixels. task: answer with this task's entry, or with `identity`, whatever the router
-        says. Raises PromptError for prompts that do not fit the image, BankError for an unknown task.
+        Args:
+            image_HW3: uint8 RGB image.
+            boxes: (N, 4) as x0, y0, x1, y1 of the first and the last pixel.
+            points: (N, 2) as x, y in pixels.
+            task: Use this task's entry, or `identity`, instead of the router's choice.
+
+        Raises:
+            PromptError: The prompts do not fit the image, or the image is not uint8 RGB.
+            BankError: The bank has no such task.
         """
         prompts = checked_prompts(boxes, points, *image_HW3.shape[:2])
         if task is not None and task != IDENTITY:
-            self.bank[task]  # refuses a name it does not know before the encoder's seconds are spent
+            self.bank[task]  # refuses an unknown name before the slow encoder runs
         z_1CHW = self.embed(image_HW3)
         (route,) = self.bank.route(z_1CHW)
         name = route.name if task is None else task
@@ -100,7 +106,7 @@ class Segmenter:
 
 
 def checked_prompts(boxes: ArrayLike, points: ArrayLike, height: int, width: int) -> list[Prompts]:
-    """Boxes and points that lie inside the image, at least one prompt together. Raises PromptError."""
+    """Boxes and points inside the image; at least one of them. Raises PromptError."""
     boxes_N4, points_N2 = _numbers("box x0,y0,x1,y1", boxes, 4), _numbers("point x,y", points, 2)
     for what, rows in (("box", boxes_N4), ("point", points_N2)):
         for row in rows:
@@ -118,7 +124,7 @@ def checked_prompts(boxes: ArrayLike, points: ArrayLike, height: int, width: int
     if len(points_N2):
         prompts.append(Prompts(points_N2=points_N2))
     if not prompts:
-        raise PromptError("expected at least one box or point, found none; say what to segment")
+        raise PromptError("expected at least one box or point, found none; add one")
     return prompts
 
 
@@ -140,18 +146,24 @@ def backbone_for(
 ) -> Backbone:
     """The backbone that the bank was learned on, loaded once per process.
 
-    name: needed where the bank's digest is not that of a released model. checkpoint: the file of an
-    official SAM (vit_*); it must have the bank's digest. threads: 1 gives the bits of a run with default
-    settings, more is faster. Raises BankError, CheckpointError or ScenarioError.
+    Args:
+        bank: The bank.
+        name: Model name; required if the bank's digest is not that of a released model.
+        checkpoint: File of an official SAM (vit_*); it must have the bank's digest.
+        device: auto, cpu, mps, cuda or cuda:N.
+        threads: 1 gives the same bits as a run with default settings; more is faster.
+
+    Raises:
+        BankError, CheckpointError, ScenarioError: No such backbone, or it does not fit.
     """
     known = {digest: model for model, digest in released_digests().items()}
     if name is None:
         if bank.backbone is None:
-            raise BankError("an empty bank has no backbone to go by; name one with --backbone")
+            raise BankError("an empty bank does not name a backbone; name one with --backbone")
         if bank.backbone not in known:
             raise BankError(
-                f"the bank was learned on a backbone of SHA-256 {bank.backbone}, which is no released model; "
-                "name it with --backbone and --checkpoint"
+                f"the bank was learned on a backbone of SHA-256 {bank.backbone}, which is not a released "
+                "model; name it with --backbone and --checkpoint"
             )
         name = known[bank.backbone]
     if name not in BACKBONES:

@@ -1,6 +1,6 @@
-"""What a release gives away about the images behind it: attacks, and honest figures of how well they do.
+"""Membership inference: attacks on releases, and figures of their success.
 
-Every attack gives each image a number, higher for "was trained on". casam_bench.membership.statistics says
-what the numbers are worth. Nothing here protects anything: an attack that fails is no proof that a better one
-would.
+Every attack gives each image a score; a higher score means "more likely a training image".
+casam_bench.membership.statistics evaluates the scores. A failed attack does not prove that a better attack
+would fail, too.
 """

@@ -1,7 +1,7 @@
-"""`casam attack`: what a finished run's entries give away about the images they were learned from.
+"""`casam attack`: what the entries of a finished run reveal about their training images.
 
-The run folder gives the entries and what was claimed about them; the images are opened again as `casam run`
-opened them. So it is for simulations, and for whoever holds the images of a real institution.
+The run folder holds the entries and the claims about them. The attack opens the images again in the same way
+as `casam run`, so it works for simulations and for an institution with its own images.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from client.site import Site, hosted_sites
 from server.run.summary_schema import read_summary
 
 Report = dict[str, dict[str, dict[str, dict[str, Any]]]]
-"""By institution, task and attack: its figures beside what the policy claims (docs/attacks.md)."""
+"""By institution, task and attack: its figures and the policy's claims (docs/attacks.md)."""
 
 
 class AttackError(CasamError):
-    """A run that cannot be attacked as it was asked for."""
+    """The run cannot be attacked, or not with these arguments."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What an institution's policy promised and its ledger spent, from summary.json."""
+    """An institution's policy and the epsilon spent in its ledger, from summary.json."""
 
     policy: Policy
     epsilon: float | None
 
     @property
     def delta(self) -> float:
-        """Of the budget; 0 where nothing is claimed."""
+        """Delta of the budget; 0 without a claim."""
         return self.policy.budget.delta or 0.0
 
     def of(self, attack: str) -> dict[str, Any]:
-        """Beside an attack's figures. epsilon: of all that left; null where something left without noise."""
+        """The claim's part of an attack's figures. epsilon: of all releases; null if one has no noise."""
         learned: LearnedPolicy = self.policy.adapter if attack in LAYER_ATTACKS else self.policy.router
         noisy = learned.noise == "dp"
         return {
@@ -67,7 +67,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. sites: by institution, where its images and embeddings lie."""
+    """A finished run. sites: by institution, its folders of images and embeddings."""
 
     folder: Path
     scenario: Scenario
@@ -81,10 +81,10 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
 
     Args:
         folder: The run folder, absolute.
-        data_root: Folder that relative data paths start from.
+        data_root: Base folder of relative data paths.
 
     Raises:
-        AttackError: The folder holds no finished run, or one without an entry per task.
+        AttackError: The folder holds no finished run, or its method has no entry per task.
     """
     for name in ("scenario.json", "summary.json"):
         if not (folder / name).is_file():
@@ -105,7 +105,7 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
     method = method_of(scenario.method)
     if method.shared or not method.learns:
         raise AttackError(
-            f"{folder}: method {scenario.method!r} has no entry per task, and entries are what is attacked"
+            f"{folder}: method {scenario.method!r} has no entry per task, so there is nothing to attack"
         )
     settings: dict[str, str | int | float | bool] = {
         "out": str(folder.parent),
@@ -119,10 +119,15 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
 
 
 def attack_run(run: Run, wanted: Sequence[str], shadows: int) -> Report:
-    """Attack every entry that an institution (of `wanted`, or any) had a part in.
+    """Attack every entry of the run, from the side of each of its holders.
 
-    shadows: layers to train per entry for likelihood ratios. Raises AttackError where nothing can be
-    attacked.
+    Args:
+        run: The run.
+        wanted: Institutions; if empty, all of them.
+        shadows: Layers to train per entry for likelihood ratios.
+
+    Raises:
+        AttackError: Nothing can be attacked, or the images of an institution are not at hand.
     """
     scenario = run.scenario
     names = list(wanted) or [site.name for site in scenario.institutions]
@@ -131,8 +136,8 @@ def attack_run(run: Run, wanted: Sequence[str], shadows: int) -> Report:
             raise AttackError(f"--institution: expected one of {', '.join(run.sites)}, found {name!r}")
         if not wanted and not (run.folder / "institutions" / name).is_dir():
             raise AttackError(
-                f"{run.folder} has no part of {name!r}: a real deployment's run. An attack needs the images: "
-                f"whoever holds them calls it there with --institution {name} --data-root FOLDER"
+                f"{run.folder} has no folder of {name!r}, so this is the run of a real deployment. An attack "
+                f"needs the images: run it at {name} with --institution {name} --data-root FOLDER"
             )
     compute = resolve_compute(scenario.compute)
     prepare_process(compute)
@@ -148,7 +153,7 @@ def attack_run(run: Run, wanted: Sequence[str], shadows: int) -> Report:
 
 
 def attack_one(run: Run, name: str, task: str, backbone: Backbone, shadows: int) -> dict[str, dict[str, Any]]:
-    """By attack, of one institution's part in one task's entry."""
+    """By attack: the figures for one institution's part in one task's entry."""
     claim = run.claims.get(name)
     reason = why_not(run, name, task)
     if reason is None and claim is None:
@@ -176,7 +181,7 @@ def attack_one(run: Run, name: str, task: str, backbone: Backbone, shadows: int)
     if images > trained or (alone and images != trained):
         raise DataError(
             f"institution {name!r}, task {task!r}: the entry was learned from {trained} images, found "
-            f"{images} for training; the images are not those of the run"
+            f"{images} for training; these are not the images of the run"
         )
     target = Target(name, entry, run.scenario, claim.policy, backbone, data, claim.delta)
     return {
@@ -186,17 +191,17 @@ def attack_one(run: Run, name: str, task: str, backbone: Backbone, shadows: int)
 
 
 def why_not(run: Run, name: str, task: str) -> str | None:
-    """Why nothing of this institution is in this task's entry; None if something is."""
+    """Why the task's entry has no part of this institution; None if it has one."""
     if task not in run.bank:
         return "not shared: the bank has no entry of this task"
     holders = run.bank[task].provenance.holders
     if name not in holders:
-        return f"not shared: the entry is of {', '.join(holders)} alone"
+        return f"not shared: the entry is only from {', '.join(holders)}"
     return None
 
 
 def figures_of(attack: str, attacked: Attacked, claim: Claim | None) -> dict[str, Any]:
-    """As the JSON file has it (docs/attacks.md)."""
+    """The figures of one attack as in the JSON file (docs/attacks.md)."""
     facts: dict[str, Any] = claim.of(attack) if claim is not None else {}
     outcome = attacked.outcome
     if outcome is None:
@@ -223,7 +228,7 @@ def figures_of(attack: str, attacked: Attacked, claim: Claim | None) -> dict[str
 
 
 def holds(bound: float | None, epsilon: float | None) -> bool | None:
-    """Whether the measured bound leaves the claim standing; None without a claim or a measurable rate."""
+    """Whether the measured bound is consistent with the claim; None without a claim or a measurable rate."""
     return None if bound is None or epsilon is None else bound <= epsilon
 
 
@@ -233,12 +238,12 @@ def rate_name(level: float) -> str:
 
 
 def or_word(value: float | None) -> float | str:
-    """The figure, or why there is none."""
+    """The figure, or the reason why there is none."""
     return NOT_MEASURABLE if value is None else value
 
 
 def bound_facts(bound: Bound | None) -> dict[str, float] | str:
-    """One false positive rate's part in the bound."""
+    """The bound at one false positive rate."""
     if bound is None:
         return NOT_MEASURABLE
     return {"tpr": bound.tpr, "fpr": bound.fpr, "epsilon": bound.epsilon}
@@ -254,7 +259,7 @@ def lines(report: Report) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
 
 def table_of(report: Report) -> Table:
     """One row per attack that was made."""
-    table = Table(title="who was trained on? 0.5 is guessing")
+    table = Table(title="Membership inference: which images were used in training? An AUC of 0.5 is guessing")
     for column in ("institution", "task", "attack"):
         table.add_column(column)
     for column in ("members / others", "AUC", "p", "TPR at 1 % FPR", "noise", "epsilon", "shown epsilon >="):
@@ -278,7 +283,7 @@ def table_of(report: Report) -> Table:
 
 
 def refusals(report: Report) -> list[str]:
-    """What was not attacked, a line per institution, task and reason."""
+    """The attacks that were not possible, with one line per institution, task and reason."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for name, task, attack, figures in lines(report):
         if figures["refused"] is not None:
@@ -294,7 +299,7 @@ def cell(value: float | str) -> str:
 
 
 def broken_claims(report: Report) -> list[str]:
-    """Claims that an attack refuted, a line each."""
+    """Claims that an attack refuted, with one line each."""
     return [
         f"{name}, {task}, {attack}: epsilon is {figures['epsilon_lower_bound']:.2f} or more (95 %), "
         f"the claim is {figures['epsilon']:.2f}"

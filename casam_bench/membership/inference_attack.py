@@ -1,11 +1,10 @@
-"""An institution attacks what it released, with its own images: would somebody who holds such images notice
-which of them were trained on?
+"""An institution attacks its own releases with its own images: can an attacker who holds these images tell
+which of them were used in training?
 
-Members are the task's training images, non-members its validation and test images (neither had a part in
-the weights; validation images may have stopped the training or kept the identity, where a scenario asks for
-that). The attacker is a strong one: it knows every setting, has the masks, and can train shadow models on
-the site's own images. What comes out is made from private images, so it is the institution's to keep or to
-give away.
+Members are the task's training images; non-members are its validation and test images. Non-members have no
+part in the weights, but a scenario may use validation images for early stopping or the fallback to the
+identity. The attacker is strong: it knows every setting, has the masks, and can train shadow models on the
+site's images. The results depend on private images, so the institution decides about their publication.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ from client.node.progress import reporter
 LAYER_ATTACKS = ("layer_loss", "layer_gain", "layer_likelihood_ratio")
 ROUTER_ATTACKS = ("router_score", "router_likelihood_ratio", "router_read_out")
 ROUTER_SHADOWS = 32
-"""A router's shadow costs a fraction of a second, a layer's a training: those are the caller's to count."""
+"""Shadow routers per entry. One costs a fraction of a second; a shadow layer costs a whole training."""
 SHADOW_PARTS = 2
-"""Half of the images are inside of a shadow, so each image is inside of half of them."""
+"""A shadow trains on half of the images, so half of the shadows contain a given image."""
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """One attack on one entry. outcome: None where it was refused, for the reason in `refused`.
+    """One attack on one entry. outcome: None if the attack was not possible, for the reason in `refused`.
 
-    resembles: of the read-out, correlation of the router's centre with members and with non-members, means.
+    resembles: for the read-out, mean correlations of the router's centre with members and with non-members.
     """
 
     outcome: Outcome | None
@@ -58,7 +57,7 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Target:
-    """An entry, and the images of one of its holders. delta: of the claim to compare with, 0 without one."""
+    """An entry, and the images of one of its holders. delta: of the claim; 0 without a claim."""
 
     institution: str
     entry: Entry
@@ -70,18 +69,18 @@ class Target:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """Members first."""
+        """All images of the task, members first."""
         split = self.data.split
         return (*split.train, *split.val, *split.test)
 
     @property
     def member_mask(self) -> NDArray[np.bool_]:
-        """Of `samples`, who was trained on."""
+        """For each of `samples`: whether it was used in training."""
         return np.arange(len(self.samples)) < len(self.data.split.train)
 
     @cached_property
     def shadows(self) -> Shadows:
-        """Where shadow models come from."""
+        """The maker of shadow models."""
         about = self.entry
         return Shadows(
             self.institution,
@@ -95,19 +94,19 @@ class Target:
         )
 
     def examples(self, layer: AlignmentLayer) -> StoredExamples:
-        """`samples`, as `layer` sees them."""
+        """`samples` as inputs of `layer`."""
         return StoredExamples([(self.data, s) for s in self.samples], self.backbone, layer.sees_pixels)
 
     def losses(self, layer: AlignmentLayer, images: Sequence[int], what: str) -> Scores:
-        """loss_N of these `samples`, each by itself."""
+        """loss_N of the `samples` with these indices, one image at a time."""
         return losses_of(layer, self.examples(layer), images, self.backbone, self.report(what))
 
     def report(self, what: str) -> Callable[[int, int], None]:
-        """Tells how far the attack is."""
+        """A callback that prints the progress of the attack."""
         return reporter(self.institution, f"{what} {self.entry.task}")
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """Choices of the attack itself."""
+        """Random generator for the attack's own choices."""
         return numpy_generator(self.scenario.seed, self.institution, "attack", purpose, self.entry.task)
 
     def outcome(self, score_N: Scores, members_N: NDArray[np.bool_]) -> Outcome:
@@ -116,34 +115,34 @@ class Target:
 
 
 def attack_entry(target: Target, layer_shadows: int) -> dict[str, Attacked]:
-    """Every attack by name. layer_shadows: an even number; 0 leaves out the layer's likelihood ratio."""
+    """Every attack by name. layer_shadows: an even number; with 0, no likelihood ratio for the layer."""
     target.data.encode(target.samples, target.backbone, target.report("encode"))
     found: dict[str, Attacked] = {}
     if target.entry.provenance.form == "identity":
-        reason = "the task keeps the identity: its layer holds nothing of any image"
+        reason = "the task has the identity as its layer, which contains no information about images"
         found |= {name: Attacked(None, reason) for name in LAYER_ATTACKS}
     else:
         found |= attack_layer(target, layer_shadows)
     if target.entry.router:
         return found | attack_router(target)
-    reason = "no router was shared: the entry is used by its name alone"
+    reason = "no router was shared; the entry is used only by its task name"
     return found | {name: Attacked(None, reason) for name in ROUTER_ATTACKS}
 
 
 def attack_layer(target: Target, shadows: int) -> dict[str, Attacked]:
-    """By loss, by gain over frozen SAM, and by likelihood ratio against `shadows` models."""
+    """Attacks by loss, by gain over frozen SAM, and by likelihood ratio with `shadows` shadow models."""
     layer = entry_layer(target.entry, target.backbone.geometry.channels, target.backbone)
     images = visible_images(target.examples(layer), range(len(target.samples)), target.backbone)
     members_N = target.member_mask[images]
     if members_N.all() or not members_N.any():
-        reason = "members or non-members have no instance that is visible at the decoder's resolution"
+        reason = "no member or no non-member has an instance that is visible at the decoder's resolution"
         return {name: Attacked(None, reason) for name in LAYER_ATTACKS}
     own_N = target.losses(layer, images, "attack layer of")
     frozen_N = target.losses(IdentityLayer(target.backbone.geometry.channels), images, "attack layer of")
     scores = {"layer_loss": -own_N, "layer_gain": frozen_N - own_N}
     found = {name: Attacked(target.outcome(score_N, members_N)) for name, score_N in scores.items()}
     if not shadows:
-        refused = Attacked(None, "no shadow models were asked for: --shadows")
+        refused = Attacked(None, "there are no shadow models, because --shadows is 0")
         return found | {"layer_likelihood_ratio": refused}
     inside_MN = shadow_parts(len(images), SHADOW_PARTS, shadows, target.rng("layer shadows"))
     fit_MN = np.empty(inside_MN.shape)
@@ -157,7 +156,7 @@ def attack_layer(target: Target, shadows: int) -> dict[str, Attacked]:
 
 
 def attack_router(target: Target) -> dict[str, Attacked]:
-    """By score, by likelihood ratio, and by what can be read out of the state."""
+    """Attacks by score, by likelihood ratio, and by the read-out of the router's state."""
     about, members_N = target.entry.provenance, target.member_mask
     router = entry_router(target.entry)
     f_NF = target.data.features(target.samples, target.backbone, about.features)
@@ -175,13 +174,13 @@ def attack_router(target: Target) -> dict[str, Attacked]:
 
 
 def attack_by_read_out(target: Target, f_NF: Tensor) -> Attacked:
-    """What of each image's feature the router's state gives away. f_NF: of `target.samples`."""
+    """Attack by the share of each image's feature that the router's state reveals. f_NF: `target.samples`."""
     kind, state, members_N = target.entry.provenance.router, target.entry.router, target.member_mask
     if not can_read_out(kind):
-        return Attacked(None, f"not measurable: no read-out is written for routers of kind {kind!r}")
+        return Attacked(None, f"not measurable: there is no read-out for routers of kind {kind!r}")
     outcome = target.outcome(read_out(kind, f_NF, state), members_N)
     others_MF = f_NF[~members_N]
-    if len(others_MF) < 3:  # fewer say nothing about what is usual
+    if len(others_MF) < 3:  # too few for a mean and a deviation
         return Attacked(outcome)
     of_members, of_others = (
         float(resemblance(kind, some_NF, others_MF, state).mean()) for some_NF in (f_NF[members_N], others_MF)

@@ -1,13 +1,12 @@
-"""What of an image's own feature can be read out of a released router state: a sanity check, no strong
-attack.
+"""How much of an image's feature a released router state reveals: a sanity check, not a strong attack.
 
-Read-out: a state holds directions besides its centre, and what lies inside of them is described by a few
-numbers. A Gaussian router keeps up to 32: of a task with 33 training images or fewer they span every one of
-its images' features exactly, and nobody else's. Guess: who has the state alone would name its centre; how
-much does that resemble a member, compared with an image that had no part in it?
+Read-out: a state holds a centre and some directions. A Gaussian router keeps up to 32 directions. For a task
+with 33 training images or fewer they span the features of these images exactly, and no other features. Guess:
+an attacker with only the state would guess its centre. How similar is the centre to a member, compared with
+an image that had no part in the state?
 
-Both end at the pooled feature (C or 2 C numbers an image). From there to an embedding (C x 64 x 64), let
-alone to pixels, is another and longer way that is not gone here.
+Both stop at the pooled feature (C or 2 C numbers per image). This module does not try to reconstruct
+embeddings (C x 64 x 64) or pixels.
 
 f_NF: features. state: of casam_core.routing.routers.
 """
@@ -22,21 +21,21 @@ from casam_core.routing.routers import ROUTERS, Arrays
 
 
 def can_read_out(kind: str) -> bool:
-    """Whether anybody has written the attack for routers of this kind."""
+    """Whether routers of this kind have a read-out."""
     return kind in ROUTERS and ROUTERS[kind].read_out is not None
 
 
 def centre_and_read_out(kind: str, f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
     """(centre_F, read-out of every feature, NF). Raises ValueError unless `can_read_out`."""
     if not can_read_out(kind):
-        raise ValueError(f"router.kind {kind!r}: nobody has written a read-out of its states")
+        raise ValueError(f"router.kind {kind!r}: there is no read-out of its states")
     read = ROUTERS[kind].read_out
     assert read is not None
     return read(f_NF.double(), state)
 
 
 def read_out(kind: str, f_NF: Tensor, state: Arrays) -> NDArray[np.float64]:
-    """share_N: of each feature's squared distance from the centre, what the state explains; 1 is all."""
+    """share_N: the share of each feature's squared distance from the centre that the state explains, <= 1."""
     f_NF = f_NF.double()
     centre_F, read_NF = centre_and_read_out(kind, f_NF, state)
     left_N = (f_NF - read_NF).square().sum(1)
@@ -46,11 +45,10 @@ def read_out(kind: str, f_NF: Tensor, state: Arrays) -> NDArray[np.float64]:
 
 
 def resemblance(kind: str, f_NF: Tensor, others_MF: Tensor, state: Arrays) -> NDArray[np.float64]:
-    """r_N: correlation of the state's centre with each feature, both as differences from what others look
-    like.
+    """r_N: correlation of the state's centre with each feature, both normalised by the other images.
 
-    others_MF: two features or more of images that had no part in the state; their mean and standard
-    deviation are what somebody knows without the state. Where f_NF are these very features, each is
+    others_MF: at least two features of images that had no part in the state. Their mean and standard
+    deviation are the attacker's knowledge without the state. If f_NF equals others_MF, each feature is
     compared with the rest.
     """
     same = f_NF.shape == others_MF.shape and bool((f_NF == others_MF).all())

@@ -1,8 +1,8 @@
-"""What an Alignment Layer makes of an image whose mask is known: the number that layer attacks go by.
+"""The loss of an Alignment Layer on an image with a known mask: the basis of attacks on layers.
 
-A layer fits images that it was trained on better than others (Yeom et al. 2018). Loss-based inference takes
-the loss itself, or what the layer gained over frozen SAM; likelihood ratios compare the loss with that of
-other layers on the same image.
+A layer fits its training images better than others (Yeom et al. 2018). Attacks by loss use the loss itself,
+or the gain over frozen SAM. Likelihood ratios compare the loss with the losses of other layers on the same
+image.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.training import Drawn, Example, Examples, decode_batch, draw_instances
 
 MOST_INSTANCES = 32
-"""Per image; an attacker takes all there are, and a slide may hold thousands."""
+"""Maximum per image. An attacker would use all instances, but a slide can hold thousands."""
 
 
 def visible_images(examples: Examples, images: Sequence[int], backbone: Backbone) -> list[int]:
-    """Those of `images` with an instance that is left at the decoder's resolution; others have no loss."""
+    """Those of `images` with a visible instance at the decoder's resolution; other images have no loss."""
     return [i for i in images if all_instances(examples[i], backbone) is not None]
 
 
@@ -35,26 +35,27 @@ def losses_of(
     backbone: Backbone,
     progress: Callable[[int, int], None],
 ) -> NDArray[np.float64]:
-    """loss_N: the alignment loss of every image by itself, over its instances, with boxes.
+    """loss_N: the alignment loss of each image over its instances, with boxes as prompts.
 
-    images: with visible instances. One image at a time, so that a loss does not depend on its neighbours.
+    images: indices of images with visible instances. They are decoded one at a time, so that a loss does not
+    depend on other images.
     """
     layer.to(backbone.compute.device).eval()
     losses = np.empty(len(images))
     for done, i in enumerate(images):
         drawn = all_instances(examples[i], backbone)
-        assert drawn is not None  # the caller asks for visible images
+        assert drawn is not None  # the caller passes only visible images
         losses[done] = float(decode_batch(layer, backbone, [drawn]).loss)
         progress(done + 1, len(images))
     return losses
 
 
 def all_instances(example: Example, backbone: Backbone) -> Drawn | None:
-    """The same instances every time: up to MOST_INSTANCES, with boxes; None where none is visible."""
+    """Up to MOST_INSTANCES instances with boxes, the same in every call; None if none is visible."""
     spec = TrainingSpec(instances=MOST_INSTANCES)
     return draw_instances(example, backbone, spec, "box", np.random.default_rng(0))
 
 
 def fit_of(losses_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """fit_N: -ln(loss), which is nearer to Gaussian over models than the loss is."""
+    """fit_N: -ln(loss). Over models, it is closer to a Gaussian than the loss."""
     return -np.log(np.maximum(losses_N, 1e-12))

@@ -1,12 +1,12 @@
 """Likelihood-ratio membership inference, LiRA (Carlini et al. 2022).
 
-Whoever holds such images trains shadow models of their own, on known parts of them. What a model makes of
-an image (one number, here called its fit) is Gaussian over models that were trained on the image, and
-Gaussian over models that were not; the target's fit is compared with both. Without models that saw the
-image (offline), it is compared with the others alone: how unusual is it to fit so well without having seen
-it?
+The attacker trains shadow models on known parts of its own images. A model gives each image one number, its
+fit. The fit is modelled as a Gaussian over models that were trained on the image, and as another one over
+models that were not. The online attack compares the target's fit with both Gaussians. The offline attack uses
+only models that were not trained on the image: how unusual is such a good fit for them?
 
-fit_N: of the target, one image each. fit_MN: of M shadow models. inside_MN: who was trained on what.
+fit_N: fits of the target, one per image. fit_MN: fits of M shadow models. inside_MN: whether model M was
+trained on image N.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 FEWEST_FOR_OWN_SPREAD = 16
-"""With fewer models an image's own variance is too unsure, and all images share one (Carlini et al., too)."""
+"""With fewer models an image's own variance is too uncertain; all images share one (as in Carlini et al.)."""
 
 LEAST_VARIANCE = 1e-18
-"""Models that agree to the last bit must not divide by nothing."""
+"""Avoids a division by zero if all models agree exactly."""
 
 Fits = NDArray[np.float64]
 Inside = NDArray[np.bool_]
 
 
 def shadow_parts(images: int, parts: int, shadows: int, rng: np.random.Generator) -> Inside:
-    """inside_MN: every shadow trains on one of `parts` equal parts of the images, drawn anew for every
-    `parts` shadows, so that each image is inside of as many models as every other.
+    """inside_MN: every shadow trains on one of `parts` equal parts of the images. The parts are drawn again
+    for every `parts` shadows, so that all images are in the same number of models.
 
-    Raises ValueError unless `shadows` is a multiple of `parts` and there are two parts at least.
+    Raises ValueError unless `shadows` is a multiple of `parts` and `parts` is at least 2.
     """
     if parts < 2 or shadows < parts or shadows % parts:
         raise ValueError(f"expected shadows in multiples of {parts} parts (2 or more), found {shadows}")
@@ -43,9 +43,9 @@ def shadow_parts(images: int, parts: int, shadows: int, rng: np.random.Generator
 
 
 def online(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
-    """score_N: log-likelihood of the target's fit among models that saw the image, less among the others.
+    """score_N: log-likelihood of the target's fit under models trained on the image, minus that under others.
 
-    Raises ValueError for an image that no model, or every model, was trained on.
+    Raises ValueError if no model, or every model, was trained on an image.
     """
     inside, outside = gaussians(fit_MN, inside_MN), gaussians(fit_MN, ~inside_MN)
     if inside.few or outside.few:
@@ -58,9 +58,9 @@ def online(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
 
 
 def offline(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
-    """score_N: how many standard deviations better than models that never saw the image.
+    """score_N: the target's fit above the mean of models not trained on the image, in standard deviations.
 
-    Raises ValueError for an image that every model was trained on.
+    Raises ValueError if every model was trained on an image.
     """
     outside = gaussians(fit_MN, ~inside_MN)
     spread_N = shared_spread(outside) if outside.few else outside.spread
@@ -69,7 +69,7 @@ def offline(fit_N: Fits, fit_MN: Fits, inside_MN: Inside) -> Fits:
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Of every image's fits over some models: mean, sum of squared differences from it, number of models."""
+    """For every image, over some models: mean fit, sum of squared differences from it, number of models."""
 
     mean_N: Fits
     square_N: Fits
@@ -77,7 +77,7 @@ class Gaussians:
 
     @property
     def few(self) -> bool:
-        """Whether an image's own variance is too unsure."""
+        """Whether an image's own variance is too uncertain."""
         return int(self.models_N.min()) < FEWEST_FOR_OWN_SPREAD
 
     @property
@@ -87,7 +87,7 @@ class Gaussians:
 
 
 def shared_spread(*groups: Gaussians) -> Fits:
-    """One standard deviation for all images, over all groups of models; 1 where no image has two models."""
+    """One standard deviation for all images, over all groups of models; 1 if no image has two models."""
     free = sum(int(np.maximum(group.models_N - 1, 0).sum()) for group in groups)
     square = sum(float(group.square_N.sum()) for group in groups)
     spread = np.sqrt(max(square / free, LEAST_VARIANCE)) if free else 1.0
@@ -95,7 +95,7 @@ def shared_spread(*groups: Gaussians) -> Fits:
 
 
 def gaussians(fit_MN: Fits, counts_MN: Inside) -> Gaussians:
-    """Over the models that count for an image. Raises ValueError where none does."""
+    """Statistics over the models that count for each image. Raises ValueError if an image has none."""
     models_N = counts_MN.sum(0)
     if (models_N == 0).any():
         raise ValueError(f"{int((models_N == 0).sum())} images have no shadow model to compare with")

@@ -1,6 +1,6 @@
-"""What a router state makes of an image: the number that membership inference against routers goes by.
+"""The score of an image under a router state: the basis of attacks on routers.
 
-Members lie nearer to the Gaussian (or autoencoder) that was fitted to them than others of their kind do.
+Members are nearer to the Gaussian (or autoencoder) that was fitted to them than other images of the task.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ from casam_core.routing.routers import Arrays, Router
 
 
 def fits_of(router: Router, f_NF: Tensor, state: Arrays) -> NDArray[np.float64]:
-    """fit_N: the score of every feature with its sign turned, so that higher is nearer to the task."""
+    """fit_N: the negative score of every feature, so that a higher value is nearer to the task."""
     return np.array([-router.score(f_F, state) for f_F in f_NF])

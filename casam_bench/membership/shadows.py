@@ -1,9 +1,8 @@
-"""Shadow models: what an institution's layer and router would have been, had other images of it been for
-training.
+"""Shadow models: an institution's layer and router, trained on other images of the same institution.
 
-They are learned by the same code, with the same settings and the same noise as what the institution released,
-on known parts of its images, and never leave. Early stopping and the floor are left out: both ask validation
-images, which are among those that a shadow may be trained on.
+The same code trains them, with the same settings and the same noise as for the released ones, on known parts
+of the institution's images. They are never released. They use no early stopping and no fallback to the
+identity, because both use validation images, which may be among a shadow's training images.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from client.institution import train_round
 class Shadows:
     """Makes shadow models of one task at one institution.
 
-    samples: all images that the attack knows; models are trained on some of them, named by index. policy:
-    what the institution released under. stage: in which the task was learned.
+    samples: all images of the attack; models are trained on some of them, given by index. policy: the
+    institution's policy. stage: the stage in which the task was learned.
     """
 
     institution: str
@@ -55,9 +54,9 @@ class Shadows:
     def layer(
         self, images: Sequence[int], number: int, progress: Callable[[int, int], None]
     ) -> AlignmentLayer:
-        """Shadow `number`: a layer trained on these images alone, over the scenario's rounds."""
+        """Shadow `number`: a layer trained only on these images, over the scenario's rounds."""
         scenario = self.scenario
-        # The start is the target's own: every holder knows it, so an attacker does.
+        # It starts from the target's first layer, which every holder and so an attacker knows.
         layer = first_layer(scenario, self.task, self.backbone.geometry.channels, self.backbone)
         items = [(self.data, self.samples[i]) for i in images]
         examples = StoredExamples(items, self.backbone, layer.sees_pixels)
@@ -72,7 +71,7 @@ class Shadows:
         return layer
 
     def router(self, f_NF: Tensor, images: Sequence[int], number: int) -> Arrays:
-        """Shadow `number`: a router state of these images alone. f_NF: features of all samples."""
+        """Shadow `number`: a router state from only these images. f_NF: features of all samples."""
         router = build_router(self.scenario.router)
         if self.policy.router.noise != "dp":
             seed = derive_seed(self.scenario.seed, self.stage, "router", self.task)
@@ -88,7 +87,7 @@ class Shadows:
 
     @cached_property
     def noisy_statistics(self) -> NoisyStatistics:
-        """How a private router is made; what is public of it is computed once for all shadows."""
+        """The maker of private router statistics; its public part is computed once for all shadows."""
         spec, folder = self.scenario.router, self.data.store.folder
         public = public_features_of(self.backbone, spec.features, folder)
         return private_router(self.scenario).prepare(spec, self.scenario.privacy, public)
@@ -99,11 +98,11 @@ class Shadows:
         return units_of([sample.group or sample.id for sample in chosen], self.policy.budget.unit)
 
     def noise(self, what: str, number: int, round_: int) -> NoiseSource:
-        """A shadow protects nobody, so its noise may be repeated."""
+        """Seeded noise: a shadow is never released, so its noise can be repeatable."""
         scope = (self.institution, "shadow", what, number, round_, self.task)
         return NoiseSource.seeded(self.scenario.seed, *scope)
 
 
 def indices(inside_N: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[int]:
-    """Where a mask is on."""
+    """Indices of the True values of a mask."""
     return [int(i) for i in np.flatnonzero(inside_N)]

@@ -1,11 +1,11 @@
-"""How well an attack tells members from non-members, and how sure that is.
+"""How well an attack separates members from non-members, with confidence bounds.
 
-Scores are higher for images that look like members. A claim of (epsilon, delta) differential privacy bounds
-every such attack: TPR <= e^epsilon FPR + delta (Kairouz et al. 2015). What the attack reached is therefore a
-lower bound on epsilon, ln((TPR - delta) / FPR), and with a confidence interval one that holds at 95 %.
+A higher score means that an image looks more like a member. A claim of (epsilon, delta) differential privacy
+limits every such attack: TPR <= e^epsilon FPR + delta (Kairouz et al. 2015). So the rates of an attack give a
+lower bound on epsilon, ln((TPR - delta) / FPR); with confidence intervals, a bound that holds at 95 %.
 
-All rates with fewer than LEAST_FALSE_POSITIVES expected false positives are `not measurable`: one image
-more or less would change the figure by a tenth and more.
+Rates with fewer than LEAST_FALSE_POSITIVES expected false positives are `not measurable`: a single image
+would change the figure by a tenth or more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.stats import beta, mannwhitneyu
 NOT_MEASURABLE = "not measurable"
 LEAST_FALSE_POSITIVES = 10
 LEVELS = (0.001, 0.01, 0.05, 0.1)
-"""False positive rates that figures are given for."""
+"""The false positive rates of the figures."""
 CONFIDENCE = 0.95
 
 Scores = NDArray[np.float64]
@@ -29,10 +29,10 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bound:
-    """What one false positive rate proves about epsilon.
+    """The lower bound on epsilon at one false positive rate.
 
-    tpr, fpr: at the threshold, on images that had no part in choosing it. epsilon: lower bound at 95 %, 0
-    where nothing is proved.
+    tpr, fpr: rates at the threshold; the non-members of fpr did not choose the threshold. epsilon: lower
+    bound at 95 %; 0 if nothing is proved.
     """
 
     level: float
@@ -43,9 +43,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One attack. p_value: how often guessing would come to such an AUC or a higher one (Mann and Whitney's
-    test). tpr, bounds: by false positive rate, None where it is not measurable. ceiling: the bound of an
-    attack that finds every member and takes nobody else for one; None where no rate is measurable.
+    """The figures of one attack.
+
+    p_value: probability that guessing reaches this AUC or a higher one (Mann-Whitney test). tpr, bounds: by
+    false positive rate; None if it is not measurable. ceiling: the bound of a perfect attack on the same
+    number of images; None if no rate is measurable.
     """
 
     members: int
@@ -58,11 +60,11 @@ class Outcome:
 
     @property
     def epsilon(self) -> float | None:
-        """The best lower bound; None where no rate is measurable."""
+        """The highest lower bound; None if no rate is measurable."""
         return max((bound.epsilon for bound in self.bounds.values() if bound is not None), default=None)
 
     def vacuous(self, epsilon: float) -> bool:
-        """Whether no attack on so few images could have contradicted a claim of this epsilon."""
+        """Whether even a perfect attack on so few images could not refute a claim of this epsilon."""
         return self.ceiling is None or self.ceiling <= epsilon
 
 
@@ -74,15 +76,23 @@ def outcome_of(
     rng: np.random.Generator,
     levels: Sequence[float] = LEVELS,
 ) -> Outcome:
-    """Figures of one attack. delta: of the claim to compare with, 0 without one. rng: halves non-members.
+    """Figures of one attack.
 
-    Raises ValueError where a side is empty or a score is no number.
+    Args:
+        members: Scores of the training images.
+        non_members: Scores of the other images.
+        delta: Delta of the claim; 0 without a claim.
+        rng: Divides the non-members into two halves: one chooses thresholds, the other measures.
+        levels: False positive rates.
+
+    Raises:
+        ValueError: A side is empty, or a score is NaN.
     """
     for name, scores in (("members", members), ("non-members", non_members)):
         if len(scores) == 0:
             raise ValueError(f"expected scores of {name}, found none")
         if np.isnan(scores).any():
-            raise ValueError(f"{int(np.isnan(scores).sum())} scores of {name} are no number")
+            raise ValueError(f"{int(np.isnan(scores).sum())} scores of {name} are not numbers")
     order = rng.permutation(len(non_members))
     chooses, measures = np.array_split(non_members[order], 2)
     bounds = {level: bound_at(members, chooses, measures, level, delta) for level in levels}
@@ -99,38 +109,38 @@ def outcome_of(
 
 
 def auc(members: Scores, non_members: Scores) -> float:
-    """Chance that a member scores above a non-member, ties counting half."""
+    """Probability that a member has a higher score than a non-member; a tie counts half."""
     pairs = len(members) * len(non_members)
     return float(mannwhitneyu(members, non_members, method="asymptotic").statistic / pairs)
 
 
 def measurable(non_members: int, level: float) -> bool:
-    """Whether so many non-members give enough false positives at this rate."""
+    """Whether this number of non-members gives enough false positives at this rate."""
     return allowed(non_members, level) >= LEAST_FALSE_POSITIVES
 
 
 def allowed(non_members: int, level: float) -> int:
-    """False positives at this rate; the small addition keeps 0.01 of 1000 from being 9."""
+    """False positives at this rate; the small addition corrects rounding, so that 0.01 of 1000 is 10."""
     return math.floor(level * non_members + 1e-9)
 
 
 def threshold_at(non_members: Scores, level: float) -> float:
-    """The lowest threshold that at most `level` of the non-members lie above of."""
+    """The lowest threshold with at most the share `level` of the non-members above it."""
     return float(np.sort(non_members)[::-1][allowed(len(non_members), level)])
 
 
 def tpr_at(members: Scores, non_members: Scores, level: float) -> float | None:
-    """Share of members above the threshold at this false positive rate; None where it is not measurable."""
+    """Share of members above the threshold at this false positive rate; None if it is not measurable."""
     if not measurable(len(non_members), level):
         return None
     return float(np.mean(members > threshold_at(non_members, level)))
 
 
 def bound_at(members: Scores, chooses: Scores, measures: Scores, level: float, delta: float) -> Bound | None:
-    """The bound at a threshold that `chooses` names and the other images are measured at.
+    """The bound at a threshold from the non-members `chooses`, measured on `members` and `measures`.
 
-    An interval holds for a threshold that is fixed beforehand, so the non-members that name it are not those
-    it is measured on. None where `measures` are too few.
+    A confidence interval needs a threshold that is fixed before the measurement, so the two groups of
+    non-members are different. None if `measures` are too few.
     """
     if not measurable(len(measures), level):
         return None
@@ -145,10 +155,9 @@ def bound_at(members: Scores, chooses: Scores, measures: Scores, level: float, d
 
 
 def epsilon_lower_bound(found: int, members: int, wrong: int, non_members: int, delta: float) -> float:
-    """ln((TPR - delta) / FPR) with TPR at its lower and FPR at its upper end; 0 where nothing is proved.
+    """ln((TPR - delta) / FPR) with TPR at its lower and FPR at its upper limit; 0 if nothing is proved.
 
-    Clopper and Pearson's intervals, one-sided, each at half of what 95 % leave to chance, so that both hold
-    together.
+    The limits are one-sided Clopper-Pearson limits at 97.5 % each, so that both hold together at 95 %.
     """
     risk = (1 - CONFIDENCE) / 2
     tpr = float(beta.ppf(risk, found, members - found + 1)) if found else 0.0

@@ -1,12 +1,9 @@
-"""What attacks find with and without privacy: membership inference against layers and routers, and its
-control.
+"""Membership inference against layers and routers with and without privacy, and a positive control.
 
-Every image is synthetic (casam_bench/privacy/synthetic_site.py); what is attacked was made by the product's
-own
-training and routers. The layer's first row is the positive control: a site that over-trains without any
-protection. Where an attack found nothing there, finding nothing under privacy would mean nothing, so the
-benchmark fails. It fails, too, where an attack refutes an epsilon. `--images` does not apply: images cost
-nothing here.
+All images are synthetic (casam_bench/privacy/synthetic_site.py). The product's own training and routers make
+the attacked layers and states. The layer's first row is the positive control: a site that over-trains without
+any protection. If attacks find nothing there, the other figures mean nothing, so the benchmark fails. It also
+fails if an attack refutes an epsilon. `--images` has no effect, because these images cost nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ FOUND = 0.6
 
 
 def run(around: Surroundings) -> Figures:
-    """Layers, then routers: of one large site, and of many small ones whose images are looked at together."""
+    """Layers, then routers: of one large site, and of many small sites with their scores taken together."""
     return measure(around, Size())
 
 
@@ -38,11 +35,11 @@ def measure(around: Surroundings, size: Size) -> Figures:
 
 
 def check(figures: Figures, claims: Claims) -> None:
-    """Raise RunError where a claim was refuted, or where nothing can be concluded from the figures."""
+    """Raise RunError if a claim was refuted, or if the positive control failed."""
     if refuted := [claimed(claim) for claim in claims if claim.refuted]:
         raise RunError(f"an attack refutes an epsilon: {'; '.join(refuted)}")
     control = max(value for name, value in figures.items() if name.startswith("auc_layer_control_"))
     if control < FOUND:
         raise RunError(
-            f"the positive control found nothing (AUC {control:.3f}): no figure here means anything"
+            f"the positive control found nothing (AUC {control:.3f}), so these figures mean nothing"
         )

@@ -51,7 +51,7 @@ def private_settings(delta: float) -> list[Setting]:
 
 
 def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
-    """Every setting: a target, and shadows that were trained as it was."""
+    """Every setting: a target, and shadows with the same training."""
     backbone = sketch_backbone(around.threads)
     known = images_of(0, size.members + size.others)
     inside_MN = shadow_parts(len(known), PARTS, size.shadows, numpy_generator(SEED, "shadows"))
@@ -92,7 +92,7 @@ def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
 
 
 def train(setting: Setting, backbone: Backbone, images: list[Example], who: str) -> AlignmentLayer:
-    """A layer of these images, all from the same start."""
+    """A layer trained on these images, always from the same initial weights."""
     layer = build_layer(FORM, backbone.geometry.channels, derive_seed(SEED, "layer"))
     steps: Steps = OpenSteps()
     if setting is not CONTROL:

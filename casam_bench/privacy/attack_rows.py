@@ -1,4 +1,4 @@
-"""What the rows of the attack benchmark have in common: sizes, settings, tables, claims."""
+"""Common parts of the attack benchmark: sizes, settings, tables, claims."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from casam_core.seeding import numpy_generator
 
 EPSILONS = (8.0, 3.0, 1.0)
 PARTS = 3
-"""A shadow trains on a third of all images, which is as many as the target trains on."""
+"""A shadow trains on a third of all images, as many as the target."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """members, others: images of the one large site. shadows: layers. sites, small: so many sites with so
-    many members each for the routers, and twice as many others. router_shadows: of each site."""
+    """members, others: images of the one large site. shadows: number of layers. sites, small: for routers,
+    number of sites and members of each; a site has twice as many others. router_shadows: per site."""
 
     members: int = 1000
     others: int = 2000
@@ -33,7 +33,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row. epsilon: claimed, None without noise. noise: the multiplier that makes it."""
+    """One row. epsilon: the claim; None without noise. noise: the noise multiplier for it."""
 
     name: str
     epsilon: float | None = None
@@ -42,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Claim:
-    """One attack on something that an epsilon is claimed for."""
+    """One attack on a release with a claimed epsilon."""
 
     row: str
     epsilon: float
@@ -50,7 +50,7 @@ class Claim:
 
     @property
     def refuted(self) -> bool:
-        """Whether the lower bound lies above the claim."""
+        """Whether the lower bound is above the claim."""
         return self.outcome.epsilon is not None and self.outcome.epsilon > self.epsilon
 
 
@@ -58,23 +58,23 @@ Claims = list[Claim]
 
 
 def claimed(claim: Claim) -> str:
-    """For a person to read."""
+    """The claim and its bound, for messages."""
     return f"{claim.row}: {claim.outcome.epsilon:.2f} or more, claimed {claim.epsilon:g}"
 
 
 def delta_of(members: int) -> float:
-    """Below 1 / members, as a policy's must be."""
+    """A delta below 1 / members, as for a policy."""
     return 0.1 / members
 
 
 def verdict(score_N: NDArray[np.float64], members: int, delta: float) -> Outcome:
-    """Members stand first."""
+    """The figures of an attack. score_N: members first."""
     rng = numpy_generator(SEED, "halves")
     return outcome_of(score_N[:members], score_N[members:], delta=delta, rng=rng)
 
 
 def attack_table(title: str, *more: str) -> Table:
-    """Empty."""
+    """A table without rows."""
     table = Table(title=title)
     table.add_column("setting")
     for column in (*more, "attack", "AUC", "TPR at 1 % FPR", "epsilon is at least", "could at most show"):
@@ -85,7 +85,7 @@ def attack_table(title: str, *more: str) -> Table:
 def report(
     table: Table, what: str, setting: Setting, found: dict[str, Outcome], claims: Claims, *more: str
 ) -> Figures:
-    """A row per attack, its figures, and the claims it has to leave standing."""
+    """Add a row per attack to the table and its claims to `claims`; return the figures."""
     figures: Figures = {}
     for attack, outcome in found.items():
         vacuous = setting.epsilon is not None and outcome.vacuous(setting.epsilon)
@@ -107,10 +107,10 @@ def report(
 
 
 def key(name: str) -> str:
-    """A row's or an attack's name in a figure's."""
+    """The name of a row or an attack as part of a figure's name."""
     return name.split(" (")[0].replace(",", "").replace(" ", "_").replace("-", "_")
 
 
 def or_word(value: float | None) -> str:
-    """The figure, or why there is none."""
+    """The figure, or the reason why there is none."""
     return "not measurable" if value is None else f"{value:.3f}"

@@ -1,7 +1,7 @@
-"""What epsilon costs a router: the private Gaussian and the private VAE on the twin tasks.
+"""The quality of routers by epsilon: the private Gaussian and the private VAE on the twin tasks.
 
-The routers are all that is released here, so each has the whole budget. Public images are phantoms of the
-other modalities: nobody's, and of no task that is learned.
+Only routers are released here, so each router has the whole budget. Public images are phantoms of the other
+modalities, which belong to no institution and to no learned task.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def described(
     """(noisy state, stand-ins for the scores of held-out images)."""
     router, noise = build_router(spec), NoiseSource.seeded(seed, "bench")
     private = ROUTERS[spec.kind].private
-    assert private is not None  # only such kinds are measured
+    assert private is not None  # all candidates have a private variant
     units = [[i] for i in range(len(f_NF))]
     own_NF, public_NF = torch.from_numpy(f_NF), torch.from_numpy(np.concatenate([*public.values()]))
     noisy = private.prepare(spec, PRIVACY, [f.astype(np.float64) for f in public.values()])

@@ -1,8 +1,8 @@
-"""What privacy costs: IoU of every form against epsilon, on one task with enough images.
+"""The cost of privacy: IoU of every form by epsilon, on one task with enough images.
 
-A phantom that does not stand in the results table, measured on validation images. Rounds are the product's
-own (casam_core.privacy.dp_training) with the scenario's default settings; `inf` keeps samples and clipping
-and adds no noise. The privacy noise is seeded: the figures can be repeated, and protect nobody.
+The task is a phantom that is not in the results table, measured on validation images. Rounds are the
+product's own (casam_core.privacy.dp_training) with default settings. `inf` keeps sampling and clipping but
+adds no noise. The noise is seeded: the figures are repeatable and give no protection.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def examples(around: Surroundings, backbone: Backbone, images: int) -> list[Exam
 
 
 def run(around: Surroundings) -> Figures:
-    """The forms with few numbers at every epsilon."""
+    """The forms with few parameters at every epsilon."""
     return measure(around, around.lite_medsam(), SMALL, PrivacySpec(), EPSILONS, min(TRAIN, around.images))
 
 
 def run_large(around: Surroundings) -> Figures:
-    """The forms with 3.5 million numbers, in bfloat16 where the chip has it: eight minutes a cell."""
+    """The forms with 3.5 million parameters, in bfloat16 if the chip supports it; eight minutes per cell."""
     backbone = around.lite_medsam("auto")
     return measure(around, backbone, LARGE, PrivacySpec(), EPSILONS, min(TRAIN, around.images))
 

@@ -1,10 +1,10 @@
-"""A site of thousands of images for attacks to be measured on, all of it synthetic: no picture, no SAM.
+"""A synthetic site with thousands of images, to measure attacks: no pictures, no SAM.
 
-An image is a random embedding (32 channels, 8 x 8 cells) with one object. Inside a random box the object's
-cells are those where one hidden direction of the embedding is positive, but three in ten are turned round
-by chance: a layer can learn the rule, and can only memorise the exceptions. The decoder is one fixed
-read-out per cell, blind for the hidden direction, so that frozen it segments by chance. What is the
-product's own: the alignment layers, the loss, the training loops, private training and the routers.
+An image is a random embedding (32 channels, 8 x 8 cells) with one object. The object's cells are inside a
+random box and have a positive value in one hidden direction of the embedding; three in ten cells are inverted
+at random. A layer can learn the rule but can only memorise the exceptions. The decoder is a fixed read-out
+per cell that does not see the hidden direction, so the frozen decoder segments by chance. The alignment
+layers, the loss, the training loops, private training and the routers are the product's own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ READ_BY_DECODER, HIDDEN = 0, 1
 
 
 class SketchBackbone(SamBackbone):
-    """The tiny backbone's geometry with a decoder that costs next to nothing."""
+    """The tiny backbone's geometry with a decoder that costs almost nothing."""
 
     def decode(
         self, z_CHW: Tensor, prompts: Prompts, mask_decoder: nn.Module | None = None
@@ -53,7 +53,7 @@ class SketchBackbone(SamBackbone):
 
 
 def sketch_backbone(threads: int) -> Backbone:
-    """On this machine's CPU."""
+    """The backbone on this machine's CPU."""
     compute = Compute(device="cpu", threads=threads, precision="float32")
     prepare_process(compute)
     tiny = load_tiny(BackboneSpec(name="tiny"), compute)
@@ -83,14 +83,14 @@ def image_of(site: int, number: int) -> Example:
     box_hw = np.zeros((CELLS, CELLS), bool)
     box_hw[top : top + height, left : left + width] = True
     labels = np.kron(object_hw & box_hw, np.ones((PIXELS_PER_CELL, PIXELS_PER_CELL))).astype(np.int32)
-    if not labels.any():  # by chance nothing is left: one cell in the middle of the box
+    if not labels.any():  # by chance the object is empty: use one cell in the middle of the box
         y, x = (PIXELS_PER_CELL * (side + extent // 2) for side, extent in ((top, height), (left, width)))
         labels[y : y + PIXELS_PER_CELL, x : x + PIXELS_PER_CELL] = 1
     return Example(z_CHW, labels)
 
 
 def features_of(site: int, count: int) -> Tensor:
-    """f_NF, moments: what a router sees of a site's images. Sites differ in means and spreads."""
+    """f_NF: a router's features (moments) of a site's images. Sites differ in means and spreads."""
     z_NCHW = torch.stack([image_of(site, number).seen_CHW for number in range(count)])
     generator = torch_generator(SEED, "synthetic site", site)
     scale_C = torch.exp(0.3 * torch.randn(32, generator=generator))

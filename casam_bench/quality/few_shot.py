@@ -1,8 +1,8 @@
-"""Few-shot quality: what each form of Alignment Layer has learned after 10, 30 and 100 steps, and long after.
+"""Few-shot quality: IoU of each form of Alignment Layer after 10, 30 and 100 steps, and after many more.
 
-Phantom tasks that do not stand in the results table, measured on validation images: these figures choose
-the default form. A real task beside them shows whether phantoms mislead; it chooses nothing. Every form
-trains by the product's own loop at its own learning rate.
+The tasks are phantoms that are not in the results table, measured on validation images. These figures chose
+the default form. A real task checks whether phantoms are misleading; it had no part in the choice. Every form
+trains with the product's own loop at its own learning rate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from client.data.open import open_dataset
 SEED, INSTITUTION = 7, "bench"
 TASKS = ("histology", "prostate_mr_a", "glomeruli_a")
 REAL = "dsb2018_fluorescence"
-"""A folder below --data-root (the scenario nuclei names the same)."""
+"""A folder in --data-root, as in the scenario nuclei."""
 STEPS = (10, 30, 100)
 LONG_STEPS = (100, 300, 1000)
 TRAIN, VALIDATE = 20, 8
@@ -57,13 +57,13 @@ class Curve:
 
 
 def examples(around: Surroundings, backbone: Backbone, task: str) -> list[Example]:
-    """Training images first, then validation images; each encoded once ever."""
+    """Training images first, then validation images; embeddings are stored and used again."""
     spec = DataSpec(reader="phantom", phantom=task, images=TRAIN + VALIDATE)
     if task == REAL:
         spec = DataSpec(path=REAL)
     dataset = open_dataset(spec, data_root=around.data_root, seed=SEED, institution=INSTITUTION)
     samples = dataset.samples
-    if task == REAL:  # has more than are wanted
+    if task == REAL:  # it has more images than needed
         chosen = numpy_generator(SEED, "few-shot", task).permutation(len(samples))
         samples = tuple(samples[i] for i in sorted(chosen[: TRAIN + VALIDATE]))
     return encoded(around, backbone, task, dataset, samples)
@@ -72,7 +72,7 @@ def examples(around: Surroundings, backbone: Backbone, task: str) -> list[Exampl
 def encoded(
     around: Surroundings, backbone: Backbone, task: str, dataset: Dataset, samples: Sequence[Sample]
 ) -> list[Example]:
-    """What training needs of these images, each encoded once ever."""
+    """These images as training examples; embeddings are stored and used again."""
     store = EmbeddingStore(around.home / "embeddings")
     loaded = [dataset.load(sample) for sample in samples]
     around.say(f"{task}: encode {len(loaded)} images")
@@ -86,7 +86,7 @@ def learn(
     validate: Validate,
     steps: Sequence[int],
 ) -> Curve:
-    """Train once, measured on the way."""
+    """Train once and measure after each of `steps`."""
     layer = build_layer(spec, backbone.geometry.channels, derive_seed(SEED, "layer", spec.form))
     iou: dict[int, float] = {}
     measuring = 0.0
@@ -118,14 +118,14 @@ def run(around: Surroundings) -> Figures:
 
 
 def run_real(around: Surroundings) -> Figures:
-    """The forms worth a row on real nuclei. Raises RunError without --data-root."""
+    """Four forms on real nuclei. Raises RunError without --data-root."""
     if around.data_root is None:
         raise RunError(f"few-shot-real: expected --data-root FOLDER with a folder {REAL} in it, found none")
     return measure(around, (REAL,), LARGE_AND_SMALL, STEPS)
 
 
 def run_long(around: Surroundings) -> Figures:
-    """What comes after many steps: the forms worth a row, on one task."""
+    """Four forms after many steps, on one task."""
     return measure(around, TASKS[:1], LARGE_AND_SMALL, LONG_STEPS)
 
 
@@ -134,7 +134,7 @@ def measure(
 ) -> Figures:
     """Every form trained once on every task and measured after each of `steps`; means over tasks."""
     backbone = around.lite_medsam()
-    table = Table(title=f"validation IoU after so many steps of 1 image x 4 instances ({TRAIN} images)")
+    table = Table(title=f"validation IoU by number of steps of 1 image x 4 instances ({TRAIN} images)")
     for name in ("task", "form", *map(str, steps), "bytes", "s / step"):
         table.add_column(name, justify="left" if name in ("task", "form") else "right")
     curves: dict[str, list[Curve]] = {name: [] for name in forms}

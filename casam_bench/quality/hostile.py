@@ -1,9 +1,9 @@
-"""Hostile institutions against the defences, with the real backbone: what got through, and what it cost.
+"""Hostile institutions and defences, with the real backbone.
 
-Two places of attack. In a round of three holders of one task one is hostile: the figure is the task's IoU
-under what the round made, by the way layers are merged. In a stream one institution is hostile with a task of
-its own: the figure is the share of the *other* tasks' images that still go to their own task, without and
-with checks of entries (copies, canaries).
+There are two places of attack. In a round, one of three holders of a task is hostile; the figure is the
+task's IoU after the round, by strategy of merging. In a stream, one institution is hostile with its own task;
+the figure is the share of the *other* tasks' images that the router still sends to their own task, without
+and with checks of entries (copies, canaries).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from casam_core.config.scenario import Scenario
 from server.run.summary_schema import Summary, read_summary
 
 OFF = {"norm_factor": None, "canary_share": None}
-"""Only the form of answers is checked: that never sleeps."""
+"""Only the check of the answers' form is on; it cannot be switched off."""
 
 ROUNDS: dict[str, dict[str, Any]] = {
     "mean": {"admission": OFF},
@@ -52,7 +52,7 @@ def in_a_round(attack: str | None) -> list[dict[str, Any]]:
 
 
 def in_a_stream(attack: str | None) -> list[dict[str, Any]]:
-    """Three holders of a task each; the last learns last and is hostile."""
+    """Three institutions with one task each; the last one learns last and is hostile."""
     tasks = ("polyp", "histology", "glomeruli_a")
     sites = [
         {"name": name, "data": {task: phantom(task, 24)}}
@@ -72,15 +72,16 @@ def scenario_of(
 
 
 def run(around: Surroundings) -> Figures:
-    """Attacks that keep the form: all others are rejected at the door (tests/whole_runs/test_hostile.py).
+    """Attacks with answers of the right form; others are always rejected (tests/whole_runs/test_hostile.py).
 
     iou_ATTACK_MERGE: of the attacked round's task. routed_ATTACK_CHECKS: share of the two honest tasks'
-    images that go to their own task. `honest` in place of an attack: without one."""
+    images that go to their own task. `honest` as ATTACK: without an attack.
+    """
     return run_rounds(around) | run_streams(around)
 
 
 def run_rounds(around: Surroundings) -> Figures:
-    """Attacks within a round, by the way layers are merged."""
+    """Attacks within a round, by strategy of merging."""
     figures: Figures = {}
     rounds = Table(title="IoU of a task with one hostile holder of three")
     for name in ("attack", *ROUNDS):
@@ -90,7 +91,7 @@ def run_rounds(around: Surroundings) -> Figures:
         for name, changes in ROUNDS.items():
             ended = outcome(around, scenario_of(["histology"], in_a_round(attack), changes))
             iou = ended.matrix["iou"][-1][0]
-            assert iou is not None  # everybody shares scores here
+            assert iou is not None  # all institutions share scores here
             cells.append(f"{iou:.3f}{'' if 'c' in ended.holders['histology'] else ' (rejected)'}")
             figures[f"iou_{label(attack)}_{label(name)}"] = iou
         rounds.add_row(attack or "none", *cells)
@@ -100,10 +101,10 @@ def run_rounds(around: Surroundings) -> Figures:
 
 
 def run_streams(around: Surroundings) -> Figures:
-    """Attacks with a task of one's own, without and with checks of entries."""
+    """Attacks of an institution with its own task, without and with checks of entries."""
     figures: Figures = {}
-    streams = Table(title="Images of two honest tasks that go to their own task, of all")
-    for name in ("attack", *STREAMS, "where it ends"):
+    streams = Table(title="Share of two honest tasks' images that go to their own task, by checks of entries")
+    for name in ("attack", *STREAMS, "entry with checks"):
         streams.add_column(name, justify="right" if name in STREAMS else "left")
     for attack in (None, *STREAM_ATTACKS):
         cells, end = [], "-"
@@ -135,7 +136,7 @@ def routed(confusion: Mapping[str, Mapping[str, int]], tasks: list[str]) -> floa
 
 
 def end_of(ended: Summary) -> str:
-    """What became of the hostile institution's entry."""
+    """The fate of the hostile institution's entry: quarantined, rejected or accepted."""
     if ended.quarantine:
         return "quarantined: " + "; ".join(ended.quarantine[0].reasons)
     if rejected := ended.privacy["c"].rejections:
@@ -144,5 +145,5 @@ def end_of(ended: Summary) -> str:
 
 
 def label(name: str | None) -> str:
-    """As part of a figure's name."""
+    """The name of an attack or defence as part of a figure's name."""
     return "honest" if name is None else name.replace(", ", "_").replace("-", "_")

@@ -1,4 +1,4 @@
-"""Pooled features of phantom images, encoded once and kept: an image costs about a second of one core."""
+"""Pooled features of phantom images, stored because encoding an image takes about a second of one core."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def phantom_features(
 
 
 def save(path: Path, rows: dict[str, list[NDArray[np.float32]]]) -> None:
-    """The file, whole or as it was."""
+    """Write the file, completely or not at all."""
     content = io.BytesIO()
     np.savez(content, **{kind: np.stack(values) for kind, values in rows.items()})  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)

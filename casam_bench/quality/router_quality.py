@@ -1,9 +1,9 @@
-"""Router quality: is the task recognised, and is an unknown image told from a known one?
+"""Router quality: does a router recognise the task, and does it separate unknown from known images?
 
-Per split, a third of the tasks stays unseen and every other task is learned from `images` training
-images: a router state, and a threshold calibrated on held-out folds of these images alone. Test images
-are others. An image's unknownness is its score under the nearest task minus that task's threshold;
-AUROC and FPR at 95 % TPR compare it between unseen (positive) and seen test images.
+In each split, a third of the tasks is unseen. Every other task is learned from `images` training images: a
+router state, and a threshold calibrated only on held-out folds of these images. Test images are different
+ones. An image's unknownness is its score under the nearest task minus that task's threshold. AUROC and FPR at
+95 % TPR compare the unknownness of unseen (positive) and seen test images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TASKS = (
 )  # fmt: skip
 TWINS = (("glomeruli_a", "glomeruli_b"), ("prostate_mr_a", "prostate_mr_b"))
 MANY = ("glomeruli_a", "glomeruli_b", "prostate_mr_a", "prostate_mr_b")
-"""Tasks of the row with more than 64 training images: the twins, for 288 images of each cost minutes."""
+"""Tasks of the row with more than 64 training images: only the twins, because 288 images cost minutes."""
 
 CANDIDATES: dict[str, RouterSpec] = {
     "vae, attention, sampled, no margin (paper)": VaeSpec(features="attention", sampled=True, margin=0),
@@ -54,8 +54,8 @@ class Quality:
     """One candidate on one split. accuracy: seen test images sent to their own task.
 
     confused: seen images sent to another task. false_unknown: seen images sent to identity. unknown:
-    unseen images sent to identity. auroc, fpr95: of unknownness. twins: accuracy over near-twin tasks
-    whose twin was learned, too; None without such.
+    unseen images sent to identity. auroc, fpr95: of unknownness. twins: accuracy over tasks whose twin
+    (a similar task) was learned, too; None without such tasks.
     """
 
     accuracy: float
@@ -68,14 +68,14 @@ class Quality:
 
 
 COLUMNS = tuple(field.name for field in fields(Quality))
-"""Of a table of qualities."""
+"""Columns of a table of qualities."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One router on one split. seen, unseen: task names; held_out: of each seen task's training images,
-    scored by states that never saw them; tests: by task, scores_NS of N test
-    images under the S seen tasks."""
+    """One router on one split. seen, unseen: task names. held_out: by seen task, scores of its training
+    images under states that were learned without them. tests: by task, scores_NS of N test images under S
+    seen tasks."""
 
     seen: list[str]
     unseen: list[str]
@@ -125,7 +125,7 @@ def thresholds_of(scores: Scores, spec: RouterSpec) -> list[float]:
 
 
 def judge(scores: Scores, thresholds: Sequence[float], twins: Sequence[Sequence[str]]) -> Quality:
-    """What these scores are worth under these thresholds of the seen tasks."""
+    """The quality of these scores with these thresholds of the seen tasks."""
     seen = scores.seen
     known = {task: routed(scores, task, thresholds) for task in seen}
     strange = [result for task in scores.unseen for result in routed(scores, task, thresholds)]
@@ -147,7 +147,7 @@ def judge(scores: Scores, thresholds: Sequence[float], twins: Sequence[Sequence[
 
 
 def with_twin(seen: Sequence[str], twins: Sequence[Sequence[str]]) -> list[str]:
-    """Tasks whose near twin was learned, too."""
+    """Tasks whose twin was learned, too."""
     return [task for pair in twins if set(pair) <= set(seen) for task in pair]
 
 
@@ -168,14 +168,14 @@ def measure(
     split: int,
     twins: Sequence[Sequence[str]],
 ) -> Quality:
-    """One candidate as the product would use it, on one split."""
+    """One candidate with the product's thresholds, on one split."""
     pooled = {task: of_task[spec.features] for task, of_task in features.items()}
     scores = score(spec, pooled, images, split)
     return judge(scores, thresholds_of(scores, spec), twins)
 
 
 def false_positive_rate(unknownness: NDArray[np.float64], positive: NDArray[np.int64]) -> float:
-    """Share of seen images above the value that 95 % of the unseen ones reach."""
+    """Share of seen images at or above the value that 95 % of the unseen images reach."""
     strange = np.sort(unknownness[positive == 1])[::-1]
     cut = strange[math.ceil(0.95 * len(strange)) - 1]
     return float(np.mean(unknownness[positive == 0] >= cut))
@@ -203,7 +203,7 @@ def run(around: Surroundings) -> Figures:
 
 
 def quality_table(title: str, *more: str) -> Table:
-    """An empty table of routers: the name, further columns, and the figures of Quality."""
+    """A table of routers without rows: the name, more columns, and the figures of Quality."""
     table = Table(title=title)
     for name in ("router", *more, *COLUMNS):
         table.add_column(name, justify="left" if name == "router" else "right")
@@ -211,7 +211,7 @@ def quality_table(title: str, *more: str) -> Table:
 
 
 def learnable(around: Surroundings, images: int) -> dict[str, Features]:
-    """Features of every task that has so many images to learn from, and TEST_IMAGES more to test on."""
+    """Features of every task with `images` images for training and TEST_IMAGES more for testing."""
     backbone = around.lite_medsam()
     tasks = TASKS if images <= 64 else MANY
     return {
@@ -221,16 +221,16 @@ def learnable(around: Surroundings, images: int) -> dict[str, Features]:
 
 
 def means_of(qualities: Sequence[Quality]) -> dict[str, float | None]:
-    """Of every figure over the splits."""
+    """Mean of every figure over the splits."""
     return {column: mean_of([getattr(quality, column) for quality in qualities]) for column in COLUMNS}
 
 
 def cells_of(means: Mapping[str, float | None]) -> list[str]:
-    """For a row of a table."""
+    """The cells of a table row."""
     return ["-" if mean is None else f"{mean:.3f}" for mean in means.values()]
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Over the splits that have the figure; None without any."""
+    """Mean over the splits that have the figure; None without any."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

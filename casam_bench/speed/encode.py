@@ -1,8 +1,8 @@
-"""Images a second through the frozen encoder: the faster variants against the plain call, image by image.
+"""Images per second through the frozen encoder: the faster variants compared with the plain call.
 
-LiteMedSAM has its real weights, so what the other rounding does is measured, too: to the embedding, and
-to the IoU of frozen SAM on phantoms. ViT-B's weights are random: speed only. torch.compile's seconds
-count: `ratio_lite_medsam` is what a thousand images take with whichever variant is faster then.
+LiteMedSAM has its real weights, so this benchmark also measures the effect of the different rounding on the
+embedding and on the IoU of frozen SAM on phantoms. ViT-B has random weights, for speed only.
+`ratio_lite_medsam` is for a thousand images with the faster variant, including the seconds of torch.compile.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run(around: Surroundings) -> Figures:
 
 
 def quality(plain: Backbone, fast: Backbone, samples: Sequence[LoadedSample]) -> Figures:
-    """What the other rounding does to embeddings and to frozen SAM's masks."""
+    """The effect of the different rounding on embeddings and on frozen SAM's masks."""
     pairs = [(plain.encode([s.image_HW3])[0], fast.encode([s.image_HW3])[0]) for s in samples]
     error = float(np.mean([float((z - y).norm() / z.norm()) for z, y in pairs]))
     before_N, after_N = (
@@ -89,9 +89,9 @@ def frozen_iou(backbone: Backbone, z_CHW: Tensor, sample: LoadedSample) -> float
 
 
 def first_call(encode: Callable[[], object]) -> float:
-    """Wall seconds of a call that compiles first; the compiler works in other processes.
+    """Wall-clock seconds of a call that compiles first; the compiler works in other processes.
 
-    Nothing that was compiled before is found: torch keeps that in a folder, here an empty one.
+    torch's folder of compiled code is empty here, so that everything is compiled.
     """
     wall = clock(2)
     with (
@@ -104,7 +104,7 @@ def first_call(encode: Callable[[], object]) -> float:
 
 
 def ratios(seconds: Mapping[str, float], compile_seconds: float) -> Figures:
-    """What plain takes over every other variant; for a thousand images, over whichever is faster then."""
+    """Seconds of plain over those of every variant; for a thousand images, over the faster variant."""
     plain, fast = seconds["plain"], seconds["fast"]
     figures = {f"{name}_seconds": taken for name, taken in seconds.items()}
     figures["ratio_lite_medsam_fast"] = plain / fast
@@ -150,7 +150,7 @@ def show(around: Surroundings, figures: Figures) -> None:
             )
     around.show(table)
     around.say(
-        f"encode: IoU of frozen SAM moves by {figures['iou_change']:.2f} points (standard error "
+        f"encode: IoU of frozen SAM changes by {figures['iou_change']:.2f} points (standard error "
         f"{figures['iou_change_error']:.2f}, from {figures['iou_plain']:.3f}), "
         f"embeddings by {figures['embedding_error']:.1%}"
     )

@@ -1,9 +1,9 @@
-"""The whole matrix R[t, j] of a long stream: what changed, against everything anew at every stage.
+"""The whole matrix R[t, j] of a long stream: evaluate only changes, or everything again at every stage.
 
-Both sides are the product's own evaluator with the tiny backbone. Ours keeps what it has measured, as an
-institution does; the other starts every stage with nothing but the frozen backbone's row, which both
-measure once, before the first stage. A pass is one image through the decoder. Results are compared
-as they are sent: equal means equal bits.
+Both sides are the product's own evaluator with the tiny backbone. Ours keeps its earlier results, as an
+institution does. The other side keeps only the frozen backbone's row, which both measure once, before the
+first stage. A pass is one image through the decoder. The comparison uses results as they are sent: equal
+means equal bits.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(around: Surroundings) -> Figures:
 
 
 def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
-    """One stream as long as the last of `rows`; the shorter ones are its beginnings."""
+    """One stream with as many stages as the largest of `rows`; shorter streams are its first stages."""
     backbone, now = tiny(around.threads), clock(around.threads)
     store, scenario = fresh_store(folder), scenario_of(max(rows))
     tasks = [coloured_task(i, train=TRAIN, test=TEST, store=store) for i in range(max(rows))]
@@ -98,7 +98,7 @@ def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
 
 
 def scenario_of(tasks: int) -> Scenario:
-    """What an entry says about itself; default settings."""
+    """A scenario with default settings, for the entries' provenance."""
     table = {
         "name": "evaluate",
         "stream": [name_of(i) for i in range(tasks)],
@@ -113,7 +113,7 @@ def name_of(number: int) -> str:
 
 
 def learn(scenario: Scenario, stage: int, data: TaskData, backbone: Backbone, bank: Bank) -> None:
-    """An entry that is not the identity; how it was trained does not matter here."""
+    """Add an entry that is not the identity; its training does not matter here."""
     layer = build_layer(scenario.alignment, backbone.geometry.channels, stage)
     generator = torch.Generator().manual_seed(stage)
     for parameter in layer.parameters():
@@ -137,7 +137,7 @@ def learn(scenario: Scenario, stage: int, data: TaskData, backbone: Backbone, ba
 
 
 class Side:
-    """One way to evaluate: what it has kept, its decoder passes and seconds so far."""
+    """One way to evaluate, with its stored results, decoder passes and seconds."""
 
     def __init__(self, scenario: Scenario, backbone: Backbone, folder: Path) -> None:
         folder.mkdir()
@@ -165,7 +165,7 @@ class Side:
         self.evaluator = self._evaluator()
 
     def evaluate(self, tasks: Sequence[TaskData], known: KnownEntries) -> list[TaskResult]:
-        """Every task's result, as an institution would send it."""
+        """Every task's result in the form in which an institution sends it."""
         results, before = [], self.evaluator.decodes
         for number, data in enumerate(tasks):
             measured = self.evaluator.measure(name_of(number), data, known, lambda done, total: None)

@@ -1,8 +1,7 @@
-"""The machine under the figures: what it is, and how fast it multiplies matrices and reads memory.
+"""The machine of the measurements, and how fast it multiplies matrices and reads memory.
 
-A GEMM's peak is the best of several shapes and of the libraries that torch calls (MKL for a plain product,
-oneDNN for convolutions), so that a share of it flatters nobody: on some processors one is twice as fast as
-the other.
+The GEMM peak is the best of several shapes and of the libraries that torch calls (MKL for matrix products,
+oneDNN for convolutions), because on some processors one library is twice as fast as the other.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from casam_bench.timing import clock
 
 SIDES = (512, 1024, 2048)
 CHANNELS, CELLS, KERNELS = 256, 64, (1, 3)
-"""An embedding, and the convolutions that it meets."""
+"""The shape of an embedding, and the sizes of the convolutions on it."""
 REPEATS = 7
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STREAM_BYTES = 256 << 20
@@ -47,7 +46,7 @@ def run(around: Surroundings) -> Figures:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, if the system knows it."""
     about = Path("/proc/cpuinfo")
     if about.exists():
         for line in about.read_text().splitlines():
@@ -57,7 +56,7 @@ def processor() -> str:
 
 
 def fastest(work: Callable[[], object], threads: int) -> float:
-    """Seconds of the best of several calls: a peak is what the machine can, not what it does on average."""
+    """Seconds of the best of several calls, because a peak is not an average."""
     now, best = clock(threads), float("inf")
     work()
     for _ in range(REPEATS):
@@ -84,6 +83,6 @@ def gemm_peak(precision: str, threads: int) -> float:
 
 
 def memory_read(threads: int) -> float:
-    """GB/s of adding up more numbers than any cache holds."""
+    """GB/s of a sum over more numbers than any cache holds."""
     numbers = torch.ones(STREAM_BYTES // 4)
     return STREAM_BYTES / fastest(numbers.sum, threads) / 1e9

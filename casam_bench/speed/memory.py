@@ -1,8 +1,8 @@
-"""Anonymous memory of an institution with 100 and with 10,000 images: does it grow with them?
+"""Anonymous memory of an institution with 100 and with 10,000 images: does it grow with their number?
 
-Each size runs in a process of its own: encode, train, describe for the router, evaluate. Counted is
-RssAnon, the memory the process has for itself; pages mapped from the embedding store belong to the
-system and are given back when it wants them. Images are small phantoms on the tiny backbone.
+Each size runs in a separate process: encode, train, describe for the router, evaluate. The figure is RssAnon,
+the process's private memory. Pages mapped from the embedding store are not counted, because the system can
+take them back. Images are small phantoms on the tiny backbone.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run(around: Surroundings) -> Figures:
 
 
 def probed(images: int) -> list[int]:
-    """RssAnon in bytes after every part, in a fresh process. Raises RunError where the system cannot tell."""
+    """RssAnon in bytes after every part, in a new process. Raises RunError if the process fails."""
     with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
         done = subprocess.run(
             [sys.executable, "-m", "casam_bench.speed.memory", str(images), folder],
@@ -81,7 +81,7 @@ def anonymous() -> int:
 
 
 def institution(images: int, folder: Path) -> Institution:
-    """One with all its images in one task, alone in its scenario."""
+    """The only institution of a scenario, with all its images in one task."""
     source = {
         "reader": "phantom", "phantom": TASK, "images": images, "size": 64, "split": {"test": TESTED},
     }  # fmt: skip
@@ -114,7 +114,7 @@ def institution(images: int, folder: Path) -> Institution:
 
 
 def probe(images: int, folder: Path) -> list[int]:
-    """One stage of the stream, as the institution does it."""
+    """One stage of the stream at the institution; returns RssAnon in bytes after every part."""
     north, job = institution(images, folder), Job(INSTITUTION, 1, TASK)
     found = [anonymous()]
     aligned = north.align(AlignRequest(job, layer=None))

@@ -1,8 +1,8 @@
-"""Routing one image among 1, 10, 100 and 1000 entries: every entry by itself, and all in one product.
+"""Routing one image among 1, 10, 100 and 1000 entries: one entry after the other, and all in one product.
 
-States are learned from random features (512 of them, 48 images, 32 directions); a few are learned, and
-the others are these around centres of their own, in memory of their own. What is timed starts at the
-pooled feature. Beside it the floor: the bytes of all states over the measured speed of reading memory.
+States have 512 random features, 48 images and 32 directions. A few states are learned; the others are copies
+of them with other centres. The timing starts at the pooled feature. The floor is the time to read the bytes
+of all states at the measured speed of memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(around: Surroundings) -> Figures:
     centres_TF = 5 + torch.randn(max(entries), FEATURES, generator=generator)
     gaussian = build_router(GaussianSpec())
     states = states_of(gaussian, centres_TF, generator)
-    # Images of seen tasks, and one of none.
+    # Images of seen tasks, and one of an unseen task.
     probes = [*(centres_TF[:PROBES] + 0.3 * torch.randn(PROBES, FEATURES, generator=generator))]
     probes.append(5 + torch.randn(FEATURES, generator=generator))
     others = {
@@ -52,7 +52,7 @@ def run(around: Surroundings) -> Figures:
         table.add_column(name, justify="right")
     for count in entries:
         known = states[:count]
-        # As a bank does it (casam_core.bank.inference).
+        # The same choice as in a bank (casam_core.bank.inference).
         stack = GaussianStack(known) if count >= STACK_FROM else None
         figures["wrong"] += sum(
             stacked(gaussian, stack, known, f_F) != one_by_one(gaussian, known, f_F) for f_F in probes
@@ -72,7 +72,7 @@ def run(around: Surroundings) -> Figures:
         figures |= {
             f"ms_{count}": ms["stacked"],
             f"one_by_one_ms_{count}": ms["one by one"],
-            # Below, a bank scores one by one: a ratio would be noise.
+            # With fewer entries a bank scores one by one, too: a ratio would be noise.
             **({f"ratio_{count}": ms["one by one"] / ms["stacked"]} if stack is not None else {}),
             f"floor_ms_{count}": floor,
             **{f"{name.replace(' ', '_')}_ms_{count}": ms[name] for name in OTHERS},
@@ -85,13 +85,13 @@ def run(around: Surroundings) -> Figures:
     figures[f"build_ms_{last}"] = 1e3 * build["build"]
     around.show(table)
     around.say(
-        f"route: {figures['slope_us']:.2f} us per further entry; {figures['wrong']:.0f} decisions differ"
+        f"route: {figures['slope_us']:.2f} us per additional entry; {figures['wrong']:.0f} decisions differ"
     )
     return figures
 
 
 def states_of(router: Router, centres_TF: Tensor, generator: torch.Generator) -> list[Arrays]:
-    """A state per task: learning a thousand would take minutes and time nothing."""
+    """A state per task; only LEARNED of them are learned, because a thousand would take minutes."""
     learned = []
     for centre_F in centres_TF[:LEARNED]:
         f_NF = centre_F + 0.3 * torch.randn(IMAGES, FEATURES, generator=generator)
@@ -122,7 +122,7 @@ def bytes_of(known: list[Arrays]) -> int:
 
 
 def stacked(router: Router, stack: GaussianStack | None, known: list[Arrays], f_F: Tensor) -> Route:
-    """The same from the scores of those that can be nearest."""
+    """The same decision from the scores of those entries that can be the nearest."""
     if stack is None:
         return one_by_one(router, known, f_F)
     near = stack.contenders(f_F)

@@ -1,12 +1,12 @@
-"""9, 100 and 1000 institutions through Flower's simulation, against an app that does nothing.
+"""9, 100 and 1000 institutions through Flower's simulation, compared with an idle app.
 
-Two institutions hold the stream's two tasks; all others hold images of a third, so every evaluation asks
-everybody. Overhead of a round = its seconds less what the institutions computed in it, shared by the
-cores: the processor seconds that each noted for its request (client/node/worktime.py). Waiting for a disk
-or a
-core is overhead, as is all that Flower and the server do. The app that does nothing sends and returns as
-many bytes, to as many nodes, in as many rounds; it asks everybody at once, and so pays for what
-server/federation/exchange.py spares: the engine looks at all that is under way again and again.
+Two institutions hold the stream's two tasks; all others hold images of a third task, so every evaluation asks
+all institutions. The overhead of a round is its seconds minus the institutions' computing time, divided by
+the cores. Computing time is the processor time that each institution records for its request
+(client/node/worktime.py). Overhead includes waiting for a disk or a core, and all work of Flower and the
+server. The idle app sends and returns as many bytes, to as many nodes, in as many rounds. It asks all nodes
+at once, so the engine checks all open messages again and again; server/federation/exchange.py avoids this
+cost.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ EVALUATIONS = len(STREAM) + 1
 IDLE_APP = Path(__file__).parent / "idle_app"
 SAMPLE_SECONDS = 2.0
 LEAST_SECONDS = 0.02
-"""Both servers look for replies this often: shorter rounds cannot be told apart."""
+"""Both servers look for replies at this interval, so shorter rounds cannot be distinguished."""
 
 
 def run(around: Surroundings) -> Figures:
     """Figures by number of institutions N: ratio_N (overhead over the idle app's round, lower is better),
     round_N, computing_N, idle_N (seconds), per_institution_N (seconds of a round); peak_gib of the last."""
-    table = Table(title="one evaluation of everybody, seconds")
+    table = Table(title="one evaluation at all institutions, seconds")
     for name in ("institutions", "round", "computing", "overhead", "idle app", "ratio", "peak GiB"):
         table.add_column(name, justify="right")
     figures: Figures = {}
@@ -71,7 +71,7 @@ def run(around: Surroundings) -> Figures:
 
 
 def scenario_of(count: int) -> Scenario:
-    """The least that lets everybody evaluate after every stage."""
+    """A minimal scenario in which all institutions evaluate after every stage."""
 
     def data(phantom: str) -> dict[str, Any]:
         return {"reader": "phantom", "phantom": phantom, "images": 8, "size": 64, "limit": {"test": 1}}
@@ -98,12 +98,12 @@ def scenario_of(count: int) -> Scenario:
 
 
 def evaluation_seconds(of_run: Summary) -> float:
-    """Of the last stage: everybody asked, everything loaded."""
+    """Seconds of the last stage's evaluation, when all workers have loaded everything."""
     return float(of_run.timing.stages[-1]["evaluate"])
 
 
 def computed(run: Path) -> float:
-    """Processor seconds inside institutions for the same stage's evaluation."""
+    """Processor seconds of all institutions for the same evaluation."""
     seconds = [
         work.processor_seconds
         for private in run.glob("institutions/*/private")
@@ -111,12 +111,12 @@ def computed(run: Path) -> float:
         if work.kind == "evaluate.stage" and work.stage == len(STREAM)
     ]
     if not seconds:
-        raise RunError(f"{run}: no institution noted what it computed")
+        raise RunError(f"{run}: no institution recorded its computing time")
     return sum(seconds)
 
 
 def idle_round(around: Surroundings, count: int, simulated: Summary) -> float:
-    """Seconds of the idle app's round with the bytes of an evaluation; the first one starts workers."""
+    """Median seconds of the idle app's rounds with the bytes of an evaluation; the first one is a warm-up."""
     down, up = (
         sum(size for name, size in counted.items() if name.startswith("other"))
         / (count - len(STREAM))
@@ -136,7 +136,7 @@ def idle_round(around: Surroundings, count: int, simulated: Summary) -> float:
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """The most that this process and all it started held together meanwhile, in bytes ([0])."""
+    """Peak memory of this process and its descendants during the with-block: [bytes]."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -153,14 +153,14 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def held_together() -> int:
-    """Bytes of this process and its descendants; pages that several share count once (PSS)."""
+    """Bytes of this process and its descendants; shared pages count once (PSS)."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
             children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
         except (OSError, ValueError, IndexError):
-            continue  # it has ended meanwhile
+            continue  # it has ended since
     total, pending = 0, [os.getpid()]
     while pending:
         process = pending.pop()

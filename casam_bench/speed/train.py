@@ -1,8 +1,8 @@
-"""Seconds of a training epoch: from cached embeddings, against the loop that encodes in every epoch.
+"""Seconds of a training epoch: from cached embeddings, compared with a loop that encodes in every epoch.
 
-Both sides are one training loop with the same draws. The other side, as the method's authors train,
-encodes every image at every step in float32 and decodes with SAM's own decoder. With a float32 cache the
-losses must be equal before speed counts. ViT-B's weights are random: speed only.
+Both sides use the same training loop with the same random draws. The other side trains as the method's
+authors do: it encodes every image at every step in float32 and decodes with SAM's own decoder. `loss_error`
+shows that the losses agree with a float32 cache. ViT-B has random weights, for speed only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from client.data.dataset import LoadedSample
 MODALITY, INSTANCES, EPOCHS = "histology", 5, 24
 REPEATS, VIT_REPEATS = 3, 2
 LONG_TRAIN, LONG_VALIDATE, LONG_STEPS = 6, 4, 24
-"""What bfloat16 does to a trained layer: few steps on few images, both ways from the same start."""
+"""For the comparison of bfloat16 with float32: few steps on few images, from the same initial weights."""
 
 
 def run(around: Surroundings) -> Figures:
@@ -68,7 +68,7 @@ def run(around: Surroundings) -> Figures:
         )
         table.add_row(name, *(f"{found[key]:.2f}" for key in cells))
     if not around.smoke:
-        around.say("train: what bfloat16 does to a layer")
+        around.say("train: the effect of bfloat16 on a layer")
         figures |= low_precision(around)
     around.show(table)
     around.say(
@@ -81,7 +81,7 @@ def run(around: Surroundings) -> Figures:
 def measure(
     around: Surroundings, load: Callable[..., Backbone], samples: Sequence[LoadedSample], repeats: int
 ) -> Figures:
-    """One backbone: epochs of both loops in turns, and whether their losses agree."""
+    """One backbone: epochs of both loops in turns, and the difference of their losses."""
     backbone = load(cpu(around.threads))
     faster = load(cpu(around.threads, precision="bfloat16"))
     with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
@@ -126,7 +126,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Loaded:
-    """Training images that are made anew at every step, as `load` says."""
+    """Training images that `load` makes again at every step."""
 
     load: Callable[[int], Example]
     images: int
@@ -139,7 +139,7 @@ class Loaded:
 
 
 def epoch(backbone: Backbone, load: Callable[[int], Example], images: int) -> TrainingResult:
-    """One pass of the product's own loop over the images, always from the same beginning."""
+    """One epoch of the product's own loop over the images, always from the same initial weights."""
     spec = TrainingSpec(epochs=1, batch_images=1, instances=INSTANCES)
     return trained(backbone, Loaded(load, images), spec)[1]
 
@@ -169,8 +169,8 @@ def difference(one: TrainingResult, other: TrainingResult) -> float:
 
 
 def low_precision(around: Surroundings) -> Figures:
-    """Points of validation IoU: a layer trained in bfloat16 against one in float32, and the latter rounded as
-    entries are in float16. All are measured in float32."""
+    """Changes of validation IoU in points, compared with a layer trained in float32: of a layer trained in
+    bfloat16, and of the float32 layer rounded to float16 as in entries. All are measured in float32."""
     backbone, faster = (lite_medsam(cpu(around.threads, precision=p)) for p in ("float32", "bfloat16"))
     samples = phantoms(MODALITY, LONG_TRAIN + LONG_VALIDATE)
     known = [Example(backbone.encode([s.image_HW3])[0].half().float(), s.labels_HW) for s in samples]

@@ -1,8 +1,8 @@
-"""How much of the machine's GEMM peak a training step of the residual form achieves.
+"""The share of the machine's GEMM peak that a training step of the residual form achieves.
 
-FLOPs are counted by torch's own counter (two per multiply-add; norms, activations and the optimiser count
-nothing but cost their time). The step is forward, backward and Adam on one batch of embeddings. Beside
-it the whole step with the decoder of five instances an image.
+torch's own counter counts FLOPs: two per multiply-add; none for norms, activations and the optimiser,
+although they take time. The step is forward, backward and Adam on one batch of embeddings. A second figure is
+for the whole step with the decoder and five instances per image.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def run(around: Surroundings) -> Figures:
 
 
 def gflop(step: Callable[[], object]) -> float:
-    """Of one call."""
+    """GFLOP of one call."""
     with FlopCounterMode(display=False) as counter:
         step()
     return float(counter.get_total_flops()) / 1e9
 
 
 def alignment_step(compute: Compute) -> Callable[[], None]:
-    """Forward, backward from a given gradient, Adam."""
+    """A step of forward, backward from a given gradient, and Adam."""
     layer = build_layer(AlignmentSpec(form="residual"), CHANNELS, 0)
     optimiser = torch.optim.Adam(layer.parameters(), lr=1e-4)
     z_BCHW, gradient_BCHW = torch.randn(2, IMAGES, CHANNELS, CELLS, CELLS).unbind()
@@ -86,7 +86,7 @@ def alignment_step(compute: Compute) -> Callable[[], None]:
 
 
 def whole_step(around: Surroundings) -> Callable[[], None]:
-    """The product's own batch: layer, decoder, loss, Adam."""
+    """A step on one of the product's batches: layer, decoder, loss, Adam."""
     backbone = lite_medsam(cpu(around.threads))
     layer = build_layer(AlignmentSpec(form="residual"), CHANNELS, 0)
     optimiser = torch.optim.Adam(layer.parameters(), lr=1e-4)

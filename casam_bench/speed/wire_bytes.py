@@ -1,10 +1,10 @@
-"""Bytes of an entry, and what every institution receives and sends over a stream of 9 and of 100 stages.
+"""Bytes of an entry, and bytes that an institution receives and sends over a stream of 9 and of 100 stages.
 
-Counted from whole runs of the in-process engine (its messages are serialised both ways). The other side
-is the same run that sends the whole bank at every stage: these requests are built and serialised, not
-estimated. The tiny backbone's entries are smaller than real ones, so the figures without `tiny` in
-their name put real entries (256 channels, 512 router features, 48 images) in the place of the counted
-ones; every other byte stays as counted.
+The bytes are counted in whole runs of the in-process engine, which serialises messages in both directions.
+The other side is the same run with the whole bank sent at every stage; its requests are built and serialised,
+not estimated. The tiny backbone's entries are smaller than real ones. So the figures without `tiny` in their
+name replace the counted entries by real ones (256 channels, 512 router features, 48 images) and keep all
+other bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COMPARED = 10
 """Stages at either end of a stream."""
 EXACT = BankSpec(precision="float32")
 COMPACT_DIRECTIONS = 8
-"""What they cost in routing: docs/results.md."""
+"""Their effect on routing is in docs/results.md."""
 
 
 def run(around: Surroundings) -> Figures:
@@ -119,12 +119,12 @@ def layer_bytes(entry: Entry) -> int:
 
 
 def content_bytes(entry: Entry) -> int:
-    """Of the same numbers as they are sent up: float32, however the bank keeps them."""
+    """Bytes of the entry's numbers as institutions send them: float32, also if the bank stores float16."""
     return 4 * sum(value.size for value in (*entry.layer.values(), *entry.router.values()))
 
 
 def real_entry(alignment: AlignmentSpec, router: RouterSpec, bank: BankSpec | None = None) -> Entry:
-    """An entry of LiteMedSAM's and SAM's shapes; what its numbers are does not change its size."""
+    """An entry with the shapes of LiteMedSAM and SAM. Its values do not matter for its size."""
     f_NF = torch.randn(IMAGES, FEATURES, generator=torch.Generator().manual_seed(0))
     if router.features == "attention":
         f_NF = f_NF[:, :CHANNELS]
@@ -146,7 +146,7 @@ def real_entry(alignment: AlignmentSpec, router: RouterSpec, bank: BankSpec | No
 
 
 def scenario_of(stages: int) -> Scenario:
-    """Tasks dealt out to three institutions, a few small phantoms each; the least that still runs it all."""
+    """A minimal scenario: tasks shared out to three institutions, with a few small phantoms each."""
     data: list[dict[str, Any]] = [{} for _ in range(INSTITUTIONS)]
     for number in range(stages):
         phantom = MODALITIES[number % len(MODALITIES)]
@@ -171,8 +171,8 @@ def scenario_of(stages: int) -> Scenario:
 
 @dataclass(frozen=True)
 class Counted:
-    """Bytes of the mean institution over a run. up, down: from it, to it. sent: of layers and routers it
-    sent. entries: of entry files sent to it. whole_bank: down, had every stage sent the whole bank."""
+    """Mean bytes of an institution over a run. up, down: sent by it, to it. sent: layers and routers sent by
+    it. entries: entry files sent to it. whole_bank: down, if every stage sent the whole bank."""
 
     up: float
     down: float
@@ -182,7 +182,7 @@ class Counted:
 
 
 def count(folder: Path, scenario: Scenario) -> Counted:
-    """From the run's own figures and its bank."""
+    """Count from the run's summary and its bank."""
     traffic = read_summary(folder).bytes
     bank = Bank.open(folder / "bank")
     files = [bank.bytes_of(task) for task in bank.tasks]
@@ -203,19 +203,19 @@ def count(folder: Path, scenario: Scenario) -> Counted:
 
 
 def stage_seconds(folder: Path) -> list[float]:
-    """Of every stage, from the end of the one before to its own, with all that is written."""
+    """Seconds of every stage, from the end of the stage before it to its own end."""
     lines = (json.loads(text) for text in (folder / "events.jsonl").read_text().splitlines())
     ends = [float(line["time"]) for line in lines if line["event"] == "evaluated"]
     return [later - earlier for earlier, later in pairwise(ends)]
 
 
 def growth(seconds: Sequence[float]) -> float:
-    """The median of the last stages over that of early ones, which have warmed up."""
+    """Median seconds of the last stages over those of early stages, without the first ones (warm-up)."""
     return median(seconds[-COMPARED:]) / median(seconds[COMPARED : 2 * COMPARED])
 
 
 def evaluate_bytes(name: str, stage: int, known: int, entries: Sequence[bytes], bank: Bank) -> int:
-    """The size of one evaluate request, as it would be sent."""
+    """The serialised size of one evaluate request."""
     return len(
         serialise(to_records(EvaluateRequest(Job(name, stage), known, entries, bank.digest).to_payload()))
     )

@@ -1,2 +1,2 @@
-"""Institutions on machines of their own: certificates and keys, the kit for a site, and all of it on one
-machine for a rehearsal."""
+"""Deployment: certificates and keys, kits for institutions and operator, the gateway, and a rehearsal of all
+of it on one machine."""

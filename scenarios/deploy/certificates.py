@@ -1,7 +1,7 @@
 """Certificates and keys: an authority for one consortium, the server's certificate, and a key per node.
 
-Nodes check the server by TLS against the authority; the server checks nodes by the public keys that were
-registered with it. Flower wants node keys as OpenSSH files.
+Nodes authenticate the server by TLS and the authority's certificate. The server authenticates nodes by their
+registered public keys. Flower needs node keys as OpenSSH files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CURVE = ec.SECP384R1()
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority: it signs server certificates, and its key stays with the operator."""
+    """A certificate authority. It signs server certificates; its key stays with the operator."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -48,7 +48,7 @@ def new_authority(name: str = "casam consortium") -> Authority:
 
 
 def server_certificate(authority: Authority, names: Sequence[str]) -> tuple[bytes, bytes]:
-    """(certificate, private key) as PEM for a server reached under `names`: host names or IP addresses."""
+    """(certificate, private key) as PEM for a server with these host names or IP addresses."""
     key = ec.generate_private_key(CURVE)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     certificate = (
@@ -65,7 +65,7 @@ def server_certificate(authority: Authority, names: Sequence[str]) -> tuple[byte
 
 
 def node_key() -> tuple[bytes, bytes]:
-    """(private, public) P-384 key of a node as OpenSSH."""
+    """(private, public) P-384 key of a node in OpenSSH format."""
     key = ec.generate_private_key(CURVE)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -75,7 +75,7 @@ def node_key() -> tuple[bytes, bytes]:
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PEM, unencrypted: its file's mode protects it."""
+    """A private key as unencrypted PEM; the mode of its file protects it."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -97,26 +97,26 @@ def read_authority(folder: Path) -> Authority:
 
 
 def write_authority(authority: Authority, folder: Path) -> None:
-    """Write ca.crt, readable for all, and ca.key, readable for the operator alone."""
+    """Write ca.crt, readable for all, and ca.key, readable only for its owner."""
     write_public(folder / "ca.crt", authority.certificate.public_bytes(serialization.Encoding.PEM))
     write_private(folder / "ca.key", key_pem(authority.key))
 
 
 def write_server(authority: Authority, names: Sequence[str], folder: Path) -> None:
-    """Write server.crt, readable for all, and server.key for a server that is reached under `names`."""
+    """Write server.crt, readable for all, and server.key, for a server with these `names`."""
     certificate, key = server_certificate(authority, names)
     write_private(folder / "server.key", key)
     write_public(folder / "server.crt", certificate)
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """A file that only its owner may read."""
-    write_atomic(path, data)  # its temporary file is 0600 from the first byte on
+    """Write a file that only its owner may read."""
+    write_atomic(path, data)  # the temporary file has mode 0600 from its first byte
     path.chmod(0o600)
 
 
 def write_public(path: Path, data: bytes) -> None:
-    """A file that everybody may read."""
+    """Write a file that all users may read."""
     write_atomic(path, data)
     path.chmod(0o644)
 

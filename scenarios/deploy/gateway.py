@@ -1,9 +1,9 @@
-"""The gateway: what nodes may say to a SuperLink, and nothing else.
+"""The gateway in front of a SuperLink: it forwards only the requests that nodes need.
 
-In Flower 1.41 one port carries what nodes need (Fleet), what operators need (Control) and what apps need
-(Runtime): whoever reaches it can start runs. The gateway stands in front, speaks TLS on both sides, and
-forwards a request only if its path, byte for byte, is one of Flower's Fleet paths. No prefix, no decoding:
-`/v1/fleet/../control/...` is no Fleet path.
+In Flower 1.41 the same port serves nodes (Fleet), operators (Control) and apps (Runtime), so any client that
+reaches it can start runs. The gateway uses TLS on both sides and forwards a request only if the bytes of its
+path equal one of Flower's Fleet paths. It does not compare prefixes or decode paths, so
+`/v1/fleet/../control/...` is refused.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ FLEET = tuple(
         "confirm-message-received",
     )
 )
-"""What a registered node calls. register-node and unregister-node are for nodes without keys: not here."""
+"""The calls of a registered node. register-node and unregister-node, for nodes without keys, are refused."""
 
 HEALTH = b"/health"
 MOST_BYTES = 32 * 1024 * 1024
-"""Of one request or answer; Flower cuts what it sends into pieces of 5 MB."""
+"""Largest request; Flower sends pieces of 5 MB."""
 
 SECONDS = 60.0
 NOT_FORWARDED = {"host", "connection", "content-length", "transfer-encoding", "upgrade", "keep-alive", "te"}
@@ -49,7 +49,7 @@ NOT_FORWARDED = {"host", "connection", "content-length", "transfer-encoding", "u
 
 @dataclass(frozen=True)
 class Gateway:
-    """Where it listens, what it speaks TLS with, and which server it stands for."""
+    """The gateway's address, certificate and key, and its SuperLink with the authority that signed it."""
 
     host: str
     port: int
@@ -65,7 +65,7 @@ def serve(gateway: Gateway) -> None:
 
     for path in (gateway.certificate, gateway.key, gateway.authority):
         if not path.is_file():
-            raise DeploymentError(f"{path}: expected a file there; `casam provision` makes it")
+            raise DeploymentError(f"{path}: expected a file there; `casam provision` writes it")
     trust = ssl.create_default_context(cafile=str(gateway.authority))
     app = gateway_app(
         lambda: httpx.AsyncClient(base_url=f"https://{gateway.superlink}", verify=trust, timeout=SECONDS)
@@ -82,7 +82,7 @@ def serve(gateway: Gateway) -> None:
 
 
 def gateway_app(connect: Callable[[], httpx.AsyncClient]) -> Starlette:
-    """The application. connect: a client whose base is the SuperLink."""
+    """The gateway as a web application. connect: makes a client whose base URL is the SuperLink."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -96,7 +96,7 @@ def gateway_app(connect: Callable[[], httpx.AsyncClient]) -> Starlette:
 
 
 async def forward(request: Request) -> Response:
-    """The SuperLink's answer to what may pass; 404 to all else, without a word to the SuperLink."""
+    """Forward an allowed request and return the SuperLink's answer. Others get 404 and are not forwarded."""
     asked = (request.method, request.scope["raw_path"], request.scope["query_string"])
     if asked != ("GET", HEALTH, b"") and not (asked[0] == "POST" and asked[1] in FLEET and asked[2] == b""):
         return Response(status_code=404)

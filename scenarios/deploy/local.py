@@ -1,7 +1,7 @@
 """A deployment on one machine: a SuperLink with TLS and registered nodes, one process per institution.
 
-It rehearses real machines: the same launcher with a pinned bundle, the same files per institution, and the
-same checks of certificates and keys. Only the network is the loopback.
+It rehearses a deployment on several machines: the same launcher with a pinned bundle, the same files per
+institution, and the same checks of certificates and keys. Only the network is the loopback.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from scenarios.library_files import resolve_scenario
 
 @dataclass(frozen=True)
 class DeployOrder:
-    """What the user asked for.
+    """The user's order.
 
     out: the run folder; by default runs/<scenario>-<time>. sites: a folder with one home per institution,
-    kept from run to run; by default the homes are inside the run folder.
+    which later runs use again; by default the homes are inside the run folder.
     """
 
     scenario: str
@@ -53,7 +53,7 @@ class DeployOrder:
 def deploy_local(order: DeployOrder, console: Console) -> Path:
     """Run the scenario and return the run folder.
 
-    In every case, also on Ctrl-C, no process, key or certificate is left.
+    No process, key or certificate remains, also after Ctrl-C.
 
     Raises:
         CasamError: the run failed; no summary.json exists then.
@@ -87,7 +87,10 @@ def run_deployed(
     scratch: Path,
     on_line: View,
 ) -> None:
-    """Start server and nodes, and run. scratch: a folder that does not outlive the run. Raises RunError."""
+    """Start server and nodes, and run the scenario. Raises RunError.
+
+    homes: by institution, its home. scratch: a folder for keys and certificates, removed after the run.
+    """
     tls = make_tls(scratch / "operator")
     home = scratch / "server"
     home.mkdir()
@@ -115,7 +118,7 @@ def run_deployed(
 
 
 def make_tls(folder: Path, names: tuple[str, ...] = ("localhost", "127.0.0.1")) -> Tls:
-    """An authority and a server certificate in a new folder of the operator's."""
+    """Write an authority and a server certificate to a new folder of the operator."""
     folder.mkdir(mode=0o700, parents=True)
     authority = new_authority()
     write_authority(authority, folder)
@@ -133,7 +136,7 @@ def write_node(
     link: SuperLink,
     pin: str,
 ) -> Path:
-    """Write an institution's own files: its key, its policy as the scenario states it, and its node file.
+    """Write an institution's files: its key, its policy from the scenario, and its node file.
 
     Returns the path of the node file.
     """

@@ -1,4 +1,4 @@
-"""The processes of nodes on one machine: started, awaited, and started again when they end by themselves."""
+"""The processes of nodes on one machine: start them, wait for their connection, restart those that end."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from scenarios.engines.live import View
 from scenarios.engines.superlink import SuperLink, flower_command, last_lines
 
 MOST_RESTARTS = 8
-"""Restarts of one node; a node that ends this often has a lasting fault."""
+"""Maximum restarts of one node; a node that ends more often has a permanent fault."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds before a restart; they double. The server counts a killed node as online until its heartbeat is
-overdue, and refuses its return until then."""
+"""Seconds before a restart; they double each time. The server treats a killed node as online, and refuses to
+connect it again, until its heartbeat is overdue."""
 
 LOOK_SECONDS = 0.5
 
 CONNECT_SECONDS = 120.0
-"""How long nodes may take to appear; about 5 s on a quiet machine."""
+"""How long nodes may take to connect; about 5 s on a quiet machine."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One institution's launcher process and the log it writes."""
+    """One institution's launcher process and its log."""
 
     institution: str
     process: subprocess.Popen[bytes]
@@ -40,9 +40,9 @@ class Node:
 
 
 def start_node(name: str, node_file: Path, home: Path, link: SuperLink) -> Node:
-    """Start the institution's launcher; it ends with the SuperLink, whose mark it carries."""
+    """Start the institution's launcher. It inherits the SuperLink's mark and ends with the SuperLink."""
     log = home / "node.log"
-    # The server's Flower home is none of the node's business.
+    # A node must not use the server's Flower home.
     environment = {key: value for key, value in link.environment.items() if key != "FLWR_HOME"}
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -58,7 +58,7 @@ def start_node(name: str, node_file: Path, home: Path, link: SuperLink) -> Node:
 
 
 def wait_until_connected(link: SuperLink, nodes: list[Node], on_line: View) -> None:
-    """Return when every node is online. Raises RunError when one ended, or at the deadline."""
+    """Return when every node is online. Raises RunError if a node ends, or at the deadline."""
     deadline = time.monotonic() + CONNECT_SECONDS
     before = -1
     while True:
@@ -76,13 +76,13 @@ def wait_until_connected(link: SuperLink, nodes: list[Node], on_line: View) -> N
                 )
         if time.monotonic() > deadline:
             logs = ", ".join(str(node.log) for node in nodes)
-            raise RunError(f"only {online} of {len(nodes)} nodes connected; their logs say why: {logs}")
+            raise RunError(f"only {online} of {len(nodes)} nodes connected; see their logs: {logs}")
         time.sleep(0.5)
 
 
 @contextlib.contextmanager
 def kept_alive(nodes: list[Node], start: Callable[[str], Node], say: View) -> Iterator[None]:
-    """Within the with-block, start every node again that has ended.
+    """During the with-block, restart every node that has ended.
 
     Args:
         nodes: the running nodes; a restarted node replaces the old one in this list.
@@ -118,6 +118,6 @@ def kept_alive(nodes: list[Node], start: Callable[[str], Node], say: View) -> It
 
 
 def end_group(leader: subprocess.Popen[bytes]) -> None:
-    """End what is left of an ended process's group: it holds the port that the next process needs."""
+    """End the rest of an ended process's group, because it holds the port that the next process needs."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What an operator does at a running SuperLink: register and revoke keys, list nodes, run a scenario."""
+"""An operator's actions at a running SuperLink: register and revoke keys, list nodes, run a scenario."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def remote_superlink(address: str, authority: Path) -> Iterator[SuperLink]:
 
 
 def run_remotely(scenario: Scenario, folder: Path, address: str, authority: Path, console: Console) -> None:
-    """Run the scenario over the nodes that are connected there. Raises RunError if it failed.
+    """Run the scenario on the nodes that are connected to the SuperLink. Raises RunError if it failed.
 
-    folder: the run folder, which the SuperLink's processes write: here, or on a volume that both see.
+    folder: the run folder. The SuperLink's processes write it, on this machine or on a shared volume.
     """
     with terminable(), remote_superlink(address, authority) as link, live_view(console) as show:
         app = stage_app(ROOT, link.home / "app")
@@ -51,17 +51,17 @@ def run_remotely(scenario: Scenario, folder: Path, address: str, authority: Path
 
 
 def register(link: SuperLink, public_key: Path) -> int | None:
-    """Let the node with this key connect: its number, None if it was known already. Raises RunError."""
+    """Register a node's key. Returns the node's number, None if it was registered. Raises RunError."""
     answer = ask(link, "register", str(public_key), "own")
     if answer.get("success"):
         return int(answer["node-id"])
     if KNOWN_ALREADY.search(reason := str(answer.get("error-message", answer))):
         return None
-    raise RunError(f"{public_key}: the SuperLink does not register this key: {reason}")
+    raise RunError(f"{public_key}: the SuperLink did not register this key: {reason}")
 
 
 def unregister(link: SuperLink, node: int) -> None:
-    """Refuse the node from now on, also while it is connected. Raises RunError."""
+    """Revoke the node's access at once, also while it is connected. Raises RunError."""
     answer = ask(link, "unregister", str(node), "own")
     if not answer.get("success"):
         raise RunError(f"node {node} could not be revoked: {answer.get('error-message', answer)}")
@@ -71,7 +71,7 @@ def list_nodes(link: SuperLink) -> dict[int, str]:
     """Every registered node and whether it is `online`, `offline` or only `registered`. Raises RunError."""
     answer = ask(link, "list", "own")
     if not answer.get("success"):
-        raise RunError(f"the SuperLink does not list its nodes: {answer.get('error-message', answer)}")
+        raise RunError(f"the SuperLink did not list its nodes: {answer.get('error-message', answer)}")
     return {int(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
 
 

@@ -1,4 +1,4 @@
-"""The kits for real machines: a folder per institution, and a folder for the operator alone."""
+"""The kits for real machines: one folder per institution, and a separate folder for the operator."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from scenarios.schema_pages import policy_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOCK = ROOT / "requirements-node.lock"
-"""What a site installs: every package with the hashes of its files."""
+"""A site's requirements: every package with the hashes of its files."""
 
 
 @dataclass(frozen=True)
 class Consortium:
-    """The institutions' names and the server that they connect to.
+    """The institutions' names and their server.
 
-    server: host:port. names: further host names or addresses in the server's certificate.
+    server: host:port. names: more host names or addresses in the server's certificate.
     """
 
     institutions: tuple[str, ...]
@@ -47,7 +47,7 @@ class Consortium:
 
     @property
     def server_names(self) -> list[str]:
-        """Everything the certificate is for: where nodes connect, and this machine's own loopback."""
+        """All names in the certificate: the server's host, `names`, and the loopback."""
         host = self.server.rpartition(":")[0].strip("[]")
         return list(dict.fromkeys([host, *self.names, "localhost", "127.0.0.1"]))
 
@@ -98,7 +98,7 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew:
             write_server(authority, consortium.server_names, folder)
         elif (folder / "casam.fab").read_bytes() != bundle:
             raise DeploymentError(
-                f"{folder} was made for another bundle than this checkout's, and institutions pin one; "
+                f"{folder} holds another bundle than this checkout's, and its institutions pin that bundle; "
                 "choose a new --out"
             )
         return folder
@@ -121,7 +121,7 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew:
 def make_kit(
     name: str, consortium: Consortium, folder: Path, authority: Path, bundle: bytes, *, home: str, data: str
 ) -> None:
-    """One institution's folder, whole or not at all."""
+    """Write one institution's folder, completely or not at all."""
     version = importlib.metadata.version("casam")
     private, public = node_key()
     node = {
@@ -156,7 +156,7 @@ def make_kit(
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
-    """SHA256SUMS of these files, as `sha256sum -c` reads it."""
+    """SHA256SUMS of these files, in the format of `sha256sum -c`."""
     lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
     return "".join(lines).encode()
 
@@ -169,7 +169,7 @@ def read_lock() -> str:
 
 
 def from_template(name: str, values: Mapping[str, str]) -> bytes:
-    """A file of templates/ with $values in it."""
+    """A file of templates/ with its $variables replaced."""
     text = (TEMPLATES / name).read_text(encoding="utf-8")
     return string.Template(text).substitute(values).encode()
 

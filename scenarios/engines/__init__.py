@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Engine(StrEnum):
-    """What plays the institutions: Flower's simulation (a real `flwr run`), or this process."""
+    """What runs the institutions: Flower's simulation (a real `flwr run`), or this process."""
 
     simulation = "simulation"
     inprocess = "inprocess"

@@ -1,4 +1,4 @@
-"""The bundle: what `flwr run` sends to every node, and the hash by which a site pins it."""
+"""The bundle: the code that `flwr run` sends to every node, and its hash, which sites pin."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from casam_core.protocol.fingerprint import ROOT
 
 
 def build_bundle(app: Path = ROOT) -> bytes:
-    """The bundle of the app in `app`, as `flwr run` makes it. Raises RunError where there is no app.
+    """The bundle of the app in `app`, as `flwr run` makes it. Raises RunError if there is no app.
 
-    Same files, same bytes, on one machine; another zlib may pack the same files into other bytes.
+    On one machine, the same files give the same bytes. Another version of zlib may give other bytes.
     """
     from flwr.cli.build import build_fab_from_disk
 
@@ -26,16 +26,16 @@ def build_bundle(app: Path = ROOT) -> bytes:
 
 
 def bundle_hash(bundle: bytes) -> str:
-    """SHA-256 in hex: Flower's own name for a bundle."""
+    """SHA-256 in hex; Flower identifies a bundle by it."""
     return hashlib.sha256(bundle).hexdigest()
 
 
 def stage_app(app_dir: Path, target: Path) -> Path:
-    """Copy what can go into the app's bundle to `target`, and return that folder.
+    """Copy the files that can be part of the app's bundle to `target`, and return that folder.
 
-    `flwr run` looks at every file below the app's folder, also at files that it will not pack: seconds, with
-    a virtual environment in a checkout. The copy also keeps a run's code as it was at the start. An app
-    without `fab-include` names no folders: everything is copied except caches and hidden files.
+    `flwr run` reads every file below the app's folder, also those that it does not pack. With a virtual
+    environment in a checkout this takes seconds. The copy also protects a run's code from later changes. For
+    an app without `fab-include`, everything is copied except caches and hidden files.
     """
     with (app_dir / "pyproject.toml").open("rb") as file:
         app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})

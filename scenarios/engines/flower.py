@@ -1,7 +1,7 @@
-"""Run the Flower app with the real `flwr run`, in a simulation that leaves nothing behind.
+"""Run the Flower app with the real `flwr run`, in a simulation that leaves no process behind.
 
-Three things `flwr run` does not do by itself: it reports a failed run with exit status 0, it leaves
-services and Ray processes running, and it shares one service among all runs of a user.
+This module corrects three habits of `flwr run`: it exits with status 0 after a failed run, it leaves services
+and Ray processes running, and it shares one service among all runs of a user.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from scenarios.engines.superlink import SuperLink, flower_command, flwr, last_li
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _SETTLE_SECONDS = 60.0
-"""The stream of lines may end a moment before the run counts as finished."""
+"""The run's output may end a moment before Flower marks the run as finished."""
 
 
 @dataclass(frozen=True)
 class FlowerRun:
-    """How a run ended, in Flower's own words."""
+    """The end of a run, with Flower's status."""
 
     run_id: int
     status: str
@@ -58,13 +58,25 @@ def run_flower_app(
     environment: Mapping[str, str] | None = None,
     ray_address: str | None = None,
 ) -> FlowerRun:
-    """Run the app in `app_dir` on `nodes` simulated SuperNodes and wait for its end.
+    """Run the app in `app_dir` on simulated SuperNodes and wait for its end.
 
-    `home` is a fresh folder; Flower's state and logs of this run go there and stay for the caller to
-    read or remove. `on_line` gets each line the run prints, without colours. `ray_address` is an existing
-    Ray cluster, perhaps on several machines (docs/performance.md); by default the run starts its own. A run
-    that fails comes back with `ok` False; RunError means that it never started. Whatever happens, also on an
-    exception, Ctrl-C or SIGTERM, all processes of the run are ended before this returns.
+    All processes of the run have ended when this returns, also after an exception, Ctrl-C or SIGTERM.
+
+    Args:
+        app_dir: The app's folder.
+        run_config: Flower's run config.
+        nodes: Number of simulated SuperNodes.
+        home: A new or empty folder for Flower's state and logs of this run. The caller removes it.
+        on_line: Called with each line of the run's output, without colours.
+        cpus_per_node: CPUs of one SuperNode.
+        environment: Additional environment variables.
+        ray_address: An existing Ray cluster (docs/performance.md). By default the run starts its own.
+
+    Returns:
+        The end of the run; `ok` is False for a failed run.
+
+    Raises:
+        RunError: The run did not start.
     """
     app_dir, home = app_dir.resolve(), home.resolve()
     if not (app_dir / "pyproject.toml").is_file():
@@ -86,9 +98,9 @@ def submit(
     on_line: Callable[[str], None],
     *options: str,
 ) -> FlowerRun:
-    """Start the app at a SuperLink, follow it to its end and ask how it ended.
+    """Start the app at a SuperLink, wait for its end and return its status.
 
-    RunError means that it never started.
+    Raises RunError if it did not start.
     """
     settings = link.home / "run-config.toml"
     settings.write_text(tomli_w.dumps(run_config), encoding="utf-8")
@@ -103,11 +115,10 @@ def submit(
 
 
 def _federation(nodes: int, cpus_per_node: int, *, own_ray: bool = True) -> str:
-    """Settings of the simulation, as `--federation-config` wants them.
+    """Settings of the simulation in the format of `--federation-config`.
 
-    Ray starts one worker, each with its own copy of the backbone, per share of its CPUs. So it is told of no
-    more CPUs than the nodes can use, and of enough for one node on a small machine. An existing cluster knows
-    its own CPUs and refuses to be told.
+    Ray starts as many workers as its CPUs allow, and each worker loads a copy of the backbone. So Ray gets no
+    more CPUs than the nodes can use, but always enough for one node. Existing clusters refuse this setting.
     """
     settings: dict[str, int | float] = {
         "num-supernodes": nodes,
@@ -120,7 +131,7 @@ def _federation(nodes: int, cpus_per_node: int, *, own_ray: bool = True) -> str:
 
 
 def _stream(command: list[str], link: SuperLink, on_line: Callable[[str], None]) -> tuple[int | None, str]:
-    """Follow `flwr run` to its end: the run's id, None if none was given, and the last lines."""
+    """Wait for the end of `flwr run`. Returns the run's id (None if it got none) and the last lines."""
     run_id: int | None = None
     tail: deque[str] = deque(maxlen=12)
     process = subprocess.Popen(
@@ -151,12 +162,12 @@ def _stream(command: list[str], link: SuperLink, on_line: Callable[[str], None])
 
 
 def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
-    """Ask Flower how the run ended: `flwr run` exits with 0 either way.
+    """Ask Flower how the run ended, because `flwr run` exits with 0 in any case.
 
-    Asks at least once, and on until the run is finished or the service has gone.
+    Asks at least once, and repeats until the run is finished or the service has stopped.
     """
     deadline = time.monotonic() + _SETTLE_SECONDS
-    status, details = "unknown", f"the SuperLink did not say how the run stands; see {link.log}"
+    status, details = "unknown", f"the SuperLink did not report the run's status; see {link.log}"
     while True:
         answer = flwr(link, "list", "--run-id", str(run_id), "--format", "json")
         with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
@@ -171,9 +182,9 @@ def _final_status(run_id: int, link: SuperLink) -> FlowerRun:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, as Ctrl-C does, so that what was started is also ended."""
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that all started processes are ended."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread may set handlers; the guardian covers this case.
+        yield  # Only the main thread may set handlers; in other threads the guardian ends the processes.
         return
 
     def unwind(number: int, frame: FrameType | None) -> None:

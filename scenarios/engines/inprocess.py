@@ -1,7 +1,7 @@
 """The in-process engine: server and institutions in one process, without Ray or a SuperLink.
 
-Every message is serialised and read back in both directions, so that what works here works on the
-wire; the numbers are those of the simulation.
+Every message is serialised and read back in both directions, as on a network. The figures are equal to those
+of the simulation engine.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ RUN_ID = 1
 
 
 class InProcessGrid(Grid):
-    """A Flower Grid whose nodes are contexts in this process; a push runs the client at once."""
+    """A Flower Grid whose nodes are contexts in this process. Pushing a message runs the client at once."""
 
     def __init__(self, nodes: int, settings: dict[str, str | int | float | bool]) -> None:
-        # Message() asks Flower who is sending.
+        # Message() reads the sender from Flower's TaskIdentity.
         TaskIdentity.task_id, TaskIdentity.run_id = 1, RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
         self._contexts = {
@@ -79,17 +79,17 @@ class InProcessGrid(Grid):
         try:
             reply = client_app(message, self._contexts[message.metadata.dst_node_id])
             reply.content = deserialise(serialise(reply.content))
-        except Exception as error:  # what Flower makes of a ClientApp that raises
+        except Exception as error:  # Flower makes the same message of a ClientApp that raises
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         set_id(reply)
         if time.monotonic() - begun <= message.metadata.ttl - GRACE:
-            self._replies[message_id] = reply  # else it is late: nobody waits for it any more
+            self._replies[message_id] = reply  # a later reply is too late and is dropped
         return message_id
 
 
 def set_id(message: Message) -> str:
-    """Give a message the id that the SuperLink would give it; Flower has no public way to."""
+    """Give a message an id, as the SuperLink does. Flower has no public function for it."""
     message_id = str(uuid.uuid4())
     message.metadata.__dict__["_message_id"] = message_id
     return message_id
@@ -103,7 +103,7 @@ def run_inprocess(
     *,
     resume: bool = False,
 ) -> None:
-    """Run `scenario` here and now, or go on with an interrupted run of it. Raises CasamError."""
+    """Run `scenario` in this process, or continue an interrupted run of it. Raises CasamError."""
     settings: dict[str, str | int | float | bool] = {
         "out": str(folder.parent),
         "data-root": str(data_root) if data_root else "",
@@ -116,4 +116,4 @@ def run_inprocess(
         run_stream(grid, scenario, run_folder)
     finally:
         run_folder.close()
-        forget_institutions()  # a comparison runs many scenarios in this one process
+        forget_institutions()  # a comparison runs many scenarios in one process

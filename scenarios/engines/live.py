@@ -1,7 +1,7 @@
-"""Watching a run: bars per institution on a terminal, plain lines elsewhere.
+"""Progress of a run: on a terminal one bar per institution, elsewhere plain lines.
 
-Server and institutions print lines `casam | who | what | done/total` or `casam | server | text`; all
-else that Flower and Ray print goes to the run's log only.
+Server and institutions print lines `casam | who | what | done/total` or `casam | server | text`. All other
+output of Flower and Ray goes only to the run's log.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from scenarios.engines.preflight import Cost
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds until a run's process is ready, and of one image: to encode, in a training step, to decode and
-    score."""
+    """Seconds of a process's start, and seconds per image for encoding, a training step, and decoding with
+    scoring."""
 
     start: float
     encode: float
@@ -37,15 +37,15 @@ class Pace:
     decode: float
 
     def seconds(self, cost: Cost) -> float:
-        """What `cost` takes one process."""
+        """Seconds that one process needs for `cost`."""
         steps = cost.steps * cost.batch * self.train
         return self.start + cost.encodes * self.encode + steps + cost.decodes * self.decode
 
 
 def measure_pace(scenario: Scenario) -> Pace:
-    """With the scenario's backbone and numbers of instances, on an image with many of them.
+    """Measure on one image with many instances, with the scenario's backbone and numbers of instances.
 
-    The layer is the default one: next to the decoder its form hardly counts, but for `lora`.
+    Uses the default layer, because the decoder takes most of the time with every form except `lora`.
     """
     compute = resolve_compute(scenario.compute)
     backbone = load_backbone(scenario.backbone, compute)
@@ -83,7 +83,7 @@ def measure_pace(scenario: Scenario) -> Pace:
 
 
 def start_process() -> None:
-    """All that a run's process imports."""
+    """Start a process with the imports of a run, and wait for its end."""
     subprocess.run([sys.executable, "-c", "import scenarios.study.cell"], check=True)
 
 

@@ -1,6 +1,6 @@
-"""Before a run on one machine: is everything there, and what will it cost?
+"""Checks before a run on one machine: data, names and weights are there; and the cost of the run.
 
-Only engines that play all institutions here look at data; in deployment each site checks its own.
+Only engines that run all institutions on this machine read data. In a deployment each site checks its own.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from server.aggregation import build_strategy
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run will do at most. encodes: images, unless already in a store. steps: optimiser steps
-    of `batch` images. decodes: passes of one image. exchanges: round trips with institutions."""
+    """Upper bounds of a run's work. encodes: images, fewer if a store holds some. steps: optimiser steps of
+    `batch` images. decodes: decoder passes of one image. exchanges: round trips with institutions."""
 
     encodes: int
     steps: int
@@ -41,8 +41,8 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.encodes} images to encode (fewer if seen before), {self.steps} training steps of up to "
-            f"{self.batch} images, at most {self.decodes} image decodes, {self.exchanges} exchanges"
+            f"{self.encodes} images to encode (fewer if encoded before), {self.steps} training steps of up "
+            f"to {self.batch} images, at most {self.decodes} image decodes, {self.exchanges} exchanges"
         )
 
 
@@ -56,11 +56,17 @@ def preflight(
     progress: Callable[[str], None] = lambda name: None,
     known: Known | None = None,
 ) -> Cost:
-    """Open and read everything the scenario names.
+    """Open and read everything that the scenario names, and return its cost.
 
-    known: what earlier calls with this data_root read; it grows, and is not read again. Raises CasamError
-    for a name that no registry knows; else, for one fault of weights or data that fault, and for several a
-    DataError that lists them all.
+    Args:
+        scenario: The scenario.
+        data_root: Base folder of relative data paths.
+        progress: Called with the name of each dataset.
+        known: Splits from earlier calls with this data_root, which are not read again; new ones are added.
+
+    Raises:
+        CasamError: A name is not registered, or there is one fault of weights or data.
+        DataError: There are several faults; the message lists all of them.
     """
     for task in scenario.stream:
         learning_rate_of(alignment_of(scenario, task))
@@ -93,7 +99,7 @@ def preflight(
 
 @contextlib.contextmanager
 def collected(faults: list[CasamError]) -> Iterator[None]:
-    """Go on after a fault; it is kept."""
+    """Catch a CasamError and add it to `faults`."""
     try:
         yield
     except CasamError as fault:
@@ -103,7 +109,7 @@ def collected(faults: list[CasamError]) -> Iterator[None]:
 def checked_split(
     scenario: Scenario, institution: str, task: str, spec: DataSpec, data_root: Path | None
 ) -> Split:
-    """The split of a dataset whose every image was read. Raises DataError."""
+    """The split of a dataset, after reading every image. Raises DataError."""
     dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
     read_everything(dataset)
     try:
@@ -115,7 +121,7 @@ def checked_split(
 
 
 def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
-    """The most a run of `scenario` over these splits can take; who trains is the method's to say."""
+    """The cost of a run of `scenario` over these splits. The method decides which institutions train."""
     method, training = method_of(scenario.method), scenario.training
     tests = sum(len(split.part(scenario.evaluation.split)) for split in splits.values())
     trained: set[tuple[str, str]] = set()
@@ -143,8 +149,8 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
 
 
 def steps_of(scenario: Scenario, name: str, images: int) -> int:
-    """Steps of one round at an institution. Private ones draw their images: as many steps of the scenario's
-    batch as see the expected number of images."""
+    """Steps of one round at an institution. Private training draws its images at random; its steps are
+    converted to steps of the scenario's batch by the expected number of images."""
     if not leaves_noisy(scenario.institution(name).policy.adapter):
         return planned_steps(images, scenario.training)
     private = scenario.privacy
@@ -152,7 +158,7 @@ def steps_of(scenario: Scenario, name: str, images: int) -> int:
 
 
 def cohort_of(scenario: Scenario, learned: int, task: str) -> Cohort:
-    """Who could train `task` after `learned` stages, if all institutions are there."""
+    """The institutions that could train `task` after `learned` stages, if all are present."""
     return Cohort(
         task=task,
         seen=tuple(scenario.stream[:learned]),

@@ -1,11 +1,11 @@
-"""Finding and ending every process a simulation has started, and only those.
+"""Find and end every process that a simulation has started, and no other process.
 
-Flower and Ray detach what they start (own sessions, own groups), so neither a process group nor the
-tree of parents leads to all of them. An environment variable does: every descendant inherits it.
+Flower and Ray detach the processes that they start (own sessions, own groups), so process groups and parent
+processes do not lead to all of them. An environment variable does: every descendant inherits it.
 
-Run as a program, this file is the guardian of one run: it waits until its standard input closes, which
-happens however its parent dies, and then ends what is left. It uses the standard library only, so that
-it starts at once.
+Run as a program, this file is the guardian of one run. It waits until its standard input closes, which also
+happens if its parent is killed, and then ends the remaining processes. It uses only the standard library, so
+that it starts quickly.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ _PROC = Path("/proc")
 
 
 class Process(NamedTuple):
-    """A process and when it began, since the system hands out numbers again."""
+    """A process and its start time, because the system uses process numbers again."""
 
     pid: int
     birth: str
 
 
 def marked_processes(mark: str, known: Set[Process] = frozenset()) -> set[Process]:
-    """Living processes, other than this one, that carry `mark`, are `known`, or descend from such.
+    """Living processes that have `mark`, are `known`, or descend from such a process; without this one.
 
     A process that renames itself, as Ray's workers do, overwrites the place where the system shows its
-    environment. It is found as a descendant, or as known once its parent has ended.
+    environment. It is found as a descendant; after its parent's end, as a known process.
     """
     found = _marked_in_proc(mark, known) if _PROC.is_dir() else _marked_in_ps(mark)
     return {process for process in found if process.pid != os.getpid()}
 
 
 def end_processes(mark: str, *, grace: float = 5.0) -> set[Process]:
-    """End the processes of one run: ask first, insist after `grace` seconds.
+    """End the processes of one run: with SIGTERM first, with SIGKILL after `grace` seconds.
 
-    Looks again after each signal, since a process being ended may have started another. Returns those
-    that could not be ended.
+    Searches again after each signal, because a process may start another one before it ends. Returns the
+    processes that did not end.
     """
     started = time.monotonic()
     asked: set[Process] = set()
@@ -65,10 +65,9 @@ def end_processes(mark: str, *, grace: float = 5.0) -> set[Process]:
 
 
 def start_guardian(mark: str, *scratch: Path) -> subprocess.Popen[bytes]:
-    """Start the guardian of the run `mark`; close its standard input to let it do its work.
+    """Start the guardian of the run `mark`. When its standard input closes, it ends the run's processes.
 
-    It outlives this process however that ends, even by SIGKILL, ends the run's processes, and removes
-    the folders `scratch`.
+    It survives this process, also after SIGKILL, and then removes the folders `scratch`, too.
     """
     return subprocess.Popen(
         [sys.executable, "-I", __file__, mark, *map(str, scratch)],
@@ -88,7 +87,7 @@ def _marked_in_proc(mark: str, known: Set[Process]) -> set[Process]:
         if not folder.name.isdigit():
             continue
         try:
-            # "pid (name) state parent ..."; the name may itself hold brackets and blanks.
+            # "pid (name) state parent ..."; the name may contain brackets and blanks.
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             state, parent, birth = fields[0], int(fields[1]), fields[19]
             if state in "ZX":
@@ -98,7 +97,7 @@ def _marked_in_proc(mark: str, known: Set[Process]) -> set[Process]:
             if process in known or needle in (folder / "environ").read_bytes().split(b"\0"):
                 found.add(process)
         except (OSError, ValueError, IndexError):
-            continue  # It has ended meanwhile, or belongs to somebody else.
+            continue  # It has ended since, or belongs to another user.
     pending = list(found)
     while pending:
         for child in children.get(pending.pop().pid, []):
@@ -109,7 +108,7 @@ def _marked_in_proc(mark: str, known: Set[Process]) -> set[Process]:
 
 
 def _marked_in_ps(mark: str) -> set[Process]:
-    """Elsewhere (macOS): ps shows the environment of one's own processes behind their commands."""
+    """Other systems (macOS): ps shows the environment of the user's processes after their commands."""
     listing = subprocess.run(
         ["ps", "-axEww", "-o", "pid=,command="], capture_output=True, text=True, check=False, errors="replace"
     )

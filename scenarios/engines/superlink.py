@@ -1,8 +1,8 @@
-"""A private SuperLink: Flower's service for exactly one run, of a simulation or for nodes of their own.
+"""A private SuperLink: Flower's service for exactly one run, with simulated or separate nodes.
 
-`flwr run` by itself starts a SuperLink that stays behind, remembers the folder and environment of its
-first call, and is shared by all later runs. Here each run gets its own, on its own port, with its own
-Flower home and Ray folder, and nothing of it is left at the end.
+By default `flwr run` starts a SuperLink that keeps running, keeps the folder and environment of its first
+call, and is shared by all later runs. Here each run gets its own SuperLink with its own port, Flower home and
+Ray folder, and all of it is removed at the end.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ START_SECONDS = 90.0
 """How long a SuperLink may take to answer; about 2 s on a quiet machine."""
 
 _PORTS = range(20000, 32000)
-"""Below the range systems hand out for outgoing connections, so that none of those takes our port."""
+"""Below the range that systems use for outgoing connections, so that none of those takes our port."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Files of a server that nodes connect to: its authority's certificate, its own, its private key."""
+    """Files of a server with TLS: the authority's certificate, the server's certificate and private key."""
 
     authority: Path
     certificate: Path
@@ -47,21 +47,21 @@ class Tls:
 
 @dataclass(frozen=True)
 class SuperLink:
-    """A SuperLink that answers, and the environment in which `flwr` finds it."""
+    """A running SuperLink, and the environment in which `flwr` finds it."""
 
     home: Path
     environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None
-    """None: somebody else started it."""
+    """None: another program started it."""
     port: int
 
     @property
     def log(self) -> Path:
-        """Everything the SuperLink and the apps it ran have printed."""
+        """The output of the SuperLink and of the apps that it ran."""
         return self.home / "superlink.log"
 
     def alive(self) -> bool:
-        """Whether it still runs, as far as this process can know."""
+        """Whether it still runs; always True if another program started it."""
         return self.process is None or self.process.poll() is None
 
 
@@ -69,18 +69,23 @@ class SuperLink:
 def superlink(
     home: Path, app_dir: Path, environment: Mapping[str, str], tls: Tls | None = None, *scratch: Path
 ) -> Iterator[SuperLink]:
-    """Run a SuperLink for the length of a with-block; at its end no process and no Ray folder is left.
+    """Run a SuperLink during a with-block. At its end no process and no Ray folder remains.
 
-    tls: serve nodes of their own, that must be registered, and keep the state in a database; without, the
-    nodes are simulated. What is started with the SuperLink's environment is ended with it. scratch: folders
-    that must not outlive the run, however it ends.
+    Processes that are started with the SuperLink's environment end with it.
+
+    Args:
+        home: Flower home of the SuperLink.
+        app_dir: Working folder of the SuperLink.
+        environment: Additional environment variables.
+        tls: Serve separate, registered nodes, with the state in a database. None: the nodes are simulated.
+        scratch: Folders that are removed at the end, also if this process is killed.
     """
     mark = uuid.uuid4().hex
-    # Ray keeps sockets there, and the path of a socket holds 104 characters at most, of which Ray uses 75.
+    # Ray keeps sockets there. A socket's path has at most 104 characters, of which Ray uses 75.
     ray_dir = Path(tempfile.mkdtemp(prefix="casam-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
     guardian = start_guardian(mark, ray_dir, *scratch)
     try:
-        # The mark comes last: there a process that renames itself is least likely to overwrite it.
+        # The mark comes last, where a process that renames itself is least likely to overwrite it.
         variables = variables_for(home, ray_dir) | dict(environment) | {MARKER: mark}
         link = _start(home, app_dir, variables, tls)
         yield link
@@ -93,7 +98,7 @@ def superlink(
 
 
 def flower_command(name: str) -> str:
-    """Path of a command that Flower installs beside this interpreter, whatever PATH says."""
+    """Path of a command that is installed beside this interpreter; PATH is not used."""
     for folder in (Path(sysconfig.get_path("scripts")), Path(sys.executable).parent):
         if (folder / name).is_file():
             return str(folder / name)
@@ -101,7 +106,7 @@ def flower_command(name: str) -> str:
 
 
 def flwr(link: SuperLink, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Flower's own command, as an operator of this SuperLink, whatever its status."""
+    """Run Flower's command `flwr` as an operator of this SuperLink. A failure is returned, not raised."""
     return subprocess.run(
         [flower_command("flwr"), *arguments],
         env=dict(link.environment),
@@ -116,16 +121,16 @@ def flwr(link: SuperLink, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def last_lines(path: Path, count: int = 12) -> str:
-    """The end of a log, for a person."""
+    """The last lines of a log, for error messages."""
     if not path.is_file():
         return "(no log was written)"
     return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
 
 
 def variables_for(home: Path, ray_dir: Path) -> dict[str, str]:
-    """This process's environment without what would point Flower or Ray elsewhere, plus our settings."""
+    """This process's environment without settings of Flower and Ray, plus our own settings of them."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", MARKER))}
-    # Flower starts its own parts by name, so they too must come from this interpreter's environment.
+    # Flower starts its own commands by name; PATH must lead to this interpreter's ones.
     scripts = Path(flower_command("flwr")).parent
     return inherited | {
         "PATH": f"{scripts}{os.pathsep}{inherited.get('PATH', os.defpath)}",
@@ -140,18 +145,18 @@ def variables_for(home: Path, ray_dir: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_COLOR_PREFIX": "0",
-        "RAY_DEDUP_LOGS": "0",  # Two institutions may well say the same; both lines count.
-        # Institutions share the GPUs by the scenario's `compute.device`; Ray would hide them instead.
+        "RAY_DEDUP_LOGS": "0",  # Two institutions may print the same line; both are needed.
+        # Institutions select GPUs by the scenario's `compute.device`; otherwise Ray would hide the GPUs.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 
 
 def _start(home: Path, app_dir: Path, variables: Mapping[str, str], tls: Tls | None) -> SuperLink:
-    """Start a SuperLink and wait until it answers; another port if somebody took ours meanwhile."""
+    """Start a SuperLink and wait until it answers; try another port if ours was taken."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         port = free_port()
-        # With a plain address `flwr` takes the service as given: no probing, no second one on a slow day.
+        # With a plain address `flwr` does not probe the service and does not start a second one.
         connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\n'
         trust = tomli_w.dumps({"root-certificates": str(tls.authority)}) if tls else "insecure = true\n"
         (home / "config.toml").write_text(connection + trust, encoding="utf-8")
@@ -175,7 +180,7 @@ def _start(home: Path, app_dir: Path, variables: Mapping[str, str], tls: Tls | N
 def _spawn(
     home: Path, app_dir: Path, variables: Mapping[str, str], port: int, tls: Tls | None
 ) -> subprocess.Popen[bytes]:
-    """Start the service in the app's folder: Ray's workers look there for the client's code first."""
+    """Start the service in the app's folder, where Ray's workers first search the client's code."""
     command = [flower_command("flower-superlink"), "--isolation", "subprocess"]
     if tls is None:
         command += ["--insecure", "--simulation"]
@@ -194,7 +199,7 @@ def _spawn(
 
 
 def tls_arguments(tls: Tls) -> list[str]:
-    """Of `flower-superlink`: encrypted, and only for registered nodes."""
+    """Arguments of `flower-superlink` for TLS and for registered nodes only."""
     return [
         *("--ssl-ca-certfile", str(tls.authority)),
         *("--ssl-certfile", str(tls.certificate)),
@@ -207,14 +212,14 @@ def _answers(port: int, tls: Tls | None) -> bool:
     trusted = ssl.create_default_context(cafile=tls.authority) if tls else True
     url = f"http{'s' if tls else ''}://127.0.0.1:{port}/health"
     try:
-        # No proxy: the service is on this very machine.
+        # No proxy: the service is on this machine.
         return httpx.get(url, timeout=2, verify=trusted, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 def free_port() -> int:
-    """A port nobody listens on. Drawn at random so that two runs that start together differ."""
+    """A free port, drawn at random so that two runs that start at the same time get different ones."""
     for port in random.SystemRandom().sample(_PORTS, 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))

@@ -1,6 +1,6 @@
-"""A run as its events.jsonl tells it: who does what in which stage, with which figures, for how much longer.
+"""The state of a run from its events.jsonl: each institution's work by stage, figures, time left.
 
-Only the server's events are read; nothing an institution keeps to itself.
+Reads only the server's events, no private files of institutions.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ WORK = {
     "query.forget": ("forgets", "forgot"),
     "train": ("sums", "summed"),
 }
-"""What an institution does that was asked for this kind of work, and what it has done that answered."""
+"""By kind of request: the word for an institution that works on it, and for one that has answered."""
 
 REFUSED, FAULT = "refused", "fault"
 
 
 @dataclass
 class SiteView:
-    """One institution. states: by stage. iou: by task, as last measured. up, down: bytes so far.
+    """One institution. states: by stage. iou: by task, the latest value. up, down: bytes so far.
 
-    refusals, faults: how many answers were no, and how many did not come or could not be given.
+    refusals: answers that refused. faults: answers that were missing, rejected or errors.
     """
 
     tasks: tuple[str, ...] = ()
@@ -44,16 +44,16 @@ class SiteView:
     faults: int = 0
 
     def enter(self, stage: int, state: str) -> None:
-        """A refusal or fault stays to be seen when the stage is over."""
+        """Set the state of a stage; a refusal or fault stays visible."""
         if self.states.get(stage) not in (REFUSED, FAULT):
             self.states[stage] = state
 
 
 @dataclass
 class RunView:
-    """The whole run. status: running, completed or failed. ends: when each finished stage ended.
+    """The whole run. status: running, completed or failed. ends: by finished stage, the time of its end.
 
-    started, last: seconds since the epoch of the first and the last event.
+    started, last: times of the first and the last event. All times are seconds since 1970.
     """
 
     stream: tuple[str, ...] = ()
@@ -67,9 +67,9 @@ class RunView:
     iou: dict[str, float | None] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> str | None:
-        """One more event; a line for a person where it is worth one. Unknown events are passed by.
+        """Apply one more event. Returns a line for a person, or None. Unknown events are ignored.
 
-        Raises RunError for one that does not say what it must.
+        Raises RunError for an event that lacks a field.
         """
         try:
             self.last = float(event["time"])
@@ -80,12 +80,12 @@ class RunView:
             raise RunError(f"events.jsonl: an event is damaged ({type(error).__name__}: {error})") from error
 
     def seconds_left(self, now: float) -> float | None:
-        """From the mean of the stages that are over; None before there is one."""
+        """Estimate from the mean duration of the finished stages; None before the first one."""
         if self.status != "running":
             return 0.0
         if self.started is None or not self.stream or max(self.ends, default=0) < 1:
             return None
-        # Stage 0 only measures; the others learn and measure.
+        # Stage 0 only evaluates; the others learn and evaluate.
         ended, begun = max(self.ends), self.ends.get(0, self.started)
         mean = (self.ends[ended] - begun) / ended
         return max(0.0, mean * (len(self.stream) - ended) - (now - self.ends[ended]))
@@ -135,21 +135,21 @@ def _rejected(view: RunView, event: Mapping[str, Any]) -> str:
 
 
 def _quarantined(view: RunView, event: Mapping[str, Any]) -> str:
-    return f"stage {event['stage']}: the entry of {event['task']} is held back: {event['reason']}"
+    return f"stage {event['stage']}: the entry of {event['task']} is in quarantine: {event['reason']}"
 
 
 def _skipped(view: RunView, event: Mapping[str, Any]) -> str:
-    return f"stage {event['stage']}: {event['task']} is below its quorum and not learned"
+    return f"stage {event['stage']}: {event['task']} is not learned, the quorum is not reached"
 
 
 def _absent(view: RunView, event: Mapping[str, Any]) -> str:
     site = view.sites.setdefault(event["institution"], SiteView())
     site.faults += 1
-    return f"{event['institution']} is not there; the others go on"
+    return f"{event['institution']} is not found; the others continue"
 
 
 def _back(view: RunView, event: Mapping[str, Any]) -> str:
-    return f"{event['institution']} is there again"
+    return f"{event['institution']} is back"
 
 
 def _evaluated(view: RunView, event: Mapping[str, Any]) -> str:
@@ -187,15 +187,17 @@ _TAKE = {
 
 
 class Events:
-    """A file of events that grows; every whole line is read once."""
+    """A growing file of events; every complete line is read once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """What came since the last call; a line that is still being written waits. Raises RunError for one
-        that is damaged."""
+        """Events since the last call. An incomplete last line waits for the next call.
+
+        Raises RunError for a damaged line.
+        """
         if not self.path.exists():
             return
         with self.path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A finished run's curves for tools people already have. A sink is one file and one line of SINKS."""
+"""Export a finished run's curves to other tools. A new sink needs one file and one line in SINKS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scenarios.export.mlflow import write_mlflow
 from scenarios.export.tensorboard import write_tensorboard
 
 Sink = Callable[[Curves, Path], None]
-"""(curves of one run, folder of the tool's files) -> None. Raises ExportError; a run is written wholly or
-not."""
+"""(curves of one run, folder of the tool's files) -> None. Writes the whole run or nothing. Raises
+ExportError."""
 
 SINKS: dict[str, Sink] = {"tensorboard": write_tensorboard, "mlflow": write_mlflow}

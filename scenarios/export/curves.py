@@ -1,4 +1,4 @@
-"""What the server knows of a run, as numbers over its stages. Nothing below private/ is read."""
+"""The server's figures of a run as curves over its stages. No file in a folder private/ is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIGURES = ("last_iou", "avg_iou", "ff_iou", "bwt_iou")
 
 @dataclass(frozen=True)
 class Point:
-    """One number. step: the stage, 0 is the frozen backbone. time: seconds since 1970 when it was known."""
+    """One number. step: the stage; 0 is the frozen backbone. time: seconds since 1970 when it was known."""
 
     tag: str
     step: int
@@ -23,7 +23,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curves:
-    """One run. facts: what was run, as text. started, ended: seconds since 1970."""
+    """One run. facts: its settings, as text. started, ended: seconds since 1970."""
 
     label: str
     facts: dict[str, str]
@@ -33,10 +33,10 @@ class Curves:
 
 
 def curves_of(run: Run) -> Curves:
-    """Everything a sink writes, sorted by tag and step; what was not measured has no point.
+    """Everything that a sink writes, sorted by tag and step. A missing measurement has no point.
 
     iou/TASK, unseen-iou/TASK: fractions. epsilon-train/INSTITUTION, epsilon-metrics/INSTITUTION: spent so
-    far. bytes-up/INSTITUTION, bytes-down/INSTITUTION: so far. summary/...: the run's figures, at its last
+    far. bytes-up/INSTITUTION, bytes-down/INSTITUTION: so far. summary/...: figures of the run at its last
     stage; ff_iou is in points (docs/run-folder.md).
     """
     times = measured_at(run)
@@ -57,7 +57,7 @@ def curves_of(run: Run) -> Curves:
 
 
 def measured_at(run: Run) -> list[float]:
-    """When each stage was over, stage 0 first; the one before where its event is missing."""
+    """The end of each stage, stage 0 first. If its event is missing: the end of the stage before it."""
     ends = {event.stage: run.started + event.seconds for event in run.events if event.name == "evaluated"}
     times = [ends.get(0, run.started)]
     for stage in range(1, run.stages + 1):
@@ -66,7 +66,7 @@ def measured_at(run: Run) -> list[float]:
 
 
 def values_of(run: Run) -> Iterator[tuple[str, int, float | None]]:
-    """(tag, step, value); of two values of one tag and step the later one counts."""
+    """(tag, step, value). Of two values with the same tag and step, the later one counts."""
     summary = run.summary
     frozen = summary.zero_shot["iou"]
     yield from ((f"iou/{task}", 0, frozen.get(task)) for task in summary.tasks)

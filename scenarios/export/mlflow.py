@@ -1,4 +1,4 @@
-"""MLflow: a run of the experiment `casam` in an SQLite store, mlflow.db. Nothing is sent anywhere."""
+"""MLflow: a run of the experiment `casam` in the SQLite store mlflow.db. No data is sent anywhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from scenarios.export.curves import Curves
 
 EXPERIMENT = "casam"
 BATCH = 1000
-"""Most metrics that MLflow takes at once."""
+"""Maximum number of metrics in one call of MLflow."""
 
 
 def write_mlflow(curves: Curves, out: Path) -> None:
-    """Look at it with `mlflow ui --backend-store-uri sqlite:///OUT/mlflow.db`. Raises ExportError."""
-    # MLflow reports its use to its makers unless told not to; and a database being made is no news.
+    """Write the run; show it with `mlflow ui --backend-store-uri sqlite:///OUT/mlflow.db`.
+
+    Raises ExportError.
+    """
+    # By default MLflow sends usage data to its makers.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     entities, tracking = (
         optional_module(name, wanted="--to mlflow", extra="mlflow", error=ExportError)
@@ -35,7 +38,7 @@ def write_mlflow(curves: Curves, out: Path) -> None:
     mark = '"' if "'" in curves.label else "'"
     known = client.search_runs([number], filter_string=f"attributes.run_name = {mark}{curves.label}{mark}")
     if known:
-        raise ExportError(f"{out / 'mlflow.db'} holds a run {curves.label} already; name another --out")
+        raise ExportError(f"{out / 'mlflow.db'} already holds a run {curves.label}; name another --out")
     run = client.create_run(
         number, run_name=curves.label, start_time=milliseconds(curves.started)
     ).info.run_id
@@ -55,5 +58,5 @@ def write_mlflow(curves: Curves, out: Path) -> None:
 
 
 def milliseconds(seconds: float) -> int:
-    """MLflow's clock."""
+    """MLflow's unit of time."""
     return round(seconds * 1000)

@@ -1,17 +1,16 @@
-"""The authors' files (CA-SAM's released code): a bank from them, and them from a bank.
+"""Import and export the checkpoint files of the CA-SAM authors' released code.
 
     adapters_ckpt/<task>/align_cnn_3.pth   the Alignment Layer, our form `casam`
     vaes_ckpt/<task>/vae.pth               the task's VAE, our router `vae` on `attention` features
     vaes_ckpt/<task>/tau.json              its threshold, read from `tau_suggested` alone
 
-Read strictly: a key or shape that is missing, unexpected or wrong is named and nothing is written. That
-includes `module.` before every key (a checkpoint saved through DataParallel) and a `tau.json` without
-`tau_suggested`: the other percentiles and the authors' built-in numbers are no substitute.
+The import is strict: it names every missing, unexpected or wrong key or shape, and writes nothing. It also
+refuses `module.` before every key (a checkpoint saved through DataParallel) and a `tau.json` without
+`tau_suggested`; it does not use the other percentiles or the authors' built-in numbers instead.
 
-The files do not say which backbone they need (SAM ViT-B, unless told otherwise), in which order tasks
-were learned, who trained them (holders: none) or, at times, on how many images (0 = unknown).
-Written are the fields of tau.json that an entry knows: tau_suggested and n_samples. A bank keeps no other
-percentile and no number of folds, so those are left out, not invented.
+The files name neither their backbone (default: SAM ViT-B), nor the order of the tasks, nor the holders (none
+in the entry). Some do not name the number of images (0 in the entry).
+The export writes the fields of tau.json that an entry holds: tau_suggested and n_samples.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ ADAPTERS, VAES = "adapters_ckpt", "vaes_ckpt"
 LAYER_FILE, VAE_FILE, TAU_FILE = "align_cnn_3.pth", "vae.pth", "tau.json"
 CHANNELS = 256
 BETA = 16.5
-"""Weight of the KL term in the authors' score; their files do not carry it."""
+"""Weight of the KL term in the authors' score; their files do not contain it."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
 
@@ -66,7 +65,7 @@ def _layer_shape(official: str) -> tuple[int, ...]:
 
 
 LAYER_NAMES = _layer_names()
-"""Our name of a weight by the authors'."""
+"""By the authors' name of a weight: our name."""
 
 LAYER_SHAPES: Shapes = {official: _layer_shape(official) for official in LAYER_NAMES}
 
@@ -84,7 +83,7 @@ VAE_SHAPES: Shapes = {
 
 
 def official_tasks(folder: Path) -> list[str]:
-    """Names of the task folders, sorted. Raises BankError unless both trees hold the same."""
+    """Names of the task folders, sorted. Raises BankError unless both trees hold the same tasks."""
     found = {}
     for tree in (ADAPTERS, VAES):
         if not (folder / tree).is_dir():
@@ -104,11 +103,17 @@ def official_tasks(folder: Path) -> list[str]:
 def read_official(
     folder: Path, *, backbone: str, order: Sequence[str] | None = None, sampled: bool = False
 ) -> list[Entry]:
-    """Entries of all tasks. Raises BankError.
+    """Entries of all tasks.
 
-    backbone: SHA-256 of the weights the files were trained on. order: all task names, as they were
-    learned; by default sorted (the order decides ties between equal scores, nothing else). sampled:
-    score with a sampled latent, as the authors' code does, instead of its mean.
+    Args:
+        folder: The folder with adapters_ckpt/ and vaes_ckpt/.
+        backbone: SHA-256 of the weights behind which the files were trained.
+        order: All task names in learning order; by default sorted. Only ties between equal scores depend
+            on it.
+        sampled: Compute scores with a sampled latent, as the authors' code does, instead of its mean.
+
+    Raises:
+        BankError: A file is missing or wrong, or `order` does not name every task once.
     """
     tasks = official_tasks(folder)
     if order is not None and sorted(order) != tasks:
@@ -131,7 +136,7 @@ def _read_task(folder: Path, task: str, stage: int, backbone: str, sampled: bool
         threshold=threshold,
         provenance=Provenance(
             form="casam",
-            rank=8,  # only low_rank has one; this is what a scenario writes by default
+            rank=8,  # only low_rank uses it; this is the scenario's default
             router="vae",
             features="attention",
             beta=BETA,
@@ -146,14 +151,14 @@ def _read_task(folder: Path, task: str, stage: int, backbone: str, sampled: bool
 
 
 def read_weights(path: Path, shapes: Shapes) -> Arrays:
-    """A checkpoint's arrays, exactly of these names and shapes; no pickled code runs. Raises BankError."""
+    """A checkpoint's arrays, with exactly these names and shapes. Runs no pickled code. Raises BankError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BankError(
             f"{path} is missing; every task needs {LAYER_FILE}, {VAE_FILE}, {TAU_FILE}"
         ) from error
-    except Exception as error:  # what torch raises for bytes that are no checkpoint is open-ended
+    except Exception as error:  # torch may raise any error for bytes that are not a checkpoint
         raise BankError(
             f"{path}: expected a plain weights file, found something else ({type(error).__name__}); "
             "save it again with torch.save(model.state_dict(), ...)"
@@ -166,7 +171,7 @@ def read_weights(path: Path, shapes: Shapes) -> Arrays:
             "save model.module.state_dict() instead"
         )
     if faults := _faults(state, shapes):
-        raise BankError(f"{path} is not what the method saves: {_few(faults)}")
+        raise BankError(f"{path} is not a checkpoint of the method: {_few(faults)}")
     return {name: state[name].numpy().copy() for name in shapes}
 
 
@@ -200,8 +205,8 @@ def read_tau(path: Path) -> tuple[float, int]:
     if not isinstance(content, dict) or "tau_suggested" not in content:
         found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
         raise BankError(
-            f"{path}: expected the field tau_suggested, found {found or 'no field'}; write the threshold you "
-            "mean under that name, no other field is taken for it"
+            f"{path}: expected the field tau_suggested, found {found or 'no field'}; write the threshold "
+            "under that name, because no other field is used"
         )
     tau, images = content["tau_suggested"], content.get("n_samples", 0)
     if not _is_number(tau) or not math.isfinite(tau):
@@ -212,9 +217,9 @@ def read_tau(path: Path) -> tuple[float, int]:
 
 
 def write_official(entries: Iterable[Entry], out: Path, *, backbone: str) -> None:
-    """The authors' tree in the new folder `out`: whole or absent. Raises BankError.
+    """Write the authors' file tree to the new folder `out`, completely or not at all. Raises BankError.
 
-    backbone: SHA-256 that every entry must be of, because the files cannot say it.
+    backbone: SHA-256 of the backbone that every entry must have, because the files cannot name it.
     """
     known = list(entries)
     for entry in known:
@@ -251,13 +256,13 @@ def _check_exportable(entry: Entry, backbone: str) -> None:
     if entry.threshold is None or not math.isfinite(entry.threshold):
         faults.append(f"threshold: expected a finite number, found {entry.threshold}")
     if not _FOLDER_NAME.fullmatch(entry.task):
-        faults.append("its name is no folder name")
+        faults.append("its name cannot be a folder name")
     if faults:
         raise BankError(f"task {entry.task!r} cannot be written as the authors' files: {_few(faults)}")
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    # The authors' files are float32; an entry may hold halves of it (casam_core.bank.entries).
+    # The authors' files are float32; an entry may hold float16 (casam_core.bank.entries).
     return {
         name: torch.from_numpy(np.array(value, np.float32 if value.dtype == np.float16 else None))
         for name, value in arrays.items()

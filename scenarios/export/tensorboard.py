@@ -1,4 +1,4 @@
-"""TensorBoard: an event file per run, in a folder of the run's name. Written by PyTorch's own writer."""
+"""TensorBoard: one event file per run, in a folder with the run's name, written by PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scenarios.export.curves import Curves
 
 
 def write_tensorboard(curves: Curves, out: Path) -> None:
-    """Look at it with `tensorboard --logdir OUT`. Raises ExportError."""
+    """Write the run; show it with `tensorboard --logdir OUT`. Raises ExportError."""
     # PyTorch's own module, which imports the package tensorboard.
     module = optional_module(
         "torch.utils.tensorboard", wanted="--to tensorboard", extra="tensorboard", error=ExportError

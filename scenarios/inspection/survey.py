@@ -1,4 +1,4 @@
-"""Read a whole dataset and say what it holds and everything that is wrong with it."""
+"""Read a whole dataset and describe its content and all of its faults."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from client.data.splits import PARTS, Split, split_samples
 
 @dataclass
 class Survey:
-    """What one dataset holds.
+    """The content of one dataset.
 
     parts: images per part of the split. sides: (width, height) of every image. kinds: images by
-    channels and depth, e.g. "gray 16-bit". instances: per image. empty: images left out for want of a
-    label. duplicates: ids of images with the same pixels, same part. hashes: SHA-256 of size and pixels
-    -> (part, id) of each image that has them. warnings: for the person, no faults.
+    channels and depth, e.g. "gray 16-bit". instances: per image. empty: images excluded because they have no
+    label. duplicates: ids of images with the same pixels in the same part. hashes: SHA-256 of size and pixels
+    -> (part, id) of each such image. warnings: notes that are not faults.
     """
 
     images: int = 0
@@ -44,7 +44,7 @@ class Survey:
 
     @property
     def size_range(self) -> str:
-        """Smallest and largest image, e.g. `256 x 256 to 512 x 480`; by their pixels."""
+        """Smallest and largest image by number of pixels, e.g. `256 x 256 to 512 x 480`."""
         if not self.sides:
             return "none read"
         ordered = sorted(self.sides, key=lambda side: side[0] * side[1])
@@ -53,7 +53,7 @@ class Survey:
 
     @property
     def instance_range(self) -> str:
-        """Least, median and most instances in an image."""
+        """Lowest, highest and median number of instances in an image."""
         if not self.instances:
             return "none read"
         return f"{min(self.instances)} to {max(self.instances)}, median {median(self.instances):g}"
@@ -67,10 +67,15 @@ def survey(
     scope: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Survey:
-    """Everything about one dataset; faults are gathered, none is raised.
+    """Survey one dataset. Faults are collected, not raised.
 
-    open_: opens the dataset; if that fails its faults are all there is. seed, scope: as in a run, so that
-    the parts are the run's own (`spec.limit` is not applied: leaks hide in what a cap leaves out, too).
+    Args:
+        open_: Opens the dataset. If this fails, the survey holds only its faults.
+        spec: The dataset's table in the scenario. `spec.limit` is not applied: images beyond the limit can
+            be leaks, too.
+        seed: The run's seed, so that the parts are those of the run.
+        scope: Names the dataset in the split's seed: INSTITUTION/TASK.
+        progress: Called with (images read, all images).
     """
     found = Survey()
     try:
@@ -100,9 +105,9 @@ def survey(
 
 
 def leaks_between(surveys: dict[str, Survey]) -> list[str]:
-    """Faults: images of one task that train at one institution and are tested at another.
+    """Faults: images of one task that are in different parts of the split at two institutions.
 
-    surveys: of the task's holders, by name.
+    surveys: the surveys of the task's holders, by institution.
     """
     faults = []
     for (first, one), (second, other) in combinations(surveys.items(), 2):
@@ -111,7 +116,7 @@ def leaks_between(surveys: dict[str, Survey]) -> list[str]:
             for key in one.hashes.keys() & other.hashes.keys()
             for a_part, a_id in one.hashes[key]
             for b_part, b_id in other.hashes[key]
-            if a_part and b_part and a_part != b_part  # no part: that dataset could not be split
+            if a_part and b_part and a_part != b_part  # no part: the dataset could not be split
         ]
         if shared:
             faults.append(
@@ -122,13 +127,13 @@ def leaks_between(surveys: dict[str, Survey]) -> list[str]:
 
 
 def pixel_hash(loaded: LoadedSample) -> str:
-    """SHA-256 of an image's size and pixels, whatever its file."""
+    """SHA-256 of an image's size and pixels; it does not depend on the file format."""
     image = loaded.image_HW3
     return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def _parts(dataset: Dataset, spec: DataSpec, seed: int, scope: str, found: Survey) -> dict[str, str]:
-    """Part by sample id; counts and group leaks go into `found`."""
+    """Part by sample id. Adds counts and leaks between groups to `found`."""
     try:
         split: Split = split_samples(dataset.samples, spec.split, LimitSpec(), seed=seed, scope=scope)
     except DataError as error:
@@ -160,7 +165,7 @@ def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
 
 
 def _compare(found: Survey) -> None:
-    """Equal pixels: in one part a thing to know, across parts a leak."""
+    """Report equal images: a warning within one part, a leak across parts."""
     leaks = []
     for places in found.hashes.values():
         if len(places) < 2:
@@ -181,15 +186,15 @@ def _compare(found: Survey) -> None:
         )
     if found.ungrouped:
         found.warnings.append(
-            f"{found.ungrouped} images name no patient or slide (group_pattern): whether one patient stands "
-            f"on two sides of the split cannot be seen"
+            f"{found.ungrouped} images name no patient or slide (group_pattern), so this check cannot see "
+            f"whether a patient is in two parts of the split"
         )
 
 
 def read_everything(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> None:
-    """Load every sample in order; raises the first DataError.
+    """Load every sample in order. Raises the first DataError.
 
-    progress: called with (samples read, samples in all) after each one.
+    progress: called with (samples read, all samples) after each sample.
     """
     samples = dataset.samples
     for done, sample in enumerate(samples, start=1):

@@ -1,4 +1,4 @@
-"""Is a bank whole? Every file against its hash, every entry against what it must be able to do."""
+"""Check a bank: the hash of every file, and the content of every entry."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from casam_core.errors import BankError
 from casam_core.routing.decision import IDENTITY
 
 IMPORTED = "official files"
-"""Provenance.scenario of an entry that came from the authors' files; its holders are unknown: ()."""
+"""Provenance.scenario of an entry imported from the authors' files. Its holders are unknown: ()."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def verify(folder: Path) -> dict[str, list[str]]:
-    """Faults by task, in the bank's order; an empty list is a sound entry. `bank`: faults of the whole.
+    """Faults by task, in the bank's order; a sound entry has an empty list. `bank`: faults of the whole bank.
 
-    Raises BankError when there is no readable manifest to start from.
+    Raises BankError if the manifest cannot be read.
     """
     bank = Bank.open(folder)
     faults: dict[str, list[str]] = {"bank": _faults_of_manifest(folder)}
@@ -35,7 +35,7 @@ def verify(folder: Path) -> dict[str, list[str]]:
             entry = bank[task]
             faults[task] = faults_of(entry)
             if entry.task != task:
-                faults[task].append(f"the manifest calls it {task!r}, the entry is of task {entry.task!r}")
+                faults[task].append(f"the manifest names task {task!r}, the entry names task {entry.task!r}")
             sound.append(entry)
         except BankError as error:
             faults[task] = [str(error)]
@@ -47,10 +47,10 @@ def verify(folder: Path) -> dict[str, list[str]]:
 
 
 def faults_of(entry: Entry) -> list[str]:
-    """What is wrong with an entry whose bytes are as they were written."""
+    """Faults of an entry's content; its bytes match their hash already."""
     about, faults = entry.provenance, []
     if entry.task == IDENTITY:
-        faults.append(f"no task can be named {IDENTITY!r}: that is the route of an unknown image")
+        faults.append(f"no task can be named {IDENTITY!r}, which is the route of unknown images")
     if entry.threshold is not None and not math.isfinite(entry.threshold):
         faults.append(f"threshold: expected a finite number, found {entry.threshold}")
     for part, arrays in (("layer", entry.layer), ("router", entry.router)):
@@ -85,10 +85,10 @@ def _faults_of_origin(entry: Entry) -> list[str]:
 
 
 def _faults_of_manifest(folder: Path) -> list[str]:
-    """Bank.open reads the entries into a mapping; a task that stands twice would hide behind it."""
+    """Tasks that occur twice. Bank.open reads entries into a mapping, which would hide them."""
     tasks = [item["task"] for item in json.loads((folder / "manifest.json").read_text())["entries"]]
     return [
-        f"manifest.json: task {task!r} stands {tasks.count(task)} times"
+        f"manifest.json: task {task!r} occurs {tasks.count(task)} times"
         for task in dict.fromkeys(tasks)
         if tasks.count(task) > 1
     ]

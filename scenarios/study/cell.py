@@ -1,7 +1,7 @@
-"""One cell of a study, as a process of its own: what breaks one run breaks no other.
+"""One cell of a study as a separate process, so that a crash of one run does not affect the others.
 
 `python -m scenarios.study.cell` reads its order as one line of JSON from its standard input and runs it.
-The input stays open: when it closes, whoever wanted the cell is gone, and the process ends.
+The input stays open. When it closes, the process that ordered the cell has ended, and this one ends too.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ ABANDONED = 75
 
 @dataclass(frozen=True)
 class CellOrder:
-    """What a cell's process must know. scenario: as JSON, with its checkpoint. folder: of the run, absolute.
-    log: file for what the run prints. code: fingerprint of the code that ordered it."""
+    """The order for a cell's process.
+
+    scenario: as JSON, with its checkpoint. folder: the run folder, absolute. log: file for the run's output.
+    code: fingerprint of the code that gave the order.
+    """
 
     name: str
     scenario: str
@@ -43,7 +46,7 @@ class CellOrder:
 
 @dataclass(frozen=True)
 class CellEnd:
-    """How it ended. reason: why it failed, in one line; empty for a finished run."""
+    """The end of a cell. reason: why it failed, in one line; empty for a finished run."""
 
     name: str
     reason: str
@@ -51,31 +54,31 @@ class CellEnd:
 
 
 class Cells(Protocol):
-    """Where cells run."""
+    """A place where cells run."""
 
     def run(self, order: CellOrder) -> CellEnd:
         """Run a cell and wait for its end; called from several threads at once."""
 
     def stop(self) -> None:
-        """End the cells under way."""
+        """End the running cells."""
 
 
 class LocalCells:
-    """Each cell a process on this machine."""
+    """Runs each cell as a process on this machine."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
 
     def run(self, order: CellOrder) -> CellEnd:
-        """Raises nothing that one cell could cause."""
+        """Run a cell; its failure is returned, not raised."""
         if not Path(order.folder).parent.is_dir():
-            reason = f"{order.folder} is not to be seen from this machine; share the study's folder"
+            reason = f"{order.folder} does not exist on this machine; share the study's folder"
             return CellEnd(order.name, reason, 0.0)
         start = time.monotonic()
         with Path(order.log).open("w") as log, self._process(log) as process:
             self._running.add(process)
             assert process.stdin is not None  # it is a pipe
-            with contextlib.suppress(BrokenPipeError):  # it ended before it read; its status says how
+            with contextlib.suppress(BrokenPipeError):  # it ended before it read; see its exit status
                 process.stdin.write(json.dumps(asdict(order)) + "\n")
                 process.stdin.flush()
             status = process.wait()
@@ -97,14 +100,14 @@ class LocalCells:
 
 
 def why(log: Path, status: int) -> str:
-    """The last line that the cell printed; a process that was killed printed none about it."""
+    """The last line that the cell printed, and the signal if one killed it."""
     lines = log.read_text(errors="replace").strip().splitlines()
     said = lines[-1].removeprefix("error: ") if lines else "nothing printed"
     return said if status > 0 else f"ended by signal {-status}; last line: {said}"
 
 
 def main() -> None:
-    """Run the cell that standard input orders; exit status as `casam run`."""
+    """Run the cell ordered on standard input. Exit status: 0 the run completed, 1 it failed."""
     order = CellOrder(**json.loads(sys.stdin.readline()))
     threading.Thread(target=end_when_abandoned, daemon=True).start()
     try:
@@ -115,9 +118,9 @@ def main() -> None:
 
 
 def execute(order: CellOrder) -> None:
-    """Run it in this process. Raises CasamError."""
+    """Run the order in this process. Raises CasamError."""
     if (code := code_fingerprint()) != order.code:
-        raise RunError(f"code: the study runs {order.code}, this machine {code}; update one of them")
+        raise RunError(f"code: the study runs {order.code}, this machine runs {code}; update one of them")
     scenario = Scenario.model_validate_json(order.scenario)
     data_root = Path(order.data_root) if order.data_root else None
     run = RunOrder(order.name, Engine(order.engine), data_root, Path(order.folder))
@@ -125,7 +128,7 @@ def execute(order: CellOrder) -> None:
 
 
 def end_when_abandoned() -> None:
-    """The order's sender never writes again; its end closes the input."""
+    """End this process when the input closes, which happens when the sender of the order ends."""
     sys.stdin.read()
     os._exit(ABANDONED)
 

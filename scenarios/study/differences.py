@@ -1,7 +1,7 @@
-"""What a study's tables say together: means with intervals over seeds, and differences paired by seed.
+"""Statistics of a study: means with intervals over seeds, and differences paired by seed.
 
-A difference is always cell minus baseline under the same seed with every other axis equal, so that what a
-seed does to both (splits, images, weights) is taken away. p values hold for all tests of one kind together.
+A difference is always cell minus baseline under the same seed, with every other axis equal. This removes the
+effect that a seed has on both (splits, images, weights). p values are corrected for all tests of one kind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scenarios.study.frames import FIGURES
 from scenarios.study.study import Comparison, Study
 
 COMPARED = ("last_iou", "avg_iou", "worst_iou", "unseen_iou", "ff_iou", "routing_accuracy", "bytes_up")
-"""Run figures whose differences are tested."""
+"""Figures of a run whose differences are tested."""
 
 
 def summary_rows(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
@@ -35,8 +35,8 @@ def summary_rows(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference_rows(study: Study, runs: pd.DataFrame, sites: pd.DataFrame) -> pd.DataFrame:
-    """One row per comparison, value of its axis and figure of the run (`scope` run), and per institution and
-    task (`scope` institution); docs/studies.md lists the columns."""
+    """Differences of every comparison: one row per value of its axis and figure (`scope` run), and one per
+    value, institution and task (`scope` institution). docs/studies.md lists the columns."""
     axes = list(study.labels())
     rows: list[dict[str, Any]] = []
     for comparison in study.comparisons:
@@ -69,7 +69,7 @@ def difference_rows(study: Study, runs: pd.DataFrame, sites: pd.DataFrame) -> pd
 def paired(
     comparison: Comparison, frame: pd.DataFrame, keys: Sequence[str], figure: str
 ) -> Iterator[dict[str, Any]]:
-    """Every value of the axis against the baseline, where both have the figure under one seed at least."""
+    """Compare every value of the axis with the baseline, if both have the figure under at least one seed."""
     axis, baseline = comparison.axis, comparison.baseline
     for labels, part in grouped(frame[frame[figure].notna()], list(keys)):
         by_value = {str(value): rows.set_index("seed") for value, rows in part.groupby(axis, sort=False)}
@@ -100,10 +100,10 @@ def paired(
 
 
 def own_interval(mine: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float] | None:
-    """From the institution's own statistics: the mean over seeds of its intervals.
+    """Interval of the difference from the institution's own statistics: the mean over seeds of its intervals.
 
-    Seeds may draw the same images again, so more seeds make it no narrower. Gains over frozen SAM differ by
-    what the scores differ by, and vary less.
+    Seeds may draw the same images, so more seeds do not make the interval narrower. It uses gains over frozen
+    SAM: their difference is the difference of the scores, with less variance.
     """
     found = [
         apart(gain(mine.loc[seed]), gain(other.loc[seed]), int(mine.loc[seed, "units"]))
@@ -123,7 +123,7 @@ def gain(row: pd.Series) -> Estimate:
 
 
 def grouped(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Parts with equal keys, in the order they come; all of it where there is no key."""
+    """Parts with equal keys, in order of appearance; without keys, the whole frame as one part."""
     if not keys:
         if len(frame):
             yield {}, frame
@@ -133,5 +133,5 @@ def grouped(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[dict[str, An
 
 
 def spread_columns(spread: Spread) -> dict[str, Any]:
-    """As columns."""
+    """The columns of a Spread."""
     return {"seeds": spread.n, "mean": spread.mean, "sd": spread.sd, "low": spread.low, "high": spread.high}

@@ -1,6 +1,6 @@
-"""The figures of a study's runs as tidy tables: one row per run, one row per institution and task of a run.
+"""The figures of a study's runs as tidy tables: one row per run; one row per institution and task of a run.
 
-Read from the runs' summary.json alone.
+The only source is summary.json of each run.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ FIGURES = (
     "trained_parameters",
     "seconds",
 )
-"""Columns of a run's figures; docs/studies.md says what they mean."""
+"""Columns of a run's figures; docs/studies.md explains them."""
 
 ESTIMATES = ("mean", "sd", "low", "high")
 
 
 def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame:
-    """One row per cell; a cell without a finished run has its reason and no figures."""
+    """One row per cell; a cell without a finished run has a reason and no figures."""
     rows = []
     for cell in plan.cells:
         summary = summary_of(runs, cell)
@@ -52,9 +52,9 @@ def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame
 
 
 def site_rows(plan: Plan, runs: Path) -> pd.DataFrame:
-    """One row per finished cell, institution and task it holds, with the institution's own statistics.
+    """One row per finished cell, institution and task, with the institution's own statistics.
 
-    Institutions that keep their scores, or say them with noise, have none, and no row.
+    Institutions that do not share exact scores have no row.
     """
     columns = [
         *(f"{what}_{part}" for what in ("iou", "gain") for part in ESTIMATES),
@@ -75,18 +75,18 @@ def site_rows(plan: Plan, runs: Path) -> pd.DataFrame:
 
 
 def head(cell: Cell) -> dict[str, Any]:
-    """What names a row."""
+    """The columns that identify a row."""
     return {**cell.labels, "cell": cell.name, "seed": cell.seed}
 
 
 def summary_of(runs: Path, cell: Cell) -> Summary | None:
-    """The summary of the cell's run; None while there is none. Raises RunError for a damaged one."""
+    """The summary of the cell's run; None if there is none. Raises RunError for a damaged one."""
     folder = runs / cell.name
     return read_summary(folder) if (folder / FILE).exists() else None
 
 
 def figures_of(summary: Summary) -> dict[str, float | None]:
-    """FIGURES of one run; None where a figure does not apply or is not known."""
+    """FIGURES of one run; None for a figure that does not apply or is unknown."""
     last, frozen = summary.last_iou, frozen_iou(summary)
     worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
@@ -110,7 +110,7 @@ def figures_of(summary: Summary) -> dict[str, float | None]:
 
 
 def unseen_iou(summary: Summary) -> float | None:
-    """Mean IoU at the last stage over the tasks that nobody learned; None without any."""
+    """Mean IoU at the last stage over the unseen tasks; None without any."""
     values = [value for value in summary.unseen.iou[-1].values() if value is not None]
     return fmean(values) if values else None
 

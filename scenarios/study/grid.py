@@ -1,10 +1,10 @@
-"""Running a study: what is missing, side by side where cores allow, each failure by itself.
+"""Run the missing cells of a study, several at the same time if cores allow. Failures are independent.
 
-    DIR/study.json     what the study is: its cells with labels, seeds and digests
+    DIR/study.json     the study: its cells with labels, seeds and digests
     DIR/runs/CELL/     one run folder per cell
-    DIR/logs/CELL.log  what its run printed
+    DIR/logs/CELL.log  the output of its run
 
-A cell whose run folder has a summary.json of its scenario and of this code is finished and not run again.
+A cell is finished if its run folder has a summary.json of its scenario. Finished cells do not run again.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Setting:
     engine: Engine = Engine.inprocess
 
     def run_folder(self, cell: Cell) -> Path:
-        """The cell's run."""
+        """The cell's run folder."""
         return self.folder / "runs" / cell.name
 
     def order(self, cell: Cell) -> CellOrder:
-        """For the cell's process."""
+        """The order for the cell's process."""
         scenario = with_absolute_checkpoint(cell.scenario, self.data_root)
         return CellOrder(
             name=cell.name,
@@ -58,9 +58,9 @@ class Setting:
 
 
 def costs(cells: Sequence[Cell], data_root: Path | None, progress: Said) -> dict[str, Cost]:
-    """What every cell will do at most, by its name; an image is encoded in the first cell that needs it.
+    """Upper bounds of the work of every cell, by its name. The first cell that needs an image encodes it.
 
-    Reads all data. Raises CasamError where something is missing or broken.
+    Reads all data. Raises CasamError if something is missing or broken.
     """
     known: Known = {}
     seen: set[tuple[str, ...]] = set()
@@ -80,7 +80,7 @@ def costs(cells: Sequence[Cell], data_root: Path | None, progress: Said) -> dict
 
 
 def estimate(work: Sequence[tuple[Cost, Pace]], jobs: int) -> float:
-    """Minutes for all cells together with `jobs` at a time."""
+    """Minutes for all cells together, with `jobs` at the same time."""
     seconds = [pace.seconds(cost) for cost, pace in work]
     return max(sum(seconds) / jobs, *seconds) / 60
 
@@ -91,9 +91,9 @@ def cores() -> int:
 
 
 def claim(setting: Setting, plan: Plan, source: str) -> None:
-    """Make DIR this study's; `source` is what the study was read from.
+    """Write study.json into the study's folder. source: the file or scenario of the study.
 
-    Raises RunError where DIR holds another study, or results of other data or code.
+    Raises RunError if the folder holds another study, or results of other data or code.
     """
     folder = setting.folder
     about = {
@@ -130,13 +130,13 @@ def claim(setting: Setting, plan: Plan, source: str) -> None:
 
 
 def finished(setting: Setting, cell: Cell) -> bool:
-    """Whether the cell's run is whole. Raises RunError for a run of another scenario under its name."""
+    """Whether the cell's run is complete. Raises RunError if its folder holds a run of another scenario."""
     folder = setting.run_folder(cell)
     if not (folder / FILE).exists():
         return False
     if read_summary(folder).scenario_digest != cell.scenario.digest():
         raise RunError(
-            f"{folder} holds another scenario than the study now says; remove it or choose another --out"
+            f"{folder} holds a run of another scenario than this study's; remove it or choose another --out"
         )
     return True
 
@@ -149,10 +149,10 @@ def run_cells(
     started: Callable[[Cell], None],
     ended: Callable[[Cell, CellEnd], None],
 ) -> dict[str, str]:
-    """Run `cells`, `jobs` at a time; the reasons of those that failed, by name.
+    """Run `cells`, `jobs` at the same time. Returns the reason of each failure, by the cell's name.
 
-    started, ended: told in this thread as cells begin and end. On an exception here (Ctrl-C) no further cell
-    is begun, and those under way are ended.
+    started, ended: called in this thread when a cell begins or ends. After an exception here (Ctrl-C) no more
+    cells begin, and the running ones are ended.
     """
     reasons = {}
     waiting = list(cells)
@@ -162,7 +162,7 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                # Without a summary, whatever is there is a run that was interrupted.
+                # A folder without a summary is the rest of an interrupted run.
                 shutil.rmtree(setting.run_folder(cell), ignore_errors=True)
                 running[pool.submit(where.run, setting.order(cell))] = cell
                 started(cell)

@@ -1,4 +1,4 @@
-"""What a study leaves behind: tidy tables (CSV and Parquet), a summary in words, pictures.
+"""The result files of a study: tidy tables (CSV and Parquet), a summary in words, plots.
 
     results.csv/.parquet       one row per run
     institutions.csv/.parquet  one row per run, institution and task
@@ -7,7 +7,7 @@
     summary.md                 the answer in words
     plots/                     PNG
 
-All are made anew from the runs that are there, each whole or as it was.
+Each call writes all of them again from the finished runs. A file is replaced completely or not at all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scenarios.study.text import summary_text
 
 
 def write_results(folder: Path, plan: Plan, reasons: Mapping[str, str]) -> str:
-    """Write all of it into the study's folder and return the summary. reasons: of cells that failed."""
+    """Write all result files and return the summary. reasons: by cell, why it failed."""
     runs = run_rows(plan, folder / "runs", reasons)
     sites = site_rows(plan, folder / "runs")
     summary = summary_rows(plan.study, runs)
@@ -48,5 +48,5 @@ def write_results(folder: Path, plan: Plan, reasons: Mapping[str, str]) -> str:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Empty cells where there is no figure."""
+    """Write a CSV file; a missing figure is an empty cell."""
     write_atomic(path, frame.to_csv(index=False, lineterminator="\n").encode())

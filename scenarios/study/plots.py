@@ -1,4 +1,4 @@
-"""A study's pictures: every comparison's IoU with its seeds, and who gains or loses by how much."""
+"""A study's plots: the IoU of every comparison with its seeds, and each institution's gain or loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scenarios.study.study import Comparison, Study
 def pictures(
     study: Study, runs: pd.DataFrame, summary: pd.DataFrame, differences: pd.DataFrame
 ) -> dict[str, bytes]:
-    """PNG by file name: two per comparison, as far as there are figures."""
+    """PNG data by file name: up to two per comparison, if the figures for them exist."""
     found = {}
     for comparison in study.comparisons:
         others = [axis for axis in study.labels() if axis != comparison.axis]
@@ -33,7 +33,7 @@ def pictures(
 def iou_picture(
     comparison: Comparison, others: list[str], runs: pd.DataFrame, summary: pd.DataFrame
 ) -> bytes:
-    """Last IoU of every value: one dot per seed, mean with 95 % interval, the baseline as a line."""
+    """Last IoU of every value: one dot per seed, the mean with its 95 % interval, the baseline as a line."""
     parts = list(grouped(runs[runs["last_iou"].notna()], others))
     figure, panels = panels_of(len(parts), width=0.9 * runs[comparison.axis].nunique() + 2.2, height=3.6)
     means = summary[summary["figure"] == "last_iou"]
@@ -57,7 +57,7 @@ def iou_picture(
 
 
 def institutions_picture(comparison: Comparison, others: list[str], sites: pd.DataFrame) -> bytes:
-    """Per institution and task, what every value changes against the baseline, in points."""
+    """Per institution and task, the difference of every value from the baseline, in points."""
     parts = list(grouped(sites, others))
     tallest = max(part.groupby(["institution", "task"]).ngroups for _, part in parts)
     figure, panels = panels_of(len(parts), width=5.6, height=1.4 + 0.62 * tallest)
@@ -82,7 +82,7 @@ def institutions_picture(comparison: Comparison, others: list[str], sites: pd.Da
 
 
 def bar(axes: Axes, at: float, mean: float, low: float, high: float, colour: str, *, upright: bool) -> None:
-    """A mean with its interval, where there is one."""
+    """A mean with its interval, if it has one."""
     reach = [[mean - low], [high - mean]] if np.isfinite([low, high]).all() else None
     place, errors = ((at, mean), {"yerr": reach}) if upright else ((mean, at), {"xerr": reach})
     axes.errorbar(*place, **errors, fmt="o", color=colour, capsize=3, markersize=4)  # type: ignore[arg-type]
@@ -95,12 +95,12 @@ def panels_of(count: int, *, width: float, height: float) -> tuple[Figure, list[
 
 
 def title_of(labels: dict[str, str]) -> str:
-    """What else is equal in this panel."""
+    """The values of the other axes in this panel."""
     return ", ".join(f"{axis} {label}" for axis, label in labels.items())
 
 
 def png(figure: Figure) -> bytes:
-    """Without Matplotlib's version in the file, equal studies write equal pictures."""
+    """The figure as PNG, without Matplotlib's version, so that equal studies write equal files."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()

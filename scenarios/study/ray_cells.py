@@ -1,7 +1,7 @@
 """Cells on the nodes of an existing Ray cluster (`casam study --ray ADDRESS`).
 
-Every node must have this version of casam, and see the study's folder and the data under the same paths. Ray
-comes with Flower's simulation engine; it chooses the node, and the cell runs there as it would here.
+Every node needs this version of casam, and the study's folder and the data under the same paths. Ray chooses
+the node; the cell runs there in the same way as on this machine.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from scenarios.study.cell import CellEnd, CellOrder, LocalCells
 
 
 def run_here(order: CellOrder) -> CellEnd:
-    """What a node does."""
+    """Run a cell on a node of the cluster."""
     return LocalCells().run(order)
 
 
 def knock(address: str) -> None:
-    """Raise RunError where nothing listens at HOST:PORT: Ray tries for minutes, then ends the process."""
+    """Raise RunError if nothing listens at HOST:PORT. Ray itself would try for minutes, then exit."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
-        return  # `auto` and the like; Ray looks for a cluster on this machine
+        return  # for example `auto`: Ray looks for a cluster on this machine
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
@@ -33,10 +33,10 @@ def knock(address: str) -> None:
 
 
 class RayCells:
-    """Each cell a task of the cluster. threads: CPUs that one cell uses."""
+    """Runs each cell as a task of the cluster. threads: CPUs of one cell."""
 
     def __init__(self, address: str, threads: int) -> None:
-        """Connect. Raises RunError where no cluster answers."""
+        """Connect. Raises RunError if no cluster answers, or if it has too few CPUs."""
         knock(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -47,11 +47,11 @@ class RayCells:
         if self.cpus < threads:
             ray.shutdown()
             raise RunError(f"--ray {address}: the cluster has {self.cpus} CPUs, a cell needs {threads}")
-        # A cell that failed is shown, not tried again: what failed once fails again, and costs as much.
+        # No retries: a failed cell would most likely fail again and cost as much.
         self._remote: Any = ray.remote(num_cpus=threads, max_retries=0)(run_here)
 
     def run(self, order: CellOrder) -> CellEnd:
-        """A node that dies costs its cell alone."""
+        """Run a cell; a node that dies fails only its cell."""
         try:
             end: CellEnd = ray.get(self._remote.remote(order))
         except ray.exceptions.RayError as error:

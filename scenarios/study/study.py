@@ -1,4 +1,4 @@
-"""A study: one scenario under every combination of some settings and seeds, and what is compared.
+"""A study: one scenario under every combination of some settings and seeds, and its comparisons.
 
 An axis is a key of the scenario with a list of values, or a name with variants: tables of keys, or other base
 scenarios. A cell is one combination with one seed: one run.
@@ -28,19 +28,19 @@ Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Variant(Section):
-    """One named value of an axis: keys that it sets, a base scenario of its own, or both."""
+    """One named value of an axis: keys that it sets, another base scenario, or both."""
 
-    scenario: str | None = Field(None, description="Base scenario in place of the study's.")
-    needs_data: bool = Field(False, description="Left out where no --data-root is given.")
+    scenario: str | None = Field(None, description="Base scenario instead of the study's.")
+    needs_data: bool = Field(False, description="Skipped without --data-root.")
     set: Settings = Field(default_factory=dict, description="Keys of the scenario and their values.")
 
 
 class Comparison(Section):
-    """The values of one axis against one of them, all else equal, paired by seed."""
+    """All values of one axis compared with one of them, all else equal, paired by seed."""
 
     axis: str
-    baseline: str = Field(description="The value that the others are compared with.")
-    question: str = Field("", description="What the comparison is to answer, in plain words.")
+    baseline: str = Field(description="The value with which the others are compared.")
+    question: str = Field("", description="The question that the comparison answers, in plain words.")
 
 
 class Study(Section):
@@ -48,7 +48,9 @@ class Study(Section):
 
     name: Name
     description: str = ""
-    minutes: float | None = Field(None, gt=0, description="Expected minutes on two CPU cores, all of it.")
+    minutes: float | None = Field(
+        None, gt=0, description="Expected minutes of the whole study on two CPU cores."
+    )
     look_at: str = Field("", description="What to look at in the results; for `casam studies`.")
     scenario: str = Field(description="Base scenario: a name of `casam scenarios`, or a path from this file.")
     set: Settings = Field(default_factory=dict, description="Keys of the scenario to change in all cells.")
@@ -58,10 +60,10 @@ class Study(Section):
     variants: dict[Name, dict[Label, Variant]] = Field(
         default_factory=dict, description="Axes of named variants."
     )
-    seeds: list[int] = Field([0], min_length=1, description="Every combination is run under each.")
+    seeds: list[int] = Field([0], min_length=1, description="Every combination runs under each seed.")
     tune: list[Factor] = Field(
         default_factory=list,
-        description="Multiples of the learning rate to choose from: every combination that learns takes the "
+        description="Multiples of the learning rate to choose from. Every combination that learns uses the "
         "one that is best on validation images under the first seed.",
     )
     comparisons: list[Comparison] = Field(default_factory=list)
@@ -70,12 +72,12 @@ class Study(Section):
     def _is_consistent(self) -> Study:
         axes = self.labels()
         if "seed" in axes:
-            raise ValueError("axes.seed: seeds are an axis by themselves; write seeds = [...]")
+            raise ValueError("axes.seed: seeds have a key of their own; write seeds = [...]")
         for axis, labels in axes.items():
             if not labels:
                 raise ValueError(f"axis {axis!r}: expected values, found none")
             if len(set(labels)) < len(labels):
-                raise ValueError(f"axis {axis!r}: two values are written {duplicate(labels)!r}")
+                raise ValueError(f"axis {axis!r}: two values have the label {duplicate(labels)!r}")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds: expected different numbers from 0 up, found {self.seeds}")
         for comparison in self.comparisons:
@@ -91,7 +93,7 @@ class Study(Section):
         return self
 
     def values(self) -> dict[str, list[Any]]:
-        """The axes of values by their key."""
+        """The lists of values in `axes`, by key. Raises ValueError for a value that is not a list."""
         found = {}
         for key, values in flat(self.axes):
             if not isinstance(values, list):
@@ -100,7 +102,7 @@ class Study(Section):
         return found
 
     def labels(self) -> dict[str, list[str]]:
-        """Every axis with its values as they are written in tables; variants first."""
+        """By axis: the labels of its values in tables. Variants come first."""
         return {
             **{axis: list(variants) for axis, variants in self.variants.items()},
             **{key: [label_of(value) for value in values] for key, values in self.values().items()},
@@ -109,7 +111,7 @@ class Study(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. name: of its run folder. labels: by axis."""
+    """One run of a study. name: its run folder's name. labels: by axis."""
 
     name: str
     labels: Mapping[str, str]
@@ -119,7 +121,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a study, seeds last. left_out: variants without the data they need, as AXIS=LABEL."""
+    """The cells of a study; the seed varies fastest. left_out: variants that lack data, as AXIS=LABEL."""
 
     study: Study
     cells: tuple[Cell, ...]
@@ -136,14 +138,14 @@ def read_study(path: Path) -> Study:
 
 
 def study_path(name_or_path: str) -> Path:
-    """Where a study of the library or a TOML file lies. Raises StudyError."""
+    """The path of a study of the library, or of a TOML file. Raises StudyError."""
     return find(name_or_path, STUDIES, "study", StudyError)
 
 
 def plan_study(
     path: Path, *, with_data: bool, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> Plan:
-    """Every cell of the study in `path`; `seeds` in place of the study's (plan_of says the rest)."""
+    """Every cell of the study in `path`. seeds: replace the study's seeds. Other arguments: see plan_of."""
     study = read_study(path)
     if seeds is not None:
         study = Study.model_validate(study.model_dump() | {"seeds": list(seeds)})
@@ -154,13 +156,13 @@ def plan_of(study: Study, path: Path, *, with_data: bool, overrides: Sequence[st
     """Every cell of a study, resolved.
 
     Args:
-        study: What to run.
-        path: Where it stands, for messages; paths of base scenarios start from its folder.
-        with_data: Whether there is a data folder; without one, variants that need it are left out.
+        study: The study.
+        path: Its file, for messages. Paths of base scenarios are relative to its folder.
+        with_data: Whether there is a data folder. Without one, variants that need data are skipped.
         overrides: `KEY=VALUE` for all cells.
 
     Raises:
-        StudyError, ScenarioError: With the name of the cell that is wrong.
+        StudyError, ScenarioError: The study or a cell is wrong; the message names the cell.
     """
     axes: list[list[tuple[str, str, Variant]]] = []
     left_out = []
@@ -179,7 +181,9 @@ def plan_of(study: Study, path: Path, *, with_data: bool, overrides: Sequence[st
     ]
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
-        raise StudyError(f"{path}: two cells would be called {duplicate(names)!r}; write values apart")
+        raise StudyError(
+            f"{path}: two cells would have the name {duplicate(names)!r}; make their labels more different"
+        )
     return Plan(study, tuple(cells), tuple(left_out))
 
 
@@ -190,7 +194,7 @@ def cell_of(
     seed: int,
     overrides: Sequence[str],
 ) -> Cell:
-    """One combination under one seed: what the study sets, then its axes in order, then overrides."""
+    """One combination under one seed. The study sets keys first, then its axes in order, then overrides."""
     labels = {axis: label for axis, label, _ in choice}
     words = [re.sub(r"[^A-Za-z0-9.-]+", "-", label) for label in labels.values()]
     name = "_".join([*words, f"seed-{seed}"])
@@ -207,7 +211,7 @@ def cell_of(
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots and their values: `training.epochs = 3` is a table to TOML, and one key here."""
+    """(dotted key, value) pairs: `training.epochs = 3` is a nested table in TOML and one key here."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -216,10 +220,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def label_of(value: Any) -> str:
-    """A value as it is written in tables and names."""
+    """The label of a value in tables and names."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def duplicate(words: Sequence[str]) -> str:
-    """The first word that comes twice."""
+    """The first word that occurs twice."""
     return next(word for word in words if words.count(word) > 1)

@@ -1,7 +1,7 @@
 """A study's answer in words: summary.md, from its tables.
 
-A difference counts as significant where its p value, corrected for all tests of its kind (Holm), is below
-0.05. "Not significant" is never "no cost": with few seeds only large differences show.
+A difference is significant if its p value, corrected for all tests of its kind (Holm), is below 0.05. "Not
+significant" does not mean "no cost": with few seeds only large differences become significant.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ MEANINGS = {
     "ff_iou": "forgetting",
     "false_unknown_rate": "to frozen SAM by mistake",
 }
-"""Run figures of the first table of a comparison, and what they are called there."""
+"""Figures of a run in the first table of a comparison, with their column heads."""
 PRICES = ("epsilon", "bytes up", "trained parameters", "seconds")
-"""Further columns of that table: the highest epsilon, and means over seeds."""
+"""More columns of that table: the highest epsilon, and means over seeds."""
 
 
 def summary_text(plan: Plan, runs: pd.DataFrame, sites: pd.DataFrame, differences: pd.DataFrame) -> str:
-    """The page."""
+    """The text of summary.md."""
     return "\n".join(lines(plan, runs, sites, differences)) + "\n"
 
 
 def lines(plan: Plan, runs: pd.DataFrame, sites: pd.DataFrame, differences: pd.DataFrame) -> Iterator[str]:
-    """Head, what is missing, then every comparison."""
+    """Lines of the page: head, missing runs, then every comparison."""
     study = plan.study
     done = runs[runs["status"] == "finished"]
     yield f"# Study {study.name}\n"
     yield f"{study.description}\n"
     yield f"{len(done)} of {len(runs)} runs finished, seeds {', '.join(map(str, study.seeds))}."
     for what in plan.left_out:
-        yield f"Left out: {what}, which needs --data-root."
+        yield f"Skipped: {what}, which needs --data-root."
     for row in runs[runs["status"] != "finished"].to_dict("records"):
         yield f"- {row['cell']} {row['status']}: {row['reason'] or 'not run yet'}"
     yield ""
-    yield "IoU in points (hundredths), [95 % interval over seeds]; differences are paired by seed.\n"
+    yield "IoU is in points (hundredths), with [95 % interval over seeds]. Differences are paired by seed.\n"
     if not study.comparisons:
         yield from table(["combination", *MEANINGS.values()], combinations(plan, done))
     for comparison in study.comparisons:
@@ -68,7 +68,7 @@ def lines(plan: Plan, runs: pd.DataFrame, sites: pd.DataFrame, differences: pd.D
 
 
 def combinations(plan: Plan, done: pd.DataFrame) -> Iterator[list[str]]:
-    """Rows of a study that compares nothing."""
+    """Rows of a study without comparisons."""
     for labels, part in grouped(done, list(plan.study.labels())):
         yield [", ".join(labels.values()), *means(part)]
 
@@ -76,7 +76,7 @@ def combinations(plan: Plan, done: pd.DataFrame) -> Iterator[list[str]]:
 def means(part: pd.DataFrame) -> list[str]:
     """Mean over seeds of the figures in MEANINGS."""
     return [
-        points(part[figure].mean(), 1.0 if figure == "ff_iou" else 100.0)
+        in_points(part[figure].mean(), 1.0 if figure == "ff_iou" else 100.0)
         if part[figure].notna().any()
         else "-"
         for figure in MEANINGS
@@ -100,7 +100,7 @@ def costs(comparison: Comparison, part: pd.DataFrame, here: pd.DataFrame) -> Ite
 
 
 def whom(comparison: Comparison, here: pd.DataFrame) -> Iterator[str]:
-    """Per institution and task: the baseline, and every other value's difference."""
+    """A table by institution and task: the baseline's IoU, and every other value's difference from it."""
     if not len(here):
         return
     values = list(dict.fromkeys(here["value"]))
@@ -113,18 +113,18 @@ def whom(comparison: Comparison, here: pd.DataFrame) -> Iterator[str]:
             else "-"
             for value in values
         ]
-        rows.append([labels["institution"], labels["task"], points(part["baseline_mean"].iloc[0]), *cells])
-    yield f"Whom (* significant; IoU under {comparison.baseline}, then what each changes):\n"
+        rows.append([labels["institution"], labels["task"], in_points(part["baseline_mean"].iloc[0]), *cells])
+    yield f"By institution: IoU under {comparison.baseline}, then each value's difference (* significant):\n"
     yield from table(["institution", "task", comparison.baseline, *values], rows)
 
 
 def verdict(value: str, comparison: Comparison, here: pd.DataFrame) -> str:
-    """One sentence: what this value does to the mean, and to whom most."""
+    """Sentences about one value: its effect on the mean IoU, and on the institution that loses most."""
     mine = here[here["value"] == value]
     run = mine[(mine["scope"] == "run") & (mine["figure"] == "last_iou")]
     name = f"**{value}**"
     if not len(run):
-        return f"{name}: nothing to compare; a run is missing, or its scores stayed at home."
+        return f"{name}: nothing to compare, because a run is missing or its scores were not shared."
     row = run.iloc[0]
     text = f"{name} {change(row)} of mean IoU against {comparison.baseline}: {judged(row)}."
     sites = mine[(mine["scope"] == "institution")]
@@ -134,20 +134,20 @@ def verdict(value: str, comparison: Comparison, here: pd.DataFrame) -> str:
         if worst["difference"] < 0:
             points_lost = f"{-100 * worst['difference']:.1f} points"
             own = "" if pd.isna(worst["own_low"]) else f"; {by_itself(worst)}"
-            text += f" Most of all it costs {where}, {points_lost}: {judged(worst)}{own}."
+            text += f" The largest loss is at {where}, {points_lost}: {judged(worst)}{own}."
         count = sum(significant(site) and site["difference"] < 0 for _, site in sites.iterrows())
         text += f" Significantly worse off: {count} of {len(sites)} datasets."
     return text
 
 
 def by_itself(row: pd.Series) -> str:
-    """What the institution's own statistics allow without knowing how the two scores go together."""
+    """The interval from the institution's own statistics, in words."""
     low, high = 100 * row["own_low"], 100 * row["own_high"]
-    return f"its own images alone put that between {low:+.1f} and {high:+.1f}"
+    return f"from its own images alone the difference is between {low:+.1f} and {high:+.1f}"
 
 
 def change(row: pd.Series) -> str:
-    """In words."""
+    """The difference in words."""
     if same(row):
         return "changes nothing"
     amount = f"{abs(100 * row['difference']):.1f} points"
@@ -155,22 +155,22 @@ def change(row: pd.Series) -> str:
 
 
 def judged(row: pd.Series) -> str:
-    """Whether to believe it."""
+    """Whether the difference is significant, in words."""
     if same(row):
         return "the same figure under every seed"
     if pd.isna(row["p_holm"]):
-        return "one seed cannot tell whether that is chance"
+        return "one seed cannot show whether this is chance"
     word = "significant" if significant(row) else "not significant"
     return f"{word} (p = {probability(row['p_holm'])}, {row['seeds']} seeds)"
 
 
 def same(row: pd.Series) -> bool:
-    """Whether it is the baseline's figure, to the last bit."""
+    """Whether the figure equals the baseline's figure exactly, under every seed."""
     return bool(row["difference"] == 0 and (pd.isna(row["sd"]) or row["sd"] == 0))
 
 
 def significant(row: pd.Series) -> bool:
-    """After correction for all tests of its kind."""
+    """Whether the corrected p value is below LEVEL."""
     return bool(not pd.isna(row["p_holm"]) and row["p_holm"] < LEVEL)
 
 
@@ -181,18 +181,18 @@ def interval(row: pd.Series) -> str:
     return f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
-def points(value: float, scale: float = 100.0) -> str:
-    """A fraction in points."""
+def in_points(value: float, scale: float = 100.0) -> str:
+    """A score in points, without a sign."""
     return "-" if pd.isna(value) else f"{scale * value:.1f}"
 
 
 def probability(p: float) -> str:
-    """A p value; small ones by their bound."""
+    """A p value; below 0.001 only as `< 0.001`."""
     return "-" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def table(head: Sequence[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    """A Markdown table, without the columns in which nothing stands."""
+    """A Markdown table without its empty columns."""
     rows = list(rows)
     kept = [i for i in range(len(head)) if any(row[i] not in ("", "-") for row in rows)]
     for row in [list(head), ["---"] * len(head), *rows]:

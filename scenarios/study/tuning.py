@@ -1,8 +1,8 @@
-"""A study's tuning: every combination that learns gets the same few learning rates to choose from.
+"""A study's tuning: every combination that learns chooses from the same few learning rates.
 
-The trials run under the study's first seed and are judged by last_iou on *validation* images alone; nobody
-reads test images here. The study's own cells then take the best rate. Trials are cells like all others, in
-the folder `tuning` of the study.
+Trials run under the study's first seed. Their measure is last_iou on *validation* images only; they do not
+read test images. The study's own cells then use the best rate. Trials are ordinary cells; their folder is
+`tuning` in the study's folder.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from casam_core.model.forms import learning_rate_of
 from scenarios.study.study import Cell, Plan
 
 RATE = "learning_rate"
-"""The axis that the trials have beside the study's own."""
+"""The additional axis of the trials."""
 
 
 def trials(plan: Plan) -> Plan:
-    """A cell per combination that learns and per learning rate, under the study's first seed."""
+    """One cell per learning combination and learning rate, under the study's first seed."""
     cells = []
     for cell in plan.cells:
         if cell.seed != plan.study.seeds[0] or not METHODS[cell.scenario.method].learns:
@@ -37,12 +37,12 @@ def trials(plan: Plan) -> Plan:
 
 
 def tuned(plan: Plan, tried: Plan, last_iou: Mapping[str, float | None]) -> Plan:
-    """The plan with the best learning rate in every cell that learns; the lower one of two that are equal.
+    """The plan with the best learning rate in every learning cell. Of two equally good rates, the lower wins.
 
     Args:
         plan: The study.
         tried: Its trials.
-        last_iou: By name of a trial, its figure on validation images; None where it failed.
+        last_iou: By name of a trial, its IoU on validation images; None if it failed.
 
     Raises:
         RunError: All trials of a combination failed.

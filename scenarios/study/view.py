@@ -1,4 +1,4 @@
-"""Watching a study: one bar for all of its runs on a terminal, a line per ended run everywhere."""
+"""Progress of a study: on a terminal one bar for all runs, everywhere one line per ended run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scenarios.study.cell import CellEnd
 from scenarios.study.study import Cell
 
 Told = tuple[Callable[[Cell], None], Callable[[Cell, CellEnd], None]]
-"""To be told of every cell that is begun, and of every one that has ended."""
+"""Two callbacks: for every cell that begins, and for every cell that ends."""
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def test_another_backbone_is_refused_with_both_hashes() -> None:
     other = LoadedBank([changed(tiny_entry("polyp"), backbone="f" * 64)], "digest")
     with pytest.raises(BankError, match=f"{'f' * 64}.*{tiny_backbone().digest}"):
         Segmenter(tiny_backbone(), other)
-    with pytest.raises(BankError, match="no released model"):
+    with pytest.raises(BankError, match="not a released model"):
         backbone_for(other)
 
 

@@ -91,8 +91,8 @@ def damaged(bank: Path, kind: str) -> None:
         ("altered", "was altered"),
         ("missing", "is missing"),
         ("manifest", "is damaged"),
-        ("renamed", "the manifest calls it 'spleen'"),
-        ("twice", "'polyp' stands 2 times"),
+        ("renamed", "the manifest names task 'spleen'"),
+        ("twice", "'polyp' occurs 2 times"),
     ],
 )
 def test_damaged_files_are_found(bank: Path, casam: Casam, kind: str, words: str) -> None:

@@ -68,7 +68,7 @@ def test_a_sound_folder(tmp_path: Path, casam: Casam) -> None:
     assert status == 0
     for part in ("7, 7 readable", "RGB 8-bit: 6", "gray 16-bit: 1", "8 x 6", "1 to 1, median 1", "0 faults"):
         assert part in text
-    assert "cannot be seen" not in text
+    assert "cannot see whether" not in text
     assert "7 images name no patient" in casam("check", "set")[1]
 
 

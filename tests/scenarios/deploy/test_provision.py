@@ -135,7 +135,7 @@ def test_a_kit_for_other_code_needs_a_folder_of_its_own(
 ) -> None:
     provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
     monkeypatch.setattr(kits, "build_bundle", lambda: b"a later version")
-    with pytest.raises(DeploymentError, match="made for another bundle"):
+    with pytest.raises(DeploymentError, match="holds another bundle"):
         provision(Consortium(("east",), "fl:9092"), tmp_path, quiet)
     assert not (tmp_path / "institutions" / "east").exists()
 

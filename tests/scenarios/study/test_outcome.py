@@ -140,7 +140,7 @@ def test_the_summary_says_what_it_costs_whom_and_whether_to_believe_it(plan: Pla
     text = write_results(folder, plan, {})
     (line,) = [line for line in text.splitlines() if line.startswith("- **closed**")]
     assert "costs 10.1 points of mean IoU against open: significant" in line
-    assert "Most of all it costs west (histology), 20.2 points: significant" in line
+    assert "The largest loss is at west (histology), 20.2 points: significant" in line
     assert "Significantly worse off: 1 of 2 datasets" in line
     assert "| north | polyp | 75.0 | +0.0 [+0.0, +0.0] |" in text
 
@@ -148,7 +148,7 @@ def test_the_summary_says_what_it_costs_whom_and_whether_to_believe_it(plan: Pla
 def test_one_seed_never_counts_as_significant(tmp_path: Path, folder: Path) -> None:
     plan = plan_study(tmp_path / "small.toml", with_data=False, seeds=[0])
     text = write_results(folder, plan, {})
-    assert "one seed cannot tell whether that is chance" in text
+    assert "one seed cannot show whether this is chance" in text
     assert ": significant" not in text
 
 

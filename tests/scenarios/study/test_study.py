@@ -86,7 +86,7 @@ def test_tables_and_keys_with_dots_are_the_same() -> None:
         ({"seeds": [1, 1]}, "different numbers"),
         ({"seeds": []}, "seeds"),
         ({"axes": {"alignment.rank": 3}}, "axes.alignment.rank: expected a list"),
-        ({"axes": {"alignment.rank": [1, 1]}}, "two values are written '1'"),
+        ({"axes": {"alignment.rank": [1, 1]}}, "two values have the label '1'"),
         ({"axes": {"alignment.rank": [0]}}, "cell open_0_seed-0: alignment.rank"),
         ({"axes": {"alignment.ranks": [1]}}, "unknown key 'alignment.ranks'"),
         ({"axes": {"seed": [1]}}, "seeds"),
@@ -94,7 +94,10 @@ def test_tables_and_keys_with_dots_are_the_same() -> None:
         ({"comparisons": [{"axis": "policy", "baseline": "shut"}]}, "expected one of open, closed"),
         ({"variants": {"data": {"real": {"needs_data": True}}}, "comparisons": []}, "give --data-root"),
         ({"axes": {"stream": [["polyp"], ["liver"]]}}, "task 'liver' of the stream"),
-        ({"variants": {"policy": {"open": {}, "a+b": {}, "a-b": {}}}}, "two cells would be called 'a-b_1_s"),
+        (
+            {"variants": {"policy": {"open": {}, "a+b": {}, "a-b": {}}}},
+            "two cells would have the name 'a-b_1_s",
+        ),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -1,4 +1,4 @@
-"""A node that answers every message with as many bytes as it is told."""
+"""A node that answers every message with a given number of bytes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ app = ClientApp()
 
 @app.query("idle")
 def idle(message: Message, context: Context) -> Message:
-    """Nothing, in so many bytes."""
+    """An answer of zeros; the run config sets its size."""
     content = np.zeros(int(context.run_config["up"]), np.uint8)
     return Message(RecordDict({"nothing": ArrayRecord({"x": Array(content)})}), reply_to=message)

@@ -1,4 +1,4 @@
-"""Rounds of one message to every node and back; prints the seconds of each."""
+"""Rounds of one message to every node and back; prints the seconds of each round."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 POLL_SECONDS, POLL_SHARE = 0.02, 0.05
-"""As server/federation/exchange.py. Everybody is asked at once, as Flower's own examples do."""
+"""As in server/federation/exchange.py. All nodes are asked at once, as in Flower's examples."""
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Wait for all nodes, then count."""
+    """Wait for all nodes, then measure the rounds."""
     settings = context.run_config
     while len(nodes := list(grid.get_node_ids())) < int(settings["nodes"]):
         time.sleep(POLL_SECONDS)
