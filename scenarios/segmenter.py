@@ -146,15 +146,9 @@ def backbone_for(
 ) -> Backbone:
     """The backbone that the bank was learned on, loaded once per process.
 
-    Args:
-        bank: The bank.
-        name: Model name; required if the bank's digest is not that of a released model.
-        checkpoint: File of an official SAM (vit_*); it must have the bank's digest.
-        device: auto, cpu, mps, cuda or cuda:N.
-        threads: 1 gives the same bits as a run with default settings; more is faster.
-
-    Raises:
-        BankError, CheckpointError, ScenarioError: No such backbone, or it does not fit.
+    name: required if the bank's digest is not that of a released model. checkpoint: file of an official SAM
+    (vit_*) with the bank's digest. threads: 1 gives the same bits as a run with default settings, more is
+    faster. Raises BankError, CheckpointError or ScenarioError.
     """
     known = {digest: model for model, digest in released_digests().items()}
     if name is None:

@@ -121,13 +121,8 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
 def attack_run(run: Run, wanted: Sequence[str], shadows: int) -> Report:
     """Attack every entry of the run, from the side of each of its holders.
 
-    Args:
-        run: The run.
-        wanted: Institutions; if empty, all of them.
-        shadows: Layers to train per entry for likelihood ratios.
-
-    Raises:
-        AttackError: Nothing can be attacked, or the images of an institution are not at hand.
+    wanted: institutions; if empty, all of them. shadows: layers to train per entry for likelihood ratios.
+    Raises AttackError if nothing can be attacked, or if the images of an institution are not at hand.
     """
     scenario = run.scenario
     names = list(wanted) or [site.name for site in scenario.institutions]

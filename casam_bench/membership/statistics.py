@@ -78,15 +78,9 @@ def outcome_of(
 ) -> Outcome:
     """Figures of one attack.
 
-    Args:
-        members: Scores of the training images.
-        non_members: Scores of the other images.
-        delta: Delta of the claim; 0 without a claim.
-        rng: Divides the non-members into two halves: one chooses thresholds, the other measures.
-        levels: False positive rates.
-
-    Raises:
-        ValueError: A side is empty, or a score is NaN.
+    delta: of the claim; 0 without a claim. rng: divides the non-members into two halves; one chooses
+    thresholds, the other measures. levels: false positive rates. Raises ValueError if a side is empty or a
+    score is NaN.
     """
     for name, scores in (("members", members), ("non-members", non_members)):
         if len(scores) == 0:

@@ -93,10 +93,7 @@ def register(
     superlink: SuperLinkOption,
     authority: AuthorityOption,
 ) -> None:
-    """Register the public keys of nodes, so that these nodes can connect.
-
-    For example: casam deploy register nodes/*.pub --superlink localhost:8000 --authority ca.crt
-    """
+    """Register the public keys of nodes (KEY.pub), so that these nodes can connect."""
     from scenarios.deploy.operator import register as register_key
     from scenarios.deploy.operator import remote_superlink
 
@@ -206,8 +203,6 @@ def node(
     check: Annotated[bool, typer.Option("--check", help="Check the settings; do not start.")] = False,
 ) -> None:
     """Take part as an institution: connect to the server and run only the bundle that FILE pins.
-
-    For example: casam node --check node.toml
 
     The site chooses the bundle's hash, the policy, the data folder and the key; the server cannot change
     them.

@@ -57,10 +57,7 @@ def show_scenario(
 
 @studies_app.callback()
 def studies(context: typer.Context) -> None:
-    """List the studies that come with casam: minutes on two CPU cores, content, what to look at.
-
-    Run one of them with: casam study dp-sweep
-    """
+    """List the studies that come with casam: minutes on two CPU cores, content, what to look at."""
     if context.invoked_subcommand is not None:
         return
     from scenarios.commands.terminal import listing

@@ -63,13 +63,8 @@ def run_flower_app(
     All processes of the run have ended when this returns, also after an exception, Ctrl-C or SIGTERM.
 
     Args:
-        app_dir: The app's folder.
-        run_config: Flower's run config.
-        nodes: Number of simulated SuperNodes.
         home: A new or empty folder for Flower's state and logs of this run. The caller removes it.
         on_line: Called with each line of the run's output, without colours.
-        cpus_per_node: CPUs of one SuperNode.
-        environment: Additional environment variables.
         ray_address: An existing Ray cluster (docs/performance.md). By default the run starts its own.
 
     Returns:

@@ -59,8 +59,6 @@ def preflight(
     """Open and read everything that the scenario names, and return its cost.
 
     Args:
-        scenario: The scenario.
-        data_root: Base folder of relative data paths.
         progress: Called with the name of each dataset.
         known: Splits from earlier calls with this data_root, which are not read again; new ones are added.
 

@@ -146,10 +146,7 @@ def data_folder(data_root: Path | None) -> Path | None:
 
 
 def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scenario:
-    """The scenario with an absolute checkpoint path, because Flower's processes run in other folders.
-
-    A relative path starts from --data-root; without one, from the current folder.
-    """
+    """A relative checkpoint starts from --data-root, else here; Flower's processes run in other folders."""
     if scenario.backbone.checkpoint is None:
         return scenario
     path = (data_root or Path.cwd()) / Path(scenario.backbone.checkpoint).expanduser()

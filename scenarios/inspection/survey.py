@@ -75,7 +75,6 @@ def survey(
             be leaks, too.
         seed: The run's seed, so that the parts are those of the run.
         scope: Names the dataset in the split's seed: INSTITUTION/TASK.
-        progress: Called with (images read, all images).
     """
     found = Survey()
     try:

@@ -42,7 +42,7 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path, content: str) -> 
 def test_a_fifth_less_is_allowed_more_is_a_loss() -> None:
     assert losses({"ratio": 10.0}, {"ratio": 8.0}) == []
     assert losses({"ratio": 10.0}, {"ratio": 7.9}) == ["ratio fell to 7.9 (stored 10)"]
-    assert losses({"ratio": 10.0}, {}) == ["ratio is gone (stored 10)"]
+    assert losses({"ratio": 10.0}, {}) == ["ratio is missing (stored 10)"]
 
 
 def test_gains_and_small_losses_pass_at_once() -> None:

@@ -25,8 +25,7 @@ class Figure:
     """One row of the comparison.
 
     better: +1 if a higher value is better, -1 if a lower one is, 0 if neither. change: writes a difference.
-    smallest: below this, a difference counts as none.
-    """
+    smallest: a smaller difference counts as none."""
 
     name: str
     of: Callable[[Run], float | None]

@@ -123,7 +123,7 @@ def test_guessing_is_told_from_finding() -> None:
     [
         (values(), values(1), "scores of members, found none"),
         (values(1), values(), "scores of non-members, found none"),
-        (values(1, math.nan), values(1), "1 scores of members are no number"),
+        (values(1, math.nan), values(1), "1 scores of members are not numbers"),
     ],
 )
 def test_scores_that_say_nothing_are_refused(members: np.ndarray, others: np.ndarray, fault: str) -> None:

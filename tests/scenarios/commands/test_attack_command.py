@@ -98,8 +98,8 @@ def test_every_entry_is_attacked_and_what_was_not_shared_is_named(
         "not shared: the bank has no entry of this task"
     }
     assert (
-        f"not attacked: noisy, dental_xray ({', '.join(ROUTER_ATTACKS)}): no router was shared: "
-        "the entry is used by its name alone"
+        f"not attacked: noisy, dental_xray ({', '.join(ROUTER_ATTACKS)}): no router was shared; "
+        "the entry is used only by its task name"
     ) in ended.out
     assert "not attacked: closed, cardiac_mr" in ended.out
 
@@ -123,7 +123,7 @@ def test_a_real_deployments_run_is_left_to_who_holds_the_images(
 ) -> None:
     shutil.rmtree(run / "institutions")
     ended = casam("attack", run, "--json", tmp_path / "attack.json")
-    assert "a real deployment's run" in ended.refusal
+    assert "the run of a real deployment" in ended.refusal
     assert "--institution open --data-root FOLDER" in ended.err
     assert not (tmp_path / "attack.json").exists()
     # Called where the images are, and without shadow models, what needs them is left out.
@@ -231,7 +231,7 @@ def test_a_router_that_brings_no_read_out_is_attacked_otherwise_and_named(
     monkeypatch.setitem(ROUTERS, "newcomer", RouterEntry(build=NearestMeanRouter))
     attacks = router_attacks(casam, one_site({"kind": "newcomer"}, {}), tmp_path, monkeypatch)
     read_out = attacks.pop("router_read_out")
-    assert read_out["refused"] == "not measurable: no read-out is written for routers of kind 'newcomer'"
+    assert read_out["refused"] == "not measurable: there is no read-out for routers of kind 'newcomer'"
     for figures in attacks.values():
         assert 0 <= figures["auc"] <= 1
 
