@@ -101,7 +101,7 @@ class LockedLog(Generic[T]):
         """parse: (lines before, text) -> line. It raises if the text is not a valid next line."""
         self.path = path
         self._parse = parse
-        self._bytes = b""
+        self._bytes = bytearray()
         self._lines: list[T] = []
         self._state: tuple[int, ...] | None = None
 
@@ -153,12 +153,12 @@ class LockedLog(Generic[T]):
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < size:  # a crash while writing: the event of this line did not happen
             os.ftruncate(handle, len(whole))
-        if not whole.startswith(self._bytes):
-            self._bytes, self._lines = b"", []
+        if whole[: len(self._bytes)] != self._bytes:
+            self._bytes, self._lines, self._state = bytearray(), [], None
         lines = list(self._lines)
         for text in whole[len(self._bytes) :].splitlines():
             lines.append(self._parse(lines, text))
-        self._bytes, self._lines, self._state = whole, lines, _state(handle)
+        self._bytes, self._lines, self._state = bytearray(whole), lines, _state(handle)
         return lines
 
 

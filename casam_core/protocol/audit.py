@@ -112,7 +112,7 @@ def line_text(line: Line) -> str:
     )
 
 
-def parse_line(text: str | bytes) -> Line:
+def parse_line(text: str) -> Line:
     """The inverse of line_text. Raises AuditError for an invalid line."""
     try:
         content: dict[str, Any] = json.loads(text)
@@ -121,7 +121,7 @@ def parse_line(text: str | bytes) -> Line:
             raise ValueError("other keys")
         known["records"] = tuple(known["records"])
         return Line(content["sequence"], Release(**known), content["previous"], content["head"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AuditError(f"expected a line of an audit log, found {text[:40]!r}") from error
 
 
@@ -145,7 +145,10 @@ class AuditLog(LockedLog[Line]):
         return self.append(make)
 
     def _next(self, before: Sequence[Line], text: bytes) -> Line:
-        line = parse_line(text)
+        try:
+            line = parse_line(text.decode())
+        except UnicodeDecodeError as error:
+            raise AuditError(f"{self.path}: line {len(before) + 1} is not a line of an audit log") from error
         if (fault := broken((line,), before)) is not None:
             raise AuditError(f"{self.path}: {fault}; keep the file as it is and find out who changed it")
         return line

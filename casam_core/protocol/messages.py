@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from casam_core.config.policy import Policy
-from casam_core.config.scenario import AlignmentSpec, Name, Scenario
+from casam_core.config.scenario import AlignmentSpec, Name, RouterSpec, Scenario
 from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.metrics.intervals import Estimate, Statistics
 from casam_core.model.backbones import Backbone
@@ -77,10 +77,12 @@ class Sender:
         return sum(getattr(holding, part) for holding in self.holdings.values())
 
 
-ENVELOPE = {
+LARGEST_EPSILON = Range(0.0, math.nextafter(1e6, 0.0))
+
+ENVELOPE: dict[str, Callable[[object], bool]] = {
     "outcome": lambda value: value in WORDS,
-    EPSILON_TRAIN: Amount(Range(0.0, 1e6)).fits,
-    EPSILON_METRICS: Amount(Range(0.0, 1e6)).fits,
+    EPSILON_TRAIN: Amount(LARGEST_EPSILON).fits,
+    EPSILON_METRICS: Amount(LARGEST_EPSILON).fits,
     AUDIT: Text(r"\d{12}:[0-9a-f]{64}").fits,
 }
 """Settings of every reply: the outcome, the privacy budget spent, and the place in the audit log."""
@@ -190,6 +192,8 @@ class IdentifyReply(Message):
 
     @classmethod
     def of(cls, payload: Payload) -> Self:
+        if missing := {"schema", "simulated"} - payload.config.keys():
+            raise KeyError(min(missing))  # a node of another version must not seem to speak this one
         reply = super().of(payload)
         if reply.policies.keys() != reply.institutions.keys():
             raise ValueError("expected a policy for every institution and no other")
@@ -285,8 +289,13 @@ class RouterRequest(Message):
 
 def router_forms(sender: Sender) -> tuple[GroupSpec, GroupSpec]:
     """The arrays of the scenario's router: (finished state, sufficient statistics)."""
-    spec = sender.scenario.router
-    schema = build_router(spec).schema(len(pool(torch.zeros(sender.channels, 1, 1), spec.features)))
+    return specs_of_router(sender.scenario.router, sender.channels)
+
+
+@lru_cache(maxsize=8)
+def specs_of_router(spec: RouterSpec, channels: int) -> tuple[GroupSpec, GroupSpec]:
+    """router_forms for a router on embeddings with this number of channels."""
+    schema = build_router(spec).schema(len(pool(torch.zeros(channels, 1, 1), spec.features)))
     return GroupSpec(schema.state), GroupSpec(schema.statistics)
 
 
@@ -428,7 +437,10 @@ class TaskResults:
 
     def read_one(self, task: str, metrics: Mapping[str, Mapping[str, float]]) -> TaskResult:
         """The result of one task, from its three groups."""
-        figures: dict[str, Any] = {**dict.fromkeys(FIGURES), **finite(metrics[f"score.{task}"])}
+        numbers = finite(metrics[f"score.{task}"])
+        if missing := set(NOISY_FIGURES) - numbers.keys():
+            raise KeyError(f"score.{task}: {min(missing)}")
+        figures: dict[str, Any] = {**dict.fromkeys(FIGURES), **numbers}
         for name in ("images", "instances"):
             figures[name] = None if figures[name] is None else int(figures[name])
         routes = {route: int(images) for route, images in metrics[f"route.{task}"].items()}

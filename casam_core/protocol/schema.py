@@ -228,8 +228,10 @@ class Figure:
         draft.metrics.setdefault(self.group, {})[self.key] = number
 
     def read(self, name: str, payload: Payload) -> Any:
-        numbers = payload.metrics.get(self.group, {})
-        return self.type(numbers[self.key]) if self.key in numbers else ABSENT
+        numbers = payload.metrics.get(self.group)
+        if numbers is None or (numbers and self.key not in numbers):
+            return ABSENT
+        return self.type(numbers[self.key])  # a group without any number is no group of a message
 
     def allow(self, name: str, allowed: Allowed, sender: Any) -> None:
         if (limits := self.limits(sender)) is not None:

@@ -8,7 +8,7 @@ error of a mean is at most RESOLUTION.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.schema import Message
+from casam_core.protocol.schema import Message, Text
 
 STEPS = 2**44
 """Fine enough for variances of features, which are about a millionth of the range."""
@@ -29,6 +29,12 @@ SECURE_SUM = "train"
 
 KINDS = ("train.align", "train.router", "train.calibrate")
 """The kinds of request whose replies can be summed."""
+EXCHANGE_SETTINGS: dict[str, Callable[[object], bool]] = {
+    "sum": lambda value: value in KINDS,
+    "names": Text(r"[\x20-\x7e]{1,10000}").fits,  # compared with the names of the arrays
+}
+"""Settings of a member's reply, beside those of every reply."""
+
 RANGE = 64.0
 """The largest absolute value of a number in a share. A member refuses to send a larger one."""
 

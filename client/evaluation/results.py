@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from casam_core.files import write_atomic
+from casam_core.files import read_records, write_atomic
 
 
 class Results:
@@ -20,16 +20,12 @@ class Results:
         self.path = path
         self._values: dict[tuple[str, str], Any] = {}
         intact = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                try:
-                    image, entry, value = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                self._values[image, entry] = value
-                intact += len(line)
+        for record, size in read_records(path):
+            if not isinstance(record, list) or len(record) != 3:
+                break
+            image, entry, value = record
+            self._values[image, entry] = value
+            intact += size
         self._file = path.open("ab")
         self._file.truncate(intact)
 

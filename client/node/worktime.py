@@ -6,11 +6,11 @@ These times depend on the number of images and on other work of the machine, so 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from casam_core.files import append_record, read_records
 from casam_core.protocol.audit import now
 from casam_core.protocol.payload import Job
 
@@ -50,13 +50,10 @@ class Stopwatch:
 
 def note(work: Work, private: Path) -> None:
     """Append a line. An error while writing is ignored, so that the answer is still sent."""
-    with contextlib.suppress(OSError), (private / FILE).open("a") as file:
-        file.write(json.dumps(asdict(work)) + "\n")
+    with contextlib.suppress(OSError):
+        append_record(private / FILE, asdict(work))
 
 
 def noted(private: Path) -> list[Work]:
     """Every line so far; empty before the first request."""
-    file = private / FILE
-    if not file.exists():
-        return []
-    return [Work(**json.loads(line)) for line in file.read_text().splitlines()]
+    return [Work(**record) for record, _ in read_records(private / FILE)]

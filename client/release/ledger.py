@@ -76,11 +76,11 @@ class Ledger(LockedLog[Spend]):
 
     def _next(self, before: Sequence[Spend], text: bytes) -> Spend:
         try:
-            content = json.loads(text)
+            content = json.loads(text.decode())
             if content.keys() != {field.name for field in fields(Spend)}:
                 raise ValueError("other keys")
             return Spend(**content)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise PolicyError(
                 f"{self.path}: line {len(before) + 1} is not a line of a ledger; this site sends no private "
                 "release until the file is restored from a copy that is not older"

@@ -12,11 +12,12 @@ import numpy as np
 from flwr.app import ConfigRecord
 from flwr.common.secure_aggregation.secaggplus_constants import Key
 
-from casam_core.protocol.limits import AnswerError, ArraySpec
+from casam_core.protocol.limits import Allowed, AnswerError, ArraySpec
 from casam_core.protocol.messages import ENVELOPE, Sender, allowed_in
 from casam_core.protocol.payload import AUDIT, Payload, digest_of
 from casam_core.protocol.secure_sum import (
     COLLECT,
+    EXCHANGE_SETTINGS,
     IMPROVED,
     KINDS,
     MODULUS,
@@ -48,16 +49,19 @@ def check_exchange(payload: Payload, sender: Sender) -> None:
         raise AnswerError("train: a secure sum must not hold open numbers")
     if payload.config.get("sum") not in KINDS:
         raise AnswerError("train: this kind of answer cannot be summed")
+    settings = {**ENVELOPE, **EXCHANGE_SETTINGS}
+    del settings[AUDIT]  # the outbox adds it after the guard
+    Allowed(settings).check(Payload(payload.config))
     try:
         reply = SecureReply.of(payload)
         protocol = unpacked(reply.protocol)
         again = SecureReply(reply.summed, reply.step, packed(protocol), reply.names).to_payload()
     except Exception as error:  # reading unknown bytes can raise any exception
         raise AnswerError("train: not an exchange of a secure sum") from error
-    envelope = {key: value for key, value in payload.config.items() if key in ENVELOPE and key != AUDIT}
-    if not all(ENVELOPE[key](value) for key, value in envelope.items()):
-        raise AnswerError("train: a setting does not have its declared form")
-    if digest_of(Payload({**again.config, **envelope}, again.arrays)) != digest_of(payload):
+    envelope = {key: value for key, value in payload.config.items() if key in ENVELOPE}
+    same_groups = payload.arrays.keys() == again.arrays.keys()  # a digest does not see an empty group
+    whole = Payload({**again.config, **envelope}, again.arrays)
+    if not same_groups or digest_of(whole) != digest_of(payload):
         raise AnswerError("train: more than an exchange of a secure sum")
     if set(protocol) != set(EXPECTED[reply.step]):
         raise AnswerError(f"train: expected {sorted(EXPECTED[reply.step])}, found {sorted(protocol)}")

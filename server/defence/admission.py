@@ -20,8 +20,9 @@ from casam_core.methods import alignment_of
 from casam_core.methods import first_layer as build_first_layer
 from casam_core.model.backbones import channels_of
 from casam_core.model.forms import rank_of, weights_of
-from casam_core.protocol.limits import AnswerError
+from casam_core.protocol.limits import Allowed, AnswerError
 from casam_core.protocol.messages import (
+    ENVELOPE,
     RouterReply,
     RouterRequest,
     Sender,
@@ -30,7 +31,7 @@ from casam_core.protocol.messages import (
     router_forms,
 )
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.secure_sum import SECURE_SUM, SecureReply
+from casam_core.protocol.secure_sum import EXCHANGE_SETTINGS, SECURE_SUM, SecureReply
 from casam_core.protocol.wire import unpacked
 from server.federation.directory import Member
 
@@ -53,11 +54,17 @@ def check_answer(
     sender = Sender(scenario, member.holdings, member.policy, channels, None, Job.of(asked))
     allowed_in(kind, sender).check(payload)
     if kind == RouterReply.kind:
-        check_description(sender, RouterRequest.of(asked), RouterReply.of(payload))
+        try:
+            reply = RouterReply.of(payload)
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnswerError(f"router: {error} is missing or has another form") from error
+        check_description(sender, RouterRequest.of(asked), reply)
 
 
 def check_exchange(payload: Payload) -> None:
-    """Raise AnswerError unless the exchange of a secure sum can be read; the workflow checks its content."""
+    """Raise AnswerError unless the settings of an exchange have their form and the rest can be read; the
+    workflow checks its content."""
+    Allowed({**ENVELOPE, **EXCHANGE_SETTINGS}).check(Payload(payload.config))
     try:
         unpacked(SecureReply.of(payload).protocol)
     except Exception as error:  # reading unknown bytes can raise any exception

@@ -24,7 +24,7 @@ from typing import Any
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
-from casam_core.files import write_atomic
+from casam_core.files import append_record, write_atomic
 from casam_core.protocol.audit import AuditError, Head, Release, broken, head_at, read_log
 from casam_core.protocol.payload import AUDIT, Job, Payload, digest_of
 
@@ -95,9 +95,7 @@ class RunFolder:
 
 def append_event(run: Path, event: str, **facts: Any) -> None:
     """Append one line to a run's events.jsonl."""
-    record = {"time": round(time.time(), 3), "event": event, **facts}
-    with (run / "events.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    append_record(run / "events.jsonl", {"time": round(time.time(), 3), "event": event, **facts})
 
 
 def arrival(

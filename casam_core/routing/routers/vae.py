@@ -119,7 +119,8 @@ class VaeRouter:
         return {key: value.astype(np.float32) for key, value in statistics.items() if key != "count"}
 
     def schema(self, width: int) -> RouterSchema:
-        parameters = TaskVae(width).state_dict().items()
+        with torch.device("meta"):
+            parameters = TaskVae(width).state_dict().items()
         state = {name: ArraySpec(np.float32, tuple(value.shape)) for name, value in parameters}
         return RouterSchema(state, statistics={"count": ArraySpec(np.float64, (1,)), **state})
 

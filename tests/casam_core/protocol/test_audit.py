@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +225,35 @@ def test_what_is_no_log_is_refused_by_line(tmp_path: Path) -> None:
         read_log(tmp_path / "log")
     with pytest.raises(AuditError, match="check the path"):
         read_log(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: data.decode().encode("utf-16") + b"\n",
+        lambda data: data + b"[" * 100_000 + b"\n",
+        lambda data: data + b"\xff\n",
+    ],
+    ids=["byte order mark", "UTF-16", "deep nesting", "no UTF-8"],
+)
+def test_bytes_that_no_log_wrote_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.add(RELEASE)
+    log.path.write_bytes(damage(log.path.read_bytes()))
+    with pytest.raises(AuditError):
+        AuditLog(log.path).lines()
+
+
+def test_a_log_that_was_swapped_and_put_back_is_read_again(tmp_path: Path) -> None:
+    """Else an empty memory of it would count as the whole log, and the next line would break the chain."""
+    log = AuditLog(tmp_path / "audit.jsonl")
+    for _ in range(3):
+        log.add(RELEASE)
+    log.path.rename(tmp_path / "kept")
+    log.path.write_bytes(b"another file\n")
+    with pytest.raises(AuditError):
+        log.lines()
+    (tmp_path / "kept").replace(log.path)
+    assert len(log.lines()) == 3
+    assert log.add(RELEASE).sequence == 4

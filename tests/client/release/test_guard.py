@@ -281,6 +281,11 @@ SMUGGLE: list[tuple[str, str, Callable[[Payload], Payload]]] = [
         "query.identify",
         lambda p: replace(p, config={**p.config, "institutions": str(p.config["institutions"]) + " " * 999}),
     ),
+    (
+        "a version of the messages that is not said",
+        "query.identify",
+        lambda p: replace(p, config={k: v for k, v in p.config.items() if k != "schema"}),
+    ),
     ("arrays at identify", "query.identify", arrays(images={"0": IMAGE})),
     ("a name for a signature", "query.forget", config(signature=PATIENT)),
     ("pixels for a key", "query.forget", config(public=IMAGE.tobytes().hex())),

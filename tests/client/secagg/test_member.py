@@ -272,6 +272,8 @@ def masked(change: Callable[[list[bytes]], list[bytes]]) -> Smuggle:
 
 SMUGGLE: list[tuple[str, str, Smuggle]] = [
     ("a name in a setting", SETUP, lambda p: replace(p, config={**p.config, "patient": PATIENT})),
+    ("a name for a place in the log", SETUP, lambda p: replace(p, config={**p.config, "audit": PATIENT})),
+    ("a group without arrays", SETUP, lambda p: replace(p, arrays={**p.arrays, PATIENT: {}})),
     ("numbers in the open", SETUP, lambda p: replace(p, metrics={"loss": {"mean": 0.5}})),
     ("a layer beside masks", COLLECT, lambda p: replace(p, arrays={**p.arrays, "layer": {"w": np.ones(3)}})),
     ("a second exchange", SETUP, lambda p: replace(p, arrays={**p.arrays, **{UNMASK: p.arrays[SETUP]}})),

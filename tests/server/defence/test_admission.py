@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.limits import AnswerError
-from casam_core.protocol.messages import AlignRequest, RouterRequest, Sender, router_forms
+from casam_core.protocol.messages import AlignRequest, EvaluateReply, RouterRequest, Sender, router_forms
 from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.secure_sum import SETUP, SecureReply
+from casam_core.protocol.wire import packed
 from client.evaluation.own_entries import known_entries, own_entries
 from client.institution import Institution
 from client.release import permission as policy
@@ -29,6 +33,7 @@ JOBS = {
     "train.router": Job("north", 1, "polyp"),
     "evaluate.stage": Job("north", 1),
 }
+SUM = Job("north", 1, "polyp")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def asked(kind: str) -> Payload:
     """The question."""
     if kind == "train.router":
         return RouterRequest(JOBS[kind], alone=True).to_payload()
-    return Payload(JOBS[kind].config())
+    return Payload(JOBS.get(kind, SUM).config())
 
 
 @pytest.mark.parametrize("kind", JOBS)
@@ -201,3 +206,32 @@ def test_a_copy_is_found_at_sight(tmp_path: Path) -> None:
     assert fault_of(replace(original, task="new"), bank) is None  # of its own holder
     other_router = {name: array + np.float32(1) for name, array in original.router.items()}
     assert fault_of(replace(copied, layer=other_layer, router=other_router), bank) is None
+
+
+@pytest.mark.parametrize("value", ["abc", float("nan"), float("inf"), -5.0])
+def test_an_exchange_of_a_secure_sum_tells_no_impossible_budget(north: Institution, value: Any) -> None:
+    reply = SecureReply("train.align", SETUP, packed(ConfigRecord({"k": b"key"}))).to_payload()
+    checked(north, "train", reply)
+    with pytest.raises(AnswerError, match="setting 'epsilon-train' does not have its"):
+        checked(north, "train", replace(reply, config={**reply.config, "epsilon-train": value}))
+    with pytest.raises(AnswerError, match="setting 'note' is not on the list"):
+        checked(north, "train", replace(reply, config={**reply.config, "note": "x"}))
+
+
+@pytest.mark.parametrize("missing", ["images", "iou", "dice"])
+def test_scores_without_a_figure_that_always_leaves_cannot_be_read(
+    answers: dict[str, Payload], missing: str
+) -> None:
+    answer = answers["evaluate.stage"]
+    scores = {key: value for key, value in answer.metrics["score.polyp"].items() if key != missing}
+    with pytest.raises(KeyError, match=missing):
+        EvaluateReply.of(replace(answer, metrics={**answer.metrics, "score.polyp": scores}))
+    with pytest.raises(KeyError, match="decodes"):
+        EvaluateReply.of(replace(answer, metrics={**answer.metrics, "work": {}}))
+
+
+def test_a_router_reply_that_cannot_be_read_is_rejected_and_so_logged(
+    north: Institution, answers: dict[str, Payload]
+) -> None:
+    with pytest.raises(AnswerError, match="'images' is missing"):
+        checked(north, "train.router", replace(answers["train.router"], metrics={}))
