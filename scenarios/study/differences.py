@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from casam_core.metrics.intervals import Estimate, Spread, apart, holm, student
+from casam_core.metrics.intervals import Estimate
 from scenarios.study.frames import FIGURES
+from scenarios.study.spreads import Spread, apart, holm, student
 from scenarios.study.study import Comparison, Study
 
 COMPARED = ("last_iou", "avg_iou", "worst_iou", "unseen_iou", "ff_iou", "routing_accuracy", "bytes_up")

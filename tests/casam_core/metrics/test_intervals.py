@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casam_core.metrics import intervals as statistics
-from casam_core.metrics.intervals import Estimate, Spread, apart, by_unit, estimate, holm, student
+from casam_core.metrics.intervals import Estimate, by_unit, estimate
+from scenarios.study.spreads import Spread, apart, holm, student
 
 
 def rng() -> np.random.Generator:
