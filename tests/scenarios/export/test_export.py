@@ -109,7 +109,7 @@ def test_mlflow_reads_them_back(casam: Casam, folder: Path, tmp_path: Path) -> N
     history = client.get_metric_history(run.info.run_id, "iou/polyp")
     assert [(metric.step, metric.value) for metric in history] == list(enumerate(IOU["iou/polyp"]))
     assert history[0].timestamp == 1_790_000_001_000
-    assert "holds a run it's one already" in casam(*command).refusal
+    assert "already holds a run it's one" in casam(*command).refusal
 
 
 SILENT = """
