@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from casam_core.config.library import find, names_in, resolve_scenario, scenario_path
+from casam_core.config.library import names_in
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -12,6 +12,3 @@ STUDIES = Path(__file__).parent / "studies"
 def study_names() -> list[str]:
     """Names of the library's studies, sorted."""
     return names_in(STUDIES)
-
-
-__all__ = ["STUDIES", "find", "resolve_scenario", "scenario_path", "study_names"]

@@ -216,7 +216,7 @@ def _is_stack(entries: list[Path]) -> bool:
 
 
 def _resolve(scenario: str) -> Scenario:
-    from scenarios.library_files import resolve_scenario
+    from casam_core.config.library import resolve_scenario
 
     return resolve_scenario(scenario)
 

@@ -76,9 +76,9 @@ def run(
 
     Exit status: 0 the run completed, 1 it failed, 2 bad input.
     """
+    from casam_core.config.library import resolve_scenario
     from scenarios.deploy.operator import run_remotely
     from scenarios.engines.run import choose_folder, show_results
-    from scenarios.library_files import resolve_scenario
 
     screen = console()
     resolved = resolve_scenario(scenario, set_ or [])

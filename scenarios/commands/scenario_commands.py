@@ -29,9 +29,8 @@ def scenarios(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from casam_core.config.library import library_names
+    from casam_core.config.library import library_names, resolve_scenario
     from scenarios.commands.terminal import listing
-    from scenarios.library_files import resolve_scenario
 
     for line in listing([resolve_scenario(name) for name in library_names()]):
         typer.echo(line)
@@ -46,9 +45,9 @@ def show_scenario(
 
     For example: casam scenarios show quickstart > mine.toml
     """
+    from casam_core.config.library import scenario_path
     from casam_core.config.toml import read_table
     from casam_core.errors import ScenarioError
-    from scenarios.library_files import scenario_path
 
     path = scenario_path(name)
     read_table(path, "scenario", ScenarioError)

@@ -95,8 +95,8 @@ def compare(
     Runs take turns, so that their seconds can be compared. All methods get the scenario's training budget
     and, with --tune, the same tries under the first seed, judged on validation images only.
     """
+    from casam_core.config.library import resolve_scenario
     from scenarios.engines.run import data_folder
-    from scenarios.library_files import resolve_scenario
     from scenarios.study.study import plan_of
 
     root, changes = data_folder(data_root), set_ or ()

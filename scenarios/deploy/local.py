@@ -14,6 +14,7 @@ from pathlib import Path
 import tomli_w
 from rich.console import Console
 
+from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.fingerprint import ROOT
 from client.site import check_below
@@ -32,7 +33,6 @@ from scenarios.engines.flower import submit, terminable
 from scenarios.engines.live import View, live_view, logged
 from scenarios.engines.run import check_completed, data_folder, prepare, settings_of
 from scenarios.engines.superlink import SuperLink, Tls, free_port, superlink
-from scenarios.library_files import resolve_scenario
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from casam_core.files import casam_home, write_atomic
@@ -26,7 +27,6 @@ from scenarios.engines.flower import FlowerRun, run_flower_app
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.live import LineWriter, View, live_view, logged
 from scenarios.engines.preflight import preflight
-from scenarios.library_files import resolve_scenario
 from server.run.run_folder import check_interrupted
 from server.run.summary_schema import Summary, read_summary
 

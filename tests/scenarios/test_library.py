@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.bank.bank import Bank
-from casam_core.config.library import LIBRARY, library_names
+from casam_core.config.library import LIBRARY, library_names, resolve_scenario
 from casam_core.protocol.outcomes import Outcome
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.library_files import STUDIES, resolve_scenario, study_names
+from scenarios.library_files import STUDIES, study_names
 from tests.casam_command import Casam
 
 SMALL = (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from casam_core.config.library import resolve_scenario
 from casam_core.errors import DataError
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.preflight import preflight
-from scenarios.library_files import resolve_scenario
 from tests.client.data.test_med_datasets import tiny
 
 ORDER = ("acdc", "ebhi-seg", "56nx", "dn", "polyp", "msd_prostate", "msd_spleen", "promise12", "sts-2d")

@@ -15,8 +15,7 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from casam_core.config.library import library_names
-from scenarios.library_files import resolve_scenario
+from casam_core.config.library import library_names, resolve_scenario
 from scenarios.schema_pages import run_folder_page, scenario_page
 from tests.casam_command import Casam
 from tests.conftest import tiny_table

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from casam_core.config.library import resolve_scenario
 from casam_core.protocol.fingerprint import ROOT
-from scenarios.library_files import resolve_scenario
 
 DOCKER = ROOT / "docker"
 FILES = [("compose.yml", "demo.toml"), ("compose.nine.yml", "demo.nine.toml")]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import tomli_w
 
-from casam_core.config.library import library_names
+from casam_core.config.library import library_names, resolve_scenario
 from casam_core.errors import CasamError, ScenarioError, StudyError
-from scenarios.library_files import resolve_scenario, study_names
+from scenarios.library_files import study_names
 from scenarios.study.study import Plan, flat, plan_study, study_path
 from tests.conftest import tiny_table
 
