@@ -6,16 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
+import typer
 from PIL import Image
 
 from casam_core.config.library import library_names, resolve_scenario
+from scenarios.commands.cli import app
 from scenarios.schema_pages import run_folder_page, scenario_page
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
@@ -193,6 +195,31 @@ def test_help_teaches_where_to_start(tmp_path: Path, casam: Casam) -> None:
     result = casam("--help")
     assert result.status == 0
     assert "casam run quickstart" in result.out
+
+
+def test_every_help_explains_the_arguments_of_its_command(casam: Casam) -> None:
+    """typer below 0.21 leaves these texts out with click 8.5."""
+    arguments = [
+        (path, argument.help)
+        for path, command in commands(typer.main.get_command(app))
+        for argument in command.params
+        if argument.param_type_name == "argument"
+    ]
+    assert len(arguments) > 20
+    for path, text in arguments:
+        assert text, f"{path}: an argument without help"
+        shown = " ".join(casam(*path.split(), "--help").out.replace("│", " ").split())
+        assert " ".join(text.split()[:3]) in shown, f"casam {path} --help"
+
+
+def commands(group: typer.core.TyperGroup, path: str = "") -> Iterator[tuple[str, typer.core.TyperCommand]]:
+    """Every command below a group, with its words."""
+    for name, command in group.commands.items():
+        words = f"{path} {name}".strip()
+        if isinstance(command, typer.core.TyperGroup):
+            yield from commands(command, words)
+        else:
+            yield words, command
 
 
 def test_version(tmp_path: Path, casam: Casam) -> None:
