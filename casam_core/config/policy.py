@@ -98,6 +98,11 @@ class Policy(Section):
         """Whether the institution adds noise to something that was learned from training images."""
         return "dp" in (self.adapter.noise, self.router.noise)
 
+    @property
+    def exact(self) -> bool:
+        """Whether something that was learned from training images leaves without noise."""
+        return any(part.share == "yes" and part.noise == "none" for part in (self.adapter, self.router))
+
     def present(self, stage: int) -> bool:
         """Whether the institution takes part in this stage."""
         return self.joins_at <= stage and (self.leaves_at is None or stage < self.leaves_at)

@@ -193,9 +193,8 @@ def account_of(institution: Institution) -> Account | None:
             for dataset in datasets
         )
 
-    exact = any(item.share == "yes" and item.noise == "none" for item in (policy.adapter, policy.router))
     return Account(
-        train=None if exact else worst("train"),
+        train=None if policy.exact else worst("train"),
         # The evaluated split and the canaries' split have separate budgets.
         metrics=max(worst(split), worst("val")) if policy.metrics == "noisy" else None,
         lines=len(spends),

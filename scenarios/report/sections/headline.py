@@ -31,12 +31,7 @@ def gain(run: Run) -> float | None:
 def in_sentences(run: Run) -> str:
     """The result in words."""
     summary = run.summary
-    sites, tasks = len(run.institutions), len(summary.tasks)
-    said = [
-        f"{sites} institution{'s' if sites > 1 else ''} learned {tasks} task{'s' if tasks > 1 else ''} in "
-        f"{run.stages} stage{'s' if run.stages > 1 else ''} ({listed(summary.tasks)}) without pooling an "
-        "image."
-    ]
+    said = [who_learned_what(run)]
     gained = gain(run)
     if gained is not None:
         how = f"{points(abs(gained))[1:]} points {'above' if gained > 0 else 'below'} frozen SAM's"
@@ -57,6 +52,23 @@ def in_sentences(run: Run) -> str:
     if summary.routing.accuracy is not None:
         said.append(f"The router sent {percent(summary.routing.accuracy)} of the images to their own task.")
     return " ".join(said)
+
+
+def who_learned_what(run: Run) -> str:
+    """How many institutions trained which tasks, and which tasks frozen SAM keeps."""
+    tasks, fell_back = run.summary.tasks, {e.facts.get("task") for e in run.events if e.name == "fallback"}
+    trained = {task: names for task in tasks if (names := run.summary.holders.get(task))}
+    learned = [task for task in trained if task not in fell_back]
+    kept = [task for task in tasks if task not in learned]
+    trainers = len({name for names in trained.values() for name in names})
+    stages = f"{run.stages} stage{'s' if run.stages > 1 else ''}"
+    said = (
+        f"{trainers} of {len(run.institutions)} institutions learned {len(learned)} of {len(tasks)} tasks in "
+        f"{stages} ({listed(learned)}) without pooling an image."
+        if learned
+        else f"No task was learned in {stages}."
+    )
+    return said + (f" Frozen SAM keeps {listed(kept)}." if kept else "")
 
 
 def cards(run: Run) -> list[Card]:
@@ -136,23 +148,28 @@ def cards(run: Run) -> list[Card]:
 
 
 def privacy_card(run: Run) -> Card:
-    """The highest epsilon of training images, or the fact that no institution adds noise."""
-    private = {n: p for n, p in run.summary.privacy.items() if p.policy.private}
+    """The highest epsilon of training images; where an institution has no limit, this comes first."""
+    sites = run.summary.privacy
+    exact = [name for name, site in sites.items() if site.policy.exact]
+    limited = {n: p.epsilon_train or 0.0 for n, p in sites.items() if p.policy.private and n not in exact}
     title = "Privacy of training images"
-    if not private:
+    if not limited:
         return Card(
             title,
-            "no noise",
-            "policies of all institutions",
-            "Institutions send exact values: nothing limits what these reveal about single images.",
+            "no limit" if exact else "nothing sent",
+            f"{len(exact)} of {len(sites)} institutions send exact values",
+            "Exact values are layers or routers without noise: nothing limits what they reveal about single "
+            "images.",
         )
-    worst = max(private, key=lambda name: private[name].epsilon_train or 0.0)
+    worst = max(limited, key=lambda name: limited[name])
     simulated = (run.summary.noise or "").startswith("seeded")
+    limit = f"ε ≤ {limited[worst]:.2f}"
     return Card(
         title,
-        f"ε ≤ {private[worst].epsilon_train or 0.0:.2f}",
-        f"{len(private)} of {len(run.summary.privacy)} institutions add noise",
-        f"The highest privacy cost so far, at {worst}."
+        "no limit for all" if exact else limit,
+        f"{len(exact)} of {len(sites)} institutions send exact values"
+        + (f"; {limit} for {len(limited)}" if exact else ""),
+        f"The highest privacy cost so far is that of {worst}."
         + (" The noise is seeded: this simulates the cost and gives no protection." if simulated else ""),
         "bad" if simulated else "",
     )

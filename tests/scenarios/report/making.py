@@ -18,6 +18,7 @@ FROZEN = {"polyp": 0.60, "histology": 0.65, "cardiac_mr": 0.85, "spleen_ct": 0.5
 
 DP = {
     "adapter": {"noise": "dp"},
+    "router": {"noise": "dp"},
     "metrics": "noisy",
     "budget": {"epsilon": 3.0, "epsilon_metrics": 5.0, "delta": 0.001},
 }

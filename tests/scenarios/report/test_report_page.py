@@ -245,6 +245,16 @@ def test_a_run_of_one_stage_without_a_router(tmp_path: Path) -> None:
     assert "no interval released" in text
 
 
+def test_the_headline_is_true_of_refusals_and_of_institutions_without_a_limit(tmp_path: Path) -> None:
+    def mixed(summary: dict[str, Any]) -> None:
+        summary["holders"]["cardiac_mr"] = []
+
+    text = changed(tmp_path, mixed)
+    assert "3 of 5 institutions learned 2 of 3 tasks in 3 stages (polyp and histology)" in text
+    assert "Frozen SAM keeps cardiac_mr." in text
+    assert "no limit for all 4 of 5 institutions send exact values; ε ≤ 2.25 for 1" in text
+
+
 def test_what_the_server_says_of_anonymity_and_unlearning(tmp_path: Path) -> None:
     def unlearned(summary: dict[str, Any]) -> None:
         summary["privacy"]["north"]["anonymity"] = {"adapter": {"server": 3, "co_holder": 2}}
