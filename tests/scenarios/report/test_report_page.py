@@ -120,7 +120,10 @@ def test_seeded_noise_is_never_called_protection(html: str) -> None:
 
 def test_the_ledger_by_hand(html: str) -> None:
     text = shown(html)
-    assert "shares layers with noise; shares routers; shares scores with noise 2.25 of 3 4.00 of 5" in text
+    assert (
+        "shares layers with noise; shares routers with noise; shares scores with noise 2.25 of 3 4.00 of 5"
+        in text
+    )
     assert f"1 {words.TIMES} router not shared" in text
 
 
