@@ -260,7 +260,7 @@ def institution_lines(sites: Sequence[SiteOrder]) -> Iterator[str]:
             content = f'reader = "phantom", phantom = {quoted(site.source)}, images = 26'
         else:
             content = f"reader = {quoted(site.reader)}, path = {quoted(site.source)}"
-        yield f"data.{site.task} = {{ {content}, limit = {{ train = 24, val = 6, test = 16 }} }}"
+        yield f"data.{site.task} = {{ {content} }}"
     yield '# policy.adapter.share = "never"  # its layer does not leave it; see docs/scenario.md'
 
 

@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import typer
 
+from casam_core.config.data_spec import LimitSpec
 from casam_core.config.library import LIBRARY
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
@@ -42,6 +43,14 @@ def test_what_is_written_passes_the_checks_of_a_run(tmp_path: Path, casam: Casam
     assert scenario.institution("far").unseen
     assert preflight(scenario, tmp_path / "data").steps > 0
     assert read_policy(tmp_path / "site.toml") == Policy()
+
+
+def test_a_run_uses_all_images_of_a_folder(tmp_path: Path, casam: Casam) -> None:
+    dataset(tmp_path / "squares", images=60)
+    assert casam("init", "mine.toml", "--site", "lab:squares=squares").status == 0
+    scenario = read_scenario(tmp_path / "mine.toml", ["backbone.name=tiny"])
+    (data,) = scenario.institution("lab").data.values()
+    assert data.limit == LimitSpec()
 
 
 def test_a_phantom_scenario_needs_no_data_root_and_runs(tmp_path: Path, casam: Casam) -> None:
