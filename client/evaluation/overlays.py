@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from casam_core.bank.bank import Bank
 from casam_core.model.forms import AlignmentLayer
 from casam_core.protocol.payload import Job
 from client.data.dataset import LoadedSample, Sample
 from client.data.preview import outlines, private_folder, spread
 from client.data.task_data import TaskData
 from client.evaluation.evaluator import FROZEN, Evaluator
-from client.evaluation.own_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries, known_entries
 from client.institution import Institution
 from client.node.incidents import keep
 
@@ -48,15 +49,15 @@ class Picture:
     file: str
 
 
-def draw_overlays(institution: Institution, job: Job, known: KnownEntries) -> None:
-    """Write the page if the site asks for one and this is its last stage.
+def draw_overlays(institution: Institution, job: Job, received: Bank) -> None:
+    """Complete the institution's own entries; write the page if the site asks for one at its last stage.
 
     An error is written to the site's own log only; it does not change the answer.
     """
-    if not institution.site.overlays or job.stage != last_stage(institution):
-        return
     try:
-        draw_page(institution, job.stage, known)
+        known = known_entries(institution, received)
+        if institution.site.overlays and job.stage == last_stage(institution):
+            draw_page(institution, job.stage, known)
     except Exception:  # for example a full disk; the answer is ready and must still be sent
         keep(f"overlays: {traceback.format_exc()}", institution.site.log)
 

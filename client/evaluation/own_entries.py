@@ -1,4 +1,9 @@
-"""An institution's own entries, which never leave it, and the received bank together with them."""
+"""An institution's own entries, which never leave it, and the received bank together with them.
+
+An own entry was learned without noise, after its release was refused. The institution uses it for its own
+predictions and pictures. It has no influence on scores, routes and canaries that leave: these are measured
+with the received bank alone.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +23,22 @@ from client.institution import Institution
 
 
 class KnownEntries:
-    """The received bank combined with the institution's own entries, as they are at construction.
+    """The received bank, alone or combined with the institution's own entries, as they are at construction.
 
-    For a task in both, the institution's own entry is used. heads: the entries' heads in the order of
-    learning; tasks that only the institution knows come last. tasks: the tasks of the heads, in this order.
+    own: None for everything that leaves. For a task in both, the institution's own entry is used. heads: the
+    entries' heads in the order of learning; tasks that only the institution knows come last. tasks: the tasks
+    of the heads, in this order.
     """
 
-    def __init__(self, received: Bank, own: Bank) -> None:
+    def __init__(self, received: Bank, own: Bank | None = None) -> None:
         self._received = received
         self._own = own
-        by_task = {head.task: head for head in received.heads()} | {head.task: head for head in own.heads()}
+        by_task = {head.task: head for head in received.heads()}
+        by_task |= {head.task: head for head in own.heads()} if own is not None else {}
         self.heads, self.tasks = tuple(by_task.values()), tuple(by_task)
 
     def _holding(self, task: str) -> Bank:
-        return self._own if task in self._own else self._received
+        return self._own if self._own is not None and task in self._own else self._received
 
     def digest_of(self, task: str) -> str:
         """The digest of the entry used for this task."""

@@ -7,6 +7,7 @@ word (casam_core.protocol.outcomes). An institution that refuses to share may st
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -36,8 +37,9 @@ from client.dp.noisy_router import (
 )
 from client.evaluation.canary import canary
 from client.evaluation.overlays import draw_overlays
-from client.evaluation.own_entries import known_entries, learn_alone
+from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.institution import Institution
+from client.node.incidents import keep
 
 
 def align(
@@ -127,24 +129,28 @@ def check_router(institution: Institution, job: Job, *, summed: bool) -> None:
 
 
 def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateReply:
-    """Add the new entries to the local bank; score the test images if the policy lets the scores leave."""
+    """Add the new entries to the local bank; score the test images if the policy lets the scores leave.
+
+    The scores are those of the received bank: the institution's own entries, which were refused for release,
+    appear only in its own pictures.
+    """
     policy = institution.site.policy
     check_present(institution, request.job)
     if not policy.accept_entries:
         for data in request.entries:
             check_own(institution, Entry.from_bytes(data))
-    known = known_entries(institution, institution.updated_bank(request))
-    if policy.metrics == "never":
-        draw_overlays(institution, request.job, known)
-        raise RefusalError(Outcome.METRICS_NOT_SHARED, "policy.metrics is never")
-    failed = canary(institution, request, known) if request.candidate else None
-    if policy.metrics == "noisy":
-        reply = evaluate_privately(institution, request, known, failed)
-    else:
-        reply = replace(institution.evaluate(known), canary=failed)
-    # Drawn after the reply is computed, so that the pictures' decodes are not counted in it.
-    draw_overlays(institution, request.job, known)
-    return reply
+    bank = institution.updated_bank(request)
+    released = KnownEntries(bank)
+    try:
+        if policy.metrics == "never":
+            raise RefusalError(Outcome.METRICS_NOT_SHARED, "policy.metrics is never")
+        failed = canary(institution, request, released) if request.candidate else None
+        if policy.metrics == "noisy":
+            return evaluate_privately(institution, request, released, failed)
+        return replace(institution.evaluate(released), canary=failed)
+    finally:
+        # Afterwards, so that the work for the institution itself changes no figure of the answer.
+        draw_overlays(institution, request.job, bank)
 
 
 def check_present(institution: Institution, job: Job) -> None:
@@ -183,12 +189,16 @@ def summed_clause(clause: str) -> str:
 def learned_at_home(institution: Institution, job: Job) -> Iterator[None]:
     """If the body raises a refusal, learn the task for this institution alone, then raise it again.
 
-    This happens only in the first round and only for methods with one entry per task.
+    This happens only in the first round and only for methods with one entry per task. The refusal is the
+    same word whether or not this training without noise succeeds.
     """
     try:
         yield
     except RefusalError as refusal:
         shared = method_of(institution.scenario.method).shared
         if refusal.outcome.learns_alone and job.round == 1 and not shared:
-            learn_alone(institution, job)
+            try:
+                learn_alone(institution, job)
+            except Exception:
+                keep(f"own entry: {traceback.format_exc()}", institution.site.log)
         raise

@@ -10,8 +10,10 @@ import pytest
 
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
+from casam_core.errors import RunError
 from casam_core.protocol.audit import broken, differences, read_log
 from casam_core.protocol.outcomes import Outcome
+from client.evaluation.own_entries import KnownEntries
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
 from server.run.run_folder import heads_of, read_arrivals
@@ -40,10 +42,7 @@ def test_a_layer_that_stays_at_home_leaves_the_task_to_frozen_sam_elsewhere(tmp_
     own = Bank.open(private(tmp_path, "north") / "own-entries")
     assert own.tasks == ("polyp",)
     assert own["polyp"].provenance.holders == ("north",)
-    # The others never route to it, the institution itself does.
-    confusion = summary["routing"]["confusion"]
-    assert "polyp" not in {**confusion["histology"], **confusion["cardiac_mr"]}
-    assert "polyp" in confusion["polyp"]
+    assert not any("polyp" in routes for routes in summary["routing"]["confusion"].values())
 
 
 def test_its_own_entry_is_the_one_that_it_would_have_shared(tmp_path: Path) -> None:
@@ -53,6 +52,42 @@ def test_its_own_entry_is_the_one_that_it_would_have_shared(tmp_path: Path) -> N
     shared = Bank.open(tmp_path / "open" / "run" / "bank")["polyp"]
     assert own.threshold == shared.threshold
     assert all((own.layer[name] == shared.layer[name]).all() for name in shared.layer)
+
+
+SPENT = {
+    "adapter": {"noise": "dp"},
+    "router": {"noise": "dp"},
+    "budget": {"epsilon": 1e-6, "delta": 1e-5},
+}
+
+
+@pytest.mark.parametrize("policy", [{"adapter": {"share": "never"}}, SPENT, {"router": {"share": "never"}}])
+def test_an_own_entry_changes_no_figure_that_leaves(
+    tmp_path: Path, policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run once more, with an institution that learns nothing for itself: the same replies."""
+    figures = ("matrix", "zero_shot", "routing", "per_institution")
+    with_own = run(tmp_path / "with", north=policy)
+    assert "polyp" in Bank.open(private(tmp_path / "with", "north") / "own-entries")
+    monkeypatch.setattr("client.release.permission.learn_alone", lambda institution, job: None)
+    monkeypatch.setattr(
+        "client.evaluation.overlays.known_entries", lambda institution, bank: KnownEntries(bank)
+    )
+    without = run(tmp_path / "without", north=policy)
+    for name in set(figures) & with_own.keys():
+        assert with_own[name] == without[name], name
+
+
+def test_training_for_itself_that_fails_is_the_same_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: object) -> None:
+        raise RunError("training diverged")
+
+    monkeypatch.setattr("client.release.permission.learn_alone", diverges)
+    summary = run(tmp_path, north={"adapter": {"share": "never"}})
+    assert summary["privacy"]["north"]["refusals"] == {Outcome.ADAPTER_NOT_SHARED: 1}
+    assert "training diverged" in (private(tmp_path, "north") / "site.log").read_text()
 
 
 def test_one_of_two_holders_can_stay_out(tmp_path: Path) -> None:
@@ -67,7 +102,8 @@ def test_without_its_router_an_entry_is_used_by_its_name_alone(tmp_path: Path) -
     assert (entry.threshold, entry.router) == (None, {})
     assert summary["holders"]["polyp"] == ["north"]
     assert "polyp" not in summary["routing"]["confusion"]["histology"]
-    assert "polyp" in summary["routing"]["confusion"]["polyp"]  # at home the router is known
+    assert "polyp" not in summary["routing"]["confusion"]["polyp"]  # known at home, and in no figure
+    assert "polyp" in Bank.open(private(tmp_path, "north") / "own-entries")
 
 
 def test_scores_that_stay_at_home_leave_empty_cells(tmp_path: Path) -> None:
