@@ -27,7 +27,6 @@ from casam_core.protocol.messages import (
     CalibrateRequest,
     EvaluateRequest,
     ForgetRequest,
-    IdentifyReply,
     IdentifyRequest,
     RouterRequest,
 )
@@ -36,10 +35,9 @@ from casam_core.protocol.payload import Job
 from casam_core.protocol.secure_sum import SecureRequest
 from casam_core.protocol.wire import from_records, job_of, to_records
 from client.data.task_data import recent
-from client.dp.paid_release import forecasts_of
-from client.dp.plan import leaves_noisy
 from client.evaluation.evaluator import drop_kept_entries
 from client.evaluation.own_entries import forget
+from client.identity import identity_of
 from client.institution import Institution
 from client.node.incidents import node_log
 from client.node.worktime import Stopwatch, note
@@ -93,15 +91,20 @@ def release(message: Message, context: Context, call_next: ClientAppCallable) ->
         answer = error
     role: Role | None = None
     sites: Sequence[Site] = ()
+    speakers: Sequence[Institution] = ()
     run = ""
     with contextlib.suppress(Exception):  # before identify, or no institution is addressed
         sites = remembered(context)
         run = str(context.state.config_records[STATE]["run"])
+        text = scenario_text(context)
         if (job := job_of(message.content)) is not None:
-            institution = institution_among(sites, scenario_text(context), job.institution)
+            institution = institution_among(sites, text, job.institution)
             role, sites = Role(institution, message.metadata.message_type, job), [institution.site]
+            speakers = [institution]
+        else:
+            speakers = [institution_at(site, text) for site in sites if not is_gone(site)]
     log = sites[0].log if len(sites) == 1 else node_log(context.node_config)
-    leaves = answer_for(message, answer, role.institution if role else None, sites, run, log)
+    leaves = answer_for(message, answer, speakers, sites, run, log)
     return Message(leaves, reply_to=message), role
 
 
@@ -123,21 +126,7 @@ def identify(message: Message, context: Context) -> Message:
     sites = [site for site in hosted if not is_gone(site)]
     institutions = [institution_at(site, text) for site in sites]
     context.state[STATE] = ConfigRecord({SCENARIO: compressed, "run": request.run})
-    answer = IdentifyReply(
-        code=code_fingerprint(),
-        backbone=institutions[0].backbone.digest if institutions else "",
-        preprocessing=institutions[0].backbone.preprocessing if institutions else "",
-        compute=institutions[0].backbone.compute.variant if institutions else "",
-        institutions={institution.name: institution.holdings() for institution in institutions},
-        policies={site.institution: site.policy for site in sites},
-        forecasts={
-            institution.name: forecasts_of(institution)
-            for institution in institutions
-            if leaves_noisy(institution.site.policy.adapter)
-        },
-        simulated=any(site.simulated for site in sites),
-    )
-    return answered(message, answer)
+    return answered(message, identity_of(institutions))
 
 
 def told(request: IdentifyRequest, context: Context) -> str:

@@ -77,7 +77,9 @@ class Policy(Section):
         None, ge=0, description="Largest number of training rounds to answer, in all runs together."
     )
     max_bytes: int | None = Field(
-        None, ge=0, description="Largest number of bytes to send, without identify, in all runs together."
+        None,
+        ge=0,
+        description="Largest number of bytes to send in all runs together.",
     )
 
     @model_validator(mode="after")

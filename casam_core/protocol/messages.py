@@ -199,6 +199,12 @@ class IdentifyReply(Message):
             raise ValueError("expected a policy for every institution and no other")
         return reply
 
+    def of_one(self, name: str) -> IdentifyReply:
+        """The part of the reply that is about one of its institutions."""
+        forecast = {name: self.forecasts[name]} if name in self.forecasts else {}
+        held, policy = {name: self.institutions[name]}, {name: self.policies[name]}
+        return replace(self, institutions=held, policies=policy, forecasts=forecast)
+
 
 # --- Learn a task ------------------------------------------------------------------------------------
 

@@ -21,19 +21,21 @@ CONFIG = "config"
 def to_records(payload: Payload) -> RecordDict:
     """One ConfigRecord named `config`, an ArrayRecord per array group, a MetricRecord per number group.
 
+    All names are sorted, at every level: an order would be a message of its own, beside the declared fields.
     Raises ValueError if two groups share a name: one would silently replace the other.
     """
     if CONFIG in payload.arrays or CONFIG in payload.metrics:
         raise ValueError(f"no group can be named {CONFIG!r}: that is the settings' name")
     if shared := payload.arrays.keys() & payload.metrics.keys():
         raise ValueError(f"array group and number group share the name {sorted(shared)}")
-    records = RecordDict({CONFIG: ConfigRecord(dict(payload.config))})
-    for name, group in payload.arrays.items():
-        records[name] = ArrayRecord(
-            {key: Array(np.asarray(value, order="C")) for key, value in group.items()}
-        )
-    for name, numbers in payload.metrics.items():
-        records[name] = MetricRecord(dict(numbers))
+    groups: dict[str, ArrayRecord | MetricRecord] = {
+        name: ArrayRecord({key: Array(np.asarray(value, order="C")) for key, value in sorted(group.items())})
+        for name, group in payload.arrays.items()
+    }
+    groups |= {name: MetricRecord(dict(sorted(numbers.items()))) for name, numbers in payload.metrics.items()}
+    records = RecordDict({CONFIG: ConfigRecord(dict(sorted(payload.config.items())))})
+    for name in sorted(groups):
+        records[name] = groups[name]
     return records
 
 

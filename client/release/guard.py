@@ -7,12 +7,15 @@ weights of the right shape (docs/threat-model.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from casam_core.protocol.limits import AnswerError
 from casam_core.protocol.messages import AlignReply, EvaluateReply, IdentifyReply, Sender, allowed_in
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import AUDIT, Job, Payload
 from casam_core.protocol.secure_sum import SECURE_SUM
 from client.dp.paid_release import was_paid_for
+from client.identity import identity_of
 from client.institution import Institution
 from client.secagg.sum_rules import check_exchange
 
@@ -27,13 +30,10 @@ class NotAllowedError(RefusalError):
 def check(kind: str, payload: Payload, institution: Institution | None, job: Job | None) -> None:
     """Raise NotAllowedError if the answer holds a field or value that its kind does not declare.
 
-    kind: Flower's message type, such as "train.align". institution, job: None for an identify reply.
+    kind: Flower's message type, such as "train.align". institution, job: those addressed, if any.
     """
     try:
-        if kind == IdentifyReply.kind:
-            allowed_in(kind, None).check(payload)
-            IdentifyReply.of(payload)
-        elif institution is None or job is None:
+        if institution is None or job is None:
             raise AnswerError(f"{kind}: the answer belongs to no institution")
         elif kind == SECURE_SUM:
             check_exchange(payload, sender_of(institution, job))
@@ -42,6 +42,30 @@ def check(kind: str, payload: Payload, institution: Institution | None, job: Job
             del allowed.settings[AUDIT]  # the outbox adds it after the guard
             allowed.check(payload)
             check_paid_for(kind, payload, institution)
+    except (AnswerError, ValueError, KeyError, TypeError) as error:
+        raise NotAllowedError(str(error)) from error
+
+
+def check_identity(kind: str, payload: Payload, hosted: Sequence[Institution]) -> None:
+    """Raise NotAllowedError if a reply to identify is not exactly what the site itself says.
+
+    The guard makes the reply again from the site's own facts. A pattern would leave room: a count, a limit of
+    the policy, the order of the names or a version that looks right carry an image within a few thousand
+    replies.
+
+    hosted: the institutions of this node that answer.
+    """
+    try:
+        if kind != IdentifyReply.kind:
+            raise AnswerError(f"{kind}: the answer belongs to no institution")
+        allowed_in(kind, None).check(payload)
+        facts, said = identity_of(hosted).to_payload().config, dict(payload.config)
+        if said.pop("outcome", Outcome.OK) != Outcome.OK:
+            raise AnswerError("expected the outcome ok")
+        for name in sorted(facts.keys() | said.keys()):
+            known, found = facts.get(name), said.get(name)
+            if type(known) is not type(found) or known != found:
+                raise AnswerError(f"setting {name!r} is not what this site says")
     except (AnswerError, ValueError, KeyError, TypeError) as error:
         raise NotAllowedError(str(error)) from error
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from flwr.app import Message, RecordDict
 
@@ -19,12 +20,12 @@ from casam_core.protocol.audit import NO_PLACE, Line, Release, audit_log, now
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import REPLIES, IdentifyReply
 from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
-from casam_core.protocol.payload import AUDIT, Payload, digest_of
+from casam_core.protocol.payload import AUDIT, Payload, Scalar, digest_of
 from casam_core.protocol.secure_sum import KINDS, SECURE_SUM
 from casam_core.protocol.wire import CONFIG, from_records, job_of, serialise, to_records
 from client.institution import Institution
 from client.node.incidents import keep
-from client.release.guard import check
+from client.release.guard import check, check_identity
 from client.release.ledger import Account, account_of
 from client.release.permission import summed_clause
 from client.site import Site
@@ -33,7 +34,7 @@ from client.site import Site
 def answer_for(
     message: Message,
     answer: Message | Exception,
-    institution: Institution | None,
+    speakers: Sequence[Institution],
     sites: Sequence[Site],
     run: str,
     log: Path,
@@ -42,19 +43,29 @@ def answer_for(
 
     Args:
         answer: the handler's answer, or the exception that it raised.
-        institution: the addressed institution; None for a request that addresses none (identify).
+        speakers: the addressed institution; all that the node hosts for a request that addresses none
+            (identify).
         sites: the sites whose audit logs record the release.
         log: local file for the reason of a failure.
     """
+    institution: Institution | None = None
     try:
+        kind, job = message.metadata.message_type, job_of(message.content)
+        institution = speakers[0] if job is not None and speakers else None
         if isinstance(answer, Exception):
             raise answer
         content = from_records(answer.content)
+        if job is None:
+            payload = with_outcome(content)
+            check_identity(kind, payload, speakers)
+            said = IdentifyReply.of(payload)
+            for speaker in speakers:  # each logs its own part: others may speak through the same node
+                own = with_outcome(said.of_one(speaker.name).to_payload())
+                logged(speaker.site, message, run, own, clause_of(message))
+            return to_records(payload)
         account = account_of(institution) if institution is not None else None
-        spent = account.settings() if account else {}
-        config = {**content.config, **spent, "outcome": Outcome.OK.value}
-        payload = Payload(config, content.arrays, content.metrics)
-        check(message.metadata.message_type, payload, institution, job_of(message.content))
+        payload = with_outcome(content, account.settings() if account else {})
+        check(kind, payload, institution, job)
         clause = clause_of(message)
         places = [logged(site, message, run, payload, clause, account) for site in sites]
     except Exception as error:
@@ -67,6 +78,12 @@ def answer_for(
     if institution is not None and places:
         payload = Payload({**payload.config, AUDIT: places[0]}, payload.arrays, payload.metrics)
     return to_records(payload)
+
+
+def with_outcome(content: Payload, spent: Mapping[str, Scalar] = MappingProxyType({})) -> Payload:
+    """An answer with the settings that the outbox adds before the guard. spent: the account's settings."""
+    config = {**content.config, **spent, "outcome": Outcome.OK.value}
+    return Payload(config, content.arrays, content.metrics)
 
 
 def clause_of(message: Message) -> str:
@@ -140,11 +157,12 @@ def check_once(release: Release, lines: Sequence[Line]) -> None:
 def check_bytes(release: Release, lines: Sequence[Line], most: int | None) -> None:
     """Raise RefusalError (bytes-spent) if all releases together exceed the policy's `max_bytes`.
 
-    Identify replies do not count and are always allowed: a run could not continue without them.
+    A reply to identify counts, too. It is sent even so: a run could not continue without it, and it holds
+    nothing but the facts that the guard compares.
     """
     if most is None or release.kind == IdentifyReply.kind:
         return
-    sent = sum(line.release.bytes for line in lines if line.release.kind != IdentifyReply.kind)
+    sent = sum(line.release.bytes for line in lines)
     if sent + release.bytes > most:
         raise RefusalError(
             Outcome.BYTES_SPENT,

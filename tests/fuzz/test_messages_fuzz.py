@@ -32,7 +32,7 @@ from casam_core.protocol.secure_sum import SecureReply
 from casam_core.protocol.wire import CONFIG, from_records, to_records
 from client.client_app import app
 from client.institution import Institution
-from client.release.guard import NotAllowedError, check
+from client.release.guard import NotAllowedError, check, check_identity
 from client.site import hosted_sites
 from scenarios.engines.inprocess import InProcessGrid, set_id
 from server.defence.admission import check_answer
@@ -154,7 +154,10 @@ def north(tmp_path_factory: pytest.TempPathFactory) -> Institution:
 @examples(15, 300)
 def test_the_guard_lets_out_or_raises_by_name(kind: str, payload: Payload, north: Institution) -> None:
     with contextlib.suppress(NotAllowedError):
-        check(kind, payload, None if kind == "query.identify" else north, JOB)
+        if kind == "query.identify":
+            check_identity(kind, payload, [north])
+        else:
+            check(kind, payload, north, JOB)
 
 
 @pytest.mark.parametrize("kind", [*READERS, "train.unknown", "query"])

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.model.compute import Compute
-from casam_core.protocol.messages import AlignRequest, CalibrateRequest, ForgetReply, Holding, IdentifyReply
+from casam_core.protocol.messages import AlignRequest, CalibrateRequest, ForgetReply, allowed_in
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import fold_statistics
 from client.evaluation.own_entries import known_entries, own_entries
+from client.identity import identity_of
 from client.institution import Institution
-from client.release.guard import NotAllowedError, check
+from client.release.guard import NotAllowedError, check, check_identity
 from client.site import hosted_sites
 from tests.banks import tiny_backbone
 from tests.conftest import tiny_table
@@ -66,9 +66,7 @@ def answers(north: Institution) -> Answers:
         "train.calibrate": north.calibrate(CalibrateRequest(CALIBRATE, folds)).to_payload(),
         "evaluate.stage": north.evaluate(empty).to_payload(),
         "query.forget": ForgetReply("a" * 64, "b" * 128).to_payload(),
-        "query.identify": IdentifyReply(
-            "0" * 16, "a" * 64, "cpu-float32-t1", {"north": {"polyp": Holding(6, 2, 4)}}, {"north": Policy()}
-        ).to_payload(),
+        "query.identify": identity_of([north]).to_payload(),
     }
 
 
@@ -82,8 +80,11 @@ def job_of(kind: str) -> Job | None:
     }.get(kind)
 
 
-def guarded(kind: str, payload: Payload, north: Institution) -> None:
-    check(kind, payload, None if kind == "query.identify" else north, job_of(kind))
+def guarded(kind: str, payload: Payload, north: Institution, job: Job | None = None) -> None:
+    if kind == "query.identify":
+        check_identity(kind, payload, [north])
+    else:
+        check(kind, payload, north, job_of(kind) or job)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +98,11 @@ def test_honest_answers_pass(kind: str, answers: Answers, north: Institution) ->
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("encoder", ["plain", "fast", "compiled"])
-def test_every_way_to_compute_may_be_named(
-    answers: Answers, north: Institution, precision: str, encoder: str
-) -> None:
+def test_every_way_to_compute_may_be_named(answers: Answers, precision: str, encoder: str) -> None:
     variant = Compute(device="cuda", threads=16, precision=precision, encoder=encoder).variant
     identify = answers["query.identify"]
-    guarded("query.identify", replace(identify, config={**identify.config, "compute": variant}), north)
+    named = replace(identify, config={**identify.config, "compute": variant, "outcome": Outcome.OK})
+    allowed_in("query.identify", None).check(named)
 
 
 def test_summaries_of_several_holders_pass(north: Institution) -> None:
@@ -306,7 +306,7 @@ def test_nothing_that_is_not_on_the_list_passes(
 ) -> None:
     honest = answers.get(kind, Payload({}))
     with pytest.raises(NotAllowedError) as caught:
-        check(kind, smuggle(honest), None if kind == "query.identify" else north, job_of(kind) or ALIGN)
+        guarded(kind, smuggle(honest), north, ALIGN)
     assert len(str(caught.value)) < 300
 
 
