@@ -29,7 +29,10 @@ OfReader = Annotated[
     str | None,
     typer.Option("--reader", help="A reader of docs/scenario.md. Default: guessed from the folder's files."),
 ]
-OfLabels = Annotated[str, typer.Option("--labels", help="What a mask's values are: instances or classes.")]
+OfLabels = Annotated[
+    str | None,
+    typer.Option("--labels", help="What a mask's values are: instances or classes. Default: instances."),
+]
 OfGroups = Annotated[
     str | None,
     typer.Option("--group-pattern", help="Regular expression that finds the patient or slide in a name."),
@@ -57,7 +60,7 @@ def check(
         Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
     ] = None,
     reader: OfReader = None,
-    labels: OfLabels = "instances",
+    labels: OfLabels = None,
     group_pattern: OfGroups = None,
     slice_axis: OfAxis = 2,
     window: OfWindow = None,
@@ -81,7 +84,7 @@ def check(
         spec = spec_of(directory, *options)
         surveys = {("here", directory.resolve().name): _survey(spec, None, seed, "here", "data", screen)}
     else:
-        if options != (None, "instances", None, 2, None, None, False) or seed != 0:
+        if options != (None, None, None, 2, None, None, False) or seed != 0:
             raise ScenarioError(
                 "casam data check: expected no reader option with --scenario, which names its readers; "
                 "leave it out"
@@ -112,7 +115,7 @@ def preview(
     ] = "local",
     count: Annotated[int, typer.Option(min=1, help="How many images, spread over the dataset.")] = 12,
     reader: OfReader = None,
-    labels: OfLabels = "instances",
+    labels: OfLabels = None,
     group_pattern: OfGroups = None,
     slice_axis: OfAxis = 2,
     window: OfWindow = None,
@@ -153,7 +156,7 @@ def _leaks(surveys: dict[tuple[str, str], Survey]) -> Iterator[str]:
 def spec_of(
     directory: Path,
     reader: str | None,
-    labels: str,
+    labels: str | None,
     group_pattern: str | None,
     slice_axis: int,
     window: str | None,
@@ -168,14 +171,12 @@ def spec_of(
     table: dict[str, Any] = {
         "reader": reader or guess_reader(folder),
         "path": str(folder),
-        "labels": labels,
         "group_pattern": group_pattern,
         "slice_axis": slice_axis,
         "window": window.split(",") if window is not None else None,
         "pseudo_masks": pseudo_masks,
     }
-    if annotations is not None:
-        table["annotations"] = annotations
+    table |= {k: v for k, v in (("labels", labels), ("annotations", annotations)) if v is not None}
     try:
         return DataSpec.model_validate(table)
     except ValidationError as error:

@@ -15,6 +15,7 @@ from casam_core.config.data_spec import DataSpec, LimitSpec
 from casam_core.errors import DataError
 from client.data.damage import faults_of
 from client.data.dataset import Dataset, Described, LoadedSample
+from client.data.labels import number
 from client.data.listing import naming
 from client.data.splits import PARTS, Split, split_samples
 
@@ -25,8 +26,9 @@ class Survey:
 
     parts: images per part of the split. sides: (width, height) of every image. kinds: images by
     channels and depth, e.g. "gray 16-bit". instances: per image. empty: images excluded because they have no
-    label. duplicates: ids of images with the same pixels in the same part. hashes: SHA-256 of size and pixels
-    -> (part, id) of each such image. warnings: notes that are not faults.
+    label. regions: separate regions of each mask with one value. duplicates: ids of images with the same
+    pixels in the same part. hashes: SHA-256 of size and pixels -> (part, id) of each such image. warnings:
+    notes that are not faults.
     """
 
     images: int = 0
@@ -37,6 +39,7 @@ class Survey:
     sides: list[tuple[int, int]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     instances: list[int] = field(default_factory=list)
+    regions: list[int] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     hashes: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     faults: list[str] = field(default_factory=list)
@@ -100,6 +103,8 @@ def survey(
             found.hashes[pixel_hash(loaded)].append((part_of.get(sample.id, ""), sample.id))
         progress(done, found.images)
     _compare(found)
+    if "labels" not in spec.model_fields_set:  # nobody said what the values mean
+        _doubt_labels(found)
     return found
 
 
@@ -161,6 +166,19 @@ def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
     gray = bool((image == image[..., :1]).all())
     found.kinds[f"{'gray' if gray else 'RGB'} {bits}-bit"] += 1
     found.instances.append(int(labels.max()))
+    if labels.max() == 1:
+        found.regions.append(int(number(labels, "classes").max()))
+
+
+def _doubt_labels(found: Survey) -> None:
+    """Report masks that have one value each but several regions: their objects may have become one."""
+    several = sum(regions > 1 for regions in found.regions)
+    if several and len(found.regions) == len(found.instances):
+        found.faults.append(
+            f"labels: expected one value per object, found one value in every mask and up to "
+            f"{max(found.regions)} separate regions in {several} of {len(found.regions)} masks; write "
+            f'labels = "classes" if each region is an object, or labels = "instances" if all regions are one'
+        )
 
 
 def _compare(found: Survey) -> None:

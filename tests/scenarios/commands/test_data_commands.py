@@ -72,6 +72,23 @@ def test_a_sound_folder(tmp_path: Path, casam: Casam) -> None:
     assert "7 images name no patient" in casam("check", "set")[1]
 
 
+def test_masks_with_one_value_and_several_regions_need_a_word(tmp_path: Path, casam: Casam) -> None:
+    """Masks of 0 and 255 are common: without a word all nuclei of an image would be one instance."""
+    two = np.zeros((6, 8), np.uint8)
+    two[1:3, 1:3] = two[4:6, 5:7] = 255
+    for number in range(6):
+        put(tmp_path / "set", f"p{number}", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), two)
+    status, text = casam("check", "set")
+    assert status == 1
+    assert "found one value in every mask and up to 2 separate regions in 6 of 6 masks" in text
+    status, text = casam("check", "set", "--labels", "classes")
+    assert (status, "2 to 2, median 2" in text) == (0, True)
+    status, text = casam("check", "set", "--labels", "instances")
+    assert (status, "1 to 1, median 1" in text) == (0, True)
+    put(tmp_path / "set", "numbered", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.maximum(two, MASK))
+    assert casam("check", "set")[0] == 0  # one mask numbers its objects, so the values are numbers
+
+
 def test_all_faults_are_printed(tmp_path: Path, casam: Casam) -> None:
     images(tmp_path / "set")
     put(tmp_path / "set", "empty", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), MASK * 0)
