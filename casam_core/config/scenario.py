@@ -143,7 +143,7 @@ class RouterSpec(Section):
 
     kind: str = Field(description="A name in casam_core.routing.routers.ROUTERS.")
     features: Literal["attention", "moments"] = Field("moments", description="How an embedding is pooled.")
-    folds: int = Field(5, ge=2, description="Folds of the cross-validation that sets the threshold.")
+    folds: int = Field(5, ge=2, le=10, description="Folds of the cross-validation that sets the threshold.")
     percentile: float = Field(
         97.0, gt=0, le=100, description="The threshold: this percentile of the held-out scores."
     )

@@ -34,6 +34,7 @@ class Outcome(StrEnum):
     BAD_POLICY = "bad-policy"  # its policy or its ledger cannot be read
     OTHER_CODE = "other-code"  # the server runs another version of the product
     UNKNOWN_SCENARIO = "unknown-scenario"  # a request came before the run's identify message
+    NOT_IN_SCENARIO = "not-in-scenario"  # the request does not follow from the scenario
     UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution
     BANK_MISMATCH = "bank-mismatch"  # its copy of the bank differs from the server's
     REPEATED = "repeated"  # the request was answered before

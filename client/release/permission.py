@@ -1,4 +1,4 @@
-"""The first step on the way out: does the policy allow the request? This is decided before any work is done.
+"""The second step on the way out: does the policy allow the request? This is decided before any work is done.
 
 The policy comes from the site (client/site.py), never from the server. A refusal is an exception with one
 word (casam_core.protocol.outcomes). An institution that refuses to share may still learn the task for itself.
@@ -40,6 +40,7 @@ from client.evaluation.overlays import draw_overlays
 from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.institution import Institution
 from client.node.incidents import keep
+from client.release.question import check_folds, check_question
 
 
 def align(
@@ -68,6 +69,7 @@ def align(
 def check_align(institution: Institution, request: AlignRequest, *, summed: bool) -> None:
     """Raise RefusalError if the policy does not allow this round of training."""
     policy = institution.site.policy
+    check_question(institution, request)
     with learned_at_home(institution, request.job):
         check_present(institution, request.job)
         if policy.adapter.share == "never":
@@ -99,7 +101,7 @@ def check_way(learned: LearnedPolicy, summed: bool) -> None:
 
 def describe(institution: Institution, request: RouterRequest, *, summed: bool = False) -> RouterReply:
     """The task's router, fitted or as sufficient statistics, if the policy lets it leave."""
-    check_router(institution, request.job, summed=summed)
+    check_router(institution, request, summed=summed)
     if institution.site.policy.router.noise == "dp":
         describe = fit_router_privately if request.alone else router_statistics_privately
         return describe(institution, request)
@@ -110,15 +112,19 @@ def describe(institution: Institution, request: RouterRequest, *, summed: bool =
 
 def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bool = False) -> CalibrateReply:
     """Held-out scores under the merged routers, if the policy lets them leave."""
-    check_router(institution, request.job, summed=summed)
+    check_router(institution, request, summed=summed)
+    check_folds(institution, request)
     if institution.site.policy.router.noise == "dp":
         return calibrate_privately(institution, request)
     return institution.calibrate(request)
 
 
-def check_router(institution: Institution, job: Job, *, summed: bool) -> None:
+def check_router(
+    institution: Institution, request: RouterRequest | CalibrateRequest, *, summed: bool
+) -> None:
     """Raise RefusalError if the policy does not let a router or its threshold leave."""
-    check_present(institution, job)
+    check_question(institution, request)
+    check_present(institution, request.job)
     policy = institution.site.policy
     if policy.router.share == "never":
         raise RefusalError(Outcome.ROUTER_NOT_SHARED, "policy.router.share is never")
@@ -135,6 +141,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     appear only in its own pictures.
     """
     policy = institution.site.policy
+    check_question(institution, request)
     check_present(institution, request.job)
     if not policy.accept_entries:
         for data in request.entries:

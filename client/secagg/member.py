@@ -67,10 +67,8 @@ ANSWERS: dict[str, Callable[[Institution, Payload], Payload]] = {
 
 CHECKS: dict[str, Callable[[Institution, Payload], None]] = {
     "train.align": lambda who, asks: permission.check_align(who, AlignRequest.of(asks), summed=True),
-    "train.router": lambda who, asks: permission.check_router(who, RouterRequest.of(asks).job, summed=True),
-    "train.calibrate": lambda who, asks: permission.check_router(
-        who, CalibrateRequest.of(asks).job, summed=True
-    ),
+    "train.router": lambda who, asks: permission.check_router(who, RouterRequest.of(asks), summed=True),
+    "train.calibrate": lambda who, asks: permission.check_router(who, CalibrateRequest.of(asks), summed=True),
 }
 """The policy checks before any key is created."""
 

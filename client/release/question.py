@@ -1,0 +1,101 @@
+"""The first step on the way out: is the request a part of the approved scenario?
+
+A site approves a scenario, and the scenario says who trains what in which stage. A server that asks for
+anything else, for example for a layer that starts from weights of its own choice, gets no answer.
+"""
+
+from __future__ import annotations
+
+from casam_core.methods import Cohort, method_of
+from casam_core.protocol.messages import (
+    AlignRequest,
+    CalibrateRequest,
+    EvaluateRequest,
+    RouterRequest,
+)
+from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.protocol.payload import Job
+from client.institution import Institution
+
+
+def check_question(
+    institution: Institution, request: AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
+) -> None:
+    """Raise RefusalError (not-in-scenario) for a request that does not follow from the scenario.
+
+    The layer of a later round and the entries of the bank come from other institutions: the site cannot
+    compare them with anything.
+    """
+    if isinstance(request, EvaluateRequest):
+        fault = fault_in_evaluation(institution, request)
+    else:
+        fault = fault_in_stage(institution, request.job)
+        if fault is None and isinstance(request, AlignRequest):
+            fault = fault_in_training(institution, request)
+        elif fault is None and method_of(institution.scenario.method).shared:
+            fault = "the method has no router"
+    if fault is not None:
+        raise RefusalError(Outcome.NOT_IN_SCENARIO, f"stage {request.job.stage}: {fault}")
+
+
+def check_folds(institution: Institution, request: CalibrateRequest) -> None:
+    """Raise RefusalError (not-in-scenario) unless there is one router for each fold.
+
+    The first exchanges of a secure sum contain no routers; therefore `check_question` does not count them.
+    """
+    expected = institution.scenario.router.folds
+    if len(request.folds) != expected:
+        raise RefusalError(
+            Outcome.NOT_IN_SCENARIO, f"expected {expected} routers, found {len(request.folds)}"
+        )
+
+
+def fault_in_evaluation(institution: Institution, request: EvaluateRequest) -> str | None:
+    """What is wrong with the stage or the candidate of an evaluation; None if nothing is."""
+    stream, stage = institution.scenario.stream, request.job.stage
+    if not 0 <= stage <= len(stream):
+        return f"expected a stage up to {len(stream)}"
+    if request.candidate not in ("", *stream[max(stage - 1, 0) : stage]):
+        return f"expected the stage's task as candidate, found {request.candidate!r}"
+    return None
+
+
+def fault_in_stage(institution: Institution, job: Job) -> str | None:
+    """What is wrong with the stage, the task or the round of a job; None if nothing is."""
+    scenario = institution.scenario
+    if not 1 <= job.stage <= len(scenario.stream) or scenario.stream[job.stage - 1] != job.task:
+        return f"expected a stage and its task, found {job.task!r}"
+    if not 1 <= job.round <= scenario.training.rounds:
+        return f"expected a round up to {scenario.training.rounds}, found {job.round}"
+    return None
+
+
+def fault_in_training(institution: Institution, request: AlignRequest) -> str | None:
+    """What is wrong with the tasks and the weights of a round of training; None if nothing is."""
+    scenario, job = institution.scenario, request.job
+    method, first = method_of(scenario.method), request.job.round == 1
+    if not method.learns or request.pooled != method.pools:
+        return f"method {scenario.method!r} does not train in this way"
+    expected = tasks_of(institution, job)
+    if request.trains_on != expected:
+        return f"expected training on {expected}, found {request.trains_on}"
+    if request.layer is not None and first and (not method.shared or job.stage == 1):
+        return "expected no weights for the first round: the scenario determines them"
+    anchored = request.anchor is not None
+    if anchored and (method.penalty is None or job.stage == 1):
+        return "expected no earlier layer"
+    if request.importance is not None and not (anchored and method.weighs):
+        return "expected no importance of weights"
+    return None
+
+
+def tasks_of(institution: Institution, job: Job) -> tuple[str, ...]:
+    """The tasks on which the method lets this institution train in the job's stage."""
+    scenario, name = institution.scenario, institution.name
+    cohort = Cohort(
+        task=job.task,
+        seen=tuple(scenario.stream[: job.stage - 1]),
+        held={name: [t for t, n in institution.holdings().items() if t in scenario.stream and n.train > 0]},
+        keeps=[name] if institution.site.policy.keep_samples else [],
+    )
+    return method_of(scenario.method).trainers(cohort).get(name, ())

@@ -1,0 +1,98 @@
+"""A site answers the questions that its scenario contains, and no others that a server may think of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from casam_core.protocol.messages import AlignRequest, CalibrateRequest, EvaluateRequest, RouterRequest
+from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.payload import Job
+from client.institution import Institution
+from client.release import permission
+from client.release.question import check_question
+from tests.client.test_institution import institution
+from tests.refused import refused
+
+POLYP = Job("north", 1, "polyp")
+LATER = Job("west", 2, "histology")
+WEIGHTS = {"weight": np.ones((2, 2), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def north(tmp_path_factory: pytest.TempPathFactory) -> Institution:
+    return institution("north", tmp_path_factory.mktemp("north"), training={"rounds": 2, "epochs": 1})
+
+
+def sites(folder: Path, method: str, keep: bool = False) -> Institution:
+    made = institution("west", folder, method=method)
+    policy = made.site.policy.model_copy(update={"keep_samples": keep})
+    made.site = replace(made.site, policy=policy)
+    return made
+
+
+def test_the_questions_of_a_run_are_answered(north: Institution) -> None:
+    check_question(north, AlignRequest(POLYP))
+    check_question(north, AlignRequest(replace(POLYP, round=2), layer=WEIGHTS))
+    check_question(north, AlignRequest(POLYP, again=True))
+    check_question(north, RouterRequest(POLYP, alone=True))
+    check_question(north, EvaluateRequest(Job("north", 0), 0, [], ""))
+    check_question(north, EvaluateRequest(Job("north", 1), 0, [], "", candidate="polyp"))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(AlignRequest(POLYP, layer=WEIGHTS), id="weights for the first round"),
+        pytest.param(AlignRequest(replace(POLYP, round=3), layer=WEIGHTS), id="a round too many"),
+        pytest.param(AlignRequest(replace(POLYP, round=0)), id="a round before the first"),
+        pytest.param(AlignRequest(replace(POLYP, stage=2)), id="the task in another stage"),
+        pytest.param(AlignRequest(replace(POLYP, stage=99)), id="a stage too many"),
+        pytest.param(AlignRequest(replace(POLYP, stage=-1)), id="a stage before the first"),
+        pytest.param(AlignRequest(replace(POLYP, task="secret")), id="a task that is not in the stream"),
+        pytest.param(AlignRequest(POLYP, tasks=("polyp", "histology")), id="more tasks"),
+        pytest.param(AlignRequest(POLYP, tasks=("polyp", "polyp")), id="a task twice"),
+        pytest.param(AlignRequest(POLYP, pooled=True), id="pooled images"),
+        pytest.param(AlignRequest(POLYP, anchor=WEIGHTS), id="an earlier layer"),
+        pytest.param(AlignRequest(POLYP, importance=WEIGHTS), id="importance of weights"),
+        pytest.param(RouterRequest(replace(POLYP, stage=2), alone=True), id="a router of another stage"),
+        pytest.param(RouterRequest(replace(POLYP, round=2, task="histology"), alone=False), id="no holder"),
+        pytest.param(EvaluateRequest(Job("north", 99), 0, [], ""), id="an evaluation too many"),
+        pytest.param(
+            EvaluateRequest(Job("north", 1), 0, [], "", candidate="histology"), id="another candidate"
+        ),
+    ],
+)
+def test_other_questions_get_no_answer(
+    north: Institution, asked: AlignRequest | RouterRequest | EvaluateRequest
+) -> None:
+    with refused(Outcome.NOT_IN_SCENARIO):
+        check_question(north, asked)
+
+
+def test_scores_are_asked_under_one_router_per_fold(north: Institution) -> None:
+    state = north.router.fit(north.router_statistics(POLYP).router)
+    folds = north.scenario.router.folds
+    permission.calibrate(north, CalibrateRequest(POLYP, [state] * folds))
+    with refused(Outcome.NOT_IN_SCENARIO):
+        permission.calibrate(north, CalibrateRequest(POLYP, [state] * (folds + 1)))
+
+
+def test_a_method_decides_which_tasks_are_trained_again(tmp_path: Path) -> None:
+    before = AlignRequest(LATER, layer=WEIGHTS)
+    check_question(sites(tmp_path, "sequential"), before)
+    with refused(Outcome.NOT_IN_SCENARIO):  # no method trains without a layer of its own on every task
+        check_question(sites(tmp_path, "sequential"), replace(before, tasks=("polyp", "histology")))
+    with refused(Outcome.NOT_IN_SCENARIO):  # this method has no penalty
+        check_question(sites(tmp_path, "sequential"), replace(before, anchor=WEIGHTS))
+    check_question(sites(tmp_path, "ewc"), replace(before, anchor=WEIGHTS, importance=WEIGHTS))
+    check_question(sites(tmp_path, "lwf"), replace(before, anchor=WEIGHTS))
+    with refused(Outcome.NOT_IN_SCENARIO):
+        check_question(sites(tmp_path, "lwf"), replace(before, anchor=WEIGHTS, importance=WEIGHTS))
+    with refused(Outcome.NOT_IN_SCENARIO):
+        check_question(sites(tmp_path, "frozen"), AlignRequest(LATER))
+    with refused(Outcome.NOT_IN_SCENARIO):
+        check_question(sites(tmp_path, "sequential"), RouterRequest(LATER, alone=True))
