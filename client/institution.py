@@ -120,6 +120,8 @@ class Institution:
                 data_root=self.site.data_root,
                 store=EmbeddingStore(self.site.store),
                 seed=self.scenario.seed,
+                key=self.site.split_key,
+                policy=self.site.policy,
             )
         return self._tasks[task]
 

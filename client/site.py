@@ -16,6 +16,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.files import casam_home
+from client.data.splits import kept_key, simulated_key
 from client.node.incidents import NodeConfig
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -30,7 +31,7 @@ class Site:
         public: folder of embeddings of public images; all simulated institutions share it.
         private: folder of this run's files at the institution. run: name of the run.
         audit: log of all releases; ledger: log of private releases. In deployment both cover all runs.
-        key: private key for signed statements.
+        key: private key for signed statements. split_key: secret that decides the split.
         confined: whether the scenario's data paths must stay below data_root, because the site did not write
             them.
         policy: what this institution allows; in deployment from its own file.
@@ -47,6 +48,7 @@ class Site:
     audit: Path
     ledger: Path
     key: Path
+    split_key: bytes
     run: str
     confined: bool
     policy: Policy
@@ -95,6 +97,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     Raises:
         RunError: the run name is not a plain folder name.
         PolicyError: a real site has no valid policy file.
+        DataError: a real site's key for splits cannot be used.
     """
     if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
@@ -114,6 +117,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 audit=home / "audit.jsonl",
                 ledger=home / "ledger.jsonl",
                 key=home / "signing.key",
+                split_key=kept_key(home),
                 run=run,
                 confined=True,
                 policy=own_policy(node),
@@ -132,6 +136,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             store=casam_home() / "institutions" / name / "embeddings",
             public=casam_home() / "public" / "embeddings",
             key=casam_home() / "institutions" / name / "signing.key",
+            split_key=simulated_key(scenario.seed, name),
             run=run,
             private=out / "institutions" / name / "private",
             audit=out / "institutions" / name / "private" / "audit.jsonl",

@@ -170,6 +170,8 @@ def attack_one(run: Run, name: str, task: str, backbone: Backbone, shadows: int)
         data_root=site.data_root,
         store=EmbeddingStore(site.store),
         seed=run.scenario.seed,
+        key=site.split_key,
+        policy=site.policy,
     )
     images, trained = len(data.split.train), entry.provenance.images
     alone = entry.provenance.holders == (name,)

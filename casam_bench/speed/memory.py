@@ -25,6 +25,7 @@ from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.payload import Job
+from client.data.splits import simulated_key
 from client.evaluation.own_entries import KnownEntries
 from client.institution import Institution
 from client.site import Site
@@ -104,6 +105,7 @@ def institution(images: int, folder: Path) -> Institution:
         audit=folder / "private" / "audit.jsonl",
         ledger=folder / "private" / "ledger.jsonl",
         key=folder / "signing.key",
+        split_key=simulated_key(0, INSTITUTION),
         run="memory",
         confined=False,
         policy=scenario.institution(INSTITUTION).policy,

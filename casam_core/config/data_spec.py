@@ -11,12 +11,17 @@ from casam_core.config.section import OneOf, Section
 
 
 class SplitSpec(Section):
-    """The share of groups used for validation and for test; training uses the rest."""
+    """The share of groups used for validation and for test; training uses the rest.
+
+    Every group is drawn by itself, so a small dataset meets the shares only roughly.
+    """
 
     val: float = Field(0.15, gt=0, lt=1, description="Share for validation.")
     test: float = Field(0.25, gt=0, lt=1, description="Share for test.")
     sequence: bool = Field(
-        False, description="For frames or slices: keep the order and cut it into contiguous ranges."
+        False,
+        description="For frames or slices: keep the order and cut it into contiguous ranges. Not with a "
+        "policy that adds noise.",
     )
 
     @model_validator(mode="after")
@@ -29,7 +34,7 @@ class SplitSpec(Section):
 
 
 class LimitSpec(Section):
-    """The largest number of images in each split; the seed chooses them."""
+    """The largest number of images in each split, drawn at random. Not with a policy that adds noise."""
 
     train: int | None = Field(None, ge=1)
     val: int | None = Field(None, ge=1)

@@ -105,6 +105,11 @@ class Policy(Section):
         """Whether something that was learned from training images leaves without noise."""
         return any(part.share == "yes" and part.noise == "none" for part in (self.adapter, self.router))
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether anything that the institution releases is differentially private."""
+        return self.private or self.metrics == "noisy"
+
     def present(self, stage: int) -> bool:
         """Whether the institution takes part in this stage."""
         return self.joins_at <= stage and (self.leaves_at is None or stage < self.leaves_at)

@@ -1,16 +1,27 @@
-"""Training, validation and test samples of a dataset."""
+"""Training, validation and test samples of a dataset, by a keyed hash of every unit's id.
+
+The part of a unit depends on its own id, the site's key and the shares, and on nothing else: no other unit
+moves when one comes or goes. Differential privacy needs this (docs/privacy.md), and nobody without the key
+can know or choose the part of a patient.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import hmac
 import re
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from casam_core.config.data_spec import LimitSpec, SplitSpec
 from casam_core.errors import DataError
-from casam_core.seeding import numpy_generator
+from casam_core.files import write_atomic
+from casam_core.seeding import derive_seed
 from client.data.dataset import Sample
 
 Unit = list[Sample]
@@ -18,6 +29,8 @@ Unit = list[Sample]
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -34,15 +47,54 @@ class Split:
         return samples
 
 
+def kept_key(home: Path) -> bytes:
+    """The site's own key for splits: 32 bytes in `home`/split.key, made at the first use.
+
+    Raises DataError if the file cannot be used: without it every unit would get another part.
+    """
+    path = home / "split.key"
+    try:
+        if not path.exists():
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = home / f".split.key.{secrets.token_hex(4)}"
+            write_atomic(new, secrets.token_bytes(KEY_BYTES))  # readable by its owner only
+            with contextlib.suppress(FileExistsError):  # another process was first; its key stays
+                path.hardlink_to(new)
+            new.unlink()
+        key = path.read_bytes()
+    except OSError as fault:
+        raise DataError(f"{path}: expected this site's key for splits, found: {fault.strerror}") from fault
+    if len(key) != KEY_BYTES:
+        raise DataError(
+            f"{path}: expected {KEY_BYTES} bytes, found {len(key)}; restore the file from a backup"
+        )
+    return key
+
+
+def simulated_key(seed: int, institution: str) -> bytes:
+    """The key of a simulated institution: the same in every run of the seed."""
+    return hashlib.sha256(f"splits\n{derive_seed(seed, institution)}".encode()).digest()
+
+
 def split_samples(
-    samples: tuple[Sample, ...], spec: SplitSpec, limit: LimitSpec, *, seed: int, scope: str
+    samples: tuple[Sample, ...],
+    spec: SplitSpec,
+    limit: LimitSpec,
+    *,
+    key: bytes,
+    scope: str,
+    private: bool = False,
 ) -> Split:
     """Divide `samples` by the shares of `spec`, then limit each part by `limit`.
 
-    Groups stay whole; a sample without a group is a group of its own. Shares count images and are met as
-    closely as whole groups allow. With `spec.sequence`, the samples in the order of their ids are cut into
-    train, validation and test (numbers in ids compare as numbers: frame2 before frame10); a group has the
-    place of its first image. Otherwise groups are drawn at random.
+    Groups stay whole; a sample without a group is a group of its own. Every group has a place between 0 and 1
+    from its keyed hash; the test part has the places below `spec.test`, and validation those below
+    `spec.test + spec.val`. So shares are met on average, and a group has the same part in every task of the
+    site that has the same shares. If a part is empty, the group whose place is nearest to it moves there.
+
+    With `spec.sequence`, the samples in the order of their ids are cut into train, validation and test
+    instead (numbers in ids compare as numbers: frame2 before frame10), as near to the shares as whole groups
+    allow; a group has the place of its first image.
 
     If the dataset itself names its test images (`Sample.part`), exactly these are the test part; `spec.val`
     is then the validation share of the training images, and `spec.test` is not used.
@@ -50,34 +102,59 @@ def split_samples(
     The limit of one part does not change the others, and a lower limit keeps a subset of a higher one.
 
     Args:
-        seed, scope: the run's seed and a name of this dataset, e.g. "site-a/nuclei"; the random draw depends
-            on them only, not on the order of `samples`.
+        key: the site's key.
+        scope: name of this dataset for messages, e.g. "site-a/nuclei".
+        private: the policy asks for noise. Then nothing is allowed that makes the part of one unit depend on
+            another: no sequence, no limit, no empty part.
 
     Raises:
-        DataError: there are fewer than three groups.
+        DataError: there are fewer than three groups, or `private` is not possible.
     """
+    if private:
+        _require_independence(spec, limit, scope)
     if any(sample.part is not None for sample in samples):
-        parts = _around_fixed_test(samples, spec, seed, scope)
+        parts = _around_fixed_test(samples, spec, key, scope, private)
     else:
-        parts = _three_parts(samples, spec, seed, scope)
+        parts = _three_parts(samples, spec, key, scope, private)
     train, val, test = (
-        _cap(part, getattr(limit, name), seed, scope, name) for name, part in zip(PARTS, parts, strict=True)
+        _cap(part, getattr(limit, name), key) for name, part in zip(PARTS, parts, strict=True)
     )
     return Split(train, val, test)
 
 
-def _three_parts(samples: tuple[Sample, ...], spec: SplitSpec, seed: int, scope: str) -> list[list[Unit]]:
+def _require_independence(spec: SplitSpec, limit: LimitSpec, scope: str) -> None:
+    for wrong, found in ((spec.sequence, "split.sequence"), (limit != LimitSpec(), "limit")):
+        if wrong:
+            raise DataError(
+                f"{scope}: expected a split in which no image depends on another, because the policy adds "
+                f"noise, found {found}; leave it out"
+            )
+
+
+def place_of(unit: Unit, key: bytes) -> float:
+    """The unit's place, from 0 to below 1."""
+    first = unit[0]
+    return _hashed(key, f"image {first.id}" if first.group is None else f"group {first.group}")
+
+
+def _hashed(key: bytes, text: str) -> float:
+    digest = hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256")
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def _three_parts(
+    samples: tuple[Sample, ...], spec: SplitSpec, key: bytes, scope: str, private: bool
+) -> list[list[Unit]]:
     units = _units(samples, in_sequence=spec.sequence)
     if len(units) < len(PARTS):
         raise _too_few(units, scope)
     if spec.sequence:
         return _cut(units, spec)
-    shares = {"train": 1 - spec.val - spec.test, "val": spec.val, "test": spec.test}
-    return _draw(_shuffled(units, seed, scope), shares)
+    return _draw(units, {"test": spec.test, "val": spec.val}, key, scope, private)
 
 
 def _around_fixed_test(
-    samples: tuple[Sample, ...], spec: SplitSpec, seed: int, scope: str
+    samples: tuple[Sample, ...], spec: SplitSpec, key: bytes, scope: str, private: bool
 ) -> list[list[Unit]]:
     """The dataset's own test part; its training part is divided into training and validation by groups."""
     unmarked = sum(sample.part is None for sample in samples)
@@ -105,12 +182,8 @@ def _around_fixed_test(
         border = _nearest(images, images[-1] * (1 - spec.val), low=1, high=len(rest) - 1)
         train, val = rest[:border], rest[border:]
     else:
-        train, val = _draw(_shuffled(rest, seed, scope), {"train": 1 - spec.val, "val": spec.val})
+        train, val = _draw(rest, {"val": spec.val}, key, scope, private)
     return [train, val, _units(test, in_sequence=spec.sequence)]
-
-
-def _shuffled(units: list[Unit], seed: int, scope: str) -> list[Unit]:
-    return [units[i] for i in numpy_generator(seed, scope, "split").permutation(len(units))]
 
 
 def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Unit]:
@@ -147,51 +220,47 @@ def _nearest(images: np.ndarray[tuple[int], np.dtype[np.int_]], wanted: float, *
     return min(range(low, high + 1), key=lambda count: abs(float(images[count - 1]) - wanted))
 
 
-def _draw(units: list[Unit], shares: dict[str, float]) -> list[list[Unit]]:
-    """Put each unit into test or validation if this brings the part nearer to its share, else into training.
-
-    shares: by part, in the order of PARTS; the result has the same order.
-    """
-    total = sum(map(len, units))
-    wanted = {name: total * share for name, share in shares.items()}
-    parts: dict[str, list[Unit]] = {name: [] for name in shares}
-    filled_first = [name for name in reversed(PARTS[1:]) if name in shares]
+def _draw(
+    units: list[Unit], shares: dict[Part, float], key: bytes, scope: str, private: bool
+) -> list[list[Unit]]:
+    """The parts by the units' places, in the order of PARTS. shares: of every part but training."""
+    borders: dict[Part, tuple[float, float]] = {}
+    reached = 0.0
+    for part, share in shares.items():
+        borders[part] = (reached, reached + share)
+        reached += share
+    borders["train"] = (reached, 1.0)
+    places = {id(unit): place_of(unit, key) for unit in units}
+    parts: dict[Part, list[Unit]] = {part: [] for part in PARTS if part in borders}
     for unit in units:
-        for name in filled_first:
-            have = _images(parts[name])
-            if abs(have + len(unit) - wanted[name]) < abs(have - wanted[name]):
-                parts[name].append(unit)
-                break
-        else:
-            parts["train"].append(unit)
-    for part in shares:
-        if not parts[part]:
-            parts[part].append(_spare_unit(parts, wanted, wanted[part]))
+        place = places[id(unit)]
+        parts[next((part for part in shares if place < borders[part][1]), "train")].append(unit)
+    for part in borders:
+        if parts[part]:
+            continue
+        if private:
+            raise DataError(
+                f"{scope}: expected images in each part of the split, because the policy adds noise, "
+                f"found none in {part}; add images or raise the part's share"
+            )
+        low, high = borders[part]
+        spare = [unit for other in parts.values() if len(other) > 1 for unit in other]
+        nearest = min(spare, key=lambda unit: min(abs(places[id(unit)] - low), abs(places[id(unit)] - high)))
+        next(other for other in parts.values() if nearest in other).remove(nearest)
+        parts[part].append(nearest)
     return list(parts.values())
 
 
-def _spare_unit(parts: dict[str, list[Unit]], wanted: dict[str, float], size: float) -> Unit:
-    """Remove and return the unit nearest to `size` from the part that exceeds its share most."""
-    donors = [name for name in parts if len(parts[name]) > 1]
-    donor = parts[max(donors, key=lambda name: _images(parts[name]) - wanted[name])]
-    best = min(range(len(donor)), key=lambda i: abs(len(donor[i]) - size))
-    return donor.pop(best)
-
-
-def _images(units: list[Unit]) -> int:
-    return sum(map(len, units))
-
-
-def _cap(units: list[Unit], most: int | None, seed: int, scope: str, name: str) -> tuple[Sample, ...]:
-    samples = sorted((sample for unit in units for sample in unit), key=lambda sample: sample.id)
-    if most is not None and most < len(samples):
-        kept = numpy_generator(seed, scope, "limit", name).permutation(len(samples))[:most]
-        samples = [samples[i] for i in sorted(kept)]
-    return tuple(samples)
+def _cap(units: list[Unit], most: int | None, key: bytes) -> tuple[Sample, ...]:
+    """At most `most` images: those with the lowest hash of their own ids, sorted by id."""
+    samples = [sample for unit in units for sample in unit]
+    if most is not None:
+        samples = sorted(samples, key=lambda sample: _hashed(key, f"limit {sample.id}"))[:most]
+    return tuple(sorted(samples, key=lambda sample: sample.id))
 
 
 def _too_few(units: list[Unit], scope: str) -> DataError:
-    images = _images(units)
+    images = sum(map(len, units))
     grouped = any(sample.group is not None for unit in units for sample in unit)
     found = f"{len(units)} groups with {images} images" if grouped else f"{images} images"
     advice = "add groups, or change group_pattern if it joins too many images" if grouped else "add images"

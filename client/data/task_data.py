@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from casam_core.config.data_spec import DataSpec, LimitSpec
+from casam_core.config.data_spec import DataSpec
+from casam_core.config.policy import Policy
+from casam_core.errors import DataError
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.training import Example
@@ -28,11 +32,15 @@ file again at every training step costs more."""
 
 @dataclass(eq=False)
 class TaskData:
-    """One task's images here. Images are loaded when needed; the names of their embeddings stay in memory."""
+    """One task's images here. Images are loaded when needed; the names of their embeddings stay in memory.
+
+    division: digest of everything that decides which part a unit is in, except the unit's own id.
+    """
 
     dataset: Dataset
     split: Split
     store: EmbeddingStore
+    division: str = ""
     _keys: dict[str, str] = field(default_factory=dict)
 
     def load(self, sample: Sample) -> LoadedSample:
@@ -106,10 +114,39 @@ def recent(data: TaskData, sample: Sample) -> LoadedSample:
 
 
 def open_task(
-    spec: DataSpec, *, task: str, institution: str, data_root: Path | None, store: EmbeddingStore, seed: int
+    spec: DataSpec,
+    *,
+    task: str,
+    institution: str,
+    data_root: Path | None,
+    store: EmbeddingStore,
+    seed: int,
+    key: bytes,
+    policy: Policy,
 ) -> TaskData:
-    """The institution's images of `task`, split. Raises DataError."""
+    """The institution's images of `task`, split. seed: for phantoms. key: for the split. Raises DataError."""
     dataset = open_dataset(spec, data_root=data_root, seed=seed, institution=institution)
-    limit: LimitSpec = spec.limit
-    split = split_samples(dataset.samples, spec.split, limit, seed=seed, scope=f"{institution}/{task}")
-    return TaskData(dataset=dataset, split=split, store=store)
+    split = divide(dataset.samples, spec, key, f"{institution}/{task}", policy)
+    return TaskData(dataset=dataset, split=split, store=store, division=division_of(spec, key))
+
+
+def divide(samples: tuple[Sample, ...], spec: DataSpec, key: bytes, scope: str, policy: Policy) -> Split:
+    """The split of a dataset that the policy allows. scope: names the dataset in messages.
+
+    Raises DataError: the dataset is too small, or the policy protects groups and an image has none.
+    """
+    unnamed = sum(sample.group is None for sample in samples)
+    if policy.budget.unit == "group" and unnamed:
+        raise DataError(
+            f"{scope}: expected a group for every image, because the policy's budget.unit is 'group', found "
+            f"{unnamed} of {len(samples)} images without one; correct group_pattern"
+        )
+    return split_samples(samples, spec.split, spec.limit, key=key, scope=scope, private=policy.adds_noise)
+
+
+def division_of(spec: DataSpec, key: bytes) -> str:
+    """The digest of the key, the grouping, the shares and the limit."""
+    rules = {"key": hashlib.sha256(b"split key" + key).hexdigest()} | spec.model_dump(
+        mode="json", include={"group_pattern", "split", "limit"}
+    )
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

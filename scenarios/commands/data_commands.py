@@ -236,13 +236,14 @@ def _survey(
     spec: DataSpec, data_root: Path | None, seed: int, institution: str, task: str, screen: Console
 ) -> Survey:
     from client.data.open import open_dataset
+    from client.data.splits import simulated_key
     from scenarios.inspection.survey import survey
 
     with _progress(screen, f"{institution}: {task}") as show:
         return survey(
             lambda: open_dataset(spec, data_root=data_root, seed=seed, institution=institution),
             spec,
-            seed=seed,
+            key=simulated_key(seed, institution),
             scope=f"{institution}/{task}",
             progress=show,
         )

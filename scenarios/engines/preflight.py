@@ -21,7 +21,8 @@ from casam_core.model.forms import learning_rate_of
 from casam_core.model.training import planned_steps
 from casam_core.routing.routers import build_router
 from client.data.open import open_dataset
-from client.data.splits import Split, split_samples
+from client.data.splits import Split, simulated_key
+from client.data.task_data import divide
 from client.dp.plan import leaves_noisy
 from client.simulation.adversaries import attack_of
 from scenarios.inspection.survey import read_everything
@@ -46,8 +47,8 @@ class Cost:
         )
 
 
-Known = dict[tuple[int, str, str, str], Split]
-"""Splits of datasets that were read already, by (seed, institution, task, data table)."""
+Known = dict[tuple[int, str, str, str, bool], Split]
+"""Splits of datasets that were read already, by (seed, institution, task, data table, adds noise)."""
 
 
 def preflight(
@@ -82,7 +83,7 @@ def preflight(
         for task, spec in site.data.items():
             progress(f"{site.name}: {task}")
             with collected(faults):
-                key = (scenario.seed, site.name, task, spec.model_dump_json())
+                key = (scenario.seed, site.name, task, spec.model_dump_json(), site.policy.adds_noise)
                 if key not in known:
                     known[key] = checked_split(scenario, site.name, task, spec, data_root)
                 splits[site.name, task] = known[key]
@@ -110,10 +111,10 @@ def checked_split(
     """The split of a dataset, after reading every image. Raises DataError."""
     dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
     read_everything(dataset)
+    policy = scenario.institution(institution).policy
     try:
-        return split_samples(
-            dataset.samples, spec.split, spec.limit, seed=scenario.seed, scope=f"{institution}/{task}"
-        )
+        key = simulated_key(scenario.seed, institution)
+        return divide(dataset.samples, spec, key, f"{institution}/{task}", policy)
     except DataError as error:
         raise DataError(f"institution {institution!r}, task {task!r}: {error}") from error
 

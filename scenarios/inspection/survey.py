@@ -66,7 +66,7 @@ def survey(
     open_: Callable[[], Dataset],
     spec: DataSpec,
     *,
-    seed: int,
+    key: bytes,
     scope: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Survey:
@@ -76,8 +76,8 @@ def survey(
         open_: Opens the dataset. If this fails, the survey holds only its faults.
         spec: The dataset's table in the scenario. `spec.limit` is not applied: images beyond the limit can
             be leaks, too.
-        seed: The run's seed, so that the parts are those of the run.
-        scope: Names the dataset in the split's seed: INSTITUTION/TASK.
+        key: The site's key, so that the parts are those of the run.
+        scope: Names the dataset in messages: INSTITUTION/TASK.
     """
     found = Survey()
     try:
@@ -91,7 +91,7 @@ def survey(
     if isinstance(dataset, Described):
         found.empty = dataset.empty
         found.warnings.extend(dataset.warnings)
-    part_of = _parts(dataset, spec, seed, scope, found)
+    part_of = _parts(dataset, spec, key, scope, found)
     for done, sample in enumerate(dataset.samples, start=1):
         try:
             loaded = dataset.load(sample)
@@ -136,10 +136,10 @@ def pixel_hash(loaded: LoadedSample) -> str:
     return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
-def _parts(dataset: Dataset, spec: DataSpec, seed: int, scope: str, found: Survey) -> dict[str, str]:
+def _parts(dataset: Dataset, spec: DataSpec, key: bytes, scope: str, found: Survey) -> dict[str, str]:
     """Part by sample id. Adds counts and leaks between groups to `found`."""
     try:
-        split: Split = split_samples(dataset.samples, spec.split, LimitSpec(), seed=seed, scope=scope)
+        split: Split = split_samples(dataset.samples, spec.split, LimitSpec(), key=key, scope=scope)
     except DataError as error:
         found.faults.extend(faults_of(error))
         return {}

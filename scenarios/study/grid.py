@@ -70,7 +70,7 @@ def costs(cells: Sequence[Cell], data_root: Path | None, progress: Said) -> dict
         before, images = set(known), len(seen)
         cost = preflight(scenario, data_root, progress, known)
         for key in set(known) - before:
-            seed, institution, task, _ = key
+            seed, institution, task, *_ = key
             spec = scenario.institution(institution).data[task]
             source = spec.path or f"phantom {spec.phantom} {spec.size} of seed {seed}"
             split = known[key]

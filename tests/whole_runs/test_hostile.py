@@ -49,7 +49,7 @@ def test_a_router_that_claims_others_images_is_held_back_until_it_is_admitted(
     assert held["reasons"] == ["it claims images of other tasks, north says"]
     assert summary["canary"]["cardiac_mr"] == {"north": True, "south": False, "west": None}
     # Everybody was asked anew without it: nobody's images go to it.
-    assert summary["routing"]["confusion"]["polyp"] == {"polyp": 6}
+    assert summary["routing"]["confusion"]["polyp"] == {"polyp": 9}
     assert summary["holders"]["cardiac_mr"] == []
     bank = tmp_path / "run" / "bank"
     assert Bank.open(bank).tasks == HONEST

@@ -15,7 +15,7 @@ from client.data.dataset import Described, Sample
 from client.data.readers import volumes
 from client.data.readers.nifti import open_nifti
 from client.data.readers.volumes import VolumeDataset
-from client.data.splits import split_samples
+from client.data.splits import simulated_key, split_samples
 from tests.client.making import RNG, fault
 
 SHAPE = (5, 6, 4)
@@ -104,7 +104,8 @@ def test_a_volume_never_straddles_a_split(tmp_path: Path) -> None:
     assert {sample.group for sample in dataset.samples} == {f"p{n // 2}_scan{n}" for n in range(6)}
     joined = open_nifti(tmp_path, group_pattern=r"(p\d+)_")
     for samples, sequence in ((dataset.samples, True), (joined.samples, False)):
-        split = split_samples(samples, SplitSpec(sequence=sequence), LimitSpec(), seed=0, scope="x")
+        spec, key = SplitSpec(sequence=sequence), simulated_key(0, "x")
+        split = split_samples(samples, spec, LimitSpec(), key=key, scope="x")
         groups = [{sample.group for sample in part} for part in (split.train, split.val, split.test)]
         assert sum(map(len, groups)) == len(set.union(*groups))
     assert {sample.group for sample in joined.samples} == {"p0", "p1", "p2"}

@@ -34,14 +34,14 @@ def test_the_cost_that_is_announced_is_the_cost(
     run_inprocess(scenario, tmp_path / "run", None)
     assert cost.exchanges == sum(bool(kind) for kind in kinds)
 
-    # Every phantom dataset here has 7 training images.
-    sevens = {
-        "casam": [7, 7, 7],
-        "sequential": [7, 7, 7],
-        "fedavg": [7, 7, 7, 7, 7],  # all three; then without the one whose task is past
-        "joint": [7, 21],
+    # Training images: north 6, south 6 of histology, west 7.
+    trained = {
+        "casam": [6, 6, 7],
+        "sequential": [6, 6, 7],
+        "fedavg": [6, 6, 7, 6, 7],  # all three; then without the one whose task is past
+        "joint": [6, 19],
         "frozen": [],
     }[method]
-    assert cost.steps == sum(2 * planned_steps(images, scenario.training) for images in sevens)
+    assert cost.steps == sum(2 * planned_steps(images, scenario.training) for images in trained)
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert sum(event.get("images", 0) for event in events) == 2 * sum(sevens)
+    assert sum(event.get("images", 0) for event in events) == 2 * sum(trained)

@@ -11,7 +11,7 @@ import pytest
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
 from client.data.open import open_dataset
-from client.data.splits import split_samples
+from client.data.splits import simulated_key, split_samples
 from scenarios.commands.study_command import parse_factors
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.study.study import Plan, Study, plan_of
@@ -80,9 +80,8 @@ def test_the_validation_split_is_what_is_measured(tmp_path: Path) -> None:
         site = path.parts[-3]
         for task, spec in scenario.institution(site).data.items():
             dataset = open_dataset(spec, data_root=None, seed=scenario.seed, institution=site)
-            split = split_samples(
-                dataset.samples, spec.split, spec.limit, seed=scenario.seed, scope=f"{site}/{task}"
-            )
+            key = simulated_key(scenario.seed, site)
+            split = split_samples(dataset.samples, spec.split, spec.limit, key=key, scope=f"{site}/{task}")
             names = [json.loads(line)[0].split("/") for line in path.read_text().splitlines()]
             named = {image for of, image, _ in names if of == task}
             assert named == {sample.id for sample in split.val}
