@@ -1,4 +1,4 @@
-"""The guard, the step before the last one on the way out. It stops an answer with any field that is not declared.
+"""The guard stops an answer with any field that is not declared.
 
 The list of fields is derived from the declarations of the messages (casam_core.protocol.messages). The guard
 protects against mistakes, bugs and an honest but curious server. It cannot see information that is hidden in
