@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,7 @@ class StageScores:
         did not answer, because a mean over the others would be another figure.
     worst_iou[task]: the lowest IoU of an institution. routes[task][route]: number of images. margins[task]:
         histogram of how unknown its images look, over holders. statistics[institution][task]: as the
-        institution computed them. canary[institution]: whether the stage's new entry claims too many of its
+        institution computed them. canary[institution]: whether the stage's new entries claim too many of its
         images; None: no answer.
     """
 
@@ -52,7 +52,12 @@ class StageScores:
 
 
 def evaluate(
-    federation: Federation, stage: int, bank: Bank, candidate: str = "", *, spare_noisy: bool = False
+    federation: Federation,
+    stage: int,
+    bank: Bank,
+    candidates: Sequence[str] = (),
+    *,
+    spare_noisy: bool = False,
 ) -> StageScores:
     """Let every present institution score its test images under the bank.
 
@@ -60,7 +65,7 @@ def evaluate(
     differs from the server's, the server sends the whole bank, once.
 
     Args:
-        candidate: the task of a new entry; holders of older tasks say whether it claims their images.
+        candidates: the tasks of new entries; holders of other tasks say whether they claim their images.
         spare_noisy: exclude institutions that would pay for their scores with privacy budget.
 
     Raises:
@@ -73,7 +78,7 @@ def evaluate(
     answers: dict[str, Answer[EvaluateReply]] = {}
     asked = names
     for _ in range(2):
-        requests = {name: request_for(federation, name, stage, bank, candidate) for name in asked}
+        requests = {name: request_for(federation, name, stage, bank, candidates) for name in asked}
         answers |= federation.ask(requests, EvaluateReply)
         note_copies(federation, bank, {name: answers[name] for name in asked})
         asked = [name for name in asked if answers[name].outcome == Outcome.BANK_MISMATCH]
@@ -88,7 +93,9 @@ def evaluate(
     return combine(replies, {task: federation.testers(task) for task in federation.tasks})
 
 
-def request_for(federation: Federation, name: str, stage: int, bank: Bank, candidate: str) -> EvaluateRequest:
+def request_for(
+    federation: Federation, name: str, stage: int, bank: Bank, candidates: Sequence[str]
+) -> EvaluateRequest:
     """The request to one institution, with the entries that it lacks."""
     tasks = entries_for(federation, name, bank)
     known = federation.copies.get((bank.folder, name), 0)
@@ -97,7 +104,7 @@ def request_for(federation: Federation, name: str, stage: int, bank: Bank, candi
         known,
         entries=[bank.bytes_of(task) for task in tasks[known:]],
         bank=bank.digest_over(tasks),
-        candidate=candidate if candidate in tasks else "",
+        candidates=tuple(task for task in candidates if task in tasks),
     )
 
 
@@ -110,11 +117,16 @@ def note_copies(federation: Federation, bank: Bank, answers: Mapping[str, Answer
             federation.copies[bank.folder, name] = 0
 
 
-def withdraw_newest(federation: Federation, bank: Bank) -> None:
-    """Note that the newest entry was removed: institutions remove it too at the next evaluation."""
+def withdraw(federation: Federation, bank: Bank, tasks: Collection[str]) -> None:
+    """Note, before entries are removed from the bank, that the next evaluation removes them from all copies.
+
+    An institution keeps the entries before the first of them; the server sends it the later ones again.
+    """
     for (folder, name), held in federation.copies.items():
         if folder == bank.folder:
-            federation.copies[folder, name] = min(held, len(entries_for(federation, name, bank)))
+            has = entries_for(federation, name, bank)[:held]
+            kept = next((place for place, task in enumerate(has) if task in tasks), len(has))
+            federation.copies[folder, name] = kept
 
 
 def entries_for(federation: Federation, name: str, bank: Bank) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,11 @@ from casam_core.bank.bank import Bank
 from casam_core.errors import RunError
 from casam_core.methods import SHARED, method_of
 from server.defence.quarantine import admit, quarantine_by_canary
-from server.evaluation import StageScores, evaluate, withdraw_newest
+from server.evaluation import StageScores, evaluate
 from server.federation.directory import Member
 from server.federation.federation import Federation
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
-from server.unlearning import Held, Unlearned, held_by, unlearn
+from server.unlearning import Held, Unlearned, held_by, unlearn, without
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,11 @@ def run_stage(federation: Federation, state: State) -> State:
 
     learned = learn_task(federation, state, number, task, clock)
 
-    scores = measure(federation, number, learned.bank, learned.candidate)
+    anew = [name for left in unlearned for name in left.retrained if name in learned.bank]
+    candidates = [*anew, *learned.candidates] if method_of(federation.scenario.method).routes else []
+    scores = measure(federation, number, learned.bank, candidates)
     clock.lap("evaluate")
+    unlearned = [without(left, learned.bank) for left in unlearned]
 
     layer = learned.layer
     parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
@@ -119,12 +122,12 @@ def memory_of(federation: Federation) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Learned:
     """The result of learning one task. layer: trained in this stage, or kept from earlier ones. holders: the
-    institutions that trained in this stage. candidate: the task if its entry is new and routed, else ""."""
+    institutions that trained in this stage. candidates: the task if its entry is new."""
 
     bank: Bank
     layer: LearnedLayer | None
     holders: tuple[str, ...] = ()
-    candidate: str = ""
+    candidates: tuple[str, ...] = ()
 
 
 def learn_task(federation: Federation, state: State, number: int, task: str, clock: Clock) -> Learned:
@@ -159,19 +162,18 @@ def learn_task(federation: Federation, state: State, number: int, task: str, clo
             stage=number,
             task=task,
         )
-    return Learned(bank, layer, holders, task if admitted and method.routes else "")
+    return Learned(bank, layer, holders, (task,) if admitted else ())
 
 
-def measure(federation: Federation, number: int, bank: Bank, candidate: str) -> StageScores:
-    """Evaluate all institutions; if a canary fails the new entry, evaluate again without it.
+def measure(federation: Federation, number: int, bank: Bank, candidates: Sequence[str]) -> StageScores:
+    """Evaluate all institutions; if a canary fails the new entries, evaluate again without them.
 
     Scores under a quarantined entry do not count; the canaries' answers do. Institutions with noisy scores
     are not asked twice, because their budget covers one evaluation per stage.
     """
-    scores = evaluate(federation, number, bank, candidate)
-    if not quarantine_by_canary(federation, bank, candidate, number, scores):
+    scores = evaluate(federation, number, bank, candidates)
+    if not quarantine_by_canary(federation, bank, candidates, number, scores):
         return scores
-    withdraw_newest(federation, bank)
     again = evaluate(federation, number, bank, spare_noisy=True)
     return replace(again, canary=scores.canary, decodes=scores.decodes + again.decodes)
 

@@ -11,7 +11,7 @@ and spent epsilon do not change.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from casam_core.bank.bank import Bank, bank_digest
@@ -22,7 +22,7 @@ from casam_core.methods import method_of
 from casam_core.protocol.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job
 from casam_core.protocol.signing import is_signed, public_hex, signature_of, signing_key
-from server.defence.quarantine import Quarantine
+from server.defence.quarantine import Quarantine, admit
 from server.federation.exchange import results
 from server.federation.federation import Federation
 from server.learning import learn_entry
@@ -116,8 +116,8 @@ def unlearn_one(
         entry = None
         if federation.scenario.unlearning == "retrain" and len(item.holders) > 1:
             entry = learn_entry(federation, item.stage, item.task, bank, now=stage)
-        if entry is not None:
-            retrained[item.task] = (item.digest, bank.replace(entry))
+        if entry is not None and admit(federation.folder, bank, entry, stage):
+            retrained[item.task] = (item.digest, bank.digest_of(item.task))
             holders[item.task] = entry.provenance.holders
             continue
         if item.task in bank.tasks:
@@ -143,6 +143,21 @@ def unlearn_one(
         purged=sorted(purged),
     )
     return found
+
+
+def without(unlearned: Unlearned, bank: Bank) -> Unlearned:
+    """The changes, if a canary failed entries that were learned again: the bank has lost these."""
+    lost = {task: old for task, (old, _) in unlearned.retrained.items() if task not in bank}
+    kept = {task: pair for task, pair in unlearned.retrained.items() if task in bank}
+    if not lost:
+        return unlearned
+    return replace(
+        unlearned,
+        bank_after=bank.digest,
+        deleted={**unlearned.deleted, **lost},
+        retrained=kept,
+        holders={task: names for task, names in unlearned.holders.items() if task in kept},
+    )
 
 
 def purge(federation: Federation, stage: int, leaver: str, entries: Sequence[str]) -> dict[str, ForgetReply]:

@@ -376,14 +376,15 @@ class EvaluateRequest(Message):
         known: how many entries your copy should already have; drop the others. 0: start a new copy.
         entries: the entry files that you do not have yet, in the order of learning.
         bank: digest that your copy must have after adding them.
-        candidate: a task whose entry is new; report whether it claims validation images of your own tasks.
+        candidates: the tasks whose entries are new; report whether they claim validation images of your own
+            tasks.
     """
 
     job: ForJob
     known: Annotated[int, Amount()]
     entries: Annotated[Sequence[bytes], Files()]
     bank: Annotated[str, Text()]
-    candidate: Annotated[str, Text()] = ""
+    candidates: Annotated[tuple[str, ...], Table(tuple[str, ...])] = ()
 
 
 @dataclass(frozen=True)
@@ -533,7 +534,7 @@ class EvaluateReply(Message):
         results: by task.
         decodes: the number of decoder passes in this evaluation; None if not released.
         margins: by task, the histogram of routing margins (casam_core.routing.unknown).
-        canary: whether the candidate claims too many validation images held here; None if not released.
+        canary: whether the candidates claim too many validation images held here; None if not released.
     """
 
     kind: ClassVar[str] = "evaluate.stage"

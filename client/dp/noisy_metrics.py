@@ -53,7 +53,7 @@ def evaluate_privately(
         institution,
         request.job,
         "evaluate",
-        Payload({**request.job.config(), "bank": request.bank, "candidate": request.candidate}),
+        Payload({**request.job.config(), "bank": request.bank, "candidates": " ".join(request.candidates)}),
         split=split,
         mechanisms={task: Mechanism(noise_multiplier) for task in tasks},
         units={task: len(units[task]) for task in tasks},

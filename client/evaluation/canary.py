@@ -8,7 +8,7 @@ docs/privacy.md). Where metrics are noisy, it is computed from a count with nois
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
@@ -30,7 +30,7 @@ of private institutions would fail by chance."""
 
 
 def canary(institution: Institution, request: EvaluateRequest, known: KnownEntries) -> bool | None:
-    """Whether the candidate fails; None if this institution gives no answer.
+    """Whether any of the candidates fails: one bit about all; None if this institution gives no answer.
 
     It gives no answer if it holds too few images of older tasks, if its policy or budget does not allow an
     answer, or if the scenario evaluates on the validation images (evaluation.split): these would then be
@@ -40,26 +40,28 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
     share = scenario.admission.canary_share
     if share is None or scenario.evaluation.split == "val":
         return None
-    images = images_at_stake(institution, request.candidate, known)
+    images = images_at_stake(institution, request.candidates, known)
     if not images or not may_say(institution, request):
         return None
     if policy.metrics == "noisy":
         with contextlib.suppress(RefusalError):  # budget-spent, delta-too-large
             return noisy_canary(institution, request, known, images, share)
         return None
-    claimed = claimed_by(institution, request.candidate, known, images)
+    claimed = claimed_by(institution, request.candidates, known, images)
     return any(claimed[task] > share * images[task] and claimed[task] >= MIN_IMAGES for task in images)
 
 
-def images_at_stake(institution: Institution, candidate: str, known: KnownEntries) -> dict[str, int]:
-    """Validation images by older task held here, of tasks with enough images and with a threshold."""
-    if candidate not in known.tasks:
-        return {}
+def images_at_stake(
+    institution: Institution, candidates: Collection[str], known: KnownEntries
+) -> dict[str, int]:
+    """Validation images by task held here that a candidate of another task could claim, of tasks with enough
+    images and with a threshold."""
+    new = set(candidates) & set(known.tasks)
     held = institution.scenario.institution(institution.name).data
     counts = {
         task: institution.task(task).holding.val
         for task in known.tasks
-        if task in held and task != candidate and known[task].threshold is not None
+        if task in held and new - {task} and known[task].threshold is not None
     }
     return {task: images for task, images in counts.items() if images >= MIN_IMAGES}
 
@@ -68,7 +70,7 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
     """Whether the policy allows one more answer in this stage; a repeated question does not count again."""
     asked = Results(institution.site.private / "canaries.jsonl")
     stage = f"stage {request.job.stage}"
-    question = f"{request.bank} {request.candidate}"
+    question = f"{request.bank} {' '.join(request.candidates)}"
     if asked.get(stage, question) is None:
         if len(asked.of(stage)) >= institution.site.policy.canaries:
             return False
@@ -77,15 +79,15 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
 
 
 def claimed_by(
-    institution: Institution, candidate: str, known: KnownEntries, images: Mapping[str, int]
+    institution: Institution, candidates: Collection[str], known: KnownEntries, images: Mapping[str, int]
 ) -> dict[str, int]:
-    """By older task, how many of its validation images the candidate claims. These counts never leave."""
+    """By task, how many of its validation images candidates of other tasks claim. These never leave."""
     evaluator = institution.evaluator()
     counts = {}
     for task in images:
         data, samples = institution.encoded(task, "val")
         routes = [evaluator.route(sample, data, known) for sample in samples]
-        counts[task] = sum(route.task == candidate for route in routes)
+        counts[task] = sum(route.task in set(candidates) - {task} for route in routes)
     return counts
 
 
@@ -109,7 +111,7 @@ def noisy_canary(
 
     def compute(noise: NoiseSource) -> Payload:
         failed = False
-        for task, count in claimed_by(institution, request.candidate, known, images).items():
+        for task, count in claimed_by(institution, request.candidates, known, images).items():
             deviation = noise_multiplier * max(map(len, units[task]))
             noisy = count + deviation * float(noise.normal(1)[0])
             failed |= noisy > share * images[task] + NOISE_SIGMAS * deviation
@@ -119,7 +121,7 @@ def noisy_canary(
         institution,
         request.job,
         "canary",
-        Payload({**request.job.config(), "bank": request.bank, "candidate": request.candidate}),
+        Payload({**request.job.config(), "bank": request.bank, "candidates": " ".join(request.candidates)}),
         split="val",
         mechanisms={task: Mechanism(noise_multiplier) for task in images},
         units={task: len(units[task]) for task in images},

@@ -151,7 +151,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     try:
         if policy.metrics == "never":
             raise RefusalError(Outcome.METRICS_NOT_SHARED, "policy.metrics is never")
-        failed = canary(institution, request, released) if request.candidate else None
+        failed = canary(institution, request, released) if request.candidates else None
         if policy.metrics == "noisy":
             return evaluate_privately(institution, request, released, failed)
         return replace(institution.evaluate(released), canary=failed)

@@ -51,12 +51,13 @@ def check_folds(institution: Institution, request: CalibrateRequest) -> None:
 
 
 def fault_in_evaluation(institution: Institution, request: EvaluateRequest) -> str | None:
-    """What is wrong with the stage or the candidate of an evaluation; None if nothing is."""
+    """What is wrong with the stage or the candidates of an evaluation; None if nothing is."""
     stream, stage = institution.scenario.stream, request.job.stage
     if not 0 <= stage <= len(stream):
         return f"expected a stage up to {len(stream)}"
-    if request.candidate not in ("", *stream[max(stage - 1, 0) : stage]):
-        return f"expected the stage's task as candidate, found {request.candidate!r}"
+    # An earlier task is a candidate again if its entry was learned anew, because a holder left.
+    if not set(request.candidates) <= set(stream[:stage]):
+        return f"expected tasks of the stages so far as candidates, found {request.candidates}"
     return None
 
 

@@ -123,12 +123,15 @@ def distance(layer: Layer, start: Layer) -> float:
 
 
 def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
-    """Distances from start to trained layer, for other tasks in the bank whose layers have the same form."""
+    """Distances from start to trained layer, for tasks in the bank whose layers have the same form.
+
+    If the task is learned again, its old layer is one of them.
+    """
     spec = alignment_of(scenario, task)
     found = []
     for entry in bank:
         alike = (entry.provenance.form, entry.provenance.rank) == (spec.form, rank_of(spec))
-        if entry.task == task or entry.task not in scenario.stream or not alike:
+        if entry.task not in scenario.stream or not alike:
             continue
         start = first_layer(scenario, entry.task)
         if start is not None:
@@ -137,11 +140,14 @@ def peers_in(bank: Bank, scenario: Scenario, task: str) -> list[float]:
 
 
 def fault_of(entry: Entry, bank: Bank) -> str | None:
-    """Why an entry must be quarantined at once: it copies an entry of other holders. None if it does not."""
+    """Why an entry must be quarantined at once: it copies an entry of other holders. None if it does not.
+
+    The old entry of the same task counts, too: a layer learned with a holder that left must not come back.
+    """
     for other in bank:
         if other.provenance.holders == entry.provenance.holders:
             continue
-        for part in ("layer", "router"):
+        for part in ("layer",) if other.task == entry.task else ("layer", "router"):
             mine, theirs = getattr(entry, part), getattr(other, part)
             trained = part == "router" or entry.provenance.form != "identity"
             if mine and trained and mine.keys() == theirs.keys() and same(mine, theirs):

@@ -7,7 +7,7 @@ quarantine/entries/<sha256>.entry   the entry, as it would be in the bank
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.errors import BankError
 from casam_core.files import write_atomic
 from server.defence.admission import fault_of
-from server.evaluation import StageScores
+from server.evaluation import StageScores, withdraw
 from server.federation.federation import Federation
 from server.run.run_folder import RunFolder, append_event
 
@@ -103,46 +103,59 @@ class Quarantine:
 
 
 def admit(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
-    """Add a new entry to the bank, or quarantine it if it is a copy. Returns whether it was added."""
+    """Add an entry to the bank, or quarantine it if it is a copy. Returns whether it was added.
+
+    Every entry passes here: a new one, and one that was learned again and takes the place of the old one. The
+    next evaluation asks the canaries about it (quarantine_by_canary).
+    """
     fault = fault_of(entry, bank)
     if fault is not None:
+        if entry.task in bank:
+            bank.remove(entry.task)
         quarantine(folder, entry, stage, fault)
         return False
-    digest = bank.add(entry)
+    digest = bank.replace(entry) if entry.task in bank else bank.add(entry)
     Quarantine(folder.path).drop((entry.task,))  # a repeated stage may have quarantined it before
     folder.event("entry", stage=stage, task=entry.task, entry=digest, threshold=entry.threshold)
     return True
 
 
 def quarantine_by_canary(
-    federation: Federation, bank: Bank, task: str, stage: int, scores: StageScores
+    federation: Federation, bank: Bank, tasks: Sequence[str], stage: int, scores: StageScores
 ) -> bool:
-    """Quarantine the stage's entry if any canary fails, and record all answers.
+    """Quarantine the stage's new entries if any canary fails, and record all answers.
 
-    Only answers of institutions with an older task count. task: of the new entry; "" if there is none.
+    An answer is one bit about all new entries together, so none of them is let in on a doubt: a person can
+    admit those that are innocent. Only answers of institutions count that hold a task whose images no new
+    entry may claim.
+
+    tasks: of the new entries.
     """
-    if not task:
+    if not tasks:
         return False
-    older, folder = set(bank.tasks) - {task}, federation.folder
+    folder = federation.folder
     said = {
         name: fails
         for name, fails in scores.canary.items()
-        if older.intersection(federation.members[name].holdings)
+        if any(set(tasks) - {held} for held in federation.members[name].holdings if held in bank)
     }
     failed = [name for name, fails in said.items() if fails]
     folder.event(
         "canary",
         stage=stage,
-        task=task,
+        tasks=list(tasks),
         passed=[name for name, fails in said.items() if fails is False],
         failed=failed,
         unsaid=[name for name, fails in said.items() if fails is None],
     )
     if not failed:
         return False
-    entry = bank[task]
-    bank.remove(task)
-    quarantine(folder, entry, stage, f"it claims images of other tasks, {', '.join(failed)} says")
+    withdraw(federation, bank, tasks)
+    claims = "it claims" if len(tasks) == 1 else f"one of {', '.join(tasks)} claims"
+    for task in tasks:
+        entry = bank[task]
+        bank.remove(task)
+        quarantine(folder, entry, stage, f"{claims} images of other tasks, {', '.join(failed)} says")
     return True
 
 

@@ -175,8 +175,9 @@ class Summary(Part):
     """Quarantined entries: task, stage, digest, reasons, and whether a person `admitted` them later
     ([reliability.md](reliability.md))."""
     canary: dict[str, dict[str, bool | None]] = Field(default_factory=dict)
-    """By task and institution: the canary's answer to whether the task's new entry claims images of older
-    tasks: true (it fails), false (it passes) or null (no answer)."""
+    """By the stage's task and institution: the canary's answer to whether the stage's new entries (of this
+    task and of tasks learned again) claim images of other tasks: true (one fails), false (all pass) or null
+    (no answer)."""
     noise: str | None = None
     """Source of the privacy noise: `operating system`, or seeded in simulations, where it protects no data;
     null if no policy asks for noise."""

@@ -57,7 +57,7 @@ SETTINGS = (
     "tasks",
     "known",
     "bank",
-    "candidate",
+    "candidates",
     "alone",
 )
 PARTS = ("counts", "down", "up", "scale", "mean_F", "entries", "sum", "step", "protocol", "names", "y")

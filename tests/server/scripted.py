@@ -203,7 +203,7 @@ class ScriptedGrid(InProcessGrid):
         return ok(CalibrateReply(counts).to_payload())
 
     def evaluate(self, site: Site, asked: Payload) -> Payload:
-        """Images of a learned task go to it, others nowhere; of a candidate it says that all is well."""
+        """Images of a learned task go to it, others nowhere; of candidates it says that all is well."""
         request = EvaluateRequest.of(asked)
         site.copy = dict(list(site.copy.items())[: request.known])
         for data in request.entries:
@@ -225,8 +225,8 @@ class ScriptedGrid(InProcessGrid):
             for task, (_, _, test) in site.holds.items()
             if test
         }
-        older = set(site.holds) & set(site.copy) - {request.candidate}
-        canary = False if request.candidate and older and site.policy.canaries else None
+        stakes = any(set(request.candidates) - {task} for task in site.holds if task in site.copy)
+        canary = False if stakes and site.policy.canaries else None
         return ok(EvaluateReply(results, decodes=len(results), canary=canary).to_payload())
 
     def forget(self, site: Site, request: ForgetRequest) -> Payload:

@@ -53,7 +53,7 @@ def asked(north: Institution, candidate: Entry, stage: int = 2, bank: str = "b")
     if not len(known):
         known.add(own_entry(north))
         known.add(candidate)
-    request = EvaluateRequest(Job("north", stage), 0, [], bank, candidate.task)
+    request = EvaluateRequest(Job("north", stage), 0, [], bank, (candidate.task,))
     return canary(north, request, KnownEntries(known, own_entries(north)))
 
 
@@ -81,6 +81,23 @@ def test_it_sings_once_a_stage_and_again_for_the_same_question(north: Institutio
     assert asked(north, tiny_entry("histology"), stage=3, bank="two") is False
 
 
+@with_policy()
+def test_one_bit_answers_for_several_new_entries(north: Institution) -> None:
+    """The thief is found beside an honest entry, and beside a new entry of the task that it robs."""
+    known = Bank.open(north.site.private / "several", create=True)
+    for entry in (own_entry(north), tiny_entry("cardiac_mr"), thief(north)):
+        known.add(entry)
+
+    def says(stage: int, *candidates: str) -> bool | None:
+        request = EvaluateRequest(Job("north", stage), 0, [], "b", candidates)
+        return canary(north, request, KnownEntries(known, own_entries(north)))
+
+    assert says(2, "cardiac_mr") is False
+    assert says(3, "cardiac_mr", "histology") is True
+    assert says(4, "polyp", "histology") is True
+    assert says(5, "polyp") is None, "nobody else could claim its images"
+
+
 @with_policy(canaries=0)
 def test_it_may_be_forbidden(north: Institution) -> None:
     assert asked(north, thief(north)) is None
@@ -90,7 +107,7 @@ def test_it_may_be_forbidden(north: Institution) -> None:
 def test_nobody_speaks_of_images_it_does_not_hold(north: Institution) -> None:
     known = Bank.open(north.site.private / "strangers", create=True)
     known.add(tiny_entry("histology"))
-    request = EvaluateRequest(Job("north", 2), 0, [], "b", "histology")
+    request = EvaluateRequest(Job("north", 2), 0, [], "b", ("histology",))
     assert canary(north, request, KnownEntries(known, own_entries(north))) is None
 
 

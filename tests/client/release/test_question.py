@@ -40,7 +40,7 @@ def test_the_questions_of_a_run_are_answered(north: Institution) -> None:
     check_question(north, AlignRequest(POLYP, again=True))
     check_question(north, RouterRequest(POLYP, alone=True))
     check_question(north, EvaluateRequest(Job("north", 0), 0, [], ""))
-    check_question(north, EvaluateRequest(Job("north", 1), 0, [], "", candidate="polyp"))
+    check_question(north, EvaluateRequest(Job("north", 1), 0, [], "", candidates=("polyp",)))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_questions_of_a_run_are_answered(north: Institution) -> None:
         pytest.param(RouterRequest(replace(POLYP, round=2, task="histology"), alone=False), id="no holder"),
         pytest.param(EvaluateRequest(Job("north", 99), 0, [], ""), id="an evaluation too many"),
         pytest.param(
-            EvaluateRequest(Job("north", 1), 0, [], "", candidate="histology"), id="another candidate"
+            EvaluateRequest(Job("north", 1), 0, [], "", candidates=("histology",)), id="another candidate"
         ),
     ],
 )
