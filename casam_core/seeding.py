@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,6 +36,23 @@ def numpy_generator(run_seed: int, *scope: str | int) -> np.random.Generator:
 def torch_generator(run_seed: int, *scope: str | int) -> torch.Generator:
     """A CPU torch generator for `scope`; initial weights are always drawn on the CPU."""
     return torch.Generator().manual_seed(derive_seed(run_seed, *scope))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Generators of one scope, one for each item. Private computations use them: what is drawn for one image
+    must not depend on the other images."""
+
+    run_seed: int
+    scope: tuple[str | int, ...]
+
+    def seed(self, *item: str | int) -> int:
+        """The seed of an item."""
+        return derive_seed(self.run_seed, *self.scope, *item)
+
+    def generator(self, *item: str | int) -> np.random.Generator:
+        """A new numpy generator for an item."""
+        return np.random.default_rng(self.seed(*item))
 
 
 @contextlib.contextmanager

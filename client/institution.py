@@ -30,6 +30,8 @@ from casam_core.model.training import (
     train_layer,
 )
 from casam_core.model.validation import Patience, Validate, beats_identity, validator
+from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.units import Units, units_of
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -45,7 +47,7 @@ from casam_core.protocol.payload import Job
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import fold_statistics, held_out_scores, learn_alone, score_histogram
 from casam_core.routing.unknown import margin_histogram
-from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.splits import Part
 from client.data.task_data import StoredExamples, TaskData, open_task
@@ -280,6 +282,23 @@ class Institution:
         samples = data.split.part(part)
         data.encode(samples, self.backbone, reporter(self.name, f"encode {task}"))
         return data, samples
+
+    def units(self, task: str, part: Part) -> Units:
+        """The units that the policy protects in one split of a task, and the public counts of them."""
+        samples, budget = self.task(task).split.part(part), self.site.policy.budget
+        ids, groups = [sample.id for sample in samples], [sample.group for sample in samples]
+        return units_of(ids, groups, budget.unit, budget.contribution)
+
+    def noise(self, job: Job, kind: str) -> NoiseSource:
+        """Noise from the operating system. In a simulation the noise is seeded and protects no data."""
+        if not self.site.simulated:
+            return NoiseSource.from_system()
+        scope = (self.name, job.stage, job.round, "noise", kind, job.task)
+        return NoiseSource.seeded(self.scenario.seed, *scope)
+
+    def private_draws(self, job: Job, purpose: str) -> Draws:
+        """The draws of this round inside a private computation, one generator for each item."""
+        return Draws(self.scenario.seed, (self.name, job.stage, job.round, purpose))
 
     def evaluator(self) -> Evaluator:
         """A new evaluator with all results of this run so far, including those of other processes."""

@@ -22,10 +22,10 @@ from casam_core.model.forms import AlignmentLayer
 from casam_core.model.training import OpenSteps, Steps
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import units_of
+from casam_core.privacy.units import Units, units_of
 from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.routers.base import NoisyStatistics
-from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
 from client.dp.noisy_router import private_router
@@ -66,7 +66,8 @@ class Shadows:
             if self.policy.adapter.noise == "dp":
                 noise_multiplier = learning_noise(scenario, self.policy)
                 noise = self.noise("layer", number, round_)
-                steps = PrivateSteps(self.units(images), scenario.privacy, noise_multiplier, noise)
+                draws = Draws(scenario.seed, (self.institution, "shadow", number, round_, self.task))
+                steps = PrivateSteps(self.units(images), scenario.privacy, noise_multiplier, noise, draws)
             train_round(scenario, self.task, layer, self.backbone, examples, steps, rng, progress)
         return layer
 
@@ -80,7 +81,7 @@ class Shadows:
             f_NF[list(images)],
             self.units(images),
             noise_multiplier=learning_noise(self.scenario, self.policy),
-            seed=derive_seed(self.scenario.seed, self.institution, "shadow", "drawn", number, self.task),
+            draws=Draws(self.scenario.seed, (self.institution, "shadow", "drawn", number, self.task)),
             noise=self.noise("router", number, 0),
         )
         return router.fit(statistics)
@@ -92,10 +93,11 @@ class Shadows:
         public = public_features_of(self.backbone, spec.features, folder)
         return private_router(self.scenario).prepare(spec, self.scenario.privacy, public)
 
-    def units(self, images: Sequence[int]) -> list[list[int]]:
+    def units(self, images: Sequence[int]) -> Units:
         """Privacy units among these images, by position in `images`."""
-        chosen = [self.samples[i] for i in images]
-        return units_of([sample.group or sample.id for sample in chosen], self.policy.budget.unit)
+        chosen, budget = [self.samples[i] for i in images], self.policy.budget
+        ids, groups = [sample.id for sample in chosen], [sample.group for sample in chosen]
+        return units_of(ids, groups, budget.unit, budget.contribution)
 
     def noise(self, what: str, number: int, round_: int) -> NoiseSource:
         """Seeded noise: a shadow is never released, so its noise can be repeatable."""

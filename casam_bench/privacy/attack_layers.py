@@ -29,7 +29,8 @@ from casam_core.model.training import Example, OpenSteps, Steps, train_layer
 from casam_core.privacy.accounting import calibrate, round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
-from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.privacy.units import single_images
+from casam_core.seeding import Draws, derive_seed, numpy_generator
 
 FORM = AlignmentSpec(form="residual")
 RATE = 3e-3
@@ -97,7 +98,8 @@ def train(setting: Setting, backbone: Backbone, images: list[Example], who: str)
     steps: Steps = OpenSteps()
     if setting is not CONTROL:
         noise = NoiseSource.seeded(SEED, "attack", setting.name, who)
-        steps = PrivateSteps([[i] for i in range(len(images))], PRIVATE, setting.noise, noise)
+        draws = Draws(SEED, ("attack", setting.name, who))
+        steps = PrivateSteps(single_images(len(images)), PRIVATE, setting.noise, noise, draws)
     train_layer(
         layer,
         backbone,

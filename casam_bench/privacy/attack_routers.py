@@ -27,6 +27,7 @@ from casam_bench.privacy.attack_rows import (
 from casam_bench.privacy.synthetic_site import SEED, features_of
 from casam_core.privacy.accounting import Mechanism, calibrate
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.units import single_images
 from casam_core.routing.routers import Arrays, GaussianSpec, build_router
 from casam_core.routing.routers.private_gaussian import PublicFrame, describe_privately, public_frame
 from casam_core.seeding import numpy_generator
@@ -80,7 +81,9 @@ def attack_site(
         if setting.epsilon is None:
             return router.fit(router.sufficient_statistics(f_IF, 0))
         noise = NoiseSource.seeded(SEED, "router", setting.name, site, who)
-        noisy = describe_privately(f_IF.double().numpy(), len(images), frame, setting.noise, noise)
+        noisy = describe_privately(
+            f_IF.double().numpy(), single_images(len(images)), frame, setting.noise, noise
+        )
         return router.fit(noisy)
 
     target = state(np.arange(size.small), "target")

@@ -33,8 +33,9 @@ from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores, scores_like
+from casam_core.privacy.units import single_images
 from casam_core.routing.routers import ROUTERS, Arrays, GaussianSpec, VaeSpec, build_router
-from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.dp.plan import description
 
 IMAGES, PUBLIC_IMAGES = 64, 8
@@ -56,10 +57,10 @@ def described(
     router, noise = build_router(spec), NoiseSource.seeded(seed, "bench")
     private = ROUTERS[spec.kind].private
     assert private is not None  # all candidates have a private variant
-    units = [[i] for i in range(len(f_NF))]
+    units, draws = single_images(len(f_NF)), Draws(seed, ("bench",))
     own_NF, public_NF = torch.from_numpy(f_NF), torch.from_numpy(np.concatenate([*public.values()]))
     noisy = private.prepare(spec, PRIVACY, [f.astype(np.float64) for f in public.values()])
-    state = router.fit(noisy(own_NF, units, noise_multiplier=multiplier, seed=seed, noise=noise))
+    state = router.fit(noisy(own_NF, units, noise_multiplier=multiplier, draws=draws, noise=noise))
     lowest = private.lowest_score(router, state)
     scores_N, public_N = (
         np.array([router.score(f_F, state) for f_F in rows]) for rows in (own_NF, public_NF)

@@ -21,7 +21,8 @@ from casam_core.model.validation import validator
 from casam_core.privacy.accounting import calibrate, round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
-from casam_core.seeding import derive_seed, numpy_generator
+from casam_core.privacy.units import single_images
+from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.open import open_dataset
 
 TASK, TRAIN, VALIDATE = "prostate_mr_a", 100, 16
@@ -86,6 +87,7 @@ def measure(
             name = f"{epsilon:g}" if epsilon else "inf"
             layer = build_layer(spec, backbone.geometry.channels, derive_seed(SEED, "layer", spec.form))
             noise = NoiseSource.seeded(SEED, "private", form, name)
+            draws = Draws(SEED, ("private", form, name))
             train_layer(
                 layer,
                 backbone,
@@ -94,7 +96,7 @@ def measure(
                 learning_rate=learning_rate_of(spec),
                 rng=numpy_generator(SEED, "private", form, name),
                 progress=lambda done, total: None,
-                steps=PrivateSteps([[i] for i in range(images)], privacy, multiplier, noise),
+                steps=PrivateSteps(single_images(images), privacy, multiplier, noise, draws),
             )
             iou = validate(layer)
             figures[f"iou_{form.split(' (')[0].replace(' ', '_')}_{name}"] = iou

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from casam_core.config.section import Section
 
+GROUP_IMAGES = 4
+"""Images of a group that count where the policy sets no other number."""
+
 
 class LearnedPolicy(Section):
     """How one thing that was learned from training images may be released."""
@@ -33,6 +36,26 @@ class BudgetPolicy(Section):
     unit: Literal["image", "group"] = Field(
         "image", description="What is protected: one image, or all images of a group (patient, slide)."
     )
+    images_per_unit: int | None = Field(
+        None,
+        ge=1,
+        description="How many images of one unit count in private training, statistics and metrics; the "
+        "others are left out. Noise of metrics grows with it. Default: 1 for images, 4 for groups.",
+    )
+
+    @model_validator(mode="after")
+    def _one_image_is_one_unit(self) -> BudgetPolicy:
+        if self.unit == "image" and self.images_per_unit not in (None, 1):
+            raise ValueError(
+                f'images_per_unit must be 1 where unit is "image", found {self.images_per_unit}; leave it '
+                'out or set unit = "group"'
+            )
+        return self
+
+    @property
+    def contribution(self) -> int:
+        """The largest number of images of a unit that count. It never depends on the images."""
+        return self.images_per_unit or (1 if self.unit == "image" else GROUP_IMAGES)
 
 
 class Policy(Section):

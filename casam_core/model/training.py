@@ -62,7 +62,8 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Learner:
-    """The input of all kinds of steps. rng: draws the order of the images, instances and prompts."""
+    """The input of all kinds of steps. rng: draws the order of the images, instances and prompts; private
+    steps have draws of their own (casam_core.privacy.dp_training)."""
 
     layer: AlignmentLayer
     backbone: Backbone
@@ -211,15 +212,6 @@ class Batch:
         """The alignment loss, averaged over the instances of the batch."""
         return alignment_loss(self.logits_Nhw, self.iou_N, self.target_Nhw)
 
-    @property
-    def sum_of_image_losses(self) -> Tensor:
-        """The sum over images of each image's mean loss: no image changes the term of another one."""
-        counts = [len(item.target_Nhw) for item in self.drawn]
-        logits, iou, target = (
-            torch.split(values, counts) for values in (self.logits_Nhw, self.iou_N, self.target_Nhw)
-        )
-        return torch.stack([alignment_loss(*part) for part in zip(logits, iou, target, strict=True)]).sum()
-
 
 def draw_batch(
     indices: NDArray[np.int64],
@@ -232,9 +224,14 @@ def draw_batch(
 
     Images without visible instances are left out.
     """
-    kind = spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
+    kind = kind_of_prompt(spec, rng)
     drawn = [draw_instances(examples[int(i)], backbone, spec, kind, rng) for i in indices]
     return [item for item in drawn if item is not None]
+
+
+def kind_of_prompt(spec: TrainingSpec, rng: np.random.Generator) -> str:
+    """The kind of prompt of one step."""
+    return spec.prompts if spec.prompts != "mixed" else ("box", "point")[rng.integers(2)]
 
 
 def draw_instances(

@@ -1,8 +1,8 @@
-"""DP-SGD: Poisson samples, clipped gradients, Gaussian noise (Abadi et al. 2016).
+"""DP-SGD: Poisson samples, clipped gradients, discrete Gaussian noise (Abadi et al. 2016).
 
-The trainer of Alignment Layers (casam_core.model.training) uses `PrivateSteps`. Opacus computes per-sample
-gradients, clips and accumulates them; the noise comes from casam_core.privacy.noise. The gradients of the
-images of a unit are added before they are clipped. SAM is frozen.
+The trainer of Alignment Layers (casam_core.model.training) uses `PrivateSteps`. The gradients of the images
+of a unit are added before they are clipped. A unit's gradient has the same bits whichever other units are in
+the sample: it is computed one image at a time, and every draw has a generator of its own. SAM is frozen.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from casam_core.config.scenario import PrivacySpec
-from casam_core.model.training import Learner, Step, decode_batch
+from casam_core.model.training import Learner, Step, decode_batch, draw_instances, kind_of_prompt
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import Units, add_rows, without_broken
+from casam_core.privacy.private_sum import PrivateSum
+from casam_core.privacy.units import Unit, Units
+from casam_core.seeding import Draws
 
-IMAGES_AT_ONCE = 8
-"""The largest number of images that a step processes at a time, to bound its memory."""
+Gradient = Callable[[int, Unit], None]
+"""(step, unit) -> leave the sum of its images' gradients in `.grad` of the model's parameters, unclipped.
+
+It must not depend on other units: each draw comes from a generator of (step, image id).
+"""
 
 
 @dataclass(frozen=True)
@@ -35,114 +39,72 @@ class PrivateSteps:
     Args:
         units: indices into the training images.
         noise: draws the samples and the noise.
+        draws: of this round; for the instances and prompts, which protect nothing.
     """
 
     units: Units
     privacy: PrivacySpec
     noise_multiplier: float
     noise: NoiseSource
+    draws: Draws
 
     def __call__(self, learner: Learner) -> Iterator[Step]:
-        wrapped = PerSampleLayer(learner.layer, loss_reduction="sum")
         yield from take_private_steps(
             learner.layer,
             self,
-            lambda pack: gradients(wrapped, learner, pack),
+            lambda step, unit: add_gradients(learner, self.draws, step, unit),
             self.privacy.learning_rate or learner.learning_rate,
         )
-        wrapped.to_standard_module()
-
-
-class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimiser with noise from a NoiseSource instead of torch's generator."""
-
-    def __init__(self, *args: object, noise: NoiseSource, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.noise = noise
-
-    def add_noise(self) -> None:
-        """grad = sum of clipped gradients + noise_multiplier * max_grad_norm * N(0, 1)."""
-        deviation = self.noise_multiplier * self.max_grad_norm
-        for p in self.params:
-            drawn = torch.from_numpy(self.noise.normal(*p.summed_grad.shape)) * deviation
-            p.grad = (p.summed_grad + drawn.to(p.summed_grad)).view_as(p)
-
-
-class PerSampleLayer(GradSampleModule):  # type: ignore[misc]
-    """A layer whose backward pass leaves one gradient per image."""
-
-    def own_decoder(self) -> None:
-        """Forms that can be trained privately use the backbone's decoder."""
-        return None
 
 
 def take_private_steps(
-    model: nn.Module,
-    how: PrivateSteps,
-    rows_of: Callable[[Units], list[Tensor]],
-    learning_rate: float,
+    model: nn.Module, how: PrivateSteps, gradient: Gradient, learning_rate: float
 ) -> Iterator[Step]:
     """Train any model in place with Adam.
 
     The gradient of a step is the sum of the clipped gradients of the sampled units, plus noise, divided by
     the expected number of units. A step without sampled units is only noise, as the accountant assumes.
-
-    Args:
-        rows_of: units -> their unclipped gradients: per parameter of `model`, one row per unit.
     """
     units, privacy = how.units, how.privacy
-    optimiser = NoisyOptimizer(
-        torch.optim.Adam(model.parameters(), lr=learning_rate),
-        noise_multiplier=how.noise_multiplier,
-        max_grad_norm=privacy.clip,
-        expected_batch_size=max(1.0, privacy.sampling_rate * len(units)),
-        noise=how.noise,
-    )
-    for done in range(1, privacy.steps + 1):
-        sampled = [units[i] for i in how.noise.poisson_sample(len(units), privacy.sampling_rate)]
+    parameters = list(model.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate)
+    total = PrivateSum(privacy.clip, how.noise_multiplier)
+    expected = max(1.0, privacy.sampling_rate * units.count)
+
+    def row_of(step: int, unit: Unit) -> NDArray[np.float64]:
         optimiser.zero_grad()
-        packs = list(packed(sampled)) or [[]]
-        for number, pack in enumerate(packs, 1):
-            for p, row in zip(model.parameters(), rows_of(pack), strict=True):
-                p.grad_sample = row  # type: ignore[attr-defined]
-            optimiser.signal_skip_step(number < len(packs))
-            optimiser.step()
-            if number < len(packs):
-                optimiser.zero_grad()
-        yield Step(done, privacy.steps, taken=True, loss=None)
+        gradient(step, unit)
+        return flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+
+    for step in range(1, privacy.steps + 1):
+        sampled = [unit for unit in units if how.noise.takes_part(step, unit.name, privacy.sampling_rate)]
+        rows = (row_of(step, unit) for unit in sampled)
+        noisy_D = total.release(rows, sum(p.numel() for p in parameters), how.noise)
+        set_gradients(parameters, noisy_D / expected)
+        optimiser.step()
+        yield Step(step, privacy.steps, taken=True, loss=None)
     optimiser.zero_grad()
 
 
-def packed(units: Units) -> Iterator[list[Sequence[int]]]:
-    """Units in packs of up to IMAGES_AT_ONCE images; a larger unit has its own pack."""
-    pack: list[Sequence[int]] = []
-    for unit in units:
-        if pack and sum(map(len, pack)) + len(unit) > IMAGES_AT_ONCE:
-            yield pack
-            pack = []
-        pack.append(unit)
-    if pack:
-        yield pack
+def flat(parts: Sequence[Tensor]) -> NDArray[np.float64]:
+    """All numbers of the parts in one row."""
+    return np.concatenate([part.detach().cpu().double().numpy().ravel() for part in parts])
 
 
-def gradients(wrapped: PerSampleLayer, learner: Learner, units: Units) -> list[Tensor]:
-    """One row per unit and parameter: the gradient of the sum of its images' losses, unclipped.
+def set_gradients(parameters: Sequence[nn.Parameter], gradient_D: NDArray[np.float64]) -> None:
+    """The inverse of `flat`: one part of gradient_D for every parameter."""
+    start = 0
+    for p in parameters:
+        part = torch.from_numpy(gradient_D[start : start + p.numel()])
+        p.grad = part.to(p).view_as(p)
+        start += p.numel()
 
-    A row that is not finite becomes zero: a broken image must not stop the training, because an error would
-    reveal it.
-    """
-    parameters = list(learner.layer.parameters())
-    rows = [torch.zeros(len(units), *p.shape, dtype=p.dtype, device=p.device) for p in parameters]
-    images = [(number, image) for number, unit in enumerate(units) for image in unit]
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        kept, drawn = [], []
-        for number, image in images[start : start + IMAGES_AT_ONCE]:
-            one = learner.draw(np.array([image]))
-            kept += [number] * len(one)
-            drawn += one
-        if not drawn:
-            continue
-        wrapped.zero_grad()
-        decode_batch(wrapped, learner.backbone, drawn).sum_of_image_losses.backward()  # type: ignore[no-untyped-call]
-        add_rows(rows, parameters, kept)
-    return without_broken(rows)
+
+def add_gradients(learner: Learner, draws: Draws, step: int, unit: Unit) -> None:
+    """Gradient of an Alignment Layer: see `Gradient`."""
+    kind = kind_of_prompt(learner.spec, draws.generator(step))
+    for index, image in zip(unit.images, unit.ids, strict=True):
+        example, generator = learner.examples[index], draws.generator(step, image)
+        drawn = draw_instances(example, learner.backbone, learner.spec, kind, generator)
+        if drawn is not None:
+            decode_batch(learner.layer, learner.backbone, [drawn]).loss.backward()  # type: ignore[no-untyped-call]

@@ -1,13 +1,17 @@
-"""Noise for private releases. In a real deployment, its only source is the operating system."""
+"""Noise for private releases. In a real deployment, its only source is the operating system.
+
+All noise is added in one place, `NoiseSource.added`: to integers, as integers.
+"""
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
 
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.privacy.discrete_gaussian import discrete_gaussian
 from casam_core.privacy.keystream import Keystream
 from casam_core.seeding import derive_seed
 
@@ -16,7 +20,9 @@ class NoiseSource:
     """Random draws that protect images; with the scenario alone they cannot be repeated."""
 
     def __init__(self, secret: bytes) -> None:
+        """secret: at least 16 random bytes."""
         self._stream = Keystream(secret)
+        self._secret = secret
 
     @staticmethod
     def from_system() -> NoiseSource:
@@ -28,22 +34,19 @@ class NoiseSource:
         """For simulations only: anyone who knows the seed can repeat the noise and subtract it."""
         return NoiseSource(derive_seed(run_seed, *scope).to_bytes(16, "big"))
 
-    def normal(self, *shape: int) -> NDArray[np.float64]:
-        """Standard normal numbers.
+    def added(self, total_D: NDArray[np.int64], largest: int) -> NDArray[np.int64]:
+        """total_D with discrete Gaussian noise of standard deviation SIGMA in every component.
 
-        Each is half the sum of four draws, so that the gaps between floating-point numbers do not reveal the
-        protected value (Holohan and Braghin 2021; Opacus' secure mode does the same).
+        largest: the square of the largest L2 norm of one unit's part of the total. The noise does not depend
+        on it; tests compare it with what a unit really changes.
         """
-        count = math.prod(shape)
-        halves = self._box_muller(count) + self._box_muller(count)
-        return ((halves + self._box_muller(count) + self._box_muller(count)) / 2).reshape(shape)
+        return total_D + discrete_gaussian(self._stream, len(total_D))
 
-    def _box_muller(self, count: int) -> NDArray[np.float64]:
-        half = -(-count // 2)
-        radius = np.sqrt(-2 * np.log1p(-self._stream.uniform(half)))
-        angle = 2 * np.pi * self._stream.uniform(half)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    def takes_part(self, step: int, unit: str, rate: float) -> bool:
+        """Whether this unit is in the Poisson sample of this step.
 
-    def poisson_sample(self, units: int, rate: float) -> list[int]:
-        """The indices of the sampled units; each is drawn independently with probability `rate`."""
-        return [int(i) for i in np.flatnonzero(self._stream.uniform(units) < rate)]
+        The draw depends on the step and the unit's name only: no other unit, and no order of units, changes
+        it. The probability is `rate`, rounded down to a multiple of 2^-64.
+        """
+        drawn = hashlib.sha256(b"member" + self._secret + step.to_bytes(8, "big") + unit.encode()).digest()
+        return int.from_bytes(drawn[:8], "big") < int(rate * 2.0**64)

@@ -7,14 +7,15 @@ distribution with the resulting mean and standard deviation then replaces the sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import unit_means
+from casam_core.privacy.private_sum import PrivateSum
+from casam_core.privacy.units import Unit, Units
 
 WIDEST_SCORES = 0.5
 """The quantile of public images' scores that maps to x = 1; images with higher scores are unknown anyway."""
@@ -29,7 +30,7 @@ def scores_mechanism(noise_multiplier: float) -> Mechanism:
 
 def describe_scores(
     scores_N: NDArray[np.float64],
-    units: Sequence[Sequence[int]],
+    units: Units,
     public_scores_N: NDArray[np.float64],
     floor: float,
     noise_multiplier: float,
@@ -40,10 +41,14 @@ def describe_scores(
     floor: public. Each unit's row (x, x^2) has an L2 norm of at most sqrt(2).
     """
     widest = max(float(np.arcsinh(np.quantile(public_scores_N, WIDEST_SCORES) - floor)), 1e-9)
-    x_U = np.clip(unit_means(np.arcsinh(scores_N - floor)[:, None], units)[:, 0] / widest, 0, 1)
-    x_U = np.where(np.isfinite(x_U), x_U, 1.0)
-    rows = np.column_stack([x_U, x_U**2])
-    noisy = (rows.sum(0) + noise_multiplier * np.sqrt(2) * noise.normal(2)) / len(units)
+
+    def row_of(unit: Unit) -> NDArray[np.float64]:
+        x = float(np.arcsinh(scores_N[list(unit.images)] - floor).mean() / widest)
+        x = min(max(x, 0.0), 1.0) if not math.isnan(x) else 1.0
+        return np.array([x, x**2])
+
+    total = PrivateSum(math.sqrt(2), noise_multiplier)
+    noisy = total.release(map(row_of, units), 2, noise) / units.count
     mean = float(np.clip(noisy[0], 0, 1))
     spread = float(np.sqrt(np.clip(noisy[1] - mean**2, NARROWEST**2, 0.25)))
     return np.array([mean * widest, spread * widest])

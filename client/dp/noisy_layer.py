@@ -7,11 +7,12 @@ from dataclasses import replace
 from casam_core.methods import alignment_of, method_of
 from casam_core.model.forms import FORMS, weights_of
 from casam_core.privacy.accounting import round_mechanism
+from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.protocol.messages import AlignReply, AlignRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
-from client.dp.paid_release import release_once, units_held
+from client.dp.paid_release import release_once
 from client.dp.plan import learning_noise
 from client.institution import Institution, train_round
 from client.node.progress import reporter
@@ -34,20 +35,18 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     if not FORMS[form].private:
         able = [name for name in FORMS if FORMS[name].private]
         raise RefusalError(Outcome.NOISE_NOT_POSSIBLE, f"form {form!r}: expected one of {', '.join(able)}")
-    # Imported here: importing Opacus takes a second, and only private training needs it.
-    from casam_core.privacy.dp_training import PrivateSteps
-
-    units = units_held(institution, job.task, "train")
+    units = institution.units(job.task, "train")
     noise_multiplier = learning_noise(scenario, institution.site.policy)
 
     def compute(noise: NoiseSource) -> Payload:
         layer = institution.layer(job.task, request.layer)
         examples = institution.training_examples([job.task], layer)
-        steps = PrivateSteps(units, scenario.privacy, noise_multiplier, noise)
+        draws = institution.private_draws(job, "align")
+        steps = PrivateSteps(units, scenario.privacy, noise_multiplier, noise, draws)
         report = reporter(institution.name, f"train {job.task} privately")
         rng = institution.draws(job, "align")
         train_round(scenario, job.task, layer, institution.backbone, examples, steps, rng, report)
-        return AlignReply(weights_of(layer), len(examples)).to_payload()
+        return AlignReply(weights_of(layer), units.images).to_payload()
 
     released = release_once(
         institution,
@@ -57,7 +56,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         replace(request, again=False).to_payload(),
         split="train",
         mechanisms={job.task: round_mechanism(scenario.privacy, noise_multiplier)},
-        units={job.task: len(units)},
+        units={job.task: units},
         compute=compute,
     )
     return AlignReply.of(released)

@@ -1,25 +1,27 @@
 """Metrics with noise: means over test images and counts of routes, once per stage (docs/privacy.md).
 
-Each image contributes its IoU, its Dice (both 0 to 1) and a one for its route: the contribution bound is an
-L2 norm of sqrt(3). The images of a unit add up, so the sensitivity is sqrt(3) times the number of images of
-the largest unit. That number is public, as all image counts are. The other exact metrics (boundaries,
-intervals, margins, number of decodes) do not leave.
+Each image contributes its IoU, its Dice (both 0 to 1) and a one for its route: an L2 norm of at most sqrt(3).
+The images of a unit add up, so the sensitivity is sqrt(3) times the largest number of images of a unit that
+count, which is a number of the policy. The other exact metrics (boundaries, intervals, margins, number of
+decodes) do not leave.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.private_sum import PrivateSum
+from casam_core.privacy.units import Unit, Units
 from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
 from casam_core.protocol.payload import Payload
 from casam_core.routing.decision import IDENTITY
-from client.dp.paid_release import release_once, units_held
+from client.dp.paid_release import release_once
 from client.dp.plan import metrics_noise
 from client.evaluation.evaluator import Measured
 from client.evaluation.own_entries import KnownEntries
@@ -39,12 +41,13 @@ def evaluate_privately(
     noise_multiplier = metrics_noise(scenario, policy)
     tasks = sorted(scenario.institution(institution.name).data)
     split = scenario.evaluation.split
-    units = {task: units_held(institution, task, split) for task in tasks}
+    units = {task: institution.units(task, split) for task in tasks}
+    total = PrivateSum(IMAGE_NORM * policy.budget.contribution, noise_multiplier)
 
     def compute(noise: NoiseSource) -> Payload:
         names = [*known.tasks, IDENTITY]
         results = {
-            task: noisy_result(measured, names, max(map(len, units[task])), noise_multiplier, noise)
+            task: noisy_result(measured, names, units[task], total, noise)
             for task, measured in institution.measured(known).items()
         }
         return EvaluateReply(results, decodes=None, canary=canary).to_payload()
@@ -56,41 +59,34 @@ def evaluate_privately(
         Payload({**request.job.config(), "bank": request.bank, "candidates": " ".join(request.candidates)}),
         split=split,
         mechanisms={task: Mechanism(noise_multiplier) for task in tasks},
-        units={task: len(units[task]) for task in tasks},
+        units=units,
         compute=compute,
     )
     return EvaluateReply.of(released)
 
 
 def noisy_result(
-    measured: Measured,
-    names: Sequence[str],
-    largest_unit: int,
-    noise_multiplier: float,
-    noise: NoiseSource,
+    measured: Measured, names: Sequence[str], units: Units, total: PrivateSum, noise: NoiseSource
 ) -> TaskResult:
-    """Sums with Gaussian noise, clipped to their valid ranges.
+    """Noisy sums, scaled from the images that count to all images, and clipped to their valid ranges.
 
-    Args:
-        names: all possible routes; noise is added to every count, so the presence of a route reveals nothing.
-        largest_unit: number of images of the largest unit.
+    names: all possible routes; noise is added to every count, so the presence of a route reveals nothing.
     """
-    images = len(measured.images)
-    routes = Counter(measured.routes)
-    sums = np.array(
-        [
-            sum(image.mean.iou for image in measured.images),
-            sum(image.mean.dice for image in measured.images),
-            *(routes[name] for name in names),
-        ],
-        np.float64,
-    )
-    deviation = noise_multiplier * IMAGE_NORM * largest_unit
-    noisy = sums + deviation * noise.normal(len(sums))
-    iou, dice = np.clip(noisy[:2] / images, 0, 1)
-    counts = np.clip(np.rint(noisy[2:]), 0, images).astype(int)
+    place = {name: number for number, name in enumerate(names, 2)}
+
+    def row_of(unit: Unit) -> NDArray[np.float64]:
+        row = np.zeros(2 + len(names))
+        for i in unit.images:
+            mean = measured.images[i].mean
+            row[:2] += np.nan_to_num(np.clip([mean.iou, mean.dice], 0, 1))
+            row[place[measured.routes[i]]] += 1
+        return row
+
+    means = total.release(map(row_of, units), 2 + len(names), noise) / units.counted
+    iou, dice = np.clip(means[:2], 0, 1)
+    counts = np.clip(np.rint(means[2:] * units.images), 0, units.images).astype(int)
     return TaskResult(
-        images=images,
+        images=units.images,
         instances=None,
         iou=float(iou),
         dice=float(dice),

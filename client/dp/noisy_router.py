@@ -23,7 +23,7 @@ from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.routers import ROUTERS, Arrays, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, fold_scores, held_out_scores, score_histogram
 from casam_core.seeding import derive_seed
-from client.dp.paid_release import release_once, units_held
+from client.dp.paid_release import release_once
 from client.dp.plan import learning_noise
 from client.dp.public_features import public_features_of
 from client.institution import Institution
@@ -76,7 +76,7 @@ class PrivateTask:
         self.scenario = institution.scenario
         self.private = private_router(self.scenario)
         self.data, self.samples = institution.encoded(job.task, "train")
-        self.units = units_held(institution, job.task, "train")
+        self.units = institution.units(job.task, "train")
         self.noise_multiplier = learning_noise(self.scenario, institution.site.policy)
         # A plain seed is enough for drawing scores: their distribution is already released.
         self.seed = derive_seed(self.scenario.seed, institution.name, job.stage, "drawn", job.task)
@@ -84,7 +84,7 @@ class PrivateTask:
     @property
     def images(self) -> int:
         """The number of images, which is public."""
-        return len(self.samples)
+        return self.units.images
 
     def statistics(self) -> Arrays:
         """Noisy sufficient statistics in the router's own form, paid for once."""
@@ -96,7 +96,7 @@ class PrivateTask:
                 self.features(),
                 self.units,
                 noise_multiplier=self.noise_multiplier,
-                seed=self.seed,
+                draws=self.institution.private_draws(self.job, "router"),
                 noise=noise,
             )
 
@@ -147,7 +147,7 @@ class PrivateTask:
             Payload({"task": self.job.task, "stage": self.job.stage}),
             split="train",
             mechanisms={self.job.task: mechanism},
-            units={self.job.task: len(self.units)},
+            units={self.job.task: self.units},
             compute=lambda noise: Payload({}, {"summary": compute(noise)}),
         )
         return released.arrays["summary"]

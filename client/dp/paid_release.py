@@ -13,12 +13,11 @@ from pathlib import Path
 from casam_core.files import write_atomic
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import units_of
+from casam_core.privacy.units import Units
 from casam_core.protocol.audit import now
 from casam_core.protocol.messages import Forecast
 from casam_core.protocol.payload import Job, Payload, digest_of
 from casam_core.protocol.wire import deserialise, from_records, serialise, to_records
-from client.data.splits import Part
 from client.dp.plan import affordable_rounds
 from client.institution import Institution
 from client.release.ledger import Ledger, Spend, of_dataset, reserve
@@ -33,7 +32,7 @@ def release_once(
     *,
     split: str,
     mechanisms: dict[str, Mechanism],
-    units: dict[str, int],
+    units: dict[str, Units],
     compute: Callable[[NoiseSource], Payload],
 ) -> Payload:
     """The answer to `request`, stored and paid for once.
@@ -41,7 +40,7 @@ def release_once(
     Args:
         kind: name of the release in the ledger and in the file name.
         request: everything that determines the answer; its digest identifies the stored release.
-        mechanisms, units: by task whose images are used, the mechanism and the number of units.
+        mechanisms, units: by task whose images are used, the mechanism and the protected units.
         compute: makes the answer with the given noise.
 
     Raises:
@@ -52,8 +51,8 @@ def release_once(
     for path in folder.glob(f"{kind}-{digest_of(request)}-*.bin"):
         return from_records(deserialise(path.read_bytes()))
     for task, mechanism in mechanisms.items():
-        reserve(institution.site, spend_on(institution, kind, task, split, mechanism), units[task])
-    payload = compute(noise_for(institution, job, kind))
+        reserve(institution.site, spend_on(institution, kind, task, split, mechanism), units[task].count)
+    payload = compute(institution.noise(job, kind))
     folder.mkdir(mode=0o700, exist_ok=True)
     name = f"{kind}-{digest_of(request)}-{digest_of(payload)}.bin"
     write_atomic(folder / name, serialise(to_records(payload)))
@@ -76,12 +75,6 @@ def spend_on(institution: Institution, kind: str, task: str, split: str, mechani
     )
 
 
-def units_held(institution: Institution, task: str, part: Part) -> list[list[int]]:
-    """The units that the policy protects in one split of a task: of every unit, the indices of its images."""
-    samples = institution.task(task).split.part(part)
-    return units_of([s.group or s.id for s in samples], institution.site.policy.budget.unit)
-
-
 def releases_of(site: Site) -> Path:
     """The folder of this run's private releases."""
     return site.private / "releases"
@@ -91,14 +84,6 @@ def was_paid_for(site: Site, payload: Payload) -> bool:
     """Whether these arrays and numbers are bit for bit a stored private release."""
     bare = digest_of(Payload({}, payload.arrays, payload.metrics))
     return any(releases_of(site).glob(f"*-{bare}.bin"))
-
-
-def noise_for(institution: Institution, job: Job, kind: str) -> NoiseSource:
-    """Noise from the operating system. In a simulation the noise is seeded and protects no data."""
-    if not institution.site.simulated:
-        return NoiseSource.from_system()
-    seed = institution.scenario.seed
-    return NoiseSource.seeded(seed, institution.name, job.stage, job.round, "noise", kind, job.task)
 
 
 def forecasts_of(institution: Institution) -> dict[str, Forecast]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.private_sum import PrivateSum
 from casam_core.protocol.messages import EvaluateRequest
 from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Payload
-from client.dp.paid_release import release_once, units_held
+from client.dp.paid_release import release_once
 from client.dp.plan import metrics_noise
 from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
@@ -48,7 +51,8 @@ def canary(institution: Institution, request: EvaluateRequest, known: KnownEntri
             return noisy_canary(institution, request, known, images, share)
         return None
     claimed = claimed_by(institution, request.candidates, known, images)
-    return any(claimed[task] > share * images[task] and claimed[task] >= MIN_IMAGES for task in images)
+    counts = {task: sum(of_task) for task, of_task in claimed.items()}
+    return any(counts[task] > share * images[task] and counts[task] >= MIN_IMAGES for task in images)
 
 
 def images_at_stake(
@@ -80,14 +84,15 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
 
 def claimed_by(
     institution: Institution, candidates: Collection[str], known: KnownEntries, images: Mapping[str, int]
-) -> dict[str, int]:
-    """By task, how many of its validation images candidates of other tasks claim. These never leave."""
+) -> dict[str, list[bool]]:
+    """By task, for each of its validation images, whether a candidate of another task claims it. It never
+    leaves."""
     evaluator = institution.evaluator()
     counts = {}
     for task in images:
         data, samples = institution.encoded(task, "val")
-        routes = [evaluator.route(sample, data, known) for sample in samples]
-        counts[task] = sum(route.task in set(candidates) - {task} for route in routes)
+        others = set(candidates) - {task}
+        counts[task] = [evaluator.route(sample, data, known).task in others for sample in samples]
     return counts
 
 
@@ -100,21 +105,23 @@ def noisy_canary(
 ) -> bool:
     """Whether the candidate fails, from counts with Gaussian noise; the metrics budget pays for it.
 
-    One unit changes a count by at most its number of images. With few images the noise hides every wrong
-    claim; the canary then passes without evidence.
+    One unit changes a count by at most the number of its images that count. With few images the noise hides
+    every wrong claim; the canary then passes without evidence.
 
     images: validation images by older task. share: of a task's images that a candidate may claim. Raises
     RefusalError (budget-spent, delta-too-large).
     """
-    noise_multiplier = metrics_noise(institution.scenario, institution.site.policy)
-    units = {task: units_held(institution, task, "val") for task in images}
+    policy = institution.site.policy
+    total = PrivateSum(policy.budget.contribution, metrics_noise(institution.scenario, policy))
+    deviation = total.noise_multiplier * total.norm
+    units = {task: institution.units(task, "val") for task in images}
 
     def compute(noise: NoiseSource) -> Payload:
         failed = False
-        for task, count in claimed_by(institution, request.candidates, known, images).items():
-            deviation = noise_multiplier * max(map(len, units[task]))
-            noisy = count + deviation * float(noise.normal(1)[0])
-            failed |= noisy > share * images[task] + NOISE_SIGMAS * deviation
+        for task, claimed in claimed_by(institution, request.candidates, known, images).items():
+            rows = (np.array([float(sum(claimed[i] for i in unit.images))]) for unit in units[task])
+            noisy = float(total.release(rows, 1, noise)[0])
+            failed |= noisy > share * units[task].counted + NOISE_SIGMAS * deviation
         return Payload({}, {}, {"canary": {"failed": float(failed)}})
 
     released = release_once(
@@ -123,8 +130,8 @@ def noisy_canary(
         "canary",
         Payload({**request.job.config(), "bank": request.bank, "candidates": " ".join(request.candidates)}),
         split="val",
-        mechanisms={task: Mechanism(noise_multiplier) for task in images},
-        units={task: len(units[task]) for task in images},
+        mechanisms={task: Mechanism(total.noise_multiplier) for task in images},
+        units=units,
         compute=compute,
     )
     return bool(released.metrics["canary"]["failed"])

@@ -28,6 +28,7 @@ from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units
 from casam_core.protocol.limits import ArraySpec
+from casam_core.seeding import Draws
 
 Arrays = Mapping[str, NDArray[np.float64] | NDArray[np.float32]]
 """Sufficient statistics or a state, by name."""
@@ -77,14 +78,14 @@ class NoisyStatistics(Protocol):
     """Computes the sufficient statistics of one task with differential privacy."""
 
     def __call__(
-        self, f_NF: Tensor, units: Units, *, noise_multiplier: float, seed: int, noise: NoiseSource
+        self, f_NF: Tensor, units: Units, *, noise_multiplier: float, draws: Draws, noise: NoiseSource
     ) -> Arrays:
         """The router's sufficient statistics, with noise.
 
         Args:
             units: indices into f_NF.
             noise_multiplier: of a training round; a router may add more noise (`privacy.router_ratio`).
-            seed: of the randomness of learning, which protects nothing.
+            draws: the randomness of learning, which protects nothing.
             noise: the source of the noise that protects the images.
         """
 

@@ -14,6 +14,7 @@ router, so it is merged, fitted and scored like any other. The threshold needs a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,8 +25,10 @@ from torch import Tensor
 from casam_core.config.scenario import PrivacySpec, RouterSpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import Units, unit_means
+from casam_core.privacy.private_sum import PrivateSum
+from casam_core.privacy.units import Units, unit_mean
 from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter, doubles
+from casam_core.seeding import Draws
 
 DIRECTIONS = 32
 CLIP_QUANTILE = 0.95
@@ -96,22 +99,22 @@ def axes(
 
 
 def describe_privately(
-    f_UF: NDArray[np.float64],
-    images: int,
+    f_NF: NDArray[np.float64],
+    units: Units,
     frame: PublicFrame,
     noise_multiplier: float,
     noise: NoiseSource,
 ) -> Arrays:
     """Noisy sufficient statistics {count, sum_F, outer_FF} of a Gaussian, at the cost of one mechanism.
 
-    f_UF: one feature per unit (of a group: the mean of its images). images: their number, which is public.
+    f_NF: features of the images; a group counts as the mean of its images.
     """
-    units, clip, V_FK = len(f_UF), frame.clip, frame.directions_FK
-    rows = bounded_rows(f_UF, frame)
-    deviation = noise_multiplier * np.sqrt(3) * clip
-    noisy = (rows.sum(0) + deviation * noise.normal(rows.shape[1])) / units
+    clip, V_FK = frame.clip, frame.directions_FK
+    total = PrivateSum(math.sqrt(3) * clip, noise_multiplier)
+    rows = (bounded_row(unit_mean(f_NF, unit), frame) for unit in units)
+    noisy = total.release(rows, V_FK.shape[1] + 2, noise) / units.count
     # The code below reads nothing private.
-    mean_K, uncertainty = noisy[:-2], (deviation / units) ** 2
+    mean_K, uncertainty = noisy[:-2], (noise_multiplier * total.norm / units.count) ** 2
     inside = noisy[-2] * clip - (np.square(mean_K).sum() - len(mean_K) * uncertainty)
     outside = noisy[-1] / clip * frame.reach**2
     covariance_FF = (
@@ -120,21 +123,24 @@ def describe_privately(
     ) * np.outer(frame.scale_F, frame.scale_F)
     mean_F = frame.mean_F + frame.scale_F * (V_FK @ mean_K)
     return {
-        "count": np.array([float(images)]),
-        "sum_F": images * mean_F,
-        "outer_FF": images * (covariance_FF + np.outer(mean_F, mean_F)),
+        "count": np.array([float(units.images)]),
+        "sum_F": units.images * mean_F,
+        "outer_FF": units.images * (covariance_FF + np.outer(mean_F, mean_F)),
     }
 
 
-def bounded_rows(f_UF: NDArray[np.float64], frame: PublicFrame) -> NDArray[np.float64]:
-    """The row that each unit adds to the sum: (u, |u|^2 / C, outside); its L2 norm is at most sqrt(3) C."""
+def bounded_row(f_F: NDArray[np.float64], frame: PublicFrame) -> NDArray[np.float64]:
+    """The row that a unit adds to the sum: (u, |u|^2 / C, outside); its L2 norm is at most sqrt(3) C.
+
+    It takes one unit at a time: in a product of matrices, other units could change its last bits.
+    """
     clip, V_FK = frame.clip, frame.directions_FK
-    w_UF = (f_UF - frame.mean_F) / frame.scale_F
-    w_UF = np.where(np.isfinite(w_UF).all(1, keepdims=True), w_UF, 0.0)
-    u_UK = w_UF @ V_FK
-    rest_U = np.minimum(np.linalg.norm(w_UF - u_UK @ V_FK.T, axis=1) / frame.reach, 1)
-    u_UK *= np.minimum(1, clip / np.maximum(np.linalg.norm(u_UK, axis=1, keepdims=True), 1e-12))
-    return np.column_stack([u_UK, np.square(u_UK).sum(1) / clip, np.square(rest_U) * clip])
+    w_F = (f_F - frame.mean_F) / frame.scale_F
+    w_F = w_F if np.isfinite(w_F).all() else np.zeros_like(w_F)
+    u_K = w_F @ V_FK
+    rest = min(float(np.linalg.norm(w_F - V_FK @ u_K)) / frame.reach, 1.0)
+    u_K = u_K * min(1.0, clip / max(float(np.linalg.norm(u_K)), 1e-12))
+    return np.array([*u_K, np.square(u_K).sum() / clip, rest**2 * clip])
 
 
 def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:
@@ -150,10 +156,10 @@ def noisy_gaussian(
     frame = public_frame(public)
 
     def statistics(
-        f_NF: Tensor, units: Units, *, noise_multiplier: float, seed: int, noise: NoiseSource
+        f_NF: Tensor, units: Units, *, noise_multiplier: float, draws: Draws, noise: NoiseSource
     ) -> Arrays:
-        f_UF = unit_means(f_NF.double().numpy(), units)
-        return describe_privately(f_UF, len(f_NF), frame, privacy.router_ratio * noise_multiplier, noise)
+        scaled_noise = privacy.router_ratio * noise_multiplier
+        return describe_privately(f_NF.double().numpy(), units, frame, scaled_noise, noise)
 
     return statistics
 

@@ -8,9 +8,11 @@ import torch
 
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import NARROWEST, describe_scores, scores_like
+from casam_core.privacy.units import single_images, units_of
 from casam_core.routing.routers import ROUTERS, build_router, router_spec
 
 NO_NOISE = NoiseSource.seeded(0)
+TWO_UNITS = units_of(["0", "1", "2"], ["a", "b", "b"], "group", most=2)
 
 
 @pytest.mark.parametrize("floor", [0.0, -9.0])
@@ -19,16 +21,16 @@ def test_the_two_numbers_by_hand(floor: float) -> None:
     two images in one unit."""
     public = floor + np.full(5, np.sinh(2.0))
     own = floor + np.sinh(np.array([0.5, 1.0, 1.0]))
-    mean, spread = describe_scores(own, [[0], [1, 2]], public, floor, 0.0, NO_NOISE)
-    assert mean == pytest.approx(0.75)  # of 0.5 and 1.0
-    assert spread == pytest.approx(0.25)
+    mean, spread = describe_scores(own, TWO_UNITS, public, floor, 0.0, NO_NOISE)
+    assert mean == pytest.approx(0.75, abs=1e-5)  # of 0.5 and 1.0
+    assert spread == pytest.approx(0.25, abs=1e-5)
 
 
 def test_no_unit_changes_the_numbers_by_more_than_the_sensitivity() -> None:
     """Rows (x, x^2) with x in 0..1: whatever an image scores, also no number at all."""
     public = np.full(5, 1.0)
     for score in (-1e30, 0.0, 1e30, float("inf"), float("nan")):
-        rest = describe_scores(np.array([0.5, score]), [[0], [1]], public, 0.0, 0.0, NO_NOISE)
+        rest = describe_scores(np.array([0.5, score]), single_images(2), public, 0.0, 0.0, NO_NOISE)
         assert np.isfinite(rest).all()
         assert 0 <= rest[0] <= np.arcsinh(1.0)
         assert rest[1] >= NARROWEST * np.arcsinh(1.0)

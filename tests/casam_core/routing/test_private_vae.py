@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from opacus import GradSampleModule
 from torch import Tensor
 
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.units import Unit, single_images, units_of
 from casam_core.routing.routers import VaeSpec, build_router
-from casam_core.routing.routers.private_vae import noisy_vae, vae_gradients
+from casam_core.routing.routers.private_vae import add_gradients, noisy_vae
 from casam_core.routing.routers.vae import TaskVae
+from casam_core.seeding import Draws
 
 WIDTH = 16
+DRAWS = Draws(4, ("test",))
 ROUTER = VaeSpec(epochs=20)
 
 
@@ -28,53 +32,36 @@ PUBLIC = torch.cat([features(20, 1.0, 1), features(20, -1.0, 2)])
 def trained(
     noise_multiplier: float, steps: int = 40, seed: int = 0, images: int = 30
 ) -> dict[str, np.ndarray]:
-    units = [[i] for i in range(images)]
     return dict(
         noisy_vae(ROUTER, PrivacySpec(steps=steps, sampling_rate=0.5), [PUBLIC.numpy()])(
             features(images, 0.3, 3),
-            units,
+            single_images(images),
             noise_multiplier=noise_multiplier,
-            seed=4,
+            draws=DRAWS,
             noise=NoiseSource.seeded(seed),
         )
     )
 
 
-def test_a_units_gradient_is_that_of_its_images_alone() -> None:
-    """Opacus' per-sample gradients, summed by unit, against one plain backward pass per unit."""
+def test_a_units_gradient_has_the_same_bits_in_any_company() -> None:
     torch.manual_seed(0)
-    vae, plain = TaskVae(WIDTH), TaskVae(WIDTH)
-    plain.load_state_dict(vae.state_dict())
-    f_NF, units = features(5, 0.3, 3), [[0, 2], [1], [3, 4]]
-    GradSampleModule(vae.train(), loss_reduction="sum")
-    # The same latent draws: a batch draws for all its images at once.
-    drawn = torch.randn(5, 64, generator=torch.Generator().manual_seed(9))
-    rows = vae_gradients(vae, f_NF, units, ROUTER.beta, torch.Generator().manual_seed(9))
-    order = [image for unit in units for image in unit]
-    for number, unit in enumerate(units):
-        plain.zero_grad()
-        for image in unit:
-            mu, logvar = plain.encode(f_NF[[image]])
-            latent = mu + drawn[[order.index(image)]] * torch.exp(0.5 * logvar)
-            error = (plain.decode(latent) - f_NF[[image]]).pow(2).mean()
-            divergence = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum()
-            (error + ROUTER.beta * divergence).backward()
-        for row, parameter in zip(rows, plain.parameters(), strict=True):
-            assert parameter.grad is not None
-            torch.testing.assert_close(row[number], parameter.grad, rtol=1e-4, atol=1e-5)
+    vae, f_NF = TaskVae(WIDTH), features(5, 0.3, 3)
+    units = units_of([str(i) for i in range(5)], ["a", "b", "a", "c", "c"], "group", most=2)
 
+    def parts_of(some: Sequence[Unit]) -> dict[str, bytes]:
+        found = {}
+        for unit in some:
+            vae.zero_grad()
+            add_gradients(vae, f_NF, ROUTER.beta, DRAWS, 1, unit)
+            gradients = [p.grad for p in vae.parameters() if p.grad is not None]
+            found[unit.name] = b"".join(part.numpy().tobytes() for part in gradients)
+        return found
 
-def test_no_unit_at_all_gives_no_rows_and_a_broken_one_says_nothing() -> None:
-    vae = TaskVae(WIDTH)
-    GradSampleModule(vae.train(), loss_reduction="sum")
-    generator = torch.Generator().manual_seed(0)
-    empty = vae_gradients(vae, PUBLIC, [], 1.0, generator)
-    assert [len(row) for row in empty] == [0] * len(list(vae.parameters()))
-    broken = torch.full((2, WIDTH), float("nan"))
-    broken[1] = 0.5
-    rows = vae_gradients(vae, broken, [[0], [1]], 1.0, generator)
-    assert all(not row[0].any() for row in rows)
-    assert any(row[1].any() for row in rows)
+    everybody = parts_of(units.members)
+    assert len(set(everybody.values())) == 3
+    for left_out in units:
+        for name, part in parts_of([unit for unit in units if unit != left_out]).items():
+            assert part == everybody[name]
 
 
 def test_little_noise_moves_the_router_towards_its_task() -> None:
@@ -100,8 +87,8 @@ def test_what_no_step_samples_is_noise_alone() -> None:
     def router_of(f_NF: Tensor) -> dict[str, np.ndarray]:
         return dict(
             noisy_vae(ROUTER, spec, [PUBLIC.numpy()])(
-                f_NF, [[i] for i in range(5)],
-                noise_multiplier=1.0, seed=4, noise=NoiseSource.seeded(0),
+                f_NF, single_images(5),
+                noise_multiplier=1.0, draws=DRAWS, noise=NoiseSource.seeded(0),
             )
         )  # fmt: skip
 
