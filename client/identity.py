@@ -7,9 +7,11 @@ fact of the site itself, so a reply to identify has no room for anything else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from casam_core.protocol.fingerprint import code_fingerprint
-from casam_core.protocol.messages import IdentifyReply
+from casam_core.protocol.messages import IdentifyReply, IdentifyRequest, identify_statement
+from casam_core.protocol.register import sign_as
 from client.dp.paid_release import forecasts_of
 from client.dp.plan import leaves_noisy
 from client.institution import Institution
@@ -32,3 +34,18 @@ def identity_of(institutions: Sequence[Institution]) -> IdentifyReply:
         },
         simulated=any(institution.site.simulated for institution in institutions),
     )
+
+
+def signed(
+    reply: IdentifyReply, request: IdentifyRequest, institutions: Sequence[Institution]
+) -> IdentifyReply:
+    """The reply, signed by every institution in it with the key that is registered for its name.
+
+    The outbox adds the signatures after the guard, so that nothing else can choose them. Raises RegisterError.
+    """
+    signatures = {}
+    for institution in institutions:
+        name, site = institution.name, institution.site
+        said = identify_statement(name, request, reply)
+        signatures[name] = sign_as(name, site.key, site.register, said)
+    return replace(reply, signatures=signatures)

@@ -16,6 +16,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.files import casam_home
+from casam_core.protocol.register import REGISTER, SIGNING_KEY
 from client.data.splits import kept_key, simulated_key
 from client.node.incidents import NodeConfig
 
@@ -31,7 +32,9 @@ class Site:
         public: folder of embeddings of public images; all simulated institutions share it.
         private: folder of this run's files at the institution. run: name of the run.
         audit: log of all releases; ledger: log of private releases. In deployment both cover all runs.
-        key: private key for signed statements. split_key: secret that decides the split.
+        key: private key for signed statements. register: all institutions' public keys.
+        sums: log of the secure sums without noise that this institution took part in.
+        split_key: secret that decides the split.
         confined: whether the scenario's data paths must stay below data_root, because the site did not write
             them.
         policy: what this institution allows; in deployment from its own file.
@@ -48,6 +51,8 @@ class Site:
     audit: Path
     ledger: Path
     key: Path
+    register: Path
+    sums: Path
     split_key: bytes
     run: str
     confined: bool
@@ -116,7 +121,9 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
                 audit=home / "audit.jsonl",
                 ledger=home / "ledger.jsonl",
-                key=home / "signing.key",
+                key=_path(node.get("signing-key")) or home / SIGNING_KEY,
+                register=_path(node.get("register")) or home / REGISTER,
+                sums=home / "sums.jsonl",
                 split_key=kept_key(home),
                 run=run,
                 confined=True,
@@ -135,7 +142,9 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             data_root=_path(settings.get("data-root")),
             store=casam_home() / "institutions" / name / "embeddings",
             public=casam_home() / "public" / "embeddings",
-            key=casam_home() / "institutions" / name / "signing.key",
+            key=out / "institutions" / name / "private" / SIGNING_KEY,
+            register=out / REGISTER,
+            sums=(ledgers / name if ledgers else out / "institutions" / name / "private") / "sums.jsonl",
             split_key=simulated_key(scenario.seed, name),
             run=run,
             private=out / "institutions" / name / "private",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 VOLUMES = Path("/volumes")
 OPERATOR_UID = 10001
+SERVER_FILES = ("ca.crt", "server.crt", "server.key", "register.json", "signing.key")
 IMAGES, SIDE, SEED = 26, 128, 0
 
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
             own(VOLUMES / "data" / name, int(uid))
             own(VOLUMES / "home" / name, int(uid))
         operator = kits / "operator"
-        fill(operator, VOLUMES / "server", OPERATOR_UID, ("ca.crt", "server.crt", "server.key"))
+        fill(operator, VOLUMES / "server", OPERATOR_UID, SERVER_FILES)
         fill(operator, VOLUMES / "public", OPERATOR_UID, ("ca.crt", "nodes"))
         own(VOLUMES / "state", OPERATOR_UID)
         own(VOLUMES / "runs", OPERATOR_UID)

@@ -25,7 +25,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         settings = context.run_config
         scenario = scenario_of(str(settings["scenario"]))
-        run_stream(grid, scenario, open_folder(settings, scenario))
+        register = str(settings.get("register", ""))
+        run_stream(grid, scenario, open_folder(settings, scenario), Path(register) if register else None)
     except SystemExit as error:
         # Flower counts a SystemExit of the ServerApp as a completed run.
         raise RunError(f"the server was asked to exit ({error.code})") from error

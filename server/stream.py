@@ -7,6 +7,7 @@ evaluates all institutions.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from flwr.serverapp import Grid
 
@@ -21,21 +22,24 @@ from server.stage import State, first_state, roll_back, run_stage
 from server.unlearning import check_unlearning, facts_of, write_receipt
 
 
-def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
+def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None = None) -> None:
     """Run `scenario` with the institutions behind `grid` and complete the run folder.
+
+    Args:
+        register: the file with the consortium's keys; None for a simulation, which makes its own.
 
     Raises:
         CasamError: a RunError or ScenarioError. Files on disk stay intact; the last event states the reason.
     """
     try:
-        run_stages(grid, scenario, folder)
+        run_stages(grid, scenario, folder, register)
     except Exception as error:
         with contextlib.suppress(OSError):  # for example a full disk
             folder.event("failed", f"failed: {error}", error=type(error).__name__, reason=str(error))
         raise
 
 
-def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
+def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None) -> None:
     """Stage 0 evaluates the frozen backbone; every further stage learns one task and evaluates all tasks.
 
     The state is on disk after each stage: an interrupted run resumes after its last finished stage.
@@ -46,7 +50,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
         f"{scenario.name}: {len(scenario.stream)} stages, method {scenario.method}",
         scenario=scenario.digest(),
     )
-    federation = Federation(grid, scenario, folder)
+    federation = Federation(grid, scenario, folder, register)
     federation.discover()
     check_unlearning(federation)
     report_forecasts(federation)
@@ -103,7 +107,7 @@ def report_stage(federation: Federation, before: State, after: State) -> None:
     report_scores(federation, stage.number, stage.task, stage.scores)
     earlier = before.stages[-1].scores if before.stages else before.zero_shot
     for left in stage.unlearned:
-        write_receipt(federation.folder, left, facts_of(left, earlier.iou, stage.scores.iou))
+        write_receipt(federation, left, facts_of(left, earlier.iou, stage.scores.iou))
 
 
 def report_scores(federation: Federation, number: int, what: str, scores: StageScores) -> None:

@@ -17,16 +17,15 @@ from typing import Any
 from casam_core.bank.bank import Bank, bank_digest
 from casam_core.bank.entry_file import Entry
 from casam_core.errors import ScenarioError
-from casam_core.files import casam_home
 from casam_core.methods import method_of
 from casam_core.protocol.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job
-from casam_core.protocol.signing import is_signed, public_hex, signature_of, signing_key
+from casam_core.protocol.register import Register
+from casam_core.protocol.signing import is_signed, signature_of, signing_key
 from server.defence.quarantine import Quarantine, admit
 from server.federation.exchange import results
 from server.federation.federation import Federation
 from server.learning import learn_entry
-from server.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def purge(federation: Federation, stage: int, leaver: str, entries: Sequence[str
     return {
         name: word
         for name, word in results(answers).items()
-        if is_signed(word.public, purge_statement(name, run, leaver, entries), word.signature)
+        if federation.register.is_by(name, purge_statement(name, run, leaver, entries), word.signature)
     }
 
 
@@ -201,36 +200,44 @@ NOT_COVERED = (
 )
 
 
-def write_receipt(folder: RunFolder, unlearned: Unlearned, facts: Mapping[str, Any]) -> None:
+def write_receipt(federation: Federation, unlearned: Unlearned, facts: Mapping[str, Any]) -> None:
     """Write receipts/INSTITUTION-stage-N.json, signed with the server's key."""
+    folder = federation.folder
     statement = {
-        "schema": 1,
+        "role": "receipt",
+        "schema": 2,
         "run": folder.path.name,
         **facts,
         "deleted": dict(unlearned.deleted),
         "retrained": {task: list(pair) for task, pair in unlearned.retrained.items()},
-        "purged": {
-            name: {"public_key": reply.public, "signature": reply.signature}
-            for name, reply in unlearned.purged.items()
-        },
+        "purged": {name: reply.signature for name, reply in unlearned.purged.items()},
         "not_covered": NOT_COVERED,
     }
-    key = signing_key(casam_home() / "server" / "signing.key")
-    signed = {**statement, "public_key": public_hex(key), "signature": signature_of(key, statement)}
+    signed = {**statement, "signature": signature_of(signing_key(federation.key), statement)}
     (folder.path / "receipts").mkdir(exist_ok=True)
     folder.write_json(f"receipts/{unlearned.institution}-stage-{unlearned.stage}.json", signed)
 
 
-def faults_in_receipt(receipt: Mapping[str, Any], digests: Sequence[str] = ()) -> list[str]:
-    """What is wrong with a receipt, one line each. digests: of the entries in the bank afterwards."""
-    statement = {k: v for k, v in receipt.items() if k not in ("public_key", "signature")}
+def faults_in_receipt(
+    receipt: Mapping[str, Any], register: Register, digests: Sequence[str] = ()
+) -> list[str]:
+    """What is wrong with a receipt, one line each.
+
+    Args:
+        register: the keys that the reader trusts; a receipt holds none.
+        digests: of the entries in the bank afterwards.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no receipt.
+    """
+    statement = {k: v for k, v in receipt.items() if k != "signature"}
     found = []
-    if not is_signed(str(receipt["public_key"]), statement, str(receipt["signature"])):
-        found.append("the receipt was altered, or another key signed it")
+    if not is_signed(register.server, statement, str(receipt["signature"])):
+        found.append("the receipt was altered, or another key than the registered server's signed it")
     gone = sorted([*receipt["deleted"].values(), *(old for old, _ in receipt["retrained"].values())])
-    for name, word in receipt["purged"].items():
+    for name, signature in receipt["purged"].items():
         said = purge_statement(name, receipt["run"], receipt["institution"], gone)
-        if not is_signed(word["public_key"], said, word["signature"]):
-            found.append(f"{name} did not sign that it deleted these entries")
+        if not register.is_by(name, said, str(signature)):
+            found.append(f"{name} did not sign with its registered key that it deleted these entries")
     found += [f"the bank still holds {digest}" for digest in gone if digest in digests]
     return found

@@ -105,6 +105,8 @@ def institution(images: int, folder: Path) -> Institution:
         audit=folder / "private" / "audit.jsonl",
         ledger=folder / "private" / "ledger.jsonl",
         key=folder / "signing.key",
+        register=folder / "register.json",
+        sums=folder / "sums.jsonl",
         split_key=simulated_key(0, INSTITUTION),
         run="memory",
         confined=False,

@@ -28,7 +28,7 @@ from casam_core.model.forms import build_layer, changes_sam
 from casam_core.protocol.compressed_text import compress_text
 from casam_core.protocol.limits import Allowed, ArraySpec, GroupSpec, Range
 from casam_core.protocol.outcomes import WORDS
-from casam_core.protocol.payload import AUDIT, EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
+from casam_core.protocol.payload import AUDIT, EPSILON_METRICS, EPSILON_TRAIN, Job, Payload, digest_of
 from casam_core.protocol.schema import (
     COUNT,
     Amount,
@@ -48,7 +48,7 @@ from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import HISTOGRAM_BINS
 from casam_core.routing.unknown import BINS
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of these messages. The server refuses a node with another version."""
 
 Layer = Mapping[str, NDArray[np.float32]]
@@ -117,12 +117,14 @@ class IdentifyRequest(Message):
         code: fingerprint of the server's code; a node with other code may be unable to read the scenario.
         digest: SHA-256 of the scenario.
         scenario: canonical JSON, compressed; "" for a node that received it earlier in the run.
+        nonce: a random text, new in every request, which the reply's signatures cover.
     """
 
     run: Annotated[str, Text()] = ""
     code: Annotated[str, Text()] = ""
     digest: Annotated[str, Text()] = ""
     scenario: Annotated[str, Text()] = ""
+    nonce: Annotated[str, Text()] = ""
 
     @staticmethod
     def telling(scenario: str, run: str, code: str) -> IdentifyRequest:
@@ -136,6 +138,7 @@ class IdentifyRequest(Message):
 
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
+Signature = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ class IdentifyReply(Message):
         forecasts: by institution and task, if the policy adds noise.
         simulated: whether privacy noise is seeded.
         preprocessing: hash of the image preprocessing.
+        signatures: by institution, over identify_statement, with the key that is registered for its name.
     """
 
     kind: ClassVar[str] = "query.identify"
@@ -188,6 +192,7 @@ class IdentifyReply(Message):
     )
     simulated: Annotated[bool, Flag()] = False
     preprocessing: Annotated[str, Text("([0-9a-f]{16})?")] = ""
+    signatures: Annotated[Mapping[str, str], Table(dict[Name, Signature])] = field(default_factory=dict)
     schema: Annotated[int, Amount(Range(0, 999, whole=True))] = SCHEMA
 
     @classmethod
@@ -204,6 +209,18 @@ class IdentifyReply(Message):
         forecast = {name: self.forecasts[name]} if name in self.forecasts else {}
         held, policy = {name: self.institutions[name]}, {name: self.policies[name]}
         return replace(self, institutions=held, policies=policy, forecasts=forecast)
+
+
+def identify_statement(name: str, request: IdentifyRequest, reply: IdentifyReply) -> dict[str, Any]:
+    """The statement that an institution signs about itself: this reply answers this request in its name."""
+    said = digest_of(replace(reply, signatures={}).to_payload())
+    return {
+        "role": "identify",
+        "institution": name,
+        "run": request.run,
+        "nonce": request.nonce,
+        "reply": said,
+    }
 
 
 # --- Learn a task ------------------------------------------------------------------------------------
@@ -563,18 +580,23 @@ class ForgetRequest(Message):
 
 @dataclass(frozen=True)
 class ForgetReply(Message):
-    """The institution's signature that it deleted them (casam_core.protocol.signing). public: its key."""
+    """The institution's signature that it deleted them (casam_core.protocol.signing)."""
 
     kind: ClassVar[str] = "query.forget"
     clause: ClassVar[str] = "on_leave"
 
-    public: Annotated[str, Text("[0-9a-f]{64}")]
     signature: Annotated[str, Text("[0-9a-f]{128}")]
 
 
 def purge_statement(institution: str, run: str, leaver: str, entries: Sequence[str]) -> dict[str, Any]:
     """The statement that an institution signs after it deleted its copies."""
-    return {"institution": institution, "run": run, "leaver": leaver, "deleted": sorted(entries)}
+    return {
+        "role": "purge",
+        "institution": institution,
+        "run": run,
+        "leaver": leaver,
+        "deleted": sorted(entries),
+    }
 
 
 REPLIES: dict[str, type[Message]] = {

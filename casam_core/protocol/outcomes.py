@@ -32,6 +32,7 @@ class Outcome(StrEnum):
     BAD_DATA = "bad-data"  # its own images cannot be read
     BAD_CHECKPOINT = "bad-checkpoint"  # its copy of the frozen backbone cannot be used
     BAD_POLICY = "bad-policy"  # its policy or its ledger cannot be read
+    BAD_REGISTER = "bad-register"  # its register or its signing key cannot be used
     OTHER_CODE = "other-code"  # the server runs another version of the product
     UNKNOWN_SCENARIO = "unknown-scenario"  # a request came before the run's identify message
     NOT_IN_SCENARIO = "not-in-scenario"  # the request does not follow from the scenario
@@ -74,6 +75,7 @@ ERRORS = {
     "data": Outcome.BAD_DATA,
     "checkpoint": Outcome.BAD_CHECKPOINT,
     "policy": Outcome.BAD_POLICY,
+    "register": Outcome.BAD_REGISTER,
 }
 """The outcomes of the product's other errors, by their code."""
 

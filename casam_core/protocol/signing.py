@@ -1,4 +1,8 @@
-"""Signed statements (Ed25519): they prove which institution confirmed a deletion."""
+"""Signed statements (Ed25519): they prove which institution said something.
+
+A statement is a JSON object. Its `role` says what it is, so that a signature under one kind of statement is
+none under another.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +31,21 @@ class SigningError(CasamError):
     code = "signing"
 
 
-def signing_key(path: Path) -> Ed25519PrivateKey:
-    """The key in `path`; the first call creates it, readable only by its owner. Raises SigningError."""
+def new_signing_key(path: Path) -> Ed25519PrivateKey:
+    """The key in `path`; if there is no file, a new key, readable only by its owner. Raises SigningError."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = Ed25519PrivateKey.generate()
-        write_atomic(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        write_atomic(path, private_pem(Ed25519PrivateKey.generate()))
+    return signing_key(path)
+
+
+def private_pem(key: Ed25519PrivateKey) -> bytes:
+    """A private key as unencrypted PEM; the mode of its file protects it."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def signing_key(path: Path) -> Ed25519PrivateKey:
+    """The key in `path`. Raises SigningError."""
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError, OSError) as error:

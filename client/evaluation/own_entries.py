@@ -16,7 +16,7 @@ from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
 from casam_core.protocol.messages import AlignReply, AlignRequest, ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job
-from casam_core.protocol.signing import public_hex, signature_of, signing_key
+from casam_core.protocol.register import sign_as
 from client.evaluation.evaluator import drop_kept_entries
 from client.evaluation.results import Results
 from client.institution import Institution
@@ -117,6 +117,6 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     for name in ("scores.jsonl", "masks.jsonl"):
         Results(private / name).forget(request.entries)
     drop_kept_entries()
-    key = signing_key(institution.site.key)
-    said = purge_statement(institution.name, institution.site.run, request.leaver, request.entries)
-    return ForgetReply(public_hex(key), signature_of(key, said))
+    site = institution.site
+    said = purge_statement(institution.name, site.run, request.leaver, request.entries)
+    return ForgetReply(sign_as(institution.name, site.key, site.register, said))

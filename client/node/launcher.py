@@ -142,6 +142,8 @@ def arguments_of(node: NodeFile) -> list[str]:
     settings = {
         "institution": node.institution,
         "policy": node.policy,
+        "register": node.register_file,
+        "signing-key": node.signing_key,
         "home": node.home,
         "data-root": node.data_root,
         "checkpoint": node.checkpoint,

@@ -20,7 +20,8 @@ from pydantic import Field, StringConstraints, ValidationError
 from casam_core.config.scenario import Name
 from casam_core.config.section import Section
 from casam_core.config.toml import explain, read_policy, read_table
-from casam_core.errors import DeploymentError
+from casam_core.errors import CasamError, DeploymentError
+from casam_core.protocol.register import sign_as
 
 SuperLinkAddress = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}$")]
 BundleHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -33,6 +34,11 @@ class NodeFile(Section):
     superlink: SuperLinkAddress = Field(description="The server's host:port.")
     authority: Path = Field(description="Certificate of the authority that signed the server's (PEM).")
     key: Path = Field(description="The node's private key (OpenSSH, P-384), mode 0600.")
+    # Classes of pydantic have a method `register`, so the field has a longer name than the key.
+    register_file: Path = Field(
+        alias="register", description="The consortium's names and keys, as `casam provision` wrote them."
+    )
+    signing_key: Path = Field(description="The institution's Ed25519 key (PEM), mode 0600.")
     bundle: BundleHash = Field(description="SHA-256 of the one bundle that may run here (casam bundle hash).")
     policy: Path = Field(description="The institution's policy.")
     home: Path = Field(description="Embeddings, results, audit log and ledger; kept over all runs.")
@@ -61,6 +67,7 @@ def check_node(node: NodeFile) -> None:
     """Check before the start that the node can work. Raises DeploymentError or PolicyError."""
     check_authority(node.authority)
     check_key(node.key)
+    check_signing_key(node)
     read_policy(node.policy)
     for key, path in (("data_root", node.data_root), ("checkpoint", node.checkpoint)):
         if path is not None and not path.exists():
@@ -88,6 +95,17 @@ def check_authority(path: Path) -> None:
             f"authority: {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
             "ask the operator for a new one"
         )
+
+
+def check_signing_key(node: NodeFile) -> None:
+    """Raise DeploymentError unless only its owner can read the signing key and the register holds it."""
+    try:
+        sign_as(node.institution, node.signing_key, node.register_file, {})
+        mode = node.signing_key.stat().st_mode
+    except CasamError as error:
+        raise DeploymentError(f"register, signing_key: {error}") from error
+    if mode & 0o077:
+        raise DeploymentError(f"signing_key: others may read it; run `chmod 600 {node.signing_key}`")
 
 
 def check_key(path: Path) -> None:

@@ -18,11 +18,12 @@ from flwr.app import Message, RecordDict
 from casam_core.errors import CasamError
 from casam_core.protocol.audit import NO_PLACE, Line, Release, audit_log, now
 from casam_core.protocol.fingerprint import code_fingerprint
-from casam_core.protocol.messages import REPLIES, IdentifyReply
+from casam_core.protocol.messages import REPLIES, IdentifyReply, IdentifyRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
 from casam_core.protocol.payload import AUDIT, Payload, Scalar, digest_of
 from casam_core.protocol.secure_sum import KINDS, SECURE_SUM
 from casam_core.protocol.wire import CONFIG, from_records, job_of, serialise, to_records
+from client.identity import signed
 from client.institution import Institution
 from client.node.incidents import keep
 from client.release.guard import check, check_identity
@@ -58,11 +59,12 @@ def answer_for(
         if job is None:
             payload = with_outcome(content)
             check_identity(kind, payload, speakers)
-            said = IdentifyReply.of(payload)
+            request = IdentifyRequest.of(from_records(message.content))
+            said = signed(IdentifyReply.of(payload), request, speakers)
             for speaker in speakers:  # each logs its own part: others may speak through the same node
                 own = with_outcome(said.of_one(speaker.name).to_payload())
                 logged(speaker.site, message, run, own, clause_of(message))
-            return to_records(payload)
+            return to_records(with_outcome(said.to_payload()))
         account = account_of(institution) if institution is not None else None
         payload = with_outcome(content, account.settings() if account else {})
         check(kind, payload, institution, job)

@@ -108,24 +108,33 @@ def compare(
 @audit_app.command()
 def receipt(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipts/*.json of a run.")],
+    register: Annotated[
+        Path,
+        typer.Option(help="The register of keys that you trust: your kit's; of a simulation, the run's."),
+    ],
     bank: Annotated[
         Path | None, typer.Option(help="A bank that must no longer hold the deleted entries.")
     ] = None,
 ) -> None:
-    """Check a receipt of unlearning: the signatures under the deletion of an institution's part."""
+    """Check a receipt of unlearning: the signatures under the deletion of an institution's part.
+
+    For example: casam audit receipt RUN/receipts/NAME-stage-2.json --register register.json
+    """
     import json
 
     from casam_core.bank.bank import Bank
     from casam_core.protocol.audit import AuditError
+    from casam_core.protocol.register import read_register
     from server.unlearning import faults_in_receipt
 
+    keys = read_register(register)
     digests = []
     if bank is not None:
         opened = Bank.open(bank)
         digests = [opened.digest_of(task) for task in opened.tasks]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        faults = faults_in_receipt(content, digests)
+        faults = faults_in_receipt(content, keys, digests)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AuditError(f"{file}: expected a receipt of unlearning; the file cannot be read") from error
     for fault in faults:

@@ -64,6 +64,12 @@ def run(
     ],
     superlink: SuperLinkOption,
     authority: AuthorityOption,
+    register: Annotated[
+        Path,
+        typer.Option(
+            help="The operator's register.json, beside signing.key; the SuperLink's machine reads both."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Run folder; the SuperLink's machine writes it. Default: runs/<scenario>-<time>."),
@@ -73,6 +79,7 @@ def run(
     """Run a scenario on the institutions that are connected to a SuperLink, and wait for its end.
 
     For example: casam deploy run mine.toml --superlink localhost:8000 --authority ca.crt
+    --register /server/register.json
 
     Exit status: 0 the run completed, 1 it failed, 2 bad input.
     """
@@ -83,7 +90,7 @@ def run(
     screen = console()
     resolved = resolve_scenario(scenario, set_ or [])
     folder = choose_folder(resolved, out)
-    run_remotely(resolved, folder, superlink, authority, screen)
+    run_remotely(resolved, folder, register, superlink, authority, screen)
     show_results(folder, screen)
 
 
@@ -131,16 +138,20 @@ def nodes(superlink: SuperLinkOption, authority: AuthorityOption) -> None:
 @deploy_app.command()
 def key(
     out: Annotated[Path, typer.Option(help="File for the private key; the public key goes to FILE.pub.")],
+    signing: Annotated[bool, typer.Option("--signing", help="Make a signing key, not a node's key.")] = False,
 ) -> None:
-    """Make a node's key pair on the institution's own machine, so that no private key is transferred."""
+    """Make a key pair on the institution's own machine, so that no private key is transferred.
+
+    With --signing it is the key under the institution's name in the register, else the node's.
+    """
     from casam_core.errors import DeploymentError
-    from scenarios.deploy.certificates import node_key, write_private, write_public
+    from scenarios.deploy.certificates import node_key, signing_pair, write_private, write_public
 
     public = out.with_name(f"{out.name}.pub")
     for path in (out, public):
         if path.exists():
             raise DeploymentError(f"{path} exists already and keys are never overwritten; name a new file")
-    private_bytes, public_bytes = node_key()
+    private_bytes, public_bytes = signing_pair() if signing else node_key()
     write_private(out, private_bytes)
     write_public(public, public_bytes)
     typer.echo(f"keep {out} on this machine; send {public} to the operator")
@@ -169,8 +180,9 @@ def provision(
     For example: casam provision --institutions heart-centre,lung-clinic --server fl.example.org:9092
     --out kits
 
-    A kit holds the authority's certificate, a key, a policy to fill in, the pinned bundle, hash-locked
-    requirements, a bill of materials, a compose file and checksums (docs/deployment.md).
+    A kit holds the authority's certificate, two keys, the register of all names and keys, a policy to fill
+    in, the pinned bundle, hash-locked requirements, a bill of materials, a compose file and checksums
+    (docs/deployment.md).
     """
     from scenarios.deploy.provision import Consortium, parse_names
     from scenarios.deploy.provision import provision as write_kits

@@ -15,10 +15,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from casam_core.errors import DeploymentError
 from casam_core.files import write_atomic
+from casam_core.protocol.signing import private_pem, public_hex
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397
@@ -72,6 +74,12 @@ def node_key() -> tuple[bytes, bytes]:
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return private, public + b"\n"
+
+
+def signing_pair() -> tuple[bytes, bytes]:
+    """(private, public) Ed25519 key of an institution or the server: PEM, and 64 hex digits."""
+    key = Ed25519PrivateKey.generate()
+    return private_pem(key), f"{public_hex(key)}\n".encode()
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

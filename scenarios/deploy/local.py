@@ -17,6 +17,8 @@ from rich.console import Console
 from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.fingerprint import ROOT
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
+from casam_core.protocol.signing import new_signing_key, public_hex
 from client.site import check_below
 from scenarios.deploy.certificates import (
     new_authority,
@@ -92,6 +94,7 @@ def run_deployed(
     homes: by institution, its home. scratch: a folder for keys and certificates, removed after the run.
     """
     tls = make_tls(scratch / "operator")
+    register_file = make_register(folder, homes)
     home = scratch / "server"
     home.mkdir()
     app = stage_app(ROOT, home / "app")
@@ -101,7 +104,7 @@ def run_deployed(
         for site in scenario.institutions:
             files = scratch / "institutions" / site.name
             node_files[site.name] = write_node(
-                scenario, site.name, homes[site.name], files, data_root, tls, link, pin
+                scenario, site.name, homes[site.name], files, data_root, tls, link, pin, register_file
             )
             register(link, files / "node.pub")
 
@@ -111,10 +114,24 @@ def run_deployed(
         nodes = [start(name) for name in node_files]
         wait_until_connected(link, nodes, on_line)
         with kept_alive(nodes, start, on_line):
-            run = submit(link, app, settings_of(scenario, folder), on_line)
+            settings = settings_of(scenario, folder) | {"register": str(register_file)}
+            run = submit(link, app, settings, on_line)
         fallen = [node for node in nodes if node.process.poll() is not None]
     logs = ", ".join(str(node.log) for node in fallen or nodes)
     check_completed(run, folder, f"{folder / 'flower.log'} and in {logs}")
+
+
+def make_register(folder: Path, homes: Mapping[str, Path]) -> Path:
+    """Write the register of the institutions' keys to the run folder, with the server's key beside it.
+
+    An institution's signing key lies in its home, so that later runs use it again.
+    """
+    keys = {
+        name: Keys(signing=public_hex(new_signing_key(home / SIGNING_KEY))) for name, home in homes.items()
+    }
+    server = public_hex(new_signing_key(folder / SIGNING_KEY))
+    write_public(folder / REGISTER, Register(institutions=keys, server=server).text())
+    return folder / REGISTER
 
 
 def make_tls(folder: Path, names: tuple[str, ...] = ("localhost", "127.0.0.1")) -> Tls:
@@ -135,6 +152,7 @@ def write_node(
     tls: Tls,
     link: SuperLink,
     pin: str,
+    register_file: Path,
 ) -> Path:
     """Write an institution's files: its key, its policy from the scenario, and its node file.
 
@@ -152,6 +170,8 @@ def write_node(
         "superlink": f"127.0.0.1:{link.port}",
         "authority": str(tls.authority),
         "key": "node.key",
+        "register": str(register_file),
+        "signing_key": str(home / SIGNING_KEY),
         "bundle": pin,
         "policy": str(home / "policy.toml"),
         "home": str(home),

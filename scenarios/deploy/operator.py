@@ -39,14 +39,18 @@ def remote_superlink(address: str, authority: Path) -> Iterator[SuperLink]:
         yield SuperLink(home, variables_for(home, home), None, 0)
 
 
-def run_remotely(scenario: Scenario, folder: Path, address: str, authority: Path, console: Console) -> None:
+def run_remotely(
+    scenario: Scenario, folder: Path, register: Path, address: str, authority: Path, console: Console
+) -> None:
     """Run the scenario on the nodes that are connected to the SuperLink. Raises RunError if it failed.
 
-    folder: the run folder. The SuperLink's processes write it, on this machine or on a shared volume.
+    folder: the run folder. register: the register, beside the server's signing key. The SuperLink's processes
+    write and read them, on this machine or on a shared volume.
     """
     with terminable(), remote_superlink(address, authority) as link, live_view(console) as show:
         app = stage_app(ROOT, link.home / "app")
-        run = submit(link, app, settings_of(scenario, folder), show)
+        settings = settings_of(scenario, folder) | {"register": str(register)}
+        run = submit(link, app, settings, show)
     check_completed(run, folder, str(folder / "events.jsonl"))
 
 

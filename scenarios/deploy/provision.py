@@ -13,13 +13,16 @@ from pathlib import Path
 import tomli_w
 
 from casam_core.config.scenario import NAME
-from casam_core.errors import DeploymentError
+from casam_core.errors import CasamError, DeploymentError
 from casam_core.files import new_folder
 from casam_core.protocol.fingerprint import ROOT
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
+from casam_core.protocol.signing import public_hex, signing_key
 from scenarios.deploy.certificates import (
     new_authority,
     node_key,
     read_authority,
+    signing_pair,
     write_authority,
     write_private,
     write_public,
@@ -63,6 +66,9 @@ def provision(
 ) -> None:
     """Write `out`/operator and `out`/institutions/NAME; existing folders are kept.
 
+    Every kit and the operator get the register of all names and keys. If the register changes, because an
+    institution joins or a public key in a kit was replaced, the new one is written to the kept kits, too.
+
     Args:
         say: shows a line per folder.
         renew_server: make a new server certificate from the same authority.
@@ -88,6 +94,46 @@ def provision(
         say(f"{name}: {'kept ' if kept else ''}{folder}")
         if not (operator / "nodes" / f"{name}.pub").exists():
             write_public(operator / "nodes" / f"{name}.pub", (folder / "node.pub").read_bytes())
+    write_register(out, say)
+
+
+def write_register(out: Path, say: Callable[[str], None]) -> None:
+    """Write the register of all kits in `out` to each of them and to the operator's folder.
+
+    Raises DeploymentError if a kit holds no valid public keys.
+    """
+    operator, kits = out / "operator", sorted(path for path in (out / "institutions").iterdir())
+    try:
+        institutions = {kit.name: keys_of(kit) for kit in kits}
+        server = public_hex(signing_key(operator / SIGNING_KEY))
+        text = Register(institutions=institutions, server=server).text()
+    except (OSError, ValueError, CasamError) as error:
+        raise DeploymentError(
+            f"{out}: expected node.pub and signing.pub in every kit and signing.key at the operator, found a "
+            f"missing or other file: {error}; put the public keys there, or use a new --out"
+        ) from error
+    changed = [kit for kit in kits if not is_file_with(kit / REGISTER, text)]
+    for kit in changed:
+        write_public(kit / REGISTER, text)
+        write_public(kit / "SHA256SUMS", checksums(files_in(kit)))
+    write_public(operator / REGISTER, text)
+    say(f"register: {len(kits)} institutions; deliver register.json to {', '.join(k.name for k in changed)}")
+
+
+def keys_of(kit: Path) -> Keys:
+    """The public keys of a kit."""
+    node = hashlib.sha256((kit / "node.pub").read_bytes()).hexdigest()
+    return Keys(signing=(kit / "signing.pub").read_text(encoding="utf-8").strip(), node=node)
+
+
+def is_file_with(path: Path, content: bytes) -> bool:
+    """Whether a file has this content."""
+    return path.is_file() and path.read_bytes() == content
+
+
+def files_in(kit: Path) -> dict[str, bytes]:
+    """The files of a kit, without its list of checksums."""
+    return {path.name: path.read_bytes() for path in kit.iterdir() if path.name != "SHA256SUMS"}
 
 
 def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew: bool) -> Path:
@@ -108,6 +154,7 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew:
         write_authority(authority, unfinished)
         write_server(authority, consortium.server_names, unfinished)
         (unfinished / "nodes").mkdir()
+        write_private(unfinished / SIGNING_KEY, signing_pair()[0])
         write_public(unfinished / "casam.fab", bundle)
         about = {
             "names": ", ".join(consortium.server_names),
@@ -121,14 +168,17 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew:
 def make_kit(
     name: str, consortium: Consortium, folder: Path, authority: Path, bundle: bytes, *, home: str, data: str
 ) -> None:
-    """Write one institution's folder, completely or not at all."""
+    """Write one institution's folder, completely or not at all; write_register completes it."""
     version = importlib.metadata.version("casam")
     private, public = node_key()
+    signing, signing_public = signing_pair()
     node = {
         "institution": name,
         "superlink": consortium.server,
         "authority": "ca.crt",
         "key": "node.key",
+        "register": REGISTER,
+        "signing_key": SIGNING_KEY,
         "bundle": bundle_hash(bundle),
         "policy": "policy.toml",
         "home": home,
@@ -142,6 +192,7 @@ def make_kit(
         "node.toml": tomli_w.dumps(node).encode(),
         "policy.toml": policy_text(name).encode(),
         "node.pub": public,
+        "signing.pub": signing_public,
         "ca.crt": authority.read_bytes(),
         "casam.fab": bundle,
         "requirements.lock": lock.encode(),
@@ -152,7 +203,7 @@ def make_kit(
         for file, content in files.items():
             write_public(unfinished / file, content)
         write_private(unfinished / "node.key", private)
-        write_public(unfinished / "SHA256SUMS", checksums({**files, "node.key": private}))
+        write_private(unfinished / SIGNING_KEY, signing)
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:

@@ -5,6 +5,7 @@ Node ids are random and change when a SuperNode restarts; an institution's name 
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,10 @@ from casam_core.protocol.messages import (
     Holding,
     IdentifyReply,
     IdentifyRequest,
+    identify_statement,
 )
 from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.register import Register
 from server.federation.counters import Traffic
 from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once, exchange, patiently
 
@@ -30,7 +33,15 @@ ASK_AGAIN_SECONDS = 0.5
 STRANGERS_SECONDS = 10.0
 """How long the server waits for nodes that it does not need: such a node may claim an institution of another
 node, or may not answer at all."""
-BROKEN_SITE = ("bad-data", "bad-policy", "bad-checkpoint", "failed", "not-allowed", "unreadable")
+BROKEN_SITE = (
+    "bad-data",
+    "bad-policy",
+    "bad-register",
+    "bad-checkpoint",
+    "failed",
+    "not-allowed",
+    "unreadable",
+)
 SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
 
@@ -48,22 +59,32 @@ class Member:
 
 @dataclass(frozen=True)
 class Directory:
-    """The institutions of the scenario, in its order."""
+    """The institutions of the scenario, in its order. unregistered: (node, name) of claims that the key of
+    that name did not sign."""
 
     members: dict[str, Member]
     backbone: str
     compute: str
+    unregistered: tuple[tuple[int, str], ...] = ()
 
 
 def identify(
-    grid: Grid, scenario: Scenario, run: str, absent: Collection[str] = (), told: Collection[int] = ()
+    grid: Grid,
+    scenario: Scenario,
+    run: str,
+    register: Register,
+    absent: Collection[str] = (),
+    told: Collection[int] = (),
 ) -> Directory:
     """Ask every node until all institutions of the scenario have answered.
 
-    The traffic is not counted: it depends on nodes and folder names, not on what is learned.
+    A node speaks for an institution only with a signature of the key that is registered for this name, over
+    this request and its own reply. Other claims are ignored. The traffic is not counted: it depends on nodes
+    and folder names, not on what is learned.
 
     Args:
         run: name of the run folder.
+        register: the names and their keys.
         absent: institutions that the server does not wait for, but accepts.
         told: nodes that should know the scenario already; the request to them does not contain its text.
 
@@ -72,8 +93,9 @@ def identify(
         with no answer within `deadlines.connect` seconds and those that cannot open their data.
 
     Raises:
-        RunError: an institution is missing or broken and `participation.missing` is "stop"; two nodes claim
-            one institution; or a node has another version of code, message schema, backbone or preprocessing.
+        RunError: an institution is missing or broken and `participation.missing` is "stop"; two connected
+            nodes hold the key of one institution; or a node has another version of code, message schema,
+            backbone or preprocessing.
         ScenarioError: no institution holds a task of the stream.
     """
     wanted = [site.name for site in scenario.institutions if site.name not in absent]
@@ -83,36 +105,70 @@ def identify(
     end = time.monotonic() + deadline
     knowing, broken = set(told), set[int]()
     replies: dict[int, IdentifyReply] = {}
+    unregistered: set[tuple[int, str]] = set()
     while True:
-        done = replies.keys() | broken
-        new = [node for node in patiently(grid.get_node_ids) if node not in done]
+        new = [node for node in patiently(grid.get_node_ids) if node not in replies.keys() | broken]
+        requests = fresh(request, new)
         answers = exchange(
             grid,
-            [question(node, request, known=node in knowing) for node in new],
+            [question(node, requests[f"node {node}"], known=node in knowing) for node in new],
             of=IdentifyReply.of,
             deadline=max(1.0, end - time.monotonic()),
             traffic=Traffic(),
-            enough=everybody(replies.values(), set(wanted)),
+            enough=everybody(register, requests, replies.values(), set(wanted)),
             at_once=at_once(),
         )
+        arrived: dict[int, IdentifyReply] = {}
         for node, answer in zip(new, answers.values(), strict=True):
             if answer.reply is not None:
-                replies[node] = check(answer.reply)
+                arrived[node], ignored = proven(register, requests[answer.to], check(answer.reply))
+                unregistered.update((node, name) for name in ignored)
             elif answer.outcome == Outcome.UNKNOWN_SCENARIO:
                 knowing.discard(node)
             elif cannot_take_part(answer, skip=skip):
                 broken.add(node)
-        directory = collect(replies)
-        missing = [name for name in wanted if name not in directory.members]
+        check_once(arrived)
+        replies |= arrived
+        directory = replace(collect(replies), unregistered=tuple(sorted(unregistered)))
+        missing = sorted(set(wanted) - directory.members.keys(), key=wanted.index)
         late = time.monotonic() > end
         if not missing or (skip and directory.members and late):
             return checked(directory, replies, scenario)
         if late:
             raise RunError(
                 f"no answer from {', '.join(missing)} within {deadline:.0f} s; "
-                f"connected: {', '.join(sorted(directory.members)) or 'nobody'}"
+                f"connected: {', '.join(sorted(directory.members)) or 'nobody'}{others(directory)}"
             )
         time.sleep(ASK_AGAIN_SECONDS)
+
+
+def fresh(request: IdentifyRequest, nodes: Iterable[int]) -> dict[str, IdentifyRequest]:
+    """The requests of one exchange, by receiver, each with a nonce that was never used before."""
+    return {f"node {node}": replace(request, nonce=secrets.token_hex(16)) for node in nodes}
+
+
+def proven(
+    register: Register, request: IdentifyRequest, reply: IdentifyReply
+) -> tuple[IdentifyReply, set[str]]:
+    """(the reply with those institutions whose registered key signed it in answer to this request, the names
+    of the others)."""
+    names = [
+        name
+        for name in reply.institutions
+        if register.is_by(name, identify_statement(name, request, reply), reply.signatures.get(name, ""))
+    ]
+    kept = replace(
+        reply,
+        institutions={name: reply.institutions[name] for name in names},
+        policies={name: reply.policies[name] for name in names},
+    )
+    return kept, reply.institutions.keys() - set(names)
+
+
+def others(directory: Directory) -> str:
+    """The claims that were ignored, as the end of a sentence; "" if there are none."""
+    claims = ", ".join(f"{name} by node {node}" for node, name in directory.unregistered)
+    return f"; not signed with the registered key: {claims} (compare the register files)" if claims else ""
 
 
 def question(node: int, request: IdentifyRequest, *, known: bool) -> Request:
@@ -147,22 +203,30 @@ def cannot_take_part(answer: Answer[IdentifyReply], *, skip: bool) -> bool:
 
 
 def everybody(
-    before: Iterable[IdentifyReply], needed: Set[str]
+    register: Register,
+    requests: Mapping[str, IdentifyRequest],
+    before: Iterable[IdentifyReply],
+    needed: Set[str],
 ) -> Callable[[Mapping[str, Answer[IdentifyReply]]], bool]:
     """A function that says whether an exchange can end: every needed institution has answered, and the other
     nodes had STRANGERS_SECONDS more.
 
     Args:
+        requests: those of this exchange, by receiver.
         before: replies of earlier exchanges.
         needed: names of institutions.
     """
     known = {name for reply in before for name in reply.institutions}
     complete: float | None = None
+    read = set[str]()
 
     def enough(answers: Mapping[str, Answer[IdentifyReply]]) -> bool:
         nonlocal complete
-        now = {name for answer in answers.values() if answer.reply for name in answer.reply.institutions}
-        if complete is None and needed <= known | now:
+        for to, answer in answers.items():
+            if answer.reply is not None and to not in read:
+                read.add(to)
+                known.update(proven(register, requests[to], answer.reply)[0].institutions)
+        if complete is None and needed <= known:
             complete = time.monotonic()
         return complete is not None and time.monotonic() - complete > STRANGERS_SECONDS
 
@@ -216,19 +280,26 @@ def check_stream(scenario: Scenario, directory: Directory) -> None:
             raise ScenarioError(f"task {task!r} of the stream is held by no connected institution")
 
 
+def check_once(arrived: Mapping[int, IdentifyReply]) -> None:
+    """Raise RunError if two nodes that are connected at the same time hold the key of one institution."""
+    names = [name for reply in arrived.values() for name in reply.institutions]
+    for name in names:
+        if names.count(name) > 1:
+            raise RunError(f"two nodes claim to be institution {name!r}; start each institution once")
+
+
 def collect(replies: Mapping[int, IdentifyReply]) -> Directory:
-    """The institutions by name. Raises RunError if two nodes claim the same institution."""
-    members: dict[str, Member] = {}
-    for node, reply in sorted(replies.items()):
-        for name, holdings in reply.institutions.items():
-            if name in members:
-                raise RunError(f"two nodes claim to be institution {name!r}; start each institution once")
-            members[name] = Member(
-                node,
-                dict(holdings),
-                reply.policies[name],
-                dict(reply.forecasts.get(name, {})),
-                reply.simulated,
-            )
-    first = next((reply for reply in replies.values() if reply.institutions), None)
+    """The institutions by name. A later reply replaces an earlier one: the node started again."""
+    members = {
+        name: Member(
+            node,
+            dict(holdings),
+            reply.policies[name],
+            dict(reply.forecasts.get(name, {})),
+            reply.simulated,
+        )
+        for node, reply in replies.items()
+        for name, holdings in reply.institutions.items()
+    }
+    first = next((reply for _, reply in sorted(replies.items()) if reply.institutions), None)
     return Directory(members, first.backbone if first else "", first.compute if first else "")

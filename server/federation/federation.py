@@ -15,6 +15,7 @@ from casam_core.methods import Cohort
 from casam_core.protocol.audit import AuditLog, now
 from casam_core.protocol.messages import EvaluateReply
 from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
+from casam_core.protocol.register import SIGNING_KEY, read_register, register_of_run
 from casam_core.protocol.schema import Message
 from server.defence.admission import check_answer
 from server.federation.counters import Counters
@@ -36,9 +37,17 @@ class Federation:
         members: every institution that was ever connected, as last seen, in the scenario's order.
         counters: traffic, releases, refusals and budgets; a resumed run continues them.
         copies: how many entries of the bank in a folder an institution holds, by (folder, institution).
+        register: all institutions' keys. key: the server's own signing key, a file.
     """
 
-    def __init__(self, grid: Grid, scenario: Scenario, folder: RunFolder) -> None:
+    def __init__(
+        self, grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None = None
+    ) -> None:
+        """register: the consortium's register, with the server's key beside it; None for a simulation."""
+        names = [site.name for site in scenario.institutions]
+        file = register or register_of_run(folder.path, names)
+        self.register = read_register(file)
+        self.key = file.with_name(SIGNING_KEY)
         self.grid = grid
         self.scenario = scenario
         self.folder = folder
@@ -52,10 +61,19 @@ class Federation:
         """Find every institution again. Raises RunError and ScenarioError (server.federation.directory)."""
         before = self.absent if self.members else []
         told = {member.node for member in self.directory.members.values()}
-        self.directory = identify(self.grid, self.scenario, self.folder.path.name, before, told)
+        self.directory = identify(
+            self.grid, self.scenario, self.folder.path.name, self.register, before, told
+        )
         self.remember(self.members)
         held = {name: sorted(member.holdings) for name, member in self.directory.members.items()}
         self.folder.event("met", stream=list(self.scenario.stream), institutions=held)
+        for node, name in self.directory.unregistered:
+            self.folder.event(
+                "unregistered",
+                f"node {node} claims to be {name} without the key that is registered for it; ignored",
+                node=node,
+                institution=name,
+            )
         for name in self.absent:
             if name not in before:
                 self.folder.event("absent", f"{name} is not there; the others continue", institution=name)

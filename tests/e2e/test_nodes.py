@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from casam_core.protocol.register import Keys, Register
+from casam_core.protocol.signing import new_signing_key, public_hex
 from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
 from scenarios.deploy.local import make_tls
 from scenarios.deploy.node_processes import Node, start_node
@@ -65,11 +67,16 @@ def make_site(folder: Path, server: Server, *, authority: Path | None = None, bu
     write_private(folder / "node.key", private)
     (folder / "node.pub").write_bytes(public)
     (folder / "policy.toml").touch()
+    signing = Keys(signing=public_hex(new_signing_key(folder / "signing.key")))
+    register = Register(institutions={"north": signing}, server="0" * 64)
+    (folder / "register.json").write_bytes(register.text())
     facts = {
         "institution": "north",
         "superlink": f"127.0.0.1:{server.link.port}",
         "authority": str(authority or server.tls.authority),
         "key": "node.key",
+        "register": "register.json",
+        "signing_key": "signing.key",
         "bundle": bundle,
         "policy": "policy.toml",
         "home": ".",

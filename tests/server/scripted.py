@@ -44,12 +44,14 @@ from casam_core.protocol.messages import (
     RouterReply,
     RouterRequest,
     TaskResult,
+    identify_statement,
     purge_statement,
 )
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
 from casam_core.protocol.secure_sum import COLLECT, SecureReply, SecureRequest, share_of
-from casam_core.protocol.signing import public_hex, signature_of
+from casam_core.protocol.signing import new_signing_key, public_hex, signature_of
 from casam_core.protocol.wire import deserialise, from_records, packed, serialise, to_records, unpacked
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router
@@ -154,8 +156,9 @@ class ScriptedGrid(InProcessGrid):
     def answer(self, site: Site, kind: str, asked: Payload) -> Payload:
         """What an honest institution answers."""
         if kind == "query.identify":
-            self.run_name = IdentifyRequest.of(asked).run
-            return ok(identity_of(site).to_payload())
+            request = IdentifyRequest.of(asked)
+            self.run_name = request.run
+            return ok(introduced(site, request).to_payload())
         if kind == "train":
             request = SecureRequest.of(asked)
             open_answer = Payload({})
@@ -231,7 +234,7 @@ class ScriptedGrid(InProcessGrid):
 
     def forget(self, site: Site, request: ForgetRequest) -> Payload:
         said = purge_statement(site.name, self.run_name, request.leaver, request.entries)
-        return ok(ForgetReply(public_hex(site.key), signature_of(site.key, said)).to_payload())
+        return ok(ForgetReply(signature_of(site.key, said)).to_payload())
 
 
 def ok(payload: Payload) -> Payload:
@@ -250,6 +253,13 @@ def identity_of(site: Site) -> IdentifyReply:
         forecasts={site.name: site.forecasts} if site.forecasts else {},
         preprocessing="b" * 16,
     )
+
+
+def introduced(site: Site, request: IdentifyRequest) -> IdentifyReply:
+    """What the node says, signed."""
+    reply = identity_of(site)
+    signature = signature_of(site.key, identify_statement(site.name, request, reply))
+    return replace(reply, signatures={site.name: signature})
 
 
 def part_of_a_sum(
@@ -289,6 +299,7 @@ class Scripted:
 
     def run(self, *, resume: bool = False) -> dict[str, Any]:
         """Run it to its end; the summary."""
+        self.write_register()
         folder = RunFolder(self.path, self.scenario if resume else None)
         try:
             run_stream(self.grid, self.scenario, folder)
@@ -297,8 +308,16 @@ class Scripted:
         summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
         return summary
 
+    def write_register(self) -> None:
+        """The register of the scripted institutions' keys, as a run of theirs would have made it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        keys = {name: Keys(signing=public_hex(site.key)) for name, site in self.sites.items()}
+        server = public_hex(new_signing_key(self.path / SIGNING_KEY))
+        (self.path / REGISTER).write_bytes(Register(institutions=keys, server=server).text())
+
     def federation(self) -> Federation:
         """The server's side of it, after everybody was met."""
+        self.write_register()
         federation = Federation(self.grid, self.scenario, RunFolder(self.path))
         federation.discover()
         return federation

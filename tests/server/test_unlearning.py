@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 import server.stage
@@ -14,6 +15,8 @@ import server.stream
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import ScenarioError
+from casam_core.protocol.messages import purge_statement
+from casam_core.protocol.signing import public_hex, signature_of
 from scenarios.commands.cli import app
 from tests.runs import events, result
 from tests.server.scripted import Scripted, refuses, says, scripted
@@ -148,7 +151,8 @@ def receipt(tmp_path: Path) -> Path:
 
 
 def check(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["audit", "receipt", *map(str, arguments)])
+    register = ["--register", str(Path(arguments[0]).parents[1] / "register.json")]
+    result = CliRunner().invoke(app, ["audit", "receipt", *map(str, arguments), *register])
     return result.exit_code, result.output
 
 
@@ -161,6 +165,23 @@ def test_a_receipt_is_signed_by_the_server_and_by_everybody_who_deleted(receipt:
     content = json.loads(receipt.read_text())
     assert content["bank_before"] != content["bank_after"]
     assert content["iou_before"]["polyp"] is not None
+
+
+def test_a_forged_receipt_with_keys_of_its_own_is_found_out(receipt: Path) -> None:
+    """Whoever makes up a receipt can also make up keys and sign it with them."""
+    content = json.loads(receipt.read_text())
+    made_up = {name: Ed25519PrivateKey.generate() for name in ("server", *content["purged"])}
+    gone = sorted(content["deleted"].values())
+    content["purged"] = {
+        name: signature_of(made_up[name], purge_statement(name, content["run"], "north", gone))
+        for name in content["purged"]
+    }
+    statement = {key: value for key, value in content.items() if key != "signature"}
+    signed = {**statement, "signature": signature_of(made_up["server"], statement)}
+    receipt.write_text(json.dumps({**signed, "public_key": public_hex(made_up["server"])}))
+    code, said = check(receipt)
+    assert code == 1
+    assert said.count("tampered: ") == 3
 
 
 @pytest.mark.parametrize("change", ["stage", "purged", "bank"])

@@ -96,7 +96,7 @@ EXAMPLES: list[Any] = [
     EvaluateRequest(JOB, known=2, entries=[b"first\x00\xff", b"second"], bank="d" * 64),
     EvaluateRequest(JOB, known=2, entries=[bytes([k]) for k in range(12)], bank="d" * 64),
     ForgetRequest(JOB, "north", ("a" * 64, "b" * 64)),
-    ForgetReply("a" * 64, "b" * 128),
+    ForgetReply("b" * 128),
     EvaluateReply({}, decodes=0),
     EvaluateReply({"polyp": SURE}, decodes=1, margins={"polyp": np.array([0, 2, 5])}),
     EvaluateReply({"polyp": RESULT, "heart-2": dataclasses.replace(RESULT, hd95=None, routes={})}, decodes=9),

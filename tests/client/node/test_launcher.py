@@ -108,6 +108,7 @@ def test_the_node_is_started_with_what_the_site_says_and_nothing_else(tmp_path: 
     (tmp_path / "node.toml").write_text(
         'institution = "north"\nsuperlink = "fl.example.org:9092"\nauthority = "ca.crt"\nkey = "node.key"\n'
         f'bundle = "{PIN}"\npolicy = "policy.toml"\nhome = "home"\ndata_root = "/data"\n'
+        'register = "register.json"\nsigning_key = "signing.key"\n'
     )
     arguments = arguments_of(read_node_file(tmp_path / "node.toml"))
     assert arguments == [
@@ -116,7 +117,8 @@ def test_the_node_is_started_with_what_the_site_says_and_nothing_else(tmp_path: 
         *("--auth-supernode-private-key", f"{tmp_path}/node.key"),
         *("--host", "127.0.0.1", "--port", "9094", "--isolation", "subprocess"),
         "--node-config",
-        f'institution="north" policy="{tmp_path}/policy.toml" home="{tmp_path}/home" data-root="/data"',
+        f'institution="north" policy="{tmp_path}/policy.toml" register="{tmp_path}/register.json" '
+        f'signing-key="{tmp_path}/signing.key" home="{tmp_path}/home" data-root="/data"',
     ]
 
 

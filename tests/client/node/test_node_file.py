@@ -11,9 +11,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casam_core.errors import CasamError, DeploymentError
+from casam_core.protocol.register import Keys, Register
+from casam_core.protocol.signing import new_signing_key, public_hex
 from client.node import node_file
 from client.node.node_file import check_node, read_node_file
 from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
+
+SITES = ("north", "south")
 
 
 @pytest.fixture
@@ -22,11 +26,18 @@ def site(tmp_path: Path) -> Path:
     write_authority(new_authority(), tmp_path)
     write_private(tmp_path / "node.key", node_key()[0])
     (tmp_path / "policy.toml").touch()
+    keys = {name: Keys(signing=public_hex(new_signing_key(tmp_path / f"{name}.key"))) for name in SITES}
+    (tmp_path / "signing.key").write_bytes((tmp_path / "north.key").read_bytes())
+    (tmp_path / "signing.key").chmod(0o600)
+    register = Register(institutions=keys, server="ab" * 32)
+    (tmp_path / "register.json").write_bytes(register.text())
     facts = {
         "institution": "north",
         "superlink": "fl.example.org:9092",
         "authority": "ca.crt",
         "key": "node.key",
+        "register": "register.json",
+        "signing_key": "signing.key",
         "bundle": "ab" * 32,
         "policy": "policy.toml",
         "home": "home",
@@ -52,6 +63,10 @@ def test_paths_start_from_the_files_own_folder(site: Path) -> None:
         ('key = "ca.crt"', "is not a private key"),
         ('authority = "node.key"', "authority: .* is not a certificate"),
         ('data_root = "nowhere"', "data_root: .* does not exist"),
+        ('signing_key = "node.key"', "signing_key: .* expected a private key in PEM"),
+        ('signing_key = "none.key"', "signing_key: .* expected a private key in PEM"),
+        ('register = "node.toml"', "register, .* expected the register of the consortium's keys"),
+        ('institution = "south"', "expected the key .* for 'south', found the key"),
         ("home = 'a\"b'", "home: expected a path without quotes"),
     ],
 )

@@ -65,7 +65,7 @@ def answers(north: Institution) -> Answers:
         "train.router": north.fit_router(ROUTER).to_payload(),
         "train.calibrate": north.calibrate(CalibrateRequest(CALIBRATE, folds)).to_payload(),
         "evaluate.stage": north.evaluate(empty).to_payload(),
-        "query.forget": ForgetReply("a" * 64, "b" * 128).to_payload(),
+        "query.forget": ForgetReply("b" * 128).to_payload(),
         "query.identify": identity_of([north]).to_payload(),
     }
 

@@ -18,9 +18,11 @@ from packaging.utils import canonicalize_name
 from casam_core.config.policy import Policy
 from casam_core.config.toml import read_policy
 from casam_core.errors import DeploymentError
+from casam_core.protocol.register import read_register, sign_as
+from casam_core.protocol.signing import public_hex, signing_key
 from client.node.node_file import check_node, read_node_file
 from scenarios.deploy import provision as kits
-from scenarios.deploy.certificates import new_authority
+from scenarios.deploy.certificates import new_authority, signing_pair
 from scenarios.deploy.provision import LOCK, Consortium, parse_names, provision
 from scenarios.deploy.sbom import bill_of_materials, locked_packages
 from scenarios.engines.bundle import build_bundle, bundle_hash
@@ -66,8 +68,10 @@ def test_a_kit_is_enough_to_start_with(made: Path) -> None:
 
 def test_private_keys_are_closed_and_lie_in_one_place_each(made: Path) -> None:
     private = {p for p in made.rglob("*") if p.is_file() and b"PRIVATE KEY" in p.read_bytes()}
-    expected = ["operator/ca.key", "operator/server.key"]
-    expected += [f"institutions/{name}/node.key" for name in CONSORTIUM.institutions]
+    expected = ["operator/ca.key", "operator/server.key", "operator/signing.key"]
+    expected += [
+        f"institutions/{name}/{key}.key" for name in CONSORTIUM.institutions for key in ("node", "signing")
+    ]
     assert {str(p.relative_to(made)) for p in private} == set(expected)
     assert all(p.stat().st_mode & 0o777 == 0o600 for p in private)
     for folder in (made / "operator", *(made / "institutions").iterdir()):
@@ -116,8 +120,40 @@ def test_more_institutions_leave_the_others_as_they_are(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     said: list[str] = []
     provision(Consortium(("north", "east"), "fl:9092"), tmp_path, said.append)
-    assert {p: p.read_bytes() for p in before} == before
+    changed = {p.relative_to(tmp_path).as_posix() for p in before if p.read_bytes() != before[p]}
+    kit = "institutions/north"
+    assert changed == {"operator/register.json", f"{kit}/register.json", f"{kit}/SHA256SUMS"}
     assert any(line.startswith("north: kept") for line in said)
+    assert said[-1] == "register: 2 institutions; deliver register.json to east, north"
+    registers = [read_register(path) for path in tmp_path.rglob("register.json")]
+    assert [sorted(register.institutions) for register in registers] == [["east", "north"]] * 3
+
+
+def test_every_copy_of_the_register_names_the_same_keys(made: Path, tmp_path: Path) -> None:
+    copies = [path.read_bytes() for path in made.rglob("register.json")]
+    assert len(copies) == 3
+    assert len(set(copies)) == 1
+    register = read_register(made / "operator" / "register.json")
+    for name, keys in register.institutions.items():
+        kit = made / "institutions" / name
+        assert keys.signing == public_hex(signing_key(kit / "signing.key"))
+        assert keys.node == hashlib.sha256((kit / "node.pub").read_bytes()).hexdigest()
+    assert register.server == public_hex(signing_key(made / "operator" / "signing.key"))
+
+
+def test_a_site_with_its_own_key_gets_into_the_register_by_its_public_part(tmp_path: Path) -> None:
+    provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
+    private, public = signing_pair()
+    kit = tmp_path / "institutions" / "north"
+    (kit / "signing.pub").write_bytes(public)
+    provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
+    (kit / "signing.key").write_bytes(private)
+    (kit / "node.toml").write_text((kit / "node.toml").read_text().replace("/data", str(tmp_path)))
+    node = read_node_file(kit / "node.toml")
+    assert sign_as("north", node.signing_key, node.register_file, {})
+    (kit / "signing.pub").unlink()
+    with pytest.raises(DeploymentError, match=r"expected node.pub and signing.pub in every kit"):
+        provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
     assert (tmp_path / "operator" / "nodes" / "east.pub").is_file()
 
 

@@ -6,15 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error
 
 from casam_core.config.policy import Policy
 from casam_core.errors import RunError, ScenarioError
-from casam_core.protocol.messages import CalibrateReply, CalibrateRequest
+from casam_core.protocol.messages import CalibrateReply, CalibrateRequest, IdentifyRequest
 from casam_core.protocol.payload import Job
-from server.run.run_folder import read_arrivals
+from scenarios.engines.inprocess import FIRST_NODE
+from server.federation.directory import collect
+from server.federation.federation import Federation
+from server.run.run_folder import RunFolder, read_arrivals
 from tests.runs import events, result
-from tests.server.scripted import Site, dies, refuses, says, scripted, stays_silent
+from tests.server.scripted import (
+    Behaviour,
+    Scripted,
+    Site,
+    dies,
+    identity_of,
+    introduced,
+    ok,
+    refuses,
+    says,
+    scripted,
+    stays_silent,
+)
 
 KINDS = ["train.align", "train.router", "evaluate.stage"]
 
@@ -148,9 +164,50 @@ def test_a_node_that_forgot_the_scenario_is_told_again(tmp_path: Path) -> None:
 
 def test_two_nodes_that_claim_one_institution_end_the_run(tmp_path: Path) -> None:
     run = scripted(tmp_path / "run")
-    run.grid.sites[7] = Site("north", run.sites["north"].holds)
+    run.grid.sites[7] = Site("north", run.sites["north"].holds, key=run.sites["north"].key)
     with pytest.raises(RunError, match="two nodes claim to be institution 'north'"):
         run.federation()
+
+
+def test_a_node_cannot_stand_for_an_institution_whose_key_it_lacks(tmp_path: Path) -> None:
+    """One hostile node was two members of a cohort of three, as soon as the honest one was away."""
+    run = scripted(tmp_path / "run", participation={"missing": "skip"}, deadlines={"connect": 0.5})
+    run.sites["west"].connected = False
+    south, north = run.sites["south"], run.sites["north"]
+    run.grid.sites[7] = Site("west", run.sites["west"].holds, key=south.key)  # a registered key, another name
+    run.grid.sites[8] = Site("west", run.sites["west"].holds)
+    run.grid.sites[9] = Site("north", north.holds, script={"query.identify": [replayed(run, "north")]})
+    federation = run.federation()
+    assert list(federation.directory.members) == ["north", "south"]
+    assert federation.directory.members["north"].node == FIRST_NODE
+    ignored = {(event["node"], event["institution"]) for event in events(run.path, "unregistered")}
+    assert ignored == {(7, "west"), (8, "west"), (9, "north")}
+
+
+def replayed(run: Scripted, name: str) -> Behaviour:
+    """What the institution answered to another node's request."""
+    asked = IdentifyRequest("run", nonce="seen on the wire")
+    return lambda honest: ok(introduced(run.sites[name], asked).to_payload())
+
+
+def test_a_run_without_the_true_institution_ends_and_names_the_claim(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run", deadlines={"connect": 0.5})
+    run.sites["west"].key = Ed25519PrivateKey.generate()
+    run.write_register()
+    run.sites["west"].key = Ed25519PrivateKey.generate()
+    with pytest.raises(RunError, match=r"no answer from west .* registered key: west by node 1002"):
+        Federation(run.grid, run.scenario, RunFolder(run.path)).discover()
+
+
+def test_an_institution_that_says_more_than_it_signed_is_ignored(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run", participation={"missing": "skip"}, deadlines={"connect": 0.5})
+    run.sites["west"].script["query.identify"] = [says(compute="cpu-float32-t9")]
+    assert list(run.federation().directory.members) == ["north", "south"]
+
+
+def test_an_institution_that_started_again_during_the_question_is_the_newer_node() -> None:
+    replies = {9: identity_of(Site("north", {})), 4: identity_of(Site("north", {}))}
+    assert collect(replies).members["north"].node == 4
 
 
 def test_a_node_that_is_not_needed_is_not_waited_for(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ SCORES = StageScores(
 )  # fmt: skip
 LEFT = Unlearned(
     "north", 2, "a" * 64, "b" * 64, {"polyp": "c" * 64}, {"histology": ("d" * 64, "e" * 64)},
-    {"histology": ("west",)}, {"south": ForgetReply("f" * 64, "0" * 128)},
+    {"histology": ("west",)}, {"south": ForgetReply("0" * 128)},
 )  # fmt: skip
 STATE = State(
     zero_shot=SCORES,

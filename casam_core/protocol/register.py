@@ -1,0 +1,115 @@
+"""The register: which key belongs to which name.
+
+`casam provision` makes one for a consortium. Every site and the server keep their own copy, so nobody can
+later add a name or change a key at another party. A simulation makes the keys for its run
+(register_of_run); everything else is the same code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from casam_core.config.scenario import Name
+from casam_core.config.section import Section
+from casam_core.errors import CasamError
+from casam_core.files import write_atomic
+from casam_core.protocol.signing import (
+    SigningError,
+    is_signed,
+    new_signing_key,
+    public_hex,
+    signature_of,
+    signing_key,
+)
+
+REGISTER, SIGNING_KEY = "register.json", "signing.key"
+"""File names. The server's signing key lies beside the server's copy of the register."""
+
+VERSION = 1
+
+
+class RegisterError(CasamError):
+    """The register cannot be read, or it does not hold this institution's key."""
+
+    code = "register"
+
+
+class Keys(Section):
+    """The public keys of one institution."""
+
+    signing: str = Field(pattern="^[0-9a-f]{64}$", description="Its Ed25519 key, in hex.")
+    node: str = Field(
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="SHA-256 of its node's public key; empty in a simulation.",
+    )
+
+
+class Register(Section):
+    """All institutions of a consortium and their server, by public key."""
+
+    version: int = Field(VERSION, ge=VERSION, le=VERSION, description="Of this format.")
+    institutions: dict[Name, Keys] = Field(description="By name.")
+    server: str = Field(pattern="^[0-9a-f]{64}$", description="The server's Ed25519 key, in hex.")
+
+    def is_by(self, name: str, statement: Mapping[str, Any], signature: str) -> bool:
+        """Whether the institution that is registered as `name` signed this statement."""
+        keys = self.institutions.get(name)
+        return keys is not None and is_signed(keys.signing, statement, signature)
+
+    def text(self) -> bytes:
+        """The register as a file."""
+        return (json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n").encode()
+
+
+def read_register(path: Path) -> Register:
+    """The register in a file. Raises RegisterError."""
+    try:
+        register = Register.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RegisterError(
+            f"{path}: expected the register of the consortium's keys (register.json of `casam provision`), "
+            "found no such file or another content; ask the operator for the register again"
+        ) from error
+    signing = [keys.signing for keys in register.institutions.values()] + [register.server]
+    if len(set(signing)) < len(signing):
+        raise RegisterError(f"{path}: expected one signing key per name, found a key of several names")
+    return register
+
+
+def register_of_run(folder: Path, names: Iterable[str]) -> Path:
+    """The file of the register of a simulation in its run folder; the first call makes all keys.
+
+    The institutions' private keys lie in their private folders, the server's beside the register.
+    """
+    path = folder / REGISTER
+    if path.exists():
+        return path
+    homes = {name: folder / "institutions" / name / "private" for name in names}
+    keys = {
+        name: Keys(signing=public_hex(new_signing_key(home / SIGNING_KEY))) for name, home in homes.items()
+    }
+    server = public_hex(new_signing_key(folder / SIGNING_KEY))
+    write_atomic(path, Register(institutions=keys, server=server).text())
+    return path
+
+
+def sign_as(name: str, key: Path, register: Path, statement: Mapping[str, Any]) -> str:
+    """The institution's signature. Raises RegisterError if the register holds another key for it."""
+    try:
+        own = signing_key(key)
+    except SigningError as error:
+        raise RegisterError(str(error)) from error
+    keys = read_register(register).institutions.get(name)
+    if keys is None or keys.signing != public_hex(own):
+        found = "no key" if keys is None else f"the key {keys.signing[:12]}"
+        raise RegisterError(
+            f"{register}: expected the key {public_hex(own)[:12]} of {key} for {name!r}, found {found}; "
+            "compare both files with the institution's kit"
+        )
+    return signature_of(own, statement)
