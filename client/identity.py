@@ -41,7 +41,7 @@ def signed(
 ) -> IdentifyReply:
     """The reply, signed by every institution in it with the key that is registered for its name.
 
-    The outbox adds the signatures after the guard, so that nothing else can choose them. Raises RegisterError.
+    The outbox adds them after the guard, so that nothing else can choose them. Raises RegisterError.
     """
     signatures = {}
     for institution in institutions:

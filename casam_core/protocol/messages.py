@@ -208,7 +208,8 @@ class IdentifyReply(Message):
         """The part of the reply that is about one of its institutions."""
         forecast = {name: self.forecasts[name]} if name in self.forecasts else {}
         held, policy = {name: self.institutions[name]}, {name: self.policies[name]}
-        return replace(self, institutions=held, policies=policy, forecasts=forecast)
+        signed = {name: self.signatures[name]} if name in self.signatures else {}
+        return replace(self, institutions=held, policies=policy, forecasts=forecast, signatures=signed)
 
 
 def identify_statement(name: str, request: IdentifyRequest, reply: IdentifyReply) -> dict[str, Any]:

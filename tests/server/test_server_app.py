@@ -50,5 +50,6 @@ def test_an_app_runs_its_scenario_and_an_exit_is_a_failure(
         with pytest.raises(RunError, match=r"the server was asked to exit \(3\)"):
             server.server_app.app(run.grid, context)
         return
+    run.write_register()
     server.server_app.app(run.grid, context)
     assert (tmp_path / "run" / "summary.json").exists()

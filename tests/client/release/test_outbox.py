@@ -20,6 +20,7 @@ from casam_core.protocol.fingerprint import ROOT, code_fingerprint
 from casam_core.protocol.messages import AlignRequest, IdentifyRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import AUDIT, Job, Payload
+from casam_core.protocol.register import register_of_run
 from casam_core.protocol.wire import from_records, serialise, to_records
 from client.client_app import app, forget_institutions
 from client.node.flower_entry import broken_app
@@ -42,6 +43,7 @@ class Node:
         self.context = Context(
             1, 1, node, RecordDict(), {"out": str(folder), "data-root": "", "checkpoint": ""}
         )
+        register_of_run(folder / "run", [site.name for site in self.scenario.institutions])
         self.private = folder / "run" / "institutions" / "north" / "private"
         request = IdentifyRequest.telling(self.scenario.canonical_json(), "run", code_fingerprint())
         assert self.ask("query.identify", request.to_payload()).config["outcome"] == Outcome.OK
