@@ -28,7 +28,7 @@ from casam_core.model.forms import build_layer, changes_sam
 from casam_core.protocol.compressed_text import compress_text
 from casam_core.protocol.limits import Allowed, ArraySpec, GroupSpec, Range
 from casam_core.protocol.outcomes import WORDS
-from casam_core.protocol.payload import AUDIT, EPSILON_METRICS, EPSILON_TRAIN, Job, Payload, digest_of
+from casam_core.protocol.payload import AUDIT, EPSILONS, Job, Payload, digest_of
 from casam_core.protocol.schema import (
     COUNT,
     Amount,
@@ -81,8 +81,7 @@ LARGEST_EPSILON = Range(0.0, math.nextafter(1e6, 0.0))
 
 ENVELOPE: dict[str, Callable[[object], bool]] = {
     "outcome": lambda value: value in WORDS,
-    EPSILON_TRAIN: Amount(LARGEST_EPSILON).fits,
-    EPSILON_METRICS: Amount(LARGEST_EPSILON).fits,
+    **dict.fromkeys(EPSILONS, Amount(LARGEST_EPSILON).fits),
     AUDIT: Text(r"\d{12}:[0-9a-f]{64}").fits,
 }
 """Settings of every reply: the outcome, the privacy budget spent, and the place in the audit log."""

@@ -15,6 +15,8 @@ AUDIT = "audit"
 """Setting of every reply: the place of this release in the institution's audit log, `SEQUENCE:HEAD`."""
 
 EPSILON_TRAIN, EPSILON_METRICS = "epsilon-train", "epsilon-metrics"
+EPSILON_TRAIN_REPLACED, EPSILON_METRICS_REPLACED = f"{EPSILON_TRAIN}-replaced", f"{EPSILON_METRICS}-replaced"
+EPSILONS = (EPSILON_TRAIN, EPSILON_METRICS, EPSILON_TRAIN_REPLACED, EPSILON_METRICS_REPLACED)
 """Settings of a reply with noise: the part of each split's budget that the institution has spent so far."""
 
 Scalar = str | int | float | bool

@@ -145,8 +145,8 @@ def divide(samples: tuple[Sample, ...], spec: DataSpec, key: bytes, scope: str, 
 
 
 def division_of(spec: DataSpec, key: bytes) -> str:
-    """The digest of the key, the grouping, the shares and the limit."""
+    """The digest of the key, the reader, the grouping, the shares and the limit."""
     rules = {"key": hashlib.sha256(b"split key" + key).hexdigest()} | spec.model_dump(
-        mode="json", include={"group_pattern", "split", "limit"}
+        mode="json", include={"reader", "group_pattern", "split", "limit"}
     )
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

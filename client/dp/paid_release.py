@@ -20,7 +20,7 @@ from casam_core.protocol.payload import Job, Payload, digest_of
 from casam_core.protocol.wire import deserialise, from_records, serialise, to_records
 from client.dp.plan import affordable_rounds
 from client.institution import Institution
-from client.release.ledger import Ledger, Spend, of_dataset, reserve
+from client.release.ledger import Ledger, Spend, of_images, reserve
 from client.site import Site
 
 
@@ -72,6 +72,7 @@ def spend_on(institution: Institution, kind: str, task: str, split: str, mechani
         noise_multiplier=mechanism.noise_multiplier,
         sample_rate=mechanism.sample_rate,
         steps=mechanism.steps,
+        division=institution.task(task).division,
     )
 
 
@@ -93,7 +94,8 @@ def forecasts_of(institution: Institution) -> dict[str, Forecast]:
     found = {}
     for task in scenario.institution(institution.name).data:
         if task in scenario.stream:
-            spent = of_dataset(spends, institution.dataset(task), "train")
+            division = institution.task(task).division
+            spent = of_images(spends, institution.dataset(task), "train", division)
             count = affordable_rounds(scenario, site.policy, [s.mechanism for s in spent])
             found[task] = Forecast(count, scenario.training.rounds)
     return found

@@ -18,7 +18,7 @@ from casam_core.files import LockedLog
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.protocol.audit import audit_log
 from casam_core.protocol.outcomes import Outcome, RefusalError
-from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Scalar
+from casam_core.protocol.payload import EPSILONS, Scalar
 from client.institution import Institution
 from client.site import Site
 
@@ -35,6 +35,7 @@ class Spend:
         split: train, val or test.
         unit: image or group.
         noise_multiplier, sample_rate, steps: parameters of the mechanism (casam_core.privacy.accounting).
+        division: digest of how the images were divided into splits; "" in ledgers that do not know it.
     """
 
     time: str
@@ -47,6 +48,7 @@ class Spend:
     noise_multiplier: float
     sample_rate: float = 1.0
     steps: int = 1
+    division: str = ""
 
     @property
     def mechanism(self) -> Mechanism:
@@ -77,7 +79,7 @@ class Ledger(LockedLog[Spend]):
     def _next(self, before: Sequence[Spend], text: bytes) -> Spend:
         try:
             content = json.loads(text.decode())
-            if content.keys() != {field.name for field in fields(Spend)}:
+            if content.keys() | {"division"} != {field.name for field in fields(Spend)}:
                 raise ValueError("other keys")
             return Spend(**content)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -87,9 +89,16 @@ class Ledger(LockedLog[Spend]):
             ) from error
 
 
-def of_dataset(spends: Sequence[Spend], dataset: str, split: str) -> list[Spend]:
-    """The spends on these images; a folder and its subfolders count as the same images."""
-    return [s for s in spends if s.split == split and overlap(s.dataset, dataset)]
+def of_images(spends: Sequence[Spend], dataset: str, split: str, division: str) -> list[Spend]:
+    """The spends that can have used the images of this split; a folder's subfolders are the same images.
+
+    The splits of one division are disjoint, so each has its own spends. If the dataset was ever divided in
+    another way, an image of this split may have been in any split, and all spends count.
+    """
+    same = [s for s in spends if overlap(s.dataset, dataset)]
+    if division and all((s.dataset, s.division) == (dataset, division) for s in same):
+        return [s for s in same if s.split == split]
+    return same
 
 
 def overlap(one: str, other: str) -> bool:
@@ -126,7 +135,8 @@ def reserve(site: Site, spend: Spend, units: int) -> None:
                 f"{site.ledger}: {len(spends)} lines, but the audit log recorded {remembered}: an older "
                 "ledger was restored; restore the newest one"
             )
-        check_budget(of_dataset(spends, spend.dataset, spend.split), spend, budget, epsilon, site.ledger)
+        before = of_images(spends, spend.dataset, spend.split, spend.division)
+        check_budget(before, spend, budget, epsilon, site.ledger)
 
     Ledger(site.ledger).reserve(spend, allow)
 
@@ -161,15 +171,21 @@ def lines_in_audit(site: Site) -> int:
 
 @dataclass(frozen=True)
 class Account:
-    """Epsilon spent so far, the maximum over the institution's datasets; None: not differentially private."""
+    """Epsilon spent so far, the maximum over the institution's datasets; None: not differentially private.
+
+    train, metrics: if one unit is added or removed; train_replaced, metrics_replaced: if one is replaced.
+    """
 
     train: float | None
     metrics: float | None
+    train_replaced: float | None
+    metrics_replaced: float | None
     lines: int
 
     def settings(self) -> dict[str, Scalar]:
         """The account as settings of a reply, without the values that are None."""
-        given = {EPSILON_TRAIN: self.train, EPSILON_METRICS: self.metrics}
+        values = (self.train, self.metrics, self.train_replaced, self.metrics_replaced)
+        given = dict(zip(EPSILONS, values, strict=True))
         return {key: value for key, value in given.items() if value is not None}
 
     def logged(self) -> dict[str, float | None]:
@@ -184,18 +200,24 @@ def account_of(institution: Institution) -> Account | None:
         return None
     assert policy.budget.delta is not None
     spends, delta = Ledger(site.ledger).lines(), policy.budget.delta
-    split = institution.scenario.evaluation.split
-    datasets = [institution.dataset(task) for task in institution.scenario.institution(institution.name).data]
+    exact = any(item.share == "yes" and item.noise == "none" for item in (policy.adapter, policy.router))
+    # The evaluated split and the canaries' split have separate budgets.
+    measured = (institution.scenario.evaluation.split, "val") if policy.metrics == "noisy" else ()
+    trained = () if exact else ("train",)
 
-    def worst(part: str) -> float:
-        return max(
-            epsilon_of([s.mechanism for s in of_dataset(spends, dataset, part)], delta)
-            for dataset in datasets
-        )
+    def worst(parts: Sequence[str], *, replaced: bool) -> float | None:
+        costs = []
+        for task in institution.scenario.institution(institution.name).data:
+            dataset, division = institution.dataset(task), institution.task(task).division
+            for part in parts:
+                used = of_images(spends, dataset, part, division)
+                costs.append(epsilon_of([s.mechanism for s in used], delta, replaced=replaced))
+        return max(costs) if costs else None
 
     return Account(
-        train=None if policy.exact else worst("train"),
-        # The evaluated split and the canaries' split have separate budgets.
-        metrics=max(worst(split), worst("val")) if policy.metrics == "noisy" else None,
+        train=worst(trained, replaced=False),
+        metrics=worst(measured, replaced=False),
+        train_replaced=worst(trained, replaced=True),
+        metrics_replaced=worst(measured, replaced=True),
         lines=len(spends),
     )

@@ -160,7 +160,7 @@ def show_ledger(
     """List every release with noise, and after each the total epsilon of its dataset and split."""
     from casam_core.errors import PolicyError
     from casam_core.privacy.accounting import epsilon_of
-    from client.release.ledger import Ledger, of_dataset
+    from client.release.ledger import Ledger, of_images
 
     if not file.is_file():
         raise PolicyError(f"{file}: expected a ledger.jsonl, found no file; check the path")
@@ -169,7 +169,7 @@ def show_ledger(
         ["time", "run", "kind", "task", "split", "unit", "noise", "rate", "steps", f"epsilon at {delta:g}"]
     ]
     for number, spend in enumerate(spends, 1):
-        before = of_dataset(spends[:number], spend.dataset, spend.split)
+        before = of_images(spends[:number], spend.dataset, spend.split, spend.division)
         rows.append(
             [
                 spend.time,

@@ -14,7 +14,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.methods import Cohort
 from casam_core.protocol.audit import AuditLog, now
 from casam_core.protocol.messages import EvaluateReply
-from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN, Job, Payload
+from casam_core.protocol.payload import EPSILONS, Job, Payload
 from casam_core.protocol.register import SIGNING_KEY, read_register, register_of_run
 from casam_core.protocol.schema import Message
 from server.defence.admission import check_answer
@@ -203,8 +203,7 @@ class Federation:
     def _accept(self, kind: str, job: Job, answer: Answer[Any], payload: Payload) -> None:
         """Log a result, and the privacy budget that its institution has spent so far."""
         name, traffic = answer.to, self.counters.traffic
-        keys = (EPSILON_TRAIN, EPSILON_METRICS)
-        spent = {key: float(value) for key, value in payload.config.items() if key in keys}
+        spent = {key: float(value) for key, value in payload.config.items() if key in EPSILONS}
         self.counters.epsilon[name] = spent
         results = answer.reply.results if isinstance(answer.reply, EvaluateReply) else {}
         self.folder.event(

@@ -22,7 +22,12 @@ from casam_core.methods import method_of
 from casam_core.metrics.continual import ContinualMatrix, average, backward_transfer, forgetting, last
 from casam_core.metrics.routes import routing_metrics
 from casam_core.protocol.fingerprint import code_fingerprint
-from casam_core.protocol.payload import EPSILON_METRICS, EPSILON_TRAIN
+from casam_core.protocol.payload import (
+    EPSILON_METRICS,
+    EPSILON_METRICS_REPLACED,
+    EPSILON_TRAIN,
+    EPSILON_TRAIN_REPLACED,
+)
 from casam_core.routing.decision import IDENTITY
 from casam_core.routing.unknown import auroc, fpr_at_tpr, total
 from server.defence.quarantine import Quarantine
@@ -167,6 +172,8 @@ def privacy_of(name: str, member: Member, federation: Federation) -> Privacy:
         policy=member.policy,
         epsilon_train=spent.get(EPSILON_TRAIN),
         epsilon_metrics=spent.get(EPSILON_METRICS),
+        epsilon_train_replaced=spent.get(EPSILON_TRAIN_REPLACED),
+        epsilon_metrics_replaced=spent.get(EPSILON_METRICS_REPLACED),
         delta=member.policy.budget.delta,
         unit=member.policy.budget.unit,
         anonymity=counted.anonymity.get(name, {}),

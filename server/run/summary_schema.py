@@ -65,6 +65,8 @@ class Privacy(Part):
     policy: Policy
     epsilon_train: float | None = None
     epsilon_metrics: float | None = None
+    epsilon_train_replaced: float | None = None
+    epsilon_metrics_replaced: float | None = None
     delta: float | None = None
     unit: str | None = None
     anonymity: dict[str, dict[str, int | None]] = Field(default_factory=dict)
@@ -165,7 +167,8 @@ class Summary(Part):
     routing: Routing
     privacy: dict[str, Privacy]
     """By institution: its policy; `epsilon_train` and `epsilon_metrics` spent so far (null: not
-    differentially private) at `delta` per `unit`; `anonymity`: by release, among how many institutions the
+    differentially private) at `delta` per `unit`, if a unit is added or removed, and with `_replaced` if one
+    is replaced by another; `anonymity`: by release, among how many institutions the
     `server` and a `co_holder` cannot tell its sender (1: they know it); `refusals` by name, `rejections`
     (invalid answers) by kind, `releases` and `bytes` that arrived from it."""
     unlearned: list[UnlearnedPart] = Field(default_factory=list)

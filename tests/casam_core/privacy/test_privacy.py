@@ -21,7 +21,7 @@ from casam_core.config.scenario import AlignmentSpec, PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import FORMS, build_layer, form_spec, weights_of
 from casam_core.model.training import Example, Learner, train_layer
-from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, epsilon_of
+from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, curve_replaced, epsilon_of
 from casam_core.privacy.dp_training import PrivateSteps, add_gradients
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
@@ -92,6 +92,22 @@ def test_calibrated_noise_uses_the_budget_and_does_not_pass_it(epsilon: float) -
 
     spent = epsilon_of(at(calibrate(at, epsilon, 1e-3)), 1e-3)
     assert 0.98 * epsilon < spent <= epsilon
+
+
+def test_a_replaced_unit_costs_twice_the_sensitivity_of_an_added_one() -> None:
+    """Without sampling exactly that; with it, at least what a numerical search for a worst pair finds."""
+    assert epsilon_of([Mechanism(3.0)] * 4, 1e-3, replaced=True) == epsilon_of([Mechanism(1.5)] * 4, 1e-3)
+    for noise, rate in ((1.0, 0.2), (2.0, 0.01), (0.7, 0.5)):
+        # One step, P and Q with the unit at +1 and at -1: the divergence of order 2 by numerical integration.
+        x = np.linspace(-60, 60, 400_001)
+        density = [np.exp(-((x - at) ** 2) / (2 * noise**2)) for at in (0, 1, -1)]
+        p, q = ((1 - rate) * density[0] + rate * density[i] for i in (1, 2))
+        area = np.trapezoid(density[0], x)
+        pair = math.log(np.trapezoid(np.where(q > 0, p**2 / np.maximum(q, 1e-300), 0), x) / area)
+        bound = curve_replaced(noise, rate)[ORDERS.index(2.0)]
+        assert pair <= bound
+    releases = [Mechanism(1.0, 0.2, 25), Mechanism(4.0)]
+    assert epsilon_of(releases, 1e-3, replaced=True) > 2 * epsilon_of(releases, 1e-3)
 
 
 def test_rounds_are_affordable_until_the_budget_is_passed() -> None:
