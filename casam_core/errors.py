@@ -85,3 +85,15 @@ def optional_module(name: str, *, wanted: str, extra: str, error: type[CasamErro
             f"{wanted}: expected the packages of the extra {extra!r}, found that {name} cannot be imported; "
             f"run: pip install 'casam[{extra}]'"
         ) from fault
+
+
+def plain(text: str, longest: int = 200) -> str:
+    """Foreign text for logs and terminals: one line of at most `longest` printable characters.
+
+    Every other character becomes `?`: line breaks could forge lines of a log, and escape sequences give
+    commands to a terminal.
+
+    >>> plain("two\\nlines")
+    'two?lines'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:longest])

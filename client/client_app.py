@@ -56,6 +56,7 @@ STATE = "casam"
 SCENARIO = "scenario"
 """Key in that record: the compressed scenario."""
 
+Question = TypeVar("Question", bound=schema.Message)
 Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
 
 
@@ -92,19 +93,21 @@ def release(message: Message, context: Context, call_next: ClientAppCallable) ->
     role: Role | None = None
     sites: Sequence[Site] = ()
     speakers: Sequence[Institution] = ()
-    run = ""
+    run, job = "", None
+    with contextlib.suppress(Exception):  # a request that names nothing readable names no institution
+        job = job_of(message.content)
     with contextlib.suppress(Exception):  # before identify, or no institution is addressed
         sites = remembered(context)
         run = str(context.state.config_records[STATE]["run"])
         text = scenario_text(context)
-        if (job := job_of(message.content)) is not None:
+        if job is not None:
             institution = institution_among(sites, text, job.institution)
             role, sites = Role(institution, message.metadata.message_type, job), [institution.site]
             speakers = [institution]
         else:
             speakers = [institution_at(site, text) for site in sites if not is_gone(site)]
     log = sites[0].log if len(sites) == 1 else node_log(context.node_config)
-    leaves = answer_for(message, answer, speakers, sites, run, log)
+    leaves = answer_for(message, answer, speakers, sites, run, log, job)
     return Message(leaves, reply_to=message), role
 
 
@@ -114,14 +117,14 @@ app = InstitutionApp()
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
     """Say which institutions this node hosts; keep the scenario for the requests that follow."""
-    request = IdentifyRequest.of(from_records(message.content))
+    request = asked(IdentifyRequest, message)
     if request.code != code_fingerprint():
         raise RefusalError(
             Outcome.OTHER_CODE, f"the server runs {request.code}, this node {code_fingerprint()}"
         )
     compressed = told(request, context)
     text = expand_text(compressed)
-    scenario = parsed(text)
+    scenario = readable(text)
     hosted = hosted_sites(scenario, request.run, context.node_config, context.run_config)
     sites = [site for site in hosted if not is_gone(site)]
     institutions = [institution_at(site, text) for site in sites]
@@ -132,15 +135,27 @@ def identify(message: Message, context: Context) -> Message:
 def told(request: IdentifyRequest, context: Context) -> str:
     """The compressed scenario of this or an earlier request. Raises RefusalError (unknown-scenario)."""
     compressed = request.scenario or compressed_scenario(context)
-    if hashlib.sha256(expand_text(compressed).encode()).hexdigest() != request.digest:
+    try:
+        text = expand_text(compressed)
+    except ValueError as error:
+        raise RefusalError(Outcome.BAD_REQUEST, f"the scenario's text: {error}") from error
+    if hashlib.sha256(text.encode()).hexdigest() != request.digest:
         raise RefusalError(Outcome.UNKNOWN_SCENARIO, "this node knows another scenario")
     return compressed
+
+
+def readable(text: str) -> Scenario:
+    """The scenario of an identify request. Raises RefusalError (bad-request) for a text that is none."""
+    try:
+        return parsed(text)
+    except Exception as error:  # foreign text: a validator can raise any exception
+        raise RefusalError(Outcome.BAD_REQUEST, f"the scenario: {error}") from error
 
 
 @app.train("align")
 def align(message: Message, context: Context) -> Message:
     """One round of local training."""
-    request = AlignRequest.of(from_records(message.content))
+    request = asked(AlignRequest, message)
     others = everybody_else(request.job.institution, context) if request.pooled else []
     return answered(message, permission.align(addressed(request.job, context), request, others))
 
@@ -148,7 +163,7 @@ def align(message: Message, context: Context) -> Message:
 @app.train()
 def secure_sum(message: Message, context: Context) -> Message:
     """One exchange of a secure sum. Flower's SecAgg+ supports only the message type `train`."""
-    request = SecureRequest.of(from_records(message.content))
+    request = asked(SecureRequest, message)
     return answered(message, take_part(addressed(request.job, context), request, context))
 
 
@@ -158,7 +173,7 @@ def answering(
     """A handler that reads the request and calls `work` with the addressed institution."""
 
     def handler(message: Message, context: Context) -> Message:
-        request = request_type.of(from_records(message.content))
+        request = asked(request_type, message)
         return answered(message, work(addressed(request.job, context), request))
 
     return handler
@@ -168,6 +183,14 @@ app.train("router")(answering(RouterRequest, permission.describe))
 app.train("calibrate")(answering(CalibrateRequest, permission.calibrate))
 app.evaluate("stage")(answering(EvaluateRequest, permission.evaluate))
 app.query("forget")(answering(ForgetRequest, forget))
+
+
+def asked(request: type[Question], message: Message) -> Question:
+    """The request in a message. Raises RefusalError (bad-request) for anything that is none."""
+    try:
+        return request.of(from_records(message.content))
+    except Exception as error:  # reading unknown names, types and shapes can raise any exception
+        raise RefusalError(Outcome.BAD_REQUEST, f"{type(error).__name__}: {error}") from error
 
 
 def answered(message: Message, reply: schema.Message) -> Message:

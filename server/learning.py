@@ -27,6 +27,7 @@ from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import histogram_threshold
 from server.aggregation import build_strategy, merge_layers
 from server.defence.admission import first_layer
+from server.defence.descriptions import fitted_all, usable
 from server.defence.rounds import admitted, too_few
 from server.federation.federation import Federation
 from server.federation.gathering import Gathered, gather
@@ -247,15 +248,18 @@ def learn_router(
     if alone:
         return replies[0].router, replies[0].threshold
     router = build_router(scenario.router)
-    folds = [
-        router.fit(router.merge(parts)) for parts in zip(*(reply.folds for reply in replies), strict=True)
-    ]
+    states = fitted_all(router, replies)
+    if states is None:
+        described = usable(federation, stage, router, described)
+        states = fitted_all(router, described.replies) if described.parts else None
+    if states is None:
+        return without_router(federation, stage, task, "describe its images")
+    *folds, state = states
     held_out = {name: CalibrateRequest(Job(name, stage, task), folds) for name in described.names}
     scored = gather(federation, held_out, CalibrateReply).replies
     if not scored:
         return without_router(federation, stage, task, "score its held-out images")
     counts = np.sum([reply.histogram for reply in scored], axis=0)
-    state = router.fit(router.merge([reply.router for reply in replies]))
     return state, histogram_threshold(counts, scenario.router)
 
 

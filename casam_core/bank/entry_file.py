@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -41,6 +42,8 @@ class Provenance:
     images: the number of their training images together. stage: starts at 1. scenario: its learned_digest.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
     form: str
     rank: int
     router: str
@@ -52,6 +55,9 @@ class Provenance:
     images: int
     stage: int
     scenario: str
+
+
+PROVENANCE = TypeAdapter(Provenance)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ def _head(data: bytes) -> Head:
     return Head(
         task=about["task"],
         threshold=None if about["threshold"] is None else float(about["threshold"]),
-        provenance=Provenance(**{**given, "holders": tuple(given["holders"])}),
+        provenance=PROVENANCE.validate_json(json.dumps(given)),
     )
 
 

@@ -198,6 +198,7 @@ class IdentifyReply(Message):
     def of(cls, payload: Payload) -> Self:
         if missing := {"schema", "simulated"} - payload.config.keys():
             raise KeyError(min(missing))  # a node of another version must not seem to speak this one
+        allowed_in(cls.kind, None).check(payload)
         reply = super().of(payload)
         if reply.policies.keys() != reply.institutions.keys():
             raise ValueError("expected a policy for every institution and no other")

@@ -38,6 +38,7 @@ class Outcome(StrEnum):
     NOT_IN_SCENARIO = "not-in-scenario"  # the request does not follow from the scenario
     UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution
     BANK_MISMATCH = "bank-mismatch"  # its copy of the bank differs from the server's
+    BAD_REQUEST = "bad-request"  # the request cannot be read, or an array in it does not have its form
     REPEATED = "repeated"  # the request was answered before
     NOT_ALLOWED = "not-allowed"  # the reply contained something that is not on the guard's list
     FAILED = "failed"  # anything else
@@ -76,6 +77,8 @@ ERRORS = {
     "checkpoint": Outcome.BAD_CHECKPOINT,
     "policy": Outcome.BAD_POLICY,
     "register": Outcome.BAD_REGISTER,
+    "bank": Outcome.BANK_MISMATCH,
+    "run": Outcome.BAD_REQUEST,  # the name of a run
 }
 """The outcomes of the product's other errors, by their code."""
 

@@ -8,7 +8,11 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from casam_core.errors import plain
 from casam_core.files import casam_home
+
+LONGEST = 2000
+"""Characters of one line of a reason."""
 
 NodeConfig = Mapping[str, str | int | float | bool]
 
@@ -22,11 +26,13 @@ def node_log(node: NodeConfig) -> Path:
 def keep(reason: str, log: Path) -> str:
     """Append the reason to a local log; return the incident number that may leave instead of it.
 
-    An error while writing the log is ignored: its exception could leave with the answer.
+    Parts of a reason may come from a server: further lines are indented, so that none looks like an incident
+    of its own. An error while writing the log is ignored: its exception could leave with the answer.
     """
     incident = secrets.token_hex(4)
     with contextlib.suppress(Exception):
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with log.open("a") as file:
-            file.write(f"incident {incident}: {reason}")
+            first, *more = (plain(line, LONGEST) for line in reason.splitlines() or [""])
+            file.write("\n    ".join([f"incident {incident}: {first}", *more]) + "\n")
     return incident

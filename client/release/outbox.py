@@ -20,9 +20,9 @@ from casam_core.protocol.audit import NO_PLACE, Line, Release, audit_log, now
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import REPLIES, IdentifyReply, IdentifyRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
-from casam_core.protocol.payload import AUDIT, Payload, Scalar, digest_of
+from casam_core.protocol.payload import AUDIT, Job, Payload, Scalar, digest_of
 from casam_core.protocol.secure_sum import KINDS, SECURE_SUM
-from casam_core.protocol.wire import CONFIG, from_records, job_of, serialise, to_records
+from casam_core.protocol.wire import CONFIG, from_records, serialise, to_records
 from client.identity import signed
 from client.institution import Institution
 from client.node.incidents import keep
@@ -39,6 +39,7 @@ def answer_for(
     sites: Sequence[Site],
     run: str,
     log: Path,
+    job: Job | None,
 ) -> RecordDict:
     """The reply to `message` that is sent: the checked and logged answer, or one word instead of it.
 
@@ -48,11 +49,11 @@ def answer_for(
             (identify).
         sites: the sites whose audit logs record the release.
         log: local file for the reason of a failure.
+        job: of the request; None if it names none.
     """
-    institution: Institution | None = None
+    kind = message.metadata.message_type
+    institution = speakers[0] if job is not None and speakers else None
     try:
-        kind, job = message.metadata.message_type, job_of(message.content)
-        institution = speakers[0] if job is not None and speakers else None
         if isinstance(answer, Exception):
             raise answer
         content = from_records(answer.content)
@@ -63,20 +64,20 @@ def answer_for(
             said = signed(IdentifyReply.of(payload), request, speakers)
             for speaker in speakers:  # each logs its own part: others may speak through the same node
                 own = with_outcome(said.of_one(speaker.name).to_payload())
-                logged(speaker.site, message, run, own, clause_of(message))
+                logged(speaker.site, message, run, own, clause_of(message), job)
             return to_records(with_outcome(said.to_payload()))
         account = account_of(institution) if institution is not None else None
         payload = with_outcome(content, account.settings() if account else {})
         check(kind, payload, institution, job)
         clause = clause_of(message)
-        places = [logged(site, message, run, payload, clause, account) for site in sites]
+        places = [logged(site, message, run, payload, clause, job, account) for site in sites]
     except Exception as error:
         payload = refusal(error, log)
         clause = outcome_of(error).clause or "errors"
         places = []
         # If the audit log cannot be written, only the word and the incident number are sent.
         with contextlib.suppress(Exception):
-            places = [logged(site, message, run, payload, clause) for site in sites]
+            places = [logged(site, message, run, payload, clause, job) for site in sites]
     if institution is not None and places:
         payload = Payload({**payload.config, AUDIT: places[0]}, payload.arrays, payload.metrics)
     return to_records(payload)
@@ -113,6 +114,7 @@ def logged(
     run: str,
     payload: Payload,
     clause: str,
+    job: Job | None,
     account: Account | None = None,
 ) -> str:
     """Write the release to the audit log; the line is on disk when this function returns.
@@ -124,7 +126,7 @@ def logged(
         RefusalError: bytes-spent (the policy allows fewer bytes) or repeated (answered before).
     """
     placed = Payload({**payload.config, AUDIT: NO_PLACE}, payload.arrays, payload.metrics)
-    about, job = message.metadata, job_of(message.content)
+    about = message.metadata
     release = Release(
         time=now(),
         institution=site.institution,

@@ -40,7 +40,7 @@ from client.evaluation.overlays import draw_overlays
 from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.institution import Institution
 from client.node.incidents import keep
-from client.release.question import check_folds, check_question
+from client.release.question import check_entry, check_folds, check_question
 
 
 def align(
@@ -143,9 +143,10 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     policy = institution.site.policy
     check_question(institution, request)
     check_present(institution, request.job)
-    if not policy.accept_entries:
-        for data in request.entries:
-            check_own(institution, Entry.from_bytes(data))
+    for entry in map(Entry.from_bytes, request.entries):
+        if not policy.accept_entries:
+            check_own(institution, entry)
+        check_entry(institution, entry, request.job)
     bank = institution.updated_bank(request)
     released = KnownEntries(bank)
     try:

@@ -6,16 +6,29 @@ anything else, for example for a layer that starts from weights of its own choic
 
 from __future__ import annotations
 
-from casam_core.methods import Cohort, method_of
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.bank.entry_file import Entry
+from casam_core.bank.inference import entry_layer
+from casam_core.methods import SHARED, Cohort, method_of
+from casam_core.model.forms import weights_of
+from casam_core.protocol.limits import AnswerError, GroupSpec, check_group
 from casam_core.protocol.messages import (
     AlignRequest,
     CalibrateRequest,
     EvaluateRequest,
     RouterRequest,
+    layer_forms,
+    router_forms,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from client.institution import Institution
+from client.release.guard import sender_of
 
 
 def check_question(
@@ -36,6 +49,45 @@ def check_question(
             fault = "the method has no router"
     if fault is not None:
         raise RefusalError(Outcome.NOT_IN_SCENARIO, f"stage {request.job.stage}: {fault}")
+    check_arrays(institution, request)
+
+
+def check_arrays(
+    institution: Institution, request: AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
+) -> None:
+    """Raise RefusalError (bad-request) for arrays of another form than the scenario has."""
+    sender = sender_of(institution, request.job)
+    given: dict[str, tuple[Mapping[str, NDArray[Any]] | None, Sequence[GroupSpec]]] = {}
+    if isinstance(request, AlignRequest):
+        parts = {"layer": request.layer, "anchor": request.anchor, "importance": request.importance}
+        given = {name: (group, layer_forms(sender)) for name, group in parts.items()}
+    elif isinstance(request, CalibrateRequest):
+        given = {f"fold-{k}": (fold, router_forms(sender)[:1]) for k, fold in enumerate(request.folds)}
+    try:
+        for name, (group, forms) in given.items():
+            if group is not None:
+                check_group(name, group, forms)
+    except AnswerError as error:
+        raise RefusalError(Outcome.BAD_REQUEST, str(error)) from error
+
+
+def check_entry(institution: Institution, entry: Entry, job: Job) -> None:
+    """Raise RefusalError (bad-request) for an entry that this scenario cannot have, or that cannot be used.
+
+    Raises BankError for a layer that does not fit its form.
+    """
+    scenario, about = institution.scenario, entry.provenance
+    kind, features = scenario.router.kind, scenario.router.features
+    if entry.task not in (*scenario.stream, SHARED) or (about.router, about.features) != (kind, features):
+        raise RefusalError(Outcome.BAD_REQUEST, f"an entry of {entry.task!r} with a router {about.router!r}")
+    layer = entry_layer(entry, institution.backbone.geometry.channels, institution.backbone)
+    arrays = [*weights_of(layer).values(), *entry.router.values()]
+    expected = router_forms(sender_of(institution, job))[0].arrays if entry.threshold is not None else {}
+    whole = all(
+        name in entry.router and spec.has_shape(entry.router[name].shape) for name, spec in expected.items()
+    )
+    if not whole or not all(np.isfinite(array).all() for array in arrays):
+        raise RefusalError(Outcome.BAD_REQUEST, f"the entry of {entry.task!r} is not finite or not whole")
 
 
 def check_folds(institution: Institution, request: CalibrateRequest) -> None:

@@ -31,6 +31,7 @@ class Meaning:
 
 OUTCOMES: dict[str, Meaning] = {
     Outcome.OK: Meaning("answered", "Answered."),
+    Outcome.BAD_REQUEST: Meaning("bad request", "It cannot read what the server asked."),
     Outcome.BAD_DATA: Meaning(
         "data unreadable", "The institution could not read its own images; its log names them."
     ),

@@ -78,6 +78,10 @@ def check_description(sender: Sender, asked: RouterRequest, reply: RouterReply) 
     (finished if asked.alone else statistics).check("router", reply.router)
     if not reply.answers(asked, sender.scenario.router.folds):
         raise AnswerError("router: expected a threshold if the task has one holder, else all folds")
+    for part in () if asked.alone else (reply.router, *reply.folds):
+        # The count is the reply's weight among the holders, so it must not exceed the images.
+        if not 0 < part["count"][0] <= reply.images:
+            raise AnswerError(f"router: expected a count of 1..{reply.images} images")
 
 
 ENOUGH = 3

@@ -35,6 +35,7 @@ STRANGERS_SECONDS = 10.0
 node, or may not answer at all."""
 BROKEN_SITE = (
     "bad-data",
+    "bad-request",
     "bad-policy",
     "bad-register",
     "bad-checkpoint",

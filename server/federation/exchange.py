@@ -7,6 +7,7 @@ replies by message id until the deadline.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import deque
@@ -20,10 +21,12 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from casam_core.errors import RunError
-from casam_core.protocol.limits import AnswerError
+from casam_core.errors import RunError, plain
+from casam_core.protocol.limits import Allowed, AnswerError
+from casam_core.protocol.messages import ENVELOPE
 from casam_core.protocol.outcomes import REFUSALS, WORDS, Outcome
-from casam_core.protocol.payload import Payload
+from casam_core.protocol.payload import AUDIT, Payload
+from casam_core.protocol.schema import Text
 from casam_core.protocol.wire import from_records, serialise, to_records
 from server.federation.counters import Traffic
 
@@ -60,11 +63,19 @@ BUNDLE_REFUSED = "bundle-refused"
 WORKER_DIED = "ray.exceptions.ActorDiedError"
 """Part of the reason of an error when a simulation's worker died."""
 
-LONGEST_REASON = 200
-"""Characters. A reason may contain names that the sender chose."""
+INCIDENT = re.compile("[0-9a-f]{4,16}")
+NO_NUMBER = "unnumbered"
+"""Stands for an incident number that is none (client/node/incidents.py)."""
 
-LONGEST_INCIDENT = 64
-"""Characters. Honest incident numbers are shorter."""
+REFUSAL = Allowed(
+    {
+        "outcome": lambda value: value in WORDS,
+        "incident": lambda value: isinstance(value, str),
+        "code": Text("[0-9a-f]{16}").fits,
+        AUDIT: ENVELOPE[AUDIT],
+    }
+)
+"""What an institution may send instead of a result."""
 
 GRACE = 60.0
 """Seconds that Flower keeps a message after its deadline, so that an answer just in time is not lost."""
@@ -148,7 +159,7 @@ def exchange(
     unsent = deque(requests)
     answers = {request.to: Answer[T](request.to, NO_ANSWER) for request in unsent}
     begun = reached = time.monotonic()
-    waiting: dict[str, str] = {}
+    waiting: dict[str, Request] = {}
     while unsent or waiting:
         left = begun + deadline - time.monotonic()
         batch = next_batch(unsent, waiting, at_once, left)
@@ -156,19 +167,18 @@ def exchange(
         try:
             sent = grid.push_messages(messages) if messages else ()
             for message_id, message in zip(sent, messages, strict=True):
-                to = unsent.popleft().to
-                waiting[message_id] = to
-                traffic.add(traffic.down, to, len(serialise(message.content)))
+                waiting[message_id] = unsent.popleft()
+                traffic.add(traffic.down, waiting[message_id].to, len(serialise(message.content)))
             waiting.pop("", None)  # Flower gives no id to a message that it could not store
-            arrived = grid.pull_messages(list(waiting))
+            arrived = pulled(grid, waiting)
         except CANNOT_CONNECT:
             if time.monotonic() > reached + PATIENCE_SECONDS:
                 raise
             time.sleep(LONGEST_POLL_SECONDS)
             continue
         reached = time.monotonic()
-        for message in arrived:
-            answer = read(waiting.pop(message.metadata.reply_to_message_id), message, traffic, of, check)
+        for message_id, found in arrived.items():
+            answer = read(waiting.pop(message_id).to, found, traffic, of, check)
             answers[answer.to] = answer
             heard(answer)
         if time.monotonic() > begun + deadline or enough(answers):
@@ -179,6 +189,32 @@ def exchange(
         if answer.outcome == NO_ANSWER:
             heard(answer)
     return answers
+
+
+def pulled(grid: Grid, waiting: Mapping[str, Request]) -> dict[str, Message | None]:
+    """The answers that are there, by the request's id; None: it cannot be rebuilt, or is another node's.
+
+    Each is pulled alone. Flower rebuilds an answer from bytes of the sender's choice; an error in one would
+    otherwise take the others of the same poll with it. Raises CANNOT_CONNECT if there is no answer yet.
+    """
+    found: dict[str, Message | None] = {}
+    for message_id, request in waiting.items():
+        try:
+            for message in grid.pull_messages([message_id]):
+                found[message_id] = message if answers_to(request, message_id, message) else None
+        except httpx.HTTPError:
+            if not found:
+                raise
+            break
+        except Exception:  # rebuilding unknown bytes can raise any exception
+            found[message_id] = None
+    return found
+
+
+def answers_to(request: Request, message_id: str, message: Message) -> bool:
+    """Whether the message is the answer of the node that was asked; Flower itself answers with errors."""
+    about = message.metadata
+    return message.has_error() or (about.src_node_id, about.reply_to_message_id) == (request.node, message_id)
 
 
 def next_batch(
@@ -228,17 +264,22 @@ def patiently(call: Callable[[], T]) -> T:
 
 def read(
     to: str,
-    message: Message,
+    message: Message | None,
     traffic: Traffic,
     of: Callable[[Payload], T],
     check: Check = lambda to, payload, size: None,
 ) -> Answer[T]:
     """The answer in a message. A message that cannot be read is an outcome, not an exception.
 
+    No text of an answer that is no result goes further than this: its word is of a closed list, its incident
+    has the form of a number, and anything else makes it unreadable.
+
     Raises:
         RunError: a simulation's worker died. Flower continues to send it messages and starts no other worker,
             so chance would decide from then on which institutions answer.
     """
+    if message is None:
+        return Answer(to, UNREADABLE)
     if message.has_error():
         if WORKER_DIED in (message.error.reason or ""):
             raise RunError(
@@ -253,7 +294,9 @@ def read(
         if not all(type(value) in (str, int, float, bool) for value in payload.config.values()):
             return Answer(to, UNREADABLE)
         outcome, reply, reason = judge(to, payload, size, of, check)
-        incident = str(payload.config.get("incident", ""))[:LONGEST_INCIDENT]
+        incident = str(payload.config.get("incident", ""))
+        if incident and not INCIDENT.fullmatch(incident):
+            incident = NO_NUMBER
     except Exception:  # reading unknown names, types and shapes can raise any exception
         return Answer(to, UNREADABLE)
     return Answer(to, outcome, reply, incident, payload, size, message.metadata.reply_to_message_id, reason)
@@ -263,14 +306,15 @@ def judge(
     to: str, payload: Payload, size: int, of: Callable[[Payload], T], check: Check
 ) -> tuple[str, T | None, str]:
     """(outcome, reply if the outcome is ok, reason if it is rejected) of a payload."""
-    outcome = str(payload.config.get("outcome", Outcome.FAILED))
+    outcome = payload.config["outcome"]
     if outcome != Outcome.OK:
-        return outcome if outcome in WORDS else Outcome.FAILED, None, ""
+        REFUSAL.check(payload)
+        return str(outcome), None, ""
     try:
         check(to, payload, size)
     except AnswerError as error:
-        return REJECTED, None, str(error)[:LONGEST_REASON]
-    return outcome, of(payload), ""
+        return REJECTED, None, plain(str(error))
+    return str(outcome), of(payload), ""
 
 
 def all_settled(answers: Mapping[str, Answer[T]]) -> bool:

@@ -23,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.config.scenario import Scenario
-from casam_core.errors import RunError
+from casam_core.errors import RunError, plain
 from casam_core.files import append_record, write_atomic
 from casam_core.protocol.audit import AuditError, Head, Release, broken, head_at, read_log
+from casam_core.protocol.outcomes import WORDS, Outcome
 from casam_core.protocol.payload import AUDIT, Job, Payload, digest_of
+
+LONGEST_LINE = 2000
+"""Characters of an event on the terminal."""
 
 
 class RunFolder:
@@ -72,7 +76,7 @@ class RunFolder:
         """Append an event to events.jsonl; print `line`, if given, and flush it."""
         append_event(self.path, event, **facts)
         if line is not None:
-            print(f"casam | server | {line}", flush=True)
+            print(f"casam | server | {plain(line, LONGEST_LINE)}", flush=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file with sorted keys."""
@@ -111,8 +115,8 @@ def arrival(
         stage=job.stage,
         round=job.round,
         task=job.task,
-        outcome=str(payload.config.get("outcome", "")),
-        clause=str(payload.config.get(AUDIT, "")),
+        outcome=outcome if (outcome := str(payload.config.get("outcome"))) in WORDS else Outcome.FAILED,
+        clause=place if head_at(place := str(payload.config.get(AUDIT)), institution) else "",
         records=(),
         bytes=size,
         digest=digest_of(payload),

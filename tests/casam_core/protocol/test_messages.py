@@ -66,9 +66,11 @@ EXAMPLES: list[Any] = [
     Job(institution="north", stage=1),
     IdentifyRequest.telling('{"name":"süd"}', run="2026-01-01-quickstart", code="0123456789abcdef"),
     IdentifyRequest.telling('{"name":"süd"}', run="2026-01-01-quickstart", code="0123456789abcdef").short(),
-    IdentifyReply(code="c0de", backbone="b" * 64, compute="cpu-float32-t1", institutions={}, policies={}),
     IdentifyReply(
-        code="c0de",
+        code="0123456789abcdef", backbone="b" * 64, compute="cpu-float32-t1", institutions={}, policies={}
+    ),
+    IdentifyReply(
+        code="0123456789abcdef",
         backbone="b" * 64,
         compute="cpu-float32-t1",
         institutions={"north": {"polyp": Holding(9, 2, 3), "heart": Holding(1, 0, 0)}, "west": {}},

@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from casam_core.model.forms import build_layer, form_spec, weights_of
 from casam_core.protocol.messages import AlignRequest, CalibrateRequest, EvaluateRequest, RouterRequest
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job
 from client.institution import Institution
 from client.release import permission
 from client.release.question import check_question
+from tests.banks import tiny_backbone
 from tests.client.test_institution import institution
 from tests.refused import refused
 
 POLYP = Job("north", 1, "polyp")
 LATER = Job("west", 2, "histology")
-WEIGHTS = {"weight": np.ones((2, 2), np.float32)}
+WEIGHTS = weights_of(build_layer(form_spec("low_rank"), tiny_backbone().geometry.channels, 0))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,16 @@ def test_the_questions_of_a_run_are_answered(north: Institution) -> None:
     check_question(north, RouterRequest(POLYP, alone=True))
     check_question(north, EvaluateRequest(Job("north", 0), 0, [], ""))
     check_question(north, EvaluateRequest(Job("north", 1), 0, [], "", candidates=("polyp",)))
+
+
+def test_arrays_of_another_form_are_refused_before_they_are_used(north: Institution) -> None:
+    odd = {name: array[None] for name, array in WEIGHTS.items()}
+    nan = {name: array * np.float32("nan") for name, array in WEIGHTS.items()}
+    for layer in ({}, odd, nan, {**WEIGHTS, "x": np.zeros(3, np.float32)}):
+        with refused(Outcome.BAD_REQUEST, match="layer"):
+            check_question(north, AlignRequest(replace(POLYP, round=2), layer=layer))
+    with refused(Outcome.BAD_REQUEST, match="fold-0"):
+        check_question(north, CalibrateRequest(POLYP, [{"mean_F": np.zeros(3, np.float32)}]))
 
 
 @pytest.mark.parametrize(

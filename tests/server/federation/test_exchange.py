@@ -105,9 +105,9 @@ def test_a_refusal_keeps_its_word_and_incident() -> None:
     assert answer.bytes > 0
 
 
-def test_a_word_outside_the_closed_list_is_a_failure() -> None:
+def test_a_word_outside_the_closed_list_is_unreadable() -> None:
     answers, _ = ask({1: Payload({"outcome": "patient 17"}), 2: Payload({})})
-    assert [answer.outcome for answer in answers.values()] == ["failed", "failed"]
+    assert [answer.outcome for answer in answers.values()] == ["unreadable", "unreadable"]
 
 
 def test_answers_stand_in_the_order_of_the_requests() -> None:

@@ -12,7 +12,7 @@ from flwr.app import Error
 from casam_core.config.policy import Policy
 from casam_core.errors import RunError, ScenarioError
 from casam_core.protocol.messages import CalibrateReply, CalibrateRequest, IdentifyRequest
-from casam_core.protocol.payload import Job
+from casam_core.protocol.payload import Job, Payload
 from scenarios.engines.inprocess import FIRST_NODE
 from server.federation.directory import collect
 from server.federation.federation import Federation
@@ -140,8 +140,10 @@ def test_a_site_that_cannot_open_its_data_stops_the_run_or_is_left_out(tmp_path:
 
 def test_other_code_is_named(tmp_path: Path) -> None:
     run = scripted(tmp_path / "run")
-    run.sites["west"].script["query.identify"] = [says(outcome="other-code", code="0123")]
-    with pytest.raises(RunError, match=r"code: the server runs [0-9a-f]{16}, a node 0123; stop the local"):
+    run.sites["west"].script["query.identify"] = [
+        lambda honest: Payload({"outcome": "other-code", "code": "0123456789abcdef"})
+    ]
+    with pytest.raises(RunError, match=r"a node 0123456789abcdef; stop the local"):
         run.federation()
 
 
