@@ -8,10 +8,13 @@ path equal one of Flower's Fleet paths. It does not compare prefixes or decode p
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -41,10 +44,23 @@ FLEET = tuple(
 
 HEALTH = b"/health"
 MOST_BYTES = 32 * 1024 * 1024
-"""Largest request; Flower sends pieces of 5 MB."""
+"""Largest request and largest answer; Flower sends pieces of 5 MB."""
 
+MOST_OPEN_BYTES = 8 * MOST_BYTES
+"""Bytes of all requests that are not finished yet."""
+
+MOST_OF_ONE = 2 * MOST_BYTES
+"""The same for one address: it cannot take the place of all others."""
+
+PIECE_SECONDS, BODY_SECONDS = 15.0, 120.0
+"""How long the gateway waits for the next piece of a request, and for a whole request."""
+
+MOST_CONNECTIONS = 1000
 SECONDS = 60.0
 NOT_FORWARDED = {"host", "connection", "content-length", "transfer-encoding", "upgrade", "keep-alive", "te"}
+
+
+NOT_ANSWERED = NOT_FORWARDED | {"content-encoding"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,12 @@ def serve(gateway: Gateway) -> None:
             raise DeploymentError(f"{path}: expected a file there; `casam provision` writes it")
     trust = ssl.create_default_context(cafile=str(gateway.authority))
     app = gateway_app(
-        lambda: httpx.AsyncClient(base_url=f"https://{gateway.superlink}", verify=trust, timeout=SECONDS)
+        lambda: httpx.AsyncClient(
+            base_url=f"https://{gateway.superlink}",
+            verify=trust,
+            timeout=SECONDS,
+            limits=httpx.Limits(max_connections=MOST_CONNECTIONS),
+        )
     )
     uvicorn.run(
         app,
@@ -77,6 +98,7 @@ def serve(gateway: Gateway) -> None:
         ssl_certfile=str(gateway.certificate),
         ssl_keyfile=str(gateway.key),
         access_log=False,
+        limit_concurrency=MOST_CONNECTIONS,
         server_header=False,
     )
 
@@ -86,6 +108,7 @@ def gateway_app(connect: Callable[[], httpx.AsyncClient]) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.room = Room()
         async with connect() as app.state.superlink:
             yield
 
@@ -95,27 +118,104 @@ def gateway_app(connect: Callable[[], httpx.AsyncClient]) -> Starlette:
     return Starlette(routes=[route], lifespan=lifespan)
 
 
+class RefusedError(Exception):
+    """A request that the gateway ends. status: of the answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass
+class Room:
+    """The bytes of all requests that are not finished, by address."""
+
+    taken: Counter[str] = field(default_factory=Counter)
+
+    def take(self, address: str, size: int) -> None:
+        """Count a piece. Raises RefusedError (503) if there is no room for it."""
+        mine, all_ = self.taken[address] + size, self.taken.total() + size
+        if mine > MOST_OF_ONE or all_ > MOST_OPEN_BYTES:
+            raise RefusedError(503)
+        self.taken[address] = mine
+
+    def give_back(self, address: str, size: int) -> None:
+        """The request is finished."""
+        self.taken[address] -= size
+        self.taken += Counter()  # forgets addresses without bytes
+
+
 async def forward(request: Request) -> Response:
-    """Forward an allowed request and return the SuperLink's answer. Others get 404 and are not forwarded."""
+    """Forward an allowed request and return the SuperLink's answer. Others get 404 and are not forwarded.
+
+    A request passes piece by piece: 413 for a body that is too long, 408 for one that comes too slowly, 503
+    if too many bodies are open, 502 for an answer that is too long or does not come.
+    """
     asked = (request.method, request.scope["raw_path"], request.scope["query_string"])
     if asked != ("GET", HEALTH, b"") and not (asked[0] == "POST" and asked[1] in FLEET and asked[2] == b""):
         return Response(status_code=404)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MOST_BYTES:
-            return Response(status_code=413)
     superlink: httpx.AsyncClient = request.app.state.superlink
     headers = [(name, value) for name, value in request.headers.items() if name not in NOT_FORWARDED]
     try:
-        answer = await superlink.request(
-            asked[0], asked[1].decode("ascii"), content=bytes(body), headers=headers
-        )
+        said = declared(request.headers)
+        if said is not None:
+            headers.append(("content-length", str(said)))
+        content = pieces(request) if said != 0 else b""
+        sent = superlink.build_request(asked[0], asked[1].decode("ascii"), content=content, headers=headers)
+        answer = await superlink.send(sent, stream=True)
+        try:
+            body = await whole(answer)
+        finally:
+            await answer.aclose()
+    except RefusedError as refused:
+        # The rest of the body is not read: the connection ends with the answer.
+        return Response(status_code=refused.status, headers={"connection": "close"})
     except httpx.HTTPError:
         return Response(status_code=502)
-    passed = {
-        name: value
-        for name, value in answer.headers.items()
-        if name not in NOT_FORWARDED | {"content-encoding"}
-    }
-    return Response(answer.content, status_code=answer.status_code, headers=passed)
+    passed = {name: value for name, value in answer.headers.items() if name not in NOT_ANSWERED}
+    return Response(body, status_code=answer.status_code, headers=passed)
+
+
+def declared(headers: Mapping[str, str]) -> int | None:
+    """The length that a request declares. Raises RefusedError (413, 400) if it is too long or no number."""
+    length = headers.get("content-length")
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit()):
+        raise RefusedError(400)
+    if len(length) > 12 or int(length) > MOST_BYTES:
+        raise RefusedError(413)
+    return int(length)
+
+
+async def pieces(request: Request) -> AsyncIterator[bytes]:
+    """The request's body as it arrives. Raises RefusedError (413, 408, 503)."""
+    room: Room = request.app.state.room
+    address = request.client.host if request.client else ""
+    size, end, stream = 0, time.monotonic() + BODY_SECONDS, aiter(request.stream())
+    try:
+        while True:
+            left = min(PIECE_SECONDS, end - time.monotonic())
+            piece = await asyncio.wait_for(anext(stream, None), left)
+            if piece is None:
+                return
+            if size + len(piece) > MOST_BYTES:
+                raise RefusedError(413)
+            room.take(address, len(piece))
+            size += len(piece)
+            if piece:
+                yield piece
+    except TimeoutError as error:
+        raise RefusedError(408) from error
+    finally:
+        room.give_back(address, size)
+
+
+async def whole(answer: httpx.Response) -> bytes:
+    """The SuperLink's answer. Raises RefusedError (502) if it is longer than MOST_BYTES."""
+    body = bytearray()
+    async for piece in answer.aiter_bytes():
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise RefusedError(502)
+    return bytes(body)

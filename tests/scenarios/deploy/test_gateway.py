@@ -15,6 +15,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from scenarios.deploy import gateway
 from scenarios.deploy.gateway import FLEET, MOST_BYTES, gateway_app
 
 
@@ -142,3 +143,135 @@ def test_the_list_is_flowers_own_but_for_nodes_without_keys() -> None:
     paths = {f"/v1/fleet{path}".encode() for path in re.findall(r'@router\.post\("(/[a-z-]+)"\)', router)}
     assert paths - set(FLEET) == {b"/v1/fleet/register-node", b"/v1/fleet/unregister-node"}
     assert set(FLEET) <= paths
+
+
+class Sender:
+    """One request whose pieces the test sends by hand."""
+
+    def __init__(self, app: Starlette, address: str = "10.0.0.1", **headers: str) -> None:
+        self.pieces: asyncio.Queue[Any] = asyncio.Queue()
+        self.sent: list[Any] = []
+        given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/fleet/push-object",
+            "raw_path": b"/v1/fleet/push-object",
+            "query_string": b"",
+            "headers": [(b"host", b"gateway"), *given],
+            "client": (address, 1234),
+            "app": app,
+        }
+        self.task = asyncio.create_task(app(scope, self.pieces.get, self._keep))
+
+    async def _keep(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def piece(self, body: bytes, *, more: bool = True) -> None:
+        await self.pieces.put({"type": "http.request", "body": body, "more_body": more})
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def status(self) -> int:
+        await asyncio.wait_for(self.task, 5)
+        return int(self.sent[0]["status"])
+
+
+def with_gateway(scene: Callable[[Starlette], Any], superlink: Any = None) -> Any:
+    """What the scene returns that plays before a gateway."""
+    transport = httpx.MockTransport(superlink or Behind())
+    app = gateway_app(lambda: httpx.AsyncClient(base_url="https://superlink:8000", transport=transport))
+
+    async def play() -> Any:
+        async with app.router.lifespan_context(app):
+            return await scene(app)
+
+    return asyncio.run(play())
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same limits, 32,768 times smaller."""
+    for name in ("MOST_BYTES", "MOST_OPEN_BYTES", "MOST_OF_ONE"):
+        monkeypatch.setattr(gateway, name, getattr(gateway, name) // 2**15)
+
+
+def test_half_sent_bodies_hold_no_more_than_the_room_and_then_time_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setattr(gateway, "PIECE_SECONDS", 0.3)
+
+    async def scene(app: Starlette) -> tuple[int, int, list[int], int]:
+        senders = [Sender(app, f"10.0.0.{number}") for number in range(20)]
+        for sender in senders:
+            await sender.piece(b"\0" * 1023)
+        held = app.state.room.taken.total()
+        full = sum(sender.task.done() for sender in senders)
+        statuses = sorted({await sender.status() for sender in senders})
+        return held, full, statuses, app.state.room.taken.total()
+
+    held, full, statuses, after = with_gateway(scene)
+    assert held <= 8 * 1024
+    assert full == 12, "eight bodies fit; the others are told at once"
+    assert statuses == [408, 503]
+    assert after == 0
+
+
+def test_one_address_cannot_take_the_room_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+
+    async def scene(app: Starlette) -> tuple[list[bool], int]:
+        greedy = [Sender(app, "10.0.0.1") for _ in range(5)]
+        for sender in greedy:
+            await sender.piece(b"\0" * 1023)
+        other = Sender(app, "10.0.0.2")
+        await other.piece(b"protobuf", more=False)
+        status = await other.status()
+        done = [sender.task.done() for sender in greedy]
+        for sender in greedy:
+            sender.task.cancel()
+        return done, status
+
+    assert with_gateway(scene) == ([False, False, True, True, True], 200)
+
+
+def test_a_body_that_drips_is_ended_even_if_every_piece_is_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "BODY_SECONDS", 0.2)
+
+    async def scene(app: Starlette) -> int:
+        sender = Sender(app)
+        while not sender.task.done():
+            await sender.piece(b"x")
+            await asyncio.sleep(0.02)
+        return await sender.status()
+
+    assert with_gateway(scene) == 408
+
+
+@pytest.mark.parametrize(("length", "status"), [(str(MOST_BYTES + 1), 413), ("9" * 40, 413), ("-1", 400)])
+def test_a_declared_length_is_looked_at_before_any_byte(length: str, status: int) -> None:
+    async def scene(app: Starlette) -> int:
+        return await Sender(app, content_length=length).status()
+
+    assert with_gateway(scene) == status
+
+
+def test_an_answer_beyond_any_need_does_not_pass() -> None:
+    def talkative(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b"\0" * (MOST_BYTES + 1))
+
+    assert in_front_of(talkative).request("POST", "/v1/fleet/pull-object")[0] == 502
+
+
+def test_a_body_passes_in_pieces_and_whole() -> None:
+    behind = Behind()
+
+    async def scene(app: Starlette) -> int:
+        sender = Sender(app, content_length="8")
+        await sender.piece(b"prot")
+        await sender.piece(b"obuf", more=False)
+        return await sender.status()
+
+    assert with_gateway(scene, behind) == 200
+    (asked,) = behind.asked
+    assert (asked.content, asked.headers["content-length"]) == (b"protobuf", "8")
