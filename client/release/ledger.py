@@ -200,10 +200,9 @@ def account_of(institution: Institution) -> Account | None:
         return None
     assert policy.budget.delta is not None
     spends, delta = Ledger(site.ledger).lines(), policy.budget.delta
-    exact = any(item.share == "yes" and item.noise == "none" for item in (policy.adapter, policy.router))
     # The evaluated split and the canaries' split have separate budgets.
     measured = (institution.scenario.evaluation.split, "val") if policy.metrics == "noisy" else ()
-    trained = () if exact else ("train",)
+    trained = () if policy.exact else ("train",)
 
     def worst(parts: Sequence[str], *, replaced: bool) -> float | None:
         costs = []
