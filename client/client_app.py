@@ -42,10 +42,11 @@ from client.institution import Institution
 from client.node.incidents import node_log
 from client.node.worktime import Stopwatch, note
 from client.release import permission
+from client.release.approval import require_approval
 from client.release.outbox import answer_for
 from client.secagg.member import take_part
 from client.simulation.faults import Role, attacked, is_gone, suffer
-from client.site import Site, hosted_sites
+from client.site import Site, home_of, hosted_sites, own_site_file
 
 Settings = tuple[tuple[str, str | int | float | bool], ...]
 """Settings of a node or a run, as a hashable tuple."""
@@ -124,9 +125,7 @@ def identify(message: Message, context: Context) -> Message:
         )
     compressed = told(request, context)
     text = expand_text(compressed)
-    scenario = readable(text)
-    hosted = hosted_sites(scenario, request.run, context.node_config, context.run_config)
-    sites = [site for site in hosted if not is_gone(site)]
+    sites = [site for site in sites_here(text, request.run, context) if not is_gone(site)]
     institutions = [institution_at(site, text) for site in sites]
     context.state[STATE] = ConfigRecord({SCENARIO: compressed, "run": request.run})
     return answered(message, identity_of(institutions))
@@ -223,18 +222,29 @@ def everybody_else(name: str, context: Context) -> list[Institution]:
 
 
 def remembered(context: Context) -> Sequence[Site]:
-    """The sites hosted here, in the run of the identify request. Raises RefusalError (unknown-scenario)."""
-    text, node, settings = scenario_text(context), context.node_config, context.run_config
-    run = str(context.state.config_records[STATE]["run"])
-    if "institution" in node:  # read again: its policy file may have changed
-        return hosted_sites(parsed(text), run, node, settings)
+    """The sites hosted here, in the run of the identify request.
+
+    Raises RefusalError (unknown-scenario, waiting-for-approval).
+    """
+    return sites_here(scenario_text(context), str(context.state.config_records[STATE]["run"]), context)
+
+
+def sites_here(text: str, run: str, context: Context) -> Sequence[Site]:
+    """The sites hosted here that approved the scenario. A simulated one approves every scenario.
+
+    Raises RefusalError (waiting-for-approval).
+    """
+    node, settings = context.node_config, context.run_config
+    if "institution" in node:  # read again: its files may have changed
+        require_approval(text, str(node["institution"]), home_of(node), lambda: own_site_file(node))
+        return hosted_sites(readable(text), run, node, settings)
     return simulated_sites(text, run, tuple(sorted(node.items())), tuple(sorted(settings.items())))
 
 
 @lru_cache(maxsize=4096)
 def simulated_sites(text: str, run: str, node: Settings, settings: Settings) -> Sequence[Site]:
     """The sites hosted by a node of a simulation, where nothing changes during a run."""
-    return hosted_sites(parsed(text), run, dict(node), dict(settings))
+    return hosted_sites(readable(text), run, dict(node), dict(settings))
 
 
 def scenario_in(context: Context) -> Scenario:

@@ -107,21 +107,17 @@ class Institution:
 
     def holdings(self) -> dict[str, Holding]:
         """Image counts of every task held here. Raises DataError."""
-        held = self.scenario.institution(self.name).data
-        return {task: self.task(task).holding for task in held}
+        return {task: self.task(task).holding for task in self.site.tasks}
 
     def task(self, task: str) -> TaskData:
         """This institution's images of `task`; the dataset is opened once."""
         if task not in self._tasks:
-            spec = self.scenario.institution(self.name).data[task]
-            self.site.check_path(spec.path)
             self._tasks[task] = open_task(
-                spec,
+                self.site.tasks[task],
                 task=task,
                 institution=self.name,
                 data_root=self.site.data_root,
                 store=EmbeddingStore(self.site.store),
-                seed=self.scenario.seed,
                 key=self.site.split_key,
                 policy=self.site.policy,
             )
@@ -129,7 +125,7 @@ class Institution:
 
     def dataset(self, task: str) -> str:
         """Location of the task's images; it identifies them under every task name."""
-        spec = self.scenario.institution(self.name).data[task]
+        spec = self.site.tasks[task]
         if spec.path is None:
             return f"phantom/{self.name}/{spec.phantom}"
         return str(((self.site.data_root or Path()) / Path(spec.path).expanduser()).resolve())

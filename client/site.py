@@ -1,5 +1,8 @@
 """Facts of the site. They come from the node, never from the server or the scenario's author.
 
+In a simulation the scenario stands in the place of the site's files: its `data` tables in that of the site
+file, its policies in that of the policy files.
+
 In deployment a SuperNode is started with --node-config 'institution="a" data-root="/data" home="/home"'
 and hosts that one institution. In a simulation one node hosts every num-partitions-th institution of the
 scenario, so any number of nodes is possible.
@@ -8,11 +11,13 @@ scenario, so any number of nodes is possible.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import SiteFile, TaskDescription, read_site_file, simulated_task
 from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.files import casam_home
@@ -35,9 +40,9 @@ class Site:
         key: private key for signed statements. register: all institutions' public keys.
         sums: log of the secure sums without noise that this institution took part in.
         split_key: secret that decides the split.
-        confined: whether the scenario's data paths must stay below data_root, because the site did not write
-            them.
+        simulated: whether this institution is part of a simulation; its privacy noise is then seeded.
         policy: what this institution allows; in deployment from its own file.
+        tasks: by task of the scenario, its images here; in deployment from the site's own file.
         checkpoint: file of the backbone's weights.
         device: overrides the scenario's compute.device.
         overlays: pictures per task for the institution only.
@@ -55,41 +60,29 @@ class Site:
     sums: Path
     split_key: bytes
     run: str
-    confined: bool
+    simulated: bool
     policy: Policy
+    tasks: Mapping[str, TaskDescription] = field(hash=False)
     checkpoint: str | None = None
     device: str | None = None
     overlays: int = 0
 
     def localised(self, scenario: Scenario) -> Scenario:
-        """The scenario with this site's own checkpoint and device."""
+        """The scenario with this site's own images, checkpoint and device."""
+        institutions = [
+            spec.model_copy(update={"data": self.tasks}) if spec.name == self.institution else spec
+            for spec in scenario.institutions
+        ]
         backbone = scenario.backbone.model_copy(update={"checkpoint": self.checkpoint})
         compute = scenario.compute.model_copy(update={"device": self.device or scenario.compute.device})
-        return scenario.model_copy(update={"backbone": backbone, "compute": compute})
-
-    @property
-    def simulated(self) -> bool:
-        """Whether this institution is part of a simulation; its privacy noise is then seeded."""
-        return not self.confined
+        return scenario.model_copy(
+            update={"institutions": institutions, "backbone": backbone, "compute": compute}
+        )
 
     @property
     def log(self) -> Path:
         """Log of failures with their reasons, for the institution only."""
         return self.private / "site.log"
-
-    def check_path(self, path: str | None) -> None:
-        """Raise DataError for a path outside this site's data folder."""
-        if path is not None and self.confined:
-            check_below(path, self.data_root)
-
-
-def check_below(path: str, data_root: Path | None) -> None:
-    """Raise DataError for a data path outside the site's data folder, or if the site has none."""
-    if data_root is None:
-        raise DataError("this node has no data-root; start it with --node-config 'data-root=\"FOLDER\"'")
-    root = data_root.resolve()
-    if not (root / Path(path).expanduser()).resolve().is_relative_to(root):
-        raise DataError(f"{path}: expected a path below this site's data-root, found one outside it")
 
 
 def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeConfig) -> list[Site]:
@@ -102,7 +95,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     Raises:
         RunError: the run name is not a plain folder name.
         PolicyError: a real site has no valid policy file.
-        DataError: a real site's key for splits cannot be used.
+        DataError: a real site's file or key for splits cannot be used, or it does not describe a task.
     """
     if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
@@ -110,10 +103,10 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     if "institution" in node:
         if node["institution"] not in names:
             return []
-        home = Path(str(node.get("home", casam_home()))).expanduser()
+        home, name = home_of(node), str(node["institution"])
         return [
             Site(
-                institution=str(node["institution"]),
+                institution=name,
                 data_root=_path(node.get("data-root")),
                 store=home / "embeddings",
                 public=home / "embeddings",
@@ -126,8 +119,9 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 sums=home / "sums.jsonl",
                 split_key=kept_key(home),
                 run=run,
-                confined=True,
+                simulated=False,
                 policy=own_policy(node),
+                tasks=own_site_file(node).described(scenario.institution(name).data),
                 checkpoint=_text(node.get("checkpoint")),
                 device=_text(node.get("device")),
                 overlays=int(node.get("overlays", 0)),
@@ -150,13 +144,33 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             private=out / "institutions" / name / "private",
             audit=out / "institutions" / name / "private" / "audit.jsonl",
             ledger=(ledgers / name if ledgers else out / "institutions" / name / "private") / "ledger.jsonl",
-            confined=False,
+            simulated=True,
             policy=scenario.institution(name).policy,
+            tasks={
+                task: simulated_task(spec, scenario.seed)
+                for task, spec in scenario.institution(name).data.items()
+            },
             checkpoint=_text(settings.get("checkpoint")),
             overlays=scenario.evaluation.overlays,
         )
         for name in names[first::step]
     ]
+
+
+def home_of(node: NodeConfig) -> Path:
+    """The institution's own folder."""
+    return Path(str(node.get("home", casam_home()))).expanduser()
+
+
+def own_site_file(node: NodeConfig) -> SiteFile:
+    """The site file of a real site; no scenario can replace it. Raises DataError."""
+    path = _path(node.get("site"))
+    if path is None:
+        raise DataError(
+            "this node has no site file; write one with `casam site init` and start the node with "
+            "--node-config 'site=\"FILE\"'"
+        )
+    return read_site_file(path)
 
 
 def own_policy(node: NodeConfig) -> Policy:

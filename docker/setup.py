@@ -1,4 +1,5 @@
-"""What a consortium does once and by hand, done for the demo: kits, volumes with their owners, images.
+"""What a consortium does once and by hand, done for the demo: kits, volumes with their owners, images, site
+files, and each institution's approval of the demo's scenario.
 
 Arguments: NAME:UID:TASK per institution. Volumes are mounted below /volumes. Called again it changes nothing.
 """
@@ -15,13 +16,22 @@ VOLUMES = Path("/volumes")
 OPERATOR_UID = 10001
 SERVER_FILES = ("ca.crt", "server.crt", "server.key", "register.json", "signing.key")
 IMAGES, SIDE, SEED = 26, 128, 0
+SCENARIO = "/demo/demo.toml"
+FEW = {"limit": {"test": 6}, "minimum": {"train": 5, "test": 2}}
+"""For the demo's few images."""
 
 
 def main(arguments: list[str]) -> None:
     """Fill the volumes."""
+    from casam_core.config.library import resolve_scenario
+    from casam_core.config.site_file import TaskDescription, read_site_file
+    from client.data.splits import simulated_key
+    from client.node.approvals import approve
     from scenarios.deploy.provision import Consortium, provision
     from scenarios.engines.bundle import build_bundle
+    from scenarios.inspection.site_files import site_text
 
+    asked = resolve_scenario(SCENARIO)
     institutions = [argument.split(":") for argument in arguments]
     made = VOLUMES / "operator" / "casam.fab"
     if made.exists():
@@ -36,10 +46,17 @@ def main(arguments: list[str]) -> None:
         names = tuple(name for name, _, _ in institutions)
         provision(Consortium(names, "gateway:9092", ("superlink",)), kits, print, home="/institution")
         for name, uid, task in institutions:
-            fill(kits / "institutions" / name, VOLUMES / "site" / name, int(uid))
+            kit, home = kits / "institutions" / name, VOLUMES / "home" / name
+            tasks = {task: TaskDescription.model_validate({"path": task, **FEW})}
+            (kit / "site.toml").write_text(site_text(tasks))
+            # The simulation's key for splits: the demo shows the figures of one process.
+            home.mkdir(parents=True, exist_ok=True)
+            (home / "split.key").write_bytes(simulated_key(asked.seed, name))
+            approve(asked, name, read_site_file(kit / "site.toml"), home, "person")
+            fill(kit, VOLUMES / "site" / name, int(uid))
             write_images(VOLUMES / "data" / name / task, task, name)
             own(VOLUMES / "data" / name, int(uid))
-            own(VOLUMES / "home" / name, int(uid))
+            own(home, int(uid))
         operator = kits / "operator"
         fill(operator, VOLUMES / "server", OPERATOR_UID, SERVER_FILES)
         fill(operator, VOLUMES / "public", OPERATOR_UID, ("ca.crt", "nodes"))

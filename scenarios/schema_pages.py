@@ -4,7 +4,8 @@ In a clone, generate the pages again with
 
     python -m scenarios.schema_pages
 
-It writes all of docs/scenario.md, and the table of summary.json in docs/run-folder.md.
+It writes all of docs/scenario.md and docs/site-file.md, and the table of summary.json in
+docs/run-folder.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic.fields import FieldInfo
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.section import ByName
+from casam_core.config.site_file import SiteFile
 from casam_core.methods import METHODS
 from casam_core.model.forms import FORMS
 from casam_core.routing.routers import ROUTERS
@@ -56,6 +58,24 @@ This table is made from the schema (`server/run/summary_schema.py`).
 def scenario_page() -> str:
     """The text of docs/scenario.md."""
     return "\n".join([HEAD, *sections(Scenario, ""), ""])
+
+
+SITE_HEAD = """# Site file reference
+
+The site file (`site.toml`) is an institution's own description of its images, and of how it approves
+scenarios. `casam site init FOLDER` writes one, `casam data check --site FILE` reads it, and `site` in
+`node.toml` names it
+([deployment.md](deployment.md#describe-the-images)). A scenario only names a task: no path, pattern, limit
+or share of a scenario reaches a real site's images. In a simulation the scenario's `data` tables stand in
+its place.
+
+This page is made from the schema (`python -m scenarios.schema_pages`).
+"""
+
+
+def site_file_page() -> str:
+    """The text of docs/site-file.md."""
+    return "\n".join([SITE_HEAD, *sections(SiteFile, ""), ""])
 
 
 def run_folder_page(page: str) -> str:
@@ -211,4 +231,5 @@ def quoted(value: Any) -> str:
 if __name__ == "__main__":
     docs = Path("docs")
     (docs / "scenario.md").write_text(scenario_page())
+    (docs / "site-file.md").write_text(site_file_page())
     (docs / "run-folder.md").write_text(run_folder_page((docs / "run-folder.md").read_text()))

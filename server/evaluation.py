@@ -18,6 +18,9 @@ from casam_core.routing.unknown import total
 from server.federation.exchange import Answer, all_settled, results
 from server.federation.federation import Federation
 
+KEPT_TO_ITSELF = (Outcome.METRICS_NOT_SHARED, Outcome.TOO_FEW_IMAGES)
+"""Outcomes of an institution that added the entries and refuses its scores."""
+
 FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
 
 
@@ -111,7 +114,7 @@ def request_for(
 def note_copies(federation: Federation, bank: Bank, answers: Mapping[str, Answer[EvaluateReply]]) -> None:
     """Remember how many entries institutions hold after they answered."""
     for name, answer in answers.items():
-        if answer.ok or answer.outcome == Outcome.METRICS_NOT_SHARED:  # it added them but refuses its scores
+        if answer.ok or answer.outcome in KEPT_TO_ITSELF:
             federation.copies[bank.folder, name] = len(entries_for(federation, name, bank))
         elif answer.outcome == Outcome.BANK_MISMATCH:
             federation.copies[bank.folder, name] = 0

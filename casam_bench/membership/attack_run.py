@@ -164,12 +164,11 @@ def attack_one(run: Run, name: str, task: str, backbone: Backbone, shadows: int)
         )
     site = run.sites[name]
     data = open_task(
-        run.scenario.institution(name).data[task],
+        site.tasks[task],
         task=task,
         institution=name,
         data_root=site.data_root,
         store=EmbeddingStore(site.store),
-        seed=run.scenario.seed,
         key=site.split_key,
         policy=site.policy,
     )

@@ -20,6 +20,7 @@ from casam_bench.bench import Figures, Surroundings
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import simulated_task
 from casam_core.errors import RunError
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
@@ -109,8 +110,9 @@ def institution(images: int, folder: Path) -> Institution:
         sums=folder / "sums.jsonl",
         split_key=simulated_key(0, INSTITUTION),
         run="memory",
-        confined=False,
+        simulated=True,
         policy=scenario.institution(INSTITUTION).policy,
+        tasks={TASK: simulated_task(scenario.institution(INSTITUTION).data[TASK], 0)},
     )
     compute = resolve_compute(scenario.compute)
     prepare_process(compute)

@@ -1,4 +1,4 @@
-"""The scenario's section `data`: where the images of one task at one institution come from."""
+"""Where the images of one task at one institution come from: in a scenario, and in a site file."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class SplitSpec(Section):
 class LimitSpec(Section):
     """The largest number of images in each split, drawn at random. Not with a policy that adds noise."""
 
-    train: int | None = Field(None, ge=1)
-    val: int | None = Field(None, ge=1)
-    test: int | None = Field(None, ge=1)
+    train: int | None = Field(None, ge=1, description="Most training images.")
+    val: int | None = Field(None, ge=1, description="Most validation images.")
+    test: int | None = Field(None, ge=1, description="Most test images.")
 
 
 READER_NAMES = ["folder", "phantom", "nifti", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"]
@@ -46,7 +46,8 @@ READER_NAMES = ["folder", "phantom", "nifti", "dicom", "coco", "yolo", "tiff_sta
 
 
 class DataSpec(Section):
-    """Where the images of one task at one institution come from."""
+    """Where the images of one task at one institution come from. In a deployment the site's own file says so
+    (casam_core/config/site_file.py), and the table may be empty."""
 
     reader: Annotated[str, OneOf(lambda: READER_NAMES)] = "folder"
     path: str | None = Field(None, description="Folder of the dataset (every reader but phantom).")
@@ -76,14 +77,19 @@ class DataSpec(Section):
     @model_validator(mode="after")
     def _reader_has_its_key(self) -> DataSpec:
         needed = "phantom" if self.reader == "phantom" else "path"
-        if getattr(self, needed) is None:
+        if getattr(self, needed) is None and self.model_dump(exclude_defaults=True):
             raise ValueError(f"reader {self.reader!r} needs the key {needed!r}")
         return self
+
+    @property
+    def undescribed(self) -> bool:
+        """Whether the table names a task without saying where its images are."""
+        return self.path is None and self.phantom is None
 
     @model_validator(mode="after")
     def _reader_knows_its_options(self) -> DataSpec:
         # If a reader ignored an option silently, the user would believe that it works.
-        for key, readers in _OPTIONS.items():
+        for key, readers in OPTIONS.items():
             if self.reader not in readers and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} belongs to {' and '.join(readers)}, found reader {self.reader!r}")
         return self
@@ -98,7 +104,7 @@ class DataSpec(Section):
         return self
 
 
-_OPTIONS = {
+OPTIONS = {
     "slice_axis": ("nifti",),
     "window": ("nifti", "dicom"),
     "annotations": ("coco",),

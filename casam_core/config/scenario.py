@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -281,9 +282,9 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _has_consistent_institutions(self) -> Scenario:
-        names = [site.name for site in self.institutions]
+        names = Counter(site.name for site in self.institutions)
         for site in self.institutions:
-            if names.count(site.name) > 1:
+            if names[site.name] > 1:
                 raise ValueError(f"two institutions are named {site.name!r}; give each its own name")
             for task in site.data:
                 if task in RESERVED_TASKS:
@@ -298,15 +299,16 @@ class Scenario(Section):
     @model_validator(mode="after")
     def _has_a_consistent_stream(self) -> Scenario:
         held = {task for site in self.institutions for task in site.data}
+        times = Counter(self.stream)
         for task in self.stream:
             if task not in held:
                 raise ValueError(
                     f"task {task!r} of the stream is held by no institution; held: {', '.join(sorted(held))}"
                 )
-            if self.stream.count(task) > 1:
+            if times[task] > 1:
                 raise ValueError(f"task {task!r} stands twice in the stream; each task is learned once")
         for task in self.alignments:
-            if task not in self.stream:
+            if task not in times:
                 raise ValueError(f"alignments.{task}: expected a task of the stream")
         return self
 

@@ -178,6 +178,7 @@ class IdentifyReply(Message):
 
     kind: ClassVar[str] = "query.identify"
     clause: ClassVar[str] = "identify"
+    receivers: ClassVar[str] = "the server"
 
     code: Annotated[str, Text("[0-9a-f]{16}")]
     backbone: Annotated[str, Text("([0-9a-f]{64})?")]
@@ -296,6 +297,7 @@ class AlignReply(Message):
 
     kind: ClassVar[str] = "train.align"
     clause: ClassVar[str] = "adapter"
+    receivers: ClassVar[str] = "the server; the merged layer also everybody who takes entries"
 
     layer: Annotated[Layer, Group(layer_forms)]
     images: Annotated[int, Figure("align", "num-examples", trained_images)]
@@ -348,6 +350,7 @@ class RouterReply(Message):
 
     kind: ClassVar[str] = "train.router"
     clause: ClassVar[str] = "router"
+    receivers: ClassVar[str] = "the server; the merged router also everybody who takes entries"
 
     router: Annotated[Arrays, Group(router_forms)]
     images: Annotated[int, Figure("router-facts", "num-examples", described_images)]
@@ -379,6 +382,7 @@ class CalibrateReply(Message):
 
     kind: ClassVar[str] = "train.calibrate"
     clause: ClassVar[str] = "router"
+    receivers: ClassVar[str] = "the server"
 
     histogram: Annotated[NDArray[np.int64], Group(histogram_forms, key="counts")]
 
@@ -557,6 +561,7 @@ class EvaluateReply(Message):
 
     kind: ClassVar[str] = "evaluate.stage"
     clause: ClassVar[str] = "metrics"
+    receivers: ClassVar[str] = "the server"
 
     results: Annotated[Mapping[str, TaskResult], TaskResults()]
     decodes: Annotated[int | None, Figure("work", "decodes", passes)] = None
@@ -585,6 +590,7 @@ class ForgetReply(Message):
 
     kind: ClassVar[str] = "query.forget"
     clause: ClassVar[str] = "on_leave"
+    receivers: ClassVar[str] = "the server"
 
     signature: Annotated[str, Text("[0-9a-f]{128}")]
 

@@ -43,6 +43,8 @@ class Outcome(StrEnum):
     NOT_ALLOWED = "not-allowed"  # the reply contained something that is not on the guard's list
     FAILED = "failed"  # anything else
 
+    WAITING_FOR_APPROVAL = "waiting-for-approval", "approve"  # nobody at the site approved this scenario yet
+    TOO_FEW_IMAGES = "too-few-images", "minimum", True
     POOLING_REFUSED = "pooling-refused", "no pooling"
     SAMPLES_NOT_KEPT = "samples-not-kept", "keep_samples"
     NOT_PRESENT = "not-present", "joins_at, leaves_at"

@@ -243,10 +243,12 @@ class Message:
 
     None is not written. An empty value is not written if its field has a default. Reading gives an absent
     field its default. kind: Flower's message type. clause: the policy key that allows this reply.
+    receivers: who sees it.
     """
 
     kind: ClassVar[str] = ""
     clause: ClassVar[str] = ""
+    receivers: ClassVar[str] = ""
 
     @classmethod
     def parts(cls) -> dict[str, tuple[Part, bool]]:

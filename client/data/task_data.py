@@ -15,6 +15,7 @@ from torch import Tensor
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.policy import Policy
+from casam_core.config.site_file import TaskDescription
 from casam_core.errors import DataError
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
@@ -114,18 +115,17 @@ def recent(data: TaskData, sample: Sample) -> LoadedSample:
 
 
 def open_task(
-    spec: DataSpec,
+    spec: TaskDescription,
     *,
     task: str,
     institution: str,
     data_root: Path | None,
     store: EmbeddingStore,
-    seed: int,
     key: bytes,
     policy: Policy,
 ) -> TaskData:
-    """The institution's images of `task`, split. seed: for phantoms. key: for the split. Raises DataError."""
-    dataset = open_dataset(spec, data_root=data_root, seed=seed, institution=institution)
+    """The institution's images of `task`, split by `key`. Raises DataError."""
+    dataset = open_dataset(spec, data_root=data_root, seed=spec.seed, institution=institution)
     split = divide(dataset.samples, spec, key, f"{institution}/{task}", policy)
     return TaskData(dataset=dataset, split=split, store=store, division=division_of(spec, key))
 

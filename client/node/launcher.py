@@ -144,6 +144,7 @@ def arguments_of(node: NodeFile) -> list[str]:
         "policy": node.policy,
         "register": node.register_file,
         "signing-key": node.signing_key,
+        "site": node.site,
         "home": node.home,
         "data-root": node.data_root,
         "checkpoint": node.checkpoint,

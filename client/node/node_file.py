@@ -19,6 +19,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from casam_core.config.scenario import Name
 from casam_core.config.section import Section
+from casam_core.config.site_file import read_site_file
 from casam_core.config.toml import explain, read_policy, read_table
 from casam_core.errors import CasamError, DeploymentError
 from casam_core.protocol.register import sign_as
@@ -41,8 +42,9 @@ class NodeFile(Section):
     signing_key: Path = Field(description="The institution's Ed25519 key (PEM), mode 0600.")
     bundle: BundleHash = Field(description="SHA-256 of the one bundle that may run here (casam bundle hash).")
     policy: Path = Field(description="The institution's policy.")
+    site: Path = Field(description="The institution's description of its images (casam site init).")
     home: Path = Field(description="Embeddings, results, audit log and ledger; kept over all runs.")
-    data_root: Path | None = Field(None, description="Scenarios' data paths start here and stay below.")
+    data_root: Path | None = Field(None, description="The paths of the site file start here.")
     checkpoint: Path | None = Field(None, description="Weights of the backbone, where none are packaged.")
     device: Literal["auto", "cpu", "mps", "cuda"] | None = Field(
         None, description="Wins over the scenario's compute.device."
@@ -64,11 +66,15 @@ def read_node_file(path: Path) -> NodeFile:
 
 
 def check_node(node: NodeFile) -> None:
-    """Check before the start that the node can work. Raises DeploymentError or PolicyError."""
+    """Check before the start that the node can work. Raises DeploymentError, PolicyError or DataError."""
     check_authority(node.authority)
     check_key(node.key)
     check_signing_key(node)
     read_policy(node.policy)
+    if not read_site_file(node.site).tasks:
+        raise DeploymentError(
+            f"site: expected a table [tasks.NAME] in {node.site}, found none; run `casam site init FOLDER`"
+        )
     for key, path in (("data_root", node.data_root), ("checkpoint", node.checkpoint)):
         if path is not None and not path.exists():
             raise DeploymentError(f"{key}: {path} does not exist; check the path")

@@ -102,6 +102,8 @@ def refusal(error: Exception, log: Path) -> Payload:
     """One word and an incident number; the reason is appended to the institution's own log."""
     detail = f"{error}\n" if isinstance(error, CasamError) else "".join(traceback.format_exception(error))
     outcome = outcome_of(error)
+    if outcome == Outcome.WAITING_FOR_APPROVAL:  # this word and nothing else
+        return Payload({"outcome": outcome.value})
     # For other-code, the reply names this node's code fingerprint, as every identify reply does.
     version = {"code": code_fingerprint()} if outcome == Outcome.OTHER_CODE else {}
     title = outcome.value if isinstance(error, RefusalError) else type(error).__name__

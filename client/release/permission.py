@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from casam_core.bank.entry_file import Entry
@@ -28,6 +28,7 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.protocol.secure_sum import released_in
+from client.data.splits import Part
 from client.dp.noisy_layer import align_privately
 from client.dp.noisy_metrics import evaluate_privately
 from client.dp.noisy_router import (
@@ -76,6 +77,7 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
             raise RefusalError(Outcome.ADAPTER_NOT_SHARED, "policy.adapter.share is never")
         check_way(policy.adapter, summed)
         check_samples(institution, request)
+        check_enough(institution, request.trains_on, "train")
         if policy.max_rounds is not None and rounds_answered(institution) >= policy.max_rounds:
             raise RefusalError(Outcome.ROUNDS_SPENT, f"policy.max_rounds is {policy.max_rounds}")
 
@@ -129,6 +131,7 @@ def check_router(
     if policy.router.share == "never":
         raise RefusalError(Outcome.ROUTER_NOT_SHARED, "policy.router.share is never")
     check_way(policy.router, summed)
+    check_enough(institution, [request.job.task], "train")
     if summed and not institution.router.additive:
         kind = institution.scenario.router.kind
         raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"router.kind {kind!r} cannot be added up")
@@ -152,6 +155,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     try:
         if policy.metrics == "never":
             raise RefusalError(Outcome.METRICS_NOT_SHARED, "policy.metrics is never")
+        check_enough(institution, institution.site.tasks, institution.scenario.evaluation.split)
         failed = canary(institution, request, released) if request.candidates else None
         if policy.metrics == "noisy":
             return evaluate_privately(institution, request, released, failed)
@@ -159,6 +163,20 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     finally:
         # Afterwards, so that the work for the institution itself changes no figure of the answer.
         draw_overlays(institution, request.job, bank)
+
+
+def check_enough(institution: Institution, tasks: Iterable[str], part: Part) -> None:
+    """Raise RefusalError (too-few-images) if a task has fewer images than the site file's minimum."""
+    for task in tasks:
+        described = institution.site.tasks.get(task)
+        if described is None:
+            continue
+        images = len(institution.task(task).split.part(part))
+        least = described.minimum.train if part == "train" else described.minimum.test
+        if images < least:
+            raise RefusalError(
+                Outcome.TOO_FEW_IMAGES, f"{task}: {images} images in {part}, the site's minimum is {least}"
+            )
 
 
 def check_present(institution: Institution, job: Job) -> None:

@@ -19,6 +19,7 @@ from scenarios.commands.data_commands import data_app
 from scenarios.commands.deploy_commands import bundle_app, deploy_app, gateway, node, provision
 from scenarios.commands.report_commands import export, report, watch
 from scenarios.commands.scenario_commands import init, scenarios_app, schema, studies_app
+from scenarios.commands.site_commands import site_app
 from scenarios.commands.study_command import compare, study
 from scenarios.commands.terminal import console
 from scenarios.engines import Engine
@@ -35,6 +36,7 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(site_app, name="site")
 app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(studies_app, name="studies")
 
@@ -177,7 +179,7 @@ app.command()(export)
 @app.command()
 def doctor() -> None:
     """Check this machine: versions, weights, devices, disk. Exits with 1 if something must be repaired."""
-    from scenarios.commands.doctor import check_environment
+    from scenarios.inspection.doctor import check_environment
 
     findings = check_environment()
     for finding in findings:

@@ -56,8 +56,18 @@ def check(
     scenario: Annotated[
         str | None, typer.Option(help="Check every dataset of this scenario instead of one folder.")
     ] = None,
+    site_file: Annotated[
+        Path | None,
+        typer.Option("--site", help="Check every dataset of this site file instead of one folder."),
+    ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
+        Path | None, typer.Option(help="Base folder of relative data paths (--scenario and --site).")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            help="The site's home, whose split.key divides the images (--site). Default: as a node."
+        ),
     ] = None,
     reader: OfReader = None,
     labels: OfLabels = None,
@@ -70,26 +80,35 @@ def check(
 ) -> None:
     """Read every image, print a summary of each dataset, then all faults.
 
-    For example: casam data check images/nuclei, or: casam data check --scenario quickstart
+    For example: casam data check images/nuclei, or: casam data check --scenario quickstart, or:
+    casam data check --site site.toml --data-root /data
 
     Exit status: 0 no faults, 1 faults, 2 bad input.
     """
-    if (directory is None) == (scenario is None):
-        raise ScenarioError("casam data check: expected either DIR or --scenario, found both or neither")
+    if sum(given is not None for given in (directory, scenario, site_file)) != 1:
+        raise ScenarioError(
+            "casam data check: expected one of DIR, --scenario and --site, found several or none"
+        )
     screen = _console()
     options = (reader, labels, group_pattern, slice_axis, window, annotations, pseudo_masks)
     if directory is not None:
         if data_root is not None:
-            raise ScenarioError("casam data check: expected --data-root with --scenario only; leave it out")
+            raise ScenarioError(
+                "casam data check: expected --data-root with --scenario or --site only; leave it out"
+            )
         spec = spec_of(directory, *options)
         surveys = {("here", directory.resolve().name): _survey(spec, None, seed, "here", "data", screen)}
     else:
         if options != (None, None, None, 2, None, None, False) or seed != 0:
             raise ScenarioError(
-                "casam data check: expected no reader option with --scenario, which names its readers; "
-                "leave it out"
+                "casam data check: expected no reader option with --scenario or --site, which name their "
+                "readers; leave it out"
             )
-        surveys = _survey_scenario(_resolve(str(scenario)), data_root, screen)
+        surveys = (
+            _survey_scenario(_resolve(str(scenario)), data_root, screen)
+            if site_file is None
+            else _survey_site(site_file, data_root, home, screen)
+        )
     faults: list[str] = []
     for (site, task), found in surveys.items():
         name = task if directory is not None else f"{site}: {task}"
@@ -232,9 +251,37 @@ def _survey_scenario(
     }
 
 
+def _survey_site(
+    file: Path, data_root: Path | None, home: Path | None, screen: Console
+) -> dict[tuple[str, str], Survey]:
+    """Every task of a site file, divided by the site's own key."""
+    from casam_core.config.site_file import read_site_file
+    from casam_core.files import casam_home
+    from client.data.splits import kept_key
+
+    key = kept_key(home.expanduser() if home else casam_home())
+    surveys = {}
+    for task, spec in read_site_file(file).tasks.items():
+        found = surveys["here", task] = _survey(spec, data_root, spec.seed, "here", task, screen, key)
+        for part, least in spec.minimum:
+            if found.parts and found.parts[part] < least:
+                found.faults.append(
+                    f"minimum.{part}: expected {least} images or more, found {found.parts[part]}; nothing of "
+                    f"this task would leave, so add images or lower the minimum"
+                )
+    return surveys
+
+
 def _survey(
-    spec: DataSpec, data_root: Path | None, seed: int, institution: str, task: str, screen: Console
+    spec: DataSpec,
+    data_root: Path | None,
+    seed: int,
+    institution: str,
+    task: str,
+    screen: Console,
+    key: bytes | None = None,
 ) -> Survey:
+    """key: the site's key for splits; by default the simulation's."""
     from client.data.open import open_dataset
     from client.data.splits import simulated_key
     from scenarios.inspection.survey import survey
@@ -243,7 +290,7 @@ def _survey(
         return survey(
             lambda: open_dataset(spec, data_root=data_root, seed=seed, institution=institution),
             spec,
-            key=simulated_key(seed, institution),
+            key=key or simulated_key(seed, institution),
             scope=f"{institution}/{task}",
             progress=show,
         )

@@ -16,10 +16,12 @@ from rich.console import Console
 
 from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import read_site_file, simulated_task
 from casam_core.protocol.fingerprint import ROOT
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
 from casam_core.protocol.signing import new_signing_key, public_hex
-from client.site import check_below
+from client.data.splits import simulated_key
+from client.node.approvals import approve
 from scenarios.deploy.certificates import (
     new_authority,
     node_key,
@@ -35,6 +37,7 @@ from scenarios.engines.flower import submit, terminable
 from scenarios.engines.live import View, live_view, logged
 from scenarios.engines.run import check_completed, data_folder, prepare, settings_of
 from scenarios.engines.superlink import SuperLink, Tls, free_port, superlink
+from scenarios.inspection.site_files import site_text
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,6 @@ def deploy_local(order: DeployOrder, console: Console) -> Path:
     """
     scenario = resolve_scenario(order.scenario, list(order.overrides))
     data_root = data_folder(order.data_root)
-    for spec in (spec for site in scenario.institutions for spec in site.data.values()):
-        if spec.path is not None:
-            check_below(spec.path, data_root)
     scenario, folder = prepare(scenario, data_root, order.out, console)
     homes = {
         site.name: order.sites.expanduser().resolve() / site.name
@@ -154,7 +154,10 @@ def write_node(
     pin: str,
     register_file: Path,
 ) -> Path:
-    """Write an institution's files: its key, its policy from the scenario, and its node file.
+    """Write an institution's files: its key, its node file, and from the scenario its policy and site file.
+
+    The institution then approves the scenario, as its privacy officer would do with `casam site approve`. A
+    new home gets the simulation's key for splits, so that the rehearsal shows the simulation's figures.
 
     Returns the path of the node file.
     """
@@ -165,6 +168,13 @@ def write_node(
     write_public(files / "node.pub", public)
     policy = scenario.institution(name).policy.model_dump(mode="json", exclude_none=True)
     write_private(home / "policy.toml", tomli_w.dumps(policy).encode())
+    tasks = {
+        task: simulated_task(spec, scenario.seed) for task, spec in scenario.institution(name).data.items()
+    }
+    write_private(home / "site.toml", site_text(tasks).encode())
+    if not (home / "split.key").exists():
+        write_private(home / "split.key", simulated_key(scenario.seed, name))
+    approve(scenario, name, read_site_file(home / "site.toml"), home, "person")
     node: dict[str, str | int | None] = {
         "institution": name,
         "superlink": f"127.0.0.1:{link.port}",
@@ -174,6 +184,7 @@ def write_node(
         "signing_key": str(home / SIGNING_KEY),
         "bundle": pin,
         "policy": str(home / "policy.toml"),
+        "site": str(home / "site.toml"),
         "home": str(home),
         "port": free_port(),
         "data_root": str(data_root) if data_root else None,

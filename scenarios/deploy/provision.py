@@ -30,6 +30,7 @@ from scenarios.deploy.certificates import (
 )
 from scenarios.deploy.sbom import bill_of_materials
 from scenarios.engines.bundle import build_bundle, bundle_hash
+from scenarios.inspection.site_files import site_text
 from scenarios.schema_pages import policy_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -181,6 +182,7 @@ def make_kit(
         "signing_key": SIGNING_KEY,
         "bundle": bundle_hash(bundle),
         "policy": "policy.toml",
+        "site": "site.toml",
         "home": home,
         "data_root": data,
     }
@@ -191,6 +193,7 @@ def make_kit(
         "compose.yml": from_template("institution-compose.yml", about),
         "node.toml": tomli_w.dumps(node).encode(),
         "policy.toml": policy_text(name).encode(),
+        "site.toml": site_text({}).encode(),
         "node.pub": public,
         "signing.pub": signing_public,
         "ca.crt": authority.read_bytes(),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import simulated_task
 from casam_core.errors import CasamError, DataError
 from casam_core.methods import Cohort, alignment_of, method_of
 from casam_core.model.backbones import load_backbone
@@ -109,6 +110,7 @@ def checked_split(
     scenario: Scenario, institution: str, task: str, spec: DataSpec, data_root: Path | None
 ) -> Split:
     """The split of a dataset, after reading every image. Raises DataError."""
+    spec = simulated_task(spec, scenario.seed)
     dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
     read_everything(dataset)
     policy = scenario.institution(institution).policy

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
@@ -30,6 +30,8 @@ from server.federation.counters import Traffic
 from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once, exchange, patiently
 
 ASK_AGAIN_SECONDS = 0.5
+APPROVAL_SECONDS = 2.0
+"""How long the server waits before it asks again a node where nobody approved the scenario."""
 STRANGERS_SECONDS = 10.0
 """How long the server waits for nodes that it does not need: such a node may claim an institution of another
 node, or may not answer at all."""
@@ -104,43 +106,88 @@ def identify(
     request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint())
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
-    knowing, broken = set(told), set[int]()
-    replies: dict[int, IdentifyReply] = {}
-    unregistered: set[tuple[int, str]] = set()
+    asked, said = Asked(register, knowing=set(told)), ""
     while True:
-        new = [node for node in patiently(grid.get_node_ids) if node not in replies.keys() | broken]
+        new = [node for node in patiently(grid.get_node_ids) if node not in asked.done]
         requests = fresh(request, new)
         answers = exchange(
             grid,
-            [question(node, requests[f"node {node}"], known=node in knowing) for node in new],
+            [question(node, requests[f"node {node}"], known=node in asked.knowing) for node in new],
             of=IdentifyReply.of,
             deadline=max(1.0, end - time.monotonic()),
             traffic=Traffic(),
-            enough=everybody(register, requests, replies.values(), set(wanted)),
+            enough=everybody(register, requests, asked.replies.values(), set(wanted)),
             at_once=at_once(),
         )
-        arrived: dict[int, IdentifyReply] = {}
+        before = set(asked.replies)
         for node, answer in zip(new, answers.values(), strict=True):
-            if answer.reply is not None:
-                arrived[node], ignored = proven(register, requests[answer.to], check(answer.reply))
-                unregistered.update((node, name) for name in ignored)
-            elif answer.outcome == Outcome.UNKNOWN_SCENARIO:
-                knowing.discard(node)
-            elif cannot_take_part(answer, skip=skip):
-                broken.add(node)
-        check_once(arrived)
-        replies |= arrived
-        directory = replace(collect(replies), unregistered=tuple(sorted(unregistered)))
+            asked.take(node, requests[answer.to], answer, skip=skip)
+        check_once({node: reply for node, reply in asked.replies.items() if node not in before})
+        directory = replace(collect(asked.replies), unregistered=tuple(sorted(asked.unregistered)))
         missing = sorted(set(wanted) - directory.members.keys(), key=wanted.index)
         late = time.monotonic() > end
         if not missing or (skip and directory.members and late):
-            return checked(directory, replies, scenario)
+            return checked(directory, asked.replies, scenario)
+        waits = unapproved(missing, len(asked.waiting), request.digest)
         if late:
             raise RunError(
                 f"no answer from {', '.join(missing)} within {deadline:.0f} s; "
                 f"connected: {', '.join(sorted(directory.members)) or 'nobody'}{others(directory)}"
+                f"{waits and '; '}{waits}"
             )
-        time.sleep(ASK_AGAIN_SECONDS)
+        if waits not in ("", said):
+            said = waits
+            print(f"casam | server | {waits}", flush=True)
+        time.sleep(APPROVAL_SECONDS if waits else ASK_AGAIN_SECONDS)
+
+
+@dataclass
+class Asked:
+    """What the nodes answered so far.
+
+    knowing: nodes that have the scenario. replies: what the registered names of a node say.
+    broken: nodes that cannot take part. waiting: nodes where nobody approved the scenario yet.
+    unregistered: as in Directory.
+    """
+
+    register: Register
+    knowing: set[int]
+    replies: dict[int, IdentifyReply] = field(default_factory=dict)
+    broken: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    unregistered: set[tuple[int, str]] = field(default_factory=set)
+
+    @property
+    def done(self) -> Set[int]:
+        """Nodes that are not asked again."""
+        return self.replies.keys() | self.broken
+
+    def take(self, node: int, request: IdentifyRequest, answer: Answer[IdentifyReply], *, skip: bool) -> None:
+        """Note one answer to `request`. Raises RunError (check, cannot_take_part)."""
+        self.waiting.discard(node)
+        if answer.reply is not None:
+            self.replies[node], ignored = proven(self.register, request, check(answer.reply))
+            self.unregistered.update((node, name) for name in ignored)
+        elif answer.outcome in (Outcome.UNKNOWN_SCENARIO, Outcome.WAITING_FOR_APPROVAL):
+            self.knowing.discard(node)
+            if answer.outcome == Outcome.WAITING_FOR_APPROVAL:
+                self.waiting.add(node)
+        elif cannot_take_part(answer, skip=skip):
+            self.broken.add(node)
+
+
+def unapproved(missing: Sequence[str], nodes: int, digest: str) -> str:
+    """What people must do so that the run can start; "" if no node waits for an approval.
+
+    missing: institutions without an answer.
+    """
+    if nodes == 0:
+        return ""
+    return (
+        f"{nodes} of the nodes wait for an approval of scenario {digest[:12]} (missing: "
+        f"{', '.join(missing) or 'nobody'}); at each site: `casam site review {digest[:12]}`, then "
+        f"`casam site approve {digest[:12]}`"
+    )
 
 
 def fresh(request: IdentifyRequest, nodes: Iterable[int]) -> dict[str, IdentifyRequest]:

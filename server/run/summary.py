@@ -117,6 +117,7 @@ def summarise(
         trained_parameters=stages[-1].parameters,
         bytes=Traffic(up=traffic.up, down=traffic.down),
         privacy={name: privacy_of(name, member, federation) for name, member in federation.members.items()},
+        approved_by=approved_by(federation),
         noise=noise_of(federation),
         quarantine=[HeldBackEntry(**asdict(item)) for item in held_back],
         canary={stage.task: stage.scores.canary for stage in stages},
@@ -201,6 +202,12 @@ def unlearned_in(stages: Sequence[Stage], zero_shot: StageScores) -> list[Unlear
         for stage in stages
         for left in stage.unlearned
     ]
+
+
+def approved_by(federation: Federation) -> str:
+    """Who approved the scenario. A node of a deployment answers only after its site did."""
+    simulated = any(member.simulated for member in federation.members.values())
+    return "the scenario itself" if simulated else "every institution"
 
 
 def noise_of(federation: Federation) -> str | None:

@@ -181,6 +181,9 @@ class Summary(Part):
     """By the stage's task and institution: the canary's answer to whether the stage's new entries (of this
     task and of tasks learned again) claim images of other tasks: true (one fails), false (all pass) or null
     (no answer)."""
+    approved_by: str | None = None
+    """Who approved the scenario: `every institution`, or `the scenario itself` in a simulation, where no
+    institution is asked."""
     noise: str | None = None
     """Source of the privacy noise: `operating system`, or seeded in simulations, where it protects no data;
     null if no policy asks for noise."""

@@ -83,6 +83,18 @@ class Demo:
         changes = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
         return self.command("run", "--rm", "run", "/demo/demo.toml", "--out", f"/runs/{folder}", *changes)
 
+    def approve(self, *settings: str) -> None:
+        """Every institution approves that scenario, in a container like its node's."""
+        changes = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+        mounted = f"{DEMO}:/demo/demo.toml:ro"
+        for name in (NORTH, SOUTH, WEST):
+            said = self.compose(
+                *("run", "--rm", "--no-deps", "-v", mounted, name),
+                *("casam", "site", "approve", "/demo/demo.toml", "--node", "/site/node.toml", *changes),
+            )
+            assert said.returncode == 0, said.stdout + said.stderr
+            assert f"{name} approves demo" in said.stdout
+
     def read(self, path: str) -> str:
         """A file of a run folder."""
         return self.engine.output("exec", self.container("superlink"), "cat", f"/runs/{path}")
@@ -140,6 +152,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_run_in_containers_gives_the_matrix_of_one_process(demo: Demo, alone: dict[str, Any]) -> None:
+    demo.approve('stream=["polyp", "histology"]')
     result = call(demo.scenario_run("first", 'stream=["polyp", "histology"]'), 1500, demo.environment)
     assert result.returncode == 0, result.stdout + result.stderr + demo.logs()
     assert "Run folder: /runs/first" in result.stdout
@@ -152,6 +165,7 @@ def test_a_run_in_containers_gives_the_matrix_of_one_process(demo: Demo, alone: 
 
 
 def test_a_failed_run_exits_with_1_and_says_why(demo: Demo) -> None:
+    demo.approve("deadlines.evaluate=0.001")
     result = call(demo.scenario_run("failed", "deadlines.evaluate=0.001"), 900, demo.environment)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "the run failed: stage 0: no institution could evaluate" in result.stdout + result.stderr
@@ -265,6 +279,7 @@ def test_an_institution_killed_at_work_comes_back_and_the_run_goes_on(demo: Demo
         said = demo.engine.run("logs", container)  # Flower speaks on both
         return (said.stdout + said.stderr).count("Receiving: evaluate.stage")
 
+    demo.approve('stream=["histology"]')
     before, lives = started(), restarts(demo, container)
     run = subprocess.Popen(
         demo.scenario_run("killed", 'stream=["histology"]'),

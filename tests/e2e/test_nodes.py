@@ -70,6 +70,7 @@ def make_site(folder: Path, server: Server, *, authority: Path | None = None, bu
     signing = Keys(signing=public_hex(new_signing_key(folder / "signing.key")))
     register = Register(institutions={"north": signing}, server="0" * 64)
     (folder / "register.json").write_bytes(register.text())
+    (folder / "site.toml").write_text('[tasks.polyp]\nreader = "phantom"\nphantom = "polyp"\n')
     facts = {
         "institution": "north",
         "superlink": f"127.0.0.1:{server.link.port}",
@@ -79,6 +80,7 @@ def make_site(folder: Path, server: Server, *, authority: Path | None = None, bu
         "signing_key": "signing.key",
         "bundle": bundle,
         "policy": "policy.toml",
+        "site": "site.toml",
         "home": ".",
         "port": free_port(),
     }

@@ -37,6 +37,8 @@ def privacy(run: Run, prefix: str) -> Section:
                 "warn" if seeded else "good",
             )
         )
+    if run.summary.approved_by is not None:
+        blocks.append(Notice(f"Who approved this scenario: {run.summary.approved_by}.", "soft"))
     blocks.append(ledger_table(run))
     if (chart := epsilon_chart(run, prefix)) is not None:
         blocks.append(chart)

@@ -107,7 +107,7 @@ def test_another_kind_of_run_and_names_that_lead_elsewhere_do_not_exist(
 def test_the_node_is_started_with_what_the_site_says_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text(
         'institution = "north"\nsuperlink = "fl.example.org:9092"\nauthority = "ca.crt"\nkey = "node.key"\n'
-        f'bundle = "{PIN}"\npolicy = "policy.toml"\nhome = "home"\ndata_root = "/data"\n'
+        f'bundle = "{PIN}"\npolicy = "policy.toml"\nsite = "site.toml"\nhome = "home"\ndata_root = "/data"\n'
         'register = "register.json"\nsigning_key = "signing.key"\n'
     )
     arguments = arguments_of(read_node_file(tmp_path / "node.toml"))
@@ -118,7 +118,8 @@ def test_the_node_is_started_with_what_the_site_says_and_nothing_else(tmp_path: 
         *("--host", "127.0.0.1", "--port", "9094", "--isolation", "subprocess"),
         "--node-config",
         f'institution="north" policy="{tmp_path}/policy.toml" register="{tmp_path}/register.json" '
-        f'signing-key="{tmp_path}/signing.key" home="{tmp_path}/home" data-root="/data"',
+        f'signing-key="{tmp_path}/signing.key" site="{tmp_path}/site.toml" '
+        f'home="{tmp_path}/home" data-root="/data"',
     ]
 
 

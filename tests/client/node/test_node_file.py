@@ -31,6 +31,8 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / "signing.key").chmod(0o600)
     register = Register(institutions=keys, server="ab" * 32)
     (tmp_path / "register.json").write_bytes(register.text())
+    (tmp_path / "site.toml").write_text('[tasks.polyp]\npath = "polyp"\n')
+    (tmp_path / "empty.toml").touch()
     facts = {
         "institution": "north",
         "superlink": "fl.example.org:9092",
@@ -40,6 +42,7 @@ def site(tmp_path: Path) -> Path:
         "signing_key": "signing.key",
         "bundle": "ab" * 32,
         "policy": "policy.toml",
+        "site": "site.toml",
         "home": "home",
     }
     (tmp_path / "node.toml").write_text(tomli_w.dumps(facts))
@@ -60,6 +63,8 @@ def test_paths_start_from_the_files_own_folder(site: Path) -> None:
         ('superlink = "https://fl.example.org"', "superlink: string should match pattern"),
         ('serverlink = "x:1"', "unknown key 'serverlink'; docs/deployment.md lists all keys"),
         ('policy = "none.toml"', "no such policy file"),
+        ('site = "none.toml"', "no such site file"),
+        ('site = "empty.toml"', r"site: expected a table \[tasks.NAME\]"),
         ('key = "ca.crt"', "is not a private key"),
         ('authority = "node.key"', "authority: .* is not a certificate"),
         ('data_root = "nowhere"', "data_root: .* does not exist"),

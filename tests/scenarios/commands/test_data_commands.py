@@ -192,9 +192,9 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "expected either DIR or --scenario"),
-        (("set", "--scenario", "quickstart"), "expected either DIR or --scenario"),
-        (("set", "--data-root", "."), "expected --data-root with --scenario only"),
+        ((), "expected one of DIR, --scenario and --site"),
+        (("set", "--scenario", "quickstart"), "expected one of DIR, --scenario and --site"),
+        (("set", "--data-root", "."), "expected --data-root with --scenario or --site only"),
         (("--scenario", "quickstart", "--reader", "nifti"), "expected no reader option"),
         (("--scenario", "none"), "expected a .toml file"),
         (("set", "--reader", "phantom"), "reader 'phantom' needs the key 'phantom'"),

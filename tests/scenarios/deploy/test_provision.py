@@ -16,6 +16,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from packaging.utils import canonicalize_name
 
 from casam_core.config.policy import Policy
+from casam_core.config.site_file import SiteFile, read_site_file
 from casam_core.config.toml import read_policy
 from casam_core.errors import DeploymentError
 from casam_core.protocol.register import read_register, sign_as
@@ -59,8 +60,15 @@ def believed(certificate: Path, authority: Path, name: str) -> bool:
 
 
 def test_a_kit_is_enough_to_start_with(made: Path) -> None:
-    node = read_node_file(made / "institutions" / "north" / "node.toml")
+    kit = made / "institutions" / "north"
+    node = read_node_file(kit / "node.toml")
+    with pytest.raises(DeploymentError, match="casam site init"):
+        check_node(node)
+    template = (kit / "site.toml").read_text()
+    assert read_site_file(kit / "site.toml") == SiteFile(), "every key with its default"
+    (kit / "site.toml").write_text(f'{template}\n[tasks.polyp]\npath = "polyp"\n')
     check_node(node)
+    (kit / "site.toml").write_text(template)
     assert (node.institution, node.superlink) == ("north", "fl.example.org:9092")
     assert node.bundle == bundle_hash((made / "institutions" / "north" / "casam.fab").read_bytes())
     assert node.bundle == bundle_hash(build_bundle())

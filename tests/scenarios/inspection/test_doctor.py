@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.commands import doctor
+from scenarios.inspection import doctor
 
 
 def test_this_environment_passes_what_the_tests_need() -> None:

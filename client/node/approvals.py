@@ -1,0 +1,134 @@
+"""What a site approved, and what waits for its approval: files in the site's home.
+
+`approvals.json` names every scenario that was approved, `approved/` holds their texts, and `pending/` the
+texts that wait for a person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import SiteFile
+from casam_core.errors import PolicyError
+from casam_core.files import write_atomic
+from casam_core.protocol.audit import now
+
+MOST_PENDING = 16
+"""How many scenarios wait at most; a new one replaces the one that waits longest."""
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One approved scenario. tasks: this site's tasks in it. by: a person, or the site file's rules."""
+
+    digest: str
+    name: str
+    tasks: tuple[str, ...]
+    time: str
+    by: Literal["person", "rules"]
+    withdrawn: str = ""
+
+
+def digest_of_text(text: str) -> str:
+    """SHA-256 of a scenario's canonical JSON, in hex: its name in approvals."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_sent(text: str) -> Scenario:
+    """A scenario from its canonical JSON. Raises PolicyError for any other text."""
+    try:
+        table = json.loads(text)
+        # A resolved scenario has no copies; a few bytes of them would become 10,000 institutions.
+        if any("copies" in site for site in table["institutions"]):
+            raise ValueError("copies of institutions")
+        scenario = Scenario.model_validate_json(text)
+    except (ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
+        raise PolicyError(f"expected a resolved scenario, found {type(error).__name__}") from error
+    if scenario.canonical_json() != text:
+        raise PolicyError("expected a resolved scenario, found another form of it")
+    return scenario
+
+
+def approve(
+    scenario: Scenario, institution: str, site: SiteFile, home: Path, by: Literal["person", "rules"]
+) -> Approval:
+    """Write down that the site approves the scenario.
+
+    Raises:
+        PolicyError: it does not name the institution, or a task has its `max_scenarios` already.
+        DataError: the site file does not describe one of its tasks.
+    """
+    if institution not in [spec.name for spec in scenario.institutions]:
+        raise PolicyError(f"{scenario.name}: expected a scenario that names {institution!r}, found none")
+    digest, before = scenario.digest(), approvals_in(home)
+    tasks = tuple(sorted(scenario.institution(institution).data))
+    site.described(tasks)
+    others = [approval for approval in before if approval.digest != digest]
+    for task in tasks:
+        used = sum(task in approval.tasks for approval in others)
+        if used >= site.max_scenarios:
+            raise PolicyError(
+                f"task {task!r}: expected at most {site.max_scenarios} different scenarios (max_scenarios), "
+                f"found {used} approved before; every further question tells more about the same images"
+            )
+    given = Approval(digest, scenario.name, tasks, now(), by)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (home / "approved").mkdir(mode=0o700, exist_ok=True)
+    write_atomic(home / "approved" / f"{digest}.json", scenario.canonical_json().encode())
+    write_approvals([*others, given], home)
+    (home / "pending" / f"{digest}.json").unlink(missing_ok=True)
+    return given
+
+
+def withdraw(digest: str, home: Path) -> None:
+    """Take an approval back; it still counts for `max_scenarios`. Raises PolicyError if there is none."""
+    before = approvals_in(home)
+    if digest not in [approval.digest for approval in before]:
+        raise PolicyError(f"expected an approved scenario, found none with digest {digest}")
+    write_approvals(
+        [replace(item, withdrawn=now()) if item.digest == digest else item for item in before], home
+    )
+
+
+def approvals_in(home: Path) -> list[Approval]:
+    """All approvals, oldest first. Raises PolicyError for a damaged file."""
+    path = home / "approvals.json"
+    if not path.exists():
+        return []
+    try:
+        lines = json.loads(path.read_text())
+        return [Approval(**{**line, "tasks": tuple(line["tasks"])}) for line in lines]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PolicyError(f"{path}: expected a list of approvals; restore it from a backup") from error
+
+
+def write_approvals(approvals: Sequence[Approval], home: Path) -> None:
+    """Write approvals.json, readable by its owner only."""
+    text = json.dumps([asdict(approval) for approval in approvals], indent=2) + "\n"
+    write_atomic(home / "approvals.json", text.encode())
+
+
+def keep_pending(digest: str, text: str, home: Path) -> bool:
+    """Keep a scenario for a person to read. Returns False if it waits already."""
+    folder = home / "pending"
+    if (folder / f"{digest}.json").exists():
+        return False
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for old in pending_in(home)[: 1 - MOST_PENDING]:
+        old.unlink(missing_ok=True)
+    write_atomic(folder / f"{digest}.json", text.encode())
+    return True
+
+
+def pending_in(home: Path) -> list[Path]:
+    """The scenarios that wait, the oldest first."""
+    return sorted((home / "pending").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))

@@ -1,0 +1,413 @@
+"""`casam site review`: what a scenario asks of one site, in plain words, for the person who decides.
+
+Everything on the page follows from the scenario, the site's policy and site file, and the declarations of the
+messages (casam_core/protocol/messages.py), which are also the guard's list: a field that is not declared
+there cannot leave.
+
+In a clone, `python -m scenarios.inspection.site_review` makes docs/site-review.md again.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from casam_core.config.library import resolve_scenario
+from casam_core.config.policy import LearnedPolicy, Policy
+from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import SiteFile, read_site_file, simulated_task
+from casam_core.config.toml import read_policy
+from casam_core.model.backbones import load_backbone
+from casam_core.model.compute import resolve_compute
+from casam_core.privacy.accounting import epsilon_of
+from casam_core.protocol.limits import Allowed, GroupSpec, Range
+from casam_core.protocol.messages import (
+    REPLIES,
+    AlignReply,
+    CalibrateReply,
+    EvaluateReply,
+    ForgetReply,
+    IdentifyReply,
+    RouterReply,
+    Sender,
+)
+from casam_core.protocol.outcomes import RefusalError
+from casam_core.protocol.payload import Job
+from casam_core.protocol.schema import Flag, Message
+from client.data.open import open_dataset
+from client.data.splits import kept_key, simulated_key
+from client.data.task_data import TaskData, divide
+from client.dp.plan import evaluations, learning_noise, noisy_router, one_task
+from client.node.approvals import approvals_in, pending_in, read_sent
+from client.node.node_file import read_node_file
+
+MOST_CHANGES = 40
+"""Lines of the comparison with the last approved scenario."""
+
+NAMES: dict[type[Message], str] = {
+    IdentifyReply: "who is here",
+    AlignReply: "trained layer",
+    RouterReply: "router",
+    CalibrateReply: "threshold scores",
+    EvaluateReply: "test scores",
+    ForgetReply: "receipt of a deletion",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One site, as its node file describes it."""
+
+    institution: str
+    site: SiteFile
+    policy: Policy
+    home: Path
+    data_root: Path | None
+
+    def overview(self) -> Iterator[str]:
+        """The scenarios that wait and those that were approved, one line each."""
+        for path in pending_in(self.home):
+            yield f"waits     {path.stem[:12]}"
+        for given in approvals_in(self.home):
+            state = "withdrawn" if given.withdrawn else "approved "
+            yield f"{state} {given.digest[:12]}  {given.time}  by {given.by}: {given.name}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table: its headings and its lines."""
+
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+Block = str | Rows | list[str]
+"""A paragraph, a table, or a list."""
+
+Page = list[tuple[str, list[Block]]]
+"""(heading, blocks) of every section."""
+
+
+def site_at(node: Path) -> Place:
+    """The site of a node file. Raises DeploymentError, PolicyError or DataError."""
+    file = read_node_file(node)
+    return Place(
+        file.institution, read_site_file(file.site), read_policy(file.policy), file.home, file.data_root
+    )
+
+
+def page_of(place: Place, scenario: Scenario) -> Page:
+    """The page about one scenario.
+
+    Raises DataError: the site file does not describe a task, or its images cannot be read.
+    """
+    name = place.institution
+    asked = scenario.institution(name).data if name in [s.name for s in scenario.institutions] else {}
+    sender = sender_of(place, scenario, list(asked))
+    return [
+        (f"What {name} is asked by `{plain(scenario.name)}`", about(place, scenario, sender)),
+        ("What can leave, and who sees it", releases(place, scenario, sender)),
+        ("What it costs in privacy", cost(place, scenario)),
+        ("What changed since the last approval", changes(place, scenario)),
+        ("What never leaves", [never(place)]),
+    ]
+
+
+def sender_of(place: Place, scenario: Scenario, tasks: Sequence[str]) -> Sender:
+    """The site as the limits of messages need it; its images are counted, not read."""
+    holdings = {}
+    for task, spec in place.site.described(tasks).items():
+        dataset = open_dataset(spec, data_root=place.data_root, seed=spec.seed, institution=place.institution)
+        split = divide(
+            dataset.samples, spec, kept_key(place.home), f"{place.institution}/{task}", place.policy
+        )
+        holdings[task] = TaskData(dataset, split, None).holding  # type: ignore[arg-type]  # nothing is encoded
+    backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
+    job = Job(place.institution, 1, next(iter(tasks), scenario.stream[0]))
+    return Sender(scenario, holdings, place.policy, backbone.geometry.channels, backbone, job)
+
+
+def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
+    """What is asked, by whom it is seen, and whether it was approved."""
+    digest = scenario.digest()
+    given = next((item for item in approvals_in(place.home) if item.digest == digest), None)
+    state = "not approved" if given is None else f"approved on {given.time}"
+    if given is not None and given.withdrawn:
+        state = f"approval withdrawn on {given.withdrawn}"
+    tasks = [
+        f"{task}: {held.train} images for training, {held.val} for validation, {held.test} for testing"
+        for task, held in sender.holdings.items()
+    ]
+    others = [spec.name for spec in scenario.institutions if spec.name != place.institution]
+    return [
+        f"Digest {digest}, {state}. The author's own words about it: {plain(scenario.description) or 'none'}",
+        f"Method {plain(scenario.method)}; {len(scenario.stream)} tasks in this order: "
+        f"{', '.join(scenario.stream)}. Each task is trained in {scenario.training.rounds} rounds of at most "
+        f"{scenario.training.epochs} passes over the images.",
+        f"{len(others)} other institutions: {', '.join(others[:20])}{', ...' if others[20:] else ''}.",
+        "This site's part, by its own site file:",
+        tasks or ["no task"],
+    ]
+
+
+def releases(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
+    """One line for every kind of message, with its fields, its size and its receivers."""
+    lines = []
+    for reply in REPLIES.values():
+        state, times = permitted(reply, place.policy, scenario, sender)
+        if not times:
+            lines.append([NAMES[reply], state, "0", "0", "nobody"])
+            continue
+        bits = max(bits_of(reply, one) for one in each_task(sender)) if reply is not IdentifyReply else 0
+        lines.append(
+            [
+                f"{NAMES[reply]}: {', '.join(field.replace('_', ' ') for field in reply.parts())}",
+                state,
+                str(times),
+                f"{bits:,}" if bits else "the site's own facts",
+                reply.receivers,
+            ]
+        )
+    return [
+        "One line for each kind of answer; an answer holds these fields and nothing else. Bits are the most "
+        "that one answer can hold within the form that the guard checks.",
+        Rows(("answer and its fields", "your policy", "times", "bits each", "who sees it"), lines),
+    ]
+
+
+def permitted(reply: type[Message], policy: Policy, scenario: Scenario, sender: Sender) -> tuple[str, int]:
+    """What the policy says about a kind of answer, and how often at most it leaves in this scenario."""
+    tasks = sum(task in scenario.stream for task in sender.holdings)
+    times = {
+        IdentifyReply: len(scenario.stream) + 1,
+        AlignReply: tasks * scenario.training.rounds,
+        RouterReply: tasks,
+        CalibrateReply: sum(task in scenario.stream for task in sender.holdings if shared(scenario, task)),
+        EvaluateReply: evaluations(scenario, policy),
+        ForgetReply: sum(site.policy.on_leave == "unlearn" for site in scenario.institutions),
+    }[reply]
+    if reply is EvaluateReply:
+        return f"metrics = {policy.metrics}", 0 if policy.metrics == "never" else times
+    learned = {AlignReply: policy.adapter, RouterReply: policy.router, CalibrateReply: policy.router}.get(
+        reply
+    )
+    if learned is None:
+        return "always, to take part" if reply is IdentifyReply else "on_leave", times
+    return in_words(learned, policy), 0 if learned.share == "never" else times
+
+
+def shared(scenario: Scenario, task: str) -> bool:
+    """Whether several institutions hold the task."""
+    return len(scenario.holders(task)) > 1
+
+
+def in_words(learned: LearnedPolicy, policy: Policy) -> str:
+    """`yes, with noise, only in sums of 3 or more institutions`"""
+    if learned.share == "never":
+        return "never"
+    noise = ", with noise" if learned.noise == "dp" else ", without noise"
+    sums = (
+        f", only in sums of {policy.minimum_cohort} or more institutions"
+        if learned.aggregation == "secagg"
+        else ""
+    )
+    return f"yes{noise}{sums}"
+
+
+def each_task(sender: Sender) -> Iterator[Sender]:
+    """The sender with each of its tasks."""
+    for task in sender.holdings:
+        job = Job(sender.job.institution, 1, task)
+        yield Sender(sender.scenario, sender.holdings, sender.policy, sender.channels, sender.backbone, job)
+
+
+def bits_of(reply: type[Message], sender: Sender) -> int:
+    """The most bits that one answer of this kind can hold in its arrays, numbers and flags."""
+    allowed: Allowed = reply.allowed(sender)
+    # A single holder sends the finished router; only several send their statistics without each fold.
+    folds = shared(sender.scenario, sender.job.task)
+    arrays = sum(
+        max((bits_of_group(form) for form in forms), default=0)
+        for name, forms in allowed.groups.items()
+        if folds or not name.startswith("fold-")
+    )
+    numbers = sum(bits_of_number(range_) for group in allowed.numbers.values() for range_ in group.values())
+    flags = sum(isinstance(part, Flag) for part, _ in reply.parts().values())
+    return arrays + numbers + flags
+
+
+def bits_of_group(form: GroupSpec) -> int:
+    """Bits of all arrays of a group."""
+    return sum(math.prod(spec.shape) * spec.dtype().itemsize * 8 for spec in form.arrays.values())
+
+
+def bits_of_number(range_: Range) -> int:
+    """Bits of one number: of its range for a count, 64 for another number."""
+    return math.ceil(math.log2(range_.most - range_.least + 1)) if range_.whole else 64
+
+
+def cost(place: Place, scenario: Scenario) -> list[Block]:
+    """What the policy's budget allows, and what this scenario plans to spend of it."""
+    policy, budget = place.policy, place.policy.budget
+    unit = "patient or slide (group)" if budget.unit == "group" else "image"
+    told: list[str] = []
+    for what, learned in (("layers", policy.adapter), ("routers and thresholds", policy.router)):
+        if learned.share == "yes" and learned.noise == "none":
+            told.append(f"{what}: no noise, so no epsilon limits what they say about one {unit}")
+    if policy.metrics == "exact":
+        told.append(f"test scores: exact, so no epsilon limits what they say about one {unit}")
+    if policy.private:
+        told.append(
+            f"training images: epsilon at most {budget.epsilon:g} at delta {budget.delta:g} for each {unit}, "
+            f"in all scenarios together; this one plans {planned(scenario, policy)} per task"
+        )
+    if policy.metrics == "noisy":
+        told.append(
+            f"test images: epsilon at most {budget.epsilon_metrics:g} at delta {budget.delta:g} for each "
+            f"{unit}, in all scenarios together"
+        )
+    return [told or ["nothing that was computed from images leaves"]]
+
+
+def planned(scenario: Scenario, policy: Policy) -> str:
+    """The epsilon of one task's rounds and router, or why there is none."""
+    try:
+        noise = learning_noise(scenario, policy)
+    except RefusalError as refusal:
+        return f"nothing, because it is refused ({refusal.outcome})"
+    rounds = scenario.training.rounds if policy.adapter.noise == "dp" and policy.adapter.share == "yes" else 0
+    mechanisms = one_task(scenario.privacy, rounds, noisy_router(scenario, policy), noise)
+    return f"epsilon {epsilon_of(mechanisms, float(policy.budget.delta or 0)):.2f}"
+
+
+def changes(place: Place, scenario: Scenario) -> list[Block]:
+    """How the scenario differs from the one that was approved last."""
+    before = [item for item in approvals_in(place.home) if item.digest != scenario.digest()]
+    if not before:
+        return ["No other scenario was approved here."]
+    last = before[-1]
+    text = (place.home / "approved" / f"{last.digest}.json").read_text(encoding="utf-8")
+    old, new = (
+        dict(leaves(json.loads(scenario.canonical_json()))) for scenario in (read_sent(text), scenario)
+    )
+    lines = [
+        f"{plain(key)}: {shown(old.get(key))} -> {shown(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    more = [f"... and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
+    return [
+        f"Compared with `{plain(last.name)}` {last.digest[:12]}, approved on {last.time}:",
+        [*lines[:MOST_CHANGES], *more],
+    ]
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(key with dots, value) of everything in a JSON value; institutions go by their names."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}.{inner.get('name', number)}")
+    else:
+        yield path, value
+
+
+def shown(value: Any) -> str:
+    """A value for people; absent ones are said to be so."""
+    return "not there" if value is None else plain(json.dumps(value))[:200]
+
+
+def never(place: Place) -> str:
+    """What stays, whatever the scenario says."""
+    kept = [
+        what
+        for what, stays in (
+            ("layers", place.policy.adapter.share == "never"),
+            ("routers and thresholds", place.policy.router.share == "never"),
+            ("test scores", place.policy.metrics == "never"),
+        )
+        if stays
+    ]
+    own = f" By this site's policy also: {', '.join(kept)}." if kept else ""
+    return (
+        "Everything that is not a field in the table above: images, masks, embeddings, names of files and "
+        f"patients, scores of single images, error texts.{own}"
+    )
+
+
+def plain(text: str) -> str:
+    """A text that others wrote, on one line and without control characters or markup."""
+    return re.sub(r"[^\w .,:;()\[\]{}/+*=%\"'>-]", " ", " ".join(text.split()), flags=re.ASCII)
+
+
+def as_markdown(page: Page) -> str:
+    """The page as Markdown."""
+    lines: list[str] = []
+    for number, (heading, blocks) in enumerate(page):
+        lines += [f"{'#' if number == 0 else '##'} {heading}", ""]
+        for block in blocks:
+            if isinstance(block, str):
+                lines += [block, ""]
+            elif isinstance(block, list):
+                lines += [*(f"- {item}" for item in block), ""]
+            else:
+                lines.append(f"| {' | '.join(block.headings)} |")
+                lines.append(f"|{' --- |' * len(block.headings)}")
+                lines += [f"| {' | '.join(line)} |" for line in block.lines]
+                lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def example() -> str:
+    """docs/site-review.md: the page of one institution of a library scenario, as its officer would see it."""
+    scenario = resolve_scenario("mixed-policy")
+    site = scenario.institution("heart-centre")
+    tasks = {task: simulated_task(spec, scenario.seed) for task, spec in site.data.items()}
+    with tempfile.TemporaryDirectory() as home:
+        (Path(home) / "split.key").write_bytes(simulated_key(scenario.seed, site.name))
+        place = Place(site.name, SiteFile(tasks=tasks), site.policy, Path(home), None)
+        return EXAMPLE_HEAD + as_markdown(page_of(place, scenario))
+
+
+EXAMPLE_HEAD = """<!-- Made by: python -m scenarios.inspection.site_review -->
+
+"""
+
+
+def as_html(page: Page) -> str:
+    """The page as one HTML file without links or scripts."""
+    parts = []
+    for number, (heading, blocks) in enumerate(page):
+        level = "h1" if number == 0 else "h2"
+        parts.append(f"<{level}>{html.escape(heading)}</{level}>")
+        for block in blocks:
+            if isinstance(block, str):
+                parts.append(f"<p>{html.escape(block)}</p>")
+            elif isinstance(block, list):
+                parts.append(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in block)}</ul>")
+            else:
+                rows = [("th", block.headings), *(("td", line) for line in block.lines)]
+                cells = (
+                    f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)}</tr>"
+                    for tag, line in rows
+                )
+                parts.append(f"<table>{''.join(cells)}</table>")
+    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{border:1px solid;padding:.3em}"
+    title = html.escape(page[0][0])
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{style}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+if __name__ == "__main__":
+    Path("docs/site-review.md").write_text(example())

@@ -1,0 +1,276 @@
+"""A site approves questions: until a person said yes, one word leaves, whatever the server sends.
+
+The server here lies: it sends other patterns, paths, limits and seeds, regular expressions that never end,
+and ten thousand copies. All that it sees is the reply.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from PIL import Image
+
+from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import ApprovalRules, SiteFile, TaskDescription, read_site_file
+from casam_core.errors import DataError, PolicyError
+from casam_core.protocol.fingerprint import code_fingerprint
+from casam_core.protocol.messages import IdentifyRequest
+from casam_core.protocol.outcomes import RefusalError
+from casam_core.protocol.payload import Payload
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
+from casam_core.protocol.signing import new_signing_key, public_hex
+from casam_core.protocol.wire import from_records, to_records
+from client import client_app
+from client.node.approvals import MOST_PENDING, approvals_in, approve, pending_in, withdraw
+from client.release.approval import LARGEST_TEXT, require_approval
+from scenarios.engines.inprocess import InProcessGrid
+from tests.conftest import tiny_table
+
+SECRETS = [f"mueller-anna-{year}_{n}" for year in range(1931, 1941) for n in range(4)]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A real site `north`: 40 images of ten patients whose names nobody else may learn."""
+    for part in ("images", "masks"):
+        (tmp_path / "data" / "polyp" / part).mkdir(parents=True)
+    for number, name in enumerate(SECRETS):
+        pixels = np.full((64, 64), number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "polyp" / "images" / f"{name}.png")
+        Image.fromarray(pixels * 0 + np.eye(64, dtype=np.uint8)).save(
+            tmp_path / "data" / "polyp" / "masks" / f"{name}.png"
+        )
+    (tmp_path / "policy.toml").write_text(
+        'metrics = "never"\nadapter.share = "never"\nrouter.share = "never"\n'
+    )
+    describe(tmp_path)
+    keys = Keys(signing=public_hex(new_signing_key(tmp_path / "home" / SIGNING_KEY)))
+    register = Register(institutions={"north": keys}, server="ab" * 32)
+    (tmp_path / "home" / REGISTER).write_bytes(register.text())
+    return tmp_path
+
+
+def describe(place: Path, more: str = "", **task: Any) -> None:
+    """Write the site's own description."""
+    spec = {"path": "polyp", "group_pattern": r"-(\d{4})_"} | task
+    lines = [more, "[tasks.polyp]", *(f"{key} = {json.dumps(value)}" for key, value in spec.items())]
+    (place / "site.toml").write_text("\n".join(lines))
+
+
+def question(seed: int = 0, **data: Any) -> Scenario:
+    """A scenario with one task at north. data: the table that a server sends about it."""
+    table = tiny_table(
+        stream=["polyp"],
+        seed=seed,
+        institutions=[{"name": "north", "data": {"polyp": data or {"path": "polyp"}}}],
+    )
+    return Scenario.model_validate(table)
+
+
+def asked(place: Path, text: str) -> dict[str, Any]:
+    """Everything that leaves the node of `place` after an identify request with this scenario."""
+    request = IdentifyRequest.telling(text, "run", code_fingerprint())
+    node = {
+        "institution": "north",
+        "data-root": str(place / "data"),
+        "home": str(place / "home"),
+        "policy": str(place / "policy.toml"),
+        "site": str(place / "site.toml"),
+    }
+    context = Context(1, 1, node, RecordDict(), {})
+    InProcessGrid(1, {})  # Message() asks Flower who is sending
+    message = Message(to_records(request.to_payload()), dst_node_id=1, message_type="query.identify")
+    message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+    left: Payload = from_records(client_app.app(message, context).content)
+    assert not left.arrays
+    assert not left.metrics
+    left.config.pop("signatures", None)  # over a number that differs at every request
+    return dict(left.config)
+
+
+def say_yes(place: Path, scenario: Scenario) -> None:
+    approve(scenario, "north", read_site_file(place / "site.toml"), place / "home", "person")
+
+
+WORD = {"outcome": "waiting-for-approval"}
+
+
+def test_one_word_leaves_before_the_approval_and_the_holdings_after_it(place: Path) -> None:
+    scenario = question()
+    text = scenario.canonical_json()
+    assert asked(place, text) == WORD
+    say_yes(place, scenario)
+    left = asked(place, text)
+    assert left["outcome"] == "ok"
+    assert json.loads(left["institutions"])["north"]["polyp"].keys() == {"train", "val", "test"}
+    withdraw(scenario.digest(), place / "home")
+    assert asked(place, text) == WORD
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"path": "polyp"},
+        {"path": "nothing-here"},
+        {"path": "../../../etc"},
+        {"path": "polyp", "group_pattern": "(mueller)"},
+        {"path": "polyp", "group_pattern": "(schmidt)"},
+        {"path": "polyp", "group_pattern": "(.*"},
+        {"path": "polyp", "limit": {"test": 1}},
+        {"reader": "phantom", "phantom": "polyp", "images": 1_000_000_000},
+    ],
+)
+def test_no_table_of_a_server_is_an_oracle_about_the_sites_files(place: Path, data: dict[str, Any]) -> None:
+    """Names could be spelled letter by letter: `ok` where a pattern found a group in every name."""
+    scenario = question(**data)
+    assert asked(place, scenario.canonical_json()) == WORD
+    say_yes(place, scenario)  # and the person's yes changes the question, not the description
+    own = question()
+    say_yes(place, own)
+    left, honest = asked(place, scenario.canonical_json()), asked(place, own.canonical_json())
+    assert left == honest
+
+
+def test_neither_seed_nor_limit_of_a_server_moves_an_image(place: Path) -> None:
+    """With the seed varied over runs an image was in train, val and test; `limit.test = 1` gave one image."""
+    replies = []
+    for seed in range(4):
+        scenario = question(
+            seed, path="polyp", limit={"test": 1, "train": 3}, split={"val": 0.4, "test": 0.5}
+        )
+        say_yes(place, scenario)
+        replies.append(asked(place, scenario.canonical_json())["institutions"])
+    assert len(set(replies)) == 1
+    (holding,) = (json.loads(text)["north"]["polyp"] for text in set(replies))
+    assert sum(holding.values()) == len(SECRETS)
+    assert holding["test"] > 1
+
+
+def test_an_unapproved_text_is_not_parsed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A regular expression, ten thousand copies or a nest of lists: nothing of it costs the site a second."""
+
+    def parsed(*_: object, **__: object) -> Scenario:
+        raise AssertionError("an unapproved scenario was parsed")
+
+    monkeypatch.setattr(Scenario, "model_validate_json", parsed)
+    table = json.loads(question(path="polyp", group_pattern="(a+)+$" * 50).canonical_json())
+    table["institutions"][0]["copies"] = 10_000
+    began = time.monotonic()
+    for text in (
+        json.dumps(table),
+        "[" * 100_000,
+        "no json",
+        json.dumps(table) + " " * LARGEST_TEXT,
+    ):
+        assert asked(place, text) == WORD
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("mode", ["policy", "any"])
+def test_rules_let_no_copies_and_no_other_spelling_in(place: Path, mode: str) -> None:
+    describe(place, f'approve = "{mode}"')
+    table = json.loads(question().canonical_json())
+    assert asked(place, json.dumps(table)) == WORD, "spaces: not the canonical text"
+    table["institutions"][0]["copies"] = 10_000
+    began = time.monotonic()
+    assert asked(place, json.dumps(table, sort_keys=True, separators=(",", ":"))) == WORD
+    assert time.monotonic() - began < 2
+    assert asked(place, question().canonical_json())["outcome"] == "ok"
+
+
+def test_rules_decide_without_a_person(place: Path) -> None:
+    describe(place, 'approve = "policy"\nrules.max_epochs = 3')
+    assert asked(place, question().canonical_json())["outcome"] == "ok"
+    long = tiny_table(
+        stream=["polyp"], training={"epochs": 4}, institutions=[{"name": "north", "data": {"polyp": {}}}]
+    )
+    assert asked(place, Scenario.model_validate(long).canonical_json()) == WORD
+    (given,) = approvals_in(place / "home")
+    assert (given.by, given.tasks) == ("rules", ("polyp",))
+
+
+@pytest.mark.parametrize("mode", ["ask", "policy", "any"])
+def test_a_task_answers_a_limited_number_of_scenarios(place: Path, mode: str) -> None:
+    describe(place, f'approve = "{mode}"\nmax_scenarios = 2')
+    for seed in range(2):
+        if mode == "ask":
+            say_yes(place, question(seed))
+        assert asked(place, question(seed).canonical_json())["outcome"] == "ok"
+    if mode == "ask":
+        with pytest.raises(PolicyError, match=r"at most 2 different scenarios \(max_scenarios\)"):
+            say_yes(place, question(2))
+    assert asked(place, question(2).canonical_json()) == WORD
+    assert asked(place, question(1).canonical_json())["outcome"] == "ok"
+    withdraw(question(1).digest(), place / "home")
+    assert asked(place, question(2).canonical_json()) == WORD, "a withdrawn one still counts"
+    assert asked(place, question(1).canonical_json()) == WORD
+
+
+def test_every_fault_of_the_data_is_one_word(place: Path) -> None:
+    scenario = question()
+    say_yes(place, scenario)
+    for task in (
+        {"path": "nothing-here"},
+        {"group_pattern": "(schmidt)"},
+        {"group_pattern": "(.*"},
+        {"split": {"val": 2}},
+    ):
+        describe(place, **task)
+        left = asked(place, scenario.canonical_json())
+        assert left.pop("incident")
+        assert left == {"outcome": "bad-data"}
+    (place / "site.toml").unlink()
+    assert asked(place, scenario.canonical_json())["outcome"] == "bad-data"
+
+
+def test_a_site_that_does_not_describe_a_task_does_not_approve_it(place: Path) -> None:
+    table = tiny_table(stream=["knee"], institutions=[{"name": "north", "data": {"knee": {}}}])
+    with pytest.raises(DataError, match=r"expected \[tasks.knee\]"):
+        say_yes(place, Scenario.model_validate(table))
+    with pytest.raises(PolicyError, match="names 'north', found none"):
+        say_yes(
+            place,
+            Scenario.model_validate(
+                tiny_table(stream=["knee"], institutions=[{"name": "east", "data": {"knee": {}}}])
+            ),
+        )
+
+
+def test_what_waits_is_kept_within_bounds(tmp_path: Path) -> None:
+    for number in range(MOST_PENDING + 5):
+        with pytest.raises(RefusalError):
+            require_approval(f"text {number}", "north", tmp_path, SiteFile)
+    kept = [path.read_text() for path in pending_in(tmp_path)]
+    assert len(kept) == MOST_PENDING
+    assert kept[-1] == f"text {MOST_PENDING + 4}"
+
+
+def test_rules_name_what_they_refuse() -> None:
+    rules = ApprovalRules(methods=["casam"], max_rounds=1, max_stages=1, max_institutions=1)
+    assert rules.faults(question()) == []
+    many = Scenario.model_validate(tiny_table(method="ewc", training={"rounds": 2}))
+    assert rules.faults(many) == [
+        "rules.max_stages is 1, found 2",
+        "rules.max_rounds is 1, found 2",
+        "rules.max_institutions is 1, found 3",
+        "rules.methods is casam, found ewc",
+    ]
+
+
+def test_a_damaged_list_of_approvals_is_no_approval(place: Path) -> None:
+    scenario = question()
+    say_yes(place, scenario)
+    (place / "home" / "approvals.json").write_text("[{]")
+    assert asked(place, scenario.canonical_json())["outcome"] == "bad-policy"
+
+
+def test_a_description_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected the key 'path'"):
+        TaskDescription()
