@@ -3,7 +3,8 @@
 All images are synthetic (casam_bench/privacy/synthetic_site.py). The product's own training and routers make
 the attacked layers and states. The layer's first row is the positive control: a site that over-trains without
 any protection. If attacks find nothing there, the other figures mean nothing, so the benchmark fails. It also
-fails if an attack refutes an epsilon. `--images` has no effect, because these images cost nothing.
+fails if an attack refutes an epsilon, or if an audit does not find a mechanism that is broken on purpose.
+`--images` has no effect, because these images cost nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from casam_bench.bench import Figures, Surroundings
-from casam_bench.privacy import attack_layers, attack_routers
+from casam_bench.privacy import attack_canaries, attack_layers, attack_routers
 from casam_bench.privacy.attack_rows import Claims, Size, claimed
 from casam_core.errors import RunError
 
@@ -31,7 +32,7 @@ def measure(around: Surroundings, size: Size) -> Figures:
     figures |= attack_routers.measure(around, replace(size, sites=1, small=size.members), claims)
     figures |= attack_routers.measure(around, size, claims)
     check(figures, claims)
-    return figures
+    return figures | attack_canaries.measure(around, size)
 
 
 def check(figures: Figures, claims: Claims) -> None:

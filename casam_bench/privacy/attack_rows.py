@@ -21,7 +21,9 @@ PARTS = 3
 @dataclass(frozen=True)
 class Size:
     """members, others: images of the one large site. shadows: number of layers. sites, small: for routers,
-    number of sites and members of each; a site has twice as many others. router_shadows: per site."""
+    number of sites and members of each; a site has twice as many others. router_shadows: per site. canaries,
+    lone_canaries: of an audit of mechanisms, together and one a site. broken: the epsilons at which broken
+    mechanisms are audited; with so many canaries, 8 is too large to be exceeded."""
 
     members: int = 1000
     others: int = 2000
@@ -29,6 +31,9 @@ class Size:
     sites: int = 50
     small: int = 20
     router_shadows: int = 9
+    canaries: int = 100_000
+    lone_canaries: int = 10_000
+    broken: tuple[float, ...] = (3.0, 1.0)
 
 
 @dataclass(frozen=True)

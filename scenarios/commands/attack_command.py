@@ -1,11 +1,12 @@
-"""`casam attack`: what a finished run reveals about its training images."""
+"""`casam attack`: what a finished run reveals about its training images, and whether its epsilons hold."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +14,21 @@ from casam_core.errors import RunError
 from casam_core.files import write_atomic
 from scenarios.commands.terminal import console
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from casam_bench.membership.audit_claims import Claimed
+    from casam_bench.membership.audit_lines import Audits
+
 
 def attack(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_SCENARIO",
+            help="Folder of a finished run; or a scenario, whose planned releases are audited.",
+        ),
+    ],
     json_: Annotated[
         Path | None,
         typer.Option("--json", help="Write {institution: {task: {attack: {figure: value}}}} to this file."),
@@ -37,14 +50,20 @@ def attack(
             "likelihood-ratio attack on the layer.",
         ),
     ] = 4,
+    canaries: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Synthetic canaries of the audit of private releases, 1000 or more. 0: no audit."
+        ),
+    ] = 10_000,
 ) -> None:
     """Measure how well an attacker can tell an institution's training images from its other images.
 
     For example: casam attack RUN --shadows 0
 
     Members are its training images; non-members are its validation and test images. The figures depend on
-    these images, so the institution decides about their publication. Exits with 1 if the attack refutes a
-    claimed epsilon.
+    these images, so the institution decides about their publication. Then every private release is audited:
+    worst-case canaries give a lower bound of its epsilon. Exits with 1 if a claimed epsilon does not hold.
     """
     from casam_bench.membership.attack_run import (
         AttackError,
@@ -54,15 +73,24 @@ def attack(
         refusals,
         table_of,
     )
+    from casam_bench.membership.audit_claims import FEWEST, claims_of_ledger, refuted
+    from casam_bench.membership.audit_lines import write_audits
     from scenarios.engines.live import LineWriter, live_view
+    from scenarios.report.reading import PRIVACY_AUDIT
 
     if shadows % 2:
         raise AttackError(f"--shadows: expected an even number, found {shadows}")
+    if 0 < canaries < FEWEST:
+        raise AttackError(f"--canaries: expected 0, or at least {FEWEST}; found {canaries}")
     if json_ is not None and not json_.parent.is_dir():
         raise AttackError(f"--json: expected the folder {json_.parent} to exist; create it first")
 
     screen = console()
-    opened = open_run(run.expanduser().resolve(), data_root)
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        audit_scenario(screen, run, canaries)
+        return
+    opened = open_run(folder.resolve(), data_root)
     with live_view(screen) as show, contextlib.redirect_stdout(LineWriter(show)):
         report = attack_run(opened, institution or [], shadows)
     screen.print(table_of(report))
@@ -70,5 +98,38 @@ def attack(
         screen.print(f"not attacked: {line}", highlight=False, soft_wrap=True)
     if json_ is not None:
         write_atomic(json_, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
-    if broken := broken_claims(report):
+    claims = {name: claims_of_ledger(opened.sites[name]) for name in report}
+    audits = audit(screen, claims, canaries, opened.scenario.seed)
+    if audits:
+        write_audits(opened.folder / PRIVACY_AUDIT, audits)
+    refuse(broken_claims(report) + refuted(audits))
+
+
+def audit_scenario(screen: Console, name: str, canaries: int) -> None:
+    """Audit the releases that the policies of a scenario plan."""
+    from casam_bench.membership.audit_claims import claims_of_policy, refuted
+    from casam_core.config.library import resolve_scenario
+
+    scenario = resolve_scenario(name)
+    claims = {site.name: list(claims_of_policy(scenario, site.policy)) for site in scenario.institutions}
+    refuse(refuted(audit(screen, claims, canaries, scenario.seed)))
+
+
+def audit(screen: Console, claims: Mapping[str, Sequence[Claimed]], canaries: int, seed: int) -> Audits:
+    """Audit the claims and print the lines; nothing without canaries or without a claim."""
+    from casam_bench.membership.audit_claims import audit_claims, table_of_audits
+
+    if not canaries:
+        return {}
+    audits = audit_claims(claims, canaries, seed)
+    if audits:
+        screen.print(table_of_audits(audits))
+    else:
+        screen.print("not audited: no institution made a release with noise", highlight=False)
+    return audits
+
+
+def refuse(broken: Sequence[str]) -> None:
+    """Raise RunError if a claim is broken."""
+    if broken:
         raise RunError(f"a claimed epsilon does not hold. {'; '.join(broken)}")

@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casam_core.errors import CasamError, RunError
 from casam_core.protocol.audit import Release, broken, read_log
 from server.run.summary_schema import FILE, Summary, read_json, read_summary
+
+if TYPE_CHECKING:
+    from casam_bench.membership.audit_lines import Audits
+
+PRIVACY_AUDIT = "privacy_audit.json"
+"""In a run folder: what `casam attack` proved about the claims of private releases."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Run:
 
     label: its name on this page. scenario: the resolved scenario without file paths of a machine. started:
     seconds since 1970. arrivals: the releases in the server's audit log. audit_fault: what is wrong with
-    that log, if anything.
+    that log, if anything. audits: lower bounds of epsilon; empty if `casam attack` did not measure them.
     """
 
     label: str
@@ -40,6 +46,7 @@ class Run:
     events: tuple[Event, ...]
     arrivals: tuple[Release, ...]
     audit_fault: str | None
+    audits: Audits
 
     @property
     def institutions(self) -> list[str]:
@@ -69,7 +76,18 @@ def read_run(folder: Path, label: str) -> Run:
     scenario.get("backbone", {}).pop("checkpoint", None)
     started, events = read_events(folder / "events.jsonl")
     arrivals, fault = read_audit(folder / "audit.jsonl")
-    return Run(label, summary, scenario, started, events, arrivals, fault)
+    return Run(label, summary, scenario, started, events, arrivals, fault, audits_in(folder))
+
+
+def audits_in(folder: Path) -> Audits:
+    """The lines of the privacy audit; empty without one. Raises RunError if they cannot be read."""
+    path = folder / PRIVACY_AUDIT
+    if not path.is_file():
+        return {}
+    # casam_bench imports torch, which few pages need.
+    from casam_bench.membership.audit_lines import read_audits
+
+    return read_audits(path)
 
 
 def frozen_iou(summary: Summary) -> float | None:

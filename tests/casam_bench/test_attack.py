@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from casam_bench.bench import Surroundings
+from casam_bench.membership.audit_lines import Line
 from casam_bench.membership.layer_fit import losses_of
 from casam_bench.membership.statistics import auc
-from casam_bench.privacy import attack_layers, attack_routers
+from casam_bench.privacy import attack_canaries, attack_layers, attack_routers
 from casam_bench.privacy.attack import check
 from casam_bench.privacy.attack_layers import CONTROL, train
 from casam_bench.privacy.attack_rows import Claim, Claims, Size, delta_of, verdict
@@ -72,6 +73,23 @@ def test_the_benchmark_fails_without_its_control_and_on_a_refuted_epsilon() -> N
     with pytest.raises(RunError, match=r"refutes an epsilon: layer, loss: 5\.\d\d or more, claimed 1"):
         check({"auc_layer_control_loss": 0.9}, [claim])
     check({"auc_layer_control_loss": 0.9}, [replace(claim, epsilon=8.0)])
+
+
+def test_every_release_is_audited_and_a_broken_one_that_is_missed_is_an_error(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_canaries, "EPSILONS", (3.0,))
+    size = replace(SMALL, members=100, canaries=1000, lone_canaries=200, broken=())
+    figures = attack_canaries.measure(around, size)
+    assert figures["audit_layer_25_steps_at_rate_0.2_3_canaries"] == 1000
+    assert 0 < figures["audit_sum_behind_router_threshold_metrics_3_ratio"] < 1
+    assert figures["audit_images_final_layer_only_3_guesses"] > 0
+    sound = Line("sum", 3.0, 1e-4, 1.5, 1000, 100, 90)
+    attack_canaries.check([sound], [replace(sound, at_least=3.5)])
+    with pytest.raises(RunError, match=r"an audit refutes an epsilon: sum: 3.50 or more, claimed 3.00"):
+        attack_canaries.check([replace(sound, at_least=3.5)], [])
+    with pytest.raises(RunError, match=r"an audit does not find a broken mechanism: sum: 1.50 or more"):
+        attack_canaries.check([], [sound])
 
 
 def test_synthetic_images_are_the_same_every_time_and_have_an_object() -> None:

@@ -42,6 +42,8 @@ def privacy(run: Run, prefix: str) -> Section:
     blocks.append(ledger_table(run))
     if (chart := epsilon_chart(run, prefix)) is not None:
         blocks.append(chart)
+    if run.audits:
+        blocks.append(audit_table(run))
     blocks.append(anonymity_table(run) or Notice(NO_ANONYMITY, "soft"))
     blocks += [block for record in run.summary.unlearned for block in unlearned(record)]
     return Section(
@@ -161,6 +163,33 @@ def epsilon_chart(run: Run, prefix: str) -> Chart | None:
             words=frozenset({1}),
         ),
         (Key("ours", "spent"), Key("tick", "budget")),
+    )
+
+
+def audit_table(run: Run) -> Table:
+    """What worst-case canaries proved about every claim, beside the claim."""
+    from casam_bench.membership.audit_lines import facts_of
+
+    rows: list[Row] = [
+        (name, *facts_of(line)[:-1], Cell(f"{line.correct:,}", "refused" if line.refuted else ""))
+        for name in run.institutions
+        for line in run.audits.get(name, ())
+    ]
+    return Table(
+        "Measured lower bounds of epsilon (casam attack)",
+        (
+            "institution",
+            "release",
+            "ε claimed",
+            "ε at least, 95 %",
+            "ratio",
+            "δ of the audit",
+            "canaries",
+            "guesses",
+            "correct",
+        ),
+        tuple(rows),
+        words=frozenset({1}),
     )
 
 

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from casam_bench.membership.attack_run import broken_claims, figures_of, open_run
+from casam_bench.membership.audit_claims import Claimed
+from casam_bench.membership.canaries import Broken, Release, layer_release
 from casam_bench.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
 from casam_bench.membership.statistics import NOT_MEASURABLE
 from casam_core.config.scenario import Scenario
+from casam_core.privacy.accounting import Mechanism
 from casam_core.routing.routers import ROUTERS, RouterEntry
 from casam_core.routing.routers.nearest_mean import NearestMeanRouter
 from scenarios.engines.inprocess import run_inprocess
@@ -189,6 +192,57 @@ def test_a_refuted_epsilon_is_named(finished: Path) -> None:
     assert line == (
         f"noisy, dental_xray, layer_loss: epsilon is {perfect.epsilon:.2f} or more (95 %), the claim is 1.00"
     )
+
+
+# --- The audit of private releases ---------------------------------------------------------------------
+
+
+def test_the_claims_of_a_runs_ledger_are_audited_and_stand_on_its_page(casam: Casam, run: Path) -> None:
+    assert casam("attack", run, "--shadows", 0, "--canaries", 2000, "--institution", "noisy").status == 0
+    audits = json.loads((run / "privacy_audit.json").read_text())
+    (line,) = audits["noisy"]  # only the layer leaves with noise
+    assert line["release"] == "layer"
+    assert line["canaries"] == 2000
+    assert line["delta"] == pytest.approx(0.5 / 2000)
+    assert 0 < line["at_least"] < line["claim"]
+    assert casam("report", run).status == 0
+    page = (run / "report.html").read_text()
+    assert "Measured lower bounds of epsilon" in page
+    assert f"{line['at_least']:.2f}" in page
+
+
+def test_an_institution_without_noise_has_nothing_to_audit(casam: Casam, run: Path) -> None:
+    (run / "privacy_audit.json").unlink(missing_ok=True)
+    ended = casam("attack", run, "--shadows", 0, "--institution", "open")
+    assert "not audited: no institution made a release with noise" in ended.out
+    assert not (run / "privacy_audit.json").exists()
+
+
+def test_the_planned_releases_of_a_scenario_are_audited_without_a_run(casam: Casam, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(table()))
+    ended = casam("attack", file, "--canaries", 1000)
+    assert ended.status == 0, ended.err
+    assert "noisy" in ended.out
+    assert "layer" in ended.out
+
+
+def test_a_claim_that_an_audit_refutes_is_an_error(
+    casam: Casam, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, mechanism: Mechanism) -> Release:
+        return layer_release(name, mechanism, Broken(noise=0.05))
+
+    claimed = Claimed("train", "align", Mechanism(5.0))
+    monkeypatch.setattr("casam_bench.membership.audit_claims.claims_of_ledger", lambda site: [claimed])
+    monkeypatch.setattr("casam_bench.membership.audit_claims.layer_release", broken)
+    ended = casam("attack", run, "--shadows", 0, "--canaries", 5000, "--institution", "noisy")
+    assert ended.status == 1
+    assert "error: a claimed epsilon does not hold. noisy, layer: epsilon is " in ended.err
+
+
+def test_too_few_canaries_are_refused(casam: Casam, finished: Path) -> None:
+    assert "expected 0, or at least 1000; found 10" in casam("attack", finished, "--canaries", 10).refusal
 
 
 # --- Routers of every kind -----------------------------------------------------------------------------
