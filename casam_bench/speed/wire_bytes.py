@@ -150,9 +150,9 @@ def scenario_of(stages: int) -> Scenario:
     data: list[dict[str, Any]] = [{} for _ in range(INSTITUTIONS)]
     for number in range(stages):
         phantom = MODALITIES[number % len(MODALITIES)]
-        source = {"reader": "phantom", "phantom": phantom, "images": 8, "size": 64}
+        source = {"reader": "phantom", "phantom": phantom, "images": 16, "size": 64}
         if phantom in ("cardiac_mr", "spleen_ct", "prostate_mr_a"):
-            source["images"] = 12  # four slices of each of three patients
+            source["images"] = 24  # four slices of each of six patients
         data[number % INSTITUTIONS][f"task-{number}"] = source
     return Scenario.model_validate(
         {

@@ -18,6 +18,13 @@ class SplitSpec(Section):
 
     val: float = Field(0.15, gt=0, lt=1, description="Share for validation.")
     test: float = Field(0.25, gt=0, lt=1, description="Share for test.")
+    use: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of groups to use at all. Unlike `limit`, it draws each group by itself, so a "
+        "policy that adds noise allows it.",
+    )
     sequence: bool = Field(
         False,
         description="For frames or slices: keep the order and cut it into contiguous ranges. Not with a "
@@ -34,7 +41,8 @@ class SplitSpec(Section):
 
 
 class LimitSpec(Section):
-    """The largest number of images in each split, drawn at random. Not with a policy that adds noise."""
+    """The largest number of images in each split, drawn at random. A policy that adds noise needs
+    `split.use` instead."""
 
     train: int | None = Field(None, ge=1, description="Most training images.")
     val: int | None = Field(None, ge=1, description="Most validation images.")

@@ -99,6 +99,8 @@ def split_samples(
     If the dataset itself names its test images (`Sample.part`), exactly these are the test part; `spec.val`
     is then the validation share of the training images, and `spec.test` is not used.
 
+    `spec.use` first leaves out a share of the groups, each drawn by itself.
+
     The limit of one part does not change the others, and a lower limit keeps a subset of a higher one.
 
     Args:
@@ -112,6 +114,9 @@ def split_samples(
     """
     if private:
         _require_independence(spec, limit, scope)
+    if spec.use < 1:
+        units = _units(samples, in_sequence=False)
+        samples = tuple(sample for unit in units if used(unit, spec, key) for sample in unit)
     if any(sample.part is not None for sample in samples):
         parts = _around_fixed_test(samples, spec, key, scope, private)
     else:
@@ -127,14 +132,23 @@ def _require_independence(spec: SplitSpec, limit: LimitSpec, scope: str) -> None
         if wrong:
             raise DataError(
                 f"{scope}: expected a split in which no image depends on another, because the policy adds "
-                f"noise, found {found}; leave it out"
+                f"noise, found {found}; leave it out, or use a share of the groups (split.use)"
             )
 
 
 def place_of(unit: Unit, key: bytes) -> float:
     """The unit's place, from 0 to below 1."""
+    return _hashed(key, _name(unit))
+
+
+def used(unit: Unit, spec: SplitSpec, key: bytes) -> bool:
+    """Whether the site uses the unit at all; this depends on nothing but its id, the key and the share."""
+    return _hashed(key, f"use {_name(unit)}") < spec.use
+
+
+def _name(unit: Unit) -> str:
     first = unit[0]
-    return _hashed(key, f"image {first.id}" if first.group is None else f"group {first.group}")
+    return f"image {first.id}" if first.group is None else f"group {first.group}"
 
 
 def _hashed(key: bytes, text: str) -> float:

@@ -45,6 +45,16 @@ OUTCOMES: dict[str, Meaning] = {
         "restarted", "The node did not know the run, because it was restarted."
     ),
     Outcome.UNKNOWN_INSTITUTION: Meaning("not hosted there", "The node does not host this institution."),
+    Outcome.BAD_REGISTER: Meaning(
+        "bad register", "Its register or its signing key cannot be used; its own log says why."
+    ),
+    Outcome.NOT_IN_SCENARIO: Meaning("not in the scenario", "The request does not follow from the scenario."),
+    Outcome.WAITING_FOR_APPROVAL: Meaning(
+        "waits for approval", "Nobody at the institution approved this scenario (`casam site approve`)."
+    ),
+    Outcome.TOO_FEW_IMAGES: Meaning(
+        "too few images", "It has fewer images of this task than its own minimum."
+    ),
     Outcome.POOLING_REFUSED: Meaning("refuses pooling", "The institution does not pool its images."),
     Outcome.SAMPLES_NOT_KEPT: Meaning(
         "images not kept", "The institution keeps no images of earlier tasks for later training."

@@ -17,13 +17,14 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from PIL import Image
 
+from casam_core.bank.bank import bank_digest
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import ApprovalRules, SiteFile, TaskDescription, read_site_file
 from casam_core.errors import DataError, PolicyError
 from casam_core.protocol.fingerprint import code_fingerprint
-from casam_core.protocol.messages import IdentifyRequest
+from casam_core.protocol.messages import AlignRequest, EvaluateRequest, IdentifyRequest, RouterRequest
 from casam_core.protocol.outcomes import RefusalError
-from casam_core.protocol.payload import Payload
+from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
 from casam_core.protocol.signing import new_signing_key, public_hex
 from casam_core.protocol.wire import from_records, to_records
@@ -31,6 +32,8 @@ from client import client_app
 from client.node.approvals import MOST_PENDING, approvals_in, approve, pending_in, withdraw
 from client.release.approval import LARGEST_TEXT, require_approval
 from scenarios.engines.inprocess import InProcessGrid
+from scenarios.inspection.site_files import dotted
+from scenarios.schema_pages import quoted
 from tests.conftest import tiny_table
 
 SECRETS = [f"mueller-anna-{year}_{n}" for year in range(1931, 1941) for n in range(4)]
@@ -60,7 +63,7 @@ def place(tmp_path: Path) -> Path:
 def describe(place: Path, more: str = "", **task: Any) -> None:
     """Write the site's own description."""
     spec = {"path": "polyp", "group_pattern": r"-(\d{4})_"} | task
-    lines = [more, "[tasks.polyp]", *(f"{key} = {json.dumps(value)}" for key, value in spec.items())]
+    lines = [more, "[tasks.polyp]", *(f"{key} = {quoted(value)}" for key, value in dotted(spec))]
     (place / "site.toml").write_text("\n".join(lines))
 
 
@@ -74,17 +77,21 @@ def question(seed: int = 0, **data: Any) -> Scenario:
     return Scenario.model_validate(table)
 
 
-def asked(place: Path, text: str) -> dict[str, Any]:
-    """Everything that leaves the node of `place` after an identify request with this scenario."""
-    request = IdentifyRequest.telling(text, "run", code_fingerprint())
-    node = {
+def node_of(place: Path) -> dict[str, str]:
+    """The node's own configuration."""
+    return {
         "institution": "north",
         "data-root": str(place / "data"),
         "home": str(place / "home"),
         "policy": str(place / "policy.toml"),
         "site": str(place / "site.toml"),
     }
-    context = Context(1, 1, node, RecordDict(), {})
+
+
+def asked(place: Path, text: str) -> dict[str, Any]:
+    """Everything that leaves the node of `place` after an identify request with this scenario."""
+    request = IdentifyRequest.telling(text, "run", code_fingerprint())
+    context = Context(1, 1, node_of(place), RecordDict(), {})
     InProcessGrid(1, {})  # Message() asks Flower who is sending
     message = Message(to_records(request.to_payload()), dst_node_id=1, message_type="query.identify")
     message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
@@ -274,3 +281,44 @@ def test_a_damaged_list_of_approvals_is_no_approval(place: Path) -> None:
 def test_a_description_without_images_is_refused() -> None:
     with pytest.raises(ValueError, match="expected the key 'path'"):
         TaskDescription()
+
+
+def requested(place: Path, scenario: Scenario, *requests: tuple[str, Payload]) -> list[str]:
+    """The outcomes of requests that follow an identify request of an approved scenario."""
+    context = Context(1, 1, node_of(place), RecordDict(), {})
+    telling = IdentifyRequest.telling(scenario.canonical_json(), "run", code_fingerprint()).to_payload()
+    outcomes = []
+    InProcessGrid(1, {})
+    for kind, payload in (("query.identify", telling), *requests):
+        message = Message(to_records(payload), dst_node_id=1, message_type=kind)
+        message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        outcomes.append(str(from_records(client_app.app(message, context).content).config["outcome"]))
+    return outcomes
+
+
+def test_nothing_leaves_that_was_made_from_too_few_images(place: Path) -> None:
+    (place / "policy.toml").write_text("")
+    job = Job("north", 1, "polyp")
+    questions = [
+        ("train.align", AlignRequest(job, None).to_payload()),
+        ("train.router", RouterRequest(job, True).to_payload()),
+        ("evaluate.stage", EvaluateRequest(job, 0, (), bank_digest({})).to_payload()),
+    ]
+    scenario = question()
+    say_yes(place, scenario)
+    assert requested(place, scenario, *questions) == ["ok"] * 4
+    describe(place, minimum={"train": 39})
+    assert requested(place, scenario, *questions) == ["ok", "too-few-images", "too-few-images", "ok"]
+    describe(place, minimum={"test": 39})
+    assert requested(place, scenario, *questions) == ["ok", "ok", "ok", "too-few-images"]
+    client_app.forget_institutions()
+
+
+def test_a_withdrawn_approval_ends_the_answers_in_the_middle_of_a_run(place: Path) -> None:
+    (place / "policy.toml").write_text("")
+    scenario = question()
+    say_yes(place, scenario)
+    asks = ("train.align", AlignRequest(Job("north", 1, "polyp"), None).to_payload())
+    assert requested(place, scenario, asks) == ["ok", "ok"]
+    withdraw(scenario.digest(), place / "home")
+    assert requested(place, scenario, asks) == ["waiting-for-approval", "unknown-scenario"]

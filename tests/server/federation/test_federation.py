@@ -14,6 +14,7 @@ from casam_core.errors import RunError, ScenarioError
 from casam_core.protocol.messages import CalibrateReply, CalibrateRequest, IdentifyRequest
 from casam_core.protocol.payload import Job, Payload
 from scenarios.engines.inprocess import FIRST_NODE
+from server.federation import directory
 from server.federation.directory import collect
 from server.federation.federation import Federation
 from server.run.run_folder import RunFolder, read_arrivals
@@ -235,3 +236,30 @@ def test_members_stand_in_the_scenarios_order(tmp_path: Path) -> None:
     assert federation.present(2) == ["south", "west"]
     assert federation.testers("histology") == ["south", "west"]
     assert federation.tasks == ["cardiac_mr", "histology", "polyp"]
+
+
+def test_the_server_waits_for_approvals_and_says_who_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "APPROVAL_SECONDS", 0.01)
+    run = scripted(tmp_path / "run")
+    waits = [refuses("waiting-for-approval")] * 3
+    run.sites["north"].script["query.identify"] = list(waits)
+    assert run.run()["holders"]["polyp"] == ["north"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "wait for an approval" in line]
+    assert len(said) == 1, "once, however often it asks"
+    digest = run.grid.scenario.digest()[:12]
+    assert f"scenario {digest} (missing: north)" in said[0]
+    assert f"casam site approve {digest}" in said[0]
+    texts = [p.config.get("scenario") for kind, p in run.sites["north"].asked if kind == "query.identify"]
+    assert all(texts[:4]), "a node that keeps nothing gets the whole scenario again"
+
+
+def test_a_run_that_nobody_approves_ends_with_the_command_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "APPROVAL_SECONDS", 0.01)
+    run = scripted(tmp_path / "run", deadlines={"connect": 0.2})
+    run.sites["north"].script["query.identify"] = [refuses("waiting-for-approval")] * 1000
+    with pytest.raises(RunError, match=r"no answer from north .* 1 of the nodes wait .*casam site approve"):
+        run.run()
