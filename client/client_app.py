@@ -33,7 +33,7 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.protocol.secure_sum import SecureRequest
-from casam_core.protocol.wire import from_records, job_of, to_records
+from casam_core.protocol.wire import from_records, job_of, settings_of, to_records
 from client.data.task_data import recent
 from client.evaluation.evaluator import drop_kept_entries
 from client.evaluation.own_entries import forget
@@ -44,6 +44,7 @@ from client.node.worktime import Stopwatch, note
 from client.release import permission
 from client.release.approval import require_approval
 from client.release.outbox import answer_for
+from client.release.restored import check_not_restored
 from client.secagg.member import take_part
 from client.simulation.faults import Role, attacked, is_gone, suffer
 from client.site import Site, home_of, hosted_sites, own_site_file
@@ -156,14 +157,14 @@ def align(message: Message, context: Context) -> Message:
     """One round of local training."""
     request = asked(AlignRequest, message)
     others = everybody_else(request.job.institution, context) if request.pooled else []
-    return answered(message, permission.align(addressed(request.job, context), request, others))
+    return answered(message, permission.align(addressed(message, request.job, context), request, others))
 
 
 @app.train()
 def secure_sum(message: Message, context: Context) -> Message:
     """One exchange of a secure sum. Flower's SecAgg+ supports only the message type `train`."""
     request = asked(SecureRequest, message)
-    return answered(message, take_part(addressed(request.job, context), request, context))
+    return answered(message, take_part(addressed(message, request.job, context), request, context))
 
 
 def answering(
@@ -173,7 +174,7 @@ def answering(
 
     def handler(message: Message, context: Context) -> Message:
         request = asked(request_type, message)
-        return answered(message, work(addressed(request.job, context), request))
+        return answered(message, work(addressed(message, request.job, context), request))
 
     return handler
 
@@ -197,9 +198,11 @@ def answered(message: Message, reply: schema.Message) -> Message:
     return Message(to_records(reply.to_payload()), reply_to=message)
 
 
-def addressed(job: Job, context: Context) -> Institution:
-    """The addressed institution. Raises RefusalError (unknown-scenario, unknown-institution)."""
-    return institution_among(remembered(context), scenario_text(context), job.institution)
+def addressed(message: Message, job: Job, context: Context) -> Institution:
+    """The addressed institution. Raises RefusalError (unknown-scenario, unknown-institution, rolled-back)."""
+    found = institution_among(remembered(context), scenario_text(context), job.institution)
+    check_not_restored(found.site, settings_of(message.content))
+    return found
 
 
 def institution_among(sites: Sequence[Site], scenario_json: str, name: str) -> Institution:

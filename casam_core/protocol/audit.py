@@ -20,6 +20,7 @@ from typing import Any
 
 from casam_core.errors import CasamError
 from casam_core.files import LockedLog
+from casam_core.protocol.payload import Scalar
 
 START = "0" * 64
 """The previous head of the first line."""
@@ -197,6 +198,24 @@ def against_anchor(lines: Sequence[Line], heads: Sequence[Head]) -> str | None:
         if lines[seen.sequence - 1].head != seen.head:
             return f"line {seen.sequence} is not the one that was seen: the log was rewritten"
     return None
+
+
+SEEN, SEEN_SIGNATURE = "seen", "seen-signature"
+"""Settings of a request: the place that the server last saw in the institution's log, with its signature.
+
+An institution that was restored from a backup has an older log and an older ledger. It would spend budget
+again. Only the server's memory shows it. The signature keeps others from stopping an institution.
+"""
+
+
+def seen_statement(institution: str, place: str) -> dict[str, Any]:
+    """What the server signs."""
+    return {"role": "seen", "institution": institution, "place": place}
+
+
+def without_seen(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The settings of the question itself, which all institutions share."""
+    return {key: value for key, value in config.items() if key not in (SEEN, SEEN_SIGNATURE)}
 
 
 def differences(left: Sequence[Release], arrived: Sequence[Release]) -> list[str]:

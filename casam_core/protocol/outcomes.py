@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution
     BANK_MISMATCH = "bank-mismatch"  # its copy of the bank differs from the server's
     BAD_REQUEST = "bad-request"  # the request cannot be read, or an array in it does not have its form
+    ROLLED_BACK = "rolled-back"  # its audit log is older than what the server saw of it
     REPEATED = "repeated"  # the request was answered before
     NOT_ALLOWED = "not-allowed"  # the reply contained something that is not on the guard's list
     FAILED = "failed"  # anything else

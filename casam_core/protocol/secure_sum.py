@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.protocol.audit import without_seen
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.schema import Message, Text
 
@@ -138,7 +139,7 @@ class SecureRequest(Message):
     @classmethod
     def of(cls, payload: Payload) -> Self:
         step = step_of(payload)
-        config = {key: value for key, value in payload.config.items() if key != "sum"}
+        config = {key: value for key, value in without_seen(payload.config).items() if key != "sum"}
         arrays = {name: group for name, group in payload.arrays.items() if name != step}
         protocol = payload.arrays[step]["protocol"]
         asks = Payload(config, arrays, payload.metrics)

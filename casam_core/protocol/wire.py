@@ -54,8 +54,13 @@ def from_records(records: RecordDict) -> Payload:
 
 def job_of(records: RecordDict) -> Job | None:
     """The job of a request, without reading its arrays; None if it names no institution."""
-    config = cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
+    config = settings_of(records)
     return Job.of(Payload(config)) if "institution" in config else None
+
+
+def settings_of(records: RecordDict) -> dict[str, Scalar]:
+    """The settings of a payload, without reading its arrays."""
+    return cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
 
 
 def serialise(records: RecordDict) -> bytes:

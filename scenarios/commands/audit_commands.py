@@ -106,6 +106,28 @@ def compare(
 
 
 @audit_app.command()
+def accept(
+    file: LogFile,
+    place: Annotated[str, typer.Argument(metavar="PLACE", help="As the site's log names it.")],
+    reason: Annotated[str, typer.Option(help="Why the newer files are lost; kept in the log.")],
+) -> None:
+    """Accept that a site's newer log is lost, so that the site answers again after a restored backup.
+
+    Budget that was spent after the backup is no longer counted: first lower the budget in policy.toml by what
+    was spent since then. The site's log names PLACE.
+    """
+    from casam_core.protocol.audit import AuditError, Release, audit_log, head_at, now
+    from client.release.restored import ACCEPTED
+
+    if head_at(place, "") is None or not file.is_file():
+        raise AuditError(f"{file}: expected an audit log and a place SEQUENCE:HEAD, found {place!r}")
+    lines = audit_log(file).lines()
+    name = lines[-1].release.institution if lines else ""
+    audit_log(file).add(Release(now(), name, "", "", ACCEPTED, 0, 0, "", "ok", place, (reason,), 0, "", None))
+    typer.echo(f"accepted: releases up to {place[:12]} are lost; this is line {len(lines) + 1} of the log")
+
+
+@audit_app.command()
 def receipt(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipts/*.json of a run.")],
     register: Annotated[

@@ -31,6 +31,10 @@ class Meaning:
 
 OUTCOMES: dict[str, Meaning] = {
     Outcome.OK: Meaning("answered", "Answered."),
+    Outcome.ROLLED_BACK: Meaning(
+        "older copy",
+        "Its files are older than what the server saw; its officer must restore or accept them.",
+    ),
     Outcome.BAD_REQUEST: Meaning("bad request", "It cannot read what the server asked."),
     Outcome.BAD_DATA: Meaning(
         "data unreadable", "The institution could not read its own images; its log names them."

@@ -21,6 +21,7 @@ from server.defence.admission import check_answer
 from server.federation.counters import Counters
 from server.federation.directory import Directory, Member, identify
 from server.federation.exchange import REJECTED, UNREACHABLE, Answer, Request, at_once, exchange
+from server.federation.heads import Heads
 from server.run.run_folder import RunFolder, arrival
 
 R = TypeVar("R", bound=Message)
@@ -48,6 +49,7 @@ class Federation:
         file = register or register_of_run(folder.path, names)
         self.register = read_register(file)
         self.key = file.with_name(SIGNING_KEY)
+        self.heads = Heads(file, self.key)
         self.grid = grid
         self.scenario = scenario
         self.folder = folder
@@ -150,7 +152,7 @@ class Federation:
             RunError: an institution did not return, and `participation.missing` is "stop".
         """
         kind, deadlines = reply.kind, self.scenario.deadlines
-        payloads = {name: request.to_payload() for name, request in requests.items()}
+        payloads = self.heads.told({name: request.to_payload() for name, request in requests.items()})
         if payloads:
             job = Job.of(next(iter(payloads.values())))
             self.folder.event("asked", kind=kind, stage=job.stage, task=job.task, institutions=list(payloads))
@@ -169,6 +171,7 @@ class Federation:
                 at_once=at_once(),
             )
             asked = [n for n, answer in answers.items() if answer.outcome == UNREACHABLE and n in members]
+            self.heads.keep()
             if not asked or attempt == deadlines.retries:
                 return answers
             attempt += 1
@@ -192,7 +195,9 @@ class Federation:
         if payload is not None:
             self.counters.released(name)
             run = self.folder.path.name
-            self.arrivals.add(arrival(name, run, answer.request, kind, job, payload, answer.bytes, now()))
+            line = arrival(name, run, answer.request, kind, job, payload, answer.bytes, now())
+            self.arrivals.add(line)
+            self.heads.saw(name, line.clause, ok=answer.ok)
         if answer.ok and payload is not None:
             self._accept(kind, job, answer, payload)
         elif answer.outcome == REJECTED:
