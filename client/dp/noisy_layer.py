@@ -12,7 +12,7 @@ from casam_core.privacy.noise import NoiseSource
 from casam_core.protocol.messages import AlignReply, AlignRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
-from client.dp.paid_release import release_once
+from client.dp.paid_release import AGAIN, LATER, release_once
 from client.dp.plan import learning_noise
 from client.institution import Institution, train_round
 from client.node.progress import reporter
@@ -58,5 +58,6 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         mechanisms={job.task: round_mechanism(scenario.privacy, noise_multiplier)},
         units={job.task: units},
         compute=compute,
+        made_with="" if job.round == 1 else AGAIN if request.again else LATER,
     )
     return AlignReply.of(released)

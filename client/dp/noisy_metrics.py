@@ -21,7 +21,7 @@ from casam_core.privacy.units import Unit, Units
 from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
 from casam_core.protocol.payload import Payload
 from casam_core.routing.decision import IDENTITY
-from client.dp.paid_release import release_once
+from client.dp.paid_release import release_once, stage_label
 from client.dp.plan import metrics_noise
 from client.evaluation.evaluator import Measured
 from client.evaluation.own_entries import KnownEntries
@@ -61,6 +61,7 @@ def evaluate_privately(
         mechanisms={task: Mechanism(noise_multiplier) for task in tasks},
         units=units,
         compute=compute,
+        made_with=stage_label(request.job.stage),
     )
     return EvaluateReply.of(released)
 

@@ -34,6 +34,7 @@ def release_once(
     mechanisms: dict[str, Mechanism],
     units: dict[str, Units],
     compute: Callable[[NoiseSource], Payload],
+    made_with: str = "",
 ) -> Payload:
     """The answer to `request`, stored and paid for once.
 
@@ -42,19 +43,21 @@ def release_once(
         request: everything that determines the answer; its digest identifies the stored release.
         mechanisms, units: by task whose images are used, the mechanism and the protected units.
         compute: makes the answer with the given noise.
+        made_with: "-LABEL" in the file name of a release that was computed with entries or layers of other
+            institutions, for forget_releases.
 
     Raises:
         RefusalError: budget-spent or delta-too-large; nothing was computed.
         PolicyError: the ledger cannot be used; nothing was computed.
     """
     folder = releases_of(institution.site)
-    for path in folder.glob(f"{kind}-{digest_of(request)}-*.bin"):
+    for path in folder.glob(f"{kind}{made_with}-{digest_of(request)}-*.bin"):
         return from_records(deserialise(path.read_bytes()))
     for task, mechanism in mechanisms.items():
         reserve(institution.site, spend_on(institution, kind, task, split, mechanism), units[task].count)
     payload = compute(institution.noise(job, kind))
     folder.mkdir(mode=0o700, exist_ok=True)
-    name = f"{kind}-{digest_of(request)}-{digest_of(payload)}.bin"
+    name = f"{kind}{made_with}-{digest_of(request)}-{digest_of(payload)}.bin"
     write_atomic(folder / name, serialise(to_records(payload)))
     return payload
 
@@ -79,6 +82,28 @@ def spend_on(institution: Institution, kind: str, task: str, split: str, mechani
 def releases_of(site: Site) -> Path:
     """The folder of this run's private releases."""
     return site.private / "releases"
+
+
+LATER, AGAIN = "-later", "-again"
+"""made_with: a round that started from a merged layer; the same when the task is learned again."""
+
+
+def stage_label(stage: int) -> str:
+    """made_with: the bank of a stage."""
+    return f"-stage{stage:04d}"
+
+
+def forget_releases(site: Site, stage: int) -> None:
+    """Delete the stored releases that were computed with entries or layers of others before this stage.
+
+    They hold routes to the entries of an institution that leaves now, or its part of a merged layer. No later
+    request asks for them again; their cost stays in the ledger.
+    """
+    for path in releases_of(site).glob("*.bin"):
+        kind, _, rest = path.name.partition("-")
+        old = rest.startswith("stage") and rest < stage_label(stage)[1:]
+        if old or (kind == "align" and rest.startswith(LATER[1:])):
+            path.unlink()
 
 
 def was_paid_for(site: Site, payload: Payload) -> bool:

@@ -8,6 +8,7 @@ docs/privacy.md). Where metrics are noisy, it is computed from a count with nois
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ from casam_core.privacy.private_sum import PrivateSum
 from casam_core.protocol.messages import EvaluateRequest
 from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Payload
-from client.dp.paid_release import release_once
+from client.dp.paid_release import release_once, stage_label
 from client.dp.plan import metrics_noise
 from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
@@ -74,7 +75,8 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
     """Whether the policy allows one more answer in this stage; a repeated question does not count again."""
     asked = Results(institution.site.private / "canaries.jsonl")
     stage = f"stage {request.job.stage}"
-    question = f"{request.bank} {' '.join(request.candidates)}"
+    # A hash, so that the file names no task of an institution that leaves.
+    question = hashlib.sha256(f"{request.bank} {' '.join(request.candidates)}".encode()).hexdigest()
     if asked.get(stage, question) is None:
         if len(asked.of(stage)) >= institution.site.policy.canaries:
             return False
@@ -133,5 +135,6 @@ def noisy_canary(
         mechanisms={task: Mechanism(total.noise_multiplier) for task in images},
         units=units,
         compute=compute,
+        made_with=stage_label(request.job.stage),
     )
     return bool(released.metrics["canary"]["failed"])

@@ -17,6 +17,7 @@ from casam_core.bank.entry_file import Entry
 from casam_core.protocol.messages import AlignReply, AlignRequest, ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job
 from casam_core.protocol.register import sign_as
+from client.dp.paid_release import forget_releases
 from client.evaluation.evaluator import drop_kept_entries
 from client.evaluation.results import Results
 from client.institution import Institution
@@ -103,10 +104,11 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
 
 
 def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
-    """Delete and sign: entries that a leaving institution contributed to, and results computed with them.
+    """Delete and sign: entries that a leaving institution contributed to, and what was computed with them.
 
-    The whole copy of the bank is deleted; the server sends the remaining entries with the next evaluation.
-    Own entries are deleted too if the leaving institution contributed to them.
+    That is: scores, masks, stored releases, pictures. The audit log, the ledger and the log of failures stay:
+    they are evidence and hold no weights. The whole copy of the bank is deleted; the server sends the
+    remaining entries with the next evaluation. Own entries are deleted too if the leaver contributed to them.
     """
     private = institution.site.private
     shutil.rmtree(private / "bank", ignore_errors=True)
@@ -116,6 +118,8 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
             own.remove(head.task)
     for name in ("scores.jsonl", "masks.jsonl"):
         Results(private / name).forget(request.entries)
+    forget_releases(institution.site, request.job.stage)
+    shutil.rmtree(private / "overlays", ignore_errors=True)
     drop_kept_entries()
     site = institution.site
     said = purge_statement(institution.name, site.run, request.leaver, request.entries)

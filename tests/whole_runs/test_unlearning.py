@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
+from casam_core.protocol.register import REGISTER, read_register
+from client.dp import noisy_metrics
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
 from server.unlearning import faults_in_receipt
-from tests.conftest import tiny_table
+from tests.conftest import phantom, tiny_table
 from tests.runs import events
 
 LEAVES = {"leaves_at": 2, "on_leave": "unlearn"}
@@ -53,7 +58,7 @@ def test_what_it_made_alone_is_gone_to_the_last_byte(tmp_path: Path) -> None:
     assert (facts["institution"], facts["stage"], facts["deleted"]) == ("north", 2, ["polyp"])
     assert facts["purged"] == ["south", "west"]
     receipt = json.loads((tmp_path / "left" / "receipts" / "north-stage-2.json").read_text())
-    assert faults_in_receipt(receipt) == []
+    assert faults_in_receipt(receipt, read_register(tmp_path / "left" / REGISTER)) == []
     assert facts["iou_before"]["polyp"] is not None
     assert facts["iou_after"]["polyp"] is None  # its test images went with it
 
@@ -94,3 +99,47 @@ def test_noise_that_was_paid_for_is_sent_again_and_costs_nothing(tmp_path: Path)
     assert not events(tmp_path / "left", "refusal")
     assert summary["unlearned"][0]["retrained"] == ["histology"]
     assert summary["privacy"]["west"]["epsilon_train"] <= 8.0
+
+
+EVIDENCE = ("audit.jsonl", "ledger.jsonl", "site.log", "work.jsonl")
+"""Files that stay: what a site sent, spent and could not do, by name only, and the seconds of its work."""
+
+
+def test_a_sites_folder_holds_nothing_of_a_leaver_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file, searched for the digest of the deleted entry and for the name of its task."""
+    honest = noisy_metrics.noisy_result
+
+    def with_a_route(*about: Any) -> Any:
+        """The noise makes a route to the leaver's entry or not; here it always does."""
+        result, known = honest(*about), any("histology" in part for part in about if isinstance(part, list))
+        return replace(result, routes={"histology": 1}) if known else result
+
+    monkeypatch.setattr(noisy_metrics, "noisy_result", with_a_route)
+    noisy = {"metrics": "noisy", "budget": {"epsilon_metrics": 40.0, "delta": 0.01}}
+    changes = {"stream": ["histology", "polyp"], "institutions": three()}
+    kept = run(tmp_path / "stays", {"north": noisy, "west": {}}, **changes)
+    assert kept["unlearned"] == []
+    entry = Bank.open(tmp_path / "stays" / "bank").digest_of("histology")
+    assert len(found(private(tmp_path / "stays", "north") / "releases", "histology")) == 2
+    run(tmp_path / "left", {"north": noisy, "south": LEAVES, "west": {}}, **changes)
+    for name in ("north", "west"):
+        assert found(private(tmp_path / "left", name), "histology", entry) == set()
+        assert list(private(tmp_path / "left", name).rglob("*.bin")) or name == "west"
+
+
+def three() -> list[dict[str, Any]]:
+    """Only south holds histology."""
+    held = {"north": "polyp", "south": "histology", "west": "polyp"}
+    return [{"name": name, "data": {task: phantom(task, 24)}} for name, task in held.items()]
+
+
+def found(folder: Path, *words: str) -> set[str]:
+    """The files below a folder that hold one of the words, in their names or their bytes."""
+    return {
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in EVIDENCE
+        if any(word in path.name or word.encode() in path.read_bytes() for word in words)
+    }
