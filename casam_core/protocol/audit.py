@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -219,17 +220,47 @@ def without_seen(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def differences(left: Sequence[Release], arrived: Sequence[Release]) -> list[str]:
-    """The differences between the logs of both sides, by request; one line each."""
-    sent = {release.request: release for release in left}
-    got = {release.request: release for release in arrived}
+    """The differences between the logs of both sides, by request; one line each.
+
+    A request may have several lines on a side. All of them count, so a release that was sent twice, or logged
+    twice, is a difference, too.
+    """
+    sent, got = by_request(left), by_request(arrived)
     found = []
-    for request, release in sent.items():
-        what = f"{release.kind} of stage {release.stage} ({release.digest[:12]}, {release.bytes} bytes)"
-        if request not in got:
-            found.append(f"left and never arrived: {what}")
-        elif (got[request].digest, got[request].bytes) != (release.digest, release.bytes):
-            found.append(f"arrived as {got[request].digest[:12]}, {got[request].bytes} bytes: {what}")
-    for request, release in got.items():
-        if request not in sent:
-            found.append(f"arrived and never left: {release.kind} of stage {release.stage}")
+    for request in dict.fromkeys([*sent, *got]):
+        mine, theirs = sent.get(request, []), got.get(request, [])
+        only_left, only_arrived = without_equal(mine, theirs), without_equal(theirs, mine)
+        for release, other in zip(only_left, only_arrived, strict=False):
+            found.append(f"arrived as {other.digest[:12]}, {other.bytes} bytes: {described(release)}")
+        both = min(len(only_left), len(only_arrived))
+        again = " once more than it arrived" if theirs else " and never arrived"
+        found += [f"left{again}: {described(release)}" for release in only_left[both:]]
+        again = " once more than it left" if mine else " and never left"
+        found += [f"arrived{again}: {described(release)}" for release in only_arrived[both:]]
     return found
+
+
+def by_request(releases: Sequence[Release]) -> dict[str, list[Release]]:
+    """The releases by the request that they answer."""
+    found: dict[str, list[Release]] = {}
+    for release in releases:
+        found.setdefault(release.request, []).append(release)
+    return found
+
+
+def without_equal(releases: Sequence[Release], others: Sequence[Release]) -> list[Release]:
+    """The releases without one equal release for each of `others`; equal: the same digest and bytes."""
+    left = Counter((other.digest, other.bytes) for other in others)
+    found = []
+    for release in releases:
+        key = (release.digest, release.bytes)
+        if left[key]:
+            left[key] -= 1
+        else:
+            found.append(release)
+    return found
+
+
+def described(release: Release) -> str:
+    """A release in a line about a difference."""
+    return f"{release.kind} of stage {release.stage} ({release.digest[:12]}, {release.bytes} bytes)"

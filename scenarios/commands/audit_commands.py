@@ -52,6 +52,7 @@ def show(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """List an institution's releases in order: time, kind, task, bytes, epsilon, policy clause."""
+    from casam_core.errors import plain
     from casam_core.protocol.audit import line_text, read_log
 
     if json_:
@@ -79,7 +80,7 @@ def show(
             )
         )
     for text in plain_columns(rows):
-        typer.echo(text)
+        typer.echo(plain(text, longest=1000))
 
 
 @audit_app.command()
@@ -88,18 +89,20 @@ def compare(
     server: Annotated[Path, typer.Argument(metavar="SERVER", help="The server's audit.jsonl of one run.")],
 ) -> None:
     """Check that an institution's releases equal the releases that arrived at the server."""
+    from casam_core.errors import plain
     from casam_core.protocol.audit import differences, read_log
     from server.run.run_folder import read_arrivals
 
     arrived = read_arrivals(server)
     runs = {release.run for release in arrived}
-    releases = [line.release for line in read_log(site) if line.release.run in runs]
+    releases = [line.release for line in read_log(site)]
     names = {release.institution for release in releases}
     # Nodes answer identify queries before the server knows any institution: only the site logs them.
-    left = [release for release in releases if release.kind != "query.identify"]
-    found = differences(left, [release for release in arrived if release.institution in names])
+    left = [release for release in releases if release.run in runs and release.kind != "query.identify"]
+    # An empty log of a site is compared with all that arrived.
+    found = differences(left, [release for release in arrived if not names or release.institution in names])
     for difference in found:
-        typer.echo(difference)
+        typer.echo(plain(difference))
     if found:
         raise typer.Exit(TAMPERED)
     typer.echo(f"equal: {len(left)} releases")

@@ -214,9 +214,26 @@ def test_both_sides_are_compared_by_request() -> None:
     assert differences([one], []) == [
         "left and never arrived: train.align of stage 1 (abababababab, 1234 bytes)"
     ]
-    assert differences([], [one]) == ["arrived and never left: train.align of stage 1"]
+    assert differences([], [one]) == [
+        "arrived and never left: train.align of stage 1 (abababababab, 1234 bytes)"
+    ]
     (found,) = differences([one], [replace(one, digest="cd" * 32)])
     assert found.startswith("arrived as cdcdcdcdcdcd, 1234 bytes: train.align")
+
+
+def test_every_line_of_a_request_counts() -> None:
+    """A release that was sent twice, or a second one under the number of the first, is no equal log."""
+    one, more = replace(RELEASE, request="1"), replace(RELEASE, request="1", digest="cd" * 32)
+    assert differences([one, one], [one]) == [
+        "left once more than it arrived: train.align of stage 1 (abababababab, 1234 bytes)"
+    ]
+    assert differences([one], [one, one]) == [
+        "arrived once more than it left: train.align of stage 1 (abababababab, 1234 bytes)"
+    ]
+    assert differences([one, more], [more]) == [
+        "left once more than it arrived: train.align of stage 1 (abababababab, 1234 bytes)"
+    ]
+    assert differences([one, more], [more, one]) == []
 
 
 def test_what_is_no_log_is_refused_by_line(tmp_path: Path) -> None:
