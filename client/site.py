@@ -39,7 +39,9 @@ class Site:
         audit: log of all releases; ledger: log of private releases. In deployment both cover all runs.
         key: private key for signed statements. register: all institutions' public keys.
         sums: log of the secure sums without noise that this institution took part in.
+        questions: log of the different requests that it answered.
         split_key: secret that decides the split.
+        scenario: digest of the run's scenario.
         simulated: whether this institution is part of a simulation; its privacy noise is then seeded.
         policy: what this institution allows; in deployment from its own file.
         tasks: by task of the scenario, its images here; in deployment from the site's own file.
@@ -58,8 +60,10 @@ class Site:
     key: Path
     register: Path
     sums: Path
+    questions: Path
     split_key: bytes
     run: str
+    scenario: str
     simulated: bool
     policy: Policy
     tasks: Mapping[str, TaskDescription] = field(hash=False)
@@ -99,7 +103,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     """
     if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
-    names = [spec.name for spec in scenario.institutions]
+    names, digest = [spec.name for spec in scenario.institutions], scenario.digest()
     if "institution" in node:
         if node["institution"] not in names:
             return []
@@ -111,14 +115,16 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 store=home / "embeddings",
                 public=home / "embeddings",
                 # Two scenarios with the same run name must not read each other's results.
-                private=home / "runs" / f"{run}-{scenario.digest()[:12]}",
+                private=home / "runs" / f"{run}-{digest[:12]}",
                 audit=home / "audit.jsonl",
                 ledger=home / "ledger.jsonl",
                 key=_path(node.get("signing-key")) or home / SIGNING_KEY,
                 register=_path(node.get("register")) or home / REGISTER,
                 sums=home / "sums.jsonl",
+                questions=home / "questions.jsonl",
                 split_key=kept_key(home),
                 run=run,
+                scenario=digest,
                 simulated=False,
                 policy=own_policy(node),
                 tasks=own_site_file(node).described(scenario.institution(name).data),
@@ -130,6 +136,11 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     first, step = int(node["partition-id"]), int(node["num-partitions"])
     out = Path(str(settings["out"])).expanduser() / run
     ledgers = _path(settings.get("ledger-dir"))
+
+    def memory(name: str) -> Path:
+        """The folder of logs that may go on over several runs."""
+        return ledgers / name if ledgers else out / "institutions" / name / "private"
+
     return [
         Site(
             institution=name,
@@ -138,12 +149,14 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
             public=casam_home() / "public" / "embeddings",
             key=out / "institutions" / name / "private" / SIGNING_KEY,
             register=out / REGISTER,
-            sums=(ledgers / name if ledgers else out / "institutions" / name / "private") / "sums.jsonl",
+            sums=memory(name) / "sums.jsonl",
+            questions=memory(name) / "questions.jsonl",
             split_key=simulated_key(scenario.seed, name),
             run=run,
+            scenario=digest,
             private=out / "institutions" / name / "private",
             audit=out / "institutions" / name / "private" / "audit.jsonl",
-            ledger=(ledgers / name if ledgers else out / "institutions" / name / "private") / "ledger.jsonl",
+            ledger=memory(name) / "ledger.jsonl",
             simulated=True,
             policy=scenario.institution(name).policy,
             tasks={

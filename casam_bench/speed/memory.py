@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -20,16 +21,14 @@ from casam_bench.bench import Figures, Surroundings
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.config.scenario import Scenario
-from casam_core.config.site_file import simulated_task
 from casam_core.errors import RunError
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.payload import Job
-from client.data.splits import simulated_key
 from client.evaluation.own_entries import KnownEntries
 from client.institution import Institution
-from client.site import Site
+from client.site import hosted_sites
 
 SIZES, SMOKE_SIZES = (100, 10_000), (100, 400)
 STEPS, TESTED = 50, 0.1
@@ -97,23 +96,9 @@ def institution(images: int, folder: Path) -> Institution:
             "institutions": [{"name": INSTITUTION, "data": {TASK: source}}],
         }
     )
-    site = Site(
-        institution=INSTITUTION,
-        data_root=None,
-        store=folder / "embeddings",
-        public=folder / "embeddings",
-        private=folder / "private",
-        audit=folder / "private" / "audit.jsonl",
-        ledger=folder / "private" / "ledger.jsonl",
-        key=folder / "signing.key",
-        register=folder / "register.json",
-        sums=folder / "sums.jsonl",
-        split_key=simulated_key(0, INSTITUTION),
-        run="memory",
-        simulated=True,
-        policy=scenario.institution(INSTITUTION).policy,
-        tasks={TASK: simulated_task(scenario.institution(INSTITUTION).data[TASK], 0)},
-    )
+    node = {"partition-id": 0, "num-partitions": 1}
+    (site,) = hosted_sites(scenario, "memory", node, {"out": str(folder)})
+    site = replace(site, store=folder / "embeddings", public=folder / "embeddings")
     compute = resolve_compute(scenario.compute)
     prepare_process(compute)
     return Institution(site, scenario, load_backbone(scenario.backbone, compute))

@@ -409,6 +409,15 @@ class EvaluateRequest(Message):
     candidates: Annotated[tuple[str, ...], Table(tuple[str, ...])] = ()
 
 
+def question_of(request: AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest) -> Payload:
+    """Everything in a request that changes its answer: the same question has the same answer."""
+    if isinstance(request, EvaluateRequest):  # the digest stands for the entries
+        names = " ".join(request.candidates)
+        return Payload({**request.job.config(), "bank": request.bank, "candidates": names})
+    # Learning a task again is learning it with the same seeds.
+    return (replace(request, again=False) if isinstance(request, AlignRequest) else request).to_payload()
+
+
 @dataclass(frozen=True)
 class TaskResult:
     """Results on the test split of one task at one institution: means over `images`, and their routes.

@@ -54,6 +54,7 @@ class Outcome(StrEnum):
     METRICS_NOT_SHARED = "metrics-not-shared", "metrics", True
     ENTRIES_NOT_ACCEPTED = "entries-not-accepted", "accept_entries", True
     ROUNDS_SPENT = "rounds-spent", "max_rounds", True
+    QUESTIONS_SPENT = "questions-spent", "max_questions"
     BYTES_SPENT = "bytes-spent", "max_bytes", True
     BUDGET_SPENT = "budget-spent", "budget", True
     DELTA_TOO_LARGE = "delta-too-large", "budget.delta", True

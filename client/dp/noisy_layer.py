@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from casam_core.methods import alignment_of, method_of
 from casam_core.model.forms import FORMS, weights_of
 from casam_core.privacy.accounting import round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
-from casam_core.protocol.messages import AlignReply, AlignRequest
+from casam_core.protocol.messages import AlignReply, AlignRequest, question_of
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
 from client.dp.paid_release import AGAIN, LATER, release_once
@@ -52,8 +50,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         institution,
         job,
         "align",
-        # A request to learn the task again is the same request: the stored release is sent without new cost.
-        replace(request, again=False).to_payload(),
+        question_of(request),
         split="train",
         mechanisms={job.task: round_mechanism(scenario.privacy, noise_multiplier)},
         units={job.task: units},

@@ -18,7 +18,7 @@ from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Unit, Units
-from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
+from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult, question_of
 from casam_core.protocol.payload import Payload
 from casam_core.routing.decision import IDENTITY
 from client.dp.paid_release import release_once, stage_label
@@ -56,7 +56,7 @@ def evaluate_privately(
         institution,
         request.job,
         "evaluate",
-        Payload({**request.job.config(), "bank": request.bank, "candidates": " ".join(request.candidates)}),
+        question_of(request),
         split=split,
         mechanisms={task: Mechanism(noise_multiplier) for task in tasks},
         units=units,

@@ -16,7 +16,7 @@ import numpy as np
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
-from casam_core.protocol.messages import EvaluateRequest
+from casam_core.protocol.messages import EvaluateRequest, question_of
 from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Payload
 from client.dp.paid_release import release_once, stage_label
@@ -130,7 +130,7 @@ def noisy_canary(
         institution,
         request.job,
         "canary",
-        Payload({**request.job.config(), "bank": request.bank, "candidates": " ".join(request.candidates)}),
+        question_of(request),
         split="val",
         mechanisms={task: Mechanism(total.noise_multiplier) for task in images},
         units=units,

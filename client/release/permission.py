@@ -41,6 +41,7 @@ from client.evaluation.overlays import draw_overlays
 from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.institution import Institution
 from client.node.incidents import keep
+from client.release.asked import remember_question
 from client.release.question import check_entry, check_folds, check_question
 
 
@@ -61,6 +62,7 @@ def align(
         RefusalError: the policy does not allow it.
     """
     check_align(institution, request, summed=summed)
+    remember_question(institution, request)
     if institution.site.policy.adapter.noise == "dp":
         with learned_at_home(institution, request.job):
             return align_privately(institution, request)
@@ -104,6 +106,7 @@ def check_way(learned: LearnedPolicy, summed: bool) -> None:
 def describe(institution: Institution, request: RouterRequest, *, summed: bool = False) -> RouterReply:
     """The task's router, fitted or as sufficient statistics, if the policy lets it leave."""
     check_router(institution, request, summed=summed)
+    remember_question(institution, request)
     if institution.site.policy.router.noise == "dp":
         describe = fit_router_privately if request.alone else router_statistics_privately
         return describe(institution, request)
@@ -116,6 +119,7 @@ def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bo
     """Held-out scores under the merged routers, if the policy lets them leave."""
     check_router(institution, request, summed=summed)
     check_folds(institution, request)
+    remember_question(institution, request)
     if institution.site.policy.router.noise == "dp":
         return calibrate_privately(institution, request)
     return institution.calibrate(request)
@@ -156,6 +160,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
         if policy.metrics == "never":
             raise RefusalError(Outcome.METRICS_NOT_SHARED, "policy.metrics is never")
         check_enough(institution, institution.site.tasks, institution.scenario.evaluation.split)
+        remember_question(institution, request)
         failed = canary(institution, request, released) if request.candidates else None
         if policy.metrics == "noisy":
             return evaluate_privately(institution, request, released, failed)

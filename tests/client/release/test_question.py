@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from casam_core.errors import PolicyError
 from casam_core.model.forms import build_layer, form_spec, weights_of
 from casam_core.protocol.messages import AlignRequest, CalibrateRequest, EvaluateRequest, RouterRequest
 from casam_core.protocol.outcomes import Outcome
@@ -108,3 +109,33 @@ def test_a_method_decides_which_tasks_are_trained_again(tmp_path: Path) -> None:
         check_question(sites(tmp_path, "frozen"), AlignRequest(LATER))
     with refused(Outcome.NOT_IN_SCENARIO):
         check_question(sites(tmp_path, "sequential"), RouterRequest(LATER, alone=True))
+
+
+def test_an_exchange_is_asked_in_few_ways_in_all_runs(tmp_path: Path) -> None:
+    """Each set of routers of a server's own choice would draw another picture of the same images."""
+    first, second = institution("north", tmp_path / "1"), institution("north", tmp_path / "2")
+    second.site = replace(second.site, questions=first.site.questions, run="another")  # of the same home
+    state = first.router.fit(first.router_statistics(POLYP).router)
+    probes = [
+        CalibrateRequest(
+            POLYP, [{key: value + 0.1 * i for key, value in state.items()}] * first.scenario.router.folds
+        )
+        for i in range(first.site.policy.max_questions + 1)
+    ]
+    for probe in probes[:-2]:
+        permission.calibrate(first, probe)
+        permission.calibrate(second, probe)  # the same question again
+    permission.calibrate(second, probes[-2])
+    for site in (first, second):
+        with refused(Outcome.QUESTIONS_SPENT):
+            permission.calibrate(site, probes[-1])
+        permission.calibrate(site, probes[0])
+    permission.describe(first, RouterRequest(POLYP, alone=True))  # another exchange counts by itself
+
+
+def test_a_damaged_memory_of_questions_stops_the_answers(tmp_path: Path) -> None:
+    site = institution("north", tmp_path)
+    permission.describe(site, RouterRequest(POLYP, alone=True))
+    site.site.questions.write_text("{}\n")
+    with pytest.raises(PolicyError, match="restore the file"):
+        permission.describe(site, RouterRequest(POLYP, alone=False))
