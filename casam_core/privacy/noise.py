@@ -34,11 +34,12 @@ class NoiseSource:
         """For simulations only: anyone who knows the seed can repeat the noise and subtract it."""
         return NoiseSource(derive_seed(run_seed, *scope).to_bytes(16, "big"))
 
-    def added(self, total_D: NDArray[np.int64], largest: int) -> NDArray[np.int64]:
+    def added(self, total_D: NDArray[np.int64], largest: int, grid: float) -> NDArray[np.int64]:
         """total_D with discrete Gaussian noise of standard deviation SIGMA in every component.
 
-        largest: the square of the largest L2 norm of one unit's part of the total. The noise does not depend
-        on it; tests compare it with what a unit really changes.
+        largest: the square of the largest L2 norm of one unit's part of the total. grid: the value of one
+        step. The noise does not depend on them; tests/client/dp/test_neighbours.py compares them with what a
+        unit really changes.
         """
         return total_D + discrete_gaussian(self._stream, len(total_D))
 
