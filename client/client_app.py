@@ -46,6 +46,7 @@ from client.release.approval import require_approval
 from client.release.outbox import answer_for
 from client.release.restored import check_not_restored
 from client.secagg.member import take_part
+from client.secagg.remembered import sums_log
 from client.simulation.faults import Role, attacked, is_gone, suffer
 from client.site import Site, home_of, hosted_sites, own_site_file
 
@@ -293,6 +294,7 @@ def forget_institutions() -> None:
     recent.cache_clear()
     drop_kept_entries()
     audit_log.cache_clear()
+    sums_log.cache_clear()
 
 
 def ready_backbone(scenario: Scenario) -> Backbone:

@@ -61,6 +61,8 @@ class Outcome(StrEnum):
     NOISE_NOT_POSSIBLE = "noise-not-possible", "noise", True
     COHORT_TOO_SMALL = "cohort-too-small", "aggregation, minimum_cohort", True
     OUT_OF_RANGE = "out-of-range", "aggregation", True
+    SUM_TOO_CLOSE = "sum-too-close", "aggregation, minimum_cohort", True  # to an earlier sum, in its members
+    SUM_BROKEN = "sum-broken", "aggregation"  # an exchange does not belong to the sum that was begun
     SUM_NOT_POSSIBLE = "sum-not-possible", "aggregation", True
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from statistics import median
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,15 @@ from casam_core.protocol.messages import (
     router_forms,
 )
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.secure_sum import EXCHANGE_SETTINGS, SECURE_SUM, SecureReply
+from casam_core.protocol.secure_sum import (
+    EXCHANGE_SETTINGS,
+    SECURE_SUM,
+    SHARE_KEYS,
+    UNMASK,
+    SecureReply,
+    SecureRequest,
+    fault_in,
+)
 from casam_core.protocol.wire import unpacked
 from server.federation.directory import Member
 
@@ -49,7 +57,7 @@ def check_answer(
     if size > most:
         raise AnswerError(f"{size} bytes: expected at most {most} (admission.megabytes)")
     if kind == SECURE_SUM:
-        return check_exchange(payload)
+        return check_exchange(scenario, asked, payload)
     channels = channels_of(scenario.backbone.name)
     sender = Sender(scenario, member.holdings, member.policy, channels, None, Job.of(asked))
     allowed_in(kind, sender).check(payload)
@@ -61,14 +69,30 @@ def check_answer(
         check_description(sender, RouterRequest.of(asked), reply)
 
 
-def check_exchange(payload: Payload) -> None:
-    """Raise AnswerError unless the settings of an exchange have their form and the rest can be read; the
-    workflow checks its content."""
+def check_exchange(scenario: Scenario, asked: Payload, payload: Payload) -> None:
+    """Raise AnswerError unless this is a member's part of the exchange that was asked for, in its form."""
     Allowed({**ENVELOPE, **EXCHANGE_SETTINGS}).check(Payload(payload.config))
+    request = SecureRequest.of(asked)
+    names = [site.name for site in scenario.institutions]
+    own = names.index(request.job.institution) + 1
     try:
-        unpacked(SecureReply.of(payload).protocol)
+        reply = SecureReply.of(payload)
+        protocol, told = unpacked(reply.protocol), unpacked(request.protocol)
+        fault = fault_in(reply.step, protocol, reply.names)
     except Exception as error:  # reading unknown bytes can raise any exception
         raise AnswerError("train: not an exchange of a secure sum") from error
+    if (reply.summed, reply.step) != (request.summed, request.step):
+        raise AnswerError(f"train: expected {request.summed} {request.step}")
+    due: list[int] | None = None
+    if reply.step == SHARE_KEYS:
+        due = [number for number, name in enumerate(names, 1) if name in request.members and number != own]
+    elif reply.step == UNMASK:
+        due = [*cast(list[int], told["active_nids"]), *cast(list[int], told["dead_nids"])]
+    found = cast(list[int], protocol.get("dsts", protocol.get("nids", [])))
+    if fault is None and due is not None and sorted(found) != sorted(due):
+        fault = "expected a share for every member"
+    if fault is not None:
+        raise AnswerError(f"train {reply.step}: {fault}")
 
 
 def check_description(sender: Sender, asked: RouterRequest, reply: RouterReply) -> None:

@@ -8,11 +8,13 @@ members remain to unmask the sum.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common import (
     Code,
@@ -20,7 +22,6 @@ from flwr.common import (
     FitRes,
     Parameters,
     Status,
-    bytes_to_ndarray,
     parameters_to_ndarrays,
 )
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key
@@ -35,15 +36,28 @@ from flwr.server.workflow.secure_aggregation import secaggplus_workflow as flowe
 from flwr.serverapp import Grid
 
 from casam_core.privacy.keystream import masks
+from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.secure_sum import (
+    AGREE,
     COLLECT,
     MODULUS,
     RANGE,
+    RESOLUTION,
+    SETUP,
+    SHARE_KEYS,
+    SIGNATURE,
+    SIGNATURES,
+    SIGNERS,
     STEPS,
+    UNMASK,
     Named,
     SecureReply,
     SecureRequest,
+    Sum,
+    keys_digest,
+    masked_array,
+    question_digest,
     shares_needed,
     total_of,
 )
@@ -102,13 +116,37 @@ def attempt(members: Members) -> Payload | None:
         # Flower cannot unmask the sum if a member leaves before it has shared its keys.
         if not step(grid, context, state) or members.lost:
             return None
-    for step in (workflow.collect_masked_vectors_stage, workflow.unmask_stage):
-        if not step(grid, context, state):
+    if not workflow.collect_masked_vectors_stage(grid, context, state) or not members.agree(state.threshold):
+        return None
+    means = unmasked(workflow, members, context, state, keeper)
+    if means is None:
+        return None
+    return total_of(members.kind, means, sum(images[name] for name in members.survivors))
+
+
+def unmasked(
+    workflow: flower.SecAggPlusWorkflow,
+    members: Members,
+    context: LegacyContext,
+    state: flower.WorkflowState,
+    keeper: SumKeeper,
+) -> Named | None:
+    """The means; None if too few members helped, or if a member sent a wrong share of a secret.
+
+    A share cannot be checked alone. A wrong one gives a wrong secret, which is no key, or numbers all over
+    the modulus.
+    """
+    fault = "a mean is out of range"
+    try:
+        if not workflow.unmask_stage(cast(Grid, members), context, state) or keeper.parameters is None:
             return None
-    assert keeper.parameters is not None  # the workflow was successful
-    means: Named = dict(zip(members.names, parameters_to_ndarrays(keeper.parameters), strict=True))
-    total = sum(images[name] for name in members.survivors)
-    return total_of(members.kind, means, total)
+        means: Named = dict(zip(members.names, parameters_to_ndarrays(keeper.parameters), strict=True))
+        if all((np.abs(mean) <= RANGE + RESOLUTION).all() for mean in means.values()):
+            return means
+    except Exception as error:  # a wrong secret can raise any exception where a key is read
+        fault = type(error).__name__
+    members.broken(f"a share of a secret is wrong ({fault})")
+    return None
 
 
 @dataclass(frozen=True)
@@ -147,7 +185,8 @@ class Members:
     """Carries the workflow's messages to institutions and back, as a Grid whose nodes are members.
 
     lost: members without a valid answer to the last exchange. silent: whether any member was lost without a
-    refusal. survivors: members that sent a masked share. names: of the arrays in the shares.
+    refusal. survivors: members that sent a masked share. names: of the arrays in the shares. keys: of all
+    members, by name. signed: by name, signatures of the keys and later of the survivors.
     """
 
     def __init__(self, federation: Federation, kind: str, questions: Mapping[str, Payload]) -> None:
@@ -159,6 +198,10 @@ class Members:
         self.silent = False
         self.survivors: tuple[str, ...] = ()
         self.names: tuple[str, ...] = ()
+        self.keys: dict[str, list[bytes]] = {}
+        self.signed: dict[str, bytes] = {}
+        self.rules = ""
+        self.question = question_digest(next(iter(questions.values())))
         places = [site.name for site in federation.scenario.institutions]
         self.named = {places.index(name) + 1: name for name in questions}
 
@@ -169,7 +212,7 @@ class Members:
         sent = {self.named[message.metadata.dst_node_id]: message for message in messages}
         requests = {name: self.request(name, sent[name]) for name in self.questions if name in sent}
         answers = self.federation.ask(requests, SecureReply)
-        replies = alike(results(answers))
+        replies = self.proven(alike(results(answers)))
         self.lost = set(requests) - set(replies)
         self.silent |= any(not answers[name].refused for name in self.lost)
         if any(reply.step == COLLECT for reply in replies.values()):
@@ -178,10 +221,73 @@ class Members:
         return [as_flower_expects(unpacked(reply.protocol), sent[name]) for name, reply in replies.items()]
 
     def request(self, name: str, message: Message) -> SecureRequest:
-        """The workflow's message as a request of this project."""
-        protocol = message.content.config_records[RECORD_KEY_CONFIGS]
-        step, question = str(protocol[Key.STAGE]), self.questions[name]
-        return SecureRequest(Job.of(question), self.kind, step, packed(protocol), question)
+        """The workflow's message as a request of this project, with the signatures that belong to it."""
+        protocol = ConfigRecord(dict(message.content.config_records[RECORD_KEY_CONFIGS]))
+        step = str(protocol[Key.STAGE])
+        if step == SHARE_KEYS:
+            protocol[SIGNATURES] = [self.signed[self.named[number]] for number in sorted(self.named)]
+        elif step == UNMASK:
+            signers = [number for number, member in self.named.items() if member in self.signed]
+            protocol[SIGNERS] = signers
+            protocol[SIGNATURES] = [self.signed[self.named[number]] for number in signers]
+        return self.request_of(name, step, protocol)
+
+    def request_of(self, name: str, step: str, protocol: ConfigRecord) -> SecureRequest:
+        """A request of one exchange."""
+        asks, data = self.questions[name], packed(protocol)
+        if step == SETUP:
+            self.rules = hashlib.sha256(data.tobytes()).hexdigest()
+        names = tuple(sorted(self.questions))
+        return SecureRequest(Job.of(asks), self.kind, step, data, asks, self.question, self.rules, names)
+
+    def proven(self, replies: Mapping[str, SecureReply]) -> dict[str, SecureReply]:
+        """The replies whose signature is that of the member's registered key; the others are rejected."""
+        kept = {}
+        for name, reply in replies.items():
+            protocol = cast(dict[str, bytes], dict(unpacked(reply.protocol)))
+            pair = [protocol[key] for key in (Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2) if key in protocol]
+            if reply.step in (SETUP, AGREE):
+                said = self.sum.keys_statement(name, pair)
+                if reply.step == AGREE:
+                    said = self.sum.survivors_statement(keys_digest(self.keys), self.survivors)
+                if not self.federation.register.is_by(name, said, protocol[SIGNATURE].hex()):
+                    self.broken("the signature is not that of the registered key", name)
+                    continue
+                self.signed[name] = protocol[SIGNATURE]
+            if reply.step == SETUP:
+                self.keys[name] = pair
+            kept[name] = reply
+        return kept
+
+    @property
+    def sum(self) -> Sum:
+        """What this sum is about."""
+        about = self.request_of(next(iter(self.questions)), "", ConfigRecord({}))
+        return about.of_run(self.federation.folder.path.name, self.federation.scenario.digest())
+
+    def agree(self, threshold: int) -> bool:
+        """Let every member in the sum sign the list of them; whether enough did (AGREE)."""
+        numbers = [number for number, name in self.named.items() if name in self.survivors]
+        protocol = ConfigRecord({Key.STAGE: AGREE, Key.ACTIVE_NODE_ID_LIST: numbers})
+        requests = {name: self.request_of(name, AGREE, protocol) for name in self.survivors}
+        self.signed = {}
+        answers = self.federation.ask(requests, SecureReply)
+        self.lost = set(requests) - set(self.proven(results(answers)))
+        self.silent |= any(not answers[name].refused for name in self.lost)
+        return len(self.signed) >= threshold
+
+    def broken(self, reason: str, name: str = "") -> None:
+        """Log that the sum, or one member's part in it, cannot be used."""
+        if name:
+            self.federation.reject(name, SecureReply.kind, self.job.stage, reason)
+            return
+        self.federation.folder.event(
+            Outcome.SUM_BROKEN,
+            f"stage {self.job.stage}: the secure sum of {', '.join(self.survivors)} cannot be used: {reason}",
+            stage=self.job.stage,
+            institutions=list(self.survivors),
+            reason=reason,
+        )
 
 
 def alike(replies: Mapping[str, SecureReply]) -> dict[str, SecureReply]:
@@ -192,7 +298,7 @@ def alike(replies: Mapping[str, SecureReply]) -> dict[str, SecureReply]:
         return (
             reply.step,
             reply.names,
-            *(bytes_to_ndarray(array).shape for array in cast(list[bytes], masked)),
+            *(masked_array(array).shape for array in cast(list[bytes], masked)),
         )
 
     forms = {name: form(reply) for name, reply in replies.items()}

@@ -10,12 +10,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
 from flwr.compat.common.recorddict_compat import fitres_to_recorddict
@@ -50,7 +50,20 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
-from casam_core.protocol.secure_sum import COLLECT, SecureReply, SecureRequest, share_of
+from casam_core.protocol.secure_sum import (
+    AGREE,
+    COLLECT,
+    SETUP,
+    SHARE_KEYS,
+    SIGNATURE,
+    SIGNATURES,
+    SIGNERS,
+    SecureReply,
+    SecureRequest,
+    Sum,
+    keys_digest,
+    share_of,
+)
 from casam_core.protocol.signing import new_signing_key, public_hex, signature_of
 from casam_core.protocol.wire import deserialise, from_records, packed, serialise, to_records, unpacked
 from casam_core.routing.features import pool
@@ -112,6 +125,7 @@ class Site:
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     context: Context = field(default_factory=lambda: Context(1, 1, {}, RecordDict(), {}))
     connected: bool = True
+    keys: dict[str, list[bytes]] = field(default_factory=dict)
 
     def kinds(self, stage: int | None = None) -> list[str]:
         """What it was asked, in order, of one stage or of all; the directory's question does not count."""
@@ -164,7 +178,8 @@ class ScriptedGrid(InProcessGrid):
             open_answer = Payload({})
             if request.step == COLLECT:
                 open_answer = self.answer(site, request.summed, request.asks)
-            return ok(part_of_a_sum(self.scenario, site, request, open_answer).to_payload())
+            about = request.of_run(self.run_name, self.scenario.digest())
+            return ok(part_of_a_sum(self.scenario, site, request, about, open_answer).to_payload())
         if kind == "query.forget":
             return self.forget(site, ForgetRequest.of(asked))
         answers = {
@@ -263,9 +278,17 @@ def introduced(site: Site, request: IdentifyRequest) -> IdentifyReply:
 
 
 def part_of_a_sum(
-    scenario: Scenario, site: Site, request: SecureRequest, open_answer: Payload
+    scenario: Scenario, site: Site, request: SecureRequest, about: Sum, open_answer: Payload
 ) -> SecureReply:
-    """One exchange of Flower's protocol, as an institution's own code plays it (client/secagg/member.py)."""
+    """One exchange of a sum, as an institution's own code plays it (client/secagg/member.py)."""
+    told: dict[str, Any] = dict(unpacked(request.protocol))
+    names = [institution.name for institution in scenario.institutions]
+    if request.step == SHARE_KEYS:
+        site.keys = {names[int(key) - 1]: pair for key, pair in told.items() if key.isdecimal()}
+    if request.step == AGREE:
+        survivors = [names[number - 1] for number in told["active_nids"]]
+        said = about.survivors_statement(keys_digest(site.keys), survivors)
+        return SecureReply(request.summed, request.step, packed(ConfigRecord(signed(site, said))))
     images = site.holds[request.job.task][0]
     named = share_of(request.summed, open_answer, images) if request.step == COLLECT else {}
 
@@ -274,10 +297,18 @@ def part_of_a_sum(
         return Message(fitres_to_recorddict(answer, keep_input=True), reply_to=message)
 
     named_site: Any = type("Named", (), {"name": site.name, "scenario": scenario})
-    sent = as_flower_sends(unpacked(request.protocol), named_site, site.context)
-    answer = flower.secaggplus_mod(sent, site.context, plaintext)
+    known = ConfigRecord({key: value for key, value in told.items() if key not in (SIGNATURES, SIGNERS)})
+    answer = flower.secaggplus_mod(as_flower_sends(known, named_site, site.context), site.context, plaintext)
     protocol = answer.content.config_records[RECORD_KEY_CONFIGS]
+    if request.step == SETUP:
+        pair = [cast(bytes, protocol[key]) for key in ("pk1", "pk2")]
+        protocol = ConfigRecord({**protocol, **signed(site, about.keys_statement(site.name, pair))})
     return SecureReply(request.summed, request.step, packed(protocol), tuple(named))
+
+
+def signed(site: Site, statement: Mapping[str, Any]) -> dict[str, bytes]:
+    """The institution's signature, as a setting of an exchange."""
+    return {SIGNATURE: bytes.fromhex(signature_of(site.key, statement))}
 
 
 SECRET = Policy.model_validate(

@@ -59,6 +59,7 @@ def test_what_it_made_alone_is_gone_to_the_last_byte(tmp_path: Path) -> None:
     assert facts["purged"] == ["south", "west"]
     receipt = json.loads((tmp_path / "left" / "receipts" / "north-stage-2.json").read_text())
     assert faults_in_receipt(receipt, read_register(tmp_path / "left" / REGISTER)) == []
+    assert faults_in_receipt(receipt, read_register(tmp_path / "left" / "register.json")) == []
     assert facts["iou_before"]["polyp"] is not None
     assert facts["iou_after"]["polyp"] is None  # its test images went with it
 

@@ -1,4 +1,4 @@
-"""What an institution holds the exchanges of a secure sum against, and what the guard lets out of them."""
+"""The numbers of a secure sum, and what the guard lets out of its exchanges."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, RecordDict
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.app import ConfigRecord
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from flwr.server.workflow.secure_aggregation import secaggplus_workflow
-from flwr.supercore.task_identity import TaskIdentity
 from scipy.stats import kstest
 
 from casam_core.config.scenario import Scenario
 from casam_core.privacy.keystream import masks
-from casam_core.protocol.messages import AlignRequest
-from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.secure_sum import (
+    AGREE,
     COLLECT,
     MODULUS,
     MOST_MEMBERS,
@@ -42,25 +42,13 @@ from client.institution import Institution
 from client.release.guard import NotAllowedError, check
 from client.release.outbox import described
 from client.secagg import member as secure_sum
-from client.secagg.member import take_part
 from client.site import hosted_sites
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from tests.banks import tiny_backbone
 from tests.conftest import phantom, tiny_table
-from tests.refused import refused
 
 JOB = Job("a", 1, "polyp")
 POLICY = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}}
-RULES: dict[str, Any] = {
-    "stage": SETUP,
-    "sample_num": 3,
-    "share_num": 3,
-    "threshold": 3,
-    "clipping_range": 64.0,
-    "target_range": STEPS,
-    "mod_range": MODULUS,
-    "max_weight": 100.0,
-}
 
 
 def scenario() -> Scenario:
@@ -139,97 +127,22 @@ def test_numbers_are_rounded_to_the_nearest_step_and_never_clipped() -> None:
             quantize([np.array([value])], 1.0, 8)
 
 
-@pytest.mark.parametrize(("members", "minimum", "needed"), [(3, 3, 3), (4, 3, 3), (10, 3, 6), (5, 2, 3)])
+@pytest.mark.parametrize(
+    ("members", "minimum", "needed"), [(3, 3, 3), (4, 3, 3), (5, 3, 4), (10, 3, 6), (10, 5, 7), (5, 2, 3)]
+)
 def test_as_many_must_stay_as_the_most_careful_member_asks_for(
     members: int, minimum: int, needed: int
 ) -> None:
     assert shares_needed(members, minimum) == needed
 
 
-# --- Exchanges -----------------------------------------------------------------------------------------
-
-
-def exchange(institution: Institution, protocol: dict[str, Any], context: Context | None = None) -> None:
-    settings = ConfigRecord(protocol)
-    step = str(protocol["stage"])
-    request = SecureRequest(JOB, "train.align", step, packed(settings), AlignRequest(JOB, None).to_payload())
-    take_part(institution, SecureRequest.of(request.to_payload()), context or empty())
-
-
-def empty() -> Context:
-    return Context(1, 1, {}, RecordDict(), {})
-
-
-@pytest.mark.parametrize(
-    ("changes", "refusal"),
-    [
-        ({"sample_num": 2, "share_num": 2, "threshold": 2}, Outcome.COHORT_TOO_SMALL),
-        ({"sample_num": 11, "share_num": 11, "threshold": 8}, Outcome.SUM_NOT_POSSIBLE),
-        ({"threshold": 2}, Outcome.SUM_NOT_POSSIBLE),
-        ({"share_num": 5}, Outcome.SUM_NOT_POSSIBLE),
-        ({"clipping_range": 1e6}, Outcome.SUM_NOT_POSSIBLE),
-        ({"target_range": 2}, Outcome.SUM_NOT_POSSIBLE),
-        ({"mod_range": 2**16}, Outcome.SUM_NOT_POSSIBLE),
-    ],
-)
-def test_a_sum_by_weaker_rules_is_not_begun(
-    recorded: tuple[Institution, dict[str, Payload]],
-    changes: dict[str, Any],
-    refusal: Outcome,
-) -> None:
-    with refused(refusal):
-        exchange(recorded[0], {**RULES, **changes})
-
-
-def test_a_client_takes_part_though_only_servers_may_begin_messages(
-    recorded: tuple[Institution, dict[str, Payload]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("_run_id", "_node_id", "_task_id"):  # as in a client's own process
-        monkeypatch.setattr(TaskIdentity, name, None)
-    context = empty()
-    exchange(recorded[0], RULES, context)
-    assert list(context.state.config_records) == [f"{secure_sum.MEMORY}-a"]
-
-
-@pytest.mark.parametrize("stage", [SHARE_KEYS, COLLECT, UNMASK])
-def test_no_exchange_comes_before_the_first(
-    recorded: tuple[Institution, dict[str, Payload]], stage: str
-) -> None:
-    with refused(Outcome.SUM_NOT_POSSIBLE, match="before setup"):
-        exchange(recorded[0], {"stage": stage})
-
-
-def test_keys_of_strangers_are_not_taken(recorded: tuple[Institution, dict[str, Payload]]) -> None:
-    context = empty()
-    exchange(recorded[0], RULES, context)
-    keys = {str(number): [b"key", b"key"] for number in (1, 2, 7)}
-    with refused(Outcome.SUM_NOT_POSSIBLE, match=r"\[7\]: not holders of polyp"):
-        exchange(recorded[0], {"stage": SHARE_KEYS, **keys}, context)
-    with refused(Outcome.COHORT_TOO_SMALL):
-        exchange(recorded[0], {"stage": SHARE_KEYS, "1": [b"k", b"k"], "2": [b"k", b"k"]}, context)
-
-
-@pytest.mark.parametrize(
-    ("present", "gone", "refusal"),
-    [
-        ([1, 2, 3], [3], Outcome.SUM_NOT_POSSIBLE),
-        ([2, 3], [1], Outcome.SUM_NOT_POSSIBLE),
-        ([1, 2], [3], Outcome.COHORT_TOO_SMALL),
-    ],
-)
-def test_nobody_is_unmasked_alone(
-    recorded: tuple[Institution, dict[str, Payload]],
-    present: list[int],
-    gone: list[int],
-    refusal: Outcome,
-) -> None:
-    context = empty()
-    exchange(recorded[0], RULES, context)
-    with refused(refusal):
-        exchange(recorded[0], {"stage": UNMASK, "active_nids": present, "dead_nids": gone}, context)
-
-
 # --- The guard -----------------------------------------------------------------------------------------
+
+OTHER_CURVE = (
+    ec.generate_private_key(ec.SECP256R1())
+    .public_key()
+    .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+)
 
 Smuggle = Callable[[Payload], Payload]
 PATIENT = "Doe, Jane, born 1950-01-01"
@@ -281,6 +194,9 @@ SMUGGLE: list[tuple[str, str, Smuggle]] = [
     ("another kind", SETUP, lambda p: replace(p, config={**p.config, "sum": "evaluate.stage"})),
     ("names where no arrays are", SETUP, lambda p: replace(p, config={**p.config, "names": PATIENT})),
     ("text for a key", SETUP, protocol(SETUP, pk1=PATIENT.encode())),
+    ("text for a signature", SETUP, protocol(SETUP, signature=PATIENT.encode())),
+    ("text behind a signature", AGREE, lambda p: protocol(AGREE, signature=bytes(64) + PATIENT.encode())(p)),
+    ("keys of another curve", SETUP, protocol(SETUP, pk1=OTHER_CURVE)),
     ("text behind a key", SETUP, lambda p: protocol(SETUP, pk1=key_of(p) + PATIENT.encode() * 20)(p)),
     ("a third key", SETUP, protocol(SETUP, pk3=b"-----BEGIN PUBLIC KEY-----")),
     ("long shares", SHARE_KEYS, protocol(SHARE_KEYS, dsts=[2, 3], ctxts=[b"x" * 5000, b"y"])),
@@ -319,4 +235,4 @@ def test_nothing_else_leaves_in_an_exchange(
 def test_the_audit_log_counts_a_share_as_a_round(recorded: tuple[Institution, dict[str, Payload]]) -> None:
     _, answers = recorded
     counted = {step: released_in(described(answer)) for step, answer in answers.items()}
-    assert counted == {SETUP: False, SHARE_KEYS: False, COLLECT: True, UNMASK: False}
+    assert counted == {SETUP: False, SHARE_KEYS: False, COLLECT: True, AGREE: False, UNMASK: False}
