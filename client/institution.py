@@ -130,11 +130,15 @@ class Institution:
             return f"phantom/{self.name}/{spec.phantom}"
         return str(((self.site.data_root or Path()) / Path(spec.path).expanduser()).resolve())
 
-    def align(self, request: AlignRequest, others: Sequence[Institution] = ()) -> AlignReply:
+    def align(
+        self, request: AlignRequest, others: Sequence[Institution] = (), *, fresh: bool = False
+    ) -> AlignReply:
         """Train a layer for one round on this institution's images of the request's tasks.
 
         Args:
             others: institutions whose images are pooled with these (simulations only).
+            fresh: train with other draws than the first time, so that the layers of both times do not cancel
+                in the difference of two sums.
         """
         job, method, training = request.job, method_of(self.scenario.method), self.scenario.training
         layer = self.layer(job.task, request.layer)
@@ -148,9 +152,8 @@ class Institution:
         patience = Patience(validate, training.patience) if validate and training.patience else None
         steps = OpenSteps(self.penalty(request), patience)
         report = reporter(self.name, f"train {job.task}")
-        train_round(
-            self.scenario, job.task, layer, self.backbone, examples, steps, self.draws(job, "align"), report
-        )
+        draws = self.draws(job, "align anew" if fresh else "align")
+        train_round(self.scenario, job.task, layer, self.backbone, examples, steps, draws, report)
         if patience:
             patience.restore(layer)
         importance = improved = None

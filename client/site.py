@@ -133,7 +133,6 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
                 overlays=int(node.get("overlays", 0)),
             )
         ]
-    digest = scenario.digest()
     first, step = int(node["partition-id"]), int(node["num-partitions"])
     out = Path(str(settings["out"])).expanduser() / run
     ledgers = _path(settings.get("ledger-dir"))

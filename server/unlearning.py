@@ -6,6 +6,11 @@ again by the others, with the seeds of the first time. They are deleted instead 
 is "drop", or if no other institution may train. Every other institution deletes its copies and signs this.
 The bank then has the bytes of a run in which the institution never took part. Earlier runs, published figures
 and spent epsilon do not change.
+
+Entries from secure sums are different: the sums with and without the institution subtract to its own part.
+Members without noise refuse a second sum that is so close (client/secagg/remembered.py), and the entry is
+deleted. If enough institutions leave together, the others learn it again, with new draws (`fresh`): then the
+bank does not have the bytes of another run.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ class Unlearned:
 
     deleted: by task, the digest of the deleted entry. retrained: by task, the digests before and after.
     holders: by retrained task, the holders of the new entry. purged: by institution, its signed statement.
+    fresh: the retrained tasks for which members of secure sums trained with new draws.
     """
 
     institution: str
@@ -44,6 +50,7 @@ class Unlearned:
     retrained: Mapping[str, tuple[str, str]]
     holders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     purged: Mapping[str, ForgetReply] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,9 @@ def unlearn_one(
     ]
     gone = sorted([*quarantine.drop(held_back), *deleted.values(), *(old for old, _ in retrained.values())])
     purged = purge(federation, stage, leaver, gone) if gone else {}
-    found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged)
+    hidden = {n for n, member in federation.members.items() if member.policy.adapter.aggregation == "secagg"}
+    fresh = tuple(sorted(task for task, names in holders.items() if not hidden.isdisjoint(names)))
+    found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged, fresh)
     federation.folder.event(
         "unlearned",
         f"stage {stage}: {leaver} leaves; deleted {', '.join(deleted) or 'nothing'}, learned again without "
@@ -139,6 +148,7 @@ def unlearn_one(
         institution=leaver,
         deleted=list(deleted),
         retrained=list(retrained),
+        fresh=list(fresh),
         purged=sorted(purged),
     )
     return found
@@ -156,6 +166,7 @@ def without(unlearned: Unlearned, bank: Bank) -> Unlearned:
         deleted={**unlearned.deleted, **lost},
         retrained=kept,
         holders={task: names for task, names in unlearned.holders.items() if task in kept},
+        fresh=tuple(task for task in unlearned.fresh if task in kept),
     )
 
 
@@ -185,6 +196,7 @@ def facts_of(
         "stage": unlearned.stage,
         "deleted": sorted(unlearned.deleted),
         "retrained": sorted(unlearned.retrained),
+        "fresh": list(unlearned.fresh),
         "bank_before": unlearned.bank_before,
         "bank_after": unlearned.bank_after,
         "purged": sorted(unlearned.purged),
@@ -196,7 +208,8 @@ def facts_of(
 NOT_COVERED = (
     "Other institutions attest that they deleted their copies; this is no proof. The unlearning does not "
     "cover earlier runs, published figures, knowledge that other institutions gained from the entries, and "
-    "spent privacy budget."
+    "spent privacy budget. Entries under `fresh` were learned again in secure sums with new random numbers: "
+    "they are not byte for byte those of a run in which the institution never took part."
 )
 
 

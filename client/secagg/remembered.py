@@ -7,7 +7,7 @@ seeds and runs, so they separate nothing.
 
 A line is on disk before the institution agrees to the list of members in a sum, and without enough agreements
 nobody unmasks it. Sums that were not agreed to do not count. A release with noise of its own is not
-remembered: the difference of two such sums contains the noise of each institution.
+remembered: a difference of such sums shows shares that carry their own noise, which the ledger has paid for.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ class Traffic:
 class Counters:
     """All counts are by institution. releases: answers. refusals: by outcome. rejections: invalid answers, by
     kind of request. epsilon: spent so far, from the last answer. anonymity[name][release]: among how many
-    institutions the server, and a co-holder, cannot tell the sender of a release; the minimum of the run."""
+    institutions the server, and a co-holder, cannot tell the sender of a release; the minimum of the run.
+    sums: by question (kind and task), the members of each different secure sum."""
 
     traffic: Traffic = field(default_factory=Traffic)
     releases: dict[str, int] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Counters:
     rejections: dict[str, dict[str, int]] = field(default_factory=dict)
     epsilon: dict[str, dict[str, float]] = field(default_factory=dict)
     anonymity: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    sums: dict[str, list[list[str]]] = field(default_factory=dict)
 
     def released(self, name: str) -> None:
         """Count one answer."""
@@ -54,6 +56,19 @@ class Counters:
         )
         known["server"] = min(known["server"], server)
         known["co_holder"] = min(known["co_holder"], co_holder)
+
+    def added(self, release: str, question: str, members: Collection[str]) -> None:
+        """Record the anonymity of a secure sum: that of all sums of one question together.
+
+        Whoever has two sums can subtract them. What remains belongs to the institutions that are in one of
+        them only.
+        """
+        known = self.sums.setdefault(question, [])
+        for hidden in (set(members), *(set(members) ^ set(earlier) for earlier in known)):
+            for name in hidden:
+                self.hides(name, release, len(hidden), max(len(hidden) - 1, 1))
+        if sorted(members) not in known:
+            known.append(sorted(members))
 
     def as_dict(self) -> dict[str, Any]:
         """A copy, as the state of a run keeps it."""

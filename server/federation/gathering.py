@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from casam_core.protocol.messages import AlignReply
+from casam_core.protocol.payload import Job
 from casam_core.protocol.schema import Message
 from server.federation.exchange import all_settled, results
 from server.federation.federation import Federation
@@ -64,7 +65,9 @@ def gather(federation: Federation, requests: Mapping[str, Message], reply: type[
         parts.append(Part(total.members, reply.of(total.payload), summed=True))
     gathered = Gathered(tuple(parts), refused=not parts and all_settled(answers) and total.refused)
     for part in parts:
-        others = len(part.names if part.summed else gathered.names) - 1
-        for name in part.names:
-            federation.counters.hides(name, learned, len(part.names), max(others, 1))
+        if part.summed:
+            task = Job.of(requests[part.names[0]].to_payload()).task
+            federation.counters.added(learned, f"{reply.kind} {task}", part.names)
+        else:
+            federation.counters.hides(part.names[0], learned, 1, max(len(gathered.names) - 1, 1))
     return gathered

@@ -93,6 +93,7 @@ class UnlearnedPart(Part):
     stage: int
     deleted: list[str] = Field(default_factory=list)
     retrained: list[str] = Field(default_factory=list)
+    fresh: list[str] = Field(default_factory=list)
     bank_before: str = ""
     bank_after: str = ""
     purged: list[str] = Field(default_factory=list)
@@ -169,11 +170,14 @@ class Summary(Part):
     """By institution: its policy; `epsilon_train` and `epsilon_metrics` spent so far (null: not
     differentially private) at `delta` per `unit`, if a unit is added or removed, and with `_replaced` if one
     is replaced by another; `anonymity`: by release, among how many institutions the
-    `server` and a `co_holder` cannot tell its sender (1: they know it); `refusals` by name, `rejections`
+    `server` and a `co_holder` cannot tell its sender (1: they know it), over all secure sums of the run and
+    their differences; `refusals` by name, `rejections`
     (invalid answers) by kind, `releases` and `bytes` that arrived from it."""
     unlearned: list[UnlearnedPart] = Field(default_factory=list)
-    """Institutions that left with `on_leave = "unlearn"`: stage, tasks deleted and retrained, bank digests
-    and IoU before and after, and the institutions that deleted their copies (`purged`)."""
+    """Institutions that left with `on_leave = "unlearn"`: stage, tasks deleted and retrained (`fresh`: with
+    new random numbers, because secure sums with and without the institution could be subtracted; not byte
+    for byte as if it had never been there), bank digests and IoU before and after, and the institutions that
+    deleted their copies (`purged`)."""
     quarantine: list[HeldBackEntry] = Field(default_factory=list)
     """Quarantined entries: task, stage, digest, reasons, and whether a person `admitted` them later
     ([reliability.md](reliability.md))."""

@@ -144,3 +144,55 @@ def found(folder: Path, *words: str) -> set[str]:
         if path.is_file() and path.name not in EVIDENCE
         if any(word in path.name or word.encode() in path.read_bytes() for word in words)
     }
+
+
+# --- Secure sums -----------------------------------------------------------------------------------------
+
+SECRET = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}, "keep_samples": True}
+
+
+def run_in_sums(folder: Path, names: str, leavers: str) -> dict[str, Any]:
+    """Summary of a run in which all hold one task, and some leave after it was learned in secure sums."""
+    other = {"histology": phantom("histology", 8)}
+    sites = [
+        {
+            "name": name,
+            "data": {"polyp": phantom("polyp", 8), **(other if name == "a" else {})},
+            "policy": {**SECRET, **(LEAVES if name in leavers else {})},
+        }
+        for name in names
+    ]
+    table = tiny_table(stream=["polyp", "histology"], institutions=sites)
+    run_inprocess(Scenario.model_validate(table), folder, None)
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+def test_sums_with_and_without_a_leaver_are_never_both_there(tmp_path: Path) -> None:
+    """Their difference would be the leaver's own layer and the mean of its images."""
+    left = run_in_sums(tmp_path / "run", "abcd", "d")
+    (facts,) = left["unlearned"]
+    assert (facts["deleted"], facts["retrained"], facts["fresh"]) == (["polyp"], [], [])
+    assert "polyp" not in Bank.open(tmp_path / "run" / "bank").tasks
+    for name in "abc":
+        assert left["privacy"][name]["refusals"]["sum-too-close"] == 1
+    assert left["privacy"]["d"]["anonymity"] == {
+        "adapter": {"server": 4, "co_holder": 3},
+        "router": {"server": 4, "co_holder": 3},
+    }
+    rounds = [event for event in events(tmp_path / "run", "align") if event["task"] == "polyp"]
+    assert [event["summed"] for event in rounds] == [["a", "b", "c", "d"]]
+
+
+def test_if_a_cohort_leaves_the_others_add_up_again_with_new_draws(tmp_path: Path) -> None:
+    left = run_in_sums(tmp_path / "run", "abcdef", "def")
+    facts, *_ = left["unlearned"]
+    assert (facts["retrained"], facts["fresh"]) == (["polyp"], ["polyp"])
+    assert left["holders"]["polyp"] == ["a", "b", "c"]
+    assert left["privacy"]["a"]["anonymity"]["adapter"] == {"server": 3, "co_holder": 2}
+    receipt = json.loads((tmp_path / "run" / "receipts" / "d-stage-2.json").read_text())
+    assert receipt["fresh"] == ["polyp"]
+    assert "not byte for byte" in receipt["not_covered"]
+    run_in_sums(tmp_path / "never", "abc", "")
+    anew, never = (Bank.open(tmp_path / name / "bank")["polyp"].layer for name in ("run", "never"))
+    assert any((anew[name] != never[name]).any() for name in anew)

@@ -36,3 +36,21 @@ def test_counting_goes_on_behind_a_copy() -> None:
     assert again.releases == {"north": 3}
     assert again.traffic.up == {"north": 7}
     assert kept == counted().as_dict()  # the copy is its own
+
+
+def test_the_anonymity_of_sums_is_that_of_their_differences() -> None:
+    counters = Counters()
+    counters.added("adapter", "train.align polyp", "abcde")
+    assert counters.anonymity["a"] == {"adapter": {"server": 5, "co_holder": 4}}
+    counters.added("adapter", "train.align polyp", "abcd")  # e can be computed, a to d hide as before
+    assert counters.anonymity["e"] == {"adapter": {"server": 1, "co_holder": 1}}
+    assert counters.anonymity["a"] == {"adapter": {"server": 4, "co_holder": 3}}
+    counters.added("adapter", "train.align polyp", "abe")  # now c and d, who are not in the last sum
+    assert counters.anonymity["c"] == {"adapter": {"server": 2, "co_holder": 1}}
+    counters.added("adapter", "train.align histology", "ab")  # another question
+    assert counters.anonymity["a"] == {"adapter": {"server": 2, "co_holder": 1}}
+    again = Counters.from_dict(counters.as_dict())
+    assert again.sums == {
+        "train.align polyp": [list("abcde"), list("abcd"), list("abe")],
+        "train.align histology": [list("ab")],
+    }
