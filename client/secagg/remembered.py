@@ -72,8 +72,7 @@ def has_noise(institution: Institution, about: Sum) -> bool:
 
 def added_at(institution: Institution, about: Sum, tasks: Sequence[str], members: Collection[str]) -> Added:
     """A sum as a line of the memory."""
-    held = institution.scenario.institution(institution.name).data
-    datasets = tuple(sorted({institution.dataset(task) for task in tasks if task in held}))
+    datasets = tuple(sorted({institution.dataset(task) for task in tasks if task in institution.site.tasks}))
     return Added(now(), about.run, about.id, about.kind, datasets, tuple(sorted(members)))
 
 

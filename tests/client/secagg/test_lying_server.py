@@ -276,11 +276,9 @@ def test_nor_by_a_member_that_is_said_to_have_dropped_out(table: Server, tmp_pat
 def test_nor_by_other_tasks_over_the_same_images(table: Server, tmp_path: Path) -> None:
     table.begin("abcd").whole()
     table.begin("abc", Job("", 2, "histology")).setup(only="a")  # other images
-    institution = again(table, tmp_path).institutions["a"]
-    same = institution.scenario.institution("a").data["polyp"]
-    institution.scenario.institution("a").data["histology"] = same
     later = again(table, tmp_path, "renamed")
-    later.institutions["a"].scenario = institution.scenario
+    site = later.institutions["a"].site
+    later.institutions["a"].site = replace(site, tasks={**site.tasks, "histology": site.tasks["polyp"]})
     with refused(Outcome.SUM_TOO_CLOSE):
         later.begin("abc", Job("", 2, "histology")).setup(only="a")
 
