@@ -137,9 +137,17 @@ def unlearn_one(
     ]
     gone = sorted([*quarantine.drop(held_back), *deleted.values(), *(old for old, _ in retrained.values())])
     purged = purge(federation, stage, leaver, gone) if gone else {}
-    hidden = {n for n, member in federation.members.items() if member.policy.adapter.aggregation == "secagg"}
-    fresh = tuple(sorted(task for task, names in holders.items() if not hidden.isdisjoint(names)))
-    found = Unlearned(leaver, stage, before, bank.digest, deleted, retrained, holders, purged, fresh)
+    found = Unlearned(
+        leaver,
+        stage,
+        before,
+        bank.digest,
+        deleted,
+        retrained,
+        holders,
+        purged,
+        fresh_among(federation, holders),
+    )
     federation.folder.event(
         "unlearned",
         f"stage {stage}: {leaver} leaves; deleted {', '.join(deleted) or 'nothing'}, learned again without "
@@ -148,10 +156,16 @@ def unlearn_one(
         institution=leaver,
         deleted=list(deleted),
         retrained=list(retrained),
-        fresh=list(fresh),
+        fresh=list(found.fresh),
         purged=sorted(purged),
     )
     return found
+
+
+def fresh_among(federation: Federation, holders: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Tasks with a holder that shares its layer in secure sums only: it trains with new draws."""
+    hidden = {n for n, member in federation.members.items() if member.policy.adapter.aggregation == "secagg"}
+    return tuple(sorted(task for task, names in holders.items() if not hidden.isdisjoint(names)))
 
 
 def without(unlearned: Unlearned, bank: Bank) -> Unlearned:
