@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +48,7 @@ from casam_core.routing.threshold import fold_statistics, held_out_scores, learn
 from casam_core.routing.unknown import margin_histogram
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
+from client.data.open import location_of
 from client.data.splits import Part
 from client.data.task_data import StoredExamples, TaskData, open_task
 from client.evaluation.evaluator import Evaluator, Measured
@@ -125,10 +125,7 @@ class Institution:
 
     def dataset(self, task: str) -> str:
         """Location of the task's images; it identifies them under every task name."""
-        spec = self.site.tasks[task]
-        if spec.path is None:
-            return f"phantom/{self.name}/{spec.phantom}"
-        return str(((self.site.data_root or Path()) / Path(spec.path).expanduser()).resolve())
+        return location_of(self.site.tasks[task], self.site.data_root, self.name)
 
     def align(
         self, request: AlignRequest, others: Sequence[Institution] = (), *, fresh: bool = False

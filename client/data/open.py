@@ -29,6 +29,13 @@ def open_dataset(spec: DataSpec, *, data_root: Path | None, seed: int, instituti
     return READERS[spec.reader](spec, data_root, seed, institution)
 
 
+def location_of(spec: DataSpec, data_root: Path | None, institution: str) -> str:
+    """Where the images are; it identifies them under every task name."""
+    if spec.path is None:
+        return f"phantom/{institution}/{spec.phantom}"
+    return str(((data_root or Path()) / Path(spec.path).expanduser()).resolve())
+
+
 def _open_folder(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
     return FolderDataset(_folder(spec, data_root, institution), spec.labels, spec.group_pattern)
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from casam_core.config.site_file import SiteFile, read_site_file, simulated_task
 from casam_core.config.toml import read_policy
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
-from casam_core.privacy.accounting import epsilon_of
+from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.protocol.limits import Allowed, GroupSpec, Range
 from casam_core.protocol.messages import (
     REPLIES,
@@ -41,12 +41,13 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.protocol.schema import Flag, Message
-from client.data.open import open_dataset
+from client.data.open import location_of, open_dataset
 from client.data.splits import kept_key, simulated_key
-from client.data.task_data import TaskData, divide
-from client.dp.plan import evaluations, learning_noise, noisy_router, one_task
+from client.data.task_data import TaskData, divide, division_of
+from client.dp.plan import evaluations, learning_noise, leaves_noisy, metrics_noise, noisy_router, one_task
 from client.node.approvals import approvals_in, pending_in, read_sent
 from client.node.node_file import read_node_file
+from client.release.ledger import Ledger, of_images
 
 MOST_CHANGES = 40
 """Lines of the comparison with the last approved scenario."""
@@ -59,6 +60,10 @@ NAMES: dict[type[Message], str] = {
     EvaluateReply: "test scores",
     ForgetReply: "receipt of a deletion",
 }
+
+
+Plan = Callable[[Scenario, Policy], list[Mechanism]]
+"""The private releases of one task in a scenario."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def bits_of_number(range_: Range) -> int:
 
 
 def cost(place: Place, scenario: Scenario) -> list[Block]:
-    """What the policy's budget allows, and what this scenario plans to spend of it."""
+    """What the policy's budget allows, what was spent of it, and what this scenario plans to spend."""
     policy, budget = place.policy, place.policy.budget
     unit = "patient or slide (group)" if budget.unit == "group" else "image"
     told: list[str] = []
@@ -263,28 +268,58 @@ def cost(place: Place, scenario: Scenario) -> list[Block]:
             told.append(f"{what}: no noise, so no epsilon limits what they say about one {unit}")
     if policy.metrics == "exact":
         told.append(f"test scores: exact, so no epsilon limits what they say about one {unit}")
-    if policy.private:
-        told.append(
-            f"training images: epsilon at most {budget.epsilon:g} at delta {budget.delta:g} for each {unit}, "
-            f"in all scenarios together; this one plans {planned(scenario, policy)} per task"
-        )
-    if policy.metrics == "noisy":
-        told.append(
-            f"test images: epsilon at most {budget.epsilon_metrics:g} at delta {budget.delta:g} for each "
-            f"{unit}, in all scenarios together"
-        )
+    kinds = (
+        ("training images", policy.private, budget.epsilon, ("train",), learning_plan),
+        ("test images", policy.metrics == "noisy", budget.epsilon_metrics, ("test", "val"), metrics_plan),
+    )
+    for what, noisy, limit, parts, plan in kinds:
+        if noisy:
+            told.append(
+                f"{what}: epsilon at most {limit:g} at delta {budget.delta:g} for each {unit} that is added "
+                f"or removed, in all scenarios together. Spent so far: {spent(place, scenario, parts)}. This "
+                f"scenario plans for each task: {planned(plan, scenario, policy)}"
+            )
     return [told or ["nothing that was computed from images leaves"]]
 
 
-def planned(scenario: Scenario, policy: Policy) -> str:
-    """The epsilon of one task's rounds and router, or why there is none."""
+def spent(place: Place, scenario: Scenario, parts: Sequence[str]) -> str:
+    """The epsilon of the ledger, the largest of the scenario's tasks here."""
+    spends, key = Ledger(place.home / "ledger.jsonl").lines(), kept_key(place.home)
+    used: list[list[Mechanism]] = [[]]
+    for spec in place.site.described(scenario.institution(place.institution).data).values():
+        dataset = location_of(spec, place.data_root, place.institution)
+        for part in parts:
+            lines = of_images(spends, dataset, part, division_of(spec, key))
+            used.append([line.mechanism for line in lines])
+    delta = float(place.policy.budget.delta or 0)
+    return in_epsilon(max(used, key=lambda mechanisms: epsilon_of(mechanisms, delta)), place.policy)
+
+
+def planned(plan: Plan, scenario: Scenario, policy: Policy) -> str:
+    """The epsilon of one task in this scenario, or why there is none."""
     try:
-        noise = learning_noise(scenario, policy)
+        return in_epsilon(plan(scenario, policy), policy)
     except RefusalError as refusal:
         return f"nothing, because it is refused ({refusal.outcome})"
-    rounds = scenario.training.rounds if policy.adapter.noise == "dp" and policy.adapter.share == "yes" else 0
-    mechanisms = one_task(scenario.privacy, rounds, noisy_router(scenario, policy), noise)
-    return f"epsilon {epsilon_of(mechanisms, float(policy.budget.delta or 0)):.2f}"
+
+
+def learning_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:
+    """The private releases of learning one task. Raises RefusalError."""
+    rounds = scenario.training.rounds if leaves_noisy(policy.adapter) else 0
+    noise = learning_noise(scenario, policy)
+    return one_task(scenario.privacy, rounds, noisy_router(scenario, policy), noise)
+
+
+def metrics_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:
+    """The evaluations of one task's test images. Raises RefusalError."""
+    return [Mechanism(metrics_noise(scenario, policy))] * evaluations(scenario, policy)
+
+
+def in_epsilon(mechanisms: Sequence[Mechanism], policy: Policy) -> str:
+    """`3.00 (5.12 if one is replaced by another)`"""
+    delta = float(policy.budget.delta or 0)
+    added, replaced = (epsilon_of(mechanisms, delta, replaced=replaced) for replaced in (False, True))
+    return f"{added:.2f} ({replaced:.2f} if one is replaced by another)"
 
 
 def changes(place: Place, scenario: Scenario) -> list[Block]:
@@ -375,7 +410,9 @@ def example() -> str:
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "split.key").write_bytes(simulated_key(scenario.seed, site.name))
         place = Place(site.name, SiteFile(tasks=tasks), site.policy, Path(home), None)
-        return EXAMPLE_HEAD + as_markdown(page_of(place, scenario))
+        page = as_markdown(page_of(place, scenario))
+        # The digest follows every new key of a scenario; the example need not.
+        return EXAMPLE_HEAD + page.replace(scenario.digest(), "b9a6195f...")
 
 
 EXAMPLE_HEAD = """<!-- Made by: python -m scenarios.inspection.site_review -->
