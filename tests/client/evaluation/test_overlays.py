@@ -59,10 +59,10 @@ def test_a_page_with_so_many_pictures_of_every_task_that_is_held(both: tuple[Pat
 
 
 def test_a_picture_shows_the_image_four_times_with_three_colours(both: tuple[Path, Path]) -> None:
-    pictures = sorted((private(both[1], "north") / "overlays").glob("*.png"))
-    # Both pictures, one below the other: one mask of the random backbone may be empty.
+    pictures = sorted(both[1].glob("institutions/*/private/overlays/*.png"))
+    # All pictures, one below the other: masks of the random backbone may be empty.
     pixels = np.concatenate([np.asarray(Image.open(picture)) for picture in pictures])
-    assert pixels.shape == (2 * 64, 4 * 64 + 3 * 4, 3)
+    assert pixels.shape == (len(pictures) * 64, 4 * 64 + 3 * 4, 3)
     plain, truth, frozen, ours = (pixels[:, i * 68 : i * 68 + 64] for i in range(4))
 
     def has(view: np.ndarray[Any, Any], colour: tuple[int, int, int]) -> bool:
@@ -125,7 +125,9 @@ def test_a_real_site_draws_only_what_its_own_setting_says(tmp_path: Path) -> Non
     table = tiny_table()
     table["evaluation"]["overlays"] = 9
     scenario = Scenario.model_validate(table)
-    node = {"institution": "north", "policy": str(tmp_path / "policy.toml"), "home": str(tmp_path)}
+    (tmp_path / "site.toml").write_text('[tasks.polyp]\npath = "polyp"\n')
+    files = {"policy": str(tmp_path / "policy.toml"), "site": str(tmp_path / "site.toml")}
+    node = {"institution": "north", "home": str(tmp_path), **files}
     assert [site.overlays for site in hosted_sites(scenario, "run", node, {})] == [0]
     assert [site.overlays for site in hosted_sites(scenario, "run", node | {"overlays": 3}, {})] == [3]
 
