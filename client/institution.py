@@ -127,15 +127,11 @@ class Institution:
         """Location of the task's images; it identifies them under every task name."""
         return location_of(self.site.tasks[task], self.site.data_root, self.name)
 
-    def align(
-        self, request: AlignRequest, others: Sequence[Institution] = (), *, fresh: bool = False
-    ) -> AlignReply:
+    def align(self, request: AlignRequest, others: Sequence[Institution] = ()) -> AlignReply:
         """Train a layer for one round on this institution's images of the request's tasks.
 
         Args:
             others: institutions whose images are pooled with these (simulations only).
-            fresh: train with other draws than the first time, so that the layers of both times do not cancel
-                in the difference of two sums.
         """
         job, method, training = request.job, method_of(self.scenario.method), self.scenario.training
         layer = self.layer(job.task, request.layer)
@@ -149,7 +145,7 @@ class Institution:
         patience = Patience(validate, training.patience) if validate and training.patience else None
         steps = OpenSteps(self.penalty(request), patience)
         report = reporter(self.name, f"train {job.task}")
-        draws = self.draws(job, "align anew" if fresh else "align")
+        draws = self.draws(job, "align")
         train_round(self.scenario, job.task, layer, self.backbone, examples, steps, draws, report)
         if patience:
             patience.restore(layer)

@@ -7,10 +7,8 @@ is "drop", or if no other institution may train. Every other institution deletes
 The bank then has the bytes of a run in which the institution never took part. Earlier runs, published figures
 and spent epsilon do not change.
 
-Entries from secure sums are different: the sums with and without the institution subtract to its own part.
-Members without noise refuse a second sum that is so close (client/secagg/remembered.py), and the entry is
-deleted. If enough institutions leave together, the others learn it again, with new draws (`fresh`): then the
-bank does not have the bytes of another run.
+Entries from secure sums without noise are deleted: the sums with and without the institution subtract to its
+own part, so the other members refuse a second sum (client/secagg/remembered.py).
 """
 
 from __future__ import annotations
@@ -39,7 +37,6 @@ class Unlearned:
 
     deleted: by task, the digest of the deleted entry. retrained: by task, the digests before and after.
     holders: by retrained task, the holders of the new entry. purged: by institution, its signed statement.
-    fresh: the retrained tasks for which members of secure sums trained with new draws.
     """
 
     institution: str
@@ -50,7 +47,6 @@ class Unlearned:
     retrained: Mapping[str, tuple[str, str]]
     holders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     purged: Mapping[str, ForgetReply] = field(default_factory=dict)
-    fresh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,6 @@ def unlearn_one(
         retrained,
         holders,
         purged,
-        fresh_among(federation, holders),
     )
     federation.folder.event(
         "unlearned",
@@ -156,16 +151,9 @@ def unlearn_one(
         institution=leaver,
         deleted=list(deleted),
         retrained=list(retrained),
-        fresh=list(found.fresh),
         purged=sorted(purged),
     )
     return found
-
-
-def fresh_among(federation: Federation, holders: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Tasks with a holder that shares its layer in secure sums only: it trains with new draws."""
-    hidden = {n for n, member in federation.members.items() if member.policy.adapter.aggregation == "secagg"}
-    return tuple(sorted(task for task, names in holders.items() if not hidden.isdisjoint(names)))
 
 
 def without(unlearned: Unlearned, bank: Bank) -> Unlearned:
@@ -180,7 +168,6 @@ def without(unlearned: Unlearned, bank: Bank) -> Unlearned:
         deleted={**unlearned.deleted, **lost},
         retrained=kept,
         holders={task: names for task, names in unlearned.holders.items() if task in kept},
-        fresh=tuple(task for task in unlearned.fresh if task in kept),
     )
 
 
@@ -210,7 +197,6 @@ def facts_of(
         "stage": unlearned.stage,
         "deleted": sorted(unlearned.deleted),
         "retrained": sorted(unlearned.retrained),
-        "fresh": list(unlearned.fresh),
         "bank_before": unlearned.bank_before,
         "bank_after": unlearned.bank_after,
         "purged": sorted(unlearned.purged),
@@ -222,8 +208,7 @@ def facts_of(
 NOT_COVERED = (
     "Other institutions attest that they deleted their copies; this is no proof. The unlearning does not "
     "cover earlier runs, published figures, knowledge that other institutions gained from the entries, and "
-    "spent privacy budget. Entries under `fresh` were learned again in secure sums with new random numbers: "
-    "they are not byte for byte those of a run in which the institution never took part."
+    "spent privacy budget."
 )
 
 

@@ -61,7 +61,7 @@ class Outcome(StrEnum):
     NOISE_NOT_POSSIBLE = "noise-not-possible", "noise", True
     COHORT_TOO_SMALL = "cohort-too-small", "aggregation, minimum_cohort", True
     OUT_OF_RANGE = "out-of-range", "aggregation", True
-    SUM_TOO_CLOSE = "sum-too-close", "aggregation, minimum_cohort", True  # to an earlier sum, in its members
+    OTHER_MEMBERS = "other-members", "aggregation", True  # than in an earlier sum over the same images
     SUM_BROKEN = "sum-broken", "aggregation"  # an exchange does not belong to the sum that was begun
     SUM_NOT_POSSIBLE = "sum-not-possible", "aggregation", True
 

@@ -66,7 +66,7 @@ def align(
     if institution.site.policy.adapter.noise == "dp":
         with learned_at_home(institution, request.job):
             return align_privately(institution, request)
-    return institution.align(request, others, fresh=summed and request.again)
+    return institution.align(request, others)
 
 
 def check_align(institution: Institution, request: AlignRequest, *, summed: bool) -> None:

@@ -58,7 +58,7 @@ from casam_core.protocol.wire import packed
 from client.institution import Institution
 from client.release import permission
 from client.release.guard import check
-from client.secagg.remembered import check_distance, remember
+from client.secagg.remembered import check_members_before, remember
 from client.secagg.sum_request import Protocol, read
 from client.simulation.faults import Role, attacked
 
@@ -100,7 +100,7 @@ def answer_to(institution: Institution, question: Question) -> Payload:
 def take_part(institution: Institution, request: SecureRequest, context: Context) -> SecureReply:
     """This institution's part of one exchange. If it refuses to add a layer, it learns one for itself.
 
-    Raises RefusalError: cohort-too-small, sum-not-possible, sum-too-close, sum-broken, out-of-range,
+    Raises RefusalError: cohort-too-small, sum-not-possible, other-members, sum-broken, out-of-range,
     repeated, or a refusal of the open question.
     """
     if request.summed != "train.align":
@@ -225,7 +225,7 @@ class Member:
         return bytes.fromhex(sign_as(self.institution.name, site.key, site.register, statement))
 
     def agree(self, protocol: Protocol, context: Context) -> SecureReply:
-        """Remember the sum and sign the list of its members. Raises RefusalError (sum-too-close)."""
+        """Remember the sum and sign the list of its members. Raises RefusalError (other-members)."""
         survivors = sorted(protocol[Key.ACTIVE_NODE_ID_LIST])
         names = [self.numbers[number] for number in survivors]
         remember(self.institution, self.sum, self.tasks, names)
@@ -331,7 +331,7 @@ def check_setup(member: Member, protocol: Protocol) -> None:
         raise RefusalError(Outcome.COHORT_TOO_SMALL, f"{sorted(strangers)}: not in the register")
     check_cohort(len(names), least)
     check_rules(protocol, len(names), least)
-    check_distance(institution, member.sum, member.tasks, names)
+    check_members_before(institution, member.sum, member.tasks, names)
 
 
 def check_keys(member: Member, protocol: Protocol) -> None:

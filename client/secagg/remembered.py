@@ -1,9 +1,9 @@
 """The memory of secure sums: with whom this institution added up what, over all runs of its home.
 
-Two sums over almost the same institutions subtract to the difference, which can be the value of one. The
-institution therefore refuses a sum whose members differ from those of an earlier one by fewer institutions
-than `minimum_cohort`. The comparison is by dataset and kind of release: the server chooses tasks, rounds,
-seeds and runs, so they separate nothing.
+Sums over different members can be combined to the value of one: {a, b, c, d} - {a, b, c} = d, and also
+{a, ..., g} - {a, b, c} - {d, e, f} = g, where g took part in one sum only. An institution therefore adds up
+each kind of release of a dataset with the same members every time, and refuses others. Then all sums are over
+equal or disjoint sets. The server chooses tasks, rounds, seeds and runs, so they separate nothing.
 
 A line is on disk before the institution agrees to the list of members in a sum, and without enough agreements
 nobody unmasks it. Sums that were not agreed to do not count. A release with noise of its own is not
@@ -39,26 +39,26 @@ class Added:
     members: tuple[str, ...]
 
 
-def check_distance(
+def check_members_before(
     institution: Institution, about: Sum, tasks: Sequence[str], members: Collection[str]
 ) -> None:
-    """Raise RefusalError (sum-too-close) if a sum of these members is too close to an earlier one.
+    """Raise RefusalError (other-members) if an earlier sum of the same images had other members.
 
     tasks: those whose images the institution's share is made from.
     """
     if not has_noise(institution, about):
         found = added_at(institution, about, tasks, members)
-        check_against(sums_log(institution.site.sums).lines(), found, institution.site.policy.minimum_cohort)
+        check_against(sums_log(institution.site.sums).lines(), found)
 
 
 def remember(institution: Institution, about: Sum, tasks: Sequence[str], members: Collection[str]) -> None:
-    """Write down a sum; the line is on disk when this returns. Raises RefusalError like check_distance."""
+    """Write down a sum; the line is on disk when this returns. Raises like check_members_before."""
     if has_noise(institution, about):
         return
     found = added_at(institution, about, tasks, members)
 
     def make(lines: Sequence[Added]) -> tuple[Added, str]:
-        check_against(lines, found, institution.site.policy.minimum_cohort)
+        check_against(lines, found)
         return found, json.dumps(asdict(found), sort_keys=True)
 
     sums_log(institution.site.sums).append(make)
@@ -76,17 +76,16 @@ def added_at(institution: Institution, about: Sum, tasks: Sequence[str], members
     return Added(now(), about.run, about.id, about.kind, datasets, tuple(sorted(members)))
 
 
-def check_against(lines: Sequence[Added], found: Added, least: int) -> None:
-    """Raise RefusalError (sum-too-close) if `found` differs from a line by 1 to `least` - 1 members."""
+def check_against(lines: Sequence[Added], found: Added) -> None:
+    """Raise RefusalError (other-members) if a line has the same kind and images, but other members."""
     for line in lines:
         if line.kind != found.kind or not set(line.datasets) & set(found.datasets):
             continue
-        difference = set(line.members) ^ set(found.members)
-        if 0 < len(difference) < least:
+        if difference := set(line.members) ^ set(found.members):
             raise RefusalError(
-                Outcome.SUM_TOO_CLOSE,
-                f"{found.kind}: the members differ only by {', '.join(sorted(difference))} from the sum of "
-                f"{line.time} in run {line.run}; policy.minimum_cohort is {least}",
+                Outcome.OTHER_MEMBERS,
+                f"{found.kind}: the sum of {line.time} in run {line.run} had other members "
+                f"({', '.join(sorted(difference))}); without noise, sums over different members reveal parts",
             )
 
 

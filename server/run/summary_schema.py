@@ -93,7 +93,6 @@ class UnlearnedPart(Part):
     stage: int
     deleted: list[str] = Field(default_factory=list)
     retrained: list[str] = Field(default_factory=list)
-    fresh: list[str] = Field(default_factory=list)
     bank_before: str = ""
     bank_after: str = ""
     purged: list[str] = Field(default_factory=list)
@@ -174,10 +173,8 @@ class Summary(Part):
     their differences; `refusals` by name, `rejections`
     (invalid answers) by kind, `releases` and `bytes` that arrived from it."""
     unlearned: list[UnlearnedPart] = Field(default_factory=list)
-    """Institutions that left with `on_leave = "unlearn"`: stage, tasks deleted and retrained (`fresh`: with
-    new random numbers, because secure sums with and without the institution could be subtracted; not byte
-    for byte as if it had never been there), bank digests and IoU before and after, and the institutions that
-    deleted their copies (`purged`)."""
+    """Institutions that left with `on_leave = "unlearn"`: stage, tasks deleted and retrained, bank digests
+    and IoU before and after, and the institutions that deleted their copies (`purged`)."""
     quarantine: list[HeldBackEntry] = Field(default_factory=list)
     """Quarantined entries: task, stage, digest, reasons, and whether a person `admitted` them later
     ([reliability.md](reliability.md))."""

@@ -172,27 +172,13 @@ def test_sums_with_and_without_a_leaver_are_never_both_there(tmp_path: Path) -> 
     """Their difference would be the leaver's own layer and the mean of its images."""
     left = run_in_sums(tmp_path / "run", "abcd", "d")
     (facts,) = left["unlearned"]
-    assert (facts["deleted"], facts["retrained"], facts["fresh"]) == (["polyp"], [], [])
+    assert (facts["deleted"], facts["retrained"]) == (["polyp"], [])
     assert "polyp" not in Bank.open(tmp_path / "run" / "bank").tasks
     for name in "abc":
-        assert left["privacy"][name]["refusals"]["sum-too-close"] == 1
+        assert left["privacy"][name]["refusals"]["other-members"] == 1
     assert left["privacy"]["d"]["anonymity"] == {
         "adapter": {"server": 4, "co_holder": 3},
         "router": {"server": 4, "co_holder": 3},
     }
     rounds = [event for event in events(tmp_path / "run", "align") if event["task"] == "polyp"]
     assert [event["summed"] for event in rounds] == [["a", "b", "c", "d"]]
-
-
-def test_if_a_cohort_leaves_the_others_add_up_again_with_new_draws(tmp_path: Path) -> None:
-    left = run_in_sums(tmp_path / "run", "abcdef", "def")
-    facts, *_ = left["unlearned"]
-    assert (facts["retrained"], facts["fresh"]) == (["polyp"], ["polyp"])
-    assert left["holders"]["polyp"] == ["a", "b", "c"]
-    assert left["privacy"]["a"]["anonymity"]["adapter"] == {"server": 3, "co_holder": 2}
-    receipt = json.loads((tmp_path / "run" / "receipts" / "d-stage-2.json").read_text())
-    assert receipt["fresh"] == ["polyp"]
-    assert "not byte for byte" in receipt["not_covered"]
-    run_in_sums(tmp_path / "never", "abc", "")
-    anew, never = (Bank.open(tmp_path / name / "bank")["polyp"].layer for name in ("run", "never"))
-    assert any((anew[name] != never[name]).any() for name in anew)

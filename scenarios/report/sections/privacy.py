@@ -219,7 +219,6 @@ def unlearned(record: UnlearnedPart) -> list[Block]:
     """What was deleted and retrained, and how the tasks' IoU changed."""
     done = [f"deleted {listed(record.deleted)}"] if record.deleted else []
     done += [f"retrained {listed(record.retrained)} without it"] if record.retrained else []
-    done += [f"used new random numbers for {listed(record.fresh)}"] if record.fresh else []
     notice = Notice(
         f"{record.institution} left at stage {record.stage} and asked to be unlearned: the bank "
         f"{' and '.join(done) or 'held nothing from it'}. Bank before {record.bank_before[:12] or MISSING}, "

@@ -259,7 +259,7 @@ def test_two_sums_cannot_be_subtracted_to_the_value_of_one(table: Server, tmp_pa
     table.begin("abcd").whole()
     for members in ("bcd", "abc", "abcde", "abce"):
         later = again(table, tmp_path, f"again-{members}")
-        with refused(Outcome.SUM_TOO_CLOSE, match=r"policy.minimum_cohort is 3"):
+        with refused(Outcome.OTHER_MEMBERS, match="had other members"):
             later.begin(members).setup(only="c")
     again(table, tmp_path, "same").begin("abcd").whole()
     assert added(table, "c") == ["abcd", "abcd"]
@@ -269,7 +269,7 @@ def test_nor_by_a_member_that_is_said_to_have_dropped_out(table: Server, tmp_pat
     """The members are the same; the list of survivors makes the difference."""
     table.begin("abcde").whole()
     sum_ = masked(again(table, tmp_path))
-    with refused(Outcome.SUM_TOO_CLOSE, match="differ only by e"):
+    with refused(Outcome.OTHER_MEMBERS, match="had other members \\(e\\)"):
         sum_.agree("abcd", only="a")
 
 
@@ -279,7 +279,7 @@ def test_nor_by_other_tasks_over_the_same_images(table: Server, tmp_path: Path) 
     later = again(table, tmp_path, "renamed")
     site = later.institutions["a"].site
     later.institutions["a"].site = replace(site, tasks={**site.tasks, "histology": site.tasks["polyp"]})
-    with refused(Outcome.SUM_TOO_CLOSE):
+    with refused(Outcome.OTHER_MEMBERS):
         later.begin("abc", Job("", 2, "histology")).setup(only="a")
 
 
@@ -290,15 +290,21 @@ def test_what_was_never_agreed_to_does_not_count(table: Server, tmp_path: Path) 
     assert added(table, "a") == ["abc"]
 
 
-def test_sums_that_differ_by_a_cohort_are_both_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nor_can_three_sums_that_differ_by_a_cohort_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """{a, ..., g} - {a, b, c} - {d, e, f} = g, although g took part in one sum only."""
     monkeypatch.setenv("CASAM_HOME", str(tmp_path / "home"))
-    table = Server.of(tmp_path, "abcdef")
+    table = Server.of(tmp_path, "abcdefg")
     table.begin("abc").whole()
-    later = Server.of(tmp_path, "abcdef", "again")
+    table.begin("def").whole()  # disjoint sums are both made
+    later = Server.of(tmp_path, "abcdefg", "again")
     for name, institution in later.institutions.items():
         institution.site = replace(institution.site, sums=table.institutions[name].site.sums)
-    later.begin("abcdef").whole()
-    assert added(table, "a") == ["abc", "abcdef"]
+    later.begin("abcdefg").setup(only="g")  # it knows of nothing
+    for name in "abcdef":
+        with refused(Outcome.OTHER_MEMBERS):
+            later.begin("abcdefg").setup(only=name)
     forget_institutions()
 
 
