@@ -32,7 +32,7 @@ class ArraySpec:
     Args:
         shape: exact; an array may only be shorter in the dimensions `free`.
         least: the lowest allowed value.
-        total: the highest allowed sum.
+        total: the highest allowed sum. exact: the only allowed sum.
     """
 
     dtype: type[np.generic]
@@ -40,6 +40,7 @@ class ArraySpec:
     free: tuple[int, ...] = ()
     least: float | None = None
     total: float | None = None
+    exact: bool = False
 
     def has_shape(self, shape: tuple[int, ...]) -> bool:
         """Whether an array may have this shape."""
@@ -59,6 +60,23 @@ class ArraySpec:
             raise AnswerError(f"{name}: expected values from {self.least}")
         if self.total is not None and array.sum(dtype=np.float64) > self.total:
             raise AnswerError(f"{name}: expected counts of at most {self.total} images")
+        if self.exact and self.total is not None and array.sum(dtype=np.float64) != self.total:
+            raise AnswerError(f"{name}: expected counts of {self.total} images")
+
+    @property
+    def bits(self) -> float:
+        """How much an array of this form can say, in bits; counts with a sum say less than their size."""
+        size = math.prod(self.shape)
+        if self.total is None:
+            return 8.0 * np.dtype(self.dtype).itemsize * size
+        bins = size if self.exact else size + 1  # the last one holds what is not in the others
+        return log2_ways(self.total, bins)
+
+
+def log2_ways(images: float, bins: int) -> float:
+    """log2 of the number of histograms of so many images over so many bins."""
+    ways = math.lgamma(images + bins) - math.lgamma(images + 1) - math.lgamma(bins)
+    return ways / math.log(2)
 
 
 @dataclass(frozen=True)
@@ -91,11 +109,37 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Range:
-    """The closed range of one number. whole: only integers."""
+    """The closed range of one number.
+
+    Args:
+        whole: only integers.
+        digits: decimal places of a number that is not whole. A finer number would leave room for a message.
+        single: instead, the numbers of single precision.
+    """
 
     least: float
     most: float
     whole: bool = False
+    digits: int | None = None
+    single: bool = False
+
+    def fitting(self, value: float) -> float:
+        """The number as it leaves: of all declared steps the nearest one."""
+        if self.whole:
+            return int(value)
+        if self.single:
+            value = float(np.float32(value))
+        return (float(value) if self.digits is None else round(float(value), self.digits)) + 0.0
+
+    @property
+    def bits(self) -> float:
+        """How much a number within the range can say, in bits."""
+        if self.single:
+            return 32.0
+        step = 1.0 if self.whole else 10.0 ** -(self.digits or 0)
+        return (
+            64.0 if not self.whole and self.digits is None else math.log2((self.most - self.least) / step + 1)
+        )
 
     def check(self, name: str, value: object) -> None:
         """Raise AnswerError for a value outside the range."""
@@ -104,6 +148,14 @@ class Range:
         if not self.holds(value):
             what = "a count" if self.whole else "a value"
             raise AnswerError(f"{name}: expected {what} {self.least}..{self.most}")
+        if not self.declares(value):
+            raise AnswerError(f"{name}: expected the number in its declared steps")
+
+    def declares(self, value: object) -> bool:
+        """Whether the value is in the range and has its one spelling: not 1.0 for 1, or -0.0 for 0.0."""
+        if not isinstance(value, int | float) or type(value) is not (int if self.whole else float):
+            return False
+        return math.isfinite(value) and self.holds(value) and repr(self.fitting(value)) == repr(value)
 
     def holds(self, value: float) -> bool:
         """Whether a finite number lies in the range."""
@@ -117,6 +169,8 @@ class Allowed:
     settings: dict[str, Callable[[object], bool]] = field(default_factory=dict)
     groups: dict[str, tuple[GroupSpec, ...]] = field(default_factory=dict)
     numbers: dict[str, dict[str, Range]] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+    """By group of numbers, the only allowed sum."""
 
     def check(self, payload: Payload) -> None:
         """Raise AnswerError that names the first content that is not on the list."""
@@ -134,6 +188,12 @@ class Allowed:
                 if key not in self.numbers[name]:
                     raise AnswerError(f"{name}/{key} is not on the list")
                 self.numbers[name][key].check(f"{name}/{key}", value)
+            if name in self.totals and sum(numbers.values()) != self.totals[name]:
+                raise AnswerError(f"{name}: expected counts of {self.totals[name]} images")
+        levels = (payload.config, payload.arrays, payload.metrics)
+        for names in (*levels, *payload.arrays.values(), *payload.metrics.values()):
+            if list(names) != sorted(names):
+                raise AnswerError("expected all names in their order")
 
 
 def check_group(name: str, group: Mapping[str, NDArray[Any]], forms: Sequence[GroupSpec]) -> None:

@@ -28,7 +28,7 @@ from casam_core.model.forms import build_layer, changes_sam
 from casam_core.protocol.compressed_text import compress_text
 from casam_core.protocol.limits import Allowed, ArraySpec, GroupSpec, Range
 from casam_core.protocol.outcomes import WORDS
-from casam_core.protocol.payload import AUDIT, EPSILONS, Job, Payload, digest_of
+from casam_core.protocol.payload import AUDIT, EPSILONS, Job, Payload, Scalar, digest_of
 from casam_core.protocol.schema import (
     COUNT,
     Amount,
@@ -63,6 +63,7 @@ class Sender:
         holdings: image counts by task.
         channels: the number of channels of an embedding.
         backbone: None at the server, which then cannot know the arrays of a layer that changes SAM itself.
+        asked: the settings of the request.
     """
 
     scenario: Scenario
@@ -71,17 +72,23 @@ class Sender:
     channels: int
     backbone: Backbone | None
     job: Job
+    asked: Mapping[str, Scalar] = field(default_factory=dict)
 
-    def images(self, part: str) -> int:
-        """The number of images of one split in all tasks: a method may train on several tasks."""
-        return sum(getattr(holding, part) for holding in self.holdings.values())
+    def images(self, part: str, tasks: Sequence[str]) -> int:
+        """The number of images of one split in these tasks."""
+        return sum(getattr(self.holdings[task], part) for task in tasks if task in self.holdings)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the request says that no other institution holds the task."""
+        return bool(self.asked.get("alone", False))
 
 
-LARGEST_EPSILON = Range(0.0, math.nextafter(1e6, 0.0))
+EPSILON = Range(0.0, 1e6, digits=4)
 
 ENVELOPE: dict[str, Callable[[object], bool]] = {
     "outcome": lambda value: value in WORDS,
-    **dict.fromkeys(EPSILONS, Amount(LARGEST_EPSILON).fits),
+    **dict.fromkeys(EPSILONS, Amount(EPSILON).fits),
     AUDIT: Text(r"\d{12}:[0-9a-f]{64}").fits,
 }
 """Settings of every reply: the outcome, the privacy budget spent, and the place in the audit log."""
@@ -269,9 +276,20 @@ def importance_forms(sender: Sender) -> tuple[GroupSpec, ...]:
 
 
 def trained_images(sender: Sender) -> Range:
-    """The range of the number of training images; a pooling method trains on those of all institutions."""
-    pools = method_of(sender.scenario.method).pools
-    return Range(1, COUNT.most if pools else sender.images("train"), whole=True)
+    """The number of training images; a pooling method trains on those of all institutions."""
+    if method_of(sender.scenario.method).pools:
+        return replace(COUNT, least=1)
+    own = Table(tuple[str, ...]).decode(sender.asked.get("tasks", "[]")) or (sender.job.task,)
+    images = sender.images("train", own)
+    return Range(images, images, whole=True)
+
+
+def compares(sender: Sender) -> bool:
+    """Whether the reply may say if the layer beats frozen SAM: in the last round, of layers without noise."""
+    scenario, job = sender.scenario, sender.job
+    able = method_of(scenario.method).can_fall_back(alignment_of(scenario, job.task).form)
+    last = scenario.training.fallback_to_identity and job.round == scenario.training.rounds
+    return able and last and sender.policy.adapter.noise != "dp"
 
 
 @lru_cache(maxsize=8)
@@ -302,7 +320,7 @@ class AlignReply(Message):
     layer: Annotated[Layer, Group(layer_forms)]
     images: Annotated[int, Figure("align", "num-examples", trained_images)]
     importance: Annotated[Layer | None, Group(importance_forms)] = None
-    improved: Annotated[bool | None, Flag()] = None
+    improved: Annotated[bool | None, Flag(compares)] = None
 
 
 @dataclass(frozen=True)
@@ -325,19 +343,30 @@ def specs_of_router(spec: RouterSpec, channels: int) -> tuple[GroupSpec, GroupSp
     return GroupSpec(schema.state), GroupSpec(schema.statistics)
 
 
+def described_form(sender: Sender) -> tuple[GroupSpec, ...]:
+    """The arrays that were asked for: the finished state of a single holder, else sufficient statistics."""
+    finished, statistics = router_forms(sender)
+    return (finished if sender.alone else statistics,)
+
+
 def fold_forms(sender: Sender) -> tuple[GroupSpec, ...]:
-    """The sufficient statistics of every fold."""
-    return (router_forms(sender)[1],) * sender.scenario.router.folds
+    """The sufficient statistics of every fold; none from a single holder."""
+    return () if sender.alone else (router_forms(sender)[1],) * sender.scenario.router.folds
 
 
 def described_images(sender: Sender) -> Range:
-    """The range of the number of images; of all tasks, because the job's task may have none here."""
-    return Range(0, sender.images("train"), whole=True)
+    """The number of images."""
+    images = sender.images("train", (sender.job.task,))
+    return Range(images, images, whole=True)
 
 
-def scores(sender: Sender) -> Range:
-    """The range of a threshold; histograms of scores end at 4 million (casam_core.routing.threshold)."""
-    return Range(-1e7, 1e7)
+SCORE = Range(-1e7, 1e7, single=True)
+"""A threshold; histograms of scores end at 4 million (casam_core.routing.threshold)."""
+
+
+def threshold(sender: Sender) -> Range | None:
+    """The limits of a threshold, which only a single holder sends."""
+    return SCORE if sender.alone else None
 
 
 @dataclass(frozen=True)
@@ -352,9 +381,9 @@ class RouterReply(Message):
     clause: ClassVar[str] = "router"
     receivers: ClassVar[str] = "the server; the merged router also everybody who takes entries"
 
-    router: Annotated[Arrays, Group(router_forms)]
+    router: Annotated[Arrays, Group(described_form)]
     images: Annotated[int, Figure("router-facts", "num-examples", described_images)]
-    threshold: Annotated[float | None, Figure("router-facts", "threshold", scores, float)] = None
+    threshold: Annotated[float | None, Figure("router-facts", "threshold", threshold, float, SCORE)] = None
     folds: Annotated[Sequence[Arrays], Groups("fold", fold_forms)] = ()
 
     def answers(self, request: RouterRequest, folds: int) -> bool:
@@ -372,8 +401,9 @@ class CalibrateRequest(Message):
 
 def histogram_forms(sender: Sender) -> tuple[GroupSpec, ...]:
     """The histogram: one count of training images per bin."""
-    most = sender.holdings[sender.job.task].train
-    return (GroupSpec({"counts": ArraySpec(np.int64, (HISTOGRAM_BINS,), least=0, total=most)}),)
+    images = sender.holdings[sender.job.task].train
+    counts = ArraySpec(np.int64, (HISTOGRAM_BINS,), least=0, total=images, exact=True)
+    return (GroupSpec({"counts": counts}),)
 
 
 @dataclass(frozen=True)
@@ -449,12 +479,19 @@ FIGURES: dict[str, str] = {
 NOISY_FIGURES = ("images", "iou", "dice")
 """The figures that are released, besides the routes, if the policy asks for noise."""
 
+SHARE, PIXELS = Range(0, 1, digits=4), Range(0, 1e6, digits=2)
+"""A mean of shares, and of distances in pixels."""
+
 STATISTICS = {
-    **{f"iou.{key}": Range(0, 1) for key in ("mean", "sd", "low", "high")},
-    **{f"gain.{key}": Range(-1, 1) for key in ("mean", "low", "high")},
-    "gain.sd": Range(0, 2),
+    **{f"iou.{key}": SHARE for key in ("mean", "sd", "low", "high")},
+    **{f"gain.{key}": Range(-1, 1, digits=4) for key in ("mean", "low", "high")},
+    "gain.sd": Range(0, 2, digits=4),
 }
 """The limits of casam_core.metrics.intervals.Statistics, without the number of units."""
+
+
+STEPS = {"images": COUNT, "instances": COUNT, "share": SHARE, "pixels": PIXELS}
+"""The numbers that there are, by the name of a figure's limit."""
 
 
 @dataclass(frozen=True)
@@ -464,10 +501,15 @@ class TaskResults:
     def write(self, name: str, value: Mapping[str, TaskResult], draft: Draft) -> None:
         for task, result in value.items():
             figures = {figure: getattr(result, figure) for figure in FIGURES}
-            draft.metrics[f"score.{task}"] = {key: v for key, v in figures.items() if v is not None}
+            draft.metrics[f"score.{task}"] = {
+                key: STEPS[FIGURES[key]].fitting(v) for key, v in figures.items() if v is not None
+            }
             draft.metrics[f"route.{task}"] = dict(result.routes)
             if result.statistics is not None:
-                draft.metrics[f"statistics.{task}"] = flat(result.statistics)
+                draft.metrics[f"statistics.{task}"] = {
+                    key: STATISTICS.get(key, COUNT).fitting(value)
+                    for key, value in flat(result.statistics).items()
+                }
 
     def read(self, name: str, payload: Payload) -> dict[str, TaskResult]:
         tasks = [group.removeprefix("score.") for group in payload.metrics if group.startswith("score.")]
@@ -489,20 +531,23 @@ class TaskResults:
 
     def allow(self, name: str, allowed: Allowed, sender: Sender) -> None:
         noisy, evaluation = sender.policy.metrics == "noisy", sender.scenario.evaluation
-        routes = {IDENTITY, SHARED, *sender.scenario.stream}
+        routes = {IDENTITY, SHARED, *sender.scenario.stream[: sender.job.stage]}
+        unasked = set() if evaluation.hd95 else {"hd95"}
         for task, holding in sender.holdings.items():
             images = getattr(holding, evaluation.split)
+            counts, units = Range(images, images, whole=True), Range(1, max(images, 1), whole=True)
             limits = {
-                "images": Range(0, images, whole=True),
-                "instances": Range(0, images * evaluation.max_instances, whole=True),
-                "share": Range(0, 1),
-                "pixels": Range(0, 1e6),
+                "images": counts,
+                "instances": Range(images, images * evaluation.max_instances, whole=True),
+                "share": SHARE,
+                "pixels": PIXELS,
             }
-            leaving = NOISY_FIGURES if noisy else FIGURES
+            leaving = NOISY_FIGURES if noisy else sorted(FIGURES.keys() - unasked)
             allowed.numbers[f"score.{task}"] = {figure: limits[FIGURES[figure]] for figure in leaving}
-            allowed.numbers[f"route.{task}"] = dict.fromkeys(routes, limits["images"])
+            allowed.numbers[f"route.{task}"] = dict.fromkeys(routes, units)
             if not noisy:
-                allowed.numbers[f"statistics.{task}"] = {"units": limits["images"], **STATISTICS}
+                allowed.totals[f"route.{task}"] = images
+                allowed.numbers[f"statistics.{task}"] = {"units": units, **STATISTICS}
 
 
 def flat(statistics: Statistics) -> dict[str, float]:
@@ -548,13 +593,18 @@ def margin_forms(sender: Sender) -> tuple[GroupSpec, ...]:
 
 
 def passes(sender: Sender) -> Range | None:
-    """The limits of `decodes`; it depends on the images without noise, so noisy metrics do not release it."""
-    return None if sender.policy.metrics == "noisy" else COUNT
+    """The limits of `decodes`: at most two new ones per image, with its entry and with frozen SAM.
+
+    It depends on the images without noise, so noisy metrics do not release it.
+    """
+    images = sender.images(sender.scenario.evaluation.split, tuple(sender.holdings))
+    return None if sender.policy.metrics == "noisy" else Range(0, 2 * images, whole=True)
 
 
 def verdict(sender: Sender) -> Range | None:
-    """The limits of `canary`: 0 or 1; None if the policy does not allow it."""
-    return Range(0, 1, whole=True) if sender.policy.canaries else None
+    """The limits of `canary`: 0 or 1; None if it was not asked for, or if the policy does not allow it."""
+    asked = sender.asked.get("candidates") and sender.policy.canaries
+    return Range(0, 1, whole=True) if asked else None
 
 
 @dataclass(frozen=True)

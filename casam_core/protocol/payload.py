@@ -31,6 +31,15 @@ class Payload:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+def in_order(payload: Payload) -> Payload:
+    """The same content with all names sorted: an order would be a message of its own."""
+    return Payload(
+        dict(sorted(payload.config.items())),
+        {name: dict(sorted(group.items())) for name, group in sorted(payload.arrays.items())},
+        {name: dict(sorted(numbers.items())) for name, numbers in sorted(payload.metrics.items())},
+    )
+
+
 def digest_of(payload: Payload) -> str:
     """SHA-256 of the content, without `AUDIT`; the order of its groups does not matter."""
     hashed = hashlib.sha256()

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from casam_core.protocol.limits import Allowed, GroupSpec, Range
-from casam_core.protocol.payload import Payload, Scalar
+from casam_core.protocol.payload import Payload, Scalar, in_order
 
 ABSENT = object()
 """The result of reading a field that is not in the payload."""
@@ -93,7 +93,13 @@ class Text(Setting):
 
 @dataclass(frozen=True)
 class Flag(Setting):
-    """Yes or no."""
+    """Yes or no. when: in which replies it may be."""
+
+    when: Callable[[Any], bool] = lambda sender: True
+
+    def allow(self, name: str, allowed: Allowed, sender: Any) -> None:
+        if self.when(sender):
+            super().allow(name, allowed, sender)
 
     def fits(self, value: object) -> bool:
         return isinstance(value, bool)
@@ -116,7 +122,7 @@ class Amount(Setting):
     range: Range = COUNT
 
     def fits(self, value: object) -> bool:
-        return type(value) is (int if self.range.whole else float) and self.range.holds(value)
+        return self.range.declares(value)
 
     def encode(self, value: Any) -> Scalar:
         return int(value) if self.range.whole else float(value)
@@ -215,17 +221,19 @@ class Files:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a group of numbers. limits: by sender; None if the number must not be released."""
+    """One number of a group of numbers.
+
+    limits: by sender; None if the number must not be released. steps: the numbers that there are, for all.
+    """
 
     group: str
     key: str
     limits: Callable[[Any], Range | None]
     type: Callable[[float], Any] = int
+    steps: Range = COUNT
 
     def write(self, name: str, value: Any, draft: Draft) -> None:
-        # Flower's metric records do not accept booleans.
-        number = float(value) if isinstance(value, bool) else value
-        draft.metrics.setdefault(self.group, {})[self.key] = number
+        draft.metrics.setdefault(self.group, {})[self.key] = self.steps.fitting(value)
 
     def read(self, name: str, payload: Payload) -> Any:
         numbers = payload.metrics.get(self.group)
@@ -263,7 +271,7 @@ class Message:
             empty = has_default and isinstance(value, str | Sequence | Mapping) and not value
             if value is not None and not empty:
                 part.write(name, value, draft)
-        return Payload(draft.config, draft.arrays, draft.metrics)
+        return in_order(Payload(draft.config, draft.arrays, draft.metrics))
 
     @classmethod
     def of(cls, payload: Payload) -> Self:

@@ -14,7 +14,14 @@ from pathlib import Path
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
-from casam_core.protocol.messages import AlignReply, AlignRequest, ForgetReply, ForgetRequest, purge_statement
+from casam_core.protocol.messages import (
+    SCORE,
+    AlignReply,
+    AlignRequest,
+    ForgetReply,
+    ForgetRequest,
+    purge_statement,
+)
 from casam_core.protocol.payload import Job
 from casam_core.protocol.register import sign_as
 from client.dp.paid_release import forget_releases
@@ -80,7 +87,7 @@ def learn_alone(institution: Institution, job: Job) -> None:
             holders=(institution.name,),
             images=learned.images,
             router=router.router,
-            threshold=router.threshold,
+            threshold=None if router.threshold is None else SCORE.fitting(router.threshold),
         )
     )
 
@@ -99,7 +106,13 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
         if nameless and institution.name in about.holders:
             router = institution.fit_router(Job(institution.name, about.stage, head.task))
             entry = received[head.task]
-            own.add(replace(entry, router=dict(router.router), threshold=router.threshold))
+            own.add(
+                replace(
+                    entry,
+                    router=dict(router.router),
+                    threshold=None if router.threshold is None else SCORE.fitting(router.threshold),
+                )
+            )
     return KnownEntries(received, own)
 
 

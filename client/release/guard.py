@@ -7,12 +7,13 @@ weights of the right shape (docs/threat-model.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from casam_core.protocol.limits import AnswerError
 from casam_core.protocol.messages import AlignReply, EvaluateReply, IdentifyReply, Sender, allowed_in
 from casam_core.protocol.outcomes import Outcome, RefusalError
-from casam_core.protocol.payload import AUDIT, Job, Payload
+from casam_core.protocol.payload import AUDIT, Job, Payload, Scalar
 from casam_core.protocol.secure_sum import SECURE_SUM
 from client.dp.paid_release import was_paid_for
 from client.identity import identity_of
@@ -27,18 +28,25 @@ class NotAllowedError(RefusalError):
         super().__init__(Outcome.NOT_ALLOWED, reason)
 
 
-def check(kind: str, payload: Payload, institution: Institution | None, job: Job | None) -> None:
+def check(
+    kind: str,
+    payload: Payload,
+    institution: Institution | None,
+    job: Job | None,
+    asked: Mapping[str, Scalar] = MappingProxyType({}),
+) -> None:
     """Raise NotAllowedError if the answer holds a field or value that its kind does not declare.
 
-    kind: Flower's message type, such as "train.align". institution, job: those addressed, if any.
+    kind: Flower's message type, such as "train.align". institution, job: those addressed, if any. asked: the
+    settings of the request; what it did not ask for must not leave.
     """
     try:
         if institution is None or job is None:
             raise AnswerError(f"{kind}: the answer belongs to no institution")
         elif kind == SECURE_SUM:
-            check_exchange(payload, sender_of(institution, job))
+            check_exchange(payload, sender_of(institution, job, asked))
         else:
-            allowed = allowed_in(kind, sender_of(institution, job))
+            allowed = allowed_in(kind, sender_of(institution, job, asked))
             del allowed.settings[AUDIT]  # the outbox adds it after the guard
             allowed.check(payload)
             check_paid_for(kind, payload, institution)
@@ -70,7 +78,9 @@ def check_identity(kind: str, payload: Payload, hosted: Sequence[Institution]) -
         raise NotAllowedError(str(error)) from error
 
 
-def sender_of(institution: Institution, job: Job) -> Sender:
+def sender_of(
+    institution: Institution, job: Job, asked: Mapping[str, Scalar] = MappingProxyType({})
+) -> Sender:
     """The institution, in the form that the declarations of messages need."""
     return Sender(
         scenario=institution.scenario,
@@ -79,6 +89,7 @@ def sender_of(institution: Institution, job: Job) -> Sender:
         channels=institution.backbone.geometry.channels,
         backbone=institution.backbone,
         job=job,
+        asked=asked,
     )
 
 

@@ -8,6 +8,7 @@ sent. An answer that cannot be checked or logged is not sent.
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,15 @@ from flwr.app import Message, RecordDict
 from casam_core.errors import CasamError
 from casam_core.protocol.audit import NO_PLACE, Line, Release, audit_log, now
 from casam_core.protocol.fingerprint import code_fingerprint
-from casam_core.protocol.messages import REPLIES, IdentifyReply, IdentifyRequest
+from casam_core.protocol.messages import EPSILON, REPLIES, IdentifyReply, IdentifyRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
-from casam_core.protocol.payload import AUDIT, Job, Payload, Scalar, digest_of
+from casam_core.protocol.payload import AUDIT, EPSILONS, Job, Payload, Scalar, digest_of, in_order
 from casam_core.protocol.secure_sum import KINDS, SECURE_SUM
-from casam_core.protocol.wire import CONFIG, from_records, serialise, to_records
+from casam_core.protocol.wire import CONFIG, from_records, serialise, settings_of, to_records
 from client.identity import signed
 from client.institution import Institution
 from client.node.incidents import keep
-from client.release.guard import check, check_identity
+from client.release.guard import NotAllowedError, check, check_identity
 from client.release.ledger import Account, account_of
 from client.release.permission import summed_clause
 from client.site import Site
@@ -68,7 +69,7 @@ def answer_for(
             return to_records(with_outcome(said.to_payload()))
         account = account_of(institution) if institution is not None else None
         payload = with_outcome(content, account.settings() if account else {})
-        check(kind, payload, institution, job)
+        check(kind, payload, institution, job, settings_of(message.content))
         clause = clause_of(message)
         places = [logged(site, message, run, payload, clause, job, account) for site in sites]
     except Exception as error:
@@ -85,8 +86,14 @@ def answer_for(
 
 def with_outcome(content: Payload, spent: Mapping[str, Scalar] = MappingProxyType({})) -> Payload:
     """An answer with the settings that the outbox adds before the guard. spent: the account's settings."""
-    config = {**content.config, **spent, "outcome": Outcome.OK.value}
-    return Payload(config, content.arrays, content.metrics)
+    if odd := content.config.keys() & {*EPSILONS, AUDIT}:
+        raise NotAllowedError(f"setting {min(odd)!r} is the outbox's own")
+    # Rounded up, because epsilon is an upper limit.
+    rounded = {
+        key: EPSILON.fitting(math.ceil(float(value) * 1e4 - 1e-6) / 1e4) for key, value in spent.items()
+    }
+    config = {**content.config, **rounded, "outcome": Outcome.OK.value}
+    return in_order(Payload(config, content.arrays, content.metrics))
 
 
 def clause_of(message: Message) -> str:

@@ -291,7 +291,7 @@ def share(
     Raises RefusalError: out-of-range, not-allowed, or a refusal of the open question.
     """
     answer = answer_to(institution, question)
-    check(request.summed, answer, institution, request.job)
+    check(request.summed, answer, institution, request.job, request.asks.config)
     role = Role(institution, request.summed, request.job)
     if role.plays:
         answer = attacked(role, answer)

@@ -59,7 +59,7 @@ def check_answer(
     if kind == SECURE_SUM:
         return check_exchange(scenario, asked, payload)
     channels = channels_of(scenario.backbone.name)
-    sender = Sender(scenario, member.holdings, member.policy, channels, None, Job.of(asked))
+    sender = Sender(scenario, member.holdings, member.policy, channels, None, Job.of(asked), asked.config)
     allowed_in(kind, sender).check(payload)
     if kind == RouterReply.kind:
         try:

@@ -43,7 +43,9 @@ from casam_core.protocol.messages import (
     IdentifyRequest,
     RouterReply,
     RouterRequest,
+    Sender,
     TaskResult,
+    compares,
     identify_statement,
     purge_statement,
 )
@@ -194,15 +196,18 @@ class ScriptedGrid(InProcessGrid):
         """Moves every weight by 0.01, or 0.02, 0.03 ... for later institutions."""
         request = AlignRequest.of(asked)
         task = request.job.task
-        if site.weights is not None:
-            return ok(AlignReply(site.weights, site.holds[task][0], improved=True).to_payload())
+        images = sum(site.holds[name][0] for name in request.trains_on if name in site.holds)
         channels = channels_of(self.scenario.backbone.name)
+        sender = Sender(self.scenario, {}, site.policy, channels, None, request.job)
+        improved = True if compares(sender) else None
+        if site.weights is not None:
+            return ok(AlignReply(site.weights, images, improved=improved).to_payload())
         start = request.layer or weights_of(first_layer(self.scenario, task, channels))
         step = np.float32(0.01 * (1 + list(self.sites.values()).index(site)))
         weights = {name: array + step for name, array in start.items()}
         weighs = method_of(self.scenario.method).weighs
         importance = {name: np.ones_like(array) for name, array in start.items()} if weighs else None
-        return ok(AlignReply(weights, site.holds[task][0], importance, improved=True).to_payload())
+        return ok(AlignReply(weights, images, importance, improved).to_payload())
 
     def describe(self, site: Site, asked: Payload) -> Payload:
         request, spec = RouterRequest.of(asked), self.scenario.router
@@ -237,7 +242,7 @@ class ScriptedGrid(InProcessGrid):
                 biou=site.iou,
                 biou_official=site.iou,
                 iou_instance=site.iou,
-                hd95=2.0,
+                hd95=2.0 if self.scenario.evaluation.hd95 else None,
                 routes={task if task in site.copy else "identity": test},
             )
             for task, (_, _, test) in site.holds.items()

@@ -134,7 +134,7 @@ def test_a_layer_that_stays_at_home_leaves_the_task_to_frozen_sam(tmp_path: Path
 
 
 def test_a_layer_that_beats_nothing_keeps_the_identity(tmp_path: Path) -> None:
-    run = scripted(tmp_path / "run")
+    run = scripted(tmp_path / "run", training={"epochs": 1, "fallback_to_identity": True})
 
     def no_better(honest: Any) -> Any:
         return type(honest)({**honest.config, "improved": False}, honest.arrays, honest.metrics)

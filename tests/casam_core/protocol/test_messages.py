@@ -48,13 +48,13 @@ SUMMARY = {"count": np.array([3.0]), "sum_F": np.array([1 / 3, 2e300]), "outer_F
 RESULT = TaskResult(
     images=7,
     instances=21,
-    iou=1 / 3,
+    iou=0.3333,
     dice=0.5,
     biou=0.25,
     biou_official=0.125,
     iou_instance=0.3,
     hd95=12.5,
-    routes={"polyp": 5, "identity": 2},
+    routes={"identity": 2, "polyp": 5},
 )
 
 SURE = dataclasses.replace(
@@ -87,7 +87,7 @@ EXAMPLES: list[Any] = [
     AlignReply(LAYER, images=12, improved=False),
     RouterRequest(JOB, alone=True),
     RouterRequest(JOB, alone=False),
-    RouterReply(STATE, images=12, threshold=-0.1),
+    RouterReply(STATE, images=12, threshold=-0.5),
     RouterReply(STATE, images=1, threshold=0.0),
     RouterReply(SUMMARY, images=12, folds=[SUMMARY, STATE]),
     RouterReply(SUMMARY, images=12, folds=[{"w": np.full(2, k)} for k in range(12)]),  # 10 sorts before 2

@@ -15,7 +15,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.model.compute import Compute
 from casam_core.protocol.messages import AlignRequest, CalibrateRequest, ForgetReply, allowed_in
 from casam_core.protocol.outcomes import Outcome
-from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.payload import Job, Payload, in_order
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import fold_statistics
 from client.evaluation.own_entries import known_entries, own_entries
@@ -70,6 +70,10 @@ def answers(north: Institution) -> Answers:
     }
 
 
+ASKED = {"train.router": {"alone": True}, "evaluate.stage": {"candidates": "[]"}}
+"""The settings of the requests that the honest answers answer."""
+
+
 def job_of(kind: str) -> Job | None:
     return {
         "train.align": ALIGN,
@@ -84,7 +88,7 @@ def guarded(kind: str, payload: Payload, north: Institution, job: Job | None = N
     if kind == "query.identify":
         check_identity(kind, payload, [north])
     else:
-        check(kind, payload, north, job_of(kind) or job)
+        check(kind, payload, north, job_of(kind) or job, ASKED.get(kind, {}))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def guarded(kind: str, payload: Payload, north: Institution, job: Job | None = N
 )
 def test_honest_answers_pass(kind: str, answers: Answers, north: Institution) -> None:
     guarded(kind, answers[kind], north)
-    guarded(kind, replace(answers[kind], config={**answers[kind].config, "outcome": Outcome.OK}), north)
+    guarded(kind, in_order(replace(answers[kind], config={**answers[kind].config, "outcome": "ok"})), north)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -102,11 +106,11 @@ def test_every_way_to_compute_may_be_named(answers: Answers, precision: str, enc
     variant = Compute(device="cuda", threads=16, precision=precision, encoder=encoder).variant
     identify = answers["query.identify"]
     named = replace(identify, config={**identify.config, "compute": variant, "outcome": Outcome.OK})
-    allowed_in("query.identify", None).check(named)
+    allowed_in("query.identify", None).check(in_order(named))
 
 
 def test_summaries_of_several_holders_pass(north: Institution) -> None:
-    guarded("train.router", north.router_statistics(ROUTER).to_payload(), north)
+    check("train.router", north.router_statistics(ROUTER).to_payload(), north, ROUTER, {"alone": False})
 
 
 def config(**more: Any) -> Callable[[Payload], Payload]:
@@ -130,6 +134,11 @@ def array(group: str, change: Callable[[str, Any], tuple[str, Any]]) -> Callable
 
 def numbers(group: str, **more: float) -> Callable[[Payload], Payload]:
     return lambda p: replace(p, metrics={**p.metrics, group: {**p.metrics.get(group, {}), **more}})
+
+
+def turned(p: Payload) -> Payload:
+    """The same arrays from last to first."""
+    return replace(p, arrays={name: dict(reversed(group.items())) for name, group in p.arrays.items()})
 
 
 def first(value: float) -> Callable[[str, Any], tuple[str, Any]]:
@@ -179,6 +188,19 @@ SMUGGLE: list[tuple[str, str, Callable[[Payload], Payload]]] = [
         arrays(router={"mean_F": np.zeros(64, np.float32)}),
     ),
     ("a name in a setting", "train.align", config(note=PATIENT)),
+    ("another order of the weights", "train.align", turned),
+    ("a verdict that nobody asked for", "evaluate.stage", numbers("canary", failed=1)),
+    ("a distance that nobody asked for", "evaluate.stage", numbers("score.polyp", hd95=12.5)),
+    ("a number with more digits than it needs", "evaluate.stage", numbers("score.polyp", iou=0.123456789)),
+    ("a count as a float", "evaluate.stage", numbers("score.polyp", images=4.0)),
+    ("the other zero", "evaluate.stage", numbers("statistics.polyp", **{"gain.mean": -0.0})),
+    ("one image less than there are", "evaluate.stage", numbers("score.polyp", images=3)),
+    ("routes of more images than there are", "evaluate.stage", numbers("route.polyp", polyp=2)),
+    ("a threshold in double precision", "train.router", numbers("router-facts", threshold=0.1)),
+    ("another number of images", "train.router", numbers("router-facts", **{"num-examples": 1})),
+    ("an image less", "train.align", numbers("align", **{"num-examples": 1})),
+    ("a comparison that nobody asked for", "train.align", config(improved=True)),
+    ("decodes of more images than there are", "evaluate.stage", numbers("work", decodes=9999)),
     ("a huge setting", "train.align", config(improved="x" * 100_000)),
     ("a number where a yes is due", "train.align", config(improved=12345)),
     ("an outcome of one's own", "train.align", config(outcome=PATIENT)),

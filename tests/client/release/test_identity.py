@@ -15,7 +15,7 @@ import pytest
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.messages import IdentifyReply
-from casam_core.protocol.payload import Payload
+from casam_core.protocol.payload import Payload, in_order
 from casam_core.protocol.wire import deserialise, from_records, serialise, to_records
 from client.identity import identity_of
 from client.institution import Institution
@@ -50,7 +50,7 @@ def table(payload: Payload, key: str) -> Any:
 def with_table(payload: Payload, **changes: Any) -> Payload:
     """Tables in their one spelling."""
     texts = {key: json.dumps(value, sort_keys=True) for key, value in changes.items()}
-    return replace(payload, config={**payload.config, **texts})
+    return in_order(replace(payload, config={**payload.config, **texts}))
 
 
 def pieces(size: int) -> Iterator[bytes]:

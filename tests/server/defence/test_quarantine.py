@@ -24,7 +24,7 @@ def honest(payload: Payload) -> Payload:
 
 
 def canary_fails(payload: Any) -> Payload:
-    return Payload(payload.config, payload.arrays, {**payload.metrics, "canary": {"failed": 1.0}})
+    return Payload(payload.config, payload.arrays, {**payload.metrics, "canary": {"failed": 1}})
 
 
 def with_a_hijacker(path: Path, stream: list[str] = STREAM) -> Scripted:
