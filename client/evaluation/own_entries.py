@@ -20,6 +20,7 @@ from casam_core.protocol.messages import (
     AlignRequest,
     ForgetReply,
     ForgetRequest,
+    RouterReply,
     purge_statement,
 )
 from casam_core.protocol.payload import Job
@@ -87,9 +88,14 @@ def learn_alone(institution: Institution, job: Job) -> None:
             holders=(institution.name,),
             images=learned.images,
             router=router.router,
-            threshold=None if router.threshold is None else SCORE.fitting(router.threshold),
+            threshold=as_released(router),
         )
     )
+
+
+def as_released(router: RouterReply) -> float | None:
+    """The threshold in the steps in which it would leave, so that an own entry is the one it would have been."""
+    return None if router.threshold is None else SCORE.fitting(router.threshold)
 
 
 def known_entries(institution: Institution, received: Bank) -> KnownEntries:
@@ -106,13 +112,7 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
         if nameless and institution.name in about.holders:
             router = institution.fit_router(Job(institution.name, about.stage, head.task))
             entry = received[head.task]
-            own.add(
-                replace(
-                    entry,
-                    router=dict(router.router),
-                    threshold=None if router.threshold is None else SCORE.fitting(router.threshold),
-                )
-            )
+            own.add(replace(entry, router=dict(router.router), threshold=as_released(router)))
     return KnownEntries(received, own)
 
 

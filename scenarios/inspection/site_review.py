@@ -250,12 +250,12 @@ def bits_of(reply: type[Message], sender: Sender) -> int:
 
 def bits_of_group(form: GroupSpec) -> int:
     """Bits of all arrays of a group."""
-    return sum(math.prod(spec.shape) * spec.dtype().itemsize * 8 for spec in form.arrays.values())
+    return math.ceil(sum(spec.bits for spec in form.arrays.values()))
 
 
 def bits_of_number(range_: Range) -> int:
-    """Bits of one number: of its range for a count, 64 for another number."""
-    return math.ceil(math.log2(range_.most - range_.least + 1)) if range_.whole else 64
+    """Bits of one number in its declared steps."""
+    return math.ceil(range_.bits)
 
 
 def cost(place: Place, scenario: Scenario) -> list[Block]:
