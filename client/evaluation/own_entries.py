@@ -94,7 +94,7 @@ def learn_alone(institution: Institution, job: Job) -> None:
 
 
 def as_released(router: RouterReply) -> float | None:
-    """The threshold in the steps in which it would leave, so that an own entry is the one it would have been."""
+    """The threshold in the steps in which it would leave: an own entry is the one that would be shared."""
     return None if router.threshold is None else SCORE.fitting(router.threshold)
 
 
