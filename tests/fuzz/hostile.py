@@ -20,7 +20,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common import Array
 
-from casam_core.protocol.payload import Payload
+from casam_core.protocol.payload import Payload, in_order
 from casam_core.protocol.wire import CONFIG, deserialise, serialise
 
 NAMES = (
@@ -169,6 +169,7 @@ def changed_numbers(groups: dict[str, Any], draw: Draw) -> None:
 
 def mutated(honest: Payload, draw: Draw) -> RecordDict | None:
     """Records made from an honest payload by one to three changes; None if Flower cannot carry them."""
+    honest = in_order(honest)
     config: dict[str, Any] = dict(honest.config)
     arrays = {name: dict(group) for name, group in honest.arrays.items()}
     numbers: dict[str, Any] = {name: dict(group) for name, group in honest.metrics.items()}
