@@ -23,7 +23,7 @@ class Size:
     """members, others: images of the one large site. shadows: number of layers. sites, small: for routers,
     number of sites and members of each; a site has twice as many others. router_shadows: per site. canaries,
     lone_canaries: of an audit of mechanisms, together and one a site. broken: the epsilons at which broken
-    mechanisms are audited; with so many canaries, 8 is too large to be exceeded."""
+    mechanisms are audited, with twice as many canaries; an audit of so many cannot prove more than 8."""
 
     members: int = 1000
     others: int = 2000
@@ -33,7 +33,7 @@ class Size:
     router_shadows: int = 9
     canaries: int = 100_000
     lone_canaries: int = 10_000
-    broken: tuple[float, ...] = (3.0, 1.0)
+    broken: tuple[float, ...] = (2.0, 1.0)
 
 
 @dataclass(frozen=True)
