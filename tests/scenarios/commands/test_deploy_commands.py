@@ -30,6 +30,9 @@ def test_provision_then_check(tmp_path: Path, casam: Casam) -> None:
     made = casam("provision", "--institutions", "north", *folders)
     assert made.status == 0, made.err
     node = tmp_path / "kit" / "institutions" / "north" / "node.toml"
+    assert "expected a table [tasks.NAME]" in casam("node", "--check", node).refusal  # the site writes it
+    with node.with_name("site.toml").open("a") as site:
+        site.write('[tasks.polyp]\npath = "polyp"\n')
     ready = casam("node", "--check", node)
     assert ready.out.startswith("ready: north to localhost:9092, bundle ")
     node.write_text(node.read_text().replace('bundle = "', 'bundle = "sha256:'))
@@ -61,9 +64,9 @@ def test_a_deployment_whose_data_a_site_would_not_open_never_starts(tmp_path: Pa
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
     scenario, out = str(tmp_path / "tiny.toml"), str(tmp_path / "run")
     nowhere = casam("deploy", "local", scenario, "--out", out)
-    assert "this node has no data-root" in nowhere.refusal
-    outside = casam("deploy", "local", scenario, "--out", out, "--data-root", tmp_path)
-    assert "expected a path below this site's data-root" in outside.refusal
+    assert "expected a folder to start from for this relative path" in nowhere.refusal
+    missing = casam("deploy", "local", scenario, "--out", out, "--data-root", tmp_path)
+    assert "elsewhere" in missing.refusal
     assert not (tmp_path / "run").exists()
 
 
