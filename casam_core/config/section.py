@@ -20,7 +20,7 @@ from pydantic import (
 class Section(BaseModel):
     """A table of a scenario or policy. It refuses unknown keys and is immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)

@@ -106,7 +106,7 @@ def approvals_in(home: Path) -> list[Approval]:
     try:
         lines = json.loads(path.read_text())
         return [Approval(**{**line, "tasks": tuple(line["tasks"])}) for line in lines]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise PolicyError(f"{path}: expected a list of approvals; restore it from a backup") from error
 
 

@@ -47,6 +47,8 @@ def check_question(
             fault = fault_in_training(institution, request)
         elif fault is None and method_of(institution.scenario.method).shared:
             fault = "the method has no router"
+        elif fault is None and request.job.round != 1:
+            fault = "a router has one round"
     if fault is not None:
         raise RefusalError(Outcome.NOT_IN_SCENARIO, f"stage {request.job.stage}: {fault}")
     check_arrays(institution, request)
@@ -105,6 +107,8 @@ def check_folds(institution: Institution, request: CalibrateRequest) -> None:
 def fault_in_evaluation(institution: Institution, request: EvaluateRequest) -> str | None:
     """What is wrong with the stage or the candidates of an evaluation; None if nothing is."""
     stream, stage = institution.scenario.stream, request.job.stage
+    if (request.job.task, request.job.round) != ("", 1):
+        return "expected no task and no round for an evaluation"
     if not 0 <= stage <= len(stream):
         return f"expected a stage up to {len(stream)}"
     # An earlier task is a candidate again if its entry was learned anew, because a holder left.

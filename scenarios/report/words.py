@@ -85,6 +85,9 @@ OUTCOMES: dict[str, Meaning] = {
     ),
     Outcome.NOT_PRESENT: Meaning("not present", "By its policy the institution is absent in this stage."),
     Outcome.ROUNDS_SPENT: Meaning("rounds spent", "It has answered as many rounds as its policy allows."),
+    Outcome.QUESTIONS_SPENT: Meaning(
+        "questions spent", "It has answered as many different requests for this as its policy allows."
+    ),
     Outcome.BYTES_SPENT: Meaning("bytes spent", "It has sent as many bytes as its policy allows."),
     Outcome.BUDGET_SPENT: Meaning(
         "privacy budget spent", "The release would have cost more than the rest of its privacy budget."
@@ -102,6 +105,13 @@ OUTCOMES: dict[str, Meaning] = {
     Outcome.OUT_OF_RANGE: Meaning("out of range", "The secure sum would have clipped a value."),
     Outcome.SUM_NOT_POSSIBLE: Meaning(
         "no such sum", "These values cannot be added, or the rules of the sum differ from its policy."
+    ),
+    Outcome.SUM_BROKEN: Meaning(
+        "sum broken", "An exchange of the secure sum did not fit its members, keys or earlier exchanges."
+    ),
+    Outcome.OTHER_MEMBERS: Meaning(
+        "other members",
+        "An earlier secure sum of these images had other members; both together reveal parts.",
     ),
     Outcome.REPEATED: Meaning("asked twice", "The request was answered before; nothing was sent again."),
     Outcome.NOT_ALLOWED: Meaning("stopped by its guard", "The answer held something that must not leave."),

@@ -211,9 +211,9 @@ def test_no_task_can_take_the_name_of_the_identity_route() -> None:
 
 
 def test_a_reader_without_its_source_is_refused_where_it_stands() -> None:
-    sites = [{"name": "north", "data": {"polyp": {"reader": "folder"}}}]
+    sites = [{"name": "north", "data": {"polyp": {"reader": "coco"}}}]
     text = refusal_of(institutions=sites)
-    assert "institutions.0.data.polyp: reader 'folder' needs the key 'path'" in text
+    assert "institutions.0.data.polyp: reader 'coco' needs the key 'path'" in text
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0.9, 0.2)])

@@ -74,6 +74,9 @@ def test_arrays_of_another_form_are_refused_before_they_are_used(north: Institut
         pytest.param(RouterRequest(replace(POLYP, stage=2), alone=True), id="a router of another stage"),
         pytest.param(RouterRequest(replace(POLYP, round=2, task="histology"), alone=False), id="no holder"),
         pytest.param(EvaluateRequest(Job("north", 99), 0, [], ""), id="an evaluation too many"),
+        pytest.param(EvaluateRequest(Job("north", 1, "polyp"), 0, [], ""), id="an evaluation of a task"),
+        pytest.param(EvaluateRequest(Job("north", 1, round=2), 0, [], ""), id="a round of an evaluation"),
+        pytest.param(RouterRequest(replace(POLYP, round=2), alone=True), id="a round of a router"),
         pytest.param(
             EvaluateRequest(Job("north", 1), 0, [], "", candidates=("histology",)), id="another candidate"
         ),
