@@ -16,7 +16,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.protocol.limits import AnswerError
 from casam_core.protocol.messages import AlignRequest, EvaluateReply, RouterRequest, Sender, router_forms
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.secure_sum import SETUP, SecureReply
+from casam_core.protocol.secure_sum import AGREE, SIGNATURE, SecureReply, SecureRequest
 from casam_core.protocol.wire import packed
 from client.evaluation.own_entries import known_entries, own_entries
 from client.institution import Institution
@@ -68,6 +68,8 @@ def asked(kind: str) -> Payload:
     """The question."""
     if kind == "train.router":
         return RouterRequest(JOBS[kind], alone=True).to_payload()
+    if kind == "train":
+        return SecureRequest(SUM, "train.align", AGREE, packed(ConfigRecord()), Payload({})).to_payload()
     return Payload(JOBS.get(kind, SUM).config())
 
 
@@ -212,7 +214,7 @@ def test_a_copy_is_found_at_sight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["abc", float("nan"), float("inf"), -5.0])
 def test_an_exchange_of_a_secure_sum_tells_no_impossible_budget(north: Institution, value: Any) -> None:
-    reply = SecureReply("train.align", SETUP, packed(ConfigRecord({"k": b"key"}))).to_payload()
+    reply = SecureReply("train.align", AGREE, packed(ConfigRecord({SIGNATURE: bytes(64)}))).to_payload()
     checked(north, "train", reply)
     with pytest.raises(AnswerError, match="setting 'epsilon-train' does not have its"):
         checked(north, "train", replace(reply, config={**reply.config, "epsilon-train": value}))
