@@ -100,7 +100,7 @@ class Policy(Section):
         None, ge=0, description="Largest number of training rounds to answer, in all runs together."
     )
     max_questions: int = Field(
-        4,
+        8,
         ge=1,
         description="Largest number of different requests to answer in one stage, task and round of a "
         "scenario, in all runs together.",
