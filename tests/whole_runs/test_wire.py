@@ -39,7 +39,7 @@ TASKS = {"north": "polyp", "south": "cardiac_mr", "a": "histology", "b": "histol
 
 def scenario() -> Scenario:
     sites = [
-        {"name": name, "data": {TASKS[name]: phantom(TASKS[name])}, "policy": policy}
+        {"name": name, "data": {TASKS[name]: phantom(TASKS[name], 24)}, "policy": policy}
         for name, policy in POLICIES.items()
     ]
     stream = ["polyp", "cardiac_mr", "histology"]
