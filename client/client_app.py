@@ -6,7 +6,6 @@ Every answer and every exception passes through `release` before it leaves (clie
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar
@@ -39,10 +38,12 @@ from client.evaluation.evaluator import drop_kept_entries
 from client.evaluation.own_entries import forget
 from client.identity import identity_of
 from client.institution import Institution
+from client.node.approvals import digest_of_text
 from client.node.incidents import node_log
 from client.node.worktime import Stopwatch, note
 from client.release import permission
 from client.release.approval import require_approval
+from client.release.asked import questions_log
 from client.release.outbox import answer_for
 from client.release.restored import check_not_restored
 from client.secagg.member import take_part
@@ -59,7 +60,7 @@ STATE = "casam"
 SCENARIO = "scenario"
 """Key in that record: the compressed scenario."""
 
-Question = TypeVar("Question", bound=schema.Message)
+Asked = TypeVar("Asked", bound=schema.Message)
 Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
 
 
@@ -140,7 +141,7 @@ def told(request: IdentifyRequest, context: Context) -> str:
         text = expand_text(compressed)
     except ValueError as error:
         raise RefusalError(Outcome.BAD_REQUEST, f"the scenario's text: {error}") from error
-    if hashlib.sha256(text.encode()).hexdigest() != request.digest:
+    if digest_of_text(text) != request.digest:
         raise RefusalError(Outcome.UNKNOWN_SCENARIO, "this node knows another scenario")
     return compressed
 
@@ -186,7 +187,7 @@ app.evaluate("stage")(answering(EvaluateRequest, permission.evaluate))
 app.query("forget")(answering(ForgetRequest, forget))
 
 
-def asked(request: type[Question], message: Message) -> Question:
+def asked(request: type[Asked], message: Message) -> Asked:
     """The request in a message. Raises RefusalError (bad-request) for anything that is none."""
     try:
         return request.of(from_records(message.content))
@@ -241,14 +242,14 @@ def sites_here(text: str, run: str, context: Context) -> Sequence[Site]:
     node, settings = context.node_config, context.run_config
     if "institution" in node:  # read again: its files may have changed
         require_approval(text, str(node["institution"]), home_of(node), lambda: own_site_file(node))
-        return hosted_sites(readable(text), run, node, settings)
+        return hosted_sites(readable(text), run, node, settings, digest_of_text(text))
     return simulated_sites(text, run, tuple(sorted(node.items())), tuple(sorted(settings.items())))
 
 
 @lru_cache(maxsize=4096)
 def simulated_sites(text: str, run: str, node: Settings, settings: Settings) -> Sequence[Site]:
     """The sites hosted by a node of a simulation, where nothing changes during a run."""
-    return hosted_sites(readable(text), run, dict(node), dict(settings))
+    return hosted_sites(readable(text), run, dict(node), dict(settings), digest_of_text(text))
 
 
 def scenario_in(context: Context) -> Scenario:
@@ -295,6 +296,7 @@ def forget_institutions() -> None:
     drop_kept_entries()
     audit_log.cache_clear()
     sums_log.cache_clear()
+    questions_log.cache_clear()
 
 
 def ready_backbone(scenario: Scenario) -> Backbone:

@@ -89,12 +89,15 @@ class Site:
         return self.private / "site.log"
 
 
-def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeConfig) -> list[Site]:
+def hosted_sites(
+    scenario: Scenario, run: str, node: NodeConfig, settings: NodeConfig, digest: str | None = None
+) -> list[Site]:
     """The sites this node answers for, in the scenario's order; none if its institution does not take part.
 
     Args:
         node: the SuperNode's own configuration.
         settings: the run's configuration, which only a simulation uses.
+        digest: of the scenario, from a caller that knows it: each of a thousand nodes would compute it again.
 
     Raises:
         RunError: the run name is not a plain folder name.
@@ -103,7 +106,7 @@ def hosted_sites(scenario: Scenario, run: str, node: NodeConfig, settings: NodeC
     """
     if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
-    names, digest = [spec.name for spec in scenario.institutions], scenario.digest()
+    names, digest = [spec.name for spec in scenario.institutions], digest or scenario.digest()
     if "institution" in node:
         if node["institution"] not in names:
             return []
