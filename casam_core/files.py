@@ -16,13 +16,15 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from casam_core.errors import BankError
+from casam_core.errors import BankError, PolicyError
 
 T = TypeVar("T")
+R = TypeVar("R", bound="IsDataclass")
 
 
 def casam_home() -> Path:
@@ -160,6 +162,44 @@ class LockedLog(Generic[T]):
             lines.append(self._parse(lines, text))
         self._bytes, self._lines, self._state = bytearray(whole), lines, _state(handle)
         return lines
+
+
+class IsDataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class RecordLog(LockedLog[R]):
+    """A LockedLog of dataclasses: one JSON object per line; its lists are tuples."""
+
+    def __init__(self, path: Path, kind: type[R], fault: str, optional: Collection[str] = ()) -> None:
+        """fault: what a damaged line is not, and what follows from it. optional: keys that lines of earlier
+        versions lack."""
+        super().__init__(path, self._record)
+        self._kind, self._fault, self._optional = kind, fault, frozenset(optional)
+
+    def add(self, record: R, allow: Callable[[Sequence[R]], None] = lambda records: None) -> None:
+        """Add a line; it is on disk when this returns.
+
+        allow: gets all lines so far while the file is locked; an exception from it prevents the new line.
+        Raises PolicyError for a damaged file.
+        """
+
+        def make(records: Sequence[R]) -> tuple[R, str]:
+            allow(records)
+            return record, json.dumps(asdict(record), sort_keys=True)
+
+        self.append(make)
+
+    def _record(self, before: Sequence[R], text: bytes) -> R:
+        try:
+            content = json.loads(text.decode())
+            if content.keys() | self._optional != {field.name for field in fields(self._kind)}:
+                raise ValueError("other keys")
+            return self._kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise PolicyError(f"{self.path}: line {len(before) + 1} is not {self._fault}") from error
 
 
 def _state(handle: int) -> tuple[int, ...]:

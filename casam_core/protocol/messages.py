@@ -439,7 +439,11 @@ class EvaluateRequest(Message):
     candidates: Annotated[tuple[str, ...], Table(tuple[str, ...])] = ()
 
 
-def question_of(request: AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest) -> Payload:
+Question = AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
+"""The requests about an institution's images."""
+
+
+def question_of(request: Question) -> Payload:
     """Everything in a request that changes its answer: the same question has the same answer."""
     if isinstance(request, EvaluateRequest):  # the digest stands for the entries
         names = " ".join(request.candidates)

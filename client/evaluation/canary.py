@@ -8,7 +8,6 @@ docs/privacy.md). Where metrics are noisy, it is computed from a count with nois
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -18,7 +17,7 @@ from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.protocol.messages import EvaluateRequest, question_of
 from casam_core.protocol.outcomes import RefusalError
-from casam_core.protocol.payload import Payload
+from casam_core.protocol.payload import Payload, digest_of
 from client.dp.paid_release import release_once, stage_label
 from client.dp.plan import metrics_noise
 from client.evaluation.own_entries import KnownEntries
@@ -76,7 +75,7 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
     asked = Results(institution.site.private / "canaries.jsonl")
     stage = f"stage {request.job.stage}"
     # A hash, so that the file names no task of an institution that leaves.
-    question = hashlib.sha256(f"{request.bank} {' '.join(request.candidates)}".encode()).hexdigest()
+    question = digest_of(question_of(request))
     if asked.get(stage, question) is None:
         if len(asked.of(stage)) >= institution.site.policy.canaries:
             return False

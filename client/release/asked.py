@@ -9,14 +9,12 @@ same request again does not count: it has the same answer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from casam_core.errors import PolicyError
-from casam_core.files import LockedLog
+from casam_core.files import RecordLog
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -24,6 +22,7 @@ from casam_core.protocol.messages import (
     CalibrateRequest,
     EvaluateReply,
     EvaluateRequest,
+    Question,
     RouterReply,
     RouterRequest,
     question_of,
@@ -32,8 +31,6 @@ from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import digest_of
 from casam_core.protocol.schema import Message
 from client.institution import Institution
-
-Question = AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
 
 REPLY_TO: Mapping[type[Message], type[Message]] = {
     AlignRequest: AlignReply,
@@ -58,7 +55,8 @@ class Asked:
 def remember_question(institution: Institution, request: Question) -> None:
     """Write a new question down; the line is on disk when this returns.
 
-    Raises RefusalError (questions-spent) if the institution has answered too many others of the same place.
+    Raises RefusalError (questions-spent) if the institution has answered too many others of the same place,
+    and PolicyError if the file is damaged.
     """
     site, job = institution.site, request.job
     kind = REPLY_TO[type(request)].kind
@@ -67,7 +65,7 @@ def remember_question(institution: Institution, request: Question) -> None:
     if found in log.lines():
         return
 
-    def make(lines: Sequence[Asked]) -> tuple[Asked, str]:
+    def allow(lines: Sequence[Asked]) -> None:
         same = {line.question for line in lines if replace(line, question=found.question) == found}
         if len(same - {found.question}) >= most:
             raise RefusalError(
@@ -75,21 +73,11 @@ def remember_question(institution: Institution, request: Question) -> None:
                 f"{kind}, stage {job.stage}, round {job.round}: {len(same)} different requests have "
                 f"answers; policy.max_questions is {most}",
             )
-        return found, json.dumps(asdict(found), sort_keys=True)
 
-    log.append(make)
+    log.add(found, allow)
 
 
 @lru_cache(maxsize=4096)
-def questions_log(path: Path) -> LockedLog[Asked]:
-    """The one log of this process for a file. It raises PolicyError for a damaged line."""
-
-    def parse(before: Sequence[Asked], text: bytes) -> Asked:
-        try:
-            return Asked(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise PolicyError(
-                f"{path}: line {len(before) + 1} is not a question; restore the file from a backup"
-            ) from error
-
-    return LockedLog(path, parse)
+def questions_log(path: Path) -> RecordLog[Asked]:
+    """The one log of this process for a file."""
+    return RecordLog(path, Asked, "a question; restore the file from a backup")

@@ -7,14 +7,13 @@ records the number of ledger lines.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from casam_core.config.policy import BudgetPolicy
 from casam_core.errors import PolicyError
-from casam_core.files import LockedLog
+from casam_core.files import RecordLog
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.protocol.audit import audit_log
 from casam_core.protocol.outcomes import Outcome, RefusalError
@@ -56,37 +55,16 @@ class Spend:
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
 
 
-class Ledger(LockedLog[Spend]):
+class Ledger(RecordLog[Spend]):
     """A file with one line per spend."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, self._next)
+        fault = (
+            "a line of a ledger; this site sends no private release until the file is restored from a copy "
+            "that is not older"
+        )
+        super().__init__(path, Spend, fault, optional=("division",))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def reserve(self, spend: Spend, allow: Callable[[Sequence[Spend]], None]) -> None:
-        """Add a line; it is on disk when this function returns.
-
-        allow: gets all lines so far while the file is locked; an exception from it prevents the new line.
-        Raises PolicyError if the file is not a ledger.
-        """
-
-        def make(spends: Sequence[Spend]) -> tuple[Spend, str]:
-            allow(spends)
-            return spend, json.dumps(asdict(spend), sort_keys=True)
-
-        self.append(make)
-
-    def _next(self, before: Sequence[Spend], text: bytes) -> Spend:
-        try:
-            content = json.loads(text.decode())
-            if content.keys() | {"division"} != {field.name for field in fields(Spend)}:
-                raise ValueError("other keys")
-            return Spend(**content)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise PolicyError(
-                f"{self.path}: line {len(before) + 1} is not a line of a ledger; this site sends no private "
-                "release until the file is restored from a copy that is not older"
-            ) from error
 
 
 def of_images(spends: Sequence[Spend], dataset: str, split: str, division: str) -> list[Spend]:
@@ -138,7 +116,7 @@ def reserve(site: Site, spend: Spend, units: int) -> None:
         before = of_images(spends, spend.dataset, spend.split, spend.division)
         check_budget(before, spend, budget, epsilon, site.ledger)
 
-    Ledger(site.ledger).reserve(spend, allow)
+    Ledger(site.ledger).add(spend, allow)
 
 
 def check_budget(

@@ -12,14 +12,12 @@ remembered: a difference of such sums shows shares that carry their own noise, w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from casam_core.errors import PolicyError
-from casam_core.files import LockedLog
+from casam_core.files import RecordLog
 from casam_core.protocol.audit import now
 from casam_core.protocol.messages import AlignReply
 from casam_core.protocol.outcomes import Outcome, RefusalError
@@ -56,12 +54,7 @@ def remember(institution: Institution, about: Sum, tasks: Sequence[str], members
     if has_noise(institution, about):
         return
     found = added_at(institution, about, tasks, members)
-
-    def make(lines: Sequence[Added]) -> tuple[Added, str]:
-        check_against(lines, found)
-        return found, json.dumps(asdict(found), sort_keys=True)
-
-    sums_log(institution.site.sums).append(make)
+    sums_log(institution.site.sums).add(found, lambda lines: check_against(lines, found))
 
 
 def has_noise(institution: Institution, about: Sum) -> bool:
@@ -90,18 +83,7 @@ def check_against(lines: Sequence[Added], found: Added) -> None:
 
 
 @lru_cache(maxsize=4096)
-def sums_log(path: Path) -> LockedLog[Added]:
+def sums_log(path: Path) -> RecordLog[Added]:
     """The one log of this process for a file."""
-
-    def parse(before: Sequence[Added], text: bytes) -> Added:
-        try:
-            content = json.loads(text)
-            lists = {key: tuple(content[key]) for key in ("datasets", "members")}
-            return Added(**{**content, **lists})
-        except (ValueError, KeyError, TypeError) as error:
-            raise PolicyError(
-                f"{path}: line {len(before) + 1} is not a secure sum; restore the file from a backup, "
-                "because without it earlier sums can be subtracted"
-            ) from error
-
-    return LockedLog(path, parse)
+    fault = "a secure sum; restore the file from a backup, because without it earlier sums can be subtracted"
+    return RecordLog(path, Added, fault)

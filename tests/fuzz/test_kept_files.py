@@ -137,7 +137,7 @@ def test_a_damaged_ledger_lets_nothing_leave(data: st.DataObject) -> None:
         path = Path(name) / "ledger.jsonl"
         for number in range(3):
             spend = Spend(f"2026-01-0{number + 1}", "run", "align", "polyp", "/data", "train", "image", 1.5)
-            Ledger(path).reserve(spend, lambda lines: None)
+            Ledger(path).add(spend, lambda lines: None)
         path.write_bytes(data.draw(damaged(path.read_bytes())))
         whole = path.read_bytes().rpartition(b"\n")[0].count(b"\n") + 1
         try:
