@@ -21,7 +21,7 @@ from casam_core.protocol.messages import (
     AlignRequest,
     CalibrateRequest,
     EvaluateRequest,
-    RouterRequest,
+    Question,
     layer_forms,
     router_forms,
 )
@@ -31,9 +31,7 @@ from client.institution import Institution
 from client.release.guard import sender_of
 
 
-def check_question(
-    institution: Institution, request: AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
-) -> None:
+def check_question(institution: Institution, request: Question) -> None:
     """Raise RefusalError (not-in-scenario) for a request that does not follow from the scenario.
 
     The layer of a later round and the entries of the bank come from other institutions: the site cannot
@@ -54,9 +52,7 @@ def check_question(
     check_arrays(institution, request)
 
 
-def check_arrays(
-    institution: Institution, request: AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
-) -> None:
+def check_arrays(institution: Institution, request: Question) -> None:
     """Raise RefusalError (bad-request) for arrays of another form than the scenario has."""
     sender = sender_of(institution, request.job)
     given: dict[str, tuple[Mapping[str, NDArray[Any]] | None, Sequence[GroupSpec]]] = {}
@@ -80,7 +76,8 @@ def check_entry(institution: Institution, entry: Entry, job: Job) -> None:
     """
     scenario, about = institution.scenario, entry.provenance
     kind, features = scenario.router.kind, scenario.router.features
-    if entry.task not in (*scenario.stream, SHARED) or (about.router, about.features) != (kind, features):
+    learned = (*scenario.stream[: job.stage], SHARED)
+    if entry.task not in learned or (about.router, about.features) != (kind, features):
         raise RefusalError(Outcome.BAD_REQUEST, f"an entry of {entry.task!r} with a router {about.router!r}")
     layer = entry_layer(entry, institution.backbone.geometry.channels, institution.backbone)
     arrays = [*weights_of(layer).values(), *entry.router.values()]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from casam_core.bank.entries import make_entry
 from casam_core.errors import PolicyError
 from casam_core.model.forms import build_layer, form_spec, weights_of
 from casam_core.protocol.messages import AlignRequest, CalibrateRequest, EvaluateRequest, RouterRequest
@@ -15,7 +16,7 @@ from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job
 from client.institution import Institution
 from client.release import permission
-from client.release.question import check_question
+from client.release.question import check_entry, check_question
 from tests.banks import tiny_backbone
 from tests.client.test_institution import institution
 from tests.refused import refused
@@ -95,6 +96,28 @@ def test_scores_are_asked_under_one_router_per_fold(north: Institution) -> None:
     permission.calibrate(north, CalibrateRequest(POLYP, [state] * folds))
     with refused(Outcome.NOT_IN_SCENARIO):
         permission.calibrate(north, CalibrateRequest(POLYP, [state] * (folds + 1)))
+
+
+def test_an_entry_comes_after_its_stage(north: Institution) -> None:
+    """Otherwise every stage is one more place to probe the images with entries of a server's own making."""
+    learned = permission.align(north, AlignRequest(POLYP))
+    router = permission.describe(north, RouterRequest(POLYP, alone=True))
+    entry = make_entry(
+        north.scenario,
+        north.backbone.digest,
+        task="polyp",
+        stage=1,
+        layer=learned.layer,
+        improved=True,
+        holders=("north",),
+        images=learned.images,
+        router=router.router,
+        threshold=router.threshold,
+    )
+    check_entry(north, entry, Job("north", 1))
+    check_entry(north, entry, Job("north", 2))
+    with refused(Outcome.BAD_REQUEST, match="an entry of 'polyp'"):
+        check_entry(north, entry, Job("north", 0))
 
 
 def test_a_method_decides_which_tasks_are_trained_again(tmp_path: Path) -> None:
