@@ -7,6 +7,7 @@ replies by message id until the deadline.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -236,13 +237,12 @@ def at_once() -> int | None:
     """Maximum number of open requests in a simulation; None in deployment, where all nodes start at once.
 
     Flower's simulation engine checks every open message ten times a second for every node
-    (InMemoryLinkState.get_message_ins). With a thousand messages this needs one whole core. Ray runs in this
-    process only under that engine.
+    (InMemoryLinkState.get_message_ins). With a thousand messages this needs one whole core. Only the process
+    that simulates nodes imports Flower's simulation package, and it does so before the first node exists.
     """
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if "flwr.simulation" not in sys.modules:
         return None
-    return max(FEWEST, PER_CORE * int(ray.cluster_resources().get("CPU", 1)))
+    return max(FEWEST, PER_CORE * (os.cpu_count() or 1))
 
 
 def pause(waited: float, unsent: bool) -> float:

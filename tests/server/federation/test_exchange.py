@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -253,15 +254,22 @@ def test_while_requests_wait_for_room_answers_are_looked_for_at_once() -> None:
     assert pause(600.0, unsent=True) == 0.02
 
 
-@pytest.mark.parametrize(("cores", "want"), [(2.0, 24), (6.0, 24), (64.0, 256)])
-def test_a_simulation_asks_a_few_per_core(monkeypatch: pytest.MonkeyPatch, cores: float, want: int) -> None:
-    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": cores})
-    monkeypatch.setitem(sys.modules, "ray", ray)
+@pytest.mark.parametrize(("cores", "want"), [(None, 24), (2, 24), (6, 24), (64, 256)])
+def test_a_simulation_asks_a_few_per_core(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, want: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "flwr.simulation", SimpleNamespace())
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert at_once() == want
 
 
 def test_real_sites_all_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.delitem(sys.modules, "flwr.simulation", raising=False)
     assert at_once() is None
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
-    assert at_once() is None
+
+
+@pytest.mark.parametrize("command", ["simulation.app", "superlink.cli"])
+def test_only_the_simulation_command_imports_flowers_simulation_package(command: str) -> None:
+    script = f"import sys, flwr.{command}; sys.exit('flwr.simulation' in sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", script], check=False).returncode
+    assert imported == (command == "simulation.app")
