@@ -220,7 +220,7 @@ def train_layer(
         images: HW3, RGB, of any size.
         labels: HW; 0 is background, every other value is one instance.
         backbone: frozen (`load_backbone`).
-        form: a name in casam_core.model.forms.FORMS whose layer is between encoder and decoder.
+        form: a name in casam_core.config.named_parts.FORMS whose layer is between encoder and decoder.
         epochs: passes over the images.
         seed: the same seed gives the same bits.
         progress: called with (steps done, all steps).
@@ -262,7 +262,8 @@ def load_backbone(name: str = "lite_medsam", *, checkpoint: str | None = None, t
     """Load a frozen Segment Anything Model. Raises ScenarioError for an unknown name, or CheckpointError."""
     from pydantic import ValidationError
 
-    from casam_core.config.scenario import BackboneSpec, ComputeSpec
+    from casam_core.config.named_parts import BackboneSpec
+    from casam_core.config.scenario import ComputeSpec
     from casam_core.config.toml import explain
     from casam_core.errors import ScenarioError
     from casam_core.model import backbones
@@ -279,14 +280,14 @@ def load_backbone(name: str = "lite_medsam", *, checkpoint: str | None = None, t
 
 def register_router(name: str, entry: RouterEntry) -> None:
     """Add a kind of router: `router = {kind = NAME}` (casam_core/routing/routers/base.py)."""
-    from casam_core.routing.routers import ROUTERS
+    from casam_core.config.named_parts import ROUTERS
 
     ROUTERS[name] = entry
 
 
 def register_form(name: str, entry: FormEntry) -> None:
     """Add a form of Alignment Layer: `alignment = {form = NAME}` (casam_core/model/forms/__init__.py)."""
-    from casam_core.model.forms import FORMS
+    from casam_core.config.named_parts import FORMS
 
     FORMS[name] = entry
 
@@ -300,7 +301,7 @@ def register_method(name: str, method: Method) -> None:
 
 def register_backbone(name: str, entry: BackboneEntry) -> None:
     """Add a frozen backbone: `backbone = {name = NAME}` (casam_core/model/backbones/base.py)."""
-    from casam_core.model.backbones import BACKBONES
+    from casam_core.config.named_parts import BACKBONES
 
     BACKBONES[name] = entry
 

@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 
 from rich.table import Table
 
-from casam_core.config.scenario import BackboneSpec, ComputeSpec, Scenario
+from casam_core.config.named_parts import BackboneSpec
+from casam_core.config.scenario import ComputeSpec, Scenario
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 

@@ -9,7 +9,7 @@ from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from casam_core.config.data_spec import DataSpec
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone, Geometry
 from casam_core.model.backbones.lite_medsam import load_lite_medsam
 from casam_core.model.backbones.sam import SamBackbone

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from casam_core.config.scenario import BackboneSpec, ComputeSpec
+from casam_core.config.named_parts import BackboneSpec
+from casam_core.config.scenario import ComputeSpec
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.model.embeddings import EmbeddingStore

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from casam_core.config.scenario import AlignmentSpec, Scenario
+from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, build_layer, changes_sam, form_spec

@@ -11,9 +11,12 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(run_seed: int, *scope: str | int) -> int:
@@ -35,6 +38,8 @@ def numpy_generator(run_seed: int, *scope: str | int) -> np.random.Generator:
 
 def torch_generator(run_seed: int, *scope: str | int) -> torch.Generator:
     """A CPU torch generator for `scope`; initial weights are always drawn on the CPU."""
+    import torch  # takes seconds; a scenario that is only read needs numpy alone
+
     return torch.Generator().manual_seed(derive_seed(run_seed, *scope))
 
 
@@ -62,6 +67,8 @@ def initialisers_from(seed: int) -> Iterator[None]:
     Afterwards it has its previous state. `torch.manual_seed` would also queue a call, with a formatted stack,
     for every kind of accelerator.
     """
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -21,20 +21,19 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from casam_core.config.named_parts import FORMS, ROUTERS
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.section import ByName
 from casam_core.config.site_file import SiteFile
 from casam_core.methods import METHODS
-from casam_core.model.forms import FORMS
-from casam_core.routing.routers import ROUTERS
 from server.aggregation import STRATEGIES
 from server.run.summary_schema import Summary
 
 REGISTRIES: dict[str, Collection[str]] = {
-    "casam_core.model.forms.FORMS": FORMS,
+    "casam_core.config.named_parts.FORMS": FORMS,
     "casam_core.methods.METHODS": METHODS,
-    "casam_core.routing.routers.ROUTERS": ROUTERS,
+    "casam_core.config.named_parts.ROUTERS": ROUTERS,
     "server.aggregation.STRATEGIES": STRATEGIES,
 }
 
@@ -100,13 +99,11 @@ def sections(model: type[BaseModel], prefix: str, by_name: ByName | None = None)
     """
     yield f"## {prefix or 'Top level'}\n"
     yield from table(model, model.model_fields, by_name)
-    for name, entry in by_name.registry().items() if by_name else ():
-        own = {
-            key: field for key, field in entry.section.model_fields.items() if key not in model.model_fields
-        }
+    for name, section in by_name.sections().items() if by_name else ():
+        own = {key: field for key, field in section.model_fields.items() if key not in model.model_fields}
         if by_name and own:
             yield f"### {prefix} with {by_name.key} = {name}\n"
-            yield from table(entry.section, own)
+            yield from table(section, own)
     for name, field in model.model_fields.items():
         nested = nested_model(field.annotation)
         if nested is not None:

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from casam_core.bank.inference import LoadedBank, align, decode_masks
-from casam_core.config.scenario import BackboneSpec, ComputeSpec
+from casam_core.config.named_parts import BackboneSpec
+from casam_core.config.scenario import ComputeSpec
 from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.model.backbones import BACKBONES, Backbone, load_backbone, released_digests
 from casam_core.model.compute import prepare_process, resolve_compute

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry, Provenance
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute

@@ -21,7 +21,8 @@ from casam_bench.privacy.attack_rows import (
     verdict,
 )
 from casam_bench.privacy.synthetic_site import SEED, images_of, sketch_backbone
-from casam_core.config.scenario import AlignmentSpec, PrivacySpec, TrainingSpec
+from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, build_layer
 from casam_core.model.forms.affine import IdentityLayer

@@ -29,7 +29,8 @@ from casam_bench.quality.router_quality import (
     score_tests,
     thresholds_of,
 )
-from casam_core.config.scenario import PrivacySpec, RouterSpec
+from casam_core.config.named_parts import RouterSpec
+from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores, scores_like

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.sam import SamBackbone
 from casam_core.model.backbones.tiny import load_tiny

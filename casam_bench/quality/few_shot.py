@@ -16,7 +16,8 @@ from rich.table import Table
 
 from casam_bench.bench import Figures, Surroundings
 from casam_core.config.data_spec import DataSpec
-from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore

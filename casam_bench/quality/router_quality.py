@@ -20,7 +20,7 @@ from rich.table import Table
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.membership.statistics import auc
 from casam_bench.quality.phantom_features import Features, phantom_features
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import RouterSpec
 from casam_core.routing.decision import decide
 from casam_core.routing.routers import Arrays, GaussianSpec, Router, VaeSpec, build_router
 from casam_core.routing.threshold import choose_threshold, learn_and_score

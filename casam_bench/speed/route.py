@@ -18,7 +18,7 @@ from casam_bench.bench import Figures, Surroundings
 from casam_bench.speed.machine import memory_read
 from casam_bench.timing import interleaved
 from casam_core.bank.inference import STACK_FROM
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import RouterSpec
 from casam_core.routing.decision import Route, decide
 from casam_core.routing.routers import Arrays, GaussianSpec, Router, VaeSpec, build_router
 from casam_core.routing.routers.stack import GaussianStack

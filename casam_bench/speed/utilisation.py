@@ -17,7 +17,8 @@ from casam_bench.bench import Figures, Surroundings
 from casam_bench.models import cpu, lite_medsam, phantoms
 from casam_bench.speed.machine import gemm_peak
 from casam_bench.timing import interleaved
-from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.scenario import TrainingSpec
 from casam_core.model.compute import Compute
 from casam_core.model.forms import build_layer
 from casam_core.model.training import Example, decode_batch, draw_batch

@@ -25,7 +25,8 @@ from casam_bench.bench import Figures, Surroundings
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
-from casam_core.config.scenario import AlignmentSpec, BankSpec, RouterSpec, Scenario
+from casam_core.config.named_parts import AlignmentSpec, RouterSpec
+from casam_core.config.scenario import BankSpec, Scenario
 from casam_core.model.forms import LowRankSpec, build_layer, weights_of
 from casam_core.protocol.messages import EvaluateRequest
 from casam_core.protocol.payload import Job

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
+from casam_core.config.named_parts import ROUTERS
 from casam_core.errors import BankError
 from casam_core.files import new_folder
-from casam_core.routing.routers import ROUTERS
 
 
 def write_bank(out: Path, entries: Iterable[bytes]) -> Bank:
@@ -74,5 +74,5 @@ def _what_scores_need(entry: Entry) -> dict[str, object]:
         "router": about.router,
         "features": about.features,
     }
-    keys = ROUTERS[about.router].section.model_fields if about.router in ROUTERS else {}
+    keys = ROUTERS.sections()[about.router].model_fields if about.router in ROUTERS else {}
     return needs | {key: getattr(about, key) for key in ("beta", "sampled") if key in keys}

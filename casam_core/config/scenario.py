@@ -12,16 +12,17 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from casam_core.config.data_spec import DataSpec
+from casam_core.config.named_parts import BY_FORM, BY_KIND, AlignmentSpec, BackboneSpec, RouterSpec
 from casam_core.config.participation import AdmissionSpec, DeadlineSpec, FaultSpec, ParticipationSpec
 from casam_core.config.policy import Policy
-from casam_core.config.section import ByName, Named, OneOf, Section
+from casam_core.config.section import Section
 from casam_core.plugins import load_plugins
 from casam_core.seeding import numpy_generator
 
@@ -34,21 +35,6 @@ RESERVED_TASKS = {
     "identity": "the route of an unknown image",
     "shared": "the entry of methods that keep one layer for all tasks",
 }
-
-
-def backbone_names() -> Collection[str]:
-    """The names of all backbones."""
-    from casam_core.model.backbones import BACKBONES
-
-    return BACKBONES
-
-
-class BackboneSpec(Section):
-    """The frozen Segment Anything Model that every institution uses."""
-
-    name: Annotated[str, OneOf(backbone_names)] = "lite_medsam"
-    checkpoint: str | None = Field(None, description="Path of an official SAM checkpoint (vit_*).")
-    sha256: str | None = Field(None, description="Expected SHA-256, if it differs from the official one.")
 
 
 class ComputeSpec(Section):
@@ -65,13 +51,6 @@ class ComputeSpec(Section):
         "times the images per second, with slightly different embeddings (docs/performance.md). compiled: "
         "also torch.compile, for thousands of images.",
     )
-
-
-class AlignmentSpec(Section):
-    """The Alignment Layer's form and its learning rate; some forms have more keys."""
-
-    form: str = Field(description="A name in casam_core.model.forms.FORMS.")
-    learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
 
 
 class TrainingSpec(Section):
@@ -134,40 +113,6 @@ class PrivacySpec(Section):
         gt=0,
         description="Noise multiplier of the router, divided by that of training; a larger one spends less.",
     )
-
-
-class RouterSpec(Section):
-    """How the router recognises the task of a new image, and when an image is unknown.
-
-    Some kinds of router have more keys.
-    """
-
-    kind: str = Field(description="A name in casam_core.routing.routers.ROUTERS.")
-    features: Literal["attention", "moments"] = Field("moments", description="How an embedding is pooled.")
-    folds: int = Field(5, ge=2, le=10, description="Folds of the cross-validation that sets the threshold.")
-    percentile: float = Field(
-        97.0, gt=0, le=100, description="The threshold: this percentile of the held-out scores."
-    )
-    margin: float = Field(
-        1.5, ge=0, description="Raise the threshold by this share of its distance from the median; paper: 0."
-    )
-
-
-def forms() -> Mapping[str, Named]:
-    """All forms of the Alignment Layer."""
-    from casam_core.model.forms import FORMS  # that module imports this one
-
-    return FORMS
-
-
-def routers() -> Mapping[str, Named]:
-    """All kinds of router."""
-    from casam_core.routing.routers import ROUTERS  # that module imports this one
-
-    return ROUTERS
-
-
-BY_FORM, BY_KIND = ByName("form", "low_rank", forms), ByName("kind", "gaussian", routers)
 
 
 class BankSpec(Section):

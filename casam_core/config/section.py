@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -29,13 +29,6 @@ S = TypeVar("S", bound=Section)
 def known_keys(section: type[S], settings: Mapping[str, Any]) -> S:
     """A section from `settings`, without the unknown keys. Raises ValidationError for invalid values."""
     return section.model_validate({key: settings[key] for key in settings if key in section.model_fields})
-
-
-class Named(Protocol):
-    """An entry of a registry, with its own section of a scenario."""
-
-    @property
-    def section(self) -> type[Section]: ...
 
 
 @dataclass(frozen=True)
@@ -64,13 +57,13 @@ class OneOf:
 class ByName:
     """Annotation of a table whose keys depend on a name in it: `router = {kind = "vae", beta = 1}`.
 
-    key: the key of the name. default: the name of a table without that key. registry: sections by name;
-    called at every reading, so that names registered later are valid.
+    key: the key of the name. default: the name of a table without that key. sections: by name; called
+    at every reading, so that names registered later are valid.
     """
 
     key: str
     default: str
-    registry: Callable[[], Mapping[str, Named]]
+    sections: Callable[[], Mapping[str, type[Section]]]
 
     def read(self, table: Any) -> Section:
         """The table as the section of its name.
@@ -82,12 +75,12 @@ class ByName:
             return table
         if not isinstance(table, Mapping):
             raise ValueError(f"expected a table, found {table!r}")
-        name, entries = table.get(self.key, self.default), self.registry()
-        if not isinstance(name, str) or name not in entries:
-            raise wrong(self.key, name, f"expected one of {', '.join(sorted(entries))}, found {name!r}")
-        section = entries[name].section
+        name, sections = table.get(self.key, self.default), self.sections()
+        if not isinstance(name, str) or name not in sections:
+            raise wrong(self.key, name, f"expected one of {', '.join(sorted(sections))}, found {name!r}")
+        section = sections[name]
         for key in table:
-            owners = [other for other in entries if key in entries[other].section.model_fields]
+            owners = [other for other in sections if key in sections[other].model_fields]
             if owners and name not in owners:
                 belongs = f"belongs to {self.key} {' or '.join(owners)}"
                 raise wrong(key, table[key], f"{belongs}, found {self.key} {name!r}; leave it out")
@@ -102,8 +95,8 @@ class ByName:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         alternatives = []
-        for name, entry in self.registry().items():
-            keys = handler(entry.section.__pydantic_core_schema__)
+        for name, section in self.sections().items():
+            keys = handler(section.__pydantic_core_schema__)
             named = {"properties": {self.key: {"const": name}}, "allOf": [keys]}
             alternatives.append(named if name == self.default else named | {"required": [self.key]})
         return {"anyOf": alternatives}

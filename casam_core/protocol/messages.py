@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
+from casam_core.config.named_parts import AlignmentSpec, RouterSpec
 from casam_core.config.policy import Policy
-from casam_core.config.scenario import AlignmentSpec, Name, RouterSpec, Scenario
+from casam_core.config.scenario import Name, Scenario
 from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.metrics.intervals import Estimate, Statistics
 from casam_core.model.backbones import Backbone

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import RouterSpec
 from casam_core.errors import DataError
 from casam_core.routing.routers.base import Arrays, Router
 from casam_core.seeding import derive_seed

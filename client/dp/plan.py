@@ -11,12 +11,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from casam_core.config.named_parts import ROUTERS
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.privacy.accounting import Mechanism, affordable, calibrate, round_mechanism
 from casam_core.privacy.private_scores import scores_mechanism
 from casam_core.protocol.outcomes import Outcome, RefusalError
-from casam_core.routing.routers import ROUTERS
 
 
 def leaves_noisy(learned: LearnedPolicy) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from casam_bench.quality.few_shot import learn
-from casam_core.config.scenario import AlignmentSpec, BackboneSpec
+from casam_core.config.named_parts import AlignmentSpec, BackboneSpec
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.model.forms import AlignmentLayer

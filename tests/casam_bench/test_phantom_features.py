@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from casam_bench.quality.phantom_features import phantom_features
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 

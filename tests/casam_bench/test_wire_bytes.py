@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from casam_bench.speed import wire_bytes as wire
-from casam_core.config.scenario import AlignmentSpec
+from casam_core.config.named_parts import AlignmentSpec
 from casam_core.routing.routers import VaeSpec
 from tests.casam_bench.surroundings import surroundings
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import ScenarioError
 from casam_core.methods import EWC_STRENGTH, METHODS, SHARED, Cohort, distillation, elastic, method_of
 from casam_core.model.backbones import Backbone, load_backbone

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BACKBONES, BackboneSpec
 from casam_core.model.backbones.base import Backbone, Geometry
 from casam_core.model.backbones.lite_medsam import SHA256 as LITE_MEDSAM_SHA256
 from casam_core.model.backbones.lite_medsam import load_lite_medsam
@@ -21,17 +21,19 @@ SAM_CHANNELS = 256
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """One backbone: a line of BACKBONES.
+    """One backbone: a line of ENTRIES, and its name in casam_core/config/named_parts.py.
 
     load: (the scenario's section, Compute) -> backbone; it raises CheckpointError.
     channels: of an embedding; the server needs it and has no weights.
+    section: its keys in a scenario.
     """
 
     load: Callable[[BackboneSpec, Compute], Backbone]
     channels: int = SAM_CHANNELS
+    section: type[BackboneSpec] = BackboneSpec
 
 
-BACKBONES: dict[str, BackboneEntry] = {
+ENTRIES: dict[str, BackboneEntry] = {
     "tiny": BackboneEntry(load_tiny, TINY_GEOMETRY.channels),
     "lite_medsam": BackboneEntry(load_lite_medsam),
     "vit_b": BackboneEntry(load_sam),

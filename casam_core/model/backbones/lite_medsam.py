@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones.base import Backbone, Geometry
 from casam_core.model.backbones.sam import load_exactly, read_checkpoint
 from casam_core.model.compute import Compute

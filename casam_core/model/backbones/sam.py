@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import CheckpointError
 from casam_core.files import sha256_of_file
 from casam_core.model.backbones.base import Backbone, Geometry

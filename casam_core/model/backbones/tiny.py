@@ -11,7 +11,7 @@ from functools import partial
 from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones.base import Backbone, Geometry
 from casam_core.model.backbones.lite_medsam import build_sam_heads
 from casam_core.model.backbones.sam import SamBackbone

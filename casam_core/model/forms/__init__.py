@@ -1,22 +1,21 @@
 """Alignment Layers: the part that is learned per task, between the frozen encoder and decoder.
 
-A form is a class and one line of FORMS. A layer maps z_BCHW to z_BCHW; only two forms change SAM itself
-(casam_core.model.forms.base).
+A form is a class, a line of ENTRIES, and its name and keys in casam_core/config/named_parts.py. A layer maps
+z_BCHW to z_BCHW; only two forms change SAM itself (casam_core.model.forms.base).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import nn
 
-from casam_core.config.scenario import AlignmentSpec
+from casam_core.config.named_parts import DEFAULT_RANK, FORMS, AlignmentSpec, LoraSpec, LowRankSpec
 from casam_core.config.section import known_keys
 from casam_core.errors import BankError, ScenarioError
 from casam_core.model.backbones import Backbone
@@ -30,16 +29,14 @@ from casam_core.seeding import initialisers_from
 
 Weights = dict[str, NDArray[np.float32]]
 
-DEFAULT_RANK = 8
-
 
 @dataclass(frozen=True)
 class FormEntry:
-    """One form: a line of FORMS.
+    """One form: a line of ENTRIES.
 
     build: (its section, channels, backbone) -> layer.
     learning_rate: Adam's default; None if there is nothing to learn.
-    section: its keys in a scenario.
+    section: its keys in a scenario; for the forms of casam, casam_core/config/named_parts.py has them.
     changes_sam: the layer is a part of SAM itself.
     private: it can be trained with differential privacy: it stands between encoder and decoder, and the
         gradient of an image does not depend on other images.
@@ -52,25 +49,10 @@ class FormEntry:
     private: bool = False
 
 
-class LowRankSpec(AlignmentSpec):
-    """Form `low_rank`, the default."""
-
-    form: Literal["low_rank"] = "low_rank"
-    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Directions in which channels are mixed.")
-
-
-class LoraSpec(AlignmentSpec):
-    """Form `lora`."""
-
-    form: Literal["lora"] = "lora"
-    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Rank of the updates.")
-
-
-FORMS: dict[str, FormEntry] = {
+ENTRIES: dict[str, FormEntry] = {
     "low_rank": FormEntry(
         lambda spec, channels, _: LowRankLayer(channels, spec.rank),
         learning_rate=3e-3,
-        section=LowRankSpec,
         private=True,
     ),
     "residual": FormEntry(lambda _, channels, __: ResidualLayer(channels), learning_rate=1e-4, private=True),
@@ -85,7 +67,6 @@ FORMS: dict[str, FormEntry] = {
     "lora": FormEntry(
         lambda spec, _, backbone: LoraLayer(needed(spec, backbone), spec.rank),
         learning_rate=1e-3,
-        section=LoraSpec,
         changes_sam=True,
     ),
 }

@@ -1,22 +1,22 @@
-"""Routers recognise the task of a new image from frozen features. A kind of router is one line of ROUTERS."""
+"""Routers recognise the task of a new image from frozen features.
+
+A kind of router is a class, a line of ENTRIES, and its name and keys in casam_core/config/named_parts.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import ROUTERS, GaussianSpec, RouterSpec, VaeSpec
 from casam_core.config.section import known_keys
 from casam_core.errors import ScenarioError
 from casam_core.routing.routers import gaussian, nearest_mean, private_gaussian, private_vae, vae
 from casam_core.routing.routers.base import Arrays, PrivateRouter, Router, RouterEntry
-from casam_core.routing.routers.gaussian import GaussianSpec
-from casam_core.routing.routers.vae import VaeSpec
 
-ROUTERS: dict[str, RouterEntry] = {
+ENTRIES: dict[str, RouterEntry] = {
     "gaussian": RouterEntry(
         build=gaussian.GaussianRouter,
-        section=GaussianSpec,
         private=private_gaussian.PRIVATE,
         read_out=gaussian.read_by_directions,
     ),
@@ -26,7 +26,6 @@ ROUTERS: dict[str, RouterEntry] = {
     ),
     "vae": RouterEntry(
         build=vae.VaeRouter,
-        section=VaeSpec,
         private=private_vae.PRIVATE,
         read_out=vae.read_by_autoencoder,
     ),

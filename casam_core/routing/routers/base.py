@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import PrivacySpec, RouterSpec
+from casam_core.config.named_parts import RouterSpec
+from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units
@@ -114,7 +115,7 @@ features_NF: the part of every feature that the state reveals.
 
 @dataclass(frozen=True)
 class RouterEntry:
-    """One kind of router: a line of ROUTERS.
+    """One kind of router: a line of ENTRIES.
 
     build: (its section) -> router.
     section: its keys in a scenario, in addition to those of all routers.

@@ -13,14 +13,13 @@ variance. Score = (Mahalanobis distance^2 + log det Sigma) / F.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import GaussianSpec
 from casam_core.protocol.limits import ArraySpec
 from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
 
@@ -29,16 +28,6 @@ RELATIVE_FLOOR = 1e-4
 
 LEAST_VARIANCE = 1e-30
 """Smallest variance of a feature in a state from another institution."""
-
-
-class GaussianSpec(RouterSpec):
-    """Router `gaussian`, the default: a mean and a covariance per task."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    shrinkage: float = Field(0.3, ge=0, le=1, description="Shrinkage towards the diagonal.")
-    directions: int = Field(
-        32, ge=0, le=512, description="Stored directions of the covariance; 2 KB each at 512 features."
-    )
 
 
 class GaussianRouter:

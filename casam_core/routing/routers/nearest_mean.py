@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import RouterSpec
 from casam_core.protocol.limits import ArraySpec
 from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
 

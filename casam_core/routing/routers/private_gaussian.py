@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import PrivacySpec, RouterSpec
+from casam_core.config.named_parts import RouterSpec
+from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casam_core.config.named_parts import VaeSpec
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps, take_private_steps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Unit, Units
 from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter
-from casam_core.routing.routers.vae import TaskVae, VaeRouter, VaeSpec
+from casam_core.routing.routers.vae import TaskVae, VaeRouter
 from casam_core.seeding import Draws
 
 PUBLIC_SEED = 0

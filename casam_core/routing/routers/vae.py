@@ -7,31 +7,19 @@ mean over F of (reconstruction - f)^2, plus beta * KL; KL is summed over the lat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import VaeSpec
 from casam_core.protocol.limits import ArraySpec
 from casam_core.routing.routers.base import Arrays, RouterSchema
 from casam_core.seeding import initialisers_from
 
 HIDDEN, LATENT = 128, 64
-
-
-class VaeSpec(RouterSpec):
-    """Router `vae`, the paper's: a variational autoencoder per task."""
-
-    kind: Literal["vae"] = "vae"
-    epochs: int = Field(10, ge=1, description="Passes over the features.")
-    learning_rate: float = Field(5e-4, gt=0, description="Of Adam.")
-    batch: int = Field(6, ge=1, description="Features per step.")
-    beta: float = Field(16.5, ge=0, description="Weight of the KL term in the score.")
-    sampled: bool = Field(False, description="Sample the latent for a score, as the authors' code does.")
 
 
 class TaskVae(nn.Module):

@@ -22,7 +22,7 @@ from casam_bench.membership.statistics import (
     outcome_of,
     tpr_at,
 )
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import RouterSpec
 from casam_core.model.training import Example, decode_batch
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource
@@ -187,7 +187,7 @@ def test_a_loss_is_that_of_the_image_alone_and_always_the_same() -> None:
         Example(torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(i)), labels) for i in range(3)
     ]
     known.append(Example(known[0].seen_CHW, np.zeros_like(labels)))
-    from casam_core.config.scenario import AlignmentSpec
+    from casam_core.config.named_parts import AlignmentSpec
     from casam_core.model.forms import build_layer
 
     layer = build_layer(AlignmentSpec(form="casam"), 32, 0).eval()

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from casam_core.config.scenario import AlignmentSpec, RouterSpec, Scenario
+from casam_core.config.named_parts import AlignmentSpec, RouterSpec
+from casam_core.config.scenario import Scenario
 from casam_core.config.toml import apply_override, parse_scenario, read_scenario, set_key
 from casam_core.errors import ScenarioError
 from casam_core.model.forms import FORMS, FormEntry, LowRankSpec

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import CheckpointError
 from casam_core.model.backbones import BACKBONES, Backbone, load_backbone
 from casam_core.model.backbones.lite_medsam import LiteMedSam, load_lite_medsam

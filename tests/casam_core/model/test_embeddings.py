@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute

@@ -12,7 +12,8 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention
 from torch import nn
 
-from casam_core.config.scenario import BackboneSpec, ComputeSpec
+from casam_core.config.named_parts import BackboneSpec
+from casam_core.config.scenario import ComputeSpec
 from casam_core.model import compute
 from casam_core.model.backbones import fast_encoder
 from casam_core.model.backbones.fast_encoder import ChannelNorm, FastEncoder, RowAttention, rebuilt

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from casam_core.config.scenario import AlignmentSpec
+from casam_core.config.named_parts import AlignmentSpec
 from casam_core.errors import BankError, ScenarioError
 from casam_core.model.forms import (
     FORMS,

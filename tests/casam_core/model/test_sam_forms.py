@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import BackboneSpec
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.lite_medsam import load_lite_medsam

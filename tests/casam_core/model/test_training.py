@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import build_layer, weights_of

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from casam_core.config.scenario import AlignmentSpec, TrainingSpec
+from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import (

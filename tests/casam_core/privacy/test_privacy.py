@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from opacus.accountants import PRVAccountant
 
-from casam_core.config.scenario import AlignmentSpec, PrivacySpec, TrainingSpec
+from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import FORMS, build_layer, form_spec, weights_of
 from casam_core.model.training import Example, Learner, train_layer

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.scenario import RouterSpec
+from casam_core.config.named_parts import RouterSpec
 from casam_core.errors import ScenarioError
 from casam_core.routing.routers import ROUTERS, Arrays, GaussianSpec, VaeSpec, build_router, router_spec
 from casam_core.routing.routers.gaussian import RELATIVE_FLOOR, GaussianRouter
