@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from casam_bench.membership.audit_lines import Line
-from casam_bench.membership.one_run import Coins, Plan, Scores, audit, plan_from
+from casam_bench.membership.one_run import Coins, Plan, Scores, correct_of, most_refuted, plan_from
+from casam_bench.membership.privacy_curve import curve_of, exact_epsilon
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.dp_training import PrivateSteps, take_private_steps
@@ -67,9 +68,24 @@ def audit_release(release: Release, canaries: int, delta: float, seed: int) -> L
     """Flip a coin for every canary, make the release, and guess."""
     coins_N = flipped(canaries, seed, "audit", release.name)
     scores_N = release.scores(coins_N, NoiseSource.seeded(seed, "audit", release.name))
-    found = audit(scores_N, coins_N, rehearsed(release.mechanisms, canaries, delta, seed), delta)
+    plan = rehearsed(release.mechanisms, canaries, seed)
+    correct = correct_of(scores_N, coins_N, plan)
     claim = epsilon_of(release.mechanisms, delta)
-    return Line(release.name, claim, delta, found.epsilon, canaries, found.guesses, found.correct)
+    proved = at_least(release.mechanisms, canaries, plan.guesses, correct, delta)
+    return Line(release.name, claim, delta, proved, canaries, plan.guesses, correct)
+
+
+def at_least(
+    mechanisms: Sequence[Mechanism], canaries: int, guesses: int, correct: int, delta: float
+) -> float:
+    """The lower bound of epsilon at `delta`: that of the most noise on these mechanisms that is refuted."""
+    loss = most_refuted(canaries, guesses, correct, lambda loss: curve_of(with_noise(mechanisms, loss)))
+    return exact_epsilon(with_noise(mechanisms, loss), delta) if loss else 0.0
+
+
+def with_noise(mechanisms: Sequence[Mechanism], loss: float) -> tuple[Mechanism, ...]:
+    """The mechanisms with their noise divided by `loss`."""
+    return tuple(replace(cost, noise_multiplier=cost.noise_multiplier / loss) for cost in mechanisms)
 
 
 def flipped(canaries: int, seed: int, *scope: int | str) -> Coins:
@@ -77,7 +93,7 @@ def flipped(canaries: int, seed: int, *scope: int | str) -> Coins:
     return numpy_generator(seed, "coins", *scope).random(canaries) < 0.5
 
 
-def rehearsed(mechanisms: Sequence[Mechanism], canaries: int, delta: float, seed: int) -> Plan:
+def rehearsed(mechanisms: Sequence[Mechanism], canaries: int, seed: int) -> Plan:
     """The plan for these mechanisms, from simulations of their claim alone."""
 
     def rehearse(number: int) -> tuple[Scores, Coins]:
@@ -90,7 +106,8 @@ def rehearsed(mechanisms: Sequence[Mechanism], canaries: int, delta: float, seed
             scores_N += likelihood_ratio(seen_N, mechanism)
         return scores_N, coins_N
 
-    return plan_from(map(rehearse, range(min(50, max(4, REHEARSED // canaries)))), delta)
+    rehearsals = map(rehearse, range(min(50, max(4, REHEARSED // canaries))))
+    return plan_from(rehearsals, lambda loss: curve_of(with_noise(mechanisms, loss)))
 
 
 def likelihood_ratio(seen_N: NDArray[np.float64], mechanism: Mechanism) -> Scores:

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casam_bench.membership.fit import fit_of, fits_of, losses_of, visible_images
 from casam_bench.membership.inversion import can_read_out, read_out, resemblance
-from casam_bench.membership.layer_fit import fit_of, losses_of, visible_images
 from casam_bench.membership.likelihood_ratio import online, shadow_parts
-from casam_bench.membership.router_fit import fits_of
 from casam_bench.membership.shadows import Shadows, indices
 from casam_bench.membership.statistics import Outcome, Scores, outcome_of
 from casam_core.bank.entry_file import Entry

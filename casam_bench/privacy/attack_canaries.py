@@ -23,7 +23,7 @@ from casam_bench.membership.canaries import (
     scores_release,
     sum_release,
 )
-from casam_bench.membership.layer_fit import losses_of
+from casam_bench.membership.fit import losses_of
 from casam_bench.membership.one_run import Coins, Scores
 from casam_bench.privacy.attack_layers import PRIVATE, train
 from casam_bench.privacy.attack_rows import EPSILONS, Setting, Size, key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from casam_bench.bench import Figures, Surroundings
-from casam_bench.membership.layer_fit import fit_of, losses_of
+from casam_bench.membership.fit import fit_of, losses_of
 from casam_bench.membership.likelihood_ratio import offline, online, shadow_parts
 from casam_bench.membership.statistics import auc
 from casam_bench.privacy.attack_rows import (

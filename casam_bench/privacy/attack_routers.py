@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from casam_bench.bench import Figures, Surroundings
+from casam_bench.membership.fit import fits_of
 from casam_bench.membership.inversion import read_out
 from casam_bench.membership.likelihood_ratio import online, shadow_parts
-from casam_bench.membership.router_fit import fits_of
 from casam_bench.privacy.attack_rows import (
     EPSILONS,
     PARTS,

@@ -32,8 +32,8 @@ class Size:
     small: int = 20
     router_shadows: int = 9
     canaries: int = 100_000
-    lone_canaries: int = 10_000
-    broken: tuple[float, ...] = (2.0, 1.0)
+    lone_canaries: int = 50_000
+    broken: tuple[float, ...] = (3.0, 2.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def review(
     For example: casam site review mine.toml --node node.toml --markdown review.md
     """
     from casam_core.files import write_atomic
-    from scenarios.inspection.site_review import as_html, as_markdown, page_of
+    from scenarios.inspection.plain_page import as_html, as_markdown
+    from scenarios.inspection.site_review import page_of
 
     place = site_at(node)
     if scenario is None:

@@ -9,10 +9,8 @@ In a clone, `python -m scenarios.inspection.site_review` makes docs/site-review.
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +46,7 @@ from client.dp.plan import evaluations, learning_noise, leaves_noisy, metrics_no
 from client.node.approvals import approvals_in, pending_in, read_sent
 from client.node.node_file import read_node_file
 from client.release.ledger import Ledger, of_images
+from scenarios.inspection.plain_page import Block, Page, Rows, as_markdown, plain
 
 MOST_CHANGES = 40
 """Lines of the comparison with the last approved scenario."""
@@ -83,21 +82,6 @@ class Place:
         for given in approvals_in(self.home):
             state = "withdrawn" if given.withdrawn else "approved "
             yield f"{state} {given.digest[:12]}  {given.time}  by {given.by}: {given.name}"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table: its headings and its lines."""
-
-    headings: Sequence[str]
-    lines: Sequence[Sequence[str]]
-
-
-Block = str | Rows | list[str]
-"""A paragraph, a table, or a list."""
-
-Page = list[tuple[str, list[Block]]]
-"""(heading, blocks) of every section."""
 
 
 def site_at(node: Path) -> Place:
@@ -379,29 +363,6 @@ def never(place: Place) -> str:
     )
 
 
-def plain(text: str) -> str:
-    """A text that others wrote, on one line and without control characters or markup."""
-    return re.sub(r"[^\w .,:;()\[\]{}/+*=%\"'>-]", " ", " ".join(text.split()), flags=re.ASCII)
-
-
-def as_markdown(page: Page) -> str:
-    """The page as Markdown."""
-    lines: list[str] = []
-    for number, (heading, blocks) in enumerate(page):
-        lines += [f"{'#' if number == 0 else '##'} {heading}", ""]
-        for block in blocks:
-            if isinstance(block, str):
-                lines += [block, ""]
-            elif isinstance(block, list):
-                lines += [*(f"- {item}" for item in block), ""]
-            else:
-                lines.append(f"| {' | '.join(block.headings)} |")
-                lines.append(f"|{' --- |' * len(block.headings)}")
-                lines += [f"| {' | '.join(line)} |" for line in block.lines]
-                lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
 def example() -> str:
     """docs/site-review.md: the page of one institution of a library scenario, as its officer would see it."""
     scenario = resolve_scenario("mixed-policy")
@@ -418,32 +379,6 @@ def example() -> str:
 EXAMPLE_HEAD = """<!-- Made by: python -m scenarios.inspection.site_review -->
 
 """
-
-
-def as_html(page: Page) -> str:
-    """The page as one HTML file without links or scripts."""
-    parts = []
-    for number, (heading, blocks) in enumerate(page):
-        level = "h1" if number == 0 else "h2"
-        parts.append(f"<{level}>{html.escape(heading)}</{level}>")
-        for block in blocks:
-            if isinstance(block, str):
-                parts.append(f"<p>{html.escape(block)}</p>")
-            elif isinstance(block, list):
-                parts.append(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in block)}</ul>")
-            else:
-                rows = [("th", block.headings), *(("td", line) for line in block.lines)]
-                cells = (
-                    f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)}</tr>"
-                    for tag, line in rows
-                )
-                parts.append(f"<table>{''.join(cells)}</table>")
-    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{border:1px solid;padding:.3em}"
-    title = html.escape(page[0][0])
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from casam_bench.bench import Surroundings
 from casam_bench.membership.audit_lines import Line
-from casam_bench.membership.layer_fit import losses_of
+from casam_bench.membership.fit import losses_of
 from casam_bench.membership.statistics import auc
 from casam_bench.privacy import attack_canaries, attack_layers, attack_routers
 from casam_bench.privacy.attack import check

@@ -61,7 +61,7 @@ def audited(
 @pytest.mark.parametrize("epsilon", [8.0, 3.0, 1.0])
 def test_canaries_prove_a_part_of_a_sums_epsilon_and_never_more(epsilon: float) -> None:
     line = audited(sum_release, once, epsilon, 20_000)
-    assert 0.25 < line.ratio < 1
+    assert 0.35 < line.ratio < 1
 
 
 def test_canaries_prove_a_part_of_a_layers_epsilon() -> None:
@@ -102,9 +102,9 @@ def test_a_canary_that_is_out_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_plan_does_not_depend_on_the_audited_coins() -> None:
     mechanism = (Mechanism(1.5),)
-    plans = {rehearsed(mechanism, 2000, 1e-4, seed).guesses for seed in range(3)}
+    plans = {rehearsed(mechanism, 2000, seed).guesses for seed in range(3)}
     assert max(plans) <= 1000
-    assert rehearsed(mechanism, 2000, 1e-4, 0) == rehearsed(mechanism, 2000, 1e-4, 0)
+    assert rehearsed(mechanism, 2000, 0) == rehearsed(mechanism, 2000, 0)
 
 
 # --- Broken mechanisms ---------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_a_broken_layer_of_the_default_settings_is_caught(epsilon: float, broken
 def test_half_of_a_sums_epsilon_is_proved_and_never_more_than_it(epsilon: float) -> None:
     lines = [audited(sum_release, once, epsilon, 100_000, seed) for seed in range(10)]
     assert not any(line.refuted for line in lines)
-    assert np.mean([line.ratio for line in lines]) > 0.48
+    assert np.mean([line.ratio for line in lines]) > 0.55
 
 
 # --- Claims of institutions ----------------------------------------------------------------------------

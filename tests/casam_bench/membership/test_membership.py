@@ -9,10 +9,9 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from casam_bench.membership.fit import all_instances, fit_of, fits_of, losses_of, visible_images
 from casam_bench.membership.inversion import read_out, resemblance
-from casam_bench.membership.layer_fit import all_instances, fit_of, losses_of, visible_images
 from casam_bench.membership.likelihood_ratio import offline, online, shadow_parts
-from casam_bench.membership.router_fit import fits_of
 from casam_bench.membership.statistics import (
     LEVELS,
     Outcome,

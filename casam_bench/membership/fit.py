@@ -1,8 +1,8 @@
-"""The loss of an Alignment Layer on an image with a known mask: the basis of attacks on layers.
+"""How well a layer or a router fits an image: the basis of attacks.
 
 A layer fits its training images better than others (Yeom et al. 2018). Attacks by loss use the loss itself,
 or the gain over frozen SAM. Likelihood ratios compare the loss with the losses of other layers on the same
-image.
+image. Members are nearer to the state of a router that was fitted to them than other images of the task.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.training import Drawn, Example, Examples, decode_batch, draw_instances
+from casam_core.routing.routers import Arrays, Router
 
 MOST_INSTANCES = 32
 """Maximum per image. An attacker would use all instances, but a slide can hold thousands."""
@@ -59,3 +61,8 @@ def all_instances(example: Example, backbone: Backbone) -> Drawn | None:
 def fit_of(losses_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """fit_N: -ln(loss). Over models, it is closer to a Gaussian than the loss."""
     return -np.log(np.maximum(losses_N, 1e-12))
+
+
+def fits_of(router: Router, f_NF: Tensor, state: Arrays) -> NDArray[np.float64]:
+    """fit_N: the negative score of every feature, so that a higher value is nearer to the task."""
+    return np.array([-router.score(f_F, state) for f_F in f_NF])

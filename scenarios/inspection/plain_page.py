@@ -1,0 +1,75 @@
+"""A page of plain text in two forms: Markdown, and HTML of one file without links or scripts.
+
+The page holds texts that others wrote (names, descriptions), so `plain` keeps only harmless characters.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table: its headings and its lines."""
+
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+Block = str | Rows | list[str]
+"""A paragraph, a table, or a list."""
+
+Page = list[tuple[str, list[Block]]]
+"""(heading, blocks) of every section."""
+
+
+def plain(text: str) -> str:
+    """A text that others wrote, on one line and without control characters or markup."""
+    return re.sub(r"[^\w .,:;()\[\]{}/+*=%\"'>-]", " ", " ".join(text.split()), flags=re.ASCII)
+
+
+def as_markdown(page: Page) -> str:
+    """The page as Markdown."""
+    lines: list[str] = []
+    for number, (heading, blocks) in enumerate(page):
+        lines += [f"{'#' if number == 0 else '##'} {heading}", ""]
+        for block in blocks:
+            if isinstance(block, str):
+                lines += [block, ""]
+            elif isinstance(block, list):
+                lines += [*(f"- {item}" for item in block), ""]
+            else:
+                lines.append(f"| {' | '.join(block.headings)} |")
+                lines.append(f"|{' --- |' * len(block.headings)}")
+                lines += [f"| {' | '.join(line)} |" for line in block.lines]
+                lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def as_html(page: Page) -> str:
+    """The page as one HTML file without links or scripts."""
+    parts = []
+    for number, (heading, blocks) in enumerate(page):
+        level = "h1" if number == 0 else "h2"
+        parts.append(f"<{level}>{html.escape(heading)}</{level}>")
+        for block in blocks:
+            if isinstance(block, str):
+                parts.append(f"<p>{html.escape(block)}</p>")
+            elif isinstance(block, list):
+                parts.append(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in block)}</ul>")
+            else:
+                rows = [("th", block.headings), *(("td", line) for line in block.lines)]
+                cells = (
+                    f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)}</tr>"
+                    for tag, line in rows
+                )
+                parts.append(f"<table>{''.join(cells)}</table>")
+    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{border:1px solid;padding:.3em}"
+    title = html.escape(page[0][0])
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{style}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
