@@ -168,13 +168,14 @@ def run(
     from rich.console import Console
 
     from scenarios.engines import Engine
-    from scenarios.engines.run import RunOrder, choose_folder, run_resolved
+    from scenarios.engines.order import RunOrder, choose_folder
+    from scenarios.engines.run import run_scenario
 
     resolved = scenario_of(scenario, set or {})
     folder = choose_folder(resolved, Path(out) if out else None)
-    order = RunOrder(resolved.name, Engine(engine), Path(data_root) if data_root else None, folder)
+    order = RunOrder(Engine(engine), Path(data_root) if data_root else None, folder)
     with followed(folder / "events.jsonl", on_event):
-        run_resolved(resolved, order, Console(quiet=not verbose))
+        run_scenario(resolved, order, Console(quiet=not verbose))
     return load_run(folder)
 
 

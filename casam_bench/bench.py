@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rich.table import Table
 
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import ComputeSpec, Scenario
-from casam_core.model.backbones import Backbone, load_backbone
-from casam_core.model.compute import prepare_process, resolve_compute
+
+if TYPE_CHECKING:
+    from casam_core.model.backbones import Backbone
 
 Figures = dict[str, float]
 """By name. A name contains the unit; without one, the figure is a share or a ratio."""
@@ -57,6 +58,9 @@ class Surroundings:
 
     def lite_medsam(self, precision: Literal["float32", "auto"] = "float32") -> Backbone:
         """The packaged backbone on this machine's CPU."""
+        from casam_core.model.backbones import load_backbone
+        from casam_core.model.compute import prepare_process, resolve_compute
+
         compute = resolve_compute(ComputeSpec(device="cpu", threads=self.threads, precision=precision))
         prepare_process(compute)
         return load_backbone(BackboneSpec(name="lite_medsam"), compute)

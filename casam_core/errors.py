@@ -9,11 +9,13 @@ from typing import Any
 class CasamError(Exception):
     """A fault in the input or the environment, not in the program.
 
-    Commands print it as one line and exit with status 2; any other error is a defect and shows a
-    traceback. An institution never sends the text, only a word for it (casam_core/protocol/outcomes.py).
+    Commands print it as one line and exit with `status`; any other error is a defect and shows a traceback.
+    An institution never sends the text, only a word for it (casam_core/protocol/outcomes.py).
     """
 
     code = "error"
+    status = 2
+    """2: the input is bad. 1: the command did its work, and a run or a check failed."""
 
 
 class ScenarioError(CasamError):
@@ -74,6 +76,13 @@ class RunError(CasamError):
     """The run could not continue; the files on disk are intact."""
 
     code = "run"
+    status = 1
+
+
+class RunInputError(RunError):
+    """A folder or an option is not what the command needs: no run began or continued."""
+
+    status = 2
 
 
 def optional_module(name: str, *, wanted: str, extra: str, error: type[CasamError]) -> Any:

@@ -10,13 +10,12 @@ scenario, so any number of nodes is possible.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from casam_core.config.policy import Policy
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import RUN_NAME, Scenario
 from casam_core.config.site_file import SiteFile, TaskDescription, read_site_file, simulated_task
 from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
@@ -24,8 +23,6 @@ from casam_core.files import casam_home
 from casam_core.protocol.register import REGISTER, SIGNING_KEY
 from client.data.splits import kept_key, simulated_key
 from client.node.incidents import NodeConfig
-
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)

@@ -10,32 +10,23 @@ docs/run-folder.md.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from casam_core.config.named_parts import FORMS, ROUTERS
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.section import ByName
 from casam_core.config.site_file import SiteFile
-from casam_core.methods import METHODS
-from server.aggregation import STRATEGIES
 from server.run.summary_schema import Summary
-
-REGISTRIES: dict[str, Collection[str]] = {
-    "casam_core.config.named_parts.FORMS": FORMS,
-    "casam_core.methods.METHODS": METHODS,
-    "casam_core.config.named_parts.ROUTERS": ROUTERS,
-    "server.aggregation.STRATEGIES": STRATEGIES,
-}
 
 HEAD = """# Scenario reference
 
@@ -185,8 +176,9 @@ def meaning(field: FieldInfo) -> str:
         if getattr(rule, name, None) is not None
     ]
     text = field.description or ""
-    for path, names in REGISTRIES.items():
-        text = text.replace(f"A name in {path}.", f"One of {', '.join(f'`{name}`' for name in names)}.")
+    if found := re.fullmatch(r"A name in (\S+)\.(\w+)\.", text):
+        names = getattr(importlib.import_module(found[1]), found[2])
+        text = f"One of {', '.join(f'`{name}`' for name in names)}."
     return f"{text} ({', '.join(ranges)})".strip() if ranges else text
 
 

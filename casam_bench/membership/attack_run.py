@@ -302,3 +302,23 @@ def broken_claims(report: Report) -> list[str]:
         for name, task, attack, figures in lines(report)
         if figures.get("claim_holds") is False
     ]
+
+
+CLEAR = 0.01
+"""The largest p value at which an attack counts as a success."""
+
+
+def verdict(report: Report) -> str:
+    """One sentence: whether an attack succeeded, and what was not measurable. For claims that all hold."""
+    made = [line for line in lines(report) if line[3]["refused"] is None]
+    silent = sum(figures["claim_holds"] is None or bool(figures["vacuous"]) for *_, figures in made)
+    rest = "no claimed epsilon was refuted"
+    if silent:
+        rest = f"{silent} of them say nothing about an epsilon: no claim, or too few images for a bound"
+    # With more attacks, more of them would look like a success by chance (Bonferroni).
+    won = sum(figures["auc"] > 0.5 and figures["p_value"] < CLEAR / len(made) for *_, figures in made)
+    name, task, attack, figures = max(made, key=lambda line: line[3]["auc"])
+    return (
+        f"{won or 'none'} of {len(made)} attacks recognises training images (p below {CLEAR}, corrected for "
+        f"{len(made)} attacks); the largest AUC is {figures['auc']:.3f}, {attack} at {name}, {task}; {rest}"
+    )

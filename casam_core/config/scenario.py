@@ -30,6 +30,9 @@ NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 """A name of an institution, task or scenario is also a folder name: lower case, digits, - and _."""
 
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""The name of a run's folder."""
+
 
 RESERVED_TASKS = {
     "identity": "the route of an unknown image",

@@ -65,6 +65,11 @@ def attack(
     these images, so the institution decides about their publication. Then every private release is audited:
     worst-case canaries give a lower bound of its epsilon. Exits with 1 if a claimed epsilon does not hold.
     """
+    from casam_core.config.library import resolve_scenario
+
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        resolve_scenario(run)
     from casam_bench.membership.attack_run import (
         AttackError,
         attack_run,
@@ -72,6 +77,7 @@ def attack(
         open_run,
         refusals,
         table_of,
+        verdict,
     )
     from casam_bench.membership.audit_claims import FEWEST, claims_of_ledger, refuted
     from casam_bench.membership.audit_lines import write_audits
@@ -86,7 +92,6 @@ def attack(
         raise AttackError(f"--json: expected the folder {json_.parent} to exist; create it first")
 
     screen = console()
-    folder = Path(run).expanduser()
     if not folder.is_dir():
         audit_scenario(screen, run, canaries)
         return
@@ -102,7 +107,10 @@ def attack(
     audits = audit(screen, claims, canaries, opened.scenario.seed)
     if audits:
         write_audits(opened.folder / PRIVACY_AUDIT, audits)
-    refuse(broken_claims(report) + refuted(audits))
+    broken = broken_claims(report) + refuted(audits)
+    if not broken:
+        screen.print(f"verdict: {verdict(report)}", highlight=False, soft_wrap=True)
+    refuse(broken)
 
 
 def audit_scenario(screen: Console, name: str, canaries: int) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.terminal import plain_columns
+from scenarios.commands.terminal import Json, plain_columns, print_json
 
 audit_app = typer.Typer(no_args_is_help=True, help="Verify and read the log of an institution's releases.")
 
@@ -25,6 +25,7 @@ def verify(
         Path | None,
         typer.Option(help="The server's audit.jsonl. With it, a cut at the end or a rewritten log is found."),
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Check the hash chain of a log, and with --anchor that no line is missing at its end.
 
@@ -38,12 +39,26 @@ def verify(
     if fault is None and anchor is not None:
         names = {line.release.institution for line in lines}
         fault = against_anchor(lines, [head for head in heads_of(anchor) if head.institution in names])
-    if fault is not None:
+    if json_:
+        print_json(
+            {
+                "consistent": fault is None,
+                "fault": fault,
+                "lines": len(lines),
+                "end_checked": anchor is not None,
+            }
+        )
+    elif fault is None:
+        typer.echo(f"consistent: {len(lines)} lines, one for each release of every run")
+        if anchor is None:
+            typer.echo("not checked without --anchor: a cut at the end, a completely rewritten log")
+        else:
+            typer.echo("verdict: no line was changed, and none is missing that the server has seen")
+    else:
         typer.echo(f"tampered: {file}: {fault}")
+        typer.echo("verdict: do not trust this log; compare it with a backup and with the server's file")
+    if fault is not None:
         raise typer.Exit(TAMPERED)
-    typer.echo(f"consistent: {len(lines)} releases")
-    if anchor is None:
-        typer.echo("not checked without --anchor: a cut at the end, a completely rewritten log")
 
 
 @audit_app.command()
@@ -87,6 +102,7 @@ def show(
 def compare(
     site: Annotated[Path, typer.Argument(metavar="SITE", help="The institution's audit.jsonl.")],
     server: Annotated[Path, typer.Argument(metavar="SERVER", help="The server's audit.jsonl of one run.")],
+    json_: Json = False,
 ) -> None:
     """Check that an institution's releases equal the releases that arrived at the server."""
     from casam_core.errors import plain
@@ -95,17 +111,25 @@ def compare(
 
     arrived = read_arrivals(server)
     runs = {release.run for release in arrived}
-    releases = [line.release for line in read_log(site)]
-    names = {release.institution for release in releases}
+    logged = [line.release for line in read_log(site)]
+    names = {release.institution for release in logged}
     # Nodes answer identify queries before the server knows any institution: only the site logs them.
-    left = [release for release in releases if release.run in runs and release.kind != "query.identify"]
+    left = [release for release in logged if release.run in runs and release.kind != "query.identify"]
     # An empty log of a site is compared with all that arrived.
     found = differences(left, [release for release in arrived if not names or release.institution in names])
-    for difference in found:
-        typer.echo(plain(difference))
+    others = len(logged) - len(left)
+    if json_:
+        print_json({"equal": not found, "differences": found, "releases": len(left), "not_compared": others})
+    else:
+        for difference in found:
+            typer.echo(plain(difference))
+        if found:
+            typer.echo("verdict: what the institution logged is not what the server received")
+        else:
+            typer.echo(f"equal: {len(left)} releases")
+            typer.echo(f"not compared: {others} lines of other runs, or from before the server knew the site")
     if found:
         raise typer.Exit(TAMPERED)
-    typer.echo(f"equal: {len(left)} releases")
 
 
 @audit_app.command()
@@ -120,10 +144,11 @@ def accept(
     was spent since then. The site's log names PLACE.
     """
     from casam_core.protocol.audit import AuditError, Release, audit_log, head_at, now
-    from client.release.restored import ACCEPTED
 
     if head_at(place, "") is None or not file.is_file():
         raise AuditError(f"{file}: expected an audit log and a place SEQUENCE:HEAD, found {place!r}")
+    from client.release.restored import ACCEPTED
+
     lines = audit_log(file).lines()
     name = lines[-1].release.institution if lines else ""
     audit_log(file).add(Release(now(), name, "", "", ACCEPTED, 0, 0, "", "ok", place, (reason,), 0, "", None))
@@ -150,9 +175,12 @@ def receipt(
     from casam_core.bank.bank import Bank
     from casam_core.protocol.audit import AuditError
     from casam_core.protocol.register import read_register
+
+    if not file.is_file():
+        raise AuditError(f"{file}: expected a receipt of unlearning, found no file; check the path")
+    keys = read_register(register)
     from server.unlearning import faults_in_receipt
 
-    keys = read_register(register)
     digests = []
     if bank is not None:
         opened = Bank.open(bank)
@@ -181,14 +209,16 @@ ledger_app = typer.Typer(no_args_is_help=True, help="Read an institution's priva
 def show_ledger(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A ledger.jsonl.")],
     delta: Annotated[float, typer.Option(min=1e-12, max=0.5, help="Delta of the policy's budget.")] = 1e-3,
+    json_: Json = False,
 ) -> None:
     """List every release with noise, and after each the total epsilon of its dataset and split."""
     from casam_core.errors import PolicyError
-    from casam_core.privacy.accounting import epsilon_of
-    from client.release.ledger import Ledger, of_images
 
     if not file.is_file():
         raise PolicyError(f"{file}: expected a ledger.jsonl, found no file; check the path")
+    from casam_core.privacy.accounting import epsilon_of
+    from client.release.ledger import Ledger, of_images
+
     spends = Ledger(file).lines()
     rows = [
         ["time", "run", "kind", "task", "split", "unit", "noise", "rate", "steps", f"epsilon at {delta:g}"]
@@ -209,5 +239,8 @@ def show_ledger(
                 f"{epsilon_of([s.mechanism for s in before], delta):.3f}",
             ]
         )
-    for text in plain_columns(rows):
+    if json_:
+        print_json([dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
+        return
+    for text in plain_columns(rows) if spends else ["no release with noise"]:
         typer.echo(text)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casam_core.errors import BankError, PromptError
-from scenarios.commands.terminal import plain_columns
+from casam_core.errors import BankError, PromptError, RunInputError
+from scenarios.commands.terminal import Json, console, plain_columns, print_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ OfBackbone = Annotated[
 
 
 @bank_app.command()
-def show(bank: BankFolder) -> None:
+def show(bank: BankFolder, json_: Json = False) -> None:
     """List the entries of a bank in the order they were learned.
 
     For example: casam bank show RUN/bank
@@ -45,6 +46,23 @@ def show(bank: BankFolder) -> None:
     from casam_core.bank.bank import Bank
 
     opened = Bank.open(bank)
+    if json_:
+        print_json(
+            {
+                "digest": opened.digest,
+                "entries": [
+                    {
+                        "task": entry.task,
+                        "threshold": entry.threshold,
+                        "bytes": len(opened.bytes_of(entry.task)),
+                        "digest": opened.digest_of(entry.task),
+                        **asdict(entry.provenance),
+                    }
+                    for entry in opened
+                ],
+            }
+        )
+        return
     rows = [("task", "form", "router", "threshold", "holders", "images", "bytes", "digest")]
     for entry in opened:
         about = entry.provenance
@@ -69,21 +87,24 @@ def show(bank: BankFolder) -> None:
 
 
 @bank_app.command()
-def verify(bank: BankFolder) -> None:
+def verify(bank: BankFolder, json_: Json = False) -> None:
     """Check the hash of every file and the content of every entry. Exits with 1 if anything is damaged."""
-    from scenarios.inspection.verify import verify as faults_by_task
-
     if not (bank / "manifest.json").exists():
         raise BankError(f"no bank at {bank}: expected a file manifest.json; check the path")
+    from scenarios.inspection.verify import verify as faults_by_task
+
     try:
         found = faults_by_task(bank)
     except BankError as error:
         found = {"bank": [str(error)]}
-    for name, faults in found.items():
-        for fault in faults:
-            typer.echo(f"FAIL  {name:<20} {fault}")
-        if not faults and name != "bank":
-            typer.echo(f"ok    {name}")
+    if json_:
+        print_json(found)
+    else:
+        for name, faults in found.items():
+            for fault in faults:
+                typer.echo(f"FAIL  {name:<20} {fault}")
+            if not faults and name != "bank":
+                typer.echo(f"ok    {name}")
     if any(found.values()):
         raise typer.Exit(1)
 
@@ -97,6 +118,10 @@ def admit(
     ] = None,
 ) -> None:
     """Admit an entry from quarantine into the run's bank, and record it in events.jsonl."""
+    if not (run / "scenario.json").is_file():
+        raise RunInputError(
+            f"{run}: expected the folder of a run (scenario.json), found none; check the path"
+        )
     from server.defence.quarantine import Quarantine, admit_by_hand
 
     if task is not None:
@@ -155,6 +180,8 @@ def import_official(
     ] = False,
 ) -> None:
     """Write a bank from the checkpoint files of the CA-SAM authors' code."""
+    if not folder.is_dir():
+        raise BankError(f"{folder}: expected a folder with adapters_ckpt/ and vaes_ckpt/, found no folder")
     from casam_core.bank.edit import write_bank
     from scenarios.export.official import read_official
 
@@ -174,9 +201,10 @@ def import_official(
 def export_official(bank: BankFolder, out: NewFolder, backbone: OfBackbone = "vit_b") -> None:
     """Write checkpoint files for the CA-SAM authors' code (form casam, router vae, attention features)."""
     from casam_core.bank.bank import Bank
-    from scenarios.export.official import write_official
 
     opened = Bank.open(bank)
+    from scenarios.export.official import write_official
+
     write_official(opened, out, backbone=backbone_digest(backbone))
     typer.echo(f"the files have no order and no backbone; to import: --order {','.join(opened.tasks)}")
     _say_written(out, opened.tasks)
@@ -219,6 +247,7 @@ def predict(
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint file, for the official SAMs.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(help="1: bit for bit as in a run. More: faster.")] = 1,
+    json_: Json = False,
 ) -> None:
     """Segment an image: write the mask of every prompt, and print the chosen entry and its score.
 
@@ -230,19 +259,46 @@ def predict(
     points = [coordinates("--point", text, 2) for text in point or []]
     check_out(out, len(boxes) + len(points))
 
-    from casam_core.bank.inference import load_bank
+    from casam_core.bank.bank import Bank
     from casam_core.files import write_atomic
     from client.data.pixels import read_image
-    from scenarios.segmenter import Segmenter, backbone_for, checked_prompts
 
     image_HW3 = read_image(image)
-    checked_prompts(boxes, points, *image_HW3.shape[:2])  # a slip should not cost the model's loading time
-    loaded = load_bank(bank)
-    model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
-    prediction = Segmenter(model, loaded).predict(image_HW3, boxes, points=points, task=task)
+    Bank.open(bank)
+    # A slip should not cost the seconds in which the libraries and the model are loaded.
+    with console(stderr=True).status("loading the model"):
+        from casam_core.bank.inference import load_bank
+        from scenarios.segmenter import Segmenter, backbone_for, checked_prompts
+
+        checked_prompts(boxes, points, *image_HW3.shape[:2])
+        loaded = load_bank(bank)
+        model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
+        prediction = Segmenter(model, loaded).predict(image_HW3, boxes, points=points, task=task)
     write_atomic(out, png_of(prediction.labels))
-    show_prediction(prediction, forced=task is not None)
-    typer.echo(f"mask       {out}")
+    if json_:
+        print_json(facts_of(prediction) | {"mask": str(out)})
+    else:
+        show_prediction(prediction, forced=task is not None)
+        typer.echo(f"mask       {out}")
+    for number, mask_HW in enumerate(prediction.masks_NHW, 1):
+        if not mask_HW.any():
+            typer.echo(
+                f"warning: prompt {number}: the mask is empty; move the box or point onto the object, or try "
+                "--task identity",
+                err=True,
+            )
+
+
+def facts_of(prediction: Prediction) -> dict[str, object]:
+    """What `predict` prints, for --json."""
+    prompts = zip(prediction.iou_N, prediction.masks_NHW, strict=True)
+    return {
+        "route": prediction.name,
+        "nearest": prediction.route.nearest,
+        "score": prediction.route.score,
+        "threshold": prediction.threshold,
+        "prompts": [{"iou_estimate": float(iou), "pixels": int(mask.sum())} for iou, mask in prompts],
+    }
 
 
 def show_prediction(prediction: Prediction, *, forced: bool) -> None:

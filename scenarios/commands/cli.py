@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from casam_core.errors import CasamError, RunError, ScenarioError
+from casam_core.errors import CasamError, ScenarioError
 from scenarios.commands.attack_command import attack
 from scenarios.commands.audit_commands import audit_app, ledger_app
 from scenarios.commands.bank_commands import bank_app, predict
@@ -21,26 +23,20 @@ from scenarios.commands.report_commands import export, report, watch
 from scenarios.commands.scenario_commands import init, scenarios_app, schema, studies_app
 from scenarios.commands.site_commands import site_app
 from scenarios.commands.study_command import compare, study
-from scenarios.commands.terminal import console
+from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
 from scenarios.engines import Engine
+
+EXIT_STATUS = "Exit status of every command: 0 done, 1 a check or a run failed, 2 bad input, 130 stopped."
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click suggests already
     help="Simulate institutions that adapt one SAM model task by task, without pooling images.",
-    epilog="Start with: casam doctor, then casam run quickstart",
+    epilog=f"Start with: casam doctor, then casam run quickstart\n\n{EXIT_STATUS}",
 )
-app.add_typer(audit_app, name="audit")
-app.add_typer(ledger_app, name="ledger")
-app.add_typer(bank_app, name="bank")
-app.add_typer(data_app, name="data")
-app.add_typer(deploy_app, name="deploy")
-app.add_typer(bundle_app, name="bundle")
-app.add_typer(site_app, name="site")
-app.add_typer(scenarios_app, name="scenarios")
-app.add_typer(studies_app, name="studies")
 
-BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 1, 130
+FAILED, BAD_INPUT = 1, 2
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Faults of the machine, not of the program: the disk is full or read-only, or access is denied."""
@@ -55,12 +51,16 @@ EXTRAS = {
 
 
 def main() -> None:
-    """Entry point. Bad input prints one line on stderr and exits with 2; a failed run exits with 1."""
+    """Entry point. A fault prints one line on stderr.
+
+    Exit status: 0 done, 1 a check or a run failed, 2 bad input, 130 stopped with Ctrl-C.
+    """
     try:
-        app()
+        with at_ctrl_c(lambda: "stopped"):
+            app()
     except CasamError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED_RUN if isinstance(error, RunError) else BAD_INPUT)
+        sys.exit(error.status)
     except ModuleNotFoundError as error:
         if (advice := advice_for(error)) is None:
             raise
@@ -75,10 +75,7 @@ def main() -> None:
             "(`casam run --resume RUN` continues an interrupted run)",
             file=sys.stderr,
         )
-        sys.exit(FAILED_RUN)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(FAILED)
 
 
 def advice_for(missing: ModuleNotFoundError) -> str | None:
@@ -109,7 +106,6 @@ def options(
     """Options of the command itself."""
 
 
-@app.command()
 def run(
     scenario: Annotated[
         str | None, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
@@ -146,45 +142,82 @@ def run(
 
     Exit status: 0 the run completed, 1 it failed, 2 the input is bad (and no file was written).
     """
-    from scenarios.engines.run import RunOrder, resume_run, run_scenario, show_results
+    from casam_core.config.library import resolve_scenario
+    from scenarios.engines.order import RunOrder, choose_folder, data_folder, resumable
 
     screen = console()
     if resume is not None:
         given = [scenario, data_root, out, ledger_dir, set_]
         if any(value is not None for value in given):
             raise ScenarioError("--resume: a run continues with its first settings; give only the run folder")
-        show_results(resume_run(resume, screen), screen)
+        folder = resumable(resume)
+        say(screen, f"{folder.name}: continues")
+        with at_ctrl_c(lambda: how_to_continue(folder)):
+            with screen.status("loading the libraries"):
+                from scenarios.engines.run import resume_run, show_results
+            show_results(resume_run(folder, screen), screen)
         return
     if scenario is None:
         raise ScenarioError("run: expected a scenario or --resume RUN, found neither; see `casam scenarios`")
-    order = RunOrder(scenario, engine, data_root, out, ledger_dir, set_ or [])
-    show_results(run_scenario(order, screen), screen)
+    resolved, root = resolve_scenario(scenario, set_ or []), data_folder(data_root)
+    folder = choose_folder(resolved, out)
+    tasks, sites = len(resolved.stream), len(resolved.institutions)
+    say(screen, f"{resolved.name}: {tasks} tasks, {sites} institutions, engine {engine.value}; starts")
+    with at_ctrl_c(lambda: how_to_continue(folder)):
+        with screen.status("loading the libraries"):
+            from scenarios.engines.run import run_scenario, show_results
+        order = RunOrder(engine, root, folder, ledger_dir)
+        show_results(run_scenario(resolved, order, screen), screen)
 
 
-app.command()(node)
-app.command()(gateway)
-app.command()(provision)
-app.command()(predict)
-app.command()(bench)
-app.command()(attack)
-app.command()(study)
-app.command()(compare)
-app.command()(watch)
-app.command()(init)
-app.command()(schema)
-app.command()(report)
-app.command()(export)
+def how_to_continue(folder: Path) -> str:
+    """What to do after a run was stopped."""
+    if (folder / "order.json").is_file() and (folder / "scenario.json").is_file():
+        return f"stopped; to continue: casam run --resume {folder}"
+    return "stopped before the first stage; to start again, give the same command"
 
 
-@app.command()
-def doctor() -> None:
+def doctor(json_: Json = False) -> None:
     """Check this machine: versions, weights, devices, disk. Exits with 1 if something must be repaired."""
     from scenarios.inspection.doctor import check_environment
 
     findings = check_environment()
-    for finding in findings:
-        typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<20} {finding.detail}")
-        if not finding.ok:
-            typer.echo(f"      {'':<20} {finding.advice}")
+    if json_:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<20} {finding.detail}")
+            if not finding.ok:
+                typer.echo(f"      {'':<20} {finding.advice}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Start here": {
+        "doctor": doctor,
+        "scenarios": scenarios_app,
+        "run": run,
+        "watch": watch,
+        "report": report,
+    },
+    "Your own data": {"data": data_app, "init": init, "schema": schema},
+    "Scenarios and studies": {
+        "scenarios": scenarios_app,
+        "studies": studies_app,
+        "study": study,
+        "compare": compare,
+    },
+    "Use the results": {"predict": predict, "bank": bank_app, "export": export},
+    "An institution": {"site": site_app, "node": node, "audit": audit_app, "ledger": ledger_app},
+    "A deployment": {"deploy": deploy_app, "provision": provision, "gateway": gateway, "bundle": bundle_app},
+    "Proofs": {"attack": attack, "bench": bench},
+}
+"""Every command, in the order and under the titles of `casam --help`."""
+
+for title, found in GROUPS.items():
+    for name, command in found.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=title)
+        else:
+            app.command(name, rich_help_panel=title)(command)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from casam_core.errors import ScenarioError
+from casam_core.errors import DataError, ScenarioError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +96,7 @@ def check(
             raise ScenarioError(
                 "casam data check: expected --data-root with --scenario or --site only; leave it out"
             )
+        must_exist(directory)
         spec = spec_of(directory, *options)
         surveys = {("here", directory.resolve().name): _survey(spec, None, seed, "here", "data", screen)}
     else:
@@ -145,11 +146,12 @@ def preview(
 
     For example: casam data preview images/nuclei --count 6
     """
+    from casam_core.config.scenario import RUN_NAME
     from casam_core.files import casam_home
     from client.data.open import open_dataset
     from client.data.preview import draw_previews
-    from client.site import RUN_NAME
 
+    must_exist(directory)
     if not RUN_NAME.fullmatch(institution):
         raise ScenarioError(
             f"--institution: expected letters, digits, '.', '_' and '-', found {institution!r}; rename it"
@@ -161,6 +163,12 @@ def preview(
         dataset = open_dataset(spec, data_root=None, seed=0, institution=institution)
         draw_previews(dataset, folder, count=count, progress=show)
     typer.echo(str(folder.resolve()))
+
+
+def must_exist(directory: Path) -> None:
+    """Raise DataError if there is no such folder."""
+    if not directory.expanduser().is_dir():
+        raise DataError(f"{directory}: expected a folder with images, found none; correct the path")
 
 
 def _leaks(surveys: dict[tuple[str, str], Survey]) -> Iterator[str]:

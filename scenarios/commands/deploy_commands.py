@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.terminal import console
+from scenarios.commands.terminal import at_ctrl_c, console, say
 
 deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario on institutions that are separate nodes.")
 bundle_app = typer.Typer(no_args_is_help=True, help="The bundle of code that institutions run.")
@@ -45,12 +45,17 @@ def local(
 
     Exit status: 0 the run completed, 1 it failed, 2 bad input. All processes that it started are ended.
     """
-    from scenarios.deploy.local import DeployOrder, deploy_local
-    from scenarios.engines.run import show_results
+    from casam_core.config.library import resolve_scenario
+    from scenarios.engines.order import data_folder
 
     screen = console()
-    order = DeployOrder(scenario, data_root, out, sites, tuple(set_ or ()))
-    show_results(deploy_local(order, screen), screen)
+    resolved, root = resolve_scenario(scenario, set_ or []), data_folder(data_root)
+    say(screen, f"{resolved.name}: {len(resolved.institutions)} nodes on this machine; starts")
+    with screen.status("loading the libraries"):
+        from scenarios.deploy.local import DeployOrder, deploy_local
+        from scenarios.engines.run import show_results
+    with at_ctrl_c(lambda: "stopped; ends all nodes of this rehearsal"):
+        show_results(deploy_local(resolved, DeployOrder(root, out, sites), screen), screen)
 
 
 SuperLinkOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink, not the gateway.")]
@@ -84,12 +89,15 @@ def run(
     Exit status: 0 the run completed, 1 it failed, 2 bad input.
     """
     from casam_core.config.library import resolve_scenario
-    from scenarios.deploy.operator import run_remotely
-    from scenarios.engines.run import choose_folder, show_results
+    from scenarios.engines.order import choose_folder
 
     screen = console()
     resolved = resolve_scenario(scenario, set_ or [])
     folder = choose_folder(resolved, out)
+    say(screen, f"{resolved.name}: starts at {superlink}")
+    from scenarios.deploy.operator import run_remotely
+    from scenarios.engines.run import show_results
+
     run_remotely(resolved, folder, register, superlink, authority, screen)
     show_results(folder, screen)
 

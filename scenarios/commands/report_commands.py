@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casam_core.errors import RunError
+from casam_core.errors import RunError, RunInputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,25 +44,25 @@ def report(
     Several runs appear side by side with their differences. The page works offline and loads nothing. It
     uses only the server's files of a run folder.
     """
-    from casam_core.errors import RunError
     from casam_core.files import write_atomic
     from scenarios.commands.terminal import console
-    from scenarios.report.page import page
     from scenarios.report.reading import read_all
 
     target = (out or (runs[0] if len(runs) == 1 else Path()) / "report.html").expanduser()
     if target.suffix != ".html":
-        raise RunError(f"--out: expected a file that ends in .html, found {target}")
+        raise RunInputError(f"--out: expected a file that ends in .html, found {target}")
     screen = console()
     with screen.status("reading") as status:
         found = read_all(runs, lambda done, total: status.update(f"reading run {done} of {total}"))
+        from scenarios.report.page import page  # with the library of charts: only once there is a run
+
         whole = len(found.runs) <= FULL_UP_TO if full is None else full
         html = page(found, full=whole, progress=lambda what: status.update(f"drawing: {what}"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, html.encode())
     except OSError as error:
-        raise RunError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
+        raise RunInputError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
     if len(found.runs) > 1 and not whole:
         screen.print(f"The comparison of {len(found.runs)} runs; --full adds a part for every run.")
     if found.skipped:
@@ -133,9 +133,9 @@ def watch(
 
     folder = (run or newest(Path("runs"))).expanduser().resolve()
     if not folder.is_dir():
-        raise RunError(f"{folder}: expected a run folder, found none; `casam run` prints its path")
+        raise RunInputError(f"{folder}: expected a run folder, found none; `casam run` prints its path")
     if (folder / "study.json").exists():
-        raise RunError(f"{folder} is a study; watch one of its runs: {folder / 'runs'}")
+        raise RunInputError(f"{folder} is a study; watch one of its runs: {folder / 'runs'}")
     screen, view, events = console(), RunView(), Events(folder / "events.jsonl")
     if once:
         for event in events.new():
@@ -153,7 +153,7 @@ def newest(runs: Path) -> Path:
     """The run that began last. Raises RunError if there is none."""
     found = sorted(runs.glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise RunError(f"no run found in {runs.resolve()}; name a run folder: casam watch RUN")
+        raise RunInputError(f"no run found in {runs.resolve()}; name a run folder: casam watch RUN")
     return found[-1].parent
 
 

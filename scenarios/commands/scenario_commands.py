@@ -16,13 +16,14 @@ import typer
 
 from casam_core.errors import ScenarioError
 from scenarios.commands.data_commands import guess_reader
+from scenarios.commands.terminal import Json, facts, listing, print_json
 
 scenarios_app = typer.Typer(invoke_without_command=True, help="List the scenarios that come with casam.")
 studies_app = typer.Typer(invoke_without_command=True, help="List the studies that come with casam.")
 
 
 @scenarios_app.callback()
-def scenarios(context: typer.Context) -> None:
+def scenarios(context: typer.Context, json_: Json = False) -> None:
     """List the scenarios that come with casam: minutes on two CPU cores, content, what to look at.
 
     Print one of them with: casam scenarios show quickstart
@@ -30,9 +31,12 @@ def scenarios(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     from casam_core.config.library import library_names, resolve_scenario
-    from scenarios.commands.terminal import listing
 
-    for line in listing([resolve_scenario(name) for name in library_names()]):
+    found = [resolve_scenario(name) for name in library_names()]
+    if json_:
+        print_json(facts(found))
+        return
+    for line in listing(found):
         typer.echo(line)
     typer.echo("\nPrint one file: casam scenarios show NAME. Studies, which compare runs: casam studies")
 
@@ -55,15 +59,18 @@ def show_scenario(
 
 
 @studies_app.callback()
-def studies(context: typer.Context) -> None:
+def studies(context: typer.Context, json_: Json = False) -> None:
     """List the studies that come with casam: minutes on two CPU cores, content, what to look at."""
     if context.invoked_subcommand is not None:
         return
-    from scenarios.commands.terminal import listing
     from scenarios.library_files import STUDIES, study_names
     from scenarios.study.study import read_study
 
-    for line in listing([read_study(STUDIES / f"{name}.toml") for name in study_names()]):
+    found = [read_study(STUDIES / f"{name}.toml") for name in study_names()]
+    if json_:
+        print_json(facts(found))
+        return
+    for line in listing(found):
         typer.echo(line)
 
 

@@ -39,6 +39,8 @@ def init(
 
     For example: casam site init /data --out site.toml
     """
+    if not folder.expanduser().is_dir():
+        raise ScenarioError(f"{folder}: expected a folder with images, found none; correct the path")
     from casam_core.files import write_new
     from scenarios.inspection.site_files import site_text_of
 
@@ -67,14 +69,16 @@ def review(
     For example: casam site review mine.toml --node node.toml --markdown review.md
     """
     from casam_core.files import write_atomic
-    from scenarios.inspection.plain_page import as_html, as_markdown
-    from scenarios.inspection.site_review import page_of
+    from scenarios.inspection.place import site_at
 
     place = site_at(node)
     if scenario is None:
         for line in place.overview():
             typer.echo(line)
         return
+    from scenarios.inspection.plain_page import as_html, as_markdown
+    from scenarios.inspection.site_review import page_of
+
     page = page_of(place, found(scenario, set_, place.home))
     text = as_markdown(page)
     if markdown is not None:
@@ -95,6 +99,7 @@ def approve(
     For example: casam site approve mine.toml --node node.toml
     """
     from client.node.approvals import approve as write_approval
+    from scenarios.inspection.place import site_at
 
     place = site_at(node)
     asked = found(scenario, set_, place.home)
@@ -110,6 +115,7 @@ def withdraw(
 ) -> None:
     """Take an approval back: from the next request on, the node answers `waiting-for-approval`."""
     from client.node.approvals import withdraw as write_withdrawal
+    from scenarios.inspection.place import site_at
 
     place = site_at(node)
     asked = found(scenario, set_, place.home)
@@ -135,10 +141,3 @@ def found(asked: str, overrides: list[str] | None, home: Path) -> Scenario:
         if kept:
             return read_sent(kept[0].read_text(encoding="utf-8"))
     return resolve_scenario(asked, overrides or [])
-
-
-def site_at(node: Path):  # type: ignore[no-untyped-def]
-    """The site of a node file."""
-    from scenarios.inspection.site_review import site_at as read
-
-    return read(node)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casam_core.errors import RunError, ScenarioError, StudyError
+from scenarios.commands.terminal import at_ctrl_c, console, say
 from scenarios.engines import Engine
 
 if TYPE_CHECKING:
@@ -56,11 +57,12 @@ def study(
     Writes results.csv and .parquet, summary.md and plots into its folder. A failed run does not stop the
     others. Exit status: 0 all runs finished, 1 some failed, 2 bad input (and no file was written).
     """
-    from scenarios.engines.run import data_folder
+    from scenarios.engines.order import data_folder
     from scenarios.study.study import plan_study, study_path
 
     root, path = data_folder(data_root), study_path(name)
     plan = plan_study(path, with_data=root is not None, overrides=set_ or (), seeds=parse_seeds(seeds))
+    say(console(), f"{plan.study.name}: {len(plan.cells)} runs; starts")
     carry_out(
         plan, path.name, out or Path("studies") / plan.study.name, Options(root, engine, jobs, ray, plan_only)
     )
@@ -96,7 +98,7 @@ def compare(
     and, with --tune, the same tries under the first seed, judged on validation images only.
     """
     from casam_core.config.library import resolve_scenario
-    from scenarios.engines.run import data_folder
+    from scenarios.engines.order import data_folder
     from scenarios.study.study import plan_of
 
     root, changes = data_folder(data_root), set_ or ()
@@ -149,6 +151,7 @@ class Options:
     plan_only: bool = False
 
 
+@at_ctrl_c(lambda: "stopped; finished runs are kept, and the same command runs what is missing")
 def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     """Run the missing cells of a study, then write and show the results.
 
@@ -161,7 +164,6 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     Raises:
         RunError: Some runs failed.
     """
-    from scenarios.commands.terminal import console
     from scenarios.study.frames import run_rows
     from scenarios.study.grid import Setting, claim
     from scenarios.study.outcome import write_csv, write_results
@@ -291,8 +293,3 @@ def show(text: str, screen: Console) -> None:
         screen.print(Markdown(text))
     else:
         say(screen, text)
-
-
-def say(screen: Console, line: str) -> None:
-    """Print one line without wrapping it."""
-    screen.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,18 +1,60 @@
-"""How commands print tables and lists."""
+"""How commands print, wait and stop."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Annotated, Protocol
 
+import typer
 from rich.console import Console
 
 
-def console() -> Console:
-    """A console on the real stdout: text that other code prints during a live display does not come back
-    to it. A file or a pipe has no window, so tables there are 160 columns wide."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+def console(*, stderr: bool = False) -> Console:
+    """A console on the real stdout or stderr: text that other code prints during a live display does not come
+    back to it. A file or a pipe has no window, so tables there are 160 columns wide."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else 160)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+"""The option of commands that print facts."""
+
+
+def print_json(facts: object) -> None:
+    """Print facts as one JSON document."""
+    typer.echo(json.dumps(facts, indent=2))
+
+
+STOPPED = 130
+"""The exit status after Ctrl-C."""
+
+
+@contextlib.contextmanager
+def at_ctrl_c(words: Callable[[], str]) -> Iterator[None]:
+    """During the block, the first Ctrl-C prints these words and ends the work in order; a second one ends
+    the command at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda *again: os._exit(STOPPED))
+        print(f"\n{words()} (Ctrl-C again ends it at once)", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, before)
 
 
 def plain_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -20,6 +62,11 @@ def plain_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def say(screen: Console, line: str) -> None:
+    """Print one line without wrapping it."""
+    screen.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 class Listed(Protocol):
@@ -44,3 +91,9 @@ def listing(items: Sequence[Listed]) -> Iterator[str]:
         yield f"{item.name:<{width}}  {minutes:>7}  {item.description}"
         if item.look_at:
             yield f"{'':<{width}}  {'':>7}  look at: {item.look_at}"
+
+
+def facts(items: Sequence[Listed]) -> list[dict[str, object]]:
+    """The same as a list of tables, for --json."""
+    keys = ("name", "description", "minutes", "look_at")
+    return [{key: getattr(item, key) for key in keys} for item in items]

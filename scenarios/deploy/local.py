@@ -14,7 +14,6 @@ from pathlib import Path
 import tomli_w
 from rich.console import Console
 
-from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import read_site_file, simulated_task
 from casam_core.protocol.fingerprint import ROOT
@@ -35,7 +34,7 @@ from scenarios.deploy.operator import register
 from scenarios.engines.bundle import build_bundle, bundle_hash, stage_app
 from scenarios.engines.flower import submit, terminable
 from scenarios.engines.live import View, live_view, logged
-from scenarios.engines.run import check_completed, data_folder, prepare, settings_of
+from scenarios.engines.run import check_completed, prepare, settings_of
 from scenarios.engines.superlink import SuperLink, Tls, free_port, superlink
 from scenarios.inspection.site_files import site_text
 
@@ -44,18 +43,16 @@ from scenarios.inspection.site_files import site_text
 class DeployOrder:
     """The user's order.
 
-    out: the run folder; by default runs/<scenario>-<time>. sites: a folder with one home per institution,
-    which later runs use again; by default the homes are inside the run folder.
+    data_root: absolute. out: the run folder; by default runs/<scenario>-<time>. sites: a folder with one home
+    per institution, which later runs use again; by default the homes are inside the run folder.
     """
 
-    scenario: str
     data_root: Path | None = None
     out: Path | None = None
     sites: Path | None = None
-    overrides: tuple[str, ...] = ()
 
 
-def deploy_local(order: DeployOrder, console: Console) -> Path:
+def deploy_local(scenario: Scenario, order: DeployOrder, console: Console) -> Path:
     """Run the scenario and return the run folder.
 
     No process, key or certificate remains, also after Ctrl-C.
@@ -63,8 +60,7 @@ def deploy_local(order: DeployOrder, console: Console) -> Path:
     Raises:
         CasamError: the run failed; no summary.json exists then.
     """
-    scenario = resolve_scenario(order.scenario, list(order.overrides))
-    data_root = data_folder(order.data_root)
+    data_root = order.data_root
     scenario, folder = prepare(scenario, data_root, order.out, console)
     homes = {
         site.name: order.sites.expanduser().resolve() / site.name

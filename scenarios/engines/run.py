@@ -8,24 +8,22 @@ import json
 import logging
 import os
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
-from casam_core.errors import RunError
+from casam_core.errors import RunError, RunInputError
 from casam_core.files import casam_home, write_atomic
 from casam_core.model.backbones import load_backbone
 from casam_core.protocol.fingerprint import ROOT
-from client.site import RUN_NAME
 from scenarios.engines import Engine
 from scenarios.engines.flower import FlowerRun, run_flower_app
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.live import LineWriter, View, live_view, logged
+from scenarios.engines.order import RunOrder, choose_folder, data_folder
 from scenarios.engines.preflight import preflight
 from server.run.run_folder import check_interrupted
 from server.run.summary_schema import Summary, read_summary
@@ -34,22 +32,6 @@ RAY_ADDRESS = "CASAM_RAY_ADDRESS"
 """Environment variable with the HOST:PORT of a Ray cluster to simulate on; Ray's own variable is ignored."""
 
 SPLITS = {"test": "test", "val": "validation"}
-
-
-@dataclass(frozen=True)
-class RunOrder:
-    """The user's order.
-
-    out: the run folder; by default runs/<scenario>-<time>. ledgers: a folder of privacy ledgers that the run
-    continues; by default every run starts with new ledgers.
-    """
-
-    scenario: str
-    engine: Engine = Engine.simulation
-    data_root: Path | None = None
-    out: Path | None = None
-    ledgers: Path | None = None
-    overrides: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,13 +47,8 @@ class Start:
     checkpoint: str
 
 
-def run_scenario(order: RunOrder, console: Console) -> Path:
+def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
     """Run the scenario and return the run folder. Raises CasamError; then no summary.json exists."""
-    return run_resolved(resolve_scenario(order.scenario, order.overrides), order, console)
-
-
-def run_resolved(scenario: Scenario, order: RunOrder, console: Console) -> Path:
-    """Like `run_scenario`, for a resolved scenario; the order's name and overrides are ignored."""
     data_root = data_folder(order.data_root)
     ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
     scenario, folder = prepare(scenario, data_root, order.out, console)
@@ -108,7 +85,7 @@ def resume_run(folder: Path, console: Console) -> Path:
         scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
         Engine(start.engine)
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(
+        raise RunInputError(
             f"--resume {folder}: expected the folder of a run that `casam run` began (order.json, "
             "scenario.json); start a new run if it ended before its first stage"
         ) from error
@@ -137,14 +114,6 @@ def run_engine(
             run_simulation(scenario, folder, start, show, resume=resume)
 
 
-def data_folder(data_root: Path | None) -> Path | None:
-    """--data-root as an absolute path. Raises RunError if it is not a folder."""
-    found = data_root.expanduser().resolve() if data_root else None
-    if found is not None and not found.is_dir():
-        raise RunError(f"--data-root: expected a folder, found nothing at {found}; check the path")
-    return found
-
-
 def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scenario:
     """A relative checkpoint starts from --data-root, else here; Flower's processes run in other folders."""
     if scenario.backbone.checkpoint is None:
@@ -152,21 +121,6 @@ def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scen
     path = (data_root or Path.cwd()) / Path(scenario.backbone.checkpoint).expanduser()
     backbone = scenario.backbone.model_copy(update={"checkpoint": str(path)})
     return scenario.model_copy(update={"backbone": backbone})
-
-
-def choose_folder(scenario: Scenario, out: Path | None) -> Path:
-    """The run folder as an absolute path. Raises RunError if it already holds files."""
-    name = f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = (out or Path("runs") / name).expanduser().resolve()
-    if not RUN_NAME.fullmatch(folder.name):
-        raise RunError(
-            f"--out: expected a folder name of letters, digits, '.', '_' and '-', found {folder.name!r}"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(
-            f"{folder}: expected a new or empty folder for the run, found files; choose another --out"
-        )
-    return folder
 
 
 def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *, resume: bool) -> None:
@@ -187,6 +141,7 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
         "ledger-dir": start.ledger_dir,
         "checkpoint": start.checkpoint,
     }
+    show("casam | server | starts Flower and its workers; the first answer takes about half a minute")
     # The workers load their own copies; this process no longer needs its backbone.
     load_backbone.cache_clear()
     with (

@@ -13,15 +13,13 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from casam_core.config.library import resolve_scenario
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import Scenario
-from casam_core.config.site_file import SiteFile, read_site_file, simulated_task
-from casam_core.config.toml import read_policy
+from casam_core.config.site_file import SiteFile, simulated_task
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.privacy.accounting import Mechanism, epsilon_of
@@ -43,9 +41,9 @@ from client.data.open import location_of, open_dataset
 from client.data.splits import kept_key, simulated_key
 from client.data.task_data import TaskData, divide, division_of
 from client.dp.plan import evaluations, learning_noise, leaves_noisy, metrics_noise, noisy_router, one_task
-from client.node.approvals import approvals_in, pending_in, read_sent
-from client.node.node_file import read_node_file
+from client.node.approvals import approvals_in, read_sent
 from client.release.ledger import Ledger, of_images
+from scenarios.inspection.place import Place
 from scenarios.inspection.plain_page import Block, Page, Rows, as_markdown, plain
 
 MOST_CHANGES = 40
@@ -63,33 +61,6 @@ NAMES: dict[type[Message], str] = {
 
 Plan = Callable[[Scenario, Policy], list[Mechanism]]
 """The private releases of one task in a scenario."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """One site, as its node file describes it."""
-
-    institution: str
-    site: SiteFile
-    policy: Policy
-    home: Path
-    data_root: Path | None
-
-    def overview(self) -> Iterator[str]:
-        """The scenarios that wait and those that were approved, one line each."""
-        for path in pending_in(self.home):
-            yield f"waits     {path.stem[:12]}"
-        for given in approvals_in(self.home):
-            state = "withdrawn" if given.withdrawn else "approved "
-            yield f"{state} {given.digest[:12]}  {given.time}  by {given.by}: {given.name}"
-
-
-def site_at(node: Path) -> Place:
-    """The site of a node file. Raises DeploymentError, PolicyError or DataError."""
-    file = read_node_file(node)
-    return Place(
-        file.institution, read_site_file(file.site), read_policy(file.policy), file.home, file.data_root
-    )
 
 
 def page_of(place: Place, scenario: Scenario) -> Page:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from casam_core.errors import CasamError, RunError
+from casam_core.errors import CasamError, RunInputError
 from casam_core.protocol.audit import Release, broken, read_log
 from server.run.summary_schema import FILE, Summary, read_json, read_summary
 
@@ -65,13 +65,13 @@ class Run:
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """The run in `folder`. Raises RunError if it holds no finished run, or a run of another schema."""
+    """The run in `folder`. Raises RunInputError if it holds no finished run, or a run of another schema."""
     if not (folder / FILE).is_file():
-        raise RunError(f"{folder}: expected a finished run's folder, {why_unfinished(folder)}")
+        raise RunInputError(f"{folder}: expected a finished run's folder, {why_unfinished(folder)}")
     summary = read_summary(folder)
     scenario = read_json(folder / "scenario.json")
     if not isinstance(scenario, dict) or not scenario.get("institutions"):
-        raise RunError(f"{folder / 'scenario.json'}: expected a resolved scenario with institutions")
+        raise RunInputError(f"{folder / 'scenario.json'}: expected a resolved scenario with institutions")
     # The checkpoint's path belongs to one machine, and pages are passed on.
     scenario.get("backbone", {}).pop("checkpoint", None)
     started, events = read_events(folder / "events.jsonl")
@@ -80,7 +80,7 @@ def read_run(folder: Path, label: str) -> Run:
 
 
 def audits_in(folder: Path) -> Audits:
-    """The lines of the privacy audit; empty without one. Raises RunError if they cannot be read."""
+    """The lines of the privacy audit; empty without one. Raises RunInputError if they cannot be read."""
     path = folder / PRIVACY_AUDIT
     if not path.is_file():
         return {}
@@ -164,7 +164,7 @@ def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambd
     """All runs of the paths, in order. Unfinished runs of a study are skipped.
 
     Raises:
-        RunError: A path is not a finished run, or is a study without one.
+        RunInputError: A path is not a finished run, or is a study without one.
     """
     folders: list[Path] = []
     skipped: list[Path] = []
@@ -174,7 +174,9 @@ def read_all(paths: Sequence[Path], progress: Callable[[int, int], None] = lambd
             inside = sorted(run for run in (path / "runs").iterdir() if run.is_dir())
             finished = [run for run in inside if (run / FILE).is_file()]
             if not finished:
-                raise RunError(f"{path}: expected a study with finished runs, found none in {path / 'runs'}")
+                raise RunInputError(
+                    f"{path}: expected a study with finished runs, found none in {path / 'runs'}"
+                )
             folders += finished
             skipped += [run for run in inside if run not in finished]
             if (path / "summary.md").is_file():
@@ -192,7 +194,7 @@ def labels(folders: Iterable[Path]) -> list[str]:
     """Each folder's name, with as many parent folders as are needed to make it unique."""
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
-        raise RunError("the same run folder is named twice; name each folder once")
+        raise RunInputError("the same run folder is named twice; name each folder once")
     depth = 1
     while True:
         names = ["/".join(path.parts[-depth:]) for path in resolved]

@@ -22,7 +22,8 @@ from casam_core.errors import CasamError, RunError
 from casam_core.protocol.fingerprint import code_fingerprint
 from scenarios.commands.terminal import console
 from scenarios.engines import Engine
-from scenarios.engines.run import RunOrder, run_resolved
+from scenarios.engines.order import RunOrder
+from scenarios.engines.run import run_scenario
 
 ABANDONED = 75
 
@@ -123,8 +124,8 @@ def execute(order: CellOrder) -> None:
         raise RunError(f"code: the study runs {order.code}, this machine runs {code}; update one of them")
     scenario = Scenario.model_validate_json(order.scenario)
     data_root = Path(order.data_root) if order.data_root else None
-    run = RunOrder(order.name, Engine(order.engine), data_root, Path(order.folder))
-    run_resolved(scenario, run, console())
+    run = RunOrder(Engine(order.engine), data_root, Path(order.folder))
+    run_scenario(scenario, run, console())
 
 
 def end_when_abandoned() -> None:

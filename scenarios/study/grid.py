@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from casam_core.errors import RunError
+from casam_core.errors import RunInputError
 from casam_core.files import write_atomic
 from casam_core.protocol.fingerprint import code_fingerprint
 from scenarios.engines import Engine
@@ -93,7 +93,7 @@ def cores() -> int:
 def claim(setting: Setting, plan: Plan, source: str) -> None:
     """Write study.json into the study's folder. source: the file or scenario of the study.
 
-    Raises RunError if the folder holds another study, or results of other data or code.
+    Raises RunInputError if the folder holds another study, or results of other data or code.
     """
     folder = setting.folder
     about = {
@@ -119,23 +119,23 @@ def claim(setting: Setting, plan: Plan, source: str) -> None:
         there = json.loads(file.read_text())
         for key, what in (("data_root", "data folder"), ("code", "version of the code")):
             if there[key] != about[key]:
-                raise RunError(f"{folder} holds results of another {what}; choose another --out")
+                raise RunInputError(f"{folder} holds results of another {what}; choose another --out")
         if there["study"]["name"] != plan.study.name:
-            raise RunError(f"{folder} holds the study {there['study']['name']!r}; choose another --out")
+            raise RunInputError(f"{folder} holds the study {there['study']['name']!r}; choose another --out")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: expected a new or empty folder for the study, found files")
+        raise RunInputError(f"{folder}: expected a new or empty folder for the study, found files")
     for part in ("runs", "logs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_atomic(file, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def finished(setting: Setting, cell: Cell) -> bool:
-    """Whether the cell's run is complete. Raises RunError if its folder holds a run of another scenario."""
+    """Whether the cell's run is complete. Raises RunInputError if its folder holds another scenario's run."""
     folder = setting.run_folder(cell)
     if not (folder / FILE).exists():
         return False
     if read_summary(folder).scenario_digest != cell.scenario.digest():
-        raise RunError(
+        raise RunInputError(
             f"{folder} holds a run of another scenario than this study's; remove it or choose another --out"
         )
     return True

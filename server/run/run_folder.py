@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.config.scenario import Scenario
-from casam_core.errors import RunError, plain
+from casam_core.errors import RunError, RunInputError, plain
 from casam_core.files import append_record, write_atomic
 from casam_core.protocol.audit import AuditError, Head, Release, broken, head_at, read_log
 from casam_core.protocol.outcomes import WORDS, Outcome
@@ -60,7 +60,7 @@ class RunFolder:
             mend_lines(path / "events.jsonl")
         # The first file of a run. Without this check, a failed run's bank could be evaluated as this run's.
         elif (path / "scenario.json").exists():
-            raise RunError(f"run folder {path} already holds a run; choose another --out")
+            raise RunInputError(f"run folder {path} already holds a run; choose another --out")
         self.path = path
         self._started = time.monotonic()
 
@@ -138,17 +138,19 @@ def heads_of(path: Path) -> list[Head]:
 
 
 def check_interrupted(path: Path, scenario: Scenario) -> None:
-    """Raise RunError unless `path` holds an unfinished run of this scenario."""
+    """Raise RunInputError unless `path` holds an unfinished run of this scenario."""
     try:
         known = Scenario.model_validate_json((path / "scenario.json").read_text())
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: expected the folder of an interrupted run, found none to resume") from error
+        raise RunInputError(
+            f"{path}: expected the folder of an interrupted run, found none to resume"
+        ) from error
     if known.digest() != scenario.digest():
-        raise RunError(
+        raise RunInputError(
             f"{path} holds a run of scenario {known.digest()[:12]}, not of {scenario.digest()[:12]}"
         )
     if (path / "summary.json").exists():
-        raise RunError(f"{path}: the run is finished, there is nothing to resume")
+        raise RunInputError(f"{path}: the run is finished, there is nothing to resume")
 
 
 def mend_lines(path: Path) -> None:

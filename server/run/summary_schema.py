@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from casam_core.config.policy import Policy
 from casam_core.config.toml import explain
-from casam_core.errors import RunError
+from casam_core.errors import RunInputError
 from casam_core.metrics.intervals import Statistics
 
 SCHEMA = 1
@@ -202,20 +202,22 @@ class Summary(Part):
 
 
 def read_summary(folder: Path) -> Summary:
-    """The summary of the finished run in `folder`. Raises RunError where the file is not one."""
+    """The summary of the finished run in `folder`. Raises RunInputError where the file is not one."""
     path = folder / FILE
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise RunError(f"{path}: expected schema {SCHEMA}, found another; use the casam that made it")
+        raise RunInputError(f"{path}: expected schema {SCHEMA}, found another; use the casam that made it")
     try:
         return Summary.model_validate(content)
     except ValidationError as error:
-        raise RunError(f"{path}: {explain(error)}; was it made by another version of casam?") from error
+        raise RunInputError(f"{path}: {explain(error)}; was it made by another version of casam?") from error
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run folder. Raises RunError."""
+    """The content of a JSON file of a run folder. Raises RunInputError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as JSON: {error}; the run folder is not whole") from error
+        raise RunInputError(
+            f"{path}: cannot be read as JSON: {error}; the run folder is not whole"
+        ) from error

@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
+from casam_core.config.library import resolve_scenario
 from scenarios.commands.terminal import console
 from scenarios.engines import Engine as RunEngine
-from scenarios.engines.run import RunOrder, run_scenario
+from scenarios.engines.order import RunOrder
+from scenarios.engines.run import run_scenario
 from tests.deploy.engine import ROOT, Engine, NoEngineError, base_image, call, engine, thin_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(1800)]
@@ -145,8 +147,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, task in ((NORTH, "polyp"), (SOUTH, "cardiac_mr"), (WEST, "histology")):
         setup.write_images(folder / "data" / task, task, name)
     changes = [*SMALL, 'stream=["polyp", "histology"]']
-    order = RunOrder(str(DEMO), RunEngine.inprocess, folder / "data", folder / "run", overrides=changes)
-    run_scenario(order, console())
+    order = RunOrder(RunEngine.inprocess, folder / "data", folder / "run")
+    run_scenario(resolve_scenario(str(DEMO), changes), order, console())
     summary: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
     return summary
 

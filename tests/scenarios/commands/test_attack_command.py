@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from casam_bench.membership.attack_run import broken_claims, figures_of, open_run
+from casam_bench.membership.attack_run import broken_claims, figures_of, open_run, verdict
 from casam_bench.membership.audit_claims import Claimed
 from casam_bench.membership.canaries import Broken, Release, layer_release
 from casam_bench.membership.inference_attack import LAYER_ATTACKS, ROUTER_ATTACKS
@@ -105,6 +105,8 @@ def test_every_entry_is_attacked_and_what_was_not_shared_is_named(
         "the entry is used only by its task name"
     ) in ended.out
     assert "not attacked: closed, cardiac_mr" in ended.out
+    assert "verdict: none of 9 attacks recognises training images" in ended.out
+    assert "the largest AUC is 1.000, router_score at open, polyp" in ended.out
 
 
 def test_the_same_run_gives_the_same_figures(casam: Casam, finished: Path, tmp_path: Path) -> None:
@@ -191,6 +193,22 @@ def test_a_refuted_epsilon_is_named(finished: Path) -> None:
     (line,) = broken_claims({"noisy": {"dental_xray": {"layer_loss": weaker}}})
     assert line == (
         f"noisy, dental_xray, layer_loss: epsilon is {perfect.epsilon:.2f} or more (95 %), the claim is 1.00"
+    )
+
+
+def test_the_verdict_is_one_sentence_that_counts_what_was_not_measurable() -> None:
+    guess = {"refused": None, "auc": 0.52, "p_value": 0.3, "claim_holds": None, "vacuous": None}
+    won = guess | {"auc": 0.9, "p_value": 0.0001, "claim_holds": True, "vacuous": False}
+    by_chance = guess | {"auc": 0.7, "p_value": 0.009}  # below 0.01, but not with two attacks
+    refused = guess | {"refused": "not shared"}
+    assert verdict({"north": {"polyp": {"a": guess, "b": by_chance, "c": refused}}}) == (
+        "none of 2 attacks recognises training images (p below 0.01, corrected for 2 attacks); "
+        "the largest AUC is 0.700, b at north, polyp; "
+        "2 of them say nothing about an epsilon: no claim, or too few images for a bound"
+    )
+    assert verdict({"north": {"polyp": {"a": won}}}) == (
+        "1 of 1 attacks recognises training images (p below 0.01, corrected for 1 attacks); "
+        "the largest AUC is 0.900, a at north, polyp; no claimed epsilon was refuted"
     )
 
 

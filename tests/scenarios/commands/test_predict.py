@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from casam import Segmenter, load_bank
+from casam import Prediction, Segmenter, load_bank
 from casam_core.bank.bank import Bank
 from scenarios.commands.bank_commands import png_of
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
@@ -122,3 +123,19 @@ def test_a_bank_of_weights_that_were_never_released_asks_for_them(tmp_path: Path
     line = casam("predict", "image.png", "--bank", "other", "--box", BOX, "--out", "mask.png").refusal
     assert "f" * 64 in line
     assert "--checkpoint" in line
+
+
+def test_an_empty_mask_is_a_warning(tmp_path: Path, casam: Casam, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Segmenter.predict
+
+    def nothing(self: Segmenter, *arguments: object, **options: object) -> Prediction:
+        found = whole(self, *arguments, **options)  # type: ignore[arg-type]
+        return replace(found, masks_NHW=found.masks_NHW & False)
+
+    monkeypatch.setattr(Segmenter, "predict", nothing)
+    result = casam("predict", "image.png", "--bank", "bank", "--box", BOX, "--out", "mask.png", "--json")
+    assert result.status == 0
+    assert result.err.startswith(
+        "warning: prompt 1: the mask is empty; move the box or point onto the object"
+    )
+    assert json.loads(result.out)["prompts"][0]["pixels"] == 0

@@ -28,7 +28,7 @@ def test_many_runs_are_compared_and_full_adds_each(casam: Casam, tmp_path: Path)
 def test_what_is_no_run_is_refused_and_nothing_is_written(casam: Casam, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     ended = casam("report", tmp_path / "empty")
-    assert ended.status == 1
+    assert ended.status == 2
     assert ended.err.startswith("error: ")
     assert len(ended.err.splitlines()) == 1
     assert not list((tmp_path / "empty").iterdir())
@@ -38,6 +38,6 @@ def test_only_a_page_is_overwritten(casam: Casam, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one")
     before = (folder / "summary.json").read_bytes()
     ended = casam("report", folder, "--out", folder / "summary.json")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "ends in .html" in ended.err
     assert (folder / "summary.json").read_bytes() == before

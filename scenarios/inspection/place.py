@@ -1,0 +1,40 @@
+"""One site, as its node file describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from casam_core.config.policy import Policy
+from casam_core.config.site_file import SiteFile, read_site_file
+from casam_core.config.toml import read_policy
+from client.node.approvals import approvals_in, pending_in
+from client.node.node_file import read_node_file
+
+
+@dataclass(frozen=True)
+class Place:
+    """One site, as its node file describes it."""
+
+    institution: str
+    site: SiteFile
+    policy: Policy
+    home: Path
+    data_root: Path | None
+
+    def overview(self) -> Iterator[str]:
+        """The scenarios that wait and those that were approved, one line each."""
+        for path in pending_in(self.home):
+            yield f"waits     {path.stem[:12]}"
+        for given in approvals_in(self.home):
+            state = "withdrawn" if given.withdrawn else "approved "
+            yield f"{state} {given.digest[:12]}  {given.time}  by {given.by}: {given.name}"
+
+
+def site_at(node: Path) -> Place:
+    """The site of a node file. Raises DeploymentError, PolicyError or DataError."""
+    file = read_node_file(node)
+    return Place(
+        file.institution, read_site_file(file.site), read_policy(file.policy), file.home, file.data_root
+    )
