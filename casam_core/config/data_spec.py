@@ -59,8 +59,18 @@ class DataSpec(Section):
 
     reader: Annotated[str, OneOf(lambda: READER_NAMES)] = "folder"
     path: str | None = Field(None, description="Folder of the dataset (every reader but phantom).")
-    labels: Literal["instances", "classes"] = Field(
-        "instances", description="classes: each connected component of a class is one instance."
+    image_files: str | None = Field(
+        None,
+        description="Pattern of the images inside the folder, such as `{patient}/{id}.*`; docs/data.md lists "
+        "the marks. Default: images/ and masks/ with the same names.",
+    )
+    mask_files: str | None = Field(
+        None, description="Pattern of the masks, such as `{patient}/{id}_mask.*`; together with image_files."
+    )
+    labels: Literal["instances", "classes", "colours"] = Field(
+        "instances",
+        description="classes: each connected component of a class is one instance. colours: the same for RGB "
+        "masks with one colour for each class and black for background (reader folder).",
     )
     group_pattern: str | None = Field(
         None,
@@ -103,6 +113,19 @@ class DataSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _patterns_come_in_pairs(self) -> DataSpec:
+        if (self.image_files is None) != (self.mask_files is None):
+            raise ValueError("expected image_files and mask_files together, found one of them")
+        if self.labels == "colours" and self.reader != "folder":
+            raise ValueError(f"labels = 'colours' belongs to folder, found reader {self.reader!r}")
+        return self
+
+    @property
+    def patterns(self) -> tuple[str, str] | None:
+        """The patterns of images and masks; None for images/ and masks/ with the same names."""
+        return (self.image_files, self.mask_files) if self.image_files and self.mask_files else None
+
+    @model_validator(mode="after")
     def _window_is_centre_and_width(self) -> DataSpec:
         window = self.window
         if window is not None and not (
@@ -113,6 +136,8 @@ class DataSpec(Section):
 
 
 OPTIONS = {
+    "image_files": ("folder", "nifti", "tiff_stack"),
+    "mask_files": ("folder", "nifti", "tiff_stack"),
     "slice_axis": ("nifti",),
     "window": ("nifti", "dicom"),
     "annotations": ("coco",),

@@ -12,8 +12,8 @@ from skimage.draw import polygon
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
 
-Meaning = Literal["instances", "classes"]
-"""instances: each value above 0 is one instance. classes: each connected part of each value is one."""
+Meaning = Literal["instances", "classes", "colours"]
+"""instances: each value above 0 is one instance. classes, colours: each connected part of a value is one."""
 
 
 def number(values_HW: NDArray[Any], meaning: Meaning) -> NDArray[np.int32]:

@@ -37,7 +37,8 @@ def location_of(spec: DataSpec, data_root: Path | None, institution: str) -> str
 
 
 def _open_folder(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    return FolderDataset(_folder(spec, data_root, institution), spec.labels, spec.group_pattern)
+    folder = _folder(spec, data_root, institution)
+    return FolderDataset(folder, spec.labels, spec.group_pattern, spec.patterns)
 
 
 def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
@@ -59,6 +60,7 @@ def _open_nifti(spec: DataSpec, data_root: Path | None, seed: int, institution: 
         window=spec.window,
         labels=spec.labels,
         group_pattern=spec.group_pattern,
+        patterns=spec.patterns,
     )
 
 
@@ -86,7 +88,10 @@ def _open_tiff_stack(spec: DataSpec, data_root: Path | None, seed: int, institut
     from client.data.readers.tiff_stack import open_tiff_stack
 
     return open_tiff_stack(
-        _folder(spec, data_root, institution), labels=spec.labels, group_pattern=spec.group_pattern
+        _folder(spec, data_root, institution),
+        labels=spec.labels,
+        group_pattern=spec.group_pattern,
+        patterns=spec.patterns,
     )
 
 

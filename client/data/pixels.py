@@ -70,7 +70,7 @@ def read_mask(path: Path) -> NDArray[Any]:
         if (colour != colour[..., :1]).any():
             raise DataError(
                 f"{path}: expected a label map with one value per pixel, found a colour mask (channels "
-                f"differ); save it as 8- or 16-bit gray with 0 as background"
+                f'differ); write labels = "colours" if each colour is a class, or save it as gray'
             )
         values = values[..., 0]
     if values.dtype == np.bool_:
@@ -87,6 +87,18 @@ def read_mask(path: Path) -> NDArray[Any]:
             f"{path}: expected labels of 0 (background) and above, found {int(values.min())}; renumber it"
         )
     return values
+
+
+def read_colours(path: Path) -> NDArray[np.int64]:
+    """values_HW of an RGB(A) mask: 0 where it is black, else 65536 R + 256 G + B. Raises DataError."""
+    stored, _ = _decode(path, as_mask=True)
+    if stored.ndim != 3 or stored.shape[2] < 3 or stored.dtype != np.uint8:
+        raise DataError(
+            f"{path}: expected an 8-bit RGB mask, because labels = 'colours', found another kind; write "
+            "labels = 'classes' or 'instances' for masks with one value per pixel"
+        )
+    colours: NDArray[np.int64] = stored[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
+    return colours
 
 
 def stored_bits(path: Path) -> int:

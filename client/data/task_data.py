@@ -145,8 +145,10 @@ def divide(samples: tuple[Sample, ...], spec: DataSpec, key: bytes, scope: str, 
 
 
 def division_of(spec: DataSpec, key: bytes) -> str:
-    """The digest of the key, the reader, the grouping, the shares and the limit."""
+    """The digest of the key, the reader, the patterns, the grouping, the shares and the limit."""
     rules = {"key": hashlib.sha256(b"split key" + key).hexdigest()} | spec.model_dump(
         mode="json", include={"reader", "group_pattern", "split", "limit"}
     )
+    if spec.patterns is not None:  # its absence keeps the digests of earlier ledgers
+        rules["patterns"] = list(spec.patterns)
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

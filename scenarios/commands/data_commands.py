@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from pydantic import ValidationError
 
 from casam_core.errors import DataError, ScenarioError
+from scenarios.commands.terminal import STOPPED, console, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from casam_core.config.data_spec import DataSpec
@@ -31,7 +32,7 @@ OfReader = Annotated[
 ]
 OfLabels = Annotated[
     str | None,
-    typer.Option("--labels", help="What a mask's values are: instances or classes. Default: instances."),
+    typer.Option("--labels", help="What mask values are: instances (default), classes or colours."),
 ]
 OfGroups = Annotated[
     str | None,
@@ -41,6 +42,14 @@ OfAxis = Annotated[int, typer.Option("--slice-axis", help="Axis across the slice
 OfWindow = Annotated[
     str | None,
     typer.Option("--window", metavar="CENTRE,WIDTH", help="Intensities to show (nifti and dicom)."),
+]
+OfImages = Annotated[
+    str | None,
+    typer.Option("--image-files", metavar="PATTERN", help="Names of the images, e.g. {patient}/{id}.*"),
+]
+OfMasks = Annotated[
+    str | None,
+    typer.Option("--mask-files", metavar="PATTERN", help="Names of the masks, e.g. {patient}/{id}_mask.*"),
 ]
 OfAnnotations = Annotated[
     str | None, typer.Option("--annotations", help="Annotation file inside the folder (coco).")
@@ -70,6 +79,8 @@ def check(
         ),
     ] = None,
     reader: OfReader = None,
+    image_files: OfImages = None,
+    mask_files: OfMasks = None,
     labels: OfLabels = None,
     group_pattern: OfGroups = None,
     slice_axis: OfAxis = 2,
@@ -89,22 +100,29 @@ def check(
         raise ScenarioError(
             "casam data check: expected one of DIR, --scenario and --site, found several or none"
         )
-    screen = _console()
-    options = (reader, labels, group_pattern, slice_axis, window, annotations, pseudo_masks)
+    screen = console()
+    options: dict[str, Any] = {
+        "reader": reader,
+        "image_files": image_files,
+        "mask_files": mask_files,
+        "labels": labels,
+        "group_pattern": group_pattern,
+        "slice_axis": slice_axis if slice_axis != 2 else None,
+        "window": window,
+        "annotations": annotations,
+        "pseudo_masks": pseudo_masks or None,
+    }
+    spec: DataSpec | None = None
     if directory is not None:
         if data_root is not None:
             raise ScenarioError(
                 "casam data check: expected --data-root with --scenario or --site only; leave it out"
             )
         must_exist(directory)
-        spec = spec_of(directory, *options)
+        spec = spec_of(directory, options)
         surveys = {("here", directory.resolve().name): _survey(spec, None, seed, "here", "data", screen)}
     else:
-        if options != (None, None, None, 2, None, None, False) or seed != 0:
-            raise ScenarioError(
-                "casam data check: expected no reader option with --scenario or --site, which name their "
-                "readers; leave it out"
-            )
+        _refuse_reader_options([*options.values(), seed or None])
         surveys = (
             _survey_scenario(_resolve(str(scenario)), data_root, screen)
             if site_file is None
@@ -113,14 +131,30 @@ def check(
     faults: list[str] = []
     for (site, task), found in surveys.items():
         name = task if directory is not None else f"{site}: {task}"
-        _print_table(name, found, screen)
+        _print_table(name, found, screen, _understanding(spec) if spec else {})
         faults.extend(f"{name}: {fault}" for fault in found.faults)
+    if spec is not None:
+        say(screen, f"to change what was understood, write the data table: {_table_line(spec)}")
     faults.extend(_leaks(surveys))
+    _end_with(faults)
+
+
+def _end_with(faults: Sequence[str]) -> None:
+    """Print the faults; with any, exit with 1."""
     for fault in faults:
         typer.echo(f"FAULT {fault}")
     typer.echo(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}")
     if faults:
         raise typer.Exit(1)
+
+
+def _refuse_reader_options(values: Sequence[object]) -> None:
+    """Raise ScenarioError if a reader's option was given."""
+    if any(value is not None for value in values):
+        raise ScenarioError(
+            "casam data check: expected no reader option with --scenario or --site, which name their "
+            "readers; leave it out"
+        )
 
 
 @data_app.command()
@@ -135,6 +169,8 @@ def preview(
     ] = "local",
     count: Annotated[int, typer.Option(min=1, help="How many images, spread over the dataset.")] = 12,
     reader: OfReader = None,
+    image_files: OfImages = None,
+    mask_files: OfMasks = None,
     labels: OfLabels = None,
     group_pattern: OfGroups = None,
     slice_axis: OfAxis = 2,
@@ -156,10 +192,23 @@ def preview(
         raise ScenarioError(
             f"--institution: expected letters, digits, '.', '_' and '-', found {institution!r}; rename it"
         )
-    spec = spec_of(directory, reader, labels, group_pattern, slice_axis, window, annotations, pseudo_masks)
+    spec = spec_of(
+        directory,
+        {
+            "reader": reader,
+            "image_files": image_files,
+            "mask_files": mask_files,
+            "labels": labels,
+            "group_pattern": group_pattern,
+            "slice_axis": slice_axis,
+            "window": window,
+            "annotations": annotations,
+            "pseudo_masks": pseudo_masks,
+        },
+    )
     own = casam_home() / "institutions" / institution / "previews" / (directory.resolve().name or "data")
     folder = out.expanduser() if out else own
-    with _progress(_console(), "drawing") as show:
+    with _progress(console(), "drawing") as show:
         dataset = open_dataset(spec, data_root=None, seed=0, institution=institution)
         draw_previews(dataset, folder, count=count, progress=show)
     typer.echo(str(folder.resolve()))
@@ -180,67 +229,75 @@ def _leaks(surveys: dict[tuple[str, str], Survey]) -> Iterator[str]:
         yield from (f"{task}: leakage: {fault}" for fault in leaks_between(holders))
 
 
-def spec_of(
-    directory: Path,
-    reader: str | None,
-    labels: str | None,
-    group_pattern: str | None,
-    slice_axis: int,
-    window: str | None,
-    annotations: str | None,
-    pseudo_masks: bool,
-) -> DataSpec:
-    """The options of the command as a scenario would write them. Raises ScenarioError."""
+def spec_of(directory: Path, options: Mapping[str, Any]) -> DataSpec:
+    """The data table of a folder: what its files say, changed by the options. Raises CasamError.
+
+    options: keys of a data table; None where the person said nothing.
+    """
     from casam_core.config.data_spec import DataSpec
     from casam_core.config.toml import explain
+    from scenarios.inspection.understand import understand
 
     folder = directory.expanduser().resolve()
-    table: dict[str, Any] = {
-        "reader": reader or guess_reader(folder),
-        "path": str(folder),
-        "group_pattern": group_pattern,
-        "slice_axis": slice_axis,
-        "window": window.split(",") if window is not None else None,
-        "pseudo_masks": pseudo_masks,
-    }
-    table |= {k: v for k, v in (("labels", labels), ("annotations", annotations)) if v is not None}
+    table: dict[str, Any] = {"reader": "folder", "path": str(folder)}
+    given = {key: value for key, value in options.items() if value is not None}
+    if "image_files" not in given and "reader" not in given:
+        layout = understand(folder, a_person())
+        table |= {"reader": layout.reader, **layout.keys}
+        for note in layout.notes:
+            typer.echo(f"note  {note}")
+    elif "image_files" not in given:
+        with contextlib.suppress(DataError):  # the person named the reader; its own message says more
+            layout = understand(folder)
+            table |= layout.keys if layout.reader == given["reader"] else {}
+    table |= given
+    if window := given.get("window"):
+        table["window"] = window.split(",")
     try:
         return DataSpec.model_validate(table)
     except ValidationError as error:
         raise ScenarioError(f"casam data: {explain(error)}") from error
 
 
-def guess_reader(folder: Path) -> str:
-    """The reader that fits the files of `folder`; the reader "folder" if no other one fits."""
-    from client.data.listing import is_folder, visible_entries
-
-    if not is_folder(folder):
-        return "folder"  # whose message says what is missing
-    if (folder / "dataset.json").is_file():
-        return "med_datasets"
-    if (folder / "annotations.json").is_file():
-        return "coco"
-    if (folder / "labels").is_dir() and not (folder / "masks").exists():
-        return "yolo"
-    entries = visible_entries(folder / "images") if is_folder(folder / "images") else []
-    if any(entry.name.lower().endswith((".nii", ".nii.gz")) for entry in entries):
-        return "nifti"
-    if entries and all(entry.is_dir() for entry in entries):
-        return "dicom"
-    return "tiff_stack" if _is_stack(entries) else "folder"
+def _understanding(spec: DataSpec) -> dict[str, str]:
+    """How a folder is read, as rows of the table."""
+    rows = {"reader": spec.reader}
+    if spec.reader in ("folder", "nifti", "tiff_stack"):
+        images, masks = spec.patterns or ("images/{id}.*", "masks/{id}.*")
+        said = "" if "labels" in spec.model_fields_set else " (the default; nothing says it)"
+        rows |= {"image files": images, "mask files": masks, "labels": f"{MEANINGS[spec.labels]}{said}"}
+    return rows
 
 
-def _is_stack(entries: list[Path]) -> bool:
-    import tifffile
+def _table_line(spec: DataSpec) -> str:
+    """The data table of a scenario or site file that says the same."""
+    from scenarios.schema_pages import quoted
 
-    first = next((entry for entry in sorted(entries) if entry.suffix.lower() in (".tif", ".tiff")), None)
-    if first is None:
-        return False
+    written = {"reader": spec.reader} | spec.model_dump(mode="json", exclude_defaults=True)
+    return f"{{ {', '.join(f'{key} = {quoted(value)}' for key, value in written.items())} }}"
+
+
+MEANINGS = {
+    "instances": "each value above 0 is one object",
+    "classes": "each connected part of a value is one object",
+    "colours": "each connected part of a colour is one object; black is background",
+}
+
+
+def ask(lines: Sequence[str]) -> int:
+    """Ask which understanding of a folder is right. Raises typer.Exit after Ctrl-C."""
+    typer.echo("These files can be read in several ways:")
+    for number, line in enumerate(lines, 1):
+        typer.echo(f"  {number}  {line}")
     try:
-        with tifffile.TiffFile(first) as file:
-            return len(file.pages) > 1
-    except (tifffile.TiffFileError, OSError, ValueError):
-        return False  # the reader will say what is wrong with it
+        return int(typer.prompt("Which one", type=click.IntRange(1, len(lines)))) - 1
+    except click.Abort as stop:
+        raise typer.Exit(STOPPED) from stop
+
+
+def a_person() -> Callable[[Sequence[str]], int] | None:
+    """Who answers questions: a person at a terminal, or nobody."""
+    return ask if sys.stdin.isatty() else None
 
 
 def _resolve(scenario: str) -> Scenario:
@@ -304,13 +361,14 @@ def _survey(
         )
 
 
-def _print_table(name: str, found: Survey, screen: Console) -> None:
+def _print_table(name: str, found: Survey, screen: Console, understood: Mapping[str, str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "found", title=escape(name), title_justify="left")
     groups = f"{found.groups}" + (f" ({found.ungrouped} images without)" if found.ungrouped else "")
     rows = {
+        **understood,
         "images": f"{found.images}, {len(found.sides)} readable",
         "excluded, no label": str(found.empty),
         "groups": groups,
@@ -332,9 +390,3 @@ def _print_table(name: str, found: Survey, screen: Console) -> None:
 def _progress(screen: Console, name: str) -> Iterator[Callable[[int, int], None]]:
     with screen.status(f"{name}: opening") as status:
         yield lambda done, total: status.update(f"{name}: {done} of {total}")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(file=sys.stdout, highlight=False)

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from casam_core.errors import ScenarioError
-from scenarios.commands.data_commands import guess_reader
+from scenarios.commands.data_commands import a_person
 from scenarios.commands.terminal import Json, facts, listing, print_json
 
 scenarios_app = typer.Typer(invoke_without_command=True, help="List the scenarios that come with casam.")
@@ -173,13 +173,14 @@ def init(
 
 @dataclass(frozen=True)
 class SiteOrder:
-    """One dataset of one institution. source: `phantom:MODALITY`, or a folder with its reader."""
+    """One dataset of one institution. source: `phantom:MODALITY`, or a folder with its reader and keys."""
 
     name: str
     task: str
     source: str
     reader: str
     unseen: bool = False
+    keys: tuple[tuple[str, str], ...] = ()
 
     @property
     def relative(self) -> bool:
@@ -202,6 +203,7 @@ def parse_site(text: str, *, unseen: bool = False) -> SiteOrder:
     """From `heart-centre:cardiac=phantom:cardiac_mr` or `lab:nuclei=FOLDER`. Raises ScenarioError."""
     from casam_core.config.scenario import NAME
     from client.data.phantoms import PHANTOMS
+    from scenarios.inspection.layout import Layout
 
     found = re.fullmatch(rf"(?P<name>{NAME}):(?P<task>{NAME})=(?P<source>.+)", text)
     if found is None:
@@ -217,7 +219,11 @@ def parse_site(text: str, *, unseen: bool = False) -> SiteOrder:
                 f"{text!r}: no phantom is called {modality!r}; expected one of {', '.join(PHANTOMS)}"
             )
         return SiteOrder(name, task, modality, "phantom", unseen)
-    return SiteOrder(name, task, source, guess_reader(Path(source).expanduser()), unseen)
+    from scenarios.inspection.understand import understand
+
+    folder = Path(source).expanduser()
+    layout = understand(folder, a_person()) if folder.is_dir() else Layout("folder")
+    return SiteOrder(name, task, source, layout.reader, unseen, tuple(layout.keys.items()))
 
 
 def scenario_text(order: ScenarioOrder) -> str:
@@ -266,7 +272,8 @@ def institution_lines(sites: Sequence[SiteOrder]) -> Iterator[str]:
         if site.reader == "phantom":
             content = f'reader = "phantom", phantom = {quoted(site.source)}, images = 26'
         else:
-            content = f"reader = {quoted(site.reader)}, path = {quoted(site.source)}"
+            table = {"reader": site.reader, "path": site.source, **dict(site.keys)}
+            content = ", ".join(f"{key} = {quoted(value)}" for key, value in table.items())
         yield f"data.{site.task} = {{ {content} }}"
     yield '# policy.adapter.share = "never"  # its layer does not leave it; see docs/scenario.md'
 

@@ -15,7 +15,8 @@ from casam_core.config.site_file import SiteFile, TaskDescription
 from casam_core.errors import DataError
 from client.data.listing import require_folder, visible_entries
 from client.data.open import open_dataset
-from scenarios.commands.data_commands import guess_reader
+from scenarios.inspection.layout import PIXELS, VOLUMES, says_something
+from scenarios.inspection.understand import understand
 from scenarios.schema_pages import policy_lines, quoted
 
 HEAD = """\
@@ -78,7 +79,7 @@ def site_text_of(folder: Path) -> tuple[str, list[str]]:
     """
     folder = folder.expanduser().resolve()
     require_folder(folder, "one dataset, or a folder for each task")
-    alone = (folder / "images").is_dir() or any((folder / name).is_file() for name in LISTS)
+    alone = is_one_dataset(folder)
     found: dict[str, TaskDescription] = {}
     notes: dict[str, list[str]] = {}
     for dataset in [folder] if alone else [entry for entry in visible_entries(folder) if entry.is_dir()]:
@@ -89,11 +90,29 @@ def site_text_of(folder: Path) -> tuple[str, list[str]]:
                 "write its table yourself"
             )
         path = str(dataset) if alone else dataset.name
-        found[name] = TaskDescription(reader=guess_reader(dataset), path=path)
-        notes[name] = facts_of(found[name], folder)
+        try:
+            layout = understand(dataset)
+        except DataError as fault:
+            if alone:
+                raise
+            told = [f"{dataset.name}/ is left out: {' '.join(str(fault).split())}"]
+            notes[dataset.name] = told
+            continue
+        table = {"reader": layout.reader, "path": path, **layout.keys}
+        found[name] = TaskDescription.model_validate(table)
+        notes[name] = [*layout.notes, *facts_of(found[name], folder)]
     if not found:
         raise DataError(f"{folder}: expected images/ or a folder for each task, found neither; name another")
     return site_text(found, notes), [f"{task}: {'; '.join(told)}" for task, told in notes.items()]
+
+
+def is_one_dataset(folder: Path) -> bool:
+    """Whether `folder` is a dataset itself; else its sub-folders are, one for each task."""
+    entries = visible_entries(folder)
+    files = [entry.name.lower() for entry in entries if not entry.is_dir()]
+    return any(name.endswith((*PIXELS, *VOLUMES)) or name in LISTS for name in files) or any(
+        says_something(entry.name) for entry in entries if entry.is_dir()
+    )
 
 
 def facts_of(spec: TaskDescription, data_root: Path) -> list[str]:

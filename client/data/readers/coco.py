@@ -1,8 +1,8 @@
 """COCO instance annotations: one JSON file beside its images.
 
 Layout: the folder holds the annotations file; each `file_name` is a file in images/ if that folder exists,
-else in the folder itself. Only `images` and `annotations` of the JSON are used. Categories are not used,
-because every annotation is an instance.
+or for annotations/instances_NAME.json in NAME/ (as COCO's train2017), else in the folder itself. Only
+`images` and `annotations` of the JSON are used. Categories are not, because every annotation is an instance.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CocoDataset:
         self._path = path
         self._source = inside(path, annotations, str(path))
         content = read_json(self._source, _File, "COCO instances (images and annotations)")
-        folder = path / "images" if (path / "images").is_dir() else path
+        folder = _image_folder(path, self._source)
         _require_consistent(content, self._source)
         instances: dict[int, list[_Annotation]] = {image.id: [] for image in content.images}
         for annotation in content.annotations:
@@ -122,6 +122,15 @@ class CocoDataset:
         if sample.id not in self._files:
             raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
         return self._files[sample.id]
+
+
+def _image_folder(path: Path, source: Path) -> Path:
+    """Where the images of an annotations file are."""
+    name = source.stem.removeprefix("instances_")
+    for folder in (path / "images" / name, path / "images", path / name):
+        if folder.is_dir():
+            return folder
+    return path
 
 
 def _require_consistent(content: _File, source: Path) -> None:

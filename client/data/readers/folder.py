@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
-from client.data.labels import Meaning, number
-from client.data.listing import groups_of, paired_files
-from client.data.pixels import SUFFIXES, read_image, read_mask, stored_bits
+from client.data.file_patterns import Pair, Patterns, listed, one_mask_per_instance
+from client.data.labels import Meaning, number, paint
+from client.data.pixels import SUFFIXES, read_colours, read_image, read_mask, stored_bits
 
 
 class FolderDataset:
-    """Pairs of files with the same stem in `path`/images and `path`/masks.
+    """Pairs of files with the same stem in `path`/images and `path`/masks, or as the patterns say
+    (client/data/file_patterns.py). An image with several masks has one instance in each.
 
     The reader accepts .png, .jpg, .jpeg, .tif and .tiff, in upper or lower case; image and mask may have
     different endings. Hidden files and files that are no images (README, .txt, .json) are ignored. Other
@@ -24,6 +26,7 @@ class FolderDataset:
 
     labels="instances": each value above 0 of a mask is one instance.
     labels="classes": each connected part (sides or corners) of each value above 0 is one instance.
+    labels="colours": the same for each colour of an RGB mask; black is background.
     group_pattern: regular expression searched in every stem; its first group is the sample's group.
 
     The constructor reads only the folder listings; scenarios/inspection/survey.py reads every file. Both
@@ -33,13 +36,19 @@ class FolderDataset:
     empty = 0
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, labels: Meaning = "instances", group_pattern: str | None = None) -> None:
-        self._files = paired_files(path, SUFFIXES, "PNG, JPEG or TIFF")
-        stems = list(self._files)
-        groups = groups_of(path, stems, group_pattern)
+    def __init__(
+        self,
+        path: Path,
+        labels: Meaning = "instances",
+        group_pattern: str | None = None,
+        patterns: Patterns | None = None,
+    ) -> None:
+        pairs = listed(path, SUFFIXES, "PNG, JPEG or TIFF", patterns, group_pattern)
+        self._files = {pair.id: pair for pair in pairs}
         self._labels = labels
+        self._several = patterns is not None and one_mask_per_instance(patterns[1])
         self._path = path
-        self._samples = tuple(Sample(stem, group) for stem, group in zip(stems, groups, strict=True))
+        self._samples = tuple(Sample(pair.id, pair.group, pair.part) for pair in pairs)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -52,12 +61,24 @@ class FolderDataset:
         With labels="classes" parts of one class follow each other in reading order. Raises DataError
         naming the file.
         """
-        image_path, mask_path = self._pair(sample)
-        image_HW3 = read_image(image_path)
-        values_HW = read_mask(mask_path)
+        pair = self._pair(sample)
+        image_HW3 = read_image(pair.image)
+        values = [self._values(pair.image.name, image_HW3, mask_path) for mask_path in pair.masks]
+        if self._several and len(values) > 1:
+            labels_HW, hidden = paint([values_HW > 0 for values_HW in values])
+            if hidden:
+                raise DataError(
+                    f"{pair.masks[hidden[0]]}: expected a visible instance, found one below others; remove it"
+                )
+            return LoadedSample(image_HW3, labels_HW)
+        return LoadedSample(image_HW3, number(values[0], self._labels))
+
+    def _values(self, name: str, image_HW3: NDArray[np.uint8], mask_path: Path) -> NDArray[Any]:
+        """values_HW of one mask file. name: of its image."""
+        values_HW = read_colours(mask_path) if self._labels == "colours" else read_mask(mask_path)
         if image_HW3.shape[:2] != values_HW.shape:
             raise DataError(
-                f"{mask_path}: expected the size of {image_path.name}, {_size(image_HW3)}, found "
+                f"{mask_path}: expected the size of {name}, {_size(image_HW3)}, found "
                 f"{_size(values_HW)}; export image and mask at the same size"
             )
         if not values_HW.any():
@@ -65,13 +86,13 @@ class FolderDataset:
                 f"{mask_path}: expected at least one labelled pixel, found only background (0); "
                 f"label the image or remove the pair"
             )
-        return LoadedSample(image_HW3, number(values_HW, self._labels))
+        return values_HW
 
     def bits(self, sample: Sample) -> int:
         """Bits per value of the image file."""
-        return stored_bits(self._pair(sample)[0])
+        return stored_bits(self._pair(sample).image)
 
-    def _pair(self, sample: Sample) -> tuple[Path, Path]:
+    def _pair(self, sample: Sample) -> Pair:
         if sample.id not in self._files:
             raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
         return self._files[sample.id]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
+from client.data.file_patterns import Patterns
 from client.data.labels import Meaning
 from client.data.pixels import one_line, percentile_range, to_uint8, window_range
 from client.data.readers.volumes import (
@@ -38,6 +39,7 @@ def open_nifti(
     window: list[float] | None = None,
     labels: Meaning = "instances",
     group_pattern: str | None = None,
+    patterns: Patterns | None = None,
 ) -> VolumeDataset:
     """The labelled slices of every volume of `path`, across voxel axis `slice_axis`.
 
@@ -57,6 +59,7 @@ def open_nifti(
         ),
         labels,
         group_pattern,
+        patterns,
     )
 
 

@@ -15,6 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
+from client.data.file_patterns import Patterns
 from client.data.labels import Meaning
 from client.data.pixels import LOSSY_TIFF, one_line, percentile_range, to_uint8
 from client.data.readers.volumes import (
@@ -27,7 +28,11 @@ from client.data.readers.volumes import (
 
 
 def open_tiff_stack(
-    path: Path, *, labels: Meaning = "instances", group_pattern: str | None = None
+    path: Path,
+    *,
+    labels: Meaning = "instances",
+    group_pattern: str | None = None,
+    patterns: Patterns | None = None,
 ) -> VolumeDataset:
     """The labelled pages of every stack of `path`. Raises DataError."""
     return VolumeDataset(
@@ -42,6 +47,7 @@ def open_tiff_stack(
         ),
         labels,
         group_pattern,
+        patterns,
     )
 
 

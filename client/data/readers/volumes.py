@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from casam_core.errors import DataError, optional_module
 from client.data.damage import for_each
 from client.data.dataset import LoadedSample, Sample
+from client.data.file_patterns import Pair, Patterns, listed
 from client.data.labels import Meaning, number
-from client.data.listing import groups_of, paired_files
+from client.data.listing import naming
 from client.data.pixels import as_rgb
 
 KEPT_BYTES = 2**29
@@ -63,28 +64,33 @@ class VolumeDataset:
         format_: VolumeFormat,
         labels: Meaning = "instances",
         group_pattern: str | None = None,
+        patterns: Patterns | None = None,
     ) -> None:
         self._path, self._format, self._labels = path, format_, labels
-        self._files = paired_files(path, format_.suffixes, format_.names)
-        stems = list(self._files)
-        groups = [
-            group or stem for group, stem in zip(groups_of(path, stems, group_pattern), stems, strict=True)
-        ]
+        pairs = listed(path, format_.suffixes, format_.names, patterns, group_pattern)
+        several = [pair.id for pair in pairs if len(pair.masks) > 1]
+        if several:
+            raise DataError(
+                f"{path}: expected one mask for each volume, found several for {naming(several, 'volume')}; "
+                "merge them into one label map"
+            )
+        self._files = {pair.id: (pair.image, pair.masks[0]) for pair in pairs}
         self._images = Recent()
         self._masks = Recent()
         self.empty = 0
         self._places: dict[str, tuple[str, int]] = {}
-        self._groups: dict[str, str] = {}
-        labelled = for_each(self._labelled_slices, stems)
-        for stem, group, slices in zip(stems, groups, labelled, strict=True):
+        self._pairs: dict[str, Pair] = {}
+        labelled = for_each(self._labelled_slices, list(self._files))
+        for pair, slices in zip(pairs, labelled, strict=True):
             for index in slices:
-                id_ = f"{stem}-z{index:03d}"
-                self._places[id_], self._groups[id_] = (stem, index), group
+                id_ = f"{pair.id}-z{index:03d}"
+                self._places[id_], self._pairs[id_] = (pair.id, index), pair
 
     @property
     def samples(self) -> tuple[Sample, ...]:
         """All labelled slices, sorted by id."""
-        return tuple(Sample(id_, self._groups[id_]) for id_ in sorted(self._places))
+        pairs = sorted(self._pairs.items())
+        return tuple(Sample(id_, pair.group or pair.id, pair.part) for id_, pair in pairs)
 
     def load(self, sample: Sample) -> LoadedSample:
         """One slice: uint8 RGB and int32 labels 1..n. Raises DataError naming the file."""

@@ -17,8 +17,8 @@ from PIL import Image
 from client.data.dataset import LoadedSample
 from client.data.preview import overlay_of
 from scenarios.commands.cli import main
-from scenarios.commands.data_commands import guess_reader
 from scenarios.inspection.survey import Survey, leaks_between
+from scenarios.inspection.understand import understand
 from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
 from tests.conftest import phantom, tiny_table
 
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_opened_tells_both_sides(tmp_path: Path, casam: 
     assert status == 1
     assert "(p1.png) without" in text
     assert "(p0.png) without" in text
-    assert casam("check", "nowhere")[0] == 1
+    assert casam("check", "nowhere")[0] == 2
 
 
 def test_copies_within_a_part_are_told_and_across_parts_are_faults(tmp_path: Path, casam: Casam) -> None:
@@ -171,7 +171,7 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
     images(tmp_path / "folder")
     (tmp_path / "folder" / "images" / "p0.png").rename(tmp_path / "folder" / "images" / "p0.tif")
     for reader in ("dicom", "nifti", "tiff_stack", "med_datasets", "coco", "folder"):
-        assert guess_reader(tmp_path / reader) == reader
+        assert understand(tmp_path / reader).reader == reader
     (tmp_path / "folder" / "images" / "p0.tif").rename(tmp_path / "folder" / "images" / "p0.png")
     status, text = casam("check", "nifti", "--slice-axis", "0", "--window", "40,400")
     assert status == 0
@@ -208,7 +208,8 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
         (("set", "--slice-axis", "7"), "slice_axis: input should be 0, 1 or 2"),
     ],
 )
-def test_bad_input(casam: Casam, arguments: tuple[str, ...], expected: str) -> None:
+def test_bad_input(tmp_path: Path, casam: Casam, arguments: tuple[str, ...], expected: str) -> None:
+    images(tmp_path / "set")
     status, text = casam("check", *arguments)
     assert status == 2
     assert expected in text

@@ -1,0 +1,253 @@
+"""Patterns of file names: which files are images, which are their masks, and what a name says.
+
+A pattern is a path inside the dataset's folder, with `/` between folders. Its marks:
+
+    {id}        a part of a name that image and mask share
+    {patient}   a folder or a part of a name; its images are one group and stay together
+    {folder}    a folder that says nothing about the patient, such as a class
+    {split}     a folder or a part of a name: train, val or test, also as training, validation, testing
+    {n}         nothing, or the number of a mask: then each mask of an image is one instance
+    *           any part of a name; `.*` at the end is any file ending that the reader knows
+
+For example `{patient}/{id}.*` with `{patient}/{id}_mask{n}.*`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from casam_core.errors import DataError
+from client.data.damage import DataFaultsError
+from client.data.listing import groups_of, naming, paired_files, require_folder
+
+SPLITS: Mapping[str, Literal["train", "val", "test"]] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of the parts of a split, in lower case."""
+
+KEYS = ("split", "folder", "patient", "id")
+_MARK = re.compile(r"\{(\w+)\}|\*")
+_NUMBERS = ("", r"[-_ .]\d+", r"\d+", r" ?\(\d+\)")
+"""What {n} can be. The first form that leads to an image is taken."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image with its masks.
+
+    part: None if the names do not say it. Images of val count as train, because casam draws its validation
+    images from the training part; without a test part, val is the test part.
+    """
+
+    id: str
+    image: Path
+    masks: tuple[Path, ...]
+    group: str | None
+    part: Literal["train", "test"] | None
+
+
+Key = tuple[str, ...]
+"""What image and mask have in common."""
+
+
+Patterns = tuple[str, str]
+"""Of images and of masks."""
+
+
+def listed(
+    path: Path, suffixes: frozenset[str], names: str, patterns: Patterns | None, group_pattern: str | None
+) -> list[Pair]:
+    """The pairs of a reader, sorted by id: by its patterns, else images/ and masks/ with the same stems.
+
+    group_pattern: searched in every id; its first group takes the place of {patient}. Raises DataError.
+    """
+    if patterns is None:
+        found = [
+            Pair(stem, image, (mask,), None, None)
+            for stem, (image, mask) in paired_files(path, suffixes, names).items()
+        ]
+    else:
+        found = find_pairs(path, *patterns, suffixes)
+    if group_pattern is None:
+        return found
+    groups = groups_of(path, [pair.id for pair in found], group_pattern)
+    return [replace(pair, group=group) for pair, group in zip(found, groups, strict=True)]
+
+
+def find_pairs(path: Path, image_files: str, mask_files: str, suffixes: Collection[str]) -> list[Pair]:
+    """The images of a folder with their masks, sorted by id. Raises DataError.
+
+    suffixes: the file endings that the reader knows, in lower case. Hidden files are ignored.
+    """
+    require_folder(path, f"{image_files} and {mask_files}")
+    return pairs_among(path, files_below(path), image_files, mask_files, suffixes)
+
+
+def pairs_among(
+    path: Path, files: Sequence[str], image_files: str, mask_files: str, suffixes: Collection[str]
+) -> list[Pair]:
+    """The same for the paths `files` inside the folder `path`. One error lists all missing partners."""
+    marks = [mark for mark in KEYS if f"{{{mark}}}" in image_files and f"{{{mark}}}" in mask_files]
+    if not marks:
+        raise DataError(
+            f"{path}: expected {{id}} or {{patient}} in both image_files and mask_files, found "
+            f"{image_files!r} and {mask_files!r}; correct the patterns"
+        )
+    found = _matched(path, files, marks, _forms(image_files, suffixes)[0], _forms(mask_files, suffixes))
+    images, masks, orphans = found
+    _require_partners(path, images, masks, orphans, (image_files, mask_files))
+    _require_one_mask(path, images, masks, mask_files)
+    part_of = _parts(images.values())
+    pairs = []
+    for key, image in images.items():
+        names = image.groupdict()
+        label = "_".join(names[mark] for mark in KEYS if names.get(mark))
+        own = tuple(path / mask for mask in sorted(masks[key]))
+        pairs.append(Pair(label, path / image[0], own, names.get("patient"), part_of.get(image[0])))
+    if len({pair.id for pair in pairs}) < len(pairs):
+        raise DataError(f"{path}: expected names that differ, found two images with the same id; rename one")
+    return sorted(pairs, key=lambda pair: pair.id)
+
+
+def _matched(
+    path: Path,
+    files: Sequence[str],
+    marks: Sequence[str],
+    image_form: re.Pattern[str],
+    mask_forms: Sequence[re.Pattern[str]],
+) -> tuple[dict[Key, re.Match[str]], dict[Key, list[str]], list[str]]:
+    """Images and masks by what they have in common, and masks without an image."""
+    images: dict[Key, re.Match[str]] = {}
+    possible: dict[str, list[Key]] = {}
+    for file in files:
+        if fits := [found for form in mask_forms if (found := form.fullmatch(file))]:
+            # First, because `a_mask.png` fits `{id}.*`, too.
+            possible[file] = [tuple(found[mark] for mark in marks) for found in fits]
+        elif image := image_form.fullmatch(file):
+            key = tuple(image[mark] for mark in marks)
+            if key in images:
+                raise DataError(
+                    f"{path}: expected one image for each {' and '.join(marks)}, found {images[key][0]} and "
+                    f"{file}; rename one or correct image_files"
+                )
+            images[key] = image
+    masks: dict[Key, list[str]] = {}
+    orphans = []
+    for file, keys in possible.items():
+        if known := [key for key in keys if key in images]:
+            masks.setdefault(known[0], []).append(file)
+        else:
+            orphans.append(file)
+    return images, masks, orphans
+
+
+def _parts(images: Iterable[re.Match[str]]) -> dict[str, Literal["train", "test"]]:
+    """The part of every image by its path; empty if the names do not say it, or know one part only."""
+    splits = {
+        found[0]: SPLITS[split.lower()] for found in images if (split := found.groupdict().get("split"))
+    }
+    if len(set(splits.values())) < 2:
+        return {}
+    kept_back = "test" if "test" in splits.values() else "val"
+    return {file: "test" if split == kept_back else "train" for file, split in splits.items()}
+
+
+def _require_one_mask(
+    path: Path, images: Mapping[Key, re.Match[str]], masks: Mapping[Key, list[str]], mask_files: str
+) -> None:
+    if one_mask_per_instance(mask_files):
+        return
+    for key, found in masks.items():
+        if len(found) > 1:
+            raise DataError(
+                f"{path}: expected one mask for {images[key][0]}, found {naming(found, 'file')}; remove one, "
+                "or write {n} where the number of an instance is"
+            )
+
+
+def one_mask_per_instance(mask_files: str) -> bool:
+    """Whether an image may have several masks, each of one instance."""
+    return "{n}" in mask_files or "*" in mask_files.removesuffix(".*")
+
+
+def files_below(path: Path) -> list[str]:
+    """Paths of all files inside `path` that are not hidden, with `/`, sorted. Raises DataError."""
+    found = []
+
+    def refuse(fault: OSError) -> None:
+        raise DataError(f"{fault.filename}: expected a readable folder, found: {fault.strerror}") from fault
+
+    for folder, inside, names in os.walk(path, onerror=refuse):
+        inside[:] = sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
+        relative = Path(folder).relative_to(path)
+        found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _forms(pattern: str, suffixes: Collection[str]) -> list[re.Pattern[str]]:
+    """The regular expressions of a pattern: one, or with {n} one for each form of a number."""
+    endings = "|".join(re.escape(suffix) for suffix in sorted(suffixes, key=len, reverse=True))
+    stem = pattern.removesuffix(".*")
+    ending = f"(?i:{endings})" if pattern.endswith(".*") else ""
+    return [
+        re.compile(_translated(stem, number) + ending) for number in (_NUMBERS if "{n}" in pattern else ("",))
+    ]
+
+
+def _translated(stem: str, number: str) -> str:
+    splits = "(?i:" + "|".join(SPLITS) + ")"
+    parts, seen, end = [], set(), 0
+    for mark in _MARK.finditer(stem):
+        parts.append(re.escape(stem[end : mark.start()]))
+        end, name = mark.end(), mark[1]
+        if name is None:
+            parts.append("[^/]*")
+        elif name == "n":
+            parts.append(number)
+        elif name in seen:
+            parts.append(f"(?P={name})")
+        elif name in KEYS:
+            seen.add(name)
+            parts.append(f"(?P<{name}>{splits if name == 'split' else '[^/]+'})")
+        else:
+            raise DataError(
+                f"{stem!r}: expected the marks {{id}}, {{patient}}, {{folder}}, {{split}} or {{n}}, found "
+                f"{{{name}}}; correct the pattern"
+            )
+    return "".join([*parts, re.escape(stem[end:])])
+
+
+def _require_partners(
+    path: Path,
+    images: Mapping[Key, re.Match[str]],
+    masks: Mapping[Key, list[str]],
+    orphans: Sequence[str],
+    patterns: tuple[str, str],
+) -> None:
+    if not images:
+        raise DataError(f"{path}: expected files like {patterns[0]}, found none; correct image_files")
+    faults = []
+    if missing := sorted(image[0] for key, image in images.items() if key not in masks):
+        faults.append(
+            f"{path}: expected a mask like {patterns[1]} for every image, found {naming(missing, 'image')} "
+            f"without; add the masks or remove the images"
+        )
+    if orphans:
+        faults.append(
+            f"{path}: expected an image like {patterns[0]} for every mask, found {naming(orphans, 'mask')} "
+            f"without; add the images or remove the masks"
+        )
+    if faults:
+        raise DataFaultsError(faults)

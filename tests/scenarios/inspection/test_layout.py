@@ -1,0 +1,371 @@
+"""A folder is understood from the names of its files: a corpus of layouts, each with its reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from client.data.file_patterns import pairs_among
+from scenarios.inspection.layout import PIXELS, VOLUMES, Layout, layouts
+
+
+def names(pattern: str, *, patients: int = 3, each: int = 2) -> list[str]:
+    """Files of several patients: {p} is the patient's number, {i} the image's number over all."""
+    numbers = [(p, p * each + i) for p in range(patients) for i in range(each)]
+    return sorted({pattern.format(p=p, i=i) for p, i in numbers})
+
+
+def both(*patterns: str, **sizes: int) -> list[str]:
+    return [file for pattern in patterns for file in names(pattern, **sizes)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """files: in the folder. image_files, mask_files: empty for images/ and masks/. The rest: counts."""
+
+    files: list[str]
+    image_files: str = ""
+    mask_files: str = ""
+    reader: str = "folder"
+    pairs: int = 6
+    groups: int = 0
+    tests: int = 0
+    notes: tuple[str, ...] = ()
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+CASES = {
+    # Two folders, equal names.
+    "images and masks": Case(both("images/{i}.png", "masks/{i}.png")),
+    "other endings": Case(both("images/{i}.jpg", "masks/{i}.png")),
+    "upper case endings": Case(both("images/{i}.JPG", "masks/{i}.PNG")),
+    "a readme beside": Case([*both("images/{i}.tif", "masks/{i}.tif"), "README.txt", "notes.csv"]),
+    "upper case": Case(both("Images/{i}.png", "Labels/{i}.png"), "Images/{id}.*", "Labels/{id}.*"),
+    "imgs and gt": Case(both("imgs/{i}.png", "gt/{i}.png"), "imgs/{id}.*", "gt/{id}.*"),
+    "image and label": Case(both("image/a{i}.png", "label/a{i}.png"), "image/{id}.*", "label/{id}.*"),
+    "x and y": Case(both("x/{i}.png", "y/{i}.png"), "x/{id}.*", "y/{id}.*"),
+    "JPEGImages": Case(
+        both("JPEGImages/{i}.jpg", "SegmentationObject/{i}.png"),
+        "JPEGImages/{id}.*",
+        "SegmentationObject/{id}.*",
+    ),
+    "below a folder": Case(
+        both("data/images/{i}.png", "data/masks/{i}.png"), "data/images/{id}.*", "data/masks/{id}.*"
+    ),
+    "Ground_truth": Case(
+        both("Original/{i}.png", "Ground Truth_gt/{i}.png"), "Original/{id}.*", "Ground Truth_gt/{id}.*"
+    ),
+    # Two folders, an affix.
+    "masks with a suffix": Case(
+        both("images/x{i}.png", "masks/x{i}_mask.png"), "images/{id}.*", "masks/{id}_mask.*"
+    ),
+    "masks with a prefix": Case(
+        both("images/x{i}.png", "masks/mask_x{i}.png"), "images/{id}.*", "masks/mask_{id}.*"
+    ),
+    "an unknown suffix": Case(
+        both("images/x{i}.png", "masks/x{i}_expertA.png"), "images/{id}.*", "masks/{id}_expertA.*"
+    ),
+    "both have a suffix": Case(
+        both("images/x{i}_image.png", "labels/x{i}_label.png"), "images/{id}_image.*", "labels/{id}_label.*"
+    ),
+    "both have a prefix": Case(
+        both("images/img_{i}.png", "masks/mask_{i}.png"), "images/img_{id}.*", "masks/mask_{id}.*"
+    ),
+    "ISIC": Case(
+        both("images/ISIC_{i:04}.jpg", "masks/ISIC_{i:04}_segmentation.png"),
+        "images/{id}.*",
+        "masks/{id}_segmentation.*",
+    ),
+    "Cityscapes": Case(
+        both("images/a_{i:06}_leftImg8bit.png", "gt/a_{i:06}_gtFine_instanceIds.png"),
+        "images/{id}_leftImg8bit.*",
+        "gt/{id}_gtFine_instanceIds.*",
+    ),
+    "numbers in the names": Case(
+        both("images/case_{p}_{i}.png", "masks/case_{p}_{i}_mask.png"), "images/{id}.*", "masks/{id}_mask.*"
+    ),
+    # One folder.
+    "mask in the same folder": Case(both("x{i}.jpg", "x{i}_mask.png"), "{id}.*", "{id}_mask.*"),
+    "seg in the same folder": Case(both("x{i}.png", "x{i}-seg.png"), "{id}.*", "{id}-seg.*"),
+    "GT in the same folder": Case(both("x{i}.png", "x{i}_GT.png"), "{id}.*", "{id}_GT.*"),
+    "prefix in the same folder": Case(both("x{i}.png", "mask_x{i}.png"), "{id}.*", "mask_{id}.*"),
+    "image and mask in the same folder": Case(
+        both("x{i}_image.png", "x{i}_mask.png"), "{id}_image.*", "{id}_mask.*"
+    ),
+    "JPEG and PNG": Case(both("x{i}.jpg", "x{i}.png"), "{id}.jpg", "{id}.png"),
+    "in a folder called images": Case(
+        both("images/x{i}.png", "images/x{i}_mask.png"), "images/{id}.*", "images/{id}_mask.*"
+    ),
+    # A folder per patient.
+    "patients in images and masks": Case(
+        both("images/patient_{p:03}/slice{i}.png", "masks/patient_{p:03}/slice{i}.png"),
+        "images/{patient}/{id}.*",
+        "masks/{patient}/{id}.*",
+        groups=3,
+    ),
+    "images and masks in patients": Case(
+        both("p{p}/images/{i}.png", "p{p}/masks/{i}.png"),
+        "{patient}/images/{id}.*",
+        "{patient}/masks/{id}.*",
+        groups=3,
+    ),
+    "masks beside images in patients": Case(
+        both("case{p}/{i}.png", "case{p}/{i}_mask.png"), "{patient}/{id}.*", "{patient}/{id}_mask.*", groups=3
+    ),
+    "the same names in all patients": Case(
+        [f"p{p}/{part}/{i}.png" for p in range(3) for part in ("img", "seg") for i in range(2)],
+        "{patient}/img/{id}.*",
+        "{patient}/seg/{id}.*",
+        groups=3,
+    ),
+    "LGG": Case(
+        both("TCGA_{p}_19/TCGA_{p}_19_{i}.tif", "TCGA_{p}_19/TCGA_{p}_19_{i}_mask.tif"),
+        "{patient}/{id}.*",
+        "{patient}/{id}_mask.*",
+        groups=3,
+    ),
+    "classes are no patients": Case(
+        [
+            f"{kind}/{kind} ({i}){end}.png"
+            for kind in ("benign", "malignant")
+            for i in range(3)
+            for end in ("", "_mask")
+        ],
+        "{folder}/{id}.*",
+        "{folder}/{id}_mask.*",
+    ),
+    # Parts of a split.
+    "train, val, test": Case(
+        [
+            f"{s}/{part}/{s}{i}.png"
+            for s in ("train", "val", "test")
+            for part in ("images", "masks")
+            for i in range(2)
+        ],
+        "{split}/images/{id}.*",
+        "{split}/masks/{id}.*",
+        tests=2,
+    ),
+    "parts inside images and masks": Case(
+        [
+            f"{part}/{s}/{s}{i}.png"
+            for s in ("Train", "Test")
+            for part in ("images", "masks")
+            for i in range(3)
+        ],
+        "images/{split}/{id}.*",
+        "masks/{split}/{id}.*",
+        tests=3,
+    ),
+    "validation is the test part where there is no other": Case(
+        [
+            f"{s}/{part}/{i}.png"
+            for s in ("training", "validation")
+            for part in ("images", "labels")
+            for i in range(3)
+        ],
+        "{split}/images/{id}.*",
+        "{split}/labels/{id}.*",
+        tests=3,
+    ),
+    "only training": Case(
+        both("train/images/{i}.png", "train/masks/{i}.png"), "{split}/images/{id}.*", "{split}/masks/{id}.*"
+    ),
+    "part and role in one name": Case(
+        [f"{s}_{part}/{i}.png" for s in ("train", "test") for part in ("images", "masks") for i in range(3)],
+        "{split}_images/{id}.*",
+        "{split}_masks/{id}.*",
+        tests=3,
+    ),
+    "parts and a suffix": Case(
+        [f"{s}/{s}{i}{end}.png" for s in ("train", "test") for end in ("", "_mask") for i in range(3)],
+        "{split}/{id}.*",
+        "{split}/{id}_mask.*",
+        tests=3,
+    ),
+    "parts and patients": Case(
+        [
+            f"{s}/{part}/{s[:2]}{p}/{i}.png"
+            for s in ("train", "test")
+            for part in ("images", "masks")
+            for p in range(3)
+            for i in range(1)
+        ],
+        "{split}/images/{patient}/{id}.*",
+        "{split}/masks/{patient}/{id}.*",
+        groups=6,
+        tests=3,
+    ),
+    # Several masks for each image.
+    "a mask for each instance": Case(
+        [*names("images/x{i}.png"), *[f"masks/x{i}_mask_{n}.png" for i in range(6) for n in range(1, 4)]],
+        "images/{id}.*",
+        "masks/{id}_mask{n}.*",
+    ),
+    "numbers only": Case(
+        [*names("images/x{i}.png"), *[f"masks/x{i}_{n}.png" for i in range(6) for n in range(1, 3)]],
+        "images/{id}.*",
+        "masks/{id}{n}.*",
+    ),
+    "numbers after numbers": Case(
+        [*names("images/case_{i}.png"), *[f"masks/case_{i}_{n}.png" for i in range(6) for n in range(1, 3)]],
+        "images/{id}.*",
+        "masks/{id}{n}.*",
+    ),
+    "instances beside the image": Case(
+        [*names("x{i}.png"), *[f"x{i}_mask_{n}.png" for i in range(6) for n in range(1, 3)]],
+        "{id}.*",
+        "{id}_mask{n}.*",
+    ),
+    "BUSI": Case(
+        [
+            f"{kind}/{kind} ({i}){end}.png"
+            for kind in ("benign", "malignant")
+            for i in range(3)
+            for end in ("", "_mask", *(["_mask_1"] if i else []))
+        ],
+        "{folder}/{id}.*",
+        "{folder}/{id}_mask{n}.*",
+    ),
+    "DSB 2018": Case(
+        [
+            file
+            for i in range(6)
+            for file in (
+                f"a{i:063}/images/a{i:063}.png",
+                *(f"a{i:063}/masks/b{i}{n:062}.png" for n in range(3)),
+            )
+        ],
+        "{patient}/images/{id}.*",
+        "{patient}/masks/*.*",
+        groups=6,
+    ),
+    # Volumes.
+    "NIfTI": Case(both("images/v{i}.nii.gz", "masks/v{i}.nii.gz"), reader="nifti"),
+    "NIfTI with a suffix": Case(both("v{i}.nii", "v{i}_seg.nii"), "{id}.*", "{id}_seg.*", reader="nifti"),
+    "NIfTI in patients": Case(
+        names("patient{p:03}/image.nii.gz", each=1) + names("patient{p:03}/mask.nii.gz", each=1),
+        "{patient}/image.nii.gz",
+        "{patient}/mask.nii.gz",
+        reader="nifti",
+        pairs=3,
+        groups=3,
+    ),
+    "nnU-Net": Case(
+        ["dataset.json", *both("imagesTr/v_{i:03}_0000.nii.gz", "labelsTr/v_{i:03}.nii.gz")],
+        "imagesTr/{id}_0000.*",
+        "labelsTr/{id}.*",
+        reader="nifti",
+        notes=("of each case only the first channel (_0000) is read",),
+    ),
+    "nnU-Net with two channels": Case(
+        [
+            "dataset.json",
+            *both(
+                "imagesTr/v_{i:03}_0000.nii.gz", "imagesTr/v_{i:03}_0001.nii.gz", "labelsTr/v_{i:03}.nii.gz"
+            ),
+        ],
+        "imagesTr/{id}_0000.*",
+        "labelsTr/{id}.*",
+        reader="nifti",
+        notes=("of each case only the first channel (_0000) is read",),
+    ),
+    "nnU-Net with a test folder": Case(
+        [
+            "dataset.json",
+            *both("imagesTr/v_{i:03}_0000.png", "labelsTr/v_{i:03}.png"),
+            "imagesTs/v_900_0000.png",
+        ],
+        "imagesTr/{id}_0000.*",
+        "labelsTr/{id}.*",
+        notes=(
+            "not read: 1 files in imagesTs/",
+            "of each case only the first channel (_0000) is read",
+        ),
+    ),
+    "Medical Segmentation Decathlon": Case(
+        ["dataset.json", *both("imagesTr/la_{i:03}.nii.gz", "labelsTr/la_{i:03}.nii.gz")],
+        "imagesTr/{id}.*",
+        "labelsTr/{id}.*",
+        reader="nifti",
+    ),
+}
+
+OTHERS = {
+    "COCO": Case(["annotations.json", *names("images/{i}.jpg")], reader="coco"),
+    "COCO train2017": Case(
+        ["annotations/instances_train2017.json", *names("train2017/{i:012}.jpg")],
+        reader="coco",
+        keys={"annotations": "annotations/instances_train2017.json"},
+    ),
+    "Roboflow COCO": Case(
+        ["_annotations.coco.json", *names("{i}.jpg")],
+        reader="coco",
+        keys={"annotations": "_annotations.coco.json"},
+    ),
+    "YOLO": Case(both("images/{i}.jpg", "labels/{i}.txt"), reader="yolo"),
+    "the authors' layout": Case(["dataset.json", *names("image/{i}.png")], reader="med_datasets"),
+    "DICOM": Case(both("images/P{p}/{i}.dcm", "masks/P{p}/{i}.png"), reader="dicom"),
+    "DICOM without endings": Case(both("images/P{p}/IM{i}", "masks/P{p}/IM{i}.png"), reader="dicom"),
+}
+
+UNKNOWN = {
+    "no mask": names("images/{i}.png"),
+    "no image at all": ["README.md", "a/b.txt"],
+    "hardly any partner": [*names("images/a{i}.png"), *names("masks/b{i}.png")],
+    "formats that no reader knows": both("images/{i}.nrrd", "masks/{i}.nrrd"),
+    "YOLO without images": names("labels/{i}.txt"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pairs_are_understood(name: str) -> None:
+    case = CASES[name]
+    keys = {"image_files": case.image_files, "mask_files": case.mask_files} if case.image_files else {}
+    assert layouts(case.files) == [Layout(case.reader, keys, case.notes)]
+    found = pairs_among(
+        Path("data"),
+        case.files,
+        case.image_files or "images/{id}.*",
+        case.mask_files or "masks/{id}.*",
+        VOLUMES if case.reader == "nifti" else PIXELS,
+    )
+    counts = len(found), len({pair.group for pair in found} - {None}), Counter(p.part for p in found)["test"]
+    assert counts == (case.pairs, case.groups, case.tests)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_readers_are_recognised(name: str) -> None:
+    assert layouts(OTHERS[name].files) == [Layout(OTHERS[name].reader, OTHERS[name].keys)]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_understood_gets_no_reading(name: str) -> None:
+    assert layouts(UNKNOWN[name]) == []
+
+
+def test_two_folders_of_masks_are_two_readings() -> None:
+    files = both("images/{i}.png", "masks/{i}.png", "labels/{i}.png")
+    assert [dict(found.keys) for found in layouts(files)] == [
+        {"image_files": "images/{id}.*", "mask_files": "labels/{id}.*"},
+        {},
+    ]
+
+
+def test_two_lists_of_coco_are_two_readings() -> None:
+    files = ["annotations/instances_train2017.json", "annotations/instances_val2017.json"]
+    assert [found.keys["annotations"] for found in layouts(files)] == files
+
+
+def test_a_missing_mask_hides_no_layout() -> None:
+    files = both("images/x{i}.png", "masks/x{i}_mask.png")[:-1]
+    assert [dict(found.keys) for found in layouts(files)] == [
+        {"image_files": "images/{id}.*", "mask_files": "masks/{id}_mask.*"}
+    ]
+
+
+def test_the_corpus_has_its_size() -> None:
+    assert len(CASES) + len(OTHERS) + len(UNKNOWN) >= 60
