@@ -9,16 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from rich.console import Console
 
+from casam_core.bank.bank import Bank
+from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_policy
 from casam_core.protocol.audit import broken, read_log
+from casam_core.protocol.register import Keys, Register
+from casam_core.protocol.signing import new_signing_key, public_hex
+from scenarios.deploy import local
+from server.run.run_folder import read_arrivals
 from tests.conftest import tiny_table
 from tests.processes import carries
+from tests.runs import events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -121,3 +130,36 @@ def test_nothing_outlives_an_interrupt_or_a_kill(scenario: Path, number: signal.
     while left_behind(cwd) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left_behind(cwd) == []
+
+
+def test_a_node_that_takes_the_name_of_another_has_no_part_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node of west is registered at the server, but its operator writes files that make it south."""
+    honest = local.write_node
+
+    def written(scenario: Scenario, name: str, home: Path, files: Path, *rest: Any) -> Path:
+        node = honest(scenario, "south" if name == "west" else name, home, files, *rest)
+        if name == "west":
+            key = Keys(signing=public_hex(new_signing_key(files / "own.key")))
+            own = Register(institutions={"south": key}, server="0" * 64)
+            (files / "own.json").write_bytes(own.text())
+            facts = tomllib.loads(node.read_text())
+            facts |= {"register": "own.json", "signing_key": "own.key"}
+            node.write_text(tomli_w.dumps(facts))
+        return node
+
+    monkeypatch.setattr(local, "write_node", written)
+    table = tiny_table(participation={"missing": "skip"}, deadlines={"connect": 30.0})
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
+    folder = local.deploy_local(
+        local.DeployOrder(str(tmp_path / "tiny.toml"), out=tmp_path / "run"), Console()
+    )
+
+    assert {event["institution"] for event in events(folder, "unregistered")} == {"south"}
+    learned = Bank.open(folder / "bank")["histology"]
+    assert learned.provenance.holders == ("south",)
+    answered = {release.institution for release in read_arrivals(folder / "audit.jsonl")}
+    assert answered == {"north", "south"}
+    # The impostor's own audit log exists, so it did answer; the server took nothing of it.
+    assert read_log(folder / "institutions" / "west" / "private" / "audit.jsonl")
