@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from casam_core.model.backbones.lite_medsam import load_lite_medsam
 from casam_core.model.backbones.sam import SamBackbone
 from casam_core.model.compute import Compute, prepare_process
 from casam_core.model.prompts import Prompts
+from casam_core.model.window import PIXELS, Window
 from casam_core.seeding import initialisers_from
 from client.data.dataset import LoadedSample
 from client.data.open import open_dataset
@@ -65,10 +67,14 @@ class AsReleased:
     def __getattr__(self, name: str) -> object:
         return getattr(self.backbone, name)
 
-    def decode(
-        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As Backbone.decode."""
+    def decode_in(
+        self,
+        windows: Sequence[Window],
+        z_CHW: Tensor,
+        prompts: Prompts,
+        mask_decoder: nn.Module | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """As Backbone.decode_in; the whole masks are computed first."""
         boxes = torch.as_tensor(prompts.xy, device=z_CHW.device)
         sparse, dense = self.backbone.prompt_encoder(points=None, boxes=boxes, masks=None)
         with self.backbone.compute.autocast():
@@ -79,7 +85,8 @@ class AsReleased:
                 dense_prompt_embeddings=dense,
                 multimask_output=False,
             )
-        return logits_N1hw[:, 0].float(), iou_N1[:, 0].float()
+        masks = zip(windows, logits_N1hw[:, 0].float(), strict=True)
+        return [window.of(logits_hw, PIXELS) for window, logits_hw in masks], iou_N1[:, 0].float()
 
 
 def as_released(backbone: Backbone) -> Backbone:

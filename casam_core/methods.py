@@ -160,8 +160,14 @@ def distillation(start: AlignmentLayer, backbone: Backbone, importance: Importan
 
     def penalty(layer: AlignmentLayer, batch: Batch) -> Tensor:
         with torch.no_grad():
-            old_Nhw = torch.sigmoid(decode_batch(start, backbone, batch.drawn).logits_Nhw)
-        return LWF_STRENGTH * F.binary_cross_entropy_with_logits(batch.logits_Nhw, old_Nhw)
+            old = [
+                torch.sigmoid(logits_hw) for logits_hw in decode_batch(start, backbone, batch.drawn).logits
+            ]
+        entropies = [
+            F.binary_cross_entropy_with_logits(logits_hw, old_hw, reduction="sum")
+            for logits_hw, old_hw in zip(batch.logits, old, strict=True)
+        ]
+        return LWF_STRENGTH * torch.stack(entropies).mean() / batch.pixels
 
     return penalty
 

@@ -9,6 +9,8 @@ layers, the loss, the training loops, private training and the routers are the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute, prepare_process
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Example
+from casam_core.model.window import PIXELS, Window
 from casam_core.routing.features import moments_pool
 from casam_core.seeding import numpy_generator, torch_generator
 
@@ -34,10 +37,14 @@ READ_BY_DECODER, HIDDEN = 0, 1
 class SketchBackbone(SamBackbone):
     """The tiny backbone's geometry with a decoder that costs almost nothing."""
 
-    def decode(
-        self, z_CHW: Tensor, prompts: Prompts, mask_decoder: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(logits_Nhw, iou_N): one channel of the embedding inside the box, background outside."""
+    def decode_in(
+        self,
+        windows: Sequence[Window],
+        z_CHW: Tensor,
+        prompts: Prompts,
+        mask_decoder: nn.Module | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """(logits_hw, iou_N): one channel of the embedding inside the box, background outside."""
         low = self.geometry.low
         logits_hw = (
             STRENGTH
@@ -49,7 +56,8 @@ class SketchBackbone(SamBackbone):
         columns_Nw = (centre_h > x0) & (centre_h < x1 + 1)
         inside_Nhw = rows_Nh[:, :, None] & columns_Nw[:, None, :]
         logits_Nhw = torch.where(inside_Nhw, logits_hw, torch.tensor(OUTSIDE))
-        return logits_Nhw, torch.full((len(logits_Nhw),), 0.5)
+        logits = [window.of(whole_hw, PIXELS) for window, whole_hw in zip(windows, logits_Nhw, strict=True)]
+        return logits, torch.full((len(logits),), 0.5)
 
 
 def sketch_backbone(threads: int) -> Backbone:

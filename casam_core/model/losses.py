@@ -38,7 +38,15 @@ def soft_iou(logits_Nhw: Tensor, target_Nhw: Tensor) -> Tensor:
     return overlap / (probability.sum(1) + target.sum(1) - overlap).clamp(min=1e-6)
 
 
-def alignment_loss(logits_Nhw: Tensor, iou_N: Tensor, target_Nhw: Tensor) -> Tensor:
-    """The weighted sum of the three losses; no gradient flows through the IoU target."""
+def alignment_loss(
+    logits_Nhw: Tensor, iou_N: Tensor, target_Nhw: Tensor, pixels: int | None = None
+) -> Tensor:
+    """The weighted sum of the three losses; no gradient flows through the IoU target.
+
+    pixels: of a whole mask, if logits and targets are those of a window: outside of it both are 0. Only the
+    focal loss, a mean over pixels, has to know.
+    """
+    share = 1.0 if pixels is None else logits_Nhw[0].numel() / pixels
     iou_error = F.mse_loss(iou_N, soft_iou(logits_Nhw, target_Nhw).detach())
-    return FOCAL_WEIGHT * focal_loss(logits_Nhw, target_Nhw) + dice_loss(logits_Nhw, target_Nhw) + iou_error
+    focal = share * focal_loss(logits_Nhw, target_Nhw)
+    return FOCAL_WEIGHT * focal + dice_loss(logits_Nhw, target_Nhw) + iou_error

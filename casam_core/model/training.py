@@ -24,6 +24,7 @@ from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.losses import alignment_loss
 from casam_core.model.prompts import Prompts, random_points, tight_boxes
+from casam_core.model.window import PIXELS, windows_around
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -200,17 +201,24 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Batch:
-    """The output of layer and decoder for one batch: N instances of all its images together."""
+    """The output of layer and decoder for one batch: N instances of all its images together.
+
+    logits, targets: one h x w per instance, in the window of its prompt (casam_core.model.window).
+    pixels: of a whole mask.
+    """
 
     drawn: Sequence[Drawn]
-    logits_Nhw: Tensor
+    logits: Sequence[Tensor]
     iou_N: Tensor
-    target_Nhw: Tensor
+    targets: Sequence[Tensor]
+    pixels: int
 
     @property
     def loss(self) -> Tensor:
         """The alignment loss, averaged over the instances of the batch."""
-        return alignment_loss(self.logits_Nhw, self.iou_N, self.target_Nhw)
+        instances = zip(self.logits, self.iou_N, self.targets, strict=True)
+        losses = [alignment_loss(lo[None], iou[None], t[None], self.pixels) for lo, iou, t in instances]
+        return torch.stack(losses).mean()
 
 
 def draw_batch(
@@ -257,17 +265,26 @@ def draw_instances(
 
 
 def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:
-    """Apply the layer to all images of the batch at once, then the decoder to one image at a time."""
+    """Apply the layer to all images of the batch at once, then the decoder to one image at a time.
+
+    Masks are decoded near their boxes only: farther away they are empty and teach nothing.
+    """
+    aligned_BCHW, decoder, geometry = align(layer, backbone, drawn), layer.own_decoder(), backbone.geometry
+    logits, iou, targets = [], [], []
+    for z_CHW, item in zip(aligned_BCHW, drawn, strict=True):
+        windows = windows_around(item.prompts, geometry.cells, geometry.side)
+        near, iou_N = backbone.decode_in(windows, z_CHW, item.prompts, decoder)
+        logits += near
+        iou.append(iou_N)
+        targets += [w.of(target_hw, PIXELS) for w, target_hw in zip(windows, item.target_Nhw, strict=True)]
+    return Batch(drawn, logits, torch.cat(iou), targets, pixels=geometry.low**2)
+
+
+def align(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Tensor:
+    """aligned_BCHW float32: what the layer makes of the images."""
     with backbone.compute.autocast():
-        aligned_BCHW = layer(torch.stack([item.seen_CHW for item in drawn])).float()
-    decoder = layer.own_decoder()
-    decoded = [backbone.decode(z, item.prompts, decoder) for z, item in zip(aligned_BCHW, drawn, strict=True)]
-    return Batch(
-        drawn=drawn,
-        logits_Nhw=torch.cat([logits for logits, _ in decoded]),
-        iou_N=torch.cat([iou for _, iou in decoded]),
-        target_Nhw=torch.cat([item.target_Nhw for item in drawn]),
-    )
+        aligned_BCHW: Tensor = layer(torch.stack([item.seen_CHW for item in drawn])).float()
+    return aligned_BCHW
 
 
 def importance_of(

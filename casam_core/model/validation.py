@@ -11,7 +11,7 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights_of
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import Drawn, Examples, decode_batch, draw_instances
+from casam_core.model.training import Drawn, Examples, align, draw_instances
 
 Validate = Callable[[AlignmentLayer], float]
 """Measures the IoU of a layer and restores its mode (training or evaluation)."""
@@ -51,8 +51,9 @@ def validator(
 @torch.no_grad()
 def mean_iou(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> float:
     """Mean IoU of one image's masks (logits above 0) against their targets."""
-    batch = decode_batch(layer, backbone, [drawn])
-    predicted, target = batch.logits_Nhw.flatten(1) > 0, batch.target_Nhw.flatten(1) > 0
+    aligned_CHW = align(layer, backbone, [drawn])[0]
+    logits_Nhw, _ = backbone.decode(aligned_CHW, drawn.prompts, layer.own_decoder())
+    predicted, target = logits_Nhw.flatten(1) > 0, drawn.target_Nhw.flatten(1) > 0
     return float(((predicted & target).sum(1) / (predicted | target).sum(1)).mean())
 
 

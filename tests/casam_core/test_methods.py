@@ -113,7 +113,7 @@ def test_distillation_is_least_where_nothing_changed(backbone: Backbone) -> None
         moved.shift_C += 1.0
     penalty = distillation(start, backbone, None)
     same = batch_of(start, backbone)
-    probability = torch.sigmoid(same.logits_Nhw)
-    entropy = -(probability * probability.log() + (1 - probability) * (1 - probability).log()).mean()
+    probability = torch.sigmoid(same.logits[0])
+    entropy = -(probability * probability.log() + (1 - probability) * (1 - probability).log()).sum() / 32**2
     assert penalty(start, same).item() == pytest.approx(entropy.item(), rel=1e-4)
     assert penalty(moved, batch_of(moved, backbone)).item() > penalty(start, same).item()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from casam_core.model.backbones.mask_decoder import decode_prompts
 from casam_core.model.compute import Compute
 from casam_core.model.frame import Frame, frame_of, pad_to_square
 from casam_core.model.prompts import Prompts
+from casam_core.model.window import PIXELS, Window, whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Geometry:
     @property
     def low(self) -> int:
         """Side of the decoder's mask logits."""
-        return 4 * self.cells
+        return PIXELS * self.cells
 
 
 class Backbone(nn.Module):
@@ -131,6 +133,18 @@ class Backbone(nn.Module):
             prompts: in pixels of the frame.
             mask_decoder: used instead of SAM's own.
         """
+        everywhere = [whole(self.geometry.cells)] * len(prompts)
+        logits, iou_N = self.decode_in(everywhere, z_CHW, prompts, mask_decoder)
+        return torch.stack(logits), iou_N
+
+    def decode_in(
+        self,
+        windows: Sequence[Window],
+        z_CHW: Tensor,
+        prompts: Prompts,
+        mask_decoder: MaskDecoder | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `decode`, with the logits in the window of each prompt only."""
         xy = torch.as_tensor(prompts.xy, device=z_CHW.device)
         points = boxes = None
         if prompts.boxes_N4 is not None:
@@ -139,7 +153,7 @@ class Backbone(nn.Module):
             points = (xy[:, None, :], torch.ones(len(xy), 1, device=xy.device))
         sparse_NTC, dense_NCHW = self.prompt_encoder(points=points, boxes=boxes, masks=None)
         with self.compute.autocast():
-            logits_Nhw, iou_N = decode_prompts(
-                mask_decoder or self.mask_decoder, z_CHW, self.image_pe, sparse_NTC, dense_NCHW[:1]
+            logits, iou_N = decode_prompts(
+                mask_decoder or self.mask_decoder, z_CHW, self.image_pe, sparse_NTC, dense_NCHW[:1], windows
             )
-        return logits_Nhw.float(), iou_N.float()
+        return [logits_hw.float() for logits_hw in logits], iou_N.float()

@@ -1,99 +1,77 @@
-"""SAM's mask decoder for many prompts on one image, without repeating the image per prompt.
+"""SAM's mask decoder for many prompts on one image.
 
 It has the weights and the mathematics of segment_anything.modeling.MaskDecoder with a single mask per
 prompt, in another order. Tests compare the two.
 
-- SAM repeats the embedding and its positions for every prompt before the transformer. They differ
-  between prompts only after the first block, so everything before that is computed once.
+- Prompts are decoded one by one: their cells stay in the processor's cache.
+- The attention is folded into the tokens (casam_core.model.backbones.two_way).
 - Its two transposed convolutions have kernel 2 and stride 2. Their outputs do not overlap, so each
-  is a matrix product per cell. Masks stay in the transformer's layout, channels last; only the
-  final logits are put in image order.
+  is a matrix product per cell, which can be computed in a window of cells alone.
 - SAM computes four masks; here only the returned one is computed.
 
 Shapes: N prompts, T tokens each (SAM's five and the prompt's), K = cells^2 cells, C channels,
-h x w = 4 cells x 4 cells mask logits.
+h x w = 4 cells x 4 cells mask logits, or those of a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from segment_anything.modeling import MaskDecoder
-from segment_anything.modeling.transformer import TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from casam_core.model.backbones.two_way import attend
+from casam_core.model.window import Window
+
+IOU_TOKEN, MASK_TOKEN = 0, 1
+"""Places of the tokens from which the IoU estimate and the single mask are read."""
+
 
 def decode_prompts(
-    decoder: MaskDecoder, z_CHW: Tensor, image_pe_1CHW: Tensor, sparse_NTC: Tensor, dense_1CHW: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(logits_Nhw, iou_N) of N >= 1 prompts on one embedding.
+    decoder: MaskDecoder,
+    z_CHW: Tensor,
+    image_pe_1CHW: Tensor,
+    sparse_NTC: Tensor,
+    dense_1CHW: Tensor,
+    windows: Sequence[Window],
+) -> tuple[list[Tensor], Tensor]:
+    """(logits_hw in the window of each prompt, iou_N) of N >= 1 prompts on one embedding.
 
     sparse_NTC: the prompts' tokens. dense_1CHW: SAM adds it to the embedding if no mask is given; it is the
     same for every prompt.
     """
     cells = z_CHW.shape[-1]
     own_TC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens_NTC = torch.cat([own_TC.expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
-    cells_1KC = as_rows(z_CHW[None] + dense_1CHW)
-    hidden_NTC, cells_NKC = attend(decoder.transformer, tokens_NTC, cells_1KC, as_rows(image_pe_1CHW))
-    iou_N = decoder.iou_prediction_head(hidden_NTC[:, 0])[:, 0]
-    mask_ND = decoder.output_hypernetworks_mlps[0](hidden_NTC[:, 1])
-    return mask_logits(decoder.output_upscaling, cells_NKC, mask_ND, cells), iou_N
+    cells_KC, pe_KC = as_rows(z_CHW + dense_1CHW[0]), as_rows(image_pe_1CHW[0])
+    logits, iou = [], []
+    for sparse_TC, window in zip(sparse_NTC, windows, strict=True):
+        tokens_TC = torch.cat([own_TC, sparse_TC])
+        answers_2C, told_KC = attend(decoder.transformer, tokens_TC, cells_KC, pe_KC, answers=2)
+        iou.append(decoder.iou_prediction_head(answers_2C[IOU_TOKEN])[0])
+        mask_D = decoder.output_hypernetworks_mlps[0](answers_2C[MASK_TOKEN])
+        rows_hwC = window.of(told_KC.view(cells, cells, -1))
+        logits.append(mask_logits(decoder.output_upscaling, rows_hwC, mask_D))
+    return logits, torch.stack(iou)
 
 
-def as_rows(x_BCHW: Tensor) -> Tensor:
-    """x_BKC: a row per cell."""
-    return x_BCHW.flatten(2).transpose(1, 2)
+def as_rows(x_CHW: Tensor) -> Tensor:
+    """x_KC: a row per cell, one after the other in memory."""
+    return x_CHW.flatten(1).T.contiguous()
 
 
-def attend(
-    transformer: TwoWayTransformer, tokens_NTC: Tensor, cells_1KC: Tensor, pe_1KC: Tensor
-) -> tuple[Tensor, Tensor]:
-    """SAM's two-way transformer: (tokens_NTC, cells_NKC)."""
-    first, *others = transformer.layers
-    queries_NTC, cells_NKC = first_block(first, tokens_NTC, cells_1KC, pe_1KC)
-    for block in others:
-        queries_NTC, cells_NKC = block(
-            queries=queries_NTC, keys=cells_NKC, query_pe=tokens_NTC, key_pe=pe_1KC
-        )
-    changes_NTC = transformer.final_attn_token_to_image(
-        q=queries_NTC + tokens_NTC, k=cells_NKC + pe_1KC, v=cells_NKC
-    )
-    return transformer.norm_final_attn(queries_NTC + changes_NTC), cells_NKC
-
-
-def first_block(
-    block: TwoWayAttentionBlock, tokens_NTC: Tensor, cells_1KC: Tensor, pe_1KC: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The first block, whose cells are the same for all prompts: their part is computed once.
-
-    In the cross-attention to the cells, tokens do not depend on each other. So the tokens of all prompts
-    attend to the cells as one sequence.
-    """
-    queries_NTC = block.norm1(block.self_attn(q=tokens_NTC, k=tokens_NTC, v=tokens_NTC))
-    placed_1KC = cells_1KC + pe_1KC
-    looks_NTC = block.cross_attn_token_to_image(
-        q=(queries_NTC + tokens_NTC).flatten(0, 1)[None], k=placed_1KC, v=cells_1KC
-    ).view_as(queries_NTC)
-    queries_NTC = block.norm2(queries_NTC + looks_NTC)
-    queries_NTC = block.norm3(queries_NTC + block.mlp(queries_NTC))
-    changes_NKC = block.cross_attn_image_to_token(q=placed_1KC, k=queries_NTC + tokens_NTC, v=queries_NTC)
-    return queries_NTC, block.norm4(cells_1KC + changes_NKC)
-
-
-def mask_logits(upscaling: Iterable[Any], cells_NKC: Tensor, mask_ND: Tensor, cells: int) -> Tensor:
-    """logits_Nhw: upscale the cells twice by 2 x 2, then weight them by the D channels of each mask."""
+def mask_logits(upscaling: Iterable[Any], rows_hwC: Tensor, mask_D: Tensor) -> Tensor:
+    """logits, 4 h x 4 w: upscale the cells twice by 2 x 2, then weight them by the D channels of the mask."""
     widen, norm, act, widen_again, act_again = upscaling
-    quarters = doubled(widen, cells_NKC)
+    quarters = doubled(widen, rows_hwC)
     quarters = act(F.layer_norm(quarters, norm.weight.shape, norm.weight, norm.bias, norm.eps))
     sixteenths = act_again(doubled(widen_again, quarters))
-    logits = torch.einsum("nkpqd,nd->nkpq", sixteenths, mask_ND)
-    # p, q: which quarter of a cell, and which quarter of that; each is a row and a column of two.
-    parts = logits.view(len(mask_ND), cells, cells, 2, 2, 2, 2)
-    return parts.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(mask_ND), 4 * cells, 4 * cells)
+    height, width = rows_hwC.shape[:2]
+    # Which quarter of a cell, and which quarter of that; each is a row and a column of two.
+    parts: Tensor = (sixteenths @ mask_D).view(height, width, 2, 2, 2, 2)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(4 * height, 4 * width)
 
 
 def doubled(convolution: nn.ConvTranspose2d, x_C: Tensor) -> Tensor:

@@ -340,8 +340,10 @@ def test_each_step_uses_one_kind_of_prompt_and_mixed_tosses_a_coin(
     tiny: Backbone, examples: list[Example], wish: str, kinds: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []
-    decode = tiny.decode
-    monkeypatch.setattr(tiny, "decode", lambda z, p, own: (used.append(p.xy.shape[1]), decode(z, p, own))[1])
+    decode = tiny.decode_in
+    monkeypatch.setattr(
+        tiny, "decode_in", lambda w, z, p, own: (used.append(p.xy.shape[1]), decode(w, z, p, own))[1]
+    )
     train(residual(), tiny, examples[:2], epochs=10, batch_images=2, prompts=wish)
     steps = [set(used[i : i + 2]) for i in range(0, len(used), 2)]
     assert all(len(step) == 1 for step in steps)
