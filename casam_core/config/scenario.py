@@ -67,6 +67,11 @@ class TrainingSpec(Section):
     prompts: Literal["box", "point", "mixed"] = Field(
         "box", description="mixed: each step draws box or point with equal probability, as in the paper."
     )
+    far_cells: Literal["means", "all"] = Field(
+        "all",
+        description="What the decoder sees, in training only, of the embedding's cells far from a box: the "
+        "mean of each block of 4 x 4 cells, in half the time, or all cells.",
+    )
     warmup: int = Field(0, ge=0, description="Steps in which the learning rate rises to its full value.")
     patience: int | None = Field(
         None,

@@ -24,7 +24,7 @@ from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.losses import alignment_loss
 from casam_core.model.prompts import Prompts, random_points, tight_boxes
-from casam_core.model.window import PIXELS, windows_around
+from casam_core.model.window import PIXELS, Window, windows_around
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -192,11 +192,15 @@ class OpenSteps:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Some instances of one image: prompts in pixels of the frame, target_Nhw at the decoder's resolution."""
+    """Some instances of one image: prompts in pixels of the frame, target_Nhw at the decoder's resolution.
+
+    windows: where training decodes each of them.
+    """
 
     seen_CHW: Tensor
     prompts: Prompts
     target_Nhw: Tensor
+    windows: Sequence[Window]
 
 
 @dataclass(frozen=True)
@@ -258,9 +262,12 @@ def draw_instances(
     in_image = tight_boxes(labels_HW, chosen) if kind == "box" else random_points(labels_HW, chosen, rng)
     target_Nhw = torch.from_numpy(low[None] == chosen[:, None, None]).float()
     frame = frame_of(labels_HW, backbone.geometry.side)
-    device = backbone.compute.device
+    prompts, device, pooled = in_image.into(frame), backbone.compute.device, spec.far_cells == "means"
     return Drawn(
-        seen_CHW=example.seen_CHW.to(device), prompts=in_image.into(frame), target_Nhw=target_Nhw.to(device)
+        seen_CHW=example.seen_CHW.to(device),
+        prompts=prompts,
+        target_Nhw=target_Nhw.to(device),
+        windows=windows_around(prompts, backbone.geometry.cells, frame.side, pooled=pooled),
     )
 
 
@@ -269,15 +276,15 @@ def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Draw
 
     Masks are decoded near their boxes only: farther away they are empty and teach nothing.
     """
-    aligned_BCHW, decoder, geometry = align(layer, backbone, drawn), layer.own_decoder(), backbone.geometry
+    aligned_BCHW, decoder = align(layer, backbone, drawn), layer.own_decoder()
     logits, iou, targets = [], [], []
     for z_CHW, item in zip(aligned_BCHW, drawn, strict=True):
-        windows = windows_around(item.prompts, geometry.cells, geometry.side)
-        near, iou_N = backbone.decode_in(windows, z_CHW, item.prompts, decoder)
+        near, iou_N = backbone.decode_in(item.windows, z_CHW, item.prompts, decoder)
         logits += near
         iou.append(iou_N)
-        targets += [w.of(target_hw, PIXELS) for w, target_hw in zip(windows, item.target_Nhw, strict=True)]
-    return Batch(drawn, logits, torch.cat(iou), targets, pixels=geometry.low**2)
+        whole = zip(item.windows, item.target_Nhw, strict=True)
+        targets += [window.of(target_hw, PIXELS) for window, target_hw in whole]
+    return Batch(drawn, logits, torch.cat(iou), targets, pixels=backbone.geometry.low**2)
 
 
 def align(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Tensor:

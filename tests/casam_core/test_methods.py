@@ -17,6 +17,7 @@ from casam_core.model.compute import Compute
 from casam_core.model.forms import LowRankSpec, build_layer
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Batch, Drawn, decode_batch
+from casam_core.model.window import whole
 from casam_core.routing.decision import Route
 
 COHORT = Cohort(
@@ -36,7 +37,7 @@ def backbone() -> Backbone:
 def batch_of(layer: nn.Module, backbone: Backbone) -> Batch:
     z_CHW = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = Prompts(boxes_N4=np.array([[4, 4, 40, 40]], np.float32))
-    return decode_batch(layer, backbone, [Drawn(z_CHW, prompts, torch.ones(1, 32, 32))])
+    return decode_batch(layer, backbone, [Drawn(z_CHW, prompts, torch.ones(1, 32, 32), [whole(8)])])
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
@@ -114,6 +115,6 @@ def test_distillation_is_least_where_nothing_changed(backbone: Backbone) -> None
     penalty = distillation(start, backbone, None)
     same = batch_of(start, backbone)
     probability = torch.sigmoid(same.logits[0])
-    entropy = -(probability * probability.log() + (1 - probability) * (1 - probability).log()).sum() / 32**2
+    entropy = -(probability * probability.log() + (1 - probability) * (1 - probability).log()).mean()
     assert penalty(start, same).item() == pytest.approx(entropy.item(), rel=1e-4)
     assert penalty(moved, batch_of(moved, backbone)).item() > penalty(start, same).item()

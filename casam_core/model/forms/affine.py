@@ -28,8 +28,10 @@ class LowRankLayer(AlignmentLayer):
         self.shift_C = nn.Parameter(torch.zeros(channels))
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
-        mixed = torch.einsum("cr,rd,bdhw->bchw", self.up_CR, self.down_RC, z_BCHW)
-        return z_BCHW + mixed + self.shift_C[:, None, None]
+        z_BCK = z_BCHW.flatten(2)
+        up_BCR = self.up_CR.expand(len(z_BCK), -1, -1)
+        mixed_BCK = torch.baddbmm(z_BCK, up_BCR, self.down_RC @ z_BCK)
+        return (mixed_BCK + self.shift_C[:, None]).view_as(z_BCHW)
 
 
 class ScaleShiftLayer(AlignmentLayer):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from casam_core.config.scenario import AlignmentSpec, BackboneSpec, TrainingSpec
 from casam_core.model.backbones import Backbone, load_backbone
@@ -16,7 +17,7 @@ from casam_core.model.forms import build_layer
 from casam_core.model.losses import alignment_loss
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Example, align, decode_batch, draw_instances
-from casam_core.model.window import PIXELS, Window, whole, windows_around
+from casam_core.model.window import BLOCK, PIXELS, Window, whole
 from client.data.phantoms import PHANTOMS
 from tests.banks import tiny_backbone
 
@@ -120,36 +121,39 @@ def test_the_logits_in_a_window_are_those_of_the_whole_mask() -> None:
     assert [tuple(logits_hw.shape) for logits_hw in near] == [(12, 24), (4, 4), (32, 32)]
     for window, whole_hw, near_hw in zip(windows, logits_Nhw, near, strict=True):
         torch.testing.assert_close(near_hw, window.of(whole_hw, PIXELS), rtol=1e-5, atol=1e-5)
-    assert torch.equal(near_iou_N, iou_N)
+    torch.testing.assert_close(near_iou_N, iou_N, rtol=1e-5, atol=1e-5)
 
 
-def test_a_window_is_the_box_and_four_cells_around_it_by_hand() -> None:
-    # 64 cells of 4 pixels: the box has pixels 100 to 119 and 40 to 43, so cells 25 to 29 and cell 10.
-    boxes = np.array([[100, 40, 119, 43], [0, 0, 255, 255], [3.9, 4.0, 3.9, 4.0]], np.float32)
-    assert windows_around(Prompts(boxes_N4=boxes), cells=64, side=256) == [
-        Window(top=6, bottom=15, left=21, right=34),
-        whole(64),
-        Window(top=0, bottom=6, left=0, right=5),
-    ]
-    assert windows_around(Prompts(points_N2=boxes[:2, :2]), cells=64, side=256) == [whole(64)] * 2
+def test_means_of_equal_cells_stand_for_these_cells_exactly() -> None:
+    backbone = copy.deepcopy(tiny_backbone())
+    backbone.image_pe = F.interpolate(F.avg_pool2d(backbone.image_pe, BLOCK), scale_factor=BLOCK)
+    z_CHW = F.interpolate(F.avg_pool2d(embedding(backbone, 3).detach(), BLOCK)[None], scale_factor=BLOCK)[0]
+    prompts = some_prompts(backbone, "box", 2, 3)
+    every, means = ([Window(0, 4, 4, 8, pooled)] * 2 for pooled in (False, True))
+    wanted, wanted_iou_N = backbone.decode_in(every, z_CHW, prompts)
+    found, iou_N = backbone.decode_in(means, z_CHW, prompts)
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(iou_N, wanted_iou_N, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("far_cells", "cosine"), [("all", 1 - 1e-9), ("means", 0.98)])
 @pytest.mark.parametrize("modality", ["histology", "polyp"])
-def test_a_real_mask_ends_within_its_window(modality: str) -> None:
-    """So the gradient near the box is that of the whole mask: to 1e-5 on these images."""
+def test_near_a_real_mask_the_gradient_is_that_of_the_whole_mask(
+    modality: str, far_cells: str, cosine: float
+) -> None:
     backbone = load_backbone(BackboneSpec(name="lite_medsam"), Compute("cpu", 1, "float32"))
     painted = PHANTOMS[modality](np.random.default_rng(0), 256)
     example = Example(backbone.encode([painted.image_HW3])[0], painted.labels_HW)
-    drawn = draw_instances(example, backbone, TrainingSpec(instances=2), "box", np.random.default_rng(0))
+    spec = TrainingSpec.model_validate({"instances": 2, "far_cells": far_cells})
+    drawn = draw_instances(example, backbone, spec, "box", np.random.default_rng(0))
     assert drawn is not None
     layer, gradients = build_layer(AlignmentSpec(form="scale_shift"), 256, 0), []
     near = decode_batch(layer, backbone, [drawn])
-    assert all(logits_hw.numel() < near.pixels / 3 for logits_hw in near.logits)
+    assert all(logits_hw.numel() < near.pixels / 2 for logits_hw in near.logits)
     whole_masks, iou_N = backbone.decode(align(layer, backbone, [drawn])[0], drawn.prompts)
     for loss in (near.loss, alignment_loss(whole_masks, iou_N, drawn.target_Nhw)):
         layer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients.append(torch.cat([p.grad for p in layer.parameters() if p.grad is not None]))
-    found, wanted = gradients
-    assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm())
+        gradients.append(torch.cat([p.grad for p in layer.parameters() if p.grad is not None]).double())
+    assert float(torch.cosine_similarity(*gradients, dim=0)) >= cosine
