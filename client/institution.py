@@ -28,7 +28,7 @@ from casam_core.model.training import (
     importance_of,
     train_layer,
 )
-from casam_core.model.validation import Patience, Validate, beats_identity, validator
+from casam_core.model.validation import BestEpoch, Validate, beats_identity, validator
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, units_of
 from casam_core.protocol.messages import (
@@ -135,20 +135,21 @@ class Institution:
         """
         job, method, training = request.job, method_of(self.scenario.method), self.scenario.training
         layer = self.layer(job.task, request.layer)
-        examples = self.training_examples(request.trains_on, layer, others)
+        examples = self.examples(request.trains_on, "train", layer, others)
         may_fall_back = (
             training.fallback_to_identity
             and job.round == training.rounds
             and method.can_fall_back(alignment_of(self.scenario, job.task).form)
         )
-        validate = self.validator(job, layer) if training.patience or may_fall_back else None
-        patience = Patience(validate, training.patience) if validate and training.patience else None
-        steps = OpenSteps(self.penalty(request), patience)
+        chooses = training.keep_best and not self.site.policy.adds_noise
+        validate = self.validator(request, layer) if chooses or may_fall_back else None
+        best = BestEpoch(validate, training.patience) if validate and chooses else None
+        steps = OpenSteps(self.penalty(request), best)
         report = reporter(self.name, f"train {job.task}")
         draws = self.draws(job, "align")
         train_round(self.scenario, job.task, layer, self.backbone, examples, steps, draws, report)
-        if patience:
-            patience.restore(layer)
+        if best:
+            best.restore(layer)
         importance = improved = None
         if method.weighs:
             importance = importance_of(
@@ -165,15 +166,15 @@ class Institution:
             set_weights(layer, weights)
         return layer
 
-    def training_examples(
-        self, tasks: Sequence[str], layer: AlignmentLayer, others: Sequence[Institution] = ()
+    def examples(
+        self, tasks: Sequence[str], part: Part, layer: AlignmentLayer, others: Sequence[Institution] = ()
     ) -> StoredExamples:
-        """Training images of `tasks` here and at `others`, as `layer` sees them."""
+        """Images of one split of `tasks`, here and at `others`, as `layer` sees them."""
         items: list[tuple[TaskData, Sample]] = []
         for site in (self, *others):
             for task in tasks:
                 if task in self.scenario.institution(site.name).data:
-                    data, samples = site.encoded(task, "train")
+                    data, samples = site.encoded(task, part)
                     items += [(data, sample) for sample in samples]
         return StoredExamples(items, self.backbone, layer.sees_pixels)
 
@@ -186,11 +187,11 @@ class Institution:
         anchor.requires_grad_(False).to(self.backbone.compute.device)
         return method.penalty(anchor, self.backbone, request.importance)
 
-    def validator(self, job: Job, layer: AlignmentLayer) -> Validate | None:
-        """A function that measures layers like `layer` on validation images; None without such images."""
-        data, samples = self.encoded(job.task, "val")
-        examples = StoredExamples([(data, sample) for sample in samples], self.backbone, layer.sees_pixels)
-        return validator(examples, self.backbone, self.scenario.training, self.draws(job, "validate"))
+    def validator(self, request: AlignRequest, layer: AlignmentLayer) -> Validate | None:
+        """A function that measures layers like `layer` on validation images of the tasks that the request
+        trains on; None without such images here."""
+        examples = self.examples(request.trains_on, "val", layer)
+        return validator(examples, self.backbone, self.scenario.training, self.draws(request.job, "validate"))
 
     def draws(self, job: Job, purpose: str) -> np.random.Generator:
         """The random generator of this round for one purpose."""

@@ -44,7 +44,7 @@ def tiny_table(**changes: Any) -> dict[str, Any]:
         "name": "tiny",
         "stream": ["polyp", "histology"],
         "backbone": {"name": "tiny"},
-        "training": {"epochs": 1, "batch_images": 4, "fallback_to_identity": False},
+        "training": {"epochs": 1, "batch_images": 4, "keep_best": False, "fallback_to_identity": False},
         "evaluation": {"max_instances": 4},
         "institutions": [
             {"name": "north", "data": {"polyp": phantom("polyp")}},

@@ -3,6 +3,8 @@
 Both sides use the same training loop with the same random draws. The other side trains as the method's
 authors do: it encodes every image at every step in float32 and decodes with SAM's own decoder. `loss_error`
 shows that the losses agree with a float32 cache. ViT-B has random weights, for speed only.
+
+The decoder alone is compared on one batch of cached embeddings: a step, and a decode without gradients.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
@@ -29,13 +34,23 @@ from casam_core.model.forms import (
     set_weights,
     weights_of,
 )
-from casam_core.model.training import Example, Examples, TrainingResult, train_layer
+from casam_core.model.training import (
+    Drawn,
+    Example,
+    Examples,
+    TrainingResult,
+    decode_batch,
+    draw_batch,
+    train_layer,
+)
 from casam_core.model.validation import validator
+from casam_core.model.window import whole
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import LoadedSample
 
 MODALITY, INSTANCES, EPOCHS = "histology", 5, 24
 REPEATS, VIT_REPEATS = 3, 2
+STEP_IMAGES, STEP_INSTANCES, STEP_REPEATS = 2, 4, 5
 LONG_TRAIN, LONG_VALIDATE, LONG_STEPS = 6, 4, 24
 """For the comparison of bfloat16 with float32: few steps on few images, from the same initial weights."""
 
@@ -44,7 +59,8 @@ def run(around: Surroundings) -> Figures:
     """Figures by backbone B: ratio_B (seconds of an epoch), ratio_24_B (of 24 epochs, the one encoding
     counted), ours_seconds_B, official_seconds_B (per image); ratio_bfloat16_B; loss_error (relative, float32
     cache), loss_error_float16 (the default store); iou_trained, and iou_change_bfloat16 and
-    iou_change_float16_entry (points)."""
+    iou_change_float16_entry (points). SAM's own decoder over ours: step_ratio_all and step_ratio_means (by
+    training.far_cells), decode_ratio; step_cosine, the gradient's with means."""
     table = Table(title=f"training, seconds an image and epoch ({INSTANCES} instances, low_rank 8)")
     for name in ("backbone", "official loop", "ours", "ours, bfloat16", "ratio", "24 epochs", "bfloat16"):
         table.add_column(name, justify="left" if name == "backbone" else "right")
@@ -70,7 +86,12 @@ def run(around: Surroundings) -> Figures:
     if not around.smoke:
         around.say("train: the effect of bfloat16 on a layer")
         figures |= low_precision(around)
+    figures |= decoders(around)
     around.show(table)
+    around.say(
+        "train: SAM's own decoder over ours: a step with all far cells {step_ratio_all:.1f}, with means "
+        "{step_ratio_means:.1f} (cosine {step_cosine:.4f}), a decode {decode_ratio:.1f}".format(**figures)
+    )
     around.say(
         f"train: losses differ by {figures['loss_error']:.1e} relative (float32 cache), "
         f"{figures['loss_error_float16']:.1e} (float16 cache)"
@@ -160,6 +181,51 @@ def trained(
         progress=lambda done, total: None,
     )
     return layer, result
+
+
+def decoders(around: Surroundings) -> Figures:
+    """A training step and a decode with segment_anything's own decoder and with ours."""
+    backbone = lite_medsam(cpu(around.threads))
+    known = [Example(backbone.encode([s.image_HW3])[0], s.labels_HW) for s in phantoms(MODALITY, STEP_IMAGES)]
+    layer = build_layer(LowRankSpec(), backbone.geometry.channels, derive_seed(SEED, "train"))
+
+    def batch(far_cells: str) -> list[Drawn]:
+        spec = TrainingSpec.model_validate({"instances": STEP_INSTANCES, "far_cells": far_cells})
+        return draw_batch(
+            np.arange(STEP_IMAGES), known, backbone, spec, numpy_generator(SEED, "train", "decoders")
+        )
+
+    def step(model: Backbone, drawn: list[Drawn]) -> Callable[[], Tensor]:
+        def gradient() -> Tensor:
+            layer.zero_grad()
+            decode_batch(layer, model, drawn).loss.backward()  # type: ignore[no-untyped-call]
+            return torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
+
+        return gradient
+
+    @torch.no_grad()
+    def decode(model: Backbone) -> None:
+        for example, drawn in zip(known, exact, strict=True):
+            model.decode_in(
+                [whole(backbone.geometry.cells)] * STEP_INSTANCES, example.seen_CHW, drawn.prompts
+            )
+
+    exact, means, official = batch("all"), batch("means"), as_released(backbone)
+    sides: dict[str, Callable[[], object]] = {
+        "official": step(official, exact),
+        "all": step(backbone, exact),
+        "means": step(backbone, means),
+        "official_decode": lambda: decode(official),
+        "decode": lambda: decode(backbone),
+    }
+    seconds = interleaved(sides, repeats=STEP_REPEATS, threads=around.threads)
+    gradients = step(official, exact)(), step(backbone, means)()
+    return {
+        "step_ratio_all": seconds["official"] / seconds["all"],
+        "step_ratio_means": seconds["official"] / seconds["means"],
+        "step_cosine": float(torch.cosine_similarity(*gradients, dim=0)),
+        "decode_ratio": seconds["official_decode"] / seconds["decode"],
+    }
 
 
 def difference(one: TrainingResult, other: TrainingResult) -> float:

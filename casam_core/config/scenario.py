@@ -68,15 +68,18 @@ class TrainingSpec(Section):
         "box", description="mixed: each step draws box or point with equal probability, as in the paper."
     )
     far_cells: Literal["means", "all"] = Field(
-        "all",
+        "means",
         description="What the decoder sees, in training only, of the embedding's cells far from a box: the "
         "mean of each block of 4 x 4 cells, in half the time, or all cells.",
     )
     warmup: int = Field(0, ge=0, description="Steps in which the learning rate rises to its full value.")
+    keep_best: bool = Field(
+        True,
+        description="Keep the epoch with the best IoU on the holder's validation images, not the last one. "
+        "Never where the policy makes layers or metrics noisy: the choice would tell about these images.",
+    )
     patience: int | None = Field(
-        None,
-        ge=1,
-        description="Stop after this many epochs without a better validation IoU, and keep the best epoch.",
+        None, ge=1, description="With keep_best: stop after this many epochs without a better one."
     )
     fallback_to_identity: bool = Field(
         True,
@@ -84,6 +87,12 @@ class TrainingSpec(Section):
         "holders' validation images (methods with one entry per task).",
     )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
+
+    @model_validator(mode="after")
+    def _patience_waits_for_a_better_epoch(self) -> TrainingSpec:
+        if self.patience is not None and not self.keep_best:
+            raise ValueError("patience needs keep_best = true; set it, or leave patience out")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -161,7 +161,8 @@ class OpenSteps:
 
     Args:
         penalty: added to the loss of every batch (casam_core.methods).
-        finished_epoch: called after every epoch; True ends the round (casam_core.model.validation).
+        finished_epoch: called after every epoch, and after the last step of a round; True ends
+            the round (casam_core.model.validation).
     """
 
     penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None
@@ -184,7 +185,8 @@ class OpenSteps:
                 optimiser.step()
                 warmup.step()
                 value = float(loss.detach())
-            stop = done % steps_per_epoch == 0 and bool(self.finished_epoch and self.finished_epoch(layer))
+            whole_epoch = done % steps_per_epoch == 0 or done == total
+            stop = whole_epoch and bool(self.finished_epoch and self.finished_epoch(layer))
             yield Step(total if stop else done, total, bool(drawn), value)
             if stop:
                 return

@@ -1,4 +1,4 @@
-"""Validation of a layer on an institution's images: for early stopping and the fallback to the identity."""
+"""Validation of a layer on an institution's images: for the best epoch and the fallback to the identity."""
 
 from __future__ import annotations
 
@@ -62,15 +62,16 @@ def beats_identity(layer: AlignmentLayer, channels: int, validate: Validate) -> 
     return validate(layer) > validate(IdentityLayer(channels))
 
 
-class Patience:
-    """Early stopping: it remembers the best layer so far.
+class BestEpoch:
+    """It remembers the best layer so far, and can stop the training early.
 
-    Call it after every epoch; True means stop. `restore` loads the best weights.
+    Call it after every epoch; True means stop: `patience` epochs without a better one. `restore` loads the
+    best weights.
     """
 
-    def __init__(self, validate: Validate, epochs: int) -> None:
+    def __init__(self, validate: Validate, patience: int | None) -> None:
         self.validate = validate
-        self.epochs = epochs
+        self.patience = patience
         self._history: list[float] = []
         self._best: Weights = {}
 
@@ -79,7 +80,7 @@ class Patience:
         if not self._history or iou > max(self._history):
             self._best = weights_of(layer)
         self._history.append(iou)
-        return since_best(self._history) >= self.epochs
+        return self.patience is not None and since_best(self._history) >= self.patience
 
     def restore(self, layer: AlignmentLayer) -> None:
         """Load the weights of the best epoch; without a finished epoch, do nothing."""

@@ -38,7 +38,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
 
     def compute(noise: NoiseSource) -> Payload:
         layer = institution.layer(job.task, request.layer)
-        examples = institution.training_examples([job.task], layer)
+        examples = institution.examples([job.task], "train", layer)
         draws = institution.private_draws(job, "align")
         steps = PrivateSteps(units, scenario.privacy, noise_multiplier, noise, draws)
         report = reporter(institution.name, f"train {job.task} privately")

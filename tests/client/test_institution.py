@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from casam_core.config.scenario import Scenario
+from casam_core.model.forms import AlignmentLayer
+from casam_core.model.validation import Validate, validator
+from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.payload import Job
 from client.institution import Institution
 from client.site import hosted_sites
@@ -40,3 +44,52 @@ def test_an_embedding_that_is_gone_is_made_again(tmp_path: Path) -> None:
     key, before = data.embedding(samples[0], site.backbone)
     (data.store.folder / key[:2] / f"{key}.npy").unlink()
     assert torch.equal(data.embedding(samples[0], site.backbone)[1], before)
+
+
+NOISY = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.01}}
+
+
+def epochs_that_were_measured(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[float]:
+    """The IoUs of epochs that chose a layer of the first task."""
+    training = {"epochs": 3, "batch_images": 4, "fallback_to_identity": False} | changes.pop("training", {})
+    site, measured = institution("north", folder, training=training, **changes), []
+    chosen = validator
+
+    def noted(*asked: Any) -> Validate | None:
+        validate = chosen(*asked)
+
+        def measure(layer: AlignmentLayer) -> float:
+            assert validate is not None
+            measured.append(validate(layer))
+            return measured[-1]
+
+        return measure
+
+    monkeypatch.setattr("client.institution.validator", noted)
+    request = AlignRequest(Job("polyp", 1, "polyp"), layer=None, tasks=("polyp",))
+    learned = site.align(request).layer
+    if measured:
+        layer = site.layer("polyp", learned)
+        assert max(measured) == chosen_iou(site, request, layer)
+    return measured
+
+
+def chosen_iou(site: Institution, request: AlignRequest, layer: AlignmentLayer) -> float:
+    validate = site.validator(request, layer)
+    assert validate is not None
+    return validate(layer)
+
+
+def test_the_epoch_that_validation_images_like_best_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(epochs_that_were_measured(tmp_path, monkeypatch)) == 4  # three epochs, and this test
+
+
+def test_no_epoch_is_chosen_where_it_is_not_wanted_or_would_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = epochs_that_were_measured(tmp_path / "off", monkeypatch, training={"keep_best": False})
+    table = tiny_table()["institutions"]
+    noisy = [site | ({"policy": NOISY} if site["name"] == "north" else {}) for site in table]
+    assert off == epochs_that_were_measured(tmp_path / "noisy", monkeypatch, institutions=noisy) == []

@@ -11,10 +11,10 @@ import jsonschema
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from casam_core.config.named_parts import AlignmentSpec, RouterSpec
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.config.toml import apply_override, parse_scenario, read_scenario, set_key
 from casam_core.errors import ScenarioError
 from casam_core.model.forms import FORMS, FormEntry, LowRankSpec
@@ -389,3 +389,9 @@ def test_every_setting_changes_the_digest() -> None:
         )
     }
     assert len(digests) == 5
+
+
+def test_patience_without_a_best_epoch_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"patience needs keep_best = true; set it, or leave"):
+        TrainingSpec(patience=2, keep_best=False)
+    assert TrainingSpec(patience=2).keep_best

@@ -115,6 +115,24 @@ def test_training_can_be_ended_after_any_epoch(tiny: Backbone, examples: list[Ex
     assert told[-1] == (20, 20)
 
 
+def test_the_last_epoch_counts_though_the_step_limit_cuts_it_short(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    asked: list[int] = []
+    told: list[tuple[int, int]] = []
+    train_layer(
+        residual(),
+        tiny,
+        examples,
+        TrainingSpec(epochs=10, max_steps=5, batch_images=2),
+        learning_rate=1e-3,
+        rng=np.random.default_rng(0),
+        progress=lambda done, total: told.append((done, total)),
+        steps=OpenSteps(finished_epoch=lambda layer: bool(asked.append(len(told) + 1))),
+    )
+    assert asked == [2, 4, 5]
+
+
 # --- Steps and batches -----------------------------------------------------------------------------
 
 

@@ -22,7 +22,8 @@ from casam_core.model.forms import (
 from casam_core.model.forms.affine import IdentityLayer, channels_in, identity_like
 from casam_core.model.prompts import Prompts, tight_boxes
 from casam_core.model.training import Drawn, Example
-from casam_core.model.validation import Patience, beats_identity, mean_iou, since_best, validator
+from casam_core.model.validation import BestEpoch, beats_identity, mean_iou, since_best, validator
+from casam_core.model.window import whole
 
 SPEC = TrainingSpec(instances=2)
 
@@ -55,7 +56,7 @@ def test_the_iou_is_the_mean_over_instances_by_hand(tiny: Backbone, monkeypatch:
     decoded = (logits, torch.zeros(2))
     monkeypatch.setattr(type(tiny), "decode", lambda self, z, prompts, decoder=None: decoded)
     prompts: Prompts = tight_boxes(image(0).labels_HW, np.array([1, 2], np.int32))
-    drawn = Drawn(torch.zeros(32, 4, 4), prompts, target)
+    drawn = Drawn(torch.zeros(32, 4, 4), prompts, target, [whole(1)] * 2)
     assert mean_iou(IdentityLayer(32), tiny, drawn) == pytest.approx(0.75)
 
 
@@ -78,17 +79,35 @@ def test_only_a_better_layer_beats_the_identity() -> None:
     assert not beats_identity(Shift(0.4), 4, iou_is_the_shift)
 
 
-def test_patience_stops_after_that_many_epochs_without_a_better_one_and_restores_the_best() -> None:
-    patience, layer = Patience(iou_is_the_shift, epochs=2), Shift(0.0)
+def epochs(best: BestEpoch, layer: Shift, *ious: float) -> list[bool]:
+    """The answers of `best` after epochs with these IoUs, until it says stop."""
     stopped = []
-    for iou in (0.1, 0.3, 0.3, 0.2, 0.9):
+    for iou in ious:
         set_weights(layer, {"by": np.array([iou], np.float32)})
-        stopped.append(patience(layer))
+        stopped.append(best(layer))
         if stopped[-1]:
             break
-    assert stopped == [False, False, False, True]
-    patience.restore(layer)
+    return stopped
+
+
+def test_the_best_epoch_is_restored_the_first_of_equal_ones() -> None:
+    best, layer = BestEpoch(iou_is_the_shift, patience=None), Shift(0.0)
+    assert epochs(best, layer, 0.1, 0.3, 0.2, 0.1, 0.0) == [False] * 5
+    best.restore(layer)
     assert weights_of(layer)["by"] == pytest.approx(0.3)
+
+
+def test_patience_stops_after_that_many_epochs_without_a_better_one() -> None:
+    best, layer = BestEpoch(iou_is_the_shift, patience=2), Shift(0.0)
+    assert epochs(best, layer, 0.1, 0.3, 0.3, 0.2, 0.9) == [False, False, False, True]
+    best.restore(layer)
+    assert weights_of(layer)["by"] == pytest.approx(0.3)
+
+
+def test_without_a_finished_epoch_the_layer_stays() -> None:
+    layer = Shift(0.7)
+    BestEpoch(iou_is_the_shift, patience=None).restore(layer)
+    assert weights_of(layer)["by"] == pytest.approx(0.7)
 
 
 def test_epochs_since_the_best_by_hand() -> None:
