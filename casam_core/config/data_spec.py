@@ -67,6 +67,11 @@ class DataSpec(Section):
     mask_files: str | None = Field(
         None, description="Pattern of the masks, such as `{patient}/{id}_mask.*`; together with image_files."
     )
+    list_file: str | None = Field(
+        None,
+        description="CSV file inside the folder with the columns image and mask, and if known split and "
+        "patient (reader folder).",
+    )
     labels: Literal["instances", "classes", "colours"] = Field(
         "instances",
         description="classes: each connected component of a class is one instance. colours: the same for RGB "
@@ -116,6 +121,8 @@ class DataSpec(Section):
     def _patterns_come_in_pairs(self) -> DataSpec:
         if (self.image_files is None) != (self.mask_files is None):
             raise ValueError("expected image_files and mask_files together, found one of them")
+        if self.list_file is not None and self.image_files is not None:
+            raise ValueError("expected list_file or patterns of files, found both; leave one out")
         if self.labels == "colours" and self.reader != "folder":
             raise ValueError(f"labels = 'colours' belongs to folder, found reader {self.reader!r}")
         return self
@@ -138,6 +145,7 @@ class DataSpec(Section):
 OPTIONS = {
     "image_files": ("folder", "nifti", "tiff_stack"),
     "mask_files": ("folder", "nifti", "tiff_stack"),
+    "list_file": ("folder",),
     "slice_axis": ("nifti",),
     "window": ("nifti", "dicom"),
     "annotations": ("coco",),

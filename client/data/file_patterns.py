@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -80,10 +80,15 @@ def listed(
         ]
     else:
         found = find_pairs(path, *patterns, suffixes)
+    return grouped(path, found, group_pattern)
+
+
+def grouped(path: Path, pairs: Sequence[Pair], group_pattern: str | None) -> list[Pair]:
+    """The pairs with the groups that the regular expression finds in their ids, if there is one."""
     if group_pattern is None:
-        return found
-    groups = groups_of(path, [pair.id for pair in found], group_pattern)
-    return [replace(pair, group=group) for pair, group in zip(found, groups, strict=True)]
+        return list(pairs)
+    groups = groups_of(path, [pair.id for pair in pairs], group_pattern)
+    return [replace(pair, group=group) for pair, group in zip(pairs, groups, strict=True)]
 
 
 def find_pairs(path: Path, image_files: str, mask_files: str, suffixes: Collection[str]) -> list[Pair]:
@@ -109,7 +114,8 @@ def pairs_among(
     images, masks, orphans = found
     _require_partners(path, images, masks, orphans, (image_files, mask_files))
     _require_one_mask(path, images, masks, mask_files)
-    part_of = _parts(images.values())
+    splits = {image[0]: image.groupdict().get("split") for image in images.values()}
+    part_of = parts_of({file: SPLITS[split.lower()] for file, split in splits.items() if split})
     pairs = []
     for key, image in images.items():
         names = image.groupdict()
@@ -153,11 +159,8 @@ def _matched(
     return images, masks, orphans
 
 
-def _parts(images: Iterable[re.Match[str]]) -> dict[str, Literal["train", "test"]]:
-    """The part of every image by its path; empty if the names do not say it, or know one part only."""
-    splits = {
-        found[0]: SPLITS[split.lower()] for found in images if (split := found.groupdict().get("split"))
-    }
+def parts_of(splits: Mapping[str, str]) -> dict[str, Literal["train", "test"]]:
+    """The part of every image from its split (a value of SPLITS), by its path; empty for one split only."""
     if len(set(splits.values())) < 2:
         return {}
     kept_back = "test" if "test" in splits.values() else "val"

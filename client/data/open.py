@@ -38,7 +38,7 @@ def location_of(spec: DataSpec, data_root: Path | None, institution: str) -> str
 
 def _open_folder(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
     folder = _folder(spec, data_root, institution)
-    return FolderDataset(folder, spec.labels, spec.group_pattern, spec.patterns)
+    return FolderDataset(folder, spec.labels, spec.group_pattern, spec.patterns, spec.list_file)
 
 
 def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:

@@ -151,4 +151,6 @@ def division_of(spec: DataSpec, key: bytes) -> str:
     )
     if spec.patterns is not None:  # its absence keeps the digests of earlier ledgers
         rules["patterns"] = list(spec.patterns)
+    if spec.list_file is not None:
+        rules["list_file"] = spec.list_file
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

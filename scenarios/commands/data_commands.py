@@ -264,6 +264,8 @@ def _understanding(spec: DataSpec) -> dict[str, str]:
     rows = {"reader": spec.reader}
     if spec.reader in ("folder", "nifti", "tiff_stack"):
         images, masks = spec.patterns or ("images/{id}.*", "masks/{id}.*")
+        if spec.list_file is not None:
+            images = masks = f"listed in {spec.list_file}"
         said = "" if "labels" in spec.model_fields_set else " (the default; nothing says it)"
         rows |= {"image files": images, "mask files": masks, "labels": f"{MEANINGS[spec.labels]}{said}"}
     return rows

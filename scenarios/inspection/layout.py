@@ -7,6 +7,7 @@ partner. Several understandings mean that a person must choose.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from client.data.file_patterns import SPLITS
+from client.data.readers.list_files import columns_of
 
 IMAGES = {
     "image",
@@ -81,15 +83,33 @@ class Named:
         return self.marks, self.stem
 
 
-def layouts(files: Sequence[str]) -> list[Layout]:
-    """All understandings of a folder with these relative paths; empty if there is none."""
-    if lists := sorted(file for file in files if is_coco(file)):
-        return [Layout("coco", {} if name == "annotations.json" else {"annotations": name}) for name in lists]
+def layouts(files: Sequence[str], headers: Mapping[str, Sequence[str]] | None = None) -> list[Layout]:
+    """All understandings of a folder with these relative paths; empty if there is none.
+
+    headers: the names of the columns of CSV files, by path.
+    """
+    tables = sorted(file for file, header in (headers or {}).items() if columns_of(header))
+    if tables:
+        return [Layout("folder", {"list_file": table}) for table in tables]
     if has(files, r"labels/[^/]+\.txt") and not has(files, "images/.*"):
-        return []
-    for reader, (needed, unwanted) in BY_NAMES.items():
-        if has(files, needed) and not has(files, unwanted):
-            return [Layout(reader)]
+        return []  # outlines of YOLO without images
+    return by_lists(files) or by_readers(files) or by_pairs(files)
+
+
+def by_lists(files: Sequence[str]) -> list[Layout]:
+    """COCO: one understanding for each file of annotations."""
+    lists = sorted(file for file in files if is_coco(file))
+    return [Layout("coco", {} if name == "annotations.json" else {"annotations": name}) for name in lists]
+
+
+def by_readers(files: Sequence[str]) -> list[Layout]:
+    """The readers that have a layout of their own."""
+    readers = (name for name, (needed, no) in BY_NAMES.items() if has(files, needed) and not has(files, no))
+    return [Layout(reader) for reader in itertools.islice(readers, 1)]
+
+
+def by_pairs(files: Sequence[str]) -> list[Layout]:
+    """Images and masks that are files of their own."""
     for reader, endings in (("nifti", VOLUMES), ("folder", PIXELS)):
         if any(file.lower().endswith(endings) for file in files):
             return pairs(files, endings, reader)
@@ -97,16 +117,16 @@ def layouts(files: Sequence[str]) -> list[Layout]:
 
 
 BY_NAMES = {
-    "med_datasets": (r"dataset\.json", r"imagestr/.*"),
+    "med_datasets": (r"dataset\.json", r"imagesTr/.*"),
     "yolo": (r"labels/[^/]+\.txt", r"masks/.*"),
-    "dicom": (r"images/[^/]+/([^/]+\.(dcm|dicom)|[^/.]+)", r"images/.*\.(png|jpe?g|tiff?)"),
+    "dicom": (r"images/[^/]+/([^/]+\.(?i:dcm|dicom)|[^/.]+)", r"images/.*\.(?i:png|jpe?g|tiff?)"),
 }
 """By reader: paths of which the folder must have one, and paths of which it must have none."""
 
 
 def has(files: Sequence[str], pattern: str) -> bool:
-    """Whether a path is like this, in upper or lower case."""
-    return any(re.fullmatch(pattern, file, re.IGNORECASE) for file in files)
+    """Whether a path is like this."""
+    return any(re.fullmatch(pattern, file) for file in files)
 
 
 def is_coco(file: str) -> bool:

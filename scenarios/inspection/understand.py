@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +28,11 @@ def understand(folder: Path, choose: Choose | None = None) -> Layout:
     """
     require_folder(folder, "images and masks")
     files = files_below(folder)
-    found = [with_contents(folder, files, layout) for layout in layouts(files)]
+    headers = {file: header_of(folder / file) for file in files if re.fullmatch(r"[^/]+\.csv", file.lower())}
+    found = [with_contents(folder, files, layout) for layout in layouts(files, headers)]
+    if unused := [file for file in headers if not any(file in layout.keys.values() for layout in found)]:
+        note = f"not read: {', '.join(unused)} (a list needs the columns image and mask)"
+        found = [replace(layout, notes=(*layout.notes, note)) for layout in found]
     if len(found) == 1:
         return found[0]
     if not found:
@@ -42,9 +48,18 @@ def understand(folder: Path, choose: Choose | None = None) -> Layout:
     return found[choose(lines)]
 
 
+def header_of(table: Path) -> list[str]:
+    """The names of the columns of a CSV file; none if it cannot be read."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader(file), [])
+    except (OSError, ValueError, csv.Error):
+        return []
+
+
 def with_contents(folder: Path, files: Sequence[str], layout: Layout) -> Layout:
     """The layout with what only the content of the first files says: pages of a stack, colours of a mask."""
-    if layout.reader != "folder":
+    if layout.reader != "folder" or "list_file" in layout.keys:
         return layout
     patterns = (
         layout.keys.get("image_files", "images/{id}.*"),

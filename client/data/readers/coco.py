@@ -21,7 +21,7 @@ from client.data.dataset import LoadedSample, Sample
 from client.data.labels import fill_polygon, paint
 from client.data.listing import groups_of, inside, naming, require_folder
 from client.data.pixels import read_image, stored_bits
-from client.data.readers.json_file import read_json
+from client.data.readers.list_files import read_json
 
 
 class _Image(BaseModel):

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
-from client.data.file_patterns import Pair, Patterns, listed, one_mask_per_instance
+from client.data.file_patterns import Pair, Patterns, grouped, listed
 from client.data.labels import Meaning, number, paint
 from client.data.pixels import SUFFIXES, read_colours, read_image, read_mask, stored_bits
+from client.data.readers.list_files import read_list
 
 
 class FolderDataset:
-    """Pairs of files with the same stem in `path`/images and `path`/masks, or as the patterns say
-    (client/data/file_patterns.py). An image with several masks has one instance in each.
+    """Pairs of files with the same stem in `path`/images and `path`/masks, or as patterns of names say
+    (client/data/file_patterns.py) or a CSV file lists (client/data/readers/list_files.py). An image with
+    several masks has one instance in each.
 
     The reader accepts .png, .jpg, .jpeg, .tif and .tiff, in upper or lower case; image and mask may have
     different endings. Hidden files and files that are no images (README, .txt, .json) are ignored. Other
@@ -42,11 +44,14 @@ class FolderDataset:
         labels: Meaning = "instances",
         group_pattern: str | None = None,
         patterns: Patterns | None = None,
+        list_file: str | None = None,
     ) -> None:
-        pairs = listed(path, SUFFIXES, "PNG, JPEG or TIFF", patterns, group_pattern)
+        if list_file is not None:
+            pairs = grouped(path, read_list(path, list_file), group_pattern)
+        else:
+            pairs = listed(path, SUFFIXES, "PNG, JPEG or TIFF", patterns, group_pattern)
         self._files = {pair.id: pair for pair in pairs}
         self._labels = labels
-        self._several = patterns is not None and one_mask_per_instance(patterns[1])
         self._path = path
         self._samples = tuple(Sample(pair.id, pair.group, pair.part) for pair in pairs)
 
@@ -64,7 +69,7 @@ class FolderDataset:
         pair = self._pair(sample)
         image_HW3 = read_image(pair.image)
         values = [self._values(pair.image.name, image_HW3, mask_path) for mask_path in pair.masks]
-        if self._several and len(values) > 1:
+        if len(values) > 1:
             labels_HW, hidden = paint([values_HW > 0 for values_HW in values])
             if hidden:
                 raise DataError(

@@ -153,3 +153,37 @@ def test_patterns_belong_to_the_division_and_their_absence_keeps_earlier_ones() 
     other = DataSpec(path="x", image_files="{id}.*", mask_files="{id}_m.*")
     assert division_of(plain, b"key") != division_of(other, b"key")
     assert division_of(plain, b"key") == "1eb51d0b7e241424974e9cbb0ae304369377cd458216784f5f233e0b09e7a3e0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["image,remark", "a.png,b"], "expected lines with the columns image and mask"),
+        (["image,mask"], "expected lines with the columns image and mask"),
+        (["image,mask", "../a.png,m.png"], "expected a path that stays inside"),
+        (["image,mask", "a.png,gone.png"], "gone.png, found no such file"),
+        (["image,mask,split", "a.png,m.png,later"], "line 2: expected a split of train"),
+        (["image,mask,patient", "a.png,m.png,p", "a.png,m.png,q"], "line 3: expected one split and patient"),
+    ],
+)
+def test_a_list_is_read_strictly(tmp_path: Path, lines: list[str], words: str) -> None:
+    put(tmp_path / "a.png", IMAGE)
+    put(tmp_path / "m.png", square(1))
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError) as fault:
+        open_dataset(
+            DataSpec(path=str(tmp_path), list_file="list.csv"), data_root=None, seed=0, institution="here"
+        )
+    assert words in str(fault.value)
+
+
+def test_several_lines_of_an_image_are_its_instances(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", IMAGE)
+    put(tmp_path / "m.png", square(1))
+    put(tmp_path / "n.png", square(5))
+    (tmp_path / "list.csv").write_text("image,mask,patient\na.png,m.png,p\na.png,n.png,p\n")
+    spec = DataSpec(path=str(tmp_path), list_file="list.csv")
+    dataset = open_dataset(spec, data_root=None, seed=0, institution="here")
+    (sample,) = dataset.samples
+    assert (sample.id, sample.group) == ("a.png", "p")
+    np.testing.assert_array_equal(dataset.load(sample).labels_HW, square(1) + 2 * square(5))

@@ -347,6 +347,13 @@ def test_what_is_not_understood_gets_no_reading(name: str) -> None:
     assert layouts(UNKNOWN[name]) == []
 
 
+def test_a_list_goes_before_the_names_of_the_files() -> None:
+    files = [*both("images/{i}.png", "masks/{i}.png"), "split.csv", "notes.csv"]
+    headers = {"split.csv": ["Image", "mask", "split", "patient"], "notes.csv": ["who", "when"]}
+    assert layouts(files, headers) == [Layout("folder", {"list_file": "split.csv"})]
+    assert layouts(files, {"notes.csv": ["image", "remark"]}) == [Layout("folder")]
+
+
 def test_two_folders_of_masks_are_two_readings() -> None:
     files = both("images/{i}.png", "masks/{i}.png", "labels/{i}.png")
     assert [dict(found.keys) for found in layouts(files)] == [

@@ -121,3 +121,21 @@ def test_coco_as_it_is_published(tmp_path: Path, casam: Casam) -> None:
     (tmp_path / "images").rename(tmp_path / "set" / "train2017")
     assert understand(tmp_path / "set").reader == "coco"
     assert "4, 4 readable" in casam("data", "check", "set").out
+
+
+def test_a_list_names_masks_split_and_patients(tmp_path: Path, casam: Casam) -> None:
+    fill(tmp_path / "set", "scans/{i}.png", "truth/m{i}.png")
+    lines = [f"scans/{i}.png,truth/m{i}.png,{'test' if i > 7 else 'train'},p{i // 2}" for i in range(12)]
+    (tmp_path / "set" / "split.csv").write_text("\n".join(["image,mask,split,patient", *lines]))
+    ended = casam("data", "check", "set")
+    assert ended.status == 0, ended.out
+    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in ended.out.splitlines() if "│" in line]
+    assert ["image files", "listed in split.csv"] in rows
+    assert ["groups", "6"] in rows
+    assert next(found for name, found in rows if name == "train / val / test").endswith("/ 4")
+
+
+def test_a_table_that_is_no_list_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "images/{i}.png", "masks/{i}.png")
+    (tmp_path / "notes.csv").write_text("image,remark\n")
+    assert understand(tmp_path).notes == ("not read: notes.csv (a list needs the columns image and mask)",)
