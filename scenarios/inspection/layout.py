@@ -34,13 +34,13 @@ IMAGES = {
 MASKS = {
     "mask", "masks", "label", "labels", "labelstr", "lbl", "annotation", "annotations", "gt", "groundtruth",
     "seg", "segs", "segmentation", "segmentations", "segmentationobject", "segmentationclass", "target",
-    "targets", "y", "instances",
+    "targets", "y", "instances", "truth", "manual", "anno", "gtfine",
 }
 MASK_AFFIXES = [
     (before, after)
     for word in (
         "mask", "masks", "seg", "segmentation", "label", "labels", "gt", "groundtruth", "annotation", "lbl",
-        "manual", "manual1", "instances", "gtFine_instanceIds", "gtFine_labelIds",
+        "manual", "manual1", "anno", "instances", "gtFine_instanceIds", "gtFine_labelIds",
     )
     for shown in (word, word.upper(), word.capitalize())
     for before, after in (("", f"_{shown}"), ("", f"-{shown}"), (f"{shown}_", ""), (f"{shown}-", ""))
@@ -156,8 +156,19 @@ def pairs(files: Sequence[str], endings: Sequence[str], reader: str) -> list[Lay
 
 def in_the_same_folders(files: Sequence[Named]) -> list[tuple[str, str]]:
     """The patterns of images and masks that no folder tells apart."""
-    best = best_of([*(apart(files, affix) for affix in MASK_AFFIXES), by_ending(files)])
+    affixes = dict.fromkeys([*MASK_AFFIXES, *longer_names(files)])
+    best = best_of([*(apart(files, affix) for affix in affixes), by_ending(files)])
     return [best] if best else by_fixed_names(files)
+
+
+def longer_names(files: Sequence[Named]) -> Iterator[Affix]:
+    """Suffixes with a word for masks, such as _cp_masks, of names that begin like another file's."""
+    names = {file.name for file in files}
+    for file in files[:200]:
+        for end in range(1, len(file.stem)):
+            suffix = file.stem[end:]
+            if (file.marks, file.stem[:end]) in names and role_of_folder(suffix) == "mask":
+                yield "", suffix
 
 
 Match = tuple[float, str, str]
@@ -206,21 +217,30 @@ def placed(files: Sequence[str], endings: Sequence[str]) -> tuple[list[Named], C
     for file in kept:
         *folders, name = file.split("/")
         marks: dict[str, str] = {}
-        place = [pattern_of(folder, varying, marks) for folder in folders]
+        place = [
+            pattern_of(folder, varying.get((depth, folder)), marks) for depth, folder in enumerate(folders)
+        ]
         ending = next(name[-len(end) :] for end in endings if name.lower().endswith(end))
         named.append(Named(file, tuple(place), tuple(sorted(marks.items())), name[: -len(ending)], ending))
     return named, left_out
 
 
-def variable_folders(files: Sequence[str]) -> dict[str, str]:
-    """By name, the mark of folders that say neither role nor split: patients, if a name has a digit."""
-    others = {folder for file in files for folder in file.split("/")[:-1] if not says_something(folder)}
-    if len(others) < 2:
-        return {}
-    mark = (
-        "{patient}" if any(re.search(r"\d", folder) or len(folder) >= 32 for folder in others) else "{folder}"
-    )
-    return dict.fromkeys(others, mark)
+def variable_folders(files: Sequence[str]) -> dict[tuple[int, str], str]:
+    """By depth and name, the mark of folders that say neither role nor split.
+
+    They are patients if a name at their depth has a digit or is a long code.
+    """
+    others: dict[int, set[str]] = defaultdict(set)
+    for file in files:
+        for depth, folder in enumerate(file.split("/")[:-1]):
+            if not says_something(folder):
+                others[depth].add(folder)
+    found: dict[tuple[int, str], str] = {}
+    for depth, folders in others.items():
+        if len(folders) > 1:
+            codes = any(re.search(r"\d", folder) or len(folder) >= 32 for folder in folders)
+            found |= {(depth, folder): "{patient}" if codes else "{folder}" for folder in folders}
+    return found
 
 
 def says_something(folder: str) -> bool:
@@ -229,11 +249,13 @@ def says_something(folder: str) -> bool:
     return bool(words & (IMAGES | MASKS | set(SPLITS)))
 
 
-def pattern_of(folder: str, varying: Mapping[str, str], marks: dict[str, str]) -> str:
-    """The folder as in a pattern; what it says is added to `marks`."""
-    if folder in varying:
-        mark = varying[folder]
-        marks[mark] = folder if mark not in marks else f"{marks[mark]}/{folder}"
+def pattern_of(folder: str, varies: str | None, marks: dict[str, str]) -> str:
+    """The folder as in a pattern; what it says is added to `marks`. varies: its mark, if it has one."""
+    if varies is not None:
+        # Of nested folders the outer one counts as the patient: that can only make groups larger.
+        mark = next((mark for mark in (varies, "{folder}") if mark not in marks), "*")
+        if mark != "*":
+            marks[mark] = folder
         return mark
     for word in WORDS.findall(folder):
         if word.lower() in SPLITS:
@@ -359,12 +381,20 @@ def by_fixed_names(files: Sequence[Named]) -> list[tuple[str, str]]:
     if len(places) != 1 or () in folders:
         return []
     place = places.pop()
-    counts = Counter(f"{file.stem}{file.ending}" for file in files)
+    counts = Counter(f"{own_name_replaced(file)}{file.ending}" for file in files)
     always = [name for name, count in counts.items() if count >= ENOUGH * len(folders)]
     masks = [name for name in always if role_of_folder(name) == "mask"]
     if len(folders) < 2 or len(masks) != 1:
         return []
     return [("/".join([*place, name]), "/".join([*place, masks[0]])) for name in always if name != masks[0]]
+
+
+def own_name_replaced(file: Named) -> str:
+    """The stem with {patient} or {folder} in the place of the folder's own name: p1/p1_t1.nii."""
+    for mark, folder in file.marks:
+        if mark != "{split}":
+            return file.stem.replace(folder, mark)
+    return file.stem
 
 
 def by_ending(files: Sequence[Named]) -> Match | None:

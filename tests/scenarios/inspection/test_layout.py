@@ -99,7 +99,28 @@ CASES = {
     "in a folder called images": Case(
         both("images/x{i}.png", "images/x{i}_mask.png"), "images/{id}.*", "images/{id}_mask.*"
     ),
+    "an unknown word in the same folder": Case(
+        both("x{i}.tif", "x{i}_cp_masks.tif"), "{id}.*", "{id}_cp_masks.*"
+    ),
+    "Ground Truth": Case(
+        both("PNG/Original/{i}.png", "PNG/Ground Truth/{i}.png"),
+        "PNG/Original/{id}.*",
+        "PNG/Ground Truth/{id}.*",
+    ),
     # A folder per patient.
+    "the outer of two folders is the patient": Case(
+        [
+            f"p{p}/visit{v}/{i}{end}.png"
+            for p in (1, 2)
+            for v in (1, 2)
+            for i in range(2)
+            for end in ("", "_mask")
+        ],
+        "{patient}/{folder}/{id}.*",
+        "{patient}/{folder}/{id}_mask.*",
+        pairs=8,
+        groups=2,
+    ),
     "patients in images and masks": Case(
         both("images/patient_{p:03}/slice{i}.png", "masks/patient_{p:03}/slice{i}.png"),
         "images/{patient}/{id}.*",
@@ -254,6 +275,14 @@ CASES = {
         pairs=3,
         groups=3,
     ),
+    "NIfTI named by the patient": Case(
+        names("P{p:03}/P{p:03}_t1.nii.gz", each=1) + names("P{p:03}/P{p:03}_seg.nii.gz", each=1),
+        "{patient}/{patient}_t1.nii.gz",
+        "{patient}/{patient}_seg.nii.gz",
+        reader="nifti",
+        pairs=3,
+        groups=3,
+    ),
     "nnU-Net": Case(
         ["dataset.json", *both("imagesTr/v_{i:03}_0000.nii.gz", "labelsTr/v_{i:03}.nii.gz")],
         "imagesTr/{id}_0000.*",
@@ -360,6 +389,22 @@ def test_two_folders_of_masks_are_two_readings() -> None:
         {"image_files": "images/{id}.*", "mask_files": "labels/{id}.*"},
         {},
     ]
+
+
+def test_series_of_a_patient_are_several_readings() -> None:
+    files = [f"P{p}/P{p}_{series}.nii.gz" for p in range(3) for series in ("t1", "t2", "seg")]
+    assert [found.keys["image_files"] for found in layouts(files)] == [
+        "{patient}/{patient}_t1.nii.gz",
+        "{patient}/{patient}_t2.nii.gz",
+    ]
+
+
+def test_two_kinds_of_masks_are_two_readings() -> None:
+    files = both("images/{i}_training.tif", "1st_manual/{i}_manual1.tif", "mask/{i}_training_mask.tif")
+    assert {found.keys["mask_files"] for found in layouts(files)} == {
+        "1st_manual/{id}_manual1.*",
+        "mask/{id}_mask.*",
+    }
 
 
 def test_two_lists_of_coco_are_two_readings() -> None:
