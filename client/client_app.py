@@ -130,6 +130,8 @@ def identify(message: Message, context: Context) -> Message:
     text = expand_text(compressed)
     sites = [site for site in sites_here(text, request.run, context) if not is_gone(site)]
     institutions = [institution_at(site, text) for site in sites]
+    for institution in institutions:
+        institution.learn_frame(request.frames)
     context.state[STATE] = ConfigRecord({SCENARIO: compressed, "run": request.run})
     return answered(message, identity_of(institutions))
 

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
+from casam_core.errors import BankError
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
@@ -43,7 +45,10 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
+from casam_core.routing.features import pool
+from casam_core.routing.public_frames import axes_of, digest_of_frame, frame_of, keep_frame
 from casam_core.routing.routers import build_router
+from casam_core.routing.routers.public_frame import frame_named
 from casam_core.routing.threshold import fold_statistics, held_out_scores, learn_alone, score_histogram
 from casam_core.routing.unknown import margin_histogram
 from casam_core.seeding import Draws, derive_seed, numpy_generator
@@ -96,7 +101,7 @@ class Institution:
         self.site = site
         self.scenario = scenario
         self.backbone = backbone
-        self.router = build_router(scenario.router)
+        self.router = build_router(scenario.router, site.frames)
         self._tasks: dict[str, TaskData] = {}
         site.private.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -104,6 +109,31 @@ class Institution:
     def name(self) -> str:
         """The institution's name in the scenario."""
         return self.site.institution
+
+    def learn_frame(self, files: Sequence[bytes]) -> None:
+        """Keep the public frame that came with the scenario, and check that the router's frame is here.
+
+        Raises RefusalError: other-frame for a frame that the approved scenario does not name or that has
+        another form; unknown-scenario if there is no frame, so that the server sends it.
+        """
+        spec = self.scenario.router
+        wanted = frame_named(spec)
+        try:
+            if any(digest_of_frame(data) != wanted for data in files):
+                raise BankError(f"expected the frame {wanted[:12]} of the scenario, found another one")
+            for data in files:
+                keep_frame(data, self.site.frames)
+        except BankError as error:
+            raise RefusalError(Outcome.OTHER_FRAME, str(error)) from error
+        if not wanted:
+            return
+        try:
+            frame = frame_of(wanted, self.site.frames)
+        except BankError as error:
+            raise RefusalError(Outcome.UNKNOWN_SCENARIO, str(error)) from error
+        width = len(pool(torch.zeros(self.backbone.geometry.channels, 1, 1), spec.features))
+        if frame.axes_FK.shape != (width, axes_of(width)):
+            raise RefusalError(Outcome.OTHER_FRAME, f"the frame does not fit features of {width} values")
 
     def holdings(self) -> dict[str, Holding]:
         """Image counts of every task held here. Raises DataError."""
@@ -198,18 +228,24 @@ class Institution:
         return numpy_generator(self.scenario.seed, self.name, job.stage, job.round, purpose)
 
     def router_statistics(self, job: Job) -> RouterReply:
-        """Sufficient statistics of all images, and without each fold, for the server to merge."""
+        """Sufficient statistics of all images, and without each fold, for the server to merge.
+
+        Without the folds if all tasks have one threshold.
+        """
         spec = self.scenario.router
         f_NF, seed = self.described(job)
         return RouterReply(
             router=self.router.sufficient_statistics(f_NF, seed),
             images=len(f_NF),
-            folds=fold_statistics(self.router, f_NF, spec, seed),
+            folds=() if spec.constant is not None else fold_statistics(self.router, f_NF, spec, seed),
         )
 
     def fit_router(self, job: Job) -> RouterReply:
-        """The fitted router, and the threshold from held-out scores."""
+        """The fitted router, and the threshold from held-out scores unless all tasks have one threshold."""
         f_NF, seed = self.described(job)
+        if self.scenario.router.constant is not None:
+            state = self.router.fit(self.router.sufficient_statistics(f_NF, seed))
+            return RouterReply(router=state, images=len(f_NF))
         state, threshold = learn_alone(self.router, f_NF, self.scenario.router, seed)
         return RouterReply(router=state, images=len(f_NF), threshold=threshold)
 

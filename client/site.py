@@ -81,6 +81,11 @@ class Site:
         )
 
     @property
+    def frames(self) -> Path:
+        """Folder of public frames (casam_core.routing.public_frames)."""
+        return self.public.with_name("frames")
+
+    @property
     def log(self) -> Path:
         """Log of failures with their reasons, for the institution only."""
         return self.private / "site.log"

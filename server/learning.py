@@ -231,13 +231,13 @@ def learn_router(
 
     A single holder fits both itself. Several holders send sufficient statistics; the server merges them and
     asks for histograms of held-out scores under the merged routers. The threshold is a percentile of the sum
-    of these histograms.
+    of these histograms. If the scenario has one threshold for all tasks, nobody is asked for one.
 
     Raises:
         RunError: no holder answered, and `participation.missing` is "stop".
     """
     scenario = federation.scenario
-    alone = len(holders) == 1
+    alone, constant = len(holders) == 1, scenario.router.constant
     requests = {name: RouterRequest(Job(name, stage, task), alone=alone) for name in holders}
     described = gather(federation, requests, RouterReply)
     replies = described.replies
@@ -246,7 +246,7 @@ def learn_router(
     if not replies:
         return without_router(federation, stage, task, "describe its images")
     if alone:
-        return replies[0].router, replies[0].threshold
+        return replies[0].router, replies[0].threshold if constant is None else constant
     router = build_router(scenario.router)
     states = fitted_all(router, replies)
     if states is None:
@@ -255,6 +255,8 @@ def learn_router(
     if states is None:
         return without_router(federation, stage, task, "describe its images")
     *folds, state = states
+    if constant is not None:
+        return state, constant
     held_out = {name: CalibrateRequest(Job(name, stage, task), folds) for name in described.names}
     scored = gather(federation, held_out, CalibrateReply).replies
     if not scored:

@@ -10,6 +10,8 @@ from typing import Any
 from casam_core.bank.bank import Bank
 from casam_core.errors import RunError
 from casam_core.methods import SHARED, method_of
+from casam_core.routing.public_frames import frame_bytes, frames_here, keep_frame
+from casam_core.routing.routers.public_frame import frame_named
 from server.defence.quarantine import admit, quarantine_by_canary
 from server.evaluation import StageScores, evaluate
 from server.federation.directory import Member
@@ -58,6 +60,8 @@ class State:
 def first_state(federation: Federation) -> State:
     """Stage 0: an empty bank, and all scores with the frozen backbone."""
     bank = Bank.open(federation.folder.path / "bank", create=True)
+    if digest := frame_named(federation.scenario.router):
+        keep_frame(frame_bytes(digest, frames_here()), bank.frames)  # a bank works without this machine
     roll_back(bank, ())
     scores = evaluate(federation, 0, bank)
     return State(scores, (), bank, (), None, **memory_of(federation))

@@ -18,7 +18,9 @@ from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.model.forms import build_layer, form_spec, weights_of
 from casam_core.routing.features import pool
-from casam_core.routing.routers import GaussianSpec, build_router
+from casam_core.routing.public_frames import frames_here, keep_frame, make_frame
+from casam_core.routing.routers import build_router, router_spec
+from casam_core.routing.routers.public_frame import frame_named
 
 BASE = {"polyp": (200, 80, 70), "histology": (90, 40, 160)}
 
@@ -26,6 +28,13 @@ BASE = {"polyp": (200, 80, 70), "histology": (90, 40, 160)}
 @lru_cache
 def tiny_backbone() -> Backbone:
     return load_tiny(BackboneSpec(name="tiny"), Compute(device="cpu", threads=1, precision="float32"))
+
+
+def random_frame(width: int) -> str:
+    """The digest of a public frame for random features of this width, kept on this machine."""
+    rng = np.random.default_rng(width)
+    public = {name: rng.normal(shift, 1, (12, width)) for shift, name in enumerate("abc")}
+    return keep_frame(make_frame(public, {}).to_bytes(), frames_here())
 
 
 def picture(task: str, seed: int = 0, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
@@ -37,9 +46,10 @@ def picture(task: str, seed: int = 0, height: int = 48, width: int = 64) -> NDAr
 
 
 @lru_cache
-def tiny_entry(task: str, form: str = "low_rank", seed: int = 0) -> Entry:
+def tiny_entry(task: str, form: str = "low_rank", seed: int = 0, kind: str = "public_frame") -> Entry:
     """An entry whose layer is not the identity and whose router knows `picture(task)`."""
-    backbone, spec = tiny_backbone(), GaussianSpec()
+    backbone = tiny_backbone()
+    spec = router_spec(kind).completed(BackboneSpec(name="tiny"))
     z_BCHW = backbone.encode([picture(task, i) for i in range(100 + seed, 132 + seed)])
     features = torch.stack([pool(z_CHW, spec.features) for z_CHW in z_BCHW])
     f_NF, held_out = features[:24], features[24:]
@@ -66,6 +76,7 @@ def tiny_entry(task: str, form: str = "low_rank", seed: int = 0) -> Entry:
             images=24,
             stage=1,
             scenario="0" * 64,
+            frame=frame_named(spec),
         ),
     )
 

@@ -17,7 +17,7 @@ from casam_bench.membership.canaries import Release, audit_release, layer_releas
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.privacy.accounting import Mechanism, epsilon_of
-from client.dp.plan import evaluations, learning_noise, leaves_noisy, metrics_noise, noisy_router, one_task
+from client.dp.plan import evaluations, layer_mechanisms, metrics_noise, router_mechanisms
 from client.release.ledger import Ledger
 from client.site import Site
 
@@ -61,11 +61,8 @@ def claims_of_policy(scenario: Scenario, policy: Policy) -> Iterator[Claimed]:
     Raises RefusalError if no noise fits the policy's budget.
     """
     if policy.private:
-        noise = learning_noise(scenario, policy)
-        rounds = scenario.training.rounds if leaves_noisy(policy.adapter) else 0
-        planned = one_task(scenario.privacy, rounds, noisy_router(scenario, policy), noise)
-        kinds = ["align"] * rounds + ["router", "scores"][: len(planned) - rounds]
-        for kind, mechanism in zip(kinds, planned, strict=True):
+        yield from (Claimed("train", "align", round_) for round_ in layer_mechanisms(scenario, policy))
+        for kind, mechanism in zip(("router", "scores"), router_mechanisms(scenario, policy), strict=False):
             yield Claimed("train", kind, mechanism)
     if policy.metrics == "noisy":
         once = Mechanism(metrics_noise(scenario, policy))

@@ -23,12 +23,13 @@ from casam_bench.membership.likelihood_ratio import online, shadow_parts
 from casam_bench.membership.shadows import Shadows, indices
 from casam_bench.membership.statistics import Outcome, Scores, outcome_of
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.inference import entry_layer, entry_router
+from casam_core.bank.inference import entry_layer
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.affine import IdentityLayer
+from casam_core.routing.routers import Router
 from casam_core.seeding import numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
@@ -157,7 +158,7 @@ def attack_layer(target: Target, shadows: int) -> dict[str, Attacked]:
 def attack_router(target: Target) -> dict[str, Attacked]:
     """Attacks by score, by likelihood ratio, and by the read-out of the router's state."""
     about, members_N = target.entry.provenance, target.member_mask
-    router = entry_router(target.entry)
+    router = target.shadows.plain_router
     f_NF = target.data.features(target.samples, target.backbone, about.features)
     fit_N = fits_of(router, f_NF, target.entry.router)
     inside_MN = shadow_parts(len(f_NF), SHADOW_PARTS, ROUTER_SHADOWS, target.rng("router shadows"))
@@ -169,19 +170,20 @@ def attack_router(target: Target) -> dict[str, Attacked]:
         report(number + 1, ROUTER_SHADOWS)
     scores = {"router_score": fit_N, "router_likelihood_ratio": online(fit_N, fit_MN, inside_MN)}
     found = {name: Attacked(target.outcome(score_N, members_N)) for name, score_N in scores.items()}
-    return found | {"router_read_out": attack_by_read_out(target, f_NF)}
+    return found | {"router_read_out": attack_by_read_out(target, router, f_NF)}
 
 
-def attack_by_read_out(target: Target, f_NF: Tensor) -> Attacked:
+def attack_by_read_out(target: Target, router: Router, f_NF: Tensor) -> Attacked:
     """Attack by the share of each image's feature that the router's state reveals. f_NF: `target.samples`."""
     kind, state, members_N = target.entry.provenance.router, target.entry.router, target.member_mask
     if not can_read_out(kind):
         return Attacked(None, f"not measurable: there is no read-out for routers of kind {kind!r}")
-    outcome = target.outcome(read_out(kind, f_NF, state), members_N)
+    outcome = target.outcome(read_out(kind, router, f_NF, state), members_N)
     others_MF = f_NF[~members_N]
     if len(others_MF) < 3:  # too few for a mean and a deviation
         return Attacked(outcome)
     of_members, of_others = (
-        float(resemblance(kind, some_NF, others_MF, state).mean()) for some_NF in (f_NF[members_N], others_MF)
+        float(resemblance(kind, router, some_NF, others_MF, state).mean())
+        for some_NF in (f_NF[members_N], others_MF)
     )
     return Attacked(outcome, resembles=(of_members, of_others))

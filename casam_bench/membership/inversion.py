@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.routing.routers import ROUTERS, Arrays
+from casam_core.routing.routers import ROUTERS, Arrays, Router
 
 
 def can_read_out(kind: str) -> bool:
@@ -25,26 +25,31 @@ def can_read_out(kind: str) -> bool:
     return kind in ROUTERS and ROUTERS[kind].read_out is not None
 
 
-def centre_and_read_out(kind: str, f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
-    """(centre_F, read-out of every feature, NF). Raises ValueError unless `can_read_out`."""
+def centre_and_read_out(kind: str, router: Router, f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+    """(centre_F, read-out of every feature, NF). Raises ValueError unless `can_read_out`.
+
+    kind: the name of `router`.
+    """
     if not can_read_out(kind):
         raise ValueError(f"router.kind {kind!r}: there is no read-out of its states")
     read = ROUTERS[kind].read_out
     assert read is not None
-    return read(f_NF.double(), state)
+    return read(router, f_NF.double(), state)
 
 
-def read_out(kind: str, f_NF: Tensor, state: Arrays) -> NDArray[np.float64]:
+def read_out(kind: str, router: Router, f_NF: Tensor, state: Arrays) -> NDArray[np.float64]:
     """share_N: the share of each feature's squared distance from the centre that the state explains, <= 1."""
     f_NF = f_NF.double()
-    centre_F, read_NF = centre_and_read_out(kind, f_NF, state)
+    centre_F, read_NF = centre_and_read_out(kind, router, f_NF, state)
     left_N = (f_NF - read_NF).square().sum(1)
     whole_N = (f_NF - centre_F).square().sum(1)
     share_N: NDArray[np.float64] = (1 - left_N / whole_N.clamp(min=1e-12)).numpy()
     return share_N
 
 
-def resemblance(kind: str, f_NF: Tensor, others_MF: Tensor, state: Arrays) -> NDArray[np.float64]:
+def resemblance(
+    kind: str, router: Router, f_NF: Tensor, others_MF: Tensor, state: Arrays
+) -> NDArray[np.float64]:
     """r_N: correlation of the state's centre with each feature, both normalised by the other images.
 
     others_MF: at least two features of images that had no part in the state. Their mean and standard
@@ -52,7 +57,7 @@ def resemblance(kind: str, f_NF: Tensor, others_MF: Tensor, state: Arrays) -> ND
     compared with the rest.
     """
     same = f_NF.shape == others_MF.shape and bool((f_NF == others_MF).all())
-    centre_F = centre_and_read_out(kind, f_NF, state)[0].numpy()
+    centre_F = centre_and_read_out(kind, router, f_NF, state)[0].numpy()
     found = []
     for number, f_F in enumerate(f_NF.double().numpy()):
         rest_MF = others_MF.double().numpy()

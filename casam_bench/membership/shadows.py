@@ -23,13 +23,14 @@ from casam_core.model.training import OpenSteps, Steps
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, units_of
-from casam_core.routing.routers import Arrays, build_router
+from casam_core.routing.public_frames import frames_here
+from casam_core.routing.routers import Arrays, Router, build_router
 from casam_core.routing.routers.base import NoisyStatistics
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
 from client.dp.noisy_router import private_router
-from client.dp.plan import learning_noise
+from client.dp.plan import learning_noise, router_noise
 from client.dp.public_features import public_features_of
 from client.institution import train_round
 
@@ -73,25 +74,33 @@ class Shadows:
 
     def router(self, f_NF: Tensor, images: Sequence[int], number: int) -> Arrays:
         """Shadow `number`: a router state from only these images. f_NF: features of all samples."""
-        router = build_router(self.scenario.router)
+        router = self.plain_router
         if self.policy.router.noise != "dp":
             seed = derive_seed(self.scenario.seed, self.stage, "router", self.task)
             return router.fit(router.sufficient_statistics(f_NF[list(images)], seed))
         statistics = self.noisy_statistics(
             f_NF[list(images)],
             self.units(images),
-            noise_multiplier=learning_noise(self.scenario, self.policy),
+            noise_multiplier=router_noise(self.scenario, self.policy),
             draws=Draws(self.scenario.seed, (self.institution, "shadow", "drawn", number, self.task)),
             noise=self.noise("router", number, 0),
         )
         return router.fit(statistics)
 
     @cached_property
+    def plain_router(self) -> Router:
+        """The scenario's router."""
+        return build_router(self.scenario.router, frames_here())
+
+    @cached_property
     def noisy_statistics(self) -> NoisyStatistics:
         """The maker of private router statistics; its public part is computed once for all shadows."""
         spec, folder = self.scenario.router, self.data.store.folder
-        public = public_features_of(self.backbone, spec.features, folder)
-        return private_router(self.scenario).prepare(spec, self.scenario.privacy, public)
+        return private_router(self.scenario).prepare(
+            self.plain_router,
+            self.scenario.privacy,
+            lambda: public_features_of(self.backbone, spec.features, folder),
+        )
 
     def units(self, images: Sequence[int]) -> Units:
         """Privacy units among these images, by position in `images`."""

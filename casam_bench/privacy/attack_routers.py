@@ -99,5 +99,5 @@ def attack_site(
     return {
         "score": fit_N,
         "likelihood ratio": online(fit_N, fit_MN, inside_MN),
-        "read-out": read_out(ROUTER.kind, f_NF, target),
+        "read-out": read_out(ROUTER.kind, router, f_NF, target),
     }

@@ -60,13 +60,13 @@ def described(
     assert private is not None  # all candidates have a private variant
     units, draws = single_images(len(f_NF)), Draws(seed, ("bench",))
     own_NF, public_NF = torch.from_numpy(f_NF), torch.from_numpy(np.concatenate([*public.values()]))
-    noisy = private.prepare(spec, PRIVACY, [f.astype(np.float64) for f in public.values()])
+    noisy = private.prepare(router, PRIVACY, lambda: [f.astype(np.float64) for f in public.values()])
     state = router.fit(noisy(own_NF, units, noise_multiplier=multiplier, draws=draws, noise=noise))
     lowest = private.lowest_score(router, state)
     scores_N, public_N = (
         np.array([router.score(f_F, state) for f_F in rows]) for rows in (own_NF, public_NF)
     )
-    both = describe_scores(scores_N, units, public_N, lowest, PRIVACY.router_ratio * multiplier, noise)
+    both = describe_scores(scores_N, units, public_N, lowest, multiplier, noise)
     return state, scores_like(both, lowest, DRAWN, seed)
 
 
@@ -99,7 +99,7 @@ def run(around: Surroundings) -> Figures:
         features = {task: both[task][spec.features] for task in MANY}
         public = {task: both[task][spec.features][:PUBLIC_IMAGES] for task in TASKS if task not in MANY}
         for epsilon in EPSILONS:
-            multiplier = calibrate(partial(description, PRIVACY, spec.kind), epsilon, DELTA)
+            multiplier = calibrate(partial(description, PRIVACY, spec), epsilon, DELTA)
             scores = [score(spec, features, public, multiplier, split) for split in range(SPLITS)]
             means = means_of([judge(found, thresholds_of(found, spec), TWINS) for found in scores])
             cells = cells_of(means)

@@ -4,6 +4,7 @@ A bank is a folder:
 
     manifest.json            schema, and the entries in the order they were learned
     entries/<sha256>.entry   one entry (casam_core/bank/entry_file.py), named by the hash of its bytes
+    frames/<sha256>.json     the public frame of the entries' router (casam_core/routing/public_frames.py)
 
 An entry never changes after it was added. Files are written atomically.
 """
@@ -55,6 +56,11 @@ class Bank:
             raise BankError(
                 f"{manifest} is damaged ({type(error).__name__}); restore it from a copy"
             ) from error
+
+    @property
+    def frames(self) -> Path:
+        """The folder of public frames; it does not exist if no entry needs one."""
+        return self.folder / "frames"
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -10,21 +10,27 @@ from casam_core.bank.entry_file import Entry
 from casam_core.config.named_parts import ROUTERS
 from casam_core.errors import BankError
 from casam_core.files import new_folder
+from casam_core.routing.public_frames import keep_frame
 
 
-def write_bank(out: Path, entries: Iterable[bytes]) -> Bank:
-    """A new bank of these entry files in this order, written atomically. Raises BankError if `out` exists."""
+def write_bank(out: Path, entries: Iterable[bytes], frames: Iterable[Path] = ()) -> Bank:
+    """A new bank of these entry files in this order, written atomically. Raises BankError if `out` exists.
+
+    frames: folders of public frames, of the banks that the entries come from.
+    """
     with new_folder(out) as folder:
         bank = Bank.open(folder, create=True)
         for data in entries:
             bank.add_bytes(data)
+        for path in sorted(path for place in frames for path in place.glob("*.json")):
+            keep_frame(path.read_bytes(), bank.frames)
     return Bank.open(out)
 
 
 def without(bank: Bank, task: str, out: Path) -> Bank:
     """A new bank without the entry of `task`; the others keep their bytes and their order."""
     bank.bytes_of(task)  # raises for an unknown task
-    return write_bank(out, (bank.bytes_of(other) for other in bank.tasks if other != task))
+    return write_bank(out, (bank.bytes_of(other) for other in bank.tasks if other != task), [bank.frames])
 
 
 def merged(banks: Mapping[str, Bank], out: Path) -> Bank:
@@ -50,7 +56,7 @@ def merged(banks: Mapping[str, Bank], out: Path) -> Bank:
                 )
             found.setdefault(task, name)
     check_alike([Entry.from_bytes(data) for data in files.values()])
-    return write_bank(out, files.values())
+    return write_bank(out, files.values(), [bank.frames for bank in banks.values()])
 
 
 def check_alike(entries: Iterable[Entry]) -> None:
@@ -73,6 +79,7 @@ def _what_scores_need(entry: Entry) -> dict[str, object]:
         "backbone": about.backbone,
         "router": about.router,
         "features": about.features,
+        "frame": about.frame,
     }
     keys = ROUTERS.sections()[about.router].model_fields if about.router in ROUTERS else {}
     return needs | {key: getattr(about, key) for key in ("beta", "sampled") if key in keys}

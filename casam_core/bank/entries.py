@@ -14,6 +14,7 @@ from casam_core.methods import alignment_of
 from casam_core.model.forms import rank_of
 from casam_core.model.forms.affine import identity_like
 from casam_core.routing.routers import Arrays, VaeSpec
+from casam_core.routing.routers.public_frame import frame_named
 
 
 def make_entry(
@@ -58,6 +59,7 @@ def make_entry(
             images=images,
             stage=stage,
             scenario=scenario.learned_digest(),
+            frame=frame_named(scenario.router),
         ),
     )
 

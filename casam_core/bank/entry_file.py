@@ -37,8 +37,9 @@ class Provenance:
 
     It has no time stamps, so that equal runs give equal bytes.
 
-    form, rank: of the Alignment Layer. router, features: how scores are computed; beta, sampled: only for
-    the VAE's score. backbone: SHA-256 of the frozen weights. holders: the institutions that trained it.
+    form, rank: of the Alignment Layer. router, features: how scores are computed; frame: SHA-256 of the
+    router's public frame, "" for a router without one; beta, sampled: only for the VAE's score. backbone:
+    SHA-256 of the frozen weights. holders: the institutions that trained it.
     images: the number of their training images together. stage: starts at 1. scenario: its learned_digest.
     """
 
@@ -55,6 +56,7 @@ class Provenance:
     images: int
     stage: int
     scenario: str
+    frame: str = ""
 
 
 PROVENANCE = TypeAdapter(Provenance)

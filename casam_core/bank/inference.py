@@ -32,14 +32,13 @@ from casam_core.model.prompts import Prompts
 from casam_core.routing.decision import Route, decide
 from casam_core.routing.features import pool
 from casam_core.routing.routers import Router, build_router, router_spec
-from casam_core.routing.routers.gaussian import GaussianRouter
-from casam_core.routing.routers.stack import GaussianStack
+from casam_core.routing.routers.stack import Stack, stack_of
 
 PROMPTS_PER_DECODE = 8
 """The decoder's activations take about 30 MB per prompt; eight prompts at a time stay in cache."""
 
 STACK_FROM = 6
-"""From this number of entries on, GaussianStack is worth its memory (70 KB per entry)."""
+"""From this number of entries on, a stack is worth its memory (70 KB per entry of a Gaussian router)."""
 
 
 def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -> AlignmentLayer:
@@ -57,12 +56,16 @@ def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -
     return layer.eval().requires_grad_(False)
 
 
-def entry_router(entry: Entry) -> Router:
-    """The router for this entry's state. Raises BankError for an unknown kind of router."""
+def entry_router(entry: Entry, frames: Path | None = None) -> Router:
+    """The router for this entry's state. Raises BankError for an unknown kind of router.
+
+    frames: the bank's folder of public frames.
+    """
     about = entry.provenance
     settings = {"features": about.features, "beta": about.beta, "sampled": about.sampled}
+    settings |= {"frame": about.frame} if about.frame else {}
     try:
-        return build_router(router_spec(about.router, settings))
+        return build_router(router_spec(about.router, settings), frames)
     except (ScenarioError, ValueError) as error:
         raise BankError(f"entry of task {entry.task!r} cannot be routed: {one_line(error)}") from error
 
@@ -124,10 +127,13 @@ class LoadedEntry:
     channels: int
 
     @staticmethod
-    def of(entry: Entry) -> LoadedEntry:
-        """Build the layer and test the router once. Raises BankError if one of them does not work."""
+    def of(entry: Entry, frames: Path | None = None) -> LoadedEntry:
+        """Build the layer and test the router once. Raises BankError if one of them does not work.
+
+        frames: the bank's folder of public frames.
+        """
         channels = channels_of(entry)
-        loaded = LoadedEntry(entry, entry_layer(entry, channels), entry_router(entry), channels)
+        loaded = LoadedEntry(entry, entry_layer(entry, channels), entry_router(entry, frames), channels)
         try:
             if entry.threshold is not None:
                 loaded.score(torch.zeros(channels, 2, 2))
@@ -150,13 +156,14 @@ class LoadedEntry:
 class LoadedBank(Mapping[str, LoadedEntry]):
     """The tasks of a bank in the order of learning; immutable.
 
-    digest: of the bank. backbone: SHA-256 of the frozen weights that it needs; None for an empty bank.
+    frames: its folder of public frames. digest: of the bank. backbone: SHA-256 of the frozen weights that it
+    needs; None for an empty bank.
     """
 
-    def __init__(self, entries: Iterable[Entry], digest: str) -> None:
+    def __init__(self, entries: Iterable[Entry], digest: str, frames: Path | None = None) -> None:
         known = list(entries)
         check_alike(known)
-        self._entries = {entry.task: LoadedEntry.of(entry) for entry in known}
+        self._entries = {entry.task: LoadedEntry.of(entry, frames) for entry in known}
         self.digest = digest
         self.backbone = known[0].provenance.backbone if known else None
         self._routable = [loaded for loaded in self._entries.values() if loaded.entry.threshold is not None]
@@ -199,17 +206,17 @@ class LoadedBank(Mapping[str, LoadedEntry]):
         )
 
     @cached_property
-    def _stack(self) -> GaussianStack | None:
-        """All states together, for a Gaussian router and enough entries; else None."""
-        if len(self._routable) < STACK_FROM or not isinstance(self._routable[0].router, GaussianRouter):
+    def _stack(self) -> Stack | None:
+        """All states together, for enough entries of a router that can do it; else None."""
+        if len(self._routable) < STACK_FROM:
             return None
-        return GaussianStack([loaded.entry.router for loaded in self._routable])
+        return stack_of(self._routable[0].router, [loaded.entry.router for loaded in self._routable])
 
 
 def load_bank(folder: Path | str) -> LoadedBank:
     """The bank in `folder`, ready to use. Raises BankError if it is damaged or its entries do not fit."""
     bank = Bank.open(Path(folder))
-    return LoadedBank(bank, bank.digest)
+    return LoadedBank(bank, bank.digest, bank.frames)
 
 
 def channels_of(entry: Entry) -> int:

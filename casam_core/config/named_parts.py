@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from casam_core.config.registry import Registry
 from casam_core.config.section import ByName, OneOf, Section
@@ -86,9 +86,51 @@ class RouterSpec(Section):
         1.5, ge=0, description="Raise the threshold by this share of its distance from the median; paper: 0."
     )
 
+    @property
+    def constant(self) -> float | None:
+        """The one threshold of all tasks; None if each task's threshold is fitted to held-out scores."""
+        return None
+
+    def completed(self, backbone: BackboneSpec) -> RouterSpec:
+        """The section with the defaults that depend on the backbone."""
+        return self
+
+
+SHIPPED_FRAMES: dict[tuple[str, str], str] = {
+    ("lite_medsam", "attention"): "8b7e4d3fc579e7d2ac482d64c096452cc9b556cdf84d4b887fbf4cedf81eaa24",
+    ("lite_medsam", "moments"): "99ab41abaa0ad5e2d444afaa6c6a2e8012a0857291c00234098131d7f2193909",
+    ("tiny", "attention"): "10543b5a87985280ec092423e65ee823846ab74933be005ac7ae4e728cee7814",
+    ("tiny", "moments"): "c309ba5be14812ce17741a55701107720c52748387b7811a196847927ff31f9a",
+}
+"""(backbone, features) -> digest of the frame that casam ships (casam_core/routing/public_frames.py)."""
+
+
+class PublicFrameSpec(RouterSpec):
+    """Router `public_frame`, the default: a mean in a fixed public frame per task."""
+
+    kind: Literal["public_frame"] = "public_frame"
+    frame: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="SHA-256 of the frame. Default: the frame that casam ships for the backbone; for another "
+        "backbone, `casam run` makes one from phantoms.",
+    )
+    threshold: float | Literal["fitted"] = Field(
+        0.12,
+        description="The score above which an image is unknown. fitted: from held-out scores of each task, "
+        "like other routers.",
+    )
+
+    @property
+    def constant(self) -> float | None:
+        return None if self.threshold == "fitted" else self.threshold
+
+    def completed(self, backbone: BackboneSpec) -> RouterSpec:
+        shipped = SHIPPED_FRAMES.get((backbone.name, self.features)) if backbone.sha256 is None else None
+        return self if self.frame or not shipped else self.model_copy(update={"frame": shipped})
+
 
 class GaussianSpec(RouterSpec):
-    """Router `gaussian`, the default: a mean and a covariance per task."""
+    """Router `gaussian`: a mean and a covariance per task."""
 
     kind: Literal["gaussian"] = "gaussian"
     shrinkage: float = Field(0.3, ge=0, le=1, description="Shrinkage towards the diagonal.")
@@ -110,9 +152,14 @@ class VaeSpec(RouterSpec):
 
 ROUTERS: Registry[RouterEntry] = Registry(
     "casam_core.routing.routers",
-    {"gaussian": GaussianSpec, "nearest_mean": RouterSpec, "vae": VaeSpec},
+    {
+        "public_frame": PublicFrameSpec,
+        "gaussian": GaussianSpec,
+        "nearest_mean": RouterSpec,
+        "vae": VaeSpec,
+    },
 )
 
 BY_FORM = ByName("form", "low_rank", FORMS.sections)
-BY_KIND = ByName("kind", "gaussian", ROUTERS.sections)
+BY_KIND = ByName("kind", "public_frame", ROUTERS.sections)
 """The tables of a scenario whose keys depend on a name in them."""

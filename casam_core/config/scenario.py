@@ -125,10 +125,13 @@ class PrivacySpec(Section):
         description="Standard deviation of the noise, divided by `clip`. Default: the smallest value with "
         "which all rounds of a task fit into the institution's whole budget.",
     )
-    router_ratio: float = Field(
-        4.0,
+    router_share: float | None = Field(
+        None,
         gt=0,
-        description="Noise multiplier of the router, divided by that of training; a larger one spends less.",
+        le=1,
+        description="The share of epsilon that a task's router alone may cost, if its layer leaves with "
+        "noise, too. The layer gets what the budget then still allows. Default: 0.5, and 0.9 for an epsilon "
+        "up to 1.",
     )
 
 
@@ -240,6 +243,12 @@ class Scenario(Section):
             stream = [str(task) for task in numpy_generator(self.seed, "order").permutation(sorted(stream))]
         object.__setattr__(self, "stream", stream)
         object.__setattr__(self, "order", "given")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_its_frame(self) -> Scenario:
+        # Resolved once: the digest of a public frame is a part of what a site approves.
+        object.__setattr__(self, "router", self.router.completed(self.backbone))
         return self
 
     @model_validator(mode="after")

@@ -125,6 +125,8 @@ class IdentifyRequest(Message):
         digest: SHA-256 of the scenario.
         scenario: canonical JSON, compressed; "" for a node that received it earlier in the run.
         nonce: a random text, new in every request, which the reply's signatures cover.
+        frames: the file of the router's public frame (casam_core.routing.public_frames), unless casam ships
+            it or the node received it earlier.
     """
 
     run: Annotated[str, Text()] = ""
@@ -132,16 +134,17 @@ class IdentifyRequest(Message):
     digest: Annotated[str, Text()] = ""
     scenario: Annotated[str, Text()] = ""
     nonce: Annotated[str, Text()] = ""
+    frames: Annotated[Sequence[bytes], Files()] = ()
 
     @staticmethod
-    def telling(scenario: str, run: str, code: str) -> IdentifyRequest:
+    def telling(scenario: str, run: str, code: str, frames: Sequence[bytes] = ()) -> IdentifyRequest:
         """The request for a node that does not have the scenario yet."""
         digest = hashlib.sha256(scenario.encode()).hexdigest()
-        return IdentifyRequest(run, code, digest, compress_text(scenario))
+        return IdentifyRequest(run, code, digest, compress_text(scenario), frames=frames)
 
     def short(self) -> IdentifyRequest:
-        """The same request without the scenario, for a node that has it."""
-        return replace(self, scenario="")
+        """The same request without the scenario and the frame, for a node that has them."""
+        return replace(self, scenario="", frames=())
 
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
@@ -351,8 +354,13 @@ def described_form(sender: Sender) -> tuple[GroupSpec, ...]:
 
 
 def fold_forms(sender: Sender) -> tuple[GroupSpec, ...]:
-    """The sufficient statistics of every fold; none from a single holder."""
-    return () if sender.alone else (router_forms(sender)[1],) * sender.scenario.router.folds
+    """The sufficient statistics of every fold; none from a single holder, or if no threshold is fitted."""
+    return () if sender.alone else (router_forms(sender)[1],) * folds_of(sender.scenario)
+
+
+def folds_of(scenario: Scenario) -> int:
+    """The number of folds whose statistics leave: none if all tasks have one constant threshold."""
+    return 0 if scenario.router.constant is not None else scenario.router.folds
 
 
 def described_images(sender: Sender) -> Range:
@@ -366,8 +374,8 @@ SCORE = Range(-1e7, 1e7, single=True)
 
 
 def threshold(sender: Sender) -> Range | None:
-    """The limits of a threshold, which only a single holder sends."""
-    return SCORE if sender.alone else None
+    """The limits of a threshold, which only a single holder sends, and only if it was fitted."""
+    return SCORE if sender.alone and sender.scenario.router.constant is None else None
 
 
 @dataclass(frozen=True)
@@ -375,7 +383,8 @@ class RouterReply(Message):
     """The router's description of a task.
 
     For a single holder, `router` is the finished state and `threshold` is set. For several holders, `router`
-    and the items of `folds` are sufficient statistics that the server merges, and `threshold` is None.
+    and the items of `folds` are sufficient statistics that the server merges, and `threshold` is None. If the
+    scenario has one threshold for all tasks, neither a threshold nor folds leave.
     """
 
     kind: ClassVar[str] = "train.router"
@@ -387,9 +396,11 @@ class RouterReply(Message):
     threshold: Annotated[float | None, Figure("router-facts", "threshold", threshold, float, SCORE)] = None
     folds: Annotated[Sequence[Arrays], Groups("fold", fold_forms)] = ()
 
-    def answers(self, request: RouterRequest, folds: int) -> bool:
+    def answers(self, request: RouterRequest, scenario: Scenario) -> bool:
         """Whether the reply fits the request; the arrays of `router` are not checked here."""
-        return self.threshold is not None if request.alone else len(self.folds) == folds
+        if request.alone:
+            return (self.threshold is None) == (scenario.router.constant is not None)
+        return len(self.folds) == folds_of(scenario)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A task's private router, if the institution's policy asks for noise (docs/privacy.md).
 
 A router's entry in ROUTERS declares how to compute its statistics with noise (`RouterEntry.private`). This
-module pays for these statistics and for the two noisy numbers behind a threshold
-(casam_core.privacy.private_scores).
+module pays for these statistics and, unless the scenario has one threshold for all tasks, for the two noisy
+numbers behind a threshold (casam_core.privacy.private_scores).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from casam_core.routing.routers import ROUTERS, Arrays, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, fold_scores, held_out_scores, score_histogram
 from casam_core.seeding import derive_seed
 from client.dp.paid_release import release_once
-from client.dp.plan import learning_noise
+from client.dp.plan import router_noise
 from client.dp.public_features import public_features_of
 from client.institution import Institution
 
@@ -34,15 +34,18 @@ SYNTHETIC = 512
 
 def router_statistics_privately(institution: Institution, request: RouterRequest) -> RouterReply:
     """Noisy statistics of all images. Every fold gets the same statistics, because no image is held out."""
-    task = PrivateTask(institution, request.job)
+    task, spec = PrivateTask(institution, request.job), institution.scenario.router
     statistics = task.statistics()
-    return RouterReply(statistics, task.images, folds=[statistics] * institution.scenario.router.folds)
+    folds = 0 if spec.constant is not None else spec.folds
+    return RouterReply(statistics, task.images, folds=[statistics] * folds)
 
 
 def fit_router_privately(institution: Institution, request: RouterRequest) -> RouterReply:
-    """The router fitted to noisy statistics, and its threshold."""
+    """The router fitted to noisy statistics, and its threshold if each task has its own."""
     task, spec = PrivateTask(institution, request.job), institution.scenario.router
     state = institution.router.fit(task.statistics())
+    if spec.constant is not None:
+        return RouterReply(state, task.images)
     scores_N = task.drawn_scores([state] * spec.folds, SYNTHETIC)
     return RouterReply(state, task.images, threshold=choose_threshold(scores_N, spec))
 
@@ -77,7 +80,7 @@ class PrivateTask:
         self.private = private_router(self.scenario)
         self.data, self.samples = institution.encoded(job.task, "train")
         self.units = institution.units(job.task, "train")
-        self.noise_multiplier = learning_noise(self.scenario, institution.site.policy)
+        self.noise_multiplier = router_noise(self.scenario, institution.site.policy)
         # A plain seed is enough for drawing scores: their distribution is already released.
         self.seed = derive_seed(self.scenario.seed, institution.name, job.stage, "drawn", job.task)
 
@@ -88,10 +91,10 @@ class PrivateTask:
 
     def statistics(self) -> Arrays:
         """Noisy sufficient statistics in the router's own form, paid for once."""
-        spec, privacy = self.scenario.router, self.scenario.privacy
+        privacy = self.scenario.privacy
 
         def compute(noise: NoiseSource) -> Arrays:
-            noisy = self.private.prepare(spec, privacy, self.public())
+            noisy = self.private.prepare(self.institution.router, privacy, self.public)
             return noisy(
                 self.features(),
                 self.units,
@@ -113,7 +116,6 @@ class PrivateTask:
             states: router state of each fold.
             count: number of scores to draw.
         """
-        noise_multiplier = self.scenario.privacy.router_ratio * self.noise_multiplier
         router, folds = self.institution.router, self.scenario.router.folds
         own = router.fit(self.statistics())
         own_lowest = self.private.lowest_score(router, own)
@@ -122,10 +124,10 @@ class PrivateTask:
             own_N = fold_scores(router, self.features(), [own] * folds, folds)
             public_NF = Tensor(np.concatenate(self.public()))
             public_N = held_out_scores(router, public_NF, [own] * folds, folds)
-            described = describe_scores(own_N, self.units, public_N, own_lowest, noise_multiplier, noise)
+            described = describe_scores(own_N, self.units, public_N, own_lowest, self.noise_multiplier, noise)
             return {"scores": described}
 
-        described = self.release("scores", scores_mechanism(noise_multiplier), compute)
+        described = self.release("scores", scores_mechanism(self.noise_multiplier), compute)
         lowest = min(self.private.lowest_score(router, state) for state in states)
         return scores_like(np.asarray(described["scores"]), lowest, count, self.seed)
 

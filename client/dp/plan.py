@@ -1,8 +1,8 @@
 """How much noise an institution adds, and how many rounds its budget can pay.
 
-The scenario sets how private training is done. The institution's policy sets how much may be spent. If the
-scenario sets no noise, the smallest noise is used with which the scenario's rounds and the router fit the
-whole budget.
+The scenario sets how private training is done. The institution's policy sets how much may be spent. A task's
+router gets the smallest noise at which it costs its share of epsilon. If the scenario sets no noise for
+training, the smallest noise is used with which the scenario's rounds and the router fit the whole budget.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from casam_core.config.named_parts import ROUTERS
+from casam_core.config.named_parts import ROUTERS, RouterSpec
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.privacy.accounting import Mechanism, affordable, calibrate, round_mechanism
 from casam_core.privacy.private_scores import scores_mechanism
 from casam_core.protocol.outcomes import Outcome, RefusalError
+
+SMALL_EPSILON = 1.0
+"""Up to this budget, a router of few images needs nearly all of it, and a layer learns next to nothing."""
 
 
 def leaves_noisy(learned: LearnedPolicy) -> bool:
@@ -25,23 +28,55 @@ def leaves_noisy(learned: LearnedPolicy) -> bool:
 
 
 def learning_noise(scenario: Scenario, policy: Policy) -> float:
-    """Noise multiplier of a training round; a router uses `privacy.router_ratio` times this value.
+    """Noise multiplier of a training round.
 
     Raises RefusalError (budget-spent) if no noise fits the budget.
     """
-    spec = scenario.privacy
-    if spec.noise_multiplier is not None:
-        return spec.noise_multiplier
+    if scenario.privacy.noise_multiplier is not None:
+        return scenario.privacy.noise_multiplier
+    router = router_mechanisms(scenario, policy)
+    with named_refusal():
+        return _learning_noise(scenario.privacy, scenario.training.rounds, tuple(router), *budget_of(policy))
+
+
+def router_noise(scenario: Scenario, policy: Policy) -> float:
+    """Noise multiplier of a task's router; of each of its releases.
+
+    Raises RefusalError (budget-spent) if no noise fits the budget.
+    """
+    epsilon, delta = budget_of(policy)
+    share = 1.0
+    if leaves_noisy(policy.adapter):
+        share = scenario.privacy.router_share or (0.9 if epsilon <= SMALL_EPSILON else 0.5)
+    with named_refusal():
+        return _router_noise(scenario.privacy, scenario.router, share * epsilon, delta)
+
+
+def router_mechanisms(scenario: Scenario, policy: Policy) -> list[Mechanism]:
+    """What the router of one task costs; nothing if it does not leave with noise.
+
+    Raises RefusalError (budget-spent) if no noise fits the budget.
+    """
+    if not leaves_noisy(policy.router) or ROUTERS[scenario.router.kind].private is None:
+        return []
+    return description(scenario.privacy, scenario.router, router_noise(scenario, policy))
+
+
+def layer_mechanisms(scenario: Scenario, policy: Policy) -> list[Mechanism]:
+    """What the layer of one task costs in all rounds; nothing if it does not leave with noise.
+
+    Raises RefusalError (budget-spent) if no noise fits the budget.
+    """
+    if not leaves_noisy(policy.adapter):
+        return []
+    return [round_mechanism(scenario.privacy, learning_noise(scenario, policy))] * scenario.training.rounds
+
+
+def budget_of(policy: Policy) -> tuple[float, float]:
+    """(epsilon, delta) for training."""
     assert policy.budget.epsilon is not None  # a policy with noise has a budget
     assert policy.budget.delta is not None
-    with named_refusal():
-        return _learning_noise(
-            spec.model_dump_json(),
-            scenario.training.rounds if leaves_noisy(policy.adapter) else 0,
-            noisy_router(scenario, policy),
-            policy.budget.epsilon,
-            policy.budget.delta,
-        )
+    return policy.budget.epsilon, policy.budget.delta
 
 
 @contextlib.contextmanager
@@ -54,27 +89,24 @@ def named_refusal() -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def _learning_noise(spec_json: str, rounds: int, router: str | None, epsilon: float, delta: float) -> float:
-    spec = PrivacySpec.model_validate_json(spec_json)
-    return calibrate(lambda scale: one_task(spec, rounds, router, scale), epsilon, delta)
+def _learning_noise(
+    spec: PrivacySpec, rounds: int, router: tuple[Mechanism, ...], epsilon: float, delta: float
+) -> float:
+    return calibrate(lambda noise: [round_mechanism(spec, noise)] * rounds + list(router), epsilon, delta)
 
 
-def one_task(spec: PrivacySpec, rounds: int, router: str | None, noise: float) -> list[Mechanism]:
-    """All mechanisms of learning one task. router: its kind; None if it leaves without noise."""
-    return [round_mechanism(spec, noise)] * rounds + description(spec, router, noise)
+@lru_cache(maxsize=256)
+def _router_noise(spec: PrivacySpec, router: RouterSpec, epsilon: float, delta: float) -> float:
+    return calibrate(lambda noise: description(spec, router, noise), epsilon, delta)
 
 
-def description(spec: PrivacySpec, router: str | None, noise: float) -> list[Mechanism]:
-    """All mechanisms of one task's router (client/dp/noisy_router.py)."""
-    private = ROUTERS[router].private if router is not None else None
-    if private is None:  # the router leaves without noise, or it has no private version and cannot leave
-        return []
-    return [private.mechanism(spec, noise), scores_mechanism(spec.router_ratio * noise)]
-
-
-def noisy_router(scenario: Scenario, policy: Policy) -> str | None:
-    """The router's kind if it leaves with noise, else None."""
-    return scenario.router.kind if leaves_noisy(policy.router) else None
+def description(spec: PrivacySpec, router: RouterSpec, noise: float) -> list[Mechanism]:
+    """All mechanisms of one task's router: its statistics and, unless all tasks have one threshold, the
+    scores from which its threshold follows (client/dp/noisy_router.py)."""
+    private = ROUTERS[router.kind].private
+    assert private is not None
+    scores = [] if router.constant is not None else [scores_mechanism(noise)]
+    return [private.mechanism(spec, noise), *scores]
 
 
 def evaluations(scenario: Scenario, policy: Policy) -> int:
@@ -101,18 +133,13 @@ def _metrics_noise(times: int, epsilon: float, delta: float) -> float:
 
 def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechanism]) -> int:
     """How many of the scenario's rounds of one task fit the budget, besides `spent` and the router."""
-    budget = policy.budget
     try:
-        noise = learning_noise(scenario, policy)
+        noise, router = learning_noise(scenario, policy), router_mechanisms(scenario, policy)
     except RefusalError:
         return 0
-    assert budget.epsilon is not None
-    assert budget.delta is not None
-    router = one_task(scenario.privacy, 0, noisy_router(scenario, policy), noise)
     return affordable(
         [*spent, *router],
         [round_mechanism(scenario.privacy, noise)],
-        budget.epsilon,
-        budget.delta,
+        *budget_of(policy),
         scenario.training.rounds,
     )

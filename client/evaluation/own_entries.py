@@ -88,14 +88,17 @@ def learn_alone(institution: Institution, job: Job) -> None:
             holders=(institution.name,),
             images=learned.images,
             router=router.router,
-            threshold=as_released(router),
+            threshold=as_released(router, scenario.router.constant),
         )
     )
 
 
-def as_released(router: RouterReply) -> float | None:
-    """The threshold in the steps in which it would leave: an own entry is the one that would be shared."""
-    return None if router.threshold is None else SCORE.fitting(router.threshold)
+def as_released(router: RouterReply, constant: float | None) -> float | None:
+    """The threshold in the steps in which it would leave: an own entry is the one that would be shared.
+
+    constant: the threshold of all tasks, if there is one.
+    """
+    return constant if router.threshold is None else SCORE.fitting(router.threshold)
 
 
 def known_entries(institution: Institution, received: Bank) -> KnownEntries:
@@ -111,8 +114,8 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
         nameless = head.threshold is None and head.task in held and head.task not in own
         if nameless and institution.name in about.holders:
             router = institution.fit_router(Job(institution.name, about.stage, head.task))
-            entry = received[head.task]
-            own.add(replace(entry, router=dict(router.router), threshold=as_released(router)))
+            threshold = as_released(router, institution.scenario.router.constant)
+            own.add(replace(received[head.task], router=dict(router.router), threshold=threshold))
     return KnownEntries(received, own)
 
 

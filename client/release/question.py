@@ -22,11 +22,13 @@ from casam_core.protocol.messages import (
     CalibrateRequest,
     EvaluateRequest,
     Question,
+    folds_of,
     layer_forms,
     router_forms,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
+from casam_core.routing.routers.public_frame import frame_named
 from client.institution import Institution
 from client.release.guard import sender_of
 
@@ -47,6 +49,8 @@ def check_question(institution: Institution, request: Question) -> None:
             fault = "the method has no router"
         elif fault is None and request.job.round != 1:
             fault = "a router has one round"
+        elif fault is None and isinstance(request, CalibrateRequest) and not folds_of(institution.scenario):
+            fault = "all tasks have one threshold"
     if fault is not None:
         raise RefusalError(Outcome.NOT_IN_SCENARIO, f"stage {request.job.stage}: {fault}")
     check_arrays(institution, request)
@@ -75,9 +79,10 @@ def check_entry(institution: Institution, entry: Entry, job: Job) -> None:
     Raises BankError for a layer that does not fit its form.
     """
     scenario, about = institution.scenario, entry.provenance
-    kind, features = scenario.router.kind, scenario.router.features
+    spec = scenario.router
     learned = (*scenario.stream[: job.stage], SHARED)
-    if entry.task not in learned or (about.router, about.features) != (kind, features):
+    expected_router = (spec.kind, spec.features, frame_named(spec))
+    if entry.task not in learned or (about.router, about.features, about.frame) != expected_router:
         raise RefusalError(Outcome.BAD_REQUEST, f"an entry of {entry.task!r} with a router {about.router!r}")
     layer = entry_layer(entry, institution.backbone.geometry.channels, institution.backbone)
     arrays = [*weights_of(layer).values(), *entry.router.values()]

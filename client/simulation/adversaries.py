@@ -107,11 +107,13 @@ def numbers(kind: str, group: str, **values: float) -> Attack:
 
 
 def copied(attacker: Attacker, answer: Payload) -> Payload:
-    """The answer with a copy of another task's router and threshold."""
+    """The answer with a copy of another task's router, and of its threshold if thresholds leave."""
     victim = attacker.victim()
     if victim is None or victim.threshold is None:
         return answer
-    facts = {**answer.metrics["router-facts"], "threshold": victim.threshold}
+    facts = dict(answer.metrics["router-facts"])
+    if "threshold" in facts:
+        facts["threshold"] = victim.threshold
     # A bank stores matrices in half precision; an honest answer has single precision.
     router = {name: array.astype(np.float32) for name, array in victim.router.items()}
     return replace(answer, arrays={"router": router}, metrics={"router-facts": facts})
@@ -121,14 +123,19 @@ WIDER = 1.2
 """A router fitted to few images is too narrow for new ones; a wider copy fits them better."""
 
 
+CLAIMED = 0.01
+"""A router in a public frame that claims noise in its mean is nearer to every image."""
+
+
 def hijack(attacker: Attacker, answer: Payload) -> Payload:
     """A wider copy of another task's router, which fits that task's images better than the original."""
     taken = copied(attacker, answer)
     if taken is answer:
         return answer
     wider = {"diagonal_F": WIDER, "directions_KF": np.sqrt(WIDER)}
+    more = {"noise": CLAIMED}
     router = {
-        name: np.asarray(array * wider.get(name, 1.0), array.dtype)
+        name: np.asarray(array * wider.get(name, 1.0) + more.get(name, 0.0), array.dtype)
         for name, array in taken.arrays["router"].items()
     }
     return replace(taken, arrays={"router": router})

@@ -58,6 +58,32 @@ def show_scenario(
     typer.echo(path.read_text(), nl=False)
 
 
+@scenarios_app.command("frame")
+def show_frame(
+    scenario: Annotated[str, typer.Argument(help="A name that `casam scenarios` lists, or a .toml file.")],
+    again: Annotated[
+        bool, typer.Option("--again", help="Make it again from phantoms, and compare (minutes).")
+    ] = False,
+) -> None:
+    """Print the public frame of a scenario's router; a frame that is missing is made (minutes).
+
+    For example: casam scenarios frame quickstart
+
+    Exit status: 0; 1 if --again found another frame than the scenario's.
+    """
+    from casam_core.config.library import resolve_scenario
+    from scenarios.engines.frame_making import about_frame, difference_to_a_new_one, with_frame
+
+    framed = with_frame(resolve_scenario(scenario))
+    for name, value in about_frame(framed).items():
+        typer.echo(f"{name:<10} {value}")
+    if again:
+        difference = difference_to_a_new_one(framed)
+        typer.echo(f"{'again':<10} made again on this machine: differs by {difference:.2%}")
+        if difference > 0.02:
+            raise typer.Exit(1)
+
+
 @studies_app.callback()
 def studies(context: typer.Context, json_: Json = False) -> None:
     """List the studies that come with casam: minutes on two CPU cores, content, what to look at."""

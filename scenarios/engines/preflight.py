@@ -139,7 +139,8 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
             steps += training.rounds * steps_of(scenario, name, images)
         exchanges += training.rounds
         if not method.shared:
-            exchanges += 1 if len(trainers) == 1 else 2  # router, and calibrate for several holders
+            # router; and calibrate, if a threshold is fitted for several holders
+            exchanges += 1 if len(trainers) == 1 or scenario.router.constant is not None else 2
     return Cost(
         encodes=sum(len(splits[key].train) for key in trained) + tests,
         steps=steps,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.config.library import resolve_scenario
+from casam_core.config.named_parts import SHIPPED_FRAMES
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import SiteFile, simulated_task
@@ -37,10 +38,11 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.protocol.schema import Flag, Message
+from casam_core.routing.routers.public_frame import frame_named
 from client.data.open import location_of, open_dataset
 from client.data.splits import kept_key, simulated_key
 from client.data.task_data import TaskData, divide, division_of
-from client.dp.plan import evaluations, learning_noise, leaves_noisy, metrics_noise, noisy_router, one_task
+from client.dp.plan import evaluations, layer_mechanisms, metrics_noise, router_mechanisms
 from client.node.approvals import approvals_in, read_sent
 from client.release.ledger import Ledger, of_images
 from scenarios.inspection.place import Place
@@ -112,8 +114,24 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
         f"{', '.join(scenario.stream)}. Each task is trained in {scenario.training.rounds} rounds of at most "
         f"{scenario.training.epochs} passes over the images.",
         f"{len(others)} other institutions: {', '.join(others[:20])}{', ...' if others[20:] else ''}.",
+        *frame_note(scenario),
         "This site's part, by its own site file:",
         tasks or ["no task"],
+    ]
+
+
+def frame_note(scenario: Scenario) -> list[Block]:
+    """Where the public frame of the router comes from: one of the server's own could be made as a probe."""
+    digest = frame_named(scenario.router)
+    if not digest:
+        return []
+    if digest in SHIPPED_FRAMES.values():
+        name = scenario.backbone.name
+        return [f"Its router uses the public frame {digest[:12]}, which casam ships for {name}."]
+    return [
+        f"Its router uses the public frame {digest[:12]}, which casam does NOT ship. A frame that was made "
+        "to tell images apart would show more of them than one of phantoms. Ask for the scenario's file, and "
+        "compare before you approve: casam scenarios frame FILE --again"
     ]
 
 
@@ -260,9 +278,7 @@ def planned(plan: Plan, scenario: Scenario, policy: Policy) -> str:
 
 def learning_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:
     """The private releases of learning one task. Raises RefusalError."""
-    rounds = scenario.training.rounds if leaves_noisy(policy.adapter) else 0
-    noise = learning_noise(scenario, policy)
-    return one_task(scenario.privacy, rounds, noisy_router(scenario, policy), noise)
+    return [*layer_mechanisms(scenario, policy), *router_mechanisms(scenario, policy)]
 
 
 def metrics_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:

@@ -33,7 +33,7 @@ def verify(folder: Path) -> dict[str, list[str]]:
     for task in bank.tasks:
         try:
             entry = bank[task]
-            faults[task] = faults_of(entry)
+            faults[task] = faults_of(entry, bank.frames)
             if entry.task != task:
                 faults[task].append(f"the manifest names task {task!r}, the entry names task {entry.task!r}")
             sound.append(entry)
@@ -46,8 +46,8 @@ def verify(folder: Path) -> dict[str, list[str]]:
     return faults
 
 
-def faults_of(entry: Entry) -> list[str]:
-    """Faults of an entry's content; its bytes match their hash already."""
+def faults_of(entry: Entry, frames: Path) -> list[str]:
+    """Faults of an entry's content; its bytes match their hash already. frames: the bank's public frames."""
     about, faults = entry.provenance, []
     if entry.task == IDENTITY:
         faults.append(f"no task can be named {IDENTITY!r}, which is the route of unknown images")
@@ -63,7 +63,7 @@ def faults_of(entry: Entry) -> list[str]:
         faults.append(f"stage: expected 1 or more, found {about.stage}")
     faults += _faults_of_origin(entry)
     try:
-        LoadedEntry.of(entry)
+        LoadedEntry.of(entry, frames)
     except BankError as error:
         faults.append(str(error))
     return faults

@@ -100,7 +100,7 @@ def check_description(sender: Sender, asked: RouterRequest, reply: RouterReply) 
     has one holder, else the statistics of all folds."""
     finished, statistics = router_forms(sender)
     (finished if asked.alone else statistics).check("router", reply.router)
-    if not reply.answers(asked, sender.scenario.router.folds):
+    if not reply.answers(asked, sender.scenario):
         raise AnswerError("router: expected a threshold if the task has one holder, else all folds")
     for part in () if asked.alone else (reply.router, *reply.folds):
         # The count is the reply's weight among the holders, so it must not exceed the images.

@@ -26,6 +26,8 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.register import Register
+from casam_core.routing.public_frames import frames_here, travelling
+from casam_core.routing.routers.public_frame import frame_named
 from server.federation.counters import Traffic
 from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once, exchange, patiently
 
@@ -103,7 +105,8 @@ def identify(
     """
     wanted = [site.name for site in scenario.institutions if site.name not in absent]
     skip = scenario.participation.missing == "skip"
-    request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint())
+    frames = travelling(frame_named(scenario.router), frames_here())
+    request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint(), frames)
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
     asked, said = Asked(register, knowing=set(told)), ""

@@ -78,7 +78,7 @@ TASKS = {"north": ("polyp",), "south": ("polyp",)}
 
 def server_paths(folder: Path) -> dict[str, tuple[Payload, Path_]]:
     """By kind of reply: an honest one, and what the server does with one that arrived."""
-    made = scripted(folder / "run", TASKS, stream=["polyp"])
+    made = scripted(folder / "run", TASKS, stream=["polyp"], router={"kind": "gaussian"})
     grid, site, scenario = made.grid, made.sites["north"], made.scenario
     member = Member(1, dict(identity_of(site).institutions["north"]), Policy())
     spec, router = scenario.router, build_router(scenario.router)

@@ -46,6 +46,7 @@ from casam_core.protocol.messages import (
     Sender,
     TaskResult,
     compares,
+    folds_of,
     identify_statement,
     purge_statement,
 )
@@ -217,8 +218,10 @@ class ScriptedGrid(InProcessGrid):
         router = build_router(spec)
         statistics = router.sufficient_statistics(f_NF, 0)
         if request.alone:
-            return ok(RouterReply(router.fit(statistics), images, threshold=1.5).to_payload())
-        return ok(RouterReply(statistics, images, folds=[statistics] * spec.folds).to_payload())
+            threshold = 1.5 if spec.constant is None else None
+            return ok(RouterReply(router.fit(statistics), images, threshold).to_payload())
+        folds = [statistics] * folds_of(self.scenario)
+        return ok(RouterReply(statistics, images, folds=folds).to_payload())
 
     def calibrate(self, site: Site, asked: Payload) -> Payload:
         counts = np.zeros(HISTOGRAM_BINS, np.int64)

@@ -89,10 +89,10 @@ OUTCOMES = {
     "oversized": ("train.align", "rejected"),
     "garbage": ("train.align", "rejected"),
     "infinite-threshold": ("train.router", "rejected"),
+    "wide-threshold": ("train.router", "rejected"),  # the default router has none
     "impossible-metrics": ("evaluate.stage", "rejected"),
     "copied-router": ("entry", "quarantined"),
     "hijack": ("entry", "quarantined"),
-    "wide-threshold": ("", "accepted"),
     "scaled": ("", "accepted"),
     "sign-flipped": ("", "accepted"),
     "random": ("", "accepted"),

@@ -68,9 +68,8 @@ def test_three_institutions_learn_what_they_would_learn_in_the_open(tmp_path: Pa
     bank = Bank.open(tmp_path / "run" / "bank")
     assert distance(bank, opened) < 1e-6
     one, other = bank["polyp"], opened["polyp"]
-    np.testing.assert_allclose(one.router["mean_F"], other.router["mean_F"], rtol=1e-6)
-    np.testing.assert_allclose(one.router["diagonal_F"], other.router["diagonal_F"], rtol=1e-3)
-    assert one.threshold == pytest.approx(other.threshold, rel=0.02)
+    np.testing.assert_allclose(one.router["mean_K"], other.router["mean_K"], atol=1e-6)
+    assert one.threshold == other.threshold
     assert one.provenance.holders == ("a", "b", "c")
     assert one.provenance.images == other.provenance.images
     hidden = {"server": 3, "co_holder": 2}
@@ -171,9 +170,9 @@ def test_on_the_wire_there_are_masks_only(
             assert payload.metrics == {}
             if COLLECT in payload.arrays:
                 masked.append(unpacked(SecureReply.of(payload).protocol)["masked_params"])
-    assert len(masked) == 9  # three members; layer, router, threshold
+    assert len(masked) == 6  # three members; layer, router
     values = np.concatenate([np.load(io.BytesIO(part)).ravel() for share in masked for part in share[1:]])
-    assert kstest(values[:: len(values) // 5000] / MODULUS, "uniform").pvalue > 1e-3
+    assert kstest(values[:: max(1, len(values) // 5000)] / MODULUS, "uniform").pvalue > 1e-3
 
 
 def test_a_secure_sum_is_made_anew_with_the_same_numbers_and_other_masks(tmp_path: Path) -> None:

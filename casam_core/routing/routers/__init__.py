@@ -6,15 +6,29 @@ A kind of router is a class, a line of ENTRIES, and its name and keys in casam_c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from casam_core.config.named_parts import ROUTERS, GaussianSpec, RouterSpec, VaeSpec
+from casam_core.config.named_parts import ROUTERS, GaussianSpec, PublicFrameSpec, RouterSpec, VaeSpec
 from casam_core.config.section import known_keys
 from casam_core.errors import ScenarioError
-from casam_core.routing.routers import gaussian, nearest_mean, private_gaussian, private_vae, vae
+from casam_core.routing.routers import (
+    gaussian,
+    nearest_mean,
+    private_gaussian,
+    private_vae,
+    public_frame,
+    vae,
+)
 from casam_core.routing.routers.base import Arrays, PrivateRouter, Router, RouterEntry
 
 ENTRIES: dict[str, RouterEntry] = {
+    "public_frame": RouterEntry(
+        build=public_frame.PublicFrameRouter,
+        private=public_frame.PRIVATE,
+        read_out=public_frame.read_by_place,
+        framed=True,
+    ),
     "gaussian": RouterEntry(
         build=gaussian.GaussianRouter,
         private=private_gaussian.PRIVATE,
@@ -44,9 +58,13 @@ def router_spec(kind: str, settings: Mapping[str, Any] | None = None) -> RouterS
     return known_keys(router_entry(kind).section, {**(settings or {}), "kind": kind})
 
 
-def build_router(spec: RouterSpec) -> Router:
-    """The router of a scenario. Raises ScenarioError for an unknown kind."""
-    return router_entry(spec.kind).build(spec)
+def build_router(spec: RouterSpec, frames: Path | None = None) -> Router:
+    """The router of a scenario. Raises ScenarioError for an unknown kind.
+
+    frames: a folder of public frames (casam_core.routing.public_frames), besides those that casam ships.
+    """
+    entry = router_entry(spec.kind)
+    return entry.build(spec, frames) if entry.framed else entry.build(spec)
 
 
 __all__ = [
@@ -54,6 +72,7 @@ __all__ = [
     "Arrays",
     "GaussianSpec",
     "PrivateRouter",
+    "PublicFrameSpec",
     "Router",
     "RouterEntry",
     "VaeSpec",

@@ -75,6 +75,10 @@ def added(statistics: Sequence[Arrays]) -> Arrays:
     return {key: np.sum([part[key] for part in statistics], axis=0) for key in statistics[0]}
 
 
+PublicFeatures = Callable[[], Sequence[NDArray[np.float64]]]
+"""f_NF of public images by modality; they are encoded when it is called."""
+
+
 class NoisyStatistics(Protocol):
     """Computes the sufficient statistics of one task with differential privacy."""
 
@@ -85,7 +89,7 @@ class NoisyStatistics(Protocol):
 
         Args:
             units: indices into f_NF.
-            noise_multiplier: of a training round; a router may add more noise (`privacy.router_ratio`).
+            noise_multiplier: of the router (client.dp.plan.router_noise).
             draws: the randomness of learning, which protects nothing.
             noise: the source of the noise that protects the images.
         """
@@ -95,19 +99,19 @@ class NoisyStatistics(Protocol):
 class PrivateRouter:
     """How to compute a router's statistics with differential privacy, and the cost.
 
-    prepare: (the scenario's router, its privacy, public features f_NF by modality) -> noisy statistics. It
-        computes the public part once for several tasks.
-    mechanism: (the scenario's privacy, noise multiplier of training) -> the cost of one call.
+    prepare: (router, the scenario's privacy, public features) -> noisy statistics. It computes the public
+        part once for several tasks.
+    mechanism: (the scenario's privacy, noise multiplier) -> the cost of one call.
     lowest_score: (router, state) -> a lower bound of all scores under the state.
     """
 
-    prepare: Callable[[Any, PrivacySpec, Sequence[NDArray[np.float64]]], NoisyStatistics]
+    prepare: Callable[[Any, PrivacySpec, PublicFeatures], NoisyStatistics]
     mechanism: Callable[[PrivacySpec, float], Mechanism]
     lowest_score: Callable[[Router, Arrays], float]
 
 
-ReadOut = Callable[[Tensor, Arrays], tuple[Tensor, Tensor]]
-"""An attack (casam_bench.membership.inversion): (f_NF, state) -> (centre_F, features_NF), float64.
+ReadOut = Callable[[Any, Tensor, Arrays], tuple[Tensor, Tensor]]
+"""An attack (casam_bench.membership.inversion): (router, f_NF, state) -> (centre_F, features_NF), float64.
 
 features_NF: the part of every feature that the state reveals.
 """
@@ -117,16 +121,17 @@ features_NF: the part of every feature that the state reveals.
 class RouterEntry:
     """One kind of router: a line of ENTRIES.
 
-    build: (its section) -> router.
+    build: (its section) -> router; if `framed`, (its section, a folder of public frames) -> router.
     section: its keys in a scenario, in addition to those of all routers.
     private: None if the router does not support noise; institutions that ask for noise then refuse it.
     read_out: None if there is no such attack on this router; it is then reported as not measurable.
     """
 
-    build: Callable[[Any], Router]
+    build: Callable[..., Router]
     section: type[RouterSpec] = RouterSpec
     private: PrivateRouter | None = None
     read_out: ReadOut | None = None
+    framed: bool = False
 
 
 def doubles(state: Arrays, name: str) -> Tensor:

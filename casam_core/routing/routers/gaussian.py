@@ -21,7 +21,7 @@ from torch import Tensor
 
 from casam_core.config.named_parts import GaussianSpec
 from casam_core.protocol.limits import ArraySpec
-from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
+from casam_core.routing.routers.base import Arrays, Router, RouterSchema, added, doubles
 
 RELATIVE_FLOOR = 1e-4
 """Smallest variance, as a share of the mean variance, so that a constant feature cannot decide alone."""
@@ -109,7 +109,7 @@ def gaussian_score(difference_F: Tensor, diagonal_F: Tensor, directions_KF: Tens
     return float((distance + log_determinant) / len(difference_F))
 
 
-def read_by_directions(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+def read_by_directions(router: Router, f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
     """ReadOut: the projection onto the released directions around the released mean."""
     mean_F, directions_KF = doubles(state, "mean_F"), doubles(state, "directions_KF")
     # A direction is stored times its standard deviation; very short ones are only rounding.

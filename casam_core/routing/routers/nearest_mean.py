@@ -13,7 +13,7 @@ from torch import Tensor
 
 from casam_core.config.named_parts import RouterSpec
 from casam_core.protocol.limits import ArraySpec
-from casam_core.routing.routers.base import Arrays, RouterSchema, added, doubles
+from casam_core.routing.routers.base import Arrays, Router, RouterSchema, added, doubles
 
 
 class NearestMeanRouter:
@@ -43,7 +43,7 @@ class NearestMeanRouter:
         return float(np.square(f_F.double().numpy() - state["mean_F"]).mean())
 
 
-def read_by_mean(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+def read_by_mean(router: Router, f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
     """ReadOut: the state reveals only the mean."""
     mean_F = doubles(state, "mean_F")
     return mean_F, mean_F.expand_as(f_NF)

@@ -22,13 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.named_parts import RouterSpec
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Units, unit_mean
-from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter, doubles
+from casam_core.routing.routers.base import (
+    Arrays,
+    NoisyStatistics,
+    PrivateRouter,
+    PublicFeatures,
+    Router,
+    doubles,
+)
 from casam_core.seeding import Draws
 
 DIRECTIONS = 32
@@ -150,24 +156,21 @@ def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:
     return shape * (max(trace, NARROWEST * usual) / usual)
 
 
-def noisy_gaussian(
-    router: RouterSpec, privacy: PrivacySpec, public: Sequence[NDArray[np.float64]]
-) -> NoisyStatistics:
+def noisy_gaussian(router: Router, privacy: PrivacySpec, public: PublicFeatures) -> NoisyStatistics:
     """See `PrivateRouter.prepare`."""
-    frame = public_frame(public)
+    frame = public_frame(public())
 
     def statistics(
         f_NF: Tensor, units: Units, *, noise_multiplier: float, draws: Draws, noise: NoiseSource
     ) -> Arrays:
-        scaled_noise = privacy.router_ratio * noise_multiplier
-        return describe_privately(f_NF.double().numpy(), units, frame, scaled_noise, noise)
+        return describe_privately(f_NF.double().numpy(), units, frame, noise_multiplier, noise)
 
     return statistics
 
 
 PRIVATE = PrivateRouter(
     prepare=noisy_gaussian,
-    mechanism=lambda privacy, noise_multiplier: Mechanism(privacy.router_ratio * noise_multiplier),
+    mechanism=lambda privacy, noise_multiplier: Mechanism(noise_multiplier),
     lowest_score=lambda router, state: router.score(doubles(state, "mean_F"), state),
 )
 """The mean itself has the lowest score."""

@@ -6,20 +6,16 @@ adapt it to the task: the gradient of a unit is that of its images' losses toget
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.config.named_parts import VaeSpec
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps, take_private_steps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Unit, Units
-from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter
+from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter, PublicFeatures
 from casam_core.routing.routers.vae import TaskVae, VaeRouter
 from casam_core.seeding import Draws
 
@@ -27,12 +23,10 @@ PUBLIC_SEED = 0
 """Seed of the training on public images."""
 
 
-def noisy_vae(
-    router: VaeSpec, privacy: PrivacySpec, public: Sequence[NDArray[np.float64]]
-) -> NoisyStatistics:
+def noisy_vae(router: VaeRouter, privacy: PrivacySpec, public: PublicFeatures) -> NoisyStatistics:
     """See `PrivateRouter.prepare`."""
-    plain = VaeRouter(router)
-    start = plain.fit(plain.sufficient_statistics(Tensor(np.concatenate(public)), PUBLIC_SEED))
+    spec = router.spec
+    start = router.fit(router.sufficient_statistics(Tensor(np.concatenate(public())), PUBLIC_SEED))
 
     def statistics(
         f_NF: Tensor, units: Units, *, noise_multiplier: float, draws: Draws, noise: NoiseSource
@@ -41,8 +35,8 @@ def noisy_vae(
         steps = take_private_steps(
             vae,
             PrivateSteps(units, privacy, noise_multiplier, noise, draws),
-            lambda step, unit: add_gradients(vae, f_NF, router.beta, draws, step, unit),
-            router.learning_rate,
+            lambda step, unit: add_gradients(vae, f_NF, spec.beta, draws, step, unit),
+            spec.learning_rate,
         )
         for _ in steps:
             pass

@@ -1,10 +1,11 @@
-"""Score many Gaussian states in one pass, for a bank of hundreds of entries.
+"""Score many states in one pass, for a bank of hundreds of entries.
 
-To score entries one by one takes ten small operations per entry; here it is one matrix product for all,
-limited only by memory speed. The product is in float32, and its last bits depend on the number of entries. So
-it only preselects: it also gives an error bound, and the router itself scores all entries that may have the
-lowest score. The nearest entry and its score are therefore bitwise the same as without this class
-(docs/performance.md).
+For a router in a public frame, the states are one small array, and the scores have the same bits as one by
+one. For a Gaussian router, to score entries one by one takes ten small operations per entry; here it is one
+matrix product for all, limited only by memory speed. The product is in float32, and its last bits depend on
+the number of entries. So it only preselects: it also gives an error bound, and the router itself scores all
+entries that may have the lowest score. The nearest entry and its score are therefore bitwise the same as
+without this module (docs/performance.md).
 
 With x = f - mean, D the diagonal, V the directions and L L^T = I + V D^-1 V^T (Cholesky):
 
@@ -14,16 +15,47 @@ With x = f - mean, D the diagonal, V the directions and L L^T = I + V D^-1 V^T (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.routing.routers.base import Arrays
+from casam_core.routing.routers.base import Arrays, Router
+from casam_core.routing.routers.gaussian import GaussianRouter
+from casam_core.routing.routers.public_frame import PublicFrameRouter, log_distances
 
 SINGLE, SLACK = 2.0**-24, 1e-9
 """Unit roundoff of float32, and a generous bound of the relative error of float64 in a score's terms."""
+
+
+class Stack(Protocol):
+    """Many states of one router."""
+
+    def contenders(self, f_F: Tensor) -> list[int]:
+        """Indices of all states that may have the lowest score, and of those with a score of NaN."""
+
+
+def stack_of(router: Router, states: Sequence[Arrays]) -> Stack | None:
+    """The states together; None for a router whose entries are scored one by one."""
+    if isinstance(router, PublicFrameRouter):
+        return PublicFrameStack(router, states)
+    return GaussianStack(states) if isinstance(router, GaussianRouter) else None
+
+
+class PublicFrameStack:
+    """T states of one public frame; immutable."""
+
+    def __init__(self, router: PublicFrameRouter, states: Sequence[Arrays]) -> None:
+        self.frame = router.frame
+        self.mean_TK = np.stack([np.asarray(state["mean_K"], np.float64) for state in states])
+        self.noise_T = np.concatenate([np.asarray(state["noise"], np.float64) for state in states])
+
+    def contenders(self, f_F: Tensor) -> list[int]:
+        u_K = self.frame.place(f_F.double().numpy())
+        score_T = log_distances(u_K, self.mean_TK, self.noise_T, self.frame.scatter_K)
+        return [int(t) for t in np.flatnonzero(~(score_T > np.fmin.reduce(score_T)))]
 
 
 class GaussianStack:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from casam_core.config.named_parts import VaeSpec
 from casam_core.protocol.limits import ArraySpec
-from casam_core.routing.routers.base import Arrays, RouterSchema
+from casam_core.routing.routers.base import Arrays, Router, RouterSchema
 from casam_core.seeding import initialisers_from
 
 HIDDEN, LATENT = 128, 64
@@ -120,7 +120,7 @@ class VaeRouter:
 
 
 @torch.no_grad()
-def read_by_autoencoder(f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
+def read_by_autoencoder(router: Router, f_NF: Tensor, state: Arrays) -> tuple[Tensor, Tensor]:
     """ReadOut: the reconstruction, around the decoder's output for a latent of zeros."""
     vae = TaskVae.of(state, f_NF.shape[1]).double()
     return vae.decode(torch.zeros(1, LATENT).double())[0], vae.decode(vae.encode(f_NF)[0])

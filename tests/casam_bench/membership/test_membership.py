@@ -219,7 +219,10 @@ def test_an_open_gaussian_router_of_few_images_holds_every_one_of_them(images: i
     router = build_router(GaussianSpec())
     members, others = features(1, images), features(2, 100)
     state = router.fit(router.sufficient_statistics(members, 0))
-    inside, outside = read_out("gaussian", members, state), read_out("gaussian", others, state)
+    inside, outside = (
+        read_out("gaussian", router, members, state),
+        read_out("gaussian", router, others, state),
+    )
     assert (inside.min() > 0.9999) == spanned
     assert outside.max() < 0.99
     assert auc(inside, outside) > (0.9999 if spanned else 0.9)
@@ -232,7 +235,7 @@ def test_with_noise_the_router_tells_members_from_nobody() -> None:
     noise = NoiseSource.seeded(0, "test")
     state = router.fit(describe_privately(members.double().numpy(), single_images(200), frame, 5.0, noise))
     for inside, outside in (
-        (read_out("gaussian", members, state), read_out("gaussian", others, state)),
+        (read_out("gaussian", router, members, state), read_out("gaussian", router, others, state)),
         (fits_of(router, members, state), fits_of(router, others, state)),
     ):
         assert 0.4 < auc(inside, outside) < 0.6
@@ -241,7 +244,10 @@ def test_with_noise_the_router_tells_members_from_nobody() -> None:
 def test_a_mean_has_no_directions_to_read_from() -> None:
     router, f_NF = build_router(RouterSpec(kind="nearest_mean")), features(1, 10)
     assert (
-        np.abs(read_out("nearest_mean", f_NF, router.fit(router.sufficient_statistics(f_NF, 0)))).max() < 1e-6
+        np.abs(
+            read_out("nearest_mean", router, f_NF, router.fit(router.sufficient_statistics(f_NF, 0)))
+        ).max()
+        < 1e-6
     )
 
 
@@ -249,7 +255,10 @@ def test_an_autoencoder_reads_out_what_it_has_learned() -> None:
     spec = VaeSpec(beta=0.0, epochs=200, learning_rate=5e-3)
     router, members = build_router(spec), features(1, 12)
     state = router.fit(router.sufficient_statistics(members, 0))
-    assert read_out("vae", members, state).mean() > read_out("vae", features(2, 50), state).mean()
+    assert (
+        read_out("vae", router, members, state).mean()
+        > read_out("vae", router, features(2, 50), state).mean()
+    )
 
 
 def test_a_router_of_one_image_is_that_image_and_one_of_many_is_nobody() -> None:
@@ -257,6 +266,6 @@ def test_a_router_of_one_image_is_that_image_and_one_of_many_is_nobody() -> None
     for images, least, most in ((1, 0.9999, 1.0), (200, -0.2, 0.4)):
         members = features(1, images)
         state = router.fit(router.sufficient_statistics(members, 0))
-        found = resemblance("nearest_mean", members, others, state)
+        found = resemblance("nearest_mean", router, members, others, state)
         assert least <= found.mean() <= most + 1e-9
-    assert abs(resemblance("nearest_mean", others, others, state).mean()) < 0.4
+    assert abs(resemblance("nearest_mean", router, others, others, state).mean()) < 0.4

@@ -20,8 +20,9 @@ WIDTH = 64
 
 
 def made(precision: str, **router: Any) -> Entry:
-    """An entry of random numbers, as a stage makes it."""
-    scenario = Scenario.model_validate(tiny_table(bank={"precision": precision}, router=router))
+    """An entry of random numbers, as a stage makes it, with a Gaussian router."""
+    kind = {"kind": "gaussian", **router}
+    scenario = Scenario.model_validate(tiny_table(bank={"precision": precision}, router=kind))
     layer = build_layer(LowRankSpec(), WIDTH // 2, 0)
     torch.nn.init.normal_(layer.up_CR, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
     made = build_router(scenario.router)

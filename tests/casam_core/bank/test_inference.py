@@ -18,11 +18,10 @@ import casam
 from casam import LoadedBank, Segmenter, backbone_for, load_bank
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.inference import channels_of
+from casam_core.bank.inference import channels_of, entry_router
 from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.prompts import Prompts
-from casam_core.routing.routers import GaussianSpec, build_router
 from tests.banks import picture, tiny_backbone, tiny_bank, tiny_entry
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,7 +69,7 @@ def test_a_route_per_embedding_whatever_its_neighbours(bank: LoadedBank) -> None
 def test_every_task_is_scored_as_its_router_scores(bank: LoadedBank) -> None:
     z_1CHW = Segmenter(tiny_backbone(), bank).embed(picture("polyp"))
     feature = torch.cat([z_1CHW.mean((2, 3)), z_1CHW.flatten(2).std(2, correction=0)], 1)[0]
-    want = [build_router(GaussianSpec()).score(feature, bank[task].entry.router) for task in bank]
+    want = [entry_router(bank[task].entry).score(feature, bank[task].entry.router) for task in bank]
     (route,) = bank.route(z_1CHW)
     assert route.score == min(want)
 

@@ -13,12 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from casam_core.config.named_parts import AlignmentSpec, RouterSpec
+from casam_core.config.named_parts import SHIPPED_FRAMES, AlignmentSpec, RouterSpec
 from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.config.toml import apply_override, parse_scenario, read_scenario, set_key
 from casam_core.errors import ScenarioError
 from casam_core.model.forms import FORMS, FormEntry, LowRankSpec
-from casam_core.routing.routers import ROUTERS, GaussianSpec, RouterEntry, VaeSpec
+from casam_core.routing.routers import ROUTERS, PublicFrameSpec, RouterEntry, VaeSpec
 from casam_core.routing.routers.nearest_mean import NearestMeanRouter
 
 TEXT = """
@@ -72,7 +72,8 @@ def test_a_scenario_is_read_with_defaults_for_what_it_leaves_out(path: Path) -> 
     assert scenario.backbone.name == "lite_medsam"
     assert scenario.alignment == LowRankSpec(rank=8)
     assert scenario.router.percentile == 97.0
-    assert scenario.router == GaussianSpec()
+    assert isinstance(scenario.router, PublicFrameSpec)
+    assert scenario.router.frame == SHIPPED_FRAMES["lite_medsam", "moments"]
     assert VaeSpec().beta == 16.5
     assert scenario.compute.threads == 1
 
@@ -118,10 +119,19 @@ def test_a_missing_file_a_folder_and_broken_toml_are_refused_by_path(tmp_path: P
         ({"training": {"epochs": 0}}, ["training.epochs", "greater than or equal to 1", "found 0"]),
         ({"training": {"prompts": "scribble"}}, ["training.prompts", "'mixed'", "found 'scribble'"]),
         ({"router": {"percentile": 101}}, ["router.percentile", "found 101"]),
-        ({"router": {"shrinkage": "much"}}, ["router.shrinkage", "found 'much'"]),
-        ({"router": {"beta": 2}}, ["router.beta: belongs to kind vae, found kind 'gaussian'; leave it out"]),
+        ({"router": {"kind": "gaussian", "shrinkage": "much"}}, ["router.shrinkage", "found 'much'"]),
+        (
+            {"router": {"beta": 2}},
+            ["router.beta: belongs to kind vae, found kind 'public_frame'; leave it out"],
+        ),
+        ({"router": {"kind": "vae", "threshold": 0}}, ["router.threshold: belongs to kind public_frame"]),
+        ({"router": {"frame": "feed"}}, ["router.frame", "found 'feed'"]),
+        ({"router": {"threshold": "tight"}}, ["router.threshold", "found 'tight'"]),
         ({"router": {"kind": "vae", "directions": 8}}, ["router.directions: belongs to kind gaussian"]),
-        ({"router": {"kind": "knn"}}, ["router.kind: expected one of gaussian, nearest_mean, vae", "'knn'"]),
+        (
+            {"router": {"kind": "knn"}},
+            ["router.kind: expected one of gaussian, nearest_mean, public_frame", "'knn'"],
+        ),
         ({"router": {"kind": ["vae"]}}, ["router.kind: expected one of gaussian"]),
         ({"router": {"kind": "vae", "shade": 8}}, ["unknown key 'router.shade'"]),
         ({"router": "vae"}, ["router: expected a table, found 'vae'"]),
@@ -234,7 +244,7 @@ def test_splits_that_leave_nothing_to_train_are_refused(val: float, test: float)
         ("seed=5", "seed", 5),
         ("training.epochs=3", "training.epochs", 3),
         ("training.max_steps = 7", "training.max_steps", 7),
-        ("router.shrinkage=0.5", "router.shrinkage", 0.5),
+        ("router.threshold=0.5", "router.threshold", 0.5),
         ("evaluation.hd95=true", "evaluation.hd95", True),
         ('backbone.name="tiny"', "backbone.name", "tiny"),
         ("backbone.name=tiny", "backbone.name", "tiny"),  # what is no TOML value is text

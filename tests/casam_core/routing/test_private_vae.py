@@ -13,7 +13,7 @@ from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Unit, single_images, units_of
 from casam_core.routing.routers import VaeSpec, build_router
 from casam_core.routing.routers.private_vae import add_gradients, noisy_vae
-from casam_core.routing.routers.vae import TaskVae
+from casam_core.routing.routers.vae import TaskVae, VaeRouter
 from casam_core.seeding import Draws
 
 WIDTH = 16
@@ -29,11 +29,15 @@ def features(count: int, mean: float, seed: int) -> Tensor:
 PUBLIC = torch.cat([features(20, 1.0, 1), features(20, -1.0, 2)])
 
 
+def public() -> list[np.ndarray]:
+    return [PUBLIC.numpy()]
+
+
 def trained(
     noise_multiplier: float, steps: int = 40, seed: int = 0, images: int = 30
 ) -> dict[str, np.ndarray]:
     return dict(
-        noisy_vae(ROUTER, PrivacySpec(steps=steps, sampling_rate=0.5), [PUBLIC.numpy()])(
+        noisy_vae(VaeRouter(ROUTER), PrivacySpec(steps=steps, sampling_rate=0.5), public)(
             features(images, 0.3, 3),
             single_images(images),
             noise_multiplier=noise_multiplier,
@@ -86,7 +90,7 @@ def test_what_no_step_samples_is_noise_alone() -> None:
 
     def router_of(f_NF: Tensor) -> dict[str, np.ndarray]:
         return dict(
-            noisy_vae(ROUTER, spec, [PUBLIC.numpy()])(
+            noisy_vae(VaeRouter(ROUTER), spec, public)(
                 f_NF, single_images(5),
                 noise_multiplier=1.0, draws=DRAWS, noise=NoiseSource.seeded(0),
             )

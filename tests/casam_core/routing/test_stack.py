@@ -83,20 +83,22 @@ def test_a_score_that_is_no_number_is_left_to_the_router() -> None:
     assert GaussianStack(known).contenders(f_F) == [1, 2]
 
 
-def many_entries(tasks: int) -> list[Entry]:
+def many_entries(tasks: int, kind: str) -> list[Entry]:
     """Tasks around the two pictures' tasks, each a little aside."""
     rng = np.random.default_rng(0)
     found = []
     for number in range(tasks):
-        entry = tiny_entry(("polyp", "histology")[number % 2])
-        aside = rng.normal(0, 1e-3, entry.router["mean_F"].shape).astype(np.float32)
-        router = {**entry.router, "mean_F": entry.router["mean_F"] + aside}
+        entry = tiny_entry(("polyp", "histology")[number % 2], kind=kind)
+        (mean,) = (name for name in entry.router if name.startswith("mean"))
+        aside = rng.normal(0, 1e-3, entry.router[mean].shape).astype(np.float32)
+        router = {**entry.router, mean: entry.router[mean] + aside}
         found.append(replace(entry, task=f"task-{number}", router=router))
     return found
 
 
-def test_a_large_bank_routes_with_the_bits_of_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = many_entries(inference.STACK_FROM + 4)
+@pytest.mark.parametrize("kind", ["gaussian", "public_frame"])
+def test_a_large_bank_routes_with_the_bits_of_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = many_entries(inference.STACK_FROM + 4, kind)
     z_BCHW = tiny_backbone().encode([picture(task, i) for task in ("polyp", "histology") for i in range(4)])
     stacked = LoadedBank(entries, "digest")
     assert stacked._stack is not None
@@ -106,8 +108,9 @@ def test_a_large_bank_routes_with_the_bits_of_one_by_one(monkeypatch: pytest.Mon
     assert stacked.route(z_BCHW) == single.route(z_BCHW)
 
 
-def test_entries_without_a_threshold_stay_out_of_the_stack() -> None:
-    entries = many_entries(inference.STACK_FROM + 1)
+@pytest.mark.parametrize("kind", ["gaussian", "public_frame"])
+def test_entries_without_a_threshold_stay_out_of_the_stack(kind: str) -> None:
+    entries = many_entries(inference.STACK_FROM + 1, kind)
     named_only = [replace(entry, threshold=None) for entry in entries[:1]]
     bank = LoadedBank([*named_only, *entries[1:]], "digest")
     (route,) = bank.route(tiny_backbone().encode([picture("polyp")]))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from casam_core.bank.bank import Bank
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import BackboneSpec, Scenario
 from casam_core.errors import CasamError
 from casam_core.privacy.discrete_gaussian import SIGMA
 from casam_core.privacy.noise import NoiseSource
@@ -43,6 +43,7 @@ from casam_core.protocol.payload import Job, Payload, digest_of
 from casam_core.protocol.schema import Message
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router, router_spec
+from casam_core.routing.routers.public_frame import frame_named
 from client.data.splits import PARTS, Part
 from client.institution import Institution
 from client.release import permission
@@ -275,14 +276,14 @@ def shared_bank(kind: str) -> Bank:
     the two, and new entries claim images.
     """
     bank = Bank.open(Path(tempfile.mkdtemp()) / "bank", create=True)
-    spec, backbone = router_spec(kind), tiny_backbone()
+    spec, backbone = router_spec(kind).completed(BackboneSpec(name="tiny")), tiny_backbone()
     router = build_router(spec)
     for stage, task in enumerate((TASK, OTHER), 1):
         z_BCHW = backbone.encode([picture(TASK, i) for i in range(100 * stage, 100 * stage + 12)])
         f_NF = torch.stack([pool(z_CHW, spec.features) for z_CHW in z_BCHW])
         state = router.fit(router.sufficient_statistics(f_NF, 0))
         entry = tiny_entry(task)
-        about = replace(entry.provenance, stage=stage, router=kind)
+        about = replace(entry.provenance, stage=stage, router=kind, frame=frame_named(spec))
         bank.add(replace(entry, router=dict(state), threshold=1e6, provenance=about))
     return bank
 

@@ -31,7 +31,7 @@ from client.release import permission
 from tests.client.dp.neighbours import NAME, Case, Dataset, differences, run
 
 PRIVATE_FORMS = sorted(name for name, form in FORMS.items() if form.private)
-ROUTERS = ["gaussian", "gaussian", "vae", "nearest_mean"]
+ROUTERS = ["public_frame", "public_frame", "gaussian", "vae", "nearest_mean"]
 PROMPTS = ["box", "point", "jittered_box"]
 LEAST = 3
 """Units in every split."""

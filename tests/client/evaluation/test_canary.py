@@ -43,7 +43,9 @@ def with_policy(**values: Any) -> pytest.MarkDecorator:
 def own_entry(north: Institution) -> Entry:
     """What north's own training describes its task by."""
     described = north.fit_router(RouterRequest(Job("north", 1, "polyp"), alone=True).job)
-    return replace(tiny_entry("polyp"), router=dict(described.router), threshold=described.threshold)
+    return replace(
+        tiny_entry("polyp"), router=dict(described.router), threshold=north.scenario.router.constant
+    )
 
 
 def asked(north: Institution, candidate: Entry, stage: int = 2, bank: str = "b") -> bool | None:
@@ -58,12 +60,9 @@ def asked(north: Institution, candidate: Entry, stage: int = 2, bank: str = "b")
 
 
 def thief(north: Institution) -> Entry:
-    """A wider copy of north's router under another task's name."""
+    """A copy of north's router that claims noise, under another task's name."""
     entry = own_entry(north)
-    router = {
-        name: array * {"diagonal_F": 1.5, "directions_KF": np.sqrt(1.5)}.get(name, 1.0)
-        for name, array in entry.router.items()
-    }
+    router = {**entry.router, "noise": np.float32([0.5])}
     return replace(entry, task="histology", router=router, threshold=1e9)
 
 

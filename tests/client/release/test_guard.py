@@ -41,7 +41,8 @@ Answers = dict[str, Payload]
 
 @pytest.fixture(scope="module")
 def north(tmp_path_factory: pytest.TempPathFactory) -> Institution:
-    scenario = Scenario.model_validate(tiny_table())
+    # A Gaussian router has more that can be wrong: folds, a threshold, and its score histogram.
+    scenario = Scenario.model_validate(tiny_table(router={"kind": "gaussian"}))
     node = {"partition-id": 0, "num-partitions": 1}
     folder = tmp_path_factory.mktemp("guard")
     with pytest.MonkeyPatch.context() as patch:

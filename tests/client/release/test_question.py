@@ -23,12 +23,16 @@ from tests.refused import refused
 
 POLYP = Job("north", 1, "polyp")
 LATER = Job("west", 2, "histology")
+FITTED = {"kind": "gaussian"}
+"""A router whose thresholds are fitted."""
 WEIGHTS = weights_of(build_layer(form_spec("low_rank"), tiny_backbone().geometry.channels, 0))
 
 
 @pytest.fixture(scope="module")
 def north(tmp_path_factory: pytest.TempPathFactory) -> Institution:
-    return institution("north", tmp_path_factory.mktemp("north"), training={"rounds": 2, "epochs": 1})
+    return institution(
+        "north", tmp_path_factory.mktemp("north"), training={"rounds": 2, "epochs": 1}, router=FITTED
+    )
 
 
 def sites(folder: Path, method: str, keep: bool = False) -> Institution:
@@ -98,6 +102,13 @@ def test_scores_are_asked_under_one_router_per_fold(north: Institution) -> None:
         permission.calibrate(north, CalibrateRequest(POLYP, [state] * (folds + 1)))
 
 
+def test_no_scores_are_asked_for_if_all_tasks_have_one_threshold(tmp_path: Path) -> None:
+    site = institution("north", tmp_path)
+    state = site.router.fit(site.router_statistics(POLYP).router)
+    with refused(Outcome.NOT_IN_SCENARIO, match="all tasks have one threshold"):
+        permission.calibrate(site, CalibrateRequest(POLYP, [state] * 5))
+
+
 def test_an_entry_comes_after_its_stage(north: Institution) -> None:
     """Otherwise every stage is one more place to probe the images with entries of a server's own making."""
     learned = permission.align(north, AlignRequest(POLYP))
@@ -139,7 +150,7 @@ def test_a_method_decides_which_tasks_are_trained_again(tmp_path: Path) -> None:
 
 def test_an_exchange_is_asked_in_few_ways_in_all_runs(tmp_path: Path) -> None:
     """Each set of routers of a server's own choice would draw another picture of the same images."""
-    first, second = institution("north", tmp_path / "1"), institution("north", tmp_path / "2")
+    first, second = (institution("north", tmp_path / home, router=FITTED) for home in "12")
     second.site = replace(second.site, questions=first.site.questions, run="another")  # of the same home
     state = first.router.fit(first.router_statistics(POLYP).router)
     probes = [

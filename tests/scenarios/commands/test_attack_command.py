@@ -37,6 +37,7 @@ def table() -> dict[str, Any]:
         "backbone": {"name": "tiny"},
         "training": {"epochs": 1, "fallback_to_identity": False},
         "privacy": {"steps": 2},
+        "router": {"kind": "gaussian"},
         "evaluation": {"max_instances": 1},
         "institutions": [
             {"name": "open", "data": {"polyp": phantom("polyp")}},
@@ -311,7 +312,7 @@ def test_a_router_that_brings_no_read_out_is_attacked_otherwise_and_named(
 def test_a_new_router_with_a_read_out_is_attacked_with_it(
     casam: Casam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = RouterEntry(build=NearestMeanRouter, read_out=lambda f_NF, state: (f_NF[0] * 0, f_NF))
+    entry = RouterEntry(build=NearestMeanRouter, read_out=lambda router, f_NF, state: (f_NF[0] * 0, f_NF))
     monkeypatch.setitem(ROUTERS, "newcomer", entry)
     attacks = router_attacks(casam, one_site({"kind": "newcomer"}, {}), tmp_path, monkeypatch)
     assert attacks["router_read_out"]["refused"] is None

@@ -44,7 +44,7 @@ def test_show_lists_every_entry(bank: Path, casam: Casam) -> None:
     opened = Bank.open(bank)
     for task in ("polyp", "histology"):
         (line,) = [line for line in result.out.splitlines() if task in line]
-        facts = ["low_rank 8", "gaussian/moments", "north", "24", f"{opened[task].threshold:.6g}"]
+        facts = ["low_rank 8", "public_frame/moments", "north", "24", f"{opened[task].threshold:.6g}"]
         facts += [str(len(opened.bytes_of(task))), opened.digest_of(task)[:12]]
         assert all(fact in line for fact in facts), line
     assert opened.digest in result.out
@@ -71,7 +71,8 @@ def damaged(bank: Path, kind: str) -> None:
     path = bank / "entries" / f"{Bank.open(bank).digest_of('polyp')}.entry"
     manifest = bank / "manifest.json"
     if kind == "altered":
-        path.write_bytes(path.read_bytes()[:-1] + b"\0")
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     elif kind == "missing":
         path.unlink()
     elif kind == "manifest":
@@ -216,7 +217,7 @@ def test_merge_refuses_contradictions(tmp_path: Path, casam: Casam, other: Entry
 
 
 def test_settings_of_the_vae_matter_to_vaes_only(tmp_path: Path, casam: Casam) -> None:
-    for router, status in (("gaussian", 0), ("vae", 2)):
+    for router, status in (("public_frame", 0), ("vae", 2)):
         folder = tmp_path / router
         bank_of(folder / "one", changed(tiny_entry("polyp"), router=router))
         bank_of(folder / "two", changed(tiny_entry("histology"), router=router, beta=1.0))

@@ -14,7 +14,15 @@ from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.limits import AnswerError
-from casam_core.protocol.messages import AlignRequest, EvaluateReply, RouterRequest, Sender, router_forms
+from casam_core.protocol.messages import (
+    AlignRequest,
+    EvaluateReply,
+    Holding,
+    RouterReply,
+    RouterRequest,
+    Sender,
+    router_forms,
+)
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.secure_sum import AGREE, SIGNATURE, SecureReply, SecureRequest
 from casam_core.protocol.wire import packed
@@ -38,7 +46,8 @@ SUM = Job("north", 1, "polyp")
 
 @pytest.fixture(scope="module")
 def north(tmp_path_factory: pytest.TempPathFactory) -> Institution:
-    scenario = Scenario.model_validate(tiny_table(admission={"megabytes": 1}))
+    # A Gaussian router has more that can be wrong: a threshold, and variances.
+    scenario = Scenario.model_validate(tiny_table(admission={"megabytes": 1}, router={"kind": "gaussian"}))
     folder = tmp_path_factory.mktemp("admission")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASAM_HOME", str(folder / "home"))
@@ -122,6 +131,20 @@ def test_a_router_must_answer_what_was_asked(north: Institution, answers: dict[s
     for wrong in (answers["train.router"], replace(summary, arrays={"router": summary.arrays["router"]})):
         with pytest.raises(AnswerError):
             check_answer(north.scenario, member, "train.router", together, wrong, 100)
+
+
+def test_nobody_may_choose_a_threshold_if_all_tasks_have_one() -> None:
+    scenario = Scenario.model_validate(tiny_table())
+    state = {"mean_K": np.zeros(32, np.float32), "noise": np.zeros(1, np.float32)}
+    member = Member(1, {"polyp": Holding(6, 2, 4)}, Policy())
+    request = RouterRequest(JOBS["train.router"], alone=True).to_payload()
+    honest, chosen = (RouterReply(state, 6, threshold).to_payload() for threshold in (None, 1e6))
+    check_answer(scenario, member, "train.router", request, honest, 100)
+    with pytest.raises(AnswerError, match="threshold is not on the list"):
+        check_answer(scenario, member, "train.router", request, chosen, 100)
+    claimed = RouterReply({**state, "noise": np.float32([-1.0])}, 6).to_payload()
+    with pytest.raises(AnswerError, match="noise: expected values from 0"):
+        check_answer(scenario, member, "train.router", request, claimed, 100)
 
 
 def test_a_variance_that_is_none_is_rejected(north: Institution, answers: dict[str, Payload]) -> None:

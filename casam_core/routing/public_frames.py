@@ -1,0 +1,226 @@
+"""Frames of reference for routers: axes of the feature space that are made from public images only.
+
+A router that describes a task inside a fixed public frame reveals nothing but the task's own numbers. The
+frame itself is a function of public images (phantoms), so it is the same for all institutions and no release.
+
+In a frame, the feature f_F of an image becomes a vector u_K of length 1 or less:
+
+    u = clip_1(axes^T (f - mean))
+
+The axes are the K leading principal directions of the standardised public features. They are partly whitened,
+turned so that the public scatter inside a task is diagonal, and scaled so that half of the public images are
+longer than 1. So one image changes a sum of vectors by at most 1 (its L2 sensitivity).
+
+A frame is one file, named by the SHA-256 of its bytes. All institutions must use the same bits: they accept
+only the frame whose digest their approved scenario names.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casam_core.errors import BankError
+from casam_core.files import casam_home, write_atomic
+
+AXES = 64
+"""Axes of a frame; a narrower feature has half as many as it has values."""
+WHITENING = 0.25
+"""Axis a is scaled by (variance of axis 1 / variance of axis a) to this power; 0.5 would whiten fully."""
+LONGER = 0.5
+"""The share of public images that are longer than 1 before they are clipped."""
+TO_DIAGONAL = 0.5
+"""How far the scatter inside a task is shrunk towards its diagonal: it is estimated from few images."""
+LEAST_SCATTER = 1e-9
+"""The smallest scatter on an axis, so that no distance is infinite."""
+LARGEST = 1e9
+"""The largest number in a frame."""
+WIDEST = 8192
+"""The largest number of values in a feature, and of axes."""
+
+
+@dataclass(frozen=True, eq=False)
+class PublicFrame:
+    """mean_F; axes_FK; scatter_K: the variances of public images of one task along the axes; all float32.
+
+    about: who made it, for people: backbone, features, modalities, images.
+    """
+
+    mean_F: NDArray[np.float32]
+    axes_FK: NDArray[np.float32]
+    scatter_K: NDArray[np.float32]
+    about: Mapping[str, Any]
+
+    @cached_property
+    def _axes_in_doubles(self) -> NDArray[np.float64]:
+        return self.axes_FK.astype(np.float64)
+
+    def place(self, f_F: NDArray[np.float64]) -> NDArray[np.float64]:
+        """u_K of one feature; its L2 norm is at most 1. A feature that is not finite becomes zero.
+
+        It takes one feature at a time: in a product of matrices, other images could change its last bits.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            u_K: NDArray[np.float64] = (f_F - self.mean_F) @ self._axes_in_doubles
+            length = float(np.linalg.norm(u_K))
+        if not math.isfinite(length):
+            return np.zeros(len(u_K))
+        return u_K / max(length, 1.0)
+
+    def to_bytes(self) -> bytes:
+        """The frame's file: JSON, as the Flower bundle takes only text. Equal frames give equal bytes."""
+        arrays = {name: getattr(self, name) for name in FORM}
+        content = {
+            "about": dict(self.about),
+            "arrays": {
+                name: {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
+                for name, array in arrays.items()
+            },
+        }
+        return (json.dumps(content, sort_keys=True) + "\n").encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> PublicFrame:
+        """Read a frame. Raises BankError for bytes that are not a frame, or numbers that are out of range."""
+        try:
+            content = json.loads(data)
+            arrays = {name: array_of(content["arrays"][name], FORM[name]) for name in FORM}
+            frame = PublicFrame(about=dict(content["about"]), **arrays)
+        except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
+            raise BankError(f"not the file of a frame: {type(error).__name__}: {error}") from error
+        width, axes = frame.axes_FK.shape
+        if len(frame.mean_F) != width or len(frame.scatter_K) != axes or not 0 < axes <= width <= WIDEST:
+            raise BankError(f"not the file of a frame: {width} x {axes} axes do not fit its other arrays")
+        if frame.scatter_K.min() < LEAST_SCATTER:
+            raise BankError(f"not the file of a frame: expected a scatter from {LEAST_SCATTER:g}")
+        return frame
+
+
+FORM = {"mean_F": 1, "axes_FK": 2, "scatter_K": 1}
+"""The arrays of a frame and their numbers of dimensions."""
+
+
+def array_of(content: Mapping[str, Any], dimensions: int) -> NDArray[np.float32]:
+    """One array of a frame's file. Raises KeyError, TypeError or ValueError for another form or range."""
+    shape = tuple(int(size) for size in content["shape"])
+    array = np.frombuffer(base64.b64decode(content["float32"], validate=True), "<f4").reshape(shape)
+    if array.ndim != dimensions or not (np.abs(array) <= LARGEST).all():
+        raise ValueError(f"expected {dimensions} dimensions and finite numbers up to {LARGEST:g}")
+    return array.astype(np.float32)
+
+
+def axes_of(width: int) -> int:
+    """The number K of axes of a frame for features of `width` values."""
+    return max(1, min(AXES, width // 2))
+
+
+def make_frame(public: Mapping[str, NDArray[np.float64]], about: Mapping[str, Any]) -> PublicFrame:
+    """The frame of public images.
+
+    Args:
+        public: f_NF of the images of each public modality; at least two modalities of at least two images.
+        about: kept in the frame's file.
+
+    Raises:
+        ValueError: too few modalities or images.
+    """
+    if len(public) < 2 or any(len(f_NF) < 2 for f_NF in public.values()):
+        raise ValueError("a frame needs at least two public modalities of at least two images")
+    groups = [np.asarray(public[name], np.float64) for name in sorted(public)]
+    everything_NF = np.concatenate(groups)
+    mean_F, deviation_F = everything_NF.mean(0), np.maximum(everything_NF.std(0), 1e-9)
+    white_NF = (everything_NF - mean_F) / deviation_F
+    values, vectors_FF = np.linalg.eigh(white_NF.T @ white_NF / len(white_NF))
+    kept = axes_of(len(mean_F))
+    variance_K = np.maximum(values[::-1][:kept], 1e-6 * values[-1])
+    axes_FK = vectors_FF[:, ::-1][:, :kept] * (variance_K[0] / variance_K) ** WHITENING / deviation_F[:, None]
+    axes_FK /= np.quantile(np.linalg.norm((everything_NF - mean_F) @ axes_FK, axis=1), 1 - LONGER)
+    placed = [clipped((f_NF - mean_F) @ axes_FK) for f_NF in groups]
+    inside_KK = np.mean([np.cov(u_NK.T, bias=True).reshape(kept, kept) for u_NK in placed], axis=0)
+    inside_KK = (1 - TO_DIAGONAL) * inside_KK + TO_DIAGONAL * np.diag(np.diag(inside_KK))
+    scatter_K, turned_KK = np.linalg.eigh(inside_KK)
+    return PublicFrame(
+        mean_F.astype(np.float32),
+        (axes_FK @ turned_KK).astype(np.float32),
+        np.maximum(scatter_K, LEAST_SCATTER * (1 + 1e-6)).astype(np.float32),
+        about,
+    )
+
+
+def clipped(u_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Vectors of a length of at most 1."""
+    clipped_NK: NDArray[np.float64] = u_NK / np.maximum(np.linalg.norm(u_NK, axis=1, keepdims=True), 1.0)
+    return clipped_NK
+
+
+# --- Files -------------------------------------------------------------------------------------------
+
+SHIPPED_FOLDER = Path(__file__).with_name("shipped_frames")
+
+
+def digest_of_frame(data: bytes) -> str:
+    """The name of a frame: SHA-256 of its file."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def frames_here() -> Path:
+    """The folder of frames that were made on this machine."""
+    return casam_home() / "public" / "frames"
+
+
+def file_of_frame(folder: Path, digest: str) -> Path:
+    """The file of a frame in a folder of frames."""
+    return folder / f"{digest}.json"
+
+
+def keep_frame(data: bytes, folder: Path) -> str:
+    """Store a frame in a folder and return its digest. Raises BankError for bytes that are not a frame."""
+    PublicFrame.from_bytes(data)
+    digest = digest_of_frame(data)
+    if not file_of_frame(folder, digest).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file_of_frame(folder, digest), data)
+    return digest
+
+
+def frame_bytes(digest: str, folder: Path | None = None) -> bytes:
+    """The file of a frame, from `folder` or from those that casam ships; checked against its digest.
+
+    Raises BankError if it is in neither place, or altered.
+    """
+    for place in filter(None, (folder, SHIPPED_FOLDER)):
+        if (path := file_of_frame(place, digest)).is_file():
+            data = path.read_bytes()
+            if digest_of_frame(data) != digest:
+                raise BankError(f"{path} was altered; delete it and start the run again")
+            return data
+    raise BankError(
+        f"there is no frame {digest[:12]} in {folder or 'this version of casam'}; copy {digest}.json from "
+        "where the run was started ($CASAM_HOME/public/frames)"
+    )
+
+
+def travelling(digest: str, folder: Path) -> list[bytes]:
+    """The frame's file if it has to be sent to others: not if casam ships it. Raises BankError.
+
+    digest: "" for a router without a frame.
+    """
+    shipped = not digest or file_of_frame(SHIPPED_FOLDER, digest).is_file()
+    return [] if shipped else [frame_bytes(digest, folder)]
+
+
+@lru_cache(maxsize=16)
+def frame_of(digest: str, folder: Path | None = None) -> PublicFrame:
+    """The frame of that digest; cached, because a digest always names the same content. Raises BankError."""
+    return PublicFrame.from_bytes(frame_bytes(digest, folder))
