@@ -63,8 +63,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "privacy-large": Benchmark(
         "The same for the forms of 14 MB.", at("privacy.private_training:run_large"), True
     ),
-    "private-router": Benchmark(
-        "Quality of each kind of router by epsilon.", at("privacy.private_routers:run"), True
+    "router-noise": Benchmark(
+        "Routers with and without noise: quality, and what they tell about members (--data-root).",
+        at("quality.frame_quality:run"),
+        True,
     ),
     "hostile": Benchmark(
         "Attacks of hostile institutions, and the effect of defences.", at("quality.hostile:run"), True

@@ -56,12 +56,17 @@ class Surroundings:
     smoke: bool = False
     data_root: Path | None = None
 
-    def lite_medsam(self, precision: Literal["float32", "auto"] = "float32") -> Backbone:
+    def lite_medsam(
+        self,
+        precision: Literal["float32", "auto"] = "float32",
+        encoder: Literal["plain", "fast"] = "plain",
+    ) -> Backbone:
         """The packaged backbone on this machine's CPU."""
         from casam_core.model.backbones import load_backbone
         from casam_core.model.compute import prepare_process, resolve_compute
 
-        compute = resolve_compute(ComputeSpec(device="cpu", threads=self.threads, precision=precision))
+        spec = ComputeSpec(device="cpu", threads=self.threads, precision=precision, encoder=encoder)
+        compute = resolve_compute(spec)
         prepare_process(compute)
         return load_backbone(BackboneSpec(name="lite_medsam"), compute)
 

@@ -1,8 +1,9 @@
-"""The attack benchmark's routers: Gaussian ones, open and with noise."""
+"""The attack benchmark's routers: the default one and Gaussian ones, open and with noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,14 +26,13 @@ from casam_bench.privacy.attack_rows import (
     verdict,
 )
 from casam_bench.privacy.synthetic_site import SEED, features_of
+from casam_bench.quality.frame_quality import Maker
 from casam_core.privacy.accounting import Mechanism, calibrate
-from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import single_images
-from casam_core.routing.routers import Arrays, GaussianSpec, build_router
-from casam_core.routing.routers.private_gaussian import PublicFrame, describe_privately, public_frame
-from casam_core.seeding import numpy_generator
+from casam_core.routing.public_frames import keep_frame, make_frame
+from casam_core.routing.routers import Arrays, GaussianSpec, PublicFrameSpec, build_router
+from casam_core.seeding import derive_seed, numpy_generator
 
-ROUTER = GaussianSpec()
+KINDS = ("public_frame", "gaussian")
 PUBLIC_TASKS, PUBLIC_IMAGES = 6, 16
 FIRST_PUBLIC = 10_000
 """Numbers of the synthetic sites whose images are public."""
@@ -40,51 +40,52 @@ FIRST_PUBLIC = 10_000
 
 def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
     """`size.sites` sites of `size.small` members and twice as many others each; their scores together."""
-    frame = public_frame(
-        [features_of(FIRST_PUBLIC + task, PUBLIC_IMAGES).double().numpy() for task in range(PUBLIC_TASKS)]
-    )
     delta, name = delta_of(size.small), f"{size.sites} sites of {size.small}"
-    table = attack_table(
-        f"Gaussian routers, {name} and twice as many others each, {size.router_shadows} shadows a site, "
-        f"delta {delta:g}"
-    )
     settings = [Setting("open")] + [
-        Setting(
-            f"epsilon {epsilon:g}",
-            epsilon,
-            calibrate(lambda scale: [Mechanism(scale)], epsilon, delta),
-        )
+        Setting(f"epsilon {epsilon:g}", epsilon, calibrate(lambda scale: [Mechanism(scale)], epsilon, delta))
         for epsilon in EPSILONS
     ]
     figures: Figures = {}
-    for setting in settings:
-        around.say(f"router, {name}, {setting.name}")
-        sites = [attack_site(setting, site, size, frame) for site in range(size.sites)]
-        found = {}
-        for attack in sites[0]:
-            members = np.concatenate([scores[attack][: size.small] for scores in sites])
-            others = np.concatenate([scores[attack][size.small :] for scores in sites])
-            found[attack] = verdict(np.concatenate([members, others]), len(members), delta)
-        figures |= report(table, f"router_{key(name)}", setting, found, claims)
-    around.show(table)
+    for kind in KINDS:
+        table = attack_table(
+            f"{kind}, {name} and twice as many others each, {size.router_shadows} shadows a site, "
+            f"delta {delta:g}"
+        )
+        for setting in settings:
+            around.say(f"router {kind}, {name}, {setting.name}")
+            maker = maker_of(kind, setting, around.home / "frames")
+            sites = [attack_site(maker, kind, site, size) for site in range(size.sites)]
+            found = {}
+            for attack in sites[0]:
+                members = np.concatenate([scores[attack][: size.small] for scores in sites])
+                others = np.concatenate([scores[attack][size.small :] for scores in sites])
+                found[attack] = verdict(np.concatenate([members, others]), len(members), delta)
+            figures |= report(table, f"{kind}_{key(name)}", setting, found, claims)
+        around.show(table)
     return figures
 
 
-def attack_site(
-    setting: Setting, site: int, size: Size, frame: PublicFrame
-) -> Mapping[str, NDArray[np.float64]]:
+def maker_of(kind: str, setting: Setting, frames: Path) -> Maker:
+    """The learner of a row; the frame is made from synthetic sites whose images are public."""
+    public = public_sites()
+    if kind == "gaussian":
+        return Maker(GaussianSpec(), build_router(GaussianSpec()), public, setting.noise)
+    made = make_frame({f"site {number}": f_NF for number, f_NF in enumerate(public)}, {})
+    spec = PublicFrameSpec(frame=keep_frame(made.to_bytes(), frames))
+    return Maker(spec, build_router(spec, frames), public, setting.noise)
+
+
+def public_sites() -> Sequence[NDArray[np.float64]]:
+    """f_NF of every public site."""
+    return [features_of(FIRST_PUBLIC + task, PUBLIC_IMAGES).double().numpy() for task in range(PUBLIC_TASKS)]
+
+
+def attack_site(maker: Maker, kind: str, site: int, size: Size) -> Mapping[str, NDArray[np.float64]]:
     """By attack, the scores of one site's members, then of its others."""
-    router, f_NF = build_router(ROUTER), features_of(site, PARTS * size.small)
+    router, f_NF = maker.router, features_of(site, PARTS * size.small)
 
     def state(images: NDArray[np.int64], who: str) -> Arrays:
-        f_IF = f_NF[torch.from_numpy(images)]
-        if setting.epsilon is None:
-            return router.fit(router.sufficient_statistics(f_IF, 0))
-        noise = NoiseSource.seeded(SEED, "router", setting.name, site, who)
-        noisy = describe_privately(
-            f_IF.double().numpy(), single_images(len(images)), frame, setting.noise, noise
-        )
-        return router.fit(noisy)
+        return maker.state(f_NF[torch.from_numpy(images)].numpy(), derive_seed(SEED, "router", site, who))
 
     target = state(np.arange(size.small), "target")
     fit_N = fits_of(router, f_NF, target)
@@ -96,8 +97,6 @@ def attack_site(
             for number, inside_N in enumerate(inside_MN)
         ]
     )
-    return {
-        "score": fit_N,
-        "likelihood ratio": online(fit_N, fit_MN, inside_MN),
-        "read-out": read_out(ROUTER.kind, router, f_NF, target),
-    }
+    found = {"score": fit_N, "likelihood ratio": online(fit_N, fit_MN, inside_MN)}
+    # Every image has the same read-out from a mean in a public frame: it is no attack.
+    return found if kind == "public_frame" else found | {"read-out": read_out(kind, router, f_NF, target)}

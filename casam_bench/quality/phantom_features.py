@@ -1,4 +1,4 @@
-"""Pooled features of phantom images, stored because encoding an image takes about a second of one core."""
+"""Pooled features of phantom and real images, stored because encoding an image takes a second of a core."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.files import write_atomic
 from casam_core.model.backbones import Backbone
 from casam_core.routing.features import FEATURES, pool
+from client.data.dataset import Dataset
 from client.data.open import open_dataset
 
 SEED, INSTITUTION = 7, "bench"
@@ -39,21 +40,42 @@ def phantom_features(
     say: Callable[[str], None],
 ) -> Features:
     """Features of the first `images` phantoms of `modality`; only those not yet in `home` are encoded."""
-    path = home / f"{modality}-embedding-{backbone.digest[:12]}.npz"
+    spec = DataSpec(reader="phantom", phantom=modality, images=max(images, 3))
+    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
+    return stored_features(backbone, modality, dataset, images, home, say)
+
+
+def folder_features(
+    backbone: Backbone, folder: str, images: int, data_root: Path, home: Path, say: Callable[[str], None]
+) -> Features:
+    """The same of at most `images` images of a folder of real ones, in the order of their names."""
+    dataset = open_dataset(DataSpec(path=folder), data_root=data_root, seed=SEED, institution=INSTITUTION)
+    return stored_features(backbone, f"real-{folder}", dataset, min(images, len(dataset.samples)), home, say)
+
+
+def stored_features(
+    backbone: Backbone, name: str, dataset: Dataset, images: int, home: Path, say: Callable[[str], None]
+) -> Features:
+    """Features of the first images of a dataset; only those not yet in `home` are encoded."""
+    path = home / f"{name}-embedding-{backbone.digest[:12]}{suffix_of(backbone)}.npz"
     rows: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in FEATURES}
     if path.exists():
         with np.load(path) as file:
             rows = {kind: list(file[kind]) for kind in FEATURES}
-    spec = DataSpec(reader="phantom", phantom=modality, images=max(images, 3))
-    dataset = open_dataset(spec, data_root=None, seed=SEED, institution=INSTITUTION)
     for number in range(len(next(iter(rows.values()))), images):
         described = describe(backbone, dataset.load(dataset.samples[number]).image_HW3)
         for kind in FEATURES:
             rows[kind].append(described[kind])
         if (number + 1) % SAVE_EVERY == 0 or number + 1 == images:
             save(path, rows)
-            say(f"encode {modality}: {number + 1}/{images}")
+            say(f"encode {name}: {number + 1}/{images}")
     return {kind: np.stack(values[:images]) for kind, values in rows.items()}
+
+
+def suffix_of(backbone: Backbone) -> str:
+    """Nothing for the plain encoder; the embeddings of another one differ by rounding."""
+    encoder = backbone.compute.encoder
+    return "" if encoder == "plain" else f"-{encoder}"
 
 
 def save(path: Path, rows: dict[str, list[NDArray[np.float32]]]) -> None:

@@ -1,9 +1,10 @@
 """Router quality: does a router recognise the task, and does it separate unknown from known images?
 
 In each split, a third of the tasks is unseen. Every other task is learned from `images` training images: a
-router state, and a threshold calibrated only on held-out folds of these images. Test images are different
-ones. An image's unknownness is its score under the nearest task minus that task's threshold. AUROC and FPR at
-95 % TPR compare the unknownness of unseen (positive) and seen test images.
+router state, and a threshold: the router's constant, or one that is calibrated only on held-out folds of
+these images. Test images are different ones. An image's unknownness is its score under the nearest task minus
+that task's threshold. AUROC and FPR at 95 % TPR compare the unknownness of unseen (positive) and seen test
+images.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from rich.table import Table
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.membership.statistics import auc
 from casam_bench.quality.phantom_features import Features, phantom_features
-from casam_core.config.named_parts import RouterSpec
+from casam_core.config.named_parts import BackboneSpec, RouterSpec
 from casam_core.routing.decision import decide
-from casam_core.routing.routers import Arrays, GaussianSpec, Router, VaeSpec, build_router
+from casam_core.routing.routers import Arrays, GaussianSpec, PublicFrameSpec, Router, VaeSpec, build_router
 from casam_core.routing.threshold import choose_threshold, learn_and_score
 from casam_core.seeding import derive_seed, numpy_generator
 
@@ -46,6 +47,8 @@ CANDIDATES: dict[str, RouterSpec] = {
     "gaussian, attention": GaussianSpec(features="attention"),
     "gaussian, moments": GaussianSpec(features="moments"),
     "gaussian, moments, no margin": GaussianSpec(features="moments", margin=0),
+    "public frame, attention": PublicFrameSpec(features="attention"),
+    "public frame, moments": PublicFrameSpec(features="moments"),
 }
 
 
@@ -120,24 +123,26 @@ def score_tests(
 
 
 def thresholds_of(scores: Scores, spec: RouterSpec) -> list[float]:
-    """Every seen task's threshold, from its held-out scores."""
+    """Every seen task's threshold: the router's constant, or one from the task's held-out scores."""
+    if spec.constant is not None:
+        return [spec.constant] * len(scores.seen)
     return [choose_threshold(scores.held_out[task], spec) for task in scores.seen]
 
 
 def judge(scores: Scores, thresholds: Sequence[float], twins: Sequence[Sequence[str]]) -> Quality:
-    """The quality of these scores with these thresholds of the seen tasks."""
+    """The quality of these scores with these thresholds of the seen tasks; every seen task counts equally."""
     seen = scores.seen
     known = {task: routed(scores, task, thresholds) for task in seen}
     strange = [result for task in scores.unseen for result in routed(scores, task, thresholds)]
-    right = [[name == task for name, _ in known[task]] for task in seen]
-    lost = [[name == "identity" for name, _ in known[task]] for task in seen]
+    right = [float(np.mean([name == task for name, _ in known[task]])) for task in seen]
+    lost = [float(np.mean([name == "identity" for name, _ in known[task]])) for task in seen]
     paired = with_twin(seen, twins)
     margins = [margin for results in known.values() for _, margin in results]
     unknownness = np.array([*(margin for _, margin in strange), *margins], np.float64)
     positive = np.array([1] * len(strange) + [0] * len(margins))
     return Quality(
         accuracy=float(np.mean(right)),
-        confused=float(np.mean(~(np.array(right) | np.array(lost)))),
+        confused=float(np.mean(1 - np.array(right) - np.array(lost))),
         false_unknown=float(np.mean(lost)),
         unknown=float(np.mean([name == "identity" for name, _ in strange])),
         auroc=auc(unknownness[positive == 1], unknownness[positive == 0]),
@@ -189,14 +194,15 @@ def run(around: Surroundings) -> Figures:
     figures: Figures = {}
     for images in [n for n in TRAINING_IMAGES if n <= around.images]:
         features = learnable(around, images)
-        for name, spec in CANDIDATES.items():
+        for name, plain in CANDIDATES.items():
+            spec = plain.completed(BackboneSpec(name="lite_medsam"))
             splits = [measure(spec, features, images, split, TWINS) for split in range(SPLITS)]
             means = means_of(splits)
             table.add_row(name, str(images), *cells_of(means))
             around.say(
                 f"{name}, {images} images: accuracy {means['accuracy']:.3f}, AUROC {means['auroc']:.3f}"
             )
-            if spec == GaussianSpec():
+            if plain == PublicFrameSpec():
                 figures |= {f"{key}_{images}": value for key, value in means.items() if value is not None}
     around.show(table)
     return figures

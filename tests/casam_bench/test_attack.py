@@ -58,9 +58,14 @@ def test_layers_and_routers_are_measured_row_by_row(
     assert figures["auc_layer_control_likelihood_ratio"] > 0.6
     assert 0.3 < figures["auc_layer_between_others_control"] < 0.7
     assert figures["loss_of_others_private_rounds_without_noise"] > 0
-    assert figures["auc_router_3_sites_of_12_open_read_out"] == 1.0
+    assert figures["auc_gaussian_3_sites_of_12_open_read_out"] == 1.0
+    assert figures["auc_public_frame_3_sites_of_12_open_score"] < 0.8
     assert not any(name.startswith("tpr_at_1pct_fpr") for name in figures)  # 1 % of 60 is no image
-    assert {claim.row.split(",")[0] for claim in claims} == {"layer", "router_3_sites_of_12"}
+    assert {claim.row.split(",")[0] for claim in claims} == {
+        "layer",
+        "public_frame_3_sites_of_12",
+        "gaussian_3_sites_of_12",
+    }
     assert {claim.epsilon for claim in claims} == {1.0}
     check(figures, claims)
 
