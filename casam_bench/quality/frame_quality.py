@@ -57,7 +57,7 @@ PRIVACY, BACKBONE = PrivacySpec(), BackboneSpec(name="lite_medsam")
 Row = tuple[float, float]
 """(epsilon of a task, the share of it that the router alone may cost)."""
 CANDIDATES: tuple[tuple[RouterSpec, tuple[Row | None, ...]], ...] = (
-    (PublicFrameSpec(), (None, (8.0, 0.5), (3.0, 0.5), (1.0, 0.5), (1.0, 0.9))),
+    (PublicFrameSpec(), (None, (8.0, 0.5), (3.0, 0.5), (1.0, 0.9), (1.0, 0.5))),
     (GaussianSpec(), (None, (3.0, 0.5))),
 )
 """Routers and their rows, None without noise; a noisy Gaussian state takes a hundred times longer."""
