@@ -26,10 +26,12 @@ from casam_bench.bench import Figures, Surroundings
 from casam_bench.membership.fit import fits_of
 from casam_bench.membership.likelihood_ratio import online, shadow_parts
 from casam_bench.membership.statistics import auc
+from casam_bench.quality.phantom_features import Features as AllKinds
 from casam_bench.quality.phantom_features import folder_features, phantom_features
 from casam_bench.quality.router_quality import TASKS, Scores, judge
 from casam_core.config.named_parts import BackboneSpec, RouterSpec
 from casam_core.config.scenario import PrivacySpec
+from casam_core.model.backbones import Backbone
 from casam_core.privacy.accounting import calibrate
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores, scores_like
@@ -188,26 +190,15 @@ def real_tasks(root: Path) -> list[str]:
 def run(around: Surroundings) -> Figures:
     """Means over DRAWS draws; the table has 95 % intervals over draws, which share tasks and images."""
     backbone = around.lite_medsam(encoder="fast")
-    made = {
-        task: phantom_features(backbone, task, IMAGES + TEST_IMAGES, around.home, around.say)
-        for task in TASKS
-    }
-    root = around.data_root
-    real = (
-        {}
-        if root is None
-        else {
-            task: folder_features(backbone, task, REAL_IMAGES, root, around.home, around.say)
-            for task in real_tasks(root)
-        }
-    )
-    table = Table(title=f"{len(made)} synthetic and {len(real)} real tasks, {IMAGES} images, {DRAWS} draws")
+    groups = all_features(around, backbone)
+    synthetic, real = (len(group) for group in groups)
+    table = Table(title=f"{synthetic} synthetic and {real} real tasks, {IMAGES} images, {DRAWS} draws")
     for name in ("router", "noise", *COLUMNS, "bytes"):
         table.add_column(name, justify="left" if name == "router" else "right")
     figures: Figures = {}
     for plain, rows in CANDIDATES:
         spec = plain.completed(BACKBONE)
-        kinds = [{task: both[task][spec.features] for task in both} for both in (made, real)]
+        kinds = [{task: of_task[spec.features] for task, of_task in group.items()} for group in groups]
         public = public_features_of(backbone, spec.features, around.home / "public")
         for row in rows:
             maker = Maker(spec, build_router(spec), public, router_noise(spec, row))
@@ -222,6 +213,16 @@ def run(around: Surroundings) -> Figures:
             figures[f"bytes_{key}"] = float(size)
     around.show(table)
     return figures
+
+
+def all_features(around: Surroundings, backbone: Backbone) -> tuple[dict[str, AllKinds], dict[str, AllKinds]]:
+    """By task, the features of all synthetic and of all real tasks."""
+    home, say, root = around.home, around.say, around.data_root
+    made = {task: phantom_features(backbone, task, IMAGES + TEST_IMAGES, home, say) for task in TASKS}
+    if root is None:
+        return made, {}
+    real = {task: folder_features(backbone, task, REAL_IMAGES, root, home, say) for task in real_tasks(root)}
+    return made, real
 
 
 def interval(values: Sequence[float]) -> str:
