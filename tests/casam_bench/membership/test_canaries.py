@@ -156,6 +156,7 @@ def scenario() -> Scenario:
             "name": "claims",
             "stream": ["polyp", "dental_xray"],
             "backbone": {"name": "tiny"},
+            "router": {"kind": "gaussian"},  # its threshold is a release of its own
             "institutions": [
                 {"name": "noisy", "data": {"polyp": phantom("polyp")}, "policy": noisy},
                 {"name": "open", "data": {"dental_xray": phantom("dental_xray")}},
