@@ -54,6 +54,8 @@ PIXELS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VOLUMES = (".nii.gz", ".nii")
 UNREAD = (".nrrd", ".mha", ".mhd", ".gif", ".bmp", ".webp", ".svs", ".ndpi", ".npy", ".npz", ".jp2", ".czi")
 WORDS = re.compile(r"[A-Za-z0-9]+")
+SOME = 200
+"""So many files show whether a pattern can fit."""
 ENOUGH = 0.5
 """The least share of files that have a partner; the rest are faults that the check reports."""
 
@@ -164,7 +166,7 @@ def in_the_same_folders(files: Sequence[Named]) -> list[tuple[str, str]]:
 def longer_names(files: Sequence[Named]) -> Iterator[Affix]:
     """Suffixes with a word for masks, such as _cp_masks, of names that begin like another file's."""
     names = {file.name for file in files}
-    for file in files[:200]:
+    for file in files[:SOME]:
         for end in range(1, len(file.stem)):
             suffix = file.stem[end:]
             if (file.marks, file.stem[:end]) in names and role_of_folder(suffix) == "mask":
@@ -300,7 +302,7 @@ def name_affixes(images: Sequence[Named], masks: Sequence[Named]) -> Iterator[tu
     """(affix of images, affix of masks, with a number after it) to try, the simplest first."""
     stems = {file.stem for file in images}
     free: Counter[Affix] = Counter()
-    for file in masks[:200]:
+    for file in masks[:SOME]:
         for start in range(len(file.stem)):
             for end in range(len(file.stem), start, -1):
                 if file.stem[start:end] in stems:
@@ -321,7 +323,9 @@ def fitted(
         return None
     hits = 0
     found: set[tuple[object, str]] = set()
-    for file in masks:
+    for tried, file in enumerate(masks):
+        if tried == SOME and hits < ENOUGH / 2 * SOME:
+            return None  # hopeless: thousands of files, and dozens of affixes to try
         for stem in [file.stem, *numberless(file.stem)] if numbered else [file.stem]:
             inner = without(stem, mask)
             if inner is not None and (file.marks, inner) in ids:
@@ -336,11 +340,15 @@ def fitted(
     return share - 0.01 * numbered, f"{image[0]}{{id}}{image[1]}.*", f"{mask[0]}{{id}}{mask[1]}{number}.*"
 
 
+NUMBERED = [re.compile(rf"(.+?){form}") for form in (r"[-_ .]\d+", r"\d+", r" ?\(\d+\)")]
+
+
 def numberless(stem: str) -> Iterator[str]:
     """The stem without a number at its end, in the forms that {n} can have."""
-    for form in (r"[-_ .]\d+", r"\d+", r" ?\(\d+\)"):
-        if found := re.fullmatch(rf"(.+?){form}", stem):
-            yield found[1]
+    if stem[-1:].isdigit() or stem.endswith(")"):
+        for form in NUMBERED:
+            if found := form.fullmatch(stem):
+                yield found[1]
 
 
 def without(stem: str, affix: Affix) -> str | None:
@@ -353,7 +361,10 @@ def without(stem: str, affix: Affix) -> str | None:
 def apart(files: Sequence[Named], mask: Affix) -> Match | None:
     """Images and masks in the same folders, told apart by an affix of the masks."""
     masks = [
-        file for file in files if any(without(stem, mask) for stem in (file.stem, *numberless(file.stem)))
+        file
+        for file in files
+        if "".join(mask) in file.stem
+        and any(without(stem, mask) for stem in (file.stem, *numberless(file.stem)))
     ]
     images = sorted(set(files) - set(masks), key=lambda file: file.path)
     places = {file.place for file in files}
