@@ -25,7 +25,7 @@ from casam_bench.bench import Figures, Surroundings
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
-from casam_core.config.named_parts import AlignmentSpec, RouterSpec
+from casam_core.config.named_parts import SHIPPED_FRAMES, AlignmentSpec, PublicFrameSpec, RouterSpec
 from casam_core.config.scenario import BankSpec, Scenario
 from casam_core.model.forms import LowRankSpec, build_layer, weights_of
 from casam_core.protocol.messages import EvaluateRequest
@@ -41,14 +41,13 @@ CHANNELS, FEATURES, IMAGES = 256, 512, 48
 COMPARED = 10
 """Stages at either end of a stream."""
 EXACT = BankSpec(precision="float32")
-COMPACT_DIRECTIONS = 8
-"""Their effect on routing is in docs/results.md."""
+DEFAULT = PublicFrameSpec(frame=SHIPPED_FRAMES["lite_medsam", "moments"])
 
 
 def run(around: Surroundings) -> Figures:
     """Figures: entry_bytes, layer_bytes, content_bytes (layer and router, as they are sent up),
     paper_over_ours (the paper's layer over our whole entry), paper_layer_over_ours, paper_entry_over_ours;
-    entry_bytes and paper_over_ours again with bank.precision float32, and with 8 directions (compact); by
+    entry_bytes and paper_over_ours again with bank.precision float32, and with a Gaussian router; by
     number of stages T: ratio_T (whole bank over ours), over_entries_T (ours, down, over T entries),
     tiny_ratio_T, kib_T (an institution's bytes both ways), stage_growth_T (seconds of a stage among the last
     over one among the first, server and institutions together; streams of 40 stages and more)."""
@@ -90,16 +89,16 @@ def run(around: Surroundings) -> Figures:
 
 def entry_figures(around: Surroundings) -> Figures:
     """Bytes of real entries: ours, and the paper's form with the paper's router."""
-    ours = real_entry(LowRankSpec(), GaussianSpec())
-    exact = real_entry(LowRankSpec(), GaussianSpec(), EXACT)
-    compact = real_entry(LowRankSpec(), GaussianSpec(directions=COMPACT_DIRECTIONS))
+    ours = real_entry(LowRankSpec(), DEFAULT)
+    exact = real_entry(LowRankSpec(), DEFAULT, EXACT)
+    gaussian = real_entry(LowRankSpec(), GaussianSpec())
     paper = real_entry(AlignmentSpec(form="casam"), VaeSpec(features="attention"), EXACT)
     layer, paper_layer = layer_bytes(ours), layer_bytes(paper)
     entry, paper_entry = len(ours.to_bytes()), len(paper.to_bytes())
     around.say(
-        f"an entry has {entry} bytes, {layer} of them the layer; in float32 {len(exact.to_bytes())}, with "
-        f"{COMPACT_DIRECTIONS} directions {len(compact.to_bytes())}; the paper's layer has {paper_layer}, "
-        f"with its router {paper_entry}"
+        f"an entry has {entry} bytes, {layer} of them the layer; in float32 {len(exact.to_bytes())}, with a "
+        f"Gaussian router {len(gaussian.to_bytes())}; the paper's layer has {paper_layer}, with its router "
+        f"{paper_entry}"
     )
     return {
         "entry_bytes": float(entry),
@@ -109,8 +108,8 @@ def entry_figures(around: Surroundings) -> Figures:
         "paper_layer_over_ours": paper_layer / layer,
         "entry_bytes_float32": float(len(exact.to_bytes())),
         "paper_over_ours_float32": paper_layer / len(exact.to_bytes()),
-        "entry_bytes_compact": float(len(compact.to_bytes())),
-        "paper_over_ours_compact": paper_layer / len(compact.to_bytes()),
+        "entry_bytes_gaussian": float(len(gaussian.to_bytes())),
+        "paper_over_ours_gaussian": paper_layer / len(gaussian.to_bytes()),
         "paper_entry_over_ours": paper_entry / entry,
     }
 

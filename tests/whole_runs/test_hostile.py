@@ -76,6 +76,7 @@ def test_a_canary_that_may_not_sing_leaves_the_entry_unchecked(tmp_path: Path) -
 
 def test_an_entry_cannot_be_admitted_before_the_run_has_ended(tmp_path: Path, casam: Casam) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "scenario.json").write_text("{}")
     assert "expected the folder of a finished run" in casam("bank", "admit", "run", "polyp").refusal
 
 

@@ -96,7 +96,7 @@ def test_noise_that_was_paid_for_is_sent_again_and_costs_nothing(tmp_path: Path)
     policies = {"south": LEAVES, "west": PRIVATE}
     summary = run(tmp_path / "left", policies, stream=["histology", "polyp"], privacy={"steps": 2})
     spends = Ledger(private(tmp_path / "left", "west") / "ledger.jsonl").lines()
-    assert [spend.kind for spend in spends] == ["align", "router", "scores"]
+    assert [spend.kind for spend in spends] == ["align", "router"]
     assert not events(tmp_path / "left", "refusal")
     assert summary["unlearned"][0]["retrained"] == ["histology"]
     assert summary["privacy"]["west"]["epsilon_train"] <= 8.0

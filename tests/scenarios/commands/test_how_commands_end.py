@@ -50,8 +50,8 @@ INTERRUPTED = """
 import signal, sys, time
 from scenarios.commands.terminal import at_ctrl_c
 with at_ctrl_c(lambda: "stopped; to continue: casam run --resume RUN"):
-    print("works", flush=True)
     try:
+        print("works", flush=True)
         time.sleep(60)
     finally:
         print("tidies up", flush=True)

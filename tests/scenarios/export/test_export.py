@@ -159,5 +159,5 @@ def test_a_missing_extra_is_one_line(
 def test_an_unknown_tool_and_an_unfinished_run(casam: Casam, tmp_path: Path) -> None:
     assert "tensorboard, mlflow" in casam("export", tmp_path, "--to", "wandb", "--out", "x").refusal
     ended = casam("export", tmp_path, "--to", "tensorboard", "--out", "x")
-    assert (ended.status, len(ended.err.splitlines())) == (1, 1)
+    assert (ended.status, len(ended.err.splitlines())) == (2, 1)
     assert not (tmp_path / "x").exists()

@@ -171,7 +171,7 @@ def test_provenance_says_what_the_files_say_and_no_more(tree: Path) -> None:
         assert (about.stage, about.holders, about.backbone) == (stage, (), VIT_B)
         assert about.images == 100 + list(TASKS).index(entry.task)
         assert not about.sampled
-        assert faults_of(entry) == []
+        assert faults_of(entry, tree) == []
 
 
 def test_the_order_of_tasks_can_be_said(tree: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_tau_without_a_count_leaves_the_images_unknown(tree: Path) -> None:
     spoiled(tau_file(tree), b'{"tau_suggested": 0.1}')
     entry = read_official(tree, backbone=VIT_B)[1]
     assert entry.provenance.images == 0
-    assert faults_of(entry) == []
+    assert faults_of(entry, tree) == []
 
 
 # --- Round trip ------------------------------------------------------------------------------------
