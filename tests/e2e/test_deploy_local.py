@@ -151,10 +151,8 @@ def test_a_node_that_takes_the_name_of_another_has_no_part_in_the_run(
 
     monkeypatch.setattr(local, "write_node", written)
     table = tiny_table(participation={"missing": "skip"}, deadlines={"connect": 30.0})
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
-    folder = local.deploy_local(
-        local.DeployOrder(str(tmp_path / "tiny.toml"), out=tmp_path / "run"), Console()
-    )
+    order = local.DeployOrder(out=tmp_path / "run")
+    folder = local.deploy_local(Scenario.model_validate(table), order, Console())
 
     assert {event["institution"] for event in events(folder, "unregistered")} == {"south"}
     learned = Bank.open(folder / "bank")["histology"]
