@@ -28,7 +28,7 @@ MARK = "CASAM_TEST_KILLS"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a scenario that trains a few seconds per stage, and its undisturbed run."""
     tmp_path = tmp_path_factory.mktemp("kills")
-    table = tiny_table(training={"epochs": 20, "batch_images": 1, "fallback_to_identity": False})
+    table = tiny_table(training={"epochs": 80, "batch_images": 1, "fallback_to_identity": False})
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
     whole = start("run", "tiny.toml", "--engine", "inprocess", "--out", "whole", cwd=tmp_path)
     said, _ = whole.communicate(timeout=300)
