@@ -129,6 +129,7 @@ def test_no_unit_changes_more_than_is_paid_for(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(QUICK, max_examples=340)
 @given(cases())
 def test_of_a_thousand_sites_none_does(
