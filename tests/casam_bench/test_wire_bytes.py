@@ -17,12 +17,15 @@ def test_an_entrys_bytes_are_its_numbers(tmp_path: Path) -> None:
     figures = wire.entry_figures(surroundings(tmp_path))
     # low_rank 8 on 256 channels: matrices of 2 x 8 x 256 numbers in float16, a shift of 256 in float32.
     assert figures["layer_bytes"] == 2 * (2 * 8 * 256) + 4 * 256
-    # Gaussian on 512 features: mean, diagonal, and 32 directions in float16.
-    router = 4 * 512 * 2 + 2 * 512 * 32
+    # A mean of 64 numbers in the public frame, and the variance of its noise.
+    router = 4 * (64 + 1)
     assert figures["layer_bytes"] + router < figures["entry_bytes"] < figures["layer_bytes"] + router + 2048
     # What an institution sends up is as it was learned, all float32.
-    assert figures["content_bytes"] == 4 * (2 * 8 * 256 + 256) + 4 * 512 * (2 + 32)
+    assert figures["content_bytes"] == 4 * (2 * 8 * 256 + 256) + router
     assert figures["content_bytes"] < figures["entry_bytes_float32"] < figures["content_bytes"] + 2048
+    # A Gaussian on 512 features: mean, diagonal, and 32 directions in float16.
+    gaussian = figures["layer_bytes"] + 4 * 512 * 2 + 2 * 512 * 32
+    assert gaussian < figures["entry_bytes_gaussian"] < gaussian + 2048
     paper = wire.real_entry(AlignmentSpec(form="casam"), VaeSpec(features="attention"), wire.EXACT)
     assert wire.layer_bytes(paper) == 4 * 3_541_007
 
