@@ -32,7 +32,7 @@ class Size:
     small: int = 20
     router_shadows: int = 9
     canaries: int = 100_000
-    lone_canaries: int = 20_000
+    lone_canaries: int = 10_000
     broken: tuple[float, ...] = (3.0, 2.0, 1.0)
 
 
