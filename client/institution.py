@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,7 +44,7 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
-from casam_core.routing.features import pool
+from casam_core.routing.features import width_of
 from casam_core.routing.public_frames import axes_of, digest_of_frame, frame_of, keep_frame
 from casam_core.routing.routers import build_router
 from casam_core.routing.routers.public_frame import frame_named
@@ -131,7 +130,7 @@ class Institution:
             frame = frame_of(wanted, self.site.frames)
         except BankError as error:
             raise RefusalError(Outcome.UNKNOWN_SCENARIO, str(error)) from error
-        width = len(pool(torch.zeros(self.backbone.geometry.channels, 1, 1), spec.features))
+        width = width_of(spec.features, self.backbone.geometry.channels)
         if frame.axes_FK.shape != (width, axes_of(width)):
             raise RefusalError(Outcome.OTHER_FRAME, f"the frame does not fit features of {width} values")
 

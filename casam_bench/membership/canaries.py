@@ -29,7 +29,7 @@ from casam_core.privacy.private_scores import describe_scores
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Unit, Units, single_images
 from casam_core.routing.routers.base import Arrays
-from casam_core.routing.routers.private_gaussian import PublicFrame, describe_privately
+from casam_core.routing.routers.private_gaussian import PublicStatistics, describe_privately
 from casam_core.seeding import Draws, numpy_generator
 
 TOGETHER = 1000
@@ -227,7 +227,7 @@ def router_release(name: str, mechanism: Mechanism, broken: Broken | None = None
     of one site would hide each other.
     """
     broken = broken or Broken()
-    frame = PublicFrame(
+    frame = PublicStatistics(
         mean_F=np.zeros(3),
         scale_F=np.ones(3),
         directions_FK=np.eye(3)[:, :2],
@@ -249,7 +249,9 @@ def router_release(name: str, mechanism: Mechanism, broken: Broken | None = None
     return Release(name, (mechanism,), one_each(of_one_site))
 
 
-def sums_of(released: Arrays, frame: PublicFrame, units: Units, uncertainty: float) -> NDArray[np.float64]:
+def sums_of(
+    released: Arrays, frame: PublicStatistics, units: Units, uncertainty: float
+) -> NDArray[np.float64]:
     """The noisy sum behind a released state: what describe_privately computes from it, in reverse.
 
     uncertainty: the variance of the noise of a mean.

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
@@ -44,7 +43,7 @@ from casam_core.protocol.schema import (
     Text,
 )
 from casam_core.routing.decision import IDENTITY
-from casam_core.routing.features import pool
+from casam_core.routing.features import width_of
 from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import HISTOGRAM_BINS
 from casam_core.routing.unknown import BINS
@@ -343,7 +342,7 @@ def router_forms(sender: Sender) -> tuple[GroupSpec, GroupSpec]:
 @lru_cache(maxsize=8)
 def specs_of_router(spec: RouterSpec, channels: int) -> tuple[GroupSpec, GroupSpec]:
     """router_forms for a router on embeddings with this number of channels."""
-    schema = build_router(spec).schema(len(pool(torch.zeros(channels, 1, 1), spec.features)))
+    schema = build_router(spec).schema(width_of(spec.features, channels))
     return GroupSpec(schema.state), GroupSpec(schema.statistics)
 
 

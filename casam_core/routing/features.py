@@ -34,6 +34,11 @@ FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def width_of(kind: str, channels: int) -> int:
+    """F, the number of values in a feature of embeddings with C channels. Raises ScenarioError."""
+    return len(pool(torch.zeros(channels, 1, 1), kind))
+
+
 def pool(z_CHW: Tensor, kind: str) -> Tensor:
     """f_F of one embedding. Raises ScenarioError for an unknown kind."""
     if kind not in FEATURES:

@@ -69,7 +69,7 @@ from casam_core.protocol.secure_sum import (
 )
 from casam_core.protocol.signing import new_signing_key, public_hex, signature_of
 from casam_core.protocol.wire import deserialise, from_records, packed, serialise, to_records, unpacked
-from casam_core.routing.features import pool
+from casam_core.routing.features import width_of
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import HISTOGRAM_BINS
 from client.secagg.member import as_flower_sends, flower
@@ -213,7 +213,7 @@ class ScriptedGrid(InProcessGrid):
     def describe(self, site: Site, asked: Payload) -> Payload:
         request, spec = RouterRequest.of(asked), self.scenario.router
         images = site.holds[request.job.task][0]
-        width = len(pool(torch.zeros(channels_of(self.scenario.backbone.name), 1, 1), spec.features))
+        width = width_of(spec.features, channels_of(self.scenario.backbone.name))
         f_NF = torch.randn(images, width, generator=torch.Generator().manual_seed(len(request.job.task)))
         router = build_router(spec)
         statistics = router.sufficient_statistics(f_NF, 0)

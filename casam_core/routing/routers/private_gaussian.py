@@ -47,7 +47,7 @@ NARROWEST = 0.1
 
 
 @dataclass(frozen=True)
-class PublicFrame:
+class PublicStatistics:
     """Statistics of the features of public images, in units of `scale_F` around `mean_F`.
 
     directions_FK: orthonormal. inside_KK: covariance within a task, in these directions. outside_FF:
@@ -63,7 +63,7 @@ class PublicFrame:
     reach: float
 
 
-def public_frame(tasks: Sequence[NDArray[np.float64]]) -> PublicFrame:
+def public_statistics(tasks: Sequence[NDArray[np.float64]]) -> PublicStatistics:
     """The frame from the features f_NF of public tasks: at least two tasks of at least two images.
 
     Both covariances are shrunk by half towards diagonal ones. A few public images have no variance in most
@@ -82,7 +82,7 @@ def public_frame(tasks: Sequence[NDArray[np.float64]]) -> PublicFrame:
         mean, scale, V = axes([*tasks[:number], *tasks[number + 1 :]])
         stranger_NF = (f_NF - mean) / scale
         rest_of_strangers += list(np.linalg.norm(stranger_NF - stranger_NF @ V @ V.T, axis=1))
-    return PublicFrame(
+    return PublicStatistics(
         mean_F,
         scale_F,
         V_FK,
@@ -108,7 +108,7 @@ def axes(
 def describe_privately(
     f_NF: NDArray[np.float64],
     units: Units,
-    frame: PublicFrame,
+    frame: PublicStatistics,
     noise_multiplier: float,
     noise: NoiseSource,
 ) -> Arrays:
@@ -136,7 +136,7 @@ def describe_privately(
     }
 
 
-def bounded_row(f_F: NDArray[np.float64], frame: PublicFrame) -> NDArray[np.float64]:
+def bounded_row(f_F: NDArray[np.float64], frame: PublicStatistics) -> NDArray[np.float64]:
     """The row that a unit adds to the sum: (u, |u|^2 / C, outside); its L2 norm is at most sqrt(3) C.
 
     It takes one unit at a time: in a product of matrices, other units could change its last bits.
@@ -158,7 +158,7 @@ def scaled(shape: NDArray[np.float64], trace: float) -> NDArray[np.float64]:
 
 def noisy_gaussian(router: Router, privacy: PrivacySpec, public: PublicFeatures) -> NoisyStatistics:
     """See `PrivateRouter.prepare`."""
-    frame = public_frame(public())
+    frame = public_statistics(public())
 
     def statistics(
         f_NF: Tensor, units: Units, *, noise_multiplier: float, draws: Draws, noise: NoiseSource

@@ -27,7 +27,7 @@ from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
 from casam_core.routing.routers import GaussianSpec, VaeSpec, build_router
-from casam_core.routing.routers.private_gaussian import describe_privately, public_frame
+from casam_core.routing.routers.private_gaussian import describe_privately, public_statistics
 from tests.banks import tiny_backbone
 
 
@@ -230,7 +230,7 @@ def test_an_open_gaussian_router_of_few_images_holds_every_one_of_them(images: i
 
 
 def test_with_noise_the_router_tells_members_from_nobody() -> None:
-    frame = public_frame([features(seed, 16).double().numpy() + seed for seed in (11, 12, 13)])
+    frame = public_statistics([features(seed, 16).double().numpy() + seed for seed in (11, 12, 13)])
     router, members, others = build_router(GaussianSpec()), features(1, 200), features(2, 200)
     noise = NoiseSource.seeded(0, "test")
     state = router.fit(describe_privately(members.double().numpy(), single_images(200), frame, 5.0, noise))

@@ -28,7 +28,7 @@ from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Unit, Units, single_images, units_of
 from casam_core.routing.routers import GaussianSpec, build_router
-from casam_core.routing.routers.private_gaussian import bounded_row, describe_privately, public_frame
+from casam_core.routing.routers.private_gaussian import bounded_row, describe_privately, public_statistics
 from casam_core.seeding import Draws
 from tests.banks import tiny_backbone
 
@@ -325,7 +325,7 @@ def test_units_are_images_or_groups() -> None:
 
 RNG = np.random.default_rng(3)
 PUBLIC = [RNG.normal(size=16) * 4 + RNG.normal(size=(12, 16)) for _ in range(5)]
-FRAME = public_frame(PUBLIC)
+FRAME = public_statistics(PUBLIC)
 
 
 @settings(max_examples=50)
