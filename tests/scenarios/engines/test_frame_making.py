@@ -14,6 +14,7 @@ from casam_core.errors import BankError
 from casam_core.protocol.fingerprint import ROOT
 from casam_core.routing.public_frames import file_of_frame, frames_here
 from casam_core.routing.routers import PublicFrameSpec
+from client.site import Site
 from scenarios.engines import frame_making
 from scenarios.engines.frame_making import difference_to_a_new_one, with_frame
 from scenarios.engines.inprocess import run_inprocess
@@ -42,7 +43,11 @@ def test_a_frame_that_is_not_shipped_is_made_travels_and_lies_in_the_bank(
     assert isinstance(scenario.router, PublicFrameSpec)
     digest = scenario.router.frame
     assert digest is not None
+    # The sites have folders of their own, as on other machines: the frame can only come with a message.
+    at_sites = tmp_path / "at the sites"
+    monkeypatch.setattr(Site, "frames", property(lambda site: at_sites))
     run_inprocess(scenario, tmp_path / "run", None)
+    assert [path.name for path in at_sites.iterdir()] == [f"{digest}.json"]
     bank = Bank.open(tmp_path / "run" / "bank")
     assert bank["polyp"].provenance.frame == digest
     assert file_of_frame(bank.frames, digest).is_file()
