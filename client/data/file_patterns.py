@@ -186,17 +186,33 @@ def one_mask_per_instance(mask_files: str) -> bool:
 
 
 def files_below(path: Path) -> list[str]:
-    """Paths of all files inside `path` that are not hidden, with `/`, sorted. Raises DataError."""
+    """Paths of all files inside `path` that are not hidden, with `/`, sorted. Raises DataError.
+
+    Links to folders are followed.
+    """
     found = []
 
     def refuse(fault: OSError) -> None:
         raise DataError(f"{fault.filename}: expected a readable folder, found: {fault.strerror}") from fault
 
-    for folder, inside, names in os.walk(path, onerror=refuse):
-        inside[:] = sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
+    for folder, inside, names in os.walk(path, onerror=refuse, followlinks=True):
+        inside[:] = sorted(
+            name
+            for name in inside
+            if not name.startswith((".", "__MACOSX")) and not _leads_back(path, Path(folder, name))
+        )
         relative = Path(folder).relative_to(path)
         found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Whether `folder`, below `path`, is a link to a folder that holds it: it would be listed without end."""
+    if not folder.is_symlink():
+        return False
+    real = folder.resolve()
+    above = (parent for parent in folder.parents if parent.is_relative_to(path))
+    return any(parent.resolve().is_relative_to(real) for parent in above)
 
 
 def _forms(pattern: str, suffixes: Collection[str]) -> list[re.Pattern[str]]:

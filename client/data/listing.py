@@ -52,7 +52,8 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[st
     subfolders = [entry.name for entry in entries if entry.is_dir()]
     if subfolders:
         raise DataError(
-            f"{folder}: expected files only, found {naming(subfolders, 'folder')}; move the files up"
+            f"{folder}: expected files only, found {naming(subfolders, 'folder')}; describe the names "
+            "with image_files and mask_files (docs/data.md)"
         )
     stems = {entry: _stem(entry, suffixes) for entry in entries}
     unread = [

@@ -53,6 +53,8 @@ IMAGE_AFFIXES = [
 PIXELS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VOLUMES = (".nii.gz", ".nii")
 UNREAD = (".nrrd", ".mha", ".mhd", ".gif", ".bmp", ".webp", ".svs", ".ndpi", ".npy", ".npz", ".jp2", ".czi")
+WITHOUT_TRUTH = ("imagests", "labelsts")
+"""Folders that are never read: nnU-Net's images for a challenge."""
 WORDS = re.compile(r"[A-Za-z0-9]+")
 SOME = 200
 """So many files show whether a pattern can fit."""
@@ -209,7 +211,7 @@ def placed(files: Sequence[str], endings: Sequence[str]) -> tuple[list[Named], C
     kept, left_out = [], Counter[str]()
     for file in files:
         *folders, _ = file.split("/")
-        tests = [folder for folder in folders if folder.lower() in ("imagests", "labelsts")]
+        tests = [folder for folder in folders if folder.lower() in WITHOUT_TRUTH]
         if tests:
             left_out[tests[0]] += 1
         else:

@@ -11,8 +11,16 @@ from pathlib import Path
 
 from casam_core.errors import DataError
 from client.data.file_patterns import files_below, pairs_among
-from client.data.listing import require_folder
-from scenarios.inspection.layout import PIXELS, UNREAD, VOLUMES, Layout, layouts, role_of_folder
+from client.data.listing import naming, require_folder
+from scenarios.inspection.layout import (
+    PIXELS,
+    UNREAD,
+    VOLUMES,
+    WITHOUT_TRUTH,
+    Layout,
+    layouts,
+    role_of_folder,
+)
 
 Choose = Callable[[Sequence[str]], int]
 """Asks a person: (one line for each understanding) -> the index of the chosen one."""
@@ -48,6 +56,12 @@ def understand(folder: Path, choose: Choose | None = None) -> Layout:
     return found[choose(lines)]
 
 
+def patterns_of(layout: Layout) -> tuple[str, str]:
+    """The patterns of images and masks of a layout."""
+    keys = layout.keys
+    return keys.get("image_files", "images/{id}.*"), keys.get("mask_files", "masks/{id}.*")
+
+
 def header_of(table: Path) -> list[str]:
     """The names of the columns of a CSV file; none if it cannot be read."""
     try:
@@ -58,25 +72,38 @@ def header_of(table: Path) -> list[str]:
 
 
 def with_contents(folder: Path, files: Sequence[str], layout: Layout) -> Layout:
-    """The layout with what only the content of the first files says: pages of a stack, colours of a mask."""
-    if layout.reader != "folder" or "list_file" in layout.keys:
+    """The layout with what only its files say: those that it leaves out, and of the first ones the content:
+    pages of a stack, colours of a mask."""
+    if layout.reader not in ("folder", "nifti") or "list_file" in layout.keys:
         return layout
+    endings = VOLUMES if layout.reader == "nifti" else PIXELS
     patterns = (
         layout.keys.get("image_files", "images/{id}.*"),
         layout.keys.get("mask_files", "masks/{id}.*"),
     )
     try:
-        pair = pairs_among(folder, files, *patterns, PIXELS)[0]
+        pairs = pairs_among(folder, files, *patterns, endings)
     except DataError:
-        pair = None  # a file without a partner: the check names it
-    if pair is None:
+        return layout  # a file without a partner: the check names it
+    read = {path for pair in pairs for path in (pair.image, *pair.masks)}
+    if rest := [file for file in files if may_be_an_image(file, endings) and folder / file not in read]:
+        note = f"not read, because no pattern fits: {naming(rest, 'file')}"
+        layout = replace(layout, notes=(*layout.notes, note))
+    if layout.reader == "nifti":
         return layout
+    pair = pairs[0]
     if has_pages(pair.image):
         return replace(layout, reader="tiff_stack")
     if has_colours(pair.masks[0]):
         note = "the masks have colours: each colour but black is a class, each connected part an object"
         return Layout(layout.reader, {**layout.keys, "labels": "colours"}, (*layout.notes, note))
     return layout
+
+
+def may_be_an_image(file: str, endings: tuple[str, ...]) -> bool:
+    """Whether the file has such an ending, and the layout has not counted it as left out."""
+    folders = file.lower().split("/")[:-1]
+    return file.lower().endswith(endings) and not any(name in WITHOUT_TRUTH for name in folders)
 
 
 def has_pages(image: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -76,7 +76,9 @@ def read_list(path: Path, list_file: str) -> list[Pair]:
     masks: dict[str, list[Path]] = {}
     facts: dict[str, tuple[str | None, str | None]] = {}
     for number, row in enumerate(_rows(source), 2):
-        image, where = row["image"], f"{source}, line {number}"
+        where = f"{source}, line {number}"
+        # One name for one file: `./a.png` and `a.png` in two parts would be one image in both.
+        image = PurePosixPath(row["image"]).as_posix() if row["image"] else ""
         said = _split(row.get("split", ""), where), row.get("patient") or None
         if facts.setdefault(image, said) != said:
             raise DataError(f"{where}: expected one split and patient for {image}, found another; correct it")

@@ -164,6 +164,7 @@ def test_patterns_belong_to_the_division_and_their_absence_keeps_earlier_ones() 
         (["image,mask", "a.png,gone.png"], "gone.png, found no such file"),
         (["image,mask,split", "a.png,m.png,later"], "line 2: expected a split of train"),
         (["image,mask,patient", "a.png,m.png,p", "a.png,m.png,q"], "line 3: expected one split and patient"),
+        (["image,mask,split", "a.png,m.png,train", "./a.png,m.png,test"], "line 3: expected one split"),
     ],
 )
 def test_a_list_is_read_strictly(tmp_path: Path, lines: list[str], words: str) -> None:

@@ -97,6 +97,27 @@ def test_what_no_reader_reads_is_named_with_safe_advice(tmp_path: Path) -> None:
         understand(tmp_path)
 
 
+def test_what_fits_no_pattern_is_counted_and_named(tmp_path: Path) -> None:
+    fill(tmp_path, "{i}_image.png", "{i}_mask.png")
+    save(tmp_path / "extra.png", RNG.integers(0, 255, (8, 8, 3), np.uint8))
+    (tmp_path / "README.txt").write_text("no image")
+    assert understand(tmp_path).notes == ("not read, because no pattern fits: 1 file (extra.png)",)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path, casam: Casam) -> None:
+    fill(tmp_path / "store", "i/{i}.png", "m/{i}.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "Images").symlink_to("../store/i")
+    (tmp_path / "set" / "Labels").symlink_to("../store/m")
+    (tmp_path / "store" / "i" / "again").symlink_to("../../set")
+    (tmp_path / "store" / "m" / "top").symlink_to("/")
+    assert understand(tmp_path / "set").keys == {
+        "image_files": "Images/{id}.*",
+        "mask_files": "Labels/{id}.*",
+    }
+    assert casam("data", "check", "set").status == 0
+
+
 def test_init_writes_the_patterns_and_the_run_accepts_them(tmp_path: Path, casam: Casam) -> None:
     fill(tmp_path / "set", "{i}.png", "{i}_mask.png")
     assert casam("init", "mine.toml", "--site", "lab:cells=set").status == 0
