@@ -55,7 +55,7 @@ LOWEST = 1e-12
 
 NO_FRAME = (
     "router.frame: expected the SHA-256 of a frame, because casam ships none for this backbone; `casam run` "
-    "makes it, or choose another router.kind"
+    "makes it, `casam scenarios frame FILE` makes it for a deployment, or choose another router.kind"
 )
 
 
