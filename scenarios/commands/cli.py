@@ -196,7 +196,6 @@ def doctor(json_: Json = False) -> None:
 GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Start here": {
         "doctor": doctor,
-        "scenarios": scenarios_app,
         "run": run,
         "watch": watch,
         "report": report,

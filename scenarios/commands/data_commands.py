@@ -101,17 +101,9 @@ def check(
             "casam data check: expected one of DIR, --scenario and --site, found several or none"
         )
     screen = console()
-    options: dict[str, Any] = {
-        "reader": reader,
-        "image_files": image_files,
-        "mask_files": mask_files,
-        "labels": labels,
-        "group_pattern": group_pattern,
-        "slice_axis": slice_axis if slice_axis != 2 else None,
-        "window": window,
-        "annotations": annotations,
-        "pseudo_masks": pseudo_masks or None,
-    }
+    options = reader_options(
+        reader, image_files, mask_files, labels, group_pattern, slice_axis, window, annotations, pseudo_masks
+    )
     spec: DataSpec | None = None
     if directory is not None:
         if data_root is not None:
@@ -192,26 +184,41 @@ def preview(
         raise ScenarioError(
             f"--institution: expected letters, digits, '.', '_' and '-', found {institution!r}; rename it"
         )
-    spec = spec_of(
-        directory,
-        {
-            "reader": reader,
-            "image_files": image_files,
-            "mask_files": mask_files,
-            "labels": labels,
-            "group_pattern": group_pattern,
-            "slice_axis": slice_axis,
-            "window": window,
-            "annotations": annotations,
-            "pseudo_masks": pseudo_masks,
-        },
+    options = reader_options(
+        reader, image_files, mask_files, labels, group_pattern, slice_axis, window, annotations, pseudo_masks
     )
+    spec = spec_of(directory, options)
     own = casam_home() / "institutions" / institution / "previews" / (directory.resolve().name or "data")
     folder = out.expanduser() if out else own
     with _progress(console(), "drawing") as show:
         dataset = open_dataset(spec, data_root=None, seed=0, institution=institution)
         draw_previews(dataset, folder, count=count, progress=show)
     typer.echo(str(folder.resolve()))
+
+
+def reader_options(
+    reader: str | None,
+    image_files: str | None,
+    mask_files: str | None,
+    labels: str | None,
+    group_pattern: str | None,
+    slice_axis: int,
+    window: str | None,
+    annotations: str | None,
+    pseudo_masks: bool,
+) -> dict[str, Any]:
+    """Keys of a data table from the options of a command; None where the person said nothing."""
+    return {
+        "reader": reader,
+        "image_files": image_files,
+        "mask_files": mask_files,
+        "labels": labels,
+        "group_pattern": group_pattern,
+        "slice_axis": slice_axis if slice_axis != 2 else None,
+        "window": window,
+        "annotations": annotations,
+        "pseudo_masks": pseudo_masks or None,
+    }
 
 
 def must_exist(directory: Path) -> None:

@@ -52,8 +52,13 @@ def resumable(folder: Path) -> Path:
     """The folder of a run that `casam run` began, as an absolute path. Raises RunInputError."""
     found = folder.expanduser().resolve()
     if not (found / "order.json").is_file() or not (found / "scenario.json").is_file():
-        raise RunInputError(
-            f"--resume {found}: expected the folder of a run that `casam run` began (order.json, "
-            "scenario.json); start a new run if it ended before its first stage"
-        )
+        raise nothing_to_resume(found)
     return found
+
+
+def nothing_to_resume(folder: Path) -> RunInputError:
+    """The fault of a folder without the files of a run, or with other content in them."""
+    return RunInputError(
+        f"--resume {folder}: expected the folder of a run that `casam run` began (order.json, "
+        "scenario.json); start a new run if it ended before its first stage"
+    )

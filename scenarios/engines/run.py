@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from casam_core.config.scenario import Scenario
-from casam_core.errors import RunError, RunInputError
+from casam_core.errors import RunError
 from casam_core.files import casam_home, write_atomic
 from casam_core.model.backbones import load_backbone
 from casam_core.protocol.fingerprint import ROOT
@@ -24,7 +24,7 @@ from scenarios.engines.flower import FlowerRun, run_flower_app
 from scenarios.engines.frame_making import with_frame
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.live import LineWriter, View, live_view, logged
-from scenarios.engines.order import RunOrder, choose_folder, data_folder
+from scenarios.engines.order import RunOrder, choose_folder, data_folder, nothing_to_resume
 from scenarios.engines.preflight import preflight
 from server.run.run_folder import check_interrupted
 from server.run.summary_schema import Summary, read_summary
@@ -89,10 +89,7 @@ def resume_run(folder: Path, console: Console) -> Path:
         scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
         Engine(start.engine)
     except (OSError, ValueError, TypeError) as error:
-        raise RunInputError(
-            f"--resume {folder}: expected the folder of a run that `casam run` began (order.json, "
-            "scenario.json); start a new run if it ended before its first stage"
-        ) from error
+        raise nothing_to_resume(folder) from error
     check_interrupted(folder, scenario)
     backbone = scenario.backbone.model_copy(update={"checkpoint": start.checkpoint or None})
     run_engine(scenario.model_copy(update={"backbone": backbone}), folder, start, console, resume=True)
