@@ -57,6 +57,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "few-shot-long": Benchmark(
         "The same after 300 and 1000 steps, on one task.", at("quality.few_shot:run_long"), True
     ),
+    "layer-seconds": Benchmark(
+        "Forms and recipes at equal processor seconds; --data-root adds real tasks. It resumes.",
+        at("quality.layer_seconds:run"),
+        True,
+    ),
     "privacy": Benchmark(
         "IoU of the small forms of Alignment Layer by epsilon.", at("privacy.private_training:run"), True
     ),

@@ -253,6 +253,8 @@ METHODS: dict[str, Method] = {
     "lora": Method(
         "LoRA of SAM's encoder, fine-tuned task after task.", form="lora", shared=True, route=by_shared_entry
     ),
+    # The router sees frozen embeddings; an image whose task has an entry is then encoded again, by its LoRA.
+    "routed_lora": Method("LoRA of SAM's encoder, one per task, chosen by the router.", form="lora"),
     # The upper bound without privacy.
     "joint": Method(
         "One shared layer trained on all images pooled: an upper bound that breaks privacy.",

@@ -67,6 +67,12 @@ class TrainingSpec(Section):
     prompts: Literal["box", "point", "mixed"] = Field(
         "box", description="mixed: each step draws box or point with equal probability, as in the paper."
     )
+    box_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="In training, move each side of a box by up to this share of the box's side.",
+    )
     far_cells: Literal["means", "all"] = Field(
         "means",
         description="What the decoder sees, in training only, of the embedding's cells far from a box: the "

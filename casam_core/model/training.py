@@ -23,7 +23,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.losses import alignment_loss
-from casam_core.model.prompts import Prompts, random_points, tight_boxes
+from casam_core.model.prompts import Prompts, jittered_boxes, random_points, tight_boxes
 from casam_core.model.window import PIXELS, Window, windows_around
 
 Progress = Callable[[int, int], None]
@@ -261,7 +261,7 @@ def draw_instances(
     if len(visible) == 0:
         return None
     chosen = np.sort(rng.permutation(visible)[: spec.instances]).astype(np.int32)
-    in_image = tight_boxes(labels_HW, chosen) if kind == "box" else random_points(labels_HW, chosen, rng)
+    in_image = prompts_for(labels_HW, chosen, kind, spec.box_jitter, rng)
     target_Nhw = torch.from_numpy(low[None] == chosen[:, None, None]).float()
     frame = frame_of(labels_HW, backbone.geometry.side)
     prompts, device, pooled = in_image.into(frame), backbone.compute.device, spec.far_cells == "means"
@@ -271,6 +271,19 @@ def draw_instances(
         target_Nhw=target_Nhw.to(device),
         windows=windows_around(prompts, backbone.geometry.cells, frame.side, pooled=pooled),
     )
+
+
+def prompts_for(
+    labels_HW: NDArray[np.int32],
+    chosen: NDArray[np.int32],
+    kind: str,
+    jitter: float,
+    rng: np.random.Generator,
+) -> Prompts:
+    """One prompt per chosen instance, in pixels of the image."""
+    if kind == "point":
+        return random_points(labels_HW, chosen, rng)
+    return jittered_boxes(labels_HW, chosen, jitter, rng) if jitter else tight_boxes(labels_HW, chosen)
 
 
 def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:

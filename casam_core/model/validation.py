@@ -25,10 +25,11 @@ def validator(
 ) -> Validate | None:
     """A function from a layer to its IoU; None if no image has a visible instance.
 
-    The IoU is measured with boxes at the decoder's resolution and averaged within each image, then over
+    The IoU is measured with tight boxes at the decoder's resolution and averaged within each image, then over
     images. Seeds drawn here fix the instances, so that every layer is measured on the same ones.
     """
     seeds = rng.integers(2**63, size=len(examples))
+    spec = spec.model_copy(update={"box_jitter": 0.0})
 
     def drawn(i: int) -> Drawn | None:
         return draw_instances(examples[i], backbone, spec, "box", np.random.default_rng(seeds[i]))

@@ -79,7 +79,7 @@ def test_which_entry_answers_for_a_polyp(name: str, known: list[str], answer: st
 
 
 def test_only_ours_asks_the_router() -> None:
-    assert [name for name, method in METHODS.items() if method.routes] == ["casam"]
+    assert [name for name, method in METHODS.items() if method.routes] == ["casam", "routed_lora"]
 
 
 def test_pooling_is_marked() -> None:

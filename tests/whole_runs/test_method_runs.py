@@ -56,6 +56,14 @@ def test_oracle_and_ours_share_their_entries_layers(tmp_path: Path) -> None:
             np.testing.assert_array_equal(value, oracle[task].layer[name])
 
 
+def test_routed_lora_keeps_an_encoder_of_its_own_for_every_task(tmp_path: Path) -> None:
+    run(tmp_path, "routed_lora")
+    bank = Bank.open(tmp_path / "routed_lora" / "bank")
+    polyp, histology = (bank[task] for task in ("polyp", "histology"))
+    assert {entry.provenance.form for entry in (polyp, histology)} == {"lora"}
+    assert any((polyp.layer[name] != value).any() for name, value in histology.layer.items())
+
+
 def test_sequential_goes_on_from_the_layer_of_the_stage_before(tmp_path: Path) -> None:
     """With a learning rate of almost nothing, the second stage ends where the first did."""
     run(tmp_path, "sequential", alignment={"form": "low_rank", "learning_rate": 1e-12})

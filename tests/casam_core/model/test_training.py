@@ -366,3 +366,19 @@ def test_each_step_uses_one_kind_of_prompt_and_mixed_tosses_a_coin(
     steps = [set(used[i : i + 2]) for i in range(0, len(used), 2)]
     assert all(len(step) == 1 for step in steps)
     assert set().union(*steps) == kinds
+
+
+def test_boxes_are_jittered_in_training_only_if_the_scenario_says_so(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    def box(jitter: float) -> NDArray[np.float32]:
+        spec = TrainingSpec(instances=1, box_jitter=jitter)
+        drawn = draw_instances(examples[0], tiny, spec, "box", np.random.default_rng(0))
+        assert drawn is not None
+        return drawn.prompts.xy[0]
+
+    x0, y0, x1, y1 = box(0.0)
+    side = max(x1 - x0, y1 - y0) + 1
+    moved = np.abs(box(0.1) - box(0.0))
+    assert 0 < moved.max() <= 0.1 * side
+    np.testing.assert_array_equal(box(0.1), box(0.1))  # drawn from the generator of the round

@@ -133,3 +133,13 @@ def test_a_layer_without_vectors_has_no_channels() -> None:
 def test_a_scenario_cannot_ask_to_train_the_identity() -> None:
     with pytest.raises(ScenarioError, match=r"expected one that learns, found 'identity'.*method = 'frozen'"):
         learning_rate_of(AlignmentSpec(form="identity", learning_rate=0.1))
+
+
+def test_validation_uses_tight_boxes_even_if_training_jitters_them(tiny: Backbone) -> None:
+    iou = []
+    for jitter in (0.0, 0.4):
+        spec = TrainingSpec(instances=2, box_jitter=jitter)
+        validate = validator([image(1)], tiny, spec, np.random.default_rng(0))
+        assert validate is not None
+        iou.append(validate(IdentityLayer(32)))
+    assert iou[0] == iou[1]
