@@ -6,6 +6,7 @@ Differences are paired by task and seed; their 95 % intervals are Student's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 from casam_bench.bench import Figures
 
 Cell = Mapping[str, Any]
+Place = tuple[str, int]
 Show = Callable[[Table], None]
 
 
@@ -37,42 +39,101 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(differences)), float(half)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """One way after one budget, over tasks and seeds.
+
+    iou: mean. above, half: points above the default and half the width of the interval. worst: points of the
+    worst task and seed above frozen SAM.
+    """
+
+    iou: float
+    above: float
+    half: float
+    worst: float
+
+    @property
+    def text(self) -> str:
+        """A cell of the table."""
+        return f"{self.iou:.3f} {self.above:+.1f}±{self.half:.1f} {self.worst:+.1f}"
+
+
+def standing(own: Sequence[Cell], defaults: Mapping[Place, Cell], budget: float) -> Standing | None:
+    """None if this way was not measured after this budget. defaults: the cells of the default."""
+    measured = [cell for cell in own if f"{budget:g}" in cell["at"]]
+    if not measured:
+        return None
+    pairs = [(cell, defaults[place(cell)]) for cell in measured if place(cell) in defaults]
+    above, half = interval([kept(cell, budget) - kept(other, budget) for cell, other in pairs])
+    gains = [kept(cell, budget) - kept(cell, 0) for cell in measured]
+    iou = float(np.mean([kept(cell, budget) for cell in measured]))
+    return Standing(iou, 100 * above, 100 * half, 100 * min(gains))
+
+
+def place(cell: Cell) -> Place:
+    """Cells of one task and seed are paired."""
+    return cell["task"], cell["seed"]
+
+
+def standings(cells: Sequence[Cell], default: str) -> dict[str, dict[float, Standing]]:
+    """By way and budget."""
+    defaults = {place(cell): cell for cell in cells if cell["way"] == default}
+    found: dict[str, dict[float, Standing]] = {}
+    for way in dict.fromkeys(cell["way"] for cell in cells):
+        own = of_way(cells, way)
+        at = {float(b): standing(own, defaults, float(b)) for b in own[0]["at"]}
+        found[way] = {budget: known for budget, known in at.items() if known is not None}
+    return found
+
+
+def of_way(cells: Sequence[Cell], way: str) -> list[Cell]:
+    """The cells of one way."""
+    return [cell for cell in cells if cell["way"] == way]
+
+
 def pareto(cells: Sequence[Cell], default: str, kind: str, show: Show) -> Figures:
     """Of every way after every budget: IoU, points above the default, the worst loss against frozen SAM."""
-    by_place = {(cell["task"], cell["seed"], cell["way"]): cell for cell in cells}
-    ways = list(dict.fromkeys(cell["way"] for cell in cells))
-    budgets = sorted({float(b) for cell in cells for b in cell["at"]})
-    table = Table(title=f"{kind} tasks: test IoU, points above {default} [95 %], worst task against frozen")
+    found = standings(cells, default)
+    frozen = list({place(cell): cell for cell in cells}.values())
+    show(table_of(cells, frozen, found, f"{kind} tasks: test IoU, points above {default}, worst task"))
+    figures = {f"iou_{kind}_frozen": mean_of(frozen, 0, "test")}
+    for way, at in found.items():
+        name = way.split(" (")[0].replace(", ", "_").replace(" ", "_")
+        for budget, known in at.items():
+            key = f"{kind}_{name}_{budget:g}s"
+            figures |= {f"iou_{key}": known.iou, f"points_{key}": known.above, f"worst_{key}": known.worst}
+    return figures
+
+
+def table_of(
+    cells: Sequence[Cell],
+    frozen: Sequence[Cell],
+    found: Mapping[str, Mapping[float, Standing]],
+    title: str,
+) -> Table:
+    """A row per way; the last two columns are the IoU with other prompts after the last budget."""
+    budgets = sorted({budget for at in found.values() for budget in at})
+    table = Table(title=title)
     for name in ("way", "bytes", "cells", *(f"{b:g} s" for b in budgets), "steps", "jittered", "point"):
         table.add_column(name, justify="left" if name == "way" else "right")
-    figures: Figures = {}
-    for way in ways:
-        own = [cell for cell in cells if cell["way"] == way]
-        row = []
-        for budget in budgets:
-            both = [
-                (cell, by_place.get((cell["task"], cell["seed"], default)))
-                for cell in own
-                if f"{budget:g}" in cell["at"]
-            ]
-            if not both:
-                row.append("-")
-                continue
-            iou = [kept(cell, budget) for cell, _ in both]
-            losses = [kept(cell, budget) - image_iou(cell["frozen"]["test"]).mean() for cell, _ in both]
-            above, half = interval([kept(c, budget) - kept(d, budget) for c, d in both if d is not None])
-            key = f"{kind}_{way.split(' (')[0].replace(' ', '_').replace(',', '')}_{budget:g}s"
-            figures |= {f"iou_{key}": float(np.mean(iou)), f"points_{key}": 100 * above}
-            figures[f"worst_{key}"] = 100 * float(min(losses))
-            row.append(f"{np.mean(iou):.3f} {100 * above:+.1f}±{100 * half:.1f} {100 * min(losses):+.1f}")
-        steps = np.mean([list(cell["at"].values())[-1]["steps"] for cell in own])
-        last = max(float(b) for b in own[0]["at"])
-        prompts = [f"{np.mean([kept(cell, last, p) for cell in own]):.3f}" for p in ("jittered", "point")]
-        table.add_row(way, f"{own[0]['bytes']:,}", str(len(own)), *row, f"{steps:.0f}", *prompts)
-    frozen = {(c["task"], c["seed"]): c for c in cells}.values()
-    base = float(np.mean([image_iou(c["frozen"]["test"]).mean() for c in frozen]))
-    prompts = [f"{np.mean([kept(c, 0, p) for c in frozen]):.3f}" for p in ("jittered", "point")]
-    blank = [f"{base:.3f}", *[""] * (len(budgets) - 1)]
-    table.add_row("frozen SAM", "0", str(len(frozen)), *blank, "0", *prompts)
-    show(table)
-    return figures | {f"iou_{kind}_frozen": base}
+    for way, at in found.items():
+        own = of_way(cells, way)
+        steps = np.mean([cell["at"][f"{max(at):g}"]["steps"] for cell in own])
+        texts = [at[b].text if b in at else "-" for b in budgets]
+        table.add_row(
+            way, f"{own[0]['bytes']:,}", str(len(own)), *texts, f"{steps:.0f}", *others(own, max(at))
+        )
+    blank = [""] * (len(budgets) - 1)
+    tight = f"{mean_of(frozen, 0, 'test'):.3f}"
+    table.add_row("frozen SAM", "0", str(len(frozen)), tight, *blank, "0", *others(frozen, 0))
+    return table
+
+
+def others(cells: Sequence[Cell], budget: float) -> list[str]:
+    """Mean IoU with jittered boxes and with points."""
+    return [f"{mean_of(cells, budget, part):.3f}" for part in ("jittered", "point")]
+
+
+def mean_of(cells: Sequence[Cell], budget: float, part: str) -> float:
+    """Mean over cells of what is kept within a budget."""
+    return float(np.mean([kept(cell, budget, part) for cell in cells]))
