@@ -1,7 +1,8 @@
 """The privacy curve of mechanisms together: a delta for every epsilon, almost exact (Gopi et al. 2021).
 
-The product's accountant (casam_core.privacy.accounting) adds up Rényi divergences. Its epsilon is a little
-too large, so a curve of it promises less than the mechanism keeps. An audit must test the real promise.
+For sampled releases the product's accountant (casam_core.privacy.accounting) adds up Rényi divergences. Its
+epsilon is a little too large, so a curve of it promises less than the mechanism keeps. An audit must test the
+real promise.
 """
 
 from __future__ import annotations

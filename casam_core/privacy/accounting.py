@@ -1,8 +1,12 @@
-"""The total cost of private releases: Rényi differential privacy of subsampled Gaussian mechanisms.
+"""The total cost of private releases: Gaussian mechanisms, sampled or not, and choices.
 
-Composition is a sum of RDP curves; Opacus converts the sum to (epsilon, delta) (Balle et al. 2020). To stop
-before the sum exceeds the budget is also valid for adaptively chosen releases: it is an RDP filter (Feldman
-and Zrnic 2021). Neighbouring datasets differ by one unit: add or remove one, or (`replaced`) replace one.
+Without sampling, the squares of the shifts 1 / noise_multiplier add up, and the sum gives epsilon exactly
+(Gaussian differential privacy, Dong, Roth and Su 2022). With sampling, composition is a sum of Rényi
+divergences, which Opacus converts to (epsilon, delta) (Balle et al. 2020). To stop before the sum exceeds the
+budget is also valid for adaptively chosen releases: both sums are filters (Smith and Thakurta 2022; Feldman
+and Zrnic 2021). Of a numerical accountant for sampled mechanisms (PRV) that is not known.
+
+Neighbouring datasets differ by one unit: add or remove one, or (`replaced`) replace one.
 """
 
 from __future__ import annotations
@@ -14,8 +18,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_ndtr, logit, ndtr
 
 from casam_core.config.scenario import PrivacySpec
+from casam_core.privacy.discrete_gaussian import SIGMA
+from casam_core.privacy.private_sum import WIDEST
 
 ORDERS = (
     *(1 + x / 100 for x in range(1, 10)),
@@ -29,10 +36,23 @@ LEAST_NOISE, MOST_NOISE = 0.1, 1e4
 """The range in which `calibrate` searches for a noise multiplier."""
 
 
+LATTICE = math.sqrt(WIDEST / 640) / SIGMA**2
+"""The largest distance (total variation) of one step's discrete noise from rounded Gaussian noise.
+
+Rounded to the grid, Gaussian noise protects integer sums as it does before rounding, because rounding
+commutes with a whole shift. From its distribution the discrete Gaussian differs, in each number, by a
+Kullback-Leibler divergence of at most 1 / (320 SIGMA^4) (docs/privacy.md); Pinsker's inequality gives the
+distance for WIDEST numbers. It also covers the rounding of a choice's probabilities.
+"""
+
+
 @dataclass(frozen=True)
 class Mechanism:
     """A Gaussian mechanism on a Poisson sample. noise_multiplier: standard deviation / L2 sensitivity.
-    sample_rate: the probability that a unit takes part in a step; 1 for all units."""
+    sample_rate: the probability that a unit takes part in a step; 1 for all units.
+
+    A choice (casam_core.privacy.private_choice) counts as the Gaussian that tells at least as much.
+    """
 
     noise_multiplier: float
     sample_rate: float = 1.0
@@ -44,6 +64,20 @@ def round_mechanism(spec: PrivacySpec, noise_multiplier: float) -> Mechanism:
     return Mechanism(noise_multiplier, spec.sampling_rate, spec.steps)
 
 
+def choice_epsilon(noise_multiplier: float) -> float:
+    """The epsilon of an exponential mechanism that tells at most what this Gaussian mechanism tells.
+
+    The logarithm of its likelihood ratio lies in a range of width epsilon (Durfee and Rogers 2019). Of all
+    such mechanisms, the one with the ratios exp(+-epsilon / 2) is hardest to protect: one test between
+    neighbours has both errors at 1 / (1 + exp(epsilon / 2)), as the Gaussian of shift
+    2 Phi^-1(1 / (1 + exp(-epsilon / 2))). For small epsilon the shift is 0.63 epsilon.
+
+    >>> round(choice_epsilon(10.0), 4)
+    0.1595
+    """
+    return 2 * float(logit(ndtr(0.5 / noise_multiplier)))
+
+
 def epsilon_of(mechanisms: Sequence[Mechanism], delta: float, *, replaced: bool = False) -> float:
     """epsilon of all mechanisms together at `delta`; 0 for none.
 
@@ -51,6 +85,11 @@ def epsilon_of(mechanisms: Sequence[Mechanism], delta: float, *, replaced: bool 
     """
     if not mechanisms:
         return 0.0
+    if all(m.sample_rate == 1 for m in mechanisms):
+        shift = math.sqrt(sum(m.steps / m.noise_multiplier**2 for m in mechanisms)) * (1 + replaced)
+        exact = gaussian_epsilon(shift, delta, LATTICE * sum(m.steps for m in mechanisms))
+        if exact is not None:
+            return exact
     # Opacus takes a second to import, and many processes never compute an epsilon.
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
@@ -58,6 +97,38 @@ def epsilon_of(mechanisms: Sequence[Mechanism], delta: float, *, replaced: bool 
     total = sum(m.steps * curve(m.noise_multiplier, m.sample_rate) for m in mechanisms)
     # With much noise and a large delta the bound can be negative.
     return max(0.0, float(get_privacy_spent(orders=list(ORDERS), rdp=total, delta=delta)[0]))
+
+
+def gaussian_delta(epsilon: float, shift: float) -> float:
+    """The delta of Gaussian mechanisms with this shift together (Balle and Wang 2018)."""
+    above, below = log_ndtr([shift / 2 - epsilon / shift, -shift / 2 - epsilon / shift])
+    return float(math.exp(above) - math.exp(min(epsilon + below, above)))
+
+
+def gaussian_epsilon(shift: float, delta: float, distance: float = 0.0) -> float | None:
+    """The least epsilon at which Gaussian mechanisms with this shift together have `delta`.
+
+    distance: of the real noise from Gaussian noise, in total variation; it adds (1 + exp(epsilon)) distance
+    to delta. None if this uses up delta, where epsilon is large and delta small.
+
+    >>> round(gaussian_epsilon(1.0, 0.1269367375), 6)  # at epsilon 1: Phi(-1/2) - e Phi(-3/2)
+    1.0
+    """
+
+    def exceeds(epsilon: float) -> bool:
+        return gaussian_delta(epsilon, shift) + (1 + math.exp(epsilon)) * distance > delta
+
+    low, high = 0.0, 0.125
+    if not exceeds(low):
+        return 0.0
+    while exceeds(high):
+        low, high = high, 2 * high
+        if math.exp(min(high, 700.0)) * distance > delta or high > 600:
+            return None
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if exceeds(middle) else (low, middle)
+    return high
 
 
 @lru_cache(maxsize=1024)

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from casam_core.privacy.discrete_gaussian import SIGMA
 from casam_core.privacy.noise import NoiseSource
 
+WIDEST = 1 << 22
+"""The most numbers in one sum; casam_core.privacy.accounting needs a limit."""
 LEAST_MULTIPLIER = 2.0**-8
 """With less noise, a unit's norm in steps of the grid would not fit into 64 bits with its square."""
 
@@ -70,7 +72,12 @@ class PrivateSum:
     def release(
         self, rows_UD: Iterable[NDArray[np.float64]], width: int, noise: NoiseSource
     ) -> NDArray[np.float64]:
-        """The noisy sum_D of the rows, one per unit; D = width. The rows may be of no unit at all."""
+        """The noisy sum_D of the rows, one per unit; D = width. The rows may be of no unit at all.
+
+        Raises ValueError for more than WIDEST numbers.
+        """
+        if width > WIDEST:
+            raise ValueError(f"expected a private sum of at most {WIDEST} numbers, found {width}")
         total_D = np.zeros(width, np.int64)
         for row_D in rows_UD:
             total_D += self.steps_of(row_D)

@@ -32,7 +32,7 @@ from casam_core.routing.routers.private_gaussian import bounded_row, describe_pr
 from casam_core.seeding import Draws
 from tests.banks import tiny_backbone
 
-RELEASES = [
+RELEASES = [  # the last one without sampling
     [Mechanism(1.0, 0.2, 25)],
     [Mechanism(3.25, 0.2, 25), Mechanism(13.0)],
     [Mechanism(0.8, 0.01, 1000)],
@@ -63,7 +63,7 @@ def events(mechanisms: Sequence[Mechanism]) -> dp_accounting.DpEvent:
     )
 
 
-@pytest.mark.parametrize("mechanisms", RELEASES)
+@pytest.mark.parametrize("mechanisms", RELEASES[:-1])
 @pytest.mark.parametrize("delta", [1e-3, 1e-5])
 def test_rdp_agrees_with_dp_accountings_rdp(mechanisms: list[Mechanism], delta: float) -> None:
     other = RdpAccountant(list(ORDERS)).compose(events(mechanisms)).get_epsilon(delta)
