@@ -20,8 +20,9 @@ from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.training import Drawn, Example, Examples, decode_batch, draw_instances
 from casam_core.routing.routers import Arrays, Router
 
-MOST_INSTANCES = 32
-"""Maximum per image. An attacker would use all instances, but a slide can hold thousands."""
+MEASURED = TrainingSpec(instances=32)
+"""The product's loss, over at most 32 instances of an image. An attacker would use all instances, but a slide
+can hold thousands."""
 
 
 def visible_images(examples: Examples, images: Sequence[int], backbone: Backbone) -> list[int]:
@@ -47,15 +48,14 @@ def losses_of(
     for done, i in enumerate(images):
         drawn = all_instances(examples[i], backbone)
         assert drawn is not None  # the caller passes only visible images
-        losses[done] = float(decode_batch(layer, backbone, [drawn]).loss)
+        losses[done] = float(decode_batch(layer, backbone, [drawn]).loss(MEASURED))
         progress(done + 1, len(images))
     return losses
 
 
 def all_instances(example: Example, backbone: Backbone) -> Drawn | None:
-    """Up to MOST_INSTANCES instances with boxes, the same in every call; None if none is visible."""
-    spec = TrainingSpec(instances=MOST_INSTANCES)
-    return draw_instances(example, backbone, spec, "box", np.random.default_rng(0))
+    """Up to MEASURED.instances instances with boxes, the same in every call; None if none is visible."""
+    return draw_instances(example, backbone, MEASURED, "box", np.random.default_rng(0))
 
 
 def fit_of(losses_N: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -198,7 +198,7 @@ def decoders(around: Surroundings) -> Figures:
     def step(model: Backbone, drawn: list[Drawn]) -> Callable[[], Tensor]:
         def gradient() -> Tensor:
             layer.zero_grad()
-            decode_batch(layer, model, drawn).loss.backward()  # type: ignore[no-untyped-call]
+            decode_batch(layer, model, drawn).loss(TrainingSpec()).backward()  # type: ignore[no-untyped-call]
             return torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
 
         return gradient

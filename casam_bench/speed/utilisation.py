@@ -98,7 +98,7 @@ def whole_step(around: Surroundings) -> Callable[[], None]:
 
     def step() -> None:
         optimiser.zero_grad()
-        decode_batch(layer, backbone, drawn).loss.backward()  # type: ignore[no-untyped-call]
+        decode_batch(layer, backbone, drawn).loss(spec).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
     return step

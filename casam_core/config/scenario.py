@@ -78,6 +78,12 @@ class TrainingSpec(Section):
         description="What the decoder sees, in training only, of the embedding's cells far from a box: the "
         "mean of each block of 4 x 4 cells, in half the time, or all cells.",
     )
+    objective: Literal["casam", "official"] = Field(
+        "casam",
+        description="The loss. casam: Dice and IoU of each instance. official: that of the authors' public "
+        "code, over all masks of a step and at the size of the backbone's input; an image with fewer "
+        'instances repeats some. It needs far_cells = "all".',
+    )
     warmup: int = Field(0, ge=0, description="Steps in which the learning rate rises to its full value.")
     keep_best: bool = Field(
         True,
@@ -98,6 +104,12 @@ class TrainingSpec(Section):
     def _patience_waits_for_a_better_epoch(self) -> TrainingSpec:
         if self.patience is not None and not self.keep_best:
             raise ValueError("patience needs keep_best = true; set it, or leave patience out")
+        return self
+
+    @model_validator(mode="after")
+    def _the_official_objective_sees_whole_masks(self) -> TrainingSpec:
+        if self.objective == "official" and self.far_cells != "all":
+            raise ValueError('objective = "official" compares whole masks; set far_cells = "all", too')
         return self
 
     @model_validator(mode="before")

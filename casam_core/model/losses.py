@@ -1,6 +1,8 @@
-"""The training loss of an Alignment Layer: 20 * focal + dice + 1 * IoU-head error (CA-SAM, training).
+"""The training losses of an Alignment Layer: focal + Dice + squared error of SAM's own IoU estimate.
 
-logits_Nhw, target_Nhw (0 or 1): masks at the decoder's resolution. iou_N: the decoder's estimate of the IoU.
+`alignment_loss` takes Dice and IoU of each instance; `official_loss` takes them over the whole batch, as the
+public code of CA-SAM does (`training.objective`). logits_Nhw, target_Nhw (0 or 1): masks at the decoder's
+resolution. iou_N: the decoder's estimate of the IoU.
 """
 
 from __future__ import annotations
@@ -50,3 +52,25 @@ def alignment_loss(
     iou_error = F.mse_loss(iou_N, soft_iou(logits_Nhw, target_Nhw).detach())
     focal = share * focal_loss(logits_Nhw, target_Nhw)
     return FOCAL_WEIGHT * focal + dice_loss(logits_Nhw, target_Nhw) + iou_error
+
+
+def official_loss(logits_Nhw: Tensor, iou_N: Tensor, target_NHW: Tensor) -> Tensor:
+    """The loss of the public code of CA-SAM, with its constants (utils.FocalDiceloss_IoULoss).
+
+    It differs from `alignment_loss` in four ways: the focal loss has weight 1; Dice and IoU are those of all
+    masks together; the gradient flows through the IoU target, too; masks are compared at the size of the
+    target, to which the logits are enlarged.
+
+    target_NHW: 0 or 1, at the size of the backbone's input.
+    """
+    enlarged = F.interpolate(logits_Nhw[:, None], target_NHW.shape[1:], mode="bilinear", align_corners=False)
+    probability_NHW = torch.sigmoid(enlarged[:, 0])
+    missed_NHW = 1 - probability_NHW
+    found = FOCAL_ALPHA * target_NHW * missed_NHW**FOCAL_GAMMA * torch.log(probability_NHW + 1e-12)
+    avoided = (1 - FOCAL_ALPHA) * (1 - target_NHW) * probability_NHW**FOCAL_GAMMA
+    focal = -(found + avoided * torch.log(missed_NHW + 1e-12)).mean()
+    overlap = (probability_NHW * target_NHW).sum()
+    total = probability_NHW.sum() + target_NHW.sum()
+    dice = 1 - (2 * overlap + 1) / (total + 1)
+    iou = (overlap + 1e-7) / (total - overlap + 1e-7)
+    return focal + dice + ((iou - iou_N) ** 2).mean()

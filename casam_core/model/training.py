@@ -22,9 +22,9 @@ from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.frame import frame_of
-from casam_core.model.losses import alignment_loss
+from casam_core.model.losses import alignment_loss, official_loss
 from casam_core.model.prompts import Prompts, jittered_boxes, random_points, tight_boxes
-from casam_core.model.window import PIXELS, Window, windows_around
+from casam_core.model.window import Window, whole, windows_around
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -180,7 +180,9 @@ class OpenSteps:
             optimiser.zero_grad()
             if drawn:
                 batch = decode_batch(layer, learner.backbone, drawn)
-                loss = batch.loss if self.penalty is None else batch.loss + self.penalty(layer, batch)
+                loss = batch.loss(spec)
+                if self.penalty is not None:
+                    loss = loss + self.penalty(layer, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 warmup.step()
@@ -194,7 +196,8 @@ class OpenSteps:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Some instances of one image: prompts in pixels of the frame, target_Nhw at the decoder's resolution.
+    """Some instances of one image: prompts in pixels of the frame, target_Nhw at the decoder's resolution
+    (for the official objective: at the frame's).
 
     windows: where training decodes each of them.
     """
@@ -219,9 +222,10 @@ class Batch:
     targets: Sequence[Tensor]
     pixels: int
 
-    @property
-    def loss(self) -> Tensor:
-        """The alignment loss, averaged over the instances of the batch."""
+    def loss(self, spec: TrainingSpec) -> Tensor:
+        """The loss of the spec's objective; casam's is averaged over the instances of the batch."""
+        if spec.objective == "official":
+            return official_loss(torch.stack(list(self.logits)), self.iou_N, torch.stack(list(self.targets)))
         instances = zip(self.logits, self.iou_N, self.targets, strict=True)
         losses = [alignment_loss(lo[None], iou[None], t[None], self.pixels) for lo, iou, t in instances]
         return torch.stack(losses).mean()
@@ -251,25 +255,29 @@ def kind_of_prompt(spec: TrainingSpec, rng: np.random.Generator) -> str:
 def draw_instances(
     example: Example, backbone: Backbone, spec: TrainingSpec, kind: str, rng: np.random.Generator
 ) -> Drawn | None:
-    """Draw up to `spec.instances` instances of one image, with prompts and low-resolution targets.
+    """Draw up to `spec.instances` instances of one image, with prompts and targets.
 
-    None if no instance is visible at the decoder's resolution.
+    None if no instance is visible at the resolution of the targets.
     """
-    labels_HW = example.labels_HW
-    low = frame_of(labels_HW, backbone.geometry.low).resize_labels(labels_HW)
-    visible = np.unique(low)[1:] if (low == 0).any() else np.unique(low)
+    labels_HW, geometry, official = example.labels_HW, backbone.geometry, spec.objective == "official"
+    seen = frame_of(labels_HW, geometry.side if official else geometry.low).resize_labels(labels_HW)
+    visible = np.unique(seen)[1:] if (seen == 0).any() else np.unique(seen)
     if len(visible) == 0:
         return None
-    chosen = np.sort(rng.permutation(visible)[: spec.instances]).astype(np.int32)
+    if official and len(visible) < spec.instances:
+        chosen = np.sort(rng.choice(visible, spec.instances)).astype(np.int32)
+    else:
+        chosen = np.sort(rng.permutation(visible)[: spec.instances]).astype(np.int32)
     in_image = prompts_for(labels_HW, chosen, kind, spec.box_jitter, rng)
-    target_Nhw = torch.from_numpy(low[None] == chosen[:, None, None]).float()
-    frame = frame_of(labels_HW, backbone.geometry.side)
-    prompts, device, pooled = in_image.into(frame), backbone.compute.device, spec.far_cells == "means"
+    frame, device = frame_of(labels_HW, geometry.side), backbone.compute.device
+    prompts, pooled = in_image.into(frame), spec.far_cells == "means"
     return Drawn(
         seen_CHW=example.seen_CHW.to(device),
         prompts=prompts,
-        target_Nhw=target_Nhw.to(device),
-        windows=windows_around(prompts, backbone.geometry.cells, frame.side, pooled=pooled),
+        target_Nhw=torch.from_numpy(seen[None] == chosen[:, None, None]).float().to(device),
+        windows=[whole(geometry.cells)] * len(prompts)
+        if official
+        else windows_around(prompts, geometry.cells, frame.side, pooled=pooled),
     )
 
 
@@ -297,8 +305,9 @@ def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Draw
         near, iou_N = backbone.decode_in(item.windows, z_CHW, item.prompts, decoder)
         logits += near
         iou.append(iou_N)
-        whole = zip(item.windows, item.target_Nhw, strict=True)
-        targets += [window.of(target_hw, PIXELS) for window, target_hw in whole]
+        scale = item.target_Nhw.shape[-1] // backbone.geometry.cells
+        instances = zip(item.windows, item.target_Nhw, strict=True)
+        targets += [window.of(target_hw, scale) for window, target_hw in instances]
     return Batch(drawn, logits, torch.cat(iou), targets, pixels=backbone.geometry.low**2)
 
 
@@ -325,7 +334,7 @@ def importance_of(
         drawn = draw_batch(np.array([i]), examples, backbone, spec, rng)
         layer.zero_grad()
         if drawn:
-            decode_batch(layer, backbone, drawn).loss.backward()  # type: ignore[no-untyped-call]
+            decode_batch(layer, backbone, drawn).loss(spec).backward()  # type: ignore[no-untyped-call]
             for name, value in layer.named_parameters():
                 if value.grad is not None:
                     total[name] += value.grad.square()

@@ -29,7 +29,8 @@ def validator(
     images. Seeds drawn here fix the instances, so that every layer is measured on the same ones.
     """
     seeds = rng.integers(2**63, size=len(examples))
-    spec = spec.model_copy(update={"box_jitter": 0.0})
+    # Tight boxes, and targets at the decoder's resolution.
+    spec = spec.model_copy(update={"box_jitter": 0.0, "objective": "casam"})
 
     def drawn(i: int) -> Drawn | None:
         return draw_instances(examples[i], backbone, spec, "box", np.random.default_rng(seeds[i]))

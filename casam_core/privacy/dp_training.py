@@ -107,4 +107,5 @@ def add_gradients(learner: Learner, draws: Draws, step: int, unit: Unit) -> None
         example, generator = learner.examples[index], draws.generator(step, image)
         drawn = draw_instances(example, learner.backbone, learner.spec, kind, generator)
         if drawn is not None:
-            decode_batch(learner.layer, learner.backbone, [drawn]).loss.backward()  # type: ignore[no-untyped-call]
+            loss = decode_batch(learner.layer, learner.backbone, [drawn]).loss(learner.spec)
+            loss.backward()  # type: ignore[no-untyped-call]

@@ -37,6 +37,7 @@ def test_it_is_the_papers_setting() -> None:
     )
     assert scenario.training.prompts == "mixed"
     assert (scenario.training.keep_best, scenario.training.far_cells) == (False, "all")
+    assert scenario.training.objective == "official"
     assert (
         not scenario.training.fallback_to_identity
     )  # a layer below frozen SAM is a result there, not a mistake

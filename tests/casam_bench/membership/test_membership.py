@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from casam_bench.membership.fit import all_instances, fit_of, fits_of, losses_of, visible_images
+from casam_bench.membership.fit import MEASURED, all_instances, fit_of, fits_of, losses_of, visible_images
 from casam_bench.membership.inversion import read_out, resemblance
 from casam_bench.membership.likelihood_ratio import offline, online, shadow_parts
 from casam_bench.membership.statistics import (
@@ -197,7 +197,7 @@ def test_a_loss_is_that_of_the_image_alone_and_always_the_same() -> None:
         assert drawn is not None
         assert len(drawn.target_Nhw) == 2
         with torch.no_grad():
-            assert losses_N[i] == float(decode_batch(layer, tiny, [drawn]).loss)
+            assert losses_N[i] == float(decode_batch(layer, tiny, [drawn]).loss(MEASURED))
     assert fit_of(values(1, math.e)) == pytest.approx([0, -1])
 
 

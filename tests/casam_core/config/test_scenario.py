@@ -405,3 +405,9 @@ def test_patience_without_a_best_epoch_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"patience needs keep_best = true; set it, or leave"):
         TrainingSpec(patience=2, keep_best=False)
     assert TrainingSpec(patience=2).keep_best
+
+
+def test_the_official_objective_needs_all_cells() -> None:
+    with pytest.raises(ValidationError, match='compares whole masks; set far_cells = "all"'):
+        TrainingSpec(objective="official")
+    assert TrainingSpec(objective="official", far_cells="all").objective == "official"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from casam_core.model.losses import alignment_loss, dice_loss, focal_loss, soft_iou
+from casam_core.model.losses import alignment_loss, dice_loss, focal_loss, official_loss, soft_iou
 
 HUGE = 1e4
 
@@ -123,3 +123,63 @@ def test_the_iou_error_teaches_the_estimate_and_not_the_mask() -> None:
     logits.grad = None
     alignment_loss(logits, wanted, target).backward()  # no error at all: the same gradient for the mask
     torch.testing.assert_close(logits.grad, with_error)
+
+
+# --- The objective of the authors' public code -----------------------------------------------------
+
+
+def plain_official(logits: list[float], estimates: list[float], target: list[float]) -> float:
+    """The formulas of the authors' utils.py in plain Python, over all pixels of a batch in one list."""
+    focal = overlap = total = 0.0
+    for x, t in zip(logits, target, strict=True):
+        p = sigmoid(x)
+        focal -= 0.25 * t * (1 - p) ** 2 * math.log(p + 1e-12)
+        focal -= 0.75 * (1 - t) * p**2 * math.log(1 - p + 1e-12)
+        overlap, total = overlap + p * t, total + p + t
+    dice = 1 - (2 * overlap + 1) / (total + 1)
+    iou = (overlap + 1e-7) / (total - overlap + 1e-7)
+    return focal / len(target) + dice + sum((iou - e) ** 2 for e in estimates) / len(estimates)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 4))
+def test_the_official_loss_and_its_gradients_agree_with_plain_python(seed: int, count: int) -> None:
+    logits, target = (x.double() for x in masks(seed, count))
+    estimates = torch.linspace(0, 1, count, dtype=torch.float64)
+    inputs = [*logits.flatten().tolist(), *estimates.tolist()]
+
+    def plain(values: list[float]) -> float:
+        return plain_official(values[: logits.numel()], values[logits.numel() :], target.flatten().tolist())
+
+    logits.requires_grad_()
+    estimates.requires_grad_()
+    loss = official_loss(logits, estimates, target)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == pytest.approx(plain(inputs), abs=1e-9)
+    assert logits.grad is not None
+    assert estimates.grad is not None
+    found = [*logits.grad.flatten().tolist(), *estimates.grad.tolist()]
+    for i, gradient in enumerate(found):
+        step = 1e-5
+        up, down = (plain([*inputs[:i], inputs[i] + d, *inputs[i + 1 :]]) for d in (step, -step))
+        assert gradient == pytest.approx((up - down) / (2 * step), abs=1e-7)
+
+
+def test_the_official_loss_enlarges_masks_to_the_targets_size() -> None:
+    # Bilinear, pixel centres: along a side, 2 pixels a and b become a, 3/4 a + 1/4 b, 1/4 a + 3/4 b, b.
+    a, b = -2.0, 3.0
+    row = [a, 0.75 * a + 0.25 * b, 0.25 * a + 0.75 * b, b]
+    target = torch.tensor([0.0, 0, 1, 1]).expand(1, 4, 4)
+    loss = official_loss(torch.tensor([[[a, b], [a, b]]]), torch.tensor([0.5]), target)
+    assert float(loss) == pytest.approx(plain_official(4 * row, [0.5], 4 * [0.0, 0, 1, 1]), abs=1e-6)
+
+
+def test_the_official_iou_error_teaches_the_mask_too() -> None:
+    logits, target = masks(2)
+    gradients = []
+    for estimate in (0.0, 1.0):
+        logits = logits.detach().requires_grad_()
+        official_loss(logits, torch.full((2,), estimate), target).backward()  # type: ignore[no-untyped-call]
+        assert logits.grad is not None
+        gradients.append(logits.grad)
+    assert not torch.allclose(*gradients)

@@ -152,7 +152,7 @@ def test_near_a_real_mask_the_gradient_is_that_of_the_whole_mask(
     near = decode_batch(layer, backbone, [drawn])
     assert all(logits_hw.numel() < near.pixels / 2 for logits_hw in near.logits)
     whole_masks, iou_N = backbone.decode(align(layer, backbone, [drawn])[0], drawn.prompts)
-    for loss in (near.loss, alignment_loss(whole_masks, iou_N, drawn.target_Nhw)):
+    for loss in (near.loss(spec), alignment_loss(whole_masks, iou_N, drawn.target_Nhw)):
         layer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients.append(torch.cat([p.grad for p in layer.parameters() if p.grad is not None]).double())

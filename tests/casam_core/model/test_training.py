@@ -15,7 +15,7 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import build_layer, weights_of
-from casam_core.model.losses import alignment_loss
+from casam_core.model.losses import alignment_loss, official_loss
 from casam_core.model.training import (
     Drawn,
     Example,
@@ -28,6 +28,7 @@ from casam_core.model.training import (
     planned_steps,
     train_layer,
 )
+from casam_core.model.validation import validator
 
 
 def discs(count: int, seed: int = 0) -> list[tuple[NDArray[np.uint8], NDArray[np.int32]]]:
@@ -286,8 +287,53 @@ def test_the_batch_loss_is_the_mean_over_all_instances(tiny: Backbone, examples:
             alignment_loss(logits[k : k + 1], iou[k : k + 1], item.target_Nhw[k : k + 1])
             for k in range(len(item.prompts))
         ]
-    found = decode_batch(layer, tiny, items).loss
+    found = decode_batch(layer, tiny, items).loss(TrainingSpec())
     torch.testing.assert_close(found, torch.stack(single).mean())
+
+
+OFFICIAL = TrainingSpec(objective="official", far_cells="all", instances=5)
+
+
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_the_official_objective_compares_whole_masks_of_the_whole_batch_at_the_input_size(
+    tiny: Backbone, examples: list[Example], kind: str
+) -> None:
+    layer, rng, side = residual(), np.random.default_rng(0), tiny.geometry.side
+    drawn = [draw_instances(e, tiny, OFFICIAL, kind, rng) for e in examples[:2]]
+    items = [item for item in drawn if isinstance(item, Drawn)]
+    assert len(items) == 2
+    assert all(item.target_Nhw.shape == (5, side, side) for item in items)
+    decoded = [tiny.decode(layer(item.seen_CHW[None])[0], item.prompts) for item in items]
+    logits, iou = torch.cat([d[0] for d in decoded]), torch.cat([d[1] for d in decoded])
+    expected = official_loss(logits, iou, torch.cat([item.target_Nhw for item in items]))
+    found = decode_batch(layer, tiny, items).loss(OFFICIAL)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_official_objective_repeats_instances_of_an_image_that_has_few(tiny: Backbone) -> None:
+    labels_HW = np.zeros((64, 64), np.int32)
+    labels_HW[4:20, 4:20], labels_HW[30:60, 30:60] = 1, 2
+    example = Example(
+        torch.zeros(tiny.geometry.channels, tiny.geometry.cells, tiny.geometry.cells), labels_HW
+    )
+    counts = set()
+    for seed in range(20):
+        drawn = draw_instances(example, tiny, OFFICIAL, "box", np.random.default_rng(seed))
+        assert drawn is not None
+        assert len(drawn.prompts) == 5
+        counts.add(len(np.unique(drawn.prompts.xy, axis=0)))
+    assert counts == {1, 2}
+
+
+def test_validation_of_the_official_objective_is_that_of_ours(
+    tiny: Backbone, examples: list[Example]
+) -> None:
+    layer, scores = residual(), []
+    for spec in (TrainingSpec(far_cells="all"), OFFICIAL):
+        validate = validator(examples, tiny, spec, np.random.default_rng(0))
+        assert validate is not None
+        scores.append(validate(layer))
+    assert scores[0] == scores[1]
 
 
 def test_importance_is_the_mean_squared_gradient_of_single_images(
@@ -301,7 +347,7 @@ def test_importance_is_the_mean_squared_gradient_of_single_images(
         item = draw_instances(example, tiny, spec, "box", rng)
         assert item is not None
         layer.zero_grad()
-        decode_batch(layer, tiny, [item]).loss.backward()  # type: ignore[no-untyped-call]
+        decode_batch(layer, tiny, [item]).loss(spec).backward()  # type: ignore[no-untyped-call]
         for name, value in layer.named_parameters():
             if value.grad is not None:
                 expected[name] += value.grad.square() / 2
