@@ -7,11 +7,12 @@ them.
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from casam_core.bank.bank import Bank
 from casam_core.model.forms import AlignmentLayer
@@ -35,6 +37,11 @@ MOST = 50
 """Upper limit for the pictures per task that a site may ask for."""
 TRUTH, SAM, OURS = (40, 200, 90), (250, 160, 40), (70, 130, 255)
 GAP = 4
+PANELS = ("image", "truth", "frozen SAM", "with the bank", "difference")
+"""What a picture shows side by side. PANELS of equal width, with GAP pixels between them."""
+
+LIST = "pictures.json"
+"""Beside the page: the same facts for programs of the institution (`casam studio`)."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,15 @@ def draw_page(institution: Institution, stage: int, known: KnownEntries) -> Path
             file = folder / f"{len(pictures) + 1:03d}-{task}-{name}.png"
             pictures.append(draw(evaluator, task, sample, data, known, file))
     page = folder / "index.html"
-    page.touch(0o600)
+    listed = folder / LIST
+    for file in (page, listed):
+        file.touch(0o600)
+    most = institution.scenario.evaluation.max_instances
+    facts = {"institution": institution.name, "stage": stage, "most": most}
+    drawn_so = {"panels": PANELS, "gap": GAP, "pictures": [asdict(picture) for picture in pictures]}
+    listed.write_text(json.dumps(facts | drawn_so))
     figures = "".join(figure(picture) for picture in pictures)
-    page.write_text(PAGE.substitute(institution=escape(institution.name), stage=stage, figures=figures))
+    page.write_text(PAGE.substitute(facts | {"institution": escape(institution.name)}, figures=figures))
     return page
 
 
@@ -93,23 +106,29 @@ def last_stage(institution: Institution) -> int:
 def draw(
     evaluator: Evaluator, task: str, sample: Sample, data: TaskData, known: KnownEntries, file: Path
 ) -> Picture:
-    """Write one file, side by side: the image, and the image with the outlines of the truth, frozen SAM and
-    the bank's entry."""
+    """Write one file of PANELS side by side: the image, the outlines of the truth, of frozen SAM and of the
+    bank's entry, and where these two differ."""
     route = evaluator.route_rule(task, known.tasks, partial(evaluator.route, sample, data, known))
     layer = evaluator.layer(route, known)
     loaded = data.load(sample)
 
-    def predicted(layer: AlignmentLayer | None) -> NDArray[np.uint8]:
+    def predicted(layer: AlignmentLayer | None) -> list[NDArray[np.bool_]]:
         seen_CHW = data.seen(sample, evaluator.backbone, layer is not None and layer.sees_pixels)
-        found = evaluator.decoded(task, sample, loaded, seen_CHW, layer)
-        return drawn(loaded, (mask_HW for _, mask_HW in found), OURS if layer else SAM)
+        return [mask_HW for _, mask_HW in evaluator.decoded(task, sample, loaded, seen_CHW, layer)]
 
     frozen, ours = predicted(None), predicted(layer)
     numbers = np.unique(loaded.labels_HW[loaded.labels_HW > 0])
-    truth = drawn(loaded, (loaded.labels_HW == number for number in numbers), TRUTH)
+    panels = (
+        loaded.image_HW3,
+        drawn(loaded, (loaded.labels_HW == number for number in numbers), TRUTH),
+        drawn(loaded, frozen, SAM),
+        drawn(loaded, ours, OURS if layer else SAM),
+        difference(loaded, frozen, ours),
+    )
     gap = np.full((len(loaded.image_HW3), GAP, 3), 255, np.uint8)
+    strip = np.hstack([part for panel in panels for part in (gap, panel)][1:])
     file.touch(0o600)
-    Image.fromarray(np.hstack([loaded.image_HW3, gap, truth, gap, frozen, gap, ours])).save(file)
+    Image.fromarray(strip).save(file)
     return Picture(
         task,
         sample.id,
@@ -123,10 +142,23 @@ def draw(
 def drawn(
     loaded: LoadedSample, masks: Iterable[NDArray[np.bool_]], colour: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """The image with the masks' outlines in one colour; every overlapping mask keeps its outline."""
+    """The image with the masks' outlines in one colour, three pixels wide; overlapping masks keep theirs."""
     image_HW3 = loaded.image_HW3.copy()
     for mask_HW in masks:
-        image_HW3[outlines(mask_HW.astype(np.int32))] = colour
+        image_HW3[binary_dilation(outlines(mask_HW.astype(np.int32)))] = colour
+    return image_HW3
+
+
+def difference(
+    loaded: LoadedSample, frozen: list[NDArray[np.bool_]], ours: list[NDArray[np.bool_]]
+) -> NDArray[np.uint8]:
+    """The darkened image. In the bank's colour: pixels that only the bank's entry has right; in frozen SAM's
+    colour: that only frozen SAM has right. All masks of an image count as one."""
+    truth_HW = loaded.labels_HW > 0
+    right = [np.any([np.zeros_like(truth_HW), *masks], 0) == truth_HW for masks in (frozen, ours)]
+    image_HW3 = loaded.image_HW3 // 3
+    image_HW3[right[1] & ~right[0]] = OURS
+    image_HW3[right[0] & ~right[1]] = SAM
     return image_HW3
 
 
@@ -134,7 +166,7 @@ def figure(picture: Picture) -> str:
     """One picture of the page, as HTML."""
     task, sample, route = (escape(text) for text in (picture.task, picture.sample, picture.route))
     return f"""<figure>
-<img src="{escape(picture.file)}" alt="{sample} of {task}: image, truth, frozen SAM, with the bank">
+<img src="{escape(picture.file)}" alt="{sample} of {task}: {", ".join(PANELS)}">
 <figcaption>{task}, {sample}: sent to {route}. IoU {picture.iou:.3f}, frozen SAM
 {picture.frozen_iou:.3f}.</figcaption>
 </figure>
@@ -156,7 +188,8 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 <h1>$institution: own pictures after stage $stage</h1>
 <p><strong>These are images of patients.</strong> They were never sent. This folder belongs to the
 institution. From left to right: the image; the truth (green); frozen SAM (orange); the entry that the router
-chose (blue).</p>
+chose (blue); where only the entry is right (blue) and where only frozen SAM is right (orange). At most $most
+objects of an image are prompted; the others have no outline.</p>
 $figures</main></body></html>
 """
 )

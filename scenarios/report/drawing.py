@@ -20,11 +20,6 @@ INK, SOFT, LINE = "var(--ink)", "var(--soft)", "var(--line)"
 OURS, FROZEN, UNKNOWN = "var(--c-ours)", "var(--c-frozen)", "var(--c-unknown)"
 SERIES = tuple(f"var(--c-{i})" for i in range(8))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "stroke")
-STEPS = 7
-RAMP = tuple(f"var(--ramp-{i})" for i in range(STEPS))
-ON_RAMP = tuple(f"var(--on-ramp-{i})" for i in range(STEPS))
-"""A sequential scale of STEPS colours, and the text colour on each of them."""
-
 SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", SVG)
 
@@ -83,50 +78,3 @@ def cleaned(svg: str, prefix: str) -> str:
         text = text.replace(f'id="{name}"', f'id="{prefix}-{number}"')
         text = text.replace(f"url(#{name})", f"url(#{prefix}-{number})")
     return text
-
-
-def step_of(value: float, edges: Sequence[float]) -> int:
-    """Index of the value's colour: the number of the STEPS - 1 edges at or below the value."""
-    return sum(value >= edge for edge in edges)
-
-
-def heat_map(
-    cells: Data,
-    columns: Sequence[str],
-    rows: Sequence[str],
-    *,
-    x_title: str,
-    y_title: str,
-    width: int = 58,
-) -> alt.TopLevelMixin:
-    """A heat map of cells {column, row, step, text, say}; a place without a cell stays blank."""
-    x = alt.X(
-        "column:N",
-        sort=list(columns),
-        scale=alt.Scale(domain=list(columns)),
-        title=x_title,
-        axis=alt.Axis(
-            labelAngle=-35 if max(map(len, columns)) > 6 else 0,
-            orient="top",
-            ticks=False,
-            domain=False,
-            grid=False,
-        ),
-    )
-    y = alt.Y(
-        "row:N",
-        sort=list(rows),
-        scale=alt.Scale(domain=list(rows)),
-        title=y_title,
-        axis=alt.Axis(ticks=False, domain=False, grid=False),
-    )
-    steps = list(range(STEPS))
-    base = alt.Chart(values(cells)).encode(x=x, y=y, description=alt.Description("say:N"))
-    boxes = base.mark_rect(stroke="var(--paper)", strokeWidth=2, cornerRadius=4).encode(
-        fill=alt.Fill("step:O", scale=alt.Scale(domain=steps, range=list(RAMP)), legend=None)
-    )
-    text = base.mark_text().encode(
-        text="text:N",
-        color=alt.Color("step:O", scale=alt.Scale(domain=steps, range=list(ON_RAMP)), legend=None),
-    )
-    return alt.layer(boxes, text).properties(width=alt.Step(width), height=alt.Step(30))

@@ -1,6 +1,7 @@
 """The parts of a page: plain data that templates/blocks.html turns into HTML.
 
-Every chart has a text alternative: a sentence for each picture, and a table with the same numbers.
+Every chart has a text alternative: a sentence for each picture, and a table with the same numbers. A heat
+map is a table itself.
 """
 
 from __future__ import annotations
@@ -15,13 +16,28 @@ Tone = Literal["", "good", "bad", "warn", "soft", "trained", "waited", "refused"
 """The colour of a cell, card or notice. The text beside it says the same, for readers without colours."""
 
 
+STEPS = 7
+"""Colours of a heat map; style.css names them."""
+
+
+def step_of(value: float, edges: Sequence[float]) -> int:
+    """Index of the value's colour: the number of the STEPS - 1 edges at or below the value."""
+    return sum(value >= edge for edge in edges)
+
+
 @dataclass(frozen=True)
 class Cell:
-    """A table cell with a colour or with notes. notes: more short lines."""
+    """A table cell with a colour or with notes.
+
+    notes: more short lines. step: its colour in a heat map, 0 to STEPS - 1. href: where its text leads; a
+    report leaves it empty.
+    """
 
     text: str
     tone: Tone = ""
     notes: tuple[str, ...] = ()
+    step: int | None = None
+    href: str = ""
 
 
 Row = tuple[str | Cell, ...]
@@ -36,6 +52,18 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[Row, ...]
     words: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A table whose cells have the colours of their steps: picture and numbers in one. help: how to
+    read it.
+    """
+
+    kind: ClassVar[str] = "heat"
+    title: str
+    help: str
+    table: Table
 
 
 @dataclass(frozen=True)
@@ -105,7 +133,7 @@ class Code:
     folded: bool = False
 
 
-Block = Table | Chart | Cards | Notice | Code
+Block = Table | Heat | Chart | Cards | Notice | Code
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,23 @@ from typing import Any
 
 import altair as alt
 
-from scenarios.report.drawing import SERIES, draw, heat_map, step_of, values
-from scenarios.report.parts import Block, Chart, Key, Panel, Section, Table
+from scenarios.report.drawing import SERIES, draw, values
+from scenarios.report.parts import Block, Cell, Chart, Heat, Key, Panel, Row, Section, Table, step_of
 from scenarios.report.reading import Run
 from scenarios.report.words import MISSING, count, duration, size
 
-MOST_IN_CHART = 40
 EDGES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 PARTS = ("align", "router", "evaluate")
 WAYS = {"up": "from the institutions", "down": "to the institutions"}
+ABOUT_WAYS = {
+    "up": "An institution that trains sends its layer and router; every one that shares scores sends those.",
+    "down": "Stage 0 evaluates frozen SAM. After it, every institution receives the new entry.",
+}
 
 
 def costs(run: Run, prefix: str) -> Section:
     """The section."""
-    blocks: list[Block] = [bytes_chart(run, prefix)]
+    blocks: list[Block] = [traffic(run, way) for way in WAYS]
     if (seconds := seconds_chart(run, prefix)) is not None:
         blocks.append(seconds)
     decodes = [(f"stage {stage}", count(passes)) for stage, passes in enumerate(run.summary.decodes)]
@@ -50,54 +53,26 @@ def bytes_by_stage(run: Run, way: str) -> dict[str, dict[int, int]]:
     return found
 
 
-def bytes_chart(run: Run, prefix: str) -> Chart:
-    """Heat maps of institution x stage, one for each direction."""
-    names = run.institutions
-    stages = [str(stage) for stage in range(run.stages + 1)]
-    totals = {"up": run.summary.bytes.up, "down": run.summary.bytes.down}
-    panels = []
-    rows = []
-    columns = [*stages, "all"]
-    for way, words in WAYS.items():
-        by_stage = bytes_by_stage(run, way)
-        cells = []
-        for name in names:
-            row = by_stage.get(name, {})
-            known: dict[str, int | None] = {stage: row.get(int(stage)) for stage in stages}
-            known["all"] = totals[way].get(name, 0)
-            rows.append((name, way, *(size(known[column]) for column in columns)))
-            for column in columns:
-                if value := known[column]:
-                    when = "all stages" if column == "all" else f"stage {column}"
-                    say = f"{name}, {when}: {size(value)} {way}"
-                    cell = {"column": column, "row": name, "step": step_of(value, EDGES), "say": say}
-                    cells.append({**cell, "text": size(value)})
-        shown = names[:MOST_IN_CHART]
-        chart = heat_map(
-            [cell for cell in cells if cell["row"] in shown],
-            columns,
-            shown,
-            x_title="stage",
-            y_title="",
-            width=66,
-        )
-        total = sum(totals[way].values())
-        panels.append(
-            Panel(draw(chart, f"{prefix}-bytes-{way}"), f"{words.capitalize()}: {size(total)} in all.", words)
-        )
-    return Chart(
-        "Bytes by institution and stage",
-        "Stage 0 evaluates frozen SAM. An institution that trains sends its layer and router. All "
-        "institutions receive the new entry."
-        + (f" The chart shows the first {MOST_IN_CHART} institutions." if len(names) > 40 else ""),
-        tuple(panels),
+def traffic(run: Run, way: str) -> Heat:
+    """Institution x stage, in one direction."""
+    words, totals = WAYS[way], {"up": run.summary.bytes.up, "down": run.summary.bytes.down}[way]
+    by_stage, stages = bytes_by_stage(run, way), range(run.stages + 1)
+    rows: list[Row] = []
+    for name in run.institutions:
+        known = [by_stage.get(name, {}).get(stage) for stage in stages]
+        rows.append((name, *map(size_cell, known), size_cell(totals.get(name, 0))))
+    return Heat(
+        f"Bytes {words}: {size(sum(totals.values()))}",
+        ABOUT_WAYS[way],
         Table(
-            "Bytes by institution, way and stage",
-            ("institution", "way", *(f"stage {s}" for s in stages), "all"),
-            tuple(rows),
-            words=frozenset({1}),
+            f"Bytes {words} by stage", ("institution", *(f"stage {s}" for s in stages), "all"), tuple(rows)
         ),
     )
+
+
+def size_cell(value: int | None) -> Cell:
+    """`1.4 MB`"""
+    return Cell(size(value), step=step_of(value, EDGES) if value else None)
 
 
 def seconds_chart(run: Run, prefix: str) -> Chart | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from scenarios.report.figures import SPLITS, empty_cells, gain
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.reading import Run, frozen_iou, refusals
-from scenarios.report.sections.quality import SPLITS, empty_cells
 from scenarios.report.words import count, fraction, listed, percent, points, signed, size
 
 
@@ -18,14 +18,6 @@ def headline(run: Run) -> Section:
     if (missing := empty_cells(run)) is not None:
         blocks.append(missing)
     return Section("figures", "What came out", "", blocks)
-
-
-def gain(run: Run) -> float | None:
-    """Last IoU minus frozen SAM's IoU, as a fraction; None unless both are means over all tasks."""
-    frozen, last = frozen_iou(run.summary), run.summary.last_iou
-    if frozen is None or last is None or not run.summary.complete.get("last_iou", False):
-        return None
-    return last - frozen
 
 
 def in_sentences(run: Run) -> str:

@@ -3,116 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
 from scenarios.report.drawing import FROZEN, OURS, SERIES, SHAPES, draw, values
-from scenarios.report.parts import Block, Cell, Chart, Key, Panel, Row, Section, Table, Tone
-from scenarios.report.reading import Run, frozen_iou, refusals
-from scenarios.report.sections.headline import gain
+from scenarios.report.figures import figures_table
+from scenarios.report.parts import Block, Chart, Key, Panel, Section, Table
+from scenarios.report.reading import Run
 from scenarios.report.sections.quality import stage_ticks
-from scenarios.report.words import MINUS, MISSING, count, duration, fraction, percent, points, signed, size
+from scenarios.report.words import MISSING, fraction
 
 MOST_IN_CHART = 40
 MOST_LINES = len(SERIES)
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One row of the comparison.
-
-    better: +1 if a higher value is better, -1 if a lower one is, 0 if neither. change: writes a difference.
-    smallest: a smaller difference counts as none."""
-
-    name: str
-    of: Callable[[Run], float | None]
-    text: Callable[[float | None], str]
-    change: Callable[[float], str]
-    better: int = 0
-    smallest: float = 0.0005
-
-
-FIGURES = (
-    Figure("IoU at the end", lambda r: r.summary.last_iou, fraction, signed, 1),
-    Figure("average IoU", lambda r: r.summary.avg_iou, fraction, signed, 1),
-    Figure("frozen SAM's IoU", lambda r: frozen_iou(r.summary), fraction, signed),
-    Figure("gain over frozen SAM, points", gain, points, points, 1),
-    Figure(
-        "forgetting, points",
-        lambda r: r.summary.ff_iou,
-        lambda v: MISSING if v is None else f"{v:.2f}",
-        lambda v: signed(v, 2),
-        -1,
-        0.005,
-    ),
-    Figure(
-        "routed to their task",
-        lambda r: r.summary.routing.accuracy,
-        percent,
-        lambda v: f"{points(v)} points",
-        1,
-    ),
-    Figure(
-        "wrongly treated as unknown",
-        lambda r: r.summary.routing.false_unknown_rate,
-        percent,
-        lambda v: f"{points(v)} points",
-        -1,
-    ),
-    Figure(
-        "unknown images recognised",
-        lambda r: r.summary.routing.unseen_unknown_rate,
-        percent,
-        lambda v: f"{points(v)} points",
-        1,
-    ),
-    Figure(
-        "sent by institutions",
-        lambda r: sum(r.summary.bytes.up.values()),
-        size,
-        lambda v: change_of(v, size),
-        -1,
-    ),
-    Figure(
-        "received by institutions",
-        lambda r: sum(r.summary.bytes.down.values()),
-        size,
-        lambda v: change_of(v, size),
-        -1,
-    ),
-    Figure(
-        "refusals",
-        lambda r: refusals(r.summary),
-        count,
-        lambda v: signed(v, 0),
-    ),
-    Figure("decoder passes", lambda r: sum(r.summary.decodes), count, lambda v: change_of(v, count)),
-    Figure("time", lambda r: r.summary.timing.seconds, duration, lambda v: change_of(v, duration)),
-)
-
-
-def change_of(value: float, text: Callable[[float], str]) -> str:
-    """`+1.4 MB`"""
-    return ("+" if value > 0 else MINUS) + text(abs(value))
-
-
 def outcome(runs: Sequence[Run]) -> Section:
     """Headline figures with differences, and the tasks' scores in pictures."""
-    rows: list[Row] = []
-    for figure in FIGURES:
-        first, *others = [figure.of(run) for run in runs]
-        cells: list[str | Cell] = [figure.text(first)]
-        cells += [compared(figure, first, value) for value in others]
-        rows.append((figure.name, *cells))
     blocks: list[Block] = [
-        Table(
-            "Headline figures, each with its difference from the first run",
-            ("figure", *(run.label for run in runs)),
-            tuple(rows),
-        ),
+        figures_table(runs),
         tasks_chart(runs),
     ]
     if len(runs) <= MOST_LINES:
@@ -125,21 +35,6 @@ def outcome(runs: Sequence[Run]) -> Section:
         "show whether it is not.",
         blocks,
     )
-
-
-def compared(figure: Figure, first: float | None, value: float | None) -> Cell:
-    """The figure with its difference from the first run."""
-    if first is None or value is None:
-        return Cell(figure.text(value))
-    difference = value - first
-    if abs(difference) < figure.smallest:
-        return Cell(figure.text(value), "", ("the same",))
-    change = figure.change(difference)
-    if not figure.better:
-        return Cell(figure.text(value), "", (change,))
-    good = difference * figure.better > 0
-    tone: Tone = "good" if good else "bad"
-    return Cell(figure.text(value), tone, (f"{change}, {'better' if good else 'worse'}",))
 
 
 def tasks_of(runs: Sequence[Run]) -> list[str]:

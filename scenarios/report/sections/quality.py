@@ -6,18 +6,16 @@ import math
 
 import altair as alt
 
-from scenarios.report.drawing import FROZEN, INK, OURS, draw, heat_map, step_of, values
-from scenarios.report.parts import Block, Chart, Key, Notice, Panel, Section, Table
+from scenarios.report.drawing import FROZEN, INK, OURS, draw, values
+from scenarios.report.figures import SPLITS, matrix, stage_rows
+from scenarios.report.parts import Block, Chart, Key, Panel, Section, Table
 from scenarios.report.reading import Run
-from scenarios.report.words import MISSING, count, fraction, listed, points
-
-EDGES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-SPLITS = {"test": "test", "val": "validation"}
+from scenarios.report.words import MISSING, count, fraction, points
 
 
 def quality(run: Run, prefix: str) -> Section:
     """The section. prefix: makes the ids of its pictures unique."""
-    blocks: list[Block] = [matrix_chart(run, prefix), forgetting_chart(run, prefix)]
+    blocks: list[Block] = [matrix(run), forgetting_chart(run, prefix)]
     if (gains := gain_chart(run, prefix)) is not None:
         blocks.append(gains)
     if any(value is not None for value in (run.summary.hd95 or {}).values()) or run.summary.iou_instance:
@@ -30,43 +28,6 @@ def quality(run: Run, prefix: str) -> Section:
         f"{SPLITS[run.summary.evaluated_on]} images, with the entry that the router chose for each image.",
         blocks,
     )
-
-
-def matrix_chart(run: Run, prefix: str) -> Chart:
-    """Heat map of stages x tasks, the frozen backbone first."""
-    tasks, rows = run.summary.tasks, stage_rows(run)
-    cells = []
-    for name, row in rows:
-        for task, value in zip(tasks, row, strict=True):
-            if value is not None:
-                say = f"{name}, {task}: IoU {value:.3f}"
-                step = step_of(value, EDGES)
-                cells.append({"column": task, "row": name, "step": step, "text": fraction(value), "say": say})
-    names = [name for name, _ in rows]
-    chart = heat_map(cells, tasks, names, x_title="scored on", y_title="after learning")
-    missing = sum(row[j] is None for t, (_, row) in enumerate(rows) for j in range(t or len(tasks)))
-    last = ", ".join(f"{task} {fraction(value)}" for task, value in zip(tasks, rows[-1][1], strict=True))
-    text = f"Heat map of IoU by stage and task. At the end: {last}."
-    return Chart(
-        "The continual matrix",
-        "Each column shows one task over time, from the stage in which it was learned; read it downwards. "
-        "The first row is SAM without any training. A darker cell (a brighter one in dark mode) is better."
-        + (f" {missing} cells are empty because an institution did not share its scores." if missing else ""),
-        (Panel(draw(chart, f"{prefix}-matrix"), text),),
-        Table(
-            "IoU by stage (rows) and task (columns)",
-            ("after learning", *tasks),
-            tuple((name, *map(fraction, row)) for name, row in rows),
-        ),
-    )
-
-
-def stage_rows(run: Run) -> list[tuple[str, list[float | None]]]:
-    """(name, IoU by task) of the frozen backbone and of every stage."""
-    tasks = run.summary.tasks
-    frozen = [run.summary.zero_shot["iou"].get(task) for task in tasks]
-    stages = [(f"{t}. {tasks[t - 1]}", row) for t, row in enumerate(run.summary.matrix["iou"], 1)]
-    return [("frozen SAM", frozen), *stages]
 
 
 def forgetting_chart(run: Run, prefix: str) -> Chart:
@@ -250,17 +211,3 @@ def other_figures(run: Run) -> Table:
     if summary.hd95 is not None:
         head.append("HD95, pixels")
     return Table("All figures at the last stage", tuple(head), tuple(rows))
-
-
-def empty_cells(run: Run) -> Notice | None:
-    """A warning that names the incomplete figures and who shares no scores; None if all are complete."""
-    incomplete = [name for name, complete in run.summary.complete.items() if not complete]
-    if not incomplete:
-        return None
-    silent = [name for name, p in run.summary.privacy.items() if "metrics-not-shared" in p.refusals]
-    who = f" (not shared by {listed(silent)})" if silent else ""
-    return Notice(
-        f"Some scores are missing{who}. These figures are means over the known scores only and cannot be "
-        f"compared with complete ones: {listed([f.replace('_iou', '') for f in incomplete])}.",
-        "warn",
-    )

@@ -10,8 +10,8 @@ import altair as alt
 
 from casam_core.routing.decision import IDENTITY
 from casam_core.routing.unknown import BINS, RANGE, SCALE, bin_edge
-from scenarios.report.drawing import INK, OURS, UNKNOWN, draw, heat_map, step_of, values
-from scenarios.report.parts import Block, Chart, Key, Notice, Panel, Section, Table
+from scenarios.report.drawing import INK, OURS, UNKNOWN, draw, values
+from scenarios.report.parts import Block, Cell, Chart, Heat, Key, Notice, Panel, Row, Section, Table, step_of
 from scenarios.report.reading import Run
 from scenarios.report.words import MINUS, MISSING, count, listed, percent
 
@@ -30,7 +30,7 @@ def routing(run: Run, prefix: str) -> Section:
         return Section("routing", title, f"Method {run.summary.method} has no router.")
     blocks: list[Block] = []
     if any(run.summary.routing.confusion.values()):
-        blocks += [confusion_chart(run, prefix), unknown_chart(run, prefix)]
+        blocks += [confusion(run), unknown_chart(run, prefix)]
     else:
         blocks.append(Notice("No institution shared the routes of its images.", "warn"))
     blocks.append(margins_chart(run, prefix) or Notice("No institution released its margins.", "soft"))
@@ -44,37 +44,34 @@ def routing(run: Run, prefix: str) -> Section:
     )
 
 
-def confusion_chart(run: Run, prefix: str) -> Chart:
+def confusion(run: Run) -> Heat:
     """True task x route, as shares of the row."""
     summary = run.summary
-    confusion = {task: routes for task, routes in (summary.routing.confusion or {}).items() if routes}
-    tasks = [task for task in (*summary.tasks, *summary.unseen.tasks) if task in confusion]
+    counted = {task: routes for task, routes in (summary.routing.confusion or {}).items() if routes}
+    tasks = [task for task in (*summary.tasks, *summary.unseen.tasks) if task in counted]
     routes = [*summary.tasks, FROZEN_SAM]
-    names = {task: task + (" (never learned)" if task in summary.unseen.tasks else "") for task in tasks}
-    cells, rows, right = [], [], []
+    rows: list[Row] = []
     for task in tasks:
-        counts = {FROZEN_SAM if route == IDENTITY else route: n for route, n in confusion[task].items()}
+        counts = {FROZEN_SAM if route == IDENTITY else route: n for route, n in counted[task].items()}
         images = sum(counts.values())
-        rows.append((names[task], count(images), *(count(counts.get(route, 0)) for route in routes)))
-        right.append(f"{task} {percent(counts.get(task, 0) / images)}" if task in summary.tasks else "")
-        for route in routes:
-            share = counts.get(route, 0) / images
-            if share:
-                say = f"{names[task]} sent to {route}: {percent(share)} ({counts[route]} of {images} images)"
-                text = f"{100 * share:.0f} %"
-                step = step_of(share, EDGES)
-                cells.append({"column": route, "row": names[task], "step": step, "text": text, "say": say})
-    chart = heat_map(cells, routes, list(names.values()), x_title="sent to", y_title="true task", width=54)
-    said = ", ".join(filter(None, right)) or "no task was learned"
-    return Chart(
+        cells = [share_cell(counts.get(route, 0), images) for route in routes]
+        rows.append(
+            (task + (" (never learned)" if task in summary.unseen.tasks else ""), *cells, count(images))
+        )
+    return Heat(
         "Where images were sent",
         "Each row is 100 % of one task's test images at the last stage. For a learned task the diagonal is "
-        "correct. For a task that was never learned the last column (unknown) is correct.",
-        (Panel(draw(chart, f"{prefix}-confusion"), f"Share of images sent to their own task: {said}."),),
-        Table(
-            "Images by true task (rows) and route (columns)", ("true task", "images", *routes), tuple(rows)
-        ),
+        "correct. For a task that was never learned the column unknown is correct.",
+        Table("True task (rows) and route (columns)", ("true task", *routes, "images"), tuple(rows)),
     )
+
+
+def share_cell(images: int, of_all: int) -> Cell:
+    """`90 %` and the number of images; a dash for none."""
+    if not images:
+        return Cell(MISSING)
+    share = images / of_all
+    return Cell(f"{100 * share:.0f} %", notes=(count(images),), step=step_of(share, EDGES))
 
 
 def unknown_chart(run: Run, prefix: str) -> Chart:

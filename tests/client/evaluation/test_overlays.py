@@ -15,6 +15,8 @@ from casam_core.config.scenario import Scenario
 from casam_core.config.toml import parse_scenario
 from casam_core.errors import ScenarioError
 from casam_core.protocol.audit import read_log
+from client.data.dataset import LoadedSample
+from client.evaluation.overlays import OURS, SAM, difference
 from client.site import hosted_sites
 from scenarios.engines.inprocess import run_inprocess
 from tests.conftest import tiny_table
@@ -58,11 +60,11 @@ def test_a_page_with_so_many_pictures_of_every_task_that_is_held(both: tuple[Pat
     assert page.count("frozen SAM\n") == 4
 
 
-def test_a_picture_shows_the_image_four_times_with_three_colours(both: tuple[Path, Path]) -> None:
+def test_a_picture_shows_the_image_five_times_with_three_colours(both: tuple[Path, Path]) -> None:
     pictures = sorted(both[1].glob("institutions/*/private/overlays/*.png"))
     # All pictures, one below the other: masks of the random backbone may be empty.
     pixels = np.concatenate([np.asarray(Image.open(picture)) for picture in pictures])
-    assert pixels.shape == (len(pictures) * 64, 4 * 64 + 3 * 4, 3)
+    assert pixels.shape == (len(pictures) * 64, 5 * 64 + 4 * 4, 3)
     plain, truth, frozen, ours = (pixels[:, i * 68 : i * 68 + 64] for i in range(4))
 
     def has(view: np.ndarray[Any, Any], colour: tuple[int, int, int]) -> bool:
@@ -73,6 +75,24 @@ def test_a_picture_shows_the_image_four_times_with_three_colours(both: tuple[Pat
     assert has(ours, (70, 130, 255)) or has(ours, (250, 160, 40))  # an unknown image is frozen SAM's
     unpainted = (plain == truth).all(-1)
     assert 0.3 < unpainted.mean() < 1  # the same image under its outlines
+
+
+def test_the_difference_marks_what_only_one_of_both_has_right() -> None:
+    image = np.full((1, 4, 3), 90, np.uint8)
+    loaded = LoadedSample(image, np.array([[1, 1, 0, 0]], np.int32))
+    frozen = [np.array([[True, False, True, False]])]
+    ours = [np.array([[False, True, False, False]])]
+    shown = difference(loaded, frozen, ours)
+    # right: frozen only, ours only, ours only (frozen claims background), both
+    assert shown.tolist() == [[list(SAM), list(OURS), list(OURS), [30, 30, 30]]]
+
+
+def test_the_same_facts_are_listed_for_programs(both: tuple[Path, Path]) -> None:
+    folder = private(both[1], "south") / "overlays"
+    facts = json.loads((folder / "pictures.json").read_text())
+    assert (facts["institution"], facts["stage"]) == ("south", 2)
+    assert sorted(one["file"] for one in facts["pictures"]) == [f.name for f in sorted(folder.glob("*.png"))]
+    assert f"At most {facts['most']}" in (folder / "index.html").read_text()
 
 
 def test_only_the_owner_can_open_them(both: tuple[Path, Path]) -> None:

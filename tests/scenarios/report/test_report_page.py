@@ -15,8 +15,9 @@ from casam_core.config.policy import Policy
 from casam_core.config.toml import read_scenario
 from casam_core.protocol.outcomes import WORDS
 from scenarios.report import words
-from scenarios.report.drawing import cleaned, step_of
+from scenarios.report.drawing import cleaned
 from scenarios.report.page import page
+from scenarios.report.parts import step_of
 from scenarios.report.reading import Found, read_all, read_run
 from scenarios.report.sections.costs import bytes_by_stage
 from scenarios.report.sections.quality import verdict
@@ -95,7 +96,8 @@ def test_every_section_is_there(html: str) -> None:
         "How far from the threshold",
         "Policy and ledger by institution",
         "Privacy budgets",
-        "Bytes by institution and stage",
+        "Bytes from the institutions",
+        "Bytes to the institutions",
         "Where the time went",
         "Timeline: what each institution did",
         "Refusals and faults",
@@ -130,10 +132,20 @@ def test_the_ledger_by_hand(html: str) -> None:
 def test_each_chart_has_a_sentence_and_a_table(html: str) -> None:
     outline = Outline(html)
     pictures = [a for a in outline.all("div") if a.get("role") == "img"]
-    assert len(pictures) == len(outline.all("svg")) >= 14
+    assert len(pictures) == len(outline.all("svg")) >= 11
     assert all(len(a.get("aria-label") or "") > 20 for a in pictures)
     assert all(a.get("aria-hidden") == "true" for a in outline.all("svg"))
     assert html.count("<figure") == html.count("The numbers as a table") == html.count("</figure>")
+
+
+def test_a_heat_map_is_a_table_whose_cells_have_the_colour_of_their_figure(html: str) -> None:
+    matrix = html[html.index("The continual matrix") :]
+    cells = re.findall(r'<td class="number(?: step-(\d))?">\s*([^<\s]+)', matrix[: matrix.index("</table>")])
+    # frozen SAM, then a row for every stage; 0.4, 0.5, ... 0.9 are the edges of the seven colours
+    assert cells[:3] == [("3", "0.600"), ("3", "0.650"), ("5", "0.850")]
+    assert cells[3:6] == [("5", "0.800"), ("", words.MISSING), ("", words.MISSING)]
+    assert cells[9:] == [("4", "0.780"), ("4", "0.700"), ("6", "0.900")]
+    assert html.count('class="heat"') == 4  # the matrix, the routes, bytes in both directions
 
 
 def test_it_asks_for_nothing(both: str, html: str) -> None:
