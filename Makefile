@@ -52,7 +52,7 @@ lint: setup  ## Style, types and the direction of imports
 	$(BIN)/lint-imports
 
 lock: setup  ## Write requirements.lock, requirements-node.lock (a site) and docker/thin.lock, with hashes
-	$(LOCK) --extra deploy --extra medical --extra report --extra simulation --extra study \
+	$(LOCK) --extra deploy --extra medical --extra report --extra simulation --extra studio --extra study \
 		pyproject.toml -o requirements.lock
 	$(LOCK) --extra medical pyproject.toml -o requirements-node.lock
 	printf 'flwr\nnumpy\n' | $(LOCK) - -o docker/thin.lock

@@ -74,6 +74,7 @@ class Segmenter:
         *,
         points: ArrayLike = (),
         task: str | None = None,
+        embedding: Tensor | None = None,
     ) -> Prediction:
         """One mask per prompt.
 
@@ -82,6 +83,8 @@ class Segmenter:
             boxes: (N, 4) as x0, y0, x1, y1 of the first and the last pixel.
             points: (N, 2) as x, y in pixels.
             task: Use this task's entry, or `identity`, instead of the router's choice.
+            embedding: z_1CHW of this image from `embed`, which takes most of the time; by default computed
+                here.
 
         Raises:
             PromptError: The prompts do not fit the image, or the image is not uint8 RGB.
@@ -90,7 +93,7 @@ class Segmenter:
         prompts = checked_prompts(boxes, points, *image_HW3.shape[:2])
         if task is not None and task != IDENTITY:
             self.bank[task]  # refuses an unknown name before the slow encoder runs
-        z_1CHW = self.embed(image_HW3)
+        z_1CHW = self.embed(image_HW3) if embedding is None else embedding
         (route,) = self.bank.route(z_1CHW)
         name = route.name if task is None else task
         layer = None if name == IDENTITY else self.bank[name].layer

@@ -19,7 +19,7 @@ from scenarios.commands.bank_commands import bank_app, predict
 from scenarios.commands.bench_command import bench
 from scenarios.commands.data_commands import data_app
 from scenarios.commands.deploy_commands import bundle_app, deploy_app, gateway, node, provision
-from scenarios.commands.report_commands import export, report, watch
+from scenarios.commands.report_commands import export, report, studio, watch
 from scenarios.commands.scenario_commands import init, scenarios_app, schema, studies_app
 from scenarios.commands.site_commands import site_app
 from scenarios.commands.study_command import compare, study
@@ -45,9 +45,10 @@ EXTRAS = {
     "deploy": ("packaging", "starlette", "tomli_w", "uvicorn"),
     "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
     "simulation": ("ray",),
+    "studio": ("jinja2", "markupsafe", "starlette", "uvicorn"),
     "study": ("matplotlib", "pandas", "pyarrow"),
 }
-"""By extra: the modules that only this extra installs."""
+"""By extra: the modules that its commands need. Some belong to several extras."""
 
 
 def main() -> None:
@@ -81,13 +82,14 @@ def main() -> None:
 def advice_for(missing: ModuleNotFoundError) -> str | None:
     """One line that names the extra to install; None for a module that belongs to no extra."""
     module = (missing.name or "").partition(".")[0]
-    for extra, modules in EXTRAS.items():
-        if module in modules:
-            return (
-                f"expected the packages of the extra {extra!r}, found that {module} cannot be imported; "
-                f"run: pip install 'casam[{extra}]'"
-            )
-    return None
+    extras = [extra for extra, modules in EXTRAS.items() if module in modules]
+    if not extras:
+        return None
+    named = " or ".join(repr(extra) for extra in extras)
+    return (
+        f"expected the packages of the extra {named}, found that {module} cannot be imported; "
+        f"run: pip install 'casam[{','.join(extras)}]'"
+    )
 
 
 def show_version(wanted: bool) -> None:
@@ -199,6 +201,7 @@ GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "run": run,
         "watch": watch,
         "report": report,
+        "studio": studio,
     },
     "Your own data": {"data": data_app, "init": init, "schema": schema},
     "Scenarios and studies": {

@@ -1,4 +1,6 @@
-"""`casam report`, `casam export` and `casam watch`: show runs, finished ones and running ones."""
+"""`casam report`, `casam export`, `casam studio` and `casam watch`: show runs, finished ones and running
+ones.
+"""
 
 from __future__ import annotations
 
@@ -106,6 +108,46 @@ def export(
         screen.print(f"Skipped, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
     count = f"{len(found.runs)} run{'s' if len(found.runs) != 1 else ''}"
     screen.print(f"{count} for {to}: {out.resolve()}", highlight=False, soft_wrap=True)
+
+
+def studio(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDERS]...", help="Folders with runs, studies, banks and images. Default: runs/."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Serve a web page for this machine only: start and follow runs, look at results, try a bank on an image.
+
+    For example: casam studio runs
+
+    The page listens on 127.0.0.1, asks no other machine, and opens nothing outside the folders. New runs
+    are put into the first folder. Ctrl-C ends the page and stops the runs that it started; they can be
+    continued.
+    """
+    from scenarios.commands.terminal import at_ctrl_c, console, say
+    from scenarios.studio.serve import serve
+
+    given = folders or [Path("runs")]
+    if not folders:
+        given[0].mkdir(exist_ok=True)
+    screen = console()
+
+    def ready(address: str) -> None:
+        say(screen, f"Studio: {address}")
+        say(screen, "Only this machine can open it. Ctrl-C ends it and stops the runs that it started.")
+        if browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    with at_ctrl_c(lambda: "stopped; runs that were working can be continued with: casam run --resume RUN"):
+        serve(given, port, ready)
 
 
 POLL_SECONDS = 0.5

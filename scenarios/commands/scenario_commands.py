@@ -89,8 +89,7 @@ def studies(context: typer.Context, json_: Json = False) -> None:
     """List the studies that come with casam: minutes on two CPU cores, content, what to look at."""
     if context.invoked_subcommand is not None:
         return
-    from scenarios.library_files import STUDIES, study_names
-    from scenarios.study.study import read_study
+    from scenarios.study.study import STUDIES, read_study, study_names
 
     found = [read_study(STUDIES / f"{name}.toml") for name in study_names()]
     if json_:

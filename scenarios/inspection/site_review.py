@@ -350,15 +350,19 @@ def never(place: Place) -> str:
     )
 
 
+def simulated_place(scenario: Scenario, institution: str, home: Path) -> Place:
+    """A simulated institution of a scenario as a site with its policy. home: an empty folder."""
+    site = scenario.institution(institution)
+    tasks = {task: simulated_task(spec, scenario.seed) for task, spec in site.data.items()}
+    (home / "split.key").write_bytes(simulated_key(scenario.seed, site.name))
+    return Place(site.name, SiteFile(tasks=tasks), site.policy, home, None)
+
+
 def example() -> str:
     """docs/site-review.md: the page of one institution of a library scenario, as its officer would see it."""
     scenario = resolve_scenario("mixed-policy")
-    site = scenario.institution("heart-centre")
-    tasks = {task: simulated_task(spec, scenario.seed) for task, spec in site.data.items()}
     with tempfile.TemporaryDirectory() as home:
-        (Path(home) / "split.key").write_bytes(simulated_key(scenario.seed, site.name))
-        place = Place(site.name, SiteFile(tasks=tasks), site.policy, Path(home), None)
-        page = as_markdown(page_of(place, scenario))
+        page = as_markdown(page_of(simulated_place(scenario, "heart-centre", Path(home)), scenario))
         # The digest follows every new key of a scenario; the example need not.
         return EXAMPLE_HEAD + page.replace(scenario.digest(), "b9a6195f...")
 

@@ -16,16 +16,23 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from casam_core.config.library import find, scenario_path
+from casam_core.config.library import find, names_in, scenario_path
 from casam_core.config.scenario import Name, Scenario
 from casam_core.config.section import Section
 from casam_core.config.toml import apply_override, explain, parse_scenario, read_table, set_key
 from casam_core.errors import ScenarioError, StudyError
-from scenarios.library_files import STUDIES
+
+STUDIES = Path(__file__).resolve().parents[1] / "studies"
+"""The studies that come with the product."""
 
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,47}$")]
 Settings = dict[str, Any]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def study_names() -> list[str]:
+    """Names of the library's studies, sorted."""
+    return names_in(STUDIES)
 
 
 class Variant(Section):

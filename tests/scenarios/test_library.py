@@ -13,7 +13,7 @@ from casam_core.bank.bank import Bank
 from casam_core.config.library import LIBRARY, library_names, resolve_scenario
 from casam_core.protocol.outcomes import Outcome
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.library_files import STUDIES, study_names
+from scenarios.study.study import STUDIES, study_names
 from tests.casam_command import Casam
 
 SMALL = (

@@ -10,8 +10,7 @@ import tomli_w
 
 from casam_core.config.library import library_names, resolve_scenario
 from casam_core.errors import CasamError, ScenarioError, StudyError
-from scenarios.library_files import study_names
-from scenarios.study.study import Plan, flat, plan_study, study_path
+from scenarios.study.study import Plan, flat, plan_study, study_names, study_path
 from tests.conftest import tiny_table
 
 

@@ -1,0 +1,63 @@
+"""The studio's address, and its server on this machine only."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from casam_core.errors import RunInputError
+from scenarios.studio.access import Door, Guarded, new_token
+from scenarios.studio.pages import Studio, application
+from scenarios.studio.shelf import Shelf
+from scenarios.studio.started import Starter
+
+LOOPBACK = "127.0.0.1"
+
+
+def listening(port: int) -> socket.socket:
+    """A socket on 127.0.0.1. port: 0 takes a free one. Raises RunInputError if it is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, port))
+    except OSError as error:
+        listener.close()
+        raise RunInputError(
+            f"--port {port}: cannot be used: {error.strerror}; choose another, or 0"
+        ) from error
+    return listener
+
+
+@contextlib.contextmanager
+def studio_at(folders: list[Path], port: int) -> Iterator[tuple[Door, uvicorn.Server, socket.socket]]:
+    """A server that is ready to run, its door and its socket. At the end its runs are stopped."""
+    shelf = Shelf.of(folders)
+    starter = Starter(shelf.roots[0])
+    with listening(port) as listener:
+        door = Door(listener.getsockname()[1], new_token())
+        app = Guarded(application(Studio(shelf, starter)), door)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+        )
+        try:
+            yield door, uvicorn.Server(config), listener
+        finally:
+            starter.stop_all()
+
+
+def serve(folders: list[Path], port: int, ready: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C. ready: called with the address. Raises RunInputError."""
+    with studio_at(folders, port) as (door, server, listener):
+        listener.listen()
+        ready(door.address)
+        server.run(sockets=[listener])
