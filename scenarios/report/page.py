@@ -9,11 +9,13 @@ from functools import lru_cache
 import jinja2
 from markupsafe import Markup
 
-from scenarios.report.parts import Code, Section
+from scenarios.report.parts import Block, Cell, Section, Table
 from scenarios.report.reading import Found, Run
+from scenarios.report.sections.answer import answer_of
 from scenarios.report.sections.comparison import comparison
 from scenarios.report.sections.costs import costs
 from scenarios.report.sections.headline import headline
+from scenarios.report.sections.next_steps import next_steps
 from scenarios.report.sections.privacy import privacy
 from scenarios.report.sections.quality import quality
 from scenarios.report.sections.record import course, surroundings
@@ -51,18 +53,13 @@ def page(found: Found, *, full: bool, progress: Progress = lambda what: None) ->
     return environment().get_template("page.html").render(title=title, parts=parts, style=style())
 
 
-def answer_of(name: str, text: str, number: int) -> Section:
-    """A study's own summary over its seeds, unchanged."""
-    help_ = "The study's own summary. It pairs differences by seed, with intervals and corrected tests."
-    return Section(f"answer{number}", f"What study {name} found", help_, (Code(f"{name}: summary.md", text),))
-
-
 def part_of(run: Run, prefix: str) -> Part:
     """One run."""
     summary = run.summary
     sections = (
         headline(run),
-        quality(run, prefix),
+        next_steps(run),
+        with_pictures(quality(run, prefix), run),
         routing(run, prefix),
         privacy(run, prefix),
         costs(run, prefix),
@@ -72,6 +69,26 @@ def part_of(run: Run, prefix: str) -> Part:
     facts = f"Scenario {summary.scenario}, run {run.label}: method {summary.method}, seed {summary.seed}."
     description = f"{run.scenario.get('description', '')} {facts}"
     return Part(prefix, run.label, sections, description.strip())
+
+
+def with_pictures(section: Section, run: Run) -> Section:
+    """The section, and where the institutions of a simulation drew pictures for themselves: never the
+    pictures.
+    """
+    most = int(run.scenario.get("evaluation", {}).get("overlays", 0))
+    if not most:
+        return section
+    rows = tuple(
+        (Cell(name, href=f"institutions/{name}/private/overlays/index.html"),) for name in run.institutions
+    )
+    caption = (
+        "Pictures that each institution drew of its own images, at most "
+        f"{most} of a task. This page holds none of them: the links work where it lies in the run "
+        f"folder, and "
+        "`casam studio` shows them, too"
+    )
+    blocks: list[Block] = [*section.blocks, Table(caption, ("institution",), rows)]
+    return Section(section.name, section.title, section.help, blocks)
 
 
 @lru_cache(maxsize=1)

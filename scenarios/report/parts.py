@@ -133,7 +133,23 @@ class Code:
     folded: bool = False
 
 
-Block = Table | Heat | Chart | Cards | Notice | Code
+@dataclass(frozen=True)
+class Step:
+    """One thing to do. command: as a person types it, "" if there is none."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Things to do, the most important first."""
+
+    kind: ClassVar[str] = "steps"
+    steps: tuple[Step, ...]
+
+
+Block = Steps | Table | Heat | Chart | Cards | Notice | Code
 
 
 @dataclass(frozen=True)

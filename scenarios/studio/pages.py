@@ -176,10 +176,10 @@ def home(asked: Asked) -> Response:
         runs=runs,
         table=run_pages.runs_table(runs, starter) if runs else None,
         studies=shelf.studies(),
-        beginning=[started for started in starter.all() if started.folder not in known],
+        beginning=[(shelf.at(one.folder), one) for one in starter.all() if one.folder not in known],
         scenarios=[resolve_scenario(name) for name in library_names()],
         own=shelf.scenarios(),
-        into=str(starter.folder),
+        into=str(starter.folder or ""),
     )
 
 
@@ -193,14 +193,13 @@ def start(asked: Asked) -> Response:
     engine = Engine.simulation if asked.get("engine") == "simulation" else Engine.inprocess
     root = shelf.find(asked.get("data_root")) if asked.get("data_root") else None
     started = asked.studio.starter.start(scenario, changes, engine, asked.get("name").strip(), root)
-    return go(run_pages.link("/run", asked.studio.shelf.name(0, started.folder)))
+    return go(run_pages.link("/run", shelf.at(started.folder)))
 
 
 def run_page(asked: Asked) -> Response:
     """A run: live while it works, then its result."""
     studio, at = asked.studio, asked.get("at")
-    number, _, below = at.partition("/")
-    started = studio.starter.of(studio.starter.folder / below) if number == "0" else None
+    started = next((one for one in studio.starter.all() if studio.shelf.at(one.folder) == at), None)
     try:
         run = studio.shelf.run(at)
     except NotFoundError:

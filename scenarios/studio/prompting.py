@@ -14,7 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,20 +141,23 @@ class Desk:
         entries: Sequence[str],
     ) -> list[Answer]:
         """Frozen SAM, the routed answer, and the chosen entries. Raises CasamError."""
-        wanted = list(dict.fromkeys((IDENTITY, ROUTED, *entries)))
         with self._lock:
             segmenter = self._segmenter(opened.run)
-            answers = []
-            for entry in wanted:
-                begun = time.perf_counter()
-                prediction = segmenter.predict(
-                    opened.image_HW3,
-                    boxes,
-                    points=points,
-                    task=None if entry == ROUTED else entry,
-                    embedding=opened.z_1CHW,
-                )
-                answers.append(Answer(entry, prediction, time.perf_counter() - begun))
+            made: dict[str, Answer] = {}
+
+            def of(entry: str, task: str) -> Answer:
+                """The masks of one entry; frozen SAM and the routed one are often the same."""
+                if task not in made:
+                    begun = time.perf_counter()
+                    prediction = segmenter.predict(
+                        opened.image_HW3, boxes, points=points, task=task, embedding=opened.z_1CHW
+                    )
+                    made[task] = Answer(entry, prediction, time.perf_counter() - begun)
+                return replace(made[task], entry=entry)
+
+            frozen = of(IDENTITY, IDENTITY)
+            routed = of(ROUTED, frozen.prediction.route.name)
+            answers = [frozen, routed, *(of(entry, entry) for entry in dict.fromkeys(entries))]
             opened.answers = {answer.entry: answer for answer in answers}
             return answers
 

@@ -12,7 +12,7 @@ import uvicorn
 from casam_core.errors import RunInputError
 from scenarios.studio.access import Door, Guarded, new_token
 from scenarios.studio.pages import Studio, application
-from scenarios.studio.shelf import Shelf
+from scenarios.studio.shelf import Shelf, is_run
 from scenarios.studio.started import Starter
 
 LOOPBACK = "127.0.0.1"
@@ -36,7 +36,8 @@ def listening(port: int) -> socket.socket:
 def studio_at(folders: list[Path], port: int) -> Iterator[tuple[Door, uvicorn.Server, socket.socket]]:
     """A server that is ready to run, its door and its socket. At the end its runs are stopped."""
     shelf = Shelf.of(folders)
-    starter = Starter(shelf.roots[0])
+    # A run folder takes no other run.
+    starter = Starter(next((root for root in shelf.roots if not is_run(root)), None))
     with listening(port) as listener:
         door = Door(listener.getsockname()[1], new_token())
         app = Guarded(application(Studio(shelf, starter)), door)

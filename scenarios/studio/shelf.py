@@ -153,6 +153,11 @@ class Shelf:
                         return found
         return found
 
+    def at(self, path: Path) -> str:
+        """The name in addresses of a path in one of the given folders."""
+        number = next(number for number, root in enumerate(self.roots) if path.is_relative_to(root))
+        return self.name(number, path)
+
     def name(self, number: int, path: Path) -> str:
         """The name in addresses of a path below a given folder."""
         below = path.relative_to(self.roots[number]).as_posix()

@@ -79,9 +79,11 @@ class Started:
 
 
 class Starter:
-    """Starts, continues and stops runs. folder: where new runs are put."""
+    """Starts, continues and stops runs. folder: where new runs are put; None if no given folder can
+    take them.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._started: dict[Path, Started] = {}
         self._lock = threading.Lock()
@@ -98,6 +100,10 @@ class Starter:
         self, scenario: str, changes: list[str], engine: Engine, name: str, data_root: Path | None
     ) -> Started:
         """Start a scenario: a name of the library or a file. Raises CasamError before anything is written."""
+        if self.folder is None:
+            raise RunInputError(
+                "expected a folder for new runs, found only run folders; start: casam studio FOLDER"
+            )
         resolved = resolve_scenario(scenario, changes)
         folder = choose_folder(
             resolved, self.folder / (name or f"{resolved.name}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -20,10 +20,11 @@ from scenarios.report.page import page
 from scenarios.report.parts import step_of
 from scenarios.report.reading import Found, read_all, read_run
 from scenarios.report.sections.costs import bytes_by_stage
+from scenarios.report.sections.next_steps import for_every_run, found_in
 from scenarios.report.sections.quality import verdict
 from scenarios.report.sections.record import ranges
 from tests.opened import opened_below
-from tests.scenarios.report.making import scenario_of, write_run
+from tests.scenarios.report.making import scenario_of, statistics, write_run
 
 CANARY = "CANARY-8f1c-of-a-patient"
 
@@ -174,13 +175,78 @@ def test_two_runs_stand_side_by_side_with_their_differences(both: str) -> None:
     assert "The continual matrix" not in text  # a run's own part
 
 
-def test_a_studys_own_answer_comes_first(tmp_path: Path) -> None:
+SUMMARY = """# Study dp
+
+What it costs <to all>.
+
+2 of 3 runs finished, seeds 0, 1.
+- eps3-s2 failed: no disk
+
+## What does noise cost?
+
+| noise | IoU at the end | cost or gain | p (Holm) |
+| --- | --- | --- | --- |
+| none | 79.0 | baseline |  |
+| dp | 75.0 | -4.0 [-5.0, -3.0] | 0.010 |
+
+- **dp** costs 4.0 points of mean IoU against none: significant (p = 0.010, 2 seeds).
+"""
+"""As scenarios/study/text.py writes it."""
+
+
+def test_a_studys_page_leads_with_its_verdicts(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / "study" / "runs" / f"s{seed}", scenario_of(seed=seed))
-    (tmp_path / "study" / "summary.md").write_text("# What it costs <to all>")
-    text = shown(page(read_all([tmp_path / "study"]), full=False))
-    assert "What study study found" in text
-    assert text.index("# What it costs <to all>") < text.index("Headline figures")
+    (tmp_path / "study" / "summary.md").write_text(SUMMARY)
+    html = page(read_all([tmp_path / "study"]), full=False)
+    text = shown(html)
+    verdict_ = "What does noise cost? dp costs 4.0 points of mean IoU against none: significant"
+    order = [
+        "What study study found",
+        "Not finished: eps3-s2 failed: no disk",
+        verdict_,
+        "-4.0 [-5.0, -3.0]",
+        "# Study dp What it costs <to all>.",  # the text itself, unchanged
+        "Headline figures",
+    ]
+    assert sorted(order, key=text.index) == order
+    assert '<td class="number">-4.0 [-5.0, -3.0]</td>' in html
+
+
+def test_what_to_do_next_follows_from_the_figures(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "one"), "one")
+    said = [step.text for step in found_in(run)]
+    assert [text.split(".")[0] for text in said] == [
+        "1 answer was missing or rejected (visitor)",
+        "1 request was refused by policy",
+    ]
+    always = list(for_every_run(run))
+    assert [step.command.split()[:2] for step in always] == [
+        ["casam", x] for x in ("attack", "compare", "studio")
+    ]
+    assert always[0].text.startswith("north, west and heart send values without noise")  # south adds noise
+    val = read_run(write_run(tmp_path / "val", evaluated_on="val"), "val")
+    assert "validation images" in next(found_in(val)).text
+
+
+def test_a_task_that_is_worse_beyond_chance_is_named(tmp_path: Path) -> None:
+    worse = {
+        "north": {"polyp": statistics(0.5, -0.1, 0.05)},
+        "west": {"histology": statistics(0.7, -0.1, 0.2)},
+    }
+    run = read_run(write_run(tmp_path / "one", statistics=worse), "one")
+    (said,) = [step for step in found_in(run) if "worse than frozen SAM" in step.text]
+    assert "on polyp beyond chance" in said.text
+
+
+def test_pictures_are_linked_and_never_embedded(tmp_path: Path) -> None:
+    scenario = scenario_of(evaluation={"overlays": 4})
+    html = page(read_all([write_run(tmp_path / "one", scenario)]), full=True)
+    links = [a["href"] for a in Outline(html).all("a") if not (a["href"] or "#").startswith("#")]
+    assert links == [
+        f"institutions/{site.name}/private/overlays/index.html" for site in scenario.institutions
+    ]
+    assert "<img" not in html
 
 
 def test_markup_from_a_run_is_text_on_the_page(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from casam_core.errors import CasamError
 from scenarios.engines import Engine
 from scenarios.studio import started
 from scenarios.studio.pages import Studio
+from scenarios.studio.serve import studio_at
 from scenarios.studio.started import Starter, Step
 
 WORKS = """
@@ -138,6 +139,18 @@ def test_the_form_starts_a_run_and_its_page_follows_it(
         assert "from-form" in visitor.get("/").text
     finally:
         studio.starter.stop_all()
+
+
+def test_a_run_folder_takes_no_other_run(tiny_runs: Path) -> None:
+    with studio_at([tiny_runs / "done"], 0) as (door, server, _):
+        guarded = server.config.app
+        person = TestClient(guarded, base_url=f"http://127.0.0.1:{door.port}", follow_redirects=True)
+        html = person.get(door.address).text
+        assert "done" in html
+        assert 'action="/start"' not in html
+        assert person.get("/run?at=0").status_code == 200
+    with pytest.raises(CasamError, match="found only run folders"):
+        Starter(None).start("quickstart", [], Engine.inprocess, "", None)
 
 
 @pytest.mark.parametrize("scenario", ["/etc/passwd", "../x.toml", "file:0/../../x.toml", ""])
