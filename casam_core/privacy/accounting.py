@@ -51,7 +51,7 @@ class Mechanism:
     """A Gaussian mechanism on a Poisson sample. noise_multiplier: standard deviation / L2 sensitivity.
     sample_rate: the probability that a unit takes part in a step; 1 for all units.
 
-    A choice (casam_core.privacy.private_choice) counts as the Gaussian that tells at least as much.
+    A choice counts as the Gaussian that tells at least as much.
     """
 
     noise_multiplier: float

@@ -266,5 +266,5 @@ def policy_page(scenario_name: str, institution: str, policy_text: str) -> list[
                 blocks.append(Table(heading, tuple(part.headings), lines, words=words))
             else:
                 blocks += [Notice(text) for text in ([part] if isinstance(part, str) else part)]
-        sections.append((heading, blocks))
+        sections.append((heading.replace("`", ""), blocks))
     return sections

@@ -28,7 +28,7 @@ from scenarios.report.reading import read_all, read_run
 from scenarios.studio import explained, gallery, live_page, prompting, run_pages
 from scenarios.studio.access import REPORT_POLICY
 from scenarios.studio.shelf import NotFoundError, Shelf
-from scenarios.studio.started import Starter
+from scenarios.studio.started import Started, Starter
 
 MOST_FORM_BYTES = 64 * 1024
 
@@ -199,7 +199,7 @@ def start(asked: Asked) -> Response:
 def run_page(asked: Asked) -> Response:
     """A run: live while it works, then its result."""
     studio, at = asked.studio, asked.get("at")
-    started = next((one for one in studio.starter.all() if studio.shelf.at(one.folder) == at), None)
+    started = started_at(studio, at)
     try:
         run = studio.shelf.run(at)
     except NotFoundError:
@@ -221,6 +221,13 @@ def run_page(asked: Asked) -> Response:
     )
 
 
+def started_at(studio: Studio, at: str) -> Started | None:
+    """The process of this studio that works, or worked last, on the run of this name, also before its
+    folder exists.
+    """
+    return next((one for one in studio.starter.all() if studio.shelf.at(one.folder) == at), None)
+
+
 def live(asked: Asked) -> Response:
     """The changing part of a run's page."""
     run = asked.studio.shelf.run(asked.get("at"))
@@ -231,7 +238,7 @@ def live(asked: Asked) -> Response:
 def stop(asked: Asked) -> Response:
     """Ask a run of this studio to stop."""
     at = asked.get("at")
-    started = asked.studio.starter.of(asked.studio.shelf.find(at))
+    started = started_at(asked.studio, at)
     if started is None or not started.working:
         raise RunInputError(
             "expected a run that this studio started and that works; stop others in their terminal"

@@ -1,7 +1,7 @@
 """A box or points on an image: frozen SAM, the router's answer and chosen entries side by side.
 
-An image is encoded once; then a prompt costs a decoder pass for each answer. Everything stays in this
-process's memory and is forgotten when the studio ends.
+An image is encoded once; then a prompt costs a decoder pass for each answer. Images and masks stay in this
+process's memory and are forgotten when the studio ends; an upload is a temporary file while it is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from PIL import Image
 
 from casam_core.errors import PromptError
 from casam_core.routing.decision import IDENTITY
-from client.data.pixels import read_image
 from scenarios.studio.shelf import RunItem
 
 if TYPE_CHECKING:
@@ -86,16 +85,19 @@ class Desk:
 
     def open_file(self, path: Path, run: RunItem) -> Opened:
         """Read and encode an image for the bank of a run. Raises CasamError."""
-        return self._open(path.name, read_image(path), run)
+        return self._open(path.name, path, run)
 
     def open_bytes(self, name: str, content: bytes, run: RunItem) -> Opened:
         """The same for an image that a person chose in the browser. Raises CasamError."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"upload{Path(name).suffix.lower()}"
             path.write_bytes(content)
-            return self._open(Path(name).name[:80], read_image(path), run)
+            return self._open(Path(name).name[:80], path, run)
 
-    def _open(self, name: str, image_HW3: NDArray[np.uint8], run: RunItem) -> Opened:
+    def _open(self, name: str, path: Path, run: RunItem) -> Opened:
+        from client.data.pixels import read_image  # with scipy: not before the first page
+
+        image_HW3 = read_image(path)
         with self._lock:
             segmenter = self._segmenter(run)
             begun = time.perf_counter()

@@ -144,7 +144,7 @@ class Shelf:
         found: list[Item] = []
         for number, root in enumerate(self.roots):
             for folder in folders_in(root):
-                if is_run(folder) or any(is_run(above) for above in folder.parents if above != root.parent):
+                if is_run(folder):
                     continue
                 for path in sorted(folder.iterdir()):
                     if path.suffix.lower() in IMAGES and path.resolve().is_relative_to(root):

@@ -40,7 +40,7 @@ def tables(lines: Sequence[str]) -> Iterator[Table]:
     caption, rows = "", list[list[str]]()
     for line in (*lines, ""):
         if line.startswith("|"):
-            rows.append([plain(cell) for cell in line.strip("| ").split(" | ")])
+            rows.append([plain(cell) for cell in line.strip()[1:-1].split("|")])
             continue
         if len(rows) > 2:  # the head, Markdown's rule, at least one row
             body: list[Row] = [tuple(row) for row in rows[2:] if len(row) == len(rows[0])]

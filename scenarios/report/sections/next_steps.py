@@ -34,7 +34,7 @@ def found_in(run: Run) -> Iterator[Step]:
         names = sorted({str(event.facts.get("institution")) for event in failures})
         yield Step(
             f"{number(len(failures), 'answer')} missing or rejected ({listed(names)}). Read the reasons "
-            "under Who did what, and the institutions' own logs, before you trust these figures."
+            'under "Who did what", and the institutions\' own logs, before you trust these figures.'
         )
     fell_back = [str(event.facts.get("task")) for event in run.events if event.name == "fallback"]
     worse = [task for task in summary.tasks if is_worse(run, task) and task not in fell_back]
@@ -54,7 +54,7 @@ def found_in(run: Run) -> Iterator[Step]:
     if rate is not None and rate >= OFTEN_UNKNOWN:
         yield Step(
             f"{percent(rate)} of the learned tasks' images count as unknown, so frozen SAM segments them. "
-            "The margins under How images find their task show whether they lie near the threshold."
+            'The margins under "How images find their task" show whether they lie near the threshold.'
         )
     if silent := [name for name, site in summary.privacy.items() if site.policy.metrics == "never"]:
         yield Step(
@@ -63,8 +63,8 @@ def found_in(run: Run) -> Iterator[Step]:
         )
     if refusals(summary):
         yield Step(
-            f"{number(refusals(summary), 'request')} refused by policy. Who did what says which; a policy is the "
-            "institution's own decision, and casam site review shows an institution what it allows."
+            f'{number(refusals(summary), "request")} refused by policy. "Who did what" says which; a policy '
+            "is the institution's own decision, and casam site review shows an institution what it allows."
         )
 
 

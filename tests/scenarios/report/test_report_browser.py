@@ -127,6 +127,23 @@ def test_the_matrix_earns_its_space(
     assert letters >= 13
 
 
+def test_the_contents_follow_the_reader(browser: webdriver.Chrome, pages: dict[str, Path]) -> None:
+    contents = (
+        "scrollTo({top: document.documentElement.scrollHeight / 2, behavior: 'instant'});"
+        "const n = document.querySelector('nav'), link = n.querySelector('li a');"
+        "return [n.getBoundingClientRect().top, n.getBoundingClientRect().height, link.checkVisibility()]"
+    )
+    show(browser, pages["one"], DESKTOP, "light")
+    top, _, seen = browser.execute_script(contents)
+    assert (top, seen) == (0, True)  # open beside the text
+    current = "return [...document.querySelectorAll('nav a:target-current')].map(a => a.textContent)"
+    assert len(browser.execute_script(current)) == 1
+    show(browser, pages["one"], PHONE, "light")
+    top, height, seen = browser.execute_script(contents)
+    assert (top, seen) == (0, False)  # one folded line at the top
+    assert height < 60
+
+
 def test_the_keyboard_reaches_the_content_first(browser: webdriver.Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["one"], DESKTOP, "light")
     key = {"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9}

@@ -205,7 +205,7 @@ def test_a_studys_page_leads_with_its_verdicts(tmp_path: Path) -> None:
         "What study study found",
         "Not finished: eps3-s2 failed: no disk",
         verdict_,
-        "-4.0 [-5.0, -3.0]",
+        "none 79.0 baseline dp 75.0 -4.0 [-5.0, -3.0] 0.010",
         "# Study dp What it costs <to all>.",  # the text itself, unchanged
         "Headline figures",
     ]

@@ -137,6 +137,9 @@ def test_the_form_starts_a_run_and_its_page_follows_it(
         page = visitor.get("/run?at=0/from-form").text
         assert "quickstart: 3 tasks; starts" in page
         assert "from-form" in visitor.get("/").text
+        # It can be stopped before its folder exists.
+        assert visitor.post("/run/stop", data={"at": "0/from-form"}).status_code == 303
+        assert soon(lambda: begun.status == "stopped")
     finally:
         studio.starter.stop_all()
 

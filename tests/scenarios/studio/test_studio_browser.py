@@ -14,7 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from scenarios.studio.serve import studio_at
 from tests.browser.driving import DESKTOP, PHONE, TABLET, needs_chromium, picture, violations, window
@@ -140,6 +140,17 @@ def test_a_point_and_a_box_by_keyboard(browser: webdriver.Chrome, root: str, tmp
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     assert violations(browser) == []
     picture(browser, tmp_path / "studio-prompt-390-dark.png")
+
+
+def test_a_policy_in_words_fits_a_phone(browser: webdriver.Chrome, root: str, tmp_path: Path) -> None:
+    window(browser, PHONE, "light")
+    browser.get(f"{root}/policy")
+    Select(browser.find_element(By.ID, "scenario")).select_by_visible_text("quickstart")
+    browser.find_element(By.CSS_SELECTOR, "form button").click()
+    WebDriverWait(browser, 120).until(lambda b: b.find_elements(By.ID, "p-2"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert violations(browser) == []
+    picture(browser, tmp_path / "studio-words-390-light.png")
 
 
 def test_the_gallery_zooms_and_closes_with_the_keyboard(browser: webdriver.Chrome, root: str) -> None:
