@@ -21,7 +21,7 @@ import pytest
 from casam_core.protocol.fingerprint import ROOT, TRUSTED
 from scenarios.commands.cli import EXTRAS, advice_for
 
-TRUSTED_LINES = 23_800
+TRUSTED_LINES = 24_900
 """Lines of Python in the bundle: what an auditor reads before a site pins it. Lower it when code goes."""
 
 # Spelled in two parts, so that this file passes its own test.

@@ -49,7 +49,7 @@ class LimitSpec(Section):
     test: int | None = Field(None, ge=1, description="Most test images.")
 
 
-READER_NAMES = ["folder", "phantom", "nifti", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"]
+READER_NAMES = ["folder", "phantom", "nifti", "itk", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"]
 """The keys of client.data.open.READERS, repeated here because this package cannot import `client`."""
 
 
@@ -69,24 +69,42 @@ class DataSpec(Section):
     )
     list_file: str | None = Field(
         None,
-        description="CSV file inside the folder with the columns image and mask, and if known split and "
-        "patient (reader folder).",
+        description="File inside the folder that lists images and masks: CSV with the columns image and "
+        "mask, "
+        "and if known split and patient, or MONAI's JSON with training, validation and test.",
+    )
+    split_lists: str | None = Field(
+        None,
+        description="Folder inside the folder with train.txt, val.txt and test.txt, one `{id}` in a line, as "
+        "of Pascal VOC; together with image_files. Images that no list names are not read.",
     )
     labels: Literal["instances", "classes", "colours"] = Field(
         "instances",
         description="classes: each connected component of a class is one instance. colours: the same for RGB "
         "masks with one colour for each class and black for background (reader folder).",
     )
+    object_values: list[int] | None = Field(
+        None,
+        description="[lowest, highest] mask value of an object, e.g. [1, 254]; every other value is "
+        "background (reader folder).",
+    )
     group_pattern: str | None = Field(
         None,
         description="Regular expression for file names; its first group names the patient or slide.",
     )
-    slice_axis: Literal[0, 1, 2] = Field(2, description="Axis across the slices (reader nifti).")
+    slice_axis: Literal[0, 1, 2] = Field(2, description="Axis across the slices (readers nifti, itk).")
     window: list[float] | None = Field(
         None,
         description="[centre, width] of the intensities shown from black to white, e.g. [40, 400] (readers "
-        "nifti, dicom). Default: the window in the file, or else percentiles of the volume.",
+        "nifti, itk, dicom). Default: the window in the file, or else percentiles of the volume.",
     )
+    structures: list[str] | None = Field(
+        None,
+        description="Names of the structures to read from DICOM SEG and RTSTRUCT (reader dicom). Default: "
+        "all "
+        "but the outline of the body.",
+    )
+    channel: int = Field(0, ge=0, description="Channel of a stack that has several (reader tiff_stack).")
     annotations: str = Field("annotations.json", description="File inside the folder (reader coco).")
     pseudo_masks: bool = Field(
         False, description="Train on the imask files, not on the labels (reader med_datasets)."
@@ -123,6 +141,8 @@ class DataSpec(Section):
             raise ValueError("expected image_files and mask_files together, found one of them")
         if self.list_file is not None and self.image_files is not None:
             raise ValueError("expected list_file or patterns of files, found both; leave one out")
+        if self.split_lists is not None and "{id}" not in (self.image_files or ""):
+            raise ValueError("expected image_files with {id} beside split_lists, found none; add it")
         if self.labels == "colours" and self.reader != "folder":
             raise ValueError(f"labels = 'colours' belongs to folder, found reader {self.reader!r}")
         return self
@@ -131,6 +151,15 @@ class DataSpec(Section):
     def patterns(self) -> tuple[str, str] | None:
         """The patterns of images and masks; None for images/ and masks/ with the same names."""
         return (self.image_files, self.mask_files) if self.image_files and self.mask_files else None
+
+    @model_validator(mode="after")
+    def _object_values_are_a_range(self) -> DataSpec:
+        values = self.object_values
+        if values is not None and not (len(values) == 2 and 1 <= values[0] <= values[1]):
+            raise ValueError(f"object_values must be [lowest, highest] from 1 on, found {values}")
+        if values is not None and self.labels == "colours":
+            raise ValueError("expected object_values or labels = 'colours', found both; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _window_is_centre_and_width(self) -> DataSpec:
@@ -143,14 +172,18 @@ class DataSpec(Section):
 
 
 OPTIONS = {
-    "image_files": ("folder", "nifti", "tiff_stack"),
-    "mask_files": ("folder", "nifti", "tiff_stack"),
-    "list_file": ("folder",),
-    "slice_axis": ("nifti",),
-    "window": ("nifti", "dicom"),
+    "image_files": ("folder", "nifti", "itk", "tiff_stack"),
+    "mask_files": ("folder", "nifti", "itk", "tiff_stack"),
+    "list_file": ("folder", "nifti", "itk", "tiff_stack"),
+    "split_lists": ("folder", "nifti", "itk", "tiff_stack"),
+    "object_values": ("folder",),
+    "slice_axis": ("nifti", "itk"),
+    "window": ("nifti", "itk", "dicom"),
+    "structures": ("dicom",),
+    "channel": ("tiff_stack",),
     "annotations": ("coco",),
     "pseudo_masks": ("med_datasets",),
-    "group_pattern": ("folder", "nifti", "coco", "yolo", "tiff_stack", "med_datasets"),
-    "labels": ("folder", "nifti", "dicom", "tiff_stack", "med_datasets"),
+    "group_pattern": ("folder", "nifti", "itk", "coco", "yolo", "tiff_stack", "med_datasets"),
+    "labels": ("folder", "nifti", "itk", "dicom", "tiff_stack", "med_datasets"),
 }
 """The keys of DataSpec that only some readers support."""

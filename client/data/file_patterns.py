@@ -7,7 +7,9 @@ A pattern is a path inside the dataset's folder, with `/` between folders. Its m
     {folder}    a folder that says nothing about the patient, such as a class
     {split}     a folder or a part of a name: train, val or test, also as training, validation, testing
     {n}         nothing, or the number of a mask: then each mask of an image is one instance
+    {class}     in masks only, a folder or a part of a name: then each mask of an image is one class
     *           any part of a name; `.*` at the end is any file ending that the reader knows
+    {{ and }}   a brace that is part of a name
 
 For example `{patient}/{id}.*` with `{patient}/{id}_mask{n}.*`.
 """
@@ -16,14 +18,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from casam_core.errors import DataError
 from client.data.damage import DataFaultsError
-from client.data.listing import groups_of, naming, paired_files, require_folder
+from client.data.listing import naming, require_folder
 
 SPLITS: Mapping[str, Literal["train", "val", "test"]] = {
     "train": "train",
@@ -38,9 +40,12 @@ SPLITS: Mapping[str, Literal["train", "val", "test"]] = {
 """Names of the parts of a split, in lower case."""
 
 KEYS = ("split", "folder", "patient", "id")
-_MARK = re.compile(r"\{(\w+)\}|\*")
+_MARK = re.compile(r"\{\{|\}\}|\{(\w+)\}|\*")
 _NUMBERS = ("", r"[-_ .]\d+", r"\d+", r" ?\(\d+\)")
 """What {n} can be. The first form that leads to an image is taken."""
+
+
+Part = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -55,63 +60,47 @@ class Pair:
     image: Path
     masks: tuple[Path, ...]
     group: str | None
-    part: Literal["train", "test"] | None
+    part: Part | None
 
 
 Key = tuple[str, ...]
 """What image and mask have in common."""
 
 
-Patterns = tuple[str, str]
-"""Of images and of masks."""
-
-
-def listed(
-    path: Path, suffixes: frozenset[str], names: str, patterns: Patterns | None, group_pattern: str | None
+def find_pairs(
+    path: Path,
+    image_files: str,
+    mask_files: str,
+    suffixes: Collection[str],
+    parts: Mapping[str, Part | None] | None = None,
 ) -> list[Pair]:
-    """The pairs of a reader, sorted by id: by its patterns, else images/ and masks/ with the same stems.
-
-    group_pattern: searched in every id; its first group takes the place of {patient}. Raises DataError.
-    """
-    if patterns is None:
-        found = [
-            Pair(stem, image, (mask,), None, None)
-            for stem, (image, mask) in paired_files(path, suffixes, names).items()
-        ]
-    else:
-        found = find_pairs(path, *patterns, suffixes)
-    return grouped(path, found, group_pattern)
-
-
-def grouped(path: Path, pairs: Sequence[Pair], group_pattern: str | None) -> list[Pair]:
-    """The pairs with the groups that the regular expression finds in their ids, if there is one."""
-    if group_pattern is None:
-        return list(pairs)
-    groups = groups_of(path, [pair.id for pair in pairs], group_pattern)
-    return [replace(pair, group=group) for pair, group in zip(pairs, groups, strict=True)]
-
-
-def find_pairs(path: Path, image_files: str, mask_files: str, suffixes: Collection[str]) -> list[Pair]:
     """The images of a folder with their masks, sorted by id. Raises DataError.
 
     suffixes: the file endings that the reader knows, in lower case. Hidden files are ignored.
+    parts: only the images with these values of {id} are read, and belong to these parts.
     """
     require_folder(path, f"{image_files} and {mask_files}")
-    return pairs_among(path, files_below(path), image_files, mask_files, suffixes)
+    return pairs_among(path, files_below(path), image_files, mask_files, suffixes, parts)
 
 
 def pairs_among(
-    path: Path, files: Sequence[str], image_files: str, mask_files: str, suffixes: Collection[str]
+    path: Path,
+    files: Sequence[str],
+    image_files: str,
+    mask_files: str,
+    suffixes: Collection[str],
+    parts: Mapping[str, Part | None] | None = None,
 ) -> list[Pair]:
     """The same for the paths `files` inside the folder `path`. One error lists all missing partners."""
     marks = [mark for mark in KEYS if f"{{{mark}}}" in image_files and f"{{{mark}}}" in mask_files]
-    if not marks:
+    if not marks or "{class}" in image_files:
         raise DataError(
-            f"{path}: expected {{id}} or {{patient}} in both image_files and mask_files, found "
-            f"{image_files!r} and {mask_files!r}; correct the patterns"
+            f"{path}: expected {{id}} or {{patient}} in both image_files and mask_files, and {{class}} in "
+            f"mask_files only, found {image_files!r} and {mask_files!r}; correct the patterns"
         )
-    found = _matched(path, files, marks, _forms(image_files, suffixes)[0], _forms(mask_files, suffixes))
-    images, masks, orphans = found
+    images, masks, orphans = _matched(
+        path, files, marks, _forms(image_files, suffixes)[0], _forms(mask_files, suffixes), parts
+    )
     _require_partners(path, images, masks, orphans, (image_files, mask_files))
     _require_one_mask(path, images, masks, mask_files)
     splits = {image[0]: image.groupdict().get("split") for image in images.values()}
@@ -121,10 +110,21 @@ def pairs_among(
         names = image.groupdict()
         label = "_".join(names[mark] for mark in KEYS if names.get(mark))
         own = tuple(path / mask for mask in sorted(masks[key]))
-        pairs.append(Pair(label, path / image[0], own, names.get("patient"), part_of.get(image[0])))
+        part = part_of.get(image[0]) if parts is None else parts[names["id"]]
+        pairs.append(Pair(label, path / image[0], own, names.get("patient"), part))
     if len({pair.id for pair in pairs}) < len(pairs):
         raise DataError(f"{path}: expected names that differ, found two images with the same id; rename one")
+    if parts is not None:
+        _require_all_listed(path, images, parts)
     return sorted(pairs, key=lambda pair: pair.id)
+
+
+def _require_all_listed(path: Path, images: Mapping[Key, re.Match[str]], listed: Collection[str]) -> None:
+    if absent := sorted(set(listed) - {image.groupdict()["id"] for image in images.values()}):
+        raise DataError(
+            f"{path}: expected an image for every name in the lists, found {naming(absent, 'name')} without; "
+            "correct the lists or image_files"
+        )
 
 
 def _matched(
@@ -133,8 +133,12 @@ def _matched(
     marks: Sequence[str],
     image_form: re.Pattern[str],
     mask_forms: Sequence[re.Pattern[str]],
+    only: Collection[str] | None,
 ) -> tuple[dict[Key, re.Match[str]], dict[Key, list[str]], list[str]]:
-    """Images and masks by what they have in common, and masks without an image."""
+    """Images and masks by what they have in common, and masks without an image.
+
+    only: the values of {id} to read.
+    """
     images: dict[Key, re.Match[str]] = {}
     possible: dict[str, list[Key]] = {}
     for file in files:
@@ -143,6 +147,8 @@ def _matched(
             possible[file] = [tuple(found[mark] for mark in marks) for found in fits]
         elif image := image_form.fullmatch(file):
             key = tuple(image[mark] for mark in marks)
+            if only is not None and image.groupdict()["id"] not in only:
+                continue
             if key in images:
                 raise DataError(
                     f"{path}: expected one image for each {' and '.join(marks)}, found {images[key][0]} and "
@@ -154,12 +160,12 @@ def _matched(
     for file, keys in possible.items():
         if known := [key for key in keys if key in images]:
             masks.setdefault(known[0], []).append(file)
-        else:
+        elif only is None:
             orphans.append(file)
     return images, masks, orphans
 
 
-def parts_of(splits: Mapping[str, str]) -> dict[str, Literal["train", "test"]]:
+def parts_of(splits: Mapping[str, str]) -> dict[str, Part]:
     """The part of every image from its split (a value of SPLITS), by its path; empty for one split only."""
     if len(set(splits.values())) < 2:
         return {}
@@ -170,19 +176,19 @@ def parts_of(splits: Mapping[str, str]) -> dict[str, Literal["train", "test"]]:
 def _require_one_mask(
     path: Path, images: Mapping[Key, re.Match[str]], masks: Mapping[Key, list[str]], mask_files: str
 ) -> None:
-    if one_mask_per_instance(mask_files):
+    if several_masks(mask_files):
         return
     for key, found in masks.items():
         if len(found) > 1:
             raise DataError(
-                f"{path}: expected one mask for {images[key][0]}, found {naming(found, 'file')}; remove one, "
-                "or write {n} where the number of an instance is"
+                f"{path}: expected one mask for {images[key][0]}, found {naming(found, 'file')}; "
+                "write {n} where the number of an instance is, or {class} where the name of a class is"
             )
 
 
-def one_mask_per_instance(mask_files: str) -> bool:
-    """Whether an image may have several masks, each of one instance."""
-    return "{n}" in mask_files or "*" in mask_files.removesuffix(".*")
+def several_masks(mask_files: str) -> bool:
+    """Whether an image may have several masks, each of one instance or one class."""
+    return any(mark in mask_files.removesuffix(".*") for mark in ("{n}", "{class}", "*"))
 
 
 def files_below(path: Path) -> list[str]:
@@ -217,12 +223,24 @@ def _leads_back(path: Path, folder: Path) -> bool:
 
 def _forms(pattern: str, suffixes: Collection[str]) -> list[re.Pattern[str]]:
     """The regular expressions of a pattern: one, or with {n} one for each form of a number."""
-    endings = "|".join(re.escape(suffix) for suffix in sorted(suffixes, key=len, reverse=True))
+    endings = "|".join(_ending(suffix, suffixes) for suffix in suffixes)
     stem = pattern.removesuffix(".*")
     ending = f"(?i:{endings})" if pattern.endswith(".*") else ""
     return [
         re.compile(_translated(stem, number) + ending) for number in (_NUMBERS if "{n}" in pattern else ("",))
     ]
+
+
+def fitting(pattern: str, suffixes: Collection[str]) -> Callable[[str], bool]:
+    """Whether a path is like the pattern."""
+    forms = _forms(pattern, suffixes)
+    return lambda file: any(form.fullmatch(file) for form in forms)
+
+
+def _ending(suffix: str, suffixes: Collection[str]) -> str:
+    """The expression of a file ending that is not the end of a longer one: .tif but not .ome.tif."""
+    longer = [other for other in suffixes if other.endswith(suffix) and other != suffix]
+    return "".join(f"(?<!{re.escape(other.removesuffix(suffix))})" for other in longer) + re.escape(suffix)
 
 
 def _translated(stem: str, number: str) -> str:
@@ -231,19 +249,22 @@ def _translated(stem: str, number: str) -> str:
     for mark in _MARK.finditer(stem):
         parts.append(re.escape(stem[end : mark.start()]))
         end, name = mark.end(), mark[1]
-        if name is None:
+        if mark[0] in ("{{", "}}"):
+            parts.append(re.escape(mark[0][0]))
+        elif name is None:
             parts.append("[^/]*")
         elif name == "n":
             parts.append(number)
         elif name in seen:
             parts.append(f"(?P={name})")
-        elif name in KEYS:
+        elif name in (*KEYS, "class"):
             seen.add(name)
             parts.append(f"(?P<{name}>{splits if name == 'split' else '[^/]+'})")
         else:
             raise DataError(
-                f"{stem!r}: expected the marks {{id}}, {{patient}}, {{folder}}, {{split}} or {{n}}, found "
-                f"{{{name}}}; correct the pattern"
+                f"{stem!r}: expected the marks {{id}}, {{patient}}, {{folder}}, {{split}}, {{class}} or "
+                f"{{n}}, "
+                f"found {{{name}}}; correct the pattern, and write {{{{ for a brace that is part of a name"
             )
     return "".join([*parts, re.escape(stem[end:])])
 

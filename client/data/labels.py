@@ -31,11 +31,37 @@ def paint(masks_HW: Sequence[NDArray[np.bool_]]) -> tuple[NDArray[np.int32], lis
     Mask i becomes label i + 1. Larger masks are painted first, so that smaller ones stay whole: a lumen
     inside a gland keeps its pixels. At least one mask; all have the same size.
     """
-    labels_HW = np.zeros(masks_HW[0].shape, np.int32)
-    for index in sorted(range(len(masks_HW)), key=lambda i: -int(masks_HW[i].sum())):
-        labels_HW[masks_HW[index]] = index + 1
+    return _painted([np.flatnonzero(mask_HW) for mask_HW in masks_HW], masks_HW[0].shape)
+
+
+def _painted(
+    places: Sequence[NDArray[np.intp]], size: tuple[int, ...]
+) -> tuple[NDArray[np.int32], list[int]]:
+    """The same; places: of each mask, its pixels as indices into the flat image."""
+    labels_HW = np.zeros(size, np.int32)
+    for index in sorted(range(len(places)), key=lambda i: -len(places[i])):
+        labels_HW.flat[places[index]] = index + 1
     present = set(np.unique(labels_HW).tolist())
-    return labels_HW, [index for index in range(len(masks_HW)) if index + 1 not in present]
+    return labels_HW, [index for index in range(len(places)) if index + 1 not in present]
+
+
+def layered(
+    layers_HW: Sequence[NDArray[Any]], meaning: Meaning, *, one_instance: bool = False
+) -> tuple[NDArray[np.int32], list[int]]:
+    """Labels 1..n of layers that may overlap, and the indices of layers with an instance that no pixel shows.
+
+    layers_HW: integers of 0 and above, all of the same size, one of them not empty.
+    one_instance: all values of a layer are one instance; otherwise `meaning` says what they are.
+    """
+    places, owners = [], []
+    for index, values_HW in enumerate(layers_HW):
+        if values_HW.any():
+            labels_HW = (values_HW > 0).astype(np.int32) if one_instance else number(values_HW, meaning)
+            found = [np.flatnonzero(labels_HW == label) for label in range(1, int(labels_HW.max()) + 1)]
+            places += found
+            owners += [index] * len(found)
+    labels_HW, hidden = _painted(places, layers_HW[0].shape)
+    return labels_HW, sorted({owners[index] for index in hidden})
 
 
 def fill_polygon(xy_K2: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:

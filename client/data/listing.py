@@ -56,9 +56,8 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[st
             "with image_files and mask_files (docs/data.md)"
         )
     stems = {entry: _stem(entry, suffixes) for entry in entries}
-    unread = [
-        entry.name for entry, stem in stems.items() if stem is None and _format(entry) in _IMAGE_SUFFIXES
-    ]
+    foreign = _IMAGE_SUFFIXES - ({".raw"} if ".mhd" in suffixes else set())  # pixels of a header beside them
+    unread = [entry.name for entry, stem in stems.items() if stem is None and _format(entry) in foreign]
     if unread:
         raise DataError(
             f"{folder}: expected {names}, found {naming(unread, 'file')} of another format; "

@@ -9,6 +9,7 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.dataset import Dataset
 from client.data.readers.folder import FolderDataset
+from client.data.readers.pairs import rules_of
 
 Opener = Callable[[DataSpec, Path | None, int, str], Dataset]
 """(spec, data_root, seed, institution) -> dataset."""
@@ -38,7 +39,7 @@ def location_of(spec: DataSpec, data_root: Path | None, institution: str) -> str
 
 def _open_folder(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
     folder = _folder(spec, data_root, institution)
-    return FolderDataset(folder, spec.labels, spec.group_pattern, spec.patterns, spec.list_file)
+    return FolderDataset(folder, spec.labels, rules_of(spec), spec.object_values)
 
 
 def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
@@ -59,15 +60,31 @@ def _open_nifti(spec: DataSpec, data_root: Path | None, seed: int, institution: 
         slice_axis=spec.slice_axis,
         window=spec.window,
         labels=spec.labels,
-        group_pattern=spec.group_pattern,
-        patterns=spec.patterns,
+        rules=rules_of(spec),
+    )
+
+
+def _open_itk(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
+    from client.data.readers.itk import open_itk
+
+    return open_itk(
+        _folder(spec, data_root, institution),
+        slice_axis=spec.slice_axis,
+        window=spec.window,
+        labels=spec.labels,
+        rules=rules_of(spec),
     )
 
 
 def _open_dicom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.dicom import DicomDataset
+    from client.data.readers.dicom.dicom_dataset import DicomDataset
 
-    return DicomDataset(_folder(spec, data_root, institution), window=spec.window, labels=spec.labels)
+    return DicomDataset(
+        _folder(spec, data_root, institution),
+        window=spec.window,
+        labels=spec.labels,
+        structures=spec.structures,
+    )
 
 
 def _open_coco(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
@@ -90,8 +107,8 @@ def _open_tiff_stack(spec: DataSpec, data_root: Path | None, seed: int, institut
     return open_tiff_stack(
         _folder(spec, data_root, institution),
         labels=spec.labels,
-        group_pattern=spec.group_pattern,
-        patterns=spec.patterns,
+        rules=rules_of(spec),
+        channel=spec.channel,
     )
 
 
@@ -133,6 +150,7 @@ READERS: dict[str, Opener] = {
     "folder": _open_folder,
     "phantom": _open_phantom,
     "nifti": _open_nifti,
+    "itk": _open_itk,
     "dicom": _open_dicom,
     "coco": _open_coco,
     "yolo": _open_yolo,

@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from casam_core.errors import DataError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff"})
 """File endings that are read, in lower case."""
 
 MAX_PIXELS = 2**26

@@ -153,4 +153,6 @@ def division_of(spec: DataSpec, key: bytes) -> str:
         rules["patterns"] = list(spec.patterns)
     if spec.list_file is not None:
         rules["list_file"] = spec.list_file
+    if spec.split_lists is not None:
+        rules["split_lists"] = spec.split_lists
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

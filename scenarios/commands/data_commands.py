@@ -57,6 +57,14 @@ OfAnnotations = Annotated[
 OfPseudo = Annotated[
     bool, typer.Option("--pseudo-masks", help="Read imask for training images (med_datasets).")
 ]
+OfKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key",
+        metavar="KEY=VALUE",
+        help="Another key of the data table (docs/scenario.md), e.g. --key 'structures=[\"GTV\"]'",
+    ),
+]
 
 
 @data_app.command()
@@ -87,6 +95,7 @@ def check(
     window: OfWindow = None,
     annotations: OfAnnotations = None,
     pseudo_masks: OfPseudo = False,
+    keys: OfKeys = None,
     seed: Annotated[int, typer.Option(help="Seed of the split that is checked (DIR only).")] = 0,
 ) -> None:
     """Read every image, print a summary of each dataset, then all faults.
@@ -104,6 +113,7 @@ def check(
     options = reader_options(
         reader, image_files, mask_files, labels, group_pattern, slice_axis, window, annotations, pseudo_masks
     )
+    options |= other_keys(keys)
     spec: DataSpec | None = None
     if directory is not None:
         if data_root is not None:
@@ -169,6 +179,7 @@ def preview(
     window: OfWindow = None,
     annotations: OfAnnotations = None,
     pseudo_masks: OfPseudo = False,
+    keys: OfKeys = None,
 ) -> None:
     """Draw images with the outlines of their labels. The last line printed is the folder.
 
@@ -187,7 +198,7 @@ def preview(
     options = reader_options(
         reader, image_files, mask_files, labels, group_pattern, slice_axis, window, annotations, pseudo_masks
     )
-    spec = spec_of(directory, options)
+    spec = spec_of(directory, options | other_keys(keys))
     own = casam_home() / "institutions" / institution / "previews" / (directory.resolve().name or "data")
     folder = out.expanduser() if out else own
     with _progress(console(), "drawing") as show:
@@ -219,6 +230,16 @@ def reader_options(
         "annotations": annotations,
         "pseudo_masks": pseudo_masks or None,
     }
+
+
+def other_keys(given: Sequence[str] | None) -> dict[str, Any]:
+    """The keys of --key with their values in TOML. Raises ScenarioError."""
+    from casam_core.config.toml import apply_override
+
+    table: dict[str, Any] = {}
+    for text in given or ():
+        apply_override(table, text)
+    return table
 
 
 def must_exist(directory: Path) -> None:
@@ -268,13 +289,26 @@ def spec_of(directory: Path, options: Mapping[str, Any]) -> DataSpec:
 
 def _understanding(spec: DataSpec) -> dict[str, str]:
     """How a folder is read, as rows of the table."""
+    from client.data.file_patterns import several_masks
+    from scenarios.inspection.named_files import ENDINGS
+
     rows = {"reader": spec.reader}
-    if spec.reader in ("folder", "nifti", "tiff_stack"):
+    if spec.reader in ENDINGS:
         images, masks = spec.patterns or ("images/{id}.*", "masks/{id}.*")
         if spec.list_file is not None:
             images = masks = f"listed in {spec.list_file}"
         said = "" if "labels" in spec.model_fields_set else " (the default; nothing says it)"
-        rows |= {"image files": images, "mask files": masks, "labels": f"{MEANINGS[spec.labels]}{said}"}
+        rows |= {"image files": images, "mask files": masks}
+        if spec.split_lists is not None:
+            rows["lists of images"] = spec.split_lists
+        meaning = MEANINGS[spec.labels]
+        if "{class}" in masks and spec.labels == "instances":
+            meaning = "each mask is a class, and each class of an image is one object"
+        elif several_masks(masks) and "{class}" not in masks:
+            meaning, said = "each mask is one object", ""
+        rows["labels"] = f"{meaning}{said}"
+    if spec.object_values is not None:
+        rows["objects"] = f"mask values from {spec.object_values[0]} to {spec.object_values[1]}"
     return rows
 
 

@@ -205,7 +205,7 @@ class SiteOrder:
     source: str
     reader: str
     unseen: bool = False
-    keys: tuple[tuple[str, str], ...] = ()
+    keys: tuple[tuple[str, object], ...] = ()
 
     @property
     def relative(self) -> bool:

@@ -15,7 +15,7 @@ from casam_core.config.site_file import SiteFile, TaskDescription
 from casam_core.errors import DataError
 from client.data.listing import require_folder, visible_entries
 from client.data.open import open_dataset
-from scenarios.inspection.layout import PIXELS, VOLUMES, says_something
+from scenarios.inspection.named_files import DICOM, ITK_VOLUMES, PIXELS, VOLUMES, says_something
 from scenarios.inspection.understand import understand
 from scenarios.schema_pages import policy_lines, quoted
 
@@ -110,9 +110,9 @@ def is_one_dataset(folder: Path) -> bool:
     """Whether `folder` is a dataset itself; else its sub-folders are, one for each task."""
     entries = visible_entries(folder)
     files = [entry.name.lower() for entry in entries if not entry.is_dir()]
-    return any(name.endswith((*PIXELS, *VOLUMES)) or name in LISTS for name in files) or any(
-        says_something(entry.name) for entry in entries if entry.is_dir()
-    )
+    return any(
+        name.endswith((*PIXELS, *VOLUMES, *ITK_VOLUMES, *DICOM)) or name in LISTS for name in files
+    ) or any(says_something(entry.name) for entry in entries if entry.is_dir())
 
 
 def facts_of(spec: TaskDescription, data_root: Path) -> list[str]:

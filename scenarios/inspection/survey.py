@@ -26,7 +26,8 @@ class Survey:
 
     parts: images per part of the split. sides: (width, height) of every image. kinds: images by
     channels and depth, e.g. "gray 16-bit". instances: per image. empty: images excluded because they have no
-    label. regions: separate regions of each mask with one value. duplicates: ids of images with the same
+    label. regions: (separate regions, instances) of each image with one value, or one for each class.
+    duplicates: ids of images with the same
     pixels in the same part. hashes: SHA-256 of size and pixels -> (part, id) of each such image. warnings:
     notes that are not faults.
     """
@@ -39,7 +40,7 @@ class Survey:
     sides: list[tuple[int, int]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     instances: list[int] = field(default_factory=list)
-    regions: list[int] = field(default_factory=list)
+    regions: list[tuple[int, int]] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     hashes: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     faults: list[str] = field(default_factory=list)
@@ -99,7 +100,7 @@ def survey(
         except DataError as error:
             found.faults.extend(faults_of(error))
         else:
-            _count(found, loaded, bits)
+            _count(found, loaded, bits, classes="{class}" in (spec.mask_files or ""))
             found.hashes[pixel_hash(loaded)].append((part_of.get(sample.id, ""), sample.id))
         progress(done, found.images)
     _compare(found)
@@ -160,23 +161,24 @@ def _parts(dataset: Dataset, spec: DataSpec, key: bytes, scope: str, found: Surv
     return part_of
 
 
-def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
+def _count(found: Survey, loaded: LoadedSample, bits: int, classes: bool) -> None:
     image, labels = loaded.image_HW3, loaded.labels_HW
     found.sides.append((image.shape[1], image.shape[0]))
     gray = bool((image == image[..., :1]).all())
     found.kinds[f"{'gray' if gray else 'RGB'} {bits}-bit"] += 1
-    found.instances.append(int(labels.max()))
-    if labels.max() == 1:
-        found.regions.append(int(number(labels, "classes").max()))
+    instances = int(labels.max())
+    found.instances.append(instances)
+    if instances == 1 or classes:
+        found.regions.append((int(number(labels, "classes").max()), instances))
 
 
 def _doubt_labels(found: Survey) -> None:
     """Report masks that have one value each but several regions: their objects may have become one."""
-    several = sum(regions > 1 for regions in found.regions)
+    several = [regions for regions, instances in found.regions if regions > instances]
     if several and len(found.regions) == len(found.instances):
         found.faults.append(
             f"labels: expected one value per object, found one value in every mask and up to "
-            f"{max(found.regions)} separate regions in {several} of {len(found.regions)} masks; write "
+            f"{max(several)} separate regions in {len(several)} of {len(found.regions)} masks; write "
             f'labels = "classes" if each region is an object, or labels = "instances" if all regions are one'
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,17 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from casam_core.errors import DataError
-from client.data.file_patterns import files_below, pairs_among
+from client.data.file_patterns import files_below
 from client.data.listing import naming, require_folder
-from scenarios.inspection.layout import (
-    PIXELS,
-    UNREAD,
-    VOLUMES,
-    WITHOUT_TRUTH,
-    Layout,
-    layouts,
-    role_of_folder,
-)
+from client.data.readers.dicom.dicom_headers import is_dicom
+from scenarios.inspection.first_files import header_of, keys_of, names_in_lists, with_contents
+from scenarios.inspection.layout import NNUNET, UNREAD, Layout, layouts
+from scenarios.inspection.name_matching import SOME
+from scenarios.inspection.named_files import ITK_VOLUMES, PIXELS, VOLUMES, role_of_folder
 
 Choose = Callable[[Sequence[str]], int]
 """Asks a person: (one line for each understanding) -> the index of the chosen one."""
@@ -36,11 +32,7 @@ def understand(folder: Path, choose: Choose | None = None) -> Layout:
     """
     require_folder(folder, "images and masks")
     files = files_below(folder)
-    headers = {file: header_of(folder / file) for file in files if re.fullmatch(r"[^/]+\.csv", file.lower())}
-    found = [with_contents(folder, files, layout) for layout in layouts(files, headers)]
-    if unused := [file for file in headers if not any(file in layout.keys.values() for layout in found)]:
-        note = f"not read: {', '.join(unused)} (a list needs the columns image and mask)"
-        found = [replace(layout, notes=(*layout.notes, note)) for layout in found]
+    found = readings(folder, files)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -56,99 +48,41 @@ def understand(folder: Path, choose: Choose | None = None) -> Layout:
     return found[choose(lines)]
 
 
-def patterns_of(layout: Layout) -> tuple[str, str]:
-    """The patterns of images and masks of a layout."""
-    keys = layout.keys
-    return keys.get("image_files", "images/{id}.*"), keys.get("mask_files", "masks/{id}.*")
-
-
-def header_of(table: Path) -> list[str]:
-    """The names of the columns of a CSV file; none if it cannot be read."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            return next(csv.reader(file), [])
-    except (OSError, ValueError, csv.Error):
-        return []
-
-
-def with_contents(folder: Path, files: Sequence[str], layout: Layout) -> Layout:
-    """The layout with what only its files say: those that it leaves out, and of the first ones the content:
-    pages of a stack, colours of a mask."""
-    if layout.reader not in ("folder", "nifti") or "list_file" in layout.keys:
-        return layout
-    endings = VOLUMES if layout.reader == "nifti" else PIXELS
-    patterns = (
-        layout.keys.get("image_files", "images/{id}.*"),
-        layout.keys.get("mask_files", "masks/{id}.*"),
-    )
-    try:
-        pairs = pairs_among(folder, files, *patterns, endings)
-    except DataError:
-        return layout  # a file without a partner: the check names it
-    read = {path for pair in pairs for path in (pair.image, *pair.masks)}
-    if rest := [file for file in files if may_be_an_image(file, endings) and folder / file not in read]:
-        note = f"not read, because no pattern fits: {naming(rest, 'file')}"
-        layout = replace(layout, notes=(*layout.notes, note))
-    if layout.reader == "nifti":
-        return layout
-    pair = pairs[0]
-    if has_pages(pair.image):
-        return replace(layout, reader="tiff_stack")
-    if has_colours(pair.masks[0]):
-        note = "the masks have colours: each colour but black is a class, each connected part an object"
-        return Layout(layout.reader, {**layout.keys, "labels": "colours"}, (*layout.notes, note))
-    return layout
-
-
-def may_be_an_image(file: str, endings: tuple[str, ...]) -> bool:
-    """Whether the file has such an ending, and the layout has not counted it as left out."""
-    folders = file.lower().split("/")[:-1]
-    return file.lower().endswith(endings) and not any(name in WITHOUT_TRUTH for name in folders)
-
-
-def has_pages(image: Path) -> bool:
-    """Whether the file is a TIFF of several pages."""
-    if image.suffix.lower() not in (".tif", ".tiff"):
-        return False
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(image) as file:
-            return len(file.pages) > 1
-    except (tifffile.TiffFileError, OSError, ValueError):
-        return False  # the reader will say what is wrong with it
-
-
-def has_colours(mask: Path) -> bool:
-    """Whether the mask is RGB and not gray."""
-    from PIL import Image
-
-    try:
-        with Image.open(mask) as file:
-            if file.mode not in ("RGB", "RGBA") or file.format not in ("PNG", "TIFF"):
-                return False
-            red, green, blue = file.convert("RGB").split()
-            return bool(red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes())
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return False
+def readings(folder: Path, files: Sequence[str]) -> list[Layout]:
+    """All understandings, from the names of the files and the first ones' content."""
+    headers = {file: header_of(folder / file) for file in files if re.fullmatch(r"[^/]+\.csv", file.lower())}
+    lists = {file: keys_of(folder / file) for file in files if re.fullmatch(r"[^/]+\.json", file.lower())}
+    found = [
+        with_contents(folder, files, layout)
+        for layout in layouts(files, headers | lists, names_in_lists(folder, files))
+    ]
+    if not found and any(not Path(file).suffix and is_dicom(folder / file) for file in files[:SOME]):
+        return [Layout("dicom")]
+    if unused := [file for file in headers if not any(file in layout.keys.values() for layout in found)]:
+        note = f"not read: {', '.join(unused)} (a list needs the columns image and mask)"
+        found = [replace(layout, notes=(*layout.notes, note)) for layout in found]
+    return found
 
 
 def describe(layout: Layout) -> str:
     """One understanding in one line, as in a data table."""
-    return ", ".join(f'{key} = "{value}"' for key, value in {"reader": layout.reader, **layout.keys}.items())
+    table = {"reader": layout.reader, **layout.keys}
+    return ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items())
 
 
 def why_not(files: Sequence[str]) -> str:
     """Why no reader fits, and what to do."""
     advice = "describe the names with --image-files and --mask-files (docs/data.md)"
+    if len(several := sorted({found[1] for file in files if (found := NNUNET.match(file))})) > 1:
+        return f"expected one dataset, found {naming(several, 'nnU-Net dataset')}; name the folder of one"
     unread = Counter(end for file in files if (end := next(filter(file.lower().endswith, UNREAD), "")))
-    readable = [file for file in files if file.lower().endswith((*PIXELS, *VOLUMES))]
+    readable = [file for file in files if file.lower().endswith((*PIXELS, *VOLUMES, *ITK_VOLUMES))]
     if not readable:
         if unread:
             ending, count = unread.most_common(1)[0]
             return (
                 f"expected a format of docs/data.md, found {count} {ending} files, which no reader reads; "
-                "convert copies of them to PNG, TIFF or NIfTI"
+                "convert copies of them to PNG, TIFF, NIfTI or NRRD"
             )
         return "expected images and masks, found no file that a reader knows; correct the path"
     if not any(role_of_folder(folder) == "mask" for file in readable for folder in file.split("/")[:-1]):

@@ -18,11 +18,21 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.open import open_dataset
 from client.data.readers.coco import CocoDataset
-from client.data.readers.dicom import DicomDataset
+from client.data.readers.dicom.dicom_dataset import DicomDataset
+from client.data.readers.itk import open_itk
 from client.data.readers.med_datasets import MedDataset
 from client.data.readers.nifti import open_nifti
 from client.data.readers.tiff_stack import open_tiff_stack
-from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack, test_yolo
+from tests.client.data import (
+    test_coco,
+    test_dicom,
+    test_dicom_structures,
+    test_itk,
+    test_med_datasets,
+    test_nifti,
+    test_tiff_stack,
+    test_yolo,
+)
 from tests.fuzz.damage import contents, damaged, examples
 
 
@@ -51,6 +61,9 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "nifti": (lambda root: test_nifti.put(root, ending=".nii"), open_nifti),
     "tiff": (test_tiff_stack.put, open_tiff_stack),
     "dicom": (test_dicom.put, DicomDataset),
+    "itk": (lambda root: test_itk.put(root, ending=".mha"), open_itk),
+    "seg": (test_dicom_structures.with_seg, DicomDataset),
+    "rtstruct": (test_dicom_structures.with_rtstruct, DicomDataset),
     "med": (test_med_datasets.tiny, MedDataset),
     "yolo": (lambda root: test_yolo.put(root, a=test_yolo.SQUARE), opened("yolo")),
     "coco": (

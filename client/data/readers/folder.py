@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
-from client.data.file_patterns import Pair, Patterns, grouped, listed
-from client.data.labels import Meaning, number, paint
+from client.data.file_patterns import Pair
+from client.data.labels import Meaning, layered, number
 from client.data.pixels import SUFFIXES, read_colours, read_image, read_mask, stored_bits
-from client.data.readers.list_files import read_list
+from client.data.readers.pairs import SAME_STEMS, FileRules, listed
 
 
 class FolderDataset:
-    """Pairs of files with the same stem in `path`/images and `path`/masks, or as patterns of names say
-    (client/data/file_patterns.py) or a CSV file lists (client/data/readers/list_files.py). An image with
-    several masks has one instance in each.
+    """Pairs of files with the same stem in `path`/images and `path`/masks, or as `rules` say
+    (client/data/readers/pairs.py). An image with several masks has one instance in each, or with the mark
+    {class} one class; then the mask of a class that the image does not show may be absent or empty.
 
     The reader accepts .png, .jpg, .jpeg, .tif and .tiff, in upper or lower case; image and mask may have
     different endings. Hidden files and files that are no images (README, .txt, .json) are ignored. Other
@@ -29,7 +29,7 @@ class FolderDataset:
     labels="instances": each value above 0 of a mask is one instance.
     labels="classes": each connected part (sides or corners) of each value above 0 is one instance.
     labels="colours": the same for each colour of an RGB mask; black is background.
-    group_pattern: regular expression searched in every stem; its first group is the sample's group.
+    object_values: [lowest, highest] value of an object; other values of a mask are background.
 
     The constructor reads only the folder listings; scenarios/inspection/survey.py reads every file. Both
     raise DataError.
@@ -42,16 +42,13 @@ class FolderDataset:
         self,
         path: Path,
         labels: Meaning = "instances",
-        group_pattern: str | None = None,
-        patterns: Patterns | None = None,
-        list_file: str | None = None,
+        rules: FileRules = SAME_STEMS,
+        object_values: list[int] | None = None,
     ) -> None:
-        if list_file is not None:
-            pairs = grouped(path, read_list(path, list_file), group_pattern)
-        else:
-            pairs = listed(path, SUFFIXES, "PNG, JPEG or TIFF", patterns, group_pattern)
+        pairs = listed(path, SUFFIXES, "PNG, JPEG or TIFF", rules)
         self._files = {pair.id: pair for pair in pairs}
-        self._labels = labels
+        self._labels, self._rules = labels, rules
+        self._object_values = object_values
         self._path = path
         self._samples = tuple(Sample(pair.id, pair.group, pair.part) for pair in pairs)
 
@@ -69,11 +66,20 @@ class FolderDataset:
         pair = self._pair(sample)
         image_HW3 = read_image(pair.image)
         values = [self._values(pair.image.name, image_HW3, mask_path) for mask_path in pair.masks]
+        classes = self._rules.mask_is_class
+        empty = [mask for mask, values_HW in zip(pair.masks, values, strict=True) if not values_HW.any()]
+        if empty and not (classes and len(empty) < len(values)):
+            kind = "pixel of an object" if self._object_values else "labelled pixel"
+            raise DataError(
+                f"{empty[0]}: expected at least one {kind}, found only background (0); label the image, or "
+                "leave the pair out of the data"
+            )
         if len(values) > 1:
-            labels_HW, hidden = paint([values_HW > 0 for values_HW in values])
+            labels_HW, hidden = layered(values, self._labels, one_instance=not classes)
             if hidden:
                 raise DataError(
-                    f"{pair.masks[hidden[0]]}: expected a visible instance, found one below others; remove it"
+                    f"{pair.masks[hidden[0]]}: expected a visible instance, found one below others; "
+                    "correct the mask"
                 )
             return LoadedSample(image_HW3, labels_HW)
         return LoadedSample(image_HW3, number(values[0], self._labels))
@@ -81,15 +87,13 @@ class FolderDataset:
     def _values(self, name: str, image_HW3: NDArray[np.uint8], mask_path: Path) -> NDArray[Any]:
         """values_HW of one mask file. name: of its image."""
         values_HW = read_colours(mask_path) if self._labels == "colours" else read_mask(mask_path)
+        if self._object_values:
+            low, high = self._object_values
+            values_HW = np.where((values_HW >= low) & (values_HW <= high), values_HW, 0)
         if image_HW3.shape[:2] != values_HW.shape:
             raise DataError(
                 f"{mask_path}: expected the size of {name}, {_size(image_HW3)}, found "
                 f"{_size(values_HW)}; export image and mask at the same size"
-            )
-        if not values_HW.any():
-            raise DataError(
-                f"{mask_path}: expected at least one labelled pixel, found only background (0); "
-                f"label the image or remove the pair"
             )
         return values_HW
 

@@ -1,9 +1,10 @@
-"""Files that list a dataset: JSON, read into a checked model, and CSV with images and their masks."""
+"""Files that list a dataset: CSV and JSON with images and their masks, and lists of the parts of a split."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -12,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from casam_core.errors import DataError
 from client.data.damage import DataFaultsError
-from client.data.file_patterns import SPLITS, Pair, parts_of
-from client.data.listing import inside
+from client.data.file_patterns import SPLITS, Pair, Part, parts_of
+from client.data.listing import inside, naming
 from client.data.pixels import one_line
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -56,6 +57,11 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """Names of the columns, in lower case; split and patient may be absent."""
 
 
+def delimiter_of(first_line: str) -> str:
+    """What stands between the columns of a CSV file."""
+    return max(",;\t", key=first_line.count)
+
+
 def columns_of(header: Sequence[str]) -> dict[str, str] | None:
     """The columns of a list by their meaning; None if there is no column of images or none of masks."""
     found = {
@@ -67,16 +73,19 @@ def columns_of(header: Sequence[str]) -> dict[str, str] | None:
     return found if {"image", "mask"} <= found.keys() else None
 
 
+Row = tuple[str, Mapping[str, str]]
+"""(where it stands, its cells by the keys of COLUMNS)"""
+
+
 def read_list(path: Path, list_file: str) -> list[Pair]:
-    """The pairs that the CSV file lists, sorted by id. Raises DataError; one error names all missing files.
+    """The pairs that the file lists, sorted by id. Raises DataError; one error names all missing files.
 
     An image with several lines has a mask for each instance. Ids are the paths of the images.
     """
     source = inside(path, list_file, str(path))
     masks: dict[str, list[Path]] = {}
     facts: dict[str, tuple[str | None, str | None]] = {}
-    for number, row in enumerate(_rows(source), 2):
-        where = f"{source}, line {number}"
+    for where, row in _entries(source) if source.suffix.lower() == ".json" else _rows(source):
         # One name for one file: `./a.png` and `a.png` in two parts would be one image in both.
         image = PurePosixPath(row["image"]).as_posix() if row["image"] else ""
         said = _split(row.get("split", ""), where), row.get("patient") or None
@@ -96,18 +105,90 @@ def read_list(path: Path, list_file: str) -> list[Pair]:
     ]
 
 
-def _rows(source: Path) -> list[dict[str, str]]:
-    """The lines of a list, by what a column means. Raises DataError."""
+class _Listed(BaseModel):
+    """One image of a JSON list, as MONAI and the Medical Segmentation Decathlon write it."""
+
+    image: str
+    label: str | None = None
+
+
+class _Lists(BaseModel):
+    training: list[_Listed]
+    validation: list[_Listed | str] = []
+    test: list[_Listed | str] = []
+
+
+def _entries(source: Path) -> list[Row]:
+    """The images with a label of a JSON list; images without one, as of a challenge's test, are left out."""
+    lists = read_json(source, _Lists, "training: a list of image and label, each one file")
+    return [
+        (
+            f"{source}, {part} {number}",
+            {"image": entry.image, "mask": entry.label, "split": SPLITS[part]},
+        )
+        for part, entries in lists
+        for number, entry in enumerate(entries)
+        if isinstance(entry, _Listed) and entry.label is not None
+    ]
+
+
+def read_split_lists(path: Path, folder: str) -> dict[str, Part | None]:
+    """The part of every {id} that the lists in `folder` name; None for all if there is one list only.
+
+    Lists are called train.txt, val.txt, test.txt and so on (SPLITS); a line is an id, of Pascal VOC also with
+    -1, 0 or 1 behind it. Raises DataError.
+    """
+    where = inside(path, folder, str(path))
+    splits: dict[str, str] = {}
+    for split, named in SPLITS.items():
+        try:
+            lines = (where / f"{split}.txt").read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as fault:
+            raise DataError(
+                f"{where / split}.txt: expected a text file, it cannot be read: {one_line(fault)}"
+            ) from fault
+        ids = [_id_in(line.strip()) for line in lines if line.strip()]
+        if twice := sorted({name for name in ids if splits.get(name, named) != named}):
+            raise DataError(
+                f"{where}: expected each image in one list, found {naming(twice, 'image')} in two; correct "
+                "them"
+            )
+        splits |= dict.fromkeys(ids, named)
+    if not splits:
+        raise DataError(
+            f"{where}: expected train.txt, val.txt or test.txt with names, found none; correct it"
+        )
+    part_of = parts_of(splits)
+    return {name: part_of.get(name) for name in splits}
+
+
+def _id_in(line: str) -> str:
+    """The {id} in a line: a name, a file's name or its path."""
+    name = PurePosixPath(re.sub(r"\s+(-1|0|1)$", "", line)).name
+    return re.sub(r"\.(png|jpe?g|(ome\.)?tiff?|nii(\.gz)?|nrrd|nhdr|mha|mhd)$", "", name, flags=re.I)
+
+
+def _rows(source: Path) -> list[Row]:
+    """The lines of a CSV list. Raises DataError."""
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, delimiter=delimiter_of(file.readline()))
+            file.seek(0)
             columns = columns_of(reader.fieldnames or [])
             rows = list(reader)
     except (OSError, ValueError, csv.Error) as fault:
         raise DataError(f"{source}: expected a CSV file, it cannot be read: {one_line(fault)}") from fault
     if columns is None or not rows:
         raise DataError(f"{source}: expected lines with the columns image and mask, found none; correct it")
-    return [{meaning: (row[name] or "").strip() for meaning, name in columns.items()} for row in rows]
+    return [
+        (
+            f"{source}, line {number}",
+            {meaning: (row[name] or "").strip() for meaning, name in columns.items()},
+        )
+        for number, row in enumerate(rows, 2)
+    ]
 
 
 def _split(written: str, where: str) -> str | None:

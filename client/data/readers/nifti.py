@@ -16,20 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
-from client.data.file_patterns import Patterns
 from client.data.labels import Meaning
 from client.data.pixels import one_line, percentile_range, to_uint8, window_range
+from client.data.readers.pairs import SAME_STEMS, FileRules
 from client.data.readers.volumes import (
+    SAME_PLACE_MM,
     VolumeDataset,
     VolumeFormat,
+    across,
     medical_package,
     require_readable_size,
     shapes_differ,
     whole_labels,
 )
-
-_SAME_PLACE_MM = 0.05
-"""Tolerance: affines of different tools differ in their last digits; voxels are 0.2 mm or larger."""
 
 
 def open_nifti(
@@ -38,8 +37,7 @@ def open_nifti(
     slice_axis: int = 2,
     window: list[float] | None = None,
     labels: Meaning = "instances",
-    group_pattern: str | None = None,
-    patterns: Patterns | None = None,
+    rules: FileRules = SAME_STEMS,
 ) -> VolumeDataset:
     """The labelled slices of every volume of `path`, across voxel axis `slice_axis`.
 
@@ -58,8 +56,7 @@ def open_nifti(
             bits=_bits,
         ),
         labels,
-        group_pattern,
-        patterns,
+        rules,
     )
 
 
@@ -68,17 +65,11 @@ def _image(path: Path, *, slice_axis: int, window: list[float] | None) -> NDArra
     # Computed also with a window, because it refuses NaN, which would silently become black.
     own_range = percentile_range(values, str(path))
     black, white = window_range(window) if window else own_range
-    return _slices(to_uint8(values, black, white), slice_axis)
+    return across(to_uint8(values, black, white), slice_axis)
 
 
 def _mask(path: Path, *, slice_axis: int) -> NDArray[Any]:
-    return _slices(whole_labels(_voxels(path, None), path), slice_axis)
-
-
-def _slices(values: NDArray[Any], slice_axis: int) -> NDArray[Any]:
-    """(D, H, W): the slice axis first, then the higher of the others as rows."""
-    columns, rows = (axis for axis in range(3) if axis != slice_axis)
-    return np.ascontiguousarray(values.transpose(slice_axis, rows, columns))
+    return across(whole_labels(_voxels(path, None), path), slice_axis)
 
 
 def _compare(image_path: Path, mask_path: Path) -> None:
@@ -90,7 +81,7 @@ def _compare(image_path: Path, mask_path: Path) -> None:
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
     corners[:, :3] *= shapes[0]
     apart = float(np.abs((image.affine - mask.affine) @ corners.T).max())
-    if not apart <= _SAME_PLACE_MM:
+    if not apart <= SAME_PLACE_MM:
         raise DataError(
             f"{mask_path}: expected the affine of {image_path.name}, found one that lies {apart:.2f} mm away "
             f"at a corner; resample the mask to the image's grid"

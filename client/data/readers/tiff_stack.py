@@ -1,12 +1,14 @@
-"""Multi-page TIFF files (microscopy stacks) as slices, through tifffile.
+"""Multi-page TIFF and OME-TIFF files (microscopy stacks) as slices, through tifffile.
 
-Layout: images/*.tif or *.tiff and masks/ with the same stems and shapes; each page is a slice. 8-bit
-stacks keep their values. Stacks with more bits are scaled by the percentiles of the whole stack, so that
-slices keep their relative brightness.
+Layout: images/*.tif, *.tiff, *.ome.tif or *.ome.tiff and masks/ with the same stems and shapes; each page is
+a slice in depth or time. Of several channels one is read, and a mask has none. 8-bit stacks keep their
+values. Stacks with more bits are scaled by the percentiles of the whole stack, so that slices keep their
+relative brightness.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
-from client.data.file_patterns import Patterns
 from client.data.labels import Meaning
 from client.data.pixels import LOSSY_TIFF, one_line, percentile_range, to_uint8
+from client.data.readers.pairs import SAME_STEMS, FileRules
 from client.data.readers.volumes import (
     VolumeDataset,
     VolumeFormat,
@@ -26,33 +28,45 @@ from client.data.readers.volumes import (
     whole_labels,
 )
 
+SUFFIXES = frozenset({".tif", ".tiff", ".ome.tif", ".ome.tiff"})
+"""File endings that are read, in lower case."""
+
 
 def open_tiff_stack(
     path: Path,
     *,
     labels: Meaning = "instances",
-    group_pattern: str | None = None,
-    patterns: Patterns | None = None,
+    rules: FileRules = SAME_STEMS,
+    channel: int = 0,
 ) -> VolumeDataset:
-    """The labelled pages of every stack of `path`. Raises DataError."""
+    """The labelled pages of every stack of `path`. Raises DataError.
+
+    channel: which one to read of images with several.
+    """
     return VolumeDataset(
         path,
         VolumeFormat(
-            suffixes=frozenset({".tif", ".tiff"}),
-            names="TIFF (.tif, .tiff)",
-            image=_image,
+            suffixes=SUFFIXES,
+            names="TIFF (.tif, .tiff, .ome.tif, .ome.tiff)",
+            image=partial(_image, channel=channel),
             mask=_mask,
             compare=_compare,
             bits=_bits,
         ),
         labels,
-        group_pattern,
-        patterns,
+        rules,
     )
 
 
-def _image(path: Path) -> NDArray[np.uint8]:
-    values, inverted = _read(path)
+def channels_of(path: Path) -> int:
+    """How many channels a stack has. Raises DataError."""
+    with _open(path) as file:
+        series = _series(file, path)
+        return int(series.shape[series.axes.index("C")]) if "C" in series.axes else 1
+
+
+def _image(path: Path, *, channel: int) -> NDArray[np.uint8]:
+    values, inverted = _read(path, channel=channel)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255
     image = values if values.dtype == np.uint8 else to_uint8(values, *percentile_range(values, str(path)))
@@ -104,25 +118,25 @@ def _series(file: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSeries:
         )
     series = all_series[0]
     axes, shape = series.axes, tuple(series.shape)
-    plain = axes.removesuffix("S")
-    colour_is_last = shape[-1] in (3, 4) if axes.endswith("S") else True
-    if not plain.endswith("YX") or len(plain) > 3 or plain[:-2] in ("C", "S") or not colour_is_last:
+    plain = axes.removesuffix("S").replace("C", "", 1)
+    colour_is_last = shape[-1] in (3, 4) and "C" not in axes if axes.endswith("S") else True
+    if not plain.endswith("YX") or len(plain) > 3 or "S" in plain or not colour_is_last:
         raise DataError(
-            f"{path}: expected gray or RGB pages along one axis, found the axes {axes} with shape {shape}; "
-            f"save each channel or time point as a stack of its own"
+            f"{path}: expected gray or RGB pages along one axis, or channels (C), found the axes {axes} with "
+            f"shape {shape}; save each time point as a stack of its own"
         )
     require_readable_size(shape, path)
     return series
 
 
 def _grid(series: tifffile.TiffPageSeries) -> tuple[int, ...]:
-    """(pages, height, width), without colour; a single page counts as a stack of one."""
-    shape = tuple(int(side) for side in series.shape)
-    shape = shape[:-1] if series.axes.endswith("S") else shape
+    """(pages, height, width), without colour and channels; a single page counts as a stack of one."""
+    sides = zip(series.axes, series.shape, strict=True)
+    shape = tuple(int(side) for axis, side in sides if axis not in "CS")
     return shape if len(shape) == 3 else (1, *shape)
 
 
-def _read(path: Path, *, as_mask: bool = False) -> tuple[NDArray[Any], bool]:
+def _read(path: Path, *, as_mask: bool = False, channel: int = 0) -> tuple[NDArray[Any], bool]:
     """Stored values (D, H, W) or (D, H, W, 3), and whether 0 means white."""
     with _open(path) as file:
         series = _series(file, path)
@@ -142,11 +156,28 @@ def _read(path: Path, *, as_mask: bool = False) -> tuple[NDArray[Any], bool]:
             values = np.asarray(series.asarray())
         except Exception as fault:
             raise _damaged(path, fault) from fault
+        if "C" in series.axes and as_mask:
+            raise DataError(
+                f"{path}: expected one label map, found channels (axes {series.axes}); save one of them, or "
+                "merge them into one label map"
+            )
+        if "C" in series.axes:
+            values = _one_channel(values, series.axes, channel, path)
         colour = series.axes.endswith("S")
         values = (
             values.reshape(*_grid(series), *values.shape[-1:]) if colour else values.reshape(_grid(series))
         )
         return (values[..., :3] if colour else values), photometric == "MINISWHITE"
+
+
+def _one_channel(values: NDArray[Any], axes: str, channel: int, path: Path) -> NDArray[Any]:
+    count = values.shape[axes.index("C")]
+    if channel >= count:
+        raise DataError(
+            f"{path}: expected a channel from 0 to {count - 1}, found channel = {channel}; correct the key"
+        )
+    chosen: NDArray[Any] = values.take(channel, axis=axes.index("C"))
+    return chosen
 
 
 def _require_whole(file: tifffile.TiffFile) -> None:

@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 from casam_core.errors import DataError, optional_module
 from client.data.damage import for_each
 from client.data.dataset import LoadedSample, Sample
-from client.data.file_patterns import Pair, Patterns, listed
-from client.data.labels import Meaning, number
+from client.data.file_patterns import Pair
+from client.data.labels import Meaning, layered, number
 from client.data.listing import naming
 from client.data.pixels import as_rgb
+from client.data.readers.pairs import SAME_STEMS, FileRules, listed
 
 KEPT_BYTES = 2**29
 """Decoded volumes that stay in memory, 512 MiB: training loads slices in random order."""
 
 MAX_VOXELS = 2**30
 """Largest volume read, 1024 slices of 1024 x 1024; otherwise a small packed file could fill the memory."""
+
+SAME_PLACE_MM = 0.05
+"""Tolerance for places in space: tools differ in their last digits; voxels are 0.2 mm or larger."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class VolumeDataset:
     Slices without a label are excluded, because a sample holds one instance or more; `empty` counts them. A
     volume without any label is a fault. Ids are the file's stem and the slice's index from 0, e.g.
     `case01-z042`, so that slices keep their order. A volume is a group: a split never divides it.
-    group_pattern may join the volumes of one patient; it is searched in the stems.
+    rules: group_pattern may join the volumes of one patient. With the mark {class} a volume has a mask for
+    each class, of which some may be empty.
 
     The constructor reads every mask, because masks show which slices are labelled. It raises the faults of
     all volumes together.
@@ -63,18 +68,17 @@ class VolumeDataset:
         path: Path,
         format_: VolumeFormat,
         labels: Meaning = "instances",
-        group_pattern: str | None = None,
-        patterns: Patterns | None = None,
+        rules: FileRules = SAME_STEMS,
     ) -> None:
         self._path, self._format, self._labels = path, format_, labels
-        pairs = listed(path, format_.suffixes, format_.names, patterns, group_pattern)
+        pairs = listed(path, format_.suffixes, format_.names, rules)
         several = [pair.id for pair in pairs if len(pair.masks) > 1]
-        if several:
+        if several and not rules.mask_is_class:
             raise DataError(
                 f"{path}: expected one mask for each volume, found several for {naming(several, 'volume')}; "
-                "merge them into one label map"
+                "write {class} in mask_files where the name of a class is"
             )
-        self._files = {pair.id: (pair.image, pair.masks[0]) for pair in pairs}
+        self._files = {pair.id: (pair.image, pair.masks) for pair in pairs}
         self._images = Recent()
         self._masks = Recent()
         self.empty = 0
@@ -95,17 +99,34 @@ class VolumeDataset:
     def load(self, sample: Sample) -> LoadedSample:
         """One slice: uint8 RGB and int32 labels 1..n. Raises DataError naming the file."""
         stem, index = self._place(sample)
-        image_path, mask_path = self._files[stem]
+        image_path, mask_paths = self._files[stem]
         image_DHW = self._images.get(image_path, self._format.image)
-        values_DHW = self._masks.get(mask_path, self._read_mask)
-        if image_DHW.shape[:3] != values_DHW.shape:
-            raise shapes_differ(image_path, mask_path, image_DHW.shape[:3], values_DHW.shape)
-        if not values_DHW[index].any():
+        layers_HW = []
+        for mask_path in mask_paths:
+            values_DHW = self._masks.get(mask_path, self._read_mask)
+            if image_DHW.shape[:3] != values_DHW.shape:
+                raise shapes_differ(image_path, mask_path, image_DHW.shape[:3], values_DHW.shape)
+            layers_HW.append(values_DHW[index])
+        if not any(values_HW.any() for values_HW in layers_HW):
             raise DataError(
-                f"{mask_path}: expected labels in slice {index}, as when the dataset was opened, found none; "
-                f"leave the files alone while they are read"
+                f"{mask_paths[0]}: expected labels in slice {index}, as when the dataset was opened, found "
+                f"none; leave the files alone while they are read"
             )
-        return LoadedSample(as_rgb(image_DHW[index]), number(values_DHW[index], self._labels))
+        return LoadedSample(as_rgb(image_DHW[index]), self._numbered(layers_HW, mask_paths, index))
+
+    def _numbered(
+        self, layers_HW: list[NDArray[Any]], mask_paths: tuple[Path, ...], index: int
+    ) -> NDArray[np.int32]:
+        """Instances 1..n of one slice, from one mask or from one for each class."""
+        if len(layers_HW) == 1:
+            return number(layers_HW[0], self._labels)
+        labels_HW, hidden = layered(layers_HW, self._labels)
+        if hidden:
+            raise DataError(
+                f"{mask_paths[hidden[0]]}: expected a visible instance in slice {index}, found one below "
+                "those of other classes; correct the masks"
+            )
+        return labels_HW
 
     def bits(self, sample: Sample) -> int:
         """Bits per voxel of the image file."""
@@ -117,17 +138,20 @@ class VolumeDataset:
         return self._places[sample.id]
 
     def _labelled_slices(self, stem: str) -> list[int]:
-        image_path, mask_path = self._files[stem]
-        self._format.compare(image_path, mask_path)
-        values_DHW = self._masks.get(mask_path, self._read_mask)
-        labelled = np.flatnonzero(values_DHW.any(axis=(1, 2))).tolist()
-        if not labelled:
+        image_path, mask_paths = self._files[stem]
+        found: set[int] = set()
+        for mask_path in mask_paths:
+            self._format.compare(image_path, mask_path)
+            values_DHW = self._masks.get(mask_path, self._read_mask)
+            found |= set(np.flatnonzero(values_DHW.any(axis=(1, 2))).tolist())
+        if not found:
             raise DataError(
-                f"{mask_path}: expected at least one labelled voxel, found only background (0); label the "
-                f"volume or remove the pair"
+                f"{mask_paths[0]}: expected at least one labelled voxel, found only background (0); label "
+                "the "
+                f"volume, or leave the pair out of the data"
             )
-        self.empty += len(values_DHW) - len(labelled)
-        return labelled
+        self.empty += len(values_DHW) - len(found)
+        return sorted(found)
 
     def _read_mask(self, path: Path) -> NDArray[Any]:
         values_DHW = self._format.mask(path)
@@ -148,6 +172,12 @@ class Recent:
         while len(self._arrays) > 1 and sum(array.nbytes for array in self._arrays.values()) > KEPT_BYTES:
             self._arrays.popitem(last=False)
         return self._arrays[path]
+
+
+def across(values_XYZ: NDArray[Any], slice_axis: int) -> NDArray[Any]:
+    """slices_DHW of a volume: the slice axis first, then the higher of the others as rows."""
+    columns, rows = (axis for axis in range(3) if axis != slice_axis)
+    return np.ascontiguousarray(values_XYZ.transpose(slice_axis, rows, columns))
 
 
 def whole_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:

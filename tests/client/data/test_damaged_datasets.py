@@ -11,7 +11,7 @@ import pytest
 
 from casam_core.errors import DataError
 from client.data.readers.coco import CocoDataset
-from client.data.readers.dicom import DicomDataset
+from client.data.readers.dicom.dicom_dataset import DicomDataset
 from client.data.readers.med_datasets import MedDataset
 from client.data.readers.nifti import open_nifti
 from client.data.readers.tiff_stack import open_tiff_stack

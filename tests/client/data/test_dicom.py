@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, 
 from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.dataset import Described, Sample
-from client.data.readers.dicom import DicomDataset
+from client.data.readers.dicom.dicom_dataset import DicomDataset
 from tests.client.making import RNG, fault
 
 PIXELS = RNG.integers(0, 2000, (4, 6, 8)).astype(np.uint16)
@@ -241,7 +241,7 @@ def test_slices_that_are_refused(tmp_path: Path, changes: dict[str, Any], expect
 
 def test_layout(tmp_path: Path) -> None:
     assert "found nothing" in fault(lambda: DicomDataset(tmp_path / "none"))
-    assert "images: expected this folder" in fault(lambda: DicomDataset(tmp_path))
+    assert "expected DICOM SEG or RTSTRUCT objects" in fault(lambda: DicomDataset(tmp_path))
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     assert "expected at least one case" in fault(lambda: DicomDataset(tmp_path))

@@ -144,7 +144,7 @@ def test_files_outside_the_folder_are_out_of_reach(tmp_path: Path) -> None:
 def test_one_pattern_alone_is_refused() -> None:
     with pytest.raises(ValidationError, match="image_files and mask_files together"):
         DataSpec(path="x", image_files="{id}.*")
-    with pytest.raises(ValidationError, match="belongs to folder and nifti and tiff_stack"):
+    with pytest.raises(ValidationError, match="belongs to folder and nifti and itk and tiff_stack"):
         DataSpec(path="x", reader="coco", image_files="{id}.*", mask_files="{id}_m.*")
 
 

@@ -16,6 +16,7 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data import open_dataset, pixels
 from client.data.readers.folder import FolderDataset
+from client.data.readers.pairs import FileRules
 from scenarios.inspection.survey import read_everything
 
 RNG = np.random.default_rng(0)
@@ -226,16 +227,16 @@ def test_ids_are_sorted_stems_and_other_files_are_passed_over(tmp_path: Path) ->
 def test_groups_come_from_the_file_names(tmp_path: Path) -> None:
     for stem in ("p01_s1", "p01_s2", "p02_s1"):
         build(tmp_path, image=(f"{stem}.png", save(RGB)), mask=(f"{stem}.png", save(MASK)))
-    dataset = FolderDataset(tmp_path, group_pattern=r"^(p\d+)_")
+    dataset = FolderDataset(tmp_path, rules=FileRules(group_pattern=r"^(p\d+)_"))
     assert [sample.group for sample in dataset.samples] == ["p01", "p01", "p02"]
     assert all(sample.group is None for sample in FolderDataset(tmp_path).samples)
 
-    text = message(lambda: FolderDataset(tmp_path, group_pattern=r"^(p01)_"))
+    text = message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern=r"^(p01)_")))
     assert "1 name (p02_s1) without" in text
-    text = message(lambda: FolderDataset(tmp_path, group_pattern=r"(x)?p"))
+    text = message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern=r"(x)?p")))
     assert "3 names (p01_s1, p01_s2, p02_s1) without" in text
-    assert "parentheses" in message(lambda: FolderDataset(tmp_path, group_pattern="p01"))
-    text = message(lambda: FolderDataset(tmp_path, group_pattern="(p"))
+    assert "parentheses" in message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern="p01")))
+    text = message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern="(p")))
     assert "regular expression" in text
     assert "unterminated" in text
 

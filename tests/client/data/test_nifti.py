@@ -14,6 +14,7 @@ from client.data import open_dataset
 from client.data.dataset import Described, Sample
 from client.data.readers import volumes
 from client.data.readers.nifti import open_nifti
+from client.data.readers.pairs import FileRules
 from client.data.readers.volumes import VolumeDataset
 from client.data.splits import simulated_key, split_samples
 from tests.client.making import RNG, fault
@@ -102,7 +103,7 @@ def test_a_volume_never_straddles_a_split(tmp_path: Path) -> None:
     spec = DataSpec(reader="nifti", path=str(tmp_path))
     dataset = open_dataset(spec, data_root=None, seed=0, institution="north")
     assert {sample.group for sample in dataset.samples} == {f"p{n // 2}_scan{n}" for n in range(6)}
-    joined = open_nifti(tmp_path, group_pattern=r"(p\d+)_")
+    joined = open_nifti(tmp_path, rules=FileRules(group_pattern=r"(p\d+)_"))
     for samples, sequence in ((dataset.samples, True), (joined.samples, False)):
         spec, key = SplitSpec(sequence=sequence), simulated_key(0, "x")
         split = split_samples(samples, spec, LimitSpec(), key=key, scope="x")

@@ -11,7 +11,7 @@ import tifffile
 from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.dataset import Sample
-from client.data.readers.tiff_stack import open_tiff_stack
+from client.data.readers.tiff_stack import channels_of, open_tiff_stack
 from tests.client.making import RNG, fault
 
 PAGES = RNG.integers(0, 256, (4, 6, 8), dtype=np.uint8)
@@ -81,7 +81,7 @@ def test_colour_inverted_and_single_pages(tmp_path: Path) -> None:
         (PAGES, MASK / np.float32(2), {}, "found fractions"),
         (PAGES, MASK.astype(np.int16) - 9, {}, "found -9"),
         (np.stack([PAGES] * 2), MASK, {}, "found the axes"),
-        (PAGES[:3], MASK[:3], {"imagej": True, "metadata": {"axes": "CYX"}}, "found the axes CYX"),
+        (PAGES[:3], MASK[:3], {"imagej": True, "metadata": {"axes": "CYX"}}, "1 x 6 x 8, found 3 x 6 x 8"),
         (PAGES, np.stack([MASK] * 3, -1), {}, "found colour"),
     ],
 )
@@ -89,6 +89,33 @@ def test_stacks_that_are_refused(
     tmp_path: Path, pages: np.ndarray, mask: np.ndarray, options: dict[str, object], expected: str
 ) -> None:
     assert expected in fault(lambda: open_tiff_stack(put(tmp_path, pages, mask, **options)))
+
+
+def ome(root: Path, pages: np.ndarray, axes: str, mask: np.ndarray = MASK, mask_axes: str = "ZYX") -> Path:
+    """An OME-TIFF with its mask, which is one, too."""
+    for part, values, order in (("images", pages, axes), ("masks", mask, mask_axes)):
+        (root / part).mkdir(parents=True)
+        tifffile.imwrite(root / part / "a.ome.tif", values, ome=True, metadata={"axes": order})
+    return root
+
+
+@pytest.mark.parametrize("axes", ["CZYX", "ZCYX"])
+def test_one_channel_of_an_ome_tiff_is_read(tmp_path: Path, axes: str) -> None:
+    pages = np.stack([PAGES, 255 - PAGES.astype(np.uint8)], axis=axes.index("C")).astype(np.uint8)
+    root = ome(tmp_path, pages, axes)
+    assert channels_of(root / "images" / "a.ome.tif") == 2
+    first, second = (open_tiff_stack(root, channel=channel) for channel in (0, 1))
+    one, other = (found.load(found.samples[0]).image_HW3.astype(int) for found in (first, second))
+    assert first.samples[0].id.startswith("a-z"), "the ending is .ome.tif, not .tif"
+    np.testing.assert_array_equal(one, 255 - other)
+    assert "expected a channel from 0 to 1, found channel = 2" in fault(
+        lambda: (found := open_tiff_stack(root, channel=2)).load(found.samples[0])
+    )
+
+
+def test_a_mask_with_channels_is_refused(tmp_path: Path) -> None:
+    root = ome(tmp_path, PAGES, "ZYX", np.stack([MASK, MASK]), "CZYX")
+    assert "expected one label map, found channels (axes CZYX)" in fault(lambda: open_tiff_stack(root))
 
 
 def test_pages_of_several_kinds(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
         (("set", "--reader", "nifti", "--window", "40"), "window must be [centre, width]"),
         (("set", "--reader", "nifti", "--window", "40,0"), "window must be [centre, width]"),
         (("set", "--reader", "nifti", "--window", "a,b"), "should be a valid number"),
-        (("set", "--window", "40,400"), "window belongs to nifti and dicom, found reader 'folder'"),
+        (("set", "--window", "40,400"), "window belongs to nifti and itk and dicom, found reader 'folder'"),
         (("set", "--reader", "coco", "--slice-axis", "1"), "slice_axis belongs to nifti"),
         (("set", "--reader", "dicom", "--group-pattern", "x"), "group_pattern belongs to"),
         (("set", "--slice-axis", "7"), "slice_axis: input should be 0, 1 or 2"),

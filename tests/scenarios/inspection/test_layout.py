@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from client.data.file_patterns import pairs_among
-from scenarios.inspection.layout import PIXELS, VOLUMES, Layout, layouts
+from scenarios.inspection.layout import Layout, layouts
+from scenarios.inspection.named_files import ENDINGS
 
 
 def names(pattern: str, *, patients: int = 3, each: int = 2) -> list[str]:
@@ -323,6 +324,137 @@ CASES = {
     ),
 }
 
+VOC = [
+    *names("VOC2012/JPEGImages/{i}.jpg", each=4),
+    *both("VOC2012/SegmentationObject/{i}.png", "VOC2012/SegmentationClass/{i}.png"),
+]
+CASES |= {
+    # A mask for each class.
+    "a folder for each class": Case(
+        [*names("images/{i}.png"), *names("masks/liver/{i}.png"), *names("masks/spleen/{i}.png")[:4]],
+        "images/{id}.*",
+        "masks/{class}/{id}.*",
+    ),
+    "a folder for each class, numbered": Case(
+        [*names("images/{i}.png"), *names("masks/1_liver/{i}.png"), *names("masks/2_spleen/{i}.png")],
+        "images/{id}.*",
+        "masks/{class}/{id}.*",
+    ),
+    "a folder for each class, with a suffix": Case(
+        [*names("img/x{i}.jpg"), *[f"gt/{c}/x{i}_mask.png" for c in ("a", "b") for i in range(6)]],
+        "img/{id}.*",
+        "gt/{class}/{id}_mask.*",
+    ),
+    "classes in parts of a split": Case(
+        [
+            file
+            for s in ("train", "test")
+            for i in range(3)
+            for file in (f"{s}/images/{i}.png", *(f"{s}/masks/{c}/{i}.png" for c in ("cup", "disc")))
+        ],
+        "{split}/images/{id}.*",
+        "{split}/masks/{class}/{id}.*",
+        tests=3,
+    ),
+    "a folder for each image with its classes": Case(
+        [*names("images/x{i}.png"), *[f"masks/x{i}/{c}.png" for c in ("cup", "disc") for i in range(6)]],
+        "images/{id}.*",
+        "masks/{id}/{class}.*",
+    ),
+    "a folder for each image with its instances": Case(
+        [*names("images/x{i}.png"), *[f"masks/x{i}/{n}.png" for n in range(3) for i in range(6)]],
+        "images/{id}.*",
+        "masks/{id}/*.*",
+    ),
+    "TotalSegmentator": Case(
+        [
+            file
+            for p in range(3)
+            for file in (
+                f"s{p:04}/ct.nii.gz",
+                *(f"s{p:04}/segmentations/{c}.nii.gz" for c in ("liver", "spleen", "rib_left_1")),
+            )
+        ],
+        "{patient}/{id}.*",
+        "{patient}/segmentations/{class}.*",
+        reader="nifti",
+        pairs=3,
+        groups=3,
+    ),
+    # More formats.
+    "NRRD": Case(both("images/v{i}.nrrd", "masks/v{i}.nrrd"), reader="itk"),
+    "3D Slicer": Case(both("v{i}.nrrd", "v{i}.seg.nrrd"), "{id}.*", "{id}.seg.*", reader="itk"),
+    "MHD with its RAW": Case(
+        both("scans/v{i}.mhd", "scans/v{i}.raw", "masks/v{i}.mhd", "masks/v{i}.raw"),
+        "scans/{id}.*",
+        "masks/{id}.*",
+        reader="itk",
+    ),
+    "MHA in patients": Case(
+        names("P{p:03}/ct.mha", each=1) + names("P{p:03}/seg.mha", each=1),
+        "{patient}/ct.mha",
+        "{patient}/seg.mha",
+        reader="itk",
+        pairs=3,
+        groups=3,
+    ),
+    "nnU-Net with NRRD": Case(
+        ["dataset.json", *both("imagesTr/v_{i:03}_0000.nrrd", "labelsTr/v_{i:03}.nrrd")],
+        "imagesTr/{id}_0000.*",
+        "labelsTr/{id}.*",
+        reader="itk",
+        notes=("of each case only the first channel (_0000) is read",),
+    ),
+    "nnU-Net below its folder": Case(
+        [
+            "Dataset007_Pancreas/dataset.json",
+            *both(
+                "Dataset007_Pancreas/imagesTr/v_{i:03}_0000.nii.gz",
+                "Dataset007_Pancreas/labelsTr/v_{i:03}.nii.gz",
+            ),
+        ],
+        "Dataset007_Pancreas/imagesTr/{id}_0000.*",
+        "Dataset007_Pancreas/labelsTr/{id}.*",
+        reader="nifti",
+        notes=("of each case only the first channel (_0000) is read",),
+    ),
+    "OME-TIFF with plain masks": Case(both("images/{i}.ome.tif", "masks/{i}.tif")),
+    # Published layouts.
+    "Cityscapes with all its files": Case(
+        [
+            file
+            for s in ("train", "val")
+            for city in ("aachen", "ulm")
+            for i in range(2)
+            for file in (
+                f"leftImg8bit/{s}/{city}/{city}_{s}{i:06}_000019_leftImg8bit.png",
+                *(
+                    f"gtFine/{s}/{city}/{city}_{s}{i:06}_000019_gtFine_{kind}"
+                    for kind in ("instanceIds.png", "labelIds.png", "color.png", "polygons.json")
+                ),
+            )
+        ],
+        "leftImg8bit/{split}/{folder}/{id}_leftImg8bit.*",
+        "gtFine/{split}/{folder}/{id}_gtFine_instanceIds.*",
+        pairs=8,
+        tests=4,
+    ),
+    # Names that are hard to write.
+    "braces in a folder": Case(
+        both(
+            "{raw}/images/{{i}}.png".replace("{raw}", "{{raw}}").replace("{{i}}", "{i}"),
+            "{{raw}}/masks/{i}.png",
+        ),
+        "{{raw}}/images/{id}.*",
+        "{{raw}}/masks/{id}.*",
+    ),
+    "spaces and umlauts": Case(
+        both("Präparate 2024/Bilder images/Fall {i}.PNG", "Präparate 2024/Masken mask/Fall {i}.PNG"),
+        "Präparate 2024/Bilder images/{id}.*",
+        "Präparate 2024/Masken mask/{id}.*",
+    ),
+}
+
 OTHERS = {
     "COCO": Case(["annotations.json", *names("images/{i}.jpg")], reader="coco"),
     "COCO train2017": Case(
@@ -338,6 +470,10 @@ OTHERS = {
     "YOLO": Case(both("images/{i}.jpg", "labels/{i}.txt"), reader="yolo"),
     "the authors' layout": Case(["dataset.json", *names("image/{i}.png")], reader="med_datasets"),
     "DICOM": Case(both("images/P{p}/{i}.dcm", "masks/P{p}/{i}.png"), reader="dicom"),
+    "DICOM as an archive exports it": Case(
+        both("P{p}/study/100-CT/1-{i}.dcm", "P{p}/study/200-SEG/1-1.dcm"), reader="dicom"
+    ),
+    "DICOM with a picture beside it": Case([*both("P{p}/CT/{i}.DCM"), "thumbnail.jpg"], reader="dicom"),
     "DICOM without endings": Case(both("images/P{p}/IM{i}", "masks/P{p}/IM{i}.png"), reader="dicom"),
 }
 
@@ -345,8 +481,13 @@ UNKNOWN = {
     "no mask": names("images/{i}.png"),
     "no image at all": ["README.md", "a/b.txt"],
     "hardly any partner": [*names("images/a{i}.png"), *names("masks/b{i}.png")],
-    "formats that no reader knows": both("images/{i}.nrrd", "masks/{i}.nrrd"),
+    "formats that no reader knows": both("images/{i}.czi", "masks/{i}.czi"),
     "YOLO without images": names("labels/{i}.txt"),
+    "two datasets of nnU-Net": [
+        f"{folder}/{file}"
+        for folder in ("Dataset001_A", "Dataset002_B")
+        for file in ("dataset.json", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    ],
 }
 
 
@@ -360,7 +501,7 @@ def test_pairs_are_understood(name: str) -> None:
         case.files,
         case.image_files or "images/{id}.*",
         case.mask_files or "masks/{id}.*",
-        VOLUMES if case.reader == "nifti" else PIXELS,
+        ENDINGS[case.reader],
     )
     counts = len(found), len({pair.group for pair in found} - {None}), Counter(p.part for p in found)["test"]
     assert counts == (case.pairs, case.groups, case.tests)
@@ -412,6 +553,41 @@ def test_two_lists_of_coco_are_two_readings() -> None:
     assert [found.keys["annotations"] for found in layouts(files)] == files
 
 
+def test_masks_of_several_persons_are_several_readings() -> None:
+    files = both("images/{i}.png", "masks/expert1/{i}.png", "masks/expert2/{i}.png")
+    assert [found.keys["mask_files"] for found in layouts(files)] == [
+        "masks/expert1/{id}.*",
+        "masks/expert2/{id}.*",
+    ]
+
+
+def test_suffixes_of_classes_are_several_readings() -> None:
+    files = both("images/{i}.png", "masks/{i}_liver.png", "masks/{i}_spleen.png")
+    assert sorted(str(found.keys["mask_files"]) for found in layouts(files)) == [
+        "masks/{id}_liver.*",
+        "masks/{id}_spleen.*",
+    ]
+
+
+def test_pascal_voc_reads_the_objects_of_the_listed_images() -> None:
+    lists = {
+        "VOC2012/ImageSets/Main": {"1", "9"},
+        "VOC2012/ImageSets/Segmentation": {str(i) for i in range(6)},
+    }
+    (found,) = layouts(VOC, {}, lists)
+    assert found.reader == "folder"
+    assert found.keys == {
+        "image_files": "VOC2012/JPEGImages/{id}.*",
+        "mask_files": "VOC2012/SegmentationObject/{id}.*",
+        "split_lists": "VOC2012/ImageSets/Segmentation",
+    }
+
+
+def test_lists_of_other_names_are_not_taken() -> None:
+    files = both("images/{i}.png", "masks/{i}.png")
+    assert layouts(files, {}, {"logs": {"a", "b"}}) == [Layout("folder")]
+
+
 def test_a_missing_mask_hides_no_layout() -> None:
     files = both("images/x{i}.png", "masks/x{i}_mask.png")[:-1]
     assert [dict(found.keys) for found in layouts(files)] == [
@@ -420,4 +596,4 @@ def test_a_missing_mask_hides_no_layout() -> None:
 
 
 def test_the_corpus_has_its_size() -> None:
-    assert len(CASES) + len(OTHERS) + len(UNKNOWN) >= 60
+    assert len(CASES) + len(OTHERS) + len(UNKNOWN) >= 88

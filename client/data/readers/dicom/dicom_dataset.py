@@ -1,6 +1,7 @@
-"""DICOM series as slices, through pydicom, with PNG label maps as masks.
+"""DICOM series as slices, through pydicom, with SEG or RTSTRUCT objects or PNG label maps as masks.
 
-Layout: images/CASE/ holds the slices of one series, masks/CASE/ a PNG for each labelled slice, named
+A folder without images/ is read as an archive exports it (dicom_tree.py). Otherwise images/CASE/ holds the
+slices of one series, masks/CASE/ a PNG for each labelled slice, named
 like the slice's file (`IM0007.dcm` -> `IM0007.png`). Slices without a mask or with an empty mask are
 excluded. Masks are drawn on the stored pixels.
 
@@ -11,7 +12,9 @@ the name of the case's folder is used instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,10 @@ from numpy.typing import NDArray
 from casam_core.errors import DataError
 from client.data.damage import for_each
 from client.data.dataset import LoadedSample, Sample
-from client.data.labels import Meaning, number
+from client.data.labels import Meaning, layered, number
 from client.data.listing import files_by_stem, is_folder, naming, require_folder, visible_entries
 from client.data.pixels import read_mask
-from client.data.readers.dicom_headers import (
+from client.data.readers.dicom.dicom_headers import (
     SliceHeader,
     in_order,
     privacy_warnings,
@@ -33,14 +36,25 @@ from client.data.readers.dicom_headers import (
     require_one_series,
     slice_stem,
 )
-from client.data.readers.dicom_pixels import bits_of, gray_range, read_slice, show
+from client.data.readers.dicom.dicom_pixels import bits_of, gray_range, read_slice, show
+from client.data.readers.dicom.dicom_structures import Drawing
+from client.data.readers.dicom.dicom_tree import DrawnSeries, numbered, read_tree
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A slice with its masks. source: the file they come from. draw: one drawing for each structure."""
+
+    file: Path
+    source: Path
+    draw: tuple[Drawing, ...]
 
 
 @dataclass(frozen=True)
 class _Case:
     patient: str
-    slices: dict[str, tuple[Path, Path]]
-    """(slice, mask) by id, labelled slices only."""
+    slices: dict[str, _Labelled]
+    """By id, labelled slices only."""
 
     files: tuple[Path, ...]
     headers: tuple[SliceHeader, ...]
@@ -50,29 +64,34 @@ class DicomDataset:
     """Every labelled slice of the series in `path`.
 
     window: [centre, width] after rescaling (Hounsfield units for CT), mapped to black..white; by default
-    each slice's own window, or the series' percentiles if its header has none. `warnings` lists facts about
-    patients in the headers.
+    each slice's own window, or the series' percentiles if its header has none. structures: names to read from
+    SEG and RTSTRUCT. `warnings` lists the structures and facts about patients in the headers.
 
     The constructor reads every header and mask; the faults of all cases are raised together.
     """
 
-    def __init__(self, path: Path, window: list[float] | None = None, labels: Meaning = "instances") -> None:
-        require_folder(path, "images/ and masks/, each with a folder per case")
+    def __init__(
+        self,
+        path: Path,
+        window: list[float] | None = None,
+        labels: Meaning = "instances",
+        structures: list[str] | None = None,
+    ) -> None:
+        require_folder(path, "DICOM series")
         self._path, self._window, self._labels = path, window, labels
-        names = _case_names(path)
-        cases = for_each(lambda name: _read_case(path, name), names)
+        cases, notes = _cases(path, structures)
         self._places: dict[str, tuple[_Case, str]] = {}
-        for name, case in zip(names, cases, strict=True):
+        for case in cases:
             for id_ in case.slices:
                 if id_ in self._places:
                     raise DataError(
-                        f"{path / 'images' / name}: expected a series in one folder, found slices that "
-                        f"another folder holds too; remove the copy"
+                        f"{case.files[0].parent}: expected a series in one folder, found slices that "
+                        f"another folder holds too; leave the copy out of the data"
                     )
                 self._places[id_] = case, id_
         headers = [header for case in cases for header in case.headers]
         self.empty = len(headers) - len(self._places)
-        self.warnings = privacy_warnings(headers)
+        self.warnings = (*notes, *privacy_warnings(headers))
         self._ranges: dict[Path, tuple[float, float]] = {}
 
     @property
@@ -82,26 +101,37 @@ class DicomDataset:
 
     def load(self, sample: Sample) -> LoadedSample:
         """One slice: uint8 RGB and int32 labels 1..n. Raises DataError naming the file."""
-        case, file, mask = self._place(sample)
-        stored = read_slice(file)
-        black_white = self._window_of(case, stored.window)
-        image_HW3 = show(stored, black_white)
-        values_HW = read_mask(mask)
-        if image_HW3.shape[:2] != values_HW.shape:
+        case, labelled = self._place(sample)
+        stored = read_slice(labelled.file)
+        image_HW3 = show(stored, self._window_of(case, stored.window))
+        values = [draw() for draw in labelled.draw]
+        for values_HW in values:
+            if image_HW3.shape[:2] != values_HW.shape:
+                raise DataError(
+                    f"{labelled.source}: expected the size of {labelled.file.name}, {image_HW3.shape[1]} x "
+                    f"{image_HW3.shape[0]}, found {values_HW.shape[1]} x {values_HW.shape[0]}; export the "
+                    "mask "
+                    "at the slice's size"
+                )
+        if not all(values_HW.any() for values_HW in values):
             raise DataError(
-                f"{mask}: expected the size of {file.name}, {image_HW3.shape[1]} x {image_HW3.shape[0]}, "
-                f"found {values_HW.shape[1]} x {values_HW.shape[0]}; export the mask at the slice's size"
+                f"{labelled.source}: expected labels, as when the dataset was opened, found none; leave the "
+                "files alone while they are read"
             )
-        if not values_HW.any():
+        if len(values) == 1:
+            return LoadedSample(image_HW3, number(values[0], self._labels))
+        labels_HW, hidden = layered(values, self._labels)
+        if hidden:
             raise DataError(
-                f"{mask}: expected labels, as when the dataset was opened, found none; leave the files alone "
-                f"while they are read"
+                f"{labelled.source}: expected structures that differ on {labelled.file.name}, found one "
+                "below "
+                "others; choose with structures = [...]"
             )
-        return LoadedSample(image_HW3, number(values_HW, self._labels))
+        return LoadedSample(image_HW3, labels_HW)
 
     def bits(self, sample: Sample) -> int:
         """Bits per value as allocated in the file."""
-        return bits_of(self._place(sample)[1])
+        return bits_of(self._place(sample)[1].file)
 
     def _window_of(self, case: _Case, own: list[float] | None) -> tuple[float, float]:
         window = self._window or own
@@ -111,11 +141,41 @@ class DicomDataset:
             self._ranges[case.files[0]] = gray_range(case.files)
         return self._ranges[case.files[0]]
 
-    def _place(self, sample: Sample) -> tuple[_Case, Path, Path]:
+    def _place(self, sample: Sample) -> tuple[_Case, _Labelled]:
         if sample.id not in self._places:
             raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
         case, id_ = self._places[sample.id]
-        return case, *case.slices[id_]
+        return case, case.slices[id_]
+
+
+def _cases(path: Path, structures: list[str] | None) -> tuple[list[_Case], tuple[str, ...]]:
+    """All cases, and what a person should know about their choice."""
+    if is_folder(path / "images") or is_folder(path / "masks"):
+        if structures is not None:
+            raise DataError(
+                f"{path}: expected structures for SEG and RTSTRUCT only, found images/ and masks/; leave "
+                "it out"
+            )
+        return for_each(lambda name: _read_case(path, name), _case_names(path)), ()
+    drawn, notes = read_tree(path, structures)
+    return [_drawn_case(series) for series in drawn], notes
+
+
+def _drawn_case(series: DrawnSeries) -> _Case:
+    labelled = {
+        index: _Labelled(header.file, series.source, tuple(series.drawings[index].values()))
+        for index, header in numbered(series)
+    }
+    return _case(series.slices, labelled, series.slices[0].file.parent.name)
+
+
+def _case(ordered: Sequence[SliceHeader], labelled: dict[int, _Labelled], name: str) -> _Case:
+    """name: of the folder, where the headers name no patient or series."""
+    patient = ordered[0].patient
+    who = pseudonym("patient", patient, 10) if patient else pseudonym("folder", name, 10)
+    series = pseudonym("series", ordered[0].series or name, 8)
+    slices = {f"p{who}-s{series}-z{index:03d}": found for index, found in labelled.items()}
+    return _Case(who, slices, tuple(header.file for header in ordered), tuple(ordered))
 
 
 def _case_names(path: Path) -> list[str]:
@@ -160,20 +220,17 @@ def _read_case(path: Path, name: str) -> _Case:
         )
     if len(set(stems)) < len(stems):
         raise DataError(f"{folder}: expected one file per stem, found a repeated one; rename or remove it")
-    patient = ordered[0].patient
-    who = pseudonym("patient", patient, 10) if patient else pseudonym("folder", name, 10)
-    series = pseudonym("series", ordered[0].series or name, 8)
-    slices = {
-        f"p{who}-s{series}-z{index:03d}": (file, masks[stem])
+    labelled = {
+        index: _Labelled(file, masks[stem], (partial(read_mask, masks[stem]),))
         for index, (file, stem) in enumerate(zip(files, stems, strict=True))
         if stem in masks and _has_labels(masks[stem])
     }
-    if not slices:
+    if not labelled:
         raise DataError(
             f"{path / 'masks' / name}: expected at least one labelled slice, found none; label the series or "
             f"remove the case"
         )
-    return _Case(who, slices, files, tuple(ordered))
+    return _case(ordered, labelled, name)
 
 
 def _has_labels(mask: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class SliceHeader:
     """The used fields of one file. They are converted here, because pydicom converts, and fails, on access.
 
     orientation: two directions; position: in mm; number: InstanceNumber; None if absent. identifiers: names
-    of filled IDENTIFIERS. burned_in: YES, NO or another value of the header.
+    of filled IDENTIFIERS. burned_in: YES, NO or another value of the header. size: (rows, columns), (0, 0)
+    without pixels. spacing: mm between rows and between columns. refers_to: of a SEG or RTSTRUCT, the
+    SeriesInstanceUIDs it is drawn on.
     """
 
     file: Path
@@ -63,27 +66,49 @@ class SliceHeader:
     identifiers: tuple[str, ...]
     has_private: bool
     burned_in: str
+    modality: str
+    size: tuple[int, int]
+    spacing: tuple[float, ...] | None
+    refers_to: tuple[str, ...]
 
 
 def read_headers(case: Path) -> list[SliceHeader]:
     """Headers of every file of one case. Raises DataError."""
-    pydicom = medical_package("pydicom", reader="dicom")
     headers = []
     for file in visible_entries(case):
         if file.name == "DICOMDIR":
             continue
         if file.is_dir():
             raise DataError(f"{file}: expected slices only in a case's folder, found a folder; move it up")
-        try:
-            headers.append(_header(file, pydicom.dcmread(file, stop_before_pixels=True)))
-        except Exception as fault:
-            raise DataError(
-                f"{file}: expected a DICOM file, found one that cannot be read ({one_line(fault)}); "
-                f"export it again or remove it"
-            ) from fault
+        headers.append(header_of(file))
     if not headers:
         raise DataError(f"{case}: expected the slices of a series, found no file; add them or remove it")
     return headers
+
+
+def header_of(file: Path) -> SliceHeader:
+    """The header of one file. Raises DataError."""
+    pydicom = medical_package("pydicom", reader="dicom")
+    try:
+        return _header(file, pydicom.dcmread(file, stop_before_pixels=True))
+    except Exception as fault:
+        raise DataError(
+            f"{file}: expected a DICOM file, found one that cannot be read ({one_line(fault)}); "
+            f"export it again or remove it"
+        ) from fault
+
+
+def is_dicom(file: Path) -> bool:
+    """Whether the name or the first bytes of a file say that it is DICOM, and no index of files."""
+    if file.name == "DICOMDIR":
+        return False
+    if file.name.lower().endswith(_SUFFIXES):
+        return True
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _header(file: Path, data: Any) -> SliceHeader:
@@ -111,7 +136,21 @@ def _header(file: Path, data: Any) -> SliceHeader:
         identifiers=tuple(key for key in IDENTIFIERS if text(key)),
         has_private=any(tag.is_private for tag in data.keys()),  # noqa: SIM118
         burned_in=text("BurnedInAnnotation").upper(),
+        modality=text("Modality"),
+        size=(int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)),
+        spacing=numbers("PixelSpacing", 2),
+        refers_to=tuple(_referred(data)),
     )
+
+
+def _referred(data: Any) -> Iterator[str]:
+    """Series that a SEG (ReferencedSeriesSequence) or an RTSTRUCT refers to."""
+    for series in data.get("ReferencedSeriesSequence", []):
+        yield str(series.SeriesInstanceUID)
+    for frame in data.get("ReferencedFrameOfReferenceSequence", []):
+        for study in frame.get("RTReferencedStudySequence", []):
+            for series in study.get("RTReferencedSeriesSequence", []):
+                yield str(series.SeriesInstanceUID)
 
 
 def require_one_series(case: Path, headers: list[SliceHeader]) -> None:
