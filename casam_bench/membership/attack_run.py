@@ -30,6 +30,7 @@ from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
 from client.data.task_data import open_task
+from client.node.node_file import NodeFile, node_settings
 from client.site import Site, hosted_sites
 from server.run.summary_schema import read_summary
 
@@ -76,12 +77,13 @@ class Run:
     sites: dict[str, Site]
 
 
-def open_run(folder: Path, data_root: Path | None) -> Run:
+def open_run(folder: Path, data_root: Path | None, node: NodeFile | None = None) -> Run:
     """A finished run with its claims and its institutions' images.
 
     Args:
         folder: The run folder, absolute.
         data_root: Base folder of relative data paths.
+        node: The institution's own node file, for the run of a deployment.
 
     Raises:
         AttackError: The folder holds no finished run, or its method has no entry per task.
@@ -112,7 +114,15 @@ def open_run(folder: Path, data_root: Path | None) -> Run:
         "data-root": str(data_root.expanduser().resolve()) if data_root else "",
         "checkpoint": scenario.backbone.checkpoint or "",
     }
-    sites = hosted_sites(scenario, folder.name, {"partition-id": 0, "num-partitions": 1}, settings)
+    where: dict[str, str | int | float | bool] = {"partition-id": 0, "num-partitions": 1}
+    if node is not None:
+        where = {**node_settings(node)}
+    sites = hosted_sites(scenario, folder.name, where, settings)
+    if not sites:
+        raise AttackError(
+            f"{folder}: expected a run in which {node.institution if node else 'somebody'} takes part, found "
+            f"{', '.join(site.name for site in scenario.institutions)}; check the node file"
+        )
     return Run(
         folder, scenario, Bank.open(folder / "bank"), claims, {site.institution: site for site in sites}
     )
@@ -125,14 +135,14 @@ def attack_run(run: Run, wanted: Sequence[str], shadows: int) -> Report:
     Raises AttackError if nothing can be attacked, or if the images of an institution are not at hand.
     """
     scenario = run.scenario
-    names = list(wanted) or [site.name for site in scenario.institutions]
+    names = list(wanted) or list(run.sites)
     for name in names:
         if name not in run.sites:
             raise AttackError(f"--institution: expected one of {', '.join(run.sites)}, found {name!r}")
-        if not wanted and not (run.folder / "institutions" / name).is_dir():
+        if run.sites[name].simulated and not (run.folder / "institutions" / name).is_dir():
             raise AttackError(
                 f"{run.folder} has no folder of {name!r}, so this is the run of a real deployment. An attack "
-                f"needs the images: run it at {name} with --institution {name} --data-root FOLDER"
+                f"needs the images: call it at {name} on a copy of the run folder, with --node node.toml"
             )
     compute = resolve_compute(scenario.compute)
     prepare_process(compute)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casam_core.errors import DeploymentError
-from client.node.node_file import NodeFile, check_node, read_node_file
+from client.node.node_file import NodeFile, check_node, node_settings, read_node_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -139,17 +139,6 @@ def refuse_other_kinds(run: Run) -> None:
 
 def arguments_of(node: NodeFile) -> list[str]:
     """Arguments of `flower-supernode`: the server, keys and settings of the node file, and nothing else."""
-    settings = {
-        "institution": node.institution,
-        "policy": node.policy,
-        "register": node.register_file,
-        "signing-key": node.signing_key,
-        "site": node.site,
-        "home": node.home,
-        "data-root": node.data_root,
-        "checkpoint": node.checkpoint,
-        "device": node.device,
-    }
     return [
         *("--superlink", node.superlink),
         *("--root-certificates", str(node.authority)),
@@ -158,7 +147,7 @@ def arguments_of(node: NodeFile) -> list[str]:
         *("--isolation", "subprocess"),
         *(
             "--node-config",
-            " ".join(f'{key}="{value}"' for key, value in settings.items() if value is not None),
+            " ".join(f'{key}="{value}"' for key, value in node_settings(node).items()),
         ),
     ]
 

@@ -52,6 +52,22 @@ class NodeFile(Section):
     port: int = Field(9094, ge=1, le=65535, description="Where the node talks to itself, on 127.0.0.1.")
 
 
+def node_settings(node: NodeFile) -> dict[str, str]:
+    """The settings by which the institution's app knows its site (client/site.py)."""
+    found = {
+        "institution": node.institution,
+        "policy": node.policy,
+        "register": node.register_file,
+        "signing-key": node.signing_key,
+        "site": node.site,
+        "home": node.home,
+        "data-root": node.data_root,
+        "checkpoint": node.checkpoint,
+        "device": node.device,
+    }
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
 def read_node_file(path: Path) -> NodeFile:
     """The file with absolute paths. Raises DeploymentError."""
     try:

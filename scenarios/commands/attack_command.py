@@ -12,7 +12,7 @@ import typer
 
 from casam_core.errors import RunError
 from casam_core.files import write_atomic
-from scenarios.commands.terminal import console
+from scenarios.commands.terminal import console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,15 +31,21 @@ def attack(
     ],
     json_: Annotated[
         Path | None,
-        typer.Option("--json", help="Write {institution: {task: {attack: {figure: value}}}} to this file."),
+        typer.Option(
+            "--json",
+            help="Write {institution: {task: {attack: {figure: value}}}} to this file; - prints only that.",
+        ),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Base folder of relative data paths, as for `casam run`.")
     ] = None,
     institution: Annotated[
-        list[str] | None,
+        list[str] | None, typer.Option(help="Attack only this institution (repeatable).")
+    ] = None,
+    node: Annotated[
+        Path | None,
         typer.Option(
-            help="Attack only this institution (repeatable). Required for a run of a real deployment."
+            help="This institution's node.toml, for the run of a deployment: its images, split and ledger."
         ),
     ] = None,
     shadows: Annotated[
@@ -59,7 +65,7 @@ def attack(
 ) -> None:
     """Measure how well an attacker can tell an institution's training images from its other images.
 
-    For example: casam attack RUN --shadows 0
+    For example: casam attack RUN --shadows 0, or at an institution: casam attack RUN --node node.toml
 
     Members are its training images; non-members are its validation and test images. The figures depend on
     these images, so the institution decides about their publication. Then every private release is audited:
@@ -81,6 +87,7 @@ def attack(
     )
     from casam_bench.membership.audit_claims import FEWEST, claims_of_ledger, refuted
     from casam_bench.membership.audit_lines import write_audits
+    from client.node.node_file import read_node_file
     from scenarios.engines.live import LineWriter, live_view
     from scenarios.report.reading import PRIVACY_AUDIT
 
@@ -88,20 +95,25 @@ def attack(
         raise AttackError(f"--shadows: expected an even number, found {shadows}")
     if 0 < canaries < FEWEST:
         raise AttackError(f"--canaries: expected 0, or at least {FEWEST}; found {canaries}")
+    only_json = json_ == Path("-")
     if json_ is not None and not json_.parent.is_dir():
         raise AttackError(f"--json: expected the folder {json_.parent} to exist; create it first")
 
-    screen = console()
+    screen = console(stderr=only_json)
     if not folder.is_dir():
         audit_scenario(screen, run, canaries)
         return
-    opened = open_run(folder.resolve(), data_root)
+    if node is not None and data_root is not None:
+        raise AttackError("--data-root: expected no other folder than that of --node; leave it out")
+    opened = open_run(folder.resolve(), data_root, read_node_file(node) if node is not None else None)
     with live_view(screen) as show, contextlib.redirect_stdout(LineWriter(show)):
         report = attack_run(opened, institution or [], shadows)
     screen.print(table_of(report))
     for line in refusals(report):
         screen.print(f"not attacked: {line}", highlight=False, soft_wrap=True)
-    if json_ is not None:
+    if only_json:
+        print_json(report)
+    elif json_ is not None:
         write_atomic(json_, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
     claims = {name: claims_of_ledger(opened.sites[name]) for name in report}
     audits = audit(screen, claims, canaries, opened.scenario.seed)

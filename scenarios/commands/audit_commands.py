@@ -165,6 +165,7 @@ def receipt(
     bank: Annotated[
         Path | None, typer.Option(help="A bank that must no longer hold the deleted entries.")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Check a receipt of unlearning: the signatures under the deletion of an institution's part.
 
@@ -190,10 +191,14 @@ def receipt(
         faults = faults_in_receipt(content, keys, digests)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AuditError(f"{file}: expected a receipt of unlearning; the file cannot be read") from error
-    for fault in faults:
+    if json_:
+        print_json({"consistent": not faults, "faults": faults, "receipt": content})
+    for fault in [] if json_ else faults:
         typer.echo(f"tampered: {fault}")
     if faults:
         raise typer.Exit(TAMPERED)
+    if json_:
+        return
     gone = [*content["deleted"], *content["retrained"]]
     typer.echo(
         f"consistent: {content['institution']} left at stage {content['stage']}; deleted or retrained: "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,8 +117,12 @@ def admit(
         str | None,
         typer.Argument(help="The task whose entry is admitted. Without it: list the entries in quarantine."),
     ] = None,
+    json_: Json = False,
 ) -> None:
-    """Admit an entry from quarantine into the run's bank, and record it in events.jsonl."""
+    """Admit an entry from quarantine into the run's bank, and record it in events.jsonl.
+
+    For example: casam bank admit RUN polyp
+    """
     if not (run / "scenario.json").is_file():
         raise RunInputError(
             f"{run}: expected the folder of a run (scenario.json), found none; check the path"
@@ -126,9 +131,15 @@ def admit(
 
     if task is not None:
         admitted = admit_by_hand(run, task)
+        if json_:
+            print_json(asdict(admitted))
+            return
         typer.echo(f"admitted {task} ({admitted.entry[:12]}); held back for: {'; '.join(admitted.reasons)}")
         return
     items = Quarantine(run).held_back()
+    if json_:
+        print_json([asdict(item) for item in items])
+        return
     rows = [("task", "stage", "digest", "admitted", "reasons")]
     for item in items:
         admitted_yet = "yes" if item.admitted else "no"
@@ -231,6 +242,10 @@ def predict(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or TIFF.")],
     bank: Annotated[Path, typer.Option(help="The bank's folder (in a run: bank/).")],
     out: Annotated[Path, typer.Option(help="New .png for the mask: 0 background, 1..n the prompts.")],
+    overlay: Annotated[
+        Path | None,
+        typer.Option(help="Also a new .png with the image and the outline of every mask: patient data."),
+    ] = None,
     box: Annotated[
         list[str] | None,
         typer.Option(metavar="X0,Y0,X1,Y1", help="A box by its first and last pixel; repeatable."),
@@ -251,13 +266,17 @@ def predict(
 ) -> None:
     """Segment an image: write the mask of every prompt, and print the chosen entry and its score.
 
-    For example: casam predict slice.png --bank bank --box 8,8,40,40 --out mask.png
+    For example: casam predict slice.png --bank bank --box 8,8,40,40 --out mask.png --overlay seen.png
 
     Masks are numbered in the order of the boxes, then of the points. Where masks overlap, the later wins.
     """
     boxes = [coordinates("--box", text, 4) for text in box or []]
     points = [coordinates("--point", text, 2) for text in point or []]
-    check_out(out, len(boxes) + len(points))
+    check_out("--out", out, len(boxes) + len(points))
+    if overlay is not None:
+        check_out("--overlay", overlay, 0)
+        if overlay.resolve() == out.resolve():
+            raise PromptError(f"--overlay: expected another file than --out, found {overlay}; name a new one")
 
     from casam_core.bank.bank import Bank
     from casam_core.files import write_atomic
@@ -275,18 +294,35 @@ def predict(
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
         prediction = Segmenter(model, loaded).predict(image_HW3, boxes, points=points, task=task)
     write_atomic(out, png_of(prediction.labels))
+    if overlay is not None:
+        from client.data.dataset import LoadedSample
+        from client.data.preview import overlay_of
+
+        write_atomic(overlay, as_png(overlay_of(LoadedSample(image_HW3, prediction.labels))))
+    files = {"mask": str(out)} | ({"overlay": str(overlay)} if overlay is not None else {})
     if json_:
-        print_json(facts_of(prediction) | {"mask": str(out)})
+        print_json(facts_of(prediction) | files)
     else:
         show_prediction(prediction, forced=task is not None)
-        typer.echo(f"mask       {out}")
-    for number, mask_HW in enumerate(prediction.masks_NHW, 1):
-        if not mask_HW.any():
-            typer.echo(
-                f"warning: prompt {number}: the mask is empty; move the box or point onto the object, or try "
-                "--task identity",
-                err=True,
-            )
+        for kind, file in files.items():
+            typer.echo(f"{kind:<10} {file}")
+    if empty := [str(n) for n, mask_HW in enumerate(prediction.masks_NHW, 1) if not mask_HW.any()]:
+        advice = advice_for_empty(prediction, tuple(loaded), forced=task is not None)
+        typer.echo(f"warning: prompt {', '.join(empty)}: the mask is empty (0 pixels). {advice}", err=True)
+
+
+def advice_for_empty(prediction: Prediction, tasks: Sequence[str], *, forced: bool) -> str:
+    """Who answered with an empty mask, and what to try."""
+    others = [name for name in tasks if name != prediction.name]
+    if prediction.name != "identity":
+        who = "You chose" if forced else "The image was recognised as"
+        return (
+            f"{who} {prediction.name!r}; move the box or point onto the object, or try frozen SAM: "
+            "--task identity"
+        )
+    who = "You chose frozen SAM" if forced else "The image fits no task of the bank, so frozen SAM answered"
+    rest = f", or try a task of the bank: --task {others[0]}" if others else ""
+    return f"{who}; move the box or point onto the object{rest}"
 
 
 def facts_of(prediction: Prediction) -> dict[str, object]:
@@ -323,14 +359,14 @@ def coordinates(option: str, text: str, count: int) -> list[float]:
     return numbers
 
 
-def check_out(out: Path, prompts: int) -> None:
+def check_out(option: str, out: Path, prompts: int) -> None:
     """Refuse an output that could not be written, before any work. Raises PromptError."""
     if out.suffix.lower() != ".png":
-        raise PromptError(f"--out: expected a name ending in .png, found {out.name!r}")
+        raise PromptError(f"{option}: expected a name ending in .png, found {out.name!r}")
     if out.exists():
-        raise PromptError(f"--out: {out} exists already; name a new file")
+        raise PromptError(f"{option}: {out} exists already; name a new file")
     if not out.parent.is_dir():
-        raise PromptError(f"--out: expected the folder {out.parent} to exist; create it first")
+        raise PromptError(f"{option}: expected the folder {out.parent} to exist; create it first")
     if prompts > MOST_LABELS:
         raise PromptError(f"expected at most {MOST_LABELS} prompts, found {prompts}; split them")
 
@@ -338,9 +374,14 @@ def check_out(out: Path, prompts: int) -> None:
 def png_of(labels_HW: NDArray[np.int32]) -> bytes:
     """The label map as an 8-bit PNG, 16-bit beyond 255 labels."""
     import numpy as np
+
+    return as_png(labels_HW.astype(np.uint8 if labels_HW.max() <= 255 else np.uint16))
+
+
+def as_png(pixels: NDArray[np.generic]) -> bytes:
+    """Gray or RGB pixels as a PNG."""
     from PIL import Image
 
-    kind = np.uint8 if labels_HW.max() <= 255 else np.uint16
     buffer = io.BytesIO()
-    Image.fromarray(labels_HW.astype(kind)).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

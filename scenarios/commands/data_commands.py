@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from casam_core.errors import DataError, ScenarioError
-from scenarios.commands.terminal import STOPPED, console, say
+from scenarios.commands.terminal import STOPPED, Json, console, print_json, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +97,7 @@ def check(
     pseudo_masks: OfPseudo = False,
     keys: OfKeys = None,
     seed: Annotated[int, typer.Option(help="Seed of the split that is checked (DIR only).")] = 0,
+    json_: Json = False,
 ) -> None:
     """Read every image, print a summary of each dataset, then all faults.
 
@@ -109,7 +110,8 @@ def check(
         raise ScenarioError(
             "casam data check: expected one of DIR, --scenario and --site, found several or none"
         )
-    screen = console()
+    screen = console(stderr=json_)
+    notes: list[str] = []
     options = reader_options(
         reader, image_files, mask_files, labels, group_pattern, slice_axis, window, annotations, pseudo_masks
     )
@@ -121,7 +123,7 @@ def check(
                 "casam data check: expected --data-root with --scenario or --site only; leave it out"
             )
         must_exist(directory)
-        spec = spec_of(directory, options)
+        spec = spec_of(directory, options, notes.append)
         surveys = {("here", directory.resolve().name): _survey(spec, None, seed, "here", "data", screen)}
     else:
         _refuse_reader_options([*options.values(), seed or None])
@@ -130,15 +132,46 @@ def check(
             if site_file is None
             else _survey_site(site_file, data_root, home, screen)
         )
-    faults: list[str] = []
-    for (site, task), found in surveys.items():
-        name = task if directory is not None else f"{site}: {task}"
+    named = {task if directory is not None else f"{site}: {task}": s for (site, task), s in surveys.items()}
+    faults = [f"{name}: {fault}" for name, found in named.items() for fault in found.faults]
+    faults.extend(_leaks(surveys))
+    if json_:
+        print_json(
+            {
+                "datasets": {name: _facts(found) for name, found in named.items()},
+                "data": _written(spec) if spec else None,
+                "notes": notes,
+                "faults": faults,
+            }
+        )
+        if faults:
+            raise typer.Exit(1)
+        return
+    for told in notes:
+        note(told)
+    for name, found in named.items():
         _print_table(name, found, screen, _understanding(spec) if spec else {})
-        faults.extend(f"{name}: {fault}" for fault in found.faults)
     if spec is not None:
         say(screen, f"to change what was understood, write the data table: {_table_line(spec)}")
-    faults.extend(_leaks(surveys))
     _end_with(faults)
+
+
+def _facts(found: Survey) -> dict[str, object]:
+    """A survey for --json, without what identifies single images."""
+    return {
+        "images": found.images,
+        "readable": len(found.sides),
+        "excluded": found.empty,
+        "groups": found.groups,
+        "images_without_group": found.ungrouped,
+        "parts": found.parts,
+        "sizes": found.size_range,
+        "kinds": dict(found.kinds),
+        "instances": found.instance_range,
+        "duplicates": len(found.duplicates),
+        "faults": found.faults,
+        "notes": found.warnings,
+    }
 
 
 def _end_with(faults: Sequence[str]) -> None:
@@ -257,10 +290,15 @@ def _leaks(surveys: dict[tuple[str, str], Survey]) -> Iterator[str]:
         yield from (f"{task}: leakage: {fault}" for fault in leaks_between(holders))
 
 
-def spec_of(directory: Path, options: Mapping[str, Any]) -> DataSpec:
+def note(text: str) -> None:
+    """Tell a fact that is no fault."""
+    typer.echo(f"note  {text}")
+
+
+def spec_of(directory: Path, options: Mapping[str, Any], tell: Callable[[str], None] = note) -> DataSpec:
     """The data table of a folder: what its files say, changed by the options. Raises CasamError.
 
-    options: keys of a data table; None where the person said nothing.
+    options: keys of a data table; None where the person said nothing. tell: called with each note.
     """
     from casam_core.config.data_spec import DataSpec
     from casam_core.config.toml import explain
@@ -272,8 +310,8 @@ def spec_of(directory: Path, options: Mapping[str, Any]) -> DataSpec:
     if "image_files" not in given and "reader" not in given:
         layout = understand(folder, a_person())
         table |= {"reader": layout.reader, **layout.keys}
-        for note in layout.notes:
-            typer.echo(f"note  {note}")
+        for told in layout.notes:
+            tell(told)
     elif "image_files" not in given:
         with contextlib.suppress(DataError):  # the person named the reader; its own message says more
             layout = understand(folder)
@@ -312,11 +350,16 @@ def _understanding(spec: DataSpec) -> dict[str, str]:
     return rows
 
 
+def _written(spec: DataSpec) -> dict[str, object]:
+    """The keys of the data table of a scenario or site file that says the same."""
+    return {"reader": spec.reader} | spec.model_dump(mode="json", exclude_defaults=True)
+
+
 def _table_line(spec: DataSpec) -> str:
-    """The data table of a scenario or site file that says the same."""
+    """The same in one line."""
     from scenarios.schema_pages import quoted
 
-    written = {"reader": spec.reader} | spec.model_dump(mode="json", exclude_defaults=True)
+    written = _written(spec)
     return f"{{ {', '.join(f'{key} = {quoted(value)}' for key, value in written.items())} }}"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.terminal import at_ctrl_c, console, say
+from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
 
 deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario on institutions that are separate nodes.")
 bundle_app = typer.Typer(no_args_is_help=True, help="The bundle of code that institutions run.")
@@ -134,13 +134,17 @@ def revoke(
 
 
 @deploy_app.command()
-def nodes(superlink: SuperLinkOption, authority: AuthorityOption) -> None:
+def nodes(superlink: SuperLinkOption, authority: AuthorityOption, json_: Json = False) -> None:
     """List every registered node and whether it is connected."""
     from scenarios.deploy.operator import list_nodes, remote_superlink
 
     with remote_superlink(superlink, authority) as link:
-        for number, status in list_nodes(link).items():
-            typer.echo(f"{number}  {status}")
+        found = list_nodes(link)
+    if json_:
+        print_json([{"node": number, "status": status} for number, status in found.items()])
+        return
+    for number, status in found.items():
+        typer.echo(f"{number}  {status}")
 
 
 @deploy_app.command()

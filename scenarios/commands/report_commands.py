@@ -4,6 +4,7 @@ ones.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -164,13 +165,17 @@ def watch(
         float | None,
         typer.Option(min=1, help="Give up after this many seconds without an event. Default: never."),
     ] = None,
+    json_: Annotated[
+        bool,
+        typer.Option("--json", help="Print every event as a line of JSON; with --once the state as JSON."),
+    ] = False,
 ) -> None:
     """Show a run's institutions and stages until it ends: state, IoU, epsilon, bytes, faults, time left.
 
     Draws a table on a terminal and prints plain lines elsewhere. Exit status: 0 the run completed, 1 it
     failed.
     """
-    from scenarios.commands.terminal import console
+    from scenarios.commands.terminal import console, print_json
     from scenarios.engines.watch import Events, RunView
 
     folder = (run or newest(Path("runs"))).expanduser().resolve()
@@ -182,13 +187,37 @@ def watch(
     if once:
         for event in events.new():
             view.take(event)
-        screen.print(drawn(view, folder.name, time.time()))
+        if json_:
+            print_json(state_of(view))
+        else:
+            screen.print(drawn(view, folder.name, time.time()))
+    elif json_:
+        follow_as_json(view, events, silence)
     elif screen.is_terminal:
         follow_drawn(view, events, folder.name, screen, silence)
     else:
         follow_plainly(view, events, screen, silence)
     if view.status == "failed":
         raise RunError(f"the run failed: {view.reason}")
+
+
+def state_of(view: RunView) -> dict[str, object]:
+    """The present state, for --json. seconds_left is null while it is not known."""
+    from dataclasses import asdict
+
+    return asdict(view) | {"seconds_left": view.seconds_left(time.time())}
+
+
+def follow_as_json(view: RunView, events: Events, silence: float | None) -> None:
+    """One line of JSON for each event, as the run folder's events.jsonl holds it."""
+    begun = time.time()
+    while view.status == "running":
+        for event in events.new():
+            view.take(event)
+            typer.echo(json.dumps(event))
+        if view.status == "running":
+            give_up(view, begun, silence)
+            time.sleep(POLL_SECONDS)
 
 
 def newest(runs: Path) -> Path:

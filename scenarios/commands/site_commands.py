@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casam_core.errors import PolicyError, ScenarioError
+from scenarios.commands.terminal import Json, print_json
 
 if TYPE_CHECKING:
     from casam_core.config.scenario import Scenario
@@ -61,6 +62,7 @@ def review(
     set_: SetOption = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the page as Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the page as HTML.")] = None,
+    json_: Json = False,
 ) -> None:
     """Say in plain words what a scenario asks here: what can leave, in bits and in epsilon, and who sees it.
 
@@ -73,10 +75,13 @@ def review(
 
     place = site_at(node)
     if scenario is None:
+        if json_:
+            print_json(list(place.facts()))
+            return
         for line in place.overview():
             typer.echo(line)
         return
-    from scenarios.inspection.plain_page import as_html, as_markdown
+    from scenarios.inspection.plain_page import as_facts, as_html, as_markdown
     from scenarios.inspection.site_review import page_of
 
     page = page_of(place, found(scenario, set_, place.home))
@@ -85,6 +90,9 @@ def review(
         write_atomic(markdown, text.encode())
     if html is not None:
         write_atomic(html, as_html(page).encode())
+    if json_:
+        print_json(as_facts(page))
+        return
     typer.echo(text)
 
 

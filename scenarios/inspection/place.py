@@ -25,11 +25,18 @@ class Place:
 
     def overview(self) -> Iterator[str]:
         """The scenarios that wait and those that were approved, one line each."""
+        for fact in self.facts():
+            about = f"  {fact['time']}  by {fact['by']}: {fact['name']}" if "by" in fact else ""
+            yield f"{fact['state']:<9} {fact['digest'][:12]}{about}"
+
+    def facts(self) -> Iterator[dict[str, str]]:
+        """The same as tables."""
         for path in pending_in(self.home):
-            yield f"waits     {path.stem[:12]}"
+            yield {"state": "waits", "digest": path.stem}
         for given in approvals_in(self.home):
-            state = "withdrawn" if given.withdrawn else "approved "
-            yield f"{state} {given.digest[:12]}  {given.time}  by {given.by}: {given.name}"
+            state = "withdrawn" if given.withdrawn else "approved"
+            about = {"name": given.name, "time": given.time, "by": given.by}
+            yield {"state": state, "digest": given.digest} | about
 
 
 def site_at(node: Path) -> Place:

@@ -49,6 +49,22 @@ def as_markdown(page: Page) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def as_facts(page: Page) -> list[dict[str, object]]:
+    """The page for --json: a table is a list of its lines by heading."""
+    return [
+        {
+            "heading": heading,
+            "blocks": [
+                [dict(zip(block.headings, line, strict=True)) for line in block.lines]
+                if isinstance(block, Rows)
+                else block
+                for block in blocks
+            ],
+        }
+        for heading, blocks in page
+    ]
+
+
 def as_html(page: Page) -> str:
     """The page as one HTML file without links or scripts."""
     parts = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from casam_bench.membership.attack_run import broken_claims, figures_of, open_run, verdict
 from casam_bench.membership.audit_claims import Claimed
@@ -19,6 +20,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.privacy.accounting import Mechanism
 from casam_core.routing.routers import ROUTERS, RouterEntry
 from casam_core.routing.routers.nearest_mean import NearestMeanRouter
+from client.data.splits import simulated_key
 from scenarios.engines.inprocess import run_inprocess
 from tests.casam_command import Casam
 from tests.conftest import phantom
@@ -130,14 +132,44 @@ def test_a_real_deployments_run_is_left_to_who_holds_the_images(
     shutil.rmtree(run / "institutions")
     ended = casam("attack", run, "--json", tmp_path / "attack.json")
     assert "the run of a real deployment" in ended.refusal
-    assert "--institution open --data-root FOLDER" in ended.err
+    assert "call it at open on a copy of the run folder, with --node node.toml" in ended.err
+    # A simulated split would count other images as members.
+    assert casam("attack", run, "--institution", "noisy", "--data-root", tmp_path).status == 2
     assert not (tmp_path / "attack.json").exists()
-    # Called where the images are, and without shadow models, what needs them is left out.
-    file = tmp_path / "attack.json"
-    assert casam("attack", run, "--json", file, "--institution", "noisy", "--shadows", 0).status == 0
-    attacks = json.loads(file.read_text())["noisy"]["dental_xray"]
+
+
+def test_an_institution_attacks_its_own_part_of_a_deployments_run(
+    casam: Casam, finished: Path, run: Path, tmp_path: Path
+) -> None:
+    """The site of the simulated run as a real one: the same images and the same key for splits."""
+    shutil.rmtree(run / "institutions")
+    home = tmp_path / "site"
+    home.mkdir()
+    (home / "split.key").write_bytes(simulated_key(Scenario.model_validate(table()).seed, "noisy"))
+    (home / "policy.toml").write_text(tomli_w.dumps(table()["institutions"][1]["policy"]))
+    (home / "site.toml").write_text(tomli_w.dumps({"tasks": {"dental_xray": phantom("dental_xray")}}))
+    node = {
+        **{key: f"{key}.pem" for key in ("authority", "key", "register", "signing_key")},
+        **{"institution": "noisy", "superlink": "localhost:9092", "bundle": "0" * 64, "home": "."},
+        **{"policy": "policy.toml", "site": "site.toml"},
+    }
+    (home / "node.toml").write_text(tomli_w.dumps(node))
+    ended = casam("attack", run, "--json", "-", "--node", home / "node.toml", "--shadows", 0)
+    assert ended.status == 0, ended.err
+    report = json.loads(ended.out)
+    assert report.keys() == {"noisy"}
+    attacks = report["noisy"]["dental_xray"]
     assert "--shadows" in attacks["layer_likelihood_ratio"]["refused"]
     assert attacks["layer_loss"]["refused"] is None
+    simulated = json.loads(
+        casam("attack", finished, "--json", "-", "--institution", "noisy", "--shadows", 0).out
+    )
+    assert attacks["layer_loss"]["auc"] == simulated["noisy"]["dental_xray"]["layer_loss"]["auc"]
+    both = casam("attack", run, "--node", home / "node.toml", "--data-root", tmp_path)
+    assert "--data-root: expected no other folder than that of --node" in both.refusal
+    (home / "node.toml").write_text(tomli_w.dumps(node | {"institution": "elsewhere"}))
+    other = casam("attack", run, "--node", home / "node.toml")
+    assert "expected a run in which elsewhere takes part, found open, noisy, closed" in other.refusal
 
 
 def test_images_that_are_not_the_runs_are_refused(casam: Casam, run: Path) -> None:

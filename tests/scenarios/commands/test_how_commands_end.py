@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
+import typer
+from PIL import Image
 
 from casam_core import errors
 from casam_core.errors import CasamError
-from scenarios.commands.cli import EXIT_STATUS
+from scenarios.commands.cli import EXIT_STATUS, app
 from tests.banks import tiny_bank
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
+from tests.scenarios.commands.test_cli import commands
 
 STATUS = {"RunError": 1}
 """Every other error says that the input is bad: 2."""
@@ -130,3 +135,131 @@ def test_a_bank_is_printed_as_json(casam: Casam, tmp_path: Path) -> None:
     shown = as_json(casam, "bank", "show", bank)
     assert shown["entries"][0].keys() >= {"task", "threshold", "bytes", "digest", "form", "router"}
     assert set(as_json(casam, "bank", "verify", bank)) >= {entry["task"] for entry in shown["entries"]}
+
+
+ACTS = [
+    "run",
+    "init",
+    "report",
+    "export",
+    "study",
+    "compare",
+    "data-preview",
+    "bank-remove",
+    "bank-merge",
+    "bank-import-official",
+    "bank-export-official",
+    "audit-accept",
+    "site-init",
+    "site-approve",
+    "site-withdraw",
+    "node",
+    "gateway",
+    "provision",
+    "deploy-local",
+    "deploy-run",
+    "deploy-register",
+    "deploy-revoke",
+    "deploy-key",
+    "bundle-hash",
+    "bundle-build",
+    "schema",
+    "scenarios-show",
+    "scenarios-frame",
+    "studies-show",
+]
+"""Commands that do something and print where it is, or print one text as it is: a hash, a schema, a file."""
+
+
+def test_every_command_that_prints_facts_can_print_them_as_json() -> None:
+    names = dict(commands(typer.main.get_command(app)))
+    without = {
+        name.replace(" ", "-")
+        for name, command in names.items()
+        if "--json" not in {option for found in command.params for option in found.opts}
+    }
+    assert without == set(ACTS)
+
+
+def test_what_waits_and_was_approved_is_printed_as_json(casam: Casam, tmp_path: Path) -> None:
+    folders = ["--out", tmp_path / "kit", "--home", tmp_path / "home", "--data", tmp_path]
+    assert casam("provision", "--institutions", "north", *folders).status == 0
+    node = tmp_path / "kit" / "institutions" / "north" / "node.toml"
+    with node.with_name("site.toml").open("a") as site:
+        site.write('[tasks.polyp]\nreader = "phantom"\nphantom = "polyp"\n')
+    assert as_json(casam, "site", "review", "--node", node) == []
+    scenario = tmp_path / "mine.toml"
+    scenario.write_text(tomli_w.dumps(tiny_table()))
+    assert casam("site", "approve", scenario, "--node", node).status == 0
+    (given,) = as_json(casam, "site", "review", "--node", node)
+    assert (given["state"], given["by"]) == ("approved", "person")
+    page = as_json(casam, "site", "review", scenario, "--node", node)
+    assert all(section.keys() == {"heading", "blocks"} for section in page)
+
+
+def test_a_checked_folder_is_printed_as_json(casam: Casam, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mask_HW = np.zeros((16, 16), np.uint8)
+    mask_HW[2:6, 2:6] = 1
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 99, (16, 16), np.uint8)).save(tmp_path / f"x{i}.png")
+        Image.fromarray(mask_HW).save(tmp_path / f"x{i}_mask.png")
+    found = as_json(casam, "data", "check", tmp_path)
+    assert found["data"]["image_files"] == "{id}.*"
+    assert found["datasets"][tmp_path.name]["images"] == 12
+    assert found["faults"] == []
+    Image.fromarray(mask_HW * 0).save(tmp_path / "x3_mask.png")
+    ended = casam("data", "check", tmp_path, "--json")
+    assert ended.status == 1
+    assert "x3_mask.png" in json.loads(ended.out)["faults"][0]
+
+
+def test_a_run_is_watched_as_json(casam: Casam, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(tomli_w.dumps(tiny_table()))
+    assert casam("run", path, "--engine", "inprocess", "--out", "out").status == 0
+    state = as_json(casam, "watch", "out", "--once")
+    assert state["status"] == "completed"
+    assert state["sites"].keys() == {site["name"] for site in tiny_table()["institutions"]}
+    events = [json.loads(line) for line in casam("watch", "out", "--json").out.splitlines()]
+    kept = (tmp_path / "out" / "events.jsonl").read_text().splitlines()
+    assert events == [json.loads(line) for line in kept][: len(events)]
+    assert events[-1]["event"] == "end"
+    assert as_json(casam, "bank", "admit", "out") == []
+
+
+BASH = """
+eval "$(_CASAM_COMPLETE=source_bash casam)"
+COMP_WORDS=(casam %s) COMP_CWORD=%d
+_casam_completion casam
+echo "${COMPREPLY[@]}"
+"""
+ZSH = """
+autoload -U compinit && compinit -u
+eval "$(_CASAM_COMPLETE=source_zsh casam)"
+whence -w _casam_completion
+"""
+
+
+def in_shell(shell: str, script: str) -> str:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = dict(os.environ, PATH=path, PYTHONPATH=str(Path(__file__).parents[3]))
+    done = subprocess.run(
+        [shell, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "expected"),
+    [("scen", 1, "scenarios"), ("bank sh", 2, "show"), ("predict --ov", 2, "--overlay")],
+)
+def test_bash_completes_commands_and_options(words: str, place: int, expected: str) -> None:
+    assert in_shell("bash", BASH % (words, place)).split() == [expected]
+
+
+def test_zsh_accepts_the_completion() -> None:
+    assert "function" in in_shell("zsh", ZSH)

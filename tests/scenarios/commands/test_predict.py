@@ -12,6 +12,8 @@ from PIL import Image
 
 from casam import Prediction, Segmenter, load_bank
 from casam_core.bank.bank import Bank
+from client.data.dataset import LoadedSample
+from client.data.preview import overlay_of
 from scenarios.commands.bank_commands import png_of
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
@@ -99,6 +101,8 @@ def test_many_labels_fit(tmp_path: Path) -> None:
         (["--box", BOX, "--out", "mask.jpg"], ".png"),
         (["--box", BOX, "--out", "image.png"], "exists already"),
         (["--box", BOX, "--out", "new/mask.png"], "expected the folder new to exist"),
+        (["--box", BOX, "--overlay", "image.png"], "--overlay: image.png exists already"),
+        (["--box", BOX, "--overlay", "mask.png"], "--overlay: expected another file than --out"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -135,7 +139,42 @@ def test_an_empty_mask_is_a_warning(tmp_path: Path, casam: Casam, monkeypatch: p
     monkeypatch.setattr(Segmenter, "predict", nothing)
     result = casam("predict", "image.png", "--bank", "bank", "--box", BOX, "--out", "mask.png", "--json")
     assert result.status == 0
-    assert result.err.startswith(
-        "warning: prompt 1: the mask is empty; move the box or point onto the object"
+    assert result.err.strip() == (
+        "warning: prompt 1: the mask is empty (0 pixels). The image was recognised as 'polyp'; move the "
+        "box or "
+        "point onto the object, or try frozen SAM: --task identity"
     )
     assert json.loads(result.out)["prompts"][0]["pixels"] == 0
+    arguments = ("--bank", "bank", "--box", BOX, "--out", "other.png", "--task", "identity")
+    assert casam("predict", "image.png", *arguments).err.strip() == (
+        "warning: prompt 1: the mask is empty (0 pixels). You chose frozen SAM; move the box or point onto "
+        "the "
+        f"object, or try a task of the bank: --task {next(iter(load_bank(tmp_path / 'bank')))}"
+    )
+
+
+def test_an_image_of_no_task_is_told_in_words(
+    tmp_path: Path, casam: Casam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Segmenter.predict
+
+    def nothing(self: Segmenter, *arguments: object, **options: object) -> Prediction:
+        found = whole(self, *arguments, **options)  # type: ignore[arg-type]
+        return replace(found, masks_NHW=found.masks_NHW & False, name="identity")
+
+    monkeypatch.setattr(Segmenter, "predict", nothing)
+    said = casam("predict", "image.png", "--bank", "bank", "--box", BOX, "--out", "mask.png").err
+    assert "The image fits no task of the bank, so frozen SAM answered" in said
+
+
+def test_an_overlay_shows_the_image_with_the_outline_of_every_mask(tmp_path: Path, casam: Casam) -> None:
+    result = casam(
+        *("predict", "image.png", "--bank", "bank", "--box", BOX, "--box", OTHER),
+        *("--out", "mask.png", "--overlay", "seen.png"),
+    )
+    assert result.status == 0, result.err
+    assert facts(result.out)["overlay"] == "seen.png"
+    labels_HW = np.asarray(Image.open(tmp_path / "mask.png")).astype(np.int32)
+    seen_HW3 = np.asarray(Image.open(tmp_path / "seen.png"))
+    np.testing.assert_array_equal(seen_HW3, overlay_of(LoadedSample(picture("polyp"), labels_HW)))
+    assert (seen_HW3 != picture("polyp")).any()
