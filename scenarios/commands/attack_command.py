@@ -77,7 +77,6 @@ def attack(
     if not folder.is_dir():
         resolve_scenario(run)
     from casam_bench.membership.attack_run import (
-        AttackError,
         attack_run,
         broken_claims,
         open_run,
@@ -85,26 +84,18 @@ def attack(
         table_of,
         verdict,
     )
-    from casam_bench.membership.audit_claims import FEWEST, claims_of_ledger, refuted
+    from casam_bench.membership.audit_claims import claims_of_ledger, refuted
     from casam_bench.membership.audit_lines import write_audits
     from client.node.node_file import read_node_file
     from scenarios.engines.live import LineWriter, live_view
     from scenarios.report.reading import PRIVACY_AUDIT
 
-    if shadows % 2:
-        raise AttackError(f"--shadows: expected an even number, found {shadows}")
-    if 0 < canaries < FEWEST:
-        raise AttackError(f"--canaries: expected 0, or at least {FEWEST}; found {canaries}")
+    check_options(shadows, canaries, json_, node, data_root)
     only_json = json_ == Path("-")
-    if json_ is not None and not json_.parent.is_dir():
-        raise AttackError(f"--json: expected the folder {json_.parent} to exist; create it first")
-
     screen = console(stderr=only_json)
     if not folder.is_dir():
         audit_scenario(screen, run, canaries)
         return
-    if node is not None and data_root is not None:
-        raise AttackError("--data-root: expected no other folder than that of --node; leave it out")
     opened = open_run(folder.resolve(), data_root, read_node_file(node) if node is not None else None)
     with live_view(screen) as show, contextlib.redirect_stdout(LineWriter(show)):
         report = attack_run(opened, institution or [], shadows)
@@ -123,6 +114,23 @@ def attack(
     if not broken:
         screen.print(f"verdict: {verdict(report)}", highlight=False, soft_wrap=True)
     refuse(broken)
+
+
+def check_options(
+    shadows: int, canaries: int, json_: Path | None, node: Path | None, data_root: Path | None
+) -> None:
+    """Raise AttackError for options that cannot be meant."""
+    from casam_bench.membership.attack_run import AttackError
+    from casam_bench.membership.audit_claims import FEWEST
+
+    if shadows % 2:
+        raise AttackError(f"--shadows: expected an even number, found {shadows}")
+    if 0 < canaries < FEWEST:
+        raise AttackError(f"--canaries: expected 0, or at least {FEWEST}; found {canaries}")
+    if json_ is not None and not json_.parent.is_dir():
+        raise AttackError(f"--json: expected the folder {json_.parent} to exist; create it first")
+    if node is not None and data_root is not None:
+        raise AttackError("--data-root: expected no other folder than that of --node; leave it out")
 
 
 def audit_scenario(screen: Console, name: str, canaries: int) -> None:

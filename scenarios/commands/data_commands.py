@@ -144,16 +144,29 @@ def check(
                 "faults": faults,
             }
         )
-        if faults:
-            raise typer.Exit(1)
-        return
+    else:
+        _tell(named, spec, notes, faults, screen)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _tell(
+    named: Mapping[str, Survey],
+    spec: DataSpec | None,
+    notes: Sequence[str],
+    faults: Sequence[str],
+    screen: Console,
+) -> None:
+    """Print notes, a table for each dataset, the data table of a folder, and the faults."""
     for told in notes:
         note(told)
     for name, found in named.items():
         _print_table(name, found, screen, _understanding(spec) if spec else {})
     if spec is not None:
         say(screen, f"to change what was understood, write the data table: {_table_line(spec)}")
-    _end_with(faults)
+    for fault in faults:
+        typer.echo(f"FAULT {fault}")
+    typer.echo(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}")
 
 
 def _facts(found: Survey) -> dict[str, object]:
@@ -172,15 +185,6 @@ def _facts(found: Survey) -> dict[str, object]:
         "faults": found.faults,
         "notes": found.warnings,
     }
-
-
-def _end_with(faults: Sequence[str]) -> None:
-    """Print the faults; with any, exit with 1."""
-    for fault in faults:
-        typer.echo(f"FAULT {fault}")
-    typer.echo(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}")
-    if faults:
-        raise typer.Exit(1)
 
 
 def _refuse_reader_options(values: Sequence[object]) -> None:

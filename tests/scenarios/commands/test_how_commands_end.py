@@ -143,6 +143,7 @@ ACTS = [
     "report",
     "export",
     "study",
+    "studio",
     "compare",
     "data-preview",
     "bank-remove",
