@@ -1,20 +1,29 @@
 # Needs Python 3.11, make and git; everything else goes into .venv.
 # Another interpreter: make setup PYTHON=/path/to/python3.12
+# CPU builds of PyTorch (5 GB less on Linux): make setup TORCH=cpu, where uv reaches PyTorch's own index;
+# or make setup PIP='--index-url URL' with an index that has them.
 PYTHON ?= python3.11
+TORCH ?= default
+PIP ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEVELOPER := $(VENV)/.developer
+# What a user needs: every command, without the developers' tools.
+USER := .[deploy,medical,report,simulation,studio,study]
 # Without this project's settings for uv, which would lock nothing.
 LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-deploy coverage bench-smoke lint lock clean
+.PHONY: help setup developer demo test test-fast test-deploy coverage bench-smoke lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
 
-setup: $(STAMP)  ## Create .venv and install everything, pinned (a second call costs nothing)
+setup: $(STAMP)  ## Create .venv with every command, pinned (a second call costs nothing)
+
+developer: $(DEVELOPER)  ## The same with the tools of tests and lint; `make test` calls it
 
 # The stamp is younger than the two files that decide what is installed, or the step runs again. The
 # package itself is installed editable, so its own code never asks for a new set-up.
@@ -22,7 +31,21 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "make: $(PYTHON) not found; install Python 3.11 or name another: make setup PYTHON=python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off \
+	@echo "Installs about 190 packages into $(VENV). On Linux the public index delivers PyTorch with CUDA: 6.3 GB on disk,"
+	@echo "some minutes. CPU builds take about 2 GB: make setup TORCH=cpu (other ways: the head of the Makefile)."
+ifeq ($(TORCH),default)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP) -c constraints.txt -e '$(USER)'
+else
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP) -c constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --torch-backend $(TORCH) -c constraints.txt -e '$(USER)'
+endif
+	@du -sh $(VENV) | sed 's/^/On disk: /'
+	@touch $@
+
+# PyTorch is there already, so its build stays.
+$(DEVELOPER): $(STAMP)
+	@echo "Adds the tools of tests and lint: about 100 packages, 1 GB."
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off $(PIP) \
 		-c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -36,22 +59,22 @@ test: test-fast  ## Run every test but those in containers
 	$(BIN)/python -m pytest -m "slow and not deploy" -n 2 --dist loadfile $(ONE_PROCESS)
 	$(BIN)/python -m pytest -m "slow and not deploy" $(addprefix --ignore=,$(ONE_PROCESS))
 
-test-fast: setup  ## Run the tests that start neither Flower nor the real backbone
+test-fast: developer  ## Run the tests that start neither Flower nor the real backbone
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-deploy: setup  ## Run the compose demo in containers (root and Debian, or a running engine; else a counted skip)
+test-deploy: developer  ## Run the compose demo in containers (root and Debian, or a running engine; else a counted skip)
 	$(BIN)/python -m pytest -m deploy tests/deploy
 
-coverage: setup  ## Which lines the fast tests run: files with gaps, and the figure (TOTAL)
+coverage: developer  ## Which lines the fast tests run: files with gaps, and the figure (TOTAL)
 	$(BIN)/python -m pytest -m "not slow" -n 2 -q --cov --cov-report=term
 
-lint: setup  ## Style, types and the direction of imports
+lint: developer  ## Style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lock: setup  ## Write requirements.lock, requirements-node.lock (a site) and docker/thin.lock, with hashes
+lock: developer  ## Write requirements.lock, requirements-node.lock (a site) and docker/thin.lock, with hashes
 	$(LOCK) --extra deploy --extra medical --extra report --extra simulation --extra studio --extra study \
 		pyproject.toml -o requirements.lock
 	$(LOCK) --extra medical pyproject.toml -o requirements-node.lock

@@ -20,6 +20,7 @@ import pytest
 
 from casam_core.protocol.fingerprint import ROOT, TRUSTED
 from scenarios.commands.cli import EXTRAS, advice_for
+from scenarios.engines.bundle import build_bundle
 
 TRUSTED_LINES = 24_900
 """Lines of Python in the bundle: what an auditor reads before a site pins it. Lower it when code goes."""
@@ -76,10 +77,34 @@ def asked_for(project: dict[str, Any]) -> set[str]:
 
 
 def test_a_bare_flower_run_has_nothing_to_install(project: dict[str, Any]) -> None:
-    """Every dependency is overridden by one that no Python fits, else `flwr run .` would download it."""
-    overrides = project["tool"]["uv"]["override-dependencies"]
-    assert {distribution(r) for r in overrides} == asked_for(project)
-    assert all(r.endswith("; python_version < '3'") for r in overrides)
+    """Flower calls `uv sync` in the bundle; there this line says that the project asks for nothing."""
+    (about,) = project["tool"]["uv"]["dependency-metadata"]
+    assert about == {"name": "casam", "version": project["project"]["version"], "requires-dist": []}
+
+
+def test_uv_installs_nothing_in_the_bundle_and_everything_in_a_clone(tmp_path: Path) -> None:
+    """The real uv, offline. In a clone uv.toml takes the place of that line."""
+    uv = [str(Path(sys.executable).with_name("uv"))]
+    environment = os.environ | {"UV_CACHE_DIR": str(tmp_path / "cache"), "UV_OFFLINE": "1"}
+
+    def sync(folder: Path) -> subprocess.CompletedProcess[str]:
+        words = [*uv, "sync", "--python", sys.executable, "--no-install-project", "--inexact"]
+        return subprocess.run(
+            words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    with zipfile.ZipFile(io.BytesIO(build_bundle(ROOT))) as bundle:
+        bundle.extractall(tmp_path / "bundle")
+    done = sync(tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    assert "Resolved 1 package" in done.stderr
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in ("pyproject.toml", "uv.toml", "README.md"):
+        shutil.copyfile(ROOT / name, clone / name)
+    done = sync(clone)
+    assert done.returncode != 0, "offline and without a cache it cannot find what the project asks for"
+    assert "Because only" in done.stderr or "not found in the cache" in done.stderr, done.stderr
 
 
 def test_pins_cover_what_is_asked_for(project: dict[str, Any]) -> None:

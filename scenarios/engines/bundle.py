@@ -11,6 +11,17 @@ from pathlib import Path
 from casam_core.errors import RunError
 from casam_core.protocol.fingerprint import ROOT
 
+INSTALLED = Path(__file__).with_name("app")
+"""Where an installed wheel keeps its pyproject.toml, which a clone has at its top."""
+
+
+def app_settings(app: Path = ROOT) -> Path:
+    """The pyproject.toml of the app in `app`. Raises RunError if there is none."""
+    for folder in (app, INSTALLED) if app == ROOT else (app,):
+        if (folder / "pyproject.toml").is_file():
+            return folder / "pyproject.toml"
+    raise RunError(f"no Flower app in {app}: expected a pyproject.toml there; install casam again")
+
 
 def build_bundle(app: Path = ROOT) -> bytes:
     """The bundle of the app in `app`, as `flwr run` makes it. Raises RunError if there is no app.
@@ -19,8 +30,6 @@ def build_bundle(app: Path = ROOT) -> bytes:
     """
     from flwr.cli.build import build_fab_from_disk
 
-    if not (app / "pyproject.toml").is_file():
-        raise RunError(f"no Flower app in {app}: expected a pyproject.toml there; run from a clone")
     with tempfile.TemporaryDirectory(prefix="casam-bundle-") as scratch:
         return build_fab_from_disk(stage_app(app, Path(scratch) / "app"))
 
@@ -37,7 +46,8 @@ def stage_app(app_dir: Path, target: Path) -> Path:
     environment in a checkout this takes seconds. The copy also protects a run's code from later changes. For
     an app without `fab-include`, everything is copied except caches and hidden files.
     """
-    with (app_dir / "pyproject.toml").open("rb") as file:
+    settings = app_settings(app_dir)
+    with settings.open("rb") as file:
         app = tomllib.load(file).get("tool", {}).get("flwr", {}).get("app", {})
     folders = [pattern.strip("/").removesuffix("/**") for pattern in app.get("fab-include", ["*"])]
     named = ("pyproject.toml", ".gitignore", "LICENSE")
@@ -53,4 +63,5 @@ def stage_app(app_dir: Path, target: Path) -> Path:
             shutil.copytree(entry, copy, ignore=ignored, symlinks=True)
         elif entry.is_file():
             shutil.copyfile(entry, copy)
+    shutil.copyfile(settings, target / "pyproject.toml")
     return target

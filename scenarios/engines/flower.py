@@ -23,7 +23,7 @@ from types import FrameType
 import tomli_w
 
 from casam_core.errors import RunError
-from scenarios.engines.bundle import stage_app
+from scenarios.engines.bundle import app_settings, stage_app
 from scenarios.engines.superlink import SuperLink, flower_command, flwr, last_lines, superlink
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
@@ -74,8 +74,7 @@ def run_flower_app(
         RunError: The run did not start.
     """
     app_dir, home = app_dir.resolve(), home.resolve()
-    if not (app_dir / "pyproject.toml").is_file():
-        raise RunError(f"no Flower app in {app_dir}: expected a pyproject.toml there")
+    app_settings(app_dir)  # refuses a folder without an app
     if home.is_dir() and any(home.iterdir()):
         raise RunError(f"{home}: expected a new or empty folder as Flower home, found files in it")
     home.mkdir(parents=True, exist_ok=True)

@@ -126,11 +126,6 @@ def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scen
 
 def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *, resume: bool) -> None:
     """A real `flwr run` on this machine, one SuperNode per institution. Raises RunError if it failed."""
-    if not (ROOT / "pyproject.toml").exists():
-        raise RunError(
-            f"the simulation engine needs a clone of the project, but {ROOT} has no pyproject.toml; "
-            "install with `pip install -e .` from a clone, or use --engine inprocess"
-        )
     if importlib.util.find_spec("ray") is None:
         raise RunError(
             "the simulation engine needs Ray, which is not installed; run: pip install 'casam[simulation]', "

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from casam_core.errors import RunError
+
 FLOWER = "1.41.0"
 """The launcher and the wire format rely on details of this version that Flower does not promise to keep."""
 
@@ -115,14 +117,17 @@ def check_weights() -> Finding:
 
 
 def check_project(root: Path | None = None) -> Finding:
-    """`flwr run` packs the project's folder: the installed package must be a checkout."""
+    """`flwr run` packs the project's folder, or the installed package."""
     import casam_core
 
     root = root or Path(casam_core.__file__).resolve().parents[1]
-    if (root / "pyproject.toml").is_file():
-        return Finding("project folder", True, str(root))
-    advice = "install from a clone with `make setup`, or run with --engine inprocess"
-    return Finding("project folder", False, f"no pyproject.toml in {root}", advice)
+    from scenarios.engines.bundle import app_settings
+
+    try:
+        return Finding("project folder", True, str(app_settings(root).parent))
+    except RunError:
+        advice = "install casam again, or run with --engine inprocess"
+        return Finding("project folder", False, f"no pyproject.toml in {root}", advice)
 
 
 def check_flower_home() -> Finding:
