@@ -68,6 +68,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "privacy-large": Benchmark(
         "The same for the forms of 14 MB.", at("privacy.private_training:run_large"), True
     ),
+    "private-layers": Benchmark(
+        "How much of the open gain private layers of few images keep, by total epsilon (--data-root).",
+        at("privacy.private_layers:run"),
+        True,
+    ),
     "router-noise": Benchmark(
         "Routers with and without noise: quality, and what they tell about members (--data-root).",
         at("quality.frame_quality:run"),

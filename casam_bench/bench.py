@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -27,6 +27,11 @@ class Engines(Protocol):
 
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""
+
+    def layer_library(
+        self, backbone: Backbone, without: Collection[str], say: Callable[[str], None]
+    ) -> bytes:
+        """The file of a library of low_rank layers, made without the phantoms of these modalities."""
 
     def flower_app(
         self,

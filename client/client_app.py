@@ -131,7 +131,7 @@ def identify(message: Message, context: Context) -> Message:
     sites = [site for site in sites_here(text, request.run, context) if not is_gone(site)]
     institutions = [institution_at(site, text) for site in sites]
     for institution in institutions:
-        institution.learn_frame(request.frames)
+        institution.learn_public(request.public)
     context.state[STATE] = ConfigRecord({SCENARIO: compressed, "run": request.run})
     return answered(message, identity_of(institutions))
 

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.bank.bank import Bank
+from casam_core.config.public_files import digest_of_file
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.forms import AlignmentLayer, learning_rate_of, set_weights, weights_of
+from casam_core.model.layer_library import LIBRARIES, LayerLibrary, library_named, public_files_of
 from casam_core.model.training import (
     Examples,
     OpenSteps,
@@ -45,9 +47,8 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.routing.features import width_of
-from casam_core.routing.public_frames import axes_of, digest_of_frame, frame_of, keep_frame
+from casam_core.routing.public_frames import FRAMES, PublicFrame, axes_of
 from casam_core.routing.routers import build_router
-from casam_core.routing.routers.public_frame import frame_named
 from casam_core.routing.threshold import fold_statistics, held_out_scores, learn_alone, score_histogram
 from casam_core.routing.unknown import margin_histogram
 from casam_core.seeding import Draws, derive_seed, numpy_generator
@@ -100,7 +101,7 @@ class Institution:
         self.site = site
         self.scenario = scenario
         self.backbone = backbone
-        self.router = build_router(scenario.router, site.frames)
+        self.router = build_router(scenario.router, site.folder_of(FRAMES))
         self._tasks: dict[str, TaskData] = {}
         site.private.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -109,30 +110,35 @@ class Institution:
         """The institution's name in the scenario."""
         return self.site.institution
 
-    def learn_frame(self, files: Sequence[bytes]) -> None:
-        """Keep the public frame that came with the scenario, and check that the router's frame is here.
+    def learn_public(self, files: Sequence[bytes]) -> None:
+        """Keep the public files that came with the scenario, and check that all it names are here.
 
-        Raises RefusalError: other-frame for a frame that the approved scenario does not name or that has
-        another form; unknown-scenario if there is no frame, so that the server sends it.
+        Raises RefusalError: other-public-file for a file that the approved scenario does not name or that has
+        another form; unknown-scenario if one is missing, so that the server sends it.
         """
-        spec = self.scenario.router
-        wanted = frame_named(spec)
+        named = {digest: kind for kind, digest in public_files_of(self.scenario)}
         try:
-            if any(digest_of_frame(data) != wanted for data in files):
-                raise BankError(f"expected the frame {wanted[:12]} of the scenario, found another one")
             for data in files:
-                keep_frame(data, self.site.frames)
+                digest = digest_of_file(data)
+                if digest not in named:
+                    raise BankError(f"expected a public file of the scenario, found {digest[:12]}")
+                named[digest].keep(data, self.site.folder_of(named[digest]))
         except BankError as error:
-            raise RefusalError(Outcome.OTHER_FRAME, str(error)) from error
-        if not wanted:
-            return
+            raise RefusalError(Outcome.OTHER_PUBLIC_FILE, str(error)) from error
         try:
-            frame = frame_of(wanted, self.site.frames)
+            found = [kind.get(digest, self.site.folder_of(kind)) for digest, kind in named.items()]
         except BankError as error:
             raise RefusalError(Outcome.UNKNOWN_SCENARIO, str(error)) from error
-        width = width_of(spec.features, self.backbone.geometry.channels)
-        if frame.axes_FK.shape != (width, axes_of(width)):
-            raise RefusalError(Outcome.OTHER_FRAME, f"the frame does not fit features of {width} values")
+        width = width_of(self.scenario.router.features, self.backbone.geometry.channels)
+        for content in found:
+            if isinstance(content, PublicFrame) and content.axes_FK.shape != (width, axes_of(width)):
+                raise RefusalError(
+                    Outcome.OTHER_PUBLIC_FILE, f"the frame does not fit features of {width} values"
+                )
+
+    def library(self) -> LayerLibrary:
+        """The public library of layers that the scenario names. Raises BankError if it is not here."""
+        return LIBRARIES.get(library_named(self.scenario), self.site.folder_of(LIBRARIES))
 
     def holdings(self) -> dict[str, Holding]:
         """Image counts of every task held here. Raises DataError."""

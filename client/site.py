@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from casam_core.config.policy import Policy
+from casam_core.config.public_files import PublicFiles
 from casam_core.config.scenario import RUN_NAME, Scenario
 from casam_core.config.site_file import SiteFile, TaskDescription, read_site_file, simulated_task
 from casam_core.config.toml import read_policy
@@ -80,10 +82,9 @@ class Site:
             update={"institutions": institutions, "backbone": backbone, "compute": compute}
         )
 
-    @property
-    def frames(self) -> Path:
-        """Folder of public frames (casam_core.routing.public_frames)."""
-        return self.public.with_name("frames")
+    def folder_of(self, kind: PublicFiles[Any]) -> Path:
+        """Folder of one kind of public files that came with scenarios."""
+        return self.public.with_name(kind.folder)
 
     @property
     def log(self) -> Path:

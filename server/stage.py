@@ -10,7 +10,7 @@ from typing import Any
 from casam_core.bank.bank import Bank
 from casam_core.errors import RunError
 from casam_core.methods import SHARED, method_of
-from casam_core.routing.public_frames import frame_bytes, frames_here, keep_frame
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
 from server.defence.quarantine import admit, quarantine_by_canary
 from server.evaluation import StageScores, evaluate
@@ -61,7 +61,7 @@ def first_state(federation: Federation) -> State:
     """Stage 0: an empty bank, and all scores with the frozen backbone."""
     bank = Bank.open(federation.folder.path / "bank", create=True)
     if digest := frame_named(federation.scenario.router):
-        keep_frame(frame_bytes(digest, frames_here()), bank.frames)  # a bank works without this machine
+        FRAMES.keep(FRAMES.data(digest, FRAMES.here), bank.frames)  # a bank works without this machine
     roll_back(bank, ())
     scores = evaluate(federation, 0, bank)
     return State(scores, (), bank, (), None, **memory_of(federation))

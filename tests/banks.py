@@ -17,8 +17,9 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.model.forms import build_layer, form_spec, weights_of
+from casam_core.model.layer_library import LIBRARIES, LayerLibrary
 from casam_core.routing.features import pool
-from casam_core.routing.public_frames import frames_here, keep_frame, make_frame
+from casam_core.routing.public_frames import FRAMES, make_frame
 from casam_core.routing.routers import build_router, router_spec
 from casam_core.routing.routers.public_frame import frame_named
 
@@ -34,7 +35,32 @@ def random_frame(width: int) -> str:
     """The digest of a public frame for random features of this width, kept on this machine."""
     rng = np.random.default_rng(width)
     public = {name: rng.normal(shift, 1, (12, width)) for shift, name in enumerate("abc")}
-    return keep_frame(make_frame(public, {}).to_bytes(), frames_here())
+    return FRAMES.keep(make_frame(public, {}).to_bytes(), FRAMES.here)
+
+
+def random_library(form: str) -> str:
+    """The digest of a library of layers for the tiny backbone, kept on this machine: two starts and three
+    directions that no image has shown."""
+    rng, first = np.random.default_rng(5), build_layer(form_spec(form), tiny_backbone().geometry.channels, 0)
+    weights = weights_of(first)
+    free = [name for name in weights if name != "down_RC"]
+    rows = np.linalg.qr(rng.normal(size=(sum(weights[name].size for name in free), 3)))[0].T
+    parts = np.split(rows, np.cumsum([weights[name].size for name in free])[:-1], axis=1)
+    library = LayerLibrary(
+        shared={name: value for name, value in weights.items() if name not in free},
+        starts={
+            start: {name: rng.normal(0, 0.02, weights[name].shape).astype(np.float32) for name in free}
+            for start in ("joint", "polyp")
+        },
+        directions={
+            name: part.reshape(-1, *weights[name].shape).astype(np.float32)
+            for name, part in zip(free, parts, strict=True)
+        },
+        clip=0.5,
+        reach=0.5,
+        about={"form": form},
+    )
+    return LIBRARIES.keep(library.to_bytes(), LIBRARIES.here)
 
 
 def picture(task: str, seed: int = 0, height: int = 48, width: int = 64) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from casam_bench.membership.canaries import Release, audit_release, layer_releas
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.privacy.accounting import Mechanism, epsilon_of
-from client.dp.plan import evaluations, layer_mechanisms, metrics_noise, router_mechanisms
+from client.dp.plan import evaluations, layer_costs, metrics_noise, router_mechanisms
 from client.release.ledger import Ledger
 from client.site import Site
 
@@ -61,7 +61,7 @@ def claims_of_policy(scenario: Scenario, policy: Policy) -> Iterator[Claimed]:
     Raises RefusalError if no noise fits the policy's budget.
     """
     if policy.private:
-        yield from (Claimed("train", "align", round_) for round_ in layer_mechanisms(scenario, policy))
+        yield from (Claimed("train", kind, cost) for kind, cost in layer_costs(scenario, policy))
         for kind, mechanism in zip(("router", "scores"), router_mechanisms(scenario, policy), strict=False):
             yield Claimed("train", kind, mechanism)
     if policy.metrics == "noisy":

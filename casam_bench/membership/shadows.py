@@ -19,16 +19,17 @@ from casam_core.config.scenario import Scenario
 from casam_core.methods import first_layer
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer
+from casam_core.model.layer_library import LIBRARIES, library_named
 from casam_core.model.training import OpenSteps, Steps
-from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, units_of
-from casam_core.routing.public_frames import frames_here
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import Arrays, Router, build_router
 from casam_core.routing.routers.base import NoisyStatistics
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
+from client.dp.noisy_layer import steps_of
 from client.dp.noisy_router import private_router
 from client.dp.plan import learning_noise, router_noise
 from client.dp.public_features import public_features_of
@@ -68,7 +69,12 @@ class Shadows:
                 noise_multiplier = learning_noise(scenario, self.policy)
                 noise = self.noise("layer", number, round_)
                 draws = Draws(scenario.seed, (self.institution, "shadow", number, round_, self.task))
-                steps = PrivateSteps(self.units(images), scenario.privacy, noise_multiplier, noise, draws)
+                digest, units = library_named(scenario), self.units(images)
+                library = LIBRARIES.get(digest, LIBRARIES.here) if digest else None
+                fresh = round_ == 1
+                steps = steps_of(
+                    scenario.privacy, library, units, noise_multiplier, noise, draws, fresh=fresh
+                )
             train_round(scenario, self.task, layer, self.backbone, examples, steps, rng, progress)
         return layer
 
@@ -90,7 +96,7 @@ class Shadows:
     @cached_property
     def plain_router(self) -> Router:
         """The scenario's router."""
-        return build_router(self.scenario.router, frames_here())
+        return build_router(self.scenario.router, FRAMES.here)
 
     @cached_property
     def noisy_statistics(self) -> NoisyStatistics:

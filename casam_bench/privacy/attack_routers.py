@@ -28,7 +28,7 @@ from casam_bench.privacy.attack_rows import (
 from casam_bench.privacy.synthetic_site import SEED, features_of
 from casam_bench.quality.frame_quality import Maker
 from casam_core.privacy.accounting import Mechanism, calibrate
-from casam_core.routing.public_frames import keep_frame, make_frame
+from casam_core.routing.public_frames import FRAMES, make_frame
 from casam_core.routing.routers import Arrays, GaussianSpec, PublicFrameSpec, build_router
 from casam_core.seeding import derive_seed, numpy_generator
 
@@ -71,7 +71,7 @@ def maker_of(kind: str, setting: Setting, frames: Path) -> Maker:
     if kind == "gaussian":
         return Maker(GaussianSpec(), build_router(GaussianSpec()), public, setting.noise)
     made = make_frame({f"site {number}": f_NF for number, f_NF in enumerate(public)}, {})
-    spec = PublicFrameSpec(frame=keep_frame(made.to_bytes(), frames))
+    spec = PublicFrameSpec(frame=FRAMES.keep(made.to_bytes(), frames))
     return Maker(spec, build_router(spec, frames), public, setting.noise)
 
 

@@ -10,7 +10,7 @@ from casam_core.bank.entry_file import Entry
 from casam_core.config.named_parts import ROUTERS
 from casam_core.errors import BankError
 from casam_core.files import new_folder
-from casam_core.routing.public_frames import keep_frame
+from casam_core.routing.public_frames import FRAMES
 
 
 def write_bank(out: Path, entries: Iterable[bytes], frames: Iterable[Path] = ()) -> Bank:
@@ -23,7 +23,7 @@ def write_bank(out: Path, entries: Iterable[bytes], frames: Iterable[Path] = ())
         for data in entries:
             bank.add_bytes(data)
         for path in sorted(path for place in frames for path in place.glob("*.json")):
-            keep_frame(path.read_bytes(), bank.frames)
+            FRAMES.keep(path.read_bytes(), bank.frames)
     return Bank.open(out)
 
 

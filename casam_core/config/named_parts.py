@@ -70,6 +70,12 @@ FORMS: Registry[FormEntry] = Registry(
 )
 
 
+SHIPPED_LIBRARIES: dict[tuple[str, str, int], str] = {
+    ("lite_medsam", "low_rank", 8): "77e854449c44cc45b2f9df6c4075b02b532f8e5c937f907f96b938811d983fd5",
+}
+"""(backbone, form, rank or 0) -> digest of the layer library that casam ships."""
+
+
 class RouterSpec(Section):
     """How the router recognises the task of a new image, and when an image is unknown.
 

@@ -19,7 +19,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from casam_core.config.data_spec import DataSpec
-from casam_core.config.named_parts import BY_FORM, BY_KIND, AlignmentSpec, BackboneSpec, RouterSpec
+from casam_core.config.named_parts import (
+    BY_FORM,
+    BY_KIND,
+    SHIPPED_LIBRARIES,
+    AlignmentSpec,
+    BackboneSpec,
+    RouterSpec,
+)
 from casam_core.config.participation import AdmissionSpec, DeadlineSpec, FaultSpec, ParticipationSpec
 from casam_core.config.policy import Policy
 from casam_core.config.section import Section
@@ -131,6 +138,18 @@ class TrainingSpec(Section):
 class PrivacySpec(Section):
     """Training at institutions whose policy asks for noise (docs/privacy.md); the policy sets the budget."""
 
+    method: Literal["dp_sgd", "subspace"] = Field(
+        "dp_sgd",
+        description="How a layer is trained. dp_sgd: clipped and noisy gradients of samples of the images. "
+        "subspace: from a start out of a public library of layers, a few noisy gradients of all images along "
+        "the library's directions; for few images.",
+    )
+    library: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="SHA-256 of the library of layers, for method subspace. Default: the library that casam "
+        "ships for the backbone and form; for others, `casam run` makes one from phantoms.",
+    )
+    descent_steps: int = Field(4, ge=1, le=100, description="Steps of a private round of method subspace.")
     steps: int = Field(25, ge=1, description="Optimiser steps of a private round; no early stopping.")
     sampling_rate: float = Field(
         0.2, gt=0, le=1, description="Probability that an image (or group) takes part in a step."
@@ -151,6 +170,13 @@ class PrivacySpec(Section):
         "noise, too. The layer gets what the budget then still allows. Default: 0.5, and 0.9 for an epsilon "
         "up to 1.",
     )
+
+    def completed(self, backbone: BackboneSpec, alignment: AlignmentSpec) -> PrivacySpec:
+        """The section with the library that casam ships for the backbone and the form."""
+        if self.method != "subspace" or self.library or backbone.sha256 is not None:
+            return self
+        key = (backbone.name, alignment.form, getattr(alignment, "rank", 0))
+        return self.model_copy(update={"library": SHIPPED_LIBRARIES.get(key)})
 
 
 class BankSpec(Section):
@@ -264,9 +290,10 @@ class Scenario(Section):
         return self
 
     @model_validator(mode="after")
-    def _knows_its_frame(self) -> Scenario:
-        # Resolved once: the digest of a public frame is a part of what a site approves.
+    def _knows_its_public_files(self) -> Scenario:
+        # Resolved once: the digests of public files are a part of what a site approves.
         object.__setattr__(self, "router", self.router.completed(self.backbone))
+        object.__setattr__(self, "privacy", self.privacy.completed(self.backbone, self.alignment))
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, logit, ndtr
+from scipy.special import log_ndtr
 
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.discrete_gaussian import SIGMA
@@ -60,7 +60,7 @@ class Mechanism:
 
 
 def round_mechanism(spec: PrivacySpec, noise_multiplier: float) -> Mechanism:
-    """The cost of one private training round."""
+    """The cost of one round of DP-SGD."""
     return Mechanism(noise_multiplier, spec.sampling_rate, spec.steps)
 
 
@@ -75,7 +75,8 @@ def choice_epsilon(noise_multiplier: float) -> float:
     >>> round(choice_epsilon(10.0), 4)
     0.1595
     """
-    return 2 * float(logit(ndtr(0.5 / noise_multiplier)))
+    half = 0.5 / noise_multiplier
+    return 2 * float(log_ndtr(half) - log_ndtr(-half))
 
 
 def epsilon_of(mechanisms: Sequence[Mechanism], delta: float, *, replaced: bool = False) -> float:
@@ -183,12 +184,12 @@ def calibrate(at: Callable[[float], Sequence[Mechanism]], epsilon: float, delta:
 
 
 def affordable(
-    spent: Sequence[Mechanism], each: Sequence[Mechanism], epsilon: float, delta: float, most: int
+    spent: Sequence[Mechanism], rounds: Sequence[Sequence[Mechanism]], epsilon: float, delta: float
 ) -> int:
-    """How many times `each` fits into the rest of the budget after `spent`; at most `most`."""
+    """How many of the rounds, from the first on, fit into the rest of the budget after `spent`."""
     together = list(spent)
-    for count in range(most):
-        together += each
+    for count, of_round in enumerate(rounds):
+        together += of_round
         if epsilon_of(together, delta) > epsilon:
             return count
-    return most
+    return len(rounds)

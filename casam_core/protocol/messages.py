@@ -48,7 +48,7 @@ from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import HISTOGRAM_BINS
 from casam_core.routing.unknown import BINS
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of these messages. The server refuses a node with another version."""
 
 Layer = Mapping[str, NDArray[np.float32]]
@@ -124,8 +124,8 @@ class IdentifyRequest(Message):
         digest: SHA-256 of the scenario.
         scenario: canonical JSON, compressed; "" for a node that received it earlier in the run.
         nonce: a random text, new in every request, which the reply's signatures cover.
-        frames: the file of the router's public frame (casam_core.routing.public_frames), unless casam ships
-            it or the node received it earlier.
+        public: the public files that the scenario names (casam_core.config.public_files), unless casam ships
+            them or the node received them earlier.
     """
 
     run: Annotated[str, Text()] = ""
@@ -133,17 +133,17 @@ class IdentifyRequest(Message):
     digest: Annotated[str, Text()] = ""
     scenario: Annotated[str, Text()] = ""
     nonce: Annotated[str, Text()] = ""
-    frames: Annotated[Sequence[bytes], Files()] = ()
+    public: Annotated[Sequence[bytes], Files()] = ()
 
     @staticmethod
-    def telling(scenario: str, run: str, code: str, frames: Sequence[bytes] = ()) -> IdentifyRequest:
+    def telling(scenario: str, run: str, code: str, public: Sequence[bytes] = ()) -> IdentifyRequest:
         """The request for a node that does not have the scenario yet."""
         digest = hashlib.sha256(scenario.encode()).hexdigest()
-        return IdentifyRequest(run, code, digest, compress_text(scenario), frames=frames)
+        return IdentifyRequest(run, code, digest, compress_text(scenario), public=public)
 
     def short(self) -> IdentifyRequest:
-        """The same request without the scenario and the frame, for a node that has them."""
-        return replace(self, scenario="", frames=())
+        """The same request without the scenario and its public files, for a node that has them."""
+        return replace(self, scenario="", public=())
 
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]

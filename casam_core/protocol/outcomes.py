@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     BAD_POLICY = "bad-policy"  # its policy or its ledger cannot be read
     BAD_REGISTER = "bad-register"  # its register or its signing key cannot be used
     OTHER_CODE = "other-code"  # the server runs another version of the product
-    OTHER_FRAME = "other-frame"  # the public frame that came is not the one that the scenario names
+    OTHER_PUBLIC_FILE = "other-public-file"  # a public file is not the one that the scenario names
     UNKNOWN_SCENARIO = "unknown-scenario"  # a request came before the run's identify message
     NOT_IN_SCENARIO = "not-in-scenario"  # the request does not follow from the scenario
     UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution

@@ -11,28 +11,26 @@ The axes are the K leading principal directions of the standardised public featu
 turned so that the public scatter inside a task is diagonal, and scaled so that half of the public images are
 longer than 1. So one image changes a sum of vectors by at most 1 (its L2 sensitivity).
 
-A frame is one file, named by the SHA-256 of its bytes. All institutions must use the same bits: they accept
-only the frame whose digest their approved scenario names.
+A frame is one public file (casam_core.config.public_files): all institutions must use the same bits, so they
+accept only the frame whose digest their approved scenario names.
 """
 
 from __future__ import annotations
 
-import base64
 import binascii
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.config.public_files import PublicFiles, packed, unpacked
 from casam_core.errors import BankError
-from casam_core.files import casam_home, write_atomic
 
 AXES = 64
 """Axes of a frame; a narrower feature has half as many as it has values."""
@@ -44,8 +42,6 @@ TO_DIAGONAL = 0.5
 """How far the scatter inside a task is shrunk towards its diagonal: it is estimated from few images."""
 LEAST_SCATTER = 1e-9
 """The smallest scatter on an axis, so that no distance is infinite."""
-LARGEST = 1e9
-"""The largest number in a frame."""
 WIDEST = 8192
 """The largest number of values in a feature, and of axes."""
 
@@ -80,14 +76,8 @@ class PublicFrame:
 
     def to_bytes(self) -> bytes:
         """The frame's file: JSON, as the Flower bundle takes only text. Equal frames give equal bytes."""
-        arrays = {name: getattr(self, name) for name in FORM}
-        content = {
-            "about": dict(self.about),
-            "arrays": {
-                name: {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
-                for name, array in arrays.items()
-            },
-        }
+        arrays = {name: packed(getattr(self, name)) for name in FORM}
+        content = {"about": dict(self.about), "arrays": arrays}
         return (json.dumps(content, sort_keys=True) + "\n").encode()
 
     @staticmethod
@@ -95,7 +85,7 @@ class PublicFrame:
         """Read a frame. Raises BankError for bytes that are not a frame, or numbers that are out of range."""
         try:
             content = json.loads(data)
-            arrays = {name: array_of(content["arrays"][name], FORM[name]) for name in FORM}
+            arrays = {name: unpacked(content["arrays"][name], FORM[name]) for name in FORM}
             frame = PublicFrame(about=dict(content["about"]), **arrays)
         except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
             raise BankError(f"not the file of a frame: {type(error).__name__}: {error}") from error
@@ -109,15 +99,6 @@ class PublicFrame:
 
 FORM = {"mean_F": 1, "axes_FK": 2, "scatter_K": 1}
 """The arrays of a frame and their numbers of dimensions."""
-
-
-def array_of(content: Mapping[str, Any], dimensions: int) -> NDArray[np.float32]:
-    """One array of a frame's file. Raises KeyError, TypeError or ValueError for another form or range."""
-    shape = tuple(int(size) for size in content["shape"])
-    array = np.frombuffer(base64.b64decode(content["float32"], validate=True), "<f4").reshape(shape)
-    if array.ndim != dimensions or not (np.abs(array) <= LARGEST).all():
-        raise ValueError(f"expected {dimensions} dimensions and finite numbers up to {LARGEST:g}")
-    return array.astype(np.float32)
 
 
 def axes_of(width: int) -> int:
@@ -164,63 +145,4 @@ def clipped(u_NK: NDArray[np.float64]) -> NDArray[np.float64]:
     return clipped_NK
 
 
-# --- Files -------------------------------------------------------------------------------------------
-
-SHIPPED_FOLDER = Path(__file__).with_name("shipped_frames")
-
-
-def digest_of_frame(data: bytes) -> str:
-    """The name of a frame: SHA-256 of its file."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def frames_here() -> Path:
-    """The folder of frames that were made on this machine."""
-    return casam_home() / "public" / "frames"
-
-
-def file_of_frame(folder: Path, digest: str) -> Path:
-    """The file of a frame in a folder of frames."""
-    return folder / f"{digest}.json"
-
-
-def keep_frame(data: bytes, folder: Path) -> str:
-    """Store a frame in a folder and return its digest. Raises BankError for bytes that are not a frame."""
-    PublicFrame.from_bytes(data)
-    digest = digest_of_frame(data)
-    if not file_of_frame(folder, digest).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(file_of_frame(folder, digest), data)
-    return digest
-
-
-def frame_bytes(digest: str, folder: Path | None = None) -> bytes:
-    """The file of a frame, from `folder` or from those that casam ships; checked against its digest.
-
-    Raises BankError if it is in neither place, or altered.
-    """
-    for place in filter(None, (folder, SHIPPED_FOLDER)):
-        if (path := file_of_frame(place, digest)).is_file():
-            data = path.read_bytes()
-            if digest_of_frame(data) != digest:
-                raise BankError(f"{path} was altered; delete it and start the run again")
-            return data
-    raise BankError(
-        f"there is no frame {digest[:12]} in {folder or 'this version of casam'}; copy {digest}.json from "
-        "where the run was started ($CASAM_HOME/public/frames)"
-    )
-
-
-def travelling(digest: str, folder: Path) -> list[bytes]:
-    """The frame's file if it has to be sent to others: not if casam ships it. Raises BankError.
-
-    digest: "" for a router without a frame.
-    """
-    shipped = not digest or file_of_frame(SHIPPED_FOLDER, digest).is_file()
-    return [] if shipped else [frame_bytes(digest, folder)]
-
-
-@lru_cache(maxsize=16)
-def frame_of(digest: str, folder: Path | None = None) -> PublicFrame:
-    """The frame of that digest; cached, because a digest always names the same content. Raises BankError."""
-    return PublicFrame.from_bytes(frame_bytes(digest, folder))
+FRAMES = PublicFiles("frame", "frames", Path(__file__).with_name("shipped_frames"), PublicFrame.from_bytes)

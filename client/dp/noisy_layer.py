@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from casam_core.config.scenario import PrivacySpec
+from casam_core.errors import BankError
 from casam_core.methods import alignment_of, method_of
-from casam_core.model.forms import FORMS, weights_of
-from casam_core.privacy.accounting import round_mechanism
+from casam_core.model.forms import FORMS, AlignmentLayer, weights_of
+from casam_core.model.layer_library import LayerLibrary
+from casam_core.model.training import Steps
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.subspace_training import SubspaceSteps
+from casam_core.privacy.units import Units
 from casam_core.protocol.messages import AlignReply, AlignRequest, question_of
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
+from casam_core.seeding import Draws
 from client.dp.paid_release import AGAIN, LATER, release_once
-from client.dp.plan import learning_noise
+from client.dp.plan import layer_round, learning_noise
 from client.institution import Institution, train_round
 from client.node.progress import reporter
 
@@ -33,14 +39,15 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     if not FORMS[form].private:
         able = [name for name in FORMS if FORMS[name].private]
         raise RefusalError(Outcome.NOISE_NOT_POSSIBLE, f"form {form!r}: expected one of {', '.join(able)}")
-    units = institution.units(job.task, "train")
+    units, fresh = institution.units(job.task, "train"), request.layer is None
+    library = fitting_library(institution, institution.layer(job.task, request.layer))
     noise_multiplier = learning_noise(scenario, institution.site.policy)
 
     def compute(noise: NoiseSource) -> Payload:
         layer = institution.layer(job.task, request.layer)
         examples = institution.examples([job.task], "train", layer)
         draws = institution.private_draws(job, "align")
-        steps = PrivateSteps(units, scenario.privacy, noise_multiplier, noise, draws)
+        steps = steps_of(scenario.privacy, library, units, noise_multiplier, noise, draws, fresh=fresh)
         report = reporter(institution.name, f"train {job.task} privately")
         rng = institution.draws(job, "align")
         train_round(scenario, job.task, layer, institution.backbone, examples, steps, rng, report)
@@ -52,9 +59,43 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         "align",
         question_of(request),
         split="train",
-        mechanisms={job.task: round_mechanism(scenario.privacy, noise_multiplier)},
+        mechanisms={job.task: layer_round(scenario.privacy, noise_multiplier, fresh=fresh)},
         units={job.task: units},
         compute=compute,
         made_with="" if job.round == 1 else AGAIN if request.again else LATER,
     )
     return AlignReply.of(released)
+
+
+def steps_of(
+    spec: PrivacySpec,
+    library: LayerLibrary | None,
+    units: Units,
+    noise_multiplier: float,
+    noise: NoiseSource,
+    draws: Draws,
+    *,
+    fresh: bool,
+) -> Steps:
+    """The steps of a round, by the scenario's method of private training; library: for `subspace`."""
+    if library is not None:
+        return SubspaceSteps(units, spec, library, noise_multiplier, noise, draws, fresh)
+    return PrivateSteps(units, spec, noise_multiplier, noise, draws)
+
+
+def fitting_library(institution: Institution, layer: AlignmentLayer) -> LayerLibrary | None:
+    """The scenario's library of layers; None if its private training uses none.
+
+    Raises RefusalError: other-public-file if it is for another form, unknown-scenario if it is not here.
+    """
+    if institution.scenario.privacy.method != "subspace":
+        return None
+    try:
+        library = institution.library()
+    except BankError as error:
+        raise RefusalError(Outcome.UNKNOWN_SCENARIO, str(error)) from error
+    try:
+        library.check_fits(layer)
+    except BankError as error:
+        raise RefusalError(Outcome.OTHER_PUBLIC_FILE, f"privacy.library: {error}") from error
+    return library

@@ -58,7 +58,7 @@ def evaluate_privately(
         "evaluate",
         question_of(request),
         split=split,
-        mechanisms={task: Mechanism(noise_multiplier) for task in tasks},
+        mechanisms={task: {"evaluate": Mechanism(noise_multiplier)} for task in tasks},
         units=units,
         compute=compute,
         made_with=stage_label(request.job.stage),

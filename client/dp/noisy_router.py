@@ -148,7 +148,7 @@ class PrivateTask:
             kind,
             Payload({"task": self.job.task, "stage": self.job.stage}),
             split="train",
-            mechanisms={self.job.task: mechanism},
+            mechanisms={self.job.task: {kind: mechanism}},
             units={self.job.task: self.units},
             compute=lambda noise: Payload({}, {"summary": compute(noise)}),
         )

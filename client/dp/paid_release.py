@@ -7,7 +7,7 @@ crashes, lost replies and repeated requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from casam_core.files import write_atomic
@@ -31,7 +31,7 @@ def release_once(
     request: Payload,
     *,
     split: str,
-    mechanisms: dict[str, Mechanism],
+    mechanisms: Mapping[str, Mapping[str, Mechanism]],
     units: dict[str, Units],
     compute: Callable[[NoiseSource], Payload],
     made_with: str = "",
@@ -39,9 +39,10 @@ def release_once(
     """The answer to `request`, stored and paid for once.
 
     Args:
-        kind: name of the release in the ledger and in the file name.
+        kind: name of the release in the file name.
         request: everything that determines the answer; its digest identifies the stored release.
-        mechanisms, units: by task whose images are used, the mechanism and the protected units.
+        mechanisms, units: by task whose images are used, the mechanisms by the name of their line in the
+            ledger, and the protected units.
         compute: makes the answer with the given noise.
         made_with: "-LABEL" in the file name of a release that was computed with entries or layers of other
             institutions, for forget_releases.
@@ -53,8 +54,9 @@ def release_once(
     folder = releases_of(institution.site)
     for path in folder.glob(f"{kind}{made_with}-{digest_of(request)}-*.bin"):
         return from_records(deserialise(path.read_bytes()))
-    for task, mechanism in mechanisms.items():
-        reserve(institution.site, spend_on(institution, kind, task, split, mechanism), units[task].count)
+    for task, parts in mechanisms.items():
+        spends = [spend_on(institution, name, task, split, part) for name, part in parts.items()]
+        reserve(institution.site, spends, units[task].count)
     payload = compute(institution.noise(job, kind))
     folder.mkdir(mode=0o700, exist_ok=True)
     name = f"{kind}{made_with}-{digest_of(request)}-{digest_of(payload)}.bin"
@@ -63,7 +65,7 @@ def release_once(
 
 
 def spend_on(institution: Institution, kind: str, task: str, split: str, mechanism: Mechanism) -> Spend:
-    """One release of a task's images, as a line of the ledger."""
+    """One mechanism on a task's images, as a line of the ledger."""
     return Spend(
         time=now(),
         run=institution.site.private.name,

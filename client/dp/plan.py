@@ -16,6 +16,7 @@ from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.privacy.accounting import Mechanism, affordable, calibrate, round_mechanism
 from casam_core.privacy.private_scores import scores_mechanism
+from casam_core.privacy.subspace_training import subspace_mechanisms
 from casam_core.protocol.outcomes import Outcome, RefusalError
 
 SMALL_EPSILON = 1.0
@@ -37,6 +38,21 @@ def learning_noise(scenario: Scenario, policy: Policy) -> float:
     router = router_mechanisms(scenario, policy)
     with named_refusal():
         return _learning_noise(scenario.privacy, scenario.training.rounds, tuple(router), *budget_of(policy))
+
+
+def layer_round(spec: PrivacySpec, noise: float, *, fresh: bool) -> dict[str, Mechanism]:
+    """What one round of training costs, by the name of its lines in the ledger.
+
+    fresh: the round starts from new weights.
+    """
+    if spec.method == "subspace":
+        return subspace_mechanisms(spec, noise, fresh=fresh)
+    return {"align": round_mechanism(spec, noise)}
+
+
+def layer_rounds(spec: PrivacySpec, noise: float, rounds: int) -> list[list[Mechanism]]:
+    """What each of the rounds of one task costs."""
+    return [list(layer_round(spec, noise, fresh=number == 0).values()) for number in range(rounds)]
 
 
 def router_noise(scenario: Scenario, policy: Policy) -> float:
@@ -62,14 +78,17 @@ def router_mechanisms(scenario: Scenario, policy: Policy) -> list[Mechanism]:
     return description(scenario.privacy, scenario.router, router_noise(scenario, policy))
 
 
-def layer_mechanisms(scenario: Scenario, policy: Policy) -> list[Mechanism]:
-    """What the layer of one task costs in all rounds; nothing if it does not leave with noise.
+def layer_costs(scenario: Scenario, policy: Policy) -> list[tuple[str, Mechanism]]:
+    """What the layer of one task costs in all rounds, with the names of the ledger's lines; nothing if it
+    does not leave with noise.
 
     Raises RefusalError (budget-spent) if no noise fits the budget.
     """
     if not leaves_noisy(policy.adapter):
         return []
-    return [round_mechanism(scenario.privacy, learning_noise(scenario, policy))] * scenario.training.rounds
+    noise = learning_noise(scenario, policy)
+    rounds = [layer_round(scenario.privacy, noise, fresh=n == 0) for n in range(scenario.training.rounds)]
+    return [cost for of_round in rounds for cost in of_round.items()]
 
 
 def budget_of(policy: Policy) -> tuple[float, float]:
@@ -92,7 +111,10 @@ def named_refusal() -> Iterator[None]:
 def _learning_noise(
     spec: PrivacySpec, rounds: int, router: tuple[Mechanism, ...], epsilon: float, delta: float
 ) -> float:
-    return calibrate(lambda noise: [round_mechanism(spec, noise)] * rounds + list(router), epsilon, delta)
+    def costs(noise: float) -> list[Mechanism]:
+        return [*router, *(part for of_round in layer_rounds(spec, noise, rounds) for part in of_round)]
+
+    return calibrate(costs, epsilon, delta)
 
 
 @lru_cache(maxsize=256)
@@ -139,7 +161,6 @@ def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechan
         return 0
     return affordable(
         [*spent, *router],
-        [round_mechanism(scenario.privacy, noise)],
+        layer_rounds(scenario.privacy, noise, scenario.training.rounds),
         *budget_of(policy),
-        scenario.training.rounds,
     )

@@ -131,7 +131,7 @@ def noisy_canary(
         "canary",
         question_of(request),
         split="val",
-        mechanisms={task: Mechanism(total.noise_multiplier) for task in images},
+        mechanisms={task: {"canary": Mechanism(total.noise_multiplier)} for task in images},
         units=units,
         compute=compute,
         made_with=stage_label(request.job.stage),

@@ -27,7 +27,7 @@ LEDGER_LINES = "ledger"
 
 @dataclass(frozen=True)
 class Spend:
-    """One private release.
+    """One mechanism of a private release: a line of the ledger.
 
     Args:
         dataset: location of the images; it does not depend on the task's name in a scenario.
@@ -86,54 +86,57 @@ def overlap(one: str, other: str) -> bool:
     return a[:shorter] == b[:shorter]
 
 
-def reserve(site: Site, spend: Spend, units: int) -> None:
-    """Add the cost of one release to the ledger before the release is computed.
+def reserve(site: Site, spends: Sequence[Spend], units: int) -> None:
+    """Add the costs of one release to the ledger before the release is computed.
 
     Args:
+        spends: of the same images; the budget must allow all of them.
         units: number of protected units among the images that the release uses.
 
     Raises:
         RefusalError: delta-too-large or budget-spent.
         PolicyError: the file is not a ledger, is an older copy, or counts other units.
     """
-    budget = site.policy.budget
-    epsilon = budget.epsilon if spend.split == "train" else budget.epsilon_metrics
+    budget, first = site.policy.budget, spends[0]
+    epsilon = budget.epsilon if first.split == "train" else budget.epsilon_metrics
     assert epsilon is not None  # a policy with noise has a budget
     assert budget.delta is not None
     if budget.delta >= 1 / units:
         raise RefusalError(
             Outcome.DELTA_TOO_LARGE,
-            f"{spend.task}: expected budget.delta below 1 / {units} {budget.unit}s, found {budget.delta:g}",
+            f"{first.task}: expected budget.delta below 1 / {units} {budget.unit}s, found {budget.delta:g}",
         )
     remembered = lines_in_audit(site)
+    for number, spend in enumerate(spends):
 
-    def allow(spends: Sequence[Spend]) -> None:
-        if len(spends) < remembered:
-            raise PolicyError(
-                f"{site.ledger}: {len(spends)} lines, but the audit log recorded {remembered}: an older "
-                "ledger was restored; restore the newest one"
-            )
-        before = of_images(spends, spend.dataset, spend.split, spend.division)
-        check_budget(before, spend, budget, epsilon, site.ledger)
+        def allow(lines: Sequence[Spend], left: Sequence[Spend] = spends[number:]) -> None:
+            if len(lines) < remembered:
+                raise PolicyError(
+                    f"{site.ledger}: {len(lines)} lines, but the audit log recorded {remembered}: an older "
+                    "ledger was restored; restore the newest one"
+                )
+            before = of_images(lines, first.dataset, first.split, first.division)
+            check_budget(before, left, budget, epsilon, site.ledger)
 
-    Ledger(site.ledger).add(spend, allow)
+        Ledger(site.ledger).add(spend, allow)
 
 
 def check_budget(
-    before: Sequence[Spend], spend: Spend, budget: BudgetPolicy, epsilon: float, ledger: Path
+    before: Sequence[Spend], spends: Sequence[Spend], budget: BudgetPolicy, epsilon: float, ledger: Path
 ) -> None:
-    """Raise RefusalError if `spend` after `before` exceeds `epsilon`, PolicyError if their units differ."""
-    if any(s.unit != spend.unit for s in before):
+    """Raise RefusalError if `spends` after `before` exceed `epsilon`, PolicyError if their units differ."""
+    task, unit = spends[0].task, spends[0].unit
+    if any(s.unit != unit for s in before):
         raise PolicyError(
-            f"{ledger}: {spend.task} was released per {before[0].unit} before, budget.unit is now "
-            f"{spend.unit}; costs of different units cannot be added"
+            f"{ledger}: {task} was released per {before[0].unit} before, budget.unit is now "
+            f"{unit}; costs of different units cannot be added"
         )
     assert budget.delta is not None
-    after = epsilon_of([*(s.mechanism for s in before), spend.mechanism], budget.delta)
+    after = epsilon_of([s.mechanism for s in (*before, *spends)], budget.delta)
     if after > epsilon:
         raise RefusalError(
             Outcome.BUDGET_SPENT,
-            f"{spend.task}: this release would make epsilon {after:.2f}, the budget is {epsilon:g}",
+            f"{task}: this release would make epsilon {after:.2f}, the budget is {epsilon:g}",
         )
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ from scenarios.commands.terminal import console
 if TYPE_CHECKING:
     from casam_bench.bench import Benchmark
     from casam_core.config.scenario import Scenario
+    from casam_core.model.backbones import Backbone
 
 
 class CasamEngines:
@@ -41,6 +42,15 @@ class CasamEngines:
         folder.mkdir(parents=True)
         start = Start(Engine.simulation.value, data_root="", ledger_dir="", checkpoint="")
         run_simulation(scenario, folder, start, lambda line: None, resume=False)
+
+    def layer_library(
+        self, backbone: Backbone, without: Collection[str], say: Callable[[str], None]
+    ) -> bytes:
+        """The file of a library of low_rank layers, made without the phantoms of these modalities."""
+        from casam_core.config.named_parts import LowRankSpec
+        from scenarios.engines.public.library_making import library_for
+
+        return library_for(backbone, LowRankSpec(), say, without)
 
     def flower_app(
         self,

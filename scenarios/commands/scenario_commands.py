@@ -72,7 +72,7 @@ def show_frame(
     Exit status: 0; 1 if --again found another frame than the scenario's.
     """
     from casam_core.config.library import resolve_scenario
-    from scenarios.engines.frame_making import about_frame, difference_to_a_new_one, with_frame
+    from scenarios.engines.public.frame_making import about_frame, difference_to_a_new_one, with_frame
 
     framed = with_frame(resolve_scenario(scenario))
     for name, value in about_frame(framed).items():
@@ -81,6 +81,32 @@ def show_frame(
         difference = difference_to_a_new_one(framed)
         typer.echo(f"{'again':<10} made again on this machine: differs by {difference:.2%}")
         if difference > 0.02:
+            raise typer.Exit(1)
+
+
+@scenarios_app.command("library")
+def show_library(
+    scenario: Annotated[str, typer.Argument(help="A name that `casam scenarios` lists, or a .toml file.")],
+    again: Annotated[
+        bool, typer.Option("--again", help="Make it again from phantoms, and compare (minutes).")
+    ] = False,
+) -> None:
+    """Print the layer library of a scenario's private training; one that is missing is made (minutes).
+
+    For example: casam scenarios library FILE
+
+    Exit status: 0; 1 if --again found another library than the scenario's.
+    """
+    from casam_core.config.library import resolve_scenario
+    from scenarios.engines.public.library_making import about_library, difference_to_a_new_one, with_library
+
+    known = with_library(resolve_scenario(scenario), lambda line: typer.echo(line, err=True))
+    for name, value in about_library(known).items():
+        typer.echo(f"{name:<10} {value}")
+    if again:
+        difference = difference_to_a_new_one(known)
+        typer.echo(f"{'again':<10} made again on this machine: differs by {difference:.2%}")
+        if difference > 0.1:
             raise typer.Exit(1)
 
 

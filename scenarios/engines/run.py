@@ -21,11 +21,12 @@ from casam_core.model.backbones import load_backbone
 from casam_core.protocol.fingerprint import ROOT
 from scenarios.engines import Engine
 from scenarios.engines.flower import FlowerRun, run_flower_app
-from scenarios.engines.frame_making import with_frame
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.live import LineWriter, View, live_view, logged
 from scenarios.engines.order import RunOrder, choose_folder, data_folder, nothing_to_resume
 from scenarios.engines.preflight import preflight
+from scenarios.engines.public.frame_making import with_frame
+from scenarios.engines.public.library_making import with_library
 from server.run.run_folder import check_interrupted
 from server.run.summary_schema import Summary, read_summary
 
@@ -67,7 +68,7 @@ def prepare(
     """Read all data, print the cost and make the run folder. Raises CasamError.
 
     Returns:
-        The scenario with an absolute checkpoint path and its public frame, and the new folder: `out`, or one
+        The scenario with an absolute checkpoint path and its public files, and the new folder: `out`, or one
         in runs/.
     """
     scenario = with_absolute_checkpoint(scenario, data_root)
@@ -75,8 +76,8 @@ def prepare(
     with console.status("checking data") as status:
         cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
     console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
-    with console.status("making the router's public frame"):
-        scenario = with_frame(scenario)
+    with console.status("making the public files of the backbone"):
+        scenario = with_library(with_frame(scenario))
     folder.mkdir(parents=True, exist_ok=True)
     return scenario, folder
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.config.library import resolve_scenario
-from casam_core.config.named_parts import SHIPPED_FRAMES
+from casam_core.config.named_parts import SHIPPED_FRAMES, SHIPPED_LIBRARIES
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import SiteFile, simulated_task
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
+from casam_core.model.layer_library import library_named
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.protocol.limits import Allowed, GroupSpec, Range
 from casam_core.protocol.messages import (
@@ -42,7 +43,7 @@ from casam_core.routing.routers.public_frame import frame_named
 from client.data.open import location_of, open_dataset
 from client.data.splits import kept_key, simulated_key
 from client.data.task_data import TaskData, divide, division_of
-from client.dp.plan import evaluations, layer_mechanisms, metrics_noise, router_mechanisms
+from client.dp.plan import evaluations, layer_costs, metrics_noise, router_mechanisms
 from client.node.approvals import approvals_in, read_sent
 from client.release.ledger import Ledger, of_images
 from scenarios.inspection.place import Place
@@ -115,6 +116,7 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
         f"{scenario.training.epochs} passes over the images.",
         f"{len(others)} other institutions: {', '.join(others[:20])}{', ...' if others[20:] else ''}.",
         *frame_note(scenario),
+        *library_note(scenario),
         "This site's part, by its own site file:",
         tasks or ["no task"],
     ]
@@ -132,6 +134,19 @@ def frame_note(scenario: Scenario) -> list[Block]:
         f"Its router uses the public frame {digest[:12]}, which casam does NOT ship. A frame that was made "
         "to tell images apart would show more of them than one of phantoms. Ask for the scenario's file, and "
         "compare before you approve: casam scenarios frame FILE --again"
+    ]
+
+
+def library_note(scenario: Scenario) -> list[Block]:
+    """Where the layers come from with which private training starts."""
+    digest = library_named(scenario)
+    if not digest:
+        return []
+    ships = "which casam ships" if digest in SHIPPED_LIBRARIES.values() else "which casam does NOT ship"
+    return [
+        f"Private training starts from the public library of layers {digest[:12]}, {ships}. The start and "
+        "the way from it are chosen with noise, so the library decides how well a layer learns, and not what "
+        "it tells."
     ]
 
 
@@ -269,16 +284,25 @@ def spent(place: Place, scenario: Scenario, parts: Sequence[str]) -> str:
 
 
 def planned(plan: Plan, scenario: Scenario, policy: Policy) -> str:
-    """The epsilon of one task in this scenario, or why there is none."""
+    """The epsilon of one task in this scenario with its largest parts, or why there is none."""
     try:
-        return in_epsilon(plan(scenario, policy), policy)
+        return in_epsilon(plan(scenario, policy), policy) + parts_of(plan, scenario, policy)
     except RefusalError as refusal:
         return f"nothing, because it is refused ({refusal.outcome})"
 
 
+def parts_of(plan: Plan, scenario: Scenario, policy: Policy) -> str:
+    """What layer and router of a task would cost alone; "" unless both cost something."""
+    layer, router = (cost for _, cost in layer_costs(scenario, policy)), router_mechanisms(scenario, policy)
+    alone = [epsilon_of(list(part), float(policy.budget.delta or 0)) for part in (layer, router)]
+    if plan is not learning_plan or not all(alone):
+        return ""
+    return ". Alone, the layer would cost {:.2f} and the router {:.2f}".format(*alone)
+
+
 def learning_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:
     """The private releases of learning one task. Raises RefusalError."""
-    return [*layer_mechanisms(scenario, policy), *router_mechanisms(scenario, policy)]
+    return [*(cost for _, cost in layer_costs(scenario, policy)), *router_mechanisms(scenario, policy)]
 
 
 def metrics_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:

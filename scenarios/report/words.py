@@ -42,8 +42,9 @@ OUTCOMES: dict[str, Meaning] = {
     Outcome.BAD_CHECKPOINT: Meaning(
         "weights unreadable", "The institution cannot use its copy of the frozen backbone."
     ),
-    Outcome.OTHER_FRAME: Meaning(
-        "other frame", "The public frame that the server sent is not the one that the scenario names."
+    Outcome.OTHER_PUBLIC_FILE: Meaning(
+        "other public file",
+        "A public file that the server sent (frame or layer library) is not the one that the scenario names.",
     ),
     Outcome.OTHER_CODE: Meaning(
         "another version", "The institution and the server run different casam code."

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
+from casam_core.model.layer_library import public_files_of
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import (
     SCHEMA,
@@ -26,8 +27,6 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.register import Register
-from casam_core.routing.public_frames import frames_here, travelling
-from casam_core.routing.routers.public_frame import frame_named
 from server.federation.counters import Traffic
 from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once, exchange, patiently
 
@@ -105,8 +104,10 @@ def identify(
     """
     wanted = [site.name for site in scenario.institutions if site.name not in absent]
     skip = scenario.participation.missing == "skip"
-    frames = travelling(frame_named(scenario.router), frames_here())
-    request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint(), frames)
+    public = [
+        data for kind, digest in public_files_of(scenario) for data in kind.travelling(digest, kind.here)
+    ]
+    request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint(), public)
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
     asked, said = Asked(register, knowing=set(told)), ""

@@ -19,7 +19,7 @@ from casam_bench.quality.frame_quality import (
     router_noise,
 )
 from casam_core.privacy.accounting import epsilon_of
-from casam_core.routing.public_frames import keep_frame, make_frame
+from casam_core.routing.public_frames import FRAMES, make_frame
 from casam_core.routing.routers import GaussianSpec, PublicFrameSpec, build_router
 from client.dp.plan import description
 
@@ -41,7 +41,7 @@ def clusters(names: str, distance: float) -> Groups:
 def maker(folder: Path, kind: str, row: Row | None = None) -> Maker:
     """A learner with a frame of public clusters that are none of the tasks."""
     public = {name: f_NF.astype(np.float64) for name, f_NF in clusters("uvwxyz", 60).items()}
-    frame = keep_frame(make_frame(public, {}).to_bytes(), folder)
+    frame = FRAMES.keep(make_frame(public, {}).to_bytes(), folder)
     spec = GaussianSpec() if kind == "gaussian" else PublicFrameSpec(frame=frame)
     return Maker(spec, build_router(spec, folder), list(public.values()), router_noise(spec, row))
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
 from casam_core.model.forms import AlignmentLayer
 from casam_core.model.validation import Validate, validator
 from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
-from casam_core.routing.public_frames import file_of_frame, frame_bytes, frames_here
+from casam_core.routing.public_frames import FRAMES
 from client.institution import Institution
 from client.site import hosted_sites
 from tests.banks import random_frame, tiny_backbone
@@ -103,40 +104,41 @@ def test_no_epoch_is_chosen_where_it_is_not_wanted_or_would_tell(
 def framed(folder: Path, width: int) -> tuple[Institution, bytes]:
     """An institution of a scenario with a frame that casam does not ship, and the frame's file."""
     digest = random_frame(width)
-    data = frame_bytes(digest, frames_here())
-    file_of_frame(frames_here(), digest).unlink()
+    data = FRAMES.data(digest, FRAMES.here)
+    file_of(FRAMES.here, digest).unlink()
     return institution("north", folder, router={"frame": digest}), data
 
 
 def test_a_frame_that_came_with_the_scenario_is_kept_and_used(tmp_path: Path) -> None:
     site, data = framed(tmp_path, width=64)
-    site.learn_frame([data])
+    site.learn_public([data])
     assert site.fit_router(Job("north", 1, "polyp")).router["mean_K"].shape == (32,)
-    site.learn_frame([])  # a later identify message does not repeat it
+    site.learn_public([])  # a later identify message does not repeat it
 
 
 def test_another_frame_than_the_approved_one_is_refused_by_name(tmp_path: Path) -> None:
     site, data = framed(tmp_path, width=64)
-    with pytest.raises(RefusalError, match="found another one") as refusal:
-        site.learn_frame([data.replace(b'"about": {}', b'"about": {"a": 1}')])
-    assert refusal.value.outcome == Outcome.OTHER_FRAME
-    assert not site.site.frames.exists() or not list(site.site.frames.iterdir())
+    with pytest.raises(RefusalError, match="expected a public file of the scenario") as refusal:
+        site.learn_public([data.replace(b'"about": {}', b'"about": {"a": 1}')])
+    assert refusal.value.outcome == Outcome.OTHER_PUBLIC_FILE
+    kept = site.site.folder_of(FRAMES)
+    assert not kept.exists() or not list(kept.iterdir())
 
 
 def test_a_frame_for_other_features_is_refused_before_any_image_is_placed(tmp_path: Path) -> None:
     site, data = framed(tmp_path, width=40)
     with pytest.raises(RefusalError, match="does not fit features of 64 values") as refusal:
-        site.learn_frame([data])
-    assert refusal.value.outcome == Outcome.OTHER_FRAME
+        site.learn_public([data])
+    assert refusal.value.outcome == Outcome.OTHER_PUBLIC_FILE
 
 
 def test_a_missing_frame_is_asked_for(tmp_path: Path) -> None:
     """The server answers `unknown-scenario` with the whole scenario and its frame."""
     site, _ = framed(tmp_path, width=64)
     with pytest.raises(RefusalError, match="there is no frame") as refusal:
-        site.learn_frame([])
+        site.learn_public([])
     assert refusal.value.outcome == Outcome.UNKNOWN_SCENARIO
 
 
 def test_a_shipped_frame_needs_no_file(tmp_path: Path) -> None:
-    institution("north", tmp_path).learn_frame([])
+    institution("north", tmp_path).learn_public([])

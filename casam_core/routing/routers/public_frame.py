@@ -32,7 +32,7 @@ from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Units, unit_mean
 from casam_core.protocol.limits import ArraySpec
-from casam_core.routing.public_frames import PublicFrame, axes_of, frame_of
+from casam_core.routing.public_frames import FRAMES, PublicFrame, axes_of
 from casam_core.routing.routers.base import (
     Arrays,
     NoisyStatistics,
@@ -82,7 +82,7 @@ class PublicFrameRouter:
     @cached_property
     def frame(self) -> PublicFrame:
         """The frame. Raises ScenarioError without its digest, and BankError if it is not here."""
-        return frame_of(frame_named(self.spec), self.frames)
+        return FRAMES.get(frame_named(self.spec), self.frames)
 
     def sufficient_statistics(self, f_NF: Tensor, seed: int) -> Arrays:
         sum_K = np.sum([self.frame.place(f_F) for f_F in f_NF.double().numpy()], axis=0)

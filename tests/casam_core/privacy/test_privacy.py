@@ -114,10 +114,10 @@ def test_a_replaced_unit_costs_twice_the_sensitivity_of_an_added_one() -> None:
 def test_rounds_are_affordable_until_the_budget_is_passed() -> None:
     each = [Mechanism(1.0, 0.2, 25)]
     two = epsilon_of(each * 2, 1e-3)
-    assert affordable([], each, two, 1e-3, most=6) == 2
-    assert affordable([], each, two * 0.999, 1e-3, most=6) == 1
-    assert affordable(each, each, two, 1e-3, most=6) == 1
-    assert affordable([], each, 1e6, 1e-3, most=6) == 6
+    assert affordable([], [each] * 6, two, 1e-3) == 2
+    assert affordable([], [each] * 6, two * 0.999, 1e-3) == 1
+    assert affordable(each, [each] * 6, two, 1e-3) == 1
+    assert affordable([], [each] * 6, 1e6, 1e-3) == 6
 
 
 def test_a_budget_that_no_noise_fits_is_refused() -> None:

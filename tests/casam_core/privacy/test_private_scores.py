@@ -9,7 +9,7 @@ import torch
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import NARROWEST, describe_scores, scores_like
 from casam_core.privacy.units import single_images, units_of
-from casam_core.routing.public_frames import frames_here
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import ROUTERS, build_router, router_spec
 from tests.banks import random_frame
 
@@ -46,7 +46,7 @@ def test_scores_are_drawn_from_what_was_described_alone() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind, entry in ROUTERS.items() if entry.private])
 def test_no_image_scores_below_the_floor(kind: str) -> None:
-    router = build_router(router_spec(kind, {"epochs": 2, "frame": random_frame(8)}), frames_here())
+    router = build_router(router_spec(kind, {"epochs": 2, "frame": random_frame(8)}), FRAMES.here)
     f_NF = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
     state = router.fit(router.sufficient_statistics(f_NF, 0))
     private = ROUTERS[kind].private

@@ -15,7 +15,7 @@ from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Units, single_images, units_of
-from casam_core.routing.public_frames import frames_here
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import Arrays, PublicFrameSpec
 from casam_core.routing.routers.public_frame import (
     PRIVATE,
@@ -34,7 +34,7 @@ WIDTH = 16
 
 @pytest.fixture
 def router() -> PublicFrameRouter:
-    return PublicFrameRouter(PublicFrameSpec(frame=random_frame(WIDTH)), frames_here())
+    return PublicFrameRouter(PublicFrameSpec(frame=random_frame(WIDTH)), FRAMES.here)
 
 
 def features(count: int, seed: int = 0) -> Tensor:

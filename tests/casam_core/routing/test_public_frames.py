@@ -11,21 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from casam_core.config.named_parts import SHIPPED_FRAMES
+from casam_core.config.public_files import digest_of_file, file_of
 from casam_core.errors import BankError
 from casam_core.model.backbones import BACKBONES
 from casam_core.routing.features import FEATURES
-from casam_core.routing.public_frames import (
-    SHIPPED_FOLDER,
-    PublicFrame,
-    axes_of,
-    digest_of_frame,
-    file_of_frame,
-    frame_bytes,
-    frame_of,
-    keep_frame,
-    make_frame,
-    travelling,
-)
+from casam_core.routing.public_frames import FRAMES, PublicFrame, axes_of, make_frame
 
 WIDTH = 20
 
@@ -109,30 +99,30 @@ def array(value: NDArray[Any]) -> Any:
 )
 def test_what_is_no_frame_is_refused(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(BankError, match="not the file of a frame"):
-        keep_frame(data, tmp_path / "frames")
+        FRAMES.keep(data, tmp_path / "frames")
     assert not (tmp_path / "frames").exists()
 
 
 def test_a_frame_is_kept_under_its_digest_and_checked_when_it_is_read(tmp_path: Path) -> None:
-    digest = keep_frame(FRAME.to_bytes(), tmp_path)
-    assert digest == digest_of_frame(FRAME.to_bytes())
-    assert frame_bytes(digest, tmp_path) == FRAME.to_bytes()
-    assert travelling(digest, tmp_path) == [FRAME.to_bytes()]
-    file_of_frame(tmp_path, digest).write_bytes(FRAME.to_bytes() + b" ")
+    digest = FRAMES.keep(FRAME.to_bytes(), tmp_path)
+    assert digest == digest_of_file(FRAME.to_bytes())
+    assert FRAMES.data(digest, tmp_path) == FRAME.to_bytes()
+    assert FRAMES.travelling(digest, tmp_path) == [FRAME.to_bytes()]
+    file_of(tmp_path, digest).write_bytes(FRAME.to_bytes() + b" ")
     with pytest.raises(BankError, match="was altered"):
-        frame_bytes(digest, tmp_path)
+        FRAMES.data(digest, tmp_path)
     with pytest.raises(BankError, match="there is no frame 000000000000"):
-        frame_bytes("0" * 64, tmp_path)
+        FRAMES.data("0" * 64, tmp_path)
 
 
 def test_shipped_frames_are_what_their_names_say_and_do_not_travel(tmp_path: Path) -> None:
-    assert {path.stem for path in SHIPPED_FOLDER.iterdir()} == set(SHIPPED_FRAMES.values())
+    assert {path.stem for path in FRAMES.shipped.iterdir()} == set(SHIPPED_FRAMES.values())
     for (name, features), digest in SHIPPED_FRAMES.items():
-        frame = frame_of(digest)
+        frame = FRAMES.get(digest)
         width = BACKBONES[name].channels * (2 if features == "moments" else 1)
         assert frame.axes_FK.shape == (width, axes_of(width))
         assert frame.about["features"] == features in FEATURES
-        assert travelling(digest, tmp_path) == []
+        assert FRAMES.travelling(digest, tmp_path) == []
 
 
 def test_a_frame_needs_several_modalities() -> None:

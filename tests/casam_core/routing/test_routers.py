@@ -16,7 +16,7 @@ from torch import Tensor
 
 from casam_core.config.named_parts import RouterSpec
 from casam_core.errors import ScenarioError
-from casam_core.routing.public_frames import frames_here
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import ROUTERS, Arrays, GaussianSpec, VaeSpec, build_router, router_spec
 from casam_core.routing.routers.gaussian import RELATIVE_FLOOR, GaussianRouter
 from casam_core.routing.routers.vae import HIDDEN, LATENT, TaskVae, VaeRouter
@@ -291,7 +291,7 @@ def test_a_finished_vae_is_its_weights_in_float32_without_the_count() -> None:
 @pytest.mark.parametrize("kind", sorted(ROUTERS))
 @pytest.mark.parametrize("sizes", [[7], [1], [4, 3]])
 def test_every_router_counts_its_images_and_scores_deterministically(kind: str, sizes: Sequence[int]) -> None:
-    router = build_router(router_spec(kind, {"epochs": 1, "frame": random_frame(10)}), frames_here())
+    router = build_router(router_spec(kind, {"epochs": 1, "frame": random_frame(10)}), FRAMES.here)
     summaries = [router.sufficient_statistics(features(n, 10, seed=n), seed=n) for n in sizes]
     merged = router.merge(summaries)
     assert merged["count"].tolist() == [sum(sizes)]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from casam_core.config.policy import BudgetPolicy
 from casam_core.model.forms import FORMS
+from casam_core.privacy.private_choice import STEPS
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import units_of
 from casam_core.seeding import Draws
@@ -28,6 +29,7 @@ from client.data.splits import PARTS, Split, place_of, simulated_key
 from client.evaluation.own_entries import known_entries
 from client.institution import Institution
 from client.release import permission
+from tests.banks import random_library
 from tests.client.dp.neighbours import NAME, Case, Dataset, differences, run
 
 PRIVATE_FORMS = sorted(name for name, form in FORMS.items() if form.private)
@@ -73,6 +75,17 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def subspace(form: str) -> dict[str, Any]:
+    """Settings of a run that trains along the directions of a library."""
+    privacy = {
+        "method": "subspace",
+        "library": random_library(form),
+        "descent_steps": 2,
+        "noise_multiplier": 1.0,
+    }
+    return {"alignment": {"form": form}, "privacy": privacy}
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Case, int, int]:
     """(a site, the number of the unit that leaves, the seed of the unit that replaces it)."""
@@ -90,6 +103,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, int, int]:
         },
         "privacy": {"steps": 2, "sampling_rate": draw(st.sampled_from([0.3, 1.0])), "noise_multiplier": 1.0},
         "alignment": {"form": draw(st.sampled_from(PRIVATE_FORMS))},
+        **draw(st.sampled_from([{}, {}, subspace("low_rank"), subspace("scale_shift")])),
         "router": {"kind": draw(st.sampled_from(ROUTERS)), "folds": 2},
         "evaluation": {"max_instances": 2, "prompts": draw(st.sampled_from(PROMPTS))},
     }
@@ -189,6 +203,32 @@ def test_a_clip_that_is_twice_too_long_is_found(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(PrivateSum, "steps_of", lax)
     text = "'align', 1, 1, 'polyp', 0): one unit moved the sum by 2.00 x its norm"
     assert finds(text, "train", a_site(), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["low_rank", "scale_shift"])
+def test_training_in_a_subspace_moves_sums_and_votes_by_what_is_paid_for(form: str, tmp_path: Path) -> None:
+    case = a_site()
+    case = replace(case, settings={**case.settings, **subspace(form)})
+    numbers = [n for n, name in enumerate(case.dataset.units) if part_of(name) == "train"][:2]
+    for n in numbers:
+        assert compared(case, n, 20_001 + n, tmp_path / str(n)) == []
+    seen = run(case, tmp_path / "seen")
+    assert [kind for kind, *_ in seen.spends if kind in ("start", "align", "length")] == [
+        "start",
+        "align",
+        "length",
+    ]
+    assert len(seen.votes) == 2  # a start, and a length of the way
+
+
+def test_votes_without_a_limit_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "casam_core.privacy.private_choice.votes_of",
+        lambda row_J: np.nan_to_num(1e4 * row_J * STEPS).astype(np.int64),
+    )
+    case = a_site()
+    case = replace(case, settings={**case.settings, **subspace("scale_shift")})
+    assert finds("moved the votes", "train", case, tmp_path)
 
 
 @pytest.mark.parametrize("router", ["gaussian", "vae"])

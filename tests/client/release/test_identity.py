@@ -159,7 +159,7 @@ def test_no_field_of_identify_carries_an_image(
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("simulated", False), ("simulated", 1), ("schema", 6), ("schema", True), ("preprocessing", "0" * 16)],
+    [("simulated", False), ("simulated", 1), ("schema", 99), ("schema", True), ("preprocessing", "0" * 16)],
 )
 def test_no_single_value_is_free(
     setting: str, value: object, honest: Payload, hosted: list[Institution]

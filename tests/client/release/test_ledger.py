@@ -65,9 +65,9 @@ def test_a_changed_seed_or_key_does_not_open_a_second_budget() -> None:
     trained = replace(SPEND, division="one", noise_multiplier=noise)
     tested = replace(SPEND, split="test", noise_multiplier=noise)
     same, other = replace(tested, division="one"), replace(tested, division="another")
-    check_budget(of_images([trained], same.dataset, "test", same.division), same, budget, 3.0, Path("l"))
+    check_budget(of_images([trained], same.dataset, "test", same.division), [same], budget, 3.0, Path("l"))
     with pytest.raises(RefusalError) as refused:
         check_budget(
-            of_images([trained], other.dataset, "test", other.division), other, budget, 3.0, Path("l")
+            of_images([trained], other.dataset, "test", other.division), [other], budget, 3.0, Path("l")
         )
     assert refused.value.outcome == Outcome.BUDGET_SPENT

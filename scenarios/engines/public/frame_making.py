@@ -17,14 +17,7 @@ from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.routing.features import pool
-from casam_core.routing.public_frames import (
-    PublicFrame,
-    frame_bytes,
-    frames_here,
-    keep_frame,
-    make_frame,
-    travelling,
-)
+from casam_core.routing.public_frames import FRAMES, PublicFrame, make_frame
 from casam_core.routing.routers import PublicFrameSpec
 from casam_core.routing.routers.public_frame import frame_named
 from client.data.open import open_dataset
@@ -71,13 +64,13 @@ def about_frame(scenario: Scenario) -> dict[str, str]:
     digest, router = frame_named(scenario.router), scenario.router
     if not digest:
         raise ScenarioError(f"router.kind: expected public_frame, found {router.kind!r}, which has no frame")
-    data = frame_bytes(digest, frames_here())
+    data = FRAMES.data(digest, FRAMES.here)
     frame = PublicFrame.from_bytes(data)
-    ships = not travelling(digest, frames_here())
+    ships = not FRAMES.travelling(digest, FRAMES.here)
     images = ", ".join(f"{count} {name}" for name, count in frame.about.get("images", {}).items())
     return {
         "digest": digest,
-        "file": f"{len(data)} bytes, " + ("ships with casam" if ships else f"in {frames_here()}"),
+        "file": f"{len(data)} bytes, " + ("ships with casam" if ships else f"in {FRAMES.here}"),
         "axes": f"{frame.axes_FK.shape[1]} in {frame.axes_FK.shape[0]} features ({router.features})",
         "backbone": f"{scenario.backbone.name} {frame.about.get('backbone', '')}",
         "images": images,
@@ -92,7 +85,7 @@ def difference_to_a_new_one(scenario: Scenario) -> float:
     """
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     new = PublicFrame.from_bytes(frame_for(backbone, scenario.router.features))
-    old = PublicFrame.from_bytes(frame_bytes(frame_named(scenario.router), frames_here()))
+    old = PublicFrame.from_bytes(FRAMES.data(frame_named(scenario.router), FRAMES.here))
     deviation_F = 1 / np.maximum(np.linalg.norm(old.axes_FK, axis=1), 1e-12)
     one_FF, other_FF = (
         scaled_FK @ scaled_FK.T
@@ -111,5 +104,5 @@ def with_frame(scenario: Scenario) -> Scenario:
     if not isinstance(router, PublicFrameSpec) or router.frame is not None:
         return scenario
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
-    digest = keep_frame(frame_for(backbone, router.features), frames_here())
+    digest = FRAMES.keep(frame_for(backbone, router.features), FRAMES.here)
     return scenario.model_copy(update={"router": router.model_copy(update={"frame": digest})})

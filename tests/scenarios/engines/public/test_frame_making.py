@@ -9,15 +9,16 @@ import pytest
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.inference import load_bank
+from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError
 from casam_core.protocol.fingerprint import ROOT
-from casam_core.routing.public_frames import file_of_frame, frames_here
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import PublicFrameSpec
 from client.site import Site
-from scenarios.engines import frame_making
-from scenarios.engines.frame_making import difference_to_a_new_one, with_frame
 from scenarios.engines.inprocess import run_inprocess
+from scenarios.engines.public import frame_making
+from scenarios.engines.public.frame_making import difference_to_a_new_one, with_frame
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
 
@@ -45,14 +46,14 @@ def test_a_frame_that_is_not_shipped_is_made_travels_and_lies_in_the_bank(
     assert digest is not None
     # The sites have folders of their own, as on other machines: the frame can only come with a message.
     at_sites = tmp_path / "at the sites"
-    monkeypatch.setattr(Site, "frames", property(lambda site: at_sites))
+    monkeypatch.setattr(Site, "folder_of", lambda site, kind: at_sites)
     run_inprocess(scenario, tmp_path / "run", None)
     assert [path.name for path in at_sites.iterdir()] == [f"{digest}.json"]
     bank = Bank.open(tmp_path / "run" / "bank")
     assert bank["polyp"].provenance.frame == digest
-    assert file_of_frame(bank.frames, digest).is_file()
+    assert file_of(bank.frames, digest).is_file()
     # The bank works without the machine that made the frame, and not without the frame.
-    file_of_frame(frames_here(), digest).unlink()
+    file_of(FRAMES.here, digest).unlink()
     assert "polyp" in load_bank(bank.folder)
     bare = shutil.copytree(bank.folder, tmp_path / "bare", ignore=shutil.ignore_patterns("frames"))
     with pytest.raises(BankError, match="there is no frame"):

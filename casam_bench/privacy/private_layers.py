@@ -1,0 +1,250 @@
+"""Private layers of few images: how much of the open gain a task keeps at a total epsilon, router included.
+
+Tasks: phantoms of HELD_OUT, with a library that was made without them, and with --data-root every folder of
+real images, with the shipped library. Each seed draws other training images; all others test. A private task
+spends its whole epsilon as the product plans it: the router its share, the layer the rest. Finished cells are
+kept in the folder of the benchmark, so an interrupted measurement goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.quality.frame_quality import real_tasks
+from casam_core.config.data_spec import DataSpec
+from casam_core.config.named_parts import BY_FORM, AlignmentSpec, BackboneSpec
+from casam_core.config.policy import Policy
+from casam_core.config.scenario import InstitutionSpec, PrivacySpec, Scenario, TrainingSpec
+from casam_core.files import append_record, read_records, write_atomic
+from casam_core.model.backbones import Backbone
+from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.forms.affine import IdentityLayer
+from casam_core.model.layer_library import LIBRARIES, LayerLibrary
+from casam_core.model.training import Example, OpenSteps, Steps, draw_instances, train_layer
+from casam_core.model.validation import BestEpoch, mean_iou, validator
+from casam_core.privacy.noise import NoiseSource
+from casam_core.privacy.units import single_images
+from casam_core.seeding import Draws, derive_seed, numpy_generator
+from client.data.open import open_dataset
+from client.dp.noisy_layer import steps_of
+from client.dp.plan import learning_noise
+
+IMAGES, TEST_IMAGES, SEEDS, DELTA = 24, 12, 3, 1e-3
+HELD_OUT = ("spleen_ct", "histology", "polyp")
+EPSILONS = (8.0, 3.0, 1.0)
+GAINED = 0.03
+"""Tasks whose open layer gains less than this in IoU have no share of the open gain."""
+INSTITUTION = "bench"
+SPEC = TrainingSpec(batch_images=1, instances=4, epochs=6)
+VALIDATION = 5
+"""Images of the open layer's IMAGES that choose its epoch."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images of one task, as the frozen encoder sees them, and the library for it."""
+
+    name: str
+    examples: Sequence[Example]
+    library: LayerLibrary
+    backbone: Backbone
+
+    def parts(self, seed: int) -> tuple[list[Example], list[Example]]:
+        """Training and test images of one seed."""
+        order = numpy_generator(seed, "private-layers", self.name).permutation(len(self.examples))
+        shuffled = [self.examples[i] for i in order]
+        return shuffled[:IMAGES], shuffled[IMAGES:]
+
+    def layer(self, seed: int) -> AlignmentLayer:
+        """A new layer of the default form."""
+        spec: AlignmentSpec = BY_FORM.default_section()
+        return build_layer(spec, self.backbone.geometry.channels, derive_seed(seed, "layer", self.name))
+
+
+def frozen(task: Task, seed: int) -> AlignmentLayer:
+    """Nothing is learned."""
+    return IdentityLayer(task.backbone.geometry.channels)
+
+
+def opened(task: Task, seed: int) -> AlignmentLayer:
+    """Without privacy: the epoch that is best on a few of the images."""
+    train, _ = task.parts(seed)
+    learned, held_out = train[VALIDATION:], train[:VALIDATION]
+    validate = validator(held_out, task.backbone, SPEC, numpy_generator(seed, "validate", task.name))
+    assert validate is not None  # every image has a visible instance
+    best, layer = BestEpoch(validate, None), task.layer(seed)
+    learn(task, layer, learned, OpenSteps(None, best), seed)
+    best.restore(layer)
+    return layer
+
+
+def private(spec: PrivacySpec, epsilon: float) -> Callable[[Task, int], AlignmentLayer]:
+    """With noise: the round of an institution with this budget."""
+    budget = {"epsilon": epsilon, "epsilon_metrics": epsilon, "delta": DELTA}
+    policy = Policy.model_validate(
+        {"adapter": {"noise": "dp"}, "router": {"noise": "dp"}, "metrics": "noisy", "budget": budget}
+    )
+    phantom = {"polyp": {"reader": "phantom", "phantom": "polyp"}}
+    scenario = Scenario(
+        name="bench",
+        stream=["polyp"],
+        institutions=[InstitutionSpec.model_validate({"name": "a", "data": phantom})],
+        privacy=spec,
+    )
+    noise_multiplier = learning_noise(scenario, policy)
+
+    def learned(task: Task, seed: int) -> AlignmentLayer:
+        train, _ = task.parts(seed)
+        noise = NoiseSource.seeded(seed, task.name, spec.method, str(epsilon))
+        draws = Draws(seed, (task.name, spec.method))
+        library = task.library if spec.method == "subspace" else None
+        layer, units = task.layer(seed), single_images(len(train))
+        steps = steps_of(spec, library, units, noise_multiplier, noise, draws, fresh=True)
+        learn(task, layer, train, steps, seed)
+        return layer
+
+    return learned
+
+
+def learn(task: Task, layer: AlignmentLayer, examples: Sequence[Example], steps: Steps, seed: int) -> None:
+    """Train the layer in place, as an institution does."""
+    train_layer(
+        layer,
+        task.backbone,
+        examples,
+        SPEC,
+        learning_rate=learning_rate_of(BY_FORM.default_section()),
+        rng=numpy_generator(seed, "learn", task.name),
+        progress=lambda done, total: None,
+        steps=steps,
+    )
+
+
+WAYS: dict[str, Callable[[Task, int], AlignmentLayer]] = {"frozen": frozen, "open": opened}
+
+
+def ways() -> dict[str, Callable[[Task, int], AlignmentLayer]]:
+    """By name, every way to a layer."""
+    methods = (PrivacySpec(method="dp_sgd"), PrivacySpec(method="subspace"))
+    noisy = {f"{m.method} {epsilon:g}": private(m, epsilon) for m in methods for epsilon in EPSILONS}
+    return {**WAYS, **noisy}
+
+
+def tested(task: Task, layer: AlignmentLayer, seed: int) -> float:
+    """Mean IoU of the test images, boxes, at the decoder's resolution."""
+    spec, found = SPEC.model_copy(update={"instances": 8}), []
+    for number, example in enumerate(task.parts(seed)[1]):
+        drawn = draw_instances(example, task.backbone, spec, "box", numpy_generator(seed, "test", number))
+        if drawn is not None:
+            found.append(mean_iou(layer.eval(), task.backbone, drawn))
+    return float(np.mean(found))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """IoU by (task, way, seed), kept in a file."""
+
+    path: Path
+
+    @cached_property
+    def known(self) -> dict[tuple[str, str, int], float]:
+        """The cells of this and earlier measurements."""
+        records = (record for record, _ in read_records(self.path))
+        return {(r["task"], r["way"], r["seed"]): r["iou"] for r in records}
+
+    def measured(self, task: Task, way: str, seed: int, make: Callable[[Task, int], AlignmentLayer]) -> float:
+        """One cell; learned and tested if it is not known yet."""
+        if (task.name, way, seed) not in self.known:
+            iou = tested(task, make(task, seed), seed)
+            append_record(self.path, {"task": task.name, "way": way, "seed": seed, "iou": iou})
+            self.known[task.name, way, seed] = iou
+        return self.known[task.name, way, seed]
+
+
+def held_out_library(around: Surroundings, backbone: Backbone) -> LayerLibrary:
+    """A library that was made without the phantoms of HELD_OUT; kept in the folder of the benchmark."""
+    path = around.home / "held-out-library.json"
+    if not path.is_file():
+        write_atomic(path, around.engines.layer_library(backbone, HELD_OUT, around.say))
+    return LayerLibrary.from_bytes(path.read_bytes())
+
+
+def shipped_library() -> LayerLibrary:
+    """The library that casam ships for the default backbone and form."""
+    form: AlignmentSpec = BY_FORM.default_section()
+    digest = PrivacySpec(method="subspace").completed(BackboneSpec(), form).library
+    assert digest is not None
+    return LIBRARIES.get(digest)
+
+
+def tasks_of(around: Surroundings, backbone: Backbone) -> list[Task]:
+    """All tasks of the measurement."""
+    store = EmbeddingStore(around.home / "embeddings")
+
+    def encoded(name: str, spec: DataSpec, library: LayerLibrary) -> Task:
+        around.say(f"encode {name}")
+        dataset = open_dataset(spec, data_root=around.data_root, seed=7, institution=INSTITUTION)
+        samples = dataset.samples[: IMAGES + TEST_IMAGES]
+        loaded = [dataset.load(sample) for sample in samples]
+        shown = [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
+        return Task(name, shown, library, backbone)
+
+    held_out, shipped = held_out_library(around, backbone), shipped_library()
+    images = IMAGES + TEST_IMAGES
+    found = [
+        encoded(name, DataSpec(reader="phantom", phantom=name, images=images), held_out) for name in HELD_OUT
+    ]
+    if around.data_root is not None:
+        found += [encoded(name, DataSpec(path=name), shipped) for name in real_tasks(around.data_root)]
+    return found
+
+
+def run(around: Surroundings) -> Figures:
+    """IoU by task and way, means over SEEDS seeds; then the share of the open gain and the worst loss."""
+    backbone = around.lite_medsam(encoder="fast")
+    cells, everything = Cells(around.home / "private-layers.jsonl"), ways()
+    table = Table(title=f"IoU after {IMAGES} images, {SEEDS} seeds, delta {DELTA:g}, total epsilon by column")
+    for name in ("task", *everything):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    means: dict[str, dict[str, float]] = {}
+    for task in tasks_of(around, backbone):
+        means[task.name] = {}
+        for way, make in everything.items():
+            found = [cells.measured(task, way, seed, make) for seed in range(SEEDS)]
+            means[task.name][way] = float(np.mean(found))
+            around.say(f"{task.name}, {way}: {means[task.name][way]:.3f}")
+        table.add_row(task.name, *(f"{means[task.name][way]:.3f}" for way in everything))
+    figures = {
+        f"iou_{task}_{way.replace(' ', '_')}": iou for task, row in means.items() for way, iou in row.items()
+    }
+    for kind, names in (("synthetic", HELD_OUT), ("real", [t for t in means if t not in HELD_OUT])):
+        figures |= summary(kind, {name: means[name] for name in names}, table)
+    around.show(table)
+    return figures
+
+
+def summary(kind: str, means: dict[str, dict[str, float]], table: Table) -> Figures:
+    """Two rows: the mean share of the open gain, and the worst change against frozen SAM."""
+    if not means:
+        return {}
+    ways_ = list(next(iter(means.values())))
+    gaining = [row for row in means.values() if row["open"] - row["frozen"] >= GAINED]
+    share = {
+        way: float(np.mean([(r[way] - r["frozen"]) / (r["open"] - r["frozen"]) for r in gaining] or [np.nan]))
+        for way in ways_
+    }
+    worst = {way: min(row[way] - row["frozen"] for row in means.values()) for way in ways_}
+    table.add_row(f"{kind}: share of the open gain", *(f"{share[way]:.0%}" for way in ways_))
+    table.add_row(f"{kind}: worst against frozen", *(f"{worst[way]:+.3f}" for way in ways_))
+    named = {way: way.replace(" ", "_") for way in ways_}
+    return {f"share_{kind}_{named[w]}": share[w] for w in ways_} | {
+        f"worst_{kind}_{named[w]}": worst[w] for w in ways_
+    }

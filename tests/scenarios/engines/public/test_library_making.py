@@ -1,0 +1,88 @@
+"""The library of layers of a backbone: made from phantoms, kept, sent to the sites, and used by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from casam_core.config.scenario import Scenario
+from casam_core.errors import ScenarioError
+from casam_core.model.layer_library import LIBRARIES
+from client.release.ledger import Ledger
+from client.site import Site
+from scenarios.engines.inprocess import run_inprocess
+from scenarios.engines.public import library_making
+from scenarios.engines.public.library_making import about_library, moved_borders, with_library
+from tests.conftest import tiny_table
+
+PRIVATE = {
+    "adapter": {"noise": "dp"},
+    "router": {"noise": "dp"},
+    "metrics": "noisy",
+    "budget": {"epsilon": 8.0, "epsilon_metrics": 8.0, "delta": 0.05},
+}
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, form: str = "scale_shift") -> Scenario:
+    """A scenario with one private institution, whose library is made in few steps."""
+    for name, value in {
+        "JOINT_STEPS": 4,
+        "OWN_STEPS": 2,
+        "GRADIENTS": 1,
+        "IMAGES": 3,
+        "RECOLOURED": 1,
+    }.items():
+        monkeypatch.setattr(library_making, name, value)
+    table = tiny_table(stream=["polyp"], alignment={"form": form}, privacy={"method": "subspace"})
+    sites = [
+        site | ({"policy": PRIVATE} if site["name"] == "north" else {}) for site in table["institutions"]
+    ]
+    return Scenario.model_validate(table | {"institutions": sites})
+
+
+def test_a_missing_library_is_made_travels_and_pays_for_start_way_and_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = with_library(quick(monkeypatch))
+    digest = scenario.privacy.library
+    assert digest is not None
+    assert with_library(scenario) == scenario
+    # The sites have folders of their own, as on other machines: the library can only come with a message.
+    monkeypatch.setattr(Site, "folder_of", lambda site, kind: tmp_path / "at the sites" / kind.folder)
+    run_inprocess(scenario, tmp_path / "run", None)
+    assert [p.stem for p in (tmp_path / "at the sites" / "libraries").iterdir()] == [digest]
+    spends = Ledger(tmp_path / "run" / "institutions" / "north" / "private" / "ledger.jsonl").lines()
+    assert [s.kind for s in spends if s.split == "train"] == ["start", "align", "length", "router"]
+
+
+@pytest.mark.parametrize("form", ["low_rank", "scale_shift"])
+def test_a_library_holds_a_start_for_every_public_task_and_directions_of_length_1(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = with_library(quick(monkeypatch, form))
+    library = LIBRARIES.get(scenario.privacy.library or "", LIBRARIES.here)
+    assert {"identity", "joint", "smaller", "larger", "polyp", "polyp, recoloured"} <= set(library.names)
+    assert np.linalg.norm(library.flat_directions, axis=1) == pytest.approx(1, abs=0.01)
+    assert ("down_RC" in library.shared) == (form == "low_rank")
+    assert "polyp, recoloured" in about_library(scenario)["starts"]
+
+
+def test_equal_images_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = quick(monkeypatch)
+    assert with_library(scenario).privacy.library == with_library(scenario).privacy.library
+
+
+def test_a_form_that_no_library_can_hold_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ScenarioError, match=r"can hold low_rank or scale_shift, found 'residual'"):
+        with_library(quick(monkeypatch, "residual"))
+
+
+def test_moved_borders_keep_the_number_of_structures_apart() -> None:
+    labels = np.zeros((40, 40), np.int32)
+    labels[5:15, 5:15], labels[5:15, 16:26] = 1, 2
+    smaller, larger = moved_borders(labels, False), moved_borders(labels, True)
+    for value in (1, 2):
+        assert 0 < (smaller == value).sum() < 100 < (larger == value).sum()
+    assert not ((labels == 2) & (larger == 1)).any()
