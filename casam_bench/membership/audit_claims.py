@@ -25,6 +25,8 @@ FEWEST = 1000
 """Fewer canaries prove nothing about usual claims."""
 RELEASES = {"align": "layer", "scores": "threshold", "evaluate": "metrics", "canary": "canary answers"}
 """A kind of the ledger in words, where its own word is not clear."""
+CHOICES = ("start", "length")
+"""Kinds of one number out of few: canaries prove next to nothing about them, so they are left out."""
 SPLITS = {"train": "training images", "val": "validation images", "test": "test images"}
 
 
@@ -92,6 +94,8 @@ def releases_of(claims: Sequence[Claimed]) -> Iterator[Release]:
     """One release per kind and noise; equal mechanisms of one kind become one with the steps of all."""
     steps: dict[tuple[str, float, float], int] = {}
     for claimed in claims:
+        if claimed.kind in CHOICES:
+            continue
         cost = claimed.mechanism
         key = (claimed.kind, cost.noise_multiplier, cost.sample_rate)
         steps[key] = steps.get(key, 0) + cost.steps

@@ -138,7 +138,7 @@ def ways() -> dict[str, Callable[[Task, int], AlignmentLayer]]:
     return {**WAYS, **noisy}
 
 
-def tested(task: Task, layer: AlignmentLayer, seed: int) -> float:
+def iou_of(task: Task, layer: AlignmentLayer, seed: int) -> float:
     """Mean IoU of the test images, boxes, at the decoder's resolution."""
     spec, found = SPEC.model_copy(update={"instances": 8}), []
     for number, example in enumerate(task.parts(seed)[1]):
@@ -163,7 +163,7 @@ class Cells:
     def measured(self, task: Task, way: str, seed: int, make: Callable[[Task, int], AlignmentLayer]) -> float:
         """One cell; learned and tested if it is not known yet."""
         if (task.name, way, seed) not in self.known:
-            iou = tested(task, make(task, seed), seed)
+            iou = iou_of(task, make(task, seed), seed)
             append_record(self.path, {"task": task.name, "way": way, "seed": seed, "iou": iou})
             self.known[task.name, way, seed] = iou
         return self.known[task.name, way, seed]

@@ -1,0 +1,62 @@
+"""The benchmark of private layers: its cells, its shares, and a task on the tiny backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.table import Table
+
+from casam_bench.privacy import private_layers
+from casam_bench.privacy.private_layers import Cells, Task, frozen, iou_of, opened, private, summary
+from casam_core.config.scenario import PrivacySpec
+from casam_core.model.layer_library import LIBRARIES
+from casam_core.model.training import Example
+from tests.banks import picture, random_library, tiny_backbone
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.setattr(private_layers, "IMAGES", 8)
+    labels = np.zeros((48, 64), np.int32)
+    labels[10:30, 12:36] = 1
+    z_BCHW = tiny_backbone().encode([picture("polyp", seed) for seed in range(10)])
+    library = LIBRARIES.get(random_library("low_rank"), LIBRARIES.here)
+    return Task("polyp", [Example(z_CHW, labels) for z_CHW in z_BCHW], library, tiny_backbone())
+
+
+def test_a_seed_draws_its_training_images_and_all_others_test(task: Task) -> None:
+    train, test = task.parts(0)
+    assert (len(train), len(test)) == (8, 2)
+    assert {id(example) for example in (*train, *test)} == {id(example) for example in task.examples}
+
+
+@pytest.mark.parametrize("method", ["dp_sgd", "subspace"])
+def test_every_way_gives_a_layer_that_can_be_tested(task: Task, method: str) -> None:
+    noisy = private(PrivacySpec.model_validate({"method": method, "steps": 2, "descent_steps": 1}), 8.0)
+    for make in (frozen, opened, noisy):
+        assert 0 <= iou_of(task, make(task, 0), 0) <= 1
+
+
+def test_a_cell_is_measured_once(task: Task, tmp_path: Path) -> None:
+    asked = []
+
+    def make(task: Task, seed: int) -> object:
+        asked.append(seed)
+        return frozen(task, seed)
+
+    first = Cells(tmp_path / "cells.jsonl").measured(task, "frozen", 1, make)  # type: ignore[arg-type]
+    again = Cells(tmp_path / "cells.jsonl").measured(task, "frozen", 1, make)  # type: ignore[arg-type]
+    assert (first, asked) == (again, [1])
+
+
+def test_shares_are_of_tasks_that_gain_and_the_worst_is_of_all() -> None:
+    means = {
+        "a": {"frozen": 0.5, "open": 0.7, "subspace 8": 0.6},
+        "b": {"frozen": 0.5, "open": 0.9, "subspace 8": 0.8},
+        "gains little": {"frozen": 0.9, "open": 0.92, "subspace 8": 0.88},
+    }
+    figures = summary("real", means, Table(*("task", "frozen", "open", "subspace 8")))
+    assert figures["share_real_subspace_8"] == pytest.approx((0.1 / 0.2 + 0.3 / 0.4) / 2)
+    assert figures["worst_real_subspace_8"] == pytest.approx(-0.02)
