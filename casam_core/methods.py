@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,8 @@ from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
-from casam_core.model.forms import AlignmentLayer, build_layer, changes_sam, form_spec
+from casam_core.model.forms import AlignmentLayer, build_layer, changes_sam, form_spec, set_weights
+from casam_core.model.layer_library import IDENTITY, LIBRARIES, library_named
 from casam_core.model.training import Batch, decode_batch
 from casam_core.routing.decision import Route
 from casam_core.seeding import derive_seed
@@ -281,12 +283,26 @@ def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
 
 
 def first_layer(
-    scenario: Scenario, task: str, channels: int, backbone: Backbone | None = None
+    scenario: Scenario,
+    task: str,
+    channels: int,
+    backbone: Backbone | None = None,
+    libraries: Path | None = None,
 ) -> AlignmentLayer:
     """The initial layer, the same for all holders of `task`: its seed depends only on scenario and task.
 
-    Raises ScenarioError (see `build_layer`).
+    If the scenario names a library of layers for this form, it is the library's identity, so that layers with
+    and without privacy can be averaged. libraries: a folder of libraries, besides those that casam ships.
+
+    Raises:
+        ScenarioError: see `build_layer`; the scenario needs a library and names none.
+        BankError: the library is not here.
     """
     start = SHARED if method_of(scenario.method).shared else task
     seed = derive_seed(scenario.seed, "layer", start)
-    return build_layer(alignment_of(scenario, task), channels, seed, backbone)
+    layer = build_layer(alignment_of(scenario, task), channels, seed, backbone)
+    if digest := library_named(scenario):
+        library = LIBRARIES.get(digest, libraries)
+        if library.fits(layer):
+            set_weights(layer, library.start(IDENTITY))
+    return layer

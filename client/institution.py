@@ -196,7 +196,13 @@ class Institution:
 
     def layer(self, task: str, weights: Layer | None) -> AlignmentLayer:
         """A layer of `task` with these weights, or with the initial weights of all holders if None."""
-        layer = first_layer(self.scenario, task, self.backbone.geometry.channels, self.backbone)
+        layer = first_layer(
+            self.scenario,
+            task,
+            self.backbone.geometry.channels,
+            self.backbone,
+            self.site.folder_of(LIBRARIES),
+        )
         if weights is not None:
             set_weights(layer, weights)
         return layer

@@ -59,7 +59,9 @@ class Shadows:
         """Shadow `number`: a layer trained only on these images, over the scenario's rounds."""
         scenario = self.scenario
         # It starts from the target's first layer, which every holder and so an attacker knows.
-        layer = first_layer(scenario, self.task, self.backbone.geometry.channels, self.backbone)
+        layer = first_layer(
+            scenario, self.task, self.backbone.geometry.channels, self.backbone, LIBRARIES.here
+        )
         items = [(self.data, self.samples[i]) for i in images]
         examples = StoredExamples(items, self.backbone, layer.sees_pixels)
         for round_ in range(1, scenario.training.rounds + 1):

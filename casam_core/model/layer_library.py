@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from casam_core.config.public_files import LARGEST, PublicFiles, packed, unpacked
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError, ScenarioError
-from casam_core.model.forms import AlignmentLayer, Weights, set_weights
+from casam_core.model.forms import AlignmentLayer, Weights
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
 
@@ -95,11 +95,10 @@ class LayerLibrary:
         g_K: NDArray[np.float64] = self.flat_directions @ np.concatenate(parts)
         return g_K
 
-    def check_fits(self, layer: AlignmentLayer) -> None:
-        """Raise BankError if the library is for layers of another form, rank or number of channels."""
-        before = {name: value.detach().clone() for name, value in layer.state_dict().items()}
-        set_weights(layer, self.start(IDENTITY))
-        layer.load_state_dict(before)
+    def fits(self, layer: AlignmentLayer) -> bool:
+        """Whether the library is for layers of this form, rank and number of channels."""
+        own = {name: value.shape for name, value in self.start(IDENTITY).items()}
+        return own == {name: tuple(value.shape) for name, value in layer.state_dict().items()}
 
     def to_bytes(self) -> bytes:
         """The library's file: JSON, as the Flower bundle takes only text."""

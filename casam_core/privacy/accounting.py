@@ -79,18 +79,21 @@ def choice_epsilon(noise_multiplier: float) -> float:
     return 2 * float(log_ndtr(half) - log_ndtr(-half))
 
 
-def epsilon_of(mechanisms: Sequence[Mechanism], delta: float, *, replaced: bool = False) -> float:
+def epsilon_of(
+    mechanisms: Sequence[Mechanism], delta: float, *, replaced: bool = False, exact: bool = True
+) -> float:
     """epsilon of all mechanisms together at `delta`; 0 for none.
 
-    replaced: for datasets in which one unit is replaced by another, instead of added or removed.
+    replaced: for datasets in which one unit is replaced by another, instead of added or removed. exact: False
+    for their cost beside sampled mechanisms.
     """
     if not mechanisms:
         return 0.0
-    if all(m.sample_rate == 1 for m in mechanisms):
+    if exact and all(m.sample_rate == 1 for m in mechanisms):
         shift = math.sqrt(sum(m.steps / m.noise_multiplier**2 for m in mechanisms)) * (1 + replaced)
-        exact = gaussian_epsilon(shift, delta, LATTICE * sum(m.steps for m in mechanisms))
-        if exact is not None:
-            return exact
+        found = gaussian_epsilon(shift, delta, LATTICE * sum(m.steps for m in mechanisms))
+        if found is not None:
+            return found
     # Opacus takes a second to import, and many processes never compute an epsilon.
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
@@ -167,19 +170,21 @@ def divergences(noise_multiplier: float, sample_rate: float, orders: Sequence[fl
     return np.asarray(found, np.float64)
 
 
-def calibrate(at: Callable[[float], Sequence[Mechanism]], epsilon: float, delta: float) -> float:
+def calibrate(
+    at: Callable[[float], Sequence[Mechanism]], epsilon: float, delta: float, *, exact: bool = True
+) -> float:
     """The smallest noise at which `at(noise)` costs at most `epsilon`, with an error of at most 0.1 %.
 
-    Raises ValueError if even MOST_NOISE costs more.
+    exact: see `epsilon_of`. Raises ValueError if even MOST_NOISE costs more.
     """
     low, high = LEAST_NOISE, MOST_NOISE
-    if epsilon_of(at(high), delta) > epsilon:
+    if epsilon_of(at(high), delta, exact=exact) > epsilon:
         raise ValueError(f"no noise reaches epsilon {epsilon:g} at delta {delta:g}; allow a larger epsilon")
-    if epsilon_of(at(low), delta) <= epsilon:
+    if epsilon_of(at(low), delta, exact=exact) <= epsilon:
         return low
     while high / low > 1.001:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if epsilon_of(at(middle), delta) > epsilon else (low, middle)
+        low, high = (middle, high) if epsilon_of(at(middle), delta, exact=exact) > epsilon else (low, middle)
     return high
 
 

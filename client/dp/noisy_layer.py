@@ -94,8 +94,9 @@ def fitting_library(institution: Institution, layer: AlignmentLayer) -> LayerLib
         library = institution.library()
     except BankError as error:
         raise RefusalError(Outcome.UNKNOWN_SCENARIO, str(error)) from error
-    try:
-        library.check_fits(layer)
-    except BankError as error:
-        raise RefusalError(Outcome.OTHER_PUBLIC_FILE, f"privacy.library: {error}") from error
+    if not library.fits(layer):
+        raise RefusalError(
+            Outcome.OTHER_PUBLIC_FILE,
+            f"privacy.library: it is for {library.about.get('form')}, not for the layer of this task",
+        )
     return library

@@ -64,8 +64,11 @@ def router_noise(scenario: Scenario, policy: Policy) -> float:
     share = 1.0
     if leaves_noisy(policy.adapter):
         share = scenario.privacy.router_share or (0.9 if epsilon <= SMALL_EPSILON else 0.5)
+    # Beside a sampled layer the router is composed in Rényi divergences, so it must fit its share there.
+    beside = [m for _, m in layer_round(scenario.privacy, 1.0, fresh=True).items()]
+    exact = not leaves_noisy(policy.adapter) or all(m.sample_rate == 1 for m in beside)
     with named_refusal():
-        return _router_noise(scenario.privacy, scenario.router, share * epsilon, delta)
+        return _router_noise(scenario.privacy, scenario.router, share * epsilon, delta, exact)
 
 
 def router_mechanisms(scenario: Scenario, policy: Policy) -> list[Mechanism]:
@@ -118,8 +121,8 @@ def _learning_noise(
 
 
 @lru_cache(maxsize=256)
-def _router_noise(spec: PrivacySpec, router: RouterSpec, epsilon: float, delta: float) -> float:
-    return calibrate(lambda noise: description(spec, router, noise), epsilon, delta)
+def _router_noise(spec: PrivacySpec, router: RouterSpec, epsilon: float, delta: float, exact: bool) -> float:
+    return calibrate(lambda noise: description(spec, router, noise), epsilon, delta, exact=exact)
 
 
 def description(spec: PrivacySpec, router: RouterSpec, noise: float) -> list[Mechanism]:

@@ -20,6 +20,7 @@ from casam_core.methods import alignment_of
 from casam_core.methods import first_layer as build_first_layer
 from casam_core.model.backbones import channels_of
 from casam_core.model.forms import rank_of, weights_of
+from casam_core.model.layer_library import LIBRARIES
 from casam_core.protocol.limits import Allowed, AnswerError
 from casam_core.protocol.messages import (
     ENVELOPE,
@@ -140,7 +141,7 @@ def first_layer(scenario: Scenario, task: str) -> Layer | None:
     spec, channels = alignment_of(scenario, task), channels_of(scenario.backbone.name)
     if layer_spec(spec, channels, None).open:
         return None
-    return weights_of(build_first_layer(scenario, task, channels))
+    return weights_of(build_first_layer(scenario, task, channels, libraries=LIBRARIES.here))
 
 
 def distance(layer: Layer, start: Layer) -> float:

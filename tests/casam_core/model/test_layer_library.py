@@ -13,6 +13,7 @@ import torch
 from casam_core.config.named_parts import SHIPPED_LIBRARIES, BackboneSpec, LowRankSpec
 from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.errors import BankError, ScenarioError
+from casam_core.methods import first_layer
 from casam_core.model.forms import build_layer, form_spec, set_weights, weights_of
 from casam_core.model.layer_library import IDENTITY, LIBRARIES, LayerLibrary, library_named
 from tests.banks import random_library, tiny_backbone
@@ -92,11 +93,20 @@ def test_a_file_that_is_no_library_is_refused(change: str) -> None:
 
 
 def test_a_library_for_another_form_does_not_fit() -> None:
-    layer = build_layer(form_spec("scale_shift"), CHANNELS, 0)
-    before = weights_of(layer)
-    with pytest.raises(BankError, match="layer weights do not fit"):
-        a_library("low_rank").check_fits(layer)
-    assert all(np.array_equal(before[name], value) for name, value in weights_of(layer).items())
+    assert a_library("low_rank").fits(build_layer(form_spec("low_rank"), CHANNELS, 0))
+    assert not a_library("low_rank").fits(build_layer(form_spec("scale_shift"), CHANNELS, 0))
+    assert not a_library("low_rank").fits(build_layer(form_spec("low_rank", {"rank": 4}), CHANNELS, 0))
+
+
+def test_all_holders_start_from_the_librarys_identity_so_that_their_layers_can_be_averaged() -> None:
+    table = tiny_table(privacy={"method": "subspace", "library": random_library("low_rank")})
+    table |= {"alignment": {"form": "low_rank"}, "alignments": {"histology": {"form": "scale_shift"}}}
+    scenario = Scenario.model_validate(table)
+    first = weights_of(first_layer(scenario, "polyp", CHANNELS, None, LIBRARIES.here))
+    for name, value in a_library().start(IDENTITY).items():
+        assert np.array_equal(first[name], value)
+    other = first_layer(scenario, "histology", CHANNELS, None, LIBRARIES.here)
+    assert weights_of(other).keys() == {"scale_C", "shift_C"}
 
 
 def test_a_scenario_names_a_library_only_where_its_training_needs_one() -> None:
@@ -115,7 +125,7 @@ def test_shipped_libraries_are_what_their_names_say_and_do_not_travel(tmp_path: 
         assert LIBRARIES.travelling(digest, tmp_path) == []
         library = LIBRARIES.get(digest)
         assert (library.about["form"], library.about["rank"]) == (form, rank)
-        library.check_fits(build_layer(form_spec(form, {"rank": rank}), 256, 0))
+        assert library.fits(build_layer(form_spec(form, {"rank": rank}), 256, 0))
         assert library.flat_directions @ library.flat_directions.T == pytest.approx(np.eye(16), abs=0.01)
         spec = PrivacySpec(method="subspace").completed(BackboneSpec(name=backbone), LowRankSpec(rank=rank))
         assert spec.library == digest

@@ -70,9 +70,12 @@ def test_a_round_costs_a_start_steps_and_a_length_and_later_ones_no_start() -> N
     assert subspace_mechanisms(PRIVACY, 2.0, fresh=False).keys() == {"align", "length"}
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
-def test_all_rounds_and_the_router_together_use_the_budget_and_do_not_pass_it(epsilon: float) -> None:
-    table = tiny_table(privacy={"method": "subspace", "library": "0" * 64}, training={"rounds": 3})
+@pytest.mark.parametrize("method", ["dp_sgd", "subspace"])
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0, 8.0])
+def test_all_rounds_and_the_router_together_use_the_budget_and_do_not_pass_it(
+    epsilon: float, method: str
+) -> None:
+    table = tiny_table(privacy={"method": method, "library": "0" * 64}, training={"rounds": 3})
     scenario = Scenario.model_validate(table)
     policy = Policy.model_validate(
         {
@@ -83,7 +86,8 @@ def test_all_rounds_and_the_router_together_use_the_budget_and_do_not_pass_it(ep
         }
     )
     costs = layer_costs(scenario, policy)
-    assert [name for name, _ in costs] == ["start", *["align", "length"] * 3]
+    of_round = {"dp_sgd": ["align"], "subspace": ["align", "length"]}[method]
+    assert [name for name, _ in costs if name != "start"] == of_round * 3
     together = [*(cost for _, cost in costs), *router_mechanisms(scenario, policy)]
     assert 0.98 * epsilon < epsilon_of(together, 1e-3) <= epsilon
     assert affordable_rounds(scenario, policy, []) == 3
