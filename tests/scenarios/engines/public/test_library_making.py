@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from casam_core.bank.bank import Bank
+from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from casam_core.model.layer_library import LIBRARIES
@@ -86,3 +88,18 @@ def test_moved_borders_keep_the_number_of_structures_apart() -> None:
     for value in (1, 2):
         assert 0 < (smaller == value).sum() < 100 < (larger == value).sum()
     assert not ((labels == 2) & (larger == 1)).any()
+
+
+def test_a_private_and_an_open_holder_of_one_task_learn_one_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both start from the library's identity, so the mean of their layers is one, too."""
+    scenario = quick(monkeypatch, "low_rank")
+    sites = [
+        site.model_copy(update={"policy": Policy.model_validate(PRIVATE)}) if site.name == "west" else site
+        for site in scenario.institutions
+    ]
+    both = scenario.model_copy(update={"institutions": sites, "stream": ["histology"]})
+    run_inprocess(with_library(both), tmp_path / "run", None)
+    entry = Bank.open(tmp_path / "run" / "bank")["histology"]
+    assert set(entry.provenance.holders) == {"south", "west"}

@@ -1,0 +1,109 @@
+"""A site and the public library of layers: it accepts only the one that its approved scenario names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from casam_core.config.public_files import file_of
+from casam_core.model.layer_library import LIBRARIES
+from casam_core.protocol.messages import AlignRequest
+from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.protocol.payload import Job
+from client.dp.noisy_layer import align_privately
+from client.institution import Institution
+from client.release.ledger import Ledger
+from tests.banks import random_library
+from tests.client.test_institution import institution
+from tests.conftest import tiny_table
+
+POLICY = {
+    "adapter": {"noise": "dp"},
+    "router": {"noise": "dp"},
+    "metrics": "noisy",
+    "budget": {"epsilon": 8.0, "epsilon_metrics": 8.0, "delta": 0.05},
+}
+
+
+def private_site(folder: Path, library_form: str = "low_rank", **changes: Any) -> tuple[Institution, bytes]:
+    """A site whose scenario names a library that is not on this machine any more, and the library's file."""
+    digest = random_library(library_form)
+    data = LIBRARIES.data(digest, LIBRARIES.here)
+    file_of(LIBRARIES.here, digest).unlink()
+    table = tiny_table()["institutions"]
+    sites = [site | ({"policy": POLICY} if site["name"] == "north" else {}) for site in table]
+    changes = {"alignment": {"form": "low_rank"}, "institutions": sites} | changes
+    return institution("north", folder, privacy={"method": "subspace", "library": digest}, **changes), data
+
+
+def refused(site: Institution) -> Outcome:
+    with pytest.raises(RefusalError) as refusal:
+        align_privately(site, AlignRequest(Job("north", 1, "polyp")))
+    return refusal.value.outcome
+
+
+def test_the_named_library_is_kept_and_every_part_of_a_round_is_a_line_of_the_ledger(tmp_path: Path) -> None:
+    site, data = private_site(tmp_path)
+    site.learn_public([data])
+    reply = align_privately(site, AlignRequest(Job("north", 1, "polyp")))
+    assert all(np.isfinite(value).all() for value in reply.layer.values())
+    kinds = [spend.kind for spend in Ledger(site.site.ledger).lines()]
+    assert kinds == ["start", "align", "length"]
+    # The same question gets the same bytes, and costs nothing.
+    again = align_privately(site, AlignRequest(Job("north", 1, "polyp")))
+    assert all(np.array_equal(again.layer[name], value) for name, value in reply.layer.items())
+    assert len(Ledger(site.site.ledger).lines()) == 3
+
+
+def test_a_round_that_starts_from_a_merged_layer_pays_for_no_start(tmp_path: Path) -> None:
+    site, data = private_site(tmp_path, training={"rounds": 2})
+    site.learn_public([data])
+    merged = align_privately(site, AlignRequest(Job("north", 1, "polyp"))).layer
+    align_privately(site, AlignRequest(Job("north", 1, "polyp", 2), merged))
+    kinds = [spend.kind for spend in Ledger(site.site.ledger).lines()]
+    assert kinds == ["start", "align", "length", "align", "length"]
+
+
+def test_another_library_than_the_approved_one_is_refused_by_name(tmp_path: Path) -> None:
+    site, data = private_site(tmp_path)
+    with pytest.raises(RefusalError) as refusal:
+        site.learn_public([data.replace(b'"clip": 0.5', b'"clip": 0.7')])
+    assert refusal.value.outcome == Outcome.OTHER_PUBLIC_FILE
+    kept = site.site.folder_of(LIBRARIES)
+    assert not kept.exists() or not list(kept.iterdir())
+
+
+def test_a_missing_library_is_asked_for_and_nothing_is_computed_without_it(tmp_path: Path) -> None:
+    site, _ = private_site(tmp_path)
+    with pytest.raises(RefusalError, match="there is no layer library") as refusal:
+        site.learn_public([])
+    assert refusal.value.outcome == Outcome.UNKNOWN_SCENARIO
+    assert not Ledger(site.site.ledger).lines()
+
+
+def test_a_library_for_another_form_is_refused_before_anything_is_paid(tmp_path: Path) -> None:
+    site, data = private_site(tmp_path, library_form="scale_shift")
+    site.learn_public([data])
+    assert refused(site) == Outcome.OTHER_PUBLIC_FILE
+    assert not Ledger(site.site.ledger).lines()
+
+
+def test_a_round_that_the_budget_cannot_pay_as_a_whole_is_refused_as_a_whole(tmp_path: Path) -> None:
+    privacy = {"method": "subspace", "noise_multiplier": 1.0}
+    digest = random_library("low_rank")
+    table = tiny_table()["institutions"]
+    tight = POLICY | {"budget": {"epsilon": 2.0, "epsilon_metrics": 8.0, "delta": 0.05}}
+    sites = [site | ({"policy": tight} if site["name"] == "north" else {}) for site in table]
+    site = institution(
+        "north",
+        tmp_path,
+        institutions=sites,
+        alignment={"form": "low_rank"},
+        privacy=privacy | {"library": digest},
+    )
+    site.learn_public([])
+    assert refused(site) == Outcome.BUDGET_SPENT
+    assert not Ledger(site.site.ledger).lines()
