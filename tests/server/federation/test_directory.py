@@ -106,7 +106,7 @@ def reply(name: str, **changes: str | int) -> IdentifyReply:
 
 
 def test_another_message_schema_is_refused_with_both_values() -> None:
-    with pytest.raises(RunError, match="message schema: the server speaks 5, a node 7; update the older"):
+    with pytest.raises(RunError, match="message schema: the server speaks 6, a node 7; update the older"):
         check(reply("north", schema=7))
 
 
