@@ -185,3 +185,12 @@ def public_files_of(scenario: Scenario) -> list[tuple[PublicFiles[Any], str]]:
         (LIBRARIES, library_named(scenario)),
     ]
     return [(kind, digest) for kind, digest in named if digest]
+
+
+def travelling_files(scenario: Scenario) -> list[bytes]:
+    """The public files of the scenario that casam does not ship, from this machine.
+
+    Raises ScenarioError if a name is missing, BankError if a file is.
+    """
+    named = public_files_of(scenario)
+    return [data for kind, digest in named for data in kind.travelling(digest, kind.here)]

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
-from casam_core.model.layer_library import public_files_of
+from casam_core.model.layer_library import travelling_files
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import (
     SCHEMA,
@@ -104,9 +104,7 @@ def identify(
     """
     wanted = [site.name for site in scenario.institutions if site.name not in absent]
     skip = scenario.participation.missing == "skip"
-    public = [
-        data for kind, digest in public_files_of(scenario) for data in kind.travelling(digest, kind.here)
-    ]
+    public = travelling_files(scenario)
     request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint(), public)
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
