@@ -139,13 +139,13 @@ def studio(
         given[0].mkdir(exist_ok=True)
     screen = console()
 
-    def ready(address: str) -> None:
+    def ready(address: str, file: Path) -> None:
         say(screen, f"Studio: {address}")
         say(screen, "Only this machine can open it. Ctrl-C ends it and stops the runs that it started.")
         if browser:
             import webbrowser
 
-            webbrowser.open(address)
+            webbrowser.open(file.as_uri())
 
     with at_ctrl_c(lambda: "stopped; runs that were working can be continued with: casam run --resume RUN"):
         serve(given, port, ready)

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 READING = frozenset({"GET", "HEAD"})
@@ -48,6 +48,13 @@ HEADERS = {
     "cache-control": "no-store",
 }
 LOCKED = "This page is locked. Open the address that `casam studio` printed in its terminal.\n"
+
+OPENED = (
+    '<!doctype html><html lang="en"><head><title>casam studio</title>'
+    '<meta http-equiv="refresh" content="0; url=/"></head>'
+    '<body><p><a href="/">Open the studio</a></p></body></html>'
+)
+"""The answer to the printed address: from this page the browser goes on to the studio."""
 
 
 def new_token() -> str:
@@ -79,10 +86,8 @@ class Door:
         return frozenset({f"127.0.0.1:{self.port}", f"localhost:{self.port}"})
 
     def fault(self, method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
-        """(status, reason) of a request that must be refused, before its cookie is looked at."""
+        """(status, reason) of a request of another page, before its cookie is looked at."""
         host = headers.get("host", "")
-        if host not in self.hosts:
-            return 421, "expected the studio's own address in Host"
         if headers.get("sec-fetch-site", "none") not in OWN_REQUESTS:
             return 403, "another web page asked"
         if method not in READING and headers.get("origin") != f"http://{host}":
@@ -136,10 +141,13 @@ class Guarded:
     def answer(self, scope: Scope) -> Response | None:
         """What the door itself answers: a refusal, or the cookie; None lets the request in."""
         headers, method = Headers(scope=scope), scope["method"]
-        if (fault := self.door.fault(method, headers)) is not None:
-            return PlainTextResponse(f"Refused: {fault[1]}.\n", fault[0])
+        if headers.get("host", "") not in self.door.hosts:
+            return PlainTextResponse("Refused: expected the studio's own address in Host.\n", 421)
         if self.door.opened_by(method, scope["path"], scope["query_string"]):
-            answer = RedirectResponse("/", 303)
+            # Not a redirect: after a click elsewhere, browsers withhold a strict cookie from those.
+            answer = HTMLResponse(OPENED)
             answer.set_cookie(self.door.cookie, self.door.session, httponly=True, samesite="strict", path="/")
             return answer
+        if (fault := self.door.fault(method, headers)) is not None:
+            return PlainTextResponse(f"Refused: {fault[1]}.\n", fault[0])
         return None if self.door.knows(headers) else PlainTextResponse(LOCKED, 403)

@@ -177,7 +177,8 @@ def home(asked: Asked) -> Response:
         table=run_pages.runs_table(runs, starter) if runs else None,
         studies=shelf.studies(),
         beginning=[(shelf.at(one.folder), one) for one in starter.all() if one.folder not in known],
-        scenarios=[resolve_scenario(name) for name in library_names()],
+        # The one to begin with comes first.
+        scenarios=[resolve_scenario(n) for n in sorted(library_names(), key=lambda n: n != "quickstart")],
         own=shelf.scenarios(),
         into=str(starter.folder or ""),
     )

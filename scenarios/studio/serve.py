@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,9 +57,26 @@ def studio_at(folders: list[Path], port: int) -> Iterator[tuple[Door, uvicorn.Se
             starter.stop_all()
 
 
-def serve(folders: list[Path], port: int, ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. ready: called with the address. Raises RunInputError."""
-    with studio_at(folders, port) as (door, server, listener):
+@contextlib.contextmanager
+def opening(address: str) -> Iterator[Path]:
+    """A file that only its owner can read and that leads to the address.
+
+    A browser gets this file instead of the address, because every account of a machine sees the arguments of
+    its processes.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # mode 0700
+        file = Path(folder) / "studio.html"
+        file.write_text(
+            f'<!doctype html><html lang="en"><head><title>casam studio</title>'
+            f'<meta http-equiv="refresh" content="0; url={address}"></head>'
+            f'<body><p><a href="{address}">Open the studio</a></p></body></html>'
+        )
+        yield file
+
+
+def serve(folders: list[Path], port: int, ready: Callable[[str, Path], None]) -> None:
+    """Serve until Ctrl-C. ready: called with the address and a file for a browser. Raises RunInputError."""
+    with studio_at(folders, port) as (door, server, listener), opening(door.address) as file:
         listener.listen()
-        ready(door.address)
+        ready(door.address, file)
         server.run(sockets=[listener])

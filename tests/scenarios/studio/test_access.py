@@ -4,6 +4,7 @@ folders.
 
 from __future__ import annotations
 
+import stat
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from starlette.testclient import TestClient
 
 from scenarios.studio import pages
 from scenarios.studio.pages import Studio
+from scenarios.studio.serve import opening
 from scenarios.studio.shelf import NotFoundError, Shelf
 from tests.scenarios.studio.conftest import PORT, TOKEN
 
@@ -43,15 +45,29 @@ def test_without_the_cookie_every_page_is_locked(stranger: TestClient, path: str
     assert "done" not in answer.text
 
 
-def test_the_printed_address_gives_a_cookie_and_leaves_the_token_out(stranger: TestClient) -> None:
+def test_the_printed_address_gives_a_cookie_and_leads_on_without_the_token(stranger: TestClient) -> None:
     answer = stranger.get(f"/?token={TOKEN}")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert answer.status_code == 200
+    assert 'content="0; url=/"' in answer.text
     cookie = answer.headers["set-cookie"].lower()
     assert f"casam-studio-{PORT}=" in cookie
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
-    assert TOKEN not in cookie
+    assert TOKEN not in cookie + answer.text
     assert stranger.get("/").status_code == 200
+
+
+def test_the_printed_address_works_from_a_link_elsewhere(stranger: TestClient) -> None:
+    assert stranger.get(f"/?token={TOKEN}", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+    assert stranger.post(f"/?token={TOKEN}").status_code == 403
+
+
+def test_the_browser_gets_a_private_file_and_not_the_token() -> None:
+    with opening("http://127.0.0.1:1/?token=secret") as file:
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+        assert "secret" in file.read_text()
+        assert "secret" not in file.as_uri()
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("query", ["token=wrong", "token=", f"token={TOKEN}x", f"tokens={TOKEN}"])

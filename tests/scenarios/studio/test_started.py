@@ -147,8 +147,9 @@ def test_the_form_starts_a_run_and_its_page_follows_it(
 def test_a_run_folder_takes_no_other_run(tiny_runs: Path) -> None:
     with studio_at([tiny_runs / "done"], 0) as (door, server, _):
         guarded = server.config.app
-        person = TestClient(guarded, base_url=f"http://127.0.0.1:{door.port}", follow_redirects=True)
-        html = person.get(door.address).text
+        person = TestClient(guarded, base_url=f"http://127.0.0.1:{door.port}")
+        assert person.get(door.address).status_code == 200
+        html = person.get("/").text
         assert "done" in html
         assert 'action="/start"' not in html
         assert person.get("/run?at=0").status_code == 200

@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from scenarios.studio.serve import studio_at
+from scenarios.studio.serve import opening, studio_at
 from tests.browser.driving import DESKTOP, PHONE, TABLET, needs_chromium, picture, violations, window
 
 pytestmark = needs_chromium
@@ -55,8 +55,10 @@ def address(tiny_runs: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def root(browser: webdriver.Chrome, address: str) -> str:
-    """The studio's address after the printed one was opened."""
-    browser.get(address)
+    """The studio's address after the file for browsers was opened."""
+    with opening(address) as file:
+        browser.get(file.as_uri())
+        WebDriverWait(browser, 20).until(lambda b: b.title == "Runs - casam studio")
     assert browser.current_url.endswith("/")  # the token is no longer in the address bar
     return browser.current_url.rstrip("/")
 

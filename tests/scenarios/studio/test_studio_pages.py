@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from casam_core.config.toml import read_policy
+from casam_core.protocol.fingerprint import ROOT
 from scenarios.studio.explained import policy_page
 from scenarios.studio.live_page import sentence, steps_in, view_of
 from scenarios.studio.pages import Studio
@@ -193,3 +194,11 @@ def test_a_run_with_damaged_files_stays_in_the_list(
 def test_a_run_item_knows_its_bank(tiny_runs: Path) -> None:
     assert RunItem("0/done", tiny_runs / "done").bank == tiny_runs / "done" / "bank"
     assert RunItem("0/broken-off", tiny_runs / "broken-off").bank is None
+
+
+def test_the_pictures_of_the_page_are_small() -> None:
+    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    page = (ROOT / "docs" / "studio.md").read_text()
+    assert len(pictures) >= 7
+    assert [file.name for file in pictures if f"pictures/{file.name}" not in page] == []
+    assert sum(file.stat().st_size for file in pictures) < 1_000_000
