@@ -188,3 +188,12 @@ def empty_cells(run: Run) -> Notice | None:
         f"compared with complete ones: {listed([f.replace('_iou', '') for f in incomplete])}.",
         "warn",
     )
+
+
+def thresholds_of(run: Run) -> dict[str, float | None]:
+    """By task: the threshold of its entry; None if its holders share no router."""
+    return {
+        str(event.facts["task"]): event.facts.get("threshold")
+        for event in run.events
+        if event.name == "entry" and "task" in event.facts
+    }

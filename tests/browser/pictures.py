@@ -70,8 +70,7 @@ def show(browser: webdriver.Chrome, root: str, at: str, box: tuple[int, int, int
         time.sleep(2)
         if name == "home":  # the folders of whoever makes the pictures
             browser.execute_script("document.querySelector('.lead').textContent = 'Folders: runs'")
-        height = 520 if name == "live" else HIGHEST
-        keep(browser, name, height=height)
+        keep(browser, name, height={"live": 520, "result": 1330}.get(name, HIGHEST))
     window(browser, WIDE, "light")
     browser.get(f"{root}/policy")
     Select(browser.find_element(By.ID, "scenario")).select_by_visible_text("mixed-policy")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scenarios.report.figures import SPLITS, empty_cells, gain
+from scenarios.report.figures import SPLITS, empty_cells, gain, thresholds_of
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.reading import Run, frozen_iou, refusals
 from scenarios.report.words import count, fraction, listed, percent, points, signed, size
@@ -40,9 +40,12 @@ def in_sentences(run: Run) -> str:
             if summary.ff_iou < 0.05
             else f"{summary.ff_iou:.1f} points of IoU were forgotten"
         )
-        said.append(f"{lost} between a task's best stage and the last.")
+        known = "" if summary.complete.get("ff_iou", False) else ", among the tasks with known scores"
+        said.append(f"{lost} between a task's best stage and the last{known}.")
     if summary.routing.accuracy is not None:
-        said.append(f"The router sent {percent(summary.routing.accuracy)} of the images to their own task.")
+        silent = any(site.policy.metrics == "never" for site in summary.privacy.values())
+        which = "the images whose routes are known" if silent else "the images"
+        said.append(f"The router sent {percent(summary.routing.accuracy)} of {which} to their own task.")
     return " ".join(said)
 
 
@@ -60,7 +63,12 @@ def who_learned_what(run: Run) -> str:
         if learned
         else f"No task was learned in {stages}."
     )
-    return said + (f" Frozen SAM keeps {listed(kept)}." if kept else "")
+    said += f" Frozen SAM keeps {listed(kept)}." if kept else ""
+    unseen = [task for task in learned if thresholds_of(run).get(task, 0.0) is None]
+    if unseen and run.summary.routing.confusion is not None:
+        whose = "its" if len(unseen) == 1 else "their"
+        said += f" No router can choose {listed(unseen)}, because {whose} holders share no router state."
+    return said
 
 
 def cards(run: Run) -> list[Card]:

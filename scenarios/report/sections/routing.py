@@ -11,6 +11,7 @@ import altair as alt
 from casam_core.routing.decision import IDENTITY
 from casam_core.routing.unknown import BINS, RANGE, SCALE, bin_edge
 from scenarios.report.drawing import INK, OURS, UNKNOWN, draw, values
+from scenarios.report.figures import thresholds_of
 from scenarios.report.parts import Block, Cell, Chart, Heat, Key, Notice, Panel, Row, Section, Table, step_of
 from scenarios.report.reading import Run
 from scenarios.report.words import MINUS, MISSING, count, listed, percent
@@ -231,12 +232,3 @@ def histogram(groups: Mapping[int, int], low: int, high: int, colour: str) -> al
 def group_at(margin: float) -> float:
     """The position of a margin on the axis, in groups of bins."""
     return round((math.asinh(margin / SCALE) / RANGE + 1) / 2 * BINS / GROUP, 4)
-
-
-def thresholds_of(run: Run) -> dict[str, float | None]:
-    """By task: the threshold of its entry; None if its holders share no router."""
-    return {
-        str(event.facts["task"]): event.facts.get("threshold")
-        for event in run.events
-        if event.name == "entry" and "task" in event.facts
-    }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from casam_core.config.policy import Policy
+from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.protocol.outcomes import WORDS
 from scenarios.report import words
@@ -334,6 +335,22 @@ def test_the_headline_is_true_of_refusals_and_of_institutions_without_a_limit(tm
     assert "3 of 5 institutions learned 2 of 3 tasks in 3 stages (polyp and histology)" in text
     assert "Frozen SAM keeps cardiac_mr." in text
     assert "no limit for all 4 of 5 institutions send exact values; ε ≤ 2.25 for 1" in text
+
+
+def test_the_headline_names_tasks_that_no_router_can_choose(html: str) -> None:
+    assert "No router can choose cardiac_mr, because its holders share no router state." in shown(html)
+
+
+def test_the_headline_says_where_only_known_scores_count(tmp_path: Path) -> None:
+    scenario = scenario_of()
+    table = scenario.model_dump(mode="json")
+    table["institutions"][0]["policy"] = {"metrics": "never"}
+    complete = {"last_iou": False, "avg_iou": False, "ff_iou": False, "bwt_iou": False}
+    run = write_run(tmp_path / "one", Scenario.model_validate(table), complete=complete)
+    text = shown(page(read_all([run]), full=True))
+    assert "mean IoU over the tasks with known scores is" in text
+    assert "between a task's best stage and the last, among the tasks with known scores." in text
+    assert "of the images whose routes are known to their own task" in text
 
 
 def test_what_the_server_says_of_anonymity_and_unlearning(tmp_path: Path) -> None:
