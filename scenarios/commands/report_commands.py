@@ -132,7 +132,7 @@ def studio(
     continued.
     """
     from scenarios.commands.terminal import at_ctrl_c, console, say
-    from scenarios.studio.serve import serve
+    from scenarios.studio.serve import has_window, serve
 
     given = folders or [Path("runs")]
     if not folders:
@@ -142,7 +142,7 @@ def studio(
     def ready(address: str, file: Path) -> None:
         say(screen, f"Studio: {address}")
         say(screen, "Only this machine can open it. Ctrl-C ends it and stops the runs that it started.")
-        if browser:
+        if browser and has_window():
             import webbrowser
 
             webbrowser.open(file.as_uri())

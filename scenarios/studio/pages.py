@@ -95,7 +95,7 @@ def handled(
     """The handler in a thread, with the request's fields. A CasamError becomes a page that says it."""
 
     async def endpoint(request: Request) -> Response:
-        body = b""
+        body = bytearray()
         async for piece in request.stream():
             body += piece
             if len(body) > most:
@@ -104,7 +104,7 @@ def handled(
         text = request.url.query + ("&" + body.decode("utf-8", "replace") if form else "")
         lists = parse_qs(text, keep_blank_values=True, max_num_fields=200)
         part = request.headers.get("x-part") == "1"
-        asked = Asked(studio, {name: found[0] for name, found in lists.items()}, lists, body, part)
+        asked = Asked(studio, {name: found[0] for name, found in lists.items()}, lists, bytes(body), part)
         try:
             return await run_in_threadpool(handler, asked)
         except NotFoundError as fault:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +74,11 @@ def opening(address: str) -> Iterator[Path]:
             f'<body><p><a href="{address}">Open the studio</a></p></body></html>'
         )
         yield file
+
+
+def has_window() -> bool:
+    """Whether a browser can open a window here; one without a window would take over the terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def serve(folders: list[Path], port: int, ready: Callable[[str, Path], None]) -> None:

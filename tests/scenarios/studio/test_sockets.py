@@ -16,6 +16,7 @@ import pytest
 import tomli_w
 
 from casam_core.protocol.fingerprint import ROOT
+from scenarios.studio.serve import has_window
 from tests.conftest import tiny_table
 
 WATCH = """
@@ -90,3 +91,17 @@ def test_another_studio_cannot_take_the_port(tmp_path: Path) -> None:
         assert first.getsockname()[0] == "127.0.0.1"
         with pytest.raises(RunInputError, match="cannot be used"):
             listening(first.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("variables", "opens"), [({}, False), ({"DISPLAY": ":0"}, True), ({"WAYLAND_DISPLAY": "w"}, True)]
+)
+def test_a_machine_without_windows_gets_no_browser_in_its_terminal(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], opens: bool
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert has_window() is opens
