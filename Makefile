@@ -16,7 +16,7 @@ LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes 
 	--custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup developer demo test test-fast test-deploy coverage bench-smoke lint lock clean
+.PHONY: help setup developer demo test test-fast test-deploy test-gpu gpu-wheels coverage bench-smoke lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
@@ -79,6 +79,16 @@ lock: developer  ## Write requirements.lock, requirements-node.lock (a site) and
 		pyproject.toml -o requirements.lock
 	$(LOCK) --extra medical pyproject.toml -o requirements-node.lock
 	printf 'flwr\nnumpy\n' | $(LOCK) - -o docker/thin.lock
+
+test-gpu: developer  ## Check and measure on a CUDA card (CASAM_GPU=cpu rehearses it); results in gpu-results
+	PYTHON=$(BIN)/python bash tests/gpu/check.sh gpu-results
+
+gpu-wheels: setup  ## For a card on a machine without an index: fetch what tests/gpu/wheels.txt names (Python 3.12)
+	rm -rf .gpu-wheels && mkdir .gpu-wheels
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		$(addprefix --platform ,manylinux_2_34_x86_64 manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64) \
+		-c constraints.txt -d .gpu-wheels -r tests/gpu/wheels.txt
+	@du -sh .gpu-wheels; ls .gpu-wheels
 
 bench-smoke: setup  ## Is anything a fifth slower than stored? (ratios only, under three minutes)
 	$(BIN)/casam bench --smoke --baseline casam_bench/baseline.json

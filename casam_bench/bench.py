@@ -78,9 +78,9 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """description: one line. run: prints its table and returns its figures. hours: it takes hours, so `--all`
-    does not run it."""
+    """description: one line. run: prints its table and returns its figures. by_name: it takes hours or
+    needs a card, so `--all` does not run it."""
 
     description: str
     run: Callable[[Surroundings], Figures]
-    hours: bool = False
+    by_name: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ def resolve_compute(spec: ComputeSpec) -> Compute:
 def prepare_process(compute: Compute) -> None:
     """Set threads, allocator and determinism of this process; call it once, before the first tensor."""
     torch.set_num_threads(compute.threads)
+    # cuBLAS gives the same bits in every run only if it knows its workspace before it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Otherwise torch would also fill every new buffer, which only helps code that reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -71,7 +71,11 @@ class CasamEngines:
 def bench(
     name: Annotated[str | None, typer.Argument(help="A benchmark. Default: list all of them.")] = None,
     all_: Annotated[
-        bool, typer.Option("--all", help="Run all benchmarks except those that take hours.")
+        bool,
+        typer.Option(
+            "--all",
+            help="Run all benchmarks except those that run by name only: they take hours, or need a card.",
+        ),
     ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Run the fastest benchmarks at their smallest sizes.")
@@ -130,7 +134,7 @@ def bench(
         screen.print(f"{benchmark}: {BENCHMARKS[benchmark].description}", highlight=False)
         return BENCHMARKS[benchmark].run(around)
 
-    quick = [known for known, benchmark in BENCHMARKS.items() if not benchmark.hours]
+    quick = [known for known, benchmark in BENCHMARKS.items() if not benchmark.by_name]
     wanted = [name] if name is not None else quick if all_ else SMOKE
     figures: dict[str, Figures] = {}
 
@@ -152,4 +156,4 @@ def bench(
 def list_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
     """One line each."""
     for name, benchmark in benchmarks.items():
-        typer.echo(f"{name:<14} {benchmark.description}{' (hours)' if benchmark.hours else ''}")
+        typer.echo(f"{name:<14} {benchmark.description}{' (by name only)' if benchmark.by_name else ''}")

@@ -45,7 +45,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> None:
         "machine": Benchmark("", answering(1.0)),
         "one": Benchmark("", answering(42.0)),
         "two": Benchmark("", answering(7.0)),
-        "long": Benchmark("", answering(0.0), hours=True),
+        "long": Benchmark("", answering(0.0), by_name=True),
     }
     monkeypatch.setattr(casam_bench, "BENCHMARKS", known)
     monkeypatch.setattr(casam_bench, "SMOKE", ("two",))
