@@ -68,10 +68,13 @@ def device_of() -> str:
 
 
 def run(around: Surroundings) -> Figures:
-    """Figures by backbone B and variant V: B_V_N_images_per_second (N images together); B_step_FORM_seconds
-    (a step of 6 images x 5 boxes from embeddings); B_official_seconds (the authors' step: it encodes, and
-    compares whole masks); B_ratio_official; B_masks_per_second; growth_mib (memory, from the first to the last
-    institution); paper_nine_minutes (three orders, from the figures above) and its parts; peak_gib."""
+    """Figures by backbone B and variant V.
+
+    B_V_N_images_per_second: N images together. B_step_FORM_seconds: a step of 6 images x 5 boxes from
+    embeddings. B_official_seconds: the authors' step, which encodes and compares whole masks.
+    B_ratio_official; B_masks_per_second. growth_mib: memory, from the first institution to the last.
+    paper_nine_minutes and its parts: three orders, from the figures above. peak_gib.
+    """
     device = device_of()
     size = REHEARSAL if around.smoke or device == "cpu" else CARD
     models: dict[str, Callable[[Compute], Backbone]] = {"lite_medsam": lite_medsam}
