@@ -1,6 +1,6 @@
 # Needs Python 3.11, make and git; everything else goes into .venv.
 # Another interpreter: make setup PYTHON=/path/to/python3.12
-# CPU builds of PyTorch (5 GB less on Linux): make setup TORCH=cpu, where uv reaches PyTorch's own index;
+# CPU builds of PyTorch (4.3 GB less on Linux): make setup TORCH=cpu, where uv reaches PyTorch's own index;
 # or make setup PIP='--index-url URL' with an index that has them.
 PYTHON ?= python3.11
 TORCH ?= default
@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "make: $(PYTHON) not found; install Python 3.11 or name another: make setup PYTHON=python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installs about 190 packages into $(VENV). On Linux the public index delivers PyTorch with CUDA: 6.3 GB on disk,"
-	@echo "some minutes. CPU builds take about 2 GB: make setup TORCH=cpu (other ways: the head of the Makefile)."
+	@echo "Installs about 120 packages into $(VENV), some minutes. On Linux the public index delivers PyTorch with CUDA:"
+	@echo "7 GB on disk, 4.3 of them for CUDA. Without CUDA: make setup TORCH=cpu (or see the head of the Makefile)."
 ifeq ($(TORCH),default)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP) -c constraints.txt -e '$(USER)'
 else
@@ -44,7 +44,7 @@ endif
 
 # PyTorch is there already, so its build stays.
 $(DEVELOPER): $(STAMP)
-	@echo "Adds the tools of tests and lint: about 100 packages, 1 GB."
+	@echo "Adds the tools of tests and lint: about 60 packages, 0.7 GB."
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off $(PIP) \
 		-c constraints.txt -e '.[dev]'
 	@touch $@

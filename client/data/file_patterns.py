@@ -282,12 +282,12 @@ def _require_partners(
     if missing := sorted(image[0] for key, image in images.items() if key not in masks):
         faults.append(
             f"{path}: expected a mask like {patterns[1]} for every image, found {naming(missing, 'image')} "
-            f"without; add the masks or remove the images"
+            f"without; add the masks, or name the others in split_lists (docs/data.md)"
         )
     if orphans:
         faults.append(
             f"{path}: expected an image like {patterns[0]} for every mask, found {naming(orphans, 'mask')} "
-            f"without; add the images or remove the masks"
+            f"without; add the images, or name the others in split_lists (docs/data.md)"
         )
     if faults:
         raise DataFaultsError(faults)

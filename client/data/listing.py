@@ -61,7 +61,7 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[st
     if unread:
         raise DataError(
             f"{folder}: expected {names}, found {naming(unread, 'file')} of another format; "
-            f"convert or remove them"
+            f"convert copies of them"
         )
     files: dict[str, Path] = {}
     for entry, stem in stems.items():
@@ -162,13 +162,13 @@ def _require_pairs(path: Path, images: dict[str, Path], masks: dict[str, Path]) 
     if unmasked:
         faults.append(
             f"{path}: expected a mask for every image, found {naming(unmasked, 'image')} without; "
-            f"add files with the same stems to masks/ or remove the images"
+            f"add files with the same stems to masks/, or name the others in a list_file (docs/data.md)"
         )
     orphans = [masks[stem].name for stem in sorted(masks.keys() - images.keys())]
     if orphans:
         faults.append(
             f"{path}: expected an image for every mask, found {naming(orphans, 'mask')} without; "
-            f"add files with the same stems to images/ or remove the masks"
+            f"add files with the same stems to images/, or name the others in a list_file (docs/data.md)"
         )
     if faults:
         raise DataFaultsError(faults)

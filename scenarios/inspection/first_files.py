@@ -84,8 +84,14 @@ def with_contents(folder: Path, files: Sequence[str], layout: Layout) -> Layout:
 
 
 def with_classes(layout: Layout, pairs: Sequence[Pair]) -> Layout:
-    """The names of the classes of a layout with the mark {class} as a note."""
-    pattern = patterns_of(layout)[1]
+    """The names of classes and of folders that say nothing else, as notes."""
+    images, pattern = patterns_of(layout)
+    parts = images.split("/")
+    if "{folder}" in parts:
+        at = len(parts) - parts.index("{folder}")
+        names = sorted({pair.image.parts[-at] for pair in pairs})
+        told = f"{naming(names, 'folder')} are one dataset; if they are different tasks, name one of them"
+        layout = replace(layout, notes=(*layout.notes, told))
     if "{class}" not in pattern:
         return layout
     at = next(depth for depth, part in enumerate(reversed(pattern.split("/"))) if "{class}" in part)

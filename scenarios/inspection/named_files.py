@@ -12,11 +12,13 @@ from client.data.file_patterns import SPLITS
 # fmt: off
 IMAGES = {
     "image", "images", "img", "imgs", "imagestr", "jpegimages", "input", "inputs", "scans", "slices", "x",
+    "bild", "bilder", "imagen", "imagenes",
 }
 MASKS = {
     "mask", "masks", "label", "labels", "labelstr", "lbl", "annotation", "annotations", "gt", "groundtruth",
     "seg", "segs", "segmentation", "segmentations", "segmentationobject", "segmentationclass", "target",
-    "targets", "y", "instances", "truth", "manual", "anno", "gtfine",
+    "targets", "y", "instances", "truth", "manual", "anno", "ann", "anns", "gtfine", "maske", "masken",
+    "masque", "masques",
 }
 # fmt: on
 PIXELS = (".png", ".jpg", ".jpeg", ".ome.tif", ".ome.tiff", ".tif", ".tiff")
@@ -25,6 +27,14 @@ ITK_VOLUMES = (".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM = (".dcm", ".dicom", ".ima")
 ENDINGS = {"folder": PIXELS, "tiff_stack": PIXELS, "nifti": VOLUMES, "itk": ITK_VOLUMES}
 """By reader: the file endings of images and masks that are files of their own."""
+
+# fmt: off
+NO_PATIENTS = {
+    "fold", "folds", "part", "batch", "set", "subset", "split", "chunk", "class", "grade", "type", "category",
+    "site", "center", "centre", "hospital", "vendor", "dataset", "task", "magnification",
+}
+# fmt: on
+"""Words of numbered folders that are no patients."""
 
 WITHOUT_TRUTH = ("imagests", "labelsts")
 """Folders that are never read: nnU-Net's images for a challenge."""
@@ -89,7 +99,7 @@ def placed(files: Sequence[str], endings: Sequence[str]) -> tuple[list[Named], C
 def variable_folders(files: Sequence[str]) -> dict[tuple[int, str], str]:
     """By depth and name, the mark of folders that say neither role nor split.
 
-    They are patients if a name at their depth has a digit or is a long code.
+    They are patients if a name at their depth has a digit or is a long code, but not fold1 or grade2.
     """
     others: dict[int, set[str]] = defaultdict(set)
     for file in files:
@@ -100,6 +110,7 @@ def variable_folders(files: Sequence[str]) -> dict[tuple[int, str], str]:
     for depth, folders in others.items():
         if len(folders) > 1:
             codes = any(re.search(r"\d", folder) or len(folder) >= 32 for folder in folders)
+            codes &= not all(split_words(re.sub(r"\d", " ", folder)) & NO_PATIENTS for folder in folders)
             found |= {(depth, folder): "{patient}" if codes else "{folder}" for folder in folders}
     return found
 

@@ -27,9 +27,9 @@ class Survey:
     parts: images per part of the split. sides: (width, height) of every image. kinds: images by
     channels and depth, e.g. "gray 16-bit". instances: per image. empty: images excluded because they have no
     label. regions: (separate regions, instances) of each image with one value, or one for each class.
-    duplicates: ids of images with the same
-    pixels in the same part. hashes: SHA-256 of size and pixels -> (part, id) of each such image. warnings:
-    notes that are not faults.
+    inverted: images in which one value alone covers most pixels and all corners. duplicates: ids of images
+    with the same pixels in the same part. hashes: SHA-256 of size and pixels -> (part, id) of each such
+    image. warnings: notes that are not faults.
     """
 
     images: int = 0
@@ -41,6 +41,7 @@ class Survey:
     kinds: Counter[str] = field(default_factory=Counter)
     instances: list[int] = field(default_factory=list)
     regions: list[tuple[int, int]] = field(default_factory=list)
+    inverted: int = 0
     duplicates: list[str] = field(default_factory=list)
     hashes: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     faults: list[str] = field(default_factory=list)
@@ -168,6 +169,8 @@ def _count(found: Survey, loaded: LoadedSample, bits: int, classes: bool) -> Non
     found.kinds[f"{'gray' if gray else 'RGB'} {bits}-bit"] += 1
     instances = int(labels.max())
     found.instances.append(instances)
+    corners = labels[[0, 0, -1, -1], [0, -1, 0, -1]]
+    found.inverted += instances == 1 and bool(corners.all()) and bool((labels > 0).mean() > 0.5)
     if instances == 1 or classes:
         found.regions.append((int(number(labels, "classes").max()), instances))
 
@@ -202,6 +205,11 @@ def _compare(found: Survey) -> None:
     if found.duplicates:
         found.warnings.append(
             f"{naming(sorted(found.duplicates), 'set')} of images with the same pixels within one part"
+        )
+    if found.inverted > len(found.instances) / 2:
+        found.warnings.append(
+            f"in {found.inverted} of {len(found.instances)} masks the only value covers all corners and most "
+            "pixels: is it the background, which must be 0?"
         )
     if found.ungrouped:
         found.warnings.append(

@@ -38,7 +38,9 @@ def understand(folder: Path, choose: Choose | None = None) -> Layout:
     if not found:
         if (folder / "images").is_dir() or (folder / "masks").is_dir():
             return Layout("folder")  # whose message names the files without a partner
-        raise DataError(f"{folder}: {why_not(files)}")
+        tables = naming([file for file in files if re.fullmatch(r"[^/]+\.csv", file.lower())], "table")
+        unread = "" if tables.startswith("0") else f" ({tables} without the columns image and mask)"
+        raise DataError(f"{folder}: {why_not(files)}{unread}")
     lines = [describe(layout) for layout in found]
     if choose is None:
         raise DataError(

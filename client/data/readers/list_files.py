@@ -49,8 +49,8 @@ def read_json(source: Path, model: type[Model], content: str) -> Model:
 
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "image_path", "img", "image_file"),
-    "mask": ("mask", "mask_path", "label", "label_path", "mask_file", "segmentation"),
+    "image": ("image", "image_path", "img", "image_file", "bild"),
+    "mask": ("mask", "mask_path", "label", "label_path", "mask_file", "segmentation", "maske"),
     "split": ("split", "set", "part", "subset"),
     "patient": ("patient", "patient_id", "case", "subject", "slide", "group"),
 }

@@ -307,3 +307,26 @@ def test_two_datasets_of_nnunet_are_named(tmp_path: Path) -> None:
         (tmp_path / name / "dataset.json").write_text("{}")
     with pytest.raises(DataError, match="expected one dataset, found 2 nnU-Net datasets"):
         understand(tmp_path)
+
+
+def test_folders_that_may_be_tasks_are_told(tmp_path: Path) -> None:
+    for task in ("glands", "nuclei"):
+        fill(tmp_path, f"{task}/images/{task}{{i}}.png", f"{task}/masks/{task}{{i}}.png")
+    told = "2 folders (glands, nuclei) are one dataset; if they are different tasks, name one of them"
+    assert told in understand(tmp_path).notes
+
+
+def test_masks_with_the_background_as_value_are_doubted(tmp_path: Path, casam: Casam) -> None:
+    pictures(tmp_path, *[f"images/{i}.png" for i in range(12)])
+    mask_HW = np.full((32, 32), 255, np.uint8)
+    mask_HW[8:16, 8:16] = 0
+    for i in range(12):
+        save(tmp_path / "masks" / f"{i}.png", mask_HW)
+    assert "in 12 of 12 masks the only value covers all corners" in checked(casam, tmp_path)["notes"]
+
+
+def test_a_table_without_the_columns_is_named_where_nothing_else_fits(tmp_path: Path) -> None:
+    pictures(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "split.csv").write_text("file,part\n")
+    with pytest.raises(DataError, match=r"1 table \(split.csv\) without the columns image and mask"):
+        understand(tmp_path)
