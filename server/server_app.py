@@ -26,7 +26,10 @@ def main(grid: Grid, context: Context) -> None:
         settings = context.run_config
         scenario = scenario_of(str(settings["scenario"]))
         register = str(settings.get("register", ""))
-        run_stream(grid, scenario, open_folder(settings, scenario), Path(register) if register else None)
+        folder = open_folder(settings, scenario)
+        if not settings.get("run"):  # nobody else chose the name, so nobody else knows it
+            print(f"casam | server | run folder: {folder.path}", flush=True)
+        run_stream(grid, scenario, folder, Path(register) if register else None)
     except SystemExit as error:
         # Flower counts a SystemExit of the ServerApp as a completed run.
         raise RunError(f"the server was asked to exit ({error.code})") from error

@@ -107,6 +107,22 @@ def test_uv_installs_nothing_in_the_bundle_and_everything_in_a_clone(tmp_path: P
     assert "Because only" in done.stderr or "not found in the cache" in done.stderr, done.stderr
 
 
+def test_an_image_without_cuda_asks_for_no_package_of_cuda() -> None:
+    lock = (ROOT / "requirements-node.lock").read_text()
+
+    def printed(*options: str) -> str:
+        words = [sys.executable, str(ROOT / "docker" / "cpu_only.py"), *options, "requirements-node.lock"]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    torch = re.findall(r"(?m)^(torch(?:vision)?==\S+)", lock)
+    assert sorted(printed("--torch").split()) == sorted(torch)
+    kept = set(re.findall(r"(?m)^([a-z0-9.-]+)==", printed()))
+    left_out = set(re.findall(r"(?m)^([a-z0-9.-]+)==", lock)) - kept
+    assert {"torch", "torchvision", "triton"} <= left_out
+    assert all(re.match(r"torch|triton|nvidia-|cuda-", name) for name in left_out)
+    assert not any(re.match(r"torch|triton|nvidia|cuda", name) for name in kept)
+
+
 def test_pins_cover_what_is_asked_for(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]

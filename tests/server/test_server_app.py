@@ -53,3 +53,14 @@ def test_an_app_runs_its_scenario_and_an_exit_is_a_failure(
     run.write_register()
     server.server_app.app(run.grid, context)
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_bare_flwr_run_says_where_its_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = scripted(tmp_path / "run")
+    monkeypatch.setattr(server.server_app, "run_stream", lambda *_: None)
+    settings: dict[str, Any] = {"scenario": run.scenario.canonical_json(), "out": str(tmp_path), "run": ""}
+    server.server_app.app(run.grid, Context(1, 0, {}, RecordDict(), settings))
+    folder = tmp_path / run.scenario.name
+    assert f"casam | server | run folder: {folder}-20" in capsys.readouterr().out
