@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from server.run.run_folder import RunFolder
 from server.stream import run_stream
 
 app = ServerApp()
+
+# Of a bare `flwr run`, whose Ray starts after this module is read: institutions select GPUs by the scenario's
+# compute.device, and Ray need not say that it will stop hiding them.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @app.main()

@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
 
-BankFolder = Annotated[Path, typer.Argument(metavar="BANK", help="The bank's folder (in a run: bank/).")]
+
+def of_a_run(folder: Path) -> Path:
+    """The bank of a run, if `folder` is a run folder; else `folder`."""
+    inside = folder / "bank"
+    return (
+        inside if not (folder / "manifest.json").exists() and (inside / "manifest.json").exists() else folder
+    )
+
+
+BankFolder = Annotated[
+    Path, typer.Argument(metavar="BANK", callback=of_a_run, help="The bank's folder, or a run's folder.")
+]
 NewFolder = Annotated[Path, typer.Option("--out", help="New folder; it must not exist yet.")]
 OfBackbone = Annotated[
     str,
@@ -175,7 +186,7 @@ def merge(
     from casam_core.bank.bank import Bank
     from casam_core.bank.edit import merged
 
-    _say_written(out, merged({str(folder): Bank.open(folder) for folder in banks}, out).tasks)
+    _say_written(out, merged({str(folder): Bank.open(of_a_run(folder)) for folder in banks}, out).tasks)
 
 
 @bank_app.command()
@@ -240,7 +251,7 @@ MOST_LABELS = 2**16 - 1
 
 def predict(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or TIFF.")],
-    bank: Annotated[Path, typer.Option(help="The bank's folder (in a run: bank/).")],
+    bank: Annotated[Path, typer.Option(callback=of_a_run, help="The bank's folder, or a run's folder.")],
     out: Annotated[Path, typer.Option(help="New .png for the mask: 0 background, 1..n the prompts.")],
     overlay: Annotated[
         Path | None,

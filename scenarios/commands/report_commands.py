@@ -81,11 +81,11 @@ def export(
     to: Annotated[str, typer.Option(help="tensorboard or mlflow.")],
     out: Annotated[Path, typer.Option(help="Folder of the tool's files; later calls can add runs to it.")],
 ) -> None:
-    """Export IoU by task, and epsilon and bytes by institution, over the stages to TensorBoard or MLflow.
+    r"""Export IoU by task, and epsilon and bytes by institution, over the stages to TensorBoard or MLflow.
 
     For example: casam export RUN --to tensorboard --out curves
 
-    Needs an extra: pip install 'casam[tensorboard]' or 'casam[mlflow]'. Reads only the server's files.
+    Needs an extra: pip install 'casam\[tensorboard]' or 'casam\[mlflow]'. Reads only the server's files.
     """
     from casam_core.errors import ExportError
     from scenarios.commands.terminal import console

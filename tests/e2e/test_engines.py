@@ -142,6 +142,8 @@ def test_a_bare_flwr_run_works_from_an_empty_flower_home(tmp_path: Path, short_f
         end_processes(mark)
     assert "finished:completed" in status.stdout, run.stdout + run.stderr + status.stdout
     assert summary_of(tmp_path / "bare")["complete"]["last_iou"]
+    assert "casam | server | stage 1/2" in run.stdout
+    assert "FutureWarning" not in run.stdout, "Ray's noise"
     # The runtime environment that `flwr run` makes holds no second torch.
     assert not list(home.rglob("torch"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -180,6 +181,26 @@ def test_every_command_that_prints_facts_can_print_them_as_json() -> None:
         if "--json" not in {option for found in command.params for option in found.opts}
     }
     assert without == set(ACTS)
+
+
+def test_no_help_loses_its_brackets(casam: Casam) -> None:
+    """rich takes words in brackets for markup; a backslash before them keeps them."""
+    found = 0
+    for name, command in commands(typer.main.get_command(app)):
+        texts = [command.help or "", *(getattr(given, "help", None) or "" for given in command.params)]
+        wanted = re.findall(r"\[[^\]\s]+\]", " ".join(texts))
+        if wanted:
+            found += len(wanted)
+            shown = "".join(casam(*name.split(), "--help").out.split())
+            assert all(text in shown for text in wanted), f"casam {name} --help"
+    assert found >= 2
+
+
+def test_the_folder_of_a_run_is_its_bank(casam: Casam, tmp_path: Path) -> None:
+    tiny_bank(tmp_path / "run" / "bank")
+    assert as_json(casam, "bank", "show", "run") == as_json(casam, "bank", "show", "run/bank")
+    assert as_json(casam, "bank", "verify", "run") == as_json(casam, "bank", "verify", "run/bank")
+    assert "no bank at nope" in casam("bank", "show", "nope").refusal
 
 
 def test_what_waits_and_was_approved_is_printed_as_json(casam: Casam, tmp_path: Path) -> None:
