@@ -9,14 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 from starlette.testclient import TestClient
 
 from casam_core.errors import CasamError
+from casam_core.protocol.fingerprint import ROOT
 from scenarios.engines import Engine
 from scenarios.studio import started
 from scenarios.studio.pages import Studio
 from scenarios.studio.serve import studio_at
+from scenarios.studio.shelf import RunItem
 from scenarios.studio.started import Starter, Step
+from tests.conftest import tiny_table
+from tests.runs import result
 
 WORKS = """
 import signal, sys, time
@@ -39,9 +44,9 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter
     starter.stop_all()
 
 
-def soon(true: Callable[[], object]) -> bool:
+def soon(true: Callable[[], object], seconds: float = 20) -> bool:
     """Whether it becomes true within some seconds."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         time.sleep(0.05)
     return bool(true())
@@ -169,3 +174,32 @@ def test_only_an_interrupted_run_can_be_continued_and_only_an_own_one_stopped(vi
     assert "interrupted" in visitor.post("/run/resume", data={"at": "0/done"}).text
     assert visitor.post("/run/resume", data={"at": "0/done"}).status_code == 400
     assert visitor.post("/run/stop", data={"at": "0/broken-off"}).status_code == 400
+
+
+@pytest.mark.slow
+def test_a_real_run_is_stopped_continued_and_ends_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASAM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    table = tiny_table(training={"epochs": 40, "batch_images": 4, "keep_best": False})
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
+    starter = Starter(tmp_path / "runs")
+    try:
+        whole = starter.start(str(tmp_path / "tiny.toml"), [], Engine.inprocess, "whole", None)
+        whole.process.wait(240)
+        assert whole.status == "completed", whole.lines
+        begun = starter.start(str(tmp_path / "tiny.toml"), [], Engine.inprocess, "stopped", None)
+        assert soon(lambda: (begun.folder / "state.json").exists() and begun.steps, seconds=120)
+        begun.stop()
+        begun.process.wait(60)
+        assert begun.status == "stopped", begun.lines
+        run = RunItem("0/stopped", begun.folder)
+        assert run.resumable
+        assert not run.finished
+        again = starter.resume(begun.folder)
+        again.process.wait(240)
+        assert again.status == "completed", again.lines
+        assert result(run.path) == result(whole.folder)
+    finally:
+        starter.stop_all()
