@@ -152,7 +152,8 @@ def is_coco(file: str) -> bool:
     return (
         path.suffix == ".json"
         and path.parent.as_posix() in (".", "annotations")
-        and re.fullmatch(r"_?annotations|instances_\w+|_annotations\.coco|(\w+_)?coco", path.stem) is not None
+        and re.fullmatch(r"_?annotations|instances_\w+|_annotations\.coco|(\w+_)?coco(_\w+)?", path.stem)
+        is not None
     )
 
 

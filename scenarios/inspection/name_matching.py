@@ -22,7 +22,8 @@ MASK_AFFIXES = [
 ]
 IMAGE_AFFIXES = [
     ("", ""), ("", "_image"), ("", "_img"), ("", "-image"), ("", "_0000"), ("", "_leftImg8bit"),
-    ("image_", ""), ("img_", ""), ("image-", ""), ("img-", ""), ("", "_training"), ("", "_orig"), ("", "_x"),
+    ("image_", ""), ("img_", ""), ("image-", ""), ("img-", ""), ("volume-", ""),
+    ("volume_", ""), ("vol_", ""), ("scan_", ""), ("ct_", ""), ("", "_training"), ("", "_orig"), ("", "_x"),
 ]
 # fmt: on
 SOME = 200

@@ -102,10 +102,16 @@ def variable_folders(files: Sequence[str]) -> dict[tuple[int, str], str]:
     They are patients if a name at their depth has a digit or is a long code, but not fold1 or grade2.
     """
     others: dict[int, set[str]] = defaultdict(set)
+    parts: dict[int, set[str]] = defaultdict(set)
     for file in files:
         for depth, folder in enumerate(escaped(file).split("/")[:-1]):
             if not says_something(folder):
                 others[depth].add(folder)
+            elif not split_words(folder) & (IMAGES | MASKS):
+                parts[depth].add(folder)
+    for depth, folders in parts.items():
+        if len(folders) > len(set(SPLITS.values())) + 1:  # patients such as BraTS20_Training_001
+            others[depth] |= folders
     found: dict[tuple[int, str], str] = {}
     for depth, folders in others.items():
         if len(folders) > 1:

@@ -89,7 +89,19 @@ def why_not(files: Sequence[str]) -> str:
         return "expected images and masks, found no file that a reader knows; correct the path"
     if not any(role_of_folder(folder) == "mask" for file in readable for folder in file.split("/")[:-1]):
         return (
-            f"expected a mask for each of {len(readable)} images, found no folder and no name of masks; add "
-            f"the masks, or {advice}"
+            f"expected images and masks, found {len(readable)} files and no folder or name of "
+            f"masks{not_read(files)}"
+            f"; add the masks, or {advice}"
         )
-    return f"expected images and masks with matching names, found {len(readable)} files without; {advice}"
+    return (
+        f"expected images and masks with matching names, found {len(readable)} files "
+        f"without{not_read(files)}; "
+        f"{advice}"
+    )
+
+
+def not_read(files: Sequence[str]) -> str:
+    """The files that may hold the masks, but whose format is not read; empty if there are none."""
+    known = (*PIXELS, *VOLUMES, *ITK_VOLUMES, ".txt", ".csv", ".md", ".json", ".raw", ".yaml", ".yml", ".pdf")
+    endings = Counter(Path(file).suffix.lower() for file in files if not file.lower().endswith(known))
+    return "".join(f" ({count} {end or 'other'} files are not read)" for end, count in endings.most_common(1))

@@ -447,6 +447,18 @@ CASES |= {
     "in German": Case(
         both("Bilder/Nr. {i}.PNG", "Masken/Nr. {i} (Maske).png"), "Bilder/{id}.*", "Masken/{id} (Maske).*"
     ),
+    "patients with a word of a split": Case(
+        names("BraTS20_Training_{p:03}/BraTS20_Training_{p:03}_t1.nii.gz", patients=6, each=1)
+        + names("BraTS20_Training_{p:03}/BraTS20_Training_{p:03}_seg.nii.gz", patients=6, each=1),
+        "{patient}/{patient}_t1.nii.gz",
+        "{patient}/{patient}_seg.nii.gz",
+        reader="nifti",
+        pairs=6,
+        groups=6,
+    ),
+    "LiTS": Case(
+        both("volume-{i}.nii", "segmentation-{i}.nii"), "volume-{id}.*", "segmentation-{id}.*", reader="nifti"
+    ),
     # Names that are hard to write.
     "braces in a folder": Case(
         both(
@@ -604,4 +616,4 @@ def test_a_missing_mask_hides_no_layout() -> None:
 
 
 def test_the_corpus_has_its_size() -> None:
-    assert len(CASES) + len(OTHERS) + len(UNKNOWN) >= 90
+    assert len(CASES) + len(OTHERS) + len(UNKNOWN) >= 92

@@ -330,3 +330,12 @@ def test_a_table_without_the_columns_is_named_where_nothing_else_fits(tmp_path: 
     (tmp_path / "split.csv").write_text("file,part\n")
     with pytest.raises(DataError, match=r"1 table \(split.csv\) without the columns image and mask"):
         understand(tmp_path)
+
+
+def test_masks_in_a_format_that_is_not_read_are_named(tmp_path: Path) -> None:
+    pictures(tmp_path, *[f"training/images/{i}_training.tif" for i in range(4)])
+    (tmp_path / "training" / "1st_manual").mkdir()
+    for i in range(4):
+        (tmp_path / "training" / "1st_manual" / f"{i}_manual1.gif").write_bytes(b"GIF89a")
+    with pytest.raises(DataError, match=r"no folder or name of masks \(4 \.gif files are not read\)"):
+        understand(tmp_path)
