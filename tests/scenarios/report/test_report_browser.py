@@ -156,7 +156,7 @@ def test_the_keyboard_reaches_the_content_first(browser: webdriver.Chrome, pages
 def test_on_paper_every_table_is_open(browser: webdriver.Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["one"], DESKTOP, "light")
     contents = (
-        "return [...new Set([...document.querySelectorAll('details')].map("
+        "return [...new Set([...document.querySelectorAll('main details')].map("
         "d => getComputedStyle(d, '::details-content').contentVisibility))]"
     )
     assert browser.execute_script(contents) == ["hidden"]

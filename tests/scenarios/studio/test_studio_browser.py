@@ -148,7 +148,7 @@ def test_a_policy_in_words_fits_a_phone(browser: webdriver.Chrome, root: str, tm
     window(browser, PHONE, "light")
     browser.get(f"{root}/policy")
     Select(browser.find_element(By.ID, "scenario")).select_by_visible_text("quickstart")
-    browser.find_element(By.CSS_SELECTOR, "form button").click()
+    browser.find_element(By.CSS_SELECTOR, "form button").send_keys(Keys.ENTER)
     WebDriverWait(browser, 120).until(lambda b: b.find_elements(By.ID, "p-2"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     assert violations(browser) == []
