@@ -168,6 +168,7 @@ ACTS = [
     "schema",
     "scenarios-show",
     "scenarios-frame",
+    "scenarios-library",
     "studies-show",
 ]
 """Commands that do something and print where it is, or print one text as it is: a hash, a schema, a file."""
