@@ -51,7 +51,7 @@ LOCKED = "This page is locked. Open the address that `casam studio` printed in i
 
 OPENED = (
     '<!doctype html><html lang="en"><head><title>casam studio</title>'
-    '<meta http-equiv="refresh" content="0; url=/"></head>'
+    '<link rel="icon" href="/static/icon.svg"><meta http-equiv="refresh" content="0; url=/"></head>'
     '<body><p><a href="/">Open the studio</a></p></body></html>'
 )
 """The answer to the printed address: from this page the browser goes on to the studio."""
