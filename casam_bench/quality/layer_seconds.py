@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from casam_bench.bench import Figures, Surroundings
-from casam_bench.quality.layer_tables import pareto
+from casam_bench.quality.layer_rules import calibrations, floors
+from casam_bench.quality.layer_tables import of_way, pareto
 from casam_bench.quality.rival_layers import DecoderLoraLayer
 from casam_bench.timing import clock
 from casam_core.config.data_spec import DataSpec
@@ -55,12 +56,16 @@ BUDGETS = (3.0, 10.0, 30.0)
 JITTER, PROMPTS = 0.1, ("tight", "jittered", "point")
 SPEC = TrainingSpec(epochs=10**6, batch_images=1, instances=4)
 PHANTOM_TASKS = ("histology", "prostate_mr_a", "glomeruli_a")
+"""On these all ways are compared."""
+OTHER_PHANTOMS = ("cardiac_mr", "dental_xray", "glomeruli_b", "polyp", "prostate_mr_b", "spleen_ct")
+"""Only the default learns these: more tasks for the rules of `floors` and `calibration`."""
 REAL_TASKS = {
     "dsb2018_fluorescence": "instances",
     "dsb2018_histology_purple": "instances",
     "wbc_cellavision": "classes",
 }
 """Folders in --data-root, and how their masks are read."""
+KINDS = {"phantom": PHANTOM_TASKS, "other phantom": OTHER_PHANTOMS, "real": tuple(REAL_TASKS)}
 SEEDS = (0, 1, 2, 3, 4)
 
 Measured = list[list[tuple[float, float]]]
@@ -128,20 +133,23 @@ class Images:
 
 
 def run(around: Surroundings) -> Figures:
-    """Every way on every task and seed. Figures: see `pareto`."""
-    backbone = around.lite_medsam(precision="auto")
+    """Every way on every task and seed. Figures: see `pareto`, `floors` and `calibrations`."""
+    backbone = around.lite_medsam(precision="auto", encoder="fast")
     tasks = [*PHANTOM_TASKS, *(REAL_TASKS if around.data_root else ())]
+    default = next(iter(WAYS))
+    wanted = [(task, name) for task in tasks for name in WAYS] + [(task, default) for task in OTHER_PHANTOMS]
     cells = [
         cell
         for seed in SEEDS
-        for task in tasks
-        for name in WAYS
+        for task, name in wanted
         if (cell := kept_or_learned(around, backbone, name, task, seed)) is not None
     ]
     figures: Figures = {}
-    for kind, known in (("phantom", PHANTOM_TASKS), ("real", tuple(REAL_TASKS))):
+    for kind, known in KINDS.items():
         if some := [cell for cell in cells if cell["task"] in known]:
-            figures |= pareto(some, next(iter(WAYS)), kind, around.show)
+            figures |= pareto(some, default, kind, around.show)
+            figures |= floors(some, kind, around.show)
+            figures |= calibrations(of_way(some, default), kind, around.show)
     return figures
 
 
