@@ -43,6 +43,7 @@ from casam_core.protocol.messages import (
     EvaluateRequest,
     Holding,
     RouterReply,
+    may_correct,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
@@ -177,7 +178,8 @@ class Institution:
             and method.can_fall_back(alignment_of(self.scenario, job.task).form)
         )
         chooses = training.keep_best and not self.site.policy.adds_noise
-        validate = self.validator(request, layer) if chooses or may_fall_back else None
+        corrects = may_correct(self.scenario, job, self.site.policy)
+        validate = self.validator(request, layer) if chooses or may_fall_back or corrects else None
         best = BestEpoch(validate, training.patience) if validate and chooses else None
         steps = OpenSteps(self.penalty(request), best)
         report = reporter(self.name, f"train {job.task}")
@@ -185,14 +187,17 @@ class Institution:
         train_round(self.scenario, job.task, layer, self.backbone, examples, steps, draws, report)
         if best:
             best.restore(layer)
-        importance = improved = None
+        importance = improved = correction = None
         if method.weighs:
             importance = importance_of(
                 layer, self.backbone, examples, training, self.draws(job, "importance")
             )
-        if may_fall_back and validate:
-            improved = beats_identity(layer, self.backbone.geometry.channels, validate)
-        return AlignReply(weights_of(layer), len(examples), importance, improved)
+        if validate and (may_fall_back or corrects):
+            found = validate(layer)
+            correction = found.correction if corrects else None
+            if may_fall_back:
+                improved = beats_identity(found, self.backbone.geometry.channels, validate)
+        return AlignReply(weights_of(layer), len(examples), importance, improved, correction)
 
     def layer(self, task: str, weights: Layer | None) -> AlignmentLayer:
         """A layer of `task` with these weights, or with the initial weights of all holders if None."""

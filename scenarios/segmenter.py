@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from casam_core.bank.inference import LoadedBank, align, decode_masks
+from casam_core.bank.inference import LoadedBank, LoadedEntry, align, decode_masks
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import ComputeSpec
 from casam_core.errors import BankError, PromptError, ScenarioError
@@ -22,9 +22,10 @@ from casam_core.routing.decision import IDENTITY, Route
 class Prediction:
     """One image's masks, in the order of its boxes, then its points.
 
-    masks_NHW: bool, in the image's size. iou_N: the decoder's estimate of each mask's IoU. name: the entry
-    that was used, a task or `identity` (frozen SAM). route: the router's decision, also if the caller chose
-    the task. threshold: of the route's nearest task; None for an empty bank.
+    masks_NHW: bool, in the image's size. iou_N: an estimate of each mask's IoU: the decoder's, plus the
+    correction of the entry if it has one. name: the entry that was used, a task or `identity` (frozen SAM).
+    route: the router's decision, also if the caller chose the task. threshold: of the route's nearest task;
+    None for an empty bank.
     """
 
     masks_NHW: NDArray[np.bool_]
@@ -96,17 +97,24 @@ class Segmenter:
         z_1CHW = self.embed(image_HW3) if embedding is None else embedding
         (route,) = self.bank.route(z_1CHW)
         name = route.name if task is None else task
-        layer = None if name == IDENTITY else self.bank[name].layer
+        entry = None if name == IDENTITY else self.bank[name]
+        layer = entry.layer if entry else None
         z_CHW = align(z_1CHW[0], layer, self.backbone.compute)
         frame = self.backbone.frame(image_HW3)
         parts = [part for some in prompts for part in decode_masks(self.backbone, z_CHW, frame, some)]
         return Prediction(
             masks_NHW=np.concatenate([masks for masks, _ in parts]),
-            iou_N=np.concatenate([iou for _, iou in parts]),
+            iou_N=corrected(np.concatenate([iou for _, iou in parts]), entry),
             name=name,
             route=route,
             threshold=None if route.nearest is None else self.bank[route.nearest].entry.threshold,
         )
+
+
+def corrected(estimate_N: NDArray[np.float32], entry: LoadedEntry | None) -> NDArray[np.float32]:
+    """iou_N: the decoder's estimates plus the entry's correction, within [0, 1]; without one, unchanged."""
+    correction = entry.entry.correction if entry else None
+    return estimate_N if correction is None else np.clip(estimate_N + np.float32(correction), 0, 1)
 
 
 def checked_prompts(boxes: ArrayLike, points: ArrayLike, height: int, width: int) -> list[Prompts]:

@@ -37,13 +37,15 @@ from server.federation.gathering import Gathered, gather
 class LearnedLayer:
     """A trained alignment layer. holders: the institutions that trained it in any round of the stage, on
     `images` together. importance: of each weight, for methods that protect weights from later tasks.
-    improved: False if every holder reports that the layer does not beat frozen SAM."""
+    improved: False if every holder reports that the layer does not beat frozen SAM. correction: of the
+    decoder's estimates, the mean over the holders that told it, weighted by images."""
 
     weights: Mapping[str, NDArray[np.float32]]
     holders: tuple[str, ...]
     images: int
     importance: Importance | None = None
     improved: bool = True
+    correction: float | None = None
 
 
 def learn_entry(federation: Federation, stage: int, task: str, bank: Bank, *, now: int) -> Entry | None:
@@ -78,6 +80,7 @@ def entry_of(
         images=layer.images,
         router=router,
         threshold=threshold,
+        correction=layer.correction,
     )
 
 
@@ -131,6 +134,7 @@ def learn_layer(
             images=sum(images.values()),
             importance=add_importance(before.importance if before else None, replies),
             improved=any(reply.improved is not False for reply in replies),
+            correction=mean_correction(replies),
         )
         report_round(federation, job, gathered)
     # An invalid round does not cancel earlier rounds: their trainers shared those layers.
@@ -207,6 +211,15 @@ def report_round(federation: Federation, job: Job, gathered: Gathered[AlignReply
         summed=list(gathered.summed),
         images=images,
     )
+
+
+def mean_correction(replies: Sequence[AlignReply]) -> float | None:
+    """The mean correction of the holders that told one, weighted by images."""
+    told = [(reply.correction, reply.images) for reply in replies if reply.correction is not None]
+    if not told:
+        return None
+    corrections, images = zip(*told, strict=True)
+    return float(np.average(corrections, weights=images))
 
 
 def add_importance(before: Importance | None, replies: Sequence[AlignReply]) -> Importance | None:

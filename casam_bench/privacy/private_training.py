@@ -69,7 +69,7 @@ def measure(
         else 0.0
         for epsilon in epsilons
     }
-    figures = {"iou_frozen": validate(IdentityLayer(backbone.geometry.channels)), "delta": DELTA}
+    figures = {"iou_frozen": validate(IdentityLayer(backbone.geometry.channels)).iou, "delta": DELTA}
     table = Table(
         title=f"validation IoU of {TASK}, {images} training images, {privacy.steps} steps at rate "
         f"{privacy.sampling_rate:g}, clip {privacy.clip:g}, delta {DELTA:g}; "
@@ -98,7 +98,7 @@ def measure(
                 progress=lambda done, total: None,
                 steps=PrivateSteps(single_images(images), privacy, multiplier, noise, draws),
             )
-            iou = validate(layer)
+            iou = validate(layer).iou
             figures[f"iou_{form.split(' (')[0].replace(' ', '_')}_{name}"] = iou
             cells.append(f"{iou:.3f}")
             around.say(f"{form}, epsilon {name}: {iou:.3f}")

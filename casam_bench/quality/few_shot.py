@@ -97,7 +97,7 @@ def learn(
         nonlocal measuring
         if done in steps:
             begun = monotonic()
-            iou[done] = validate(layer)
+            iou[done] = validate(layer).iou
             measuring += monotonic() - begun
 
     train_layer(
@@ -146,7 +146,7 @@ def measure(
         rng = numpy_generator(SEED, "few-shot", task)
         validate = validator(held_out, backbone, SPEC, rng)
         assert validate is not None  # every phantom has visible instances
-        frozen.append(validate(IdentityLayer(backbone.geometry.channels)))
+        frozen.append(validate(IdentityLayer(backbone.geometry.channels)).iou)
         table.add_row(task, "frozen SAM", *[f"{frozen[-1]:.3f}"] * len(steps), "0", "-")
         for name, spec in forms.items():
             curve = learn(spec, backbone, known[:TRAIN], validate, steps)

@@ -111,27 +111,27 @@ def table_of(
     found: Mapping[str, Mapping[float, Standing]],
     title: str,
 ) -> Table:
-    """A row per way; the last two columns are the IoU with other prompts after the last budget."""
+    """A row per way; the last column is the IoU with jittered boxes after the last budget."""
     budgets = sorted({budget for at in found.values() for budget in at})
     table = Table(title=title)
-    for name in ("way", "bytes", "cells", *(f"{b:g} s" for b in budgets), "steps", "jittered", "point"):
+    for name in ("way", "bytes", "cells", *(f"{b:g} s" for b in budgets), "steps", "jittered"):
         table.add_column(name, justify="left" if name == "way" else "right")
     for way, at in found.items():
         own = of_way(cells, way)
         steps = np.mean([cell["at"][f"{max(at):g}"]["steps"] for cell in own])
         texts = [at[b].text if b in at else "-" for b in budgets]
         table.add_row(
-            way, f"{own[0]['bytes']:,}", str(len(own)), *texts, f"{steps:.0f}", *others(own, max(at))
+            way, f"{own[0]['bytes']:,}", str(len(own)), *texts, f"{steps:.0f}", jittered(own, max(at))
         )
     blank = [""] * (len(budgets) - 1)
     tight = f"{mean_of(frozen, 0, 'test'):.3f}"
-    table.add_row("frozen SAM", "0", str(len(frozen)), tight, *blank, "0", *others(frozen, 0))
+    table.add_row("frozen SAM", "0", str(len(frozen)), tight, *blank, "0", jittered(frozen, 0))
     return table
 
 
-def others(cells: Sequence[Cell], budget: float) -> list[str]:
-    """Mean IoU with jittered boxes and with points."""
-    return [f"{mean_of(cells, budget, part):.3f}" for part in ("jittered", "point")]
+def jittered(cells: Sequence[Cell], budget: float) -> str:
+    """Mean IoU with jittered boxes."""
+    return f"{mean_of(cells, budget, 'jittered'):.3f}"
 
 
 def mean_of(cells: Sequence[Cell], budget: float, part: str) -> float:

@@ -85,7 +85,7 @@ def frozen_iou(backbone: Backbone, z_CHW: Tensor, sample: LoadedSample) -> float
     rng = numpy_generator(SEED, "encode")
     validate = validator([known], backbone, TrainingSpec(), rng)
     assert validate is not None  # every phantom has visible instances
-    return validate(IdentityLayer(backbone.geometry.channels))
+    return validate(IdentityLayer(backbone.geometry.channels)).iou
 
 
 def first_call(encode: Callable[[], object]) -> float:

@@ -245,8 +245,8 @@ def low_precision(around: Surroundings) -> Figures:
     validate = validator(held_out, backbone, TrainingSpec(), numpy_generator(SEED, "validate"))
     assert validate is not None  # every phantom has visible instances
     exact, low = (trained(model, known[:LONG_TRAIN], spec)[0] for model in (backbone, faster))
-    iou = validate(exact)
-    changes = {"iou_change_bfloat16": validate(low) - iou}
+    iou = validate(exact).iou
+    changes = {"iou_change_bfloat16": validate(low).iou - iou}
     set_weights(exact, rounded(weights_of(exact)))
-    changes["iou_change_float16_entry"] = validate(exact) - iou
+    changes["iou_change_float16_entry"] = validate(exact).iou - iou
     return {"iou_trained": iou, **{name: 100 * abs(change) for name, change in changes.items()}}

@@ -29,6 +29,7 @@ def make_entry(
     images: int,
     router: Arrays,
     threshold: float | None,
+    correction: float | None = None,
 ) -> Entry:
     """The entry of a task, with everything that its use needs.
 
@@ -37,6 +38,7 @@ def make_entry(
         improved: if False, the task keeps the identity.
         images: the number of training images of all holders together.
         threshold: None for an entry that can only be used by its name.
+        correction: of the decoder's estimates with this layer; the identity has none.
     """
     alignment = alignment_of(scenario, task)
     # For another kind of router, an entry records the VAE's defaults; the entry format requires them.
@@ -61,6 +63,7 @@ def make_entry(
             scenario=scenario.learned_digest(),
             frame=frame_named(scenario.router),
         ),
+        correction=correction if improved else None,
     )
 
 

@@ -69,13 +69,15 @@ class Head:
     task: str
     threshold: float | None
     provenance: Provenance
+    correction: float | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
     """The entry of one task: layer weights, router state, threshold, provenance.
 
-    threshold: None if no router may choose the entry; it can then only be used by its name.
+    threshold: None if no router may choose the entry; it can then only be used by its name. correction: what
+    the decoder's estimates of the IoU lack on the mean; None if the holders did not tell.
     """
 
     task: str
@@ -83,11 +85,12 @@ class Entry:
     router: dict[str, NDArray[Any]]
     threshold: float | None
     provenance: Provenance
+    correction: float | None = None
 
     @property
     def head(self) -> Head:
         """The entry without its arrays."""
-        return Head(self.task, self.threshold, self.provenance)
+        return Head(self.task, self.threshold, self.provenance, self.correction)
 
     def to_bytes(self) -> bytes:
         """The entry as a safetensors file; equal entries give equal bytes."""
@@ -99,6 +102,7 @@ class Entry:
             "threshold": self.threshold,
             "provenance": asdict(self.provenance),
         }
+        about |= {} if self.correction is None else {"correction": self.correction}
         # Only one metadata key, because safetensors writes several keys in no fixed order.
         return bytes(save_tensors(tensors, metadata={"entry": json.dumps(about, sort_keys=True)}))
 
@@ -113,6 +117,7 @@ class Entry:
             router=_with_prefix(tensors, ROUTER),
             threshold=head.threshold,
             provenance=head.provenance,
+            correction=head.correction,
         )
 
 
@@ -173,7 +178,14 @@ def _head(data: bytes) -> Head:
         task=about["task"],
         threshold=None if about["threshold"] is None else float(about["threshold"]),
         provenance=PROVENANCE.validate_json(json.dumps(given)),
+        correction=_correction(about.get("correction")),
     )
+
+
+def _correction(value: float | None) -> float | None:
+    if value is not None and not -1 <= value <= 1:
+        raise ValueError(f"correction: expected a number from -1 to 1, found {value!r}")
+    return value if value is None else float(value)
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
@@ -13,8 +15,27 @@ from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Drawn, Examples, align, draw_instances
 
-Validate = Callable[[AlignmentLayer], float]
-"""Measures the IoU of a layer and restores its mode (training or evaluation)."""
+
+@dataclass(frozen=True)
+class Validated:
+    """By image, means over its masks: the IoU, and the decoder's estimate of it."""
+
+    iou_N: NDArray[np.float64]
+    estimate_N: NDArray[np.float64]
+
+    @property
+    def iou(self) -> float:
+        """Mean over images."""
+        return float(self.iou_N.mean())
+
+    @property
+    def correction(self) -> float:
+        """What the estimates lack on the mean."""
+        return float((self.iou_N - self.estimate_N).mean())
+
+
+Validate = Callable[[AlignmentLayer], Validated]
+"""Measures a layer on validation images and restores its mode (training or evaluation)."""
 
 
 def validator(
@@ -40,28 +61,30 @@ def validator(
     if not usable:
         return None
 
-    def validate(layer: AlignmentLayer) -> float:
+    def validate(layer: AlignmentLayer) -> Validated:
         training = layer.training
         layer.to(backbone.compute.device).eval()
-        iou = [mean_iou(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]
+        found = [mean_iou(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]
         layer.train(training)
-        return float(np.mean(iou))
+        iou_N, estimate_N = np.array(found, np.float64).T
+        return Validated(iou_N, estimate_N)
 
     return validate
 
 
 @torch.no_grad()
-def mean_iou(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> float:
-    """Mean IoU of one image's masks (logits above 0) against their targets."""
+def mean_iou(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> tuple[float, float]:
+    """Of one image's masks: the mean IoU (logits above 0) against their targets, and the mean estimate."""
     aligned_CHW = align(layer, backbone, [drawn])[0]
-    logits_Nhw, _ = backbone.decode(aligned_CHW, drawn.prompts, layer.own_decoder())
+    logits_Nhw, estimate_N = backbone.decode(aligned_CHW, drawn.prompts, layer.own_decoder())
     predicted, target = logits_Nhw.flatten(1) > 0, drawn.target_Nhw.flatten(1) > 0
-    return float(((predicted & target).sum(1) / (predicted | target).sum(1)).mean())
+    iou_N = (predicted & target).sum(1) / (predicted | target).sum(1)
+    return float(iou_N.mean()), float(estimate_N.mean())
 
 
-def beats_identity(layer: AlignmentLayer, channels: int, validate: Validate) -> bool:
-    """Whether the layer segments the validation images better than frozen SAM does."""
-    return validate(layer) > validate(IdentityLayer(channels))
+def beats_identity(found: Validated, channels: int, validate: Validate) -> bool:
+    """Whether a layer for which `validate` found this is better than frozen SAM."""
+    return found.iou > validate(IdentityLayer(channels)).iou
 
 
 class BestEpoch:
@@ -78,7 +101,7 @@ class BestEpoch:
         self._best: Weights = {}
 
     def __call__(self, layer: AlignmentLayer) -> bool:
-        iou = self.validate(layer)
+        iou = self.validate(layer).iou
         if not self._history or iou > max(self._history):
             self._best = weights_of(layer)
         self._history.append(iou)

@@ -295,6 +295,25 @@ def compares(sender: Sender) -> bool:
     return able and last and sender.policy.adapter.noise != "dp"
 
 
+CORRECTION = Range(-1.0, 1.0, digits=2)
+"""What the mean estimate of the IoU lacks of the IoU."""
+
+
+def may_correct(scenario: Scenario, job: Job, policy: Policy) -> bool:
+    """Whether an institution may tell how far the decoder's estimates of the IoU are off.
+
+    It is an exact figure about validation images. A secure sum has no place for it.
+    """
+    last = job.round == scenario.training.rounds and not method_of(scenario.method).shared
+    exact = policy.metrics == "exact" and not policy.adds_noise
+    return last and exact and policy.adapter.aggregation == "plain"
+
+
+def corrects(sender: Sender) -> Range | None:
+    """The limits of the correction, if the sender may tell it."""
+    return CORRECTION if may_correct(sender.scenario, sender.job, sender.policy) else None
+
+
 @lru_cache(maxsize=8)
 def layer_spec(spec: AlignmentSpec, channels: int, backbone: Backbone | None) -> GroupSpec:
     """The parameters of a layer; open if the layer is a part of SAM and `backbone` is None."""
@@ -314,6 +333,8 @@ class AlignReply(Message):
         importance: only if the method uses it.
         improved: in the last round, whether the layer is better than frozen SAM on the holder's validation
             images; None if it was not measured.
+        correction: in the last round, the mean IoU minus the decoder's mean estimate of it, on the holder's
+            validation images.
     """
 
     kind: ClassVar[str] = "train.align"
@@ -324,6 +345,7 @@ class AlignReply(Message):
     images: Annotated[int, Figure("align", "num-examples", trained_images)]
     importance: Annotated[Layer | None, Group(importance_forms)] = None
     improved: Annotated[bool | None, Flag(compares)] = None
+    correction: Annotated[float | None, Figure("estimate", "correction", corrects, float, CORRECTION)] = None
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def learn_alone(institution: Institution, job: Job) -> None:
             images=learned.images,
             router=router.router,
             threshold=as_released(router, scenario.router.constant),
+            correction=learned.correction,
         )
     )
 

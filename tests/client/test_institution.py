@@ -12,7 +12,7 @@ import torch
 from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
 from casam_core.model.forms import AlignmentLayer
-from casam_core.model.validation import Validate, validator
+from casam_core.model.validation import Validate, Validated, validator
 from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
@@ -53,7 +53,7 @@ NOISY = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.01}}
 
 
 def epochs_that_were_measured(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[float]:
-    """The IoUs of epochs that chose a layer of the first task."""
+    """The IoUs of layers of the first task that were measured: after each epoch, and for the correction."""
     training = {"epochs": 3, "batch_images": 4, "fallback_to_identity": False} | changes.pop("training", {})
     site, measured = institution("north", folder, training=training, **changes), []
     chosen = validator
@@ -61,10 +61,11 @@ def epochs_that_were_measured(folder: Path, monkeypatch: pytest.MonkeyPatch, **c
     def noted(*asked: Any) -> Validate | None:
         validate = chosen(*asked)
 
-        def measure(layer: AlignmentLayer) -> float:
+        def measure(layer: AlignmentLayer) -> Validated:
             assert validate is not None
-            measured.append(validate(layer))
-            return measured[-1]
+            found = validate(layer)
+            measured.append(found.iou)
+            return found
 
         return measure
 
@@ -80,22 +81,44 @@ def epochs_that_were_measured(folder: Path, monkeypatch: pytest.MonkeyPatch, **c
 def chosen_iou(site: Institution, request: AlignRequest, layer: AlignmentLayer) -> float:
     validate = site.validator(request, layer)
     assert validate is not None
-    return validate(layer)
+    return validate(layer).iou
 
 
 def test_the_epoch_that_validation_images_like_best_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(epochs_that_were_measured(tmp_path, monkeypatch)) == 4  # three epochs, and this test
+    # Three epochs, the correction of the estimates, and this test.
+    assert len(epochs_that_were_measured(tmp_path, monkeypatch)) == 5
 
 
 def test_no_epoch_is_chosen_where_it_is_not_wanted_or_would_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    off = epochs_that_were_measured(tmp_path / "off", monkeypatch, training={"keep_best": False})
     table = tiny_table()["institutions"]
     noisy = [site | ({"policy": NOISY} if site["name"] == "north" else {}) for site in table]
-    assert off == epochs_that_were_measured(tmp_path / "noisy", monkeypatch, institutions=noisy) == []
+    assert epochs_that_were_measured(tmp_path / "noisy", monkeypatch, institutions=noisy) == []
+    off = epochs_that_were_measured(tmp_path / "off", monkeypatch, training={"keep_best": False})
+    assert len(off) == 2  # the correction, and this test
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ({}, True),
+        (NOISY, False),
+        ({"metrics": "never"}, False),
+        ({"adapter": {"aggregation": "secagg"}}, False),
+        ({"router": {"noise": "dp"}, "budget": {"epsilon": 8.0, "delta": 0.01}}, False),
+    ],
+)
+def test_the_correction_is_told_only_where_exact_figures_may_leave(
+    tmp_path: Path, policy: dict[str, Any], told: bool
+) -> None:
+    table = tiny_table()["institutions"]
+    sites = [site | ({"policy": policy} if site["name"] == "north" else {}) for site in table]
+    site = institution("north", tmp_path, institutions=sites)
+    reply = site.align(AlignRequest(Job("polyp", 1, "polyp")))
+    assert (reply.correction is not None) == told
 
 
 # --- The public frame of the router ------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 
 from casam_core.bank.bank import Bank
 from casam_core.errors import RunError, ScenarioError
-from casam_core.protocol.messages import AlignRequest
+from casam_core.protocol.messages import AlignReply, AlignRequest
 from server.defence.admission import first_layer
-from server.learning import learn_layer, learn_router
+from server.learning import learn_layer, learn_router, mean_correction
 from tests.runs import events, result
 from tests.server.scripted import (
     SECRET,
@@ -337,3 +337,12 @@ def test_strategies_that_look_at_each_layer_are_refused(tmp_path: Path) -> None:
         site.policy = SECRET
     with pytest.raises(ScenarioError, match="fedmedian needs each single layer, but north shares"):
         run.run()
+
+
+def test_corrections_are_averaged_by_images_over_the_holders_that_told_one() -> None:
+    layer = {"w": np.ones(1, np.float32)}
+    replies = [
+        AlignReply(layer, images, correction=told) for images, told in ((3, -0.2), (1, 0.2), (9, None))
+    ]
+    assert mean_correction(replies) == pytest.approx(-0.1)
+    assert mean_correction(replies[2:]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from casam_core.bank.entries import half, make_entry, rounded
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import LoadedBank, LoadedEntry, entry_layer
 from casam_core.config.scenario import Scenario
+from casam_core.errors import BankError
 from casam_core.model.forms import LowRankSpec, build_layer, weights_of
 from casam_core.routing.routers import GaussianSpec, build_router
 from tests.conftest import tiny_table
@@ -82,3 +84,20 @@ def test_fewer_directions_make_a_smaller_entry_that_still_scores() -> None:
 def test_the_default_changes_nothing() -> None:
     assert {value.dtype for value in made("float32").layer.values()} == {np.dtype(np.float32)}
     assert GaussianSpec().directions == 32
+
+
+def test_a_correction_is_kept_with_the_layer_that_it_belongs_to() -> None:
+    told = replace(made("float16"), correction=-0.125)
+    assert Entry.from_bytes(told.to_bytes()).correction == told.head.correction == -0.125
+    # An entry without one has the bytes of a version that knew no correction.
+    assert b"correction" not in made("float16").to_bytes()
+    with pytest.raises(BankError, match="expected a number from -1 to 1, found 3"):
+        Entry.from_bytes(replace(told, correction=3.0).to_bytes())
+
+
+def test_the_identity_has_no_correction() -> None:
+    scenario, layer = Scenario.model_validate(tiny_table()), weights_of(build_layer(LowRankSpec(), 32, 0))
+    about: dict[str, Any] = {"task": "polyp", "stage": 1, "layer": layer, "holders": (), "images": 1}
+    about |= {"router": {}, "threshold": None, "correction": 0.1}
+    kept = [make_entry(scenario, "0" * 64, improved=improved, **about) for improved in (True, False)]
+    assert [entry.correction for entry in kept] == [0.1, None]

@@ -121,6 +121,17 @@ def test_masks_are_those_of_the_backbone_behind_the_layer(bank: LoadedBank, tmp_
     np.testing.assert_array_equal(prediction.iou_N, iou_N.numpy())
 
 
+def test_an_entry_corrects_the_estimates_of_its_own_masks(bank: LoadedBank) -> None:
+    told = LoadedBank([replace(loaded.entry, correction=-0.25) for loaded in bank.values()], "digest")
+    image = picture("polyp")
+
+    def estimate(known: LoadedBank, task: str | None = None) -> float:
+        return float(Segmenter(tiny_backbone(), known).predict(image, [BOX], task=task).iou_N[0])
+
+    assert estimate(told) == pytest.approx(max(0.0, estimate(bank) - 0.25))
+    assert estimate(told, "identity") == estimate(bank, "identity")
+
+
 def test_boxes_come_before_points_and_the_later_mask_shows(bank: LoadedBank) -> None:
     boxes = [(x, 5, x + 15, 25) for x in range(12)]  # more than one decode holds
     prediction = Segmenter(tiny_backbone(), bank).predict(picture("polyp"), boxes, points=[(20, 20)])

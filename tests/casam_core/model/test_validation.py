@@ -22,7 +22,14 @@ from casam_core.model.forms import (
 from casam_core.model.forms.affine import IdentityLayer, channels_in, identity_like
 from casam_core.model.prompts import Prompts, tight_boxes
 from casam_core.model.training import Drawn, Example
-from casam_core.model.validation import BestEpoch, beats_identity, mean_iou, since_best, validator
+from casam_core.model.validation import (
+    BestEpoch,
+    Validated,
+    beats_identity,
+    mean_iou,
+    since_best,
+    validator,
+)
 from casam_core.model.window import whole
 
 SPEC = TrainingSpec(instances=2)
@@ -45,26 +52,38 @@ class Shift(AlignmentLayer):
         return z_BCHW + self.by
 
 
-def iou_is_the_shift(layer: AlignmentLayer) -> float:
-    return float(layer.by) if isinstance(layer, Shift) else 0.5
+def found_by(*iou: float, estimate: float = 0.0) -> Validated:
+    return Validated(np.array(iou), np.full(len(iou), estimate))
+
+
+def iou_is_the_shift(layer: AlignmentLayer) -> Validated:
+    return found_by(float(layer.by.detach()) if isinstance(layer, Shift) else 0.5)
 
 
 def test_the_iou_is_the_mean_over_instances_by_hand(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     # Instance 1: 2 of the 4 pixels of the union are shared; instance 2: all. Mean of 1/2 and 1.
     target = torch.tensor([[[1.0, 1, 1, 0]], [[0.0, 1, 0, 0]]])
     logits = torch.tensor([[[5.0, 5, -5, 5]], [[-1.0, 2, -1, -1]]])
-    decoded = (logits, torch.zeros(2))
+    decoded = (logits, torch.tensor([0.9, 0.7]))
     monkeypatch.setattr(type(tiny), "decode", lambda self, z, prompts, decoder=None: decoded)
     prompts: Prompts = tight_boxes(image(0).labels_HW, np.array([1, 2], np.int32))
     drawn = Drawn(torch.zeros(32, 4, 4), prompts, target, [whole(1)] * 2)
-    assert mean_iou(IdentityLayer(32), tiny, drawn) == pytest.approx(0.75)
+    assert mean_iou(IdentityLayer(32), tiny, drawn) == pytest.approx((0.75, 0.8))
+
+
+def test_the_correction_is_what_the_estimates_lack_on_the_mean() -> None:
+    assert found_by(0.5, 0.9, estimate=0.8).correction == pytest.approx(-0.1)
+    assert found_by(0.5, 0.9, estimate=0.8).iou == pytest.approx(0.7)
 
 
 def test_every_layer_is_measured_on_the_same_instances(tiny: Backbone) -> None:
     validate = validator([image(i) for i in range(3)], tiny, SPEC, np.random.default_rng(0))
     assert validate is not None
     layer = build_layer(AlignmentSpec(form="residual"), 32, 0)
-    assert validate(layer) == validate(layer) == validate(IdentityLayer(32))  # residual starts as identity
+    # The residual form starts as the identity.
+    first, again, frozen = validate(layer), validate(layer), validate(IdentityLayer(32))
+    assert first.iou_N.tolist() == again.iou_N.tolist() == frozen.iou_N.tolist()
+    assert first.estimate_N.tolist() == again.estimate_N.tolist()
 
 
 def test_without_a_visible_instance_there_is_nothing_to_say(tiny: Backbone) -> None:
@@ -74,9 +93,9 @@ def test_without_a_visible_instance_there_is_nothing_to_say(tiny: Backbone) -> N
 
 
 def test_only_a_better_layer_beats_the_identity() -> None:
-    assert beats_identity(Shift(0.51), 4, iou_is_the_shift)
-    assert not beats_identity(Shift(0.5), 4, iou_is_the_shift)
-    assert not beats_identity(Shift(0.4), 4, iou_is_the_shift)
+    assert beats_identity(found_by(0.51), 4, iou_is_the_shift)
+    assert not beats_identity(found_by(0.5), 4, iou_is_the_shift)
+    assert not beats_identity(found_by(0.4), 4, iou_is_the_shift)
 
 
 def epochs(best: BestEpoch, layer: Shift, *ious: float) -> list[bool]:
@@ -141,5 +160,5 @@ def test_validation_uses_tight_boxes_even_if_training_jitters_them(tiny: Backbon
         spec = TrainingSpec(instances=2, box_jitter=jitter)
         validate = validator([image(1)], tiny, spec, np.random.default_rng(0))
         assert validate is not None
-        iou.append(validate(IdentityLayer(32)))
+        iou.append(validate(IdentityLayer(32)).iou)
     assert iou[0] == iou[1]

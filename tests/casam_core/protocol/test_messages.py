@@ -85,6 +85,7 @@ EXAMPLES: list[Any] = [
     AlignReply(LAYER, images=12, importance=LAYER),
     AlignReply(LAYER, images=12, improved=True),
     AlignReply(LAYER, images=12, improved=False),
+    AlignReply(LAYER, images=12, improved=True, correction=-0.12),
     RouterRequest(JOB, alone=True),
     RouterRequest(JOB, alone=False),
     RouterReply(STATE, images=12, threshold=-0.5),

@@ -201,6 +201,8 @@ SMUGGLE: list[tuple[str, str, Callable[[Payload], Payload]]] = [
     ("another number of images", "train.router", numbers("router-facts", **{"num-examples": 1})),
     ("an image less", "train.align", numbers("align", **{"num-examples": 1})),
     ("a comparison that nobody asked for", "train.align", config(improved=True)),
+    ("a correction with more digits than it needs", "train.align", numbers("estimate", correction=0.123)),
+    ("a correction beyond any IoU", "train.align", numbers("estimate", correction=2.0)),
     ("decodes of more images than there are", "evaluate.stage", numbers("work", decodes=9999)),
     ("a huge setting", "train.align", config(improved="x" * 100_000)),
     ("a number where a yes is due", "train.align", config(improved=12345)),
