@@ -11,6 +11,7 @@ from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.model.forms import AlignmentLayer
 from casam_core.model.training import Example
+from casam_core.model.validation import Validated
 
 
 def test_a_curve_is_measured_on_the_way_and_counts_the_bytes() -> None:
@@ -22,9 +23,9 @@ def test_a_curve_is_measured_on_the_way_and_counts_the_bytes() -> None:
     ]
     seen: list[float] = []
 
-    def validate(layer: AlignmentLayer) -> float:
+    def validate(layer: AlignmentLayer) -> Validated:
         seen.append(float(sum(p.detach().abs().sum() for p in layer.parameters())))
-        return len(seen) / 10
+        return Validated(np.array([len(seen) / 10]), np.zeros(1))
 
     curve = learn(AlignmentSpec(form="scale_shift"), tiny, known, validate, steps=(1, 4))
     assert curve.iou == {1: 0.1, 4: 0.2}
