@@ -179,7 +179,7 @@ class Institution:
         )
         chooses = training.keep_best and not self.site.policy.adds_noise
         corrects = may_correct(self.scenario, job, self.site.policy)
-        validate = self.validator(request, layer) if chooses or may_fall_back or corrects else None
+        validate = self.validator(request, layer) if chooses or may_fall_back else None
         best = BestEpoch(validate, training.patience) if validate and chooses else None
         steps = OpenSteps(self.penalty(request), best)
         report = reporter(self.name, f"train {job.task}")
