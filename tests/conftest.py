@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from hypothesis import settings
 from casam_core.config.scenario import Scenario
 
 torch.set_num_threads(1)
+
+# In a shell's background job, Ctrl-C is ignored, here and in every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest --hypothesis-profile=long tests/fuzz (tests/fuzz/damage.py says how many that are)
 settings.register_profile("long", max_examples=1000, deadline=None)

@@ -73,7 +73,7 @@ def choice_epsilon(noise_multiplier: float) -> float:
     2 Phi^-1(1 / (1 + exp(-epsilon / 2))). For small epsilon the shift is 0.63 epsilon.
 
     >>> round(choice_epsilon(10.0), 4)
-    0.1595
+    0.1596
     """
     half = 0.5 / noise_multiplier
     return 2 * float(log_ndtr(half) - log_ndtr(-half))

@@ -53,8 +53,6 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         env=os.environ | {MARK: str(cwd), "TMPDIR": str(cwd / "tmp")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A shell's background jobs ignore interrupts, and would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         text=True,
     )
 
