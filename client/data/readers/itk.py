@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from casam_core.errors import DataError, optional_module
 from client.data.labels import Meaning
-from client.data.pixels import one_line, percentile_range, to_uint8, window_range
+from client.data.pixels import one_line
 from client.data.readers.pairs import SAME_STEMS, FileRules
 from client.data.readers.volumes import (
-    SAME_PLACE_MM,
     VolumeDataset,
     VolumeFormat,
     across,
+    gray_slices,
     require_readable_size,
+    require_same_place,
     shapes_differ,
     whole_labels,
 )
@@ -65,11 +66,7 @@ def open_itk(
 
 
 def _image(path: Path, *, slice_axis: int, window: list[float] | None) -> NDArray[np.uint8]:
-    values = _voxels(path).astype(np.float32)
-    # Computed also with a window, because it refuses NaN, which would silently become black.
-    own_range = percentile_range(values, str(path))
-    black, white = window_range(window) if window else own_range
-    return across(to_uint8(values, black, white), slice_axis)
+    return gray_slices(_voxels(path).astype(np.float32), path, slice_axis, window)
 
 
 def _mask(path: Path, *, slice_axis: int) -> NDArray[Any]:
@@ -81,13 +78,7 @@ def _compare(image_path: Path, mask_path: Path) -> None:
     shapes = image.GetSize(), mask.GetSize()
     if shapes[0] != shapes[1]:
         raise shapes_differ(image_path, mask_path, *shapes)
-    apart = float(np.abs(_corners(image) - _corners(mask)).max())
-    if not apart <= SAME_PLACE_MM:
-        raise DataError(
-            f"{mask_path}: expected the place of {image_path.name}, found one that lies {apart:.2f} mm "
-            "away at "
-            f"a corner; resample the mask to the image's grid"
-        )
+    require_same_place(image_path, mask_path, _corners(image) - _corners(mask))
 
 
 def _corners(header: Any) -> NDArray[np.float64]:

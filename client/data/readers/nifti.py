@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from casam_core.errors import DataError
 from client.data.labels import Meaning
-from client.data.pixels import one_line, percentile_range, to_uint8, window_range
+from client.data.pixels import one_line
 from client.data.readers.pairs import SAME_STEMS, FileRules
 from client.data.readers.volumes import (
-    SAME_PLACE_MM,
     VolumeDataset,
     VolumeFormat,
     across,
+    gray_slices,
     medical_package,
     require_readable_size,
+    require_same_place,
     shapes_differ,
     whole_labels,
 )
@@ -61,11 +62,7 @@ def open_nifti(
 
 
 def _image(path: Path, *, slice_axis: int, window: list[float] | None) -> NDArray[np.uint8]:
-    values = _voxels(path, np.float32)
-    # Computed also with a window, because it refuses NaN, which would silently become black.
-    own_range = percentile_range(values, str(path))
-    black, white = window_range(window) if window else own_range
-    return across(to_uint8(values, black, white), slice_axis)
+    return gray_slices(_voxels(path, np.float32), path, slice_axis, window)
 
 
 def _mask(path: Path, *, slice_axis: int) -> NDArray[Any]:
@@ -80,12 +77,7 @@ def _compare(image_path: Path, mask_path: Path) -> None:
     # Measured at the corners of the volume, where a small rotation has the largest effect.
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
     corners[:, :3] *= shapes[0]
-    apart = float(np.abs((image.affine - mask.affine) @ corners.T).max())
-    if not apart <= SAME_PLACE_MM:
-        raise DataError(
-            f"{mask_path}: expected the affine of {image_path.name}, found one that lies {apart:.2f} mm away "
-            f"at a corner; resample the mask to the image's grid"
-        )
+    require_same_place(image_path, mask_path, (image.affine - mask.affine) @ corners.T)
 
 
 def _bits(path: Path) -> int:

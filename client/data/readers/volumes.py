@@ -17,7 +17,7 @@ from client.data.dataset import LoadedSample, Sample
 from client.data.file_patterns import Pair
 from client.data.labels import Meaning, layered, number
 from client.data.listing import naming
-from client.data.pixels import as_rgb
+from client.data.pixels import as_rgb, percentile_range, to_uint8, window_range
 from client.data.readers.pairs import SAME_STEMS, FileRules, listed
 
 KEPT_BYTES = 2**29
@@ -178,6 +178,26 @@ def across(values_XYZ: NDArray[Any], slice_axis: int) -> NDArray[Any]:
     """slices_DHW of a volume: the slice axis first, then the higher of the others as rows."""
     columns, rows = (axis for axis in range(3) if axis != slice_axis)
     return np.ascontiguousarray(values_XYZ.transpose(slice_axis, rows, columns))
+
+
+def gray_slices(
+    values_XYZ: NDArray[np.float32], path: Path, slice_axis: int, window: list[float] | None
+) -> NDArray[np.uint8]:
+    """uint8 slices_DHW of a scan. window: [centre, width]; by default the volume's own percentiles."""
+    # Computed also with a window, because it refuses NaN, which would silently become black.
+    own_range = percentile_range(values_XYZ, str(path))
+    black, white = window_range(window) if window else own_range
+    return across(to_uint8(values_XYZ, black, white), slice_axis)
+
+
+def require_same_place(image_path: Path, mask_path: Path, corners_apart: NDArray[np.float64]) -> None:
+    """Raises DataError if a corner of the mask lies more than SAME_PLACE_MM from the image's."""
+    apart = float(np.abs(corners_apart).max())
+    if not apart <= SAME_PLACE_MM:
+        raise DataError(
+            f"{mask_path}: expected the place of {image_path.name}, found one that lies {apart:.2f} mm away "
+            "at a corner; resample the mask to the image's grid"
+        )
 
 
 def whole_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
