@@ -29,7 +29,7 @@ from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary
 from casam_core.model.training import Example, OpenSteps, Steps, draw_instances, train_layer
-from casam_core.model.validation import BestEpoch, mean_iou, validator
+from casam_core.model.validation import BestEpoch, iou_and_estimate, validator
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
 from casam_core.seeding import Draws, derive_seed, numpy_generator
@@ -144,7 +144,7 @@ def iou_of(task: Task, layer: AlignmentLayer, seed: int) -> float:
     for number, example in enumerate(task.parts(seed)[1]):
         drawn = draw_instances(example, task.backbone, spec, "box", numpy_generator(seed, "test", number))
         if drawn is not None:
-            found.append(mean_iou(layer.eval(), task.backbone, drawn))
+            found.append(iou_and_estimate(layer.eval(), task.backbone, drawn)[0])
     return float(np.mean(found))
 
 

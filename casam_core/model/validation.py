@@ -50,8 +50,7 @@ def validator(
     images. Seeds drawn here fix the instances, so that every layer is measured on the same ones.
     """
     seeds = rng.integers(2**63, size=len(examples))
-    # Tight boxes, and targets at the decoder's resolution.
-    spec = spec.model_copy(update={"box_jitter": 0.0, "objective": "casam"})
+    spec = as_measured(spec)
 
     def drawn(i: int) -> Drawn | None:
         return draw_instances(examples[i], backbone, spec, "box", np.random.default_rng(seeds[i]))
@@ -64,7 +63,7 @@ def validator(
     def validate(layer: AlignmentLayer) -> Validated:
         training = layer.training
         layer.to(backbone.compute.device).eval()
-        found = [mean_iou(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]
+        found = [iou_and_estimate(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]
         layer.train(training)
         iou_N, estimate_N = np.array(found, np.float64).T
         return Validated(iou_N, estimate_N)
@@ -72,8 +71,13 @@ def validator(
     return validate
 
 
+def as_measured(spec: TrainingSpec) -> TrainingSpec:
+    """The draws of a measurement: tight boxes, and targets at the decoder's resolution."""
+    return spec.model_copy(update={"box_jitter": 0.0, "objective": "casam"})
+
+
 @torch.no_grad()
-def mean_iou(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> tuple[float, float]:
+def iou_and_estimate(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> tuple[float, float]:
     """Of one image's masks: the mean IoU (logits above 0) against their targets, and the mean estimate."""
     aligned_CHW = align(layer, backbone, [drawn])[0]
     logits_Nhw, estimate_N = backbone.decode(aligned_CHW, drawn.prompts, layer.own_decoder())

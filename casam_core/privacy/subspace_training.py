@@ -22,7 +22,7 @@ from casam_core.config.scenario import PrivacySpec
 from casam_core.model.forms import Weights, set_weights, weights_of
 from casam_core.model.layer_library import IDENTITY, LayerLibrary
 from casam_core.model.training import Drawn, Learner, Step, draw_instances
-from casam_core.model.validation import mean_iou
+from casam_core.model.validation import as_measured, iou_and_estimate
 from casam_core.privacy.accounting import Mechanism, choice_epsilon
 from casam_core.privacy.dp_training import add_gradients
 from casam_core.privacy.noise import NoiseSource
@@ -146,7 +146,7 @@ def votes(
     """row_J: the mean gain in IoU of the unit's images over the first candidate, in units of GAIN."""
     gains = []
     for index, image in zip(unit.images, unit.ids, strict=True):
-        spec, generator = learner.spec, draws.generator(purpose, image)
+        spec, generator = as_measured(learner.spec), draws.generator(purpose, image)
         drawn = draw_instances(learner.examples[index], learner.backbone, spec, "box", generator)
         if drawn is not None:
             gains.append(iou_of_each(learner, candidates, drawn))
@@ -162,5 +162,5 @@ def iou_of_each(learner: Learner, candidates: Sequence[Weights], drawn: Drawn) -
     found = []
     for weights in candidates:
         set_weights(learner.layer, weights)
-        found.append(mean_iou(learner.layer, learner.backbone, drawn))
+        found.append(iou_and_estimate(learner.layer, learner.backbone, drawn)[0])
     return np.array(found)

@@ -26,7 +26,7 @@ from casam_core.model.validation import (
     BestEpoch,
     Validated,
     beats_identity,
-    mean_iou,
+    iou_and_estimate,
     since_best,
     validator,
 )
@@ -68,7 +68,7 @@ def test_the_iou_is_the_mean_over_instances_by_hand(tiny: Backbone, monkeypatch:
     monkeypatch.setattr(type(tiny), "decode", lambda self, z, prompts, decoder=None: decoded)
     prompts: Prompts = tight_boxes(image(0).labels_HW, np.array([1, 2], np.int32))
     drawn = Drawn(torch.zeros(32, 4, 4), prompts, target, [whole(1)] * 2)
-    assert mean_iou(IdentityLayer(32), tiny, drawn) == pytest.approx((0.75, 0.8))
+    assert iou_and_estimate(IdentityLayer(32), tiny, drawn) == pytest.approx((0.75, 0.8))
 
 
 def test_the_correction_is_what_the_estimates_lack_on_the_mean() -> None:
