@@ -123,6 +123,19 @@ def test_an_image_without_cuda_asks_for_no_package_of_cuda() -> None:
     assert not any(re.match(r"torch|triton|nvidia|cuda", name) for name in kept)
 
 
+def test_the_images_context_has_what_the_dockerfile_copies() -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    default = dict(re.findall(r"(?m)^ARG (\w+)=(\S+)", dockerfile))
+    copied = [
+        re.sub(r"\$\{(\w+)\}", lambda found: default[found[1]], source)
+        for line in re.findall(r"(?m)^COPY (.+)$", dockerfile)
+        for source in line.split()[:-1]
+    ]
+    assert copied
+    assert [source for source in copied if source not in let_through] == []
+
+
 def test_pins_cover_what_is_asked_for(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
