@@ -19,8 +19,9 @@ from client.data.dataset import Dataset, LoadedSample, Sample
 PRIVATE = 0o700
 """Mode of folders with pictures of patients: only the owner may read, write and enter."""
 
+# First those that stand out from red and purple tissue, and from gray.
 _COLOURS = np.array(
-    [[230, 60, 60], [60, 200, 90], [70, 130, 255], [250, 200, 40], [220, 90, 230], [40, 210, 220]], np.uint8
+    [[40, 210, 220], [250, 200, 40], [60, 200, 90], [230, 60, 60], [70, 130, 255], [220, 90, 230]], np.uint8
 )
 
 
