@@ -185,15 +185,14 @@ class Institution:
         report = reporter(self.name, f"train {job.task}")
         draws = self.draws(job, "align")
         train_round(self.scenario, job.task, layer, self.backbone, examples, steps, draws, report)
-        if best:
-            best.restore(layer)
+        found = best.restore(layer) if best else None
         importance = improved = correction = None
         if method.weighs:
             importance = importance_of(
                 layer, self.backbone, examples, training, self.draws(job, "importance")
             )
         if validate and (may_fall_back or corrects):
-            found = validate(layer)
+            found = found or validate(layer)
             correction = found.correction if corrects else None
             if may_fall_back:
                 improved = beats_identity(found, self.backbone.geometry.channels, validate)

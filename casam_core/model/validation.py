@@ -102,19 +102,22 @@ class BestEpoch:
         self.validate = validate
         self.patience = patience
         self._history: list[float] = []
+        self._found: Validated | None = None
         self._best: Weights = {}
 
     def __call__(self, layer: AlignmentLayer) -> bool:
-        iou = self.validate(layer).iou
-        if not self._history or iou > max(self._history):
-            self._best = weights_of(layer)
-        self._history.append(iou)
+        found = self.validate(layer)
+        if self._found is None or found.iou > self._found.iou:
+            self._found, self._best = found, weights_of(layer)
+        self._history.append(found.iou)
         return self.patience is not None and since_best(self._history) >= self.patience
 
-    def restore(self, layer: AlignmentLayer) -> None:
-        """Load the weights of the best epoch; without a finished epoch, do nothing."""
+    def restore(self, layer: AlignmentLayer) -> Validated | None:
+        """Load the weights of the best epoch, and return what was found of them; without a finished epoch,
+        do nothing."""
         if self._best:
             set_weights(layer, self._best)
+        return self._found
 
 
 def since_best(history: Sequence[float]) -> int:
