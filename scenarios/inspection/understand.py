@@ -87,16 +87,14 @@ def why_not(files: Sequence[str]) -> str:
                 "convert copies of them to PNG, TIFF, NIfTI or NRRD"
             )
         return "expected images and masks, found no file that a reader knows; correct the path"
-    if not any(role_of_folder(folder) == "mask" for file in readable for folder in file.split("/")[:-1]):
+    if not any(role_of_folder(name) == "mask" for file in readable for name in file.split("/")):
         return (
             f"expected images and masks, found {len(readable)} files and no folder or name of "
-            f"masks{not_read(files)}"
-            f"; add the masks, or {advice}"
+            f"masks{not_read(files)}; add the masks, or {advice}"
         )
     return (
         f"expected images and masks with matching names, found {len(readable)} files "
-        f"without{not_read(files)}; "
-        f"{advice}"
+        f"without{not_read(files)}; {advice}"
     )
 
 

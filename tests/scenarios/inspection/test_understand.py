@@ -339,3 +339,10 @@ def test_masks_in_a_format_that_is_not_read_are_named(tmp_path: Path) -> None:
         (tmp_path / "training" / "1st_manual" / f"{i}_manual1.gif").write_bytes(b"GIF89a")
     with pytest.raises(DataError, match=r"no folder or name of masks \(4 \.gif files are not read\)"):
         understand(tmp_path)
+
+
+def test_files_named_as_masks_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    # Two people's masks: which one counts is not ours to say.
+    pictures(tmp_path, *[f"case{i}/{name}.png" for i in range(4) for name in ("img", "gt_A", "gt_B")])
+    with pytest.raises(DataError, match=r"expected images and masks with matching names, found 12 files"):
+        understand(tmp_path)
