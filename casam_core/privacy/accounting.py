@@ -12,7 +12,7 @@ Neighbouring datasets differ by one unit: add or remove one, or (`replaced`) rep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -189,7 +189,7 @@ def calibrate(
 
 
 def affordable(
-    spent: Sequence[Mechanism], rounds: Sequence[Sequence[Mechanism]], epsilon: float, delta: float
+    spent: Sequence[Mechanism], rounds: Sequence[Collection[Mechanism]], epsilon: float, delta: float
 ) -> int:
     """How many of the rounds, from the first on, fit into the rest of the budget after `spent`."""
     together = list(spent)

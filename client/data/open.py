@@ -55,24 +55,19 @@ def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution
 def _open_nifti(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
     from client.data.readers.nifti import open_nifti
 
-    return open_nifti(
-        _folder(spec, data_root, institution),
-        slice_axis=spec.slice_axis,
-        window=spec.window,
-        labels=spec.labels,
-        rules=rules_of(spec),
-    )
+    return _open_scans(open_nifti, spec, _folder(spec, data_root, institution))
 
 
 def _open_itk(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
     from client.data.readers.itk import open_itk
 
-    return open_itk(
-        _folder(spec, data_root, institution),
-        slice_axis=spec.slice_axis,
-        window=spec.window,
-        labels=spec.labels,
-        rules=rules_of(spec),
+    return _open_scans(open_itk, spec, _folder(spec, data_root, institution))
+
+
+def _open_scans(open_: Callable[..., Dataset], spec: DataSpec, folder: Path) -> Dataset:
+    """Volumes as gray slices: their readers have the same options."""
+    return open_(
+        folder, slice_axis=spec.slice_axis, window=spec.window, labels=spec.labels, rules=rules_of(spec)
     )
 
 

@@ -50,9 +50,9 @@ def layer_round(spec: PrivacySpec, noise: float, *, fresh: bool) -> dict[str, Me
     return {"align": round_mechanism(spec, noise)}
 
 
-def layer_rounds(spec: PrivacySpec, noise: float, rounds: int) -> list[list[Mechanism]]:
-    """What each of the rounds of one task costs."""
-    return [list(layer_round(spec, noise, fresh=number == 0).values()) for number in range(rounds)]
+def layer_rounds(spec: PrivacySpec, noise: float, rounds: int) -> list[dict[str, Mechanism]]:
+    """What each of the rounds of one task costs (`layer_round`)."""
+    return [layer_round(spec, noise, fresh=number == 0) for number in range(rounds)]
 
 
 def router_noise(scenario: Scenario, policy: Policy) -> float:
@@ -65,7 +65,7 @@ def router_noise(scenario: Scenario, policy: Policy) -> float:
     if leaves_noisy(policy.adapter):
         share = scenario.privacy.router_share or (0.9 if epsilon <= SMALL_EPSILON else 0.5)
     # Beside a sampled layer the router is composed in Rényi divergences, so it must fit its share there.
-    beside = [m for _, m in layer_round(scenario.privacy, 1.0, fresh=True).items()]
+    beside = layer_round(scenario.privacy, 1.0, fresh=True).values()
     exact = not leaves_noisy(policy.adapter) or all(m.sample_rate == 1 for m in beside)
     with named_refusal():
         return _router_noise(scenario.privacy, scenario.router, share * epsilon, delta, exact)
@@ -89,8 +89,7 @@ def layer_costs(scenario: Scenario, policy: Policy) -> list[tuple[str, Mechanism
     """
     if not leaves_noisy(policy.adapter):
         return []
-    noise = learning_noise(scenario, policy)
-    rounds = [layer_round(scenario.privacy, noise, fresh=n == 0) for n in range(scenario.training.rounds)]
+    rounds = layer_rounds(scenario.privacy, learning_noise(scenario, policy), scenario.training.rounds)
     return [cost for of_round in rounds for cost in of_round.items()]
 
 
@@ -115,7 +114,10 @@ def _learning_noise(
     spec: PrivacySpec, rounds: int, router: tuple[Mechanism, ...], epsilon: float, delta: float
 ) -> float:
     def costs(noise: float) -> list[Mechanism]:
-        return [*router, *(part for of_round in layer_rounds(spec, noise, rounds) for part in of_round)]
+        return [
+            *router,
+            *(part for of_round in layer_rounds(spec, noise, rounds) for part in of_round.values()),
+        ]
 
     return calibrate(costs, epsilon, delta)
 
@@ -164,6 +166,6 @@ def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechan
         return 0
     return affordable(
         [*spent, *router],
-        layer_rounds(scenario.privacy, noise, scenario.training.rounds),
+        [of_round.values() for of_round in layer_rounds(scenario.privacy, noise, scenario.training.rounds)],
         *budget_of(policy),
     )

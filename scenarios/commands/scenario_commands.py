@@ -6,9 +6,10 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -75,13 +76,7 @@ def show_frame(
     from scenarios.engines.public.frame_making import about_frame, difference_to_a_new_one, with_frame
 
     framed = with_frame(resolve_scenario(scenario))
-    for name, value in about_frame(framed).items():
-        typer.echo(f"{name:<10} {value}")
-    if again:
-        difference = difference_to_a_new_one(framed)
-        typer.echo(f"{'again':<10} made again on this machine: differs by {difference:.2%}")
-        if difference > 0.02:
-            raise typer.Exit(1)
+    print_public_file(about_frame(framed), partial(difference_to_a_new_one, framed) if again else None, 0.02)
 
 
 @scenarios_app.command("library")
@@ -101,12 +96,22 @@ def show_library(
     from scenarios.engines.public.library_making import about_library, difference_to_a_new_one, with_library
 
     known = with_library(resolve_scenario(scenario), lambda line: typer.echo(line, err=True))
-    for name, value in about_library(known).items():
+    print_public_file(about_library(known), partial(difference_to_a_new_one, known) if again else None, 0.1)
+
+
+def print_public_file(
+    about: Mapping[str, str], difference_to_a_new_one: Callable[[], float] | None, most: float
+) -> None:
+    """Print the facts about a public file; then make it again, if asked, and compare.
+
+    Exits with 1 if the difference is larger than `most`.
+    """
+    for name, value in about.items():
         typer.echo(f"{name:<10} {value}")
-    if again:
-        difference = difference_to_a_new_one(known)
+    if difference_to_a_new_one is not None:
+        difference = difference_to_a_new_one()
         typer.echo(f"{'again':<10} made again on this machine: differs by {difference:.2%}")
-        if difference > 0.1:
+        if difference > most:
             raise typer.Exit(1)
 
 

@@ -6,10 +6,14 @@ starts a run makes the frame; its digest is then a part of the scenario, and the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.config.data_spec import DataSpec
+from casam_core.config.public_files import PublicFiles, digest_of_file
 from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from casam_core.files import casam_home
@@ -20,6 +24,7 @@ from casam_core.routing.features import pool
 from casam_core.routing.public_frames import FRAMES, PublicFrame, make_frame
 from casam_core.routing.routers import PublicFrameSpec
 from casam_core.routing.routers.public_frame import frame_named
+from client.data.dataset import LoadedSample
 from client.data.open import open_dataset
 from client.data.phantoms import PHANTOMS
 
@@ -35,6 +40,13 @@ def recoloured(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return other_HW3
 
 
+def phantoms_of(modality: str, images: int) -> list[LoadedSample]:
+    """The first public phantoms of a modality."""
+    spec = DataSpec(reader="phantom", phantom=modality, images=images)
+    dataset = open_dataset(spec, data_root=None, seed=SEED, institution="public")
+    return [dataset.load(sample) for sample in dataset.samples]
+
+
 def frame_for(backbone: Backbone, features: str) -> bytes:
     """The file of the frame for embeddings of this backbone, made from phantoms of every modality."""
     store = EmbeddingStore(casam_home() / "public" / "embeddings")
@@ -45,9 +57,7 @@ def frame_for(backbone: Backbone, features: str) -> bytes:
 
     public: dict[str, NDArray[np.float64]] = {}
     for modality in sorted(PHANTOMS):
-        spec = DataSpec(reader="phantom", phantom=modality, images=IMAGES)
-        dataset = open_dataset(spec, data_root=None, seed=SEED, institution="public")
-        images = [dataset.load(sample).image_HW3 for sample in dataset.samples]
+        images = [loaded.image_HW3 for loaded in phantoms_of(modality, IMAGES)]
         public[modality] = described(images)
         public[f"{modality}, recoloured"] = described([recoloured(image) for image in images[:RECOLOURED]])
     about = {
@@ -66,14 +76,22 @@ def about_frame(scenario: Scenario) -> dict[str, str]:
         raise ScenarioError(f"router.kind: expected public_frame, found {router.kind!r}, which has no frame")
     data = FRAMES.data(digest, FRAMES.here)
     frame = PublicFrame.from_bytes(data)
-    ships = not FRAMES.travelling(digest, FRAMES.here)
-    images = ", ".join(f"{count} {name}" for name, count in frame.about.get("images", {}).items())
+    own = {"axes": f"{frame.axes_FK.shape[1]} in {frame.axes_FK.shape[0]} features ({router.features})"}
+    return facts(FRAMES, data, own, scenario, frame.about)
+
+
+def facts(
+    kind: PublicFiles[Any], data: bytes, own: dict[str, str], scenario: Scenario, about: Mapping[str, Any]
+) -> dict[str, str]:
+    """What the commands print about a public file. own: facts that only this kind has."""
+    digest = digest_of_file(data)
+    ships = not kind.travelling(digest, kind.here)
     return {
         "digest": digest,
-        "file": f"{len(data)} bytes, " + ("ships with casam" if ships else f"in {FRAMES.here}"),
-        "axes": f"{frame.axes_FK.shape[1]} in {frame.axes_FK.shape[0]} features ({router.features})",
-        "backbone": f"{scenario.backbone.name} {frame.about.get('backbone', '')}",
-        "images": images,
+        "file": f"{len(data)} bytes, " + ("ships with casam" if ships else f"in {kind.here}"),
+        **own,
+        "backbone": f"{scenario.backbone.name} {about.get('backbone', '')}",
+        "images": ", ".join(f"{count} {name}" for name, count in about.get("images", {}).items()),
     }
 
 

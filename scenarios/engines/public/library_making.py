@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.errors import ScenarioError
@@ -29,9 +28,8 @@ from casam_core.model.forms import AlignmentLayer, Weights, build_layer, rank_of
 from casam_core.model.layer_library import IDENTITY, LIBRARIES, LayerLibrary, library_named
 from casam_core.model.training import Example, decode_batch, draw_instances, train_layer
 from casam_core.seeding import numpy_generator
-from client.data.open import open_dataset
 from client.data.phantoms import PHANTOMS
-from scenarios.engines.public.frame_making import IMAGES, RECOLOURED, SEED, recoloured
+from scenarios.engines.public.frame_making import IMAGES, RECOLOURED, SEED, facts, phantoms_of, recoloured
 
 FIXED = {"low_rank": ("down_RC",), "scale_shift": ()}
 """The forms that a library can hold, and their weights that all layers of a library share."""
@@ -56,6 +54,7 @@ class Recipe:
     def layer(self, weights: Weights | None = None) -> AlignmentLayer:
         """A layer of the form; new, or with these weights and the shared ones fixed."""
         layer = build_layer(self.spec, self.backbone.geometry.channels, SEED, self.backbone)
+        layer.to(self.backbone.compute.device)
         if weights is not None:
             set_weights(layer, weights)
             for name, parameter in layer.named_parameters():
@@ -87,9 +86,7 @@ def public_tasks(backbone: Backbone, without: Collection[str] = ()) -> dict[str,
     store = EmbeddingStore(casam_home() / "public" / "embeddings")
     tasks: dict[str, Examples] = {}
     for modality in sorted(PHANTOMS.keys() - set(without)):
-        spec = DataSpec(reader="phantom", phantom=modality, images=IMAGES)
-        dataset = open_dataset(spec, data_root=None, seed=SEED, institution="public")
-        loaded = [dataset.load(sample) for sample in dataset.samples]
+        loaded = phantoms_of(modality, IMAGES)
         tasks[modality] = [
             Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded
         ]
@@ -190,7 +187,7 @@ def gradients(
                     continue
                 layer.zero_grad()
                 decode_batch(layer, recipe.backbone, [drawn]).loss(SPEC).backward()  # type: ignore[no-untyped-call]
-                found = {n: p.grad.numpy() for n, p in layer.named_parameters() if p.grad is not None}
+                found = {n: p.grad.cpu().numpy() for n, p in layer.named_parameters() if p.grad is not None}
                 rows.append(flattened(found, sorted(zero)))
     return np.stack(rows)
 
@@ -229,17 +226,12 @@ def about_library(scenario: Scenario) -> dict[str, str]:
         )
     data = LIBRARIES.data(digest, LIBRARIES.here)
     library = LayerLibrary.from_bytes(data)
-    ships = not LIBRARIES.travelling(digest, LIBRARIES.here)
-    images = ", ".join(f"{count} {name}" for name, count in library.about.get("images", {}).items())
-    return {
-        "digest": digest,
-        "file": f"{len(data)} bytes, " + ("ships with casam" if ships else f"in {LIBRARIES.here}"),
+    own = {
         "form": f"{library.about.get('form', '')} {library.about.get('rank') or ''}".strip(),
         "starts": ", ".join(library.names),
         "directions": str(len(library.flat_directions)),
-        "backbone": f"{scenario.backbone.name} {library.about.get('backbone', '')}",
-        "images": images,
     }
+    return facts(LIBRARIES, data, own, scenario, library.about)
 
 
 def difference_to_a_new_one(scenario: Scenario) -> float:
