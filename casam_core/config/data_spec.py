@@ -70,8 +70,7 @@ class DataSpec(Section):
     list_file: str | None = Field(
         None,
         description="File inside the folder that lists images and masks: CSV with the columns image and "
-        "mask, "
-        "and if known split and patient, or MONAI's JSON with training, validation and test.",
+        "mask, and if known split and patient, or MONAI's JSON with training, validation and test.",
     )
     split_lists: str | None = Field(
         None,
@@ -101,8 +100,7 @@ class DataSpec(Section):
     structures: list[str] | None = Field(
         None,
         description="Names of the structures to read from DICOM SEG and RTSTRUCT (reader dicom). Default: "
-        "all "
-        "but the outline of the body.",
+        "all but the outline of the body.",
     )
     channel: int = Field(0, ge=0, description="Channel of a stack that has several (reader tiff_stack).")
     annotations: str = Field("annotations.json", description="File inside the folder (reader coco).")

@@ -263,8 +263,8 @@ def _translated(stem: str, number: str) -> str:
         else:
             raise DataError(
                 f"{stem!r}: expected the marks {{id}}, {{patient}}, {{folder}}, {{split}}, {{class}} or "
-                f"{{n}}, "
-                f"found {{{name}}}; correct the pattern, and write {{{{ for a brace that is part of a name"
+                f"{{n}}, found {{{name}}}; correct the pattern, and write {{{{ for a brace that is part of a "
+                f"name"
             )
     return "".join([*parts, re.escape(stem[end:])])
 

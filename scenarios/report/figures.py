@@ -150,10 +150,8 @@ def matrix(run: Run) -> Heat:
     return Heat(
         "The continual matrix",
         "IoU by stage (rows) and task (columns). Read a column downwards: it shows one task over time, "
-        "from the stage "
-        "in which it was learned. The first row is SAM without any training. A darker cell (a brighter "
-        "one in dark "
-        "mode) is better."
+        "from the stage in which it was learned. The first row is SAM without any training. A darker cell (a "
+        "brighter one in dark mode) is better."
         + (f" {missing} cells are empty because an institution did not share its scores." if missing else ""),
         Table(
             "IoU by stage (rows) and task (columns)",

@@ -84,8 +84,7 @@ def with_pictures(section: Section, run: Run) -> Section:
     caption = (
         "Pictures that each institution drew of its own images, at most "
         f"{most} of a task. This page holds none of them: the links work where it lies in the run "
-        f"folder, and "
-        "`casam studio` shows them, too"
+        "folder, and `casam studio` shows them, too"
     )
     blocks: list[Block] = [*section.blocks, Table(caption, ("institution",), rows)]
     return Section(section.name, section.title, section.help, blocks)

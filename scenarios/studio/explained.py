@@ -48,10 +48,9 @@ def bank_blocks(folder: Path) -> list[Block]:
     return [
         Notice(
             "Each entry holds a layer, a router state and a threshold. The router gives an image to the "
-            "entry with the "
-            "best score; if the score is above that entry's threshold, the image counts as unknown and "
-            "frozen SAM "
-            "segments it. An entry without a threshold is used only if a person names it."
+            "entry with the best score; if the score is above that entry's threshold, the image counts as "
+            "unknown and frozen SAM segments it. An entry without a threshold is used only if a person names "
+            "it."
         ),
         Table(
             "Entries, in the order in which they were learned",
@@ -82,9 +81,8 @@ def audit_sections(run: RunItem) -> list[Section]:
 
 ABOUT_LOG = (
     "One line for each answer. Every line holds the hash of the line before it: a line that was "
-    "changed, removed or "
-    "moved breaks the chain. An institution logs an answer before it sends it; the server logs it when "
-    "it arrives."
+    "changed, removed or moved breaks the chain. An institution logs an answer before it sends it; the "
+    "server logs it when it arrives."
 )
 
 

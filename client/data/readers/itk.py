@@ -139,8 +139,7 @@ def _require_own_pixels(path: Path) -> None:
         if "/" in name or "\\" in name or name.upper().startswith("LIST"):
             raise DataError(
                 f"{path}: expected the pixels in this file or beside it, found {name!r}; save the volume "
-                "as one "
-                "file (.mha or .nrrd)"
+                "as one file (.mha or .nrrd)"
             )
 
 

@@ -147,8 +147,7 @@ class VolumeDataset:
         if not found:
             raise DataError(
                 f"{mask_paths[0]}: expected at least one labelled voxel, found only background (0); label "
-                "the "
-                f"volume, or leave the pair out of the data"
+                "the volume, or leave the pair out of the data"
             )
         self.empty += len(values_DHW) - len(found)
         return sorted(found)

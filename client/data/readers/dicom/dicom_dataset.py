@@ -110,8 +110,7 @@ class DicomDataset:
                 raise DataError(
                     f"{labelled.source}: expected the size of {labelled.file.name}, {image_HW3.shape[1]} x "
                     f"{image_HW3.shape[0]}, found {values_HW.shape[1]} x {values_HW.shape[0]}; export the "
-                    "mask "
-                    "at the slice's size"
+                    "mask at the slice's size"
                 )
         if not all(values_HW.any() for values_HW in values):
             raise DataError(
@@ -124,8 +123,7 @@ class DicomDataset:
         if hidden:
             raise DataError(
                 f"{labelled.source}: expected structures that differ on {labelled.file.name}, found one "
-                "below "
-                "others; choose with structures = [...]"
+                "below others; choose with structures = [...]"
             )
         return LoadedSample(image_HW3, labels_HW)
 

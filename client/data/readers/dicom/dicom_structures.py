@@ -224,6 +224,5 @@ def _filled(rings: Sequence[NDArray[np.float64]], size: tuple[int, int]) -> NDAr
 def _not_on_the_slices(source: Path, what: str) -> DataError:
     return DataError(
         f"{source}: expected every {what} on a slice of its series, found one beside them or turned; "
-        "resample "
-        "it to the series, or add the slices that are missing"
+        "resample it to the series, or add the slices that are missing"
     )

@@ -96,8 +96,7 @@ def _series_of(header: SliceHeader, series: Mapping[str, list[SliceHeader]]) -> 
     if len(found) != 1:
         raise DataError(
             f"{header.file}: expected the one series it refers to in this folder, found {len(found)}; add "
-            "it, or "
-            "leave the object out of the data"
+            "it, or leave the object out of the data"
         )
     return found[0]
 
@@ -126,8 +125,7 @@ def _drawn(
     if not drawings and wanted is None:
         raise DataError(
             f"{objects[0].file}: expected at least one structure on its series, found none; draw it, or "
-            "leave "
-            "the object out of the data"
+            "leave the object out of the data"
         )
     return DrawnSeries(tuple(ordered), drawings, objects[0].file), tuple(names)
 
