@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from casam_core.config.scenario import ComputeSpec
-from casam_core.errors import ScenarioError
+from casam_core.errors import RunError, ScenarioError
+
+LOG = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TOGETHER = 16
+"""Images that an accelerator encodes together with a faster encoder. A processor gains nothing from more than
+one; the plain encoder keeps all scores of its attention in memory, gigabytes per image."""
 
 # glibc's mallopt parameters (malloc.h)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -43,12 +55,78 @@ class Compute:
             return self.precision
         return "bfloat16" if _has_fast_bfloat16(self.device) else "float32"
 
+    @property
+    def together(self) -> int:
+        """Images that are encoded together: always as many, because their number decides the last bits."""
+        return 1 if self.device == "cpu" or self.encoder == "plain" else TOGETHER
+
+    def moved(self, x: Tensor) -> Tensor:
+        """x on the device. From pinned memory it is copied to a CUDA card while the processor goes on."""
+        if self.device.startswith("cuda") and x.device.type == "cpu":
+            return x.pin_memory().to(self.device, non_blocking=True)
+        return x.to(self.device)
+
+    def fetched(self, x: Tensor) -> Callable[[], Tensor]:
+        """Start to copy x into the processor's memory; the function that is returned waits for it."""
+        if x.device.type != "cuda":
+            return x.cpu
+        copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        copy.copy_(x, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(x.device))
+
+        def wait() -> Tensor:
+            arrived.synchronize()
+            return copy
+
+        return wait
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """bfloat16 inside the block if the scenario asks for it; losses and scores stay float32."""
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=enabled):
             yield
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Work that did not fit into the device's memory at once, and is done in two halves from then on.
+
+    names: of such work, in the order in which memory was short.
+    """
+
+    names: list[str] = field(default_factory=list)
+
+    def run(self, name: str, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> list[Result]:
+        """[work(items)], or the results of two halves. Raises RunError if there is no memory for a half."""
+        if name not in self.names:
+            try:
+                return [work(items)]
+            except torch.OutOfMemoryError as error:
+                if len(items) < 2:
+                    raise self.lacking(name, len(items)) from error
+            self.note(name, len(items))  # outside of the block, whose error still holds tensors
+        half = -(-len(items) // 2)
+        try:
+            return [work(part) for part in (items[:half], items[half:]) if len(part)]
+        except torch.OutOfMemoryError as error:
+            raise self.lacking(name, half) from error
+
+    def note(self, name: str, size: int) -> None:
+        """Remember that `name` needs halves, and say so."""
+        self.names.append(name)
+        LOG.warning("%s: no device memory for %d at once; from here on in two halves", name, size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is free lies in blocks of other sizes
+
+    @staticmethod
+    def lacking(name: str, size: int) -> RunError:
+        """The error if memory is short a second time."""
+        return RunError(
+            f"{name}: expected device memory for {size} at once, found too little; use a device with more "
+            "memory, close other programs on it, or set compute.device = 'cpu'"
+        )
 
 
 def resolve_compute(spec: ComputeSpec) -> Compute:
@@ -80,7 +158,7 @@ def prepare_process(compute: Compute) -> None:
 
 def _has_fast_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 

@@ -4,6 +4,9 @@ There is one file per embedding; its name is a hash of everything that the embed
 written atomically, so that a crash leaves no partial file, and read through a memory map, so that memory does
 not grow with the number of images. Several processes can share a store. Embeddings are patient data: only the
 owner can read the folder.
+
+On an accelerator, images are encoded in batches of one size (`Compute.together`); while it computes, the
+processor reads and resizes the next images, and writes the last embeddings.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +35,10 @@ from casam_core.model.backbones import Backbone
 SCHEMA = 1
 LOCK = ".lock"
 StoreType = Literal["float16", "float32"]
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+LOADERS = 8
+"""Threads that read and resize images for an accelerator."""
 
 
 class EmbeddingStore:
@@ -69,13 +79,64 @@ class EmbeddingStore:
         with self._alone(key):
             with contextlib.suppress(KeyError):
                 return key, self.load(key)  # another process was faster
-            z_CHW = backbone.encode([image_HW3])[0].cpu().numpy().astype(self.dtype)
-            path = self._path(key)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            buffer = io.BytesIO()
-            np.save(buffer, z_CHW)
-            write_atomic(path, buffer.getvalue())
+            self._write(key, self._started([backbone.resized(image_HW3)], backbone)()[0])
             return key, self.load(key)
+
+    def fill(
+        self, images: Sequence[Callable[[], NDArray[np.uint8]]], backbone: Backbone
+    ) -> Iterator[tuple[int, str]]:
+        """(i, key) of every image as soon as its embedding is stored, in any order.
+
+        images: functions that load them; several threads call them. Other processes may encode the same
+        image at the same time; their files are equal.
+        """
+        size = backbone.compute.together
+
+        def prepared(i: int) -> tuple[int, str, Tensor | None]:
+            image_HW3 = images[i]()
+            key = self.key(image_HW3, backbone)
+            return i, key, None if key in self else backbone.resized(image_HW3)
+
+        def written(
+            part: Sequence[tuple[int, str, Tensor]], wait: Callable[[], Tensor]
+        ) -> Iterator[tuple[int, str]]:
+            list(threads.map(self._write, [key for _, key, _ in part], wait()))
+            yield from ((i, key) for i, key, _ in part)
+
+        with ThreadPoolExecutor(min(LOADERS, os.cpu_count() or 1)) as threads:
+            asked = iter(range(len(images)))
+            ahead = deque(threads.submit(prepared, i) for i in islice(asked, 2 * size))
+            batch: list[tuple[int, str, Tensor]] = []
+            flying: Iterator[tuple[int, str]] = iter(())
+            while ahead:
+                i, key, image_hw3 = ahead.popleft().result()
+                ahead.extend(threads.submit(prepared, i) for i in islice(asked, 1))
+                if image_hw3 is None:
+                    yield i, key
+                else:
+                    batch.append((i, key, image_hw3))
+                if batch and (len(batch) == size or not ahead):
+                    started = written(batch, self._started([image for _, _, image in batch], backbone))
+                    yield from flying  # the batch before, while the device computes this one
+                    batch, flying = [], started
+            yield from flying
+
+    def _started(self, images: list[Tensor], backbone: Backbone) -> Callable[[], Tensor]:
+        """Start to encode at most `together` resized images; the function that is returned waits for z_BCHW.
+
+        A smaller batch is filled up with its last image, so that an embedding does not depend on how many
+        other images are encoded with it.
+        """
+        spare = backbone.compute.together - len(images)
+        z_BCHW = backbone.encode_resized(images + images[-1:] * spare)[: len(images)]
+        return backbone.compute.fetched(z_BCHW.to(DTYPES[self.dtype]))
+
+    def _write(self, key: str, z_CHW: Tensor) -> None:
+        path = self._path(key)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, z_CHW.numpy())
+        write_atomic(path, buffer.getvalue())
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:

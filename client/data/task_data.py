@@ -7,10 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.config.data_spec import DataSpec
@@ -65,18 +67,29 @@ class TaskData:
 
     def key(self, sample: Sample, backbone: Backbone) -> str:
         """The name of one image's embedding, which is in the store when this function returns."""
-        known = self._keys.get(sample.id)
-        if known is not None and known in self.store:
-            return known
-        return self.embedding(sample, backbone)[0]
+        return self._keys[sample.id] if self._stored(sample) else self.embedding(sample, backbone)[0]
 
     def encode(
         self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]
     ) -> None:
         """Make sure that the store has the embeddings of all `samples`."""
-        for done, sample in enumerate(samples, 1):
-            self.key(sample, backbone)
+        if backbone.compute.together == 1:
+            for done, sample in enumerate(samples, 1):
+                self.key(sample, backbone)
+                progress(done, len(samples))
+            return
+        new = [sample for sample in samples if not self._stored(sample)]
+        stored = self.store.fill([partial(self._image, sample) for sample in new], backbone)
+        for done, (i, key) in enumerate(stored, len(samples) - len(new) + 1):
+            self._keys[new[i].id] = key
             progress(done, len(samples))
+
+    def _image(self, sample: Sample) -> NDArray[np.uint8]:
+        return self.load(sample).image_HW3
+
+    def _stored(self, sample: Sample) -> bool:
+        known = self._keys.get(sample.id)
+        return known is not None and known in self.store
 
     def seen(self, sample: Sample, backbone: Backbone, pixels: bool) -> Tensor:
         """A layer's input for one image: z_CHW, or the preprocessed pixels x_3SS if `pixels`."""

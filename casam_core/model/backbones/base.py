@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from casam_core.model.backbones.fast_encoder import FastEncoder
 from casam_core.model.backbones.mask_decoder import decode_prompts
-from casam_core.model.compute import Compute
+from casam_core.model.compute import Compute, Halved
 from casam_core.model.frame import Frame, frame_of, pad_to_square
 from casam_core.model.prompts import Prompts
 from casam_core.model.window import PIXELS, Window, whole
@@ -62,6 +62,7 @@ class Backbone(nn.Module):
         self.digest = digest
         self.geometry = geometry
         self.compute = compute
+        self.halved = Halved()
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
@@ -79,17 +80,24 @@ class Backbone(nn.Module):
         """A name of the normalisation of pixel values."""
 
     @abstractmethod
-    def normalise(self, image_hw3: NDArray[np.uint8]) -> Tensor:
-        """x_3hw float32 from an image at its inner size."""
+    def normalise(self, x_3hw: Tensor) -> Tensor:
+        """x_3hw float32 from an image's values 0..255 at its inner size; on any device."""
 
     def frame(self, image_HW3: NDArray[np.uint8]) -> Frame:
         """The place of the image in the input frame."""
         return frame_of(image_HW3, self.geometry.side)
 
+    def resized(self, image_HW3: NDArray[np.uint8]) -> Tensor:
+        """image_hw3 uint8 at its inner size, in the processor's memory."""
+        return torch.from_numpy(self.frame(image_HW3).resize_image(image_HW3).copy())
+
+    def framed(self, image_hw3: Tensor) -> Tensor:
+        """x_3SS float32: normalised and padded, where the resized image is."""
+        return pad_to_square(self.normalise(image_hw3.permute(2, 0, 1).float()), self.geometry.side)
+
     def preprocess(self, image_HW3: NDArray[np.uint8]) -> Tensor:
         """x_3SS float32: resized, normalised, padded."""
-        resized = self.frame(image_HW3).resize_image(image_HW3)
-        return pad_to_square(self.normalise(resized), self.geometry.side)
+        return self.framed(self.resized(image_HW3))
 
     @cached_property
     def preprocessing(self) -> str:
@@ -103,13 +111,22 @@ class Backbone(nn.Module):
         seen = self.preprocess(picture).numpy().astype("<f4")
         return hashlib.sha256(f"{self.transform}\0".encode() + seen.tobytes()).hexdigest()[:16]
 
-    @torch.no_grad()
     def encode(self, images: list[NDArray[np.uint8]]) -> Tensor:
         """z_BCHW float32 on the compute device, one embedding per uint8 HxWx3 image."""
-        x_B3SS = torch.stack([self.preprocess(image) for image in images])
-        if self.compute.device.startswith("cuda"):
-            x_B3SS = x_B3SS.pin_memory()  # only pinned memory can be copied during computation
-        x_B3SS = x_B3SS.to(self.compute.device, non_blocking=True)
+        return self.encode_resized([self.resized(image) for image in images])
+
+    def encode_resized(self, images: Sequence[Tensor]) -> Tensor:
+        """The same for images at their inner size (see `resized`).
+
+        Raises RunError if the device's memory does not suffice for half of them.
+        """
+        parts = self.halved.run("images encoded together", images, self._encode)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @torch.no_grad()
+    def _encode(self, images: Sequence[Tensor]) -> Tensor:
+        # An accelerator gets bytes, a quarter of what floats are, and normalises them itself.
+        x_B3SS = torch.stack([self.framed(self.compute.moved(image)) for image in images])
         if self.compute.encoder != "plain":
             z_BCHW: Tensor = self._fast_encoder(x_B3SS)
             return z_BCHW

@@ -11,9 +11,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor
 
@@ -31,8 +28,7 @@ class LiteMedSam(Backbone):
 
     normalisation = "minmax"
 
-    def normalise(self, image_hw3: NDArray[np.uint8]) -> Tensor:
-        x_3hw = torch.from_numpy(image_hw3.copy()).permute(2, 0, 1).float()
+    def normalise(self, x_3hw: Tensor) -> Tensor:
         low, high = x_3hw.min(), x_3hw.max()
         return (x_3hw - low) / (high - low).clamp(min=1e-8)
 

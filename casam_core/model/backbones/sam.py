@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
@@ -31,9 +29,9 @@ class SamBackbone(Backbone):
 
     normalisation = "imagenet"
 
-    def normalise(self, image_hw3: NDArray[np.uint8]) -> Tensor:
-        x_3hw = torch.from_numpy(image_hw3.copy()).permute(2, 0, 1).float()
-        return (x_3hw - torch.tensor(PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(PIXEL_STD).view(3, 1, 1)
+    def normalise(self, x_3hw: Tensor) -> Tensor:
+        channels = zip(x_3hw, PIXEL_MEAN, PIXEL_STD, strict=True)
+        return torch.stack([(x_hw - mean) / std for x_hw, mean, std in channels])
 
 
 def load_sam(spec: BackboneSpec, compute: Compute) -> Backbone:

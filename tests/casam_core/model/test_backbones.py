@@ -112,9 +112,9 @@ def test_pixels_are_normalised_by_the_training_sets_mean_and_deviation_then_padd
 def test_lite_medsams_pixels_run_from_zero_to_one(picture: NDArray[np.uint8]) -> None:
     normalise = LiteMedSam.normalise
     backbone = LiteMedSam.__new__(LiteMedSam)
-    x = normalise(backbone, np.array([[[10, 20, 30]], [[60, 110, 10]]], np.uint8))
+    x = normalise(backbone, torch.tensor([[[10.0, 20, 30]], [[60, 110, 10]]]).permute(2, 0, 1))
     assert x.flatten(1).tolist() == [pytest.approx(v) for v in ([0, 0.5], [0.1, 1.0], [0.2, 0])]
-    assert not normalise(backbone, np.full((2, 2, 3), 77, np.uint8)).any()  # a flat image is no fault
+    assert not normalise(backbone, torch.full((3, 2, 2), 77.0)).any()  # a flat image is no fault
 
 
 def test_the_transform_names_backbone_side_and_normalisation(tiny: Backbone) -> None:

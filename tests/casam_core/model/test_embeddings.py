@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import time
+from collections.abc import Sequence
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -15,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.config.named_parts import BackboneSpec
+from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
-from casam_core.model.compute import Compute
+from casam_core.model.compute import Compute, Halved
 from casam_core.model.embeddings import LOCK, EmbeddingStore
 
 Picture = NDArray[np.uint8]
@@ -27,13 +30,13 @@ Picture = NDArray[np.uint8]
 def encodings(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One number per call of the encoder: how many images it was given."""
     calls: list[int] = []
-    encode = tiny.encode
+    encode = tiny.encode_resized
 
-    def counted(images: list[Picture]) -> Tensor:
+    def counted(images: list[Tensor]) -> Tensor:
         calls.append(len(images))
         return encode(images)
 
-    monkeypatch.setattr(tiny, "encode", counted)
+    monkeypatch.setattr(tiny, "encode_resized", counted)
     return calls
 
 
@@ -174,15 +177,15 @@ def write_together(folder: Path, barrier: Barrier, turns: int) -> None:
     """Encode and store the same pictures at the same moments as another process."""
     torch.set_num_threads(1)
     backbone = load_tiny(BackboneSpec(name="tiny"), Compute("cpu", 1, "float32"))
-    encode = backbone.encode
+    encode = backbone.encode_resized
 
-    def slowly(images: list[Picture]) -> torch.Tensor:
+    def slowly(images: Sequence[Tensor]) -> torch.Tensor:
         time.sleep(0.05)  # the other process asks meanwhile
         with (folder.parent / "encodings").open("a") as file:
-            file.write(f"{images[0][0, 0, 0]}\n")
+            file.write(f"{int(images[0][0, 0, 0])}\n")
         return encode(images)
 
-    backbone.encode = slowly  # type: ignore[method-assign]
+    backbone.encode_resized = slowly  # type: ignore[method-assign]
     store = EmbeddingStore(folder)
     for turn in range(turns):
         barrier.wait(60)
@@ -205,3 +208,96 @@ def test_two_processes_that_want_the_same_image_encode_it_once(tmp_path: Path, t
     for turn in range(turns):
         image = np.full((20, 30, 3), turn, np.uint8)
         assert torch.equal(store.load(store.key(image, tiny)), tiny.encode([image])[0].half().float())
+
+
+# --- Batches, as on an accelerator
+
+
+@pytest.fixture
+def fours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator that encodes four images together."""
+    monkeypatch.setattr(Compute, "together", 4)
+
+
+def pictures(count: int) -> list[Picture]:
+    """Pictures of several shapes."""
+    return [np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), np.uint8) for i in range(count)]
+
+
+@pytest.mark.usefixtures("fours")
+def test_every_batch_has_the_same_size_so_an_embedding_does_not_depend_on_its_neighbours(
+    tmp_path: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, encode = [], tiny.encode_resized
+    monkeypatch.setattr(tiny, "encode_resized", lambda x: (sizes.append(len(x)), encode(x))[1])
+    store, images = EmbeddingStore(tmp_path), pictures(10)
+    known, _ = store.embed(images[3], tiny)
+    found = dict(store.fill([partial(images.__getitem__, i) for i in range(10)], tiny))
+    assert found == {i: store.key(image, tiny) for i, image in enumerate(images)}
+    assert found[3] == known
+    assert sizes == [4, 4, 4, 4]  # one image; then the nine others
+    alone = EmbeddingStore(tmp_path / "alone")
+    for i in (0, 8):
+        assert torch.equal(store.load(found[i]), alone.embed(images[i], tiny)[1])
+
+
+@pytest.mark.usefixtures("fours")
+def test_few_images_are_in_memory_at_a_time(tmp_path: Path, tiny: Backbone) -> None:
+    loaded: list[int] = []
+
+    def load(i: int) -> Picture:
+        loaded.append(i)
+        return pictures(40)[i]
+
+    found = EmbeddingStore(tmp_path).fill([partial(load, i) for i in range(40)], tiny)
+    next(found)
+    assert len(loaded) <= 16
+    found.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("fours")
+def test_an_image_that_cannot_be_read_ends_the_filling(tmp_path: Path, tiny: Backbone) -> None:
+    def broken() -> Picture:
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        list(EmbeddingStore(tmp_path).fill([broken], tiny))
+
+
+# --- Too little memory
+
+
+def encoder_with_room_for(count: int, tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that cannot encode more images than `count`; the sizes of all attempts."""
+    sizes, encode = [], tiny._encode
+
+    def limited(images: list[Tensor]) -> Tensor:
+        sizes.append(len(images))
+        if len(images) > count:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(images)
+
+    monkeypatch.setattr(tiny, "_encode", limited)
+    monkeypatch.setattr(tiny, "halved", Halved())
+    return sizes
+
+
+def test_what_does_not_fit_is_encoded_in_halves_from_then_on(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [tiny.resized(image) for image in pictures(4)]
+    wanted = tiny.encode_resized(images)
+    sizes = encoder_with_room_for(2, tiny, monkeypatch)
+    for _ in range(2):
+        torch.testing.assert_close(tiny.encode_resized(images), wanted)
+    assert sizes == [4, 2, 2, 2, 2]
+    assert tiny.halved.names == ["images encoded together"]
+    assert "no device memory for 4 at once" in caplog.text
+
+
+def test_what_does_not_fit_in_halves_either_is_an_error(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder_with_room_for(1, tiny, monkeypatch)
+    with pytest.raises(RunError, match="expected device memory for 2 at once, found too little; use a"):
+        tiny.encode(pictures(4))

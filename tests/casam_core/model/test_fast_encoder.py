@@ -15,8 +15,9 @@ from torch import nn
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import ComputeSpec
 from casam_core.model import compute
-from casam_core.model.backbones import fast_encoder
-from casam_core.model.backbones.fast_encoder import ChannelNorm, FastEncoder, RowAttention, rebuilt
+from casam_core.model.backbones import attention
+from casam_core.model.backbones.attention import FoldedAttention, GridAttention, RowAttention
+from casam_core.model.backbones.fast_encoder import ATTENTIONS, ChannelNorm, FastEncoder, rebuilt
 from casam_core.model.backbones.lite_medsam import quiet_imports
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute, resolve_compute
@@ -32,11 +33,8 @@ def single(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "_has_fast_bfloat16", lambda device: False)
 
 
-@pytest.mark.usefixtures("single")
-@pytest.mark.parametrize("rows", [8, 30, 1024])
-@pytest.mark.parametrize("window", [0, 5])
-def test_attention_by_rows_is_sams(rows: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_encoder, "ROWS", rows)
+def small_vit(window: int) -> ImageEncoderViT:
+    """SAM's encoder with random positions: a block in windows, if there are any, and a global one."""
     torch.manual_seed(0)
     encoder = ImageEncoderViT(
         img_size=64, patch_size=8, embed_dim=24, depth=2, num_heads=3, out_chans=16, use_rel_pos=True,
@@ -45,10 +43,42 @@ def test_attention_by_rows_is_sams(rows: int, window: int, monkeypatch: pytest.M
     for name, parameter in encoder.named_parameters():
         if "rel_pos" in name:
             nn.init.normal_(parameter)
-    x_B3SS = torch.randn(2, 3, 64, 64)
-    fast = FastEncoder(encoder, FAST)
-    assert sum(isinstance(part, RowAttention) for part in fast.modules()) == 2
-    torch.testing.assert_close(fast(x_B3SS), encoder(x_B3SS).detach(), rtol=1e-4, atol=1e-5)
+    return encoder
+
+
+# Windows of 5 cells do not divide the 8 cells of the grid, so SAM pads them.
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize("way", ATTENTIONS)
+@pytest.mark.parametrize("window", [0, 4, 5])
+def test_every_way_to_attend_is_sams(way: str, window: int) -> None:
+    encoder, x_B3SS = small_vit(window), torch.randn(2, 3, 64, 64)
+    fast = FastEncoder(encoder, FAST, way)
+    assert sum(isinstance(part, GridAttention) for part in fast.modules()) == 2
+    torch.testing.assert_close(fast(x_B3SS), encoder(x_B3SS).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize("rows", [8, 30, 1024])
+def test_attention_by_some_rows_is_that_by_all(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "ROWS", rows)
+    encoder, x_B3SS = small_vit(5), torch.randn(2, 3, 64, 64)
+    found = FastEncoder(encoder, FAST, "rows")(x_B3SS)
+    torch.testing.assert_close(found, encoder(x_B3SS).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", sorted(ATTENTIONS.keys() - {"flex"}))
+def test_in_bfloat16_every_way_is_near(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_has_fast_bfloat16", lambda device: True)
+    encoder, x_B3SS = small_vit(5), torch.randn(2, 3, 64, 64)
+    z_BCHW = encoder(x_B3SS).detach()
+    found = FastEncoder(encoder, FAST, way)(x_B3SS)
+    assert float((found - z_BCHW).norm() / z_BCHW.norm()) < 1e-2
+
+
+def test_a_grid_of_another_size_is_refused() -> None:
+    part = FoldedAttention(small_vit(0).blocks[0].attn)
+    with pytest.raises(ValueError, match="expected a grid of 8 x 8 cells, found 4 x 8"):
+        part(torch.randn(1, 4, 8, 24))
 
 
 @pytest.mark.usefixtures("single")
@@ -70,7 +100,7 @@ def test_a_tiny_vit_with_folded_norms_is_itself() -> None:
 def test_channel_norms_are_computed_in_one_pass() -> None:
     neck = tiny_backbone().image_encoder.neck
     x_BCHW = torch.randn(2, 32, 8, 8)
-    mine = rebuilt(nn.Sequential(neck[1]))[0]
+    mine = rebuilt(nn.Sequential(neck[1]), RowAttention)[0]
     assert isinstance(mine, ChannelNorm)
     torch.testing.assert_close(mine(x_BCHW), neck[1](x_BCHW), rtol=1e-5, atol=1e-5)
 
