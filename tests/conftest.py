@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,11 @@ import torch
 from hypothesis import settings
 
 from casam_core.config.scenario import Scenario
+from client.data.dataset import LoadedSample, Sample
+from client.data.phantoms.painted import PhantomDataset
+from tests.runs import finished_run
+
+__all__ = ["finished_run", "phantom", "tiny_table", "with_policies"]
 
 torch.set_num_threads(1)
 
@@ -33,6 +41,36 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     home = tmp_path_factory.mktemp("casam-home")
     monkeypatch.setenv("CASAM_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """What is written stays in memory until the system stores it: half of a small run's time is this wait.
+
+    tests/casam_core/test_files.py tests the order of writing and waiting; other processes do wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def painted_once() -> Iterator[None]:
+    """A small phantom is painted once in a process: painting is a third of a small run."""
+    paint, pictures = PhantomDataset.load, dict[tuple[Any, ...], LoadedSample]()
+
+    @wraps(paint)
+    def load(self: PhantomDataset, sample: Sample) -> LoadedSample:
+        key = (self._name, self._size, self._seed, self._institution, self._samples, sample)
+        if self._size > 64 and self._institution != "public":  # private routers compare with 72 of these
+            return paint(self, sample)
+        if key not in pictures:
+            pictures[key] = paint(self, sample)
+        return pictures[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PhantomDataset, "load", load)
+        yield
 
 
 def phantom(name: str, images: int = 12) -> dict[str, Any]:
@@ -61,6 +99,13 @@ def tiny_table(**changes: Any) -> dict[str, Any]:
         ],
     }
     return table | changes
+
+
+def with_policies(table: dict[str, Any], **policies: dict[str, Any]) -> dict[str, Any]:
+    """The table with policies for some of its institutions, by name."""
+    for institution in table["institutions"]:
+        institution["policy"] = policies.get(institution["name"], {})
+    return table
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError, CasamError, RunError
 from casam_core.protocol.audit import read_log
 from client.release.ledger import Ledger, Spend
-from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.watch import Events, RunView
 from scenarios.inspection.verify import verify
 from scenarios.report.reading import read_all, read_events
@@ -29,6 +28,7 @@ from tests.banks import tiny_entry
 from tests.conftest import tiny_table
 from tests.fuzz.damage import contents, damaged, examples
 from tests.fuzz.test_text_files import check_line
+from tests.runs import FinishedRun
 
 ENTRY = tiny_entry("polyp").to_bytes()
 
@@ -74,13 +74,9 @@ def test_a_damaged_bank_is_found_and_left_as_it_is(data: st.DataObject) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small finished run."""
-    folder = tmp_path_factory.mktemp("fuzz") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASAM_HOME", str(folder.parent / "home"))
-        run_inprocess(Scenario.model_validate(tiny_table()), folder, None)
-    return folder
+def finished(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small finished run, for this module alone."""
+    return Path(shutil.copytree(finished_run(tiny_table()), tmp_path_factory.mktemp("fuzz") / "run"))
 
 
 READERS: dict[str, Callable[[Path], object]] = {

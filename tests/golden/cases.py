@@ -18,7 +18,7 @@ from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.audit import read_log
 from scenarios.engines.inprocess import run_inprocess
-from tests.conftest import phantom, tiny_table
+from tests.conftest import phantom, tiny_table, with_policies
 
 PRIVATE = {
     "adapter": {"noise": "dp"},
@@ -33,13 +33,6 @@ LEAVES = {"leaves_at": 2, "on_leave": "unlearn"}
 def site(name: str, *tasks: str, images: int = 12, **more: Any) -> dict[str, Any]:
     """One institution that holds a phantom dataset per task."""
     return {"name": name, "data": {task: phantom(task, images) for task in tasks}} | more
-
-
-def with_policies(table: dict[str, Any], **policies: dict[str, Any]) -> dict[str, Any]:
-    """The table with policies for some of its institutions."""
-    for institution in table["institutions"]:
-        institution["policy"] = policies.get(institution["name"], {})
-    return table
 
 
 CASES: dict[str, dict[str, Any]] = {

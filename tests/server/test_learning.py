@@ -81,6 +81,7 @@ def test_who_trained_in_any_round_is_a_holder(tmp_path: Path) -> None:
         ["north", "south", "west"],
         ["north", "south"],
     ]
+    assert Bank.open(run.path / "bank")["polyp"].provenance.images == 36
 
 
 def test_a_straggler_is_left_out_of_the_round(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from casam_core.protocol.audit import read_log
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.segmenter import Segmenter
-from tests.conftest import tiny_table
+from tests.conftest import tiny_table, with_policies
 
 BOX = (8, 8, 40, 40)
 NOISY = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.05}}
@@ -28,8 +28,8 @@ NOISY = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.05}}
 def bank_of(folder: Path, policy: dict[str, Any]) -> Path:
     """The bank of a run in which north, the only holder of polyp, has this policy."""
     training = {"epochs": 1, "batch_images": 4, "keep_best": True, "fallback_to_identity": False}
-    table = tiny_table(training=training)
-    table["institutions"][0]["policy"] = policy
+    table = with_policies(tiny_table(stream=["polyp"], training=training), north=policy)
+    table["institutions"] = table["institutions"][:1]
     run_inprocess(Scenario.model_validate(table), folder, None)
     return folder / "bank"
 

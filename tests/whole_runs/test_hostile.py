@@ -6,7 +6,6 @@ docs/reliability.md, measured with the real one.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,25 @@ from casam_core.config.scenario import Scenario
 from client.simulation.adversaries import ATTACKS
 from scenarios.engines.inprocess import run_inprocess
 from tests.casam_command import Casam
-from tests.conftest import phantom, tiny_table
-from tests.runs import events
+from tests.conftest import phantom, tiny_table, with_policies
+from tests.runs import FinishedRun, events, summary_of
 
 HONEST = ("polyp", "histology")
 
 
-def stream_with_a_stranger(attack: str | None, **changes: Any) -> Scenario:
+def stream_with_a_stranger(attack: str | None) -> dict[str, Any]:
     """Two honest institutions, then `west`, each with a task of its own."""
     sites = [
         {"name": "north", "data": {"polyp": phantom("polyp", 24)}},
         {"name": "south", "data": {"histology": phantom("histology", 24)}},
         {"name": "west", "data": {"cardiac_mr": phantom("cardiac_mr", 24)}, "faults": {"attack": attack}},
     ]
-    table = tiny_table(stream=[*HONEST, "cardiac_mr"], institutions=sites, admission={"megabytes": 2})
-    return Scenario.model_validate(table | changes)
+    return tiny_table(stream=[*HONEST, "cardiac_mr"], institutions=sites, admission={"megabytes": 2})
 
 
-def run(scenario: Scenario, folder: Path) -> dict[str, Any]:
-    run_inprocess(scenario, folder, None)
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary
+def run(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    run_inprocess(Scenario.model_validate(table), folder, None)
+    return summary_of(folder)
 
 
 def test_a_router_that_claims_others_images_is_held_back_until_it_is_admitted(
@@ -63,12 +60,8 @@ def test_a_router_that_claims_others_images_is_held_back_until_it_is_admitted(
 
 
 def test_a_canary_that_may_not_sing_leaves_the_entry_unchecked(tmp_path: Path) -> None:
-    scenario = stream_with_a_stranger("hijack")
-    sites = [
-        site.model_copy(update={"policy": site.policy.model_copy(update={"canaries": 0})})
-        for site in scenario.institutions
-    ]
-    summary = run(scenario.model_copy(update={"institutions": sites}), tmp_path / "run")
+    silent = {name: {"canaries": 0} for name in ("north", "south", "west")}
+    summary = run(with_policies(stream_with_a_stranger("hijack"), **silent), tmp_path / "run")
     assert summary["quarantine"] == []
     assert set(summary["canary"]["cardiac_mr"].values()) == {None}
     assert "cardiac_mr" in summary["routing"]["confusion"]["polyp"]  # what the canary would have told
@@ -109,8 +102,10 @@ def test_every_attack_has_its_outcome() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", OUTCOMES)
-def test_an_attack_ends_where_the_table_says_and_harms_nobody_else(tmp_path: Path, attack: str) -> None:
-    honest = run(stream_with_a_stranger(None), tmp_path / "honest")
+def test_an_attack_ends_where_the_table_says_and_harms_nobody_else(
+    tmp_path: Path, finished_run: FinishedRun, attack: str
+) -> None:
+    honest = summary_of(finished_run(stream_with_a_stranger(None)))
     summary = run(stream_with_a_stranger(attack), tmp_path / "run")
     where, outcome = OUTCOMES[attack]
     assert (where in summary["privacy"]["west"]["rejections"]) == (outcome == "rejected")

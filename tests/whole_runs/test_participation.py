@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from casam_core.config.scenario import Scenario
 from scenarios.engines.inprocess import run_inprocess
 from tests.conftest import tiny_table
-from tests.runs import events
+from tests.runs import FinishedRun, events, summary_of
 
 Faults = dict[str, dict[str, Any]]
 
@@ -27,16 +26,17 @@ def run(folder: Path, faults: Faults, **changes: Any) -> dict[str, Any]:
     for site in table["institutions"]:
         site["faults"] = faults.get(site["name"], {})
     run_inprocess(Scenario.model_validate(table), folder, None)
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary
+    return summary_of(folder)
 
 
 def entries(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "bank" / "entries").iterdir()}
 
 
-def test_answers_that_are_lost_are_asked_again_and_change_no_bit(tmp_path: Path) -> None:
-    undisturbed = run(tmp_path / "undisturbed", {})
+def test_answers_that_are_lost_are_asked_again_and_change_no_bit(
+    tmp_path: Path, finished_run: FinishedRun
+) -> None:
+    undisturbed = finished_run(tiny_table())
     lossy = run(
         tmp_path / "lossy",
         {"north": {"drop_rate": 0.5}, "west": {"crash_at": 1}},
@@ -45,8 +45,8 @@ def test_answers_that_are_lost_are_asked_again_and_change_no_bit(tmp_path: Path)
     asked_again = [name for event in events(tmp_path / "lossy", "retry") for name in event["institutions"]]
     assert set(asked_again) == {"north", "west"}
     assert asked_again.count("west") == 1  # it breaks down once
-    assert lossy["matrix"] == undisturbed["matrix"]
-    assert entries(tmp_path / "lossy") == entries(tmp_path / "undisturbed")
+    assert lossy["matrix"] == summary_of(undisturbed)["matrix"]
+    assert entries(tmp_path / "lossy") == entries(undisturbed)
 
 
 def test_the_others_go_on_without_one_that_is_gone(tmp_path: Path) -> None:
@@ -74,6 +74,8 @@ def test_a_straggler_is_left_out_of_the_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_institution_takes_its_time_and_gives_the_same(tmp_path: Path) -> None:
+def test_a_slow_institution_takes_its_time_and_gives_the_same(
+    tmp_path: Path, finished_run: FinishedRun
+) -> None:
     slow = run(tmp_path / "slow", {"south": {"slow_factor": 1.5}})
-    assert slow["matrix"] == run(tmp_path / "fast", {})["matrix"]
+    assert slow["matrix"] == summary_of(finished_run(tiny_table()))["matrix"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
@@ -23,8 +22,8 @@ from casam_core.errors import RunError, ScenarioError
 from client.release.ledger import Ledger
 from scenarios.commands.cli import app
 from scenarios.engines.inprocess import run_inprocess
-from tests.conftest import tiny_table
-from tests.runs import lines_in, result
+from tests.conftest import tiny_table, with_policies
+from tests.runs import FinishedRun, events, lines_in, private, result, summary_of
 
 PRIVATE = {
     "adapter": {"noise": "dp"},
@@ -39,11 +38,7 @@ class PowerCutError(BaseException):
     """Nothing that the product catches."""
 
 
-def table(policies: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    content = tiny_table(**changes)
-    for site in content["institutions"]:
-        site["policy"] = (policies or {}).get(site["name"], {})
-    return content
+WEST_ADDS_NOISE = with_policies(tiny_table(privacy={"steps": 2}), west=PRIVATE)
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, at: int, *, after: bool) -> None:
@@ -77,60 +72,50 @@ CUTS = {
     "in the middle of the first stage": (server.stage, "learn_router", 1, False),
     "with an entry in the bank and no stage behind it": (server.stream, "save", 2, False),
     "between two stages": (server.stream, "save", 2, True),
+    "with all learned and no last stage behind it": (server.stream, "save", 3, False),
 }
 
 
 @pytest.mark.parametrize(("module", "name", "at", "after"), CUTS.values(), ids=list(CUTS))
 def test_wherever_the_power_goes_the_end_is_the_same(
-    tmp_path: Path, module: Any, name: str, at: int, after: bool
+    tmp_path: Path, finished_run: FinishedRun, module: Any, name: str, at: int, after: bool
 ) -> None:
-    check_cut(tmp_path, table({"west": PRIVATE}, privacy={"steps": 2}), module, name, at, after=after)
+    """The ledger, too: what was released before the cut is sent again from its file, and counted once."""
+    whole = finished_run(WEST_ADDS_NOISE)
+    check_cut(tmp_path / "cut", whole, WEST_ADDS_NOISE, module, name, at, after=after)
+    ledgers = (Ledger(private(run, "west") / "ledger.jsonl") for run in (tmp_path / "cut", whole))
+    spends = [[(s.kind, s.task, s.split, s.noise_multiplier) for s in ledger.lines()] for ledger in ledgers]
+    assert spends[0] == spends[1] != []
 
 
-def test_one_layer_for_all_tasks_goes_on_from_stage_to_stage(tmp_path: Path) -> None:
-    check_cut(tmp_path, table(method="sequential"), server.stream, "save", 2, after=True)
+def test_one_layer_for_all_tasks_goes_on_from_stage_to_stage(
+    tmp_path: Path, finished_run: FinishedRun
+) -> None:
+    table = tiny_table(method="sequential")
+    check_cut(tmp_path / "cut", finished_run(table), table, server.stream, "save", 2, after=True)
 
 
-def test_an_unlearning_that_was_cut_is_finished(tmp_path: Path) -> None:
-    policies = {"south": LEAVES, "west": {"keep_samples": True}}
-    content = table(policies, stream=["histology", "polyp"])
-    check_cut(tmp_path, content, server.stage, "learn_router", 2, after=False)
-    facts = [
-        json.loads((tmp_path / run / "summary.json").read_text())["unlearned"] for run in ("cut", "whole")
-    ]
-    assert facts[0] == facts[1]
+def test_an_unlearning_that_was_cut_is_finished(tmp_path: Path, finished_run: FinishedRun) -> None:
+    table = with_policies(
+        tiny_table(stream=["histology", "polyp"]), south=LEAVES, west={"keep_samples": True}
+    )
+    whole = finished_run(table)
+    check_cut(tmp_path / "cut", whole, table, server.stage, "learn_router", 2, after=False)
+    assert summary_of(tmp_path / "cut")["unlearned"] == summary_of(whole)["unlearned"]
     assert (tmp_path / "cut" / "receipts" / "south-stage-2.json").exists()
 
 
 def check_cut(
-    tmp_path: Path, content: dict[str, Any], module: Any, name: str, at: int, *, after: bool
+    folder: Path, whole: Path, table: dict[str, Any], module: Any, name: str, at: int, *, after: bool
 ) -> None:
     """A run that is cut and resumed ends as one that is not."""
-    scenario = Scenario.model_validate(content)
-    run_until_cut(scenario, tmp_path / "cut", module, name, at, after=after)
-    assert not (tmp_path / "cut" / "summary.json").exists()
-    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
-    run_inprocess(scenario, tmp_path / "whole", None)
-    assert result(tmp_path / "cut") == result(tmp_path / "whole")
-    events = [json.loads(line) for line in (tmp_path / "cut" / "events.jsonl").read_text().splitlines()]
-    assert events[-1]["event"] == "end"
-    assert sum(event["event"] == "start" for event in events) == 2
-
-
-def test_a_ledger_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
-    """What was released before the cut is sent again from its file."""
-    scenario = Scenario.model_validate(table({"west": PRIVATE}, privacy={"steps": 2}))
-    run_until_cut(scenario, tmp_path / "cut", server.stream, "save", 3, after=False)
-    run_inprocess(scenario, tmp_path / "cut", None, resume=True)
-    run_inprocess(scenario, tmp_path / "whole", None)
-    spends = [
-        [
-            (s.kind, s.task, s.split, s.noise_multiplier)
-            for s in Ledger(tmp_path / run / "institutions" / "west" / "private" / "ledger.jsonl").lines()
-        ]
-        for run in ("cut", "whole")
-    ]
-    assert spends[0] == spends[1]
+    scenario = Scenario.model_validate(table)
+    run_until_cut(scenario, folder, module, name, at, after=after)
+    assert not (folder / "summary.json").exists()
+    run_inprocess(scenario, folder, None, resume=True)
+    assert result(folder) == result(whole)
+    assert len(events(folder, "end")) == 1
+    assert len(events(folder, "start")) == 2
 
 
 # --- The command ---------------------------------------------------------------------------------------
@@ -162,7 +147,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
     The long profile: pytest --kills 25.
     """
     kills, draw = int(request.config.getoption("--kills")), random.Random(20)
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table({"west": PRIVATE}, privacy={"steps": 2})))
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(WEST_ADDS_NOISE))
     whole = casam("tiny.toml", "--engine", "inprocess", "--out", "whole", cwd=tmp_path)
     assert whole.wait(timeout=600) == 0
     total = lines_in(tmp_path / "whole")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,29 @@ from scipy.stats import kstest
 import client.secagg.member
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
+from casam_core.protocol.audit import read_log
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.secure_sum import COLLECT, MODULUS, STEPS_OF_A_SUM, SecureReply, SecureRequest
 from casam_core.protocol.wire import from_records, unpacked
 from client.institution import Institution
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from tests.conftest import phantom, tiny_table
+from tests.runs import FinishedRun, private, summary_of
 
 SECRET = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}}
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
 
 
-def run(folder: Path, names: str, policy: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Summary of a run in which each of `names` holds the one task, under one policy."""
+def in_sums(names: str, policy: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A scenario in which each of `names` holds the one task, under one policy."""
     sites = [{"name": name, "data": {"polyp": phantom("polyp", 8)}, "policy": policy} for name in names]
-    table = tiny_table(stream=["polyp"], institutions=sites, **changes)
+    return tiny_table(stream=["polyp"], institutions=sites, **changes)
+
+
+def run(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """Run it; its summary."""
     run_inprocess(Scenario.model_validate(table), folder, None)
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content
+    return summary_of(folder)
 
 
 def gone_at(step: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,14 +51,29 @@ def gone_at(step: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.client_app.take_part", part)
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Bank:
+@pytest.fixture
+def opened(finished_run: FinishedRun) -> Bank:
     """What three institutions learn in the open."""
-    folder = tmp_path_factory.mktemp("open") / "run"
+    return Bank.open(finished_run(in_sums("abc", {})) / "bank")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Message]]:
+    """A run of the same in secure sums, and all that the server was answered."""
+    replies: list[Message] = []
+    deliver = InProcessGrid._deliver
+
+    def recording(self: InProcessGrid, message: Message) -> str:
+        message_id = deliver(self, message)
+        replies.append(self._replies[message_id])
+        return message_id
+
+    folder = tmp_path_factory.mktemp("sums") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
-        run(folder, "abc", {})
-    return Bank.open(folder / "bank")
+        patch.setattr(InProcessGrid, "_deliver", recording)
+        run(folder, in_sums("abc", SECRET))
+    return folder, replies
 
 
 def distance(one: Bank, other: Bank) -> float:
@@ -63,9 +82,11 @@ def distance(one: Bank, other: Bank) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
-def test_three_institutions_learn_what_they_would_learn_in_the_open(tmp_path: Path, opened: Bank) -> None:
-    summary = run(tmp_path / "run", "abc", SECRET)
-    bank = Bank.open(tmp_path / "run" / "bank")
+def test_three_institutions_learn_what_they_would_learn_in_the_open(
+    finished_run: FinishedRun, opened: Bank
+) -> None:
+    folder = finished_run(in_sums("abc", SECRET))
+    summary, bank = summary_of(folder), Bank.open(folder / "bank")
     assert distance(bank, opened) < 1e-6
     one, other = bank["polyp"], opened["polyp"]
     np.testing.assert_allclose(one.router["mean_K"], other.router["mean_K"], atol=1e-6)
@@ -80,7 +101,7 @@ def test_three_institutions_learn_what_they_would_learn_in_the_open(tmp_path: Pa
 
 @pytest.mark.parametrize("names", ["ab", "a"])
 def test_a_cohort_below_the_minimum_is_refused_and_never_open(tmp_path: Path, names: str) -> None:
-    summary = run(tmp_path / "run", names, SECRET)
+    summary = run(tmp_path / "run", in_sums(names, SECRET))
     assert summary["holders"] == {"polyp": []}
     assert Bank.open(tmp_path / "run" / "bank").tasks == ()
     for name in names:
@@ -90,25 +111,18 @@ def test_a_cohort_below_the_minimum_is_refused_and_never_open(tmp_path: Path, na
 
 
 def test_a_careful_member_leaves_and_the_others_still_add_up(tmp_path: Path) -> None:
-    sites = [
-        {
-            "name": name,
-            "data": {"polyp": phantom("polyp", 8)},
-            "policy": {**SECRET, "minimum_cohort": 5 if name == "d" else 3},
-        }
-        for name in "abcd"
-    ]
-    table = tiny_table(stream=["polyp"], institutions=sites)
-    run_inprocess(Scenario.model_validate(table), tmp_path / "run", None)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    table = in_sums("abcd", SECRET)
+    table["institutions"][-1]["policy"] = {**SECRET, "minimum_cohort": 5}
+    summary = run(tmp_path / "run", table)
     assert summary["holders"] == {"polyp": ["a", "b", "c"]}
     assert summary["privacy"]["d"]["refusals"] == {Outcome.COHORT_TOO_SMALL: 1}
 
 
 def test_ten_institutions_add_up(tmp_path: Path) -> None:
     names = "".join(NAMES)
-    run(tmp_path / "sum", names, {"adapter": {"aggregation": "secagg"}, "router": {"share": "never"}})
-    run(tmp_path / "open", names, {"router": {"share": "never"}})
+    secret = {"adapter": {"aggregation": "secagg"}, "router": {"share": "never"}}
+    run(tmp_path / "sum", in_sums(names, secret))
+    run(tmp_path / "open", in_sums(names, {"router": {"share": "never"}}))
     assert distance(Bank.open(tmp_path / "sum" / "bank"), Bank.open(tmp_path / "open" / "bank")) < 1e-6
 
 
@@ -116,7 +130,7 @@ def test_one_of_four_can_drop_out_after_it_shared_its_keys(
     tmp_path: Path, opened: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone_at(COLLECT, "d", monkeypatch)
-    summary = run(tmp_path / "run", "abcd", SECRET)
+    summary = run(tmp_path / "run", in_sums("abcd", SECRET))
     bank = Bank.open(tmp_path / "run" / "bank")
     assert bank["polyp"].provenance.holders == ("a", "b", "c")
     assert distance(bank, opened) < 1e-6
@@ -127,37 +141,26 @@ def test_one_of_four_can_drop_out_after_it_shared_its_keys(
 def test_of_three_nobody_may_drop_out(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gone_at(step, "c", monkeypatch)
     with pytest.raises(Exception, match="no holder of task 'polyp' could train"):
-        run(tmp_path / "run", "abc", SECRET)
+        run(tmp_path / "run", in_sums("abc", SECRET))
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_value_that_a_sum_would_clip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.secagg.member.RANGE", 1e-3)
     monkeypatch.setattr("server.federation.secagg.RANGE", 1e-3)
-    summary = run(tmp_path / "run", "abc", SECRET)
+    summary = run(tmp_path / "run", in_sums("abc", SECRET))
     assert summary["holders"] == {"polyp": []}
     assert {Outcome.OUT_OF_RANGE} & set(summary["privacy"]["a"]["refusals"])
 
 
 def test_a_router_that_cannot_be_added_is_refused(tmp_path: Path) -> None:
-    summary = run(tmp_path / "run", "abc", SECRET, router={"kind": "vae", "epochs": 1})
+    summary = run(tmp_path / "run", in_sums("abc", SECRET, router={"kind": "vae", "epochs": 1}))
     assert summary["privacy"]["a"]["refusals"] == {Outcome.SUM_NOT_POSSIBLE: 1}
     assert Bank.open(tmp_path / "run" / "bank")["polyp"].threshold is None
 
 
-def test_on_the_wire_there_are_masks_only(
-    tmp_path: Path, opened: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replies: list[Message] = []
-    deliver = InProcessGrid._deliver
-
-    def recorded(self: InProcessGrid, message: Message) -> str:
-        message_id = deliver(self, message)
-        replies.append(self._replies[message_id])
-        return message_id
-
-    monkeypatch.setattr(InProcessGrid, "_deliver", recorded)
-    run(tmp_path / "run", "abc", SECRET)
+def test_on_the_wire_there_are_masks_only(recorded: tuple[Path, list[Message]]) -> None:
+    _, replies = recorded
     kinds = {reply.metadata.message_type for reply in replies}
     assert kinds == {"query.identify", "train", "evaluate.stage"}  # exactly `train`, nothing openly trained
     masked = []
@@ -175,17 +178,14 @@ def test_on_the_wire_there_are_masks_only(
     assert kstest(values[:: max(1, len(values) // 5000)] / MODULUS, "uniform").pvalue > 1e-3
 
 
-def test_a_secure_sum_is_made_anew_with_the_same_numbers_and_other_masks(tmp_path: Path) -> None:
-    summaries = [run(tmp_path / name, "abc", SECRET) for name in ("one", "other")]
-    assert summaries[0]["matrix"] == summaries[1]["matrix"]
-    banks = [Bank.open(tmp_path / name / "bank").digest for name in ("one", "other")]
-    assert banks[0] == banks[1]
-    logs = [
-        (tmp_path / name / "institutions" / "a" / "private" / "audit.jsonl").read_text()
-        for name in ("one", "other")
-    ]
-    digests = [
-        {json.loads(line)["digest"] for line in log.splitlines() if '"kind": "train"' in log} for log in logs
-    ]
-    shared = digests[0] & digests[1]
-    assert len(shared) <= 4  # who is there and scores; every key, share and mask is new
+def test_a_secure_sum_is_made_anew_with_the_same_numbers_and_other_masks(
+    finished_run: FinishedRun, recorded: tuple[Path, list[Message]]
+) -> None:
+    folders = finished_run(in_sums("abc", SECRET)), recorded[0]
+    one, other = (summary_of(folder)["matrix"] for folder in folders)
+    assert one == other
+    one, other = (Bank.open(folder / "bank").digest for folder in folders)
+    assert one == other
+    lines = [read_log(private(folder, "a") / "audit.jsonl") for folder in folders]
+    one, other = ({n.release.digest for n in log if n.release.kind == "train"} for log in lines)
+    assert len(one & other) <= 4  # who is there and scores; every key, share and mask is new

@@ -16,8 +16,9 @@ from client.dp import noisy_metrics
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
 from server.unlearning import faults_in_receipt
-from tests.conftest import phantom, tiny_table
-from tests.runs import events
+from tests.banks import files_of
+from tests.conftest import phantom, tiny_table, with_policies
+from tests.runs import FinishedRun, events, private, summary_of
 
 LEAVES = {"leaves_at": 2, "on_leave": "unlearn"}
 NEVER_CAME = {"joins_at": 99}
@@ -32,34 +33,25 @@ PRIVATE = {
 
 def run(folder: Path, policies: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """Summary of the tiny scenario with these policies."""
-    table = tiny_table(**changes)
-    for site in table["institutions"]:
-        site["policy"] = policies.get(site["name"], {})
-    run_inprocess(Scenario.model_validate(table), folder, None)
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content
+    run_inprocess(Scenario.model_validate(with_policies(tiny_table(**changes), **policies)), folder, None)
+    return summary_of(folder)
 
 
-def files(bank: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(bank)): p.read_bytes() for p in bank.rglob("*") if p.is_file()}
+NORTH_LEAVES = with_policies(tiny_table(), north=LEAVES)
 
 
-def private(folder: Path, name: str) -> Path:
-    return folder / "institutions" / name / "private"
-
-
-def test_what_it_made_alone_is_gone_to_the_last_byte(tmp_path: Path) -> None:
-    left = run(tmp_path / "left", {"north": LEAVES})
+def test_what_it_made_alone_is_gone_to_the_last_byte(tmp_path: Path, finished_run: FinishedRun) -> None:
     run(tmp_path / "never", {"north": NEVER_CAME})
-    assert files(tmp_path / "left" / "bank") == files(tmp_path / "never" / "bank")
-    assert Bank.open(tmp_path / "left" / "bank").tasks == ("histology",)
+    folder = finished_run(NORTH_LEAVES)
+    left = summary_of(folder)
+    assert files_of(folder / "bank") == files_of(tmp_path / "never" / "bank")
+    assert Bank.open(folder / "bank").tasks == ("histology",)
     assert left["holders"]["polyp"] == []
     (facts,) = left["unlearned"]
     assert (facts["institution"], facts["stage"], facts["deleted"]) == ("north", 2, ["polyp"])
     assert facts["purged"] == ["south", "west"]
-    receipt = json.loads((tmp_path / "left" / "receipts" / "north-stage-2.json").read_text())
-    assert faults_in_receipt(receipt, read_register(tmp_path / "left" / REGISTER)) == []
-    assert faults_in_receipt(receipt, read_register(tmp_path / "left" / "register.json")) == []
+    receipt = json.loads((folder / "receipts" / "north-stage-2.json").read_text())
+    assert faults_in_receipt(receipt, read_register(folder / REGISTER)) == []
     assert facts["iou_before"]["polyp"] is not None
     assert facts["iou_after"]["polyp"] is None  # its test images went with it
 
@@ -71,22 +63,18 @@ def test_what_others_made_with_it_is_learned_anew_without_it(tmp_path: Path) -> 
     }
     left = run(tmp_path / "left", {"south": LEAVES, "west": KEEPS}, **changes)
     run(tmp_path / "never", {"south": NEVER_CAME, "west": KEEPS}, **changes)
-    assert files(tmp_path / "left" / "bank") == files(tmp_path / "never" / "bank")
+    assert files_of(tmp_path / "left" / "bank") == files_of(tmp_path / "never" / "bank")
     assert left["holders"]["histology"] == ["west"]
     assert left["unlearned"][0]["retrained"] == ["histology"]
 
 
-def test_copies_and_what_was_computed_with_them_are_deleted_elsewhere(tmp_path: Path) -> None:
-    run(tmp_path / "stays", {})
-    gone = Bank.open(tmp_path / "stays" / "bank").digest_of("polyp")
-    assert (
-        gone
-        in (private(tmp_path / "stays", "south") / "masks.jsonl").read_text()
-        + (private(tmp_path / "stays", "south") / "scores.jsonl").read_text()
-    )
-    run(tmp_path / "left", {"north": LEAVES})
+def test_copies_and_what_was_computed_with_them_are_deleted_elsewhere(finished_run: FinishedRun) -> None:
+    stays, left = finished_run(tiny_table()), finished_run(NORTH_LEAVES)
+    gone = Bank.open(stays / "bank").digest_of("polyp")
+    computed = [private(stays, "south") / name for name in ("masks.jsonl", "scores.jsonl")]
+    assert any(gone in path.read_text() for path in computed)
     for name in ("south", "west"):
-        for path in private(tmp_path / "left", name).rglob("*"):
+        for path in private(left, name).rglob("*"):
             if path.is_file() and path.name != "audit.jsonl":
                 assert gone not in path.name
                 assert gone.encode() not in path.read_bytes()
@@ -164,8 +152,7 @@ def run_in_sums(folder: Path, names: str, leavers: str) -> dict[str, Any]:
     ]
     table = tiny_table(stream=["polyp", "histology"], institutions=sites)
     run_inprocess(Scenario.model_validate(table), folder, None)
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content
+    return summary_of(folder)
 
 
 def test_sums_with_and_without_a_leaver_are_never_both_there(tmp_path: Path) -> None:

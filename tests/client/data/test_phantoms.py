@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,12 @@ def _load(dataset: PhantomDataset, index: int) -> LoadedSample:
 
 def _same(a: LoadedSample, b: LoadedSample) -> bool:
     return np.array_equal(a.image_HW3, b.image_HW3) and np.array_equal(a.labels_HW, b.labels_HW)
+
+
+@pytest.fixture(autouse=True)
+def painted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests take pictures that were painted before (tests/conftest.py)."""
+    monkeypatch.setattr(PhantomDataset, "load", inspect.unwrap(PhantomDataset.load))
 
 
 def test_the_registry_holds_the_nine_modalities() -> None:

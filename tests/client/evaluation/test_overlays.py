@@ -19,30 +19,21 @@ from client.data.dataset import LoadedSample
 from client.evaluation.overlays import OURS, SAM, difference
 from client.site import hosted_sites
 from scenarios.engines.inprocess import run_inprocess
-from tests.conftest import tiny_table
+from tests.conftest import tiny_table, with_policies
+from tests.runs import FinishedRun, private, summary_of
 
 
-def run(folder: Path, overlays: int, **policies: dict[str, Any]) -> Path:
-    """A finished tiny run with so many pictures per task."""
-    table = tiny_table()
+def with_pictures(overlays: int, **policies: dict[str, Any]) -> dict[str, Any]:
+    """The tiny scenario with so many pictures per task."""
+    table = with_policies(tiny_table(), **policies)
     table["evaluation"]["overlays"] = overlays
-    for site in table["institutions"]:
-        site["policy"] = policies.get(site["name"], {})
-    run_inprocess(Scenario.model_validate(table), folder / "run", None)
-    return folder / "run"
+    return table
 
 
-def private(folder: Path, name: str) -> Path:
-    return folder / "institutions" / name / "private"
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+@pytest.fixture
+def both(finished_run: FinishedRun) -> tuple[Path, Path]:
     """The same run without and with two pictures per task."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
-        without, with_two = tmp_path_factory.mktemp("without"), tmp_path_factory.mktemp("with")
-        return run(without, 0), run(with_two, 2)
+    return finished_run(tiny_table()), finished_run(with_pictures(2))
 
 
 def test_off_by_default(both: tuple[Path, Path]) -> None:
@@ -120,12 +111,11 @@ def test_the_servers_files_hold_no_picture_and_no_name_of_one(both: tuple[Path, 
         assert file.name == "matrix.png" or not content.startswith(b"\x89PNG")
 
 
-def test_who_shares_no_scores_and_who_leaves_early_have_theirs(tmp_path: Path) -> None:
-    folder = run(tmp_path, 1, north={"metrics": "never"}, west={"leaves_at": 2})
+def test_who_shares_no_scores_and_who_leaves_early_have_theirs(finished_run: FinishedRun) -> None:
+    folder = finished_run(with_pictures(1, north={"metrics": "never"}, west={"leaves_at": 2}))
     assert (private(folder, "north") / "overlays" / "index.html").exists()
     assert "after stage 1" in (private(folder, "west") / "overlays" / "index.html").read_text()
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["matrix"]["iou"][1][0] is None
+    assert summary_of(folder)["matrix"]["iou"][1][0] is None
 
 
 def test_a_fault_of_the_pictures_costs_nobody_else_anything(
@@ -135,16 +125,15 @@ def test_a_fault_of_the_pictures_costs_nobody_else_anything(
         raise OSError("no space left")
 
     monkeypatch.setattr("client.evaluation.overlays.draw_page", full_disk)
-    folder = run(tmp_path, 1)
-    assert json.loads((folder / "summary.json").read_text())["complete"]["last_iou"]
+    folder = tmp_path / "run"
+    run_inprocess(Scenario.model_validate(with_pictures(1)), folder, None)
+    assert summary_of(folder)["complete"]["last_iou"]
     assert "no space left" in (private(folder, "north") / "site.log").read_text()
 
 
 def test_a_real_site_draws_only_what_its_own_setting_says(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text("")
-    table = tiny_table()
-    table["evaluation"]["overlays"] = 9
-    scenario = Scenario.model_validate(table)
+    scenario = Scenario.model_validate(with_pictures(9))
     (tmp_path / "site.toml").write_text('[tasks.polyp]\npath = "polyp"\n')
     files = {"policy": str(tmp_path / "policy.toml"), "site": str(tmp_path / "site.toml")}
     node = {"institution": "north", "home": str(tmp_path), **files}
@@ -153,7 +142,5 @@ def test_a_real_site_draws_only_what_its_own_setting_says(tmp_path: Path) -> Non
 
 
 def test_their_number_is_capped() -> None:
-    table = tiny_table()
-    table["evaluation"]["overlays"] = 51
     with pytest.raises(ScenarioError, match=r"evaluation\.overlays.*50"):
-        parse_scenario(table, "file")
+        parse_scenario(with_pictures(51), "file")

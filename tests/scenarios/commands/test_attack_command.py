@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from client.data.splits import simulated_key
 from scenarios.engines.inprocess import run_inprocess
 from tests.casam_command import Casam
 from tests.conftest import phantom
+from tests.runs import FinishedRun
 
 
 def table() -> dict[str, Any]:
@@ -53,14 +53,10 @@ def table() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture
+def finished(finished_run: FinishedRun) -> Path:
     """A run folder, for reading only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
-        folder = tmp_path_factory.mktemp("runs") / "run"
-        run_inprocess(Scenario.model_validate(table()), folder, None)
-        yield folder
+    return finished_run(table())
 
 
 @pytest.fixture

@@ -8,20 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from casam_core.config.scenario import Scenario
 from casam_core.protocol.audit import AuditError
 from scenarios.commands.cli import app
-from scenarios.engines.inprocess import run_inprocess
 from tests.conftest import tiny_table
+from tests.runs import FinishedRun
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("audit")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASAM_HOME", str(folder / "home"))
-        run_inprocess(Scenario.model_validate(tiny_table()), folder / "run", None)
-    return folder / "run"
+@pytest.fixture
+def run(finished_run: FinishedRun) -> Path:
+    return finished_run(tiny_table())
 
 
 def site_log(run: Path) -> Path:

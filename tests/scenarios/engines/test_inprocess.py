@@ -19,32 +19,21 @@ from casam_core.protocol.fingerprint import ROOT
 from client.institution import Institution
 from client.node.worktime import noted
 from scenarios.engines.inprocess import run_inprocess
+from tests.banks import files_of
 from tests.conftest import tiny_table
+from tests.runs import FinishedRun, events, summary_of
 
 VOLATILE = ("timing", "environment", "run")
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content
 
 
 def lasting(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in summary_of(folder).items() if key not in VOLATILE}
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run of the tiny scenario, shared by the tests that only read it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
-        folder = tmp_path_factory.mktemp("runs") / "first"
-        run_inprocess(Scenario.model_validate(tiny_table()), folder, None)
-    return folder
+@pytest.fixture
+def finished(finished_run: FinishedRun) -> Path:
+    """One run of the tiny scenario, for reading."""
+    return finished_run(tiny_table())
 
 
 def test_the_run_folder_holds_what_docs_promise(finished: Path) -> None:
@@ -135,15 +124,15 @@ def test_every_request_is_noted_by_the_institution_that_worked_on_it(finished: P
 
 
 def test_events_tell_the_story_in_order(finished: Path) -> None:
-    events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    told = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
     fine = ("met", "asked", "answer", "traffic")  # for `casam watch`; tests/scenarios/engines/test_watch.py
-    assert [event["event"] for event in events if event["event"] not in fine] == [
+    assert [event["event"] for event in told if event["event"] not in fine] == [
         "start", "evaluated",
         "align", "entry", "canary", "evaluated",
         "align", "entry", "canary", "evaluated",
         "end",
     ]  # fmt: skip
-    times = [event["time"] for event in events]
+    times = [event["time"] for event in told]
     assert times == sorted(times)
 
 
@@ -158,9 +147,15 @@ def test_the_same_seed_gives_the_same_bits(finished: Path, tmp_path: Path, tiny_
             assert one.read_bytes() == other.read_bytes(), part
 
 
-def test_another_seed_gives_other_weights(finished: Path, tmp_path: Path) -> None:
-    run_inprocess(Scenario.model_validate(tiny_table(seed=1)), tmp_path / "other", None)
-    assert Bank.open(tmp_path / "other" / "bank").digest != Bank.open(finished / "bank").digest
+def alone(**changes: Any) -> dict[str, Any]:
+    """North and its task without the others."""
+    table = tiny_table(stream=["polyp"], **changes)
+    return table | {"institutions": table["institutions"][:1]}
+
+
+def test_another_seed_gives_other_weights(finished_run: FinishedRun) -> None:
+    one, other = (Bank.open(finished_run(alone(seed=seed)) / "bank")["polyp"] for seed in (0, 1))
+    assert any((one.layer[name] != value).any() for name, value in other.layer.items())
 
 
 def test_a_task_whose_layer_does_not_help_keeps_the_identity(finished: Path, tmp_path: Path) -> None:
@@ -171,28 +166,21 @@ def test_a_task_whose_layer_does_not_help_keeps_the_identity(finished: Path, tmp
     run_inprocess(Scenario.model_validate(table), tmp_path / "fallback", None)
     bank = Bank.open(tmp_path / "fallback" / "bank")
     assert [entry.provenance.form for entry in bank] == ["identity", "identity"]
-    summary = json.loads((tmp_path / "fallback" / "summary.json").read_text())
+    summary = summary_of(tmp_path / "fallback")
     assert summary["matrix"]["iou"][-1] == [summary["zero_shot"]["iou"][task] for task in summary["tasks"]]
-    events = [json.loads(line) for line in (tmp_path / "fallback" / "events.jsonl").read_text().splitlines()]
-    assert [event["task"] for event in events if event["event"] == "fallback"] == ["polyp", "histology"]
+    assert [event["task"] for event in events(tmp_path / "fallback", "fallback")] == ["polyp", "histology"]
     with_router = {route for counts in summary["routing"]["confusion"].values() for route in counts}
     assert {"polyp", "histology"} & with_router
 
 
-def test_an_entry_depends_on_its_own_holders_only(finished: Path, tmp_path: Path) -> None:
-    """Without the institution of the second task, the first task's layer and router are the same bytes."""
-    table = tiny_table(stream=["polyp"])
-    table["institutions"] = table["institutions"][:1]
-    run_inprocess(Scenario.model_validate(table), tmp_path / "alone", None)
-    with_others, alone = (
-        Bank.open(finished / "bank")["polyp"],
-        Bank.open(tmp_path / "alone" / "bank")["polyp"],
-    )
-    assert with_others.threshold == alone.threshold
+def test_an_entry_depends_on_its_own_holders_only(finished: Path, finished_run: FinishedRun) -> None:
+    """Without the institutions of other tasks, the first task's layer and router are the same bytes."""
+    with_others, by_itself = (Bank.open(f / "bank")["polyp"] for f in (finished, finished_run(alone())))
+    assert with_others.threshold == by_itself.threshold
     for name, value in with_others.layer.items():
-        np.testing.assert_array_equal(value, alone.layer[name])
+        np.testing.assert_array_equal(value, by_itself.layer[name])
     for name, value in with_others.router.items():
-        np.testing.assert_array_equal(value, alone.router[name])
+        np.testing.assert_array_equal(value, by_itself.router[name])
 
 
 def test_a_stage_decodes_only_what_changed_its_route(finished: Path) -> None:
@@ -224,13 +212,11 @@ def test_incremental_evaluation_has_the_bits_of_a_full_one(
 @pytest.mark.parametrize("change", [{"router": {"kind": "vae", "features": "attention", "epochs": 2}},
                                     {"alignment": {"form": "low_rank"}},
                                     {"alignment": {"form": "casam"}},
-                                    {"training": {"epochs": 1, "rounds": 2}},
                                     {"evaluation": {"prompts": "point", "hd95": True}},
                                     {"evaluation": {"prompts": "jittered_box"}},
                                     {"compute": {"precision": "bfloat16"}}])  # fmt: skip
-def test_every_option_runs_through(tmp_path: Path, change: dict[str, Any]) -> None:
-    run_inprocess(Scenario.model_validate(tiny_table(**change)), tmp_path / "run", None)
-    assert summary_of(tmp_path / "run")["complete"]["last_iou"]
+def test_every_option_runs_through(finished_run: FinishedRun, change: dict[str, Any]) -> None:
+    assert summary_of(finished_run(alone(**change)))["complete"]["last_iou"]
 
 
 def test_a_task_whose_holder_fails_ends_the_run_with_the_reason(
@@ -244,21 +230,6 @@ def test_a_task_whose_holder_fails_ends_the_run_with_the_reason(
         run_inprocess(tiny_scenario, tmp_path / "run", None)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert "patient 17" not in (tmp_path / "run" / "events.jsonl").read_text()
-
-
-def test_one_of_two_holders_is_enough(
-    tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = Institution.align
-
-    def fails_in_the_west(self: Institution, request: Any, others: Any) -> Any:
-        if self.name == "west":
-            raise MemoryError
-        return whole(self, request, others)
-
-    monkeypatch.setattr(Institution, "align", fails_in_the_west)
-    run_inprocess(tiny_scenario, tmp_path / "run", None)
-    assert summary_of(tmp_path / "run")["holders"]["histology"] == ["south"]
 
 
 def test_an_institution_that_lost_its_bank_is_sent_it_again(
@@ -303,32 +274,13 @@ def test_the_folder_of_a_run_that_failed_is_not_used_again(
         run_inprocess(tiny_scenario, tmp_path / "run", None)
 
 
-def test_who_trained_in_an_earlier_round_stays_a_holder_of_the_entry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = Institution.align
-
-    def west_is_gone_in_round_2(self: Institution, request: Any, others: Any) -> Any:
-        if self.name == "west" and request.job.round == 2:
-            raise MemoryError
-        return whole(self, request, others)
-
-    monkeypatch.setattr(Institution, "align", west_is_gone_in_round_2)
-    table = tiny_table(training={"epochs": 1, "batch_images": 4, "rounds": 2})
-    run_inprocess(Scenario.model_validate(table), tmp_path / "run", None)
-    provenance = Bank.open(tmp_path / "run" / "bank")["histology"].provenance
-    assert provenance.holders == ("south", "west")
-    assert provenance.images == 13
-    assert summary_of(tmp_path / "run")["holders"]["histology"] == ["south", "west"]
-
-
 def test_a_private_folder_opens_for_its_owner_only(finished: Path) -> None:
     for name in ("north", "south", "west"):
         assert (finished / "institutions" / name / "private").stat().st_mode & 0o077 == 0
 
 
 def test_a_process_keeps_no_dataset_of_a_finished_run(
-    tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[weakref.ref[Institution]] = []
     whole = Institution.align
@@ -338,7 +290,6 @@ def test_a_process_keeps_no_dataset_of_a_finished_run(
         return whole(self, request, others)
 
     monkeypatch.setattr(Institution, "align", noted)
-    run_inprocess(tiny_scenario, tmp_path / "run", None)
+    run_inprocess(Scenario.model_validate(alone()), tmp_path / "run", None)
     gc.collect()
-    assert len(seen) == 3
-    assert [site() for site in seen] == [None] * 3
+    assert [site() for site in seen] == [None]

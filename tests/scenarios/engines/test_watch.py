@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from casam_core.config.scenario import Scenario
 from scenarios.commands.report_commands import drawn
-from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.watch import Events, RunView
 from tests.casam_command import Casam
-from tests.conftest import tiny_table
+from tests.conftest import tiny_table, with_policies
+from tests.runs import FinishedRun
 
 EVALUATE, ALIGN, ROUTER = "evaluate.stage", "train.align", "train.router"
 STORY: list[dict[str, Any]] = [
@@ -100,16 +99,10 @@ def test_a_run_of_a_thousand_still_fits_a_screen() -> None:
     assert text.index("fault") < text.index("s1 ")  # those with something to say come first
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def finished(finished_run: FinishedRun) -> Path:
     """A whole run in which one refuses."""
-    table = tiny_table()
-    table["institutions"][0]["policy"] = {"adapter": {"share": "never"}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
-        folder = tmp_path_factory.mktemp("runs") / "first"
-        run_inprocess(Scenario.model_validate(table), folder, None)
-    return folder
+    return finished_run(with_policies(tiny_table(), north={"adapter": {"share": "never"}}))
 
 
 def test_a_true_runs_events_give_the_figures_of_its_summary(finished: Path) -> None:

@@ -10,27 +10,24 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from casam_core.config.scenario import Scenario
-from scenarios.engines.inprocess import run_inprocess
 from scenarios.studio.access import Door, Guarded
 from scenarios.studio.pages import Studio, application
 from scenarios.studio.shelf import Shelf
 from scenarios.studio.started import Starter
 from tests.conftest import tiny_table
+from tests.runs import FinishedRun
 
 PORT, TOKEN = 8700, "the-token"
 HERE = f"http://127.0.0.1:{PORT}"
 
 
 @pytest.fixture(scope="session")
-def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_runs(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/done (finished, with pictures), runs/broken-off (interrupted) and runs/images/image.png."""
     table = tiny_table()
     table["evaluation"]["overlays"] = 2
     folder = tmp_path_factory.mktemp("studio") / "runs"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASAM_HOME", str(tmp_path_factory.mktemp("home")))
-        run_inprocess(Scenario.model_validate(table), folder / "done", None)
+    shutil.copytree(finished_run(table), folder / "done")
     broken = folder / "broken-off"
     broken.mkdir()
     shutil.copy(folder / "done" / "scenario.json", broken)
