@@ -211,7 +211,7 @@ def train_layer(
     backbone: Backbone,
     *,
     form: str = "low_rank",
-    epochs: int = 24,
+    epochs: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> AlignmentLayer:
@@ -222,7 +222,7 @@ def train_layer(
         labels: HW; 0 is background, every other value is one instance.
         backbone: frozen (`load_backbone`).
         form: a name in casam_core.config.named_parts.FORMS whose layer is between encoder and decoder.
-        epochs: passes over the images.
+        epochs: passes over the images; by default as many as make about 240 steps.
         seed: the same seed gives the same bits.
         progress: called with (steps done, all steps).
 

@@ -18,16 +18,17 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.layer_rules import calibrations, floors
-from casam_bench.quality.layer_tables import of_way, pareto
+from casam_bench.quality.layer_tables import figures_of, rows_of, table_of_ways, write_rows
 from casam_bench.quality.rival_layers import DecoderLoraLayer
 from casam_bench.timing import clock
 from casam_core.config.data_spec import DataSpec
@@ -50,22 +51,26 @@ from casam_core.model.training import Example, Learner, OpenSteps
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.open import open_dataset
 
-TRAIN, VALIDATE, TEST, INSTANCES = 24, 6, 16, 4
+TRAIN, VALIDATE, TEST, INSTANCES = 24, 6, 12, 4
 """Images of each task; most instances of an image that is measured."""
-BUDGETS, FEW = (3.0, 10.0, 30.0), 10.0
+POOL = TRAIN + VALIDATE + TEST
+"""The images of a task; every seed divides them anew."""
 JITTER, PROMPTS = 0.1, ("tight", "jittered")
 SPEC = TrainingSpec(epochs=10**6, batch_images=1, instances=4)
-PHANTOM_TASKS = ("histology", "prostate_mr_a", "glomeruli_a")
-"""On these all ways are compared after all budgets."""
-OTHER_PHANTOMS = ("cardiac_mr", "dental_xray", "glomeruli_b", "polyp", "prostate_mr_b", "spleen_ct")
-"""On these up to FEW seconds."""
+PHANTOM_TASKS = ("histology", "glomeruli_a")
+"""On these the recipe was chosen."""
 REAL_TASKS = {
     "dsb2018_fluorescence": "instances",
     "dsb2018_histology_purple": "instances",
+    "dsb2018_histology_white": "instances",
+    "dic_hela_cells": "classes",
     "wbc_cellavision": "classes",
+    "wbc_jtsc": "classes",
 }
-"""Folders in --data-root, and how their masks are read."""
-KINDS = {"phantom": PHANTOM_TASKS, "other phantom": OTHER_PHANTOMS, "real": tuple(REAL_TASKS)}
+"""Folders in --data-root, and how their masks are read. Nothing was chosen on them."""
+SEQUENCES = ("dic_hela_cells",)
+"""Frames in time order: training, validation and test images follow one another."""
+KINDS = {"phantom": PHANTOM_TASKS, "real": tuple(REAL_TASKS)}
 SEEDS = (0, 1, 2, 3, 4)
 
 Measured = list[list[tuple[float, float]]]
@@ -76,15 +81,16 @@ Measured = list[list[tuple[float, float]]]
 class Way:
     """One way of learning a task.
 
-    build: (backbone, seed) -> layer. training: differs from SPEC. most: its last budget in seconds.
+    build: (backbone, seed) -> layer. training: differs from SPEC.
     average: if not 0, a running average of the weights is measured; each step keeps this share of it.
+    decays: the learning rate falls evenly to 0 at the last budget.
     """
 
     build: Callable[[Backbone, int], AlignmentLayer]
     learning_rate: float
     training: Mapping[str, Any] = field(default_factory=dict)
-    most: float = BUDGETS[-1]
     average: float = 0.0
+    decays: bool = False
 
 
 def form(spec: AlignmentSpec, learning_rate: float | None = None, **settings: Any) -> Way:
@@ -96,31 +102,60 @@ def form(spec: AlignmentSpec, learning_rate: float | None = None, **settings: An
     )
 
 
-def recipe(learning_rate: float | None = None, average: float = 0.0, **training: Any) -> Way:
+def recipe(
+    learning_rate: float | None = None, average: float = 0.0, decays: bool = False, **training: Any
+) -> Way:
     """The default form with another recipe."""
-    return form(LowRankSpec(), learning_rate, training=training, average=average)
+    return form(LowRankSpec(), learning_rate, training=training, average=average, decays=decays)
 
 
 WAYS: dict[str, Way] = {
     "low_rank 8": form(LowRankSpec()),
-    "lora": form(LoraSpec()),
-    "residual": form(AlignmentSpec(form="residual")),
+    "low_rank 8, batch 6 x 5": recipe(batch_images=6, instances=5),
+    "low_rank 8, batch 2 x 4": recipe(batch_images=2),
     "low_rank 8, jitter 0.1": recipe(box_jitter=0.1),
-    "low_rank 64": form(LowRankSpec(rank=64)),
-    "low_rank 8 and decoder LoRA": Way(DecoderLoraLayer, learning_rate_of(LowRankSpec())),
-    "scale_shift": form(AlignmentSpec(form="scale_shift")),
     "low_rank 8, jitter 0.05": recipe(box_jitter=0.05),
+    "low_rank 8, rate falls": recipe(decays=True),
+    "low_rank 8, rate falls from 1e-2": recipe(1e-2, decays=True),
+    "low_rank 8, averaged": recipe(average=0.95),
+    "low_rank 8, warm-up 20": recipe(warmup=20),
+    "residual": form(AlignmentSpec(form="residual")),
+    "scale_shift": form(AlignmentSpec(form="scale_shift")),
     "low_rank 4": form(LowRankSpec(rank=4)),
     "low_rank 16": form(LowRankSpec(rank=16)),
-    "casam (paper)": form(AlignmentSpec(form="casam")),
-    "low_rank 8, batch 6 x 5": recipe(batch_images=6, instances=5),
-    "low_rank 8, averaged": recipe(average=0.98),
-    "low_rank 8, rate 1e-3": recipe(1e-3),
-    "low_rank 8, rate 1e-2": recipe(1e-2),
-    "low_rank 8, warm-up 30": recipe(warmup=30),
-    "low_rank 8, mixed prompts": recipe(prompts="mixed"),
+    "low_rank 64": form(LowRankSpec(rank=64)),
+    "low_rank 8 and decoder LoRA": Way(DecoderLoraLayer, learning_rate_of(LowRankSpec())),
+    "lora": form(LoraSpec()),
 }
-"""The first is the default, with which the others are compared. `lora` encodes an image in every step."""
+"""The first is the one with which the others are compared. `lora` encodes an image in every step."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A way on all tasks of a kind and all seeds, measured after these budgets of processor seconds."""
+
+    way: str
+    kind: str
+    budgets: tuple[float, ...] = (10.0,)
+
+
+PLAN = (
+    Trial("low_rank 8", "phantom", (10.0, 30.0)),
+    Trial("low_rank 8", "real"),
+    Trial("low_rank 8, batch 6 x 5", "phantom"),
+    Trial("residual", "real"),
+    Trial("low_rank 8, rate falls", "phantom"),
+    Trial("low_rank 8, batch 6 x 5", "real"),
+    Trial("lora", "real"),
+    Trial("scale_shift", "real"),
+    Trial("low_rank 8, averaged", "phantom"),
+    Trial("low_rank 8, jitter 0.05", "phantom"),
+    Trial("low_rank 64", "real"),
+    Trial("low_rank 8 and decoder LoRA", "real"),
+    Trial("low_rank 8, warm-up 20", "phantom"),
+    Trial("low_rank 8, batch 2 x 4", "phantom"),
+)
+"""In this order; whoever stops the command has whole trials."""
 
 
 @dataclass(frozen=True)
@@ -133,39 +168,48 @@ class Images:
 
 
 def run(around: Surroundings) -> Figures:
-    """Every way on every task and seed. Figures: see `pareto`, `floors` and `calibrations`."""
+    """The trials of PLAN; their rows are also in layer-seconds.csv in the folder of cells.
+
+    Figures: see `figures_of`, `floors` and `calibrations`.
+    """
     backbone = around.lite_medsam(precision="auto", encoder="fast")
-    tasks = [*PHANTOM_TASKS, *OTHER_PHANTOMS, *(REAL_TASKS if around.data_root else ())]
     default = next(iter(WAYS))
     cells = [
         cell
+        for trial in PLAN
+        if around.data_root or trial.kind != "real"
+        for task in KINDS[trial.kind]
         for seed in SEEDS
-        for task in tasks
-        for name in WAYS
-        if (cell := kept_or_learned(around, backbone, name, task, seed)) is not None
+        if (cell := kept_or_learned(around, backbone, trial, task, seed)) is not None
     ]
-    figures: Figures = {}
+    figures, rows = Figures(), []
     for kind, known in KINDS.items():
         if some := [cell for cell in cells if cell["task"] in known]:
-            figures |= pareto(some, default, kind, around.show)
-            figures |= floors(some, kind, around.show)
-            figures |= calibrations(of_way(some, default), kind, around.show)
+            rows += (own := rows_of(some, kind))
+            around.say(table_of_ways(own, default))
+            figures |= figures_of(own, default, kind)
+            own_of_default = [cell for cell in some if cell["way"] == default]
+            figures |= floors(own_of_default, kind, around.show)
+            figures |= calibrations(own_of_default, kind, around.show)
+    write_rows(rows, around.home / "layer-seconds" / "layer-seconds.csv")
     return figures
 
 
 def kept_or_learned(
-    around: Surroundings, backbone: Backbone, name: str, task: str, seed: int
+    around: Surroundings, backbone: Backbone, trial: Trial, task: str, seed: int
 ) -> dict[str, Any] | None:
     """A cell from its file, or learned now; None if another process is learning it."""
-    folder = around.home / "layer-seconds"
-    path = folder / f"{task}-{seed}-{name.replace(' ', '_')}.json"
-    with alone(folder / f".{path.name}.lock") as free:
+    return kept_or_made(
+        around.home / "layer-seconds" / f"{task}-{seed}-{trial.way.replace(' ', '_')}.json",
+        lambda: learn(around, backbone, trial, task, seed),
+    )
+
+
+def kept_or_made(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """What a file holds, or what is made now and kept there; None if another process is making it."""
+    with alone(path.with_name(f".{path.name}.lock")) as free:
         if not path.exists() and free:
-            about: dict[str, Any] = {"way": name, "task": task, "seed": seed}
-            way = replace(WAYS[name], most=FEW) if task in OTHER_PHANTOMS else WAYS[name]
-            cell = about | learn(around, backbone, way, task, seed)
-            write_atomic(path, json.dumps(cell).encode())
-            around.say(f"{task}, seed {seed}, {name}: {len(cell['at'])} budgets")
+            write_atomic(path, json.dumps(make()).encode())
     found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     return found
 
@@ -184,20 +228,30 @@ def alone(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def learn(around: Surroundings, backbone: Backbone, way: Way, task: str, seed: int) -> dict[str, Any]:
+def learn(around: Surroundings, backbone: Backbone, trial: Trial, task: str, seed: int) -> dict[str, Any]:
     """Train once and measure after each budget."""
+    way = WAYS[trial.way]
     layer = way.build(backbone, derive_seed(seed, "layer", task))
-    frozen = IdentityLayer(backbone.geometry.channels)
     embeddings = images_of(around, backbone, task, seed, pixels=False)
     seen = images_of(around, backbone, task, seed, pixels=True) if layer.sees_pixels else embeddings
+    frozen = kept_or_made(
+        around.home / "layer-seconds" / f"{task}-{seed}-frozen.json",
+        lambda: dict(judged(IdentityLayer(backbone.geometry.channels), backbone, embeddings)),
+    )
     cell: dict[str, Any] = {
+        "way": trial.way,
+        "task": task,
+        "seed": seed,
         "parameters": sum(value.numel() for value in layer.parameters()),
         "bytes": sum(value.nbytes for value in weights_of(layer).values()),
-        "frozen": judged(frozen, backbone, embeddings),
+        "frozen": frozen,
         "at": {},
     }
-    for budget, steps, learned in trained(layer, backbone, seen.train, way, seed, around.threads):
+    for budget, steps, learned in trained(
+        layer, backbone, seen.train, way, trial.budgets, seed, around.threads
+    ):
         cell["at"][f"{budget:g}"] = {"steps": steps, **judged(learned, backbone, seen)}
+    around.say(f"{task}, seed {seed}, {trial.way}: {steps} steps")
     return cell
 
 
@@ -206,6 +260,7 @@ def trained(
     backbone: Backbone,
     examples: Sequence[Example],
     way: Way,
+    budgets: Sequence[float],
     seed: int,
     threads: int,
 ) -> Iterator[tuple[float, int, AlignmentLayer]]:
@@ -215,16 +270,19 @@ def trained(
     learner = Learner(layer.train(), backbone, examples, spec, way.learning_rate, rng)
     steps, now = OpenSteps()(learner), clock(threads)
     used, done = 0.0, 0
-    averaged = copy.deepcopy(layer) if way.average else layer
-    for budget in (b for b in BUDGETS if b <= way.most):
+    averaged, before = copy.deepcopy(layer), copy.deepcopy(layer)
+    for budget in budgets:
         layer.train()
         while used < budget:
             begun = now()
             done = next(steps).done
+            if way.decays:  # of Adam's step only this share is taken: the same as a lower learning rate
+                follow(before, layer, share=used / budgets[-1])
+                layer.load_state_dict(before.state_dict())
             if way.average:
                 follow(averaged, layer, way.average)
             used += now() - begun
-        yield budget, done, averaged.eval()
+        yield budget, done, (averaged if way.average else layer).eval()
 
 
 @torch.no_grad()
@@ -235,15 +293,13 @@ def follow(averaged: AlignmentLayer, layer: AlignmentLayer, share: float) -> Non
 
 
 def images_of(around: Surroundings, backbone: Backbone, task: str, seed: int, *, pixels: bool) -> Images:
-    """The images of a task in an order drawn from the seed; phantoms are painted anew for every seed."""
-    count = TRAIN + VALIDATE + TEST
-    spec = DataSpec(reader="phantom", phantom=task, images=count)
+    """The images of a task for one seed."""
+    spec = DataSpec(reader="phantom", phantom=task, images=POOL)
     if task in REAL_TASKS:
         spec = DataSpec.model_validate({"path": task, "labels": REAL_TASKS[task]})
-    dataset = open_dataset(spec, data_root=around.data_root, seed=seed, institution="bench")
-    order = numpy_generator(seed, "images", task).permutation(len(dataset.samples))[:count]
+    dataset = open_dataset(spec, data_root=around.data_root, seed=0, institution="bench")
+    order = drawn_of(len(dataset.samples), task, seed)[: TRAIN + VALIDATE + TEST]
     store = EmbeddingStore(around.home / "embeddings")
-    around.say(f"{task}, seed {seed}: encode {count} images, or find them")
     loaded = [dataset.load(dataset.samples[i]) for i in order]
     examples = [
         Example(
@@ -254,6 +310,14 @@ def images_of(around: Surroundings, backbone: Backbone, task: str, seed: int, *,
     ]
     ends = TRAIN, TRAIN + VALIDATE
     return Images(examples[: ends[0]], examples[ends[0] : ends[1]], examples[ends[1] :])
+
+
+def drawn_of(images: int, task: str, seed: int) -> NDArray[np.int64]:
+    """Indices of the images of a task, in the order of a seed."""
+    if task in SEQUENCES:
+        return (np.arange(images) + 3 * seed) % images
+    pool_N = numpy_generator(0, "images", task).permutation(images)[:POOL]
+    return pool_N[numpy_generator(seed, "draw", task).permutation(len(pool_N))]
 
 
 # --- Measuring a layer
@@ -287,11 +351,10 @@ def measured(
     }
     with backbone.compute.autocast():
         z_CHW = layer(example.seen_CHW[None])[0].float()
-    found = {}
-    for kind in kinds:
-        prompts = makers[kind]().into(frame_of(labels_HW, backbone.geometry.side))
-        logits_Nhw, estimate_N = backbone.decode(z_CHW, prompts, layer.own_decoder())
-        mask_NK = (logits_Nhw > 0).flatten(1).numpy()
-        iou_N = (mask_NK & target_NK).sum(1) / (mask_NK | target_NK).sum(1)
-        found[kind] = [(float(e), float(i)) for e, i in zip(estimate_N, iou_N, strict=True)]
-    return found
+    boxes = np.concatenate([makers[kind]().xy for kind in kinds])
+    prompts = Prompts(boxes_N4=boxes).into(frame_of(labels_HW, backbone.geometry.side))
+    logits_Mhw, estimate_M = backbone.decode(z_CHW, prompts, layer.own_decoder())
+    mask_MK, target_MK = (logits_Mhw > 0).flatten(1).numpy(), np.tile(target_NK, (len(kinds), 1))
+    iou_M = (mask_MK & target_MK).sum(1) / (mask_MK | target_MK).sum(1)
+    pairs = [(round(float(e), 5), round(float(i), 5)) for e, i in zip(estimate_M, iou_M, strict=True)]
+    return {kind: pairs[i * len(chosen) : (i + 1) * len(chosen)] for i, kind in enumerate(kinds)}

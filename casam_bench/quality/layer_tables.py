@@ -1,23 +1,24 @@
-"""Tables of ways of learning: IoU over seconds and bytes (casam_bench.quality.layer_seconds).
+"""Ways of learning at equal seconds, as rows of a CSV file and as tables (casam_bench.quality.layer_seconds).
 
 Differences are paired by task and seed; their 95 % intervals are Student's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
-from rich.table import Table
-from scipy import stats
+from scipy import special
 
 from casam_bench.bench import Figures
+from casam_core.model.validation import clearly_above_zero
 
 Cell = Mapping[str, Any]
-Place = tuple[str, int]
-Show = Callable[[Table], None]
 
 
 def image_iou(images: Sequence[Sequence[Sequence[float]]]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -25,17 +26,93 @@ def image_iou(images: Sequence[Sequence[Sequence[float]]]) -> np.ndarray[Any, np
     return np.array([np.mean([iou for _, iou in image]) for image in images if image])
 
 
-def kept(cell: Cell, budget: float, part: str = "test") -> float:
-    """IoU of what a way keeps within `budget` seconds: the best by validation, frozen SAM included."""
-    candidates = [cell["frozen"], *(at for b, at in cell["at"].items() if float(b) <= budget)]
-    best = max(candidates, key=lambda found: image_iou(found["val"]).mean())
-    return float(image_iou(best[part]).mean())
+@dataclass(frozen=True)
+class Row:
+    """One way on one task and seed after one budget of processor seconds: mean IoU on its test images.
+
+    kept: 1 if the layer passed the fallback's test on its validation images, else 0. jittered: with boxes
+    whose sides were moved by up to 10 %.
+    """
+
+    kind: str
+    task: str
+    seed: int
+    way: str
+    bytes: int
+    seconds: float
+    steps: int
+    frozen: float
+    layer: float
+    frozen_jittered: float
+    layer_jittered: float
+    kept: int
+
+    @property
+    def iou(self) -> float:
+        """Of what the product would use."""
+        return self.layer if self.kept else self.frozen
+
+    @property
+    def jittered(self) -> float:
+        """The same, with jittered boxes."""
+        return self.layer_jittered if self.kept else self.frozen_jittered
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Rows of one task and seed are paired."""
+        return self.task, self.seed
+
+
+def rows_of(cells: Iterable[Cell], kind: str) -> list[Row]:
+    """The rows of cells of one kind of task."""
+    return [
+        Row(
+            kind=kind,
+            task=cell["task"],
+            seed=cell["seed"],
+            way=cell["way"],
+            bytes=cell["bytes"],
+            seconds=float(budget),
+            steps=at["steps"],
+            frozen=mean_of(cell["frozen"]["test"]),
+            layer=mean_of(at["test"]),
+            frozen_jittered=mean_of(cell["frozen"]["jittered"]),
+            layer_jittered=mean_of(at["jittered"]),
+            kept=int(clearly_above_zero(image_iou(at["val"]) - image_iou(cell["frozen"]["val"]))),
+        )
+        for cell in cells
+        for budget, at in cell["at"].items()
+    ]
+
+
+def mean_of(images: Sequence[Sequence[Sequence[float]]]) -> float:
+    """Mean IoU over images, to the digits that a table keeps."""
+    return round(float(image_iou(images).mean()), 5)
+
+
+def write_rows(rows: Iterable[Row], path: Path) -> None:
+    """The rows as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file that `write_rows` wrote."""
+    kinds = get_type_hints(Row)
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(**{name: kinds[name](text) for name, text in row.items()}) for row in csv.DictReader(file)
+        ]
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """(mean, half width of its 95 % interval); nan for fewer than two."""
     n = len(differences)
-    half = np.nan if n < 2 else stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n)
+    if n < 2:
+        return float(np.mean(differences)), float("nan")
+    half = special.stdtrit(n - 1, 0.975) * np.std(differences, ddof=1) / np.sqrt(n)
     return float(np.mean(differences)), float(half)
 
 
@@ -43,97 +120,101 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 class Standing:
     """One way after one budget, over tasks and seeds.
 
-    iou: mean. above, half: points above the default and half the width of the interval. worst: points of the
-    worst task and seed above frozen SAM.
+    above, half: IoU above the default after as many seconds, and half the width of its interval. worst: the
+    smallest gain of a task (mean of its seeds) over frozen SAM. unsafe: the same if every layer were kept.
     """
 
+    way: str
+    seconds: float
+    bytes: int
+    rows: int
+    steps: float
     iou: float
+    jittered: float
     above: float
     half: float
     worst: float
-
-    @property
-    def text(self) -> str:
-        """A cell of the table."""
-        return f"{self.iou:.3f} {self.above:+.1f}±{self.half:.1f} {self.worst:+.1f}"
+    unsafe: float
+    kept: float
 
 
-def standing(own: Sequence[Cell], defaults: Mapping[Place, Cell], budget: float) -> Standing | None:
-    """None if this way was not measured after this budget. defaults: the cells of the default."""
-    measured = [cell for cell in own if f"{budget:g}" in cell["at"]]
-    if not measured:
-        return None
-    pairs = [(cell, defaults[place(cell)]) for cell in measured if place(cell) in defaults]
-    above, half = interval([kept(cell, budget) - kept(other, budget) for cell, other in pairs])
-    gains = [kept(cell, budget) - kept(cell, 0) for cell in measured]
-    iou = float(np.mean([kept(cell, budget) for cell in measured]))
-    return Standing(iou, 100 * above, 100 * half, 100 * min(gains))
-
-
-def place(cell: Cell) -> Place:
-    """Cells of one task and seed are paired."""
-    return cell["task"], cell["seed"]
-
-
-def standings(cells: Sequence[Cell], default: str) -> dict[str, dict[float, Standing]]:
-    """By way and budget."""
-    defaults = {place(cell): cell for cell in cells if cell["way"] == default}
-    found: dict[str, dict[float, Standing]] = {}
-    for way in dict.fromkeys(cell["way"] for cell in cells):
-        own = of_way(cells, way)
-        at = {float(b): standing(own, defaults, float(b)) for b in own[0]["at"]}
-        found[way] = {budget: known for budget, known in at.items() if known is not None}
+def standings(rows: Sequence[Row], default: str) -> list[Standing]:
+    """By way and budget, in the order of the rows."""
+    defaults = {(row.place, row.seconds): row.iou for row in rows if row.way == default}
+    found = []
+    for way, seconds in dict.fromkeys((row.way, row.seconds) for row in rows):
+        own = [row for row in rows if (row.way, row.seconds) == (way, seconds)]
+        pairs = [row.iou - defaults[key] for row in own if (key := (row.place, seconds)) in defaults]
+        above, half = interval(pairs) if pairs else (float("nan"), float("nan"))
+        found.append(
+            Standing(
+                way=way,
+                seconds=seconds,
+                bytes=own[0].bytes,
+                rows=len(own),
+                steps=float(np.mean([row.steps for row in own])),
+                iou=float(np.mean([row.iou for row in own])),
+                jittered=float(np.mean([row.jittered for row in own])),
+                above=above,
+                half=half,
+                worst=min(by_task([(row.task, row.iou - row.frozen) for row in own]).values()),
+                unsafe=min(by_task([(row.task, row.layer - row.frozen) for row in own]).values()),
+                kept=float(np.mean([row.kept for row in own])),
+            )
+        )
     return found
 
 
-def of_way(cells: Sequence[Cell], way: str) -> list[Cell]:
-    """The cells of one way."""
-    return [cell for cell in cells if cell["way"] == way]
+def by_task(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of each task."""
+    grouped: dict[str, list[float]] = {}
+    for task, value in values:
+        grouped.setdefault(task, []).append(value)
+    return {task: float(np.mean(of_task)) for task, of_task in grouped.items()}
 
 
-def pareto(cells: Sequence[Cell], default: str, kind: str, show: Show) -> Figures:
-    """Of every way after every budget: IoU, points above the default, the worst loss against frozen SAM."""
-    found = standings(cells, default)
-    frozen = list({place(cell): cell for cell in cells}.values())
-    show(table_of(cells, frozen, found, f"{kind} tasks: test IoU, points above {default}, worst task"))
-    figures = {f"iou_{kind}_frozen": mean_of(frozen, 0, "test")}
-    for way, at in found.items():
-        name = way.split(" (")[0].replace(", ", "_").replace(" ", "_")
-        for budget, known in at.items():
-            key = f"{kind}_{name}_{budget:g}s"
-            figures |= {f"iou_{key}": known.iou, f"points_{key}": known.above, f"worst_{key}": known.worst}
-    return figures
+HEAD = (
+    "| way | bytes | seconds | steps | IoU | points above the first | worst task, points "
+    "| without the fallback | layers kept | jittered boxes |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+)
 
 
-def table_of(
-    cells: Sequence[Cell],
-    frozen: Sequence[Cell],
-    found: Mapping[str, Mapping[float, Standing]],
-    title: str,
-) -> Table:
-    """A row per way; the last column is the IoU with jittered boxes after the last budget."""
-    budgets = sorted({budget for at in found.values() for budget in at})
-    table = Table(title=title)
-    for name in ("way", "bytes", "cells", *(f"{b:g} s" for b in budgets), "steps", "jittered"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    for way, at in found.items():
-        own = of_way(cells, way)
-        steps = np.mean([cell["at"][f"{max(at):g}"]["steps"] for cell in own])
-        texts = [at[b].text if b in at else "-" for b in budgets]
-        table.add_row(
-            way, f"{own[0]['bytes']:,}", str(len(own)), *texts, f"{steps:.0f}", jittered(own, max(at))
+def table_of_ways(rows: Sequence[Row], default: str) -> str:
+    """Markdown: a line per way and budget, and one of frozen SAM."""
+    frozen = list({row.place: row for row in rows}.values())
+    iou, jittered = (np.mean([getattr(r, name) for r in frozen]) for name in ("frozen", "frozen_jittered"))
+    lines = [HEAD, f"| frozen SAM | 0 | | | {iou:.3f} | | | | | {jittered:.3f} |"]
+    for s in standings(rows, default):
+        above = "" if s.way == default else f"{100 * s.above:+.1f} ± {100 * s.half:.1f}"
+        lines.append(
+            f"| {s.way} | {s.bytes:,} | {s.seconds:g} | {s.steps:.0f} | {s.iou:.3f} | {above} "
+            f"| {100 * s.worst:+.1f} | {100 * s.unsafe:+.1f} | {100 * s.kept:.0f} % | {s.jittered:.3f} |"
         )
-    blank = [""] * (len(budgets) - 1)
-    tight = f"{mean_of(frozen, 0, 'test'):.3f}"
-    table.add_row("frozen SAM", "0", str(len(frozen)), tight, *blank, "0", jittered(frozen, 0))
-    return table
+    return "\n".join(lines)
 
 
-def jittered(cells: Sequence[Cell], budget: float) -> str:
-    """Mean IoU with jittered boxes."""
-    return f"{mean_of(cells, budget, 'jittered'):.3f}"
+def table_of_tasks(rows: Sequence[Row], default: str) -> str:
+    """Markdown: what the default reaches on each task over seeds, after the last budget that all had."""
+    rows_at = Counter(row.seconds for row in rows if row.way == default)
+    last = max(rows_at, key=lambda seconds: (rows_at[seconds], seconds))
+    own = [row for row in rows if row.way == default and row.seconds == last]
+    lines = ["| task | frozen SAM | IoU | points gained | layers kept |\n| --- | --- | --- | --- | --- |"]
+    for task in dict.fromkeys(row.task for row in own):
+        mine = [row for row in own if row.task == task]
+        gain, half = interval([row.iou - row.frozen for row in mine])
+        frozen, iou = (np.mean([getattr(row, name) for row in mine]) for name in ("frozen", "iou"))
+        lines.append(
+            f"| {task} | {frozen:.3f} | {iou:.3f} | {100 * gain:+.1f} ± {100 * half:.1f} "
+            f"| {sum(row.kept for row in mine)} of {len(mine)} |"
+        )
+    return "\n".join(lines)
 
 
-def mean_of(cells: Sequence[Cell], budget: float, part: str) -> float:
-    """Mean over cells of what is kept within a budget."""
-    return float(np.mean([kept(cell, budget, part) for cell in cells]))
+def figures_of(rows: Sequence[Row], default: str, kind: str) -> Figures:
+    """By way and budget: IoU, points above the default, the worst task's points above frozen SAM."""
+    figures: Figures = {}
+    for s in standings(rows, default):
+        key = f"{kind}_{s.way.replace(', ', '_').replace(' ', '_')}_{s.seconds:g}s"
+        figures |= {f"iou_{key}": s.iou, f"points_{key}": 100 * s.above, f"worst_{key}": 100 * s.worst}
+    return figures

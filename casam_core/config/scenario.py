@@ -63,14 +63,23 @@ class ComputeSpec(Section):
     )
 
 
+STEPS = 240
+"""Steps that open training takes for a task if the scenario does not say how many epochs."""
+
+
 class TrainingSpec(Section):
     """Local training of the Alignment Layer of one task from cached embeddings."""
 
     rounds: int = Field(1, ge=1, description="Rounds of federated training per stage.")
-    epochs: int = Field(24, ge=1, description="Passes over the training images per round.")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Passes over the training images per round. Default: as many as make about "
+        f"{STEPS} steps in all rounds of a task, at least one.",
+    )
     max_steps: int | None = Field(None, ge=1, description="Stop a round after this many steps.")
-    batch_images: int = Field(6, ge=1, description="Images per step.")
-    instances: int = Field(5, ge=1, description="Instances drawn per image and step.")
+    batch_images: int = Field(1, ge=1, description="Images per step.")
+    instances: int = Field(4, ge=1, description="Instances drawn per image and step.")
     prompts: Literal["box", "point", "mixed"] = Field(
         "box", description="mixed: each step draws box or point with equal probability, as in the paper."
     )
@@ -102,10 +111,17 @@ class TrainingSpec(Section):
     )
     fallback_to_identity: bool = Field(
         True,
-        description="Fallback to the identity: a task keeps frozen SAM if its layer is not better on the "
-        "holders' validation images (methods with one entry per task).",
+        description="Fallback to the identity: a task keeps frozen SAM if its layer is not clearly better on "
+        "the holders' validation images, by a paired test (methods with one entry per task).",
     )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
+
+    def passes(self, images: int) -> int:
+        """Epochs of a round over this many images."""
+        if self.epochs is not None:
+            return self.epochs
+        steps_per_epoch = -(-images // self.batch_images)
+        return max(1, round(STEPS / self.rounds / max(steps_per_epoch, 1)))
 
     @model_validator(mode="after")
     def _patience_waits_for_a_better_epoch(self) -> TrainingSpec:

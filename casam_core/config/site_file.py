@@ -46,7 +46,7 @@ class ApprovalRules(Section):
     methods: list[str] = Field(["casam"], description="Allowed methods.")
     max_stages: int = Field(20, ge=1, description="Largest number of tasks in the stream.")
     max_rounds: int = Field(5, ge=1, description="Largest training.rounds.")
-    max_epochs: int = Field(100, ge=1, description="Largest training.epochs.")
+    max_epochs: int = Field(100, ge=1, description="Largest training.epochs; its default is allowed.")
     max_institutions: int = Field(100, ge=1, description="Largest number of institutions.")
 
     def faults(self, scenario: Scenario) -> list[str]:
@@ -54,7 +54,7 @@ class ApprovalRules(Section):
         sizes = {
             "max_stages": len(scenario.stream),
             "max_rounds": scenario.training.rounds,
-            "max_epochs": scenario.training.epochs,
+            "max_epochs": scenario.training.epochs or 1,
             "max_institutions": len(scenario.institutions),
         }
         faults = [

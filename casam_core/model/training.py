@@ -93,7 +93,7 @@ class Step(NamedTuple):
 
 def planned_steps(images: int, spec: TrainingSpec) -> int:
     """Optimiser steps of one round over this many images."""
-    steps = spec.epochs * -(-images // spec.batch_images)
+    steps = spec.passes(images) * -(-images // spec.batch_images)
     return steps if spec.max_steps is None else min(steps, spec.max_steps)
 
 

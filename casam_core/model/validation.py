@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special
 
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
@@ -86,9 +87,22 @@ def iou_and_estimate(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) ->
     return float(iou_N.mean()), float(estimate_N.mean())
 
 
+LEVEL = 0.3
+"""The test's level: how often a layer that is as good as frozen SAM is kept by chance."""
+
+
 def beats_identity(found: Validated, channels: int, validate: Validate) -> bool:
-    """Whether a layer for which `validate` found this is better than frozen SAM."""
-    return found.iou > validate(IdentityLayer(channels)).iou
+    """Whether a layer for which `validate` found this is clearly better than frozen SAM."""
+    return clearly_above_zero(found.iou_N - validate(IdentityLayer(channels)).iou_N)
+
+
+def clearly_above_zero(gains_N: NDArray[np.float64], level: float = LEVEL) -> bool:
+    """Student's paired one-sided test of the images' gains; of a single image, its gain alone."""
+    images, mean = len(gains_N), float(gains_N.mean())
+    error = float(gains_N.std(ddof=1)) / images**0.5 if images > 1 else 0.0
+    if error == 0 or mean <= 0:
+        return mean > 0
+    return float(special.stdtr(images - 1, mean / error)) > 1 - level
 
 
 class BestEpoch:

@@ -191,7 +191,9 @@ def init(
     ] = None,
     description: Annotated[str, typer.Option(help="One line about the scenario.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of splits, weights and phantoms.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 8,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training images. Default: by their number.")
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="Also write a policy file here, with every key and its default.")
     ] = None,
@@ -252,7 +254,7 @@ class ScenarioOrder:
     sites: tuple[SiteOrder, ...]
     description: str = ""
     seed: int = 0
-    epochs: int = 8
+    epochs: int | None = None
 
 
 def parse_site(text: str, *, unseen: bool = False) -> SiteOrder:
@@ -309,8 +311,9 @@ def scenario_lines(order: ScenarioOrder, stream: Sequence[str]) -> Iterator[str]
     yield 'form = "low_rank"'
     yield "rank = 8"
     yield "\n[training]"
-    yield f"epochs = {order.epochs}  # passes over the training images; more is slower"
-    yield "batch_images = 2"
+    if order.epochs is not None:
+        yield f"epochs = {order.epochs}  # passes over the training images; more is slower"
+    yield "batch_images = 1"
     yield "instances = 4  # objects drawn per image and step"
     yield "\n[evaluation]"
     yield "max_instances = 16  # objects per test image that are measured"
@@ -347,7 +350,7 @@ def root_of(order: ScenarioOrder) -> str:
     return " --data-root FOLDER" if any(site.relative for site in order.sites) else ""
 
 
-def ask(name: str, seed: int, epochs: int) -> ScenarioOrder:
+def ask(name: str, seed: int, epochs: int | None) -> ScenarioOrder:
     """Ask questions until the scenario is complete; repeat a question after a wrong answer."""
     sites: list[SiteOrder] = []
     typer.echo("Institutions learn one task after the other, in the order you name them.")
@@ -356,7 +359,6 @@ def ask(name: str, seed: int, epochs: int) -> ScenarioOrder:
     while typer.confirm("An unseen dataset, to see how unknown images are segmented?", default=False):
         sites.append(ask_site(unseen=True))
     description = typer.prompt("Description, in one line", default="")
-    epochs = typer.prompt("Passes over the training images", default=epochs, type=int)
     return ScenarioOrder(name, tuple(sites), description, seed, epochs)
 
 

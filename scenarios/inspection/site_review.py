@@ -19,7 +19,7 @@ from typing import Any
 from casam_core.config.library import resolve_scenario
 from casam_core.config.named_parts import SHIPPED_FRAMES, SHIPPED_LIBRARIES
 from casam_core.config.policy import LearnedPolicy, Policy
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import STEPS, Scenario, TrainingSpec
 from casam_core.config.site_file import SiteFile, simulated_task
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
@@ -112,14 +112,21 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
     return [
         f"Digest {digest}, {state}. The author's own words about it: {plain(scenario.description) or 'none'}",
         f"Method {plain(scenario.method)}; {len(scenario.stream)} tasks in this order: "
-        f"{', '.join(scenario.stream)}. Each task is trained in {scenario.training.rounds} rounds of at most "
-        f"{scenario.training.epochs} passes over the images.",
+        f"{', '.join(scenario.stream)}. Each task is trained in {scenario.training.rounds} rounds of "
+        f"{passes(scenario.training)} over the images.",
         f"{len(others)} other institutions: {', '.join(others[:20])}{', ...' if others[20:] else ''}.",
         *frame_note(scenario),
         *library_note(scenario),
         "This site's part, by its own site file:",
         tasks or ["no task"],
     ]
+
+
+def passes(training: TrainingSpec) -> str:
+    """How often an image is used in a round."""
+    if training.epochs is None:
+        return f"as many passes as make about {STEPS} steps of {training.batch_images} images"
+    return f"at most {training.epochs} passes"
 
 
 def frame_note(scenario: Scenario) -> list[Block]:

@@ -15,6 +15,7 @@ from casam_bench.quality.layer_rules import (
     floors,
     gains_of,
     mean_error,
+    share_kept,
 )
 
 
@@ -22,7 +23,6 @@ def test_a_small_gain_that_varies_is_kept_by_its_mean_but_not_by_a_test() -> Non
     gains = np.array([0.05, -0.03, 0.04, -0.04, 0.02, -0.02])
     assert RULES["mean"](gains)
     assert not RULES["t-test, level 0.2"](gains)
-    assert not RULES["signed ranks, level 0.1"](gains)
 
 
 def test_a_gain_of_every_image_passes_all_rules_and_none_of_them_fails_on_equal_images() -> None:
@@ -53,13 +53,22 @@ def cell(gain: float) -> dict[str, Any]:
     return {"frozen": frozen, "at": {"3": better}}
 
 
-def test_floors_count_good_layers_that_are_kept_and_bad_ones_that_are_dropped() -> None:
+def test_floors_tell_how_often_a_layer_of_each_gain_is_kept() -> None:
+    """Gains without scatter: every rule but `no floor` keeps exactly the layers that gain."""
     assert gains_of(cell(0.1), cell(0.1)["at"]["3"]) == pytest.approx([0.1] * 22)
-    figures = floors([cell(0.1), cell(-0.1)], "phantom", lambda table: None)
-    assert figures["worst_phantom_no_floor"] == pytest.approx(-10)
-    assert figures["worst_phantom_mean"] == 0
-    assert figures["gain_phantom_mean"] == pytest.approx(5)
-    assert figures["good_kept_phantom_mean"] == figures["bad_dropped_phantom_mean"] == 1
+    figures = floors([cell(0.1)], "phantom", lambda table: None)
+    assert figures["loss_phantom_no_floor"] == pytest.approx(5)
+    assert figures["loss_phantom_mean"] == 0
+    assert figures["kept_-0.5_phantom_mean"] == 0
+    assert figures["kept_+0.5_phantom_mean"] == 1
+
+
+def test_with_scatter_a_test_keeps_fewer_bad_layers_than_the_mean_does() -> None:
+    rng = np.random.default_rng(0)
+    gains = rng.normal(0, 0.06, 12)
+    by_mean, by_test = (share_kept(gains, -0.01, RULES[name], rng) for name in ("mean", "t-test, level 0.1"))
+    assert 0.2 < by_mean < 0.5
+    assert by_test < by_mean / 2
 
 
 def test_calibrations_are_fitted_to_validation_and_tried_on_test_masks() -> None:

@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from casam_bench.quality import layer_seconds
-from casam_bench.quality.layer_seconds import Way, alone, form, kept_or_learned, measured, trained
-from casam_bench.quality.layer_tables import image_iou, interval, kept, pareto
+from casam_bench.quality.layer_seconds import (
+    Trial,
+    Way,
+    alone,
+    drawn_of,
+    form,
+    kept_or_learned,
+    measured,
+    trained,
+)
 from casam_bench.quality.rival_layers import DecoderLoraLayer
 from casam_core.config.named_parts import AlignmentSpec, BackboneSpec
 from casam_core.model.backbones import Backbone
@@ -39,25 +47,50 @@ def example() -> Example:
 def test_a_way_is_measured_when_its_seconds_are_used_up(
     tiny: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every step takes a second by this clock, so the budgets of 3 and 10 seconds are 3 and 10 steps."""
+    """Every step takes a second by this clock, so budgets of 3 and 10 seconds are 3 and 10 steps."""
     ticks = iter(0.5 * i for i in range(10_000))
     monkeypatch.setattr(layer_seconds, "clock", lambda threads: lambda: next(ticks) * 2)
-    way = Way(TINY_WAY.build, 1e-2, most=10.0)
+    way = Way(TINY_WAY.build, 1e-2)
     layer = way.build(tiny, 0)
     changes = [
         (budget, steps, float(layer.scale_C.detach().abs().sum()))  # type: ignore[union-attr, operator]
-        for budget, steps, _ in trained(layer, tiny, [example], way, 0, 1)
+        for budget, steps, _ in trained(layer, tiny, [example], way, (3.0, 10.0), 0, 1)
     ]
     assert [(budget, steps) for budget, steps, _ in changes] == [(3.0, 3), (10.0, 10)]
     assert changes[1][2] > changes[0][2] > 0
 
 
 def test_averaged_weights_lag_behind(tiny: Backbone, example: Example) -> None:
-    way = Way(TINY_WAY.build, 1e-2, most=3.0, average=0.9)
+    way = Way(TINY_WAY.build, 1e-2, average=0.9)
     layer = way.build(tiny, 0)
-    _, _, averaged = next(iter(trained(layer, tiny, [example], way, 0, 1)))
+    _, _, averaged = next(iter(trained(layer, tiny, [example], way, (3.0,), 0, 1)))
     assert averaged is not layer
     assert 0 < averaged.scale_C.abs().sum() < layer.scale_C.abs().sum()  # type: ignore[operator, union-attr]
+
+
+def test_a_falling_rate_moves_less_at_the_end(
+    tiny: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(0.5 * i for i in range(10_000))
+    monkeypatch.setattr(layer_seconds, "clock", lambda threads: lambda: next(ticks) * 2)
+    way = Way(TINY_WAY.build, 1e-2, decays=True)
+    layer = way.build(tiny, 0)
+    assert layer is not None
+    places = [
+        layer.scale_C.detach().clone()  # type: ignore[operator, union-attr]
+        for _ in trained(layer, tiny, [example], way, (1.0, 9.0, 10.0), 0, 1)
+    ]
+    first, last = places[0].abs().max(), (places[2] - places[1]).abs().max()
+    assert first == pytest.approx(1e-2, rel=1e-3)  # Adam's first step is the learning rate
+    assert last <= 2e-3
+
+
+def test_seeds_divide_the_same_images_anew_and_keep_sequences_in_order() -> None:
+    first, other = (drawn_of(100, "wbc_jtsc", seed) for seed in (0, 1))
+    assert first.tolist() != other.tolist()
+    assert sorted(first) == sorted(other)
+    assert len(first) == layer_seconds.POOL
+    assert drawn_of(84, "dic_hela_cells", 1)[:3].tolist() == [3, 4, 5]
 
 
 def test_all_layers_are_measured_on_the_same_instances_and_jitter(tiny: Backbone, example: Example) -> None:
@@ -83,45 +116,14 @@ def test_a_cell_is_learned_once_and_only_by_one_process(
 ) -> None:
     learned: list[str] = []
 
-    def learn(around: object, backbone: object, way: object, task: str, seed: int) -> dict[str, Any]:
+    def learn(around: object, backbone: object, trial: Trial, task: str, seed: int) -> dict[str, Any]:
         learned.append(task)
-        return {"at": {}}
+        return {"way": trial.way, "at": {}}
 
     monkeypatch.setattr(layer_seconds, "learn", learn)
-    cells = [kept_or_learned(surroundings(tmp_path), tiny, "lora", "histology", 0) for _ in range(2)]
+    around = surroundings(tmp_path)
+    cells = [kept_or_learned(around, tiny, Trial("lora", "phantom"), "histology", 0) for _ in range(2)]
     assert learned == ["histology"]
-    assert cells[0] == cells[1] == {"way": "lora", "task": "histology", "seed": 0, "at": {}}
+    assert cells[0] == cells[1] == {"way": "lora", "at": {}}
     with alone(tmp_path / "lock") as free:
         assert free
-
-
-def cell(way: str, seed: int, val: float, test: float) -> dict[str, Any]:
-    frozen = {
-        "val": [[[0.0, 0.6]]],
-        "test": [[[0.0, 0.7]]],
-        "jittered": [[[0.0, 0.7]]],
-    }
-    found = {**frozen, "steps": 5, "val": [[[0.0, val]]], "test": [[[0.0, test]]]}
-    return {"way": way, "task": "t", "seed": seed, "bytes": 8, "frozen": frozen, "at": {"3": found}}
-
-
-def test_what_validation_finds_worse_than_frozen_sam_is_not_kept() -> None:
-    assert kept(cell("a", 0, val=0.5, test=0.9), 3) == 0.7
-    assert kept(cell("a", 0, val=0.8, test=0.9), 3) == 0.9
-    assert kept(cell("a", 0, val=0.8, test=0.9), 2) == 0.7  # the budget is too small
-
-
-def test_differences_are_paired_by_task_and_seed() -> None:
-    cells = [cell("a", 0, 0.8, 0.8), cell("a", 1, 0.8, 0.6), cell("b", 0, 0.8, 0.9), cell("b", 1, 0.8, 0.7)]
-    figures = pareto(cells, "a", "phantom", lambda table: None)
-    assert figures["iou_phantom_b_3s"] == pytest.approx(0.8)
-    assert figures["points_phantom_b_3s"] == pytest.approx(10)
-    assert figures["worst_phantom_a_3s"] == pytest.approx(-10)
-    assert figures["iou_phantom_frozen"] == pytest.approx(0.7)
-
-
-def test_an_interval_needs_two_values_and_an_image_its_instances() -> None:
-    assert np.isnan(interval([0.1])[1])
-    # Two values 1 apart: standard error 0.5, Student's t with one degree of freedom 12.71.
-    assert interval([0.0, 1.0]) == pytest.approx((0.5, 6.353), abs=1e-3)
-    assert image_iou([[[0.0, 0.2], [0.0, 0.4]], []]).tolist() == pytest.approx([0.3])

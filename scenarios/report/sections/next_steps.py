@@ -40,9 +40,8 @@ def found_in(run: Run) -> Iterator[Step]:
     worse = [task for task in summary.tasks if is_worse(run, task) and task not in fell_back]
     if fell_back:
         yield Step(
-            f"Frozen SAM keeps {listed(fell_back)}: the new layer was not better on validation images. "
-            "More images or more passes over them can change that.",
-            f"casam run scenario.json --set training.epochs={2 * int(run.scenario['training']['epochs'])}",
+            f"Frozen SAM keeps {listed(fell_back)}: the new layer was not clearly better on validation "
+            "images. More images, also for validation, can change that."
         )
     if worse:
         yield Step(

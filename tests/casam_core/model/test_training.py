@@ -82,6 +82,15 @@ def train(
 # --- Warm-up, progress, stopping ---------------------------------------------------------------------
 
 
+def test_without_epochs_few_images_get_many_passes_and_many_images_few() -> None:
+    """About 240 steps in all rounds of a task, whatever the number of images."""
+    assert [TrainingSpec().passes(images) for images in (0, 1, 8, 24, 100, 1000)] == [240, 240, 30, 10, 2, 1]
+    assert TrainingSpec(batch_images=6).passes(24) == 60
+    assert TrainingSpec(rounds=4).passes(24) == 2
+    assert TrainingSpec(epochs=3).passes(1000) == 3
+    assert planned_steps(24, TrainingSpec()) == 240
+
+
 def test_the_learning_rate_rises_over_the_warm_up(tiny: Backbone, examples: list[Example]) -> None:
     # Adam's first step moves every weight with a gradient by the learning rate: here a quarter of 4e-3.
     layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)

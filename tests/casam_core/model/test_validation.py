@@ -26,6 +26,7 @@ from casam_core.model.validation import (
     BestEpoch,
     Validated,
     beats_identity,
+    clearly_above_zero,
     iou_and_estimate,
     since_best,
     validator,
@@ -93,9 +94,23 @@ def test_without_a_visible_instance_there_is_nothing_to_say(tiny: Backbone) -> N
 
 
 def test_only_a_better_layer_beats_the_identity() -> None:
+    """A single validation image has no scatter: its gain decides."""
     assert beats_identity(found_by(0.51), 4, iou_is_the_shift)
     assert not beats_identity(found_by(0.5), 4, iou_is_the_shift)
     assert not beats_identity(found_by(0.4), 4, iou_is_the_shift)
+
+
+def test_a_gain_within_the_scatter_of_the_images_is_not_kept() -> None:
+    """Student's t with two degrees of freedom is above 0.617 with probability 0.3."""
+    error = 0.01 * np.array([-1.0, 0.0, 1.0]) * 3**0.5  # of the mean of three images: 0.01
+    assert not clearly_above_zero(error + 0.006)  # t = 0.6
+    assert clearly_above_zero(error + 0.0063)
+    assert not clearly_above_zero(error - 0.0063)
+
+
+def test_equal_gains_of_all_images_need_no_test() -> None:
+    assert clearly_above_zero(np.array([0.01, 0.01]))
+    assert not clearly_above_zero(np.zeros(3))
 
 
 def epochs(best: BestEpoch, layer: Shift, *ious: float) -> list[bool]:

@@ -204,6 +204,11 @@ def test_rules_decide_without_a_person(place: Path) -> None:
     assert (given.by, given.tasks) == ("rules", ("polyp",))
 
 
+def test_rules_let_the_default_number_of_epochs_in() -> None:
+    table = tiny_table(training={"epochs": None})
+    assert ApprovalRules(max_epochs=1).faults(Scenario.model_validate(table)) == []
+
+
 @pytest.mark.parametrize("mode", ["ask", "policy", "any"])
 def test_a_task_answers_a_limited_number_of_scenarios(place: Path, mode: str) -> None:
     describe(place, f'approve = "{mode}"\nmax_scenarios = 2')

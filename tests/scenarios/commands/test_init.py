@@ -107,7 +107,7 @@ def test_questions_on_a_terminal_lead_to_the_same_scenario(
 ) -> None:
     wrong = ["heart-centre", "Cardiac", "phantom:cardiac_mr"]  # and is asked again
     right = ["heart-centre", "cardiac", "phantom:cardiac_mr", True, "lab", "cells", "phantom:histology"]
-    answers = iter([*wrong, *right, False, False, "about it", 8])
+    answers = iter([*wrong, *right, False, False, "about it"])
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(typer, "prompt", lambda *args, **kwargs: next(answers))
     monkeypatch.setattr(typer, "confirm", lambda *args, **kwargs: next(answers))

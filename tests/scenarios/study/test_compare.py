@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,18 @@ def test_two_methods_for_real(casam: Casam, scenario: Path, tmp_path: Path) -> N
     # Another scenario does not join the comparison.
     other = casam("compare", scenario, "--methods", "frozen", "--out", out, "--set", "training.epochs=3")
     assert "another scenario" in other.err
+
+
+@pytest.mark.slow
+def test_lora_of_every_task_is_tuned_with_the_same_tries_on_validation_images(
+    casam: Casam, scenario: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = ("compare", scenario, "--methods", "casam,routed_lora", "--tune", "0.1,1", "--out", out)
+    assert casam(*asked, "--set", "training.epochs=1").status == 0
+    with (out / "results.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["routed_lora"]["routing_accuracy"] == rows["casam"]["routing_accuracy"] != ""
+    assert rows["routed_lora"]["trained_parameters"] != rows["casam"]["trained_parameters"]
+    summaries = [json.loads(path.read_text()) for path in (out / "tuning").rglob("summary.json")]
+    assert [summary["evaluated_on"] for summary in summaries] == ["val"] * 4  # two rates of each method

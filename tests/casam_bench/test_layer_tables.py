@@ -1,0 +1,69 @@
+"""Tables of ways of learning: what counts, by hand, and that the page shows what its CSV file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from casam_bench.quality.layer_page import picture, tables
+from casam_bench.quality.layer_tables import (
+    Row,
+    figures_of,
+    image_iou,
+    interval,
+    read_rows,
+    rows_of,
+    standings,
+    write_rows,
+)
+
+
+def cell(way: str, seed: int, val: float, test: float) -> dict[str, Any]:
+    """One image of one mask in each part; frozen SAM has 0.6 on validation and 0.7 on test images."""
+    frozen = {"val": [[[0.0, 0.6]]], "test": [[[0.0, 0.7]]], "jittered": [[[0.0, 0.65]]]}
+    found = {"steps": 5, "val": [[[0.0, val]]], "test": [[[0.0, test]]], "jittered": [[[0.0, test - 0.1]]]}
+    return {"way": way, "task": "t", "seed": seed, "bytes": 8, "frozen": frozen, "at": {"3": found}}
+
+
+CELLS = [cell("a", 0, 0.8, 0.8), cell("a", 1, 0.8, 0.6), cell("b", 0, 0.8, 0.9), cell("b", 1, 0.8, 0.7)]
+
+
+def test_what_the_fallback_does_not_keep_counts_as_frozen_sam() -> None:
+    (bad,), (good,) = (
+        rows_of([cell("a", 0, 0.5, 0.9)], "phantom"),
+        rows_of([cell("a", 0, 0.8, 0.9)], "phantom"),
+    )
+    assert (bad.kept, bad.iou, bad.jittered) == (0, 0.7, 0.65)
+    assert (good.kept, good.iou, good.jittered) == (1, 0.9, 0.8)
+
+
+def test_differences_are_paired_by_task_and_seed() -> None:
+    first, other = standings(rows_of(CELLS, "phantom"), "a")
+    assert (other.iou, other.above) == pytest.approx((0.8, 0.1))
+    assert other.half == pytest.approx(0, abs=1e-9)
+    assert (first.worst, first.unsafe) == pytest.approx((0.0, 0.0))  # the mean of both seeds: +0.1 and -0.1
+    figures = figures_of(rows_of(CELLS, "phantom"), "a", "phantom")
+    assert figures["points_phantom_b_3s"] == pytest.approx(10)
+
+
+def test_an_interval_needs_two_values_and_an_image_its_instances() -> None:
+    assert np.isnan(interval([0.1])[1])
+    # Two values 1 apart: standard error 0.5, Student's t with one degree of freedom 12.71.
+    assert interval([0.0, 1.0]) == pytest.approx((0.5, 6.353), abs=1e-3)
+    assert image_iou([[[0.0, 0.2], [0.0, 0.4]], []]).tolist() == pytest.approx([0.3])
+
+
+def test_rows_survive_their_file(tmp_path: Path) -> None:
+    rows = rows_of(CELLS, "phantom")
+    write_rows(rows, tmp_path / "rows.csv")
+    assert read_rows(tmp_path / "rows.csv") == rows
+
+
+def test_tables_and_picture_show_every_way() -> None:
+    rows: list[Row] = rows_of(CELLS, "phantom")
+    assert "| b | 8 | 3 | 5 | 0.800 | +10.0 ± 0.0 | +10.0 | +10.0 | 100 % | 0.700 |" in tables(rows)
+    assert "| t | 0.700 | 0.700 | +0.0 ± 127.1 | 2 of 2 |" in tables(rows)
+    assert picture(rows).startswith("<svg")
