@@ -16,7 +16,7 @@ LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --generate-hashes 
 	--custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup developer demo test test-fast test-deploy test-gpu gpu-wheels coverage bench-smoke lint lock clean
+.PHONY: help setup developer demo test test-fast test-deploy test-gpu gpu-wheels flower-next coverage bench-smoke lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
@@ -64,6 +64,9 @@ test-fast: developer  ## Run the tests that start neither Flower nor the real ba
 
 test-deploy: developer  ## Run the compose demo in containers (root and Debian, or a running engine; else a counted skip)
 	$(BIN)/python -m pytest -m deploy tests/deploy
+
+flower-next: developer  ## Try the newest Flower of the index in an environment of its own; a row in docs/compatibility.md
+	$(BIN)/python -m tests.flower.matrix
 
 coverage: developer  ## Which lines the fast tests run: files with gaps, and the figure (TOTAL)
 	$(BIN)/python -m pytest -m "not slow" -n 2 -q --cov --cov-report=term

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -174,7 +175,7 @@ def weighted(results: list[TaskResult], name: str) -> float | None:
     # A mean over some of the holders would be another figure. HD95 alone may be missing for a holder.
     if not sum(w for w, _ in known) or (name != "hd95" and len(known) < len(values)):
         return None
-    return float(sum(w * v for w, v in known) / sum(w for w, _ in known))
+    return math.fsum(w * v for w, v in known) / sum(w for w, _ in known)
 
 
 def count_routes(results: list[TaskResult]) -> dict[str, int]:

@@ -90,7 +90,7 @@ def epsilon_of(
     if not mechanisms:
         return 0.0
     if exact and all(m.sample_rate == 1 for m in mechanisms):
-        shift = math.sqrt(sum(m.steps / m.noise_multiplier**2 for m in mechanisms)) * (1 + replaced)
+        shift = math.sqrt(math.fsum(m.steps / m.noise_multiplier**2 for m in mechanisms)) * (1 + replaced)
         found = gaussian_epsilon(shift, delta, LATTICE * sum(m.steps for m in mechanisms))
         if found is not None:
             return found

@@ -8,6 +8,7 @@ bits as a full re-evaluation.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -237,7 +238,7 @@ def summarise(images: Sequence[ImageScores], routes: Iterable[str]) -> TaskResul
         dice=mean([m.dice for m in means]),
         biou=mean([m.biou for m in means]),
         biou_official=mean([m.biou_official for m in means]),
-        iou_instance=sum(image.total.iou for image in images) / instances,
+        iou_instance=math.fsum(image.total.iou for image in images) / instances,
         hd95=mean(hd95) if hd95 else None,
         routes=dict(sorted(Counter(routes).items())),
     )

