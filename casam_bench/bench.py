@@ -22,8 +22,8 @@ Figures = dict[str, float]
 class Engines(Protocol):
     """Runs scenarios. scenarios/commands/bench_command.py implements it."""
 
-    def inprocess(self, scenario: Scenario, folder: Path) -> None:
-        """A complete run in this process, without output, into the run folder `folder`."""
+    def inprocess(self, scenario: Scenario, folder: Path, workers: int = 1) -> None:
+        """A complete run in this process, or in several, without output, into the run folder `folder`."""
 
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""

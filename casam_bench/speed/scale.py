@@ -40,9 +40,13 @@ LEAST_SECONDS = 0.02
 
 def run(around: Surroundings) -> Figures:
     """Figures by number of institutions N: ratio_N (overhead over the idle app's round, lower is better),
-    round_N, computing_N, idle_N (seconds), per_institution_N (seconds of a round); peak_gib of the last."""
+    round_N, computing_N, idle_N (seconds), per_institution_N (seconds of a round); peak_gib of the last;
+    inprocess_N (seconds of the round in one engine of our own, a worker per core), faster_N (its ratio)."""
     table = Table(title="one evaluation at all institutions, seconds")
-    for name in ("institutions", "round", "computing", "overhead", "idle app", "ratio", "peak GiB"):
+    for name in (
+        *("institutions", "round", "computing", "overhead", "idle app", "ratio", "peak GiB"),
+        *("in process", "times faster"),
+    ):
         table.add_column(name, justify="right")
     figures: Figures = {}
     for count in SMOKE_INSTITUTIONS if around.smoke else INSTITUTIONS:
@@ -53,6 +57,10 @@ def run(around: Surroundings) -> Figures:
                 around.engines.simulation(scenario, Path(folder) / "run")
             simulated = read_summary(Path(folder) / "run")
             computing = computed(Path(folder) / "run") / min(count, os.cpu_count() or 1)
+            around.engines.inprocess(scenario, Path(folder) / "workers", os.cpu_count() or 1)
+            workers = read_summary(Path(folder) / "workers")
+            if workers.matrix != simulated.matrix:
+                raise RunError(f"scale: the engines disagree on the matrix of {count} institutions")
         seconds = evaluation_seconds(simulated)
         idle = idle_round(around, count, simulated)
         overhead = max(seconds - computing, LEAST_SECONDS)
@@ -63,8 +71,13 @@ def run(around: Surroundings) -> Figures:
             f"idle_{count}": idle,
             f"per_institution_{count}": seconds / count,
             "peak_gib": peak[0] / 2**30,
+            f"inprocess_{count}": evaluation_seconds(workers),
+            f"faster_{count}": seconds / evaluation_seconds(workers),
         }
-        cells = (seconds, computing, overhead, idle, figures[f"ratio_{count}"], figures["peak_gib"])
+        last = (
+            figures[name] for name in (f"ratio_{count}", "peak_gib", f"inprocess_{count}", f"faster_{count}")
+        )
+        cells = (seconds, computing, overhead, idle, *last)
         table.add_row(str(count), *(f"{cell:.2f}" for cell in cells))
     around.show(table)
     return figures

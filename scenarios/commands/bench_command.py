@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 class CasamEngines:
     """How benchmarks run scenarios and Flower apps (casam_bench.bench.Engines)."""
 
-    def inprocess(self, scenario: Scenario, folder: Path) -> None:
-        """A complete run in this process, without output."""
+    def inprocess(self, scenario: Scenario, folder: Path, workers: int = 1) -> None:
+        """A complete run in this process, or in several, without output."""
         from scenarios.engines.inprocess import run_inprocess
+        from scenarios.engines.workers import grid_with
 
         logging.getLogger("flwr").setLevel(logging.WARNING)
         with contextlib.redirect_stdout(io.StringIO()):
-            run_inprocess(scenario, folder, None)
+            run_inprocess(scenario, folder, None, grid_of=grid_with(workers))
 
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""

@@ -126,6 +126,10 @@ def run(
         Engine,
         typer.Option(help="simulation: a real `flwr run`. inprocess: one process, with the same figures."),
     ] = Engine.simulation,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of --engine inprocess; the figures stay the same. Default: 1."),
+    ] = None,
     ledger_dir: Annotated[
         Path | None,
         typer.Option(help="Folder of privacy ledgers to continue. Default: each run starts with new ones."),
@@ -149,7 +153,7 @@ def run(
 
     screen = console()
     if resume is not None:
-        given = [scenario, data_root, out, ledger_dir, set_]
+        given = [scenario, data_root, out, ledger_dir, set_, workers]
         if any(value is not None for value in given):
             raise ScenarioError("--resume: a run continues with its first settings; give only the run folder")
         folder = resumable(resume)
@@ -161,6 +165,10 @@ def run(
         return
     if scenario is None:
         raise ScenarioError("run: expected a scenario or --resume RUN, found neither; see `casam scenarios`")
+    if workers is not None and engine is not Engine.inprocess:
+        raise ScenarioError(
+            "--workers: expected --engine inprocess; the simulation starts as many workers as there are cores"
+        )
     resolved, root = resolve_scenario(scenario, set_ or []), data_folder(data_root)
     folder = choose_folder(resolved, out)
     tasks, sites = len(resolved.stream), len(resolved.institutions)
@@ -168,7 +176,7 @@ def run(
     with at_ctrl_c(lambda: how_to_continue(folder)):
         with screen.status("loading the libraries"):
             from scenarios.engines.run import run_scenario, show_results
-        order = RunOrder(engine, root, folder, ledger_dir)
+        order = RunOrder(engine, root, folder, ledger_dir, workers or 1)
         show_results(run_scenario(resolved, order, screen), screen)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -25,6 +26,8 @@ from server.federation.exchange import GRACE
 from server.run.run_folder import RunFolder
 from server.stream import run_stream
 
+Settings = dict[str, str | int | float | bool]
+
 FIRST_NODE = 1000
 RUN_ID = 1
 
@@ -32,11 +35,11 @@ RUN_ID = 1
 class InProcessGrid(Grid):
     """A Flower Grid whose nodes are contexts in this process. Pushing a message runs the client at once."""
 
-    def __init__(self, nodes: int, settings: dict[str, str | int | float | bool]) -> None:
+    def __init__(self, nodes: int, settings: Settings) -> None:
         # Message() reads the sender from Flower's TaskIdentity.
         TaskIdentity.task_id, TaskIdentity.run_id = 1, RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
-        self._contexts = {
+        self.contexts = {
             FIRST_NODE + i: Context(
                 run_id=RUN_ID,
                 node_id=FIRST_NODE + i,
@@ -59,7 +62,7 @@ class InProcessGrid(Grid):
         raise NotImplementedError("Flower asks for Message(...) instead")
 
     def get_node_ids(self) -> Iterable[int]:
-        return list(self._contexts)
+        return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return [self._deliver(message) for message in messages]
@@ -74,18 +77,24 @@ class InProcessGrid(Grid):
 
     def _deliver(self, message: Message) -> str:
         message_id = set_id(message)
-        message.content = deserialise(serialise(message.content))
-        begun = time.monotonic()
-        try:
-            reply = client_app(message, self._contexts[message.metadata.dst_node_id])
-            reply.content = deserialise(serialise(reply.content))
-        except Exception as error:  # Flower makes the same message of a ClientApp that raises
-            reason = f"{type(error).__name__}: {error}"
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        set_id(reply)
-        if time.monotonic() - begun <= message.metadata.ttl - GRACE:
-            self._replies[message_id] = reply  # a later reply is too late and is dropped
+        reply = deliver(message, self.contexts[message.metadata.dst_node_id])
+        if reply is not None:
+            self._replies[message_id] = reply
         return message_id
+
+
+def deliver(message: Message, context: Context) -> Message | None:
+    """The client's answer to a message; None if it came after the message's deadline."""
+    message.content = deserialise(serialise(message.content))
+    begun = time.monotonic()
+    try:
+        reply = client_app(message, context)
+        reply.content = deserialise(serialise(reply.content))
+    except Exception as error:  # Flower makes the same message of a ClientApp that raises
+        reason = f"{type(error).__name__}: {error}"
+        reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    set_id(reply)
+    return reply if time.monotonic() - begun <= message.metadata.ttl - GRACE else None
 
 
 def set_id(message: Message) -> str:
@@ -95,6 +104,16 @@ def set_id(message: Message) -> str:
     return message_id
 
 
+GridOf = Callable[[int, Settings], AbstractContextManager[InProcessGrid]]
+"""Makes a grid for a number of nodes and the settings; it serves during a with-block."""
+
+
+@contextmanager
+def one_process(nodes: int, settings: Settings) -> Iterator[InProcessGrid]:
+    """A grid whose institutions are served by this process."""
+    yield InProcessGrid(nodes, settings)
+
+
 def run_inprocess(
     scenario: Scenario,
     folder: Path,
@@ -102,18 +121,23 @@ def run_inprocess(
     ledgers: Path | None = None,
     *,
     resume: bool = False,
+    grid_of: GridOf = one_process,
 ) -> None:
-    """Run `scenario` in this process, or continue an interrupted run of it. Raises CasamError."""
-    settings: dict[str, str | int | float | bool] = {
+    """Run `scenario` in this process, or continue an interrupted run of it. Raises CasamError.
+
+    grid_of: one process or several serve the institutions (worker_grid in scenarios/engines/workers.py).
+    """
+    settings: Settings = {
         "out": str(folder.parent),
         "data-root": str(data_root) if data_root else "",
         "ledger-dir": str(ledgers) if ledgers else "",
         "checkpoint": scenario.backbone.checkpoint or "",
     }
-    grid = InProcessGrid(len(scenario.institutions), settings)
+    nodes = len(scenario.institutions)
     run_folder = RunFolder(folder, scenario if resume else None)
     try:
-        run_stream(grid, scenario, run_folder)
+        with grid_of(nodes, settings) as grid:
+            run_stream(grid, scenario, run_folder)
     finally:
         run_folder.close()
         forget_institutions()  # a comparison runs many scenarios in one process

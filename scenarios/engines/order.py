@@ -16,13 +16,14 @@ class RunOrder:
     """How the user wants a scenario to be run.
 
     out: the run folder; by default runs/<scenario>-<time>. ledgers: a folder of privacy ledgers that the run
-    continues; by default every run starts with new ledgers.
+    continues; by default every run starts with new ledgers. workers: processes of the in-process engine.
     """
 
     engine: Engine = Engine.simulation
     data_root: Path | None = None
     out: Path | None = None
     ledgers: Path | None = None
+    workers: int = 1
 
 
 def data_folder(data_root: Path | None) -> Path | None:

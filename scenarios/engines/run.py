@@ -27,6 +27,7 @@ from scenarios.engines.order import RunOrder, choose_folder, data_folder, nothin
 from scenarios.engines.preflight import preflight
 from scenarios.engines.public.frame_making import with_frame
 from scenarios.engines.public.library_making import with_library
+from scenarios.engines.workers import grid_with
 from server.run.run_folder import check_interrupted
 from server.run.summary_schema import Summary, read_summary
 
@@ -41,12 +42,14 @@ class Start:
     """An engine's settings, stored in the run folder as order.json, so that the run can be resumed.
 
     They are facts of this machine, not of the scenario. checkpoint: the backbone's file, absolute.
+    workers: processes of the in-process engine.
     """
 
     engine: str
     data_root: str
     ledger_dir: str
     checkpoint: str
+    workers: int = 1
 
 
 def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
@@ -55,7 +58,11 @@ def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
     ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
     scenario, folder = prepare(scenario, data_root, order.out, console)
     start = Start(
-        order.engine.value, str(data_root or ""), str(ledgers or ""), scenario.backbone.checkpoint or ""
+        order.engine.value,
+        data_root=str(data_root or ""),
+        ledger_dir=str(ledgers or ""),
+        checkpoint=scenario.backbone.checkpoint or "",
+        workers=order.workers,
     )
     write_atomic(folder / "order.json", (json.dumps(asdict(start), indent=2) + "\n").encode())
     run_engine(scenario, folder, start, console)
@@ -109,7 +116,8 @@ def run_engine(
                 with contextlib.redirect_stdout(LineWriter(show)):
                     data_root = Path(start.data_root) if start.data_root else None
                     ledgers = Path(start.ledger_dir) if start.ledger_dir else None
-                    run_inprocess(scenario, folder, data_root, ledgers, resume=resume)
+                    grid_of = grid_with(start.workers)
+                    run_inprocess(scenario, folder, data_root, ledgers, resume=resume, grid_of=grid_of)
             except RunError as error:
                 raise RunError(f"the run failed: {error}; details in {own_logs(folder)}") from error
         else:

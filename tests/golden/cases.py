@@ -17,7 +17,7 @@ import torch
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.audit import read_log
-from scenarios.engines.inprocess import run_inprocess
+from scenarios.engines.inprocess import GridOf, one_process, run_inprocess
 from tests.conftest import phantom, tiny_table, with_policies
 
 PRIVATE = {
@@ -64,9 +64,9 @@ DRAWN = ("train", "query.forget", "query.identify")
 """Kinds of answers that hold keys, masks, a signature or the code's fingerprint: their digest differs."""
 
 
-def record(name: str, folder: Path) -> dict[str, Any]:
+def record(name: str, folder: Path, grid_of: GridOf = one_process) -> dict[str, Any]:
     """Run one case and note what must not change."""
-    run_inprocess(Scenario.model_validate(CASES[name]), folder, None)
+    run_inprocess(Scenario.model_validate(CASES[name]), folder, None, grid_of=grid_of)
     summary = json.loads((folder / "summary.json").read_text())
     for held_back in summary["quarantine"]:
         del held_back["entry"]  # its hash covers the text of the scenario

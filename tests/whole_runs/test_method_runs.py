@@ -113,7 +113,7 @@ def test_joint_training_sees_the_images_of_all(finished_run: FinishedRun) -> Non
 
 def test_a_real_site_refuses_to_pool() -> None:
     grid = InProcessGrid(1, {"out": "/tmp/x"})
-    ((node, context),) = grid._contexts.items()
+    ((node, context),) = grid.contexts.items()
     context.node_config["institution"] = "north"
     request = AlignRequest(Job("north", 1, "polyp"), None, pooled=True).to_payload()
     from flwr.app import Message
