@@ -260,8 +260,8 @@ def places(ray: str | None, jobs: int | None, left: list[Cell]) -> tuple[Cells, 
 
 def announce(left: list[Cell], data_root: Path | None, at_a_time: int, screen: Console) -> None:
     """Check all data, then print the planned runs and the expected minutes. Raises CasamError."""
-    from scenarios.engines.pace import Pace, measure_pace
     from scenarios.study.grid import costs, estimate
+    from scenarios.study.pace import Pace, measure_pace
 
     with screen.status("checking data") as status:
         found = costs(left, data_root, lambda name: status.update(f"checking data: {name}"))

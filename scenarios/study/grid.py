@@ -21,10 +21,10 @@ from casam_core.errors import RunInputError
 from casam_core.files import write_atomic
 from casam_core.protocol.fingerprint import code_fingerprint
 from scenarios.engines import Engine
-from scenarios.engines.pace import Pace
 from scenarios.engines.preflight import Cost, Known, preflight
 from scenarios.engines.run import with_absolute_checkpoint
 from scenarios.study.cell import CellEnd, CellOrder, Cells
+from scenarios.study.pace import Pace
 from scenarios.study.study import Cell, Plan
 from server.run.summary_schema import FILE, read_summary
 

@@ -213,7 +213,7 @@ class CellsHere:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """No processes."""
     monkeypatch.setattr("scenarios.study.cell.LocalCells", CellsHere)
-    monkeypatch.setattr("scenarios.engines.pace.start_process", lambda: None)
+    monkeypatch.setattr("scenarios.study.pace.start_process", lambda: None)
 
 
 @pytest.mark.usefixtures("here")
