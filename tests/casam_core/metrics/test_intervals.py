@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from casam_core.metrics import intervals as statistics
 from casam_core.metrics.intervals import Estimate, by_unit, estimate
-from scenarios.study.spreads import Spread, apart, holm, student
+from scenarios.study.differences import Spread, apart, holm, student
 
 
 def rng() -> np.random.Generator:
