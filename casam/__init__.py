@@ -238,11 +238,12 @@ def train_layer(
 
     from casam_core.config.scenario import TrainingSpec
     from casam_core.model import training
+    from casam_core.model.examples import Example
     from casam_core.model.forms import build_layer, form_spec, learning_rate_of
     from casam_core.seeding import numpy_generator
 
     examples = [
-        training.Example(backbone.encode([image_HW3])[0].cpu().half().float(), labels_HW.astype(np.int32))
+        Example(backbone.encode([image_HW3])[0].cpu().half().float(), labels_HW.astype(np.int32))
         for image_HW3, labels_HW in zip(images, labels, strict=True)
     ]
     spec = form_spec(form, {})

@@ -14,9 +14,9 @@ from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone, Geometry
 from casam_core.model.backbones.lite_medsam import load_lite_medsam
 from casam_core.model.backbones.sam import SamBackbone
+from casam_core.model.backbones.window import PIXELS, Window
 from casam_core.model.compute import Compute, prepare_process
 from casam_core.model.prompts import Prompts
-from casam_core.model.window import PIXELS, Window
 from casam_core.seeding import initialisers_from
 from client.data.dataset import LoadedSample
 from client.data.open import open_dataset
@@ -87,6 +87,19 @@ class AsReleased:
             )
         masks = zip(windows, logits_N1hw[:, 0].float(), strict=True)
         return [window.of(logits_hw, PIXELS) for window, logits_hw in masks], iou_N1[:, 0].float()
+
+    def decode_images(
+        self,
+        windows: Sequence[Sequence[Window]],
+        z_BCHW: Tensor,
+        prompts: Sequence[Prompts],
+        mask_decoder: nn.Module | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """One image after the other."""
+        each = zip(windows, z_BCHW, prompts, strict=True)
+        parts = [self.decode_in(w, z_CHW, p, mask_decoder) for w, z_CHW, p in each]
+        logits = [logits_hw for some, _ in parts for logits_hw in some]
+        return logits, torch.cat([iou_N for _, iou_N in parts])
 
 
 def as_released(backbone: Backbone) -> Backbone:

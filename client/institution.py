@@ -21,16 +21,10 @@ from casam_core.errors import BankError
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.examples import Examples
 from casam_core.model.forms import AlignmentLayer, learning_rate_of, set_weights, weights_of
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary, library_named, public_files_of
-from casam_core.model.training import (
-    Examples,
-    OpenSteps,
-    Progress,
-    Steps,
-    importance_of,
-    train_layer,
-)
+from casam_core.model.training import OpenSteps, Progress, Steps, importance_of, train_layer
 from casam_core.model.validation import BestEpoch, Validate, beats_identity, validator
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, units_of

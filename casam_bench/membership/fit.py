@@ -16,8 +16,9 @@ from torch import Tensor
 
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Example, Examples
 from casam_core.model.forms.base import AlignmentLayer
-from casam_core.model.training import Drawn, Example, Examples, decode_batch, draw_instances
+from casam_core.model.training import Drawn, decode_batch, draw_instances
 from casam_core.routing.routers import Arrays, Router
 
 MEASURED = TrainingSpec(instances=32)

@@ -24,9 +24,10 @@ from casam_bench.privacy.synthetic_site import SEED, images_of, sketch_backbone
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer, build_layer
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import Example, OpenSteps, Steps, train_layer
+from casam_core.model.training import OpenSteps, Steps, train_layer
 from casam_core.privacy.accounting import calibrate, round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource

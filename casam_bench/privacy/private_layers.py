@@ -25,10 +25,11 @@ from casam_core.config.scenario import InstitutionSpec, PrivacySpec, Scenario, T
 from casam_core.files import append_record, read_records, write_atomic
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary
-from casam_core.model.training import Example, OpenSteps, Steps, draw_instances, train_layer
+from casam_core.model.training import OpenSteps, Steps, draw_instances, train_layer
 from casam_core.model.validation import BestEpoch, iou_and_estimate, validator
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
@@ -144,7 +145,7 @@ def iou_of(task: Task, layer: AlignmentLayer, seed: int) -> float:
     for number, example in enumerate(task.parts(seed)[1]):
         drawn = draw_instances(example, task.backbone, spec, "box", numpy_generator(seed, "test", number))
         if drawn is not None:
-            found.append(iou_and_estimate(layer.eval(), task.backbone, drawn)[0])
+            found.append(float(iou_and_estimate(layer.eval(), task.backbone, drawn)[0]))
     return float(np.mean(found))
 
 

@@ -14,9 +14,10 @@ from casam_bench.quality.few_shot import FORMS, INSTITUTION, SEED, encoded
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Example
 from casam_core.model.forms import build_layer, learning_rate_of
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import Example, train_layer
+from casam_core.model.training import train_layer
 from casam_core.model.validation import validator
 from casam_core.privacy.accounting import calibrate, round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps

@@ -19,10 +19,10 @@ from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.sam import SamBackbone
 from casam_core.model.backbones.tiny import load_tiny
+from casam_core.model.backbones.window import PIXELS, Window
 from casam_core.model.compute import Compute, prepare_process
+from casam_core.model.examples import Example
 from casam_core.model.prompts import Prompts
-from casam_core.model.training import Example
-from casam_core.model.window import PIXELS, Window
 from casam_core.routing.features import moments_pool
 from casam_core.seeding import numpy_generator, torch_generator
 

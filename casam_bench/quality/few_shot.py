@@ -21,9 +21,10 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.examples import Example
 from casam_core.model.forms import LowRankSpec, build_layer, learning_rate_of, weights_of
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import Example, train_layer
+from casam_core.model.training import train_layer
 from casam_core.model.validation import Validate, validator
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import Dataset, Sample

@@ -37,6 +37,7 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.files import write_atomic
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.examples import Example
 from casam_core.model.forms import (
     AlignmentLayer,
     LowRankSpec,
@@ -47,7 +48,7 @@ from casam_core.model.forms import (
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts, jittered_boxes, tight_boxes
-from casam_core.model.training import Example, Learner, OpenSteps
+from casam_core.model.training import Learner, OpenSteps
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.open import open_dataset
 

@@ -23,8 +23,8 @@ from casam_bench.models import SEED, cpu, lite_medsam, phantoms, random_vit_b
 from casam_bench.timing import clock, interleaved
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Example
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import Example
 from casam_core.model.validation import validator
 from casam_core.seeding import numpy_generator
 from client.data.dataset import LoadedSample

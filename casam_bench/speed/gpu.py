@@ -24,9 +24,10 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute, prepare_process
+from casam_core.model.examples import Example
 from casam_core.model.forms import FORMS, build_layer
 from casam_core.model.prompts import Prompts
-from casam_core.model.training import Example, decode_batch, draw_batch, train_layer
+from casam_core.model.training import decode_batch, draw_batch, train_layer
 from casam_core.seeding import numpy_generator
 from client.data.dataset import LoadedSample
 

@@ -27,7 +27,9 @@ from casam_bench.timing import clock, interleaved
 from casam_core.bank.entries import rounded
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.backbones.window import whole
 from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.examples import Example, Examples
 from casam_core.model.forms import (
     AlignmentLayer,
     LowRankSpec,
@@ -36,17 +38,8 @@ from casam_core.model.forms import (
     set_weights,
     weights_of,
 )
-from casam_core.model.training import (
-    Drawn,
-    Example,
-    Examples,
-    TrainingResult,
-    decode_batch,
-    draw_batch,
-    train_layer,
-)
+from casam_core.model.training import Drawn, TrainingResult, decode_batch, draw_batch, train_layer
 from casam_core.model.validation import validator
-from casam_core.model.window import whole
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import LoadedSample
 

@@ -20,8 +20,9 @@ from casam_bench.timing import interleaved
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.compute import Compute
+from casam_core.model.examples import Example
 from casam_core.model.forms import build_layer
-from casam_core.model.training import Example, decode_batch, draw_batch
+from casam_core.model.training import decode_batch, draw_batch
 from casam_core.seeding import numpy_generator
 
 IMAGES, CHANNELS, CELLS, INSTANCES, REPEATS = 2, 256, 64, 5, 5

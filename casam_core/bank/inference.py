@@ -34,9 +34,6 @@ from casam_core.routing.features import pool
 from casam_core.routing.routers import Router, build_router, router_spec
 from casam_core.routing.routers.stack import Stack, stack_of
 
-PROMPTS_PER_DECODE = 8
-"""The decoder's activations take about 30 MB per prompt; eight prompts at a time stay in cache."""
-
 STACK_FROM = 6
 """From this number of entries on, a stack is worth its memory (70 KB per entry of a Gaussian router)."""
 
@@ -112,8 +109,9 @@ def decode_masks(
     """
     decoder = layer.own_decoder() if layer is not None else None
     in_frame = prompts.into(frame)
-    for start in range(0, len(prompts), PROMPTS_PER_DECODE):
-        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[start : start + PROMPTS_PER_DECODE], decoder)
+    some = backbone.compute.prompts_together
+    for start in range(0, len(prompts), some):
+        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[start : start + some], decoder)
         yield (frame.restore(logits_nhw) > 0).cpu().numpy(), iou_n.cpu().numpy()
 
 

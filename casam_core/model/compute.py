@@ -30,6 +30,10 @@ one; the plain encoder keeps all scores of its attention in memory, gigabytes pe
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
+LOADERS = 8
+"""Threads that read images for an accelerator."""
+
+
 @dataclass(frozen=True)
 class Compute:
     """A resolved ComputeSpec: no value is `auto`."""
@@ -56,15 +60,23 @@ class Compute:
         return "bfloat16" if _has_fast_bfloat16(self.device) else "float32"
 
     @property
+    def accelerated(self) -> bool:
+        """Whether the device is no processor: few large calls are then faster than many small ones."""
+        return self.device != "cpu"
+
+    @property
     def together(self) -> int:
         """Images that are encoded together: always as many, because their number decides the last bits."""
-        return 1 if self.device == "cpu" or self.encoder == "plain" else TOGETHER
+        return TOGETHER if self.accelerated and self.encoder != "plain" else 1
 
     def moved(self, x: Tensor) -> Tensor:
-        """x on the device. From pinned memory it is copied to a CUDA card while the processor goes on."""
-        if self.device.startswith("cuda") and x.device.type == "cpu":
-            return x.pin_memory().to(self.device, non_blocking=True)
-        return x.to(self.device)
+        """x on the device (see `to_device`)."""
+        return to_device(x, torch.device(self.device))
+
+    @property
+    def prompts_together(self) -> int:
+        """Prompts on one image that are decoded together; eight stay in a processor's cache (30 MB each)."""
+        return 64 if self.accelerated else 8
 
     def fetched(self, x: Tensor) -> Callable[[], Tensor]:
         """Start to copy x into the processor's memory; the function that is returned waits for it."""
@@ -87,6 +99,13 @@ class Compute:
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=enabled):
             yield
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device. From pinned memory it is copied to a CUDA card while the processor goes on."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 @dataclass(frozen=True)

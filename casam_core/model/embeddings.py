@@ -31,14 +31,12 @@ from torch import Tensor
 
 from casam_core.files import write_atomic
 from casam_core.model.backbones import Backbone
+from casam_core.model.compute import LOADERS
 
 SCHEMA = 1
 LOCK = ".lock"
 StoreType = Literal["float16", "float32"]
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-LOADERS = 8
-"""Threads that read and resize images for an accelerator."""
 
 
 class EmbeddingStore:

@@ -7,6 +7,7 @@ is S, and padded with zeros at the right and bottom.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from casam_core.model.compute import to_device
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,34 @@ class Frame:
     def restore(self, logits_Nhw: Tensor) -> Tensor:
         """logits_NHW at the image's resolution, from the decoder's low-resolution logits."""
         height, width = self.inner
-        in_frame = F.interpolate(
-            logits_Nhw[:, None].float(), (self.side, self.side), mode="bilinear", align_corners=False
-        )
-        cropped = in_frame[:, :, :height, :width]
-        full = F.interpolate(cropped, (self.height, self.width), mode="bilinear", align_corners=False)
-        return full[:, 0]
+        in_frame = resampled(logits_Nhw.float(), (self.side, self.side))
+        return resampled(in_frame[:, :height, :width], (self.height, self.width))
+
+
+def resampled(x_Nhw: Tensor, size: tuple[int, int]) -> Tensor:
+    """x_NHW of another size, bilinear. Gradients flow.
+
+    An accelerator gets two products with matrices: torch's own operation adds gradients in an order that
+    varies, or takes many times as long.
+    """
+    if x_Nhw.device.type == "cpu":
+        return F.interpolate(x_Nhw[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return resampled_by_products(x_Nhw, size)
+
+
+def resampled_by_products(x_Nhw: Tensor, size: tuple[int, int]) -> Tensor:
+    """`resampled`, as an accelerator does it."""
+    down_Hh, across_Ww = (
+        to_device(bilinear(old, new), x_Nhw.device) for old, new in zip(x_Nhw.shape[1:], size, strict=True)
+    )
+    return down_Hh @ x_Nhw @ across_Ww.T
+
+
+@lru_cache(256)
+def bilinear(old: int, new: int) -> Tensor:
+    """weight: new x old, which resamples one axis."""
+    each_1oo = torch.eye(old)[None]
+    return F.interpolate(each_1oo, new, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def frame_of(image: NDArray[np.uint8] | NDArray[np.int32], side: int) -> Frame:

@@ -7,9 +7,15 @@ resolution. iou_N: the decoder's estimate of the IoU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from casam_core.model.compute import to_device
+from casam_core.model.frame import resampled
 
 FOCAL_WEIGHT = 20.0
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -54,6 +60,30 @@ def alignment_loss(
     return FOCAL_WEIGHT * focal + dice_loss(logits_Nhw, target_Nhw) + iou_error
 
 
+def alignment_loss_together(
+    logits: Sequence[Tensor], iou_N: Tensor, targets: Sequence[Tensor], pixels: int
+) -> Tensor:
+    """The mean of `alignment_loss` over instances of any sizes h x w, in few calls, for an accelerator.
+
+    Smaller masks are filled up; what fills them up counts nowhere.
+    """
+    logits_NL = pad_sequence([logits_hw.flatten() for logits_hw in logits], batch_first=True)
+    target_NL = pad_sequence([target_hw.flatten() for target_hw in targets], batch_first=True)
+    sizes_N1 = to_device(torch.tensor([[logits_hw.numel()] for logits_hw in logits]), logits_NL.device)
+    inside_NL = torch.arange(logits_NL.shape[1], device=logits_NL.device) < sizes_N1
+    probability_NL = torch.sigmoid(logits_NL) * inside_NL
+    cross_entropy_NL = F.binary_cross_entropy_with_logits(logits_NL, target_NL, reduction="none")
+    p_true_NL = probability_NL * target_NL + (1 - probability_NL) * (1 - target_NL)
+    alpha_NL = FOCAL_ALPHA * target_NL + (1 - FOCAL_ALPHA) * (1 - target_NL)
+    focal_NL = alpha_NL * (1 - p_true_NL) ** FOCAL_GAMMA * cross_entropy_NL * inside_NL
+    overlap_N = (probability_NL * target_NL).sum(1)
+    total_N = probability_NL.sum(1) + target_NL.sum(1)
+    dice = (1 - (2 * overlap_N + 1) / (total_N + 1)).mean()
+    soft_iou_N = (overlap_N / (total_N - overlap_N).clamp(min=1e-6)).detach()
+    focal = focal_NL.sum() / (len(logits) * pixels)
+    return FOCAL_WEIGHT * focal + dice + F.mse_loss(iou_N, soft_iou_N)
+
+
 def official_loss(logits_Nhw: Tensor, iou_N: Tensor, target_NHW: Tensor) -> Tensor:
     """The loss of the public code of CA-SAM, with its constants (utils.FocalDiceloss_IoULoss).
 
@@ -63,8 +93,7 @@ def official_loss(logits_Nhw: Tensor, iou_N: Tensor, target_NHW: Tensor) -> Tens
 
     target_NHW: 0 or 1, at the size of the backbone's input.
     """
-    enlarged = F.interpolate(logits_Nhw[:, None], target_NHW.shape[1:], mode="bilinear", align_corners=False)
-    probability_NHW = torch.sigmoid(enlarged[:, 0])
+    probability_NHW = torch.sigmoid(resampled(logits_Nhw, (target_NHW.shape[1], target_NHW.shape[2])))
     missed_NHW = 1 - probability_NHW
     found = FOCAL_ALPHA * target_NHW * missed_NHW**FOCAL_GAMMA * torch.log(probability_NHW + 1e-12)
     avoided = (1 - FOCAL_ALPHA) * (1 - target_NHW) * probability_NHW**FOCAL_GAMMA

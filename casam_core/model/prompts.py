@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from scipy import ndimage
 from casam_core.model.frame import Frame
 
 Labels = NDArray[np.int32]
+
+Places = Sequence[tuple[slice, ...] | None]
+"""Of instance 1, 2, ...: its rows and columns in labels_HW; None if it is not there."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,29 @@ class Prompts:
         return Prompts(points_N2=frame.to_frame(self.xy))
 
 
-def tight_boxes(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
-    """The tight box of each instance. Every instance must be in labels_HW."""
-    slices = ndimage.find_objects(labels_HW)
-    boxes = [
-        (s[1].start, s[0].start, s[1].stop - 1, s[0].stop - 1) for s in (slices[i - 1] for i in instances)
-    ]
+def place_of(instance: int, places: Places) -> tuple[slice, ...]:
+    """The rows and columns of an instance that is there."""
+    place = places[instance - 1]
+    assert place is not None
+    return place
+
+
+def tight_boxes(labels_HW: Labels, instances: NDArray[np.int32], places: Places | None = None) -> Prompts:
+    """The tight box of each instance, which must be in labels_HW. places: of all instances, if known."""
+    places = ndimage.find_objects(labels_HW) if places is None else places
+    boxes = [(x.start, y.start, x.stop - 1, y.stop - 1) for y, x in (place_of(i, places) for i in instances)]
     return Prompts(boxes_N4=np.array(boxes, np.float32).reshape(-1, 4))
 
 
 def jittered_boxes(
-    labels_HW: Labels, instances: NDArray[np.int32], amount: float, rng: np.random.Generator
+    labels_HW: Labels,
+    instances: NDArray[np.int32],
+    amount: float,
+    rng: np.random.Generator,
+    places: Places | None = None,
 ) -> Prompts:
     """Tight boxes with each side moved by up to `amount` of the box's width or height, kept in the image."""
-    boxes = tight_boxes(labels_HW, instances).xy
+    boxes = tight_boxes(labels_HW, instances, places).xy
     width = boxes[:, 2] - boxes[:, 0] + 1
     height = boxes[:, 3] - boxes[:, 1] + 1
     moved = boxes + rng.uniform(-amount, amount, boxes.shape) * np.stack([width, height, width, height], 1)
@@ -72,13 +85,19 @@ def jittered_boxes(
     return Prompts(boxes_N4=np.clip(moved, 0, limit).astype(np.float32))
 
 
-def random_points(labels_HW: Labels, instances: NDArray[np.int32], rng: np.random.Generator) -> Prompts:
+def random_points(
+    labels_HW: Labels,
+    instances: NDArray[np.int32],
+    rng: np.random.Generator,
+    places: Places | None = None,
+) -> Prompts:
     """One uniformly drawn pixel of each instance."""
-    points = []
+    places, points = ndimage.find_objects(labels_HW) if places is None else places, []
     for instance in instances:
-        ys, xs = np.nonzero(labels_HW == instance)
+        rows, columns = place_of(instance, places)
+        ys, xs = np.nonzero(labels_HW[rows, columns] == instance)
         k = rng.integers(len(ys))
-        points.append((xs[k], ys[k]))
+        points.append((columns.start + xs[k], rows.start + ys[k]))
     return Prompts(points_N2=np.array(points, np.float32).reshape(-1, 2))
 
 

@@ -16,41 +16,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
+from casam_core.model.backbones.window import Window, whole, windows_around
+from casam_core.model.examples import Example, Examples, held
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.frame import frame_of
-from casam_core.model.losses import alignment_loss, official_loss
-from casam_core.model.prompts import Prompts, jittered_boxes, random_points, tight_boxes
-from casam_core.model.window import Window, whole, windows_around
+from casam_core.model.losses import alignment_loss, alignment_loss_together, official_loss
+from casam_core.model.prompts import Places, Prompts, jittered_boxes, random_points, tight_boxes
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-
-@dataclass(frozen=True)
-class Example:
-    """One training image.
-
-    seen_CHW: the input of the layer: the frozen embedding z_CHW, or the pixels x_3SS. labels_HW: the
-    instances at the image's resolution.
-    """
-
-    seen_CHW: Tensor
-    labels_HW: NDArray[np.int32]
-
-
-class Examples(Protocol):
-    """Training images by index; a list is enough for a few images.
-
-    Every step reads its images again, so that memory does not grow with their number.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> Example: ...
+DECODED = "images decoded together in training"
+"""The name of a step's work that does not fit into the device's memory (casam_core.model.compute.Halved)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +70,7 @@ class Step(NamedTuple):
     done: int
     total: int
     taken: bool
-    loss: float | None
+    loss: Tensor | None
 
 
 def planned_steps(images: int, spec: TrainingSpec) -> int:
@@ -139,14 +121,15 @@ def train_layer(
         RunError: a loss or a weight is no longer finite.
     """
     layer.to(backbone.compute.device).train()
-    steps = steps or OpenSteps()
-    taken, losses = 0, []
+    steps, examples = steps or OpenSteps(), held(examples, backbone, side_of(backbone, spec))
+    taken, values = 0, []
     for step in steps(Learner(layer, backbone, examples, spec, learning_rate, rng)):
         progress(step.done, step.total)
         taken += step.taken
         if step.loss is not None:
-            losses.append(step.loss)
+            values.append(step.loss)
     layer.eval()
+    losses = torch.stack(values).tolist() if values else []
     if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in layer.parameters()):
         raise RunError(
             f"training diverged within {taken} steps at learning rate {learning_rate:g}; "
@@ -170,7 +153,8 @@ class OpenSteps:
 
     def __call__(self, learner: Learner) -> Iterator[Step]:
         layer, spec, images = learner.layer, learner.spec, len(learner.examples)
-        optimiser = torch.optim.Adam(layer.parameters(), lr=learner.learning_rate)
+        fused = True if learner.backbone.compute.device.startswith("cuda") else None
+        optimiser = torch.optim.Adam(layer.parameters(), lr=learner.learning_rate, fused=fused)
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: min(1.0, (step + 1) / (spec.warmup + 1))
         )
@@ -179,19 +163,42 @@ class OpenSteps:
             drawn, value = learner.draw(indices), None
             optimiser.zero_grad()
             if drawn:
-                batch = decode_batch(layer, learner.backbone, drawn)
-                loss = batch.loss(spec)
-                if self.penalty is not None:
-                    loss = loss + self.penalty(layer, batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                value = self.gradient(learner, drawn)
                 optimiser.step()
                 warmup.step()
-                value = float(loss.detach())
             whole_epoch = done % steps_per_epoch == 0 or done == total
             stop = whole_epoch and bool(self.finished_epoch and self.finished_epoch(layer))
             yield Step(total if stop else done, total, bool(drawn), value)
             if stop:
                 return
+
+    def gradient(self, learner: Learner, drawn: Sequence[Drawn]) -> Tensor:
+        """The loss of a batch, whose gradient is in the layer afterwards.
+
+        If memory is short, it is computed again, with the decoder in two halves (see `decode_batch`). Raises
+        RunError if that is too much, too.
+        """
+        halved, images = learner.backbone.halved, len(drawn)
+        if DECODED not in halved.names:
+            try:
+                return self._gradient(learner, drawn)
+            except torch.OutOfMemoryError as error:
+                if images < 2:
+                    raise halved.lacking(DECODED, images) from error
+            learner.layer.zero_grad()
+            halved.note(DECODED, images)
+        try:
+            return self._gradient(learner, drawn)
+        except torch.OutOfMemoryError as error:
+            raise halved.lacking(DECODED, -(-images // 2)) from error
+
+    def _gradient(self, learner: Learner, drawn: Sequence[Drawn]) -> Tensor:
+        batch = decode_batch(learner.layer, learner.backbone, drawn)
+        loss = batch.loss(learner.spec)
+        if self.penalty is not None:
+            loss = loss + self.penalty(learner.layer, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,7 @@ class Drawn:
 class Batch:
     """The output of layer and decoder for one batch: N instances of all its images together.
 
-    logits, targets: one h x w per instance, in the window of its prompt (casam_core.model.window).
+    logits, targets: one h x w per instance, in the window of its prompt (casam_core.model.backbones.window).
     pixels: of a whole mask.
     """
 
@@ -226,6 +233,8 @@ class Batch:
         """The loss of the spec's objective; casam's is averaged over the instances of the batch."""
         if spec.objective == "official":
             return official_loss(torch.stack(list(self.logits)), self.iou_N, torch.stack(list(self.targets)))
+        if self.iou_N.device.type != "cpu":
+            return alignment_loss_together(self.logits, self.iou_N, self.targets, self.pixels)
         instances = zip(self.logits, self.iou_N, self.targets, strict=True)
         losses = [alignment_loss(lo[None], iou[None], t[None], self.pixels) for lo, iou, t in instances]
         return torch.stack(losses).mean()
@@ -260,55 +269,77 @@ def draw_instances(
     None if no instance is visible at the resolution of the targets.
     """
     labels_HW, geometry, official = example.labels_HW, backbone.geometry, spec.objective == "official"
-    seen = frame_of(labels_HW, geometry.side if official else geometry.low).resize_labels(labels_HW)
-    visible = np.unique(seen)[1:] if (seen == 0).any() else np.unique(seen)
+    shown, moved = example.shown(side_of(backbone, spec)), backbone.compute.moved
+    visible = shown.visible_N
     if len(visible) == 0:
         return None
     if official and len(visible) < spec.instances:
         chosen = np.sort(rng.choice(visible, spec.instances)).astype(np.int32)
     else:
         chosen = np.sort(rng.permutation(visible)[: spec.instances]).astype(np.int32)
-    in_image = prompts_for(labels_HW, chosen, kind, spec.box_jitter, rng)
-    frame, device = frame_of(labels_HW, geometry.side), backbone.compute.device
+    in_image = prompts_for(example, chosen, shown.places, kind, spec.box_jitter, rng)
+    frame, chosen_N11 = frame_of(labels_HW, geometry.side), torch.from_numpy(chosen)[:, None, None]
     prompts, pooled = in_image.into(frame), spec.far_cells == "means"
     return Drawn(
-        seen_CHW=example.seen_CHW.to(device),
+        seen_CHW=moved(example.seen_CHW).float(),
         prompts=prompts,
-        target_Nhw=torch.from_numpy(seen[None] == chosen[:, None, None]).float().to(device),
+        target_Nhw=(moved(shown.labels_SS) == moved(chosen_N11)).float(),
         windows=[whole(geometry.cells)] * len(prompts)
         if official
         else windows_around(prompts, geometry.cells, frame.side, pooled=pooled),
     )
 
 
+def side_of(backbone: Backbone, spec: TrainingSpec) -> int:
+    """Side of the frame of the targets: the backbone's for the official objective, else the decoder's."""
+    return backbone.geometry.side if spec.objective == "official" else backbone.geometry.low
+
+
 def prompts_for(
-    labels_HW: NDArray[np.int32],
+    example: Example,
     chosen: NDArray[np.int32],
+    places: Places,
     kind: str,
     jitter: float,
     rng: np.random.Generator,
 ) -> Prompts:
     """One prompt per chosen instance, in pixels of the image."""
     if kind == "point":
-        return random_points(labels_HW, chosen, rng)
-    return jittered_boxes(labels_HW, chosen, jitter, rng) if jitter else tight_boxes(labels_HW, chosen)
+        return random_points(example.labels_HW, chosen, rng, places)
+    if jitter:
+        return jittered_boxes(example.labels_HW, chosen, jitter, rng, places)
+    return tight_boxes(example.labels_HW, chosen, places)
 
 
 def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Batch:
-    """Apply the layer to all images of the batch at once, then the decoder to one image at a time.
+    """Apply the layer to all images of the batch at once, then the decoder.
 
-    Masks are decoded near their boxes only: farther away they are empty and teach nothing.
+    Masks are decoded near their boxes only: farther away they are empty and teach nothing. If the device's
+    memory was too small for a batch before, the decoder gets two halves of the images, and what it computes
+    for them is computed again for the gradient in place of being kept. Loss and gradient are the same.
     """
-    aligned_BCHW, decoder = align(layer, backbone, drawn), layer.own_decoder()
-    logits, iou, targets = [], [], []
-    for z_CHW, item in zip(aligned_BCHW, drawn, strict=True):
-        near, iou_N = backbone.decode_in(item.windows, z_CHW, item.prompts, decoder)
-        logits += near
-        iou.append(iou_N)
+    aligned_BCHW, decoder, images = align(layer, backbone, drawn), layer.own_decoder(), len(drawn)
+
+    def decoded(some: slice) -> tuple[list[Tensor], Tensor]:
+        windows, prompts = [item.windows for item in drawn[some]], [item.prompts for item in drawn[some]]
+        return backbone.decode_images(windows, aligned_BCHW[some], prompts, decoder)
+
+    if DECODED in backbone.halved.names:
+        half = -(-images // 2)
+        parts = [
+            checkpoint(decoded, some, use_reentrant=False, preserve_rng_state=False)
+            for some in (slice(half), slice(half, images))
+            if drawn[some]
+        ]
+    else:
+        parts = [decoded(slice(images))]
+    targets = []
+    for item in drawn:
         scale = item.target_Nhw.shape[-1] // backbone.geometry.cells
         instances = zip(item.windows, item.target_Nhw, strict=True)
         targets += [window.of(target_hw, scale) for window, target_hw in instances]
-    return Batch(drawn, logits, torch.cat(iou), targets, pixels=backbone.geometry.low**2)
+    logits, iou_N = [near for some, _ in parts for near in some], torch.cat([iou for _, iou in parts])
+    return Batch(drawn, logits, iou_N, targets, pixels=backbone.geometry.low**2)
 
 
 def align(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> Tensor:

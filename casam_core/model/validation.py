@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import special
+from torch import Tensor
 
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Examples, held
 from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights_of
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import Drawn, Examples, align, draw_instances
+from casam_core.model.training import Drawn, align, draw_instances, side_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def validator(
     """
     seeds = rng.integers(2**63, size=len(examples))
     spec = as_measured(spec)
+    examples = held(examples, backbone, side_of(backbone, spec))
 
     def drawn(i: int) -> Drawn | None:
         return draw_instances(examples[i], backbone, spec, "box", np.random.default_rng(seeds[i]))
@@ -66,7 +69,7 @@ def validator(
         layer.to(backbone.compute.device).eval()
         found = [iou_and_estimate(layer, backbone, d) for i in usable if (d := drawn(i)) is not None]
         layer.train(training)
-        iou_N, estimate_N = np.array(found, np.float64).T
+        iou_N, estimate_N = torch.stack(found).cpu().double().numpy().T
         return Validated(iou_N, estimate_N)
 
     return validate
@@ -78,13 +81,13 @@ def as_measured(spec: TrainingSpec) -> TrainingSpec:
 
 
 @torch.no_grad()
-def iou_and_estimate(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> tuple[float, float]:
-    """Of one image's masks: the mean IoU (logits above 0) against their targets, and the mean estimate."""
+def iou_and_estimate(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> Tensor:
+    """Two means over one image's masks, on the device: the IoU (logits above 0), and the estimate of it."""
     aligned_CHW = align(layer, backbone, [drawn])[0]
     logits_Nhw, estimate_N = backbone.decode(aligned_CHW, drawn.prompts, layer.own_decoder())
     predicted, target = logits_Nhw.flatten(1) > 0, drawn.target_Nhw.flatten(1) > 0
     iou_N = (predicted & target).sum(1) / (predicted | target).sum(1)
-    return float(iou_N.mean()), float(estimate_N.mean())
+    return torch.stack([iou_N.mean(), estimate_N.mean()])
 
 
 LEVEL = 0.3

@@ -162,5 +162,5 @@ def iou_of_each(learner: Learner, candidates: Sequence[Weights], drawn: Drawn) -
     found = []
     for weights in candidates:
         set_weights(learner.layer, weights)
-        found.append(iou_and_estimate(learner.layer, learner.backbone, drawn)[0])
+        found.append(float(iou_and_estimate(learner.layer, learner.backbone, drawn)[0]))
     return np.array(found)

@@ -21,7 +21,7 @@ from casam_core.config.site_file import TaskDescription
 from casam_core.errors import DataError
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
-from casam_core.model.training import Example
+from casam_core.model.examples import Example
 from casam_core.protocol.messages import Holding
 from casam_core.routing.features import pool
 from client.data.dataset import Dataset, LoadedSample, Sample

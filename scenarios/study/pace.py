@@ -19,9 +19,10 @@ from casam_core.config.scenario import Scenario
 from casam_core.metrics.segmentation import score_instance
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
+from casam_core.model.examples import Example
 from casam_core.model.forms import LowRankSpec, build_layer
 from casam_core.model.prompts import tight_boxes
-from casam_core.model.training import Example, train_layer
+from casam_core.model.training import train_layer
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.preflight import Cost
 

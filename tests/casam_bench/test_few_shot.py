@@ -9,8 +9,8 @@ from casam_bench.quality.few_shot import learn
 from casam_core.config.named_parts import AlignmentSpec, BackboneSpec
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
+from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer
-from casam_core.model.training import Example
 from casam_core.model.validation import Validated
 
 

@@ -25,8 +25,8 @@ from casam_core.config.named_parts import AlignmentSpec, BackboneSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
+from casam_core.model.examples import Example
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import Example
 from tests.casam_bench.surroundings import surroundings
 
 SQUARE = np.zeros((64, 64), np.int32)

@@ -11,8 +11,8 @@ from rich.table import Table
 from casam_bench.privacy import private_layers
 from casam_bench.privacy.private_layers import Cells, Task, frozen, iou_of, opened, private, summary
 from casam_core.config.scenario import PrivacySpec
+from casam_core.model.examples import Example
 from casam_core.model.layer_library import LIBRARIES
-from casam_core.model.training import Example
 from tests.banks import picture, random_library, tiny_backbone
 
 

@@ -13,11 +13,11 @@ from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import ScenarioError
 from casam_core.methods import EWC_STRENGTH, METHODS, SHARED, Cohort, distillation, elastic, method_of
 from casam_core.model.backbones import Backbone, load_backbone
+from casam_core.model.backbones.window import whole
 from casam_core.model.compute import Compute
 from casam_core.model.forms import LowRankSpec, build_layer
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Batch, Drawn, decode_batch
-from casam_core.model.window import whole
 from casam_core.routing.decision import Route
 
 COHORT = Cohort(

@@ -20,9 +20,10 @@ from casam_core.config.named_parts import SHIPPED_FRAMES, PublicFrameSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute, prepare_process
+from casam_core.model.examples import Example
 from casam_core.model.forms import FORMS, build_layer, weights_of
 from casam_core.model.prompts import tight_boxes
-from casam_core.model.training import Example, decode_batch, draw_batch, train_layer
+from casam_core.model.training import decode_batch, draw_batch, train_layer
 from casam_core.routing.decision import decide
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router

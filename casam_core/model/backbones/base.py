@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from casam_core.model.backbones.fast_encoder import FastEncoder
-from casam_core.model.backbones.mask_decoder import decode_prompts
+from casam_core.model.backbones.mask_decoder import decode_prompts, decode_together
+from casam_core.model.backbones.window import PIXELS, Window, whole
 from casam_core.model.compute import Compute, Halved
 from casam_core.model.frame import Frame, frame_of, pad_to_square
 from casam_core.model.prompts import Prompts
-from casam_core.model.window import PIXELS, Window, whole
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,61 @@ class Backbone(nn.Module):
         mask_decoder: MaskDecoder | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """As `decode`, with the logits in the window of each prompt only."""
-        xy = torch.as_tensor(prompts.xy, device=z_CHW.device)
-        points = boxes = None
-        if prompts.boxes_N4 is not None:
-            boxes = xy
-        else:
-            points = (xy[:, None, :], torch.ones(len(xy), 1, device=xy.device))
-        sparse_NTC, dense_NCHW = self.prompt_encoder(points=points, boxes=boxes, masks=None)
+        if self.compute.accelerated:
+            return self.decode_together([windows], z_CHW[None], [prompts], mask_decoder)
+        decoder, tokens_NTC = mask_decoder or self.mask_decoder, self.tokens([prompts])
         with self.compute.autocast():
-            logits, iou_N = decode_prompts(
-                mask_decoder or self.mask_decoder, z_CHW, self.image_pe, sparse_NTC, dense_NCHW[:1], windows
+            logits, iou_N = decode_prompts(decoder, z_CHW, self.image_pe, tokens_NTC, self._no_mask, windows)
+        return [logits_hw.float() for logits_hw in logits], iou_N.float()
+
+    def decode_images(
+        self,
+        windows: Sequence[Sequence[Window]],
+        z_BCHW: Tensor,
+        prompts: Sequence[Prompts],
+        mask_decoder: MaskDecoder | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `decode_in`, for the prompts of B images, all boxes or all points."""
+        if self.compute.accelerated:
+            return self.decode_together(windows, z_BCHW, prompts, mask_decoder)
+        each = zip(windows, z_BCHW, prompts, strict=True)
+        parts = [self.decode_in(w, z_CHW, p, mask_decoder) for w, z_CHW, p in each]
+        logits = [logits_hw for some, _ in parts for logits_hw in some]
+        return logits, torch.cat([iou_N for _, iou_N in parts])
+
+    def decode_together(
+        self,
+        windows: Sequence[Sequence[Window]],
+        z_BCHW: Tensor,
+        prompts: Sequence[Prompts],
+        mask_decoder: MaskDecoder | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """`decode_images` in as few calls as an accelerator wants."""
+        decoder, tokens_NTC = mask_decoder or self.mask_decoder, self.tokens(prompts)
+        with self.compute.autocast():
+            logits, iou_N = decode_together(
+                decoder, z_BCHW, self.image_pe, tokens_NTC, self._no_mask, windows
             )
         return [logits_hw.float() for logits_hw in logits], iou_N.float()
+
+    def tokens(self, prompts: Sequence[Prompts]) -> Tensor:
+        """tokens_NTC of the prompts of all images, as SAM makes them.
+
+        All points are of one kind, so there is no search for kinds, for which an accelerator would have to
+        wait.
+        """
+        encoder = self.prompt_encoder
+        xy = self.compute.moved(torch.from_numpy(np.concatenate([some.xy for some in prompts])))
+        if prompts[0].boxes_N4 is not None:
+            boxes_N2C: Tensor = encoder._embed_boxes(xy)
+            return boxes_N2C
+        points_N22 = F.pad((xy + 0.5)[:, None], (0, 0, 0, 1))  # SAM adds a point that is none
+        placed_N2C = encoder.pe_layer.forward_with_coords(points_N22, encoder.input_image_size)
+        point_N1C = placed_N2C[:, :1] + encoder.point_embeddings[1].weight
+        return torch.cat([point_N1C, encoder.not_a_point_embed.weight.expand(len(xy), 1, -1)], dim=1)
+
+    @property
+    def _no_mask(self) -> Tensor:
+        """What SAM adds to every cell of an embedding if no mask is given; 1 x C x 1 x 1."""
+        weight_1C: Tensor = self.prompt_encoder.no_mask_embed.weight
+        return weight_1C[:, :, None, None]

@@ -24,9 +24,10 @@ from casam_core.methods import alignment_of
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer, Weights, build_layer, rank_of, set_weights, weights_of
 from casam_core.model.layer_library import IDENTITY, LIBRARIES, LayerLibrary, library_named
-from casam_core.model.training import Example, decode_batch, draw_instances, train_layer
+from casam_core.model.training import decode_batch, draw_instances, train_layer
 from casam_core.seeding import numpy_generator
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.public.frame_making import IMAGES, RECOLOURED, SEED, facts, phantoms_of, recoloured

@@ -22,7 +22,8 @@ from casam_bench.membership.statistics import (
     tpr_at,
 )
 from casam_core.config.named_parts import RouterSpec
-from casam_core.model.training import Example, decode_batch
+from casam_core.model.examples import Example
+from casam_core.model.training import decode_batch
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images

@@ -16,13 +16,17 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import TrainingSpec
+from casam_core.model import frame
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
-from casam_core.model.compute import Compute
+from casam_core.model.backbones.window import Window
+from casam_core.model.compute import Compute, Halved
+from casam_core.model.examples import Example
 from casam_core.model.forms import FORMS, build_layer
 from casam_core.model.forms.base import AlignmentLayer
-from casam_core.model.training import Batch, Example, decode_batch, draw_batch
-from casam_core.model.window import Window
+from casam_core.model.frame import Frame
+from casam_core.model.prompts import Prompts
+from casam_core.model.training import DECODED, Batch, decode_batch, draw_batch
 
 CARD = torch.device("cuda:0")
 
@@ -38,6 +42,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
             return rows(window, cells)
 
     monkeypatch.setattr(Window, "rows", computed)
+    monkeypatch.setattr(frame, "bilinear", frame.bilinear.__wrapped__)  # nothing fake stays in its cache
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
 
 
@@ -89,10 +94,15 @@ def test_images_are_encoded_on_the_card(card: FakeTensorMode, encoder: str) -> N
 
 
 def batch_on(
-    card: FakeTensorMode, layer: AlignmentLayer, spec: TrainingSpec, left_behind: bool = False
+    card: FakeTensorMode,
+    layer: AlignmentLayer,
+    spec: TrainingSpec,
+    left_behind: bool = False,
+    halves: bool = False,
 ) -> tuple[Tensor, Batch]:
     """(loss, batch) of a step on two images; embeddings come from the processor's memory, as from a store."""
     backbone = backbone_on(card)
+    backbone.halved = Halved([DECODED] if halves else [])
     seen_CHW = torch.zeros(3, 64, 64) if layer.sees_pixels else torch.zeros(32, 8, 8)
     with card:
         drawn = draw_batch(
@@ -128,6 +138,19 @@ def test_a_training_step_of_every_kind_stays_on_the_card(
     assert loss.device == CARD
 
 
+def test_in_halves_a_training_step_stays_on_the_card(card: FakeTensorMode) -> None:
+    loss, _ = batch_on(card, layer_on(card, "low_rank"), TrainingSpec(), halves=True)
+    assert loss.device == CARD
+
+
+def test_masks_come_back_at_the_images_size(card: FakeTensorMode) -> None:
+    backbone, boxes = backbone_on(card), np.array([[2, 3, 20, 30]] * 3, np.float32)
+    with card:
+        logits_Nhw, iou_N = backbone.decode(torch.zeros(32, 8, 8).to(CARD), Prompts(boxes_N4=boxes))
+        masks_NHW = Frame(60, 48, 64).restore(logits_Nhw)
+    assert (masks_NHW.device, tuple(masks_NHW.shape), iou_N.device) == (CARD, (3, 60, 48), CARD)
+
+
 def test_a_tensor_that_stays_behind_is_found(card: FakeTensorMode) -> None:
-    with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
+    with pytest.raises(RuntimeError, match="two devices, c"):
         batch_on(card, layer_on(card, "low_rank"), TrainingSpec(), left_behind=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from casam_core.model.frame import Frame, frame_of, pad_to_square
+from casam_core.model.frame import Frame, frame_of, pad_to_square, resampled, resampled_by_products
 from casam_core.model.prompts import Prompts, central_points, jittered_boxes, random_points, tight_boxes
 
 SIZES = [(48, 48), (48, 96), (96, 48), (31, 77), (512, 300), (1000, 7)]
@@ -205,3 +205,13 @@ def test_prompts_are_boxes_or_points_never_both_or_none() -> None:
         Prompts(boxes_N4=boxes, points_N2=points)
     with pytest.raises(ValueError, match="either boxes or points"):
         Prompts()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (7, 33), (100, 19)])
+def test_an_accelerator_resamples_by_products_of_matrices(size: tuple[int, int]) -> None:
+    x_Nhw = torch.randn(3, 16, 24, requires_grad=True)
+    found, wanted = resampled_by_products(x_Nhw, size), resampled(x_Nhw, size)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(found.square().sum(), x_Nhw)
+    (wanted_gradient,) = torch.autograd.grad(wanted.square().sum(), x_Nhw)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-4)

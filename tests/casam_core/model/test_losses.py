@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from casam_core.model.losses import alignment_loss, dice_loss, focal_loss, official_loss, soft_iou
+from casam_core.model.losses import (
+    alignment_loss,
+    alignment_loss_together,
+    dice_loss,
+    focal_loss,
+    official_loss,
+    soft_iou,
+)
 
 HUGE = 1e4
 
@@ -183,3 +190,20 @@ def test_the_official_iou_error_teaches_the_mask_too() -> None:
         assert logits.grad is not None
         gradients.append(logits.grad)
     assert not torch.allclose(*gradients)
+
+
+def test_losses_of_masks_of_different_sizes_together_are_the_mean_of_them() -> None:
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(4, 8), (8, 8), (12, 4), (16, 16)]
+    logits = [(3 * torch.randn(shape, generator=rng)).requires_grad_() for shape in shapes]
+    targets = [(torch.rand(shape, generator=rng) > 0.6).float() for shape in shapes]
+    iou_N = torch.rand(4, generator=rng).requires_grad_()
+    each = zip(logits, iou_N, targets, strict=True)
+    wanted = torch.stack([alignment_loss(lo[None], iou[None], t[None], 256) for lo, iou, t in each]).mean()
+    found = alignment_loss_together(logits, iou_N, targets, 256)
+    torch.testing.assert_close(found, wanted)
+    inputs = [*logits, iou_N]
+    for one, other in zip(
+        torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from casam_core.config.scenario import AlignmentSpec, BackboneSpec, TrainingSpec
 from casam_core.model.backbones import Backbone, load_backbone
+from casam_core.model.backbones.window import BLOCK, PIXELS, Window, whole
 from casam_core.model.compute import Compute
+from casam_core.model.examples import Example
 from casam_core.model.forms import build_layer
 from casam_core.model.losses import alignment_loss
 from casam_core.model.prompts import Prompts
-from casam_core.model.training import Example, align, decode_batch, draw_instances
-from casam_core.model.window import BLOCK, PIXELS, Window, whole
+from casam_core.model.training import align, decode_batch, draw_instances
 from client.data.phantoms import PHANTOMS
 from tests.banks import tiny_backbone
 

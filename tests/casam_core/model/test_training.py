@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+import casam_core.model.examples
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
+from casam_core.model.compute import Compute, Halved
+from casam_core.model.examples import Example, holding, numbers_in, size_of
 from casam_core.model.forms import build_layer, weights_of
 from casam_core.model.losses import alignment_loss, official_loss
 from casam_core.model.training import (
+    DECODED,
     Drawn,
-    Example,
     OpenSteps,
     TrainingResult,
     batches,
     decode_batch,
+    draw_batch,
     draw_instances,
     importance_of,
     planned_steps,
@@ -437,3 +444,124 @@ def test_boxes_are_jittered_in_training_only_if_the_scenario_says_so(
     moved = np.abs(box(0.1) - box(0.0))
     assert 0 < moved.max() <= 0.1 * side
     np.testing.assert_array_equal(box(0.1), box(0.1))  # drawn from the generator of the round
+
+
+# --- As on an accelerator --------------------------------------------------------------------------
+
+
+def loss_and_gradient(
+    backbone: Backbone, examples: list[Example], spec: TrainingSpec
+) -> tuple[Tensor, Tensor]:
+    """Of the residual form on one batch."""
+    torch.manual_seed(0)
+    layer = residual()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    drawn = draw_batch(np.arange(len(examples)), examples, backbone, spec, np.random.default_rng(1))
+    loss = decode_batch(layer, backbone, drawn).loss(spec)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
+
+
+KINDS = [
+    TrainingSpec(),
+    TrainingSpec(far_cells="all", prompts="point"),
+    TrainingSpec(far_cells="all"),
+    OFFICIAL,
+]
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=["means", "points", "all", "official"])
+@pytest.mark.parametrize("halves", [False, True], ids=["whole", "halves"])
+def test_all_images_and_prompts_together_have_the_loss_and_the_gradient_of_one_by_one(
+    tiny: Backbone,
+    examples: list[Example],
+    spec: TrainingSpec,
+    halves: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted, wanted_gradient = loss_and_gradient(tiny, examples[:3], spec)
+    monkeypatch.setattr(Compute, "accelerated", True)
+    monkeypatch.setattr(tiny, "halved", Halved([DECODED] if halves else []))
+    loss, gradient = loss_and_gradient(tiny, examples[:3], spec)
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    assert float((gradient - wanted_gradient).norm()) < 1e-4 * float(wanted_gradient.norm())
+
+
+class Room:
+    """A decoder that has memory for so many images at once."""
+
+    def __init__(self, backbone: Backbone, images: int) -> None:
+        self.decode, self.images, self.asked = backbone.decode_images, images, list[int]()
+
+    def __call__(self, windows: list[Any], *rest: Any) -> Any:
+        self.asked.append(len(windows))
+        if len(windows) > self.images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.decode(windows, *rest)
+
+
+def test_a_step_that_does_not_fit_is_taken_in_halves_with_the_same_result(
+    tiny: Backbone, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers, losses = [], []
+    for room in (4, 2):
+        decoder = Room(tiny, room)
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny, "decode_images", decoder)
+            patch.setattr(tiny, "halved", Halved())
+            layers.append(residual())
+            losses.append(train(layers[-1], tiny, examples, epochs=2, batch_images=4)[0].losses)
+            assert tiny.halved.names == ([] if room == 4 else [DECODED])
+    assert decoder.asked == [4, 2, 2, 2, 2, 2, 2, 2, 2]  # two halves forward, and again for the gradient
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_does_not_fit_in_halves_either_is_an_error(
+    tiny: Backbone, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "decode_images", Room(tiny, 1))
+    monkeypatch.setattr(tiny, "halved", Halved())
+    with pytest.raises(RunError, match="expected device memory for 2 at once"):
+        train(residual(), tiny, examples, epochs=1, batch_images=4)
+
+
+def test_examples_on_the_device_train_the_same_layer(
+    tiny: Backbone, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(residual(), tiny, examples, epochs=2, batch_images=2, prompts="mixed")[0]
+    read: list[int] = []
+
+    class Stored(list[Example]):
+        def __getitem__(self, i: Any) -> Any:
+            read.append(i)
+            return super().__getitem__(i)
+
+    stored = [replace(e, seen_CHW=e.seen_CHW.half().float()) for e in examples]
+    each = size_of(holding(stored, tiny.compute, 32, 1 << 30).held[0])
+    for room, again in ((1 << 30, 0), (2 * each, 4)):  # room for all, or for half of them
+        read.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(casam_core.model.examples, "room_on", lambda device, room=room: room)
+            result = train(residual(), tiny, Stored(stored), epochs=2, batch_images=2, prompts="mixed")[0]
+        assert len(read) >= 4 + again  # at the beginning, and in two epochs
+        assert result.losses == pytest.approx(whole.losses, rel=1e-2)
+
+
+def test_what_is_held_is_compact_and_exact(tiny: Backbone, examples: list[Example]) -> None:
+    stored = replace(examples[0], seen_CHW=examples[0].seen_CHW.half().float())
+    one, other = holding([stored, examples[1]], tiny.compute, 32, 1 << 30).held.values()
+    assert (one.seen_CHW.dtype, other.seen_CHW.dtype) == (torch.float16, torch.float32)
+    assert torch.equal(one.seen_CHW.float(), stored.seen_CHW)
+    assert torch.equal(other.seen_CHW, examples[1].seen_CHW)
+    assert one.labels_HW.dtype == one.shown(32).labels_SS.numpy().dtype == np.uint8
+    assert np.array_equal(one.shown(32).labels_SS, stored.shown(32).labels_SS)
+    assert np.array_equal(one.shown(64).labels_SS, stored.shown(64).labels_SS)
+
+
+def test_large_instance_numbers_are_found_too() -> None:
+    labels_HW = np.array([[0, 70_000], [3, 70_000]], np.int32)
+    assert numbers_in(labels_HW).tolist() == [3, 70_000]
+    assert numbers_in(labels_HW % 100).tolist() == [3]

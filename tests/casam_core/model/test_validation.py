@@ -11,6 +11,8 @@ from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
+from casam_core.model.backbones.window import whole
+from casam_core.model.examples import Example
 from casam_core.model.forms import (
     AlignmentLayer,
     LowRankSpec,
@@ -21,7 +23,7 @@ from casam_core.model.forms import (
 )
 from casam_core.model.forms.affine import IdentityLayer, channels_in, identity_like
 from casam_core.model.prompts import Prompts, tight_boxes
-from casam_core.model.training import Drawn, Example
+from casam_core.model.training import Drawn
 from casam_core.model.validation import (
     BestEpoch,
     Validated,
@@ -31,7 +33,6 @@ from casam_core.model.validation import (
     since_best,
     validator,
 )
-from casam_core.model.window import whole
 
 SPEC = TrainingSpec(instances=2)
 

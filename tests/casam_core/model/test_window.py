@@ -7,8 +7,8 @@ import math
 import numpy as np
 import torch
 
+from casam_core.model.backbones.window import Window, whole, windows_around
 from casam_core.model.prompts import Prompts
-from casam_core.model.window import Window, whole, windows_around
 
 BOXES = np.array([[100, 40, 119, 43], [0, 0, 255, 255], [3.9, 4.0, 3.9, 4.0]], np.float32)
 

@@ -20,8 +20,9 @@ from opacus.accountants import PRVAccountant
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Example
 from casam_core.model.forms import FORMS, build_layer, form_spec, weights_of
-from casam_core.model.training import Example, Learner, train_layer
+from casam_core.model.training import Learner, train_layer
 from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, curve_replaced, epsilon_of
 from casam_core.privacy.dp_training import PrivateSteps, add_gradients
 from casam_core.privacy.noise import NoiseSource

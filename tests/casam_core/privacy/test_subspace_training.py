@@ -9,9 +9,10 @@ import pytest
 
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import PrivacySpec, Scenario, TrainingSpec
+from casam_core.model.examples import Example
 from casam_core.model.forms import build_layer, form_spec, set_weights, weights_of
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary
-from casam_core.model.training import Example, Learner, decode_batch, draw_instances, train_layer
+from casam_core.model.training import Learner, decode_batch, draw_instances, train_layer
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.subspace_training import (
