@@ -16,7 +16,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from casam_core.config.scenario import Scenario
 from casam_core.model.backbones import Backbone, load_backbone
-from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.model.compute import free_unused, prepare_process, resolve_compute
 from casam_core.protocol import schema
 from casam_core.protocol.audit import audit_log
 from casam_core.protocol.compressed_text import expand_text
@@ -76,7 +76,9 @@ class InstitutionApp(ClientApp):
         answer, role = release(message, context, super().__call__)
         if role is None:
             return answer
-        note(watch.work(role.kind, role.job), role.institution.site.private)
+        institution = role.institution
+        note(watch.work(role.kind, role.job, institution.backbone.halved.names), institution.site.private)
+        free_unused()  # several processes may share a card
         if not role.plays:
             return answer
         suffer(role, watch.seconds)

@@ -136,8 +136,7 @@ class Halved:
         """Remember that `name` needs halves, and say so."""
         self.names.append(name)
         LOG.warning("%s: no device memory for %d at once; from here on in two halves", name, size)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what is free lies in blocks of other sizes
+        free_unused()  # it lies in blocks of other sizes
 
     @staticmethod
     def lacking(name: str, size: int) -> RunError:
@@ -146,6 +145,29 @@ class Halved:
             f"{name}: expected device memory for {size} at once, found too little; use a device with more "
             "memory, close other programs on it, or set compute.device = 'cpu'"
         )
+
+
+def forget_peak() -> None:
+    """Measure the peak of device memory anew from here on (see `peak_bytes`)."""
+    for number in cards_in_use():
+        torch.cuda.reset_peak_memory_stats(number)
+
+
+def peak_bytes() -> int:
+    """The most device memory that this process held at a time; 0 without a CUDA card."""
+    return sum(torch.cuda.max_memory_allocated(number) for number in cards_in_use())
+
+
+def free_unused() -> None:
+    """Give device memory that nothing uses back, to other processes on the same card."""
+    if cards_in_use():
+        torch.cuda.empty_cache()
+
+
+def cards_in_use() -> range:
+    """Numbers of the CUDA cards, if this process has used one; asking does not start to use them."""
+    used = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return range(torch.cuda.device_count() if used else 0)
 
 
 def resolve_compute(spec: ComputeSpec) -> Compute:

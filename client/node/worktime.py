@@ -1,16 +1,18 @@
-"""How long every request took: one line per request, in the institution's own folder.
+"""How long every request took, and how much device memory: one line per request, in the institution's folder.
 
-These times depend on the number of images and on other work of the machine, so they never leave.
+These figures depend on the number of images and on other work of the machine, so they never leave.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from casam_core.files import append_record, read_records
+from casam_core.model.compute import forget_peak, peak_bytes
 from casam_core.protocol.audit import now
 from casam_core.protocol.payload import Job
 
@@ -21,7 +23,8 @@ FILE = "work.jsonl"
 @dataclass(frozen=True)
 class Work:
     """One answered request. seconds: from its arrival to its answer. processor_seconds: of all threads of the
-    process in this time."""
+    process in this time. device_mib: the most memory of an accelerator that the process held, its backbone
+    included. halved: work that did not fit into it at once (casam_core.model.compute.Halved)."""
 
     time: str
     kind: str
@@ -29,6 +32,8 @@ class Work:
     task: str
     seconds: float
     processor_seconds: float
+    device_mib: float = 0.0
+    halved: Sequence[str] = ()
 
 
 class Stopwatch:
@@ -36,16 +41,17 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._wall, self._processor = time.monotonic(), time.process_time()
+        forget_peak()
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds so far."""
         return time.monotonic() - self._wall
 
-    def work(self, kind: str, job: Job) -> Work:
-        """The times of one request so far."""
-        processor = time.process_time() - self._processor
-        return Work(now(), kind, job.stage, job.task, self.seconds, processor)
+    def work(self, kind: str, job: Job, halved: Sequence[str] = ()) -> Work:
+        """What one request took so far."""
+        processor, mib = time.process_time() - self._processor, peak_bytes() / 2**20
+        return Work(now(), kind, job.stage, job.task, self.seconds, processor, mib, list(halved))
 
 
 def note(work: Work, private: Path) -> None:

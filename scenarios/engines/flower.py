@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -57,6 +58,7 @@ def run_flower_app(
     cpus_per_node: int = 1,
     environment: Mapping[str, str] | None = None,
     ray_address: str | None = None,
+    cards: int = 0,
 ) -> FlowerRun:
     """Run the app in `app_dir` on simulated SuperNodes and wait for its end.
 
@@ -65,6 +67,7 @@ def run_flower_app(
     Args:
         home: A new or empty folder for Flower's state and logs of this run. The caller removes it.
         on_line: Called with each line of the run's output, without colours.
+        cards: CUDA cards that the workers share.
         ray_address: An existing Ray cluster (docs/performance.md). By default the run starts its own.
 
     Returns:
@@ -81,7 +84,7 @@ def run_flower_app(
     app = stage_app(app_dir, home / "app")
     variables = dict(environment or {}) | ({"RAY_ADDRESS": ray_address} if ray_address else {})
     with terminable(), superlink(home, app, variables) as link:
-        federation = _federation(nodes, cpus_per_node, own_ray=ray_address is None)
+        federation = _federation(nodes, cpus_per_node, own_ray=ray_address is None, cards=cards)
         return submit(link, app, run_config, on_line, "--federation-config", federation)
 
 
@@ -108,19 +111,30 @@ def submit(
     return _final_status(run_id, link)
 
 
-def _federation(nodes: int, cpus_per_node: int, *, own_ray: bool = True) -> str:
+def share_of_a_card(workers: int, cards: int) -> float:
+    """The share of a card that Ray reserves for a worker, so that all cards get equally many.
+
+    With one card there is nothing to choose: Ray reserves nothing, and all workers use it.
+    """
+    return 0.0 if cards < 2 else math.floor(1e4 / -(-workers // cards)) / 1e4
+
+
+def _federation(nodes: int, cpus_per_node: int, *, own_ray: bool = True, cards: int = 0) -> str:
     """Settings of the simulation in the format of `--federation-config`.
 
     Ray starts as many workers as its CPUs allow, and each worker loads a copy of the backbone. So Ray gets no
     more CPUs than the nodes can use, but always enough for one node. Existing clusters refuse this setting.
     """
+    cores = max(cpus_per_node, min(os.cpu_count() or 1, nodes * cpus_per_node))
     settings: dict[str, int | float] = {
         "num-supernodes": nodes,
         "client-resources-num-cpus": cpus_per_node,
-        "client-resources-num-gpus": 0.0,
+        "client-resources-num-gpus": share_of_a_card(cores // cpus_per_node, cards if own_ray else 0),
     }
     if own_ray:
-        settings["init-args-num-cpus"] = max(cpus_per_node, min(os.cpu_count() or 1, nodes * cpus_per_node))
+        settings["init-args-num-cpus"] = cores
+        if cards > 1:
+            settings["init-args-num-gpus"] = cards
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 

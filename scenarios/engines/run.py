@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -161,8 +162,19 @@ def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *
             home=Path(home),
             on_line=on_line,
             ray_address=os.environ.get(RAY_ADDRESS),
+            cards=cards_for(scenario.compute.device),
         )
     check_completed(run, folder, f"{folder / 'flower.log'} and in {own_logs(folder)}")
+
+
+def cards_for(device: str) -> int:
+    """CUDA cards that the workers of a simulation may share; 0 if the scenario names one, or none.
+
+    Parts of a card (MIG) are used as they are: the driver shows a process one of them.
+    """
+    if device not in ("auto", "cuda") or "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        return 0
+    return torch.cuda.device_count()
 
 
 def settings_of(scenario: Scenario, folder: Path) -> dict[str, str | int | float | bool]:

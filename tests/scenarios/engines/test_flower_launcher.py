@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from casam_core.errors import RunError
 from scenarios.engines import flower, processes
 from scenarios.engines.bundle import stage_app
 from scenarios.engines.flower import FlowerRun, run_flower_app
+from scenarios.engines.run import cards_for
 from scenarios.engines.superlink import flower_command
 from tests.echo_app import write_echo_app
 
@@ -235,3 +237,30 @@ def test_processes_are_found_by_their_mark_and_ended() -> None:
     assert len(processes.marked_processes(mark)) == 3, "also the child that lost its environment"
     assert processes.end_processes(mark) == set()
     assert shell.wait() != 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "cards", "share"),
+    [(16, 0, 0.0), (16, 1, 0.0), (16, 2, 0.125), (5, 2, 0.3333), (1, 4, 1.0), (8, 8, 1.0)],
+)
+def test_ray_gives_every_card_equally_many_workers(workers: int, cards: int, share: float) -> None:
+    assert flower.share_of_a_card(workers, cards) == share
+    if cards > 1:
+        assert cards * int(1 / share) >= workers or share == 1.0
+
+
+def test_ray_is_told_of_the_cards_only_if_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert "init-args-num-gpus" not in flower._federation(8, 1, cards=1)
+    told = flower._federation(8, 1, cards=2)
+    assert "client-resources-num-gpus=0.25" in told
+    assert "init-args-num-gpus=2" in told
+    assert "num-gpus=0.0" in flower._federation(8, 1, own_ray=False, cards=2)
+
+
+def test_a_named_card_and_a_part_of_a_card_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [cards_for(device) for device in ("auto", "cuda", "cuda:1", "cpu", "mps")] == [4, 4, 0, 0, 0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-9f2c")
+    assert cards_for("auto") == 0
