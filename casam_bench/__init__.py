@@ -46,7 +46,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         "9, 100 and 1,000 institutions through Flower, compared with an idle app.", at("speed.scale:run")
     ),
     "gpu": Benchmark(
-        "The work of institutions on a CUDA card; CASAM_GPU=cpu rehearses it.", at("speed.gpu:run"), True
+        "The work of institutions on a CUDA card; CASAM_GPU=cpu rehearses it.",
+        at("card.card_parts:run"),
+        True,
     ),
     "router": Benchmark(
         "How well each router recognises tasks, by number of images.", at("quality.router_quality:run"), True

@@ -48,7 +48,9 @@ class Surroundings:
     """Settings of all benchmarks.
 
     home: folder of stored embeddings. images: maximum of training images per task, for a shorter run. say,
-    show: print a line, a table. engines: run scenarios and Flower apps; this package imports no engine.
+    show: print a line, a table. parts: folder
+    in which a benchmark of several parts keeps each, to go on after an interruption. trace: folder for what a
+    profiler saw. engines: run scenarios and Flower apps; this package imports no engine.
     smoke: small sizes only, for the regression guard. data_root: folder of real datasets, if any.
     """
 
@@ -60,6 +62,8 @@ class Surroundings:
     engines: Engines
     smoke: bool = False
     data_root: Path | None = None
+    parts: Path | None = None
+    trace: Path | None = None
 
     def lite_medsam(
         self,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone, Geometry
-from casam_core.model.backbones.lite_medsam import load_lite_medsam
+from casam_core.model.backbones.lite_medsam import build_sam_heads, load_lite_medsam
 from casam_core.model.backbones.sam import SamBackbone
+from casam_core.model.backbones.tiny import GEOMETRY as TINY
 from casam_core.model.backbones.window import PIXELS, Window
 from casam_core.model.compute import Compute, prepare_process
 from casam_core.model.prompts import Prompts
@@ -38,17 +42,60 @@ def lite_medsam(compute: Compute) -> Backbone:
 
 def random_vit_b(compute: Compute) -> Backbone:
     """SAM's ViT-B with its real shapes and random weights, to measure speed only."""
+    return random_vit("vit_b", compute)
+
+
+SMALL = "small"
+"""A ViT of SAM's kind, with windows and relative positions, that takes milliseconds on a processor."""
+
+
+def random_vit(name: str, compute: Compute) -> Backbone:
+    """SAM's vit_b, vit_l or vit_h with its real shapes, or SMALL; random weights, to measure speed only."""
     with initialisers_from(SEED):
-        sam = sam_model_registry["vit_b"]()
+        encoder, prompt_encoder, mask_decoder = parts_of(name)
+        for key, parameter in encoder.named_parameters():
+            if "rel_pos" in key:  # zero at first; so they count
+                nn.init.normal_(parameter, std=0.1)
     return SamBackbone(
-        name="vit_b",
+        name=name,
         digest="random",
-        geometry=Geometry(side=1024, channels=256, cells=64),
-        image_encoder=sam.image_encoder,
-        prompt_encoder=sam.prompt_encoder,
-        mask_decoder=sam.mask_decoder,
+        geometry=TINY if name == SMALL else Geometry(side=1024, channels=256, cells=64),
+        image_encoder=encoder,
+        prompt_encoder=prompt_encoder,
+        mask_decoder=mask_decoder,
         compute=compute,
     )
+
+
+def parts_of(name: str) -> tuple[ImageEncoderViT, PromptEncoder, MaskDecoder]:
+    """Image encoder, prompt encoder and mask decoder with their initial weights."""
+    if name != SMALL:
+        sam = sam_model_registry[name]()
+        return sam.image_encoder, sam.prompt_encoder, sam.mask_decoder
+    encoder = ImageEncoderViT(
+        img_size=TINY.side,
+        patch_size=TINY.side // TINY.cells,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2,
+        out_chans=TINY.channels,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=5,
+        global_attn_indexes=(1,),
+    )
+    return encoder, *build_sam_heads(TINY, mlp_dim=64, heads=2, mask_channels=4)
+
+
+def gflop_of(name: str) -> float:
+    """GFLOP of SAM's own encoder on one image, two per multiply-add; nothing is computed."""
+    with torch.device("meta"):
+        encoder, _, _ = parts_of(name)
+        x_13SS = torch.zeros(1, 3, encoder.img_size, encoder.img_size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            encoder(x_13SS)
+    return float(counter.get_total_flops()) / 1e9
 
 
 def phantoms(modality: str, images: int) -> list[LoadedSample]:

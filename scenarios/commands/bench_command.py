@@ -98,13 +98,18 @@ def bench(
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of real datasets, for the benchmarks that need them.")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="gpu: write a Chrome trace of a training and its ten heaviest kernels here."),
+    ] = None,
 ) -> None:
     """Run one benchmark, or several. A ratio compares two sides that took turns in one process.
 
     For example: casam bench --smoke --json figures.json
 
     The --json file is written after every benchmark, so that an interrupted call keeps its results. Its key
-    `machine` holds the environment and the speed of the machine.
+    `machine` holds the environment and the speed of the machine. gpu keeps its parts beside it, in a folder
+    that ends with .parts; with this folder the same call measures only what is missing.
     """
     from casam_bench import BENCHMARKS, MACHINE, SMOKE
     from casam_bench.bench import Figures, Surroundings
@@ -129,6 +134,8 @@ def bench(
         engines=CasamEngines(),
         smoke=smoke,
         data_root=data_root,
+        parts=json_.with_suffix(".parts") if json_ is not None else None,
+        trace=trace,
     )
 
     def measure(benchmark: str) -> Figures:

@@ -17,6 +17,8 @@ R: all heads of all images or windows. N = H W cells, D channels per head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -121,6 +123,12 @@ class FoldedAttention(GridAttention):
         return looks_1RNX[0, :, :, :width]
 
 
+@lru_cache(1)
+def compiled() -> Callable[..., Any]:
+    """The kernel maker; it compiles at its first call for each size of grid."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
 class FlexAttention(GridAttention):
     """Inside a compiled kernel. Without torch.compile, the scores of all pairs would be computed."""
 
@@ -130,6 +138,8 @@ class FlexAttention(GridAttention):
         def placed(score: Tensor, b: Tensor, r: Tensor, n: Tensor, m: Tensor) -> Tensor:
             return score + up_RNH[r, n, m // width] + aside_RNW[r, n, m % width]
 
-        looks_1RND: Any = flex_attention(q_RND[None], k_RND[None], v_RND[None], placed, scale=1.0)
-        found: Tensor = looks_1RND[0]
-        return found
+        attend: Any = flex_attention
+        if q_RND.is_cuda and not torch.compiler.is_compiling():
+            attend = compiled()
+        looks_1RND: Tensor = attend(q_RND[None], k_RND[None], v_RND[None], placed, scale=1.0)
+        return looks_1RND[0]

@@ -1,0 +1,125 @@
+"""`casam bench gpu`: its parts, one after the other; what has its figures is not measured again.
+
+A part that fails is reported by name, with its traceback in a file, and the next one begins. The figures of a
+part are kept in the folder `Surroundings.parts`, for the same card and the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.card.card import Card, device_of
+from casam_bench.card.card_encoder import compiled_encoder, encoder_rates
+from casam_bench.card.card_institutions import growth, stored_rates
+from casam_bench.card.card_training import alignment, busy, determinism, steps
+from casam_bench.card.card_use import decoding, routing
+from casam_bench.card.paper_run import paper
+from casam_core.files import write_atomic
+from casam_core.protocol.fingerprint import code_fingerprint
+
+Part = Callable[[Card, Figures], Figures]
+"""(the card, the figures of the parts before) -> figures."""
+
+
+def peak(card: Card, known: Figures) -> Figures:
+    """What the card can do: products of matrices, and copies in its memory."""
+    return {
+        "gemm_bfloat16_tflops": card.tflops(torch.bfloat16),
+        "gemm_float32_tflops": card.tflops(torch.float32),
+        "memory_gb_per_second": card.read_gb(),
+    }
+
+
+PARTS: dict[str, Part] = {
+    "peak": peak,
+    "encoder_vit_b": partial(encoder_rates, "vit_b"),
+    "steps": steps,
+    "alignment": alignment,
+    "busy": busy,
+    "decoding": decoding,
+    "routing": routing,
+    "institutions": growth,
+    "store": stored_rates,
+    "paper": paper,
+    "encoder_vit_h": partial(encoder_rates, "vit_h"),
+    "encoder_vit_l": partial(encoder_rates, "vit_l"),
+    "determinism": determinism,
+    "compiled": compiled_encoder,
+}
+"""The most important first, in case the time on a card ends."""
+
+
+def run(around: Surroundings) -> Figures:
+    """All figures of all parts; the functions of the parts say what they are. PART_seconds: what a part took.
+    failed_PART = 1 for a part that failed. peak_gib: of the card's memory."""
+    device = device_of()
+    card = Card(device, around.smoke or device == "cpu", around)
+    figures: Figures = {}
+    begun = time.monotonic()
+    for number, (name, part) in enumerate(PARTS.items(), 1):
+        kept = figures_in(around.parts, name, card)
+        if kept is not None:
+            around.say(f"gpu: {name} has its figures ({number} of {len(PARTS)})")
+            figures |= kept
+            continue
+        around.say(f"gpu: {name} ({number} of {len(PARTS)}, after {time.monotonic() - begun:.0f} s)")
+        figures |= measured(card, name, part, figures)
+    if card.cuda:
+        figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    show(card, figures)
+    if failed := [name for name in PARTS if f"failed_{name}" in figures]:
+        around.say(f"gpu: FAILED: {', '.join(failed)}; the other figures are good")
+    return figures
+
+
+def measured(card: Card, name: str, part: Part, known: Figures) -> Figures:
+    """The figures of a part, which are kept; failed_PART if it failed."""
+    folder, begun = card.around.parts, time.monotonic()
+    card.free()
+    try:
+        found = part(card, known) | {f"{name}_seconds": time.monotonic() - begun}
+    except Exception as error:
+        first, *_ = str(error).splitlines() or [""]
+        card.around.say(f"gpu: {name} FAILED: {type(error).__name__}: {first}")
+        if folder is not None:
+            write_atomic(folder / f"{name}.error.txt", traceback.format_exc().encode())
+        return {f"failed_{name}": 1.0}
+    for key, value in found.items():
+        card.around.say(f"gpu:   {key} = {value:.4g}")
+    if folder is not None:
+        kept = {"card": card.name, "code": code_fingerprint(), "figures": found}
+        write_atomic(folder / f"{name}.json", (json.dumps(kept, indent=2) + "\n").encode())
+        (folder / f"{name}.error.txt").unlink(missing_ok=True)
+    return found
+
+
+def figures_in(folder: Path | None, name: str, card: Card) -> Figures | None:
+    """The kept figures of a part; None if there are none of this card and this code."""
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        kept = json.loads((folder / f"{name}.json").read_text())
+        same = (kept["card"], kept["code"]) == (card.name, code_fingerprint())
+        return dict(kept["figures"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def show(card: Card, figures: Figures) -> None:
+    """A row per figure."""
+    table = Table(title=f"on {card.name}")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}")
+    card.around.show(table)
