@@ -186,11 +186,18 @@ def make_kit(
         "home": home,
         "data_root": data,
     }
-    about = {"institution": name, "superlink": consortium.server, "version": version}
+    about = {
+        "institution": name,
+        "superlink": consortium.server,
+        "version": version,
+        "home": home,
+        "data": data,
+    }
     lock = read_lock()
     files: dict[str, bytes] = {
         "README.md": from_template("institution.md", about),
         "compose.yml": from_template("institution-compose.yml", about),
+        "casam-node.service": from_template("institution.service", about),
         "node.toml": tomli_w.dumps(node).encode(),
         "policy.toml": policy_text(name).encode(),
         "site.toml": site_text({}).encode(),

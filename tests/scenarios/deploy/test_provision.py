@@ -6,6 +6,9 @@ import hashlib
 import ipaddress
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -241,3 +244,29 @@ def test_a_kits_container_is_as_confined_as_the_demos(made: Path) -> None:
     assert ".:/site:ro" in node["volumes"]
     assert any(volume.endswith(":/data:ro") for volume in node["volumes"])
     assert "ports" not in node
+
+
+def test_a_kits_service_writes_below_its_home_only(made: Path) -> None:
+    text = (made / "institutions" / "north" / "casam-node.service").read_text()
+    lines = [line.partition("=") for line in text.splitlines() if "=" in line and not line.startswith("#")]
+    unit = {name: value for name, _, value in lines}
+    assert unit["ExecStart"] == "/opt/casam/bin/casam node node.toml"
+    assert unit["WorkingDirectory"] == "/etc/casam/north"
+    assert unit["ReadWritePaths"] == str(read_node_file(made / "institutions" / "north" / "node.toml").home)
+    assert (unit["ProtectSystem"], unit["UMask"], unit["CapabilityBoundingSet"]) == ("strict", "0077", "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_understands_the_service_and_finds_it_confined(made: Path, tmp_path: Path) -> None:
+    unit = tmp_path / "casam-node.service"
+    text = (made / "institutions" / "north" / "casam-node.service").read_text()
+    unit.write_text(text.replace("/opt/casam/bin/casam", sys.executable))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert [line for line in verified.stderr.splitlines() if unit.name in line] == []
+    exposed = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=25", str(unit)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert exposed.returncode == 0, exposed.stdout + exposed.stderr
