@@ -3,6 +3,9 @@
 A LockedLog is for evidence (audit logs, ledgers): a line is on disk when `append` returns, several processes
 may append, and a damaged log is an error. append_record and read_records are for data that can be created
 again: they ignore a damaged end.
+
+Trusted code changes its files and folders here, through this module's `os`: tests/disasters puts a
+simulated disk in its place.
 """
 
 from __future__ import annotations
@@ -15,11 +18,10 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import IO, Any, ClassVar, Generic, Protocol, TypeVar
 
 from casam_core.errors import BankError, PolicyError
 
@@ -41,21 +43,83 @@ def sha256_of_file(path: Path) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file atomically: a crash leaves the old file or the new one, never a part.
 
-    The data are on disk before the name is (fsync of the file, rename, fsync of the folder).
+    The data are on disk before the name is (fsync of the file, rename, fsync of the folder). A new file is
+    readable by its owner only.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
+        handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            _write(handle, data, path)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(unfinished, path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove(unfinished)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # the error of a full disk names no file
         raise
     _sync_folder(path.parent)
+
+
+def _write(handle: int, data: bytes, path: Path) -> None:
+    """Write all bytes at the end of the file. Raises OSError; then none of them are in it."""
+    size = os.lseek(handle, 0, os.SEEK_END)
+    try:
+        if os.write(handle, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle, size)  # the next line must not begin in the middle of this one
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it exists; on return it is gone from the disk."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        _sync_folder(path.parent)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and the missing ones above it; `mode` counts for the last. On return they are on disk.
+
+    Nothing changes if it exists.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:  # another process was faster
+        if not path.is_dir():
+            raise
+    _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder and what it holds; a crash leaves all of it or nothing under this name."""
+    gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, gone)
+        _sync_folder(path.parent)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def lock_file(path: Path) -> IO[str]:
+    """Take the lock on a file until it is closed or the process ends.
+
+    Raises BlockingIOError if another process has it, and OSError if the file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "a")
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -84,6 +148,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+def sync(path: Path) -> None:
+    """On return, the file and its name are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    _sync_folder(path.parent)
+
+
 def _sync_folder(path: Path) -> None:
     folder = os.open(path, os.O_RDONLY)
     try:
@@ -106,6 +180,7 @@ class LockedLog(Generic[T]):
         self._bytes = bytearray()
         self._lines: list[T] = []
         self._state: tuple[int, ...] | None = None
+        self._named = False
 
     def append(self, make: Callable[[Sequence[T]], tuple[T, str]]) -> T:
         """Add one line.
@@ -115,16 +190,17 @@ class LockedLog(Generic[T]):
                 is added.
 
         Raises:
-            OSError: the disk is full. A partial line has no line break, and the next reader removes it.
+            OSError: the disk is full; no line is added.
         """
         with self._locked() as handle:
             self._read(handle)
             line, text = make(self._lines)
             data = (text + "\n").encode()
-            os.lseek(handle, 0, os.SEEK_END)
-            if os.write(handle, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            _write(handle, data, self.path)
             os.fsync(handle)
+            if not self._named:  # the name of a new file is in its folder
+                _sync_folder(self.path.parent)
+                self._named = True
             self._bytes += data
             self._lines.append(line)
             self._state = _state(handle)
@@ -139,7 +215,7 @@ class LockedLog(Generic[T]):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path.parent, 0o700)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -209,9 +285,12 @@ def _state(handle: int) -> tuple[int, ...]:
 
 
 def append_record(path: Path, record: Any) -> None:
-    """Add one line; a crash may lose it."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one line. A crash may lose it, unless `sync` is called first. If it raises, none is added."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        _write(handle, (json.dumps(record) + "\n").encode(), path)
+    finally:
+        os.close(handle)
 
 
 def read_records(path: Path) -> Iterator[tuple[Any, int]]:

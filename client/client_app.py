@@ -44,7 +44,7 @@ from client.node.worktime import Stopwatch, note
 from client.release import permission
 from client.release.approval import require_approval
 from client.release.asked import questions_log
-from client.release.outbox import answer_for
+from client.release.outbox import answer_for, check_once
 from client.release.restored import check_not_restored
 from client.secagg.member import take_part
 from client.secagg.remembered import sums_log
@@ -205,9 +205,13 @@ def answered(message: Message, reply: schema.Message) -> Message:
 
 
 def addressed(message: Message, job: Job, context: Context) -> Institution:
-    """The addressed institution. Raises RefusalError (unknown-scenario, unknown-institution, rolled-back)."""
+    """The addressed institution.
+
+    Raises RefusalError (unknown-scenario, unknown-institution, rolled-back, repeated) before any work.
+    """
     found = institution_among(remembered(context), scenario_text(context), job.institution)
     check_not_restored(found.site, settings_of(message.content))
+    check_once(message.metadata.message_id, audit_log(found.site.audit).lines())
     return found
 
 

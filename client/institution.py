@@ -6,7 +6,6 @@ writes to `site.store` and `site.private` stay.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from casam_core.bank.bank import Bank
 from casam_core.config.public_files import digest_of_file
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError
+from casam_core.files import make_folder, remove_folder
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
@@ -98,7 +98,7 @@ class Institution:
         self.backbone = backbone
         self.router = build_router(scenario.router, site.folder_of(FRAMES))
         self._tasks: dict[str, TaskData] = {}
-        site.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(site.private, 0o700)
 
     @property
     def name(self) -> str:
@@ -301,7 +301,7 @@ class Institution:
         """This institution's copy of the bank with the new entries. Raises RefusalError (bank-mismatch)."""
         folder = self.site.private / "bank"
         if request.known == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         bank = Bank.open(folder, create=True)
         for task in bank.tasks[request.known :]:  # the server quarantined them after it had sent them
             bank.remove(task)

@@ -20,6 +20,7 @@ from typing import Any
 from casam_core.bank.bank import Bank, bank_digest
 from casam_core.bank.entry_file import Entry
 from casam_core.errors import ScenarioError
+from casam_core.files import make_folder
 from casam_core.methods import method_of
 from casam_core.protocol.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job
@@ -226,7 +227,7 @@ def write_receipt(federation: Federation, unlearned: Unlearned, facts: Mapping[s
         "not_covered": NOT_COVERED,
     }
     signed = {**statement, "signature": signature_of(signing_key(federation.key), statement)}
-    (folder.path / "receipts").mkdir(exist_ok=True)
+    make_folder(folder.path / "receipts")
     folder.write_json(f"receipts/{unlearned.institution}-stage-{unlearned.stage}.json", signed)
 
 

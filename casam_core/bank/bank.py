@@ -18,7 +18,7 @@ from pathlib import Path
 
 from casam_core.bank.entry_file import Entry, Head, digest_of, head_in, read_entry
 from casam_core.errors import BankError
-from casam_core.files import write_atomic
+from casam_core.files import make_folder, remove, write_atomic
 
 SCHEMA = 1
 
@@ -43,7 +43,7 @@ class Bank:
         if not manifest.exists():
             if not create:
                 raise BankError(f"no bank at {folder}: expected a file manifest.json; check the path")
-            (folder / "entries").mkdir(parents=True, exist_ok=True)
+            make_folder(folder / "entries")
             bank = Bank(folder, {})
             bank._write_manifest({})
             return bank
@@ -157,7 +157,7 @@ class Bank:
         self._write_manifest(digests)
         self._digests = digests
         self._entries.pop(task, None)
-        self._file(gone).unlink(missing_ok=True)
+        remove(self._file(gone))
 
     def _file(self, digest: str) -> Path:
         return self.folder / "entries" / f"{digest}.entry"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.errors import BankError
-from casam_core.files import casam_home, write_atomic
+from casam_core.files import casam_home, make_folder, write_atomic
 
 T = TypeVar("T")
 LARGEST = 1e9
@@ -59,7 +59,7 @@ class PublicFiles(Generic[T]):
         self.read(data)
         digest = digest_of_file(data)
         if not file_of(folder, digest).exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_atomic(file_of(folder, digest), data)
         return digest
 

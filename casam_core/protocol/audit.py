@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -96,7 +97,7 @@ def head_at(place: str, institution: str) -> Head | None:
 
 def now() -> str:
     """The current time in UTC, in whole seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
 
 
 def chained(sequence: int, release: Release, previous: str) -> Line:
@@ -149,8 +150,11 @@ class AuditLog(LockedLog[Line]):
     def _next(self, before: Sequence[Line], text: bytes) -> Line:
         try:
             line = parse_line(text.decode())
-        except UnicodeDecodeError as error:
-            raise AuditError(f"{self.path}: line {len(before) + 1} is not a line of an audit log") from error
+        except (UnicodeDecodeError, AuditError) as error:
+            raise AuditError(
+                f"{self.path}: line {len(before) + 1} is not a line of an audit log; keep the file as it is "
+                "and find out who changed it"
+            ) from error
         if (fault := broken((line,), before)) is not None:
             raise AuditError(f"{self.path}: {fault}; keep the file as it is and find out who changed it")
         return line
@@ -163,9 +167,12 @@ def audit_log(path: Path) -> AuditLog:
 
 
 def read_log(path: Path) -> list[Line]:
-    """The lines of a log without a check of its chain. Raises AuditError that names the invalid line."""
+    """The lines of a log without a check of its chain. Raises AuditError that names the invalid line.
+
+    A last line without its line break is not counted: the power went while it was written, and nothing left.
+    """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise AuditError(f"{path}: expected an audit log, it cannot be read; check the path") from error
     lines = []

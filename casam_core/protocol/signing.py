@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from casam_core.errors import CasamError
-from casam_core.files import write_atomic
+from casam_core.files import make_folder, write_atomic
 
 
 class SigningError(CasamError):
@@ -34,7 +34,7 @@ class SigningError(CasamError):
 def new_signing_key(path: Path) -> Ed25519PrivateKey:
     """The key in `path`; if there is no file, a new key, readable only by its owner. Raises SigningError."""
     if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent, 0o700)
         write_atomic(path, private_pem(Ed25519PrivateKey.generate()))
     return signing_key(path)
 

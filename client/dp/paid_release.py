@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from casam_core.files import write_atomic
+from casam_core.files import make_folder, remove, write_atomic
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units
@@ -58,7 +58,7 @@ def release_once(
         spends = [spend_on(institution, name, task, split, part) for name, part in parts.items()]
         reserve(institution.site, spends, units[task].count)
     payload = compute(institution.noise(job, kind))
-    folder.mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder, 0o700)
     name = f"{kind}{made_with}-{digest_of(request)}-{digest_of(payload)}.bin"
     write_atomic(folder / name, serialise(to_records(payload)))
     return payload
@@ -105,7 +105,7 @@ def forget_releases(site: Site, stage: int) -> None:
         kind, _, rest = path.name.partition("-")
         old = rest.startswith("stage") and rest < stage_label(stage)[1:]
         if old or (kind == "align" and rest.startswith(LATER[1:])):
-            path.unlink()
+            remove(path)
 
 
 def was_paid_for(site: Site, payload: Payload) -> bool:

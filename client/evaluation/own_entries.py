@@ -7,13 +7,13 @@ with the received bank alone.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
+from casam_core.files import remove_folder
 from casam_core.protocol.messages import (
     SCORE,
     AlignReply,
@@ -128,7 +128,7 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     remaining entries with the next evaluation. Own entries are deleted too if the leaver contributed to them.
     """
     private = institution.site.private
-    shutil.rmtree(private / "bank", ignore_errors=True)
+    remove_folder(private / "bank")
     own = own_entries(institution)
     for head in list(own.heads()):
         if request.leaver in head.provenance.holders and request.leaver != institution.name:
@@ -136,7 +136,7 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     for name in ("scores.jsonl", "masks.jsonl"):
         Results(private / name).forget(request.entries)
     forget_releases(institution.site, request.job.stage)
-    shutil.rmtree(private / "overlays", ignore_errors=True)
+    remove_folder(private / "overlays")
     drop_kept_entries()
     site = institution.site
     said = purge_statement(institution.name, site.run, request.leaver, request.entries)

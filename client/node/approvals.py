@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import SiteFile
 from casam_core.errors import PolicyError
-from casam_core.files import write_atomic
+from casam_core.files import make_folder, remove, write_atomic
 from casam_core.protocol.audit import now
 
 MOST_PENDING = 16
@@ -80,11 +80,11 @@ def approve(
                 f"found {used} approved before; every further question tells more about the same images"
             )
     given = Approval(digest, scenario.name, tasks, now(), by)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (home / "approved").mkdir(mode=0o700, exist_ok=True)
+    make_folder(home, 0o700)
+    make_folder(home / "approved", 0o700)
     write_atomic(home / "approved" / f"{digest}.json", scenario.canonical_json().encode())
     write_approvals([*others, given], home)
-    (home / "pending" / f"{digest}.json").unlink(missing_ok=True)
+    remove(home / "pending" / f"{digest}.json")
     return given
 
 
@@ -121,10 +121,10 @@ def keep_pending(digest: str, text: str, home: Path) -> bool:
     folder = home / "pending"
     if (folder / f"{digest}.json").exists():
         return False
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    make_folder(home, 0o700)
+    make_folder(folder, 0o700)
     for old in pending_in(home)[: 1 - MOST_PENDING]:
-        old.unlink(missing_ok=True)
+        remove(old)
     write_atomic(folder / f"{digest}.json", text.encode())
     return True
 

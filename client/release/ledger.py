@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from casam_core.config.policy import BudgetPolicy
 from casam_core.errors import PolicyError
-from casam_core.files import RecordLog
+from casam_core.files import RecordLog, make_folder
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.protocol.audit import audit_log
 from casam_core.protocol.outcomes import Outcome, RefusalError
@@ -64,7 +64,7 @@ class Ledger(RecordLog[Spend]):
             "that is not older"
         )
         super().__init__(path, Spend, fault, optional=("division",))
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent, 0o700)
 
 
 def of_images(spends: Sequence[Spend], dataset: str, split: str, division: str) -> list[Spend]:

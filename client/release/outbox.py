@@ -155,16 +155,16 @@ def logged(
 
     def allow(lines: Sequence[Line]) -> None:
         if release.outcome == Outcome.OK:
-            check_once(release, lines)
+            check_once(release.request, lines)
             check_bytes(release, lines, site.policy.max_bytes)
 
     return audit_log(site.audit).add(release, allow).place
 
 
-def check_once(release: Release, lines: Sequence[Line]) -> None:
-    """Raise RefusalError (repeated) for a request that was answered before."""
-    if any(line.release.request == release.request for line in lines):
-        raise RefusalError(Outcome.REPEATED, f"request {release.request} was answered before")
+def check_once(request: str, lines: Sequence[Line]) -> None:
+    """Raise RefusalError (repeated) for a request that was answered before. request: Flower's message id."""
+    if any(line.release.request == request for line in lines):
+        raise RefusalError(Outcome.REPEATED, f"request {request} was answered before")
 
 
 def check_bytes(release: Release, lines: Sequence[Line], most: int | None) -> None:

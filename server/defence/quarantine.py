@@ -14,7 +14,7 @@ from pathlib import Path
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.errors import BankError
-from casam_core.files import write_atomic
+from casam_core.files import make_folder, remove, write_atomic
 from server.defence.admission import fault_of
 from server.evaluation import StageScores, withdraw
 from server.federation.federation import Federation
@@ -56,7 +56,7 @@ class Quarantine:
         data = entry.to_bytes()
         digest = digest_of(data)
         self.drop((entry.task,))
-        self._path(digest).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path(digest).parent)
         write_atomic(self._path(digest), data)
         self._write([*self.held_back(), HeldBack(entry.task, stage, digest, reasons)])
         return digest
@@ -68,7 +68,7 @@ class Quarantine:
         if gone:
             self._write([item for item in items if item.task not in tasks])
         for item in gone:
-            self._path(item.entry).unlink(missing_ok=True)
+            remove(self._path(item.entry))
         return [item.entry for item in gone]
 
     def bytes_of(self, item: HeldBack) -> bytes:

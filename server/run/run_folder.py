@@ -15,7 +15,6 @@ institutions/<name>/private/   written by the institutions of a simulation; the 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from typing import Any
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, RunInputError, plain
-from casam_core.files import append_record, write_atomic
+from casam_core.files import append_record, lock_file, make_folder, sync, write_atomic
 from casam_core.protocol.audit import AuditError, Head, Release, broken, head_at, read_log
 from casam_core.protocol.outcomes import WORDS, Outcome
 from casam_core.protocol.payload import AUDIT, Job, Payload, digest_of
@@ -43,24 +42,26 @@ class RunFolder:
         writes to it.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("a")
+            make_folder(path)
+            self._lock = lock_file(path / "lock")
+        except BlockingIOError as error:
+            raise RunError(
+                f"run folder {path} is written to by another server; wait for it or end it"
+            ) from error
         except OSError as error:
             raise RunError(
                 f"run folder {path} cannot be made: {error.strerror}; choose another --out"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"run folder {path} is written to by another server; wait for it or end it"
-            ) from error
-        if scenario is not None:
-            check_interrupted(path, scenario)
-            mend_lines(path / "events.jsonl")
-        # The first file of a run. Without this check, a failed run's bank could be evaluated as this run's.
-        elif (path / "scenario.json").exists():
-            raise RunInputError(f"run folder {path} already holds a run; choose another --out")
+            if scenario is not None:
+                check_interrupted(path, scenario)
+                mend_lines(path / "events.jsonl")
+            # The first file of a run. Without this check, a failed run's bank could be taken for this run's.
+            elif (path / "scenario.json").exists():
+                raise RunInputError(f"run folder {path} already holds a run; choose another --out")
+        except Exception:
+            self._lock.close()  # another try of the same process must not find it locked
+            raise
         self.path = path
         self._started = time.monotonic()
 
@@ -77,6 +78,11 @@ class RunFolder:
         append_event(self.path, event, **facts)
         if line is not None:
             print(f"casam | server | {plain(line, LONGEST_LINE)}", flush=True)
+
+    def sync_events(self) -> None:
+        """On return, all events so far are on disk."""
+        if (events := self.path / "events.jsonl").exists():
+            sync(events)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file with sorted keys."""

@@ -20,6 +20,7 @@ import numpy as np
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import RunError
+from casam_core.files import make_folder
 from casam_core.methods import SHARED
 from casam_core.metrics.intervals import Estimate, Statistics
 from casam_core.protocol.compressed_text import compress, expand
@@ -54,8 +55,9 @@ def save(folder: RunFolder, state: State) -> State:
 
     Returns the state with the hash of the new file.
     """
+    folder.sync_events()  # what happened in a finished stage is not told again
     newest = compact(encoded(state.stages[-1] if state.stages else state.zero_shot))
-    (folder.path / STAGES).mkdir(exist_ok=True)
+    make_folder(folder.path / STAGES)
     folder.write_bytes(stage_file(len(state.stages)), newest)
     state = replace(state, files=(*state.files, digest_of(newest)))
     body = {

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from casam_core.files import sha256_of_file, write_atomic
+from casam_core.files import (
+    LockedLog,
+    append_record,
+    make_folder,
+    read_records,
+    remove,
+    remove_folder,
+    sha256_of_file,
+    write_atomic,
+)
 
 
 def test_a_file_is_written_and_replaced_whole(tmp_path: Path) -> None:
@@ -34,7 +43,7 @@ def test_a_crash_leaves_the_old_file_and_no_other(
         if fault == "fsync":
             patch.setattr(os, "fsync", fail)
         else:
-            patch.setattr(Path, "replace", fail)
+            patch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="power failure"):
             write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
@@ -45,19 +54,19 @@ def test_the_data_reach_the_disk_before_the_name_and_the_name_before_the_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename = os.fsync, Path.replace
+    fsync, rename = os.fsync, os.replace
 
     def watched_fsync(handle: int) -> None:
         kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
         events.append(f"fsync {kind}")
         fsync(handle)
 
-    def watched_rename(self: Path, target: Path) -> Path:
+    def watched_rename(unfinished: Path, target: Path) -> None:
         events.append("rename")
-        return rename(self, target)
+        rename(unfinished, target)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(Path, "replace", watched_rename)
+    monkeypatch.setattr(os, "replace", watched_rename)
     write_atomic(tmp_path / "file", b"data")
     assert events == ["fsync file", "rename", "fsync folder"]
 
@@ -77,3 +86,55 @@ def test_the_hash_of_a_file_is_the_hash_of_its_bytes(tmp_path: Path, data: bytes
     path = tmp_path / "file"
     path.write_bytes(data)
     assert sha256_of_file(path) == hashlib.sha256(data).hexdigest()
+
+
+def folders_synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders whose names are on the disk, in the order of their fsync."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return synced
+
+
+def plain_log(path: Path) -> LockedLog[str]:
+    return LockedLog(path, lambda before, text: text.decode())
+
+
+def test_names_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, a power cut loses a whole new log, or brings back what was deleted."""
+    synced, new = folders_synced(monkeypatch), tmp_path / "new"
+    make_folder(new / "below")
+    assert synced == [tmp_path, new]
+    plain_log(new / "log").append(lambda lines: ("a", "a"))
+    assert synced.pop() == new
+    remove(new / "log")
+    assert synced.pop() == new
+    remove_folder(new)
+    assert synced.pop() == tmp_path
+    assert not new.exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        make_folder(tmp_path / "file")
+
+
+def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, log = os.write, plain_log(tmp_path / "log")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:2]))
+        with pytest.raises(OSError, match="No space left"):
+            append_record(tmp_path / "records", ["too", "long"])
+        with pytest.raises(OSError, match="No space left"):
+            log.append(lambda lines: ("long", "long"))
+    append_record(tmp_path / "records", 1)
+    log.append(lambda lines: ("next", "next"))
+    assert [record for record, _ in read_records(tmp_path / "records")] == [1]
+    assert (tmp_path / "log").read_bytes() == b"next\n"

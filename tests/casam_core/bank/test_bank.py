@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -297,17 +298,17 @@ def test_a_crash_while_adding_leaves_the_old_bank_and_adding_can_be_repeated(
     bank: Bank, monkeypatch: pytest.MonkeyPatch, survives: int
 ) -> None:
     """The power fails at the entry's own rename (0), or between the entry and the manifest (1)."""
-    left, rename = [survives], Path.replace
+    left, rename = [survives], os.replace
 
-    def failing(self: Path, target: Path) -> Path:
+    def failing(unfinished: Path, target: Path) -> None:
         if left[0] == 0:
             raise OSError("power failure")
         left[0] -= 1
-        return rename(self, target)
+        rename(unfinished, target)
 
     old, new = bank.digest, entry_of("spleen", seed=2)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", failing)
+        patch.setattr(os, "replace", failing)
         with pytest.raises(OSError, match="power failure"):
             bank.add(new)
     for seen in (bank, Bank.open(bank.folder)):

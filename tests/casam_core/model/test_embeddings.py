@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -166,7 +167,7 @@ def test_a_crash_while_writing_leaves_nothing(
 
     store = EmbeddingStore(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", fail)
+        patch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="power failure"):
             store.embed(picture, tiny)
     assert stored(tmp_path) == []
