@@ -1,0 +1,73 @@
+"""Whole runs of the real code through simulated disasters."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.disasters.faults import Fault, Plan, plan_of
+from tests.disasters.homes import CASES, SERVER
+from tests.disasters.planted import PLANTED
+from tests.disasters.playing import know, play
+from tests.disasters.shrink import shrink, story
+
+SEEDS = 150
+"""About a minute of one core. `python -m tests.disasters --seeds N --home FOLDER` plays more."""
+
+FOUND_BY = {
+    "fsync left out": 0,
+    "ledger after send": 2,
+    "resume that trusts a torn file": 18,
+    "stale request answered": 5,
+    "acknowledgement before the rename": 2,
+}
+"""The first seed that finds each planted bug (`python -m tests.disasters --planted`)."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_a_fault_every_law_holds(case: str) -> None:
+    played = play(Plan(0, case, ()))
+    assert (played.end, played.broken) == ("finished", [])
+
+
+def test_one_seed_is_one_story() -> None:
+    assert play(plan_of(78)).story == play(plan_of(78)).story
+
+
+@pytest.mark.timeout(600)
+def test_no_seed_breaks_a_law() -> None:
+    broken = {seed: played.broken for seed in range(SEEDS) if (played := play(plan_of(seed))).broken}
+    assert broken == {}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_found(name: str) -> None:
+    plan = plan_of(FOUND_BY[name])
+    know(plan.case)
+    with PLANTED[name]():
+        assert play(plan).broken
+    assert not play(plan).broken
+
+
+def test_what_fails_is_shrunk_to_its_cause_and_told() -> None:
+    """A torn line of a log matters only where the power goes; the other faults are left out."""
+    plan = plan_of(FOUND_BY["resume that trusts a torn file"])
+    know(plan.case)
+    with PLANTED["resume that trusts a torn file"]():
+        least = shrink(play(plan))
+    assert len(least.plan.faults) == 1
+    assert "BROKEN: " in story(least)
+
+
+@pytest.mark.parametrize("call", [40, 150, 260, 331, 400])
+def test_wherever_the_server_loses_power_the_end_is_the_same(call: int) -> None:
+    played = play(Plan(call, "private", (Fault("cut", SERVER, call, 1.0),)))
+    assert (played.end, played.broken) == ("finished", [])
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_events() -> None:
+    """The next event would begin in the middle of it."""
+    faults = tuple(Fault("disk", SERVER, call, 1, errno.ENOSPC) for call in range(20, 400, 7))
+    played = play(Plan(1, "skip", faults))
+    assert (played.end, played.broken) == ("finished", [])
