@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_core.files import write_atomic
+from casam_core.files import make_folder, write_atomic
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import LOADERS
 
@@ -43,7 +43,7 @@ class EmbeddingStore:
     """The embeddings of one institution, in `folder`."""
 
     def __init__(self, folder: Path, dtype: StoreType = "float16") -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, 0o700)
         folder.chmod(0o700)
         self.folder = folder
         self.dtype = dtype
@@ -131,7 +131,7 @@ class EmbeddingStore:
 
     def _write(self, key: str, z_CHW: Tensor) -> None:
         path = self._path(key)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        make_folder(path.parent, 0o700)
         buffer = io.BytesIO()
         np.save(buffer, z_CHW.numpy())
         write_atomic(path, buffer.getvalue())

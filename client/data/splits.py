@@ -20,7 +20,7 @@ import numpy as np
 
 from casam_core.config.data_spec import LimitSpec, SplitSpec
 from casam_core.errors import DataError
-from casam_core.files import write_atomic
+from casam_core.files import make_folder, remove, write_atomic
 from casam_core.seeding import derive_seed
 from client.data.dataset import Sample
 
@@ -55,12 +55,12 @@ def kept_key(home: Path) -> bytes:
     path = home / "split.key"
     try:
         if not path.exists():
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(home, 0o700)
             new = home / f".split.key.{secrets.token_hex(4)}"
             write_atomic(new, secrets.token_bytes(KEY_BYTES))  # readable by its owner only
             with contextlib.suppress(FileExistsError):  # another process was first; its key stays
                 path.hardlink_to(new)
-            new.unlink()
+            remove(new)  # now the key's own name is on the disk, too
         key = path.read_bytes()
     except OSError as fault:
         raise DataError(f"{path}: expected this site's key for splits, found: {fault.strerror}") from fault
