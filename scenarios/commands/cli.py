@@ -115,6 +115,9 @@ def run(
     data_root: Annotated[
         Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File of the backbone's weights, for the official SAMs.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
     ] = None,
@@ -149,11 +152,11 @@ def run(
     Exit status: 0 the run completed, 1 it failed, 2 the input is bad (and no file was written).
     """
     from casam_core.config.library import resolve_scenario
-    from scenarios.engines.order import RunOrder, choose_folder, data_folder, resumable
+    from scenarios.engines.order import RunOrder, choose_folder, data_folder, resumable, weights_at
 
     screen = console()
     if resume is not None:
-        given = [scenario, data_root, out, ledger_dir, set_, workers]
+        given = [scenario, data_root, checkpoint, out, ledger_dir, set_, workers]
         if any(value is not None for value in given):
             raise ScenarioError("--resume: a run continues with its first settings; give only the run folder")
         folder = resumable(resume)
@@ -169,7 +172,8 @@ def run(
         raise ScenarioError(
             "--workers: expected --engine inprocess; the simulation starts as many workers as there are cores"
         )
-    resolved, root = resolve_scenario(scenario, set_ or []), data_folder(data_root)
+    settings = [*weights_at(checkpoint), *(set_ or [])]
+    resolved, root = resolve_scenario(scenario, settings), data_folder(data_root)
     folder = choose_folder(resolved, out)
     tasks, sites = len(resolved.stream), len(resolved.institutions)
     say(screen, f"{resolved.name}: {tasks} tasks, {sites} institutions, engine {engine.value}; starts")

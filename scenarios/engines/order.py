@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,16 @@ def data_folder(data_root: Path | None) -> Path | None:
     if found is not None and not found.is_dir():
         raise RunInputError(f"--data-root: expected a folder, found nothing at {found}; check the path")
     return found
+
+
+def weights_at(checkpoint: Path | None) -> list[str]:
+    """--checkpoint as a setting of the scenario, absolute. Raises RunInputError if it is no file."""
+    if checkpoint is None:
+        return []
+    found = checkpoint.expanduser().resolve()
+    if not found.is_file():
+        raise RunInputError(f"--checkpoint: expected a file, found nothing at {found}; check the path")
+    return [f"backbone.checkpoint={json.dumps(str(found))}"]
 
 
 def choose_folder(scenario: Scenario, out: Path | None) -> Path:

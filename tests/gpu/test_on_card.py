@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from casam_bench.models import lite_medsam, phantoms
+from casam_bench.models import SMALL, lite_medsam, phantoms, random_vit
 from casam_core.bank.inference import decode_masks
 from casam_core.config.named_parts import SHIPPED_FRAMES, PublicFrameSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.backbones.fast_encoder import FastEncoder
 from casam_core.model.compute import Compute, prepare_process
+from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Example
 from casam_core.model.forms import FORMS, build_layer, weights_of
 from casam_core.model.prompts import tight_boxes
@@ -41,6 +43,12 @@ pytestmark = [
         reason="no CUDA device; CASAM_GPU=cpu rehearses these tests on the processor",
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rounding to TF32, which torch allows for convolutions on a card, and the product with it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @cache
@@ -80,6 +88,43 @@ def test_embeddings_are_those_of_the_processor(encoder: str, tolerance: float) -
 def test_images_encoded_together_are_those_encoded_alone() -> None:
     images = [s.image_HW3 for s in samples()["polyp"]]
     assert difference(backbone_on(CARD).encode(images).cpu(), embeddings(CARD)["polyp"]) < 1e-3
+
+
+def test_a_store_is_filled_with_what_single_images_leave(tmp_path: Path) -> None:
+    backbone, images = backbone_on(CARD, "fast"), [s.image_HW3 for s in samples()["polyp"]]
+    alone, together = EmbeddingStore(tmp_path / "alone"), EmbeddingStore(tmp_path / "together")
+    keys = dict(together.fill([partial(images.__getitem__, i) for i in range(len(images))], backbone))
+    for i, image_HW3 in enumerate(images):
+        key, z_CHW = alone.embed(image_HW3, backbone)
+        assert keys[i] == key
+        assert torch.equal(together.load(key), z_CHW)
+
+
+@pytest.mark.parametrize("way", ["folded", "narrow"])
+def test_positions_as_channels_give_sams_attention(way: str) -> None:
+    backbone = random_vit(SMALL, Compute(CARD, 1, "float32", "fast"))
+    encoder = FastEncoder(backbone.image_encoder, backbone.compute, way).float()
+    encoder.dtype = torch.float32
+    x_B3SS = torch.randn(2, 3, 64, 64, device=CARD)
+    with torch.no_grad():
+        assert difference(encoder(x_B3SS), backbone.image_encoder(x_B3SS)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{}, {"prompts": "point", "far_cells": "all"}, {"objective": "official", "far_cells": "all"}],
+    ids=["means", "points", "official"],
+)
+def test_every_kind_of_step_has_the_processors_loss(training: dict[str, str]) -> None:
+    spec, losses = TrainingSpec.model_validate(training), []
+    for device in ("cpu", CARD):
+        backbone = backbone_on(device)
+        layer = build_layer(FORMS["low_rank"].section(form="low_rank"), 256, 0).to(device)
+        polyps = zip(embeddings("cpu")["polyp"], samples()["polyp"], strict=True)
+        known = [Example(z_CHW, sample.labels_HW) for z_CHW, sample in polyps]
+        drawn = draw_batch(np.arange(2), known, backbone, spec, np.random.default_rng(0))
+        losses.append(float(decode_batch(layer, backbone, drawn).loss(spec)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_no_route_changes() -> None:

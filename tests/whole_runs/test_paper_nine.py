@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from casam_bench.card.paper_data import SIZES
+from casam_bench.card.paper_data import main as make_data
+from casam_bench.models import SMALL, random_vit
 from casam_core.config.library import resolve_scenario
+from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import DataError
+from casam_core.files import sha256_of_file
+from casam_core.model.backbones import BACKBONES, Backbone, BackboneEntry
+from casam_core.model.backbones.sam import read_checkpoint
+from casam_core.model.compute import Compute
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.preflight import preflight
+from tests.casam_command import Casam
 from tests.client.data.test_med_datasets import tiny
 
 ORDER = ("acdc", "ebhi-seg", "56nx", "dn", "polyp", "msd_prostate", "msd_spleen", "promise12", "sts-2d")
@@ -75,3 +84,41 @@ def test_it_runs_through_on_stand_ins(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert len(summary["matrix"]["iou"]) == 9
+
+
+def small_from_file(spec: BackboneSpec, compute: Compute) -> Backbone:
+    """A small SAM from a file in the form of the official ones."""
+    assert spec.checkpoint is not None
+    assert spec.sha256 is not None
+    state = read_checkpoint(Path(spec.checkpoint), spec.sha256)
+    backbone = random_vit(SMALL, compute)
+    known = dict(backbone.state_dict())
+    assert state.keys() == known.keys()
+    backbone.load_state_dict(state)
+    backbone.digest = spec.sha256
+    return backbone
+
+
+def test_the_command_runs_on_a_checkpoint_and_a_folder_of_the_authors_layout(
+    tmp_path: Path, casam: Casam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKBONES, "vit_b", BackboneEntry(small_from_file, channels=32))
+    data, checkpoint = tmp_path / "data", tmp_path / "data" / "sam_vit_b_01ec64.pth"
+    make_data([str(data), "--share", "10000", "--side", "64", "--model", SMALL])
+    quick = ("training.epochs=1", "router.epochs=1", "router.folds=2")
+    settings = [f"--set={key}" for key in (*quick, f"backbone.sha256={sha256_of_file(checkpoint)}")]
+    where = ["--checkpoint", "data/sam_vit_b_01ec64.pth", "--data-root", data, "--out", "run"]
+    done = casam("run", "paper-nine", *where, "--engine", "inprocess", *settings)
+    assert done.status == 0, done.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], len(summary["matrix"]["iou"])) == ("completed", 9)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path, casam: Casam) -> None:
+    refusal = casam("run", "paper-nine", "--checkpoint", "none.pth").refusal
+    assert f"--checkpoint: expected a file, found nothing at {tmp_path / 'none.pth'}" in refusal
+
+
+def test_synthetic_data_has_a_folder_for_every_institution_of_the_scenario() -> None:
+    named = [data.path for site in resolve_scenario("paper-nine").institutions for data in site.data.values()]
+    assert named == list(SIZES)
