@@ -63,6 +63,7 @@ def run(around: Surroundings) -> Figures:
     failed_PART = 1 for a part that failed. peak_gib: of the card's memory."""
     device = device_of()
     card = Card(device, around.smoke or device == "cpu", around)
+    card.compute()  # before the first product: it decides whether the same work gives the same bits
     figures: Figures = {}
     begun = time.monotonic()
     for number, (name, part) in enumerate(PARTS.items(), 1):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -76,24 +75,23 @@ def alignment(card: Card, known: Figures) -> Figures:
 
 
 def busy(card: Card, known: Figures) -> Figures:
-    """training_busy: share of the time of a training (after a first step) in which the card computes, by
-    torch's profiler. With --trace: a Chrome trace, and the ten heaviest kernels."""
-    backbone, spec = (
-        vit(card, "bfloat16"),
-        SPECS["official"].model_copy(update={"epochs": 2 if card.small else 12}),
-    )
+    """training_busy: share of the time of a training in which the card computes: the seconds of its kernels
+    by torch's profiler, over the seconds of a training without it. With --trace: a Chrome trace, and the
+    ten heaviest kernels."""
+    backbone, epochs = vit(card, "bfloat16"), 2 if card.small else 12
+    spec = SPECS["official"].model_copy(update={"epochs": epochs})
     examples, layer = held_examples(backbone, spec), layer_of("casam", backbone)
 
     def train() -> None:
         rng = numpy_generator(SEED, "busy")
-        train_layer(
-            layer, backbone, examples, spec, learning_rate=1e-4, rng=rng, progress=lambda done, total: None
-        )
+        train_layer(layer, backbone, examples, spec, learning_rate=1e-4, rng=rng, progress=silent)
 
     train()
+    taken = card.once(train)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if card.cuda else [])]
     with profile(activities=activities) as profiler:
-        taken = card.once(train)
+        train()
+        card.finish()
     events = profiler.key_averages()
     field = "self_device_time_total" if card.cuda else "self_cpu_time_total"
     if (folder := card.around.trace) is not None:
@@ -101,7 +99,7 @@ def busy(card: Card, known: Figures) -> Figures:
         profiler.export_chrome_trace(str(folder / "training.json"))
         table = events.table(sort_by=field, row_limit=10, max_name_column_width=80)
         (folder / "kernels.txt").write_text(table, encoding="utf-8")
-        card.around.say(f"gpu:   trace and kernels in {Path(folder)}")
+        card.around.say(f"gpu:   trace and kernels in {folder}")
     # The processor's side of a call carries the time of its kernels, too; kernels themselves are counted.
     kernels = [e for e in events if not card.cuda or e.device_type.name == "CUDA"]
     return {"training_busy": sum(getattr(e, field) for e in kernels) / 1e6 / taken}

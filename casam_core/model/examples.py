@@ -102,6 +102,8 @@ class HeldExamples:
 
 def held(examples: Examples, backbone: Backbone, side: int) -> Examples:
     """The examples as the steps on this device want them. side: of the frame of their targets."""
+    if isinstance(examples, HeldExamples):
+        return examples
     room = room_on(backbone.compute.device)
     return examples if room == 0 else holding(examples, backbone.compute, side, room)
 

@@ -19,7 +19,7 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute, Halved
-from casam_core.model.examples import Example, holding, numbers_in, size_of
+from casam_core.model.examples import Example, held, holding, numbers_in, size_of
 from casam_core.model.forms import build_layer, weights_of
 from casam_core.model.losses import alignment_loss, official_loss
 from casam_core.model.training import (
@@ -559,6 +559,14 @@ def test_what_is_held_is_compact_and_exact(tiny: Backbone, examples: list[Exampl
     assert one.labels_HW.dtype == one.shown(32).labels_SS.numpy().dtype == np.uint8
     assert np.array_equal(one.shown(32).labels_SS, stored.shown(32).labels_SS)
     assert np.array_equal(one.shown(64).labels_SS, stored.shown(64).labels_SS)
+
+
+def test_what_is_held_already_is_not_held_again(
+    tiny: Backbone, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(casam_core.model.examples, "room_on", lambda device: 1 << 30)
+    on_device = held(examples, tiny, 32)
+    assert held(on_device, tiny, 32) is on_device
 
 
 def test_large_instance_numbers_are_found_too() -> None:
