@@ -15,7 +15,7 @@ from torch import Tensor
 
 from casam_core.bank.bank import Bank
 from casam_core.config.public_files import digest_of_file
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.errors import BankError
 from casam_core.files import make_folder, remove_folder
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
@@ -23,9 +23,16 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Examples
 from casam_core.model.forms import AlignmentLayer, learning_rate_of, set_weights, weights_of
+from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary, library_named, public_files_of
 from casam_core.model.training import OpenSteps, Progress, Steps, importance_of, train_layer
-from casam_core.model.validation import BestEpoch, Validate, beats_identity, validator
+from casam_core.model.validation import (
+    TESTED_INSTANCES,
+    BestEpoch,
+    Validate,
+    beats_identity,
+    validator,
+)
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, units_of
 from casam_core.protocol.messages import (
@@ -173,23 +180,25 @@ class Institution:
         )
         chooses = training.keep_best and not self.site.policy.adds_noise
         corrects = may_correct(self.scenario, job, self.site.policy)
-        validate = self.validator(request, layer) if chooses or may_fall_back else None
-        best = BestEpoch(validate, training.patience) if validate and chooses else None
+        validate = self.validator(request, layer, training) if chooses else None
+        best = BestEpoch(validate, training.patience) if validate else None
         steps = OpenSteps(self.penalty(request), best)
         report = reporter(self.name, f"train {job.task}")
         draws = self.draws(job, "align")
         train_round(self.scenario, job.task, layer, self.backbone, examples, steps, draws, report)
-        found = best.restore(layer) if best else None
+        if best:
+            best.restore(layer)
         importance = improved = correction = None
         if method.weighs:
             importance = importance_of(
                 layer, self.backbone, examples, training, self.draws(job, "importance")
             )
-        if validate and (may_fall_back or corrects):
-            found = found or validate(layer)
+        tested = training.model_copy(update={"instances": TESTED_INSTANCES})
+        if (may_fall_back or corrects) and (test := self.validator(request, layer, tested)):
+            found = test(layer)
             correction = found.correction if corrects else None
             if may_fall_back:
-                improved = beats_identity(found, self.backbone.geometry.channels, validate)
+                improved = beats_identity(found, test(IdentityLayer(self.backbone.geometry.channels)))
         return AlignReply(weights_of(layer), len(examples), importance, improved, correction)
 
     def layer(self, task: str, weights: Layer | None) -> AlignmentLayer:
@@ -226,11 +235,11 @@ class Institution:
         anchor.requires_grad_(False).to(self.backbone.compute.device)
         return method.penalty(anchor, self.backbone, request.importance)
 
-    def validator(self, request: AlignRequest, layer: AlignmentLayer) -> Validate | None:
+    def validator(self, request: AlignRequest, layer: AlignmentLayer, spec: TrainingSpec) -> Validate | None:
         """A function that measures layers like `layer` on validation images of the tasks that the request
         trains on; None without such images here."""
         examples = self.examples(request.trains_on, "val", layer)
-        return validator(examples, self.backbone, self.scenario.training, self.draws(request.job, "validate"))
+        return validator(examples, self.backbone, spec, self.draws(request.job, "validate"))
 
     def draws(self, job: Job, purpose: str) -> np.random.Generator:
         """The random generator of this round for one purpose."""

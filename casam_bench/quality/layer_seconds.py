@@ -142,19 +142,22 @@ class Trial:
 
 PLAN = (
     Trial("low_rank 8", "phantom", (10.0, 30.0)),
-    Trial("low_rank 8", "real"),
+    Trial("low_rank 8", "real", (5.0,)),
     Trial("low_rank 8, batch 6 x 5", "phantom"),
-    Trial("residual", "real"),
+    Trial("residual", "real", (5.0,)),
     Trial("low_rank 8, rate falls", "phantom"),
-    Trial("low_rank 8, batch 6 x 5", "real"),
-    Trial("lora", "real"),
-    Trial("scale_shift", "real"),
     Trial("low_rank 8, averaged", "phantom"),
-    Trial("low_rank 8, jitter 0.05", "phantom"),
-    Trial("low_rank 64", "real"),
-    Trial("low_rank 8 and decoder LoRA", "real"),
     Trial("low_rank 8, warm-up 20", "phantom"),
+    Trial("low_rank 8, rate falls from 1e-2", "phantom"),
+    Trial("low_rank 8, jitter 0.1", "phantom"),
+    Trial("low_rank 8, jitter 0.05", "phantom"),
     Trial("low_rank 8, batch 2 x 4", "phantom"),
+    Trial("scale_shift", "real", (5.0,)),
+    Trial("low_rank 64", "real", (5.0,)),
+    Trial("low_rank 8 and decoder LoRA", "real", (5.0,)),
+    Trial("lora", "real", (30.0,)),
+    Trial("low_rank 16", "real", (5.0,)),
+    Trial("low_rank 4", "real", (5.0,)),
 )
 """In this order; whoever stops the command has whole trials."""
 

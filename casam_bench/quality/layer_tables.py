@@ -174,9 +174,9 @@ def by_task(values: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 HEAD = (
-    "| way | bytes | seconds | steps | IoU | points above the first | worst task, points "
+    "| way | bytes | seconds | pairs | steps | IoU | points above the first | worst task, points "
     "| without the fallback | layers kept | jittered boxes |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -184,11 +184,11 @@ def table_of_ways(rows: Sequence[Row], default: str) -> str:
     """Markdown: a line per way and budget, and one of frozen SAM."""
     frozen = list({row.place: row for row in rows}.values())
     iou, jittered = (np.mean([getattr(r, name) for r in frozen]) for name in ("frozen", "frozen_jittered"))
-    lines = [HEAD, f"| frozen SAM | 0 | | | {iou:.3f} | | | | | {jittered:.3f} |"]
+    lines = [HEAD, f"| frozen SAM | 0 | | {len(frozen)} | | {iou:.3f} | | | | | {jittered:.3f} |"]
     for s in standings(rows, default):
         above = "" if s.way == default else f"{100 * s.above:+.1f} ± {100 * s.half:.1f}"
         lines.append(
-            f"| {s.way} | {s.bytes:,} | {s.seconds:g} | {s.steps:.0f} | {s.iou:.3f} | {above} "
+            f"| {s.way} | {s.bytes:,} | {s.seconds:g} | {s.rows} | {s.steps:.0f} | {s.iou:.3f} | {above} "
             f"| {100 * s.worst:+.1f} | {100 * s.unsafe:+.1f} | {100 * s.kept:.0f} % | {s.jittered:.3f} |"
         )
     return "\n".join(lines)

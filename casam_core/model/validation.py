@@ -15,7 +15,6 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Examples, held
 from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights_of
-from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Drawn, align, draw_instances, side_of
 
 
@@ -39,6 +38,10 @@ class Validated:
 
 Validate = Callable[[AlignmentLayer], Validated]
 """Measures a layer on validation images and restores its mode (training or evaluation)."""
+
+
+TESTED_INSTANCES = 16
+"""Instances of a validation image in the fallback's test: of four, an image's gain scatters twice as much."""
 
 
 def validator(
@@ -94,9 +97,9 @@ LEVEL = 0.3
 """The test's level: how often a layer that is as good as frozen SAM is kept by chance."""
 
 
-def beats_identity(found: Validated, channels: int, validate: Validate) -> bool:
-    """Whether a layer for which `validate` found this is clearly better than frozen SAM."""
-    return clearly_above_zero(found.iou_N - validate(IdentityLayer(channels)).iou_N)
+def beats_identity(found: Validated, frozen: Validated) -> bool:
+    """Whether a layer for which `found` was measured is clearly better than frozen SAM."""
+    return clearly_above_zero(found.iou_N - frozen.iou_N)
 
 
 def clearly_above_zero(gains_N: NDArray[np.float64], level: float = LEVEL) -> bool:
@@ -119,22 +122,18 @@ class BestEpoch:
         self.validate = validate
         self.patience = patience
         self._history: list[float] = []
-        self._found: Validated | None = None
         self._best: Weights = {}
 
     def __call__(self, layer: AlignmentLayer) -> bool:
-        found = self.validate(layer)
-        if self._found is None or found.iou > self._found.iou:
-            self._found, self._best = found, weights_of(layer)
-        self._history.append(found.iou)
+        self._history.append(self.validate(layer).iou)
+        if since_best(self._history) == 0:
+            self._best = weights_of(layer)
         return self.patience is not None and since_best(self._history) >= self.patience
 
-    def restore(self, layer: AlignmentLayer) -> Validated | None:
-        """Load the weights of the best epoch, and return what was found of them; without a finished epoch,
-        do nothing."""
+    def restore(self, layer: AlignmentLayer) -> None:
+        """Load the weights of the best epoch; without a finished epoch, do nothing."""
         if self._best:
             set_weights(layer, self._best)
-        return self._found
 
 
 def since_best(history: Sequence[float]) -> int:

@@ -64,6 +64,6 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
 
 def test_tables_and_picture_show_every_way() -> None:
     rows: list[Row] = rows_of(CELLS, "phantom")
-    assert "| b | 8 | 3 | 5 | 0.800 | +10.0 ± 0.0 | +10.0 | +10.0 | 100 % | 0.700 |" in tables(rows)
+    assert "| b | 8 | 3 | 2 | 5 | 0.800 | +10.0 ± 0.0 | +10.0 | +10.0 | 100 % | 0.700 |" in tables(rows)
     assert "| t | 0.700 | 0.700 | +0.0 ± 127.1 | 2 of 2 |" in tables(rows)
     assert picture(rows).startswith("<svg")

@@ -13,9 +13,11 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.inference import LoadedBank, load_bank
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import Scenario
+from casam_core.model import validation
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.protocol.audit import read_log
+from client import institution
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.segmenter import Segmenter
@@ -54,3 +56,18 @@ def test_it_is_told_logged_kept_and_added_to_what_predict_prints(tmp_path: Path)
 
 def test_a_holder_whose_figures_need_noise_tells_none(tmp_path: Path) -> None:
     assert Bank.open(bank_of(tmp_path / "run", NOISY))["polyp"].correction is None
+
+
+def test_epochs_are_compared_on_few_instances_and_the_last_test_uses_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image's gain over few of its instances says little; epochs are many and only need an order."""
+    asked: list[int] = []
+
+    def recording(examples: Any, backbone: Any, spec: Any, rng: Any) -> Any:
+        asked.append(spec.instances)
+        return validation.validator(examples, backbone, spec, rng)
+
+    monkeypatch.setattr(institution, "validator", recording)
+    bank_of(tmp_path / "run", {})
+    assert asked == [4, validation.TESTED_INSTANCES]

@@ -96,9 +96,9 @@ def test_without_a_visible_instance_there_is_nothing_to_say(tiny: Backbone) -> N
 
 def test_only_a_better_layer_beats_the_identity() -> None:
     """A single validation image has no scatter: its gain decides."""
-    assert beats_identity(found_by(0.51), 4, iou_is_the_shift)
-    assert not beats_identity(found_by(0.5), 4, iou_is_the_shift)
-    assert not beats_identity(found_by(0.4), 4, iou_is_the_shift)
+    assert beats_identity(found_by(0.51), found_by(0.5))
+    assert not beats_identity(found_by(0.5), found_by(0.5))
+    assert not beats_identity(found_by(0.4), found_by(0.5))
 
 
 def test_a_gain_within_the_scatter_of_the_images_is_not_kept() -> None:
