@@ -52,12 +52,9 @@ $(DEVELOPER): $(STAMP)
 demo: setup  ## Watch three institutions learn three tasks (a few minutes on two cores)
 	$(BIN)/casam run quickstart
 
-# Slow tests of one process run side by side; those that start Flower, a browser or a backbone need the machine.
-ONE_PROCESS := $(addprefix tests/,casam_bench casam_core client fuzz whole_runs)
-
-test: test-fast  ## Run every test but those in containers
-	$(BIN)/python -m pytest -m "slow and not deploy" -n 2 --dist loadfile $(ONE_PROCESS)
-	$(BIN)/python -m pytest -m "slow and not deploy" $(addprefix --ignore=,$(ONE_PROCESS))
+# Two processes; tests/conftest.py says which tests keep to one of them.
+test: developer  ## Run every test but those in containers
+	$(BIN)/python -m pytest -n 2
 
 test-fast: developer  ## Run the tests that start neither Flower nor the real backbone
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,33 @@ settings.register_profile("long", max_examples=1000, deadline=None)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--kills: how often the kill tests kill; more for the long profile."""
     parser.addoption("--kills", type=int, default=5, help="Kills of a run in tests of recovery.")
+
+
+ONE_PROCESS = ("casam_bench", "casam_core", "client", "fuzz", "whole_runs")
+"""Folders whose slow tests start neither Flower nor a browser nor a real backbone."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n 2`: the tests of a file stay in one process, and so do all tests that start other ones.
+
+    Those wait much and would be in each other's way, so one process has them, and the other one computes.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # xdist's own groups (loadgroup) do not know pytest 9.2
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "other processes" if starts_others(file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def starts_others(file: str) -> bool:
+    """Whether a test of this file is slow because it starts other processes."""
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    return file.split("/")[1] not in ONE_PROCESS and ("mark.slow" in text or "needs_chromium" in text)
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,20 @@ SUFFIXES = (".fab", ".plugins", ".crt", ".key", ".pem")
 TEST = re.compile(r"`(test_\w+)`")
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """The syntax tree of a file, node by node."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def texts() -> tuple[tuple[str, str], ...]:
     """(where, text) of every page, docstring and comment of the product, and of the tests' docstrings."""
+    return tuple(found_texts())
+
+
+def found_texts() -> Iterator[tuple[str, str]]:
+    """See `texts`."""
     for folder in (".", "docs", "docker", "client/release"):
         for page in sorted((ROOT / folder).glob("*.md")):
             # The change log tells of what once was.
@@ -26,7 +38,7 @@ def texts() -> Iterator[tuple[str, str]]:
     for room in ROOMS[:7]:
         for path in sorted((ROOT / room).rglob("*.py")):
             source = path.read_text(encoding="utf-8")
-            said = [node.value for node in ast.walk(ast.parse(source)) if is_text(node)]
+            said = [node.value for node in nodes_of(path) if is_text(node)]
             comments = re.findall(r"#.*", source) if room != "tests" else []
             yield path.relative_to(ROOT).as_posix(), "\n".join([*said, *comments])
 
@@ -44,7 +56,7 @@ def module_names() -> frozenset[str]:
         for path in (ROOT / room).rglob("*.py"):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             found.add(name)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in nodes_of(path):
                 for defined in names_in(node):
                     found.add(f"{name}.{defined}")
     return frozenset(found)
@@ -89,7 +101,7 @@ def test_tests_that_pages_name_exist() -> None:
     known = {
         node.name
         for path in (ROOT / "tests").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of(path)
         if isinstance(node, ast.FunctionDef)
     } | {path.stem for path in (ROOT / "tests").rglob("*.py")}
     unknown = {

@@ -36,10 +36,16 @@ EPSILONS = 20 * np.linspace(0, 1, 90) ** 2
 def curve_of(mechanisms: tuple[Mechanism, ...]) -> Curve:
     """Points (epsilon, delta) that the mechanisms fulfil together."""
     losses = loss_of(mechanisms)
-    return [
-        (float(epsilon) + EPSILON_ERROR, losses.compute_delta_estimate(float(epsilon)) + DELTA_ERROR)
-        for epsilon in EPSILONS
-    ]
+    positive_T = losses.domain.ts >= 0
+    loss_T, probability_T = losses.domain.ts[positive_T], losses.pmf[positive_T]
+    # delta = sum of p (1 - e^(epsilon - loss)) over losses from epsilon on: for all at once, from the end.
+    beyond_T, weighted_T = (
+        np.append(np.cumsum(part_T[::-1])[::-1], 0.0)
+        for part_T in (probability_T, probability_T * np.exp(-loss_T))
+    )
+    first = np.searchsorted(loss_T, EPSILONS)
+    deltas = beyond_T[first] - np.exp(EPSILONS) * weighted_T[first] + DELTA_ERROR
+    return list(zip((EPSILONS + EPSILON_ERROR).tolist(), deltas.tolist(), strict=True))
 
 
 def exact_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:

@@ -56,6 +56,7 @@ def show(bank: BankFolder, json_: Json = False) -> None:
     For example: casam bank show RUN/bank
     """
     from casam_core.bank.bank import Bank
+    from scenarios.report.words import ENTRY_HEADS, entry_row
 
     opened = Bank.open(bank)
     if json_:
@@ -75,22 +76,7 @@ def show(bank: BankFolder, json_: Json = False) -> None:
             }
         )
         return
-    rows = [("task", "form", "router", "threshold", "holders", "images", "bytes", "digest")]
-    for entry in opened:
-        about = entry.provenance
-        rows.append(
-            (
-                entry.task,
-                about.form + (f" {about.rank}" if about.form == "low_rank" else ""),
-                f"{about.router}/{about.features}",
-                "by name" if entry.threshold is None else f"{entry.threshold:.6g}",
-                ",".join(about.holders) or "-",
-                str(about.images or "-"),
-                str(len(opened.bytes_of(entry.task))),
-                opened.digest_of(entry.task)[:12],
-            )
-        )
-    for line in plain_columns(rows):
+    for line in plain_columns([ENTRY_HEADS, *(entry_row(opened, entry) for entry in opened)]):
         typer.echo(line)
     typer.echo("")
     for backbone in dict.fromkeys(entry.provenance.backbone for entry in opened):

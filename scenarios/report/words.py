@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.protocol.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from casam_core.bank.bank import Bank
+    from casam_core.bank.entry_file import Entry
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
@@ -229,3 +234,21 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+ENTRY_HEADS = ("task", "layer", "router", "threshold", "trained by", "images", "size", "digest")
+
+
+def entry_row(bank: Bank, entry: Entry) -> tuple[str, ...]:
+    """One entry of a bank under ENTRY_HEADS."""
+    about = entry.provenance
+    return (
+        entry.task,
+        about.form + (f", rank {about.rank}" if about.form == "low_rank" else ""),
+        f"{about.router} on {about.features}",
+        "only by name" if entry.threshold is None else f"{entry.threshold:.6g}",
+        listed(about.holders) or MISSING,
+        count(about.images),
+        size(len(bank.bytes_of(entry.task))),
+        bank.digest_of(entry.task)[:12],
+    )

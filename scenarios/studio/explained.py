@@ -14,7 +14,16 @@ from casam_core.config.toml import explain
 from casam_core.errors import CasamError, PolicyError
 from casam_core.protocol.audit import Line, against_anchor, broken, differences, read_log
 from scenarios.report.parts import Block, Cell, Notice, Row, Section, Table
-from scenarios.report.words import KINDS, MISSING, OUTCOMES, count, listed, size
+from scenarios.report.words import (
+    ENTRY_HEADS,
+    KINDS,
+    MISSING,
+    OUTCOMES,
+    count,
+    entry_row,
+    listed,
+    size,
+)
 from scenarios.studio.shelf import RunItem
 from server.run.run_folder import heads_of, read_arrivals
 
@@ -28,22 +37,6 @@ DELTA = 1e-3
 def bank_blocks(folder: Path) -> list[Block]:
     """The entries of a bank in the order of learning. Raises BankError."""
     bank = Bank.open(folder)
-    rows: list[Row] = []
-    for entry in bank:
-        about = entry.provenance
-        rows.append(
-            (
-                entry.task,
-                about.form + (f", rank {about.rank}" if about.form == "low_rank" else ""),
-                f"{about.router} on {about.features}",
-                "only by name" if entry.threshold is None else f"{entry.threshold:.4g}",
-                Cell(listed(about.holders) or MISSING),
-                count(about.images),
-                size(len(bank.bytes_of(entry.task))),
-                bank.digest_of(entry.task)[:12],
-            )
-        )
-    heads = ("task", "layer", "router", "threshold", "trained by", "images", "size", "digest")
     backbones = listed(sorted({entry.provenance.backbone[:12] for entry in bank})) or MISSING
     return [
         Notice(
@@ -54,8 +47,8 @@ def bank_blocks(folder: Path) -> list[Block]:
         ),
         Table(
             "Entries, in the order in which they were learned",
-            heads,
-            tuple(rows),
+            ENTRY_HEADS,
+            tuple(entry_row(bank, entry) for entry in bank),
             words=frozenset({1, 2, 3, 4, 7}),
         ),
         Notice(

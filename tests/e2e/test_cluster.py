@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tomli_w
 from ray.cluster_utils import Cluster
 
 from tests.conftest import tiny_table
+from tests.runs import FinishedRun, summary_of
 
 pytestmark = pytest.mark.slow
 
@@ -40,11 +40,9 @@ def parents_of_workers() -> set[str]:
 
 
 def test_a_run_uses_both_nodes_of_a_cluster_and_gives_the_same_numbers(
-    tmp_path: Path, cluster: Cluster
+    tmp_path: Path, cluster: Cluster, finished_run: FinishedRun
 ) -> None:
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table()))
-    alone = [CASAM, "run", "tiny.toml", "--engine", "inprocess", "--out", "alone"]
-    subprocess.run(alone, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     nodes = {str(node.all_processes["raylet"][0].process.pid) for node in cluster.list_all_nodes()}
     run = subprocess.Popen(
         [CASAM, "run", "tiny.toml", "--out", "run"],
@@ -62,7 +60,7 @@ def test_a_run_uses_both_nodes_of_a_cluster_and_gives_the_same_numbers(
     said = run.stdout.read()
     assert run.returncode == 0, said
     assert busy == nodes
-    one, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "run"))
-    assert one["matrix"] == other["matrix"]
+    alone = summary_of(finished_run(tiny_table()))
+    assert summary_of(tmp_path / "run")["matrix"] == alone["matrix"]
     # The cluster is somebody else's: it outlives the run.
     assert len(nodes) == len([node for node in cluster.list_all_nodes() if node.any_processes_alive()]) == 2

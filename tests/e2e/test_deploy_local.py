@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -25,9 +24,9 @@ from casam_core.protocol.register import Keys, Register
 from casam_core.protocol.signing import new_signing_key, public_hex
 from scenarios.deploy import local
 from server.run.run_folder import read_arrivals
-from tests.conftest import tiny_table
+from tests.conftest import tiny_table, with_policies
 from tests.processes import carries
-from tests.runs import events
+from tests.runs import FinishedRun, events, summary_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -35,12 +34,14 @@ CASAM = str(Path(sys.executable).parent / "casam")
 MARK = "CASAM_TEST_DEPLOY"
 
 
+TABLE = with_policies(tiny_table(), north={"max_rounds": 2})
+"""One institution allows no more than two rounds of training."""
+
+
 @pytest.fixture
 def scenario(tmp_path: Path) -> Path:
-    """tiny_table; one institution allows no more than two rounds of training."""
-    table = tiny_table()
-    table["institutions"][0]["policy"] = {"max_rounds": 2}
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
+    """TABLE as a file."""
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(TABLE))
     return tmp_path / "tiny.toml"
 
 
@@ -67,22 +68,15 @@ def left_behind(cwd: Path) -> list[str]:
     return found + [str(p) for p in (cwd / "tmp").iterdir() if not p.name.startswith("torchinductor")]
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content
-
-
-def test_a_deployment_gives_the_matrix_of_one_process(scenario: Path) -> None:
+def test_a_deployment_gives_the_matrix_of_one_process(scenario: Path, finished_run: FinishedRun) -> None:
     cwd = scenario.parent
-    alone = start("run", "tiny.toml", "--engine", "inprocess", "--out", "alone", cwd=cwd)
-    assert alone.wait() == 0
     deployed = start("deploy", "local", "tiny.toml", "--out", "deployed", cwd=cwd)
     said, failed = deployed.communicate()
     assert deployed.returncode == 0, said + failed
     assert said.splitlines()[-1] == f"Run folder: {cwd / 'deployed'}"
     assert left_behind(cwd) == []
 
-    one, other = summary_of(cwd / "alone"), summary_of(cwd / "deployed")
+    one, other = summary_of(finished_run(TABLE)), summary_of(cwd / "deployed")
     assert other["scenario_digest"] == one["scenario_digest"]
     for row, expected in zip(other["matrix"]["iou"], one["matrix"]["iou"], strict=True):
         assert row == pytest.approx(expected, abs=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from casam_core.bank.bank import Bank
 from casam_core.protocol.audit import broken, read_log
 from scenarios.inspection.verify import verify
 from tests.conftest import tiny_table
+from tests.runs import FinishedRun, summary_of
 
 pytestmark = pytest.mark.slow
 
@@ -65,13 +65,12 @@ def pages(folder: Path) -> int:
 
 
 def test_a_run_on_a_full_disk_stops_in_one_line_and_goes_on_when_there_is_room(
-    tmp_path: Path, disk: Path
+    tmp_path: Path, disk: Path, finished_run: FinishedRun
 ) -> None:
     """The disk grows a little at every try: wherever it was full, the end is that of an undisturbed run."""
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table()))
-    whole = casam("run", "tiny.toml", "--engine", "inprocess", "--out", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    needed = pages(tmp_path / "whole")
+    whole = finished_run(tiny_table())
+    needed = pages(whole)
     lines = []
     for size in (8, needed * 2 // 5, needed * 4 // 5, 50_000):
         remount(disk, f"size={size}k")
@@ -94,11 +93,8 @@ def test_a_run_on_a_full_disk_stops_in_one_line_and_goes_on_when_there_is_room(
             assert not any(verify(disk / "run" / "bank").values())
     assert result.returncode == 0, result.stderr
     assert len(lines) == 3
-    one, other = (
-        json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "whole", disk / "run")
-    )
-    assert one["matrix"] == other["matrix"]
-    assert Bank.open(tmp_path / "whole" / "bank").digest == Bank.open(disk / "run" / "bank").digest
+    assert summary_of(disk / "run")["matrix"] == summary_of(whole)["matrix"]
+    assert Bank.open(whole / "bank").digest == Bank.open(disk / "run" / "bank").digest
 
 
 def test_a_read_only_disk_is_one_line(tmp_path: Path, disk: Path) -> None:

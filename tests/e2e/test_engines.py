@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -19,7 +18,9 @@ import tomli_w
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.fingerprint import ROOT
 from scenarios.engines.processes import MARKER, end_processes
-from tests.conftest import tiny_table
+from tests.banks import files_of
+from tests.conftest import tiny_table, with_policies
+from tests.runs import FinishedRun, summary_of
 
 pytestmark = pytest.mark.slow
 
@@ -33,13 +34,14 @@ def casam_run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content
-
-
 def lasting(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in summary_of(folder).items() if key not in VOLATILE}
+
+
+def succeeded(result: subprocess.CompletedProcess[str], run: Path) -> None:
+    """A run that ends well says where its folder is."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == f"Run folder: {run}"
 
 
 SECRET = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}, "minimum_cohort": 2}
@@ -49,26 +51,29 @@ PRIVATE = {
     "metrics": "noisy",
     "budget": {"epsilon": 8.0, "epsilon_metrics": 8.0, "delta": 0.01},
 }
-POLICIES = {"open": {}, "private": {"north": PRIVATE, "south": SECRET, "west": SECRET}}
+POLICIES: dict[str, dict[str, Any]] = {
+    "open": {},
+    "private": {"north": PRIVATE, "south": SECRET, "west": SECRET},
+}
 
 
 @pytest.mark.parametrize("policies", POLICIES)
-def test_the_simulation_and_one_process_give_the_same_numbers(tmp_path: Path, policies: str) -> None:
-    table = tiny_table(privacy={"steps": 3})
-    for site in table["institutions"]:
-        site["policy"] = POLICIES[policies].get(site["name"], {})
+def test_the_simulation_and_one_process_give_the_same_numbers(
+    tmp_path: Path, finished_run: FinishedRun, policies: str
+) -> None:
+    table = with_policies(tiny_table(privacy={"steps": 3}), **POLICIES[policies])
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
-    for engine in ("simulation", "inprocess"):
-        result = casam_run("tiny.toml", "--engine", engine, "--out", engine, cwd=tmp_path)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert result.stdout.splitlines()[-1] == f"Run folder: {tmp_path / engine}"
-    assert lasting(tmp_path / "simulation") == lasting(tmp_path / "inprocess")
-    for name in ("manifest.json", "entries"):
-        one, other = tmp_path / "simulation" / "bank" / name, tmp_path / "inprocess" / "bank" / name
-        if one.is_dir():
-            assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
-        else:
-            assert one.read_bytes() == other.read_bytes()
+    run, alone = tmp_path / "simulation", finished_run(table)
+    succeeded(casam_run("tiny.toml", "--engine", "simulation", "--out", run.name, cwd=tmp_path), run)
+    assert lasting(run) == lasting(alone)
+    assert files_of(run / "bank").keys() == files_of(alone / "bank").keys()
+    assert (run / "bank" / "manifest.json").read_bytes() == (alone / "bank" / "manifest.json").read_bytes()
+
+
+def test_a_run_in_one_process_is_a_command(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table(stream=["polyp"])))
+    result = casam_run("tiny.toml", "--engine", "inprocess", "--out", "run", cwd=tmp_path)
+    succeeded(result, tmp_path / "run")
 
 
 def test_a_run_that_fails_inside_flower_exits_1_with_the_reason(tmp_path: Path) -> None:

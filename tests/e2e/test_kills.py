@@ -16,7 +16,7 @@ import tomli_w
 
 from tests.conftest import tiny_table
 from tests.processes import carries
-from tests.runs import lines_in, result
+from tests.runs import FinishedRun, lines_in, result
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -24,15 +24,15 @@ CASAM = str(Path(sys.executable).parent / "casam")
 MARK = "CASAM_TEST_KILLS"
 
 
+TABLE = tiny_table(training={"epochs": 80, "batch_images": 1, "fallback_to_identity": False})
+"""It trains a few seconds per stage."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a scenario that trains a few seconds per stage, and its undisturbed run."""
+    """With TABLE as a file."""
     tmp_path = tmp_path_factory.mktemp("kills")
-    table = tiny_table(training={"epochs": 80, "batch_images": 1, "fallback_to_identity": False})
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
-    whole = start("run", "tiny.toml", "--engine", "inprocess", "--out", "whole", cwd=tmp_path)
-    said, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(TABLE))
     return tmp_path
 
 
@@ -76,7 +76,7 @@ RAY = ("ray::ClientAppActor", "raylet/raylet", "flwr-simulation", "gcs_server")
 
 
 def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(
-    folder: Path, request: pytest.FixtureRequest
+    folder: Path, finished_run: FinishedRun, request: pytest.FixtureRequest
 ) -> None:
     """One run: its workers are killed, then Ray's node; in the long profile, --kills 25, also the process of
     both, and Ray's store of control, without which what is under way may well get to its end."""
@@ -102,11 +102,11 @@ def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(
         last = start("run", "--resume", "killed", cwd=folder)
         said, _ = last.communicate(timeout=300)
         assert last.returncode == 0, said
-    assert result(run) == result(folder / "whole")
+    assert result(run) == result(finished_run(TABLE))
 
 
 def test_nodes_that_are_killed_come_back_and_change_no_figure(
-    folder: Path, request: pytest.FixtureRequest
+    folder: Path, finished_run: FinishedRun, request: pytest.FixtureRequest
 ) -> None:
     """One kill at a seeded moment; the long profile, --kills 25, has five."""
     kills, draw = max(1, int(request.config.getoption("--kills")) // 5), random.Random(7)
@@ -124,7 +124,7 @@ def test_nodes_that_are_killed_come_back_and_change_no_figure(
         said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
         assert "ended with status -9" in said
-        assert result(run) == result(folder / "whole")
+        assert result(run) == result(finished_run(TABLE))
         number += 1
         run = folder / f"deployed-{number}"
     print(f"{done} nodes killed in {number} runs")

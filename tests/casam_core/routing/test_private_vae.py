@@ -34,7 +34,7 @@ def public() -> list[np.ndarray]:
 
 
 def trained(
-    noise_multiplier: float, steps: int = 40, seed: int = 0, images: int = 30
+    noise_multiplier: float, steps: int = 4, seed: int = 0, images: int = 30
 ) -> dict[str, np.ndarray]:
     return dict(
         noisy_vae(VaeRouter(ROUTER), PrivacySpec(steps=steps, sampling_rate=0.5), public)(
@@ -71,7 +71,7 @@ def test_a_units_gradient_has_the_same_bits_in_any_company() -> None:
 def test_little_noise_moves_the_router_towards_its_task() -> None:
     router = build_router(ROUTER)
     public = router.fit(router.sufficient_statistics(PUBLIC, 0))
-    own = router.fit(trained(noise_multiplier=0.01, steps=200))
+    own = router.fit(trained(noise_multiplier=0.01, steps=40, images=12))
     held_out = features(20, 0.3, 5)
     before = np.mean([router.score(f_F, public) for f_F in held_out])
     after = np.mean([router.score(f_F, own) for f_F in held_out])

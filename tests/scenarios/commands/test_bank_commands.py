@@ -44,8 +44,8 @@ def test_show_lists_every_entry(bank: Path, casam: Casam) -> None:
     opened = Bank.open(bank)
     for task in ("polyp", "histology"):
         (line,) = [line for line in result.out.splitlines() if task in line]
-        facts = ["low_rank 8", "public_frame/moments", "north", "24", f"{opened[task].threshold:.6g}"]
-        facts += [str(len(opened.bytes_of(task))), opened.digest_of(task)[:12]]
+        facts = ["low_rank, rank 8", "public_frame on moments", "north", "24"]
+        facts += [f"{opened[task].threshold:.6g}", " kB", opened.digest_of(task)[:12]]
         assert all(fact in line for fact in facts), line
     assert opened.digest in result.out
     assert opened["polyp"].provenance.backbone in result.out

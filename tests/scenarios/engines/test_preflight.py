@@ -28,8 +28,9 @@ def test_the_cost_that_is_announced_is_the_cost(
         return push(self, sent)
 
     monkeypatch.setattr(InProcessGrid, "push_messages", counted)
-    training = {"epochs": 2, "batch_images": 4, "rounds": 2}
-    scenario = Scenario.model_validate(tiny_table(method=method, training=training))
+    training = {"epochs": 1, "batch_images": 4, "rounds": 2}
+    table = tiny_table(method=method, training=training, evaluation={"max_instances": 1})
+    scenario = Scenario.model_validate(table)
     cost = preflight(scenario, None)
     run_inprocess(scenario, tmp_path / "run", None)
     assert cost.exchanges == sum(bool(kind) for kind in kinds)

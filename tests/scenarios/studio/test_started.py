@@ -21,7 +21,7 @@ from scenarios.studio.serve import studio_at
 from scenarios.studio.shelf import RunItem
 from scenarios.studio.started import Starter, Step
 from tests.conftest import tiny_table
-from tests.runs import result
+from tests.runs import FinishedRun, result
 
 WORKS = """
 import signal, sys, time
@@ -178,17 +178,13 @@ def test_only_an_interrupted_run_can_be_continued_and_only_an_own_one_stopped(vi
 
 @pytest.mark.slow
 def test_a_real_run_is_stopped_continued_and_ends_as_an_undisturbed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CASAM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     table = tiny_table(training={"epochs": 40, "batch_images": 4, "keep_best": False})
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
     starter = Starter(tmp_path / "runs")
     try:
-        whole = starter.start(str(tmp_path / "tiny.toml"), [], Engine.inprocess, "whole", None)
-        whole.process.wait(240)
-        assert whole.status == "completed", whole.lines
         begun = starter.start(str(tmp_path / "tiny.toml"), [], Engine.inprocess, "stopped", None)
         assert soon(lambda: (begun.folder / "state.json").exists() and begun.steps, seconds=120)
         begun.stop()
@@ -200,6 +196,6 @@ def test_a_real_run_is_stopped_continued_and_ends_as_an_undisturbed_one(
         again = starter.resume(begun.folder)
         again.process.wait(240)
         assert again.status == "completed", again.lines
-        assert result(run.path) == result(whole.folder)
+        assert result(run.path) == result(finished_run(table))
     finally:
         starter.stop_all()

@@ -18,6 +18,7 @@ from server.run.summary_schema import Summary
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
 from tests.scenarios.report.making import scenario_of, summary_of
+from tests.scenarios.study.test_grid import CellsHere
 
 PATH = Path("casam compare")
 
@@ -68,7 +69,11 @@ def test_the_mean_over_tasks_that_nobody_learned_is_of_the_last_stage() -> None:
     assert unseen_iou(summary) == pytest.approx(0.6)  # (0.5 + 0.7) / 2
 
 
-def test_two_methods_for_real(casam: Casam, scenario: Path, tmp_path: Path) -> None:
+def test_two_methods_for_real(
+    casam: Casam, scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scenarios.study.cell.LocalCells", CellsHere)
+    monkeypatch.setattr("scenarios.engines.pace.start_process", lambda: None)
     out = tmp_path / "out"
     assert casam("compare", scenario, "--methods", "frozen,casam", "--out", out).status == 0
     with (out / "results.csv").open(newline="") as file:

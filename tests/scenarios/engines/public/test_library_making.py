@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from client.site import Site
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.public import library_making
 from scenarios.engines.public.library_making import about_library, moved_borders, with_library
-from tests.conftest import tiny_table
+from tests.conftest import tiny_table, with_policies
 
 PRIVATE = {
     "adapter": {"noise": "dp"},
@@ -38,10 +40,24 @@ def quick(monkeypatch: pytest.MonkeyPatch, form: str = "scale_shift") -> Scenari
     }.items():
         monkeypatch.setattr(library_making, name, value)
     table = tiny_table(stream=["polyp"], alignment={"form": form}, privacy={"method": "subspace"})
-    sites = [
-        site | ({"policy": PRIVATE} if site["name"] == "north" else {}) for site in table["institutions"]
-    ]
-    return Scenario.model_validate(table | {"institutions": sites})
+    return Scenario.model_validate(with_policies(table, north=PRIVATE))
+
+
+@cache
+def made(form: str) -> tuple[str, bytes]:
+    """A quick library: its digest and its file."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as home:
+        patch.setenv("CASAM_HOME", home)
+        digest = with_library(quick(patch, form)).privacy.library
+        assert digest is not None
+        return digest, LIBRARIES.data(digest, LIBRARIES.here)
+
+
+def with_made(scenario: Scenario) -> Scenario:
+    """The scenario with the library that was made before."""
+    digest, data = made(scenario.alignment.form)
+    assert LIBRARIES.keep(data, LIBRARIES.here) == digest
+    return scenario.model_copy(update={"privacy": scenario.privacy.model_copy(update={"library": digest})})
 
 
 def test_a_missing_library_is_made_travels_and_pays_for_start_way_and_length(
@@ -51,6 +67,7 @@ def test_a_missing_library_is_made_travels_and_pays_for_start_way_and_length(
     digest = scenario.privacy.library
     assert digest is not None
     assert with_library(scenario) == scenario
+    assert made("scale_shift")[0] == digest  # equal images give equal bytes
     # The sites have folders of their own, as on other machines: the library can only come with a message.
     monkeypatch.setattr(Site, "folder_of", lambda site, kind: tmp_path / "at the sites" / kind.folder)
     run_inprocess(scenario, tmp_path / "run", None)
@@ -63,17 +80,12 @@ def test_a_missing_library_is_made_travels_and_pays_for_start_way_and_length(
 def test_a_library_holds_a_start_for_every_public_task_and_directions_of_length_1(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scenario = with_library(quick(monkeypatch, form))
+    scenario = with_made(quick(monkeypatch, form))
     library = LIBRARIES.get(scenario.privacy.library or "", LIBRARIES.here)
     assert {"identity", "joint", "smaller", "larger", "polyp", "polyp, recoloured"} <= set(library.names)
     assert np.linalg.norm(library.flat_directions, axis=1) == pytest.approx(1, abs=0.01)
     assert ("down_RC" in library.shared) == (form == "low_rank")
     assert "polyp, recoloured" in about_library(scenario)["starts"]
-
-
-def test_equal_images_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    scenario = quick(monkeypatch)
-    assert with_library(scenario).privacy.library == with_library(scenario).privacy.library
 
 
 def test_a_form_that_no_library_can_hold_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +112,6 @@ def test_a_private_and_an_open_holder_of_one_task_learn_one_layer(
         for site in scenario.institutions
     ]
     both = scenario.model_copy(update={"institutions": sites, "stream": ["histology"]})
-    run_inprocess(with_library(both), tmp_path / "run", None)
+    run_inprocess(with_made(both), tmp_path / "run", None)
     entry = Bank.open(tmp_path / "run" / "bank")["histology"]
     assert set(entry.provenance.holders) == {"south", "west"}
