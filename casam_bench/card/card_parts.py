@@ -60,7 +60,7 @@ PARTS: dict[str, Part] = {
 
 def run(around: Surroundings) -> Figures:
     """All figures of all parts; the functions of the parts say what they are. PART_seconds: what a part took.
-    failed_PART = 1 for a part that failed. peak_gib: of the card's memory."""
+    failed_PART = 1 for a part that failed."""
     device = device_of()
     card = Card(device, around.smoke or device == "cpu", around)
     card.compute()  # before the first product: it decides whether the same work gives the same bits
@@ -74,8 +74,6 @@ def run(around: Surroundings) -> Figures:
             continue
         around.say(f"gpu: {name} ({number} of {len(PARTS)}, after {time.monotonic() - begun:.0f} s)")
         figures |= measured(card, name, part, figures)
-    if card.cuda:
-        figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     show(card, figures)
     if failed := [name for name in PARTS if f"failed_{name}" in figures]:
         around.say(f"gpu: FAILED: {', '.join(failed)}; the other figures are good")

@@ -57,9 +57,10 @@ class ComputeSpec(Section):
     )
     encoder: Literal["plain", "fast", "compiled"] = Field(
         "plain",
-        description="fast: bfloat16 where the chip supports it, folded norms, attention by rows; about three "
-        "times the images per second, with slightly different embeddings (docs/performance.md). compiled: "
-        "also torch.compile, for thousands of images.",
+        description="fast: bfloat16 where the chip supports it, folded norms, attention without the scores "
+        "of all pairs, 16 images together on a GPU; about three times the images per second on a processor, "
+        "with slightly different embeddings (docs/performance.md). compiled: also torch.compile, for "
+        "thousands of images.",
     )
 
 

@@ -21,7 +21,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.backbones.window import Window
 from casam_core.model.compute import Compute, Halved
-from casam_core.model.examples import Example
+from casam_core.model.examples import Example, Shown
 from casam_core.model.forms import FORMS, build_layer
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.frame import Frame
@@ -99,15 +99,19 @@ def batch_on(
     spec: TrainingSpec,
     left_behind: bool = False,
     halves: bool = False,
+    held: bool = False,
 ) -> tuple[Tensor, Batch]:
     """(loss, batch) of a step on two images; embeddings come from the processor's memory, as from a store."""
     backbone = backbone_on(card)
     backbone.halved = Halved([DECODED] if halves else [])
     seen_CHW = torch.zeros(3, 64, 64) if layer.sees_pixels else torch.zeros(32, 8, 8)
     with card:
-        drawn = draw_batch(
-            np.arange(2), [Example(seen_CHW, labels())] * 2, backbone, spec, np.random.default_rng(0)
-        )
+        example = Example(seen_CHW, labels())
+        if held:
+            places, visible_N = example.shown(32).places, np.array([1, 2], np.int32)
+            shown = Shown(torch.zeros(32, 32, dtype=torch.uint8).to(CARD), visible_N, places)
+            example = Example(seen_CHW.half().to(CARD), labels(), shown)
+        drawn = draw_batch(np.arange(2), [example] * 2, backbone, spec, np.random.default_rng(0))
         assert len(drawn) == 2
         if left_behind:
             drawn = [replace(item, target_Nhw=item.target_Nhw.cpu()) for item in drawn]
@@ -140,6 +144,11 @@ def test_a_training_step_of_every_kind_stays_on_the_card(
 
 def test_in_halves_a_training_step_stays_on_the_card(card: FakeTensorMode) -> None:
     loss, _ = batch_on(card, layer_on(card, "low_rank"), TrainingSpec(), halves=True)
+    assert loss.device == CARD
+
+
+def test_a_step_on_images_that_are_held_there_stays_on_the_card(card: FakeTensorMode) -> None:
+    loss, _ = batch_on(card, layer_on(card, "low_rank"), TrainingSpec(), held=True)
     assert loss.device == CARD
 
 

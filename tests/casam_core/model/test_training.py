@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +21,7 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute, Halved
-from casam_core.model.examples import Example, held, holding, numbers_in, size_of
+from casam_core.model.examples import Example, HeldExamples, held, holding, numbers_in, size_of
 from casam_core.model.forms import build_layer, weights_of
 from casam_core.model.losses import alignment_loss, official_loss
 from casam_core.model.training import (
@@ -567,6 +569,27 @@ def test_what_is_held_already_is_not_held_again(
     monkeypatch.setattr(casam_core.model.examples, "room_on", lambda device: 1 << 30)
     on_device = held(examples, tiny, 32)
     assert held(on_device, tiny, 32) is on_device
+
+
+def test_what_is_held_is_freed_with_the_round(
+    tiny: Backbone, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_device: list[weakref.ref[Tensor]] = []
+    holds = casam_core.model.examples.holding
+
+    def watched(*arguments: Any) -> HeldExamples:
+        found = holds(*arguments)
+        on_device.extend(weakref.ref(example.seen_CHW) for example in found.held.values())
+        return found
+
+    monkeypatch.setattr(casam_core.model.examples, "room_on", lambda device: 1 << 30)
+    monkeypatch.setattr(casam_core.model.examples, "holding", watched)
+    half = [replace(e, seen_CHW=e.seen_CHW.half().float()) for e in examples]
+    for _ in range(5):  # institutions in turn
+        train(residual(), tiny, half, epochs=1, batch_images=2)
+        gc.collect()
+    assert len(on_device) == 5 * len(examples)
+    assert not [reference for reference in on_device if reference() is not None]
 
 
 def test_large_instance_numbers_are_found_too() -> None:
