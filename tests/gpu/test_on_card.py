@@ -97,7 +97,8 @@ def test_a_store_is_filled_with_what_single_images_leave(tmp_path: Path) -> None
     for i, image_HW3 in enumerate(images):
         key, z_CHW = alone.embed(image_HW3, backbone)
         assert keys[i] == key
-        assert torch.equal(together.load(key), z_CHW)
+        # The same kernels; a library may still add up in another order at another place of the batch.
+        assert difference(together.load(key), z_CHW) < 1e-2
 
 
 @pytest.mark.parametrize("way", ["folded", "narrow"])
