@@ -270,8 +270,13 @@ class RecordLog(LockedLog[R]):
 
     def _record(self, before: Sequence[R], text: bytes) -> R:
         try:
-            content = json.loads(text.decode())
-            if content.keys() | self._optional != {field.name for field in fields(self._kind)}:
+            content, known = json.loads(text.decode()), {field.name for field in fields(self._kind)}
+            if newer := content.keys() - known:
+                raise PolicyError(
+                    f"{self.path}: line {len(before) + 1} holds {min(newer)!r}, which this version does not "
+                    "know; use the version of casam that wrote it"
+                )
+            if content.keys() | self._optional != known:
                 raise ValueError("other keys")
             return self._kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

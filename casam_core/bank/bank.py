@@ -50,7 +50,10 @@ class Bank:
         try:
             content = json.loads(manifest.read_text())
             if content["schema"] != SCHEMA:
-                raise BankError(f"{manifest} has schema {content['schema']}, this version reads {SCHEMA}")
+                raise BankError(
+                    f"{manifest} has schema {content['schema']}, this version reads {SCHEMA}; use the "
+                    "version of casam that wrote it"
+                )
             return Bank(folder, {item["task"]: item["sha256"] for item in content["entries"]})
         except (KeyError, TypeError, ValueError) as error:
             raise BankError(

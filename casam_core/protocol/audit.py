@@ -120,8 +120,11 @@ def parse_line(text: str) -> Line:
     try:
         content: dict[str, Any] = json.loads(text)
         known = {field.name: content[field.name] for field in fields(Release)}
-        if content.keys() != known.keys() | {"sequence", "previous", "head"}:
-            raise ValueError("other keys")
+        if newer := content.keys() - known.keys() - {"sequence", "previous", "head"}:
+            raise AuditError(
+                f"the line holds {min(newer)!r}, which this version does not know; use the version of casam "
+                "that wrote it"
+            )
         known["records"] = tuple(known["records"])
         return Line(content["sequence"], Release(**known), content["previous"], content["head"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -151,9 +154,10 @@ class AuditLog(LockedLog[Line]):
         try:
             line = parse_line(text.decode())
         except (UnicodeDecodeError, AuditError) as error:
+            reason = error if isinstance(error, AuditError) else "expected a line of an audit log"
             raise AuditError(
-                f"{self.path}: line {len(before) + 1} is not a line of an audit log; keep the file as it is "
-                "and find out who changed it"
+                f"{self.path}: line {len(before) + 1}: {reason}; keep the file as it is and find out who "
+                "changed it"
             ) from error
         if (fault := broken((line,), before)) is not None:
             raise AuditError(f"{self.path}: {fault}; keep the file as it is and find out who changed it")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import RecordDict
+from flwr.common.secure_aggregation.secaggplus_constants import Key
 
 from casam_core.bank.bank import bank_digest
 from casam_core.config.policy import Policy
@@ -37,7 +38,7 @@ class Laws:
         self.broken: list[str] = []
         self.answered: set[tuple[str, str]] = set()
         self.canaries: dict[tuple[str, int], set[str]] = {}
-        self.revealed: dict[tuple[str, str, int], str] = {}
+        self.revealed: set[tuple[int, int, str]] = set()
         self.drawn: dict[str, int] = {}
         self.forgiven: set[str] = set()
 
@@ -71,7 +72,7 @@ class Laws:
         self.answered.add((name, sent.id))
         self.allowed(node, sent, reply, asked)
         if sent.kind == "train":
-            self.unmasked(name, sent)
+            self.unmasked(node, sent)
 
     def allowed(self, node: Node, sent: Sent, reply: Payload, asked: Mapping[str, Any]) -> None:
         """The policy allows what leaves."""
@@ -105,17 +106,20 @@ class Laws:
         if lines < self.drawn[node.name] and node.name not in self.forgiven:
             self.breaks(f"{node.name}: {self.drawn[node.name]} private releases drawn, {lines} lines certain")
 
-    def unmasked(self, name: str, sent: Sent) -> None:
-        """Of one member of a sum, either the key or the mask's seed is revealed, never both."""
+    def unmasked(self, node: Node, sent: Sent) -> None:
+        """A node reveals one secret of each member of a sum, the key or the mask's seed, and only once."""
         request = SecureRequest.of(from_records(deserialise(sent.data)))
         if request.step != UNMASK:
             return
+        # After a new start of the node or of the run, a sum has new keys.
+        about = (node.number, sent.run, request.of_run("run", "").id)
+        if about in self.revealed:
+            self.breaks(f"{node.name}: secrets of one sum are revealed twice")
+        self.revealed.add(about)
         told = unpacked(request.protocol)
-        for word, key in (("alive", "active_nids"), ("gone", "dead_nids")):
-            for member in told.get(key, []):  # type: ignore[union-attr]
-                place = (name, sent.id.split("#")[0] + request.rules, int(member))
-                if self.revealed.setdefault(place, word) != word:
-                    self.breaks(f"{name}: both secrets of member {member} are revealed")
+        alive, gone = told[Key.ACTIVE_NODE_ID_LIST], told[Key.DEAD_NODE_ID_LIST]
+        if set(alive) & set(gone):  # type: ignore[arg-type]
+            self.breaks(f"{node.name}: both secrets of one member are revealed")
 
     # ------------------------------------------------------------------------------------ at the end
 
