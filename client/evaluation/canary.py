@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from casam_core.files import sync
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
@@ -80,6 +81,7 @@ def may_say(institution: Institution, request: EvaluateRequest) -> bool:
         if len(asked.of(stage)) >= institution.site.policy.canaries:
             return False
         asked.put(stage, question, True)
+        sync(asked.path)  # a power cut must not give another answer
     return True
 
 

@@ -80,6 +80,15 @@ def test_it_sings_once_a_stage_and_again_for_the_same_question(north: Institutio
     assert asked(north, tiny_entry("histology"), stage=3, bank="two") is False
 
 
+@with_policy(canaries=1)
+def test_a_power_cut_gives_no_second_answer(north: Institution, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question is on the disk before it is answered."""
+    synced: list[str] = []
+    monkeypatch.setattr("client.evaluation.canary.sync", lambda path: synced.append(path.read_text()))
+    asked(north, tiny_entry("histology"))
+    assert "stage 2" in synced[0]
+
+
 @with_policy()
 def test_one_bit_answers_for_several_new_entries(north: Institution) -> None:
     """The thief is found beside an honest entry, and beside a new entry of the task that it robs."""
