@@ -52,7 +52,7 @@ RULES: dict[str, Callable[[NDArray[np.float64]], bool]] = {
 
 
 def floors(cells: Sequence[Cell], kind: str, show: Show) -> Figures:
-    """Every rule on every last layer, its images' gains moved to each of SHIFTS on the mean.
+    """Every rule on every first layer, its images' gains moved to each of SHIFTS on the mean.
 
     Validation images are drawn with replacement. Figures: of every rule the largest expected loss of a layer
     that is worse than frozen SAM, and the share of layers of each gain that it keeps.
@@ -60,7 +60,7 @@ def floors(cells: Sequence[Cell], kind: str, show: Show) -> Figures:
     table = Table(title=f"{kind} tasks: layers kept by rules of the fallback, {VALIDATED} validation images")
     for name in ("rule", "largest loss, points", *(f"{100 * shift:+.1f}" for shift in SHIFTS)):
         table.add_column(name, justify="left" if name == "rule" else "right")
-    layers = [gains_of(cell, list(cell["at"].values())[-1]) for cell in cells]
+    layers = [gains_of(cell, next(iter(cell["at"].values()))) for cell in cells]
     figures: Figures = {}
     for name, rule in RULES.items():
         rng = numpy_generator(0, "floors")
