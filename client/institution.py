@@ -22,7 +22,7 @@ from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Examples
-from casam_core.model.forms import AlignmentLayer, learning_rate_of, set_weights, weights_of
+from casam_core.model.forms import AlignmentLayer, Weights, learning_rate_of, set_weights, weights_of
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary, library_named, public_files_of
 from casam_core.model.training import OpenSteps, Progress, Steps, importance_of, train_layer
@@ -31,10 +31,11 @@ from casam_core.model.validation import (
     BestEpoch,
     Validate,
     beats_identity,
+    take_best,
     validator,
 )
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.units import Units, units_of
+from casam_core.privacy.units import Units
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -57,7 +58,7 @@ from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.open import location_of
 from client.data.splits import Part
-from client.data.task_data import StoredExamples, TaskData, open_task
+from client.data.task_data import StoredExamples, TaskData, open_task, private_units
 from client.evaluation.evaluator import Evaluator, Measured
 from client.evaluation.results import Results
 from client.node.progress import reporter
@@ -181,6 +182,7 @@ class Institution:
         chooses = training.keep_best and not self.site.policy.adds_noise
         corrects = may_correct(self.scenario, job, self.site.policy)
         validate = self.validator(request, layer, training) if chooses else None
+        self.choose_start(request, layer, validate)
         best = BestEpoch(validate, training.patience) if validate else None
         steps = OpenSteps(self.penalty(request), best)
         report = reporter(self.name, f"train {job.task}")
@@ -213,6 +215,17 @@ class Institution:
         if weights is not None:
             set_weights(layer, weights)
         return layer
+
+    def choose_start(self, request: AlignRequest, layer: AlignmentLayer, judge: Validate | None) -> None:
+        """Give a new layer the best of its `starts`; nothing without a judge."""
+        if judge is not None and request.layer is None:
+            take_best(layer, self.starts(request.job.task, layer), judge)
+
+    def starts(self, task: str, layer: AlignmentLayer) -> list[Weights]:
+        """The weights from which training without noise may start."""
+        if alignment_of(self.scenario, task).start == "library" and self.library().fits(layer):
+            return [self.library().start(name) for name in self.library().names]
+        return [weights_of(layer)]
 
     def examples(
         self, tasks: Sequence[str], part: Part, layer: AlignmentLayer, others: Sequence[Institution] = ()
@@ -332,9 +345,7 @@ class Institution:
 
     def units(self, task: str, part: Part) -> Units:
         """The units that the policy protects in one split of a task, and the public counts of them."""
-        samples, budget = self.task(task).split.part(part), self.site.policy.budget
-        ids, groups = [sample.id for sample in samples], [sample.group for sample in samples]
-        return units_of(ids, groups, budget.unit, budget.contribution)
+        return private_units(self.task(task), self.site.policy, part)
 
     def noise(self, job: Job, kind: str) -> NoiseSource:
         """Noise from the operating system. In a simulation the noise is seeded and protects no data."""

@@ -93,11 +93,12 @@ def report_forecasts(federation: Federation) -> None:
             federation.folder.event(
                 "forecast",
                 f"{name}: {found.affordable} of {found.rounds} rounds of {task} affordable at epsilon "
-                f"{member.policy.budget.epsilon:g}",
+                f"{member.policy.budget.epsilon:g}; {found.division(member.policy.budget.epsilon or 0.0)}",
                 institution=name,
                 task=task,
                 affordable=found.affordable,
                 rounds=found.rounds,
+                router_share=found.router_share,
             )
 
 

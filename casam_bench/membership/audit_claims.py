@@ -17,7 +17,7 @@ from casam_bench.membership.canaries import Release, audit_release, layer_releas
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.privacy.accounting import Mechanism, epsilon_of
-from client.dp.plan import evaluations, layer_costs, metrics_noise, router_mechanisms
+from client.dp.plan import TaskPlan, evaluations, metrics_noise
 from client.release.ledger import Ledger
 from client.site import Site
 
@@ -25,7 +25,7 @@ FEWEST = 1000
 """Fewer canaries prove nothing about usual claims."""
 RELEASES = {"align": "layer", "scores": "threshold", "evaluate": "metrics", "canary": "canary answers"}
 """A kind of the ledger in words, where its own word is not clear."""
-CHOICES = ("start", "length")
+CHOICES = ("start", "end")
 """Kinds of one number out of few: canaries prove next to nothing about them, so they are left out."""
 SPLITS = {"train": "training images", "val": "validation images", "test": "test images"}
 
@@ -57,14 +57,20 @@ def cost(claims: Sequence[Claimed]) -> float:
     return epsilon_of([claimed.mechanism for claimed in claims], 1e-5)
 
 
+PLANNED = 24
+"""Images of a task for which a policy's plan is audited."""
+
+
 def claims_of_policy(scenario: Scenario, policy: Policy) -> Iterator[Claimed]:
-    """The private releases that learning one task and all evaluations of this scenario will need.
+    """The private releases that learning one task and all evaluations of this scenario will need, if the task
+    has PLANNED images: of folders that are elsewhere the number is not known.
 
     Raises RefusalError if no noise fits the policy's budget.
     """
     if policy.private:
-        yield from (Claimed("train", kind, cost) for kind, cost in layer_costs(scenario, policy))
-        for kind, mechanism in zip(("router", "scores"), router_mechanisms(scenario, policy), strict=False):
+        plan = TaskPlan(scenario, policy, PLANNED)
+        yield from (Claimed("train", kind, cost) for kind, cost in plan.layer_costs)
+        for kind, mechanism in zip(("router", "scores"), plan.router_mechanisms, strict=False):
             yield Claimed("train", kind, mechanism)
     if policy.metrics == "noisy":
         once = Mechanism(metrics_noise(scenario, policy))

@@ -31,7 +31,7 @@ from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
 from client.dp.noisy_layer import steps_of
 from client.dp.noisy_router import private_router
-from client.dp.plan import learning_noise, router_noise
+from client.dp.plan import TaskPlan
 from client.dp.public_features import public_features_of
 from client.institution import train_round
 
@@ -68,15 +68,12 @@ class Shadows:
             rng = numpy_generator(scenario.seed, self.institution, "shadow", number, round_, self.task)
             steps: Steps = OpenSteps()
             if self.policy.adapter.noise == "dp":
-                noise_multiplier = learning_noise(scenario, self.policy)
                 noise = self.noise("layer", number, round_)
                 draws = Draws(scenario.seed, (self.institution, "shadow", number, round_, self.task))
                 digest, units = library_named(scenario), self.units(images)
                 library = LIBRARIES.get(digest, LIBRARIES.here) if digest else None
-                fresh = round_ == 1
-                steps = steps_of(
-                    scenario.privacy, library, units, noise_multiplier, noise, draws, fresh=fresh
-                )
+                plan = TaskPlan(scenario, self.policy, units.count)
+                steps = steps_of(plan, library, units, noise, draws, fresh=round_ == 1)
             train_round(scenario, self.task, layer, self.backbone, examples, steps, rng, progress)
         return layer
 
@@ -89,7 +86,7 @@ class Shadows:
         statistics = self.noisy_statistics(
             f_NF[list(images)],
             self.units(images),
-            noise_multiplier=router_noise(self.scenario, self.policy),
+            noise_multiplier=TaskPlan(self.scenario, self.policy, self.units(images).count).router_noise,
             draws=Draws(self.scenario.seed, (self.institution, "shadow", "drawn", number, self.task)),
             noise=self.noise("router", number, 0),
         )

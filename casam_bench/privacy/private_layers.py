@@ -1,4 +1,4 @@
-"""Private layers of few images: how much of the open gain a task keeps at a total epsilon, router included.
+"""Private layers: how much of the open gain a task keeps at a total epsilon, router included.
 
 Tasks: phantoms of HELD_OUT, with a library that was made without them, and with --data-root every folder of
 real images, with the shipped library. Each seed draws other training images; all others test. A private task
@@ -8,7 +8,7 @@ kept in the folder of the benchmark, so an interrupted measurement goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,9 +36,10 @@ from casam_core.privacy.units import single_images
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.open import open_dataset
 from client.dp.noisy_layer import steps_of
-from client.dp.plan import learning_noise
+from client.dp.plan import TaskPlan
 
-IMAGES, TEST_IMAGES, SEEDS, DELTA = 24, 12, 3, 1e-3
+SIZES, TEST_IMAGES, SEEDS, DELTA = (24, 100), 12, 3, 1e-3
+"""Training images of a task, test images, draws."""
 HELD_OUT = ("spleen_ct", "histology", "polyp")
 EPSILONS = (8.0, 3.0, 1.0)
 GAINED = 0.03
@@ -46,15 +47,16 @@ GAINED = 0.03
 INSTITUTION = "bench"
 SPEC = TrainingSpec(batch_images=1, instances=4, epochs=6)
 VALIDATION = 5
-"""Images of the open layer's IMAGES that choose its epoch."""
+"""Images of the open layer that choose its epoch."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images of one task, as the frozen encoder sees them, and the library for it."""
+    """Images of one task, as the frozen encoder sees them, and the library for it. images: for training."""
 
     name: str
     examples: Sequence[Example]
+    images: int
     library: LayerLibrary
     backbone: Backbone
 
@@ -62,7 +64,7 @@ class Task:
         """Training and test images of one seed."""
         order = numpy_generator(seed, "private-layers", self.name).permutation(len(self.examples))
         shuffled = [self.examples[i] for i in order]
-        return shuffled[:IMAGES], shuffled[IMAGES:]
+        return shuffled[: self.images], shuffled[self.images : self.images + TEST_IMAGES]
 
     def layer(self, seed: int) -> AlignmentLayer:
         """A new layer of the default form."""
@@ -100,15 +102,15 @@ def private(spec: PrivacySpec, epsilon: float) -> Callable[[Task, int], Alignmen
         institutions=[InstitutionSpec.model_validate({"name": "a", "data": phantom})],
         privacy=spec,
     )
-    noise_multiplier = learning_noise(scenario, policy)
 
     def learned(task: Task, seed: int) -> AlignmentLayer:
         train, _ = task.parts(seed)
+        plan = TaskPlan(scenario, policy, len(train))
         noise = NoiseSource.seeded(seed, task.name, spec.method, str(epsilon))
         draws = Draws(seed, (task.name, spec.method))
         library = task.library if spec.method == "subspace" else None
         layer, units = task.layer(seed), single_images(len(train))
-        steps = steps_of(spec, library, units, noise_multiplier, noise, draws, fresh=True)
+        steps = steps_of(plan, library, units, noise, draws, fresh=True)
         learn(task, layer, train, steps, seed)
         return layer
 
@@ -151,23 +153,25 @@ def iou_of(task: Task, layer: AlignmentLayer, seed: int) -> float:
 
 @dataclass(frozen=True)
 class Cells:
-    """IoU by (task, way, seed), kept in a file."""
+    """IoU by (task, images, way, seed), kept in a file."""
 
     path: Path
 
     @cached_property
-    def known(self) -> dict[tuple[str, str, int], float]:
+    def known(self) -> dict[tuple[str, int, str, int], float]:
         """The cells of this and earlier measurements."""
         records = (record for record, _ in read_records(self.path))
-        return {(r["task"], r["way"], r["seed"]): r["iou"] for r in records}
+        return {(r["task"], r["images"], r["way"], r["seed"]): r["iou"] for r in records}
 
     def measured(self, task: Task, way: str, seed: int, make: Callable[[Task, int], AlignmentLayer]) -> float:
         """One cell; learned and tested if it is not known yet."""
-        if (task.name, way, seed) not in self.known:
+        cell = (task.name, task.images, way, seed)
+        if cell not in self.known:
             iou = iou_of(task, make(task, seed), seed)
-            append_record(self.path, {"task": task.name, "way": way, "seed": seed, "iou": iou})
-            self.known[task.name, way, seed] = iou
-        return self.known[task.name, way, seed]
+            names = ("task", "images", "way", "seed")
+            append_record(self.path, {**dict(zip(names, cell, strict=True)), "iou": iou})
+            self.known[cell] = iou
+        return self.known[cell]
 
 
 def held_out_library(around: Surroundings, backbone: Backbone) -> LayerLibrary:
@@ -186,37 +190,49 @@ def shipped_library() -> LayerLibrary:
     return LIBRARIES.get(digest)
 
 
-def tasks_of(around: Surroundings, backbone: Backbone) -> list[Task]:
-    """All tasks of the measurement."""
+def tasks_of(around: Surroundings, backbone: Backbone, images: int) -> list[Task]:
+    """All tasks that have as many training images and TEST_IMAGES more."""
     store = EmbeddingStore(around.home / "embeddings")
 
-    def encoded(name: str, spec: DataSpec, library: LayerLibrary) -> Task:
-        around.say(f"encode {name}")
+    def encoded(name: str, spec: DataSpec, library: LayerLibrary) -> Iterator[Task]:
         dataset = open_dataset(spec, data_root=around.data_root, seed=7, institution=INSTITUTION)
-        samples = dataset.samples[: IMAGES + TEST_IMAGES]
-        loaded = [dataset.load(sample) for sample in samples]
+        if len(dataset.samples) < images + TEST_IMAGES:
+            return
+        around.say(f"encode {name}")
+        loaded = [dataset.load(sample) for sample in dataset.samples[: images + TEST_IMAGES]]
         shown = [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
-        return Task(name, shown, library, backbone)
+        yield Task(name, shown, images, library, backbone)
 
     held_out, shipped = held_out_library(around, backbone), shipped_library()
-    images = IMAGES + TEST_IMAGES
-    found = [
-        encoded(name, DataSpec(reader="phantom", phantom=name, images=images), held_out) for name in HELD_OUT
-    ]
+    phantoms = {
+        name: DataSpec(reader="phantom", phantom=name, images=images + TEST_IMAGES) for name in HELD_OUT
+    }
+    found = [task for name, spec in phantoms.items() for task in encoded(name, spec, held_out)]
     if around.data_root is not None:
-        found += [encoded(name, DataSpec(path=name), shipped) for name in real_tasks(around.data_root)]
+        real = {name: DataSpec(path=name) for name in real_tasks(around.data_root)}
+        found += [task for name, spec in real.items() for task in encoded(name, spec, shipped)]
     return found
 
 
 def run(around: Surroundings) -> Figures:
-    """IoU by task and way, means over SEEDS seeds; then the share of the open gain and the worst loss."""
+    """A table for each of SIZES: IoU by task and way, means over SEEDS seeds; the share of the open gain and
+    the worst loss."""
     backbone = around.lite_medsam(encoder="fast")
+    figures: Figures = {}
+    for images in SIZES:
+        found = measure(around, tasks_of(around, backbone, images), images)
+        figures |= {f"{name}_{images}": value for name, value in found.items()}
+    return figures
+
+
+def measure(around: Surroundings, tasks: Sequence[Task], images: int) -> Figures:
+    """The table of tasks with this many training images."""
     cells, everything = Cells(around.home / "private-layers.jsonl"), ways()
-    table = Table(title=f"IoU after {IMAGES} images, {SEEDS} seeds, delta {DELTA:g}, total epsilon by column")
+    table = Table(title=f"IoU after {images} images, {SEEDS} seeds, delta {DELTA:g}, total epsilon by column")
     for name in ("task", *everything):
         table.add_column(name, justify="left" if name == "task" else "right")
     means: dict[str, dict[str, float]] = {}
-    for task in tasks_of(around, backbone):
+    for task in tasks:
         means[task.name] = {}
         for way, make in everything.items():
             found = [cells.measured(task, way, seed, make) for seed in range(SEEDS)]

@@ -37,6 +37,12 @@ class AlignmentSpec(Section):
 
     form: str = Field(description="A name in casam_core.config.named_parts.FORMS.")
     learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
+    start: Literal["identity", "library"] = Field(
+        "identity",
+        description="Where training without noise starts, in forms that have libraries. library: "
+        "from the layer of a public library that is best on the validation images, or from frozen SAM, which "
+        "is one of them; for few images.",
+    )
 
 
 DEFAULT_RANK = 8

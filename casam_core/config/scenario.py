@@ -158,15 +158,28 @@ class PrivacySpec(Section):
     method: Literal["dp_sgd", "subspace"] = Field(
         "dp_sgd",
         description="How a layer is trained. dp_sgd: clipped and noisy gradients of samples of the images. "
-        "subspace: from a start out of a public library of layers, a few noisy gradients of all images along "
-        "the library's directions; for few images.",
+        "subspace: from frozen SAM or a public layer, a few noisy gradients of all images along the "
+        "directions of a public library of layers; for few images.",
+    )
+    plan: Literal["auto", "half"] = Field(
+        "auto",
+        description="How layer and router of a task share epsilon. auto: the router gets what it needs to "
+        "recognise the task with so many images, at most nine tenths; the layer gets the rest. half: the "
+        "router gets half.",
     )
     library: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
         None,
-        description="SHA-256 of the library of layers, for method subspace. Default: the library that casam "
-        "ships for the backbone and form; for others, `casam run` makes one from phantoms.",
+        description="SHA-256 of the library of layers, for method subspace and alignment.start library. "
+        "Default: the library that casam ships for the backbone and form; for others, `casam run` makes one "
+        "from phantoms.",
     )
-    descent_steps: int = Field(4, ge=1, le=100, description="Steps of a private round of method subspace.")
+    descent_steps: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Steps of a private round of method subspace. Default: 8; 4 or none where noise would "
+        "hide the gradients.",
+    )
     steps: int = Field(25, ge=1, description="Optimiser steps of a private round; no early stopping.")
     sampling_rate: float = Field(
         0.2, gt=0, le=1, description="Probability that an image (or group) takes part in a step."
@@ -184,13 +197,13 @@ class PrivacySpec(Section):
         gt=0,
         le=1,
         description="The share of epsilon that a task's router alone may cost, if its layer leaves with "
-        "noise, too. The layer gets what the budget then still allows. Default: 0.5, and 0.9 for an epsilon "
-        "up to 1.",
+        "noise, too. The layer gets what the budget then still allows. Default: by `plan`.",
     )
 
     def completed(self, backbone: BackboneSpec, alignment: AlignmentSpec) -> PrivacySpec:
         """The section with the library that casam ships for the backbone and the form."""
-        if self.method != "subspace" or self.library or backbone.sha256 is not None:
+        wanted = self.method == "subspace" or alignment.start == "library"
+        if not wanted or self.library or backbone.sha256 is not None:
             return self
         key = (backbone.name, alignment.form, getattr(alignment, "rank", 0))
         return self.model_copy(update={"library": SHIPPED_LIBRARIES.get(key)})
@@ -327,6 +340,16 @@ class Scenario(Section):
                         f"institution {site.name!r} is unseen, but its task {task!r} stands in the stream; "
                         "give its task another name or set unseen = false"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_library(self) -> Scenario:
+        for task, spec in self.alignments.items():
+            if spec.start == "library" != self.alignment.start:
+                raise ValueError(
+                    f"alignments.{task}.start: expected identity, as alignment.start; a scenario has one "
+                    'library, for the form of `alignment`: set alignment.start = "library"'
+                )
         return self
 
     @model_validator(mode="after")

@@ -35,8 +35,8 @@ from casam_core.model.forms import AlignmentLayer, Weights
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
 
-IDENTITY = "identity"
-"""The start that is frozen SAM."""
+IDENTITY, JOINT = "identity", "joint"
+"""The start that is frozen SAM, and the layer of all public tasks together, which every library holds."""
 MOST_STARTS, MOST_DIRECTIONS = 256, 64
 
 
@@ -138,6 +138,8 @@ class LayerLibrary:
             raise ValueError(f"expected 1 to {MOST_DIRECTIONS} directions, found {sorted(counts)}")
         if len(self.starts) > MOST_STARTS or IDENTITY in self.starts or free.keys() & self.shared.keys():
             raise ValueError("expected other names of starts or weights")
+        if JOINT not in self.starts:
+            raise ValueError(f"expected the start {JOINT!r}")
         for name, weights in self.starts.items():
             if {key: value.shape for key, value in weights.items()} != free:
                 raise ValueError(f"the start {name!r} has other weights than the directions")
@@ -162,16 +164,21 @@ LIBRARIES = PublicFiles(
 NO_LIBRARY = (
     "privacy.library: expected the SHA-256 of a library, because casam ships none for this backbone and "
     "form; `casam run` makes it, `casam scenarios library FILE` makes it for a deployment, or choose "
-    "privacy.method dp_sgd"
+    "privacy.method dp_sgd and alignment.start identity"
 )
 
 
+def uses_library(scenario: Scenario) -> bool:
+    """Whether layers of the scenario start from a library, with noise or without."""
+    return scenario.privacy.method == "subspace" or scenario.alignment.start == "library"
+
+
 def library_named(scenario: Scenario) -> str:
-    """The digest of the scenario's library; "" if its private training uses none.
+    """The digest of the scenario's library; "" if it uses none.
 
     Raises ScenarioError if the library is not known yet.
     """
-    if scenario.privacy.method != "subspace":
+    if not uses_library(scenario):
         return ""
     if scenario.privacy.library is None:
         raise ScenarioError(NO_LIBRARY)

@@ -111,6 +111,17 @@ def clearly_above_zero(gains_N: NDArray[np.float64], level: float = LEVEL) -> bo
     return float(special.stdtr(images - 1, mean / error)) > 1 - level
 
 
+def take_best(layer: AlignmentLayer, starts: Sequence[Weights], validate: Validate) -> None:
+    """Give `layer` the weights with the highest IoU; of equal ones, the first. One alone is not measured."""
+    if len(starts) == 1:
+        return set_weights(layer, starts[0])
+    found = []
+    for weights in starts:
+        set_weights(layer, weights)
+        found.append(validate(layer).iou)
+    set_weights(layer, starts[int(np.argmax(found))])
+
+
 class BestEpoch:
     """It remembers the best layer so far, and can stop the training early.
 

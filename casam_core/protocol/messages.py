@@ -147,6 +147,7 @@ class IdentifyRequest(Message):
 
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Signature = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
 
 
@@ -161,14 +162,31 @@ class Holding:
     test: Count
 
 
+MOSTLY_ROUTER = 0.9
+"""From this share of the router on, a layer learns next to nothing from its images."""
+
+
 @dataclass(frozen=True)
 class Forecast:
-    """How many of the `rounds` private rounds of one task the institution's budget allows."""
+    """How many of the `rounds` private rounds of one task the institution's budget allows.
+
+    router_share: the share of epsilon that the task's router alone may cost.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     affordable: Count
     rounds: Count
+    router_share: Share
+
+    def division(self, epsilon: float) -> str:
+        """How layer and router share epsilon, in words."""
+        if not self.router_share:
+            return "the layer gets all of it"
+        router = f"the router takes up to {self.router_share * epsilon:.2g} of it, the layer what is left"
+        if self.router_share < MOSTLY_ROUTER:
+            return router
+        return f"{router}: next to nothing, because with so few images the router needs nearly all"
 
 
 @dataclass(frozen=True)

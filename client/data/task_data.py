@@ -22,11 +22,12 @@ from casam_core.errors import DataError
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Example
+from casam_core.privacy.units import Units, units_of
 from casam_core.protocol.messages import Holding
 from casam_core.routing.features import pool
 from client.data.dataset import Dataset, LoadedSample, Sample
 from client.data.open import open_dataset
-from client.data.splits import Split, split_samples
+from client.data.splits import Part, Split, split_samples
 
 RECENT_IMAGES = 32
 """Number of decoded images that a process keeps for all its institutions, at most about 100 MB. Decoding a
@@ -169,3 +170,10 @@ def division_of(spec: DataSpec, key: bytes) -> str:
     if spec.split_lists is not None:
         rules["split_lists"] = spec.split_lists
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def private_units(data: TaskData, policy: Policy, part: Part = "train") -> Units:
+    """The units that the policy protects in one split of a task, and the public counts of them."""
+    samples, budget = data.split.part(part), policy.budget
+    ids, groups = [sample.id for sample in samples], [sample.group for sample in samples]
+    return units_of(ids, groups, budget.unit, budget.contribution)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from casam_core.config.scenario import PrivacySpec
 from casam_core.errors import BankError
 from casam_core.methods import alignment_of, method_of
 from casam_core.model.forms import FORMS, AlignmentLayer, weights_of
@@ -16,8 +15,8 @@ from casam_core.protocol.messages import AlignReply, AlignRequest, question_of
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
 from casam_core.seeding import Draws
-from client.dp.paid_release import AGAIN, LATER, release_once
-from client.dp.plan import layer_round, learning_noise
+from client.dp.paid_release import AGAIN, LATER, plan_of, release_once
+from client.dp.plan import TaskPlan
 from client.institution import Institution, train_round
 from client.node.progress import reporter
 
@@ -41,13 +40,14 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         raise RefusalError(Outcome.NOISE_NOT_POSSIBLE, f"form {form!r}: expected one of {', '.join(able)}")
     units, fresh = institution.units(job.task, "train"), request.layer is None
     library = fitting_library(institution, institution.layer(job.task, request.layer))
-    noise_multiplier = learning_noise(scenario, institution.site.policy)
+    plan = plan_of(institution, job.task)
+    mechanisms = {job.task: plan.layer_rounds[0 if fresh else -1]}
 
     def compute(noise: NoiseSource) -> Payload:
         layer = institution.layer(job.task, request.layer)
         examples = institution.examples([job.task], "train", layer)
         draws = institution.private_draws(job, "align")
-        steps = steps_of(scenario.privacy, library, units, noise_multiplier, noise, draws, fresh=fresh)
+        steps = steps_of(plan, library, units, noise, draws, fresh=fresh)
         report = reporter(institution.name, f"train {job.task} privately")
         rng = institution.draws(job, "align")
         train_round(scenario, job.task, layer, institution.backbone, examples, steps, rng, report)
@@ -59,7 +59,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         "align",
         question_of(request),
         split="train",
-        mechanisms={job.task: layer_round(scenario.privacy, noise_multiplier, fresh=fresh)},
+        mechanisms=mechanisms,
         units={job.task: units},
         compute=compute,
         made_with="" if job.round == 1 else AGAIN if request.again else LATER,
@@ -68,19 +68,21 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
 
 
 def steps_of(
-    spec: PrivacySpec,
+    plan: TaskPlan,
     library: LayerLibrary | None,
     units: Units,
-    noise_multiplier: float,
     noise: NoiseSource,
     draws: Draws,
     *,
     fresh: bool,
 ) -> Steps:
-    """The steps of a round, by the scenario's method of private training; library: for `subspace`."""
+    """The steps of a round, by the scenario's method of private training; library: for `subspace`.
+
+    fresh: the round starts from new weights.
+    """
     if library is not None:
-        return SubspaceSteps(units, spec, library, noise_multiplier, noise, draws, fresh)
-    return PrivateSteps(units, spec, noise_multiplier, noise, draws)
+        return SubspaceSteps(units, plan.descent_steps, library, plan.layer_noise, noise, draws, fresh)
+    return PrivateSteps(units, plan.scenario.privacy, plan.layer_noise, noise, draws)
 
 
 def fitting_library(institution: Institution, layer: AlignmentLayer) -> LayerLibrary | None:

@@ -23,8 +23,7 @@ from casam_core.protocol.payload import Job, Payload
 from casam_core.routing.routers import ROUTERS, Arrays, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, fold_scores, held_out_scores, score_histogram
 from casam_core.seeding import derive_seed
-from client.dp.paid_release import release_once
-from client.dp.plan import router_noise
+from client.dp.paid_release import plan_of, release_once
 from client.dp.public_features import public_features_of
 from client.institution import Institution
 
@@ -80,7 +79,7 @@ class PrivateTask:
         self.private = private_router(self.scenario)
         self.data, self.samples = institution.encoded(job.task, "train")
         self.units = institution.units(job.task, "train")
-        self.noise_multiplier = router_noise(self.scenario, institution.site.policy)
+        self.noise_multiplier = plan_of(institution, job.task).router_noise
         # A plain seed is enough for drawing scores: their distribution is already released.
         self.seed = derive_seed(self.scenario.seed, institution.name, job.stage, "drawn", job.task)
 

@@ -18,7 +18,7 @@ from casam_core.protocol.audit import now
 from casam_core.protocol.messages import Forecast
 from casam_core.protocol.payload import Job, Payload, digest_of
 from casam_core.protocol.wire import deserialise, from_records, serialise, to_records
-from client.dp.plan import affordable_rounds
+from client.dp.plan import TaskPlan
 from client.institution import Institution
 from client.release.ledger import Ledger, Spend, of_images, reserve
 from client.site import Site
@@ -114,8 +114,13 @@ def was_paid_for(site: Site, payload: Payload) -> bool:
     return any(releases_of(site).glob(f"*-{bare}.bin"))
 
 
+def plan_of(institution: Institution, task: str) -> TaskPlan:
+    """How the institution's budget for a task is divided."""
+    return TaskPlan(institution.scenario, institution.site.policy, institution.units(task, "train").count)
+
+
 def forecasts_of(institution: Institution) -> dict[str, Forecast]:
-    """By task that this institution trains privately, how many of its rounds the budget can pay."""
+    """By task that this institution trains privately, how its budget is divided, and the rounds it pays."""
     site, scenario = institution.site, institution.scenario
     spends = Ledger(site.ledger).lines()
     found = {}
@@ -123,6 +128,7 @@ def forecasts_of(institution: Institution) -> dict[str, Forecast]:
         if task in scenario.stream:
             division = institution.task(task).division
             spent = of_images(spends, institution.dataset(task), "train", division)
-            count = affordable_rounds(scenario, site.policy, [s.mechanism for s in spent])
-            found[task] = Forecast(count, scenario.training.rounds)
+            plan = plan_of(institution, task)
+            count = plan.affordable_rounds([s.mechanism for s in spent])
+            found[task] = Forecast(count, scenario.training.rounds, plan.router_share)
     return found

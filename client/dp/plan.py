@@ -1,26 +1,33 @@
 """How much noise an institution adds, and how many rounds its budget can pay.
 
-The scenario sets how private training is done. The institution's policy sets how much may be spent. A task's
-router gets the smallest noise at which it costs its share of epsilon. If the scenario sets no noise for
-training, the smallest noise is used with which the scenario's rounds and the router fit the whole budget.
+The scenario sets how private training is done. The institution's policy sets how much may be spent. Layer and
+router of a task are learned from the same images and share epsilon; metrics use other images and have an
+epsilon of their own. With `privacy.plan` auto, the router gets no more than it needs: the more images, the
+less noise a mean of them has. If the scenario sets no noise for training, the layer gets the smallest noise
+with which the scenario's rounds and the router together fit the whole budget.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from casam_core.config.named_parts import ROUTERS, RouterSpec
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import PrivacySpec, Scenario
-from casam_core.privacy.accounting import Mechanism, affordable, calibrate, round_mechanism
+from casam_core.privacy.accounting import Mechanism, affordable, calibrate, epsilon_of, round_mechanism
 from casam_core.privacy.private_scores import scores_mechanism
-from casam_core.privacy.subspace_training import subspace_mechanisms
+from casam_core.privacy.subspace_training import planned_steps, subspace_mechanisms
 from casam_core.protocol.outcomes import Outcome, RefusalError
 
-SMALL_EPSILON = 1.0
-"""Up to this budget, a router of few images needs nearly all of it, and a layer learns next to nothing."""
+ENOUGH_VARIANCE = 0.005
+"""The variance of the noise on each number of a router's mean, in squares of an image's largest length, with
+which a router still recognises its task: from 0.006 on, images of phantoms go to other tasks."""
+LEAST_SHARE, MOST_SHARE, HALF = 0.05, 0.9, 0.5
+"""The limits of a router's share of epsilon where it is planned; its share with `privacy.plan` half."""
 
 
 def leaves_noisy(learned: LearnedPolicy) -> bool:
@@ -28,76 +35,115 @@ def leaves_noisy(learned: LearnedPolicy) -> bool:
     return learned.share == "yes" and learned.noise == "dp"
 
 
-def learning_noise(scenario: Scenario, policy: Policy) -> float:
-    """Noise multiplier of a training round.
-
-    Raises RefusalError (budget-spent) if no noise fits the budget.
-    """
-    if scenario.privacy.noise_multiplier is not None:
-        return scenario.privacy.noise_multiplier
-    router = router_mechanisms(scenario, policy)
-    with named_refusal():
-        return _learning_noise(scenario.privacy, scenario.training.rounds, tuple(router), *budget_of(policy))
-
-
-def layer_round(spec: PrivacySpec, noise: float, *, fresh: bool) -> dict[str, Mechanism]:
-    """What one round of training costs, by the name of its lines in the ledger.
-
-    fresh: the round starts from new weights.
-    """
+def layer_rounds(spec: PrivacySpec, steps: int, noise: float, rounds: int) -> list[dict[str, Mechanism]]:
+    """What each round of training costs, by the name of its lines in the ledger. steps: of `subspace`."""
     if spec.method == "subspace":
-        return subspace_mechanisms(spec, noise, fresh=fresh)
-    return {"align": round_mechanism(spec, noise)}
+        return [subspace_mechanisms(steps, noise, fresh=number == 0) for number in range(rounds)]
+    return [{"align": round_mechanism(spec, noise)}] * rounds
 
 
-def layer_rounds(spec: PrivacySpec, noise: float, rounds: int) -> list[dict[str, Mechanism]]:
-    """What each of the rounds of one task costs (`layer_round`)."""
-    return [layer_round(spec, noise, fresh=number == 0) for number in range(rounds)]
+@dataclass(frozen=True)
+class TaskPlan:
+    """How one task's epsilon is divided, and the noise that follows.
 
+    All properties raise RefusalError (budget-spent) if no noise fits the budget.
 
-def router_noise(scenario: Scenario, policy: Policy) -> float:
-    """Noise multiplier of a task's router; of each of its releases.
-
-    Raises RefusalError (budget-spent) if no noise fits the budget.
+    Args:
+        units: number of private units of the task's training images, which is public.
     """
-    epsilon, delta = budget_of(policy)
-    share = 1.0
-    if leaves_noisy(policy.adapter):
-        share = scenario.privacy.router_share or (0.9 if epsilon <= SMALL_EPSILON else 0.5)
-    # Beside a sampled layer the router is composed in Rényi divergences, so it must fit its share there.
-    beside = layer_round(scenario.privacy, 1.0, fresh=True).values()
-    exact = not leaves_noisy(policy.adapter) or all(m.sample_rate == 1 for m in beside)
-    with named_refusal():
-        return _router_noise(scenario.privacy, scenario.router, share * epsilon, delta, exact)
 
+    scenario: Scenario
+    policy: Policy
+    units: int
 
-def router_mechanisms(scenario: Scenario, policy: Policy) -> list[Mechanism]:
-    """What the router of one task costs; nothing if it does not leave with noise.
+    @property
+    def budget(self) -> tuple[float, float]:
+        """(epsilon, delta) for training."""
+        assert self.policy.budget.epsilon is not None  # a policy with noise has a budget
+        assert self.policy.budget.delta is not None
+        return self.policy.budget.epsilon, self.policy.budget.delta
 
-    Raises RefusalError (budget-spent) if no noise fits the budget.
-    """
-    if not leaves_noisy(policy.router) or ROUTERS[scenario.router.kind].private is None:
-        return []
-    return description(scenario.privacy, scenario.router, router_noise(scenario, policy))
+    @property
+    def exact(self) -> bool:
+        """Whether the router's cost is composed exactly. Beside a sampled layer it is composed in Rényi
+        divergences, so it must fit its share there."""
+        beside = layer_rounds(self.scenario.privacy, 1, 1.0, 1)[0].values()
+        return not leaves_noisy(self.policy.adapter) or all(m.sample_rate == 1 for m in beside)
 
+    @cached_property
+    def router_share(self) -> float:
+        """The share of epsilon that the router alone may cost; 0 if it leaves without noise, 1 if only it
+        leaves with noise."""
+        scenario, spec = self.scenario, self.scenario.privacy
+        if not leaves_noisy(self.policy.router) or ROUTERS[scenario.router.kind].private is None:
+            return 0.0
+        if not leaves_noisy(self.policy.adapter):
+            return 1.0
+        if spec.router_share is not None or spec.plan == "half":
+            return spec.router_share or HALF
+        epsilon, delta = self.budget
+        enough = description(spec, scenario.router, math.sqrt(ENOUGH_VARIANCE) * self.units)
+        share = epsilon_of(enough, delta, exact=self.exact) / epsilon
+        return min(MOST_SHARE, max(LEAST_SHARE, share))
 
-def layer_costs(scenario: Scenario, policy: Policy) -> list[tuple[str, Mechanism]]:
-    """What the layer of one task costs in all rounds, with the names of the ledger's lines; nothing if it
-    does not leave with noise.
+    @cached_property
+    def router_noise(self) -> float:
+        """Noise multiplier of the task's router; of each of its releases."""
+        epsilon, delta = self.budget
+        spec, share = self.scenario.privacy, self.router_share or 1.0
+        with named_refusal():
+            return _router_noise(spec, self.scenario.router, share * epsilon, delta, self.exact)
 
-    Raises RefusalError (budget-spent) if no noise fits the budget.
-    """
-    if not leaves_noisy(policy.adapter):
-        return []
-    rounds = layer_rounds(scenario.privacy, learning_noise(scenario, policy), scenario.training.rounds)
-    return [cost for of_round in rounds for cost in of_round.items()]
+    @cached_property
+    def router_mechanisms(self) -> list[Mechanism]:
+        """What the router of the task costs; nothing if it does not leave with noise."""
+        if not self.router_share:
+            return []
+        return description(self.scenario.privacy, self.scenario.router, self.router_noise)
 
+    @cached_property
+    def descent_steps(self) -> int:
+        """The steps of a round of method subspace."""
+        spec = self.scenario.privacy
+        if spec.descent_steps is not None:
+            return spec.descent_steps
+        return planned_steps(self.noise_with, self.units)
 
-def budget_of(policy: Policy) -> tuple[float, float]:
-    """(epsilon, delta) for training."""
-    assert policy.budget.epsilon is not None  # a policy with noise has a budget
-    assert policy.budget.delta is not None
-    return policy.budget.epsilon, policy.budget.delta
+    @cached_property
+    def layer_noise(self) -> float:
+        """Noise multiplier of a training round."""
+        return self.noise_with(self.descent_steps if self.scenario.privacy.method == "subspace" else 0)
+
+    def noise_with(self, steps: int) -> float:
+        """`layer_noise` with this many steps of method subspace."""
+        spec, rounds = self.scenario.privacy, self.scenario.training.rounds
+        if spec.noise_multiplier is not None:
+            return spec.noise_multiplier
+        with named_refusal():
+            return _layer_noise(spec, steps, rounds, tuple(self.router_mechanisms), *self.budget)
+
+    @property
+    def layer_rounds(self) -> list[dict[str, Mechanism]]:
+        """What each round of training costs, by the name of its lines in the ledger."""
+        spec, rounds = self.scenario.privacy, self.scenario.training.rounds
+        steps = self.descent_steps if spec.method == "subspace" else 0
+        return layer_rounds(spec, steps, self.layer_noise, rounds)
+
+    @property
+    def layer_costs(self) -> list[tuple[str, Mechanism]]:
+        """What the layer of the task costs in all rounds, with the names of the ledger's lines; nothing if it
+        does not leave with noise."""
+        if not leaves_noisy(self.policy.adapter):
+            return []
+        return [cost for of_round in self.layer_rounds for cost in of_round.items()]
+
+    def affordable_rounds(self, spent: Sequence[Mechanism]) -> int:
+        """How many of the scenario's rounds fit the budget, besides `spent` and the router."""
+        try:
+            rounds, router = self.layer_rounds, self.router_mechanisms
+        except RefusalError:
+            return 0
+        return affordable([*spent, *router], [of_round.values() for of_round in rounds], *self.budget)
 
 
 @contextlib.contextmanager
@@ -110,14 +156,12 @@ def named_refusal() -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def _learning_noise(
-    spec: PrivacySpec, rounds: int, router: tuple[Mechanism, ...], epsilon: float, delta: float
+def _layer_noise(
+    spec: PrivacySpec, steps: int, rounds: int, router: tuple[Mechanism, ...], epsilon: float, delta: float
 ) -> float:
     def costs(noise: float) -> list[Mechanism]:
-        return [
-            *router,
-            *(part for of_round in layer_rounds(spec, noise, rounds) for part in of_round.values()),
-        ]
+        layer = layer_rounds(spec, steps, noise, rounds)
+        return [*router, *(part for of_round in layer for part in of_round.values())]
 
     return calibrate(costs, epsilon, delta)
 
@@ -156,16 +200,3 @@ def metrics_noise(scenario: Scenario, policy: Policy) -> float:
 @lru_cache(maxsize=256)
 def _metrics_noise(times: int, epsilon: float, delta: float) -> float:
     return calibrate(lambda scale: [Mechanism(scale)] * times, epsilon, delta)
-
-
-def affordable_rounds(scenario: Scenario, policy: Policy, spent: Sequence[Mechanism]) -> int:
-    """How many of the scenario's rounds of one task fit the budget, besides `spent` and the router."""
-    try:
-        noise, router = learning_noise(scenario, policy), router_mechanisms(scenario, policy)
-    except RefusalError:
-        return 0
-    return affordable(
-        [*spent, *router],
-        [of_round.values() for of_round in layer_rounds(scenario.privacy, noise, scenario.training.rounds)],
-        *budget_of(policy),
-    )

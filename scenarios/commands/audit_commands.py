@@ -216,7 +216,7 @@ def show_ledger(
     delta: Annotated[float, typer.Option(min=1e-12, max=0.5, help="Delta of the policy's budget.")] = 1e-3,
     json_: Json = False,
 ) -> None:
-    """List every release with noise, and after each the total epsilon of its dataset and split."""
+    """List every release with noise: what it would cost alone, and the total of its dataset and split."""
     from casam_core.errors import PolicyError
 
     if not file.is_file():
@@ -225,9 +225,8 @@ def show_ledger(
     from client.release.ledger import Ledger, of_images
 
     spends = Ledger(file).lines()
-    rows = [
-        ["time", "run", "kind", "task", "split", "unit", "noise", "rate", "steps", f"epsilon at {delta:g}"]
-    ]
+    heads = ["time", "run", "kind", "task", "split", "unit", "noise", "rate", "steps", "alone"]
+    rows = [[*heads, f"epsilon at {delta:g}"]]
     for number, spend in enumerate(spends, 1):
         before = of_images(spends[:number], spend.dataset, spend.split, spend.division)
         rows.append(
@@ -241,6 +240,7 @@ def show_ledger(
                 f"{spend.noise_multiplier:.3f}",
                 f"{spend.sample_rate:g}",
                 str(spend.steps),
+                f"{epsilon_of([spend.mechanism], delta):.3f}",
                 f"{epsilon_of([s.mechanism for s in before], delta):.3f}",
             ]
         )

@@ -13,6 +13,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ from casam_core.protocol.schema import Flag, Message
 from casam_core.routing.routers.public_frame import frame_named
 from client.data.open import location_of, open_dataset
 from client.data.splits import kept_key, simulated_key
-from client.data.task_data import TaskData, divide, division_of
-from client.dp.plan import evaluations, layer_costs, metrics_noise, router_mechanisms
+from client.data.task_data import TaskData, divide, division_of, private_units
+from client.dp.plan import TaskPlan, evaluations, metrics_noise
 from client.node.approvals import approvals_in, read_sent
 from client.release.ledger import Ledger, of_images
 from scenarios.inspection.place import Place
@@ -62,10 +63,6 @@ NAMES: dict[type[Message], str] = {
 }
 
 
-Plan = Callable[[Scenario, Policy], list[Mechanism]]
-"""The private releases of one task in a scenario."""
-
-
 def page_of(place: Place, scenario: Scenario) -> Page:
     """The page about one scenario.
 
@@ -77,21 +74,27 @@ def page_of(place: Place, scenario: Scenario) -> Page:
     return [
         (f"What {name} is asked by `{plain(scenario.name)}`", about(place, scenario, sender)),
         ("What can leave, and who sees it", releases(place, scenario, sender)),
-        ("What it costs in privacy", cost(place, scenario)),
+        ("What it costs in privacy", cost(place, scenario, list(asked))),
         ("What changed since the last approval", changes(place, scenario)),
         ("What never leaves", [never(place)]),
     ]
 
 
-def sender_of(place: Place, scenario: Scenario, tasks: Sequence[str]) -> Sender:
-    """The site as the limits of messages need it; its images are counted, not read."""
-    holdings = {}
+def opened(place: Place, tasks: Sequence[str]) -> dict[str, TaskData]:
+    """The site's data of these tasks; images are counted, not read."""
+    found = {}
     for task, spec in place.site.described(tasks).items():
         dataset = open_dataset(spec, data_root=place.data_root, seed=spec.seed, institution=place.institution)
         split = divide(
             dataset.samples, spec, kept_key(place.home), f"{place.institution}/{task}", place.policy
         )
-        holdings[task] = TaskData(dataset, split, None).holding  # type: ignore[arg-type]  # nothing is encoded
+        found[task] = TaskData(dataset, split, None)  # type: ignore[arg-type]  # nothing is encoded
+    return found
+
+
+def sender_of(place: Place, scenario: Scenario, tasks: Sequence[str]) -> Sender:
+    """The site as the limits of messages need it."""
+    holdings = {task: data.holding for task, data in opened(place, tasks).items()}
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     job = Job(place.institution, 1, next(iter(tasks), scenario.stream[0]))
     return Sender(scenario, holdings, place.policy, backbone.geometry.channels, backbone, job)
@@ -253,7 +256,7 @@ def bits_of_number(range_: Range) -> int:
     return math.ceil(range_.bits)
 
 
-def cost(place: Place, scenario: Scenario) -> list[Block]:
+def cost(place: Place, scenario: Scenario, asked: Sequence[str]) -> list[Block]:
     """What the policy's budget allows, what was spent of it, and what this scenario plans to spend."""
     policy, budget = place.policy, place.policy.budget
     unit = "patient or slide (group)" if budget.unit == "group" else "image"
@@ -263,16 +266,21 @@ def cost(place: Place, scenario: Scenario) -> list[Block]:
             told.append(f"{what}: no noise, so no epsilon limits what they say about one {unit}")
     if policy.metrics == "exact":
         told.append(f"test scores: exact, so no epsilon limits what they say about one {unit}")
+    plans_here = {
+        task: TaskPlan(scenario, policy, private_units(data, policy).count)
+        for task, data in opened(place, [task for task in asked if task in scenario.stream]).items()
+    }
     kinds = (
         ("training images", policy.private, budget.epsilon, ("train",), learning_plan),
         ("test images", policy.metrics == "noisy", budget.epsilon_metrics, ("test", "val"), metrics_plan),
     )
     for what, noisy, limit, parts, plan in kinds:
         if noisy:
+            plans = [planned(task, partial(plan, found)) for task, found in plans_here.items()]
             told.append(
                 f"{what}: epsilon at most {limit:g} at delta {budget.delta:g} for each {unit} that is added "
                 f"or removed, in all scenarios together. Spent so far: {spent(place, scenario, parts)}. This "
-                f"scenario plans for each task: {planned(plan, scenario, policy)}"
+                f"scenario plans: {'; '.join(plans)}"
             )
     return [told or ["nothing that was computed from images leaves"]]
 
@@ -290,31 +298,31 @@ def spent(place: Place, scenario: Scenario, parts: Sequence[str]) -> str:
     return in_epsilon(max(used, key=lambda mechanisms: epsilon_of(mechanisms, delta)), place.policy)
 
 
-def planned(plan: Plan, scenario: Scenario, policy: Policy) -> str:
-    """The epsilon of one task in this scenario with its largest parts, or why there is none."""
+def planned(task: str, plan: Callable[[], str]) -> str:
+    """What the scenario plans for one task, or why it plans nothing."""
     try:
-        return in_epsilon(plan(scenario, policy), policy) + parts_of(plan, scenario, policy)
+        return f"{task} {plan()}"
     except RefusalError as refusal:
-        return f"nothing, because it is refused ({refusal.outcome})"
+        return f"{task} nothing, because it is refused ({refusal.outcome})"
 
 
-def parts_of(plan: Plan, scenario: Scenario, policy: Policy) -> str:
-    """What layer and router of a task would cost alone; "" unless both cost something."""
-    layer, router = (cost for _, cost in layer_costs(scenario, policy)), router_mechanisms(scenario, policy)
-    alone = [epsilon_of(list(part), float(policy.budget.delta or 0)) for part in (layer, router)]
-    if plan is not learning_plan or not all(alone):
-        return ""
-    return ". Alone, the layer would cost {:.2f} and the router {:.2f}".format(*alone)
+def learning_plan(plan: TaskPlan) -> str:
+    """The epsilon of learning one task, and what layer and router would cost alone. Raises RefusalError."""
+    layer, router = [cost for _, cost in plan.layer_costs], plan.router_mechanisms
+    whole = in_epsilon([*layer, *router], plan.policy)
+    alone = [epsilon_of(part, float(plan.policy.budget.delta or 0)) for part in (layer, router)]
+    if not all(alone):
+        return whole
+    return (
+        f"{whole}, of which the layer alone would cost {alone[0]:.2f} and the router {alone[1]:.2f}, with "
+        f"{plan.units} {plan.policy.budget.unit}s"
+    )
 
 
-def learning_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:
-    """The private releases of learning one task. Raises RefusalError."""
-    return [*(cost for _, cost in layer_costs(scenario, policy)), *router_mechanisms(scenario, policy)]
-
-
-def metrics_plan(scenario: Scenario, policy: Policy) -> list[Mechanism]:
-    """The evaluations of one task's test images. Raises RefusalError."""
-    return [Mechanism(metrics_noise(scenario, policy))] * evaluations(scenario, policy)
+def metrics_plan(plan: TaskPlan) -> str:
+    """The epsilon of all evaluations of one task's test images. Raises RefusalError."""
+    scenario, policy = plan.scenario, plan.policy
+    return in_epsilon([Mechanism(metrics_noise(scenario, policy))] * evaluations(scenario, policy), policy)
 
 
 def in_epsilon(mechanisms: Sequence[Mechanism], policy: Policy) -> str:

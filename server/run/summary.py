@@ -177,6 +177,7 @@ def privacy_of(name: str, member: Member, federation: Federation) -> Privacy:
         epsilon_metrics_replaced=spent.get(EPSILON_METRICS_REPLACED),
         delta=member.policy.budget.delta,
         unit=member.policy.budget.unit,
+        router_share={task: found.router_share for task, found in member.forecasts.items()},
         anonymity=counted.anonymity.get(name, {}),
         refusals=counted.refusals.get(name, {}),
         rejections=counted.rejections.get(name, {}),

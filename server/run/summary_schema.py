@@ -69,6 +69,7 @@ class Privacy(Part):
     epsilon_metrics_replaced: float | None = None
     delta: float | None = None
     unit: str | None = None
+    router_share: dict[str, float] = Field(default_factory=dict)
     anonymity: dict[str, dict[str, int | None]] = Field(default_factory=dict)
     refusals: dict[str, int] = Field(default_factory=dict)
     rejections: dict[str, int] = Field(default_factory=dict)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from casam_bench.privacy import private_layers
 from casam_bench.privacy.private_layers import Cells, Task, frozen, iou_of, opened, private, summary
 from casam_core.config.scenario import PrivacySpec
 from casam_core.model.examples import Example
@@ -17,13 +16,12 @@ from tests.banks import picture, random_library, tiny_backbone
 
 
 @pytest.fixture
-def task(monkeypatch: pytest.MonkeyPatch) -> Task:
-    monkeypatch.setattr(private_layers, "IMAGES", 8)
+def task() -> Task:
     labels = np.zeros((48, 64), np.int32)
     labels[10:30, 12:36] = 1
     z_BCHW = tiny_backbone().encode([picture("polyp", seed) for seed in range(10)])
     library = LIBRARIES.get(random_library("low_rank"), LIBRARIES.here)
-    return Task("polyp", [Example(z_CHW, labels) for z_CHW in z_BCHW], library, tiny_backbone())
+    return Task("polyp", [Example(z_CHW, labels) for z_CHW in z_BCHW], 8, library, tiny_backbone())
 
 
 def test_a_seed_draws_its_training_images_and_all_others_test(task: Task) -> None:

@@ -102,10 +102,11 @@ def test_how_far_a_budget_goes_is_said_at_the_start(tmp_path: Path) -> None:
     run = scripted(tmp_path / "run")
     budget = {"epsilon": 1.0, "delta": 1e-5}
     run.sites["north"].policy = Policy.model_validate({"adapter": {"noise": "dp"}, "budget": budget})
-    run.sites["north"].forecasts = {"polyp": Forecast(1, 2)}
+    run.sites["north"].forecasts = {"polyp": Forecast(1, 2, 0.25)}
     run.run()
     (said,) = events(run.path, "forecast")
     assert (said["institution"], said["affordable"], said["rounds"]) == ("north", 1, 2)
+    assert said["router_share"] == 0.25
 
 
 # --- Institutions that are missing -----------------------------------------------------------------------

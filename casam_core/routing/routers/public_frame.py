@@ -3,12 +3,13 @@
 With u_K the place of an image in the frame (casam_core.routing.public_frames), of a length of at most 1:
 
     state:  mean_K = mean of u over the task's images,   noise = variance of the noise on each of its numbers
-    score = 1/2 log( mean over K of (u - mean)^2 / (WIDER scatter + noise) )
+    score = 1/2 log( mean over K of (u - mean)^2 / (WIDER scatter) )
 
 scatter_K is the public scatter inside a task. So a state has no covariance of its own, and it cannot tell
 single images apart. One image changes the sum of u by at most 1: with differential privacy, this sum gets
-noise once, and `noise` says how much, so that a noisy mean does not seem far from its own images. A score is
-relative to the public scatter. Therefore one constant threshold fits all tasks, and no threshold is released.
+noise once, and `noise` says how much. What noise adds to a distance is known in expectation and is taken off
+again (`log_distances`). A score is relative to the public scatter. Therefore one constant threshold fits all
+tasks, with noise and without, and no threshold is released.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ WIDER = 3.0
 MOST_NOISE = 1.0
 """The largest `noise` that a score uses. A unit vector has mean squares of 1 / K, so a mean with more noise
 says nothing; without this limit, a state that claims much noise would be near to every image."""
+CAUTION = 0.5
+"""How many standard deviations of its noise are added to a noisy distance. 0.5 keeps the share of unknown
+images that are found what it is without noise, on phantoms whose modality the frame has not seen."""
 LOWEST = 1e-12
 """The least distance: the logarithm of zero is infinite."""
 
@@ -125,12 +129,27 @@ def log_distances(
     noise_T: NDArray[np.float64],
     scatter_K: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """score_T of an image under T states. Every score has the same bits as if T were 1."""
-    spread_TK = (
-        WIDER * scatter_K.astype(np.float64) + np.clip(noise_T, 0, MOST_NOISE).astype(np.float64)[:, None]
-    )
-    distance_T = (np.square(u_K - mean_TK) / spread_TK).mean(1)
-    score_T: NDArray[np.float64] = 0.5 * np.log(distance_T + LOWEST)
+    """score_T of an image under T states. Every score has the same bits as if T were 1.
+
+    With w = 1 / (WIDER scatter + noise), the distance d = mean over K of w (u - mean)^2 of an image at
+    distance e without noise is expected at
+
+        E d = e * kept + added,   kept = mean of w WIDER scatter,   added = mean of w noise,
+
+    and for an image at e = 1 it spreads by `spread`. The score is the logarithm of the e that solves this,
+    CAUTION spreads further off. A smooth bound, of the width of the noise, keeps e above zero, so no state
+    comes nearer to an image than its noise allows. Without noise e is d, bit for bit.
+    """
+    noise_T1 = np.clip(noise_T, 0, MOST_NOISE).astype(np.float64)[:, None]
+    own_K = WIDER * scatter_K.astype(np.float64)
+    weight_TK = 1 / (own_K + noise_T1)
+    distance_T = (np.square(u_K - mean_TK) / (own_K + noise_T1)).mean(1)
+    kept_T, added_T = (weight_TK * own_K).mean(1), (weight_TK * noise_T1).mean(1)
+    variance_T = (np.square(weight_TK) * (2 * noise_T1**2 + 4 * noise_T1 * own_K)).mean(1) / len(own_K)
+    spread_T = np.sqrt(variance_T) / kept_T
+    debiased_T = (distance_T - added_T) / kept_T + CAUTION * spread_T
+    positive_T = (debiased_T + np.hypot(debiased_T, spread_T)) / 2
+    score_T: NDArray[np.float64] = 0.5 * np.log(np.where(noise_T1[:, 0] > 0, positive_T, distance_T) + LOWEST)
     return score_T
 
 

@@ -26,7 +26,7 @@ from casam_core.model.compute import resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer, Weights, build_layer, rank_of, set_weights, weights_of
-from casam_core.model.layer_library import IDENTITY, LIBRARIES, LayerLibrary, library_named
+from casam_core.model.layer_library import IDENTITY, LIBRARIES, LayerLibrary, library_named, uses_library
 from casam_core.model.training import decode_batch, draw_instances, train_layer
 from casam_core.seeding import numpy_generator
 from client.data.phantoms import PHANTOMS
@@ -211,7 +211,7 @@ def with_library(scenario: Scenario, say: Callable[[str], None] = lambda line: N
     Raises CheckpointError if the backbone cannot be loaded, ScenarioError for a form without libraries.
     """
     privacy = scenario.privacy
-    if privacy.method != "subspace" or privacy.library is not None:
+    if not uses_library(scenario) or privacy.library is not None:
         return scenario
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     digest = LIBRARIES.keep(library_for(backbone, alignment_of(scenario), say), LIBRARIES.here)
@@ -223,7 +223,8 @@ def about_library(scenario: Scenario) -> dict[str, str]:
     digest = library_named(scenario)
     if not digest:
         raise ScenarioError(
-            f"privacy.method: expected subspace, found {scenario.privacy.method!r}, which uses no library"
+            f"privacy.method: expected subspace, or alignment.start library; found "
+            f"{scenario.privacy.method!r} and {scenario.alignment.start!r}, which use no library"
         )
     data = LIBRARIES.data(digest, LIBRARIES.here)
     library = LayerLibrary.from_bytes(data)

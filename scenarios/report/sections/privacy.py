@@ -113,7 +113,11 @@ def spent(ledger: Privacy, what: str) -> Cell:
     value = ledger.epsilon_train if what == "train" else ledger.epsilon_metrics
     budget = ledger.policy.budget.epsilon if what == "train" else ledger.policy.budget.epsilon_metrics
     if noisy(ledger, what):
-        return Cell(f"{0.0 if value is None else value:.2f} of {budget:g}")
+        shared = (
+            {f"{share:.0%}" for share in ledger.router_share.values() if share} if what == "train" else ()
+        )
+        of_router = f"; the router takes up to {' or '.join(sorted(shared))} of it" if shared else ""
+        return Cell(f"{0.0 if value is None else value:.2f} of {budget:g}{of_router}")
     shares = (
         "yes" in (ledger.policy.adapter.share, ledger.policy.router.share)
         if what == "train"

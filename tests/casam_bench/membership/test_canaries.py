@@ -15,6 +15,7 @@ from casam_bench.membership.canaries import (
     Broken,
     Release,
     audit_release,
+    choice_release,
     flipped,
     layer_release,
     rehearsed,
@@ -123,6 +124,15 @@ def test_a_broken_layer_is_caught(broken: Broken) -> None:
 
     assert audited(layer_release, one_step, 2.0, 20_000, 0, broken).refuted
     assert not audited(layer_release, one_step, 2.0, 20_000, 0).refuted
+
+
+@pytest.mark.parametrize("broken", [NOISE, CLIP], ids=["noise x 0.5", "votes x 2"])
+def test_a_broken_choice_is_caught(broken: Broken) -> None:
+    """A canary gets its answer in 1 / (1 + exp(-epsilon / 2)) of all choices. One answer of two tells little,
+    so only a choice that is eight times too sharp is refuted."""
+    assert not audited(choice_release, once, 2.0, 20_000, 0).refuted
+    sharper = Broken(noise=broken.noise**3, clip=broken.clip**3)
+    assert audited(choice_release, once, 2.0, 20_000, 0, sharper).refuted
 
 
 @pytest.mark.slow

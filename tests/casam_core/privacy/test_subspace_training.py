@@ -8,28 +8,27 @@ import numpy as np
 import pytest
 
 from casam_core.config.policy import Policy
-from casam_core.config.scenario import PrivacySpec, Scenario, TrainingSpec
+from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.model.examples import Example
-from casam_core.model.forms import build_layer, form_spec, set_weights, weights_of
+from casam_core.model.forms import Weights, build_layer, form_spec, set_weights, weights_of
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary
 from casam_core.model.training import Learner, decode_batch, draw_instances, train_layer
 from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.subspace_training import (
-    LENGTH_NOISE,
-    START_NOISE,
     SubspaceSteps,
     kept_share,
+    planned_steps,
     subspace_mechanisms,
 )
 from casam_core.privacy.units import single_images
 from casam_core.seeding import Draws, numpy_generator
-from client.dp.plan import affordable_rounds, layer_costs, router_mechanisms
+from client.dp.plan import TaskPlan
 from tests.banks import picture, random_library, tiny_backbone
 from tests.conftest import tiny_table
 
-SPEC, PRIVACY = TrainingSpec(instances=1), PrivacySpec(method="subspace", descent_steps=3)
-IMAGES = 6
+SPEC = TrainingSpec(instances=1)
+IMAGES, DESCENT = 6, 3
 
 
 def library(clip: float = 0.5) -> LayerLibrary:
@@ -43,11 +42,11 @@ def examples() -> list[Example]:
     return [Example(z_CHW, labels) for z_CHW in z_BCHW]
 
 
-def trained(noise: float, seed: int = 0, *, fresh: bool = True, clip: float = 0.5) -> dict[str, np.ndarray]:
+def trained(noise: float, seed: int = 0, *, clip: float = 0.5, count: int = DESCENT) -> dict[str, np.ndarray]:
     """The weights after one round."""
     layer = build_layer(form_spec("scale_shift"), tiny_backbone().geometry.channels, 0)
     source, draws = NoiseSource.seeded(seed), Draws(0, ("test",))
-    steps = SubspaceSteps(single_images(IMAGES), PRIVACY, library(clip), noise, source, draws, fresh)
+    steps = SubspaceSteps(single_images(IMAGES), count, library(clip), noise, source, draws, fresh=True)
     train_layer(
         layer,
         tiny_backbone(),
@@ -61,14 +60,27 @@ def trained(noise: float, seed: int = 0, *, fresh: bool = True, clip: float = 0.
     return weights_of(layer)
 
 
-def test_a_round_costs_a_start_steps_and_a_length_and_later_ones_no_start() -> None:
-    cost = subspace_mechanisms(PRIVACY, 2.0, fresh=True)
-    assert cost == {
-        "start": Mechanism(2 * START_NOISE),
-        "align": Mechanism(2.0, steps=3),
-        "length": Mechanism(2 * LENGTH_NOISE),
-    }
-    assert subspace_mechanisms(PRIVACY, 2.0, fresh=False).keys() == {"align", "length"}
+def test_a_round_costs_a_start_steps_and_an_end_and_later_ones_no_start() -> None:
+    once, steps = Mechanism(2.0), Mechanism(2.0, steps=3)
+    assert subspace_mechanisms(3, 2.0, fresh=True) == {"start": once, "align": steps, "end": once}
+    assert subspace_mechanisms(3, 2.0, fresh=False) == {"align": steps, "end": once}
+    assert subspace_mechanisms(0, 2.0, fresh=True) == {"end": once}
+
+
+def test_where_noise_would_hide_the_gradients_there_is_no_step() -> None:
+    """The noise of one of n steps rises with the square root of n."""
+    for units, steps in ((240, 8), (24, 4), (8, 0)):
+        assert planned_steps(lambda n: 1.5 * n**0.5, units) == steps
+
+
+def test_without_a_step_the_images_choose_between_frozen_sam_and_the_public_start() -> None:
+    public, ends = library(), [trained(0.5, seed, count=0) for seed in range(4)]
+    starts = [public.start(name) for name in ("identity", "joint")]
+    assert all(any(equal(end, start) for start in starts) for end in ends)
+
+
+def equal(one: dict[str, np.ndarray], other: Weights) -> bool:
+    return all(np.array_equal(one[name], value) for name, value in other.items())
 
 
 @pytest.mark.parametrize("method", ["dp_sgd", "subspace"])
@@ -86,13 +98,15 @@ def test_all_rounds_and_the_router_together_use_the_budget_and_do_not_pass_it(
             "budget": {"epsilon": epsilon, "delta": 1e-3},
         }
     )
-    costs = layer_costs(scenario, policy)
-    of_round = {"dp_sgd": ["align"], "subspace": ["align", "length"]}[method]
-    assert [name for name, _ in costs if name != "start"] == of_round * 3
-    together = [*(cost for _, cost in costs), *router_mechanisms(scenario, policy)]
+    plan = TaskPlan(scenario, policy, units=24)
+    costs = plan.layer_costs
+    steps, none = ("align", "end"), ("end",)
+    rounds = {"dp_sgd": {("align",) * 3}, "subspace": {("start", *steps * 3), none * 3}}[method]
+    assert tuple(name for name, _ in costs) in rounds
+    together = [*(cost for _, cost in costs), *plan.router_mechanisms]
     assert 0.98 * epsilon < epsilon_of(together, 1e-3) <= epsilon
-    assert affordable_rounds(scenario, policy, []) == 3
-    assert affordable_rounds(scenario, policy, [Mechanism(1.0)]) < 3
+    assert plan.affordable_rounds([]) == 3
+    assert plan.affordable_rounds([Mechanism(1.0)]) < 3
 
 
 def test_the_layer_ends_on_the_way_that_the_library_allows() -> None:
@@ -118,7 +132,7 @@ def test_a_way_with_little_noise_lowers_the_loss_of_the_training_images() -> Non
     learner = Learner(layer, tiny_backbone(), examples(), SPEC, 1.0, numpy_generator(0))
     draws, public = Draws(0, ("test",)), library()
     noise = NoiseSource.seeded(0)
-    steps = SubspaceSteps(single_images(IMAGES), PRIVACY, public, 0.01, noise, draws, fresh=False)
+    steps = SubspaceSteps(single_images(IMAGES), DESCENT, public, 0.01, noise, draws, fresh=False)
     start = public.start("identity")
     *_, way_K = steps.descend(learner, start)
 

@@ -55,11 +55,33 @@ def noisy(
 
 
 def test_a_score_by_hand() -> None:
-    """Differences of 0.3 and 0.4, spreads of 3 x 0.01 + 0.06 = 0.09: squares of 1 and 16/9, mean 25/18."""
+    """Differences of 0.3 and 0.4, spreads of 3 x 0.01: squares of 3 and 16/3, mean 25/6."""
+    u_K, mean_TK = np.array([0.3, 0.5]), np.array([[0.0, 0.1]])
+    (score,) = log_distances(u_K, mean_TK, np.array([0.0]), np.float32([0.01, 0.01]))
+    assert WIDER == 3
+    assert score == pytest.approx(0.5 * math.log(25 / 6), abs=1e-6)
+
+
+def test_a_score_with_noise_by_hand() -> None:
+    """Scatter 3 x 0.01 = 0.03 and noise 0.06: kept 1/3, added 2/3, variance of the distance
+    (2 x 0.06^2 + 4 x 0.06 x 0.03) / 0.09^2 / 2 = 8/9, so the spread is sqrt(8). The distance is 25/18."""
     u_K, mean_TK = np.array([0.3, 0.5]), np.array([[0.0, 0.1]])
     (score,) = log_distances(u_K, mean_TK, np.array([0.06]), np.float32([0.01, 0.01]))
-    assert WIDER == 3
-    assert score == pytest.approx(0.5 * math.log(25 / 18), abs=1e-6)
+    spread = math.sqrt(8)
+    debiased = (25 / 18 - 2 / 3) * 3 + 0.5 * spread
+    assert score == pytest.approx(0.5 * math.log((debiased + math.hypot(debiased, spread)) / 2), abs=1e-6)
+
+
+def test_the_score_of_an_image_is_expected_to_be_the_same_with_and_without_noise() -> None:
+    """An image at twice the scatter, in 64 axes, under means with much noise and with none."""
+    rng, scatter_K = np.random.default_rng(0), np.full(64, 0.004, np.float32)
+    u_K = np.sqrt(2 * WIDER * scatter_K.astype(np.float64)) * rng.choice([-1, 1], 64)
+    (alone,) = log_distances(u_K, np.zeros((1, 64)), np.zeros(1), scatter_K)
+    for noise in (0.002, 0.014):
+        mean_TK = math.sqrt(noise) * rng.standard_normal((4000, 64))
+        noisy_T = log_distances(u_K, mean_TK, np.full(4000, noise), scatter_K)
+        assert noisy_T.mean() == pytest.approx(alone, abs=0.12)
+        assert alone == pytest.approx(0.5 * math.log(2), abs=1e-6)
 
 
 def test_a_tasks_own_images_score_below_the_threshold_and_far_ones_above(router: PublicFrameRouter) -> None:
@@ -140,8 +162,13 @@ def test_a_noisy_router_still_knows_its_images(router: PublicFrameRouter) -> Non
 
 
 def test_claimed_noise_does_not_attract_every_image(router: PublicFrameRouter) -> None:
-    """A state from elsewhere may claim any noise; a score uses at most 1."""
+    """A state from elsewhere may claim any noise: it comes no nearer than an image's own state."""
     honest = router.fit(router.sufficient_statistics(features(24), 0))
+    zero_K = np.zeros_like(honest["mean_K"])
+    own = np.median([router.score(f_F, honest) for f_F in features(24, seed=1)])
+    for claim in (0.01, 0.1, 1.0, 1e30):
+        claimed = {"mean_K": zero_K, "noise": np.float32([claim])}
+        assert router.score(features(1)[0], claimed) > own - 1
     claims = [router.score(features(1)[0], {**honest, "noise": np.float32([claim])}) for claim in (1, 1e30)]
     assert claims[0] == claims[1]
 

@@ -340,7 +340,7 @@ def differences(one: Seen, other: Seen, changed: set[str], replaced: bool) -> li
 def wrong_choices(one: Seen, other: Seen, touched: set[str], replaced: bool) -> list[str]:
     """The same for choices: a unit moves each sum of votes by at most the largest vote."""
     found = []
-    paid = {choice_epsilon(noise) for kind, _, _, _, noise, _, _ in one.spends if kind in ("start", "length")}
+    paid = {choice_epsilon(noise) for kind, _, _, _, noise, _, _ in one.spends if kind in ("start", "end")}
     for place in one.votes.keys() & other.votes.keys():
         (before_J, largest, how), (after_J, same, same_how) = one.votes[place], other.votes[place]
         if (largest, how) != (same, same_how) or how[-1] not in paid:

@@ -36,7 +36,8 @@ def private_site(folder: Path, library_form: str = "low_rank", **changes: Any) -
     table = tiny_table()["institutions"]
     sites = [site | ({"policy": POLICY} if site["name"] == "north" else {}) for site in table]
     changes = {"alignment": {"form": "low_rank"}, "institutions": sites} | changes
-    return institution("north", folder, privacy={"method": "subspace", "library": digest}, **changes), data
+    privacy = {"method": "subspace", "library": digest, "descent_steps": 2}
+    return institution("north", folder, privacy=privacy, **changes), data
 
 
 def refused(site: Institution) -> Outcome:
@@ -51,7 +52,7 @@ def test_the_named_library_is_kept_and_every_part_of_a_round_is_a_line_of_the_le
     reply = align_privately(site, AlignRequest(Job("north", 1, "polyp")))
     assert all(np.isfinite(value).all() for value in reply.layer.values())
     kinds = [spend.kind for spend in Ledger(site.site.ledger).lines()]
-    assert kinds == ["start", "align", "length"]
+    assert kinds == ["start", "align", "end"]
     # The same question gets the same bytes, and costs nothing.
     again = align_privately(site, AlignRequest(Job("north", 1, "polyp")))
     assert all(np.array_equal(again.layer[name], value) for name, value in reply.layer.items())
@@ -64,7 +65,7 @@ def test_a_round_that_starts_from_a_merged_layer_pays_for_no_start(tmp_path: Pat
     merged = align_privately(site, AlignRequest(Job("north", 1, "polyp"))).layer
     align_privately(site, AlignRequest(Job("north", 1, "polyp", 2), merged))
     kinds = [spend.kind for spend in Ledger(site.site.ledger).lines()]
-    assert kinds == ["start", "align", "length", "align", "length"]
+    assert kinds == ["start", "align", "end", "align", "end"]
 
 
 def test_another_library_than_the_approved_one_is_refused_by_name(tmp_path: Path) -> None:
@@ -107,3 +108,28 @@ def test_a_round_that_the_budget_cannot_pay_as_a_whole_is_refused_as_a_whole(tmp
     site.learn_public([])
     assert refused(site) == Outcome.BUDGET_SPENT
     assert not Ledger(site.site.ledger).lines()
+
+
+def test_layers_of_several_private_holders_can_be_averaged(tmp_path: Path) -> None:
+    """Both pay for their own noise, and the mean of their layers is again one that the library allows."""
+    digest, table = random_library("low_rank"), tiny_table()["institutions"]
+    data = {"polyp": table[0]["data"]["polyp"]}
+    sites = [{"name": name, "data": data, "policy": POLICY} for name in ("north", "south")]
+    privacy = {"method": "subspace", "library": digest, "descent_steps": 2}
+    settings = {
+        "stream": ["polyp"],
+        "institutions": sites,
+        "alignment": {"form": "low_rank"},
+        "privacy": privacy,
+    }
+    layers = []
+    for name in ("north", "south"):
+        site = institution(name, tmp_path / name, **settings)
+        layers.append(align_privately(site, AlignRequest(Job(name, 1, "polyp"))).layer)
+        assert [spend.kind for spend in Ledger(site.site.ledger).lines()] == ["start", "align", "end"]
+    library = LIBRARIES.get(digest, LIBRARIES.here)
+    assert np.array_equal(layers[0]["down_RC"], layers[1]["down_RC"])
+    mean = np.concatenate([(layers[0][name] + layers[1][name]).ravel() / 2 for name in library.free])
+    joint = np.concatenate([library.start("joint")[name].ravel() for name in library.free])
+    span = np.linalg.qr(np.vstack([library.flat_directions, joint]).T)[0]
+    assert np.linalg.norm(mean - span @ (span.T @ mean)) < 1e-4

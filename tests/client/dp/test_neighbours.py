@@ -213,12 +213,12 @@ def test_training_in_a_subspace_moves_sums_and_votes_by_what_is_paid_for(form: s
     for n in numbers:
         assert compared(case, n, 20_001 + n, tmp_path / str(n)) == []
     seen = run(case, tmp_path / "seen")
-    assert [kind for kind, *_ in seen.spends if kind in ("start", "align", "length")] == [
+    assert [kind for kind, *_ in seen.spends if kind in ("start", "align", "end")] == [
         "start",
         "align",
-        "length",
+        "end",
     ]
-    assert len(seen.votes) == 2  # a start, and a length of the way
+    assert len(seen.votes) == 2
 
 
 def test_votes_without_a_limit_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ STATE = State(
     layer=LearnedLayer({"w": np.array([[0.1, -0.0]], np.float32)}, ("north",), 7, None, False),
     held=(Held("polyp", "c" * 64, 1, ("north", "west"), True),),
     members={
-        "north": Member(7, {"polyp": Holding(4, 2, 3)}, Policy(max_rounds=2), {"polyp": Forecast(1, 2)})
+        "north": Member(7, {"polyp": Holding(4, 2, 3)}, Policy(max_rounds=2), {"polyp": Forecast(1, 2, 0.5)})
     },
     seconds=12.5,
 )

@@ -39,7 +39,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, form: str = "scale_shift") -> Scenari
         "RECOLOURED": 1,
     }.items():
         monkeypatch.setattr(library_making, name, value)
-    table = tiny_table(stream=["polyp"], alignment={"form": form}, privacy={"method": "subspace"})
+    privacy = {"method": "subspace", "descent_steps": 2}
+    table = tiny_table(stream=["polyp"], alignment={"form": form}, privacy=privacy)
     return Scenario.model_validate(with_policies(table, north=PRIVATE))
 
 
@@ -73,7 +74,7 @@ def test_a_missing_library_is_made_travels_and_pays_for_start_way_and_length(
     run_inprocess(scenario, tmp_path / "run", None)
     assert [p.stem for p in (tmp_path / "at the sites" / "libraries").iterdir()] == [digest]
     spends = Ledger(tmp_path / "run" / "institutions" / "north" / "private" / "ledger.jsonl").lines()
-    assert [s.kind for s in spends if s.split == "train"] == ["start", "align", "length", "router"]
+    assert [s.kind for s in spends if s.split == "train"] == ["start", "align", "end", "router"]
 
 
 @pytest.mark.parametrize("form", ["low_rank", "scale_shift"])
