@@ -29,7 +29,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "tests/server/federation",
     ),
     "same bits": ("tests/golden",),
-    "simulation": ("tests/e2e/test_engines.py",),
+    "simulation": (
+        "tests/e2e/test_engines.py::test_the_simulation_and_one_process_give_the_same_numbers",
+        "tests/e2e/test_engines.py::test_a_bare_flwr_run_works_from_an_empty_flower_home",
+    ),
     "nodes with TLS": ("tests/e2e/test_nodes.py", "tests/e2e/test_deploy_local.py"),
 }
 """The columns of the table, and the tests of each."""
