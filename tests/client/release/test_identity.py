@@ -106,10 +106,20 @@ def in_the_arithmetic(honest: Payload) -> Iterator[tuple[Payload, Callable[[Payl
 
 def in_forecasts(honest: Payload) -> Iterator[tuple[Payload, Callable[[Payload], bytes]]]:
     for part in pieces(3):
-        said = {"north": {"polyp": {"affordable": int.from_bytes(part), "rounds": 1}}}
+        said = {"north": {"polyp": {"affordable": int.from_bytes(part), "rounds": 1, "router_share": 0.5}}}
         yield (
             with_table(honest, forecasts=said),
             lambda p: table(p, "forecasts")["north"]["polyp"]["affordable"].to_bytes(3),
+        )
+
+
+def in_the_routers_share(honest: Payload) -> Iterator[tuple[Payload, Callable[[Payload], bytes]]]:
+    for part in pieces(6):
+        share = int.from_bytes(part) / 256**6
+        said = {"north": {"polyp": {"affordable": 1, "rounds": 1, "router_share": share}}}
+        yield (
+            with_table(honest, forecasts=said),
+            lambda p: int(table(p, "forecasts")["north"]["polyp"]["router_share"] * 256**6).to_bytes(6),
         )
 
 
@@ -137,6 +147,7 @@ WAYS = [
     in_the_policys_numbers,
     in_the_arithmetic,
     in_forecasts,
+    in_the_routers_share,
     in_fingerprints,
     in_counts,
 ]
