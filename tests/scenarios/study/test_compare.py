@@ -73,7 +73,7 @@ def test_two_methods_for_real(
     casam: Casam, scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scenarios.study.cell.LocalCells", CellsHere)
-    monkeypatch.setattr("scenarios.engines.pace.start_process", lambda: None)
+    monkeypatch.setattr("scenarios.study.pace.start_process", lambda: None)
     out = tmp_path / "out"
     assert casam("compare", scenario, "--methods", "frozen,casam", "--out", out).status == 0
     with (out / "results.csv").open(newline="") as file:
