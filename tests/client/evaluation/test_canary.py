@@ -62,7 +62,7 @@ def asked(north: Institution, candidate: Entry, stage: int = 2, bank: str = "b")
 def thief(north: Institution) -> Entry:
     """A copy of north's router that claims noise, under another task's name."""
     entry = own_entry(north)
-    router = {**entry.router, "noise": np.float32([0.5])}
+    router = {**entry.router, "noise": np.float32([0.01])}
     return replace(entry, task="histology", router=router, threshold=1e9)
 
 
