@@ -105,6 +105,24 @@ def test_whatever_of_ray_is_killed_the_run_ends_and_resumes(
     assert result(run) == result(finished_run(TABLE))
 
 
+def test_workers_end_with_their_run_and_the_run_resumes_with_workers(
+    folder: Path, finished_run: FinishedRun
+) -> None:
+    """The in-process engine with two workers: its process is killed, and continued to the usual bits."""
+    run, order = folder / "workers", ["--engine", "inprocess", "--workers", "2"]
+    process = start("run", "tiny.toml", *order, "--out", run.name, cwd=folder)
+    reach(run, 5, process)
+    assert len(list(processes(folder))) > 2, "no worker is at work"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while left := list(processes(folder)):
+        assert time.monotonic() < end, f"something is left: {left}"
+        time.sleep(0.1)
+    said, _ = start("run", "--resume", run.name, cwd=folder).communicate(timeout=300)
+    assert result(run) == result(finished_run(TABLE)), said
+
+
 def test_nodes_that_are_killed_come_back_and_change_no_figure(
     folder: Path, finished_run: FinishedRun, request: pytest.FixtureRequest
 ) -> None:
