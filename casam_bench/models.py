@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.model.backbones import Backbone, Geometry
+from casam_core.model.backbones.base import in_turn
 from casam_core.model.backbones.lite_medsam import build_sam_heads, load_lite_medsam
 from casam_core.model.backbones.sam import SamBackbone
 from casam_core.model.backbones.tiny import GEOMETRY as TINY
@@ -119,7 +120,7 @@ class AsReleased:
         windows: Sequence[Window],
         z_CHW: Tensor,
         prompts: Prompts,
-        mask_decoder: nn.Module | None = None,
+        mask_decoder: MaskDecoder | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """As Backbone.decode_in; the whole masks are computed first."""
         boxes = torch.as_tensor(prompts.xy, device=z_CHW.device)
@@ -140,13 +141,10 @@ class AsReleased:
         windows: Sequence[Sequence[Window]],
         z_BCHW: Tensor,
         prompts: Sequence[Prompts],
-        mask_decoder: nn.Module | None = None,
+        mask_decoder: MaskDecoder | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """One image after the other."""
-        each = zip(windows, z_BCHW, prompts, strict=True)
-        parts = [self.decode_in(w, z_CHW, p, mask_decoder) for w, z_CHW, p in each]
-        logits = [logits_hw for some, _ in parts for logits_hw in some]
-        return logits, torch.cat([iou_N for _, iou_N in parts])
+        return in_turn(self.decode_in, windows, z_BCHW, prompts, mask_decoder)
 
 
 def as_released(backbone: Backbone) -> Backbone:

@@ -7,8 +7,11 @@ import ctypes
 import logging
 import os
 import platform
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -101,6 +104,16 @@ class Compute:
             yield
 
 
+def read_ahead(threads: Executor, read: Callable[[int], Result], count: int, ahead: int) -> Iterator[Result]:
+    """read(0), read(1), ... of `count`, in order; the threads are up to `ahead` of them in front."""
+    asked = iter(range(count))
+    waiting = deque(threads.submit(read, i) for i in islice(asked, ahead))
+    while waiting:
+        done = waiting.popleft().result()
+        waiting.extend(threads.submit(read, i) for i in islice(asked, 1))
+        yield done
+
+
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """x on a device. From pinned memory it is copied to a CUDA card while the processor goes on."""
     if device.type == "cuda" and x.device.type == "cpu":
@@ -119,24 +132,36 @@ class Halved:
 
     def run(self, name: str, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> list[Result]:
         """[work(items)], or the results of two halves. Raises RunError if there is no memory for a half."""
+
+        def in_parts() -> list[Result]:
+            if name not in self.names:
+                return [work(items)]
+            half = -(-len(items) // 2)
+            return [work(part) for part in (items[:half], items[half:]) if len(part)]
+
+        return self.attempt(name, len(items), in_parts)
+
+    def attempt(
+        self, name: str, size: int, work: Callable[[], Result], undo: Callable[[], None] = lambda: None
+    ) -> Result:
+        """work(); if memory is short, once more with `name` among the names, after which it works in halves.
+
+        size: of the whole. undo: called between the two. Raises RunError if there is no memory for a half.
+        """
         if name not in self.names:
             try:
-                return [work(items)]
+                return work()
             except torch.OutOfMemoryError as error:
-                if len(items) < 2:
-                    raise self.lacking(name, len(items)) from error
-            self.note(name, len(items))  # outside of the block, whose error still holds tensors
-        half = -(-len(items) // 2)
+                if size < 2:
+                    raise self.lacking(name, size) from error
+            undo()  # outside of the block, whose error still holds tensors
+            self.names.append(name)
+            LOG.warning("%s: no device memory for %d at once; from here on in two halves", name, size)
+            free_unused()  # it lies in blocks of other sizes
         try:
-            return [work(part) for part in (items[:half], items[half:]) if len(part)]
+            return work()
         except torch.OutOfMemoryError as error:
-            raise self.lacking(name, half) from error
-
-    def note(self, name: str, size: int) -> None:
-        """Remember that `name` needs halves, and say so."""
-        self.names.append(name)
-        LOG.warning("%s: no device memory for %d at once; from here on in two halves", name, size)
-        free_unused()  # it lies in blocks of other sizes
+            raise self.lacking(name, -(-size // 2)) from error
 
     @staticmethod
     def lacking(name: str, size: int) -> RunError:

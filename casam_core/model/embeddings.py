@@ -17,10 +17,8 @@ import hashlib
 import io
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +29,7 @@ from torch import Tensor
 
 from casam_core.files import make_folder, write_atomic
 from casam_core.model.backbones import Backbone
-from casam_core.model.compute import LOADERS
+from casam_core.model.compute import LOADERS, read_ahead
 
 SCHEMA = 1
 LOCK = ".lock"
@@ -102,18 +100,15 @@ class EmbeddingStore:
             yield from ((i, key) for i, key, _ in part)
 
         with ThreadPoolExecutor(min(LOADERS, os.cpu_count() or 1)) as threads:
-            asked = iter(range(len(images)))
-            ahead = deque(threads.submit(prepared, i) for i in islice(asked, 2 * size))
             batch: list[tuple[int, str, Tensor]] = []
             flying: Iterator[tuple[int, str]] = iter(())
-            while ahead:
-                i, key, image_hw3 = ahead.popleft().result()
-                ahead.extend(threads.submit(prepared, i) for i in islice(asked, 1))
+            all_read = read_ahead(threads, prepared, len(images), 2 * size)
+            for done, (i, key, image_hw3) in enumerate(all_read, 1):
                 if image_hw3 is None:
                     yield i, key
                 else:
                     batch.append((i, key, image_hw3))
-                if batch and (len(batch) == size or not ahead):
+                if batch and (len(batch) == size or done == len(images)):
                     started = written(batch, self._started([image for _, _, image in batch], backbone))
                     yield from flying  # the batch before, while the device computes this one
                     batch, flying = [], started

@@ -8,11 +8,9 @@ all are on a processor. What is held is freed with the object, at the end of an 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol, cast
 
 import numpy as np
@@ -22,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from casam_core.model.backbones import Backbone
-from casam_core.model.compute import LOADERS, Compute
+from casam_core.model.compute import LOADERS, Compute, read_ahead
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Places
 
@@ -142,11 +140,7 @@ def loaded(examples: Examples, side: int) -> Iterator[Example]:
         return Example(seen_CHW, compact(example.labels_HW), Shown(labels_SS, shown.visible_N, shown.places))
 
     with ThreadPoolExecutor(min(LOADERS, os.cpu_count() or 1)) as threads:
-        asked = iter(range(len(examples)))
-        ahead = deque(threads.submit(read, i) for i in islice(asked, 2 * LOADERS))
-        while ahead:
-            yield ahead.popleft().result()
-            ahead.extend(threads.submit(read, i) for i in islice(asked, 1))
+        yield from read_ahead(threads, read, len(examples), 2 * LOADERS)
 
 
 def compact(labels: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -178,27 +178,16 @@ class OpenSteps:
         If memory is short, it is computed again, with the decoder in two halves (see `decode_batch`). Raises
         RunError if that is too much, too.
         """
-        halved, images = learner.backbone.halved, len(drawn)
-        if DECODED not in halved.names:
-            try:
-                return self._gradient(learner, drawn)
-            except torch.OutOfMemoryError as error:
-                if images < 2:
-                    raise halved.lacking(DECODED, images) from error
-            learner.layer.zero_grad()
-            halved.note(DECODED, images)
-        try:
-            return self._gradient(learner, drawn)
-        except torch.OutOfMemoryError as error:
-            raise halved.lacking(DECODED, -(-images // 2)) from error
 
-    def _gradient(self, learner: Learner, drawn: Sequence[Drawn]) -> Tensor:
-        batch = decode_batch(learner.layer, learner.backbone, drawn)
-        loss = batch.loss(learner.spec)
-        if self.penalty is not None:
-            loss = loss + self.penalty(learner.layer, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        def computed() -> Tensor:
+            batch = decode_batch(learner.layer, learner.backbone, drawn)
+            loss = batch.loss(learner.spec)
+            if self.penalty is not None:
+                loss = loss + self.penalty(learner.layer, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        return learner.backbone.halved.attempt(DECODED, len(drawn), computed, undo=learner.layer.zero_grad)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 The score of two cells is q . k / sqrt(D) plus q . up[row distance] plus q . aside[column distance]. For a
 grid of 64 x 64 cells SAM computes 4096 x 4096 scores per head, close to a gigabyte per image and block.
-Here are three
-ways to the same numbers:
+Here are three ways to the same numbers:
 
 - `RowAttention` computes one head and some rows of queries at a time, so that scores stay in a processor's
   cache.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -180,10 +180,7 @@ class Backbone(nn.Module):
         """As `decode_in`, for the prompts of B images, all boxes or all points."""
         if self.compute.accelerated:
             return self.decode_together(windows, z_BCHW, prompts, mask_decoder)
-        each = zip(windows, z_BCHW, prompts, strict=True)
-        parts = [self.decode_in(w, z_CHW, p, mask_decoder) for w, z_CHW, p in each]
-        logits = [logits_hw for some, _ in parts for logits_hw in some]
-        return logits, torch.cat([iou_N for _, iou_N in parts])
+        return in_turn(self.decode_in, windows, z_BCHW, prompts, mask_decoder)
 
     def decode_together(
         self,
@@ -221,3 +218,17 @@ class Backbone(nn.Module):
         """What SAM adds to every cell of an embedding if no mask is given; 1 x C x 1 x 1."""
         weight_1C: Tensor = self.prompt_encoder.no_mask_embed.weight
         return weight_1C[:, :, None, None]
+
+
+def in_turn(
+    decode: Callable[[Sequence[Window], Tensor, Prompts, MaskDecoder | None], tuple[list[Tensor], Tensor]],
+    windows: Sequence[Sequence[Window]],
+    z_BCHW: Tensor,
+    prompts: Sequence[Prompts],
+    mask_decoder: MaskDecoder | None,
+) -> tuple[list[Tensor], Tensor]:
+    """The results of `decode` (see `Backbone.decode_in`) on one image after the other."""
+    each = zip(windows, z_BCHW, prompts, strict=True)
+    parts = [decode(w, z_CHW, p, mask_decoder) for w, z_CHW, p in each]
+    logits = [logits_hw for some, _ in parts for logits_hw in some]
+    return logits, torch.cat([iou_N for _, iou_N in parts])
