@@ -218,6 +218,20 @@ def export_official(bank: BankFolder, out: NewFolder, backbone: OfBackbone = "vi
     _say_written(out, opened.tasks)
 
 
+@bank_app.command()
+def export_onnx(bank: BankFolder, out: NewFolder) -> None:
+    r"""Write TASK.onnx for every entry: layer and router for other programs, without the backbone.
+
+    For example: casam bank export-onnx RUN --out onnx
+
+    Needs an extra: pip install 'casam\[onnx]'. docs/using-a-bank.md says how to use the files.
+    """
+    from casam_core.bank.inference import load_bank
+    from scenarios.export.onnx_files import write_onnx
+
+    _say_written(out, tuple(write_onnx(load_bank(bank), out)))
+
+
 def backbone_digest(name: str) -> str:
     """SHA-256 of a backbone, given as a name or as the SHA-256 itself. Raises BankError."""
     from casam_core.model.backbones import released_digests

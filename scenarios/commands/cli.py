@@ -19,7 +19,7 @@ from scenarios.commands.bank_commands import bank_app, predict
 from scenarios.commands.bench_command import bench
 from scenarios.commands.data_commands import data_app
 from scenarios.commands.deploy_commands import bundle_app, deploy_app, gateway, node, provision
-from scenarios.commands.report_commands import export, report, studio, watch
+from scenarios.commands.report_commands import card, export, report, studio, watch
 from scenarios.commands.scenario_commands import init, scenarios_app, schema, studies_app
 from scenarios.commands.site_commands import site_app
 from scenarios.commands.study_command import compare, study
@@ -43,6 +43,7 @@ DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 EXTRAS = {
     "deploy": ("packaging", "starlette", "tomli_w", "uvicorn"),
+    "onnx": ("onnx", "onnxscript"),
     "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
     "simulation": ("ray",),
     "studio": ("jinja2", "markupsafe", "starlette", "uvicorn"),
@@ -222,7 +223,7 @@ GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "study": study,
         "compare": compare,
     },
-    "Use the results": {"predict": predict, "bank": bank_app, "export": export},
+    "Use the results": {"predict": predict, "bank": bank_app, "card": card, "export": export},
     "An institution": {"site": site_app, "node": node, "audit": audit_app, "ledger": ledger_app},
     "A deployment": {"deploy": deploy_app, "provision": provision, "gateway": gateway, "bundle": bundle_app},
     "Proofs": {"attack": attack, "bench": bench},

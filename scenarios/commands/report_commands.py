@@ -1,5 +1,5 @@
-"""`casam report`, `casam export`, `casam studio` and `casam watch`: show runs, finished ones and running
-ones.
+"""`casam report`, `casam card`, `casam export`, `casam studio` and `casam watch`: show finished and running
+runs.
 """
 
 from __future__ import annotations
@@ -71,6 +71,30 @@ def report(
     if found.skipped:
         screen.print(f"Skipped, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
     screen.print(f"Report: {target.resolve()}", highlight=False, soft_wrap=True)
+
+
+def card(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="The card. Default: card.md in the run's folder.")] = None,
+) -> None:
+    """Write the card of a run's bank: content, policies, figures, limits, licences, how to make it again.
+
+    For example: casam card RUN
+
+    `casam run` writes the card by itself. A run of a deployment gets it by this command. It uses only the
+    server's files of the run folder.
+    """
+    from casam_core.files import write_atomic
+    from scenarios.report.bank_card import FILE
+    from scenarios.report.bank_card import card as text_of
+
+    target = (out or run / FILE).expanduser()
+    text = text_of(run)
+    try:
+        write_atomic(target, text.encode())
+    except OSError as error:
+        raise RunInputError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
+    typer.echo(f"Card: {target.resolve()}")
 
 
 def export(

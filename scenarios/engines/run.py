@@ -29,6 +29,7 @@ from scenarios.engines.preflight import preflight
 from scenarios.engines.public.frame_making import with_frame
 from scenarios.engines.public.library_making import with_library
 from scenarios.engines.workers import grid_with
+from scenarios.report.bank_card import write_card
 from server.run.run_folder import check_interrupted
 from server.run.summary_schema import Summary, read_summary
 
@@ -67,6 +68,7 @@ def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
     )
     write_atomic(folder / "order.json", (json.dumps(asdict(start), indent=2) + "\n").encode())
     run_engine(scenario, folder, start, console)
+    write_card(folder)
     return folder
 
 
@@ -102,6 +104,7 @@ def resume_run(folder: Path, console: Console) -> Path:
     check_interrupted(folder, scenario)
     backbone = scenario.backbone.model_copy(update={"checkpoint": start.checkpoint or None})
     run_engine(scenario.model_copy(update={"backbone": backbone}), folder, start, console, resume=True)
+    write_card(folder)
     return folder
 
 

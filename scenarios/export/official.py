@@ -41,7 +41,7 @@ CHANNELS = 256
 BETA = 16.5
 """Weight of the KL term in the authors' score; their files do not contain it."""
 
-_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
 
 Arrays = dict[str, NDArray[np.float32]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -255,7 +255,7 @@ def _check_exportable(entry: Entry, backbone: str) -> None:
         faults += _faults(_tensors(entry.layer), ours) + _faults(_tensors(entry.router), VAE_SHAPES)
     if entry.threshold is None or not math.isfinite(entry.threshold):
         faults.append(f"threshold: expected a finite number, found {entry.threshold}")
-    if not _FOLDER_NAME.fullmatch(entry.task):
+    if not FOLDER_NAME.fullmatch(entry.task):
         faults.append("its name cannot be a folder name")
     if faults:
         raise BankError(f"task {entry.task!r} cannot be written as the authors' files: {_few(faults)}")

@@ -29,7 +29,7 @@ class LowRankLayer(AlignmentLayer):
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         z_BCK = z_BCHW.flatten(2)
-        up_BCR = self.up_CR.expand(len(z_BCK), -1, -1)
+        up_BCR = self.up_CR.expand(z_BCK.shape[0], -1, -1)
         mixed_BCK = torch.baddbmm(z_BCK, up_BCR, self.down_RC @ z_BCK)
         return (mixed_BCK + self.shift_C[:, None]).view_as(z_BCHW)
 

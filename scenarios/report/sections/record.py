@@ -184,9 +184,9 @@ def surroundings(run: Run) -> Section:
         (
             Table("Environment", ("what", "value"), tuple(rows), words=frozenset({1})),
             Notice(
-                "Save the scenario below as scenario.json (the run folder holds the same file), and run the "
-                f"command with the casam version of the fingerprint above.{where} On the same kind of "
-                "machine this gives the same figures. The digest must be the same."
+                "Run the command with scenario.json of the run folder and the casam version of the "
+                f"fingerprint above.{where} On the same kind of machine this gives the same figures. The "
+                "digest must be the same."
             ),
             Code("Command", command),
             Code("scenario.json", json.dumps(run.scenario, indent=1, sort_keys=True), folded=True),

@@ -1,0 +1,82 @@
+"""An entry as an ONNX file gives, in another program, the numbers that it gives here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from casam_core.bank.entry_file import Entry
+from casam_core.bank.inference import LoadedBank
+from casam_core.errors import ExportError
+from scenarios.export.onnx_files import write_onnx
+from tests.banks import picture, tiny_backbone, tiny_entry
+
+
+def noisy(entry: Entry, noise: float) -> Entry:
+    """The entry with a router state that says how much noise it has."""
+    return replace(entry, router={**entry.router, "noise": np.array([noise], np.float32)})
+
+
+def run(file: Path, z_BCHW: torch.Tensor) -> list[np.ndarray]:
+    """What onnxruntime makes of an embedding."""
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found: list[np.ndarray] = session.run(None, {"z_BCHW": z_BCHW.numpy()})
+    return found
+
+
+def check(bank: LoadedBank, folder: Path) -> None:
+    """Layers and scores of the files in `folder` are those of the bank, for known and unknown images."""
+    z_BCHW = tiny_backbone().encode([picture("polyp"), picture("histology"), picture("cardiac_mr")])
+    for task, loaded in bank.items():
+        aligned_BCHW, score_B = run(folder / f"{task}.onnx", z_BCHW)
+        np.testing.assert_allclose(aligned_BCHW, loaded.layer(z_BCHW).numpy(), atol=1e-4)
+        np.testing.assert_allclose(score_B, [loaded.score(z_CHW) for z_CHW in z_BCHW], atol=1e-4)
+
+
+def test_layer_and_score_are_those_of_torch_with_and_without_noise(tmp_path: Path) -> None:
+    bank = LoadedBank([tiny_entry("polyp"), noisy(tiny_entry("histology"), 0.02)], "digest")
+    assert write_onnx(bank, tmp_path / "onnx") == ["polyp.onnx", "histology.onnx"]
+    check(bank, tmp_path / "onnx")
+    told = {item.key: item.value for item in onnx.load(tmp_path / "onnx" / "polyp.onnx").metadata_props}
+    assert (told["task"], told["backbone"]) == ("polyp", tiny_backbone().digest)
+    assert float(told["threshold"]) == bank["polyp"].entry.threshold
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["scale_shift", "residual", "casam"])
+def test_every_form_between_encoder_and_decoder_has_a_file(tmp_path: Path, form: str) -> None:
+    bank = LoadedBank([tiny_entry("polyp", form)], "digest")
+    write_onnx(bank, tmp_path / "onnx")
+    check(bank, tmp_path / "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [1e-4, 5.0])
+def test_little_and_much_noise_is_corrected_in_the_file_as_here(tmp_path: Path, noise: float) -> None:
+    bank = LoadedBank([noisy(tiny_entry("polyp"), noise)], "digest")
+    write_onnx(bank, tmp_path / "onnx")
+    check(bank, tmp_path / "onnx")
+
+
+def test_an_entry_without_a_router_has_no_score(tmp_path: Path) -> None:
+    bank = LoadedBank([replace(tiny_entry("polyp"), threshold=None)], "digest")
+    write_onnx(bank, tmp_path / "onnx")
+    z_BCHW = tiny_backbone().encode([picture("polyp")])
+    (aligned_BCHW,) = run(tmp_path / "onnx" / "polyp.onnx", z_BCHW)
+    np.testing.assert_allclose(aligned_BCHW, bank["polyp"].layer(z_BCHW).numpy(), atol=1e-4)
+
+
+def test_what_has_no_file_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
+    other = LoadedBank([tiny_entry("polyp", kind="gaussian")], "digest")
+    strange = LoadedBank([replace(tiny_entry("polyp"), task="../polyp")], "digest")
+    with pytest.raises(ExportError, match="'gaussian', which has no ONNX form"):
+        write_onnx(other, tmp_path / "onnx")
+    with pytest.raises(ExportError, match="a name that can be a file name"):
+        write_onnx(strange, tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
