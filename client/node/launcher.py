@@ -40,8 +40,10 @@ FLOWER = ((1, 41), (1, 42))
 Connect = Callable[..., AbstractContextManager[tuple[Any, ...]]]
 
 
-def launch(path: Path) -> None:
+def launch(path: Path, heard: Callable[[], None] = lambda: None) -> None:
     """Check the node file and become its SuperNode; ends only with an exception or an exit.
+
+    heard: called after every answer of the server to this node.
 
     Raises DeploymentError or PolicyError for a node that cannot work.
     """
@@ -63,7 +65,7 @@ def launch(path: Path) -> None:
 
     signer = Ed25519PrivateKey.generate()
     connect: Connect = vars(start_client_internal)["http_request_response"]
-    vars(start_client_internal)["http_request_response"] = pinned(connect, node.bundle, signer)
+    vars(start_client_internal)["http_request_response"] = pinned(connect, node.bundle, signer, heard)
     trusted = flower_home / "trusted.yaml"
     trusted.write_text(json.dumps({PINNED: public_text(signer)}))  # JSON is YAML
     sys.argv = ["flower-supernode", *arguments_of(node), "--trusted-entities", str(trusted)]
@@ -83,8 +85,13 @@ def check_flower(found: str) -> None:
         )
 
 
-def pinned(connect: Connect, bundle: str, signer: Ed25519PrivateKey) -> Connect:
-    """Wrap Flower's connection so that only the bundle with this hash arrives with a valid signature."""
+def pinned(
+    connect: Connect, bundle: str, signer: Ed25519PrivateKey, heard: Callable[[], None] = lambda: None
+) -> Connect:
+    """Wrap Flower's connection so that only the bundle with this hash arrives with a valid signature.
+
+    heard: called whenever the server answers a question for work: it answers only nodes that it knows.
+    """
 
     @contextmanager
     def connection(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
@@ -98,7 +105,12 @@ def pinned(connect: Connect, bundle: str, signer: Ed25519PrivateKey) -> Connect:
             def checked_bundle(fab_hash: str, run_id: int) -> Fab:
                 return signed(get_fab(fab_hash, run_id), fab_hash, bundle, signer)
 
-            yield (node_id, receive, send, checked_run, checked_bundle, *objects)
+            def received() -> Any:
+                message = receive()
+                heard()
+                return message
+
+            yield (node_id, received, send, checked_run, checked_bundle, *objects)
 
     return connection
 

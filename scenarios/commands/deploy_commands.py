@@ -147,6 +147,49 @@ def nodes(superlink: SuperLinkOption, authority: AuthorityOption, json_: Json = 
         typer.echo(f"{number}  {status}")
 
 
+@deploy_app.command("metrics")
+def serve_metrics(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="A folder of runs: the newest one counts. Or one run.")
+    ],
+    listen: Annotated[
+        str, typer.Option(metavar="[HOST:]PORT", help="Where to answer; without HOST on this machine only.")
+    ] = "9464",
+) -> None:
+    """Answer /metrics in Prometheus' format: stages, answers, refusals, epsilon and bytes of a server's runs.
+
+    For example: casam deploy metrics /runs --listen 9464
+
+    It only reads events.jsonl, so it may run in a process or a container of its own.
+    """
+    from scenarios.deploy.monitoring.figures import newest_run
+    from scenarios.deploy.monitoring.status import address_of, metrics_page, status_server
+
+    pages = {"/metrics": metrics_page(newest_run(runs.expanduser().resolve()))}
+    host, port = address_of(listen, "--listen")
+    with status_server(host, port, pages) as server:
+        typer.echo(f"answers at http://{host}:{port}/metrics")
+        server.serve_forever()
+
+
+@deploy_app.command("json-log", context_settings={"ignore_unknown_options": True})
+def json_log(
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND...", help="A command with its options, after `--`.")
+    ],
+    part: Annotated[str, typer.Option(help="The field `part` of every line. Default: the command.")] = "",
+) -> None:
+    """Run a command with its output as JSON lines: time, part, level, message.
+
+    For example: casam deploy json-log --part node -- casam node node.toml
+
+    Signals reach the command, and its exit status is its own.
+    """
+    from scenarios.deploy.monitoring.log_lines import run_logged
+
+    run_logged(command, part)
+
+
 @deploy_app.command()
 def key(
     out: Annotated[Path, typer.Option(help="File for the private key; the public key goes to FILE.pub.")],
@@ -225,6 +268,14 @@ def gateway(
 def node(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The site's node.toml (docs/deployment.md).")],
     check: Annotated[bool, typer.Option("--check", help="Check the settings; do not start.")] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Answer /health (does the server know this node?) and /metrics (Prometheus) there; without "
+            "HOST on this machine only. Default: off.",
+        ),
+    ] = None,
 ) -> None:
     """Take part as an institution: connect to the server and run only the bundle that FILE pins.
 
@@ -239,7 +290,22 @@ def node(
         check_node(ready)
         typer.echo(f"ready: {ready.institution} to {ready.superlink}, bundle {ready.bundle}")
         return
-    launch(file)
+    from scenarios.deploy.monitoring.figures import site_figures
+    from scenarios.deploy.monitoring.status import (
+        Contact,
+        address_of,
+        in_background,
+        metrics_page,
+        status_server,
+    )
+
+    contact = Contact()
+    if metrics is not None:
+        home = read_node_file(file).home
+        page = metrics_page(lambda: [*contact.families(), *site_figures(home)])
+        pages = {"/metrics": page, "/health": contact.health}
+        in_background(status_server(*address_of(metrics, "--metrics"), pages))
+    launch(file, contact.heard)
 
 
 @bundle_app.command("hash")

@@ -39,14 +39,17 @@ class Node:
     log: Path
 
 
-def start_node(name: str, node_file: Path, home: Path, link: SuperLink) -> Node:
-    """Start the institution's launcher. It inherits the SuperLink's mark and ends with the SuperLink."""
+def start_node(name: str, node_file: Path, home: Path, link: SuperLink, *options: str) -> Node:
+    """Start the institution's launcher. It inherits the SuperLink's mark and ends with the SuperLink.
+
+    options: more of `casam node`.
+    """
     log = home / "node.log"
     # A node must not use the server's Flower home.
     environment = {key: value for key, value in link.environment.items() if key != "FLWR_HOME"}
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [flower_command("casam"), "node", str(node_file)],
+            [flower_command("casam"), "node", *options, str(node_file)],
             cwd=home,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import tomli_w
 
@@ -88,8 +90,8 @@ def make_site(folder: Path, server: Server, *, authority: Path | None = None, bu
     return Site(folder)
 
 
-def start(site: Site, server: Server) -> Node:
-    return start_node("north", site.folder / "node.toml", site.folder, server.link)
+def start(site: Site, server: Server, *options: str) -> Node:
+    return start_node("north", site.folder / "node.toml", site.folder, server.link, *options)
 
 
 def wait_for(what: Callable[[], object], seconds: float = 90) -> bool:
@@ -171,6 +173,34 @@ def test_a_node_does_not_speak_to_a_server_of_another_authority(tmp_path: Path, 
     assert online(server) == 0
     node.process.terminate()
     node.process.wait()
+
+
+def test_a_node_is_healthy_when_the_server_knows_it(tmp_path: Path, server: Server) -> None:
+    """A node that trusts another authority than the server's never hears from it, and ends at last."""
+    write_authority(new_authority(), tmp_path)
+    known = make_site(tmp_path / "north", server)
+    stranger = make_site(tmp_path / "south", server, authority=tmp_path / "ca.crt")
+    for site in (known, stranger):
+        register(server.link, site.key)
+        address = f"127.0.0.1:{free_port()}"
+        node = start(site, server, "--metrics", address)
+        seen: set[int] = set()
+
+        def healthy(address: str = address, seen: set[int] = seen) -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                seen.add(httpx.get(f"http://{address}/health", trust_env=False).status_code)
+            return 200 in seen
+
+        if site is known:
+            assert wait_for(healthy), node.log.read_text()
+            metrics = httpx.get(f"http://{address}/metrics", trust_env=False).text
+            assert "casam_site_connected 1.0\n" in metrics
+        else:
+            log = node.log
+            assert wait_for(lambda ask=healthy, log=log: ask() or "VERIFY_FAILED" in log.read_text())
+            assert seen == {503}
+        node.process.terminate()
+        node.process.wait()
 
 
 def test_a_key_is_rotated_and_the_old_one_no_longer_opens(tmp_path: Path, server: Server) -> None:

@@ -105,6 +105,28 @@ def test_another_kind_of_run_and_names_that_lead_elsewhere_do_not_exist(
         ask(replace(RUN, **change), signer)
 
 
+def test_a_node_hears_from_the_server_when_it_answers_and_not_when_it_refuses(
+    signer: Ed25519PrivateKey,
+) -> None:
+    """A server that does not know the node's key refuses its question for work."""
+    answers, heard = [None, PermissionError("401"), None], []
+
+    def receive() -> None:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+
+    @contextmanager
+    def connect() -> Iterator[tuple[Any, ...]]:
+        yield (1, receive, *[None] * 6)
+
+    with pinned(connect, PIN, signer, lambda: heard.append(len(answers)))() as (_, received, *_others):
+        received()
+        with pytest.raises(PermissionError):
+            received()
+        received()
+    assert heard == [2, 0]
+
+
 def test_the_node_is_started_with_what_the_site_says_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text(
         'institution = "north"\nsuperlink = "fl.example.org:9092"\nauthority = "ca.crt"\nkey = "node.key"\n'

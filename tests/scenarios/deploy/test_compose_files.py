@@ -68,6 +68,9 @@ def test_an_institution_has_a_network_and_volumes_of_its_own(name: str) -> None:
             f"home-{who}:/institution",
         ]
         assert service["restart"] == "unless-stopped"
+        port = service["command"][service["command"].index("--metrics") + 1]
+        healthy = f"http://127.0.0.1:{port}/health"
+        assert healthy in service["healthcheck"]["test"][-1], "it says whether the server knows the node"
         sharers = [other for other, s in compose["services"].items() if who in s.get("networks", [])]
         assert sorted(sharers) == sorted([who, "gateway"])
     for who in ("superlink", "register", "run"):

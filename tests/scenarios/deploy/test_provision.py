@@ -239,7 +239,8 @@ def test_a_kits_container_is_as_confined_as_the_demos(made: Path) -> None:
     (node,) = yaml.safe_load((made / "institutions" / "north" / "compose.yml").read_text())[
         "services"
     ].values()
-    assert node["command"] == ["casam", "node", "/site/node.toml"]
+    assert node["command"] == ["casam", "node", "--metrics", "9095", "/site/node.toml"]
+    assert "http://127.0.0.1:9095/health" in node["healthcheck"]["test"][-1], "healthy: the server knows it"
     assert (node["read_only"], node["cap_drop"], node["user"]) == (True, ["ALL"], "10001:10001")
     assert ".:/site:ro" in node["volumes"]
     assert any(volume.endswith(":/data:ro") for volume in node["volumes"])
