@@ -162,7 +162,7 @@ def serve_metrics(
 
     It only reads events.jsonl, so it may run in a process or a container of its own.
     """
-    from scenarios.deploy.monitoring.figures import newest_run
+    from scenarios.deploy.monitoring.counting import newest_run
     from scenarios.deploy.monitoring.status import address_of, metrics_page, status_server
 
     pages = {"/metrics": metrics_page(newest_run(runs.expanduser().resolve()))}
@@ -290,7 +290,7 @@ def node(
         check_node(ready)
         typer.echo(f"ready: {ready.institution} to {ready.superlink}, bundle {ready.bundle}")
         return
-    from scenarios.deploy.monitoring.figures import site_figures
+    from scenarios.deploy.monitoring.counting import site_figures
     from scenarios.deploy.monitoring.status import (
         Contact,
         address_of,

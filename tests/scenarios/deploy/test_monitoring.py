@@ -21,8 +21,8 @@ from casam_core.errors import DeploymentError, RunInputError
 from casam_core.files import append_record, write_atomic
 from casam_core.protocol.audit import Release, audit_log, now, read_log
 from casam_core.protocol.fingerprint import ROOT
+from scenarios.deploy.monitoring.counting import newest_run, site_figures
 from scenarios.deploy.monitoring.exposition import Family, exposed
-from scenarios.deploy.monitoring.figures import newest_run, site_figures
 from scenarios.deploy.monitoring.log_lines import record_of
 from scenarios.deploy.monitoring.status import (
     LONGEST_SILENCE,
