@@ -44,7 +44,7 @@ endif
 
 # PyTorch is there already, so its build stays.
 $(DEVELOPER): $(STAMP)
-	@echo "Adds the tools of tests and lint: about 60 packages, 0.7 GB."
+	@echo "Adds the tools of tests and lint: about 60 packages, 0.9 GB."
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off $(PIP) \
 		-c constraints.txt -e '.[dev]'
 	@touch $@

@@ -161,8 +161,10 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew:
             "names": ", ".join(consortium.server_names),
             "bundle": bundle_hash(bundle),
             "port": consortium.server.rpartition(":")[2],
+            "version": importlib.metadata.version("casam"),
         }
         write_public(unfinished / "README.md", from_template("operator.md", about))
+        write_public(unfinished / "kubernetes.yml", from_template("operator-kubernetes.yml", about))
     return folder
 
 
@@ -192,11 +194,15 @@ def make_kit(
         "version": version,
         "home": home,
         "data": data,
+        # A name of a namespace has no underscore.
+        "place": name.replace("_", "-").rstrip("-"),
+        "port": consortium.server.rpartition(":")[2],
     }
     lock = read_lock()
     files: dict[str, bytes] = {
         "README.md": from_template("institution.md", about),
         "compose.yml": from_template("institution-compose.yml", about),
+        "kubernetes.yml": from_template("institution-kubernetes.yml", about),
         "casam-node.service": from_template("institution.service", about),
         "node.toml": tomli_w.dumps(node).encode(),
         "policy.toml": policy_text(name).encode(),
