@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from casam_core.model.forms import AlignmentLayer, FormEntry
     from casam_core.routing.routers import RouterEntry
     from client.data.open import Opener
-    from scenarios.segmenter import Prediction, Segmenter, backbone_for
+    from scenarios.prediction.segmenter import Prediction, Segmenter, backbone_for
     from server.run.summary_schema import Summary
 
 # Loaded at first use: the import of torch takes seconds, and `import casam` must be fast.
@@ -59,9 +59,9 @@ _HOMES = {
     "LoadedBank": "casam_core.bank.inference",
     "LoadedEntry": "casam_core.bank.inference",
     "load_bank": "casam_core.bank.inference",
-    "Prediction": "scenarios.segmenter",
-    "Segmenter": "scenarios.segmenter",
-    "backbone_for": "scenarios.segmenter",
+    "Prediction": "scenarios.prediction.segmenter",
+    "Segmenter": "scenarios.prediction.segmenter",
+    "backbone_for": "scenarios.prediction.segmenter",
     "BackboneEntry": "casam_core.model.backbones",
     "FormEntry": "casam_core.model.forms",
     "Method": "casam_core.methods",

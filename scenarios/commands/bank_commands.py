@@ -1,4 +1,4 @@
-"""`casam bank` and `casam predict`: list a bank, check it, make new banks from it, use it.
+"""`casam bank`, `casam predict`, `casam predict-volume`: list, check, combine and use banks.
 
 Only `admit` changes a bank in place. Every other command writes a complete new folder, or nothing.
 """
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scenarios.segmenter import Prediction
+    from scenarios.prediction.propagation import VolumePrediction
+    from scenarios.prediction.scan import Scan
+    from scenarios.prediction.segmenter import Prediction
 
 
 bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
@@ -298,7 +300,7 @@ def predict(
     # A slip should not cost the seconds in which the libraries and the model are loaded.
     with console(stderr=True).status("loading the model"):
         from casam_core.bank.inference import load_bank
-        from scenarios.segmenter import Segmenter, backbone_for, checked_prompts
+        from scenarios.prediction.segmenter import Segmenter, backbone_for, checked_prompts
 
         checked_prompts(boxes, points, *image_HW3.shape[:2])
         loaded = load_bank(bank)
@@ -320,6 +322,108 @@ def predict(
     if empty := [str(n) for n, mask_HW in enumerate(prediction.masks_NHW, 1) if not mask_HW.any()]:
         advice = advice_for_empty(prediction, tuple(loaded), forced=task is not None)
         typer.echo(f"warning: prompt {', '.join(empty)}: the mask is empty (0 pixels). {advice}", err=True)
+
+
+def predict_volume(
+    volume: Annotated[
+        Path, typer.Argument(help="NIfTI (.nii, .nii.gz), or a folder with one gray DICOM series.")
+    ],
+    bank: Annotated[Path, typer.Option(callback=of_a_run, help="The bank's folder, or a run's folder.")],
+    slice_: Annotated[int, typer.Option("--slice", help="Index of the slice with the boxes, from 0.")],
+    box: Annotated[
+        list[str],
+        typer.Option(
+            metavar="X0,Y0,X1,Y1", help="An object in that slice, first and last pixel; repeatable."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New .nii.gz for the mask: 0 background, 1..n the boxes.")],
+    truth: Annotated[
+        Path | None, typer.Option(help="A true mask with the same numbers: prints 3D Dice and HD95 in mm.")
+    ] = None,
+    slice_axis: Annotated[
+        int, typer.Option(min=0, max=2, help="Axis of the stored voxels that slices cut (NIfTI).")
+    ] = 2,
+    window: Annotated[
+        str | None,
+        typer.Option(metavar="CENTRE,WIDTH", help="In the scan's units. Default: as in training data."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Use this task's entry, or identity (frozen SAM), without routing.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Model, if the bank's backbone is not a released one.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint file, for the official SAMs.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(help="1: bit for bit as in a run. More: faster.")] = 1,
+    json_: Json = False,
+) -> None:
+    """Segment objects in a scan: boxes on one slice, carried to the slices above and below.
+
+    For example: casam predict-volume ct.nii.gz --bank RUN --slice 40 --box 84,60,190,171 --out mask.nii.gz
+
+    The slice with the boxes decides once which entry is used. In each direction an object ends where its mask
+    is empty, uncertain, elsewhere, or suddenly larger. The mask lies on the scan's own grid.
+    """
+    boxes = [coordinates("--box", text, 4) for text in box]
+    check_out("--out", out, len(boxes), (".nii", ".nii.gz"))
+    centre_width = coordinates("--window", window, 2) if window is not None else None
+    from scenarios.prediction.scan import read_labels, read_scan, write_labels
+
+    screen = console(stderr=True)
+    with screen.status("reading the scan"):
+        scan = read_scan(volume, slice_axis, centre_width)
+        true_DHW = read_labels(truth, scan) if truth is not None else None
+    slices = len(scan.slices_DHW)
+    if not 0 <= slice_ < slices:
+        raise PromptError(f"--slice: expected 0 to {slices - 1}, found {slice_}; correct it")
+    with screen.status("loading the model") as status:
+        from casam_core.bank.inference import load_bank
+        from scenarios.prediction.propagation import segment_volume
+        from scenarios.prediction.segmenter import Segmenter, backbone_for, checked_prompts
+
+        checked_prompts(boxes, (), *scan.slices_DHW.shape[1:])
+        loaded = load_bank(bank)
+        model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
+        found = segment_volume(
+            Segmenter(model, loaded),
+            scan,
+            slice_,
+            [(b[0], b[1], b[2], b[3]) for b in boxes],
+            task=task,
+            progress=lambda index: status.update(f"slice {index} of 0 to {slices - 1}"),
+        )
+    write_labels(found.labels_DHW, scan, out)
+    objects = volume_facts(found, scan, true_DHW)
+    if json_:
+        print_json(facts_of(found.first) | {"objects": objects, "encoded": found.encoded, "mask": str(out)})
+        return
+    show_prediction(found.first, forced=task is not None)
+    for number, facts in enumerate(objects, 1):
+        typer.echo(f"object {number:<3} {', '.join(f'{name} {value}' for name, value in facts.items())}")
+    typer.echo(f"{'mask':<10} {out}")
+
+
+def volume_facts(
+    found: VolumePrediction, scan: Scan, true_DHW: NDArray[np.int64] | None
+) -> list[dict[str, object]]:
+    """Of each object: where it ends, its volume, and its scores if there is a true mask."""
+    from math import prod
+
+    from scenarios.prediction.volume_scores import dice3, hd95_mm
+
+    objects = []
+    for number, ends in enumerate(found.reached, 1):
+        mask_DHW = found.labels_DHW == number
+        facts: dict[str, object] = {
+            "slices": "none" if ends is None else f"{ends[0]} to {ends[1]}",
+            "millilitres": round(float(mask_DHW.sum()) * prod(scan.spacing) / 1000, 2),
+        }
+        if true_DHW is not None:
+            facts["dice"] = round(dice3(mask_DHW, true_DHW == number), 3)
+            facts["hd95_mm"] = round(hd95_mm(mask_DHW, true_DHW == number, scan.spacing), 2)
+        objects.append(facts)
+    return objects
 
 
 def advice_for_empty(prediction: Prediction, tasks: Sequence[str], *, forced: bool) -> str:
@@ -370,10 +474,10 @@ def coordinates(option: str, text: str, count: int) -> list[float]:
     return numbers
 
 
-def check_out(option: str, out: Path, prompts: int) -> None:
+def check_out(option: str, out: Path, prompts: int, endings: tuple[str, ...] = (".png",)) -> None:
     """Refuse an output that could not be written, before any work. Raises PromptError."""
-    if out.suffix.lower() != ".png":
-        raise PromptError(f"{option}: expected a name ending in .png, found {out.name!r}")
+    if not out.name.lower().endswith(endings):
+        raise PromptError(f"{option}: expected a name ending in {' or '.join(endings)}, found {out.name!r}")
     if out.exists():
         raise PromptError(f"{option}: {out} exists already; name a new file")
     if not out.parent.is_dir():

@@ -15,7 +15,7 @@ import typer
 from casam_core.errors import CasamError, ScenarioError
 from scenarios.commands.attack_command import attack
 from scenarios.commands.audit_commands import audit_app, ledger_app
-from scenarios.commands.bank_commands import bank_app, predict
+from scenarios.commands.bank_commands import bank_app, predict, predict_volume
 from scenarios.commands.bench_command import bench
 from scenarios.commands.data_commands import data_app
 from scenarios.commands.deploy_commands import bundle_app, deploy_app, gateway, node, provision
@@ -223,7 +223,13 @@ GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "study": study,
         "compare": compare,
     },
-    "Use the results": {"predict": predict, "bank": bank_app, "card": card, "export": export},
+    "Use the results": {
+        "predict": predict,
+        "predict-volume": predict_volume,
+        "bank": bank_app,
+        "card": card,
+        "export": export,
+    },
     "An institution": {"site": site_app, "node": node, "audit": audit_app, "ledger": ledger_app},
     "A deployment": {"deploy": deploy_app, "provision": provision, "gateway": gateway, "bundle": bundle_app},
     "Proofs": {"attack": attack, "bench": bench},

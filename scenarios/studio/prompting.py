@@ -29,7 +29,7 @@ from scenarios.studio.shelf import RunItem
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scenarios.segmenter import Prediction, Segmenter
+    from scenarios.prediction.segmenter import Prediction, Segmenter
 
 MOST_OPEN, MOST_BANKS = 6, 2
 LARGEST_UPLOAD = 64 * 1024 * 1024
@@ -114,7 +114,7 @@ class Desk:
             raise PromptError(f"{run.name}: expected a run with a bank, found none; choose another run")
         if run.bank not in self._segmenters:
             from casam_core.bank.inference import load_bank
-            from scenarios.segmenter import Segmenter, backbone_for
+            from scenarios.prediction.segmenter import Segmenter, backbone_for
 
             bank, (name, checkpoint) = load_bank(run.bank), backbone_of(run.path)
             self._segmenters[run.bank] = Segmenter(backbone_for(bank, name, checkpoint=checkpoint), bank)

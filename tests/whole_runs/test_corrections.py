@@ -20,7 +20,7 @@ from casam_core.protocol.audit import read_log
 from client import institution
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.segmenter import Segmenter
+from scenarios.prediction.segmenter import Segmenter
 from tests.conftest import tiny_table, with_policies
 
 BOX = (8, 8, 40, 40)

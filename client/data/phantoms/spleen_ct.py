@@ -9,8 +9,19 @@ from client.data.phantoms.shapes import Blob, Canvas, wobble
 from client.data.phantoms.texture import grain, smooth_noise, soften
 
 
-def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | None = None) -> LoadedSample:
-    """One slice; the patient fixes the torso, the spleen's form and the contrast phase."""
+def paint(
+    rng: np.random.Generator,
+    size: int,
+    patient: np.random.Generator | None = None,
+    *,
+    extent: float = 1.0,
+    noise: np.random.Generator | None = None,
+) -> LoadedSample:
+    """One slice; the patient fixes the torso, the spleen's form and the contrast phase.
+
+    extent: of the spleen in this slice, 0 (not in it) to 1. noise: of the detector; by default from `rng`.
+    Slices of one volume have the same `rng` and patient, another extent and other noise.
+    """
     body = patient or rng
     torso = Blob(0.52, 0.5, body.uniform(0.33, 0.38), body.uniform(0.43, 0.47), 0.0, wobble(body, 0.015))
     phase = float(body.uniform(-0.03, 0.03))
@@ -19,17 +30,18 @@ def paint(rng: np.random.Generator, size: int, patient: np.random.Generator | No
     y, x = torso.at(0.61, theta)
     along = np.arctan2(torso.rx * np.sin(theta), torso.ry * np.cos(theta)) + body.normal(0, 0.06)
     length, width = body.uniform(0.13, 0.17) * rng.uniform(0.75, 1.05), body.uniform(0.055, 0.075)
-    spleen = Blob(y, x, length, width, along, wobble(body, 0.06))
+    spleen = Blob(y, x, length * extent, width * extent, along, wobble(body, 0.06))
 
     canvas = Canvas(size, (0.02,))
     _paint_wall(rng, canvas, torso)
     _paint_organs(rng, canvas, phase)
-    _paint_spleen(rng, canvas, spleen, phase)
+    if extent > 0:
+        _paint_spleen(rng, canvas, spleen, phase)
     soften(canvas, 0.004)
     # Reconstructed CT noise is coarser than a pixel and as strong as the organs' contrast.
     inside = torso.level(canvas.y, canvas.x) < 1.02
-    noise = 0.05 * grain(rng, size, 0.004) + 0.015 * smooth_noise(rng, size, 0.05)
-    canvas.image_CHW += noise * inside
+    drawn = noise or rng
+    canvas.image_CHW += (0.05 * grain(drawn, size, 0.004) + 0.015 * smooth_noise(drawn, size, 0.05)) * inside
     return canvas.sample()
 
 

@@ -62,15 +62,15 @@ def open_nifti(
 
 
 def _image(path: Path, *, slice_axis: int, window: list[float] | None) -> NDArray[np.uint8]:
-    return gray_slices(_voxels(path, np.float32), path, slice_axis, window)
+    return gray_slices(voxels_of(path, np.float32), path, slice_axis, window)
 
 
 def _mask(path: Path, *, slice_axis: int) -> NDArray[Any]:
-    return across(whole_labels(_voxels(path, None), path), slice_axis)
+    return across(whole_labels(voxels_of(path, None), path), slice_axis)
 
 
 def _compare(image_path: Path, mask_path: Path) -> None:
-    image, mask = _open(image_path), _open(mask_path)
+    image, mask = opened(image_path), opened(mask_path)
     shapes = _shape(image, image_path), _shape(mask, mask_path)
     if shapes[0] != shapes[1]:
         raise shapes_differ(image_path, mask_path, *shapes)
@@ -81,10 +81,10 @@ def _compare(image_path: Path, mask_path: Path) -> None:
 
 
 def _bits(path: Path) -> int:
-    return int(_open(path).get_data_dtype().itemsize) * 8
+    return int(opened(path).get_data_dtype().itemsize) * 8
 
 
-def _open(path: Path) -> Any:
+def opened(path: Path) -> Any:
     """The nibabel image; its voxels are not read yet."""
     nibabel = medical_package("nibabel", reader="nifti")
     try:
@@ -114,9 +114,9 @@ def _shape(image: Any, path: Path) -> tuple[int, int, int]:
     return shape
 
 
-def _voxels(path: Path, dtype: type[np.floating[Any]] | None) -> NDArray[Any]:
+def voxels_of(path: Path, dtype: type[np.floating[Any]] | None) -> NDArray[Any]:
     """All voxels with the header's slope and intercept applied."""
-    image = _open(path)
+    image = opened(path)
     shape = _shape(image, path)
     try:
         values = np.asanyarray(image.dataobj) if dtype is None else image.get_fdata(dtype=dtype)

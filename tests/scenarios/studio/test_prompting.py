@@ -70,7 +70,7 @@ def test_an_image_is_encoded_once(
     def again(*_: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("scenarios.segmenter.Segmenter.embed", again)
+    monkeypatch.setattr("scenarios.prediction.segmenter.Segmenter.embed", again)
     assert visitor.post("/try/segment", data={"open": opened, "points": "20 20"}).status_code == 303
 
 

@@ -1,0 +1,207 @@
+"""A scan in, a mask on its grid out: reading, carrying on from slice to slice, scores in millimetres."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from numpy.typing import NDArray
+from torch import from_numpy
+
+from casam_core.bank.inference import load_bank
+from casam_core.errors import DataError
+from scenarios.prediction.propagation import box_around, goes_on, segment_volume
+from scenarios.prediction.scan import Scan, read_labels, read_scan, write_labels
+from scenarios.prediction.segmenter import Prediction, Segmenter
+from scenarios.prediction.volume_scores import dice3, hd95_mm
+from tests.banks import tiny_backbone, tiny_bank
+from tests.casam_command import Casam
+from tests.client.data.test_dicom import put as put_series
+from tests.scenarios.prediction.phantom_volume import SPACING, main, phantom_volume, scan_of
+
+
+def block(
+    slices: slice, rows: slice, columns: slice, shape: tuple[int, int, int] = (8, 20, 24)
+) -> NDArray[np.bool_]:
+    mask_DHW = np.zeros(shape, bool)
+    mask_DHW[slices, rows, columns] = True
+    return mask_DHW
+
+
+class Follows(Segmenter):
+    """Answers every box with the true mask of the image's slice, as a perfect decoder would, and is less sure
+    from slice `unsure` on."""
+
+    def __init__(
+        self, images_DHW: NDArray[np.uint8], labels_DHW: NDArray[np.int32], folder: Path, unsure: int = 99
+    ) -> None:
+        super().__init__(tiny_backbone(), load_bank(tiny_bank(folder).folder))
+        self.slices = {image_HW.tobytes(): index for index, image_HW in enumerate(images_DHW)}
+        self.labels_DHW, self.unsure = labels_DHW, unsure
+        self.asked: list[str | None] = []
+
+    def predict(self, image_HW3: NDArray[np.uint8], boxes: Any = (), **options: Any) -> Prediction:
+        found = super().predict(image_HW3, boxes, **options)
+        self.asked.append(options["task"])
+        index = self.slices[np.ascontiguousarray(image_HW3[..., 0]).tobytes()]
+        labels_HW = self.labels_DHW[index]
+        inside = [labels_HW[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1] for x0, y0, x1, y1 in boxes]
+        numbers = [np.bincount(part[part > 0]).argmax() if (part > 0).any() else -1 for part in inside]
+        masks_NHW = np.stack([labels_HW == number for number in numbers])
+        iou_N = np.full(len(masks_NHW), 0.9 if index < self.unsure else 0.75, np.float32)
+        return replace(found, masks_NHW=masks_NHW, iou_N=iou_N)
+
+
+def test_objects_are_followed_to_their_ends_and_the_scan_is_routed_once(tmp_path: Path) -> None:
+    images_DHW, labels_DHW = phantom_volume(size=96)
+    labels_DHW[11, :8, :8] = 2  # a second object, in one slice only
+    follows = Follows(images_DHW, labels_DHW, tmp_path / "bank")
+    boxes = [box_around(labels_DHW[11] == n) for n in (1, 2)]
+    found = segment_volume(follows, scan_of(images_DHW), 11, boxes)
+    inside = np.flatnonzero((labels_DHW == 1).any(axis=(1, 2)))
+    assert found.reached == ((inside[0], inside[-1]), (11, 11))
+    np.testing.assert_array_equal(found.labels_DHW, labels_DHW)
+    assert follows.asked[0] is None
+    assert set(follows.asked[1:]) == {found.first.name}
+    assert found.encoded == len(follows.asked) <= len(inside) + 2
+
+
+def test_an_object_ends_where_the_decoder_is_less_sure(tmp_path: Path) -> None:
+    images_DHW, labels_DHW = phantom_volume(size=96)
+    follows = Follows(images_DHW, labels_DHW, tmp_path / "bank", unsure=16)
+    found = segment_volume(follows, scan_of(images_DHW), 11, [box_around(labels_DHW[11] == 1)])
+    ((_, last),) = [ends for ends in found.reached if ends is not None]
+    assert last == 15
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (slice(4, 10), True),
+        (slice(5, 10), True),
+        (slice(0, 0), False),  # empty
+        (slice(9, 15), False),  # elsewhere
+        (slice(4, 20), False),  # suddenly larger
+    ],
+)
+def test_where_an_object_ends(rows: slice, expected: bool) -> None:
+    before_HW, mask_HW = np.zeros((2, 24, 24), bool)
+    before_HW[4:10, 4:10], mask_HW[rows, 4:10] = True, True
+    assert goes_on(before_HW, mask_HW) is expected
+
+
+def test_a_box_stays_inside_the_slice() -> None:
+    assert box_around(block(slice(0, 1), slice(0, 20), slice(3, 10))[0]) == (2, 0, 10, 19)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mask_lies_where_the_scan_lies(tmp_path: Path, axis: int) -> None:
+    rng = np.random.default_rng(0)
+    affine = np.array([[0, -0.7, 0, 5], [0.9, 0, 0, -3], [0, 0, 2.5, 1], [0, 0, 0, 1.0]])
+    stored = rng.normal(size=(6, 7, 8)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(stored, affine), tmp_path / "ct.nii.gz")
+    scan = read_scan(tmp_path / "ct.nii.gz", axis)
+    labels_DHW = np.zeros(scan.slices_DHW.shape, np.int32)
+    labels_DHW[2, 3, 4] = 1
+    write_labels(labels_DHW, scan, tmp_path / "mask.nii.gz")
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, affine, atol=1e-6)
+    assert mask.shape == stored.shape
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.nii.gz", scan), labels_DHW)
+    (voxel,) = np.argwhere(np.asarray(mask.dataobj))
+    assert [voxel[i] for i in scan.order] == [2, 3, 4]
+    sides = (0.9, 0.7, 2.5)
+    assert scan.spacing == pytest.approx([sides[i] for i in scan.order])
+
+
+def test_a_dicom_series_has_the_place_that_itk_gives_it(tmp_path: Path) -> None:
+    itk = pytest.importorskip("SimpleITK")
+    put_series(tmp_path)
+    folder = next(path for path in (tmp_path / "images").iterdir())
+    for file in folder.iterdir():  # without a window, and turned in space
+        data = pydicom.dcmread(file)
+        data.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [z * 1.5, x + 3, y - 7]
+        data.PixelSpacing = [0.6, 0.9]
+        data.save_as(file)
+    scan = read_scan(folder)
+    write_labels(np.zeros(scan.slices_DHW.shape, np.int32), scan, tmp_path / "mask.nii.gz")
+    ours = itk.ReadImage(str(tmp_path / "mask.nii.gz"))
+    reader = itk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    theirs = reader.Execute()
+    assert ours.GetSize() == theirs.GetSize()
+    corner = tuple(side - 1 for side in theirs.GetSize())
+    for voxel in ((0, 0, 0), corner, (corner[0], 0, 0), (0, corner[1], 0)):
+        np.testing.assert_allclose(
+            ours.TransformIndexToPhysicalPoint(voxel), theirs.TransformIndexToPhysicalPoint(voxel), atol=1e-3
+        )
+
+
+def test_dice_and_hausdorff_in_millimetres() -> None:
+    true_DHW = block(slice(2, 6), slice(4, 14), slice(4, 14))
+    assert dice3(true_DHW, true_DHW) == 1
+    assert hd95_mm(true_DHW, true_DHW, SPACING) == 0
+    moved = np.roll(true_DHW, 1, axis=0)  # one slice of 2.5 mm further
+    assert dice3(moved, true_DHW) == 0.75
+    assert hd95_mm(moved, true_DHW, SPACING) == 2.5
+    assert math.isnan(hd95_mm(np.zeros_like(true_DHW), true_DHW, SPACING))
+
+
+def test_the_distance_is_that_of_monai() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        masks = [
+            block(
+                slice(1, 7),
+                slice(*sorted(rng.choice(20, 2, replace=False))),
+                slice(2, int(rng.integers(5, 22))),
+            )
+            for _ in range(2)
+        ]
+        one, two = (from_numpy(mask[None, None].astype(np.float32)) for mask in masks)
+        theirs = compute_hausdorff_distance(
+            one, two, include_background=True, percentile=95, spacing=list(SPACING)
+        )
+        assert hd95_mm(*masks, SPACING) == pytest.approx(float(theirs[0, 0]), abs=1e-5)
+
+
+def test_the_command_writes_the_mask_and_its_scores(tmp_path: Path, casam: Casam) -> None:
+    tiny_bank(tmp_path / "bank")
+    main(0, tmp_path / "ct.nii.gz", tmp_path / "truth.nii.gz")
+    line = ("--bank", "bank", "--slice", "12", "--box", "120,150,190,190", "--truth", "truth.nii.gz")
+    done = casam("predict-volume", "ct.nii.gz", *line, "--out", "mask.nii.gz", "--json")
+    assert done.status == 0, done.err
+    told = json.loads(done.out)
+    scan = read_scan(tmp_path / "ct.nii.gz")
+    mask_DHW = read_labels(tmp_path / "mask.nii.gz", scan) == 1
+    true_DHW = read_labels(tmp_path / "truth.nii.gz", scan) == 1
+    assert told["objects"][0]["dice"] == round(dice3(mask_DHW, true_DHW), 3)
+    assert told["objects"][0]["millilitres"] == round(mask_DHW.sum() * 2.5 * 0.8 * 0.8 / 1000, 2)
+    assert casam("predict-volume", "ct.nii.gz", *line, "--out", "mask.nii.gz").refusal
+    assert (
+        "0 to 23" in casam("predict-volume", "ct.nii.gz", *line, "--slice", "99", "--out", "m2.nii").refusal
+    )
+    assert not (tmp_path / "m2.nii").exists()
+
+
+def test_what_is_no_scan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"x")
+    (tmp_path / "broken.nii").write_bytes(b"x" * 400)
+    (tmp_path / "empty").mkdir()
+    for name in ("image.png", "nothing.nii", "broken.nii", "empty"):
+        with pytest.raises(DataError):
+            read_scan(tmp_path / name)
+    scan = Scan(np.zeros((4, 5, 6), np.uint8), 2, np.eye(4))
+    write_labels(np.zeros((4, 5, 6), np.int32), scan, tmp_path / "mask.nii")
+    with pytest.raises(DataError, match="same grid"):
+        read_labels(tmp_path / "mask.nii", Scan(np.zeros((4, 6, 5), np.uint8), 2, np.eye(4)))
