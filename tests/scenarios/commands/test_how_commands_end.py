@@ -165,6 +165,8 @@ ACTS = [
     "deploy-register",
     "deploy-revoke",
     "deploy-key",
+    "deploy-metrics",
+    "deploy-json-log",
     "bundle-hash",
     "bundle-build",
     "schema",
