@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.frame_quality import real_tasks
@@ -151,6 +150,10 @@ def iou_of(task: Task, layer: AlignmentLayer, seed: int) -> float:
     return float(np.mean(found))
 
 
+Known = dict[tuple[str, int, str, int], float]
+"""IoU by task, images, way and draw."""
+
+
 @dataclass(frozen=True)
 class Cells:
     """IoU by (task, images, way, seed), kept in a file."""
@@ -158,7 +161,7 @@ class Cells:
     path: Path
 
     @cached_property
-    def known(self) -> dict[tuple[str, int, str, int], float]:
+    def known(self) -> Known:
         """The cells of this and earlier measurements."""
         records = (record for record, _ in read_records(self.path))
         return {(r["task"], r["images"], r["way"], r["seed"]): r["iou"] for r in records}
@@ -215,53 +218,89 @@ def tasks_of(around: Surroundings, backbone: Backbone, images: int) -> list[Task
 
 
 def run(around: Surroundings) -> Figures:
-    """A table for each of SIZES: IoU by task and way, means over SEEDS seeds; the share of the open gain and
-    the worst loss."""
+    """Every way on every task, a draw after the other; then the table of what is measured."""
     backbone = around.lite_medsam(encoder="fast")
-    figures: Figures = {}
+    cells = Cells(around.home / "private-layers.jsonl")
     for images in SIZES:
-        found = measure(around, tasks_of(around, backbone, images), images)
-        figures |= {f"{name}_{images}": value for name, value in found.items()}
-    return figures
-
-
-def measure(around: Surroundings, tasks: Sequence[Task], images: int) -> Figures:
-    """The table of tasks with this many training images."""
-    cells, everything = Cells(around.home / "private-layers.jsonl"), ways()
-    table = Table(title=f"IoU after {images} images, {SEEDS} seeds, delta {DELTA:g}, total epsilon by column")
-    for name in ("task", *everything):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    means: dict[str, dict[str, float]] = {}
-    for task in tasks:
-        means[task.name] = {}
-        for way, make in everything.items():
-            found = [cells.measured(task, way, seed, make) for seed in range(SEEDS)]
-            means[task.name][way] = float(np.mean(found))
-            around.say(f"{task.name}, {way}: {means[task.name][way]:.3f}")
-        table.add_row(task.name, *(f"{means[task.name][way]:.3f}" for way in everything))
-    figures = {
-        f"iou_{task}_{way.replace(' ', '_')}": iou for task, row in means.items() for way, iou in row.items()
+        tasks = tasks_of(around, backbone, images)
+        for seed in range(SEEDS):
+            for task in tasks:
+                for way, make in ways().items():
+                    iou = cells.measured(task, way, seed, make)
+                    around.say(f"{task.name}, {images} images, draw {seed}, {way}: {iou:.3f}")
+    around.say(table_of(cells))
+    return {
+        f"{name}_{s.kind}_{s.way.replace(' ', '_')}_{s.images}": value
+        for s in standings(cells)
+        for name, value in (("share", float(np.mean(s.shares))), ("worst_points", 100 * s.worst))
     }
-    for kind, names in (("synthetic", HELD_OUT), ("real", [t for t in means if t not in HELD_OUT])):
-        figures |= summary(kind, {name: means[name] for name in names}, table)
-    around.show(table)
-    return figures
 
 
-def summary(kind: str, means: dict[str, dict[str, float]], table: Table) -> Figures:
-    """Two rows: the mean share of the open gain, and the worst change against frozen SAM."""
-    if not means:
-        return {}
-    ways_ = list(next(iter(means.values())))
-    gaining = [row for row in means.values() if row["open"] - row["frozen"] >= GAINED]
-    share = {
-        way: float(np.mean([(r[way] - r["frozen"]) / (r["open"] - r["frozen"]) for r in gaining] or [np.nan]))
-        for way in ways_
-    }
-    worst = {way: min(row[way] - row["frozen"] for row in means.values()) for way in ways_}
-    table.add_row(f"{kind}: share of the open gain", *(f"{share[way]:.0%}" for way in ways_))
-    table.add_row(f"{kind}: worst against frozen", *(f"{worst[way]:+.3f}" for way in ways_))
-    named = {way: way.replace(" ", "_") for way in ways_}
-    return {f"share_{kind}_{named[w]}": share[w] for w in ways_} | {
-        f"worst_{kind}_{named[w]}": worst[w] for w in ways_
-    }
+# --- What is measured so far
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A way on all tasks of a kind, over the draws in which all of them were measured.
+
+    shares: of the open gain, by draw, the mean of the tasks with an open gain. worst: the smallest gain of a
+    task (mean of its draws) over frozen SAM.
+    """
+
+    images: int
+    kind: str
+    way: str
+    tasks: int
+    iou: float
+    shares: tuple[float, ...]
+    worst: float
+
+
+def standings(cells: Cells) -> list[Standing]:
+    """By images, kind of task and way, in the order in which they were first measured."""
+    known = cells.known
+    groups = dict.fromkeys((images, kind_of(task), way) for task, images, way, _ in known)
+    return [s for group in groups if (s := standing(known, *group)) is not None]
+
+
+def kind_of(task: str) -> str:
+    """Phantoms have the library that was made without them, real sets the shipped one."""
+    return "synthetic" if task in HELD_OUT else "real"
+
+
+def standing(known: Known, images: int, kind: str, way: str) -> Standing | None:
+    """One way; None if no draw has all tasks, or no task an open gain."""
+    own = {(task, seed) for task, i, w, seed in known if (i, kind_of(task), w) == (images, kind, way)}
+    tasks = sorted({task for task, _ in own})
+    draws = [
+        seed
+        for seed in range(SEEDS)
+        if all((t, images, w, seed) in known for t in tasks for w in (way, *WAYS))
+    ]
+    if not draws:
+        return None
+    frozen_TS, open_TS, way_TS = (
+        np.array([[known[task, images, w, seed] for seed in draws] for task in tasks]) for w in (*WAYS, way)
+    )
+    gained_TS = open_TS - frozen_TS
+    gaining_T = gained_TS.mean(1) >= GAINED
+    if not gaining_T.any():
+        return None
+    shares_S = ((way_TS - frozen_TS) / gained_TS)[gaining_T].mean(0)
+    worst = float((way_TS - frozen_TS).mean(1).min())
+    return Standing(images, kind, way, len(tasks), float(way_TS.mean()), tuple(shares_S.tolist()), worst)
+
+
+def table_of(cells: Cells) -> str:
+    """Markdown: a line per way."""
+    lines = [
+        "| images | tasks | way, epsilon | draws | IoU | share of open gain (range) | worst task, points |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for s in standings(cells):
+        share, low, high = (f"{100 * f(s.shares):.0f}" for f in (np.mean, np.min, np.max))
+        lines.append(
+            f"| {s.images} | {s.tasks} {s.kind} | {s.way} | {len(s.shares)} | {s.iou:.3f} "
+            f"| {share} % ({low} to {high}) | {100 * s.worst:+.1f} |"
+        )
+    return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""The part of docs/results.md about ways of learning, made from docs/figures/layer-seconds.csv.
+"""The generated parts of docs/results.md: ways of learning, and private layers.
 
-In a clone, after `casam bench layer-seconds` has written its CSV file,
+In a clone, after `casam bench layer-seconds` or `casam bench private-layers` has written its file,
 
-    cp layer-seconds.csv docs/figures/ && python -m casam_bench.quality.layer_page
+    cp layer-seconds.csv private-layers.jsonl docs/figures/ && python -m casam_bench.quality.layer_page
 
 writes the tables between the page's marks, and docs/figures/layer-seconds.svg.
 """
@@ -16,21 +16,29 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
+from casam_bench.privacy.private_layers import Cells, table_of
 from casam_bench.quality.layer_tables import Row, read_rows, standings, table_of_tasks, table_of_ways
 from casam_core.files import write_atomic
 
 DOCS = Path(__file__).parents[2] / "docs"
-MARKS = re.compile(r"(?<=<!-- layer-seconds -->\n).*?(?=\n<!-- end of layer-seconds -->)", re.DOTALL)
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """The tables of all kinds of tasks. Ways are compared with the first one of the file."""
+    """The tables of all kinds of tasks. Ways are compared with the first one of the file.
+
+    Ways with equally many seeds share a table, beside the first one on the same seeds.
+    """
     default, parts = rows[0].way, []
     for kind in dict.fromkeys(row.kind for row in rows):
-        own = [row for row in rows if row.kind == kind]
-        tasks = len({row.task for row in own})
-        parts.append(f"**{kind} tasks: {tasks}, seeds: {len({row.seed for row in own})}**")
-        parts += [table_of_ways(own, default), table_of_tasks(own, default)]
+        of_kind = [row for row in rows if row.kind == kind]
+        seeds = {way: {r.seed for r in of_kind if r.way == way} for way in (row.way for row in of_kind)}
+        for n in sorted({len(own) for own in seeds.values()}, reverse=True):
+            ways = [way for way, own in seeds.items() if len(own) == n]
+            shared = set.intersection(*(seeds[way] for way in ways))
+            own = [row for row in of_kind if row.way in {default, *ways} and row.seed in shared]
+            tasks = len({row.task for row in own})
+            parts.append(f"**{kind} tasks: {tasks}, seeds: {n}**")
+            parts += [table_of_ways(own, default), table_of_tasks(own)]
     return "\n\n".join(parts)
 
 
@@ -58,10 +66,18 @@ def picture(rows: Sequence[Row]) -> str:
     return svg
 
 
+def filled(page: str, name: str, part: str) -> str:
+    """The page with this part between the marks of that name."""
+    start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    return re.sub(f"(?<={start}).*?(?={end})", lambda found: part, page, flags=re.DOTALL)
+
+
 def main() -> None:
     rows = read_rows(DOCS / "figures" / "layer-seconds.csv")
-    page = DOCS / "results.md"
-    write_atomic(page, MARKS.sub(lambda found: tables(rows), page.read_text(encoding="utf-8")).encode())
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    page = filled(page, "layer-seconds", tables(rows))
+    page = filled(page, "private-layers", table_of(Cells(DOCS / "figures" / "private-layers.jsonl")))
+    write_atomic(DOCS / "results.md", page.encode())
     write_atomic(DOCS / "figures" / "layer-seconds.svg", picture(rows).encode())
 
 

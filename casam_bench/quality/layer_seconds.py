@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.layer_rules import calibrations, floors
 from casam_bench.quality.layer_tables import figures_of, rows_of, table_of_ways, write_rows
-from casam_bench.quality.rival_layers import DecoderLoraLayer
 from casam_bench.timing import clock
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import AlignmentSpec, LoraSpec
@@ -48,7 +48,7 @@ from casam_core.model.forms import (
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts, jittered_boxes, tight_boxes
-from casam_core.model.training import Learner, OpenSteps
+from casam_core.model.training import Drawn, Learner, OpenSteps, draw_batch
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.open import open_dataset
 
@@ -71,7 +71,7 @@ REAL_TASKS = {
 """Folders in --data-root, and how their masks are read. Nothing was chosen on them."""
 SEQUENCES = ("dic_hela_cells",)
 """Frames in time order: training, validation and test images follow one another."""
-KINDS = {"phantom": PHANTOM_TASKS, "real": tuple(REAL_TASKS)}
+KINDS = {"real": tuple(REAL_TASKS), "phantom": PHANTOM_TASKS}
 SEEDS = (0, 1, 2, 3, 4)
 
 Measured = list[list[tuple[float, float]]]
@@ -84,51 +84,40 @@ class Way:
 
     build: (backbone, seed) -> layer. training: differs from SPEC.
     average: if not 0, a running average of the weights is measured; each step keeps this share of it.
-    decays: the learning rate falls evenly to 0 at the last budget.
+    jitter: from the used share of the last budget to the share of steps whose boxes are jittered.
+    halved: half of what the layer adds to an embedding is measured, too.
     """
 
     build: Callable[[Backbone, int], AlignmentLayer]
     learning_rate: float
     training: Mapping[str, Any] = field(default_factory=dict)
     average: float = 0.0
-    decays: bool = False
+    jitter: Callable[[float], float] = lambda used: 0.0
+    halved: bool = False
 
 
-def form(spec: AlignmentSpec, learning_rate: float | None = None, **settings: Any) -> Way:
-    """A form of the product, by default at its own learning rate."""
+def form(spec: AlignmentSpec, **settings: Any) -> Way:
+    """A form of the product at its own learning rate, by default with the recipe SPEC."""
     return Way(
         lambda backbone, seed: build_layer(spec, backbone.geometry.channels, seed, backbone),
-        learning_rate or learning_rate_of(spec),
+        learning_rate_of(spec),
         **settings,
     )
 
 
-def recipe(
-    learning_rate: float | None = None, average: float = 0.0, decays: bool = False, **training: Any
-) -> Way:
-    """The default form with another recipe."""
-    return form(LowRankSpec(), learning_rate, training=training, average=average, decays=decays)
-
-
 WAYS: dict[str, Way] = {
-    "low_rank 8": form(LowRankSpec()),
-    "low_rank 8, batch 6 x 5": recipe(batch_images=6, instances=5),
-    "low_rank 8, batch 2 x 4": recipe(batch_images=2),
-    "low_rank 8, jitter 0.1": recipe(box_jitter=0.1),
-    "low_rank 8, jitter 0.05": recipe(box_jitter=0.05),
-    "low_rank 8, rate falls": recipe(decays=True),
-    "low_rank 8, rate falls from 1e-2": recipe(1e-2, decays=True),
-    "low_rank 8, averaged": recipe(average=0.95),
-    "low_rank 8, warm-up 20": recipe(warmup=20),
+    "low_rank 8": form(LowRankSpec(), halved=True),
     "residual": form(AlignmentSpec(form="residual")),
     "scale_shift": form(AlignmentSpec(form="scale_shift")),
-    "low_rank 4": form(LowRankSpec(rank=4)),
-    "low_rank 16": form(LowRankSpec(rank=16)),
-    "low_rank 64": form(LowRankSpec(rank=64)),
-    "low_rank 8 and decoder LoRA": Way(DecoderLoraLayer, learning_rate_of(LowRankSpec())),
-    "lora": form(LoraSpec()),
+    "mask decoder": form(AlignmentSpec(form="decoder")),
+    "LoRA on the encoder": form(LoraSpec()),
+    "low_rank 8, averaged": form(LowRankSpec(), average=0.95),
+    "low_rank 8, jitter in a quarter": form(LowRankSpec(), jitter=lambda used: 0.25),
+    "low_rank 8, jitter in the second half": form(LowRankSpec(), jitter=lambda used: float(used >= 0.5)),
+    "low_rank 8, jitter more and more": form(LowRankSpec(), jitter=lambda used: used),
 }
-"""The first is the one with which the others are compared. `lora` encodes an image in every step."""
+"""The first is the one with which the others are compared. LoRA on the encoder
+encodes an image in every step."""
 
 
 @dataclass(frozen=True)
@@ -138,28 +127,22 @@ class Trial:
     way: str
     kind: str
     budgets: tuple[float, ...] = (10.0,)
+    seeds: int = len(SEEDS)
 
 
 PLAN = (
-    Trial("low_rank 8", "phantom", (10.0, 30.0)),
-    Trial("low_rank 8", "real", (5.0,)),
-    Trial("low_rank 8, batch 6 x 5", "phantom"),
-    Trial("residual", "real", (5.0,)),
-    Trial("low_rank 8, rate falls", "phantom"),
+    Trial("low_rank 8", "real", (3.0, 10.0)),
+    Trial("residual", "real", (3.0, 10.0)),
+    Trial("scale_shift", "real", (3.0, 10.0)),
+    Trial("mask decoder", "real", (3.0, 10.0)),
+    Trial("LoRA on the encoder", "real", seeds=3),
+    Trial("low_rank 8", "phantom"),
+    Trial("low_rank 8, jitter in a quarter", "phantom"),
+    Trial("low_rank 8, jitter in the second half", "phantom"),
+    Trial("low_rank 8, jitter more and more", "phantom"),
     Trial("low_rank 8, averaged", "phantom"),
-    Trial("low_rank 8, warm-up 20", "phantom"),
-    Trial("low_rank 8, rate falls from 1e-2", "phantom"),
-    Trial("low_rank 8, jitter 0.1", "phantom"),
-    Trial("low_rank 8, jitter 0.05", "phantom"),
-    Trial("low_rank 8, batch 2 x 4", "phantom"),
-    Trial("scale_shift", "real", (5.0,)),
-    Trial("low_rank 64", "real", (5.0,)),
-    Trial("low_rank 8 and decoder LoRA", "real", (5.0,)),
-    Trial("lora", "real", (30.0,)),
-    Trial("low_rank 16", "real", (5.0,)),
-    Trial("low_rank 4", "real", (5.0,)),
 )
-"""In this order; whoever stops the command has whole trials."""
+"""The trials of one task and seed take turns, so that other work on the machine slows all of them."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +163,12 @@ def run(around: Surroundings) -> Figures:
     default = next(iter(WAYS))
     cells = [
         cell
-        for trial in PLAN
-        if around.data_root or trial.kind != "real"
-        for task in KINDS[trial.kind]
+        for kind, tasks in KINDS.items()
+        if around.data_root or kind != "real"
         for seed in SEEDS
+        for task in tasks
+        for trial in PLAN
+        if trial.kind == kind and seed < trial.seeds
         if (cell := kept_or_learned(around, backbone, trial, task, seed)) is not None
     ]
     figures, rows = Figures(), []
@@ -250,13 +235,28 @@ def learn(around: Surroundings, backbone: Backbone, trial: Trial, task: str, see
         "bytes": sum(value.nbytes for value in weights_of(layer).values()),
         "frozen": frozen,
         "at": {},
+        "half": {},
     }
     for budget, steps, learned in trained(
         layer, backbone, seen.train, way, trial.budgets, seed, around.threads
     ):
         cell["at"][f"{budget:g}"] = {"steps": steps, **judged(learned, backbone, seen)}
+        if way.halved:
+            cell["half"][f"{budget:g}"] = judged(Half(learned), backbone, seen)
     around.say(f"{task}, seed {seed}, {trial.way}: {steps} steps")
     return cell
+
+
+class Half(AlignmentLayer):
+    """Half of what a layer adds to an embedding."""
+
+    def __init__(self, whole: AlignmentLayer) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        halved_BCHW: Tensor = (z_BCHW + self.whole(z_BCHW)) / 2
+        return halved_BCHW
 
 
 def trained(
@@ -271,22 +271,28 @@ def trained(
     """(budget, steps so far, the layer to measure) whenever a budget of processor seconds is used up."""
     spec = SPEC.model_copy(update=dict(way.training))
     rng = numpy_generator(seed, "layer-seconds")
-    learner = Learner(layer.train(), backbone, examples, spec, way.learning_rate, rng)
-    steps, now = OpenSteps()(learner), clock(threads)
-    used, done = 0.0, 0
-    averaged, before = copy.deepcopy(layer), copy.deepcopy(layer)
+    used, done, now = 0.0, 0, clock(threads)
+
+    @dataclass(frozen=True)
+    class PartlyJittered(Learner):
+        """Some of its steps have jittered boxes."""
+
+        def draw(self, indices: NDArray[np.int64]) -> list[Drawn]:
+            jitter = JITTER if rng.random() < way.jitter(used / budgets[-1]) else 0.0
+            spec = self.spec.model_copy(update={"box_jitter": jitter})
+            return draw_batch(indices, self.examples, self.backbone, spec, self.rng)
+
+    steps = OpenSteps()(PartlyJittered(layer.train(), backbone, examples, spec, way.learning_rate, rng))
+    averaged = copy.deepcopy(layer) if way.average else layer
     for budget in budgets:
         layer.train()
         while used < budget:
             begun = now()
             done = next(steps).done
-            if way.decays:  # of Adam's step only this share is taken: the same as a lower learning rate
-                follow(before, layer, share=used / budgets[-1])
-                layer.load_state_dict(before.state_dict())
             if way.average:
                 follow(averaged, layer, way.average)
             used += now() - begun
-        yield budget, done, (averaged if way.average else layer).eval()
+        yield budget, done, averaged.eval()
 
 
 @torch.no_grad()

@@ -64,16 +64,16 @@ class Row:
 
 
 def rows_of(cells: Iterable[Cell], kind: str) -> list[Row]:
-    """The rows of cells of one kind of task."""
+    """The rows of cells of one kind of task; a way that was also measured at half strength has more."""
     return [
         Row(
             kind=kind,
             task=cell["task"],
             seed=cell["seed"],
-            way=cell["way"],
+            way=way,
             bytes=cell["bytes"],
             seconds=float(budget),
-            steps=at["steps"],
+            steps=cell["at"][budget]["steps"],
             frozen=mean_of(cell["frozen"]["test"]),
             layer=mean_of(at["test"]),
             frozen_jittered=mean_of(cell["frozen"]["jittered"]),
@@ -81,8 +81,21 @@ def rows_of(cells: Iterable[Cell], kind: str) -> list[Row]:
             kept=int(clearly_above_zero(image_iou(at["val"]) - image_iou(cell["frozen"]["val"]))),
         )
         for cell in cells
-        for budget, at in cell["at"].items()
+        for way, layers in measured_ways(cell).items()
+        for budget, at in layers.items()
     ]
+
+
+def measured_ways(cell: Cell) -> dict[str, Mapping[str, Any]]:
+    """By way, by budget: what was measured. "half or whole" takes what is better on validation images."""
+    ways = {cell["way"]: cell["at"]}
+    if halves := cell.get("half"):
+        better = {
+            budget: max((at, halves[budget]), key=lambda found: image_iou(found["val"]).mean())
+            for budget, at in cell["at"].items()
+        }
+        ways[f"{cell['way']}, half or whole"] = better
+    return ways
 
 
 def mean_of(images: Sequence[Sequence[Sequence[float]]]) -> float:
@@ -174,7 +187,7 @@ def by_task(values: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 HEAD = (
-    "| way | bytes | seconds | pairs | steps | IoU | points above the first | worst task, points "
+    "| way | bytes (float32) | seconds | pairs | steps | IoU | points above the first | worst task, points "
     "| without the fallback | layers kept | jittered boxes |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
@@ -194,20 +207,17 @@ def table_of_ways(rows: Sequence[Row], default: str) -> str:
     return "\n".join(lines)
 
 
-def table_of_tasks(rows: Sequence[Row], default: str) -> str:
-    """Markdown: what the default reaches on each task over seeds, after the last budget that all had."""
-    rows_at = Counter(row.seconds for row in rows if row.way == default)
-    last = max(rows_at, key=lambda seconds: (rows_at[seconds], seconds))
-    own = [row for row in rows if row.way == default and row.seconds == last]
-    lines = ["| task | frozen SAM | IoU | points gained | layers kept |\n| --- | --- | --- | --- | --- |"]
-    for task in dict.fromkeys(row.task for row in own):
-        mine = [row for row in own if row.task == task]
-        gain, half = interval([row.iou - row.frozen for row in mine])
-        frozen, iou = (np.mean([getattr(row, name) for row in mine]) for name in ("frozen", "iou"))
-        lines.append(
-            f"| {task} | {frozen:.3f} | {iou:.3f} | {100 * gain:+.1f} ± {100 * half:.1f} "
-            f"| {sum(row.kept for row in mine)} of {len(mine)} |"
-        )
+def table_of_tasks(rows: Sequence[Row]) -> str:
+    """Markdown: mean IoU over seeds by task and way, after the longest budget that all pairs of a way had."""
+    had = Counter((row.way, row.seconds) for row in rows)
+    ways = {way: max((n, s) for (w, s), n in had.items() if w == way)[1] for way, _ in had}
+    last = [row for row in rows if row.seconds == ways[row.way]]
+    lines = [f"| task | frozen SAM | {' | '.join(ways)} |", "| --- " * (len(ways) + 2) + "|"]
+    for task in dict.fromkeys(row.task for row in last):
+        mine = [row for row in last if row.task == task]
+        means = [np.mean([row.iou for row in mine if row.way == way]) for way in ways]
+        frozen = np.mean([row.frozen for row in mine if row.way == mine[0].way])
+        lines.append(f"| {task} | {frozen:.3f} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
     return "\n".join(lines)
 
 

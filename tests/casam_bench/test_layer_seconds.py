@@ -11,6 +11,7 @@ import torch
 
 from casam_bench.quality import layer_seconds
 from casam_bench.quality.layer_seconds import (
+    Half,
     Trial,
     Way,
     alone,
@@ -20,8 +21,8 @@ from casam_bench.quality.layer_seconds import (
     measured,
     trained,
 )
-from casam_bench.quality.rival_layers import DecoderLoraLayer
 from casam_core.config.named_parts import AlignmentSpec, BackboneSpec
+from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
@@ -68,21 +69,30 @@ def test_averaged_weights_lag_behind(tiny: Backbone, example: Example) -> None:
     assert 0 < averaged.scale_C.abs().sum() < layer.scale_C.abs().sum()  # type: ignore[operator, union-attr]
 
 
-def test_a_falling_rate_moves_less_at_the_end(
+def test_boxes_are_jittered_in_a_share_of_the_steps_that_grows_with_the_seconds_used(
     tiny: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every step takes a second by this clock."""
     ticks = iter(0.5 * i for i in range(10_000))
     monkeypatch.setattr(layer_seconds, "clock", lambda threads: lambda: next(ticks) * 2)
-    way = Way(TINY_WAY.build, 1e-2, decays=True)
-    layer = way.build(tiny, 0)
-    assert layer is not None
-    places = [
-        layer.scale_C.detach().clone()  # type: ignore[operator, union-attr]
-        for _ in trained(layer, tiny, [example], way, (1.0, 9.0, 10.0), 0, 1)
-    ]
-    first, last = places[0].abs().max(), (places[2] - places[1]).abs().max()
-    assert first == pytest.approx(1e-2, rel=1e-3)  # Adam's first step is the learning rate
-    assert last <= 2e-3
+    seen: list[float] = []
+    drawn = layer_seconds.draw_batch
+
+    def noted(indices: Any, examples: Any, backbone: Any, spec: TrainingSpec, rng: Any) -> Any:
+        seen.append(spec.box_jitter)
+        return drawn(indices, examples, backbone, spec, rng)
+
+    monkeypatch.setattr(layer_seconds, "draw_batch", noted)
+    way = Way(TINY_WAY.build, 1e-2, jitter=lambda used: float(used >= 0.5))
+    list(trained(way.build(tiny, 0), tiny, [example], way, (4.0,), 0, 1))
+    assert seen == [0.0, 0.0, 0.1, 0.1]
+
+
+def test_half_of_what_a_layer_adds(tiny: Backbone, example: Example) -> None:
+    layer = TINY_WAY.build(tiny, 0)
+    torch.nn.init.ones_(layer.shift_C)  # type: ignore[arg-type]
+    z_BCHW = example.seen_CHW[None]
+    torch.testing.assert_close(Half(layer)(z_BCHW), z_BCHW + 0.5)
 
 
 def test_seeds_divide_the_same_images_anew_and_keep_sequences_in_order() -> None:
@@ -101,16 +111,6 @@ def test_all_layers_are_measured_on_the_same_instances_and_jitter(tiny: Backbone
     assert [len(first[kind]) for kind in layer_seconds.PROMPTS] == [1, 1]
 
 
-def test_an_update_of_the_decoder_starts_as_frozen_sam(tiny: Backbone, example: Example) -> None:
-    layer = DecoderLoraLayer(tiny, 0)
-    frozen = measured(IdentityLayer(32), tiny, example, 0, ("tight",))
-    np.testing.assert_allclose(measured(layer, tiny, example, 0, ("tight",))["tight"], frozen["tight"])
-    moved = next(value for name, value in layer.named_parameters() if name.endswith("up_O"))
-    torch.nn.init.ones_(moved)
-    assert measured(layer, tiny, example, 0, ("tight",))["tight"] != frozen["tight"]
-    assert not any("mask_decoder" in name or "original" in name for name, _ in layer.named_parameters())
-
-
 def test_a_cell_is_learned_once_and_only_by_one_process(
     tmp_path: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,8 +122,8 @@ def test_a_cell_is_learned_once_and_only_by_one_process(
 
     monkeypatch.setattr(layer_seconds, "learn", learn)
     around = surroundings(tmp_path)
-    cells = [kept_or_learned(around, tiny, Trial("lora", "phantom"), "histology", 0) for _ in range(2)]
+    cells = [kept_or_learned(around, tiny, Trial("low_rank 8", "phantom"), "histology", 0) for _ in range(2)]
     assert learned == ["histology"]
-    assert cells[0] == cells[1] == {"way": "lora", "at": {}}
+    assert cells[0] == cells[1] == {"way": "low_rank 8", "at": {}}
     with alone(tmp_path / "lock") as free:
         assert free

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casam_bench.quality.layer_page import picture, tables
+from casam_bench.quality.layer_page import filled, picture, tables
 from casam_bench.quality.layer_tables import (
     Row,
     figures_of,
@@ -65,5 +65,26 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
 def test_tables_and_picture_show_every_way() -> None:
     rows: list[Row] = rows_of(CELLS, "phantom")
     assert "| b | 8 | 3 | 2 | 5 | 0.800 | +10.0 ± 0.0 | +10.0 | +10.0 | 100 % | 0.700 |" in tables(rows)
-    assert "| t | 0.700 | 0.700 | +0.0 ± 127.1 | 2 of 2 |" in tables(rows)
+    assert "| t | 0.700 | 0.700 | 0.800 |" in tables(rows)
     assert picture(rows).startswith("<svg")
+
+
+def test_a_way_with_fewer_seeds_has_a_table_of_its_own() -> None:
+    page = tables(rows_of([*CELLS, cell("c", 1, 0.8, 0.9)], "phantom"))
+    many, few = page.split("**phantom tasks: 1, seeds: 1**")
+    assert "| c |" not in many
+    assert "| c | 8 | 3 | 1 | 5 | 0.900 | +30.0 ± nan |" in few
+    assert "| a | 8 | 3 | 1 | 5 | 0.600 |" in few  # the default of that seed alone
+
+
+def test_half_a_layer_is_taken_where_it_is_better_on_validation_images() -> None:
+    halved = cell("a", 0, val=0.8, test=0.9)
+    halved["half"] = cell("a", 0, val=0.85, test=0.6)["at"]
+    whole, better = rows_of([halved], "phantom")
+    assert (whole.way, whole.layer) == ("a", 0.9)
+    assert (better.way, better.layer) == ("a, half or whole", 0.6)
+
+
+def test_a_part_of_the_page_is_replaced_between_its_marks() -> None:
+    page = "<!-- a -->\nold\n<!-- end of a -->\n<!-- b -->\nkept\n<!-- end of b -->\n"
+    assert filled(page, "a", "new") == page.replace("old", "new")

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.table import Table
 
-from casam_bench.privacy.private_layers import Cells, Task, frozen, iou_of, opened, private, summary
+from casam_bench.privacy.private_layers import (
+    Cells,
+    Task,
+    frozen,
+    iou_of,
+    opened,
+    private,
+    standings,
+    table_of,
+)
 from casam_core.config.scenario import PrivacySpec
 from casam_core.model.examples import Example
 from casam_core.model.layer_library import LIBRARIES
@@ -49,12 +57,19 @@ def test_a_cell_is_measured_once(task: Task, tmp_path: Path) -> None:
     assert (first, asked) == (again, [1])
 
 
-def test_shares_are_of_tasks_that_gain_and_the_worst_is_of_all() -> None:
+def test_shares_are_of_tasks_that_gain_in_draws_that_have_all_tasks_and_the_worst_is_of_all(
+    tmp_path: Path,
+) -> None:
     means = {
         "a": {"frozen": 0.5, "open": 0.7, "subspace 8": 0.6},
         "b": {"frozen": 0.5, "open": 0.9, "subspace 8": 0.8},
         "gains little": {"frozen": 0.9, "open": 0.92, "subspace 8": 0.88},
     }
-    figures = summary("real", means, Table(*("task", "frozen", "open", "subspace 8")))
-    assert figures["share_real_subspace_8"] == pytest.approx((0.1 / 0.2 + 0.3 / 0.4) / 2)
-    assert figures["worst_real_subspace_8"] == pytest.approx(-0.02)
+    cells = Cells(tmp_path / "cells.jsonl")
+    cells.known.update({(task, 24, way, 0): iou for task, row in means.items() for way, iou in row.items()})
+    cells.known["a", 24, "subspace 8", 1] = 0.1  # a draw of one task
+    (found,) = (s for s in standings(cells) if s.way == "subspace 8")
+    assert found.shares == pytest.approx(((0.1 / 0.2 + 0.3 / 0.4) / 2,))
+    assert found.worst == pytest.approx(-0.02)
+    assert (found.kind, found.tasks) == ("real", 3)
+    assert "| 24 | 3 real | subspace 8 | 1 | 0.760 | 62 % (62 to 62) | -2.0 |" in table_of(cells)
