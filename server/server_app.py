@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from casam_core.config.library import LIBRARY, library_names
+from casam_core.config.library import library_names, scenario_path
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.errors import RunError, ScenarioError
@@ -48,7 +48,7 @@ def scenario_of(setting: str) -> Scenario:
         raise ScenarioError(
             f"scenario: expected a name of the library ({', '.join(known)}), found {setting!r}"
         )
-    return read_scenario(LIBRARY / f"{setting}.toml")
+    return read_scenario(scenario_path(setting))
 
 
 def open_folder(settings: Mapping[str, str | int | float | bool], scenario: Scenario) -> RunFolder:

@@ -12,9 +12,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("casam", "casam_core", "client", "server", "scenarios", "casam_bench")
 TRUSTED = ("casam_core", "client", "server")
 RELEASE_PATH = "client/release"
-DATA = ("scenarios/library", "scenarios/studies")
-"""Folders of files that people choose from, however many there are."""
-
 BRANCHES = (
     ast.If,
     ast.For,
@@ -56,7 +53,7 @@ def entries() -> dict[str, int]:
         )
         for folder in folders - {ROOT}
     }
-    return {folder: count for folder, count in shown.items() if folder not in DATA}
+    return shown
 
 
 def names_of_several_files() -> list[str]:

@@ -18,8 +18,8 @@ def library_names() -> list[str]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of the TOML files in a folder, without the suffix, sorted."""
-    return sorted(path.stem for path in folder.glob("*.toml"))
+    """Names of the TOML files in a folder and in those below it, without the suffix, sorted."""
+    return sorted(path.stem for path in folder.rglob("*.toml"))
 
 
 def find(
@@ -35,8 +35,9 @@ def find(
     Raises:
         refuse: it is neither; the message lists the names in `folder`.
     """
-    if name_or_path in names_in(folder):
-        return folder / f"{name_or_path}.toml"
+    for found in folder.rglob("*.toml"):
+        if found.stem == name_or_path:
+            return found
     path = (beside or Path()) / Path(name_or_path).expanduser()
     if path.suffix != ".toml" and not path.exists():
         raise refuse(

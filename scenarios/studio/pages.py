@@ -118,7 +118,9 @@ def handled(
 def refused(asked: Asked, fault: CasamError, status: int) -> Response:
     """The fault as a page, or as a line for a script."""
     if asked.part:
-        return HTMLResponse(environment().get_template("fault_part.html").render(text=str(fault)), status)
+        return HTMLResponse(
+            environment().get_template("parts/fault_part.html").render(text=str(fault)), status
+        )
     return page("fault.html", status, text=str(fault))
 
 
@@ -233,7 +235,7 @@ def live(asked: Asked) -> Response:
     """The changing part of a run's page."""
     run = asked.studio.shelf.run(asked.get("at"))
     state, sentence, blocks = live_page.live_blocks(run, asked.studio.starter.of(run.path))
-    return page("live.html", state=state, sentence=sentence, blocks_of=blocks)
+    return page("parts/live.html", state=state, sentence=sentence, blocks_of=blocks)
 
 
 def stop(asked: Asked) -> Response:
@@ -375,7 +377,9 @@ def try_segment(asked: Asked) -> Response:
     points = prompting.numbers(asked.get("points"), 2)
     answers = desk.answer(opened, boxes, points, asked.lists.get("entry", []))
     return (
-        page("answers.html", opened=opened, answers=answers) if asked.part else go(f"/try?open={opened.key}")
+        page("parts/answers.html", opened=opened, answers=answers)
+        if asked.part
+        else go(f"/try?open={opened.key}")
     )
 
 

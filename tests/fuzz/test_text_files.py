@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casam_core.config.library import LIBRARY
+from casam_core.config.library import LIBRARY, scenario_path
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import apply_override, read_policy, read_scenario
@@ -30,7 +30,7 @@ joins_at = 1
 leaves_at = 4
 """
 
-SCENARIO_TEXTS = [path.read_bytes() for path in sorted(LIBRARY.glob("*.toml"))]
+SCENARIO_TEXTS = [path.read_bytes() for path in sorted(LIBRARY.rglob("*.toml"))]
 STUDY_TEXTS = [path.read_bytes() for path in sorted(STUDIES.glob("*.toml"))]
 
 JSON_VALUES = st.recursive(
@@ -90,7 +90,7 @@ def paths_of(table: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [p for key, value in table.items() for p in ((*path, key), *paths_of(value, (*path, key)))]
 
 
-WHOLE: dict[str, Any] = json.loads(read_scenario(LIBRARY / "quickstart.toml").model_dump_json())
+WHOLE: dict[str, Any] = json.loads(read_scenario(scenario_path("quickstart")).model_dump_json())
 KEYS = paths_of(WHOLE)
 
 

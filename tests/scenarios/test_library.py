@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.bank.bank import Bank
-from casam_core.config.library import LIBRARY, library_names, resolve_scenario
+from casam_core.config.library import library_names, resolve_scenario, scenario_path
 from casam_core.protocol.outcomes import Outcome
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.study.study import STUDIES, study_names
@@ -33,6 +33,12 @@ def run(name: str, folder: Path, *changes: str) -> dict[str, Any]:
     return content
 
 
+def test_a_name_belongs_to_one_scenario_whatever_its_folder() -> None:
+    names = library_names()
+    assert len(set(names)) == len(names)
+    assert [scenario_path(name).stem for name in names] == names
+
+
 def test_the_list_has_every_scenario_with_minutes_and_what_to_look_at(casam: Casam) -> None:
     lines = casam("scenarios").out.splitlines()
     for name in library_names():
@@ -48,7 +54,7 @@ def test_the_list_has_every_scenario_with_minutes_and_what_to_look_at(casam: Cas
 
 
 def test_a_file_is_shown_as_it_is(casam: Casam) -> None:
-    assert casam("scenarios", "show", "refusal").out == (LIBRARY / "refusal.toml").read_text()
+    assert casam("scenarios", "show", "refusal").out == scenario_path("refusal").read_text()
     assert casam("studies", "show", "order").out == (STUDIES / "order.toml").read_text()
     assert "expected a .toml file or one of" in casam("scenarios", "show", "refusals").refusal
     assert "no such scenario file" in casam("scenarios", "show", "none.toml").refusal

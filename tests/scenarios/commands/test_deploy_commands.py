@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tomli_w
 
-from casam_core.config.library import library_names
+from casam_core.config.library import library_names, scenario_path
 from casam_core.protocol.fingerprint import ROOT
 from scenarios.engines.bundle import build_bundle, bundle_hash, stage_app
 from tests.casam_command import Casam
@@ -54,7 +54,7 @@ def test_a_bundle_is_written_for_reading(tmp_path: Path, casam: Casam) -> None:
     with zipfile.ZipFile(tmp_path / "casam.fab") as packed:
         names = set(packed.namelist())
     assert {"client/release/guard.py", "server/stream.py", "pyproject.toml"} <= names
-    library = {f"scenarios/library/{name}.toml" for name in library_names()}
+    library = {scenario_path(name).relative_to(ROOT).as_posix() for name in library_names()}
     assert {name for name in names if name.startswith("scenarios/")} == library, "data, and no code"
 
 
