@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from casam_core.errors import DataError
-from client.data.damage import DataFaultsError
-from client.data.listing import naming, require_folder
+from client.data.listing import naming, require_folder, require_partners
 
 SPLITS: Mapping[str, Literal["train", "val", "test"]] = {
     "train": "train",
@@ -101,7 +100,7 @@ def pairs_among(
     images, masks, orphans = _matched(
         path, files, marks, _forms(image_files, suffixes)[0], _forms(mask_files, suffixes), parts
     )
-    _require_partners(path, images, masks, orphans, (image_files, mask_files))
+    _require_pairs(path, images, masks, orphans, (image_files, mask_files))
     _require_one_mask(path, images, masks, mask_files)
     splits = {image[0]: image.groupdict().get("split") for image in images.values()}
     part_of = parts_of({file: SPLITS[split.lower()] for file, split in splits.items() if split})
@@ -171,6 +170,19 @@ def parts_of(splits: Mapping[str, str]) -> dict[str, Part]:
         return {}
     kept_back = "test" if "test" in splits.values() else "val"
     return {file: "test" if split == kept_back else "train" for file, split in splits.items()}
+
+
+def _require_pairs(
+    path: Path,
+    images: Mapping[Key, re.Match[str]],
+    masks: Collection[Key],
+    orphans: Sequence[str],
+    patterns: tuple[str, str],
+) -> None:
+    if not images:
+        raise DataError(f"{path}: expected files like {patterns[0]}, found none; correct image_files")
+    unmasked = [image[0] for key, image in images.items() if key not in masks]
+    require_partners(path, unmasked, orphans, patterns, "split_lists")
 
 
 def _require_one_mask(
@@ -267,27 +279,3 @@ def _translated(stem: str, number: str) -> str:
                 f"name"
             )
     return "".join([*parts, re.escape(stem[end:])])
-
-
-def _require_partners(
-    path: Path,
-    images: Mapping[Key, re.Match[str]],
-    masks: Mapping[Key, list[str]],
-    orphans: Sequence[str],
-    patterns: tuple[str, str],
-) -> None:
-    if not images:
-        raise DataError(f"{path}: expected files like {patterns[0]}, found none; correct image_files")
-    faults = []
-    if missing := sorted(image[0] for key, image in images.items() if key not in masks):
-        faults.append(
-            f"{path}: expected a mask like {patterns[1]} for every image, found {naming(missing, 'image')} "
-            f"without; add the masks, or name the others in split_lists (docs/data.md)"
-        )
-    if orphans:
-        faults.append(
-            f"{path}: expected an image like {patterns[0]} for every mask, found {naming(orphans, 'mask')} "
-            f"without; add the images, or name the others in split_lists (docs/data.md)"
-        )
-    if faults:
-        raise DataFaultsError(faults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +11,38 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.draw import polygon
 
+from casam_core.errors import DataError
+
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
 
 Meaning = Literal["instances", "classes", "colours"]
 """instances: each value above 0 is one instance. classes, colours: each connected part of a value is one."""
+
+
+def whole_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    """`values` as integers of 0 and above; DataError for fractions, NaN and negative labels."""
+    if np.issubdtype(values.dtype, np.floating):
+        if not np.isfinite(values).all() or (values != np.rint(values)).any():
+            raise DataError(
+                f"{path}: expected whole-number labels, found fractions or non-finite values; save the label "
+                f"map itself as whole numbers, not a probability or a resampled one"
+            )
+        values = values.astype(np.int64)
+    elif values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    elif not np.issubdtype(values.dtype, np.integer):
+        raise DataError(
+            f"{path}: expected whole-number labels, found the type {values.dtype}; save it as integers"
+        )
+    if values.min() < 0:
+        raise DataError(
+            f"{path}: expected labels of 0 (background) and above, found {int(values.min())}; renumber it"
+        )
+    if values.max() >= 2**32:
+        raise DataError(
+            f"{path}: expected labels below {2**32}, found {int(values.max())}; renumber it from 1"
+        )
+    return values
 
 
 def number(values_HW: NDArray[Any], meaning: Meaning) -> NDArray[np.int32]:
@@ -51,8 +80,11 @@ def layered(
     """Labels 1..n of layers that may overlap, and the indices of layers with an instance that no pixel shows.
 
     layers_HW: integers of 0 and above, all of the same size, one of them not empty.
-    one_instance: all values of a layer are one instance; otherwise `meaning` says what they are.
+    one_instance: all values of one of several layers are one instance; otherwise `meaning` says what they
+        are.
     """
+    if len(layers_HW) == 1:
+        return number(layers_HW[0], meaning), []
     places, owners = [], []
     for index, values_HW in enumerate(layers_HW):
         if values_HW.any():
@@ -62,6 +94,18 @@ def layered(
             owners += [index] * len(found)
     labels_HW, hidden = _painted(places, layers_HW[0].shape)
     return labels_HW, sorted({owners[index] for index in hidden})
+
+
+def require_same_size(
+    values_HW: NDArray[Any], where: Path, image_HW3: NDArray[np.uint8], image: Path
+) -> None:
+    """Raises DataError unless the labels of the file `where` have the size of the file `image`."""
+    sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (image_HW3, values_HW)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"{where}: expected the size of {image.name}, {sizes[0]}, found {sizes[1]}; export image and "
+            "mask at the same size"
+        )
 
 
 def fill_polygon(xy_K2: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -25,22 +25,6 @@ def require_folder(path: Path, content: str) -> None:
         raise DataError(f"{path}: expected a folder with {content}, found {found}; correct the path")
 
 
-def paired_files(path: Path, suffixes: frozenset[str], names: str) -> dict[str, tuple[Path, Path]]:
-    """(image, mask) by stem: files with the same stem in `path`/images and `path`/masks, sorted.
-
-    suffixes: file endings to read, in lower case. names: the same for messages, e.g. "PNG, JPEG or TIFF".
-    Hidden files and files that are no images (README, .txt, .json) are ignored. Raises DataError; one error
-    lists the missing partners in both folders.
-    """
-    require_folder(path, "images/ and masks/")
-    images = files_by_stem(path / "images", suffixes, names)
-    masks = files_by_stem(path / "masks", suffixes, names)
-    if not images:
-        raise DataError(f"{path / 'images'}: expected at least one {names}, found none; put images there")
-    _require_pairs(path, images, masks)
-    return {stem: (images[stem], masks[stem]) for stem in sorted(images)}
-
-
 def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[str, Path]:
     """Files of `folder` whose endings are in `suffixes`, by stem. Raises DataError."""
     if not is_folder(folder):
@@ -92,10 +76,8 @@ def is_folder(path: Path) -> bool:
         raise _not_readable(path, fault) from fault
 
 
-def groups_of(path: Path, stems: list[str], pattern: str | None) -> list[str | None]:
-    """The group of every stem: the first group of the regular expression `pattern`; None without one."""
-    if pattern is None:
-        return [None] * len(stems)
+def groups_of(path: Path, stems: list[str], pattern: str) -> list[str]:
+    """The group of every stem: the first group of the regular expression `pattern`. Raises DataError."""
     try:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as fault:
@@ -108,7 +90,7 @@ def groups_of(path: Path, stems: list[str], pattern: str | None) -> list[str | N
             f"the patient or slide in parentheses"
         )
     matches = [compiled.search(stem) for stem in stems]
-    groups = [match.group(1) if match else None for match in matches]
+    groups = [(match.group(1) if match else None) or "" for match in matches]
     unmatched = [stem for stem, group in zip(stems, groups, strict=True) if not group]
     if unmatched:
         raise DataError(
@@ -156,19 +138,21 @@ def _format(entry: Path) -> str:
     return Path(entry.name.lower().removesuffix(".gz")).suffix
 
 
-def _require_pairs(path: Path, images: dict[str, Path], masks: dict[str, Path]) -> None:
-    faults = []
-    unmasked = [images[stem].name for stem in sorted(images.keys() - masks.keys())]
-    if unmasked:
-        faults.append(
-            f"{path}: expected a mask for every image, found {naming(unmasked, 'image')} without; "
-            f"add files with the same stems to masks/, or name the others in a list_file (docs/data.md)"
+def require_partners(
+    path: Path, unmasked: Iterable[str], orphans: Iterable[str], patterns: tuple[str, str], elsewhere: str
+) -> None:
+    """Raises one DataError for all images without a mask and all masks without an image.
+
+    patterns: of images and of masks. elsewhere: the key that can name the files to read instead.
+    """
+    faults = [
+        f"{path}: expected {wanted} like {pattern} for every {kind}, found {naming(alone, kind)} without; "
+        f"add the files, or name the others in {elsewhere} (docs/data.md)"
+        for wanted, pattern, kind, alone in (
+            ("a mask", patterns[1], "image", sorted(unmasked)),
+            ("an image", patterns[0], "mask", sorted(orphans)),
         )
-    orphans = [masks[stem].name for stem in sorted(masks.keys() - images.keys())]
-    if orphans:
-        faults.append(
-            f"{path}: expected an image for every mask, found {naming(orphans, 'mask')} without; "
-            f"add files with the same stems to images/, or name the others in a list_file (docs/data.md)"
-        )
+        if alone
+    ]
     if faults:
         raise DataFaultsError(faults)

@@ -8,8 +8,14 @@ from pathlib import Path
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.dataset import Dataset
+from client.data.readers.coco import CocoDataset
+from client.data.readers.dicom.dicom_dataset import DicomDataset
 from client.data.readers.folder import FolderDataset
-from client.data.readers.pairs import rules_of
+from client.data.readers.itk import ItkDataset
+from client.data.readers.med_datasets import MedDataset
+from client.data.readers.nifti import NiftiDataset
+from client.data.readers.tiff_stack import TiffStackDataset
+from client.data.readers.yolo import YoloDataset
 
 Opener = Callable[[DataSpec, Path | None, int, str], Dataset]
 """(spec, data_root, seed, institution) -> dataset."""
@@ -37,9 +43,9 @@ def location_of(spec: DataSpec, data_root: Path | None, institution: str) -> str
     return str(((data_root or Path()) / Path(spec.path).expanduser()).resolve())
 
 
-def _open_folder(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    folder = _folder(spec, data_root, institution)
-    return FolderDataset(folder, spec.labels, rules_of(spec), spec.object_values)
+def _files(reader: Callable[[Path, DataSpec], Dataset]) -> Opener:
+    """Opens the folder that a spec names with a reader of files."""
+    return lambda spec, data_root, seed, institution: reader(_folder(spec, data_root, institution), spec)
 
 
 def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
@@ -52,78 +58,9 @@ def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution
     )
 
 
-def _open_nifti(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.nifti import open_nifti
-
-    return _open_scans(open_nifti, spec, _folder(spec, data_root, institution))
-
-
-def _open_itk(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.itk import open_itk
-
-    return _open_scans(open_itk, spec, _folder(spec, data_root, institution))
-
-
-def _open_scans(open_: Callable[..., Dataset], spec: DataSpec, folder: Path) -> Dataset:
-    """Volumes as gray slices: their readers have the same options."""
-    return open_(
-        folder, slice_axis=spec.slice_axis, window=spec.window, labels=spec.labels, rules=rules_of(spec)
-    )
-
-
-def _open_dicom(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.dicom.dicom_dataset import DicomDataset
-
-    return DicomDataset(
-        _folder(spec, data_root, institution),
-        window=spec.window,
-        labels=spec.labels,
-        structures=spec.structures,
-    )
-
-
-def _open_coco(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.coco import CocoDataset
-
-    return CocoDataset(
-        _folder(spec, data_root, institution), annotations=spec.annotations, group_pattern=spec.group_pattern
-    )
-
-
-def _open_yolo(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.yolo import YoloDataset
-
-    return YoloDataset(_folder(spec, data_root, institution), spec.group_pattern)
-
-
-def _open_tiff_stack(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.tiff_stack import open_tiff_stack
-
-    return open_tiff_stack(
-        _folder(spec, data_root, institution),
-        labels=spec.labels,
-        rules=rules_of(spec),
-        channel=spec.channel,
-    )
-
-
-def _open_med_datasets(spec: DataSpec, data_root: Path | None, seed: int, institution: str) -> Dataset:
-    from client.data.readers.med_datasets import MedDataset
-
-    return MedDataset(
-        _folder(spec, data_root, institution),
-        labels=spec.labels,
-        group_pattern=spec.group_pattern,
-        pseudo_masks=spec.pseudo_masks,
-    )
-
-
 def _folder(spec: DataSpec, data_root: Path | None, institution: str) -> Path:
-    assert spec.path is not None  # DataSpec requires it of every reader of files
-    return _resolve(spec.path, data_root, institution)
-
-
-def _resolve(written: str, data_root: Path | None, institution: str) -> Path:
+    written = spec.path
+    assert written is not None  # DataSpec requires it of every reader of files
     try:
         path = Path(written).expanduser()
         if path.is_absolute():
@@ -142,14 +79,14 @@ def _resolve(written: str, data_root: Path | None, institution: str) -> Path:
 
 
 READERS: dict[str, Opener] = {
-    "folder": _open_folder,
+    "folder": _files(FolderDataset),
     "phantom": _open_phantom,
-    "nifti": _open_nifti,
-    "itk": _open_itk,
-    "dicom": _open_dicom,
-    "coco": _open_coco,
-    "yolo": _open_yolo,
-    "tiff_stack": _open_tiff_stack,
-    "med_datasets": _open_med_datasets,
+    "nifti": _files(NiftiDataset),
+    "itk": _files(ItkDataset),
+    "dicom": _files(DicomDataset),
+    "coco": _files(CocoDataset),
+    "yolo": _files(YoloDataset),
+    "tiff_stack": _files(TiffStackDataset),
+    "med_datasets": _files(MedDataset),
 }
-"""All readers, by their name in a scenario. Readers of less common formats are imported when needed."""
+"""All readers, by their name in a scenario."""

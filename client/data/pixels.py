@@ -11,6 +11,8 @@ guess would silently train on wrong labels.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin
 
 from casam_core.errors import DataError
+from client.data.labels import whole_labels
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ome.tif", ".ome.tiff"})
 """File endings that are read, in lower case."""
@@ -29,6 +32,7 @@ MAX_PIXELS = 2**26
 
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
+_PICTURE = "a complete PNG, JPEG or TIFF"
 LOSSY_TIFF = ("JPEG", "OJPEG", "JPEG_2000_LOSSY", "WEBP", "JPEGXR")
 
 
@@ -45,11 +49,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         # Gray + alpha and RGB + alpha lose their alpha; gray is repeated below.
         stored = stored[..., 0] if stored.shape[2] <= 2 else stored[..., :3]
     image = stored if stored.dtype == np.uint8 else _scale(stored, path)
-    if inverted:
-        image = 255 - image
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    return np.ascontiguousarray(image, dtype=np.uint8)
+    return as_rgb(255 - image if inverted else image)
 
 
 def read_mask(path: Path) -> NDArray[Any]:
@@ -73,20 +73,7 @@ def read_mask(path: Path) -> NDArray[Any]:
                 f'differ); write labels = "colours" if each colour is a class, or save it as gray'
             )
         values = values[..., 0]
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8)
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(values).all() or (values != np.rint(values)).any():
-            raise DataError(
-                f"{path}: expected whole-number labels, found fractions or non-finite values; save the "
-                f"mask as 8- or 16-bit gray"
-            )
-        values = values.astype(np.int64)
-    if values.min() < 0:
-        raise DataError(
-            f"{path}: expected labels of 0 (background) and above, found {int(values.min())}; renumber it"
-        )
-    return values
+    return whole_labels(values, path)
 
 
 def read_colours(path: Path) -> NDArray[np.int64]:
@@ -103,18 +90,12 @@ def read_colours(path: Path) -> NDArray[np.int64]:
 
 def stored_bits(path: Path) -> int:
     """Bits per value in the file `path`, from its header: 8 (or fewer), 16, 32 or 64. Raises DataError."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as file:
-            if isinstance(file, PngImagePlugin.PngImageFile):
-                with path.open("rb") as raw:
-                    return max(8, raw.read(25)[24])
-            tags = getattr(file, "tag_v2", {})
-            return max(8, *map(int, tags.get(_BITS_PER_SAMPLE, (8,))))
-    except Exception as fault:
-        raise DataError(
-            f"{path}: expected a complete PNG, JPEG or TIFF, found a file that cannot be decoded "
-            f"({one_line(fault)}); export or copy it again"
-        ) from fault
+    with reading(path, _PICTURE), Image.open(path, formats=("PNG", "JPEG", "TIFF")) as file:
+        if isinstance(file, PngImagePlugin.PngImageFile):
+            with path.open("rb") as raw:
+                return max(8, raw.read(25)[24])
+        tags = getattr(file, "tag_v2", {})
+        return max(8, *map(int, tags.get(_BITS_PER_SAMPLE, (8,))))
 
 
 def _scale(stored: NDArray[Any], path: Path) -> NDArray[np.uint8]:
@@ -133,9 +114,13 @@ def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
     """Stored values, (height, width) or (height, width, channels), and whether 0 means white."""
     # Other libraries turn on this process-wide switch, which fills missing pixels with gray.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
+    with reading(path, _PICTURE):
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF")) as file:
+        try:
+            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
+        except Image.DecompressionBombError as fault:
+            raise _too_large(path, one_line(fault)) from fault
+        with opened as file:
             if file.width * file.height > MAX_PIXELS:
                 raise _too_large(path, f"{file.width} x {file.height}")
             if file.format == "PNG":
@@ -146,16 +131,6 @@ def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
             if file.format == "PNG":
                 return _decode_png(data, file, as_mask=as_mask), False
             return _pillow_values(file, as_mask=as_mask), False
-    except DataError:
-        raise
-    except Image.DecompressionBombError as fault:
-        raise _too_large(path, one_line(fault)) from fault
-    except Exception as fault:
-        # Decoders raise many kinds of exceptions for damaged files; none of them is a defect of this code.
-        raise DataError(
-            f"{path}: expected a complete PNG, JPEG or TIFF, found a file that cannot be decoded "
-            f"({one_line(fault)}); export or copy it again"
-        ) from fault
 
 
 def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> None:
@@ -277,6 +252,23 @@ def _too_large(path: Path, found: str) -> DataError:
     return DataError(
         f"{path}: expected at most {MAX_PIXELS} pixels, found {found}; cut it into tiles or scale it down"
     )
+
+
+@contextmanager
+def reading(source: Path, content: str, advice: str = "export or copy it again") -> Iterator[None]:
+    """Whatever a library raises while it reads `source` becomes a DataError; a DataError stays as it is.
+
+    Decoders raise many kinds of exceptions for damaged files; none of them is a defect of this code.
+    content: what the file should hold. advice: what to do.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as fault:
+        raise DataError(
+            f"{source}: expected {content}, found a file that cannot be read ({one_line(fault)}); {advice}"
+        ) from fault
 
 
 def one_line(fault: BaseException) -> str:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from casam_core.errors import DataError
 from casam_core.files import write_atomic
+from client.data.labels import whole_labels
 from client.data.pixels import as_rgb, window_range
 from client.data.readers.dicom.dicom_headers import SliceHeader, in_order, read_headers, require_one_series
 from client.data.readers.dicom.dicom_pixels import gray_range, read_slice, show
 from client.data.readers.nifti import opened, voxels_of
-from client.data.readers.volumes import gray_slices, medical_package, whole_labels
+from client.data.readers.volumes import gray_slices, medical_package
 
 SUFFIXES = (".nii", ".nii.gz")
 

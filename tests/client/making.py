@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.damage import faults_of
 
@@ -24,3 +26,8 @@ def fault(action: Callable[[], object]) -> str:
         assert "found" in text
         assert ";" in text or "found the id" in text, "says what to do"
     return "\n".join(faults)
+
+
+def keys(reader: str, **keys: Any) -> DataSpec:
+    """The options of a reader, as a data table has them."""
+    return DataSpec(reader=reader, path="here", **keys)

@@ -19,10 +19,10 @@ from casam_core.errors import DataError
 from client.data.open import open_dataset
 from client.data.readers.coco import CocoDataset
 from client.data.readers.dicom.dicom_dataset import DicomDataset
-from client.data.readers.itk import open_itk
+from client.data.readers.itk import ItkDataset
 from client.data.readers.med_datasets import MedDataset
-from client.data.readers.nifti import open_nifti
-from client.data.readers.tiff_stack import open_tiff_stack
+from client.data.readers.nifti import NiftiDataset
+from client.data.readers.tiff_stack import TiffStackDataset
 from tests.client.data import (
     test_coco,
     test_dicom,
@@ -58,10 +58,10 @@ def opened(reader: Any) -> Callable[[Path], Any]:
 
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "folder": (folder, opened("folder")),
-    "nifti": (lambda root: test_nifti.put(root, ending=".nii"), open_nifti),
-    "tiff": (test_tiff_stack.put, open_tiff_stack),
+    "nifti": (lambda root: test_nifti.put(root, ending=".nii"), NiftiDataset),
+    "tiff": (test_tiff_stack.put, TiffStackDataset),
     "dicom": (test_dicom.put, DicomDataset),
-    "itk": (lambda root: test_itk.put(root, ending=".mha"), open_itk),
+    "itk": (lambda root: test_itk.put(root, ending=".mha"), ItkDataset),
     "seg": (test_dicom_structures.with_seg, DicomDataset),
     "rtstruct": (test_dicom_structures.with_rtstruct, DicomDataset),
     "med": (test_med_datasets.tiny, MedDataset),

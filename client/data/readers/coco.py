@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.damage import DataFaultsError
 from client.data.dataset import LoadedSample, Sample
+from client.data.file_patterns import Pair
 from client.data.labels import fill_polygon, paint
-from client.data.listing import groups_of, inside, naming, require_folder
-from client.data.pixels import read_image, stored_bits
+from client.data.listing import inside, naming, require_folder
+from client.data.pixels import read_image
 from client.data.readers.list_files import read_json
+from client.data.readers.pairs import PLAIN, FileDataset
 
 
 class _Image(BaseModel):
@@ -43,7 +46,7 @@ class _File(BaseModel):
     annotations: list[_Annotation]
 
 
-class CocoDataset:
+class CocoDataset(FileDataset):
     """Images of a COCO file that have an instance; ids are the file names without their ending.
 
     Polygons and uncompressed run lengths are rasterised: a pixel belongs to an instance if its centre
@@ -54,14 +57,9 @@ class CocoDataset:
     The constructor reads the JSON and checks that the files exist; all its faults are raised together.
     """
 
-    warnings: tuple[str, ...] = ()
-
-    def __init__(
-        self, path: Path, annotations: str = "annotations.json", group_pattern: str | None = None
-    ) -> None:
-        require_folder(path, f"{annotations} and images")
-        self._path = path
-        self._source = inside(path, annotations, str(path))
+    def __init__(self, path: Path, spec: DataSpec = PLAIN) -> None:
+        require_folder(path, f"{spec.annotations} and images")
+        self._source = inside(path, spec.annotations, str(path))
         content = read_json(self._source, _File, "COCO instances (images and annotations)")
         folder = _image_folder(path, self._source)
         _require_consistent(content, self._source)
@@ -76,27 +74,21 @@ class CocoDataset:
                 f"{self._source}: expected at least one image with an instance, found none; annotate images"
             )
         self._images = {_id(image): (image, instances[image.id]) for image in used}
-        self._files = {
+        files = {
             _id(image): inside(folder, image.file_name, f"{self._source}: image {image.id}") for image in used
         }
-        missing = [file.name for file in self._files.values() if not file.is_file()]
+        missing = [file.name for file in files.values() if not file.is_file()]
         if missing:
             raise DataError(
-                f"{folder}: expected the images that {annotations} names, found {naming(missing, 'image')} "
-                f"missing; copy them there or remove their entries"
+                f"{folder}: expected the images that {spec.annotations} names, found "
+                f"{naming(missing, 'image')} missing; copy them there or remove their entries"
             )
-        ids = sorted(self._images)
-        groups = groups_of(path, ids, group_pattern)
-        self._samples = tuple(Sample(id_, group) for id_, group in zip(ids, groups, strict=True))
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """All images with instances, sorted by id."""
-        return self._samples
+        pairs = [Pair(id_, file, (self._source,), None, None) for id_, file in files.items()]
+        super().__init__(path, pairs, spec.group_pattern)
 
     def load(self, sample: Sample) -> LoadedSample:
         """Read one image and rasterise its instances, in the order of the file. Raises DataError."""
-        file = self._file(sample)
+        file = self.pair(sample).image
         image, instances = self._images[sample.id]
         image_HW3 = read_image(file)
         size = (image.height, image.width)
@@ -113,15 +105,6 @@ class CocoDataset:
                 f"without a pixel's centre inside; remove them"
             )
         return LoadedSample(image_HW3, labels_HW)
-
-    def bits(self, sample: Sample) -> int:
-        """Bits per value of the image file."""
-        return stored_bits(self._file(sample))
-
-    def _file(self, sample: Sample) -> Path:
-        if sample.id not in self._files:
-            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
-        return self._files[sample.id]
 
 
 def _image_folder(path: Path, source: Path) -> Path:

@@ -16,18 +16,21 @@ other layouts are refused.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel
 
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.damage import for_each
 from client.data.dataset import LoadedSample, Sample
-from client.data.labels import Meaning, number
-from client.data.listing import groups_of, inside, naming, require_folder
-from client.data.pixels import read_image, stored_bits
+from client.data.file_patterns import Pair, Part
+from client.data.labels import number
+from client.data.listing import inside, naming, require_folder
+from client.data.pixels import read_image
 from client.data.readers.list_files import read_json
+from client.data.readers.pairs import PLAIN, FileDataset
 from client.data.readers.sparse_labels import read_pseudo_mask, read_sparse_label
 
 
@@ -43,7 +46,7 @@ class _File(BaseModel):
     labels: dict[str, str]
 
 
-class MedDataset:
+class MedDataset(FileDataset):
     """One task. Ids are the image paths without their ending; group_pattern is searched in them.
 
     The authors' test list is the test part of the split; the training list is divided into training and
@@ -55,90 +58,55 @@ class MedDataset:
     The constructor reads dataset.json and checks that the files exist; its faults are raised together.
     """
 
-    empty = 0
-    warnings: tuple[str, ...] = ()
-
-    def __init__(
-        self,
-        path: Path,
-        labels: Meaning = "instances",
-        group_pattern: str | None = None,
-        pseudo_masks: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, spec: DataSpec = PLAIN) -> None:
         require_folder(path, "dataset.json")
-        self._path, self._labels, self._pseudo_masks = path, labels, pseudo_masks
+        self._root, self._spec = path, spec
         self._source = path / "dataset.json"
         content = read_json(self._source, _File, "training, test and labels")
         self._classes = len([name for key, name in content.labels.items() if key != "0"])
-        listed: list[tuple[Literal["train", "test"], _Entry]] = [
+        listed: list[tuple[Part, _Entry]] = [
             *(("train", entry) for entry in content.training),
             *(("test", entry) for entry in content.test),
         ]
-        for_each(lambda item: self._require_files(*item), listed)
-        self._entries: dict[str, tuple[Literal["train", "test"], _Entry]] = {}
-        twice = []
-        for part, entry in listed:
-            id_ = Path(entry.image).with_suffix("").as_posix()
-            if id_ in self._entries:
-                twice.append(id_)
-            self._entries[id_] = part, entry
+        pairs = for_each(lambda item: self._listed(*item), listed)
+        twice = [id_ for id_, count in Counter(pair.id for pair in pairs).items() for _ in range(count - 1)]
         if twice:
             raise DataError(
                 f"{self._source}: expected each image once in training and test together, found "
                 f"{naming(twice, 'repeat')}; an image in both lists would be trained and tested on"
             )
-        ids = sorted(self._entries)
-        groups = groups_of(path, ids, group_pattern)
-        self._samples = tuple(
-            Sample(id_, group, self._entries[id_][0]) for id_, group in zip(ids, groups, strict=True)
-        )
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """Training and test images, sorted by id, each marked with its part."""
-        return self._samples
+        super().__init__(path, pairs, spec.group_pattern)
 
     def load(self, sample: Sample) -> LoadedSample:
         """Read one image and its label (or pseudo-mask). Raises DataError naming the file."""
-        part, entry = self._entry(sample)
-        pseudo = self._pseudo_masks and part == "train"
-        image_HW3 = read_image(self._path / entry.image)
+        pair = self.pair(sample)
+        file, pseudo = pair.masks[0], self._is_pseudo(pair.part)
+        image_HW3 = read_image(pair.image)
         size = image_HW3.shape[0], image_HW3.shape[1]
-        if pseudo:
-            file = self._path / str(entry.imask)
-            values_HW = read_pseudo_mask(file, size)
-        else:
-            file = self._path / entry.label
-            values_HW = read_sparse_label(file, size, self._classes)
+        values_HW = read_pseudo_mask(file, size) if pseudo else read_sparse_label(file, size, self._classes)
         if not values_HW.any():
             raise DataError(
                 f"{file}: expected at least one labelled pixel, found only background; remove the sample "
                 f"from {self._source.name}"
             )
         # Pseudo-masks number instances already.
-        return LoadedSample(image_HW3, number(values_HW, "instances" if pseudo else self._labels))
+        return LoadedSample(image_HW3, number(values_HW, "instances" if pseudo else self._spec.labels))
 
-    def bits(self, sample: Sample) -> int:
-        """Bits per value of the image file."""
-        return stored_bits(self._path / self._entry(sample)[1].image)
+    def _is_pseudo(self, part: Part | None) -> bool:
+        return self._spec.pseudo_masks and part == "train"
 
-    def _entry(self, sample: Sample) -> tuple[Literal["train", "test"], _Entry]:
-        if sample.id not in self._entries:
-            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
-        return self._entries[sample.id]
-
-    def _require_files(self, part: Literal["train", "test"], entry: _Entry) -> None:
-        wanted = [entry.image, entry.label]
-        if part == "train" and self._pseudo_masks:
-            if entry.imask is None:
-                raise DataError(
-                    f"{self._source}: expected an imask of {entry.image} for pseudo_masks, found none; "
-                    f"add it or train on the labels"
-                )
-            wanted.append(entry.imask)
-        missing = [name for name in wanted if not inside(self._path, name, str(self._source)).is_file()]
-        if missing:
+    def _listed(self, part: Part, entry: _Entry) -> Pair:
+        """The files of one entry, which exist. Raises DataError."""
+        if self._is_pseudo(part) and entry.imask is None:
+            raise DataError(
+                f"{self._source}: expected an imask of {entry.image} for pseudo_masks, found none; "
+                f"add it or train on the labels"
+            )
+        wanted = [entry.image, entry.label, *([entry.imask] if self._is_pseudo(part) else [])]
+        files = [inside(self._root, name, str(self._source)) for name in wanted]
+        if missing := [str(name) for name, file in zip(wanted, files, strict=True) if not file.is_file()]:
             raise DataError(
                 f"{self._source}: expected the files it names, found {naming(missing, 'file')} missing; copy "
-                f"them into {self._path} or remove the sample"
+                f"them into {self._root} or remove the sample"
             )
+        return Pair(Path(entry.image).with_suffix("").as_posix(), files[0], (files[-1],), None, part)

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from casam_core.errors import DataError
-from client.data.labels import paint
+from client.data.labels import paint, whole_labels
 from client.data.pixels import MAX_PIXELS, one_line
-from client.data.readers.volumes import whole_labels
 
 _SHAPE = re.compile(r"\.\(([0-9, ]+)\)\.npz$")
 

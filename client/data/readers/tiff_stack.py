@@ -8,7 +8,7 @@ relative brightness.
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +17,46 @@ import tifffile
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
-from client.data.labels import Meaning
-from client.data.pixels import LOSSY_TIFF, one_line, percentile_range, to_uint8
-from client.data.readers.pairs import SAME_STEMS, FileRules
-from client.data.readers.volumes import (
-    VolumeDataset,
-    VolumeFormat,
-    require_readable_size,
-    shapes_differ,
-    whole_labels,
-)
-
-SUFFIXES = frozenset({".tif", ".tiff", ".ome.tif", ".ome.tiff"})
-"""File endings that are read, in lower case."""
+from client.data.labels import whole_labels
+from client.data.pixels import LOSSY_TIFF, percentile_range, reading, to_uint8
+from client.data.readers.volumes import VolumeDataset, require_readable_size
 
 
-def open_tiff_stack(
-    path: Path,
-    *,
-    labels: Meaning = "instances",
-    rules: FileRules = SAME_STEMS,
-    channel: int = 0,
-) -> VolumeDataset:
-    """The labelled pages of every stack of `path`. Raises DataError.
+class TiffStackDataset(VolumeDataset):
+    """The labelled pages of every stack of a folder. Raises DataError. DataSpec.channel: which one to read of
+    images with several."""
 
-    channel: which one to read of images with several.
-    """
-    return VolumeDataset(
-        path,
-        VolumeFormat(
-            suffixes=SUFFIXES,
-            names="TIFF (.tif, .tiff, .ome.tif, .ome.tiff)",
-            image=partial(_image, channel=channel),
-            mask=_mask,
-            compare=_compare,
-            bits=_bits,
-        ),
-        labels,
-        rules,
-    )
+    suffixes = frozenset({".tif", ".tiff", ".ome.tif", ".ome.tiff"})
+    kinds = "TIFF (.tif, .tiff, .ome.tif, .ome.tiff)"
+
+    def image(self, path: Path) -> NDArray[np.uint8]:
+        """Pages as 8 bits."""
+        values, inverted = _read(path, channel=self.spec.channel)
+        if values.dtype == np.bool_:
+            values = values.astype(np.uint8) * 255
+        image = values if values.dtype == np.uint8 else to_uint8(values, *percentile_range(values, str(path)))
+        return 255 - image if inverted else image
+
+    def mask(self, path: Path) -> NDArray[Any]:
+        """Pages of labels."""
+        values, inverted = _read(path, as_mask=True)
+        if values.ndim != 3 or inverted:
+            found = "an inverted gray scale (MinIsWhite)" if inverted else "colour"
+            raise DataError(
+                f"{path}: expected a label map with one value per pixel and 0 as background, found {found}; "
+                f"save it with a plain gray scale"
+            )
+        return whole_labels(values, path)
+
+    def grid(self, path: Path) -> tuple[tuple[int, ...], NDArray[np.float64] | None]:
+        """Pages, height and width."""
+        with _open(path) as file:
+            return _grid(_series(file, path)), None
+
+    def bits_in(self, path: Path) -> int:
+        """Bits per value."""
+        with _open(path) as file:
+            return max(8, _series(file, path).dtype.itemsize * 8)
 
 
 def channels_of(path: Path) -> int:
@@ -65,52 +66,15 @@ def channels_of(path: Path) -> int:
         return int(series.shape[series.axes.index("C")]) if "C" in series.axes else 1
 
 
-def _image(path: Path, *, channel: int) -> NDArray[np.uint8]:
-    values, inverted = _read(path, channel=channel)
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8) * 255
-    image = values if values.dtype == np.uint8 else to_uint8(values, *percentile_range(values, str(path)))
-    return 255 - image if inverted else image
-
-
-def _mask(path: Path) -> NDArray[Any]:
-    values, inverted = _read(path, as_mask=True)
-    if values.ndim != 3 or inverted:
-        found = "an inverted gray scale (MinIsWhite)" if inverted else "colour"
-        raise DataError(
-            f"{path}: expected a label map with one value per pixel and 0 as background, found {found}; "
-            f"save it with a plain gray scale"
-        )
-    return whole_labels(values, path)
-
-
-def _compare(image_path: Path, mask_path: Path) -> None:
-    grids = []
-    for path in (image_path, mask_path):
-        with _open(path) as file:
-            grids.append(_grid(_series(file, path)))
-    if grids[0] != grids[1]:
-        raise shapes_differ(image_path, mask_path, *grids)
-
-
-def _bits(path: Path) -> int:
-    with _open(path) as file:
-        return max(8, _series(file, path).dtype.itemsize * 8)
-
-
 def _open(path: Path) -> tifffile.TiffFile:
-    try:
+    with _reading(path):
         return tifffile.TiffFile(path)
-    except Exception as fault:
-        raise _damaged(path, fault) from fault
 
 
 def _series(file: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSeries:
     """The one stack of a file, as (pages, height, width) or with 3 or 4 samples behind."""
-    try:
+    with _reading(path):
         all_series = file.series
-    except Exception as fault:
-        raise _damaged(path, fault) from fault
     if len(all_series) != 1:
         raise DataError(
             f"{path}: expected pages of one size and type, found {len(all_series)} different kinds of pages; "
@@ -151,11 +115,9 @@ def _read(path: Path, *, as_mask: bool = False, channel: int = 0) -> tuple[NDArr
             raise DataError(
                 f"{path}: expected gray or RGB pages, found the colour space {photometric}; export them again"
             )
-        try:
+        with _reading(path):
             _require_whole(file)
             values = np.asarray(series.asarray())
-        except Exception as fault:
-            raise _damaged(path, fault) from fault
         if "C" in series.axes and as_mask:
             raise DataError(
                 f"{path}: expected one label map, found channels (axes {series.axes}); save one of them, or "
@@ -189,8 +151,6 @@ def _require_whole(file: tifffile.TiffFile) -> None:
                 raise ValueError("the file ends before its pixels do")
 
 
-def _damaged(path: Path, fault: Exception) -> DataError:
-    return DataError(
-        f"{path}: expected a complete TIFF stack, found one that cannot be read ({one_line(fault)}); "
-        f"export or copy it again, without compression or with deflate"
-    )
+def _reading(path: Path) -> AbstractContextManager[None]:
+    advice = "export or copy it again, without compression or with deflate"
+    return reading(path, "a complete TIFF stack", advice)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError, optional_module
 from client.data.damage import for_each
 from client.data.dataset import LoadedSample, Sample
 from client.data.file_patterns import Pair
-from client.data.labels import Meaning, layered, number
+from client.data.labels import layered, whole_labels
 from client.data.listing import naming
 from client.data.pixels import as_rgb, percentile_range, to_uint8, window_range
-from client.data.readers.pairs import SAME_STEMS, FileRules, listed
+from client.data.readers.pairs import PLAIN, FileDataset, listed, masks_are_classes
 
 KEPT_BYTES = 2**29
 """Decoded volumes that stay in memory, 512 MiB: training loads slices in random order."""
@@ -30,131 +31,151 @@ SAME_PLACE_MM = 0.05
 """Tolerance for places in space: tools differ in their last digits; voxels are 0.2 mm or larger."""
 
 
-@dataclass(frozen=True)
-class VolumeFormat:
-    """How one kind of file is read. D slices of H x W; every function raises DataError.
-
-    suffixes: file endings in lower case. names: the same for messages.
-    image: uint8 (D, H, W) or RGB (D, H, W, 3). mask: whole numbers >= 0, (D, H, W).
-    compare: refuses an image and a mask on different grids; reads the headers only.
-    bits: bits per stored value of an image file.
-    """
-
-    suffixes: frozenset[str]
-    names: str
-    image: Callable[[Path], NDArray[np.uint8]]
-    mask: Callable[[Path], NDArray[Any]]
-    compare: Callable[[Path, Path], None]
-    bits: Callable[[Path], int]
-
-
-class VolumeDataset:
-    """Every labelled slice of the volumes in `path`/images and `path`/masks (same stems).
+class VolumeDataset(FileDataset):
+    """Every labelled slice of the volumes in `path`/images and `path`/masks (same stems), D slices of H x W.
 
     Slices without a label are excluded, because a sample holds one instance or more; `empty` counts them. A
     volume without any label is a fault. Ids are the file's stem and the slice's index from 0, e.g.
     `case01-z042`, so that slices keep their order. A volume is a group: a split never divides it.
-    rules: group_pattern may join the volumes of one patient. With the mark {class} a volume has a mask for
-    each class, of which some may be empty.
+    group_pattern may join the volumes of one patient. With the mark {class} a volume has a mask for each
+    class, of which some may be empty.
 
     The constructor reads every mask, because masks show which slices are labelled. It raises the faults of
     all volumes together.
+
+    A format gives its file endings in lower case (`suffixes`, and `kinds` for messages) and the four methods
+    below, which raise DataError.
     """
 
-    warnings: tuple[str, ...] = ()
+    suffixes: ClassVar[frozenset[str]]
+    kinds: ClassVar[str]
 
-    def __init__(
-        self,
-        path: Path,
-        format_: VolumeFormat,
-        labels: Meaning = "instances",
-        rules: FileRules = SAME_STEMS,
-    ) -> None:
-        self._path, self._format, self._labels = path, format_, labels
-        pairs = listed(path, format_.suffixes, format_.names, rules)
-        several = [pair.id for pair in pairs if len(pair.masks) > 1]
-        if several and not rules.mask_is_class:
+    def image(self, path: Path) -> NDArray[np.uint8]:
+        """uint8 (D, H, W) or RGB (D, H, W, 3)."""
+        raise NotImplementedError
+
+    def mask(self, path: Path) -> NDArray[Any]:
+        """Whole numbers >= 0, (D, H, W)."""
+        raise NotImplementedError
+
+    def grid(self, path: Path) -> tuple[tuple[int, ...], NDArray[np.float64] | None]:
+        """The sides of a volume, and the places of its corners in mm, (8, 3), if the header says them."""
+        raise NotImplementedError
+
+    def bits_in(self, path: Path) -> int:
+        """Bits per stored value of an image file."""
+        raise NotImplementedError
+
+    def __init__(self, path: Path, spec: DataSpec = PLAIN) -> None:
+        self.spec = spec
+        volumes = listed(path, self.suffixes, self.kinds, spec)
+        several = [pair.id for pair in volumes if len(pair.masks) > 1]
+        if several and not masks_are_classes(spec):
             raise DataError(
                 f"{path}: expected one mask for each volume, found several for {naming(several, 'volume')}; "
                 "write {class} in mask_files where the name of a class is"
             )
-        self._files = {pair.id: (pair.image, pair.masks) for pair in pairs}
         self._images = Recent()
         self._masks = Recent()
         self.empty = 0
-        self._places: dict[str, tuple[str, int]] = {}
-        self._pairs: dict[str, Pair] = {}
-        labelled = for_each(self._labelled_slices, list(self._files))
-        for pair, slices in zip(pairs, labelled, strict=True):
-            for index in slices:
+        self._index: dict[str, int] = {}
+        slices = []
+        for pair, labelled in zip(volumes, for_each(self._labelled_slices, volumes), strict=True):
+            for index in labelled:
                 id_ = f"{pair.id}-z{index:03d}"
-                self._places[id_], self._pairs[id_] = (pair.id, index), pair
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """All labelled slices, sorted by id."""
-        pairs = sorted(self._pairs.items())
-        return tuple(Sample(id_, pair.group or pair.id, pair.part) for id_, pair in pairs)
+                self._index[id_] = index
+                slices.append(replace(pair, id=id_, group=pair.group or pair.id))
+        super().__init__(path, slices)
 
     def load(self, sample: Sample) -> LoadedSample:
         """One slice: uint8 RGB and int32 labels 1..n. Raises DataError naming the file."""
-        stem, index = self._place(sample)
-        image_path, mask_paths = self._files[stem]
-        image_DHW = self._images.get(image_path, self._format.image)
+        pair, index = self.pair(sample), self._index[sample.id]
+        image_DHW = self._images.get(pair.image, self.image)
         layers_HW = []
-        for mask_path in mask_paths:
+        for mask_path in pair.masks:
             values_DHW = self._masks.get(mask_path, self._read_mask)
-            if image_DHW.shape[:3] != values_DHW.shape:
-                raise shapes_differ(image_path, mask_path, image_DHW.shape[:3], values_DHW.shape)
+            _require_same_shape(pair.image, mask_path, image_DHW.shape[:3], values_DHW.shape)
             layers_HW.append(values_DHW[index])
         if not any(values_HW.any() for values_HW in layers_HW):
             raise DataError(
-                f"{mask_paths[0]}: expected labels in slice {index}, as when the dataset was opened, found "
+                f"{pair.masks[0]}: expected labels in slice {index}, as when the dataset was opened, found "
                 f"none; leave the files alone while they are read"
             )
-        return LoadedSample(as_rgb(image_DHW[index]), self._numbered(layers_HW, mask_paths, index))
-
-    def _numbered(
-        self, layers_HW: list[NDArray[Any]], mask_paths: tuple[Path, ...], index: int
-    ) -> NDArray[np.int32]:
-        """Instances 1..n of one slice, from one mask or from one for each class."""
-        if len(layers_HW) == 1:
-            return number(layers_HW[0], self._labels)
-        labels_HW, hidden = layered(layers_HW, self._labels)
+        labels_HW, hidden = layered(layers_HW, self.spec.labels)
         if hidden:
             raise DataError(
-                f"{mask_paths[hidden[0]]}: expected a visible instance in slice {index}, found one below "
+                f"{pair.masks[hidden[0]]}: expected a visible instance in slice {index}, found one below "
                 "those of other classes; correct the masks"
             )
-        return labels_HW
+        return LoadedSample(as_rgb(image_DHW[index]), labels_HW)
 
     def bits(self, sample: Sample) -> int:
         """Bits per voxel of the image file."""
-        return self._format.bits(self._files[self._place(sample)[0]][0])
+        return self.bits_in(self.pair(sample).image)
 
-    def _place(self, sample: Sample) -> tuple[str, int]:
-        if sample.id not in self._places:
-            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
-        return self._places[sample.id]
-
-    def _labelled_slices(self, stem: str) -> list[int]:
-        image_path, mask_paths = self._files[stem]
+    def _labelled_slices(self, pair: Pair) -> list[int]:
         found: set[int] = set()
-        for mask_path in mask_paths:
-            self._format.compare(image_path, mask_path)
+        for mask_path in pair.masks:
+            self._require_same_grid(pair.image, mask_path)
             values_DHW = self._masks.get(mask_path, self._read_mask)
             found |= set(np.flatnonzero(values_DHW.any(axis=(1, 2))).tolist())
         if not found:
             raise DataError(
-                f"{mask_paths[0]}: expected at least one labelled voxel, found only background (0); label "
+                f"{pair.masks[0]}: expected at least one labelled voxel, found only background (0); label "
                 "the volume, or leave the pair out of the data"
             )
         self.empty += len(values_DHW) - len(found)
         return sorted(found)
 
+    def _require_same_grid(self, image_path: Path, mask_path: Path) -> None:
+        """Reads the headers only."""
+        (image, image_at_83), (mask, mask_at_83) = self.grid(image_path), self.grid(mask_path)
+        _require_same_shape(image_path, mask_path, image, mask)
+        if image_at_83 is None or mask_at_83 is None:
+            return
+        apart = float(np.abs(image_at_83 - mask_at_83).max())
+        if not apart <= SAME_PLACE_MM:
+            raise DataError(
+                f"{mask_path}: expected the place of {image_path.name}, found one that lies {apart:.2f} mm "
+                "away at a corner; resample the mask to the image's grid"
+            )
+
     def _read_mask(self, path: Path) -> NDArray[Any]:
-        values_DHW = self._format.mask(path)
+        values_DHW = self.mask(path)
         return values_DHW.astype(np.min_scalar_type(int(values_DHW.max())))
+
+
+class ScanDataset(VolumeDataset):
+    """Scans (CT, MR) with gray voxels (X, Y, Z), cut across one stored axis, DataSpec.slice_axis.
+
+    Voxels stay in stored order and are never resampled or rotated to anatomical axes; the rows of a slice
+    are the higher of the two remaining axes. Image and mask are cut in the same way. DataSpec.window is
+    [centre, width] in the volume's units (Hounsfield units for CT); by default each volume's own
+    percentiles.
+    """
+
+    def voxels(self, path: Path, *, as_labels: bool) -> NDArray[Any]:
+        """All voxels (X, Y, Z) with the header's scaling; float32 unless they are labels."""
+        raise NotImplementedError
+
+    def image(self, path: Path) -> NDArray[np.uint8]:
+        """Gray slices."""
+        voxels = self.voxels(path, as_labels=False)
+        return gray_slices(voxels, path, self.spec.slice_axis, self.spec.window)
+
+    def mask(self, path: Path) -> NDArray[Any]:
+        """Slices of labels."""
+        return across(whole_labels(self.voxels(path, as_labels=True), path), self.spec.slice_axis)
+
+
+def corners_83(columns: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places of a volume's corners in mm; a small rotation has its largest effect there.
+
+    columns: (3, 3), the vectors in mm along the three sides of the whole volume. origin: (3,), its first
+    voxel.
+    """
+    ends_83 = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64)
+    return ends_83 @ columns.T + origin
 
 
 class Recent:
@@ -189,42 +210,6 @@ def gray_slices(
     return across(to_uint8(values_XYZ, black, white), slice_axis)
 
 
-def require_same_place(image_path: Path, mask_path: Path, corners_apart: NDArray[np.float64]) -> None:
-    """Raises DataError if a corner of the mask lies more than SAME_PLACE_MM from the image's."""
-    apart = float(np.abs(corners_apart).max())
-    if not apart <= SAME_PLACE_MM:
-        raise DataError(
-            f"{mask_path}: expected the place of {image_path.name}, found one that lies {apart:.2f} mm away "
-            "at a corner; resample the mask to the image's grid"
-        )
-
-
-def whole_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    """`values` as integers of 0 and above; DataError for fractions, NaN and negative labels."""
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(values).all() or (values != np.rint(values)).any():
-            raise DataError(
-                f"{path}: expected whole-number labels, found fractions or non-finite values; save the label "
-                f"map itself, not a probability or a resampled one"
-            )
-        values = values.astype(np.int64)
-    elif values.dtype == np.bool_:
-        values = values.astype(np.uint8)
-    elif not np.issubdtype(values.dtype, np.integer):
-        raise DataError(
-            f"{path}: expected whole-number labels, found the type {values.dtype}; save it as integers"
-        )
-    if values.min() < 0:
-        raise DataError(
-            f"{path}: expected labels of 0 (background) and above, found {int(values.min())}; renumber it"
-        )
-    if values.max() >= 2**31:
-        raise DataError(
-            f"{path}: expected labels below {2**31}, found {int(values.max())}; renumber it from 1"
-        )
-    return values
-
-
 def require_readable_size(shape: tuple[int, ...], path: Path) -> None:
     """Raises DataError for an empty volume and for one of more than MAX_VOXELS voxels."""
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
@@ -234,14 +219,14 @@ def require_readable_size(shape: tuple[int, ...], path: Path) -> None:
         )
 
 
-def shapes_differ(
+def _require_same_shape(
     image_path: Path, mask_path: Path, image: tuple[int, ...], mask: tuple[int, ...]
-) -> DataError:
-    """The error for an image and a mask of different shapes."""
-    return DataError(
-        f"{mask_path}: expected the shape of {image_path.name}, {_sides(image)}, found {_sides(mask)}; "
-        f"export image and mask on the same grid"
-    )
+) -> None:
+    if image != mask:
+        raise DataError(
+            f"{mask_path}: expected the shape of {image_path.name}, {_sides(image)}, found {_sides(mask)}; "
+            f"export image and mask on the same grid"
+        )
 
 
 def _sides(shape: tuple[int, ...]) -> str:

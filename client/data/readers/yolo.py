@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
+from client.data.file_patterns import Pair
 from client.data.labels import fill_polygon, paint
-from client.data.listing import files_by_stem, groups_of, naming, require_folder, visible_entries
-from client.data.pixels import SUFFIXES, read_image, stored_bits
+from client.data.listing import files_by_stem, naming, require_folder, visible_entries
+from client.data.pixels import SUFFIXES, read_image
+from client.data.readers.pairs import PLAIN, FileDataset
 
 Polygon = NDArray[np.float64]
 """xy_K2 in [0, 1]."""
 
 
-class YoloDataset:
+class YoloDataset(FileDataset):
     """Images with at least one polygon; ids are the stems.
 
     A pixel belongs to an instance if its centre lies inside the polygon. Classes are not used, because every
@@ -31,37 +34,29 @@ class YoloDataset:
     The constructor reads the text files; `load` reads the images. Both raise DataError.
     """
 
-    warnings: tuple[str, ...] = ()
-
-    def __init__(self, path: Path, group_pattern: str | None = None) -> None:
+    def __init__(self, path: Path, spec: DataSpec = PLAIN) -> None:
         require_folder(path, "images/ and labels/")
         require_folder(path / "labels", "one .txt per image")
-        self._path = path
-        self._images = files_by_stem(path / "images", SUFFIXES, "PNG, JPEG or TIFF")
+        images = files_by_stem(path / "images", SUFFIXES, "PNG, JPEG or TIFF")
         texts = {file.stem: file for file in visible_entries(path / "labels") if file.suffix == ".txt"}
-        orphans = [texts[stem].name for stem in sorted(texts.keys() - self._images.keys() - {"classes"})]
+        orphans = [texts[stem].name for stem in sorted(texts.keys() - images.keys() - {"classes"})]
         if orphans:
             raise DataError(
                 f"{path}: expected an image for every text file, found {naming(orphans, 'file')} without; "
                 f"add the images or remove the files"
             )
-        polygons = {stem: read_polygons(texts[stem]) for stem in sorted(self._images) if stem in texts}
+        polygons = {stem: read_polygons(texts[stem]) for stem in sorted(images) if stem in texts}
         self._polygons = {stem: found for stem, found in polygons.items() if found}
-        self.empty = len(self._images) - len(self._polygons)
+        self.empty = len(images) - len(self._polygons)
         if not self._polygons:
             raise DataError(f"{path / 'labels'}: expected at least one polygon, found none; label images")
-        stems = list(self._polygons)
-        groups = groups_of(path, stems, group_pattern)
-        self._samples = tuple(Sample(stem, group) for stem, group in zip(stems, groups, strict=True))
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """All images with polygons, sorted by id."""
-        return self._samples
+        pairs = [Pair(stem, images[stem], (texts[stem],), None, None) for stem in self._polygons]
+        super().__init__(path, pairs, spec.group_pattern)
 
     def load(self, sample: Sample) -> LoadedSample:
         """Read one image and rasterise its polygons, in the order of the lines. Raises DataError."""
-        image_HW3 = read_image(self._image(sample))
+        pair = self.pair(sample)
+        image_HW3 = read_image(pair.image)
         height, width = image_HW3.shape[:2]
         masks = [
             fill_polygon(xy_K2 * (width, height), (height, width)) for xy_K2 in self._polygons[sample.id]
@@ -69,20 +64,11 @@ class YoloDataset:
         labels_HW, hidden = paint(masks)
         if hidden:
             raise DataError(
-                f"{self._path / 'labels' / sample.id}.txt: expected every polygon to own a pixel, found "
+                f"{pair.masks[0]}: expected every polygon to own a pixel, found "
                 f"{naming((str(i + 1) for i in hidden), 'polygon')} covered by others or without a pixel's "
                 f"centre inside; remove them"
             )
         return LoadedSample(image_HW3, labels_HW)
-
-    def bits(self, sample: Sample) -> int:
-        """Bits per value of the image file."""
-        return stored_bits(self._image(sample))
-
-    def _image(self, sample: Sample) -> Path:
-        if sample.id not in self._polygons:
-            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
-        return self._images[sample.id]
 
 
 def read_polygons(path: Path) -> list[Polygon]:

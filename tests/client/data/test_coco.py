@@ -14,7 +14,7 @@ from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.dataset import Sample
 from client.data.readers.coco import CocoDataset
-from tests.client.making import RNG, fault
+from tests.client.making import RNG, fault, keys
 
 IMAGE = RNG.integers(0, 256, (10, 12, 3), dtype=np.uint8)
 SQUARE = [2, 3, 6, 3, 6, 8, 2, 8]
@@ -118,7 +118,7 @@ def test_size_of_the_file_counts(tmp_path: Path) -> None:
 def test_the_file_is_judged_as_a_whole(tmp_path: Path) -> None:
     assert "found nothing" in fault(lambda: CocoDataset(tmp_path / "none"))
     assert "No such file" in fault(lambda: CocoDataset(tmp_path))
-    assert "stays inside" in fault(lambda: CocoDataset(tmp_path, annotations="../a.json"))
+    assert "stays inside" in fault(lambda: CocoDataset(tmp_path, keys("coco", annotations="../a.json")))
     (tmp_path / "annotations.json").write_bytes(b"\xff{")
     assert "expected JSON" in fault(lambda: CocoDataset(tmp_path))
     put(tmp_path, [{"id": "x"}, annotation(2, "text")])

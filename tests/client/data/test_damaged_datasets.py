@@ -13,9 +13,10 @@ from casam_core.errors import DataError
 from client.data.readers.coco import CocoDataset
 from client.data.readers.dicom.dicom_dataset import DicomDataset
 from client.data.readers.med_datasets import MedDataset
-from client.data.readers.nifti import open_nifti
-from client.data.readers.tiff_stack import open_tiff_stack
+from client.data.readers.nifti import NiftiDataset
+from client.data.readers.tiff_stack import TiffStackDataset
 from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
+from tests.client.making import keys
 
 
 def coco(root: Path) -> Path:
@@ -33,14 +34,14 @@ def plain_nifti(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("put", "open_", "pattern"),
     [
-        (packed_nifti, open_nifti, "*/*.gz"),
-        (plain_nifti, open_nifti, "*/*.nii"),
-        (test_tiff_stack.put, open_tiff_stack, "*/*.tif"),
+        (packed_nifti, NiftiDataset, "*/*.gz"),
+        (plain_nifti, NiftiDataset, "*/*.nii"),
+        (test_tiff_stack.put, TiffStackDataset, "*/*.tif"),
         (test_dicom.put, DicomDataset, "images/*/*.dcm"),
         (test_med_datasets.tiny, MedDataset, "label/*.npz"),
         (
             lambda root: test_med_datasets.tiny(root),
-            lambda root: MedDataset(root, pseudo_masks=True),
+            lambda root: MedDataset(root, keys("med_datasets", pseudo_masks=True)),
             "*/*.npy",
         ),
         (coco, CocoDataset, "*.json"),

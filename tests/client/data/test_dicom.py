@@ -18,7 +18,7 @@ from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.dataset import Described, Sample
 from client.data.readers.dicom.dicom_dataset import DicomDataset
-from tests.client.making import RNG, fault
+from tests.client.making import RNG, fault, keys
 
 PIXELS = RNG.integers(0, 2000, (4, 6, 8)).astype(np.uint16)
 MASK = np.zeros((6, 8), np.uint8)
@@ -144,9 +144,11 @@ def test_window_of_the_header_else_percentiles_of_the_series(tmp_path: Path) -> 
 
 
 def test_inverted_gray_and_colour(tmp_path: Path) -> None:
-    plain = shown(DicomDataset(put(tmp_path / "a"), window=[0, 900]))
+    plain = shown(DicomDataset(put(tmp_path / "a"), keys("dicom", window=[0, 900])))
     inverted = shown(
-        DicomDataset(put(tmp_path / "b", PhotometricInterpretation="MONOCHROME1"), window=[0, 900])
+        DicomDataset(
+            put(tmp_path / "b", PhotometricInterpretation="MONOCHROME1"), keys("dicom", window=[0, 900])
+        )
     )
     np.testing.assert_array_equal(inverted, 255 - plain)
     colour = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -172,7 +174,7 @@ def test_lossless_compression_is_read(tmp_path: Path) -> None:
     made = header(1, series)
     made.compress(RLELossless)
     made.save_as(tmp_path / "images" / "c1" / "IM8.dcm", enforce_file_format=True)
-    dataset = DicomDataset(tmp_path, window=[0, 900])
+    dataset = DicomDataset(tmp_path, keys("dicom", window=[0, 900]))
     assert np.abs(shown(dataset) - np.clip((PIXELS[1] - 1000.0 + 450) / 900, 0, 1) * 255).max() <= 1
 
 

@@ -18,7 +18,7 @@ from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.readers.dicom.dicom_dataset import DicomDataset
 from tests.client.data.test_dicom import header
-from tests.client.making import fault
+from tests.client.making import fault, keys
 
 SIZE = (6, 8)
 SPACING = (2.0, 0.5)
@@ -187,10 +187,10 @@ def test_structures_lie_where_they_were_drawn(root: Path, put: Put) -> None:
 @pytest.mark.parametrize("put", [as_seg, as_rtstruct])
 def test_one_structure_can_be_chosen(root: Path, put: Put) -> None:
     put(root, "1.2.3")
-    dataset = DicomDataset(root, structures=["tumour"])
+    dataset = DicomDataset(root, keys("dicom", structures=["tumour"]))
     (sample,) = dataset.samples
     np.testing.assert_array_equal(dataset.load(sample).labels_HW, TUMOUR[1])
-    said = fault(lambda: DicomDataset(root, structures=["spleen"]))
+    said = fault(lambda: DicomDataset(root, keys("dicom", structures=["spleen"])))
     assert "expected structures among liver, tumour, found spleen" in said
 
 
@@ -202,7 +202,7 @@ def test_an_inner_outline_is_a_hole_and_the_body_is_left_out(root: Path) -> None
     expected[1:5, 1:7], expected[2:4, 2:6] = 1, 0
     dataset = DicomDataset(root)
     np.testing.assert_array_equal(dataset.load(dataset.samples[0]).labels_HW, expected)
-    whole = DicomDataset(root, structures=["BODY"])
+    whole = DicomDataset(root, keys("dicom", structures=["BODY"]))
     assert whole.load(whole.samples[0]).labels_HW.all()
 
 

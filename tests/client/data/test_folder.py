@@ -16,8 +16,8 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data import open_dataset, pixels
 from client.data.readers.folder import FolderDataset
-from client.data.readers.pairs import FileRules
 from scenarios.inspection.survey import read_everything
+from tests.client.making import keys
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
@@ -203,7 +203,7 @@ def test_classes_become_connected_parts_in_order_of_class(tmp_path: Path) -> Non
     expected = np.zeros((6, 8), np.int32)
     expected[2, 0], expected[3, 1], expected[2, 6], expected[0, 0:2], expected[2, 7] = 1, 1, 2, 3, 4
     root = build(tmp_path, mask=("a.png", save(classes)))
-    dataset = FolderDataset(root, labels="classes")
+    dataset = FolderDataset(root, keys("folder", labels="classes"))
     np.testing.assert_array_equal(dataset.load(dataset.samples[0]).labels_HW, expected)
     dataset = FolderDataset(root)
     assert dataset.load(dataset.samples[0]).labels_HW.max() == 2
@@ -227,16 +227,16 @@ def test_ids_are_sorted_stems_and_other_files_are_passed_over(tmp_path: Path) ->
 def test_groups_come_from_the_file_names(tmp_path: Path) -> None:
     for stem in ("p01_s1", "p01_s2", "p02_s1"):
         build(tmp_path, image=(f"{stem}.png", save(RGB)), mask=(f"{stem}.png", save(MASK)))
-    dataset = FolderDataset(tmp_path, rules=FileRules(group_pattern=r"^(p\d+)_"))
+    dataset = FolderDataset(tmp_path, keys("folder", group_pattern=r"^(p\d+)_"))
     assert [sample.group for sample in dataset.samples] == ["p01", "p01", "p02"]
     assert all(sample.group is None for sample in FolderDataset(tmp_path).samples)
 
-    text = message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern=r"^(p01)_")))
+    text = message(lambda: FolderDataset(tmp_path, keys("folder", group_pattern=r"^(p01)_")))
     assert "1 name (p02_s1) without" in text
-    text = message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern=r"(x)?p")))
+    text = message(lambda: FolderDataset(tmp_path, keys("folder", group_pattern=r"(x)?p")))
     assert "3 names (p01_s1, p01_s2, p02_s1) without" in text
-    assert "parentheses" in message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern="p01")))
-    text = message(lambda: FolderDataset(tmp_path, rules=FileRules(group_pattern="(p")))
+    assert "parentheses" in message(lambda: FolderDataset(tmp_path, keys("folder", group_pattern="p01")))
+    text = message(lambda: FolderDataset(tmp_path, keys("folder", group_pattern="(p")))
     assert "regular expression" in text
     assert "unterminated" in text
 
@@ -263,12 +263,13 @@ def test_images_and_masks_must_pair(tmp_path: Path) -> None:
     for name in ("e.png", "d.jpg", "c.tif", "b.png"):
         save(RGB)(tmp_path / "images" / name)
     text = message(lambda: FolderDataset(tmp_path))
-    assert "expected a mask for every image, found 4 images (b.png, c.tif, d.jpg, ...) without" in text
+    assert "expected a mask like masks/{id}.* for every image" in text
+    assert "found 4 images (b.png, c.tif, d.jpg, ...) without" in text
     for name in ("e.png", "d.jpg", "c.tif", "b.png"):
         (tmp_path / "images" / name).unlink()
     save(MASK)(tmp_path / "masks" / "z.png")
     text = message(lambda: FolderDataset(tmp_path))
-    assert "expected an image for every mask, found 1 mask (z.png) without" in text
+    assert "expected an image like images/{id}.* for every mask, found 1 mask (z.png) without" in text
 
 
 def test_one_file_per_stem(tmp_path: Path) -> None:
@@ -337,8 +338,8 @@ def orient(value: int) -> Image.Exif:
         ("a.tif", save(RGB, tiffinfo={274: 8}), "found orientation tag 8"),
         ("a.tif", save_tiff(np.stack([DEEP] * 3), photometric="minisblack"), "found 3 pages"),
         ("a.tif", save_tiff(DEEP * np.float32(np.inf)), "found NaN or infinity"),
-        ("a.png", lambda path: path.write_bytes(b"") and None, "cannot be decoded"),
-        ("a.png", lambda path: path.write_text("not an image") and None, "cannot be decoded"),
+        ("a.png", lambda path: path.write_bytes(b"") and None, "cannot be read"),
+        ("a.png", lambda path: path.write_text("not an image") and None, "cannot be read"),
     ],
 )
 def test_images_that_are_refused(tmp_path: Path, name: str, write: Write, expected: str) -> None:
@@ -376,7 +377,7 @@ def test_truncated_files_are_never_filled(
     root = build(tmp_path, image=(name, write))
     file = root / "images" / name
     file.write_bytes(file.read_bytes()[:-600])
-    assert "cannot be decoded" in load_message(root)
+    assert "cannot be read" in load_message(root)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")

@@ -14,9 +14,9 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data import open_dataset
 from client.data.dataset import Described
-from client.data.readers.itk import open_itk
-from client.data.readers.nifti import open_nifti
-from tests.client.making import RNG, fault
+from client.data.readers.itk import ItkDataset
+from client.data.readers.nifti import NiftiDataset
+from tests.client.making import RNG, fault, keys
 
 VOXELS_XYZ = RNG.integers(-500, 500, (8, 6, 4)).astype(np.int16)
 MASK_XYZ = np.zeros((8, 6, 4), np.uint8)
@@ -58,8 +58,8 @@ def test_the_same_slices_as_from_nifti(tmp_path: Path) -> None:
     put(tmp_path / "nifti", ".nii.gz")
     for axis in range(3):
         one, other = (
-            open_itk(tmp_path / "nrrd", slice_axis=axis),
-            open_nifti(tmp_path / "nifti", slice_axis=axis),
+            ItkDataset(tmp_path / "nrrd", keys("itk", slice_axis=axis)),
+            NiftiDataset(tmp_path / "nifti", keys("nifti", slice_axis=axis)),
         )
         assert one.samples == other.samples
         for sample in one.samples:
@@ -70,23 +70,23 @@ def test_the_same_slices_as_from_nifti(tmp_path: Path) -> None:
 
 def test_a_mask_in_another_place_is_refused(tmp_path: Path) -> None:
     root = put(tmp_path, origin=(10.0, -20.0, 6.0))
-    assert "lies 1.00 mm away at a corner; resample the mask" in fault(lambda: open_itk(root))
+    assert "lies 1.00 mm away at a corner; resample the mask" in fault(lambda: ItkDataset(root))
     root = put(tmp_path / "small", mask=MASK_XYZ[:7])
-    assert "expected the shape of a.nrrd, 8 x 6 x 4, found 7 x 6 x 4" in fault(lambda: open_itk(root))
+    assert "expected the shape of a.nrrd, 8 x 6 x 4, found 7 x 6 x 4" in fault(lambda: ItkDataset(root))
 
 
 def test_several_values_per_voxel_are_refused(tmp_path: Path) -> None:
     put(tmp_path)
     image = SimpleITK.GetImageFromArray(np.zeros((4, 6, 8, 3), np.uint8), isVector=True)
     SimpleITK.WriteImage(image, str(tmp_path / "images" / "a.nrrd"))
-    assert "3 values per voxel; save each channel" in fault(lambda: open_itk(tmp_path))
+    assert "3 values per voxel; save each channel" in fault(lambda: ItkDataset(tmp_path))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, ending: str) -> None:
     path = put(tmp_path, ending) / "images" / f"a{ending}"
     path.write_bytes(path.read_bytes()[: 60 if ending in (".nhdr", ".mhd") else -40])
-    raised = fault(lambda: (found := open_itk(tmp_path)).load(found.samples[0]))
+    raised = fault(lambda: (found := ItkDataset(tmp_path)).load(found.samples[0]))
     assert "expected a complete NRRD or MetaImage volume" in raised
     assert f"a{ending}" in raised
 
@@ -98,7 +98,7 @@ def test_pixels_of_another_folder_are_never_read(tmp_path: Path, ending: str, ke
     lines = [f"{key}{other}" if line.startswith(key) else line for line in path.read_text().splitlines()]
     path.write_text("\n".join(lines) + "\n")
     assert f"expected the pixels in this file or beside it, found {other!r}" in fault(
-        lambda: open_itk(tmp_path)
+        lambda: ItkDataset(tmp_path)
     )
 
 
@@ -106,4 +106,4 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path, monkeypatch: pytest
     put(tmp_path)
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(DataError, match=r"extra 'itk', found that SimpleITK .*pip install 'casam\[itk\]'"):
-        open_itk(tmp_path)
+        ItkDataset(tmp_path)

@@ -18,7 +18,7 @@ from client.data.dataset import Sample
 from client.data.readers import sparse_labels
 from client.data.readers.med_datasets import MedDataset
 from client.data.splits import simulated_key, split_samples
-from tests.client.making import RNG, fault
+from tests.client.making import RNG, fault, keys
 
 SIZE = (6, 8)
 IMAGE = RNG.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
@@ -85,7 +85,7 @@ def test_class_stacks_and_the_fixed_test_list(tmp_path: Path) -> None:
 
 
 def test_classes_become_connected_parts_and_bits(tmp_path: Path) -> None:
-    dataset = MedDataset(tiny(tmp_path), labels="classes")
+    dataset = MedDataset(tiny(tmp_path), keys("med_datasets", labels="classes"))
     assert dataset.load(dataset.samples[0]).labels_HW.max() == 3
     assert dataset.bits(dataset.samples[0]) == 8
 
@@ -110,7 +110,7 @@ def test_pseudo_masks_train_and_labels_test(tmp_path: Path) -> None:
     pseudo = PSEUDO.copy()
     pseudo[3:5, 4:7] = 7
     np.save(root / "imask" / "p0_0.npy", pseudo[None])
-    dataset = MedDataset(root, pseudo_masks=True)
+    dataset = MedDataset(root, keys("med_datasets", pseudo_masks=True))
     assert dataset.load(dataset.samples[0]).labels_HW.max() == 2
     np.testing.assert_array_equal(dataset.load(dataset.samples[-1]).labels_HW, MAP)
     np.save(root / "imask" / "p0_0.npy", pseudo[:5])
@@ -127,10 +127,14 @@ def test_pseudo_masks_train_and_labels_test(tmp_path: Path) -> None:
     (root / "imask" / "p0_0.npz").rename(root / "imask" / "p0_0.npy")
     assert "found an archive" in fault(lambda: dataset.load(dataset.samples[0]))
     (root / "imask" / "p0_0.npy").unlink()
-    assert "found 1 file (imask/p0_0.npy) missing" in fault(lambda: MedDataset(root, pseudo_masks=True))
+    assert "found 1 file (imask/p0_0.npy) missing" in fault(
+        lambda: MedDataset(root, keys("med_datasets", pseudo_masks=True))
+    )
     assert MedDataset(root).samples, "without pseudo_masks they may be absent"
     write(root, [put(root, "a", imask=False)], [put(root, "b")])
-    assert "expected an imask of image/a.png" in fault(lambda: MedDataset(root, pseudo_masks=True))
+    assert "expected an imask of image/a.png" in fault(
+        lambda: MedDataset(root, keys("med_datasets", pseudo_masks=True))
+    )
 
 
 @pytest.mark.parametrize(

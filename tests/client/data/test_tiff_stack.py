@@ -11,8 +11,8 @@ import tifffile
 from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.dataset import Sample
-from client.data.readers.tiff_stack import channels_of, open_tiff_stack
-from tests.client.making import RNG, fault
+from client.data.readers.tiff_stack import TiffStackDataset, channels_of
+from tests.client.making import RNG, fault, keys
 
 PAGES = RNG.integers(0, 256, (4, 6, 8), dtype=np.uint8)
 MASK = np.zeros((4, 6, 8), np.uint8)
@@ -51,7 +51,7 @@ def test_pages_with_labels(tmp_path: Path) -> None:
     ],
 )
 def test_depths(tmp_path: Path, pages: np.ndarray, options: dict[str, object], bits: int) -> None:
-    dataset = open_tiff_stack(put(tmp_path, pages, **options))
+    dataset = TiffStackDataset(put(tmp_path, pages, **options))
     assert dataset.empty == 2
     assert dataset.bits(dataset.samples[0]) == bits
     shown = dataset.load(dataset.samples[0]).image_HW3[..., 0].astype(float)
@@ -63,13 +63,13 @@ def test_depths(tmp_path: Path, pages: np.ndarray, options: dict[str, object], b
 
 def test_colour_inverted_and_single_pages(tmp_path: Path) -> None:
     colour = RNG.integers(0, 256, (4, 6, 8, 3), dtype=np.uint8)
-    dataset = open_tiff_stack(put(tmp_path / "colour", colour, photometric="rgb"))
+    dataset = TiffStackDataset(put(tmp_path / "colour", colour, photometric="rgb"))
     np.testing.assert_array_equal(dataset.load(dataset.samples[0]).image_HW3, colour[1])
-    dataset = open_tiff_stack(put(tmp_path / "inverted", photometric="miniswhite"))
+    dataset = TiffStackDataset(put(tmp_path / "inverted", photometric="miniswhite"))
     np.testing.assert_array_equal(dataset.load(dataset.samples[0]).image_HW3[..., 0], 255 - PAGES[1])
-    dataset = open_tiff_stack(put(tmp_path / "single", PAGES[1], MASK[1]))
+    dataset = TiffStackDataset(put(tmp_path / "single", PAGES[1], MASK[1]))
     assert [sample.id for sample in dataset.samples] == ["a-z000"]
-    dataset = open_tiff_stack(put(tmp_path / "single-colour", colour[1], MASK[1], photometric="rgb"))
+    dataset = TiffStackDataset(put(tmp_path / "single-colour", colour[1], MASK[1], photometric="rgb"))
     np.testing.assert_array_equal(dataset.load(dataset.samples[0]).image_HW3, colour[1])
 
 
@@ -88,7 +88,7 @@ def test_colour_inverted_and_single_pages(tmp_path: Path) -> None:
 def test_stacks_that_are_refused(
     tmp_path: Path, pages: np.ndarray, mask: np.ndarray, options: dict[str, object], expected: str
 ) -> None:
-    assert expected in fault(lambda: open_tiff_stack(put(tmp_path, pages, mask, **options)))
+    assert expected in fault(lambda: TiffStackDataset(put(tmp_path, pages, mask, **options)))
 
 
 def ome(root: Path, pages: np.ndarray, axes: str, mask: np.ndarray = MASK, mask_axes: str = "ZYX") -> Path:
@@ -104,18 +104,18 @@ def test_one_channel_of_an_ome_tiff_is_read(tmp_path: Path, axes: str) -> None:
     pages = np.stack([PAGES, 255 - PAGES.astype(np.uint8)], axis=axes.index("C")).astype(np.uint8)
     root = ome(tmp_path, pages, axes)
     assert channels_of(root / "images" / "a.ome.tif") == 2
-    first, second = (open_tiff_stack(root, channel=channel) for channel in (0, 1))
+    first, second = (TiffStackDataset(root, keys("tiff_stack", channel=channel)) for channel in (0, 1))
     one, other = (found.load(found.samples[0]).image_HW3.astype(int) for found in (first, second))
     assert first.samples[0].id.startswith("a-z"), "the ending is .ome.tif, not .tif"
     np.testing.assert_array_equal(one, 255 - other)
     assert "expected a channel from 0 to 1, found channel = 2" in fault(
-        lambda: (found := open_tiff_stack(root, channel=2)).load(found.samples[0])
+        lambda: (found := TiffStackDataset(root, keys("tiff_stack", channel=2))).load(found.samples[0])
     )
 
 
 def test_a_mask_with_channels_is_refused(tmp_path: Path) -> None:
     root = ome(tmp_path, PAGES, "ZYX", np.stack([MASK, MASK]), "CZYX")
-    assert "expected one label map, found channels (axes CZYX)" in fault(lambda: open_tiff_stack(root))
+    assert "expected one label map, found channels (axes CZYX)" in fault(lambda: TiffStackDataset(root))
 
 
 def test_pages_of_several_kinds(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_pages_of_several_kinds(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "images" / "a.tif") as file:
         file.write(PAGES[0])
         file.write(PAGES[1, :3])
-    assert "found 2 different kinds of pages" in fault(lambda: open_tiff_stack(tmp_path))
+    assert "found 2 different kinds of pages" in fault(lambda: TiffStackDataset(tmp_path))
 
 
 def test_cut_files_are_never_filled(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_cut_files_are_never_filled(tmp_path: Path) -> None:
         (tmp_path / folder / "a.tif").write_bytes(whole[:kept])
 
         def read() -> None:
-            dataset = open_tiff_stack(tmp_path)
+            dataset = TiffStackDataset(tmp_path)
             dataset.load(dataset.samples[0])
 
         assert "cannot be read" in fault(read)

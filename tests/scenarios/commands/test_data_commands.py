@@ -100,7 +100,7 @@ def test_all_faults_are_printed(tmp_path: Path, casam: Casam) -> None:
     for part in (
         "found only background (0)",
         "found 8 x 5",
-        "cannot be decoded",
+        "cannot be read",
         "3 faults",
         "8, 5 readable",
     ):

@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.damage import for_each
 from client.data.dataset import LoadedSample, Sample
-from client.data.labels import Meaning, layered, number
+from client.data.file_patterns import Pair
+from client.data.labels import layered, require_same_size
 from client.data.listing import files_by_stem, is_folder, naming, require_folder, visible_entries
-from client.data.pixels import read_mask
+from client.data.pixels import read_mask, window_range
 from client.data.readers.dicom.dicom_headers import (
     SliceHeader,
     in_order,
@@ -39,6 +41,7 @@ from client.data.readers.dicom.dicom_headers import (
 from client.data.readers.dicom.dicom_pixels import bits_of, gray_range, read_slice, show
 from client.data.readers.dicom.dicom_structures import Drawing
 from client.data.readers.dicom.dicom_tree import DrawnSeries, numbered, read_tree
+from client.data.readers.pairs import PLAIN, FileDataset
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Case:
     headers: tuple[SliceHeader, ...]
 
 
-class DicomDataset:
+class DicomDataset(FileDataset):
     """Every labelled slice of the series in `path`.
 
     window: [centre, width] after rescaling (Hounsfield units for CT), mapped to black..white; by default
@@ -70,56 +73,46 @@ class DicomDataset:
     The constructor reads every header and mask; the faults of all cases are raised together.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        window: list[float] | None = None,
-        labels: Meaning = "instances",
-        structures: list[str] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, spec: DataSpec = PLAIN) -> None:
         require_folder(path, "DICOM series")
-        self._path, self._window, self._labels = path, window, labels
-        cases, notes = _cases(path, structures)
-        self._places: dict[str, tuple[_Case, str]] = {}
+        self._spec = spec
+        cases, notes = _cases(path, spec.structures)
+        self._places: dict[str, tuple[_Case, _Labelled]] = {}
         for case in cases:
-            for id_ in case.slices:
+            for id_, labelled in case.slices.items():
                 if id_ in self._places:
                     raise DataError(
                         f"{case.files[0].parent}: expected a series in one folder, found slices that "
                         f"another folder holds too; leave the copy out of the data"
                     )
-                self._places[id_] = case, id_
+                self._places[id_] = case, labelled
         headers = [header for case in cases for header in case.headers]
         self.empty = len(headers) - len(self._places)
         self.warnings = (*notes, *privacy_warnings(headers))
         self._ranges: dict[Path, tuple[float, float]] = {}
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """All labelled slices, sorted by id; slices of one patient share a group."""
-        return tuple(Sample(id_, self._places[id_][0].patient) for id_ in sorted(self._places))
+        super().__init__(
+            path,
+            [
+                Pair(id_, labelled.file, (labelled.source,), case.patient, None)
+                for id_, (case, labelled) in self._places.items()
+            ],
+        )
 
     def load(self, sample: Sample) -> LoadedSample:
         """One slice: uint8 RGB and int32 labels 1..n. Raises DataError naming the file."""
-        case, labelled = self._place(sample)
+        self.pair(sample)  # refuses a sample of another dataset
+        case, labelled = self._places[sample.id]
         stored = read_slice(labelled.file)
         image_HW3 = show(stored, self._window_of(case, stored.window))
         values = [draw() for draw in labelled.draw]
         for values_HW in values:
-            if image_HW3.shape[:2] != values_HW.shape:
-                raise DataError(
-                    f"{labelled.source}: expected the size of {labelled.file.name}, {image_HW3.shape[1]} x "
-                    f"{image_HW3.shape[0]}, found {values_HW.shape[1]} x {values_HW.shape[0]}; export the "
-                    "mask at the slice's size"
-                )
+            require_same_size(values_HW, labelled.source, image_HW3, labelled.file)
         if not all(values_HW.any() for values_HW in values):
             raise DataError(
                 f"{labelled.source}: expected labels, as when the dataset was opened, found none; leave the "
                 "files alone while they are read"
             )
-        if len(values) == 1:
-            return LoadedSample(image_HW3, number(values[0], self._labels))
-        labels_HW, hidden = layered(values, self._labels)
+        labels_HW, hidden = layered(values, self._spec.labels)
         if hidden:
             raise DataError(
                 f"{labelled.source}: expected structures that differ on {labelled.file.name}, found one "
@@ -129,21 +122,15 @@ class DicomDataset:
 
     def bits(self, sample: Sample) -> int:
         """Bits per value as allocated in the file."""
-        return bits_of(self._place(sample)[1].file)
+        return bits_of(self.pair(sample).image)
 
     def _window_of(self, case: _Case, own: list[float] | None) -> tuple[float, float]:
-        window = self._window or own
+        window = self._spec.window or own
         if window is not None:
-            return window[0] - window[1] / 2, window[0] + window[1] / 2
+            return window_range(window)
         if case.files[0] not in self._ranges:
             self._ranges[case.files[0]] = gray_range(case.files)
         return self._ranges[case.files[0]]
-
-    def _place(self, sample: Sample) -> tuple[_Case, _Labelled]:
-        if sample.id not in self._places:
-            raise DataError(f"{self._path}: expected a sample of this folder, found the id {sample.id!r}")
-        case, id_ = self._places[sample.id]
-        return case, case.slices[id_]
 
 
 def _cases(path: Path, structures: list[str] | None) -> tuple[list[_Case], tuple[str, ...]]:

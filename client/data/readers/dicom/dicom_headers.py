@@ -13,7 +13,7 @@ import numpy as np
 
 from casam_core.errors import DataError
 from client.data.listing import naming, visible_entries
-from client.data.pixels import one_line
+from client.data.pixels import reading
 from client.data.readers.volumes import medical_package
 
 IDENTIFIERS = (
@@ -89,13 +89,8 @@ def read_headers(case: Path) -> list[SliceHeader]:
 def header_of(file: Path) -> SliceHeader:
     """The header of one file. Raises DataError."""
     pydicom = medical_package("pydicom", reader="dicom")
-    try:
+    with reading(file, "a DICOM file", "export it again or remove it"):
         return _header(file, pydicom.dcmread(file, stop_before_pixels=True))
-    except Exception as fault:
-        raise DataError(
-            f"{file}: expected a DICOM file, found one that cannot be read ({one_line(fault)}); "
-            f"export it again or remove it"
-        ) from fault
 
 
 def is_dicom(file: Path) -> bool:

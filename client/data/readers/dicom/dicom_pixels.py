@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.errors import DataError
-from client.data.pixels import MAX_PIXELS, as_rgb, one_line, percentile_range, to_uint8
+from client.data.pixels import MAX_PIXELS, as_rgb, percentile_range, reading, to_uint8
 from client.data.readers.volumes import medical_package
 
 
@@ -28,12 +29,10 @@ class StoredSlice:
 def read_slice(path: Path) -> StoredSlice:
     """Decode one file. Raises DataError; for compressions without a decoder, it names the compression."""
     pydicom = medical_package("pydicom", reader="dicom")
-    try:
+    with _reading(path):
         data = pydicom.dcmread(path)
         rows, columns = int(data.Rows), int(data.Columns)
         colours = str(data.PhotometricInterpretation)
-    except Exception as fault:
-        raise _damaged(path, fault) from fault
     if rows * columns > MAX_PIXELS:
         raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {columns} x {rows}; crop it")
     if colours not in ("MONOCHROME1", "MONOCHROME2", "RGB"):
@@ -41,7 +40,7 @@ def read_slice(path: Path) -> StoredSlice:
             f"{path}: expected MONOCHROME1, MONOCHROME2 or RGB pixels, found {colours}; convert the series"
         )
     _require_decoder(path, data)
-    try:
+    with _reading(path):
         values = data.pixel_array
         if colours == "RGB":
             if values.dtype != np.uint8 or values.ndim != 3:
@@ -49,8 +48,6 @@ def read_slice(path: Path) -> StoredSlice:
             return StoredSlice(values, False, None)
         rescaled = medical_package("pydicom.pixels", reader="dicom").apply_modality_lut(values, data)
         return StoredSlice(np.asarray(rescaled, np.float32), colours == "MONOCHROME1", _window(data))
-    except Exception as fault:
-        raise _damaged(path, fault) from fault
 
 
 def show(stored: StoredSlice, black_white: tuple[float, float]) -> NDArray[np.uint8]:
@@ -70,18 +67,14 @@ def gray_range(files: tuple[Path, ...]) -> tuple[float, float]:
 def bits_of(path: Path) -> int:
     """Bits per value as allocated in the file."""
     pydicom = medical_package("pydicom", reader="dicom")
-    try:
+    with _reading(path):
         return max(8, int(pydicom.dcmread(path, stop_before_pixels=True).BitsAllocated))
-    except Exception as fault:
-        raise _damaged(path, fault) from fault
 
 
 def _require_decoder(path: Path, data: Any) -> None:
-    try:
+    with _reading(path):
         syntax = data.file_meta.TransferSyntaxUID
         compressed = syntax.is_compressed
-    except Exception as fault:
-        raise _damaged(path, fault) from fault
     if not compressed or syntax.name.startswith("Deflated"):
         return
     try:
@@ -106,9 +99,5 @@ def _window(data: Any) -> list[float] | None:
     return window if window[1] > 0 else None
 
 
-def _damaged(path: Path, fault: Exception) -> DataError:
-    # pydicom raises many kinds of exceptions for damaged files; none of them is a defect of this code.
-    return DataError(
-        f"{path}: expected a complete DICOM slice, found one that cannot be read ({one_line(fault)}); export "
-        f"or copy it again"
-    )
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return reading(path, "a complete DICOM slice")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from casam_core.errors import DataError
 from client.data.labels import fill_polygon
-from client.data.pixels import one_line
+from client.data.pixels import reading
 from client.data.readers.dicom.dicom_headers import SliceHeader
 from client.data.readers.volumes import Recent, medical_package, require_readable_size
 
@@ -77,21 +77,13 @@ def structures_in(
     that stay in memory.
     Raises DataError.
     """
-    try:
+    with reading(source, "a complete DICOM SEG or RTSTRUCT", "export it again"):
         grid = Grid(source, slices)
         names = _segments(data) if data.Modality == "SEG" else _rois(data, wanted)
         chosen = {number: name for number, name in names.items() if wanted is None or name in wanted}
         if data.Modality == "SEG":
             return _segmented(source, data, grid, chosen, kept), tuple(names.values())
         return _contoured(source, data, grid, chosen), tuple(names.values())
-    except DataError:
-        raise
-    except Exception as fault:
-        # pydicom raises many kinds of exceptions for incomplete objects; none is a defect of this code.
-        raise DataError(
-            f"{source}: expected a complete DICOM SEG or RTSTRUCT, found one that cannot be read "
-            f"({one_line(fault)}); export it again"
-        ) from fault
 
 
 def _segments(data: Any) -> dict[int, str]:

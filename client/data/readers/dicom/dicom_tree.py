@@ -17,7 +17,7 @@ from casam_core.errors import DataError
 from client.data.damage import for_each
 from client.data.file_patterns import files_below
 from client.data.listing import naming
-from client.data.pixels import one_line
+from client.data.pixels import reading
 from client.data.readers.dicom.dicom_headers import (
     SliceHeader,
     header_of,
@@ -134,10 +134,8 @@ def _structures(
     file: Path, ordered: Sequence[SliceHeader], wanted: Sequence[str] | None, kept: Recent
 ) -> tuple[Drawings, tuple[str, ...]]:
     pydicom = medical_package("pydicom", reader="dicom")
-    try:
+    with reading(file, "a DICOM object"):
         data: Any = pydicom.dcmread(file, stop_before_pixels=True)
-    except Exception as fault:
-        raise DataError(f"{file}: expected a DICOM object, it cannot be read: {one_line(fault)}") from fault
     return structures_in(file, data, ordered, wanted, kept)
 
 
