@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TypeVar
 
@@ -59,6 +60,9 @@ STATE = "casam"
 
 SCENARIO = "scenario"
 """Key in that record: the compressed scenario."""
+
+MADE_AS: ContextVar[type[Institution]] = ContextVar("MADE_AS", default=Institution)
+"""The class of institutions; an engine in this process may serve a class of its own (scenarios/ask)."""
 
 Asked = TypeVar("Asked", bound=schema.Message)
 Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
@@ -293,7 +297,7 @@ def institution_at(site: Site, scenario_json: str) -> Institution:
     The cache is large, because opening an institution again for every message costs more than its work.
     """
     scenario = site.localised(parsed(scenario_json))
-    return Institution(site, scenario, ready_backbone(scenario))
+    return MADE_AS.get()(site, scenario, ready_backbone(scenario))
 
 
 def forget_institutions() -> None:

@@ -7,6 +7,7 @@ writes to `site.store` and `site.private` stay.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +63,7 @@ from client.data.task_data import StoredExamples, TaskData, open_task, private_u
 from client.evaluation.evaluator import Evaluator, Measured
 from client.evaluation.results import Results
 from client.node.progress import reporter
+from client.simulation.kept_training import trained_once
 from client.site import Site
 
 if TYPE_CHECKING:
@@ -107,6 +109,14 @@ class Institution:
         self.router = build_router(scenario.router, site.folder_of(FRAMES))
         self._tasks: dict[str, TaskData] = {}
         make_folder(site.private, 0o700)
+
+    draw = 0
+    """Number of the draw of simulated noise: another one changes the noise and nothing else."""
+
+    @property
+    def trained(self) -> Path:
+        """Folder of kept training (client/simulation/kept_training.py)."""
+        return self.site.private / "trained"
 
     @property
     def name(self) -> str:
@@ -171,6 +181,10 @@ class Institution:
         Args:
             others: institutions whose images are pooled with these (simulations only).
         """
+        return trained_once(self, request, lambda: self.train(request, others))
+
+    def train(self, request: AlignRequest, others: Sequence[Institution]) -> AlignReply:
+        """`align`, without a look at what was kept."""
         job, method, training = request.job, method_of(self.scenario.method), self.scenario.training
         layer = self.layer(job.task, request.layer)
         examples = self.examples(request.trains_on, "train", layer, others)
@@ -351,7 +365,8 @@ class Institution:
         """Noise from the operating system. In a simulation the noise is seeded and protects no data."""
         if not self.site.simulated:
             return NoiseSource.from_system()
-        scope = (self.name, job.stage, job.round, "noise", kind, job.task)
+        draw = (self.draw,) if self.draw else ()
+        scope = (self.name, job.stage, job.round, "noise", kind, job.task, *draw)
         return NoiseSource.seeded(self.scenario.seed, *scope)
 
     def private_draws(self, job: Job, purpose: str) -> Draws:

@@ -38,14 +38,15 @@ file again at every training step costs more."""
 class TaskData:
     """One task's images here. Images are loaded when needed; the names of their embeddings stay in memory.
 
-    division: digest of everything that decides which part a unit is in, except the unit's own id.
+    keys: known names of embeddings, by image. division: digest of everything that decides which part
+    a unit is in, except the unit's own id.
     """
 
     dataset: Dataset
     split: Split
     store: EmbeddingStore
     division: str = ""
-    _keys: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
 
     def load(self, sample: Sample) -> LoadedSample:
         """One image with its labels. Raises DataError."""
@@ -58,17 +59,17 @@ class TaskData:
 
     def embedding(self, sample: Sample, backbone: Backbone) -> tuple[str, Tensor]:
         """(key, z_CHW) of one image; it is encoded only if the store has no intact file of it."""
-        known = self._keys.get(sample.id)
+        known = self.keys.get(sample.id)
         if known is not None:
             with contextlib.suppress(KeyError):
                 return known, self.store.load(known)
         key, z_CHW = self.store.embed(self.load(sample).image_HW3, backbone)
-        self._keys[sample.id] = key
+        self.keys[sample.id] = key
         return key, z_CHW
 
     def key(self, sample: Sample, backbone: Backbone) -> str:
         """The name of one image's embedding, which is in the store when this function returns."""
-        return self._keys[sample.id] if self._stored(sample) else self.embedding(sample, backbone)[0]
+        return self.keys[sample.id] if self._stored(sample) else self.embedding(sample, backbone)[0]
 
     def encode(
         self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]
@@ -82,14 +83,14 @@ class TaskData:
         new = [sample for sample in samples if not self._stored(sample)]
         stored = self.store.fill([partial(self._image, sample) for sample in new], backbone)
         for done, (i, key) in enumerate(stored, len(samples) - len(new) + 1):
-            self._keys[new[i].id] = key
+            self.keys[new[i].id] = key
             progress(done, len(samples))
 
     def _image(self, sample: Sample) -> NDArray[np.uint8]:
         return self.load(sample).image_HW3
 
     def _stored(self, sample: Sample) -> bool:
-        known = self._keys.get(sample.id)
+        known = self.keys.get(sample.id)
         return known is not None and known in self.store
 
     def seen(self, sample: Sample, backbone: Backbone, pixels: bool) -> Tensor:

@@ -19,6 +19,7 @@ from client.dp.paid_release import AGAIN, LATER, plan_of, release_once
 from client.dp.plan import TaskPlan
 from client.institution import Institution, train_round
 from client.node.progress import reporter
+from client.simulation.kept_training import trained_once
 
 
 def align_privately(institution: Institution, request: AlignRequest) -> AlignReply:
@@ -43,7 +44,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     plan = plan_of(institution, job.task)
     mechanisms = {job.task: plan.layer_rounds[0 if fresh else -1]}
 
-    def compute(noise: NoiseSource) -> Payload:
+    def train(noise: NoiseSource) -> AlignReply:
         layer = institution.layer(job.task, request.layer)
         examples = institution.examples([job.task], "train", layer)
         draws = institution.private_draws(job, "align")
@@ -51,7 +52,10 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         report = reporter(institution.name, f"train {job.task} privately")
         rng = institution.draws(job, "align")
         train_round(scenario, job.task, layer, institution.backbone, examples, steps, rng, report)
-        return AlignReply(weights_of(layer), units.images).to_payload()
+        return AlignReply(weights_of(layer), units.images)
+
+    def compute(noise: NoiseSource) -> Payload:
+        return trained_once(institution, request, lambda: train(noise)).to_payload()
 
     released = release_once(
         institution,

@@ -29,6 +29,7 @@ from client.dp.paid_release import forget_releases
 from client.evaluation.evaluator import drop_kept_entries
 from client.evaluation.results import Results
 from client.institution import Institution
+from client.simulation.kept_training import MERGED
 
 
 class KnownEntries:
@@ -136,6 +137,7 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     for name in ("scores.jsonl", "masks.jsonl"):
         Results(private / name).forget(request.entries)
     forget_releases(institution.site, request.job.stage)
+    remove_folder(institution.trained / MERGED)
     remove_folder(private / "overlays")
     drop_kept_entries()
     site = institution.site

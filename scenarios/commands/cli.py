@@ -22,7 +22,7 @@ from scenarios.commands.deploy_commands import bundle_app, deploy_app, gateway, 
 from scenarios.commands.report_commands import card, export, report, studio, watch
 from scenarios.commands.scenario_commands import init, scenarios_app, schema, studies_app
 from scenarios.commands.site_commands import site_app
-from scenarios.commands.study_command import compare, study
+from scenarios.commands.study_command import ask, compare, study
 from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
 from scenarios.engines import Engine
 
@@ -222,6 +222,7 @@ GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "studies": studies_app,
         "study": study,
         "compare": compare,
+        "ask": ask,
     },
     "Use the results": {
         "predict": predict,

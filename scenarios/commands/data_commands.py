@@ -361,7 +361,7 @@ def _written(spec: DataSpec) -> dict[str, object]:
 
 def _table_line(spec: DataSpec) -> str:
     """The same in one line."""
-    from scenarios.schema_pages import quoted
+    from scenarios.export.schema_pages import quoted
 
     written = _written(spec)
     return f"{{ {', '.join(f'{key} = {quoted(value)}' for key, value in written.items())} }}"

@@ -204,7 +204,7 @@ def init(
     """
     from casam_core.config.toml import parse_scenario
     from casam_core.files import write_new
-    from scenarios.schema_pages import policy_text
+    from scenarios.export.schema_pages import policy_text
 
     for path in (file, *([policy] if policy else [])):
         check_new(path)
@@ -292,7 +292,7 @@ def scenario_text(order: ScenarioOrder) -> str:
 
 def scenario_lines(order: ScenarioOrder, stream: Sequence[str]) -> Iterator[str]:
     """Line by line."""
-    from scenarios.schema_pages import quoted
+    from scenarios.export.schema_pages import quoted
 
     root = " --data-root FOLDER" if any(site.relative for site in order.sites) else ""
     yield f"# Run it with: casam run THIS-FILE{root}"
@@ -321,7 +321,7 @@ def scenario_lines(order: ScenarioOrder, stream: Sequence[str]) -> Iterator[str]
 
 def institution_lines(sites: Sequence[SiteOrder]) -> Iterator[str]:
     """One institution with its tasks."""
-    from scenarios.schema_pages import quoted
+    from scenarios.export.schema_pages import quoted
 
     yield "\n[[institutions]]"
     yield f"name = {quoted(sites[0].name)}"

@@ -1,4 +1,4 @@
-"""`casam study` and `casam compare`: run all combinations, compare them, write the results."""
+"""`casam study`, `casam compare`: run all combinations and compare. `casam ask`: predict one change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casam_core.errors import RunError, ScenarioError, StudyError
-from scenarios.commands.terminal import at_ctrl_c, console, say
+from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
 from scenarios.engines import Engine
 
 if TYPE_CHECKING:
@@ -66,6 +66,40 @@ def study(
     carry_out(
         plan, path.name, out or Path("studies") / plan.study.name, Options(root, engine, jobs, ray, plan_only)
     )
+
+
+def ask(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of `casam run`.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="What would be different; may be given several times."
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds that the answer may take.")] = 30.0,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the noise, at most.")] = 5,
+    json_: Json = False,
+) -> None:
+    """Say in seconds what another policy would give: who gains and loses, epsilon, and what is not known.
+
+    For example: casam ask RUN --set institutions.heart-centre.policy.budget.epsilon=3
+
+    It replays the run with what this machine computed before, so it needs the private files of a simulation.
+    Exit status: 0 answered, 1 no answer in time, 2 bad input.
+    """
+    from scenarios.ask.asking import question
+
+    asked, screen = question(run, set_ or ()), console(stderr=True)
+    with screen.status("replaying"):
+        from scenarios.ask.answer_text import answer_lines
+        from scenarios.ask.answering import answer
+
+        found = answer(asked, seconds=seconds, draws=draws)
+    if json_:
+        print_json(found.as_json())
+        return
+    for line in answer_lines(found):
+        typer.echo(line)
 
 
 def compare(

@@ -30,8 +30,8 @@ from scenarios.deploy.certificates import (
 )
 from scenarios.deploy.sbom import bill_of_materials
 from scenarios.engines.bundle import build_bundle, bundle_hash
+from scenarios.export.schema_pages import policy_text
 from scenarios.inspection.site_files import site_text
-from scenarios.schema_pages import policy_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOCK = ROOT / "requirements-node.lock"

@@ -15,9 +15,9 @@ from casam_core.config.site_file import SiteFile, TaskDescription
 from casam_core.errors import DataError
 from client.data.listing import require_folder, visible_entries
 from client.data.open import open_dataset
+from scenarios.export.schema_pages import policy_lines, quoted
 from scenarios.inspection.named_files import DICOM, ITK_VOLUMES, PIXELS, VOLUMES, says_something
 from scenarios.inspection.understand import understand
-from scenarios.schema_pages import policy_lines, quoted
 
 HEAD = """\
 # The site file: what this institution says about its images, and how it approves scenarios. The institution

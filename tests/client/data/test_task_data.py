@@ -32,5 +32,5 @@ def test_batches_leave_the_names_and_files_that_single_images_leave(
     batched.encode(samples[:2], tiny, lambda done, total: None)
     batched.encode(samples, tiny, lambda done, total: told.append((done, total)))
     assert told == [(done, 7) for done in range(3, 8)]
-    assert batched._keys == single._keys
+    assert batched.keys == single.keys
     assert {batched.key(sample, tiny) in batched.store for sample in samples} == {True}

@@ -32,8 +32,8 @@ from client import client_app
 from client.node.approvals import MOST_PENDING, approvals_in, approve, pending_in, withdraw
 from client.release.approval import LARGEST_TEXT, require_approval
 from scenarios.engines.inprocess import InProcessGrid
+from scenarios.export.schema_pages import quoted
 from scenarios.inspection.site_files import dotted
-from scenarios.schema_pages import quoted
 from tests.conftest import tiny_table
 
 SECRETS = [f"mueller-anna-{year}_{n}" for year in range(1931, 1941) for n in range(4)]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from casam_core.config.library import library_names, resolve_scenario
 from scenarios.commands.cli import app
-from scenarios.schema_pages import run_folder_page, scenario_page, site_file_page
+from scenarios.export.schema_pages import run_folder_page, scenario_page, site_file_page
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
 
@@ -235,11 +235,11 @@ def test_every_scenario_of_the_library_is_valid(name: str) -> None:
 
 def test_pages_that_are_made_from_schemas_are_up_to_date() -> None:
     page = (DOCS / "scenario.md").read_text()
-    assert page == scenario_page(), "run: python -m scenarios.schema_pages"
+    assert page == scenario_page(), "run: python -m scenarios.export.schema_pages"
     page = (DOCS / "site-file.md").read_text()
-    assert page == site_file_page(), "run: python -m scenarios.schema_pages"
+    assert page == site_file_page(), "run: python -m scenarios.export.schema_pages"
     page = (DOCS / "run-folder.md").read_text()
-    assert page == run_folder_page(page), "run: python -m scenarios.schema_pages"
+    assert page == run_folder_page(page), "run: python -m scenarios.export.schema_pages"
     assert "| `routing.accuracy` |" in page
 
 

@@ -18,7 +18,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_policy, read_scenario
 from scenarios.commands.scenario_commands import Kind, schema_of
 from scenarios.engines.preflight import preflight
-from scenarios.schema_pages import policy_text
+from scenarios.export.schema_pages import policy_text
 from scenarios.study.study import STUDIES
 from tests.casam_command import Casam
 from tests.conftest import tiny_table

@@ -30,7 +30,7 @@ from scenarios.deploy.certificates import new_authority, signing_pair
 from scenarios.deploy.provision import LOCK, Consortium, parse_names, provision
 from scenarios.deploy.sbom import bill_of_materials, locked_packages
 from scenarios.engines.bundle import build_bundle, bundle_hash
-from scenarios.schema_pages import policy_text
+from scenarios.export.schema_pages import policy_text
 
 CONSORTIUM = Consortium(("north", "south"), "fl.example.org:9092", ("10.0.0.7",))
 

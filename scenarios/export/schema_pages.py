@@ -2,7 +2,7 @@
 
 In a clone, generate the pages again with
 
-    python -m scenarios.schema_pages
+    python -m scenarios.export.schema_pages
 
 It writes all of docs/scenario.md and docs/site-file.md, and the table of summary.json in
 docs/run-folder.md.
@@ -34,7 +34,7 @@ A scenario is a TOML file: one experiment. Unknown keys are refused. Every key c
 command line with `--set KEY=VALUE`, with dots between tables and numbers for list items, e.g.
 `--set training.epochs=3` or `--set institutions.0.data.polyp.images=12`.
 
-This page is made from the schema (`python -m scenarios.schema_pages`).
+This page is made from the schema (`python -m scenarios.export.schema_pages`).
 """
 
 SUMMARY_TABLE = re.compile(r"(?<=## summary\.json\n\n).*?(?=\n\nIoU is measured)", re.DOTALL)
@@ -59,7 +59,7 @@ scenarios. `casam site init FOLDER` writes one, `casam data check --site FILE` r
 or share of a scenario reaches a real site's images. In a simulation the scenario's `data` tables stand in
 its place.
 
-This page is made from the schema (`python -m scenarios.schema_pages`).
+This page is made from the schema (`python -m scenarios.export.schema_pages`).
 """
 
 

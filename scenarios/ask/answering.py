@@ -1,0 +1,256 @@
+"""The answer: every figure as it is and as it would be with its interval, its cost, and what is unknown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from casam_core.errors import CasamError, RunError
+from casam_core.files import lock_file, make_folder
+from casam_core.protocol.messages import TaskResult
+from client.node.worktime import noted
+from scenarios.ask.asking import Question, write_study
+from scenarios.ask.remembering import FOLDER, SiteMemory, memory_of
+from scenarios.ask.replay import Clock, Replayed, TooSlowError, replay
+
+CONFIDENCE = 0.9
+SAME = 5e-5
+"""Half of the last digit in which scores leave an institution: smaller differences are none."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The IoU of one task at one institution. None: no figure leaves it.
+
+    now: in the run. same_seed: in a run with the run's seed. predicted: the mean over draws of the noise; it
+    is same_seed where there is no noise. low, high: 90 % interval for a run with another draw of the noise
+    and other test images; noise_low, noise_high: with the same test images. routes: by task, test images of
+    same_seed.
+    """
+
+    institution: str
+    task: str
+    now: float | None
+    same_seed: float | None
+    predicted: float | None
+    low: float | None
+    high: float | None
+    noise_low: float | None
+    noise_high: float | None
+    routes: dict[str, int]
+    rerouted: bool
+
+    @property
+    def affected(self) -> bool:
+        """Whether the change does anything to these images."""
+        if self.now is None or self.predicted is None:
+            return self.now is not self.predicted
+        return self.rerouted or abs(self.predicted - self.now) > SAME
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one institution spends and refuses, in the run and in the changed one; exact."""
+
+    institution: str
+    epsilon_train_now: float | None
+    epsilon_train: float | None
+    epsilon_metrics_now: float | None
+    epsilon_metrics: float | None
+    refusals: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """draws: of the noise, the first as in `casam run`. trained: layers that the run had not trained.
+    unknown: what this cannot know; study: the command of the full runs that would tell."""
+
+    settings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    costs: tuple[Cost, ...]
+    draws: int
+    seconds: float
+    trained: tuple[str, ...]
+    unknown: tuple[str, ...]
+    study: str
+
+    @property
+    def affected(self) -> tuple[str, ...]:
+        """Institutions with a figure, a cost or a refusal that changes."""
+        by_cost = {
+            cost.institution
+            for cost in self.costs
+            if (cost.epsilon_train_now, cost.epsilon_metrics_now)
+            != (cost.epsilon_train, cost.epsilon_metrics)
+        }
+        names = {row.institution for row in self.rows if row.affected} | by_cost
+        return tuple(cost.institution for cost in self.costs if cost.institution in names)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as a table of JSON."""
+        return asdict(self) | {"affected": self.affected}
+
+
+def answer(asked: Question, *, seconds: float = 30.0, draws: int = 5) -> Answer:
+    """Answer a question within about so many seconds.
+
+    draws: of the noise, at most; fewer if the seconds end. Raises RunError with the command of the study if
+    not even one fits, and the CasamError with which the changed run would end.
+    """
+    make_folder(asked.run / FOLDER, 0o700)
+    study = write_study(asked)
+    try:
+        lock = lock_file(asked.run / FOLDER / "lock")
+    except BlockingIOError as error:
+        raise RunError(f"{asked.run}: another question is being answered; wait for it") from error
+    with lock:
+        clock = Clock(seconds, pace_of(asked))
+        try:
+            now = replay(asked.old, memory_of(asked.run, asked.old, asked.old), asked.data_root, clock)
+            memories = memory_of(asked.run, asked.old, asked.new)
+            drawn = [replay(asked.new, memories, asked.data_root, clock)]
+        except TooSlowError as error:
+            raise RunError(
+                f"no answer within {seconds:g} s: {error}; give more with --seconds, or run: {study}"
+            ) from error
+        noisy = any(site.policy.adds_noise for site in asked.new.institutions)
+        trained = tuple(f"{name}: {task}" for name, task in dict.fromkeys(clock.trained))
+        if noisy:
+            drawn += redrawn(asked, memories, clock, draws)
+    return Answer(
+        settings=asked.settings,
+        rows=tuple(rows(now, drawn)),
+        costs=tuple(costs(now, drawn[0])),
+        draws=len(drawn) if noisy else 0,
+        seconds=round(clock.seconds, 2),
+        trained=trained,
+        unknown=tuple(unknown(asked, now, drawn)),
+        study=study,
+    )
+
+
+def redrawn(
+    asked: Question, memories: Mapping[str, SiteMemory], clock: Clock, draws: int
+) -> Iterator[Replayed]:
+    """More draws of the noise, as long as one more ends in time."""
+    needed = 0.0
+    for draw in range(1, draws):
+        begun = clock.seconds
+        if begun + needed > clock.limit:
+            return
+        try:
+            yield replay(asked.new, memories, asked.data_root, clock, draw)
+        except (TooSlowError, CasamError):
+            return
+        needed = clock.seconds - begun
+
+
+def pace_of(asked: Question) -> dict[tuple[str, str], float]:
+    """By institution and task, the seconds that its training took in the run."""
+    found: dict[tuple[str, str], float] = {}
+    for site in asked.old.institutions:
+        for work in noted(asked.run / "institutions" / site.name / "private"):
+            if work.kind.startswith("train") and not work.kind.endswith(("router", "calibrate")):
+                key = (site.name, work.task)
+                found[key] = max(found.get(key, 0.0), work.seconds)
+    return found
+
+
+def rows(now: Replayed, drawn: Sequence[Replayed]) -> Iterator[Row]:
+    """One row for each institution and task that has a figure in either."""
+    first = drawn[0]
+    keys = [(name, task) for found in (now, first) for name in found.results for task in found.results[name]]
+    last = len(first.summary.tasks)
+    for name, task in dict.fromkeys(keys):
+        old, new = result_of(now, name, task, last), result_of(first, name, task, last)
+        values = [found.iou for one in drawn if (found := result_of(one, name, task, last)) is not None]
+        whole = new is not None and len(values) == len(drawn)
+        mean = float(np.mean(values)) if whole else None
+        spread = noise_half(values) if whole else None
+        yield Row(
+            institution=name,
+            task=task,
+            now=old.iou if old else None,
+            same_seed=new.iou if new else None,
+            predicted=mean,
+            **interval("", mean, spread, images_half(new) if new else None),
+            **interval("noise_", mean, spread, 0.0),
+            routes=dict(new.routes) if new else {},
+            rerouted=bool(old and new and dict(old.routes) != dict(new.routes)),
+        )
+
+
+def result_of(found: Replayed, name: str, task: str, last: int) -> TaskResult | None:
+    """What an institution released after the last stage; None if it released nothing then."""
+    return found.results.get(name, {}).get(task) if found.stages.get(name) == last else None
+
+
+def interval(prefix: str, mean: float | None, noise: float | None, images: float | None) -> dict[str, Any]:
+    """low and high around the mean, within 0 and 1."""
+    if mean is None or noise is None:
+        return {f"{prefix}low": None, f"{prefix}high": None}
+    half = math.hypot(noise, images or 0.0)
+    return {f"{prefix}low": max(0.0, mean - half), f"{prefix}high": min(1.0, mean + half)}
+
+
+def noise_half(values: Sequence[float]) -> float:
+    """Half the width of Student's 90 % interval for one more draw; 0 for a single figure without noise."""
+    if len(values) < 2:
+        return 0.0
+    from scipy.stats import t
+
+    n = len(values)
+    sd = float(np.std(values, ddof=1))
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd * math.sqrt(1 + 1 / n)
+
+
+def images_half(result: TaskResult) -> float | None:
+    """Half the width of the 90 % interval over test images; None where the institution tells no deviation.
+
+    sqrt(2): one mean over such images is compared with another one.
+    """
+    found = result.statistics
+    if found is None or found.iou.sd is None or found.units < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, found.units - 1)) * found.iou.sd * math.sqrt(2 / found.units)
+
+
+def costs(now: Replayed, new: Replayed) -> Iterator[Cost]:
+    """Every institution of either run."""
+    for name in dict.fromkeys([*now.summary.privacy, *new.summary.privacy]):
+        old, changed = now.summary.privacy.get(name), new.summary.privacy.get(name)
+        yield Cost(
+            institution=name,
+            epsilon_train_now=old.epsilon_train if old else None,
+            epsilon_train=changed.epsilon_train if changed else None,
+            epsilon_metrics_now=old.epsilon_metrics if old else None,
+            epsilon_metrics=changed.epsilon_metrics if changed else None,
+            refusals=dict(changed.refusals) if changed else {},
+        )
+
+
+def unknown(asked: Question, now: Replayed, drawn: Sequence[Replayed]) -> Iterator[str]:
+    """What this answer cannot know."""
+    yield "how another seed would change it: other splits, other initial weights"
+    if now.summary.matrix["iou"] != asked.summary.matrix["iou"]:
+        yield (
+            "the figures of the run to the last digit: this machine or version gives others, so `now` is "
+            "computed anew here"
+        )
+    noisy = [site.name for site in asked.new.institutions if site.policy.adds_noise]
+    if noisy and len(drawn) < 3:
+        yield f"how much the noise of {', '.join(noisy)} moves the figures: no time for more draws"
+    told = [site.name for site in asked.new.institutions if site.policy.metrics == "noisy"]
+    if told:
+        yield f"how other test images of {', '.join(told)} would change the scores: they tell no deviation"
+    silent = [site.name for site in asked.new.institutions if site.policy.metrics == "never"]
+    if silent:
+        yield f"the scores of {', '.join(silent)}: policy.metrics is never"
+    if asked.start.ledger_dir:
+        yield "what earlier runs of the same ledgers spent: epsilon counts this run alone"
