@@ -45,6 +45,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "scale": Benchmark(
         "9, 100 and 1,000 institutions through Flower, compared with an idle app.", at("speed.scale:run")
     ),
+    "disasters": Benchmark(
+        "Many seeds of simulated disasters (--seeds), from a clone. It resumes.",
+        at("speed.disaster_runs:run"),
+        True,
+    ),
     "gpu": Benchmark(
         "The work of institutions on a CUDA card; CASAM_GPU=cpu rehearses it.",
         at("card.card_parts:run"),

@@ -51,7 +51,8 @@ class Surroundings:
     show: print a line, a table. parts: folder
     in which a benchmark of several parts keeps each, to go on after an interruption. trace: folder for what a
     profiler saw. engines: run scenarios and Flower apps; this package imports no engine.
-    smoke: small sizes only, for the regression guard. data_root: folder of real datasets, if any.
+    smoke: small sizes only, for the regression guard. data_root: folder of real datasets, if any. seeds: of
+    simulated disasters; 0: the benchmark's own number.
     """
 
     home: Path
@@ -64,6 +65,7 @@ class Surroundings:
     data_root: Path | None = None
     parts: Path | None = None
     trace: Path | None = None
+    seeds: int = 0
 
     def lite_medsam(
         self,

@@ -246,14 +246,25 @@ class IsDataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+HEAD = "head"
+"""Key of a line's hash in a RecordLog."""
+
+
 class RecordLog(LockedLog[R]):
-    """A LockedLog of dataclasses: one JSON object per line; its lists are tuples."""
+    """A LockedLog of dataclasses: one JSON object per line; its lists are tuples.
+
+        head_n = SHA-256(head_{n-1} + line n as JSON without its head)
+
+    So a changed byte, a removed or a moved line is seen; a cut at the end is not. Lines of earlier versions
+    have no head. They count in the heads after them, and none may follow a line with a head.
+    """
 
     def __init__(self, path: Path, kind: type[R], fault: str, optional: Collection[str] = ()) -> None:
         """fault: what a damaged line is not, and what follows from it. optional: keys that lines of earlier
         versions lack."""
         super().__init__(path, self._record)
         self._kind, self._fault, self._optional = kind, fault, frozenset(optional)
+        self._heads: list[tuple[str, bool]] = []  # by line, its head, and whether it stands in the file
 
     def add(self, record: R, allow: Callable[[Sequence[R]], None] = lambda records: None) -> None:
         """Add a line; it is on disk when this returns.
@@ -264,13 +275,26 @@ class RecordLog(LockedLog[R]):
 
         def make(records: Sequence[R]) -> tuple[R, str]:
             allow(records)
-            return record, json.dumps(asdict(record), sort_keys=True)
+            content = asdict(record)
+            head = self._head_of(records, content, written=True)
+            return record, json.dumps(content | {HEAD: head}, sort_keys=True)
 
         self.append(make)
+
+    def _head_of(self, before: Sequence[R], content: dict[str, Any], *, written: bool) -> str:
+        """The head of the line after `before`; it is remembered. Raises ValueError if it must be written."""
+        del self._heads[len(before) :]  # of a line that the disk refused, or of lines that are read again
+        previous, begun = self._heads[-1] if self._heads else ("", False)
+        if begun and not written:
+            raise ValueError("a line without a head")
+        text = previous + json.dumps(content, sort_keys=True)
+        self._heads.append((hashlib.sha256(text.encode()).hexdigest(), written))
+        return self._heads[-1][0]
 
     def _record(self, before: Sequence[R], text: bytes) -> R:
         try:
             content, known = json.loads(text.decode()), {field.name for field in fields(self._kind)}
+            head = content.pop(HEAD, None)
             if newer := content.keys() - known:
                 raise PolicyError(
                     f"{self.path}: line {len(before) + 1} holds {min(newer)!r}, which this version does not "
@@ -278,6 +302,8 @@ class RecordLog(LockedLog[R]):
                 )
             if content.keys() | self._optional != known:
                 raise ValueError("other keys")
+            if head not in (None, self._head_of(before, content, written=head is not None)):
+                raise ValueError("another head: this line or one before it was changed")
             return self._kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise PolicyError(f"{self.path}: line {len(before) + 1} is not {self._fault}") from error

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import Name, Scenario
 from casam_core.config.section import Section
-from casam_core.config.toml import explain, read_table
+from casam_core.config.toml import explain, read_section
 from casam_core.errors import DataError
 
 
@@ -93,7 +93,7 @@ class SiteFile(Section):
 def read_site_file(path: Path) -> SiteFile:
     """The site file in `path`. Raises DataError."""
     try:
-        return SiteFile.model_validate(read_table(path, "site", DataError))
+        return read_section(path, SiteFile, "site", DataError)
     except ValidationError as error:
         raise DataError(f"{path}: {explain(error)}".replace("scenario.md", "site-file.md")) from error
 

@@ -6,6 +6,7 @@ import copy
 import json
 import tomllib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
+from casam_core.config.section import S, Section
 from casam_core.errors import CasamError, PolicyError, ScenarioError
 
 Table = dict[str, Any]
@@ -33,6 +35,23 @@ def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
         raise refuse(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def read_section(path: Path, section: type[S], what: str, refuse: type[CasamError]) -> S:
+    """The file as a section, which is immutable: a site reads its files again for every message, and a
+    process parses equal texts once. Raises `refuse`, and ValidationError for a wrong key or value."""
+    try:
+        found: S = _parsed(section, path.suffix, path.read_text(encoding="utf-8"))
+        return found
+    except ValidationError:
+        raise
+    except (ValueError, OSError):
+        return section.model_validate(read_table(path, what, refuse))  # which says what is wrong
+
+
+@lru_cache(maxsize=64)
+def _parsed(section: type[Section], suffix: str, text: str) -> Any:
+    return section.model_validate(json.loads(text) if suffix == ".json" else tomllib.loads(text))
+
+
 def as_table(content: Any) -> Table:
     """The content, typed as a table. Raises ValueError if it is not an object."""
     if not isinstance(content, dict):
@@ -43,7 +62,7 @@ def as_table(content: Any) -> Table:
 def read_policy(path: Path) -> Policy:
     """Read the policy of an institution. Raises PolicyError."""
     try:
-        return Policy.model_validate(read_table(path, "policy", PolicyError))
+        return read_section(path, Policy, "policy", PolicyError)
     except ValidationError as error:
         raise PolicyError(f"{path}: {explain(error)}") from error
 

@@ -14,7 +14,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -102,7 +102,7 @@ def now() -> str:
 
 def chained(sequence: int, release: Release, previous: str) -> Line:
     """The line with its head."""
-    body = {"sequence": sequence, **asdict(release), "previous": previous}
+    body = {"sequence": sequence, **vars(release), "previous": previous}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return Line(sequence, release, previous, hashlib.sha256(text.encode()).hexdigest())
 
@@ -110,7 +110,7 @@ def chained(sequence: int, release: Release, previous: str) -> Line:
 def line_text(line: Line) -> str:
     """The line as text of the file."""
     return json.dumps(
-        {"sequence": line.sequence, **asdict(line.release), "previous": line.previous, "head": line.head},
+        {"sequence": line.sequence, **vars(line.release), "previous": line.previous, "head": line.head},
         sort_keys=True,
     )
 

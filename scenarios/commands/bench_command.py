@@ -102,6 +102,9 @@ def bench(
         Path | None,
         typer.Option(help="gpu: write a Chrome trace of a training and its ten heaviest kernels here."),
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="disasters: play the seeds below this number. Default: 2000.")
+    ] = 0,
 ) -> None:
     """Run one benchmark, or several. A ratio compares two sides that took turns in one process.
 
@@ -136,6 +139,7 @@ def bench(
         data_root=data_root,
         parts=json_.with_suffix(".parts") if json_ is not None else None,
         trace=trace,
+        seeds=seeds,
     )
 
     def measure(benchmark: str) -> Figures:

@@ -63,13 +63,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Directory:
-    """The institutions of the scenario, in its order. unregistered: (node, name) of claims that the key of
-    that name did not sign."""
+    """The institutions of the scenario, in its order.
+
+    unregistered: (node, name) of claims that the key of that name did not sign. other_versions: nodes that
+    are left out because they run another version, and the difference.
+    """
 
     members: dict[str, Member]
     backbone: str
     compute: str
     unregistered: tuple[tuple[int, str], ...] = ()
+    other_versions: tuple[tuple[int, str], ...] = ()
 
 
 def identify(
@@ -94,12 +98,13 @@ def identify(
 
     Returns:
         The institutions that answered. If `participation.missing` is "skip", the result excludes institutions
-        with no answer within `deadlines.connect` seconds and those that cannot open their data.
+        with no answer within `deadlines.connect` seconds, those that cannot open their data, and nodes with
+        another version of code or message schema.
 
     Raises:
-        RunError: an institution is missing or broken and `participation.missing` is "stop"; two connected
-            nodes hold the key of one institution; or a node has another version of code, message schema,
-            backbone or preprocessing.
+        RunError: an institution is missing, broken or of another version and `participation.missing` is
+            "stop"; two connected nodes hold the key of one institution; or a node has another backbone or
+            preprocessing.
         ScenarioError: no institution holds a task of the stream.
     """
     wanted = [site.name for site in scenario.institutions if site.name not in absent]
@@ -125,7 +130,11 @@ def identify(
         for node, answer in zip(new, answers.values(), strict=True):
             asked.take(node, requests[answer.to], answer, skip=skip)
         check_once({node: reply for node, reply in asked.replies.items() if node not in before})
-        directory = replace(collect(asked.replies), unregistered=tuple(sorted(asked.unregistered)))
+        directory = replace(
+            collect(asked.replies),
+            unregistered=tuple(sorted(asked.unregistered)),
+            other_versions=tuple(asked.other_versions.items()),
+        )
         missing = sorted(set(wanted) - directory.members.keys(), key=wanted.index)
         late = time.monotonic() > end
         if not missing or (skip and directory.members and late):
@@ -135,7 +144,7 @@ def identify(
             raise RunError(
                 f"no answer from {', '.join(missing)} within {deadline:.0f} s; "
                 f"connected: {', '.join(sorted(directory.members)) or 'nobody'}{others(directory)}"
-                f"{waits and '; '}{waits}"
+                f"{waits and '; '}{waits}{''.join(f'; {why}' for why in asked.other_versions.values())}"
             )
         if waits not in ("", said):
             said = waits
@@ -149,7 +158,7 @@ class Asked:
 
     knowing: nodes that have the scenario. replies: what the registered names of a node say.
     broken: nodes that cannot take part. waiting: nodes where nobody approved the scenario yet.
-    unregistered: as in Directory.
+    unregistered, other_versions: as in Directory.
     """
 
     register: Register
@@ -158,17 +167,25 @@ class Asked:
     broken: set[int] = field(default_factory=set)
     waiting: set[int] = field(default_factory=set)
     unregistered: set[tuple[int, str]] = field(default_factory=set)
+    other_versions: dict[int, str] = field(default_factory=dict)
 
     @property
     def done(self) -> Set[int]:
         """Nodes that are not asked again."""
-        return self.replies.keys() | self.broken
+        return self.replies.keys() | self.broken | self.other_versions.keys()
 
     def take(self, node: int, request: IdentifyRequest, answer: Answer[IdentifyReply], *, skip: bool) -> None:
-        """Note one answer to `request`. Raises RunError (check, cannot_take_part)."""
+        """Note one answer to `request`.
+
+        Raises RunError without `skip` for a node of another version, and for a broken one (cannot_take_part).
+        """
         self.waiting.discard(node)
-        if answer.reply is not None:
-            self.replies[node], ignored = proven(self.register, request, check(answer.reply))
+        if difference := other_version(answer):
+            if not skip:
+                raise RunError(difference)
+            self.other_versions[node] = difference
+        elif answer.reply is not None:
+            self.replies[node], ignored = proven(self.register, request, answer.reply)
             self.unregistered.update((node, name) for name in ignored)
         elif answer.outcome in (Outcome.UNKNOWN_SCENARIO, Outcome.WAITING_FOR_APPROVAL):
             self.knowing.discard(node)
@@ -227,23 +244,29 @@ def question(node: int, request: IdentifyRequest, *, known: bool) -> Request:
     return Request(f"node {node}", node, "query.identify", payload)
 
 
-def cannot_take_part(answer: Answer[IdentifyReply], *, skip: bool) -> bool:
-    """Whether a node without a reply is broken and not asked again.
-
-    Args:
-        skip: whether the run may continue without a broken node.
-
-    Raises:
-        RunError: the node runs other code, refuses the bundle, or is broken and `skip` is False.
-    """
-    if answer.outcome == Outcome.OTHER_CODE:
-        theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"
-        raise RunError(f"code: the server runs {code_fingerprint()}, a node {theirs}; {SAME_CODE}")
+def other_version(answer: Answer[IdentifyReply]) -> str:
+    """How the node's version differs from the server's; "" if it does not, or does not say."""
+    reply = answer.reply
     if answer.outcome == BUNDLE_REFUSED:
-        raise RunError(
+        return (
             "bundle: a site's launcher refuses the bundle of this run; compare `casam bundle hash` "
             "with `bundle` in the sites' node.toml (their logs name both)"
         )
+    if reply is not None and reply.schema != SCHEMA:
+        return f"message schema: the server speaks {SCHEMA}, a node {reply.schema}; update the older"
+    theirs: object = reply.code if reply is not None else ""
+    if answer.outcome == Outcome.OTHER_CODE:
+        theirs = answer.payload.config.get("code", "an older one") if answer.payload else "another"
+    if theirs in ("", code_fingerprint()):
+        return ""
+    return f"code: the server runs {code_fingerprint()}, a node {theirs}; {SAME_CODE}"
+
+
+def cannot_take_part(answer: Answer[IdentifyReply], *, skip: bool) -> bool:
+    """Whether a node without a reply is broken and not asked again.
+
+    Raises RunError if it is broken and `skip` is False: the run may not continue without it.
+    """
     if answer.outcome in BROKEN_SITE and not skip:
         raise RunError(
             f"an institution cannot take part ({answer.outcome}, "
@@ -281,15 +304,6 @@ def everybody(
         return complete is not None and time.monotonic() - complete > STRANGERS_SECONDS
 
     return enough
-
-
-def check(reply: IdentifyReply) -> IdentifyReply:
-    """Return the reply. Raises RunError for a node that runs other code or speaks another schema."""
-    if reply.schema != SCHEMA:
-        raise RunError(f"message schema: the server speaks {SCHEMA}, a node {reply.schema}; update the older")
-    if reply.code != code_fingerprint():
-        raise RunError(f"code: the server runs {code_fingerprint()}, a node {reply.code}; {SAME_CODE}")
-    return reply
 
 
 def checked(directory: Directory, replies: Mapping[int, IdentifyReply], scenario: Scenario) -> Directory:

@@ -76,6 +76,10 @@ class Federation:
                 node=node,
                 institution=name,
             )
+        for node, difference in self.directory.other_versions:
+            self.folder.event(
+                "other-version", f"node {node} is left out: {difference}", node=node, reason=difference
+            )
         for name in self.absent:
             if name not in before:
                 self.folder.event("absent", f"{name} is not there; the others continue", institution=name)

@@ -18,7 +18,8 @@ class Fault:
     """One thing that goes wrong.
 
     kind: a key of KINDS. who: the machine, or "" where a request names it. at: a number of a call or of a
-    request, or a second. amount: seconds, calls, or which of the earlier things. code: what a disk answers.
+    request, or a second. amount: seconds, calls, or which of the earlier things. code: what a disk answers;
+    of an upgrade, 1 if the node does not look at the server's version itself.
     """
 
     kind: str
@@ -37,6 +38,8 @@ KINDS: Mapping[str, str] = {
     "cut-after": "{f.who}: the power goes after call {at}; back after {f.amount:.1f} s",
     "stop": "{f.who}: killed after {f.at:.1f} s; back after {f.amount:.1f} s",
     "new-disk": "{f.who}: its disk is lost after {f.at:.1f} s; back with what was provisioned",
+    "upgrade": "{f.who}: killed after {f.at:.1f} s, comes back with another version; with the server's after "
+    "{f.amount:.1f} s",
     "rollback": "{f.who}: after {f.at:.1f} s its home is put back as it was after {f.amount:.1f} s",
     "disk": "{f.who}: the disk answers {error} from call {at} on, {f.amount:.0f} times",
     "rot": "{f.who}: after {f.at:.1f} s one byte of a file is another",
@@ -61,6 +64,7 @@ HARMLESS = frozenset(
         "cut",
         "cut-after",
         "stop",
+        "upgrade",
         "disk",
         "partition",
         "late-request",
@@ -100,6 +104,8 @@ def fault(draw: Random) -> Fault:
         return Fault(kind, machine, draw.randint(1, CALLS[machine]), round(draw.uniform(0.1, 30), 1))
     if kind == "stop":
         return Fault(kind, site, second, round(draw.uniform(0.1, 30), 1))
+    if kind == "upgrade":
+        return Fault(kind, site, second, draw.choice((5.0, 25.0, 150.0)), draw.choice((0, 1)))
     if kind == "new-disk":
         return Fault(kind, site, second)
     if kind == "rollback":

@@ -41,6 +41,7 @@ class Laws:
         self.revealed: set[tuple[int, int, str]] = set()
         self.drawn: dict[str, int] = {}
         self.forgiven: set[str] = set()
+        self.versions: dict[str, str] = {}  # by node, where it does not run the server's version
 
     def breaks(self, law: str) -> None:
         """Note a violation once."""
@@ -60,6 +61,8 @@ class Laws:
             self.breaks(f"{name}: a refusal of {sent.kind} holds arrays or numbers")
         if not ok:
             return
+        if name in self.versions and sent.kind != "query.identify":
+            self.breaks(f"{name}: {sent.kind} left a node of another version")
         files = node.machine.root
         if AUDIT in reply.config:
             head = str(reply.config[AUDIT]).split(":")[1].encode()

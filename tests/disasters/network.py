@@ -73,6 +73,7 @@ class Network:
         self.replies: dict[str, list[Message]] = {}
         self.left: Callable[[Node, Sent, RecordDict], None] = lambda node, sent, content: None
         self.stopped: Callable[[Node], None] = lambda node: None
+        self.altered: Callable[[Node, Sent, RecordDict], None] = lambda node, sent, content: None
         for node in self.nodes:
             self.connect(node)
 
@@ -118,6 +119,7 @@ class Network:
             message.content = deserialise(sent.data)
             message.metadata.__dict__["_message_id"] = sent.id
             reply = client_app(message, context)
+            self.altered(node, sent, reply.content)
             self.left(node, sent, reply.content)
             data = serialise(reply.content)
         except PowerCutError:

@@ -18,7 +18,10 @@ from typing import Any
 from unittest.mock import patch
 
 import casam_core.files
+import client.client_app
+import client.release.outbox
 from casam_core.privacy.noise import NoiseSource
+from casam_core.protocol.fingerprint import code_fingerprint
 from client.client_app import forget_institutions
 from tests.disasters.faults import Plan
 from tests.disasters.learning import stubbed
@@ -43,8 +46,16 @@ def simulated(world: World) -> Iterator[None]:
         stack.enter_context(patch.object(casam_core.files, "os", SimulatedOs(world.machines, world.top)))
         stack.enter_context(stubbed())
         stack.enter_context(patch.object(NoiseSource, "from_system", partial(drawn, world)))
+        for module in (client.client_app, client.release.outbox):
+            stack.enter_context(patch.object(module, "code_fingerprint", partial(version, world)))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         yield
+
+
+def version(world: World) -> str:
+    """The fingerprint of the code that the working node runs."""
+    other = world.laws.versions.get(world.network.working) == "other"
+    return "0123456789abcdef" if other else code_fingerprint()
 
 
 def drawn(world: World) -> NoiseSource:

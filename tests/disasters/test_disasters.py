@@ -18,8 +18,8 @@ SEEDS = 150
 FOUND_BY = {
     "fsync left out": 0,
     "ledger after send": 2,
-    "resume that trusts a torn file": 17,
-    "stale request answered": 5,
+    "resume that trusts a torn file": 12,
+    "stale request answered": 2,
     "acknowledgement before the rename": 2,
 }
 """The first seed that finds each planted bug (`python -m tests.disasters --planted`)."""
@@ -58,6 +58,27 @@ def test_what_fails_is_shrunk_to_its_cause_and_told() -> None:
         least = shrink(play(plan))
     assert len(least.plan.faults) == 1
     assert "BROKEN: " in story(least)
+
+
+@pytest.mark.parametrize("newer", [0, 1])
+@pytest.mark.parametrize(
+    ("case", "second", "seconds"),
+    [
+        ("skip", 0.5, 150.0),
+        ("skip", 3.0, 25.0),
+        ("open", 0.5, 150.0),
+        ("open", 3.0, 25.0),
+        ("private", 2.0, 25.0),
+    ],
+)
+def test_a_node_that_is_upgraded_in_the_middle_is_refused_and_the_run_goes_on(
+    case: str, second: float, seconds: float, newer: int
+) -> None:
+    """With `missing = "skip"` without the node, else as soon as it has the server's version again."""
+    played = play(Plan(1, case, (Fault("upgrade", "south", second, seconds, newer),)))
+    assert (played.end, played.broken) == ("finished", [])
+    words = "the server stops: " + ("message schema: " if newer else "code: ")
+    assert any(words in line for line in played.story) == (case != "skip")
 
 
 @pytest.mark.parametrize("call", [40, 150, 260, 331, 400])

@@ -11,7 +11,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from flwr.app import RecordDict
+
 from casam_core.errors import CasamError, RunError, RunInputError
+from casam_core.protocol.messages import SCHEMA
 from client.client_app import forget_institutions
 from server.run.run_folder import RunFolder
 from server.stream import run_stream
@@ -60,6 +63,7 @@ class World:
         self.network.weather = Storm(self)
         self.network.left = self.laws.left
         self.network.stopped = self.stopped
+        self.network.altered = self.other_schema
         self.server = self.machines[SERVER]
         self.snapshots: dict[Fault, Path] = {}
         for machine in self.machines.values():
@@ -85,8 +89,8 @@ class World:
     def expect(self, fault: Fault) -> None:
         """Put a fault that comes at a second into the clock."""
         deeds = {
-            "stop": self.kill, "new-disk": self.new_disk, "rollback": self.roll_back, "rot": self.rot,
-            "clock": self.jump, "second-server": self.second_server,
+            "stop": self.kill, "upgrade": self.upgrade, "new-disk": self.new_disk, "rollback": self.roll_back,
+            "rot": self.rot, "clock": self.jump, "second-server": self.second_server,
         }  # fmt: skip
         if fault.kind in deeds:
             self.clock.at(fault.at, partial(deeds[fault.kind], fault))
@@ -129,6 +133,29 @@ class World:
             node.machine.on = False
             self.clock.at(self.clock.now + fault.amount, partial(self.start, node))
 
+    def other_schema(self, node: Node, sent: Sent, content: RecordDict) -> None:
+        """A node of a newer version says so."""
+        if sent.kind == "query.identify" and self.laws.versions.get(node.name) == "newer":
+            for record in content.config_records.values():
+                if "schema" in record:
+                    record["schema"] = SCHEMA + 1
+
+    def upgrade(self, fault: Fault) -> None:
+        """The node comes back with another version, and later with the server's."""
+        self.tell(str(fault))
+        node = self.node(fault.who)
+
+        def restart(version: str | None) -> None:
+            if node.machine.on:
+                node.machine.on = False
+                self.start(node)
+            self.laws.versions.pop(node.name, None)
+            if version:
+                self.laws.versions[node.name] = version
+
+        restart("newer" if fault.code else "other")
+        self.clock.at(self.clock.now + fault.amount, partial(restart, None))
+
     def new_disk(self, fault: Fault) -> None:
         self.tell(str(fault))
         self.exchange_home(fault, None)
@@ -161,7 +188,8 @@ class World:
     def rot(self, fault: Fault) -> None:
         """One byte of one file that a hash protects."""
         machine = self.machines[fault.who]
-        names = ("*.entry", "state.json", "0*.json", "audit.jsonl", "*.bin", "manifest.json")
+        names = ("*.entry", "state.json", "0*.json", "*.bin", "manifest.json")
+        names += ("audit.jsonl", "ledger.jsonl", "sums.jsonl", "questions.jsonl")
         files = sorted(path for name in names for path in machine.root.rglob(name) if path.stat().st_size)
         if files:
             draw = self.chance("rot", fault.at)
@@ -218,7 +246,7 @@ class World:
             self.tell(f"the server stops: {end}")
             if "anew" in end:
                 self.folders += 1
-            if not self.rest():
+            if not self.rest(60.0 if "update" in end else 5.0):  # somebody updates a node
                 break
         harmless = all(fault.kind in HARMLESS for fault in self.plan.faults)
         if harmless and self.folders:
@@ -266,11 +294,11 @@ class World:
             if folder is not None and self.server.on:
                 folder.close()
 
-    def rest(self) -> bool:
+    def rest(self, seconds: float) -> bool:
         """The time until the server starts again; False if nothing can happen any more."""
         was_on = self.server.on
         try:
-            self.clock.sleep(self.pause_after(self.server) if not was_on else 5.0)
+            self.clock.sleep(self.pause_after(self.server) if not was_on else seconds)
         except HangError:
             return False
         if not was_on:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 import zipfile
 from pathlib import Path
 from unittest.mock import patch
@@ -30,7 +30,7 @@ def freeze(target: Path) -> None:
     target.mkdir()
     whole = World.play
 
-    def at_the_cut(world: World) -> bool:
+    def at_the_cut(world: World, seconds: float) -> bool:
         assert len(list(world.run_folder.glob("stages/*.json"))) == 3, "not in the third stage"
         keep(world, target / "interrupted.zip")
         return False
@@ -48,4 +48,6 @@ def freeze(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    freeze(Path(__file__).parent / sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m tests.frozen", description=__doc__)
+    parser.add_argument("name", help="of the new folder, such as v3")
+    freeze(Path(__file__).parent / parser.parse_args().name)

@@ -38,6 +38,11 @@ COUNTED: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         ("institution", "kind"),
     ),
     "absent": ("casam_run_absences_total", "How often an institution was not found.", ("institution",)),
+    "other-version": (
+        "casam_run_other_versions_total",
+        "How often a node was left out because it runs another version.",
+        (),
+    ),
     "quarantined": ("casam_run_quarantined_total", "Entries that were put in quarantine.", ()),
     "retry": ("casam_run_retries_total", "How often institutions were asked again, by kind.", ("kind",)),
 }

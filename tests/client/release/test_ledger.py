@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from casam_core.config.policy import BudgetPolicy
+from casam_core.errors import PolicyError
 from casam_core.privacy.accounting import Mechanism, calibrate
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from client.data.splits import PARTS
@@ -33,6 +34,69 @@ def test_a_line_that_a_full_disk_cut_short_is_refused_and_cut_off(
     assert ledger.lines() == [SPEND]
     ledger.add(replace(SPEND, kind="metrics"), lambda spends: None)
     assert [spend.kind for spend in Ledger(ledger.path).lines()] == ["align", "metrics"]
+
+
+CHANGES = {
+    "a changed byte": lambda lines: [lines[0].replace(b"1.5", b"9.5"), *lines[1:]],
+    "a removed line": lambda lines: lines[1:],
+    "lines that changed places": lambda lines: [lines[1], lines[0], lines[2]],
+    "a line twice": lambda lines: [lines[0], *lines],
+    "a line without its hash": lambda lines: [*lines, json.dumps(asdict(SPEND)).encode() + b"\n"],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_ledger_is_refused(tmp_path: Path, change: str) -> None:
+    """A cut at the end is found by the audit log, which remembers how many lines there were."""
+    path = tmp_path / "ledger.jsonl"
+    for kind in ("align", "router", "metrics"):
+        Ledger(path).add(replace(SPEND, kind=kind))
+    path.write_bytes(b"".join(CHANGES[change](path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(PolicyError, match=r"ledger.jsonl: line \d is not a line of a ledger"):
+        Ledger(path).lines()
+    with pytest.raises(PolicyError):
+        Ledger(path).add(SPEND)
+
+
+def test_every_changed_bit_of_a_ledger_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path).add(SPEND)
+    Ledger(path).add(replace(SPEND, kind="router"))
+    good = path.read_bytes()
+    for place in range(good.index(b"\n")):  # the first line; the last byte of a line makes two lines one
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(PolicyError):
+            Ledger(path).lines()
+
+
+def test_lines_of_an_earlier_version_count_in_the_hashes_after_them(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    old = [
+        json.dumps(asdict(replace(SPEND, kind=kind)), sort_keys=True) + "\n" for kind in ("align", "router")
+    ]
+    path.write_text("".join(old))
+    assert [spend.kind for spend in Ledger(path).lines()] == ["align", "router"]
+    Ledger(path).add(replace(SPEND, kind="metrics"))
+    assert [spend.kind for spend in Ledger(path).lines()] == ["align", "router", "metrics"]
+    path.write_text(path.read_text().replace('"kind": "align"', '"kind": "aligm"'))
+    with pytest.raises(PolicyError, match="line 3 is not a line of a ledger"):
+        Ledger(path).lines()
+
+
+def test_a_line_that_the_disk_refused_leaves_no_mark_in_the_next_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.add(SPEND)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: 0)
+        with pytest.raises(OSError, match="No space"):
+            ledger.add(replace(SPEND, kind="router"))
+    ledger.add(replace(SPEND, kind="metrics"))
+    other = Ledger(tmp_path / "other.jsonl")
+    for kind in ("align", "metrics"):
+        other.add(replace(SPEND, kind=kind))
+    assert ledger.path.read_bytes() == other.path.read_bytes()
 
 
 def test_splits_of_one_division_have_budgets_of_their_own() -> None:

@@ -24,7 +24,7 @@ from casam_core.protocol.limits import Allowed
 from casam_core.protocol.messages import Holding, IdentifyReply, IdentifyRequest
 from casam_core.protocol.outcomes import Outcome
 from scenarios.engines.inprocess import run_inprocess
-from server.federation.directory import check, check_alike
+from server.federation.directory import check_alike
 from tests.refused import refused
 
 
@@ -103,11 +103,6 @@ def reply(name: str, **changes: str | int) -> IdentifyReply:
     facts |= {"compute": "cpu-float32-t1", **changes}
     held = {name: {"polyp": Holding(9, 2, 3)}}
     return IdentifyReply(institutions=held, policies={name: Policy()}, **facts)  # type: ignore[arg-type]
-
-
-def test_another_message_schema_is_refused_with_both_values() -> None:
-    with pytest.raises(RunError, match="message schema: the server speaks 6, a node 7; update the older"):
-        check(reply("north", schema=7))
 
 
 def test_institutions_with_other_weights_are_refused_with_both_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +140,51 @@ def test_a_site_that_cannot_open_its_data_stops_the_run_or_is_left_out(tmp_path:
     assert len(run.sites["west"].asked) == 1
 
 
-def test_other_code_is_named(tmp_path: Path) -> None:
+OTHER_VERSIONS = {
+    "code": (
+        lambda honest: Payload({"outcome": "other-code", "code": "0123456789abcdef"}),
+        "a node 0123456789abcdef; stop the local",
+    ),
+    "schema": (
+        lambda honest: Payload({**honest.config, "schema": 7}, honest.arrays, honest.metrics),
+        "message schema: the server speaks 6, a node 7; update the older",
+    ),
+    "bundle": (
+        lambda honest: Error(7, "The FAB could not be verified."),
+        "bundle: a site's launcher refuses the bundle of this run",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_VERSIONS)
+def test_a_node_of_another_version_is_left_out_until_it_is_put_right(tmp_path: Path, what: str) -> None:
+    answer, words = OTHER_VERSIONS[what]
+    run = scripted(tmp_path / "run", participation={"missing": "skip"}, deadlines={"connect": 0.1})
+    federation = run.federation()
+    run.sites["west"].script["query.identify"] = [answer]
+    federation.discover()
+    assert federation.absent == ["west"]
+    (event,) = events(run.path, "other-version")
+    assert words in event["reason"]
+    federation.discover()
+    assert federation.absent == []
+    assert len(events(run.path, "other-version")) == 1
+
+
+@pytest.mark.parametrize("what", OTHER_VERSIONS)
+def test_where_nobody_may_be_missing_another_version_ends_the_run(tmp_path: Path, what: str) -> None:
+    answer, words = OTHER_VERSIONS[what]
     run = scripted(tmp_path / "run")
-    run.sites["west"].script["query.identify"] = [
-        lambda honest: Payload({"outcome": "other-code", "code": "0123456789abcdef"})
-    ]
-    with pytest.raises(RunError, match=r"a node 0123456789abcdef; stop the local"):
+    run.sites["west"].script["query.identify"] = [answer]
+    with pytest.raises(RunError, match=re.escape(words)):
         run.federation()
 
 
-def test_another_bundle_is_named(tmp_path: Path) -> None:
-    run = scripted(tmp_path / "run")
-    run.sites["west"].script["query.identify"] = [lambda honest: Error(7, "The FAB could not be verified.")]
-    with pytest.raises(RunError, match="bundle: a site's launcher refuses the bundle of this run"):
+def test_a_run_whose_nodes_all_have_another_version_says_so(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run", participation={"missing": "skip"}, deadlines={"connect": 0.1})
+    for site in run.sites.values():
+        site.script["query.identify"] = [OTHER_VERSIONS["code"][0]]
+    with pytest.raises(RunError, match=r"no answer from .*; code: the server runs"):
         run.federation()
 
 
