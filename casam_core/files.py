@@ -99,6 +99,16 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
     _sync_folder(path.parent)
 
 
+def sync_names(path: Path, levels: int) -> None:
+    """On return, the names of a folder and of the `levels` - 1 folders above it are on disk.
+
+    A folder that exists may have been made by a call that could not sync its name, or by a process that
+    ended.
+    """
+    for folder in path.parents[:levels]:
+        _sync_folder(folder)
+
+
 def remove_folder(path: Path) -> None:
     """Delete a folder and what it holds; a crash leaves all of it or nothing under this name."""
     gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

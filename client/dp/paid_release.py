@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from casam_core.files import make_folder, remove, write_atomic
+from casam_core.files import make_folder, remove, sync, sync_names, write_atomic
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units
@@ -53,12 +53,15 @@ def release_once(
     """
     folder = releases_of(institution.site)
     for path in folder.glob(f"{kind}{made_with}-{digest_of(request)}-*.bin"):
+        sync(path)  # the call that wrote it may have ended before its name was certain
+        sync_names(folder, 3)
         return from_records(deserialise(path.read_bytes()))
     for task, parts in mechanisms.items():
         spends = [spend_on(institution, name, task, split, part) for name, part in parts.items()]
         reserve(institution.site, spends, units[task].count)
     payload = compute(institution.noise(job, kind))
     make_folder(folder, 0o700)
+    sync_names(folder, 3)  # also those of the run's folder, in the home
     name = f"{kind}{made_with}-{digest_of(request)}-{digest_of(payload)}.bin"
     write_atomic(folder / name, serialise(to_records(payload)))
     return payload

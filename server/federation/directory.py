@@ -144,7 +144,7 @@ def identify(
             raise RunError(
                 f"no answer from {', '.join(missing)} within {deadline:.0f} s; "
                 f"connected: {', '.join(sorted(directory.members)) or 'nobody'}{others(directory)}"
-                f"{waits and '; '}{waits}{''.join(f'; {why}' for why in asked.other_versions.values())}"
+                f"{waits and '; '}{waits}{asked.differences}"
             )
         if waits not in ("", said):
             said = waits
@@ -173,6 +173,11 @@ class Asked:
     def done(self) -> Set[int]:
         """Nodes that are not asked again."""
         return self.replies.keys() | self.broken | self.other_versions.keys()
+
+    @property
+    def differences(self) -> str:
+        """The end of a sentence about nodes of other versions."""
+        return "".join(f"; {difference}" for difference in self.other_versions.values())
 
     def take(self, node: int, request: IdentifyRequest, answer: Answer[IdentifyReply], *, skip: bool) -> None:
         """Note one answer to `request`.

@@ -87,6 +87,13 @@ def test_wherever_the_server_loses_power_the_end_is_the_same(call: int) -> None:
     assert (played.end, played.broken) == ("finished", [])
 
 
+def test_a_folder_whose_name_could_not_be_synced_is_synced_before_a_release_leaves() -> None:
+    """The disk refuses the sync and works again; the folder is there already."""
+    for call in range(36, 50):
+        played = play(Plan(135, "private", (Fault("disk", "south", call, 2, errno.ENOSPC),)))
+        assert (played.end, played.broken) == ("finished", [])
+
+
 def test_a_full_disk_leaves_no_half_line_in_the_events() -> None:
     """The next event would begin in the middle of it."""
     faults = tuple(Fault("disk", SERVER, call, 1, errno.ENOSPC) for call in range(20, 400, 7))
