@@ -24,8 +24,7 @@ from casam_core.files import make_folder
 from casam_core.methods import method_of
 from casam_core.protocol.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job
-from casam_core.protocol.register import Register
-from casam_core.protocol.signing import is_signed, signature_of, signing_key
+from casam_core.protocol.signing import signature_of, signing_key
 from server.defence.quarantine import Quarantine, admit
 from server.federation.exchange import results
 from server.federation.federation import Federation
@@ -229,28 +228,3 @@ def write_receipt(federation: Federation, unlearned: Unlearned, facts: Mapping[s
     signed = {**statement, "signature": signature_of(signing_key(federation.key), statement)}
     make_folder(folder.path / "receipts")
     folder.write_json(f"receipts/{unlearned.institution}-stage-{unlearned.stage}.json", signed)
-
-
-def faults_in_receipt(
-    receipt: Mapping[str, Any], register: Register, digests: Sequence[str] = ()
-) -> list[str]:
-    """What is wrong with a receipt, one line each.
-
-    Args:
-        register: the keys that the reader trusts; a receipt holds none.
-        digests: of the entries in the bank afterwards.
-
-    Raises:
-        KeyError, TypeError, AttributeError: it is no receipt.
-    """
-    statement = {k: v for k, v in receipt.items() if k != "signature"}
-    found = []
-    if not is_signed(register.server, statement, str(receipt["signature"])):
-        found.append("the receipt was altered, or another key than the registered server's signed it")
-    gone = sorted([*receipt["deleted"].values(), *(old for old, _ in receipt["retrained"].values())])
-    for name, signature in receipt["purged"].items():
-        said = purge_statement(name, receipt["run"], receipt["institution"], gone)
-        if not register.is_by(name, said, str(signature)):
-            found.append(f"{name} did not sign with its registered key that it deleted these entries")
-    found += [f"the bank still holds {digest}" for digest in gone if digest in digests]
-    return found

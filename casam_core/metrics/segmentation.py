@@ -78,40 +78,6 @@ def dice(pred_HW: Mask, true_HW: Mask) -> float:
     return _dice_from_iou(iou(pred_HW, true_HW))
 
 
-def boundary_iou(pred_HW: Mask, true_HW: Mask) -> float:
-    """Boundary IoU of Cheng et al. (CVPR 2021), in [0, 1].
-
-    IoU of the inner bands G_d & G and P_d & P: each mask minus its erosion by d pixels, with
-    d = round(0.02 x image diagonal), at least 1, in the chessboard distance (a 3x3 square eroding d
-    times). The outside of the image counts as background, so a mask that reaches the border of the image
-    has a boundary there, as in the reference implementation.
-
-    Raises:
-        ValueError: the masks are not two bool arrays of one shape (H, W).
-    """
-    _check(pred_HW, true_HW)
-    return _inner_band_iou(*_crop(pred_HW, true_HW, margin=0), width=_boundary_width(pred_HW.shape))
-
-
-def boundary_iou_official(pred_HW: Mask, true_HW: Mask) -> float:
-    """The "BIoU" that the CA-SAM authors' code reports, in [0, 1]; not the canonical Boundary IoU.
-
-    Each mask's thin boundary (mask minus its 3x3 erosion) is dilated by a square of odd side
-    k = round(0.02 x image diagonal), plus 1 if even; the score is the IoU of the two bands. The
-    outside of the image counts as foreground in the erosion: a mask that reaches the border of the image
-    has no boundary there.
-
-    A mask that fills the image has no such boundary: two full masks score 1.0. A full mask against an
-    empty one scores 0.0 by this module's rule for empty masks (the authors' smoothed ratio gives 1.0).
-
-    Raises:
-        ValueError: the masks are not two bool arrays of one shape (H, W).
-    """
-    _check(pred_HW, true_HW)
-    radius = _dilation_radius(pred_HW.shape)
-    return _dilated_contour_iou(*_crop(pred_HW, true_HW, margin=radius + 1), radius=radius)
-
-
 def hd95(pred_HW: Mask, true_HW: Mask) -> float:
     """95 % Hausdorff distance in pixels, in [0, image diagonal]; bitwise the same as MONAI's.
 
@@ -211,6 +177,13 @@ def _dilation_radius(shape_HW: tuple[int, ...]) -> int:
 
 
 def _inner_band_iou(pred_HW: Mask, true_HW: Mask, *, width: int) -> float:
+    """Boundary IoU of Cheng et al. (CVPR 2021), in [0, 1].
+
+    IoU of the inner bands G_d & G and P_d & P: each mask minus its erosion by d pixels, with
+    d = round(0.02 x image diagonal), at least 1, in the chessboard distance (a 3x3 square eroding d
+    times). The outside of the image counts as background, so a mask that reaches the border of the image
+    has a boundary there, as in the reference implementation.
+    """
     if not (pred_HW.any() and true_HW.any()):
         return _overlap(pred_HW, true_HW)
     return _overlap(
@@ -220,7 +193,17 @@ def _inner_band_iou(pred_HW: Mask, true_HW: Mask, *, width: int) -> float:
 
 
 def _dilated_contour_iou(pred_HW: Mask, true_HW: Mask, *, radius: int) -> float:
-    """Needs crops with a margin of `radius` + 1 for the bands, and for background at each edge of the crop
+    """The "BIoU" that the CA-SAM authors' code reports, in [0, 1]; not the canonical Boundary IoU.
+
+    Each mask's thin boundary (mask minus its 3x3 erosion) is dilated by a square of odd side
+    k = round(0.02 x image diagonal), plus 1 if even; the score is the IoU of the two bands. The
+    outside of the image counts as foreground in the erosion: a mask that reaches the border of the image
+    has no boundary there.
+
+    A mask that fills the image has no such boundary: two full masks score 1.0. A full mask against an
+    empty one scores 0.0 by this module's rule for empty masks (the authors' smoothed ratio gives 1.0).
+
+    Needs crops with a margin of `radius` + 1 for the bands, and for background at each edge of the crop
     inside the image, so that only the outside of the image counts as foreground.
     """
     if not (pred_HW.any() and true_HW.any()):

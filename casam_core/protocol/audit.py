@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -228,50 +227,3 @@ def seen_statement(institution: str, place: str) -> dict[str, Any]:
 def without_seen(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The settings of the question itself, which all institutions share."""
     return {key: value for key, value in config.items() if key not in (SEEN, SEEN_SIGNATURE)}
-
-
-def differences(left: Sequence[Release], arrived: Sequence[Release]) -> list[str]:
-    """The differences between the logs of both sides, by request; one line each.
-
-    A request may have several lines on a side. All of them count, so a release that was sent twice, or logged
-    twice, is a difference, too.
-    """
-    sent, got = by_request(left), by_request(arrived)
-    found = []
-    for request in dict.fromkeys([*sent, *got]):
-        mine, theirs = sent.get(request, []), got.get(request, [])
-        only_left, only_arrived = without_equal(mine, theirs), without_equal(theirs, mine)
-        for release, other in zip(only_left, only_arrived, strict=False):
-            found.append(f"arrived as {other.digest[:12]}, {other.bytes} bytes: {described(release)}")
-        both = min(len(only_left), len(only_arrived))
-        again = " once more than it arrived" if theirs else " and never arrived"
-        found += [f"left{again}: {described(release)}" for release in only_left[both:]]
-        again = " once more than it left" if mine else " and never left"
-        found += [f"arrived{again}: {described(release)}" for release in only_arrived[both:]]
-    return found
-
-
-def by_request(releases: Sequence[Release]) -> dict[str, list[Release]]:
-    """The releases by the request that they answer."""
-    found: dict[str, list[Release]] = {}
-    for release in releases:
-        found.setdefault(release.request, []).append(release)
-    return found
-
-
-def without_equal(releases: Sequence[Release], others: Sequence[Release]) -> list[Release]:
-    """The releases without one equal release for each of `others`; equal: the same digest and bytes."""
-    left = Counter((other.digest, other.bytes) for other in others)
-    found = []
-    for release in releases:
-        key = (release.digest, release.bytes)
-        if left[key]:
-            left[key] -= 1
-        else:
-            found.append(release)
-    return found
-
-
-def described(release: Release) -> str:
-    """A release in a line about a difference."""
-    return f"{release.kind} of stage {release.stage} ({release.digest[:12]}, {release.bytes} bytes)"

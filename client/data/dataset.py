@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +42,3 @@ class Dataset(Protocol):
 
     def load(self, sample: Sample) -> LoadedSample:
         """Read one sample. Raises DataError naming the file, what was expected and what was found."""
-
-
-@runtime_checkable
-class Described(Protocol):
-    """Further facts from a reader of files; only `casam data check` uses them."""
-
-    empty: int
-    """Number of excluded images or slices, which hold no label."""
-
-    warnings: tuple[str, ...]
-    """Facts that a person should know before sharing these files, one line each."""
-
-    def bits(self, sample: Sample) -> int:
-        """Bits per value as the image is stored: 8, 16, 32 or 64. Raises DataError."""

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from casam_core.errors import DataError
-from client.data.dataset import Dataset, LoadedSample, Sample
+from client.data.dataset import Sample
 
 PRIVATE = 0o700
 """Mode of folders with pictures of patients: only the owner may read, write and enter."""
-
-# First those that stand out from red and purple tissue, and from gray.
-_COLOURS = np.array(
-    [[40, 210, 220], [250, 200, 40], [60, 200, 90], [230, 60, 60], [70, 130, 255], [220, 90, 230]], np.uint8
-)
-
-
-def draw_previews(
-    dataset: Dataset,
-    folder: Path,
-    *,
-    count: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Path]:
-    """Write `count` overlays, spread evenly over the ids, as PNG; returns the files.
-
-    folder: created with mode 0700; an existing one must give no rights to others. Raises DataError.
-    """
-    samples = spread(dataset.samples, count)
-    private_folder(folder)
-    files = []
-    for done, sample in enumerate(samples, start=1):
-        overlay = overlay_of(dataset.load(sample))
-        file = folder / f"{done:03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', sample.id)[-100:]}.png"
-        Image.fromarray(overlay).save(file)
-        files.append(file)
-        progress(done, len(samples))
-    return files
-
-
-def overlay_of(loaded: LoadedSample) -> NDArray[np.uint8]:
-    """The image, (height, width, 3) uint8, with each instance's outline inside its border.
-
-    The outline is one pixel wide, and wider in images of 1000 pixels or more. Consecutive labels differ in
-    colour.
-    """
-    labels_HW = loaded.labels_HW
-    edges_HW = outlines(labels_HW)
-    overlay = loaded.image_HW3.copy()
-    overlay[edges_HW] = _COLOURS[(labels_HW[edges_HW] - 1) % len(_COLOURS)]
-    return overlay
 
 
 def outlines(labels_HW: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -106,7 +106,8 @@ def compare(
 ) -> None:
     """Check that an institution's releases equal the releases that arrived at the server."""
     from casam_core.errors import plain
-    from casam_core.protocol.audit import differences, read_log
+    from casam_core.protocol.audit import read_log
+    from scenarios.inspection.verify import differences
     from server.run.run_folder import read_arrivals
 
     arrived = read_arrivals(server)
@@ -180,7 +181,7 @@ def receipt(
     if not file.is_file():
         raise AuditError(f"{file}: expected a receipt of unlearning, found no file; check the path")
     keys = read_register(register)
-    from server.unlearning import faults_in_receipt
+    from scenarios.inspection.verify import faults_in_receipt
 
     digests = []
     if bank is not None:

@@ -309,7 +309,7 @@ def predict(
     write_atomic(out, png_of(prediction.labels))
     if overlay is not None:
         from client.data.dataset import LoadedSample
-        from client.data.preview import overlay_of
+        from scenarios.inspection.survey import overlay_of
 
         write_atomic(overlay, as_png(overlay_of(LoadedSample(image_HW3, prediction.labels))))
     files = {"mask": str(out)} | ({"overlay": str(overlay)} if overlay is not None else {})

@@ -225,7 +225,7 @@ def preview(
     from casam_core.config.scenario import RUN_NAME
     from casam_core.files import casam_home
     from client.data.open import open_dataset
-    from client.data.preview import draw_previews
+    from scenarios.inspection.survey import draw_previews
 
     must_exist(directory)
     if not RUN_NAME.fullmatch(institution):

@@ -1,23 +1,43 @@
-"""Read a whole dataset and describe its content and all of its faults."""
+"""Read a whole dataset and describe its content and all of its faults; or draw some of its images."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from statistics import median
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from casam_core.config.data_spec import DataSpec, LimitSpec
 from casam_core.errors import DataError
 from client.data.damage import faults_of
-from client.data.dataset import Dataset, Described, LoadedSample
+from client.data.dataset import Dataset, LoadedSample, Sample
 from client.data.labels import number
 from client.data.listing import naming
+from client.data.preview import outlines, private_folder, spread
 from client.data.splits import PARTS, Split, split_samples
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Further facts from a reader of files."""
+
+    empty: int
+    """Number of excluded images or slices, which hold no label."""
+
+    warnings: tuple[str, ...]
+    """Facts that a person should know before sharing these files, one line each."""
+
+    def bits(self, sample: Sample) -> int:
+        """Bits per value as the image is stored: 8, 16, 32 or 64. Raises DataError."""
 
 
 @dataclass
@@ -228,3 +248,45 @@ def read_everything(dataset: Dataset, *, progress: Callable[[int, int], None] | 
         dataset.load(sample)
         if progress is not None:
             progress(done, len(samples))
+
+
+# First those that stand out from red and purple tissue, and from gray.
+_COLOURS = np.array(
+    [[40, 210, 220], [250, 200, 40], [60, 200, 90], [230, 60, 60], [70, 130, 255], [220, 90, 230]], np.uint8
+)
+
+
+def draw_previews(
+    dataset: Dataset,
+    folder: Path,
+    *,
+    count: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Write `count` overlays, spread evenly over the ids, as PNG; returns the files.
+
+    folder: created with mode 0700; an existing one must give no rights to others. Raises DataError.
+    """
+    samples = spread(dataset.samples, count)
+    private_folder(folder)
+    files = []
+    for done, sample in enumerate(samples, start=1):
+        overlay = overlay_of(dataset.load(sample))
+        file = folder / f"{done:03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', sample.id)[-100:]}.png"
+        Image.fromarray(overlay).save(file)
+        files.append(file)
+        progress(done, len(samples))
+    return files
+
+
+def overlay_of(loaded: LoadedSample) -> NDArray[np.uint8]:
+    """The image, (height, width, 3) uint8, with each instance's outline inside its border.
+
+    The outline is one pixel wide, and wider in images of 1000 pixels or more. Consecutive labels differ in
+    colour.
+    """
+    labels_HW = loaded.labels_HW
+    edges_HW = outlines(labels_HW)
+    overlay = loaded.image_HW3.copy()
+    overlay[edges_HW] = _COLOURS[(labels_HW[edges_HW] - 1) % len(_COLOURS)]
+    return overlay

@@ -1,11 +1,15 @@
-"""Check a bank: the hash of every file, and the content of every entry."""
+"""Check what a run left: a bank (the hash of every file, the content of every entry), the audit logs of both
+sides, and a receipt of unlearning."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +18,10 @@ from casam_core.bank.edit import check_alike
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import LoadedEntry
 from casam_core.errors import BankError
+from casam_core.protocol.audit import Release
+from casam_core.protocol.messages import purge_statement
+from casam_core.protocol.register import Register
+from casam_core.protocol.signing import is_signed
 from casam_core.routing.decision import IDENTITY
 
 IMPORTED = "official files"
@@ -96,3 +104,75 @@ def _faults_of_manifest(folder: Path) -> list[str]:
 
 def _odd(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> int:
     return int((~np.isfinite(array)).sum())
+
+
+def differences(left: Sequence[Release], arrived: Sequence[Release]) -> list[str]:
+    """The differences between the logs of both sides, by request; one line each.
+
+    A request may have several lines on a side. All of them count, so a release that was sent twice, or logged
+    twice, is a difference, too.
+    """
+    sent, got = by_request(left), by_request(arrived)
+    found = []
+    for request in dict.fromkeys([*sent, *got]):
+        mine, theirs = sent.get(request, []), got.get(request, [])
+        only_left, only_arrived = without_equal(mine, theirs), without_equal(theirs, mine)
+        for release, other in zip(only_left, only_arrived, strict=False):
+            found.append(f"arrived as {other.digest[:12]}, {other.bytes} bytes: {described(release)}")
+        both = min(len(only_left), len(only_arrived))
+        again = " once more than it arrived" if theirs else " and never arrived"
+        found += [f"left{again}: {described(release)}" for release in only_left[both:]]
+        again = " once more than it left" if mine else " and never left"
+        found += [f"arrived{again}: {described(release)}" for release in only_arrived[both:]]
+    return found
+
+
+def by_request(releases: Sequence[Release]) -> dict[str, list[Release]]:
+    """The releases by the request that they answer."""
+    found: dict[str, list[Release]] = {}
+    for release in releases:
+        found.setdefault(release.request, []).append(release)
+    return found
+
+
+def without_equal(releases: Sequence[Release], others: Sequence[Release]) -> list[Release]:
+    """The releases without one equal release for each of `others`; equal: the same digest and bytes."""
+    left = Counter((other.digest, other.bytes) for other in others)
+    found = []
+    for release in releases:
+        key = (release.digest, release.bytes)
+        if left[key]:
+            left[key] -= 1
+        else:
+            found.append(release)
+    return found
+
+
+def described(release: Release) -> str:
+    """A release in a line about a difference."""
+    return f"{release.kind} of stage {release.stage} ({release.digest[:12]}, {release.bytes} bytes)"
+
+
+def faults_in_receipt(
+    receipt: Mapping[str, Any], register: Register, digests: Sequence[str] = ()
+) -> list[str]:
+    """What is wrong with a receipt, one line each.
+
+    Args:
+        register: the keys that the reader trusts; a receipt holds none.
+        digests: of the entries in the bank afterwards.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no receipt.
+    """
+    statement = {k: v for k, v in receipt.items() if k != "signature"}
+    found = []
+    if not is_signed(register.server, statement, str(receipt["signature"])):
+        found.append("the receipt was altered, or another key than the registered server's signed it")
+    gone = sorted([*receipt["deleted"].values(), *(old for old, _ in receipt["retrained"].values())])
+    for name, signature in receipt["purged"].items():
+        said = purge_statement(name, receipt["run"], receipt["institution"], gone)
+        if not register.is_by(name, said, str(signature)):
+            found.append(f"{name} did not sign with its registered key that it deleted these entries")
+    found += [f"the bank still holds {digest}" for digest in gone if digest in digests]
+    return found

@@ -12,7 +12,8 @@ from casam_core.bank.bank import Bank
 from casam_core.config.library import resolve_scenario
 from casam_core.config.toml import explain
 from casam_core.errors import CasamError, PolicyError
-from casam_core.protocol.audit import Line, against_anchor, broken, differences, read_log
+from casam_core.protocol.audit import Line, against_anchor, broken, read_log
+from scenarios.inspection.verify import differences
 from scenarios.report.parts import Block, Cell, Notice, Row, Section, Table
 from scenarios.report.words import (
     ENTRY_HEADS,

@@ -10,11 +10,12 @@ import pytest
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
-from casam_core.protocol.audit import broken, differences, read_log
+from casam_core.protocol.audit import broken, read_log
 from casam_core.protocol.outcomes import Outcome
 from client.evaluation.own_entries import KnownEntries
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
+from scenarios.inspection.verify import differences
 from server.run.run_folder import heads_of, read_arrivals
 from tests.conftest import tiny_table, with_policies
 from tests.runs import FinishedRun, private, summary_of

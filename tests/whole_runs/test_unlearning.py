@@ -15,7 +15,7 @@ from casam_core.protocol.register import REGISTER, read_register
 from client.dp import noisy_metrics
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
-from server.unlearning import faults_in_receipt
+from scenarios.inspection.verify import faults_in_receipt
 from tests.banks import files_of
 from tests.conftest import phantom, tiny_table, with_policies
 from tests.runs import FinishedRun, events, private, summary_of

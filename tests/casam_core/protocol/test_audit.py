@@ -27,11 +27,11 @@ from casam_core.protocol.audit import (
     against_anchor,
     broken,
     chained,
-    differences,
     line_text,
     parse_line,
     read_log,
 )
+from scenarios.inspection.verify import differences
 
 TICK = 0.02
 """A change within the same tick of the kernel's clock, of the same length, is not seen at once."""

@@ -16,8 +16,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, 
 
 from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
-from client.data.dataset import Described, Sample
+from client.data.dataset import Sample
 from client.data.readers.dicom.dicom_dataset import DicomDataset
+from scenarios.inspection.survey import Described
 from tests.client.making import RNG, fault, keys
 
 PIXELS = RNG.integers(0, 2000, (4, 6, 8)).astype(np.uint16)

@@ -13,9 +13,9 @@ import SimpleITK
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data import open_dataset
-from client.data.dataset import Described
 from client.data.readers.itk import ItkDataset
 from client.data.readers.nifti import NiftiDataset
+from scenarios.inspection.survey import Described
 from tests.client.making import RNG, fault, keys
 
 VOXELS_XYZ = RNG.integers(-500, 500, (8, 6, 4)).astype(np.int16)

@@ -11,11 +11,12 @@ import pytest
 
 from casam_core.config.data_spec import DataSpec, LimitSpec, SplitSpec
 from client.data import open_dataset
-from client.data.dataset import Described, Sample
+from client.data.dataset import Sample
 from client.data.readers import volumes
 from client.data.readers.nifti import NiftiDataset
 from client.data.readers.volumes import VolumeDataset
 from client.data.splits import simulated_key, split_samples
+from scenarios.inspection.survey import Described
 from tests.client.making import RNG, fault, keys
 
 SHAPE = (5, 6, 4)

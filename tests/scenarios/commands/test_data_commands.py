@@ -15,9 +15,8 @@ import tomli_w
 from PIL import Image
 
 from client.data.dataset import LoadedSample
-from client.data.preview import overlay_of
 from scenarios.commands.cli import main
-from scenarios.inspection.survey import Survey, leaks_between
+from scenarios.inspection.survey import Survey, leaks_between, overlay_of
 from scenarios.inspection.understand import understand
 from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
 from tests.conftest import phantom, tiny_table

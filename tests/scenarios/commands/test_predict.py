@@ -13,8 +13,8 @@ from PIL import Image
 from casam import Prediction, Segmenter, load_bank
 from casam_core.bank.bank import Bank
 from client.data.dataset import LoadedSample
-from client.data.preview import overlay_of
 from scenarios.commands.bank_commands import png_of
+from scenarios.inspection.survey import overlay_of
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 
