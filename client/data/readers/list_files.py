@@ -15,7 +15,7 @@ from casam_core.errors import DataError
 from client.data.damage import DataFaultsError
 from client.data.file_patterns import SPLITS, Pair, Part, parts_of
 from client.data.listing import inside, naming
-from client.data.pixels import one_line
+from client.data.pixels import one_line, reading
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -141,14 +141,11 @@ def read_split_lists(path: Path, folder: str) -> dict[str, Part | None]:
     where = inside(path, folder, str(path))
     splits: dict[str, str] = {}
     for split, named in SPLITS.items():
-        try:
-            lines = (where / f"{split}.txt").read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError:
+        file = where / f"{split}.txt"
+        if not file.exists():
             continue
-        except (OSError, ValueError) as fault:
-            raise DataError(
-                f"{where / split}.txt: expected a text file, it cannot be read: {one_line(fault)}"
-            ) from fault
+        with reading(file, "a text file"):
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         ids = [_id_in(line.strip()) for line in lines if line.strip()]
         if twice := sorted({name for name in ids if splits.get(name, named) != named}):
             raise DataError(
@@ -172,14 +169,11 @@ def _id_in(line: str) -> str:
 
 def _rows(source: Path) -> list[Row]:
     """The lines of a CSV list. Raises DataError."""
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter=delimiter_of(file.readline()))
-            file.seek(0)
-            columns = columns_of(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, ValueError, csv.Error) as fault:
-        raise DataError(f"{source}: expected a CSV file, it cannot be read: {one_line(fault)}") from fault
+    with reading(source, "a CSV file"), source.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, delimiter=delimiter_of(file.readline()))
+        file.seek(0)
+        columns = columns_of(reader.fieldnames or [])
+        rows = list(reader)
     if columns is None or not rows:
         raise DataError(f"{source}: expected lines with the columns image and mask, found none; correct it")
     return [

@@ -16,7 +16,7 @@ from client.data.dataset import LoadedSample, Sample
 from client.data.file_patterns import Pair
 from client.data.labels import fill_polygon, paint
 from client.data.listing import files_by_stem, naming, require_folder, visible_entries
-from client.data.pixels import SUFFIXES, read_image
+from client.data.pixels import SUFFIXES, read_image, reading
 from client.data.readers.pairs import PLAIN, FileDataset
 
 Polygon = NDArray[np.float64]
@@ -73,10 +73,8 @@ class YoloDataset(FileDataset):
 
 def read_polygons(path: Path) -> list[Polygon]:
     """The polygons of one text file. Raises DataError naming the line."""
-    try:
+    with reading(path, "a text file", "export it again"):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise DataError(f"{path}: expected a text file, it cannot be read; export it again") from fault
     return [read_line(line, f"{path}: line {i}") for i, line in enumerate(lines, 1) if line.strip()]
 
 

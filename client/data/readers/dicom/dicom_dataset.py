@@ -40,7 +40,7 @@ from client.data.readers.dicom.dicom_headers import (
 )
 from client.data.readers.dicom.dicom_pixels import bits_of, gray_range, read_slice, show
 from client.data.readers.dicom.dicom_structures import Drawing
-from client.data.readers.dicom.dicom_tree import DrawnSeries, numbered, read_tree
+from client.data.readers.dicom.dicom_tree import DrawnSeries, read_tree
 from client.data.readers.pairs import PLAIN, FileDataset
 
 
@@ -148,8 +148,8 @@ def _cases(path: Path, structures: list[str] | None) -> tuple[list[_Case], tuple
 
 def _drawn_case(series: DrawnSeries) -> _Case:
     labelled = {
-        index: _Labelled(header.file, series.source, tuple(series.drawings[index].values()))
-        for index, header in numbered(series)
+        index: _Labelled(series.slices[index].file, series.source, tuple(series.drawings[index].values()))
+        for index in sorted(series.drawings)
     }
     return _case(series.slices, labelled, series.slices[0].file.parent.name)
 

@@ -110,12 +110,16 @@ def _segmented(source: Path, data: Any, grid: Grid, chosen: Mapping[int, str], k
             f"{data.Columns} x {data.Rows}; resample the segmentation to the series"
         )
     shared = data.get("SharedFunctionalGroupsSequence", [{}])[0]
-    highest = int(data.get("MaximumFractionalValue", 1)) if _is_fractional(data) else None
+    kind = str(data.SegmentationType)
+    highest = int(data.get("MaximumFractionalValue", 1)) if kind == "FRACTIONAL" else None
     frames = Frames(source, highest, kept)
-    by_value = str(data.SegmentationType) == "LABELMAP"
+    by_value = kind == "LABELMAP"
     drawings: Drawings = defaultdict(dict)
     for frame, own in enumerate(data.PerFrameFunctionalGroupsSequence):
-        numbers = list(chosen) if by_value else [_segment_of(own, shared)]
+        numbers = list(chosen)
+        if not by_value:
+            segment = _in_either("SegmentIdentificationSequence", own, shared)
+            numbers = [int(segment.ReferencedSegmentNumber)]
         found = frames.get(frame)
         for number in numbers:
             seen = found == number if by_value else found
@@ -154,14 +158,6 @@ def _frames(source: Path) -> NDArray[Any]:
     shape = int(data.NumberOfFrames), int(data.Rows), int(data.Columns)
     require_readable_size(shape, source)
     return np.asarray(data.pixel_array).reshape(shape)
-
-
-def _is_fractional(data: Any) -> bool:
-    return str(data.SegmentationType) == "FRACTIONAL"
-
-
-def _segment_of(own: Any, shared: Any) -> int:
-    return int(_in_either("SegmentIdentificationSequence", own, shared).ReferencedSegmentNumber)
 
 
 def _in_either(key: str, own: Any, shared: Any) -> Any:

@@ -8,7 +8,7 @@ read, because archives export outlines as masks, too.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,3 @@ def _structures(
     with reading(file, "a DICOM object"):
         data: Any = pydicom.dcmread(file, stop_before_pixels=True)
     return structures_in(file, data, ordered, wanted, kept)
-
-
-def numbered(drawn: DrawnSeries) -> Iterator[tuple[int, SliceHeader]]:
-    """The slices with a drawing and their places in the series."""
-    return ((index, drawn.slices[index]) for index in sorted(drawn.drawings))
