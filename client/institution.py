@@ -218,7 +218,10 @@ class Institution:
         return AlignReply(weights_of(layer), len(examples), importance, improved, correction)
 
     def layer(self, task: str, weights: Layer | None) -> AlignmentLayer:
-        """A layer of `task` with these weights, or with the initial weights of all holders if None."""
+        """A layer of `task` with these weights, or with the initial weights of all holders if None.
+
+        Its finder learns only if the policy allows it.
+        """
         layer = first_layer(
             self.scenario,
             task,
@@ -228,6 +231,8 @@ class Institution:
         )
         if weights is not None:
             set_weights(layer, weights)
+        if layer.finder is not None:
+            layer.finder.requires_grad_(self.site.policy.finder == "yes")
         return layer
 
     def choose_start(self, request: AlignRequest, layer: AlignmentLayer, judge: Validate | None) -> None:

@@ -46,7 +46,7 @@ def make_entry(
     kept = rounded if scenario.bank.precision == "float16" else dict
     return Entry(
         task=task,
-        layer=kept(layer) if improved else identity_like(layer),
+        layer=kept(layer if improved else identity_like(layer)),
         router=kept(router),
         threshold=threshold,
         provenance=Provenance(

@@ -27,6 +27,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute
 from casam_core.model.forms import AlignmentLayer, build_layer, form_spec, set_weights
 from casam_core.model.forms.affine import channels_in
+from casam_core.model.forms.finder import PREFIX
 from casam_core.model.frame import Frame
 from casam_core.model.prompts import Prompts
 from casam_core.routing.decision import Route, decide
@@ -46,7 +47,9 @@ def entry_layer(entry: Entry, channels: int, backbone: Backbone | None = None) -
     """
     about = entry.provenance
     try:
-        layer = build_layer(form_spec(about.form, {"rank": about.rank}), channels, 0, backbone)
+        finder = any(name.startswith(PREFIX) for name in entry.layer)
+        spec = form_spec(about.form, {"rank": about.rank, "finder": finder})
+        layer = build_layer(spec, channels, 0, backbone)
         set_weights(layer, entry.layer)
     except (BankError, ScenarioError, ValueError) as error:
         raise BankError(f"entry of task {entry.task!r} cannot be used: {one_line(error)}") from error

@@ -43,6 +43,12 @@ class AlignmentSpec(Section):
         "from the layer of a public library that is best on the validation images, or from frozen SAM, which "
         "is one of them; for few images.",
     )
+    finder: bool = Field(
+        False,
+        exclude_if=lambda learned: not learned,  # scenarios without one keep their digest
+        description="Also learn a finder, with which an entry segments images without a prompt; an entry has "
+        "37 KB more.",
+    )
 
 
 DEFAULT_RANK = 8

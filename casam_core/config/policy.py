@@ -69,6 +69,12 @@ class Policy(Section):
         description="Router state and threshold. share never: no router can choose the entry; others can "
         "only use it by its name.",
     )
+    finder: Literal["yes", "never"] = Field(
+        "yes",
+        exclude_if=lambda learned: learned == "yes",  # policies without the clause keep their digest
+        description="The finder of a layer (alignment.finder); it leaves as `adapter` says. never: the "
+        "institution's images train no finder, and its arrays leave as they came.",
+    )
     metrics: Literal["exact", "noisy", "never"] = Field(
         "exact",
         description="Scores, routes and intervals of the test images. noisy: with noise, within the budget.",

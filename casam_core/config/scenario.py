@@ -353,6 +353,18 @@ class Scenario(Section):
         return self
 
     @model_validator(mode="after")
+    def _learns_a_finder_step_by_step(self) -> Scenario:
+        of_tasks = {f"alignments.{task}": spec for task, spec in self.alignments.items()}
+        for name, spec in {"alignment": self.alignment, **of_tasks}.items():
+            if spec.finder and (self.privacy.method == "subspace" or self.alignment.start == "library"):
+                raise ValueError(
+                    f"{name}.finder: expected false, because a library of layers has no directions or starts "
+                    'for a finder; set privacy.method = "dp_sgd" and alignment.start = "identity", or leave '
+                    "the finder out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_consistent_stream(self) -> Scenario:
         held = {task for site in self.institutions for task in site.data}
         times = Counter(self.stream)

@@ -59,6 +59,17 @@ class Frame:
         )
         return pairs.reshape(points.shape).astype(np.float32)
 
+    def boxes_to_image(self, boxes_N4: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(boxes_N4 in pixels of the image, cut at its edges; inside_N: which have a part in it)."""
+        height, width = self.inner
+        shrunk = np.array([width / self.width, height / self.height] * 2, np.float32)
+        last = np.array([self.width - 1, self.height - 1] * 2, np.float32)
+        image_N4 = boxes_N4 / shrunk
+        inside_N: NDArray[np.bool_] = np.logical_and.reduce(
+            (image_N4[:, :2] <= last[:2]) & (image_N4[:, 2:] >= 0), axis=1
+        )
+        return np.clip(image_N4, 0, last).astype(np.float32), inside_N
+
     def restore(self, logits_Nhw: Tensor) -> Tensor:
         """logits_NHW at the image's resolution, from the decoder's low-resolution logits."""
         height, width = self.inner

@@ -60,6 +60,11 @@ def place_of(instance: int, places: Places) -> tuple[slice, ...]:
     return place
 
 
+def instances_in(places: Places) -> NDArray[np.int32]:
+    """The numbers of the instances that are there."""
+    return np.array([number for number, place in enumerate(places, 1) if place is not None], np.int32)
+
+
 def tight_boxes(labels_HW: Labels, instances: NDArray[np.int32], places: Places | None = None) -> Prompts:
     """The tight box of each instance, which must be in labels_HW. places: of all instances, if known."""
     places = ndimage.find_objects(labels_HW) if places is None else places

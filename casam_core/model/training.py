@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +24,18 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.window import Window, whole, windows_around
 from casam_core.model.examples import Example, Examples, held
 from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.forms.finder import LEARNING_RATE as FINDER_LEARNING_RATE
+from casam_core.model.forms.finder import PREFIX, finder_loss
 from casam_core.model.frame import frame_of
 from casam_core.model.losses import alignment_loss, alignment_loss_together, official_loss
-from casam_core.model.prompts import Places, Prompts, jittered_boxes, random_points, tight_boxes
+from casam_core.model.prompts import (
+    Places,
+    Prompts,
+    instances_in,
+    jittered_boxes,
+    random_points,
+    tight_boxes,
+)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -154,7 +163,7 @@ class OpenSteps:
     def __call__(self, learner: Learner) -> Iterator[Step]:
         layer, spec, images = learner.layer, learner.spec, len(learner.examples)
         fused = True if learner.backbone.compute.device.startswith("cuda") else None
-        optimiser = torch.optim.Adam(layer.parameters(), lr=learner.learning_rate, fused=fused)
+        optimiser = torch.optim.Adam(groups_of(layer), lr=learner.learning_rate, fused=fused)
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: min(1.0, (step + 1) / (spec.warmup + 1))
         )
@@ -164,6 +173,7 @@ class OpenSteps:
             optimiser.zero_grad()
             if drawn:
                 value = self.gradient(learner, drawn)
+                add_finder_gradient(layer, learner.backbone, drawn)
                 optimiser.step()
                 warmup.step()
             whole_epoch = done % steps_per_epoch == 0 or done == total
@@ -190,18 +200,43 @@ class OpenSteps:
         return learner.backbone.halved.attempt(DECODED, len(drawn), computed, undo=learner.layer.zero_grad)
 
 
+def groups_of(layer: AlignmentLayer) -> list[dict[str, Any]]:
+    """The layer's parameters, as an optimiser takes them; a finder has a learning rate of its own."""
+    own = [value for name, value in layer.named_parameters() if not name.startswith(PREFIX)]
+    groups: list[dict[str, Any]] = [{"params": own}]
+    if layer.finder is not None:
+        groups.append({"params": list(layer.finder.parameters()), "lr": FINDER_LEARNING_RATE})
+    return groups
+
+
+def add_finder_gradient(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> None:
+    """Add the gradient of the finder's loss on a batch, if the layer has a finder that learns.
+
+    It is the mean over images. The layer's own parameters get no gradient from it.
+    """
+    if layer.finder is None or not layer.finder.out.weight.requires_grad:
+        return
+    stride = backbone.geometry.side / backbone.geometry.cells
+    out_B5HW = layer.finder(torch.stack([item.seen_CHW for item in drawn]))
+    pairs = zip(out_B5HW, drawn, strict=True)
+    losses = [finder_loss(out, item.boxes_M4, stride) for out, item in pairs if item.boxes_M4 is not None]
+    torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Some instances of one image: prompts in pixels of the frame, target_Nhw at the decoder's resolution
     (for the official objective: at the frame's).
 
-    windows: where training decodes each of them.
+    windows: where training decodes each of them. boxes_M4: of all instances, in pixels of the frame, for a
+    finder.
     """
 
     seen_CHW: Tensor
     prompts: Prompts
     target_Nhw: Tensor
     windows: Sequence[Window]
+    boxes_M4: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +311,7 @@ def draw_instances(
         windows=[whole(geometry.cells)] * len(prompts)
         if official
         else windows_around(prompts, geometry.cells, frame.side, pooled=pooled),
+        boxes_M4=tight_boxes(labels_HW, instances_in(shown.places), shown.places).into(frame).xy,
     )
 
 

@@ -15,6 +15,7 @@ from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Examples, held
 from casam_core.model.forms import AlignmentLayer, Weights, set_weights, weights_of
+from casam_core.model.forms.finder import without_finder
 from casam_core.model.training import Drawn, align, draw_instances, side_of
 
 
@@ -138,13 +139,16 @@ class BestEpoch:
     def __call__(self, layer: AlignmentLayer) -> bool:
         self._history.append(self.validate(layer).iou)
         if since_best(self._history) == 0:
-            self._best = weights_of(layer)
+            self._best = without_finder(weights_of(layer))
         return self.patience is not None and since_best(self._history) >= self.patience
 
     def restore(self, layer: AlignmentLayer) -> None:
-        """Load the weights of the best epoch; without a finished epoch, do nothing."""
+        """Load the weights of the best epoch; without a finished epoch, do nothing.
+
+        A finder keeps those of the last epoch: the masks of given boxes say nothing about it.
+        """
         if self._best:
-            set_weights(layer, self._best)
+            set_weights(layer, weights_of(layer) | self._best)
 
 
 def since_best(history: Sequence[float]) -> int:

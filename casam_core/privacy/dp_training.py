@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from casam_core.config.scenario import PrivacySpec
-from casam_core.model.training import Learner, Step, decode_batch, draw_instances, kind_of_prompt
+from casam_core.model.training import (
+    Learner,
+    Step,
+    add_finder_gradient,
+    decode_batch,
+    draw_instances,
+    kind_of_prompt,
+)
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Unit, Units
@@ -66,7 +73,7 @@ def take_private_steps(
     the expected number of units. A step without sampled units is only noise, as the accountant assumes.
     """
     units, privacy = how.units, how.privacy
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate)
     total = PrivateSum(privacy.clip, how.noise_multiplier)
     expected = max(1.0, privacy.sampling_rate * units.count)
@@ -109,3 +116,4 @@ def add_gradients(learner: Learner, draws: Draws, step: int, unit: Unit) -> None
         if drawn is not None:
             loss = decode_batch(learner.layer, learner.backbone, [drawn]).loss(learner.spec)
             loss.backward()  # type: ignore[no-untyped-call]
+            add_finder_gradient(learner.layer, learner.backbone, [drawn])

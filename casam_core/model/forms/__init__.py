@@ -23,6 +23,7 @@ from casam_core.model.forms.affine import IdentityLayer, LowRankLayer, ScaleShif
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.forms.casam import CasamLayer
 from casam_core.model.forms.decoder import DecoderLayer
+from casam_core.model.forms.finder import Finder
 from casam_core.model.forms.lora import LoraLayer
 from casam_core.model.forms.residual import ResidualLayer
 from casam_core.seeding import initialisers_from
@@ -107,13 +108,21 @@ def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
 def build_layer(
     spec: AlignmentSpec, channels: int, seed: int, backbone: Backbone | None = None
 ) -> AlignmentLayer:
-    """A new layer. Raises ScenarioError for an unknown form.
+    """A new layer. Raises ScenarioError for an unknown form, or one that has no finder.
 
     seed: of the initial weights. backbone: needed by forms that change SAM itself.
     """
     entry = form_entry(spec.form)
+    if spec.finder and entry.changes_sam:
+        raise ScenarioError(
+            f"alignment.finder: expected false with form {spec.form!r}, which changes SAM itself; leave "
+            "it out, or use another form"
+        )
     with initialisers_from(seed):
-        return entry.build(spec, channels, backbone)
+        layer = entry.build(spec, channels, backbone)
+        if spec.finder:  # after the layer, whose initial weights stay the same
+            layer.finder = Finder(channels)
+    return layer
 
 
 def learning_rate_of(spec: AlignmentSpec) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.forms.finder import PREFIX, without_finder
 
 
 class LowRankLayer(AlignmentLayer):
@@ -61,8 +62,10 @@ class IdentityLayer(AlignmentLayer):
 
 
 def identity_like(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """The weights of an identity layer for the same channels. Raises ValueError (see channels_in)."""
-    return {"unchanged_C": np.zeros(channels_in(weights), np.float32)}
+    """The weights of an identity layer for the same channels; a finder stays. Raises ValueError (see
+    channels_in)."""
+    finder = {name: value for name, value in weights.items() if name.startswith(PREFIX)}
+    return {"unchanged_C": np.zeros(channels_in(weights), np.float32)} | finder
 
 
 def channels_in(weights: Mapping[str, NDArray[np.float32]]) -> int:
@@ -70,7 +73,7 @@ def channels_in(weights: Mapping[str, NDArray[np.float32]]) -> int:
 
     Raises ValueError for a layer without vectors.
     """
-    vectors = [len(value) for value in weights.values() if value.ndim == 1]
+    vectors = [len(value) for value in without_finder(weights).values() if value.ndim == 1]
     if not vectors:
         raise ValueError("expected a layer with one value per channel, found none")
     return max(vectors)

@@ -7,6 +7,8 @@ from typing import ClassVar
 from segment_anything.modeling import MaskDecoder
 from torch import nn
 
+from casam_core.model.forms.finder import Finder
+
 
 class AlignmentLayer(nn.Module):
     """Maps z_BCHW to z_BCHW between SAM's frozen encoder and decoder; only its parameters are trained.
@@ -16,6 +18,13 @@ class AlignmentLayer(nn.Module):
     """
 
     sees_pixels: ClassVar[bool] = False
+
+    finder: Finder | None
+    """Beside the layer, and trained in the same steps (`alignment.finder`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("finder", None)
 
     def own_decoder(self) -> MaskDecoder | None:
         """The mask decoder to use instead of the backbone's; None for the backbone's."""

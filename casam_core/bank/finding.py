@@ -1,0 +1,99 @@
+"""Segment all instances of an image without a prompt: the finder's boxes, SAM's masks, no instance twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from casam_core.bank.inference import decode_masks
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms import AlignmentLayer
+from casam_core.model.forms.finder import Finder, found
+from casam_core.model.frame import Frame
+from casam_core.model.prompts import Prompts, tight_boxes
+
+LEAST = 0.3
+"""Smallest score of a centre; chosen on phantoms."""
+MOST = 512
+"""Most boxes of an image."""
+SAME = 0.5
+"""Two boxes with at least this IoU are one instance; of two masks, those of their tight boxes."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The instances of one image, the surest first: masks_NHW; boxes, in pixels of the image; iou_N, the
+    decoder's estimates; scores_N, in [0, 1]: the finder's score times the estimate."""
+
+    masks_NHW: NDArray[np.bool_]
+    boxes: Prompts
+    iou_N: NDArray[np.float32]
+    scores_N: NDArray[np.float32]
+
+
+@torch.no_grad()
+def find(
+    backbone: Backbone,
+    finder: Finder | None,
+    layer: AlignmentLayer | None,
+    z_CHW: Tensor,
+    aligned_CHW: Tensor,
+    frame: Frame,
+) -> Found:
+    """The instances of an image.
+
+    finder: None finds nothing. z_CHW: the frozen embedding, for the finder. aligned_CHW: what `layer` made of
+    it, for the decoder.
+    """
+    if finder is None:
+        return nothing(frame)
+    geometry = backbone.geometry
+    out_5HW = finder.to(z_CHW.device)(z_CHW[None])[0]
+    in_frame, scores_N = found(out_5HW, geometry.side / geometry.cells, LEAST, MOST)
+    boxes_N4, inside_N = frame.boxes_to_image(in_frame.xy)
+    boxes_N4, scores_N = boxes_N4[inside_N], scores_N[inside_N]
+    first_N = distinct(boxes_N4, SAME)
+    boxes_N4, scores_N = boxes_N4[first_N], scores_N[first_N]
+    if len(boxes_N4) == 0:
+        return nothing(frame)
+    parts = list(decode_masks(backbone, aligned_CHW, frame, Prompts(boxes_N4=boxes_N4), layer))
+    masks_NHW, iou_N = np.concatenate([m for m, _ in parts]), np.concatenate([i for _, i in parts])
+    scores_N = np.where(masks_NHW.any((1, 2)), scores_N * iou_N.clip(0, 1), 0).astype(np.float32)
+    order_N = np.argsort(-scores_N, kind="stable")[: np.count_nonzero(scores_N)]
+    tight_N4 = np.array([box_of(masks_NHW[i]) for i in order_N], np.float32)
+    kept_N = order_N[distinct(tight_N4, SAME)]
+    return Found(masks_NHW[kept_N], Prompts(boxes_N4=boxes_N4[kept_N]), iou_N[kept_N], scores_N[kept_N])
+
+
+def nothing(frame: Frame) -> Found:
+    """No instance."""
+    none_N = np.zeros(0, np.float32)
+    masks_NHW = np.zeros((0, frame.height, frame.width), bool)
+    return Found(masks_NHW, Prompts(boxes_N4=np.zeros((0, 4), np.float32)), none_N, none_N)
+
+
+def distinct(boxes_N4: NDArray[np.float32], same: float) -> NDArray[np.int64]:
+    """Greedy non-maximum suppression: indices of the boxes that no earlier kept box overlaps by `same`."""
+    x0_N, y0_N, x1_N, y1_N = boxes_N4.astype(np.float64).reshape(-1, 4).T
+    area_N = (x1_N - x0_N + 1) * (y1_N - y0_N + 1)
+    left = np.ones(len(boxes_N4), bool)
+    kept = []
+    for i in range(len(boxes_N4)):
+        if not left[i]:
+            continue
+        kept.append(i)
+        width_N = np.minimum(x1_N, x1_N[i]) - np.maximum(x0_N, x0_N[i]) + 1
+        height_N = np.minimum(y1_N, y1_N[i]) - np.maximum(y0_N, y0_N[i]) + 1
+        overlap_N = width_N.clip(0) * height_N.clip(0)
+        left &= overlap_N / (area_N + area_N[i] - overlap_N) < same
+    return np.array(kept, np.int64)
+
+
+def box_of(mask_HW: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """x0, y0, x1, y1 of a mask that is not empty."""
+    box_4: NDArray[np.float32] = tight_boxes(mask_HW.astype(np.int32), np.ones(1, np.int32)).xy[0]
+    return box_4
