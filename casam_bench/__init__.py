@@ -58,6 +58,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "router": Benchmark(
         "How well each router recognises tasks, by number of images.", at("quality.router_quality:run"), True
     ),
+    "finder": Benchmark(
+        "What finders find without a prompt (--data-root: on real images, too).",
+        at("quality.finder_quality:run"),
+        True,
+    ),
     "few-shot": Benchmark(
         "What each form of Alignment Layer learns in a few steps.", at("quality.few_shot:run"), True
     ),

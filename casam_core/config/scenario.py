@@ -225,7 +225,11 @@ class EvaluationSpec(Section):
     split: Literal["test", "val"] = Field(
         "test", description="val: only to choose settings; do not report these scores."
     )
-    prompts: Literal["box", "jittered_box", "point"] = "box"
+    prompts: Literal["box", "jittered_box", "point", "finder"] = Field(
+        "box",
+        description="finder: none; the entry's finder looks for the instances. An instance that it misses, "
+        "and every instance under frozen SAM, counts as IoU 0.",
+    )
     jitter: float = Field(0.1, ge=0, le=0.5, description="Jitter of a box as a share of its side.")
     max_instances: int = Field(32, ge=1, description="Most instances per image; the seed chooses them.")
     hd95: bool = Field(False, description="Also measure the 95 % Hausdorff distance (slower).")
@@ -362,6 +366,17 @@ class Scenario(Section):
                     'for a finder; set privacy.method = "dp_sgd" and alignment.start = "identity", or leave '
                     "the finder out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_a_finder_that_it_learns(self) -> Scenario:
+        if self.evaluation.prompts == "finder" and not any(
+            spec.finder for spec in (self.alignment, *self.alignments.values())
+        ):
+            raise ValueError(
+                'evaluation.prompts: expected alignment.finder = true with "finder", found false; set it, or '
+                "choose other prompts"
+            )
         return self
 
     @model_validator(mode="after")

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.bank.entry_file import Entry, Head, head_in, read_entry
+from casam_core.bank.finding import find
 from casam_core.bank.inference import align, decode_masks, entry_layer, route_among
 from casam_core.config.scenario import EvaluationSpec
 from casam_core.methods import RouteRule
+from casam_core.metrics.detection import matched
 from casam_core.metrics.intervals import Statistics, estimate
 from casam_core.metrics.segmentation import ImageScores, InstanceScores, score_image, score_instance
 from casam_core.model.backbones import Backbone
@@ -199,13 +201,24 @@ class Evaluator:
         seen_CHW: Tensor,
         layer: AlignmentLayer | None,
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """(instance, its predicted mask_HW) of every instance that is measured, by instance number."""
+        """(instance, its predicted mask_HW) of every instance that is measured, by instance number.
+
+        With prompts "finder" it is the mask that was found for the instance; an empty one if none was.
+        """
         labels_HW = loaded.labels_HW
         rng = numpy_generator(self.seed, self.institution, "evaluate", task, sample.id)
         instances = np.unique(labels_HW[labels_HW > 0]).astype(np.int32)
         chosen = np.sort(rng.permutation(instances)[: self.spec.max_instances])
         z = align(seen_CHW, layer, self.backbone.compute)
         frame = self.backbone.frame(loaded.image_HW3)
+        if self.spec.prompts == "finder":
+            finder = layer.finder if layer is not None else None
+            found = find(self.backbone, finder, layer, seen_CHW, z, frame)
+            _, of = matched(found.masks_NHW, found.scores_N, labels_HW)
+            missed_HW = np.zeros(labels_HW.shape, bool)
+            for instance in map(int, chosen):
+                yield instance, found.masks_NHW[of[instance]] if instance in of else missed_HW
+            return
         prompts = self.prompts(labels_HW, chosen, rng)
         parts = decode_masks(self.backbone, z, frame, prompts, layer)
         masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)

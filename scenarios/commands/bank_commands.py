@@ -282,6 +282,7 @@ def predict(
     For example: casam predict slice.png --bank bank --box 8,8,40,40 --out mask.png --overlay seen.png
 
     Masks are numbered in the order of the boxes, then of the points. Where masks overlap, the later wins.
+    Without a box or point, the entry's finder looks for all instances, if it has one; the surest is number 1.
     """
     boxes = [coordinates("--box", text, 4) for text in box or []]
     points = [coordinates("--point", text, 2) for text in point or []]
@@ -300,10 +301,10 @@ def predict(
     # A slip should not cost the seconds in which the libraries and the model are loaded.
     with console(stderr=True).status("loading the model"):
         from casam_core.bank.inference import load_bank
-        from scenarios.prediction.segmenter import Segmenter, backbone_for, checked_prompts
+        from scenarios.prediction.segmenter import Segmenter, backbone_for, checked_prompts, has_finders
 
-        checked_prompts(boxes, points, *image_HW3.shape[:2])
         loaded = load_bank(bank)
+        checked_prompts(boxes, points, *image_HW3.shape[:2], needed=not has_finders(loaded))
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
         prediction = Segmenter(model, loaded).predict(image_HW3, boxes, points=points, task=task)
     write_atomic(out, png_of(prediction.labels))
@@ -440,10 +441,20 @@ def advice_for_empty(prediction: Prediction, tasks: Sequence[str], *, forced: bo
     return f"{who}; move the box or point onto the object{rest}"
 
 
+def nothing_found(prediction: Prediction) -> str:
+    """Why there is no mask, and what to try."""
+    if prediction.name == "identity":
+        return (
+            "found      nothing: frozen SAM has no finder, and the image fits no task; add --box or --point"
+        )
+    return f"found      nothing that the finder of {prediction.name!r} is sure of; add --box or --point"
+
+
 def facts_of(prediction: Prediction) -> dict[str, object]:
     """What `predict` prints, for --json."""
     prompts = zip(prediction.iou_N, prediction.masks_NHW, strict=True)
-    return {
+    found = {} if prediction.scores_N is None else {"found": prediction.scores_N.tolist()}
+    return found | {
         "route": prediction.name,
         "nearest": prediction.route.nearest,
         "score": prediction.route.score,
@@ -460,7 +471,10 @@ def show_prediction(prediction: Prediction, *, forced: bool) -> None:
     typer.echo(f"score      {'-' if route.score is None else f'{route.score:.6g}'}")
     typer.echo(f"threshold  {'-' if prediction.threshold is None else f'{prediction.threshold:.6g}'}")
     for number, (iou, mask_HW) in enumerate(zip(prediction.iou_N, prediction.masks_NHW, strict=True), 1):
-        typer.echo(f"prompt {number:<3} IoU estimate {iou:.3f}, {int(mask_HW.sum())} pixels")
+        kind = "prompt" if prediction.scores_N is None else "found"
+        typer.echo(f"{kind} {number:<3} IoU estimate {iou:.3f}, {int(mask_HW.sum())} pixels")
+    if prediction.scores_N is not None and len(prediction.scores_N) == 0:
+        typer.echo(nothing_found(prediction))
 
 
 def coordinates(option: str, text: str, count: int) -> list[float]:

@@ -8,24 +8,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from casam_core.bank.finding import find
 from casam_core.bank.inference import LoadedBank, LoadedEntry, align, decode_masks
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import ComputeSpec
 from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.model.backbones import BACKBONES, Backbone, load_backbone, released_digests
 from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.model.forms.finder import Finder, finds
 from casam_core.model.prompts import Prompts
 from casam_core.routing.decision import IDENTITY, Route
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's masks, in the order of its boxes, then its points.
+    """One image's masks, in the order of its boxes, then its points; without prompts, what the finder found,
+    the surest first.
 
     masks_NHW: bool, in the image's size. iou_N: an estimate of each mask's IoU: the decoder's, plus the
     correction of the entry if it has one. name: the entry that was used, a task or `identity` (frozen SAM).
     route: the router's decision, also if the caller chose the task. threshold: of the route's nearest task;
-    None for an empty bank.
+    None for an empty bank. scores_N: without prompts, the finder's score times the decoder's estimate.
     """
 
     masks_NHW: NDArray[np.bool_]
@@ -33,12 +36,17 @@ class Prediction:
     name: str
     route: Route
     threshold: float | None
+    scores_N: NDArray[np.float32] | None = None
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """labels_HW: 0 for background, 1..N for the prompts' masks. Where masks overlap, the later wins."""
+        """labels_HW: 0 for background, 1..N for the masks.
+
+        Where masks overlap, the later prompt wins; of masks that a finder found, the surer.
+        """
         labels_HW = np.zeros(self.masks_NHW.shape[1:], np.int32)
-        for number, mask_HW in enumerate(self.masks_NHW, 1):
+        numbered = list(enumerate(self.masks_NHW, 1))
+        for number, mask_HW in numbered if self.scores_N is None else reversed(numbered):
             labels_HW[mask_HW] = number
         return labels_HW
 
@@ -77,7 +85,9 @@ class Segmenter:
         task: str | None = None,
         embedding: Tensor | None = None,
     ) -> Prediction:
-        """One mask per prompt.
+        """One mask per prompt; without a prompt, one per instance that the entry's finder finds.
+
+        A finder finds nothing in an image that the router does not know.
 
         Args:
             image_HW3: uint8 RGB image.
@@ -88,10 +98,11 @@ class Segmenter:
                 here.
 
         Raises:
-            PromptError: The prompts do not fit the image, or the image is not uint8 RGB.
+            PromptError: The prompts do not fit the image, the image is not uint8 RGB, or there is no prompt
+                and no finder.
             BankError: The bank has no such task.
         """
-        prompts = checked_prompts(boxes, points, *image_HW3.shape[:2])
+        prompts = checked_prompts(boxes, points, *image_HW3.shape[:2], needed=not has_finders(self.bank))
         if task is not None and task != IDENTITY:
             self.bank[task]  # refuses an unknown name before the slow encoder runs
         z_1CHW = self.embed(image_HW3) if embedding is None else embedding
@@ -100,15 +111,36 @@ class Segmenter:
         entry = None if name == IDENTITY else self.bank[name]
         layer = entry.layer if entry else None
         z_CHW = align(z_1CHW[0], layer, self.backbone.compute)
-        frame = self.backbone.frame(image_HW3)
-        parts = [part for some in prompts for part in decode_masks(self.backbone, z_CHW, frame, some)]
+        frame, scores_N = self.backbone.frame(image_HW3), None
+        if prompts:
+            parts = [part for some in prompts for part in decode_masks(self.backbone, z_CHW, frame, some)]
+            masks_NHW, iou_N = (np.concatenate(part) for part in zip(*parts, strict=True))
+        else:
+            finder = finder_of(entry) if entry else None
+            found = find(self.backbone, finder, layer, z_1CHW[0], z_CHW, frame)
+            masks_NHW, iou_N, scores_N = found.masks_NHW, found.iou_N, found.scores_N
         return Prediction(
-            masks_NHW=np.concatenate([masks for masks, _ in parts]),
-            iou_N=corrected(np.concatenate([iou for _, iou in parts]), entry),
+            masks_NHW=masks_NHW,
+            iou_N=corrected(iou_N, entry),
             name=name,
             route=route,
             threshold=None if route.nearest is None else self.bank[route.nearest].entry.threshold,
+            scores_N=scores_N,
         )
+
+
+def has_finders(bank: LoadedBank) -> bool:
+    """Whether an entry of the bank can segment an image without a prompt."""
+    return any(finds(loaded.entry.layer) for loaded in bank.values())
+
+
+def finder_of(entry: LoadedEntry) -> Finder:
+    """The entry's finder. Raises PromptError if it has none that has learned."""
+    if entry.layer.finder is None or not finds(entry.entry.layer):
+        raise PromptError(
+            f"the entry of task {entry.entry.task!r} has no finder (alignment.finder); add a box or a point"
+        )
+    return entry.layer.finder
 
 
 def corrected(estimate_N: NDArray[np.float32], entry: LoadedEntry | None) -> NDArray[np.float32]:
@@ -117,8 +149,10 @@ def corrected(estimate_N: NDArray[np.float32], entry: LoadedEntry | None) -> NDA
     return estimate_N if correction is None else np.clip(estimate_N + np.float32(correction), 0, 1)
 
 
-def checked_prompts(boxes: ArrayLike, points: ArrayLike, height: int, width: int) -> list[Prompts]:
-    """Boxes and points inside the image; at least one of them. Raises PromptError."""
+def checked_prompts(
+    boxes: ArrayLike, points: ArrayLike, height: int, width: int, *, needed: bool = True
+) -> list[Prompts]:
+    """Boxes and points inside the image; at least one of them if `needed`. Raises PromptError."""
     boxes_N4, points_N2 = _numbers("box x0,y0,x1,y1", boxes, 4), _numbers("point x,y", points, 2)
     for what, rows in (("box", boxes_N4), ("point", points_N2)):
         for row in rows:
@@ -135,8 +169,11 @@ def checked_prompts(boxes: ArrayLike, points: ArrayLike, height: int, width: int
         prompts.append(Prompts(boxes_N4=boxes_N4))
     if len(points_N2):
         prompts.append(Prompts(points_N2=points_N2))
-    if not prompts:
-        raise PromptError("expected at least one box or point, found none; add one")
+    if not prompts and needed:
+        raise PromptError(
+            "expected at least one box or point, found none; add one, or use a bank with "
+            "finders (alignment.finder)"
+        )
     return prompts
 
 

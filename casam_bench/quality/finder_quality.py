@@ -1,0 +1,226 @@
+"""Finders: what they find without a prompt, against boxes of the truth and against SAM's automatic grid.
+
+A cell is one task, learned from 24 images with the product's own loop and measured on test images. Cells are
+files, so the command can be stopped and started again. The settings of the finder were chosen on phantoms;
+real tasks (--data-root) had no part in a choice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.quality.layer_seconds import PHANTOM_TASKS, REAL_TASKS, images_of, kept_or_made
+from casam_bench.timing import clock
+from casam_core.bank.finding import distinct, find
+from casam_core.bank.inference import align, decode_masks
+from casam_core.config.named_parts import BackboneSpec, LowRankSpec, PublicFrameSpec
+from casam_core.config.scenario import TrainingSpec
+from casam_core.files import write_atomic
+from casam_core.metrics.detection import Matched, ap50, matched
+from casam_core.metrics.segmentation import iou
+from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Example
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.frame import frame_of
+from casam_core.model.prompts import Prompts, tight_boxes
+from casam_core.model.training import add_finder_gradient, draw_batch, train_layer
+from casam_core.routing.features import pool
+from casam_core.routing.routers import build_router
+from casam_core.seeding import derive_seed, numpy_generator
+
+SEED = 0
+IMAGES = 6
+"""Test images that a finder is measured on."""
+GRID_IMAGES, GRID, SURE, STABLE, SAME = 1, 32, 0.88, 0.95, 0.7
+"""SAM's automatic grid, with its defaults: points per side, the smallest estimate and stability, and the
+largest IoU of two boxes. It takes so long that few images are measured."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task.
+
+    instances: in the test images. ap50, recall, precision: of the finder. iou_found, iou_boxes: of the
+    instances that it hit, by its masks and by those of true boxes. ap50_grid, ap50_on_grid: of the automatic
+    grid, and of the finder on the same images. seconds: of the processor, an image, after the encoder. share:
+    of a training step, what the finder adds.
+    """
+
+    task: str
+    instances: int
+    ap50: float
+    recall: float
+    precision: float
+    iou_found: float
+    iou_boxes: float
+    ap50_grid: float
+    ap50_on_grid: float
+    seconds: float
+    seconds_grid: float
+    share: float
+
+
+def run(around: Surroundings) -> Figures:
+    """All tasks; a row for each in finder.csv in the folder of cells. Figures: means over tasks, by kind."""
+    backbone = around.lite_medsam(precision="auto", encoder="fast")
+    figures, rows = Figures(), []
+    for kind, tasks in {"real": REAL_TASKS if around.data_root else (), "phantom": PHANTOM_TASKS}.items():
+        own = [row for task in tasks if (row := kept_or_measured(around, backbone, task)) is not None]
+        rows += own
+        for name in asdict(own[0]) if own else ():
+            if name not in ("task", "instances"):
+                figures[f"{kind} {name}"] = float(np.nanmean([getattr(row, name) for row in own]))
+    if around.data_root:
+        figures["real silent_unseen"] = silent_unseen(around, backbone, tuple(REAL_TASKS))
+    around.show(table_of(rows))
+    write_atomic(around.home / "finder" / "finder.csv", csv_of(rows).encode())
+    return figures
+
+
+def kept_or_measured(around: Surroundings, backbone: Backbone, task: str) -> Row | None:
+    """A row from its file, or measured now; None if another process is at it."""
+    path = around.home / "finder" / f"{task}.json"
+    found = kept_or_made(path, lambda: asdict(measure(around, backbone, task)))
+    return None if found is None else Row(**found)
+
+
+def measure(around: Surroundings, backbone: Backbone, task: str) -> Row:
+    """Learn layer and finder of one task, and measure."""
+    images, now = images_of(around, backbone, task, SEED, pixels=False), clock(around.threads)
+    layer, share = learned(backbone, task, images.train, around.threads)
+    found: list[Matched] = []
+    by_boxes: list[float] = []
+    seconds = 0.0
+    for example in images.test[:IMAGES]:
+        z_CHW, aligned_CHW = example.seen_CHW, align(example.seen_CHW, layer, backbone.compute)
+        frame, begun = frame_of(example.labels_HW, backbone.geometry.side), now()
+        instances = find(backbone, layer.finder, layer, z_CHW, aligned_CHW, frame)
+        seconds += now() - begun
+        of_image, hit = matched(instances.masks_NHW, instances.scores_N, example.labels_HW)
+        found.append(of_image)
+        if hit:
+            numbers = np.array(sorted(hit), np.int32)
+            parts = decode_masks(backbone, aligned_CHW, frame, tight_boxes(example.labels_HW, numbers), layer)
+            masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)
+            pairs = zip(numbers, masks, strict=True)
+            by_boxes += [iou(mask_HW, example.labels_HW == number) for number, mask_HW in pairs]
+    begun = now()
+    grid = [by_grid(backbone, example) for example in images.test[:GRID_IMAGES]]
+    seconds_grid = (now() - begun) / GRID_IMAGES
+    iou_M = np.concatenate([image.iou_M for image in found])
+    masks_of_all, hits = (
+        sum(len(image.hits_N) for image in found),
+        sum(image.hits_N.sum() for image in found),
+    )
+    around.say(f"{task}: AP50 {ap50(found):.3f}")
+    return Row(
+        task=task,
+        instances=len(iou_M),
+        ap50=ap50(found),
+        recall=float((iou_M > 0).mean()),
+        precision=float(hits / max(masks_of_all, 1)),
+        iou_found=float(iou_M[iou_M > 0].mean()) if hits else float("nan"),
+        iou_boxes=float(np.mean(by_boxes)) if hits else float("nan"),
+        ap50_grid=ap50(grid),
+        ap50_on_grid=ap50(found[:GRID_IMAGES]),
+        seconds=seconds / IMAGES,
+        seconds_grid=seconds_grid,
+        share=share,
+    )
+
+
+def learned(
+    backbone: Backbone, task: str, examples: Sequence[Example], threads: int
+) -> tuple[AlignmentLayer, float]:
+    """(the layer with its finder, the share of a step that the finder adds)."""
+    spec, training, now = LowRankSpec(finder=True), TrainingSpec(), clock(threads)
+    layer = build_layer(spec, backbone.geometry.channels, derive_seed(SEED, "layer", task))
+    begun = now()
+    result = train_layer(
+        layer,
+        backbone,
+        examples,
+        training,
+        learning_rate=learning_rate_of(spec),
+        rng=numpy_generator(SEED, "finder", task),
+        progress=lambda done, total: None,
+    )
+    step = (now() - begun) / result.steps
+    drawn = draw_batch(
+        np.arange(len(examples)), examples, backbone, training, numpy_generator(SEED, "timing", task)
+    )
+    begun = now()
+    for item in drawn:
+        add_finder_gradient(layer, backbone, [item])
+    added = (now() - begun) / len(drawn)
+    return layer, added / (step - added)
+
+
+@torch.no_grad()
+def by_grid(backbone: Backbone, example: Example) -> Matched:
+    """What frozen SAM's automatic grid finds (Kirillov et al. 2023): points, masks that are sure and stable,
+    none twice. At the decoder's resolution."""
+    low, side = backbone.geometry.low, backbone.geometry.side
+    at = ((np.arange(GRID) + 0.5) * side / GRID).astype(np.float32)
+    points_N2 = np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
+    masks, sure = [], []
+    for start in range(0, len(points_N2), 64):
+        logits_Nhw, iou_N = backbone.decode(
+            example.seen_CHW, Prompts(points_N2=points_N2[start : start + 64])
+        )
+        inner_N, outer_N = (logits_Nhw > 1).sum((1, 2)), (logits_Nhw > -1).sum((1, 2))
+        kept_N = (iou_N >= SURE) & (inner_N >= STABLE * outer_N) & (logits_Nhw > 0).any(2).any(1)
+        masks += list((logits_Nhw[kept_N] > 0).numpy())
+        sure += iou_N[kept_N].tolist()
+    order = np.argsort(-np.array(sure), kind="stable")
+    boxes_N4 = [tight_boxes(masks[i].astype(np.int32), np.ones(1, np.int32)).xy[0] for i in order]
+    kept = order[distinct(np.array(boxes_N4, np.float32).reshape(-1, 4), SAME)]
+    masks_NHW = np.array([masks[i] for i in kept], bool).reshape(-1, low, low)
+    labels_SS = frame_of(example.labels_HW, low).resize_labels(example.labels_HW)
+    return matched(masks_NHW, np.array([sure[i] for i in kept]), labels_SS)[0]
+
+
+def silent_unseen(around: Surroundings, backbone: Backbone, tasks: Sequence[str]) -> float:
+    """The share of images of a task that a bank of all other tasks does not know: no finder answers."""
+    spec = PublicFrameSpec().completed(BackboneSpec(name="lite_medsam"))
+    assert spec.constant is not None
+    router, seen, known = build_router(spec), {}, {}
+    for task in tasks:
+        images = images_of(around, backbone, task, SEED, pixels=False)
+        f_NF = torch.stack([pool(example.seen_CHW, spec.features) for example in images.train])
+        known[task] = router.fit(router.sufficient_statistics(f_NF, SEED))
+        seen[task] = [pool(example.seen_CHW, spec.features) for example in images.test]
+    silent = [
+        all(router.score(f_F, state) > spec.constant for other, state in known.items() if other != task)
+        for task in tasks
+        for f_F in seen[task]
+    ]
+    return float(np.mean(silent))
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """The rows, for people."""
+    table = Table(*(list(asdict(rows[0])) if rows else ["task"]))
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in asdict(row).values()))
+    return table
+
+
+def csv_of(rows: Sequence[Row]) -> str:
+    """The rows as a file; shares and seconds with four digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells: dict[str, Any] = asdict(row)
+        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in cells.items()})
+    return text.getvalue()
