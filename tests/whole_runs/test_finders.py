@@ -78,7 +78,7 @@ def test_evaluation_without_prompts_counts_what_is_missed_as_zero(finished_run: 
 def test_an_instance_is_scored_by_the_mask_that_was_found_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scenario = Scenario.model_validate(table(evaluation={"prompts": "finder"}))
+    scenario = Scenario.model_validate(table(evaluation={"prompts": "finder", "max_instances": 99}))
     sites = hosted_sites(scenario, "run", {"partition-id": 0, "num-partitions": 1}, {"out": str(tmp_path)})
     south = Institution(next(s for s in sites if s.institution == "south"), scenario, tiny_backbone())
     data, samples = south.encoded("histology", "test")
