@@ -21,6 +21,7 @@ from casam_core.errors import BankError
 from casam_core.files import make_folder, remove_folder
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
+from casam_core.model.drift import ControlVariate, Term, proximal
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Examples
 from casam_core.model.forms import AlignmentLayer, Weights, learning_rate_of, set_weights, weights_of
@@ -198,7 +199,11 @@ class Institution:
         validate = self.validator(request, layer, training) if chooses else None
         self.choose_start(request, layer, validate)
         best = BestEpoch(validate, training.patience) if validate else None
-        steps = OpenSteps(self.penalty(request), best)
+        term: Term | None = self.penalty(request)
+        if training.strategy == "fedprox":
+            term = proximal(layer, training.proximal, term)
+        control = ControlVariate(request.control) if training.strategy == "scaffold" else None
+        steps = OpenSteps(term, best, control)
         report = reporter(self.name, f"train {job.task}")
         draws = self.draws(job, "align")
         train_round(self.scenario, job.task, layer, self.backbone, examples, steps, draws, report)
@@ -215,7 +220,8 @@ class Institution:
             correction = found.correction if corrects else None
             if may_fall_back:
                 improved = beats_identity(found, test(IdentityLayer(self.backbone.geometry.channels)))
-        return AlignReply(weights_of(layer), len(examples), importance, improved, correction)
+        told = control.mean(layer) if control else None
+        return AlignReply(weights_of(layer), len(examples), importance, improved, correction, told)
 
     def layer(self, task: str, weights: Layer | None) -> AlignmentLayer:
         """A layer of `task` with these weights, or with the initial weights of all holders if None.

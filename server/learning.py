@@ -13,7 +13,9 @@ from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, ScenarioError
-from casam_core.methods import Importance, method_of
+from casam_core.methods import Importance, alignment_of, method_of
+from casam_core.model.drift import LOCAL
+from casam_core.model.forms import changes_sam
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -25,7 +27,7 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.payload import Job
 from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import histogram_threshold
-from server.aggregation import build_strategy, merge_layers
+from server.aggregation import STRATEGIES, build_strategy, control_shifts, merge_layers
 from server.defence.admission import first_layer
 from server.defence.descriptions import fitted_all, usable
 from server.defence.rounds import admitted, too_few
@@ -112,14 +114,16 @@ def learn_layer(
         ScenarioError: the strategy needs single layers, and an institution shares its layer only in sums.
     """
     scenario = federation.scenario
-    strategy = build_strategy(scenario.training.strategy)
     trainers = method_of(scenario.method).trainers(federation.cohort(stage, task, now or stage))
-    check_strategy(federation, trainers)
-    layer, images = before, dict[str, int]()
+    strategy = build_strategy(scenario.training, len(trainers))
+    check_strategy(federation, task, trainers)
+    layer, images, told = before, dict[str, int](), dict[str, AlignReply]()
     for number in range(1, scenario.training.rounds + 1) if trainers else ():
         job = Job("", stage, task, number)
         again = now is not None and now > stage
         requests = align_requests(scenario, job, trainers, layer, before, again=again)
+        for name, shift in control_shifts(told).items():
+            requests[name] = replace(requests[name], control=shift)
         gathered = gather(federation, requests, AlignReply)
         start = layer.weights if layer else first_layer(scenario, task)
         gathered = admitted(federation, bank, stage, task, gathered, start)
@@ -127,9 +131,9 @@ def learn_layer(
             break
         replies = gathered.replies
         images |= images_in(federation, task, gathered)
+        told |= {part.names[0]: part.reply for part in gathered.parts if part.reply.control}
         layer = LearnedLayer(
-            # The layer of a single holder is used as it is: a mean of one would only round it.
-            weights=replies[0].layer if len(replies) == 1 else merge_layers(strategy, number, replies),
+            weights=merge_layers(strategy, number, replies, start),
             holders=tuple(name for name in trainers if name in images),
             images=sum(images.values()),
             importance=add_importance(before.importance if before else None, replies),
@@ -141,16 +145,21 @@ def learn_layer(
     return layer if images else None
 
 
-def check_strategy(federation: Federation, trainers: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise ScenarioError if the strategy needs single layers and an institution shares only sums."""
+def check_strategy(federation: Federation, task: str, trainers: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise ScenarioError if an institution's policy, or the layer's form, does not go with the strategy."""
     name = federation.scenario.training.strategy
     members = federation.members
     hidden = [site for site in trainers if members[site].policy.adapter.aggregation == "secagg"]
-    if hidden and name != "fedavg":
-        raise ScenarioError(
-            f"training.strategy: {name} needs each single layer, but {hidden[0]} shares its layer only in "
-            "secure sums; use fedavg"
-        )
+    noisy = [site for site in trainers if members[site].policy.adapter.noise == "dp"]
+    form, fault = alignment_of(federation.scenario, task).form, ""
+    if hidden and not STRATEGIES[name].means:
+        fault = f"needs each single layer, but {hidden[0]} shares its layer only in secure sums"
+    elif noisy and name in LOCAL:
+        fault = f"has no training with noise, but {noisy[0]} shares its layer only with noise"
+    elif changes_sam(form) and name in ("scaffold", "fedadam", "fedyogi"):
+        fault = f"needs a layer that the server knows, but the form {form!r} changes SAM itself"
+    if fault:
+        raise ScenarioError(f"training.strategy: {name} {fault}; use fedavg")
 
 
 def align_requests(

@@ -49,6 +49,22 @@ class LimitSpec(Section):
     test: int | None = Field(None, ge=1, description="Most test images.")
 
 
+class ShiftSpec(Section):
+    """How the phantoms of one institution differ from those of others, to simulate heterogeneous sites."""
+
+    objects: Literal["all", "small", "large", "round", "long"] = Field(
+        "all",
+        description="Label skew: of each image only the smaller (larger, rounder, longer) half of the "
+        "objects is labelled.",
+    )
+    contrast: float = Field(1.0, gt=0, le=4, description="Factor of the contrast around middle grey.")
+    blur: float = Field(0.0, ge=0, le=0.1, description="Blur (sigma) as a share of the image's side.")
+    noise: float = Field(0.0, ge=0, le=1, description="Noise (sigma) as a share of the range of intensities.")
+    colour: list[float] | None = Field(
+        None, min_length=3, max_length=3, description="[red, green, blue]: factors of the channels."
+    )
+
+
 READER_NAMES = ["folder", "phantom", "nifti", "itk", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"]
 """The keys of client.data.open.READERS, repeated here because this package cannot import `client`."""
 
@@ -110,6 +126,7 @@ class DataSpec(Section):
     phantom: str | None = Field(None, description="Modality of the generator (reader phantom).")
     images: int = Field(40, ge=3, description="Images to generate (reader phantom).")
     size: int = Field(256, ge=32, le=2048, description="Side of an image in pixels (reader phantom).")
+    shift: ShiftSpec = Field(ShiftSpec(), description="Label skew and another scanner (reader phantom).")
     split: SplitSpec = SplitSpec()
     limit: LimitSpec = LimitSpec()
 
@@ -179,6 +196,7 @@ OPTIONS = {
     "window": ("nifti", "itk", "dicom"),
     "structures": ("dicom",),
     "channel": ("tiff_stack",),
+    "shift": ("phantom",),
     "annotations": ("coco",),
     "pseudo_masks": ("med_datasets",),
     "group_pattern": ("folder", "nifti", "itk", "coco", "yolo", "tiff_stack", "med_datasets"),

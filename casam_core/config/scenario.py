@@ -116,6 +116,14 @@ class TrainingSpec(Section):
         "the holders' validation images, by a paired test (methods with one entry per task).",
     )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
+    proximal: float = Field(
+        0.1,
+        ge=0,
+        description="Strategy fedprox: the weight mu of mu / 2 * |w - w_start|^2 in each step's loss.",
+    )
+    server_rate: float = Field(
+        0.03, gt=0, description="Strategies fedadam and fedyogi: the server's learning rate."
+    )
 
     def passes(self, images: int) -> int:
         """Epochs of a round over this many images."""

@@ -44,6 +44,10 @@ class ApprovalRules(Section):
     """Which scenarios approve = "policy" lets in without asking a person."""
 
     methods: list[str] = Field(["casam"], description="Allowed methods.")
+    strategies: list[str] = Field(
+        ["fedavg", "fedprox", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"],
+        description="Allowed training.strategy. scaffold also asks for a mean gradient.",
+    )
     max_stages: int = Field(20, ge=1, description="Largest number of tasks in the stream.")
     max_rounds: int = Field(5, ge=1, description="Largest training.rounds.")
     max_epochs: int = Field(100, ge=1, description="Largest training.epochs; its default is allowed.")
@@ -62,8 +66,12 @@ class ApprovalRules(Section):
             for key, found in sizes.items()
             if found > getattr(self, key)
         ]
-        if scenario.method not in self.methods:
-            faults.append(f"rules.methods is {', '.join(self.methods)}, found {scenario.method}")
+        chosen = {"methods": scenario.method, "strategies": scenario.training.strategy}
+        faults += [
+            f"rules.{key} is {', '.join(getattr(self, key))}, found {found}"
+            for key, found in chosen.items()
+            if found not in getattr(self, key)
+        ]
         return faults
 
 

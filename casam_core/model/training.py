@@ -155,10 +155,12 @@ class OpenSteps:
         penalty: added to the loss of every batch (casam_core.methods).
         finished_epoch: called after every epoch, and after the last step of a round; True ends
             the round (casam_core.model.validation).
+        corrected: called between a step's gradient and the optimiser (casam_core.model.drift).
     """
 
     penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None
     finished_epoch: Callable[[AlignmentLayer], bool] | None = None
+    corrected: Callable[[AlignmentLayer], None] | None = None
 
     def __call__(self, learner: Learner) -> Iterator[Step]:
         layer, spec, images = learner.layer, learner.spec, len(learner.examples)
@@ -174,6 +176,8 @@ class OpenSteps:
             if drawn:
                 value = self.gradient(learner, drawn)
                 add_finder_gradient(layer, learner.backbone, drawn)
+                if self.corrected is not None:
+                    self.corrected(layer)
                 optimiser.step()
                 warmup.step()
             whole_epoch = done % steps_per_epoch == 0 or done == total

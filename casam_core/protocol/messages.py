@@ -265,6 +265,7 @@ class AlignRequest(Message):
         tasks: train on the images of these tasks; by default of the job's task.
         anchor: the layer after the earlier tasks, for methods whose penalty needs it.
         importance: how much the earlier tasks depend on each parameter of `anchor`.
+        control: what to add to each gradient: the mean control variate minus the receiver's (SCAFFOLD).
         pooled: train on the images of all institutions (simulations only).
         again: the task was learned before; it is learned again because a holder left.
     """
@@ -274,6 +275,7 @@ class AlignRequest(Message):
     tasks: Annotated[tuple[str, ...], Table(tuple[str, ...])] = ()
     anchor: Annotated[Layer | None, Group()] = None
     importance: Annotated[Layer | None, Group()] = None
+    control: Annotated[Layer | None, Group()] = None
     pooled: Annotated[bool, Flag()] = False
     again: Annotated[bool, Flag()] = False
 
@@ -294,6 +296,12 @@ def importance_forms(sender: Sender) -> tuple[GroupSpec, ...]:
         return ()
     (layer,) = layer_forms(sender)
     return (replace(layer, arrays={name: replace(spec, least=0.0) for name, spec in layer.arrays.items()}),)
+
+
+def control_forms(sender: Sender) -> tuple[GroupSpec, ...]:
+    """The arrays of a control variate, in the layer's form; none with another strategy or with noise."""
+    plain = sender.policy.adapter.noise == "none" and sender.policy.adapter.aggregation == "plain"
+    return layer_forms(sender) if sender.scenario.training.strategy == "scaffold" and plain else ()
 
 
 def trained_images(sender: Sender) -> Range:
@@ -353,6 +361,7 @@ class AlignReply(Message):
             images; None if it was not measured.
         correction: in the last round, the mean IoU minus the decoder's mean estimate of it, on the holder's
             validation images.
+        control: the mean gradient of the round, only with the strategy scaffold.
     """
 
     kind: ClassVar[str] = "train.align"
@@ -364,6 +373,7 @@ class AlignReply(Message):
     importance: Annotated[Layer | None, Group(importance_forms)] = None
     improved: Annotated[bool | None, Flag(compares)] = None
     correction: Annotated[float | None, Figure("estimate", "correction", corrects, float, CORRECTION)] = None
+    control: Annotated[Layer | None, Group(control_forms)] = None
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,7 @@ def _open_phantom(spec: DataSpec, data_root: Path | None, seed: int, institution
     from client.data.phantoms.painted import PhantomDataset
 
     assert spec.phantom is not None  # DataSpec requires it of this reader
-    return PhantomDataset(
-        name=spec.phantom, images=spec.images, size=spec.size, seed=seed, institution=institution
-    )
+    return PhantomDataset(spec.phantom, spec.images, spec.size, seed, institution, spec.shift)
 
 
 def _folder(spec: DataSpec, data_root: Path | None, institution: str) -> Path:

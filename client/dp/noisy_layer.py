@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from casam_core.errors import BankError
 from casam_core.methods import alignment_of, method_of
+from casam_core.model.drift import LOCAL
 from casam_core.model.forms import FORMS, AlignmentLayer, weights_of
 from casam_core.model.layer_library import LayerLibrary
 from casam_core.model.training import Steps
@@ -35,6 +36,10 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     if method.weighs or method.penalty or request.pooled or request.trains_on != (job.task,):
         raise RefusalError(
             Outcome.NOISE_NOT_POSSIBLE, f"method {scenario.method!r} releases more than a noisy layer"
+        )
+    if scenario.training.strategy in LOCAL:
+        raise RefusalError(
+            Outcome.NOISE_NOT_POSSIBLE, f"strategy {scenario.training.strategy!r} has no training with noise"
         )
     if not FORMS[form].private:
         able = [name for name in FORMS if FORMS[name].private]

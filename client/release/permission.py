@@ -78,6 +78,8 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
         if policy.adapter.share == "never":
             raise RefusalError(Outcome.ADAPTER_NOT_SHARED, "policy.adapter.share is never")
         check_way(policy.adapter, summed)
+        if summed and institution.scenario.training.strategy == "scaffold":
+            raise RefusalError(Outcome.SUM_NOT_POSSIBLE, "strategy 'scaffold' needs each control variate")
         check_samples(institution, request)
         check_enough(institution, request.trains_on, "train")
         if policy.max_rounds is not None and rounds_answered(institution) >= policy.max_rounds:

@@ -61,8 +61,8 @@ def check_arrays(institution: Institution, request: Question) -> None:
     sender = sender_of(institution, request.job)
     given: dict[str, tuple[Mapping[str, NDArray[Any]] | None, Sequence[GroupSpec]]] = {}
     if isinstance(request, AlignRequest):
-        parts = {"layer": request.layer, "anchor": request.anchor, "importance": request.importance}
-        given = {name: (group, layer_forms(sender)) for name, group in parts.items()}
+        parts = ("layer", "anchor", "importance", "control")
+        given = {name: (getattr(request, name), layer_forms(sender)) for name in parts}
     elif isinstance(request, CalibrateRequest):
         given = {f"fold-{k}": (fold, router_forms(sender)[:1]) for k, fold in enumerate(request.folds)}
     try:
@@ -140,6 +140,8 @@ def fault_in_training(institution: Institution, request: AlignRequest) -> str | 
         return f"expected training on {expected}, found {request.trains_on}"
     if request.layer is not None and first and (not method.shared or job.stage == 1):
         return "expected no weights for the first round: the scenario determines them"
+    if request.control is not None and (first or scenario.training.strategy != "scaffold"):
+        return "expected no control variate"
     anchored = request.anchor is not None
     if anchored and (method.penalty is None or job.stage == 1):
         return "expected no earlier layer"

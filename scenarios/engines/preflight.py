@@ -71,7 +71,7 @@ def preflight(
     for task in scenario.stream:
         learning_rate_of(alignment_of(scenario, task))
     build_router(scenario.router)
-    build_strategy(scenario.training.strategy)
+    build_strategy(scenario.training)
     for site in scenario.institutions:
         if site.faults.attack is not None:
             attack_of(site.faults.attack)

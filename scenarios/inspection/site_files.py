@@ -32,7 +32,7 @@ NO_TASKS = (
 ENDS_IN_A_NUMBER = re.compile(r"^(.+?)[-_ .]\d+$")
 """A file name such as p12_003, as the files of one patient often have."""
 
-OF_PHANTOMS = ("phantom", "images", "size", "seed")
+OF_PHANTOMS = ("phantom", "images", "size", "seed", "shift")
 LISTS = ("dataset.json", "annotations.json")
 """Files that make a folder a dataset, as `images` does."""
 

@@ -69,5 +69,8 @@ def gather(federation: Federation, requests: Mapping[str, Message], reply: type[
             task = Job.of(requests[part.names[0]].to_payload()).task
             federation.counters.added(learned, f"{reply.kind} {task}", part.names)
         else:
-            federation.counters.hides(part.names[0], learned, 1, max(len(gathered.names) - 1, 1))
+            # Krum passes one holder's layer on as it is; the others of a mean hide in it.
+            chosen = learned == "adapter" and federation.scenario.training.strategy == "krum"
+            among = 1 if chosen else max(len(gathered.names) - 1, 1)
+            federation.counters.hides(part.names[0], learned, 1, among)
     return gathered

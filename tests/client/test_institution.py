@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 
 from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
-from casam_core.model.forms import AlignmentLayer
+from casam_core.model.forms import AlignmentLayer, weights_of
 from casam_core.model.validation import TESTED_INSTANCES, Validate, Validated, validator
-from casam_core.protocol.messages import AlignRequest
+from casam_core.protocol.limits import AnswerError
+from casam_core.protocol.messages import AlignRequest, allowed_in
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.routing.public_frames import FRAMES
 from client.institution import Institution
+from client.release import permission
+from client.release.guard import sender_of
 from client.site import hosted_sites
 from tests.banks import random_frame, tiny_backbone
 from tests.conftest import tiny_table
@@ -39,6 +43,54 @@ def test_holders_of_a_task_start_their_routers_alike(tmp_path: Path) -> None:
     ]
     for name in ("enc_fc1.weight", "dec_fc2.weight"):
         np.testing.assert_allclose(summaries[0][name], summaries[1][name], atol=1e-9)
+
+
+def distance(one: Any, other: Any) -> float:
+    """Euclidean distance over all arrays together."""
+    return float(np.sqrt(sum(np.square(one[name] - other[name]).sum() for name in one)))
+
+
+def test_scaffold_tells_the_mean_gradient_and_the_guard_knows_it(tmp_path: Path) -> None:
+    training = {"rounds": 2, "epochs": 1, "keep_best": False, "fallback_to_identity": False}
+    site = institution("north", tmp_path, training=training | {"strategy": "scaffold"})
+    other = institution("north", tmp_path, training=training)
+    job = Job("north", 1, "polyp")
+    reply, plain = permission.align(site, AlignRequest(job)), permission.align(other, AlignRequest(job))
+    assert reply.control is not None
+    assert reply.control.keys() == reply.layer.keys()
+    assert max(np.abs(value).max() for value in reply.control.values()) > 0
+    assert plain.control is None
+    for name, value in plain.layer.items():
+        np.testing.assert_array_equal(reply.layer[name], value, err_msg="the first round is FedAvg's")
+    sender = sender_of(site, job)
+    allowed_in("train.align", sender).check(reply.to_payload())
+    with pytest.raises(AnswerError, match="control"):
+        allowed_in("train.align", sender_of(other, job)).check(reply.to_payload())
+    noisy = sender.policy.adapter.model_copy(update={"noise": "dp"})
+    policy = sender.policy.model_copy(update={"adapter": noisy})
+    with pytest.raises(AnswerError, match="control"):
+        allowed_in("train.align", replace(sender, policy=policy)).check(reply.to_payload())
+    later = AlignRequest(replace(job, round=2), reply.layer, control=reply.control)
+    moved = site.align(later).layer, site.align(replace(later, control=None)).layer
+    assert any(not np.array_equal(moved[0][name], moved[1][name]) for name in reply.layer)
+
+
+def test_scaffold_is_no_part_of_a_secure_sum(tmp_path: Path) -> None:
+    site = institution("north", tmp_path, training={"strategy": "scaffold"})
+    with pytest.raises(RefusalError) as refusal:
+        permission.align(site, AlignRequest(Job("north", 1, "polyp")), summed=True)
+    assert refusal.value.outcome == Outcome.SUM_NOT_POSSIBLE
+
+
+def test_fedprox_stays_nearer_to_the_start_of_the_round(tmp_path: Path) -> None:
+    training = {"epochs": 8, "keep_best": False, "fallback_to_identity": False}
+    site, near = (
+        institution("north", tmp_path, training=training | more)
+        for more in ({}, {"strategy": "fedprox", "proximal": 10.0})
+    )
+    start = weights_of(site.layer("polyp", None))
+    far, close = (s.align(AlignRequest(Job("north", 1, "polyp"))).layer for s in (site, near))
+    assert distance(close, start) < 0.8 * distance(far, start)
 
 
 def test_an_embedding_that_is_gone_is_made_again(tmp_path: Path) -> None:

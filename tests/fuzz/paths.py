@@ -16,7 +16,7 @@ from casam_core.bank.bank import bank_digest
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.config.policy import Policy
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.protocol.audit import audit_log
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import (
@@ -92,7 +92,7 @@ def server_paths(folder: Path) -> dict[str, tuple[Payload, Path_]]:
     def uses_layer(reply: AlignReply) -> None:
         distance(reply.layer, start)
         other = AlignReply(start, 12)
-        merged = merge_layers(build_strategy("fedavg"), 1, [reply, other])
+        merged = merge_layers(build_strategy(TrainingSpec()), 1, [reply, other])
         for layer in (merged, reply.layer):
             entry(layer, {}, None)
 

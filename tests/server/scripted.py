@@ -208,7 +208,9 @@ class ScriptedGrid(InProcessGrid):
         weights = {name: array + step for name, array in start.items()}
         weighs = method_of(self.scenario.method).weighs
         importance = {name: np.ones_like(array) for name, array in start.items()} if weighs else None
-        return ok(AlignReply(weights, images, importance, improved).to_payload())
+        told = self.scenario.training.strategy == "scaffold"
+        control = {name: np.full_like(array, step) for name, array in start.items()} if told else None
+        return ok(AlignReply(weights, images, importance, improved, control=control).to_payload())
 
     def describe(self, site: Site, asked: Payload) -> Payload:
         request, spec = RouterRequest.of(asked), self.scenario.router

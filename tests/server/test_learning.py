@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from casam_core.bank.bank import Bank
+from casam_core.config.policy import Policy
 from casam_core.errors import RunError, ScenarioError
 from casam_core.protocol.messages import AlignReply, AlignRequest
 from server.defence.admission import first_layer
@@ -338,6 +339,45 @@ def test_strategies_that_look_at_each_layer_are_refused(tmp_path: Path) -> None:
         site.policy = SECRET
     with pytest.raises(ScenarioError, match="fedmedian needs each single layer, but north shares"):
         run.run()
+
+
+@pytest.mark.parametrize("strategy", ["fedprox", "fedadam", "fedyogi"])
+def test_strategies_that_need_only_the_mean_work_with_secure_sums(tmp_path: Path, strategy: str) -> None:
+    run = of_one_task(tmp_path / "run", training=rounds(1, strategy=strategy))
+    for site in run.sites.values():
+        site.policy = SECRET
+    assert run.run()["holders"]["polyp"] == ["north", "south", "west"]
+
+
+@pytest.mark.parametrize("strategy", ["fedprox", "scaffold"])
+def test_strategies_that_change_training_are_refused_where_a_layer_gets_noise(
+    tmp_path: Path, strategy: str
+) -> None:
+    run = of_one_task(tmp_path / "run", training=rounds(1, strategy=strategy))
+    noisy = {"adapter": {"noise": "dp"}, "budget": {"epsilon": 3.0, "delta": 0.01}}
+    run.sites["south"].policy = Policy.model_validate(noisy)
+    with pytest.raises(ScenarioError, match=f"{strategy} has no training with noise, but south shares"):
+        run.run()
+
+
+def test_scaffold_sends_each_holder_its_shift_from_the_second_round_on(tmp_path: Path) -> None:
+    run = of_one_task(tmp_path / "run", training=rounds(2, strategy="scaffold"))
+    run.run()
+    first, second = (
+        AlignRequest.of(asked) for kind, asked in run.sites["north"].asked if kind == "train.align"
+    )
+    assert first.control is None
+    assert second.control is not None
+    # The control variates are 0.01, 0.02 and 0.03, of equally many images.
+    for shift in second.control.values():
+        np.testing.assert_allclose(shift, 0.02 - 0.01, rtol=1e-4)
+
+
+def test_the_layer_that_krum_takes_is_one_holders_own(tmp_path: Path) -> None:
+    run = of_one_task(tmp_path / "run", training=rounds(1, strategy="krum"))
+    summary = run.run()
+    for name in ONE_TASK:
+        assert summary["privacy"][name]["anonymity"]["adapter"]["co_holder"] == 1
 
 
 def test_corrections_are_averaged_by_images_over_the_holders_that_told_one() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from casam_core.config.data_spec import ShiftSpec
 from casam_core.errors import DataError
 from casam_core.seeding import numpy_generator
 from client.data.dataset import LoadedSample, Sample
 from client.data.phantoms import PHANTOMS, SLICES_PER_PATIENT
+from client.data.phantoms.shifted import shifted
 
 
 class PhantomDataset:
     """`images` samples of the modality `name`, as one institution would hold them.
 
-    size: side in pixels. seed: the run's seed. Sample i depends on (seed, institution, name, i) only,
-    so asking for more images never changes the first ones.
+    size: side in pixels. seed: the run's seed. shift: how this institution's images differ. Sample i depends
+    on (seed, institution, name, i) and the shift only, so asking for more images never changes the first.
     """
 
-    def __init__(self, name: str, images: int, size: int, seed: int, institution: str) -> None:
+    def __init__(
+        self, name: str, images: int, size: int, seed: int, institution: str, shift: ShiftSpec | None = None
+    ) -> None:
         if name not in PHANTOMS:
             raise DataError(f"unknown phantom {name!r}; choose one of: {', '.join(sorted(PHANTOMS))}")
         if images < 1 or images > 10_000:
@@ -23,6 +27,7 @@ class PhantomDataset:
         if size < 32:
             raise DataError(f"phantom {name!r}: expected a side of 32 pixels or more, found {size}")
         self._name, self._size, self._seed, self._institution = name, size, seed, institution
+        self._shift = shift or ShiftSpec()
         self._slices = SLICES_PER_PATIENT.get(name, 1)
         self._samples = tuple(
             Sample(id=f"{i:04d}", group=f"{name}-{i // self._slices:04d}") for i in range(images)
@@ -43,4 +48,5 @@ class PhantomDataset:
         scope = (self._institution, "phantom", self._name)
         rng = numpy_generator(self._seed, *scope, index)
         patient = numpy_generator(self._seed, *scope, "patient", index // self._slices)
-        return PHANTOMS[self._name](rng, self._size, patient)
+        painted = PHANTOMS[self._name](rng, self._size, patient)
+        return shifted(painted, self._shift, numpy_generator(self._seed, *scope, "scanner", index))

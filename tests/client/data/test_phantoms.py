@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
 
+from casam_core.config.data_spec import DataSpec, ShiftSpec
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
 from client.data.phantoms import PHANTOMS, SLICES_PER_PATIENT
 from client.data.phantoms.painted import PhantomDataset
 from client.data.phantoms.shapes import Blob, Canvas
+from client.data.phantoms.shifted import area, elongation, labelled
 
 NAMES = sorted(PHANTOMS)
 EXPECTED = {
@@ -178,3 +181,62 @@ def test_slivers_are_dropped_but_never_the_last_instance() -> None:
     assert np.array_equal(np.unique(canvas.sample(smallest=0.01).labels_HW), [0, 1])
     canvas.labels_HW[4:12, 4:12] = 0
     assert canvas.sample(smallest=0.01).labels_HW.sum() == 1
+
+
+def _shifted(name: str = "histology", *, index: int = 0, **shift: Any) -> LoadedSample:
+    return _load(PhantomDataset(name, 4, 96, 0, "site-a", ShiftSpec(**shift)), index)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_shift_every_bit_stays(name: str) -> None:
+    assert _same(_shifted(name), _load(_dataset(name, size=96), 0))
+
+
+@pytest.mark.parametrize(("objects", "opposite"), [("small", "large"), ("round", "long")])
+def test_label_skew_keeps_one_half_of_the_objects_and_the_picture(objects: str, opposite: str) -> None:
+    every, some, others = (_shifted(objects=word) for word in ("all", objects, opposite))
+    number = every.labels_HW.max()
+    measured = area if objects == "small" else elongation
+    assert some.labels_HW.max() == others.labels_HW.max() == (number + 1) // 2
+    assert set(np.unique(some.labels_HW)) == set(range((number + 1) // 2 + 1))
+    np.testing.assert_array_equal(some.image_HW3, every.image_HW3)
+    # Both halves are the same objects as before, and one is on one side of the other.
+    np.testing.assert_array_equal((some.labels_HW > 0) | (others.labels_HW > 0), every.labels_HW > 0)
+    most = max(measured(some.labels_HW == k) for k in range(1, some.labels_HW.max() + 1))
+    least = min(measured(others.labels_HW == k) for k in range(1, others.labels_HW.max() + 1))
+    assert most <= least
+
+
+def test_label_skew_of_the_heart_is_another_structure() -> None:
+    """The pool is the smaller label of most hearts: of two labels, one stays and becomes 1."""
+    assert _shifted("cardiac_mr", objects="small").labels_HW.max() == 1
+
+
+def test_a_single_object_is_always_labelled() -> None:
+    mask = np.zeros((8, 8), np.int32)
+    mask[2:5, 2:7] = 1
+    for objects in ("all", "small", "large", "round", "long"):
+        np.testing.assert_array_equal(labelled(mask, objects), mask)
+
+
+def test_another_scanner_changes_the_picture_and_no_label() -> None:
+    plain = _shifted()
+    for shift in ({"contrast": 0.5}, {"blur": 0.02}, {"noise": 0.1}, {"colour": (1.0, 0.8, 0.6)}):
+        other = _shifted(**shift)
+        assert not np.array_equal(other.image_HW3, plain.image_HW3)
+        np.testing.assert_array_equal(other.labels_HW, plain.labels_HW)
+        assert _same(other, _shifted(**shift)), "the same bits for the same seed"
+    half, whole = _shifted(contrast=0.5).image_HW3.astype(float), plain.image_HW3.astype(float)
+    np.testing.assert_allclose(half, (whole - 127.5) / 2 + 127.5, atol=1)
+    red = _shifted(colour=(1.0, 0.0, 0.0)).image_HW3
+    np.testing.assert_array_equal(red[..., 1:], 0)
+    sharp, blurred = (np.diff(_shifted(blur=b).image_HW3.astype(float), axis=0).std() for b in (0.0, 0.02))
+    assert blurred < 0.5 * sharp
+    noisy = _shifted(noise=0.05).image_HW3.astype(float)
+    inside = (whole > 60) & (whole < 195)  # noise is cut off at black and white
+    assert np.std((noisy - whole)[inside]) == pytest.approx(0.05 * 255, rel=0.05)
+
+
+def test_a_shift_belongs_to_phantoms() -> None:
+    with pytest.raises(ValueError, match="shift belongs to phantom, found reader 'folder'"):
+        DataSpec(path="images", shift=ShiftSpec(noise=0.1))

@@ -46,6 +46,13 @@ def refused(site: Institution) -> Outcome:
     return refusal.value.outcome
 
 
+@pytest.mark.parametrize("strategy", ["fedprox", "scaffold"])
+def test_strategies_that_change_training_have_no_training_with_noise(tmp_path: Path, strategy: str) -> None:
+    site, data = private_site(tmp_path, training={"strategy": strategy})
+    site.learn_public([data])
+    assert refused(site) == Outcome.NOISE_NOT_POSSIBLE
+
+
 def test_the_named_library_is_kept_and_every_part_of_a_round_is_a_line_of_the_ledger(tmp_path: Path) -> None:
     site, data = private_site(tmp_path)
     site.learn_public([data])

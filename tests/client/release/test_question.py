@@ -94,6 +94,22 @@ def test_other_questions_get_no_answer(
         check_question(north, asked)
 
 
+def test_a_control_variate_is_a_question_of_scaffold_from_its_second_round_on(
+    north: Institution, tmp_path: Path
+) -> None:
+    later = replace(POLYP, round=2)
+    training = {"rounds": 2, "epochs": 1, "strategy": "scaffold"}
+    site = institution("north", tmp_path, training=training, router=FITTED)
+    check_question(site, AlignRequest(later, layer=WEIGHTS, control=WEIGHTS))
+    odd = {name: array[None] for name, array in WEIGHTS.items()}
+    with refused(Outcome.BAD_REQUEST, match="control"):
+        check_question(site, AlignRequest(later, layer=WEIGHTS, control=odd))
+    with refused(Outcome.NOT_IN_SCENARIO, match="control variate"):
+        check_question(site, AlignRequest(POLYP, control=WEIGHTS))
+    with refused(Outcome.NOT_IN_SCENARIO, match="control variate"):
+        check_question(north, AlignRequest(later, layer=WEIGHTS, control=WEIGHTS))
+
+
 def test_scores_are_asked_under_one_router_per_fold(north: Institution) -> None:
     state = north.router.fit(north.router_statistics(POLYP).router)
     folds = north.scenario.router.folds
