@@ -21,7 +21,6 @@ from casam_core.errors import BankError
 from casam_core.files import make_folder, remove_folder
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
-from casam_core.model.drift import ControlVariate, Term, proximal
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Examples
 from casam_core.model.forms import AlignmentLayer, Weights, learning_rate_of, set_weights, weights_of
@@ -61,6 +60,7 @@ from client.data.dataset import Sample
 from client.data.open import location_of
 from client.data.splits import Part
 from client.data.task_data import StoredExamples, TaskData, open_task, private_units
+from client.drift import ControlVariate, Term, proximal
 from client.evaluation.evaluator import Evaluator, Measured
 from client.evaluation.results import Results
 from client.node.progress import reporter

@@ -47,7 +47,7 @@ def krum(spec: TrainingSpec, trainers: int) -> Strategy:
     return Krum(num_malicious_nodes=max((trainers - 3) // 2, 0), **ANY_NUMBER)  # type: ignore[arg-type]
 
 
-# FedProx and SCAFFOLD change how the holders train (casam_core/model/drift.py); their layers are averaged.
+# FedProx and SCAFFOLD change how the holders train (client/drift.py); their layers are averaged.
 STRATEGIES: dict[str, Merging] = {
     "fedavg": Merging(mean, means=True),
     "fedprox": Merging(mean, means=True),

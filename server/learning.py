@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import LOCAL_STRATEGIES, Scenario
 from casam_core.errors import RunError, ScenarioError
 from casam_core.methods import Importance, alignment_of, method_of
-from casam_core.model.drift import LOCAL
 from casam_core.model.forms import changes_sam
 from casam_core.protocol.messages import (
     AlignReply,
@@ -154,7 +153,7 @@ def check_strategy(federation: Federation, task: str, trainers: Mapping[str, tup
     form, fault = alignment_of(federation.scenario, task).form, ""
     if hidden and not STRATEGIES[name].means:
         fault = f"needs each single layer, but {hidden[0]} shares its layer only in secure sums"
-    elif noisy and name in LOCAL:
+    elif noisy and name in LOCAL_STRATEGIES:
         fault = f"has no training with noise, but {noisy[0]} shares its layer only with noise"
     elif changes_sam(form) and name in ("scaffold", "fedadam", "fedyogi"):
         fault = f"needs a layer that the server knows, but the form {form!r} changes SAM itself"

@@ -68,6 +68,10 @@ STEPS = 240
 """Steps that open training takes for a task if the scenario does not say how many epochs."""
 
 
+LOCAL_STRATEGIES = ("fedprox", "scaffold")
+"""The strategies that change how a holder trains (client/drift.py). Training with noise has none of them."""
+
+
 class TrainingSpec(Section):
     """Local training of the Alignment Layer of one task from cached embeddings."""
 

@@ -155,7 +155,7 @@ class OpenSteps:
         penalty: added to the loss of every batch (casam_core.methods).
         finished_epoch: called after every epoch, and after the last step of a round; True ends
             the round (casam_core.model.validation).
-        corrected: called between a step's gradient and the optimiser (casam_core.model.drift).
+        corrected: called between a step's gradient and the optimiser.
     """
 
     penalty: Callable[[AlignmentLayer, Batch], Tensor] | None = None

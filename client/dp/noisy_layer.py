@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from casam_core.config.scenario import LOCAL_STRATEGIES
 from casam_core.errors import BankError
 from casam_core.methods import alignment_of, method_of
-from casam_core.model.drift import LOCAL
 from casam_core.model.forms import FORMS, AlignmentLayer, weights_of
 from casam_core.model.layer_library import LayerLibrary
 from casam_core.model.training import Steps
@@ -37,7 +37,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         raise RefusalError(
             Outcome.NOISE_NOT_POSSIBLE, f"method {scenario.method!r} releases more than a noisy layer"
         )
-    if scenario.training.strategy in LOCAL:
+    if scenario.training.strategy in LOCAL_STRATEGIES:
         raise RefusalError(
             Outcome.NOISE_NOT_POSSIBLE, f"strategy {scenario.training.strategy!r} has no training with noise"
         )

@@ -15,9 +15,6 @@ from torch import Tensor
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.training import Batch
 
-LOCAL = ("fedprox", "scaffold")
-"""The strategies that change local training; training with noise knows none of them."""
-
 Term = Callable[[AlignmentLayer, Batch], Tensor]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from casam_core.config.named_parts import AlignmentSpec
-from casam_core.model.drift import ControlVariate, proximal
 from casam_core.model.forms import AlignmentLayer, build_layer, set_weights
+from client.drift import ControlVariate, proximal
 
 BATCH: Any = None  # neither looks at the batch
 
