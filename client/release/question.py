@@ -140,13 +140,20 @@ def fault_in_training(institution: Institution, request: AlignRequest) -> str | 
         return f"expected training on {expected}, found {request.trains_on}"
     if request.layer is not None and first and (not method.shared or job.stage == 1):
         return "expected no weights for the first round: the scenario determines them"
-    if request.control is not None and (first or scenario.training.strategy != "scaffold"):
-        return "expected no control variate"
+    return fault_in_extras(institution, request)
+
+
+def fault_in_extras(institution: Institution, request: AlignRequest) -> str | None:
+    """What is wrong with the arrays beside the start weights; None if nothing is."""
+    method, job = method_of(institution.scenario.method), request.job
     anchored = request.anchor is not None
     if anchored and (method.penalty is None or job.stage == 1):
         return "expected no earlier layer"
     if request.importance is not None and not (anchored and method.weighs):
         return "expected no importance of weights"
+    scaffold = institution.scenario.training.strategy == "scaffold"
+    if request.control is not None and (job.round == 1 or not scaffold):
+        return "expected no control variate"
     return None
 
 
