@@ -77,12 +77,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         at("quality.layer_seconds:run"),
         True,
     ),
-    "privacy": Benchmark(
-        "IoU of the small forms of Alignment Layer by epsilon.", at("privacy.private_training:run"), True
-    ),
-    "privacy-large": Benchmark(
-        "The same for the forms of 14 MB.", at("privacy.private_training:run_large"), True
-    ),
     "private-layers": Benchmark(
         "How much of the open gain private layers of few images keep, by total epsilon (--data-root).",
         at("privacy.private_layers:run"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import ComputeSpec, Scenario
@@ -80,6 +80,12 @@ class Surroundings:
         compute = resolve_compute(spec)
         prepare_process(compute)
         return load_backbone(BackboneSpec(name="lite_medsam"), compute)
+
+
+def table_of(title: str, columns: Sequence[str], left: int = 1) -> Table:
+    """A table without rows: the first `left` columns hold names, the others figures, at the right."""
+    headers = (Column(name, justify="left" if at < left else "right") for at, name in enumerate(columns))
+    return Table(*headers, title=title)
 
 
 @dataclass(frozen=True)

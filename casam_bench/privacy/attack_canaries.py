@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.membership.audit_lines import COLUMNS, Line, facts_of
 from casam_bench.membership.canaries import (
     Broken,
@@ -56,9 +55,7 @@ def measure(around: Surroundings, size: Size) -> Figures:
         ("Gaussian router, one canary a site", few, Mechanism, router_release),
         ("threshold, one canary a site", few, Mechanism, scores_release),
     ]
-    table = Table(title="Privacy audit by worst-case canaries, bounds at 95 %")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "release" else "right")
+    table = table_of("Privacy audit by worst-case canaries, bounds at 95 %", COLUMNS)
     figures: Figures = {}
     honest: list[Line] = []
     for epsilon in EPSILONS:

@@ -15,10 +15,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.models import SEED, cpu, lite_medsam, phantoms, random_vit_b
 from casam_bench.timing import clock, interleaved
 from casam_core.config.scenario import TrainingSpec
@@ -133,9 +132,8 @@ def vit_b(around: Surroundings) -> Figures:
 
 def show(around: Surroundings, figures: Figures) -> None:
     """A row per encoder and variant."""
-    table = Table(title="frozen encoders, seconds an image")
-    for name in ("encoder", "variant", "s / image", "ratio"):
-        table.add_column(name, justify="left" if name in ("encoder", "variant") else "right")
+    columns = ("encoder", "variant", "s / image", "ratio")
+    table = table_of("frozen encoders, seconds an image", columns, left=2)
     rows = [
         ("lite_medsam", "plain", "plain_seconds", None),
         ("lite_medsam", "fast", "fast_seconds", "ratio_lite_medsam_fast"),

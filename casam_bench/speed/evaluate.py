@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.synthetic import coloured_task, fresh_store, tiny
 from casam_bench.timing import clock
 from casam_core.bank.bank import Bank
@@ -59,9 +58,8 @@ def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
     shutil.copy(ours.folder / "masks.jsonl", folder / "frozen.jsonl")
 
     figures: Figures = {"identical": 1.0}
-    table = Table(title=f"the whole matrix, {TEST} image a task: decoder passes and seconds")
-    for name in ("stages", "passes anew", "passes ours", "ratio", "ceiling", "seconds ratio", "rerouted"):
-        table.add_column(name, justify="right")
+    columns = ("stages", "passes anew", "passes ours", "ratio", "ceiling", "seconds ratio", "rerouted")
+    table = table_of(f"the whole matrix, {TEST} image a task: decoder passes and seconds", columns, left=0)
     for stage in range(1, max(rows) + 1):
         learn(scenario, stage, tasks[stage - 1], backbone, bank)
         seen = tasks[:stage]

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.timing import clock
 
 SIDES = (512, 1024, 2048)
@@ -37,9 +36,7 @@ def run(around: Surroundings) -> Figures:
         **{f"gemm_{name}": gemm_peak(name, around.threads) for name in PRECISIONS},
         "memory_read": memory_read(around.threads),
     }
-    table = Table(title=f"{processor()}, {platform.system()}, torch {torch.__version__}")
-    for name in figures:
-        table.add_column(name, justify="right")
+    table = table_of(f"{processor()}, {platform.system()}, torch {torch.__version__}", list(figures), left=0)
     table.add_row(*(f"{value:.1f}" for value in figures.values()))
     around.show(table)
     return figures

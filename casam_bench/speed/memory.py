@@ -15,9 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Table
-
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.config.scenario import Scenario
@@ -38,9 +36,8 @@ INSTITUTION, TASK = "north", "polyp"
 def run(around: Surroundings) -> Figures:
     """Figures: ratio (small over large: 1 is flat, higher is better), growth (its inverse), mib_N by number
     of images, bytes_per_image."""
-    table = Table(title="anonymous memory of an institution, MiB")
-    for name in ("images", "after loading", "encoded and trained", "described", "evaluated"):
-        table.add_column(name, justify="right")
+    columns = ("images", "after loading", "encoded and trained", "described", "evaluated")
+    table = table_of("anonymous memory of an institution, MiB", columns, left=0)
     peak: dict[int, int] = {}
     small, large = SMOKE_SIZES if around.smoke else SIZES
     for images in (small, large):

@@ -12,10 +12,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.speed.machine import memory_read
 from casam_bench.timing import interleaved
 from casam_core.bank.inference import STACK_FROM
@@ -55,9 +54,8 @@ def run(around: Surroundings) -> Figures:
     }
     bandwidth = memory_read(around.threads)
     figures: Figures = {"memory_read_gb_s": bandwidth, "wrong": 0.0}
-    table = Table(title="routing one image, ms")
-    for name in ("entries", "in one product", "one by one", "floor", *OTHERS):
-        table.add_column(name, justify="right")
+    columns = ("entries", "in one product", "one by one", "floor", *OTHERS)
+    table = table_of("routing one image, ms", columns, left=0)
     for count in entries:
         known = states[:count]
         sides: dict[str, Callable[[Tensor], Route]] = {"one by one": partial(one_by_one, default, known)}

@@ -21,9 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.table import Table
-
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from client.node.worktime import noted
@@ -42,12 +40,8 @@ def run(around: Surroundings) -> Figures:
     """Figures by number of institutions N: ratio_N (overhead over the idle app's round, lower is better),
     round_N, computing_N, idle_N (seconds), per_institution_N (seconds of a round); peak_gib of the last;
     inprocess_N (seconds of the round in one engine of our own, a worker per core), faster_N (its ratio)."""
-    table = Table(title="one evaluation at all institutions, seconds")
-    for name in (
-        *("institutions", "round", "computing", "overhead", "idle app", "ratio", "peak GiB"),
-        *("in process", "times faster"),
-    ):
-        table.add_column(name, justify="right")
+    columns = "institutions, round, computing, overhead, idle app, ratio, peak GiB, in process, times faster"
+    table = table_of("one evaluation at all institutions, seconds", columns.split(", "), left=0)
     figures: Figures = {}
     for count in SMOKE_INSTITUTIONS if around.smoke else INSTITUTIONS:
         around.say(f"scale: {count} institutions")

@@ -18,10 +18,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
 from casam_bench.timing import clock, interleaved
 from casam_core.bank.entries import rounded
@@ -56,9 +55,8 @@ def run(around: Surroundings) -> Figures:
     cache), loss_error_float16 (the default store); iou_trained, and iou_change_bfloat16 and
     iou_change_float16_entry (points). SAM's own decoder over ours: step_ratio_all and step_ratio_means (by
     training.far_cells), decode_ratio; step_cosine, the gradient's with means."""
-    table = Table(title=f"training, seconds an image and epoch ({INSTANCES} instances, low_rank 8)")
-    for name in ("backbone", "official loop", "ours", "ours, bfloat16", "ratio", "24 epochs", "bfloat16"):
-        table.add_column(name, justify="left" if name == "backbone" else "right")
+    columns = ("backbone", "official loop", "ours", "ours, bfloat16", "ratio", "24 epochs", "bfloat16")
+    table = table_of(f"training, seconds an image and epoch ({INSTANCES} instances, low_rank 8)", columns)
     figures: Figures = {}
     models: dict[str, tuple[Callable[..., Backbone], int, int]] = {"lite_medsam": (lite_medsam, 2, REPEATS)}
     if not around.smoke:

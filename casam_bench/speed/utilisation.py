@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.models import cpu, lite_medsam, phantoms
 from casam_bench.speed.machine import gemm_peak
 from casam_bench.timing import interleaved
@@ -31,9 +30,8 @@ PRECISIONS = ("float32", "bfloat16")
 
 def run(around: Surroundings) -> Figures:
     """Figures: share (float32), share_bfloat16; share_with_decoder; gflops of every side, gflop of a step."""
-    table = Table(title=f"residual form, a step of {IMAGES} images: share of the GEMM peak")
-    for name in ("precision", "GFLOP", "GFLOP/s", "peak", "share"):
-        table.add_column(name, justify="left" if name == "precision" else "right")
+    columns = ("precision", "GFLOP", "GFLOP/s", "peak", "share")
+    table = table_of(f"residual form, a step of {IMAGES} images: share of the GEMM peak", columns)
     figures: Figures = {}
     for precision in PRECISIONS:
         peak = gemm_peak(precision, around.threads)

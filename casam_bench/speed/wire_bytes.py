@@ -19,9 +19,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
@@ -52,9 +51,8 @@ def run(around: Surroundings) -> Figures:
     tiny_ratio_T, kib_T (an institution's bytes both ways), stage_growth_T (seconds of a stage among the last
     over one among the first, server and institutions together; streams of 40 stages and more)."""
     figures = entry_figures(around)
-    table = Table(title="bytes of an institution over a stream, mean of three")
-    for name in ("stages", "whole bank, KiB", "ours, KiB", "ratio", "ours / entries", "tiny: ratio"):
-        table.add_column(name, justify="right")
+    columns = ("stages", "whole bank, KiB", "ours, KiB", "ratio", "ours / entries", "tiny: ratio")
+    table = table_of("bytes of an institution over a stream, mean of three", columns, left=0)
     for stages in SMOKE_STAGES if around.smoke else STAGES:
         with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
             scenario = scenario_of(stages)

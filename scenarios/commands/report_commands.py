@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,7 +48,6 @@ def report(
     Several runs appear side by side with their differences. The page works offline and loads nothing. It
     uses only the server's files of a run folder.
     """
-    from casam_core.files import write_atomic
     from scenarios.commands.terminal import console
     from scenarios.report.reading import read_all
 
@@ -61,16 +61,23 @@ def report(
 
         whole = len(found.runs) <= FULL_UP_TO if full is None else full
         html = page(found, full=whole, progress=lambda what: status.update(f"drawing: {what}"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, html.encode())
-    except OSError as error:
-        raise RunInputError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
+    write_page(target, html)
     if len(found.runs) > 1 and not whole:
         screen.print(f"The comparison of {len(found.runs)} runs; --full adds a part for every run.")
     if found.skipped:
         screen.print(f"Skipped, not finished: {', '.join(found.skipped)}", highlight=False, soft_wrap=True)
     screen.print(f"Report: {target.resolve()}", highlight=False, soft_wrap=True)
+
+
+def write_page(target: Path, text: str) -> None:
+    """Write the file that --out names. Raises RunInputError if that cannot be done."""
+    from casam_core.files import write_atomic
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, text.encode())
+    except OSError as error:
+        raise RunInputError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
 
 
 def card(
@@ -84,16 +91,11 @@ def card(
     `casam run` writes the card by itself. A run of a deployment gets it by this command. It uses only the
     server's files of the run folder.
     """
-    from casam_core.files import write_atomic
     from scenarios.report.bank_card import FILE
     from scenarios.report.bank_card import card as text_of
 
     target = (out or run / FILE).expanduser()
-    text = text_of(run)
-    try:
-        write_atomic(target, text.encode())
-    except OSError as error:
-        raise RunInputError(f"--out: {target} cannot be written: {error.strerror}; choose another") from error
+    write_page(target, text_of(run))
     typer.echo(f"Card: {target.resolve()}")
 
 
@@ -232,18 +234,6 @@ def state_of(view: RunView) -> dict[str, object]:
     return asdict(view) | {"seconds_left": view.seconds_left(time.time())}
 
 
-def follow_as_json(view: RunView, events: Events, silence: float | None) -> None:
-    """One line of JSON for each event, as the run folder's events.jsonl holds it."""
-    begun = time.time()
-    while view.status == "running":
-        for event in events.new():
-            view.take(event)
-            typer.echo(json.dumps(event))
-        if view.status == "running":
-            give_up(view, begun, silence)
-            time.sleep(POLL_SECONDS)
-
-
 def newest(runs: Path) -> Path:
     """The run that began last. Raises RunError if there is none."""
     found = sorted(runs.glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
@@ -252,32 +242,44 @@ def newest(runs: Path) -> Path:
     return found[-1].parent
 
 
-def follow_plainly(view: RunView, events: Events, screen: Console, silence: float | None) -> None:
-    """One line for each event that a person should see."""
+def followed(
+    view: RunView, events: Events, silence: float | None
+) -> Iterator[Iterator[tuple[dict[str, Any], str | None]]]:
+    """The new events at every look, until the run ends, each with its line for a person or None. The view
+    takes an event when the caller comes to it."""
     begun = time.time()
     while view.status == "running":
-        for event in events.new():
-            if (line := view.take(event)) is not None:
-                after = float(event["time"]) - (view.started or 0)
-                screen.print(f"{after:8.1f} s  {line}", highlight=False, soft_wrap=True, markup=False)
+        yield ((event, view.take(event)) for event in events.new())
         if view.status == "running":
             give_up(view, begun, silence)
             time.sleep(POLL_SECONDS)
+
+
+def follow_as_json(view: RunView, events: Events, silence: float | None) -> None:
+    """One line of JSON for each event, as the run folder's events.jsonl holds it."""
+    for new in followed(view, events, silence):
+        for event, _ in new:
+            typer.echo(json.dumps(event))
+
+
+def follow_plainly(view: RunView, events: Events, screen: Console, silence: float | None) -> None:
+    """One line for each event that a person should see."""
+    for new in followed(view, events, silence):
+        for event, line in new:
+            if line is not None:
+                after = float(event["time"]) - (view.started or 0)
+                screen.print(f"{after:8.1f} s  {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def follow_drawn(view: RunView, events: Events, name: str, screen: Console, silence: float | None) -> None:
     """One table that is updated in place."""
     from rich.live import Live
 
-    begun = time.time()
-    with Live(drawn(view, name, begun), console=screen, refresh_per_second=4) as live:
-        while view.status == "running":
-            for event in events.new():
-                view.take(event)
+    with Live(drawn(view, name, time.time()), console=screen, refresh_per_second=4) as live:
+        for new in followed(view, events, silence):
+            for _ in new:
+                pass
             live.update(drawn(view, name, time.time()))
-            if view.status == "running":
-                give_up(view, begun, silence)
-                time.sleep(POLL_SECONDS)
 
 
 def give_up(view: RunView, begun: float, silence: float | None) -> None:
