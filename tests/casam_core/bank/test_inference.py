@@ -250,7 +250,7 @@ def test_the_example_of_the_package_runs() -> None:
 
 @pytest.mark.usefixtures("documented")
 def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "using-a-bank.md").read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "using-a-bank.md").read_text(), re.DOTALL)
     exec(compile(code, "using-a-bank.md", "exec"), {})
     assert capsys.readouterr().out.startswith("polyp")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,6 +64,18 @@ def test_little_and_much_noise_is_corrected_in_the_file_as_here(tmp_path: Path, 
     bank = LoadedBank([noisy(tiny_entry("polyp"), noise)], "digest")
     write_onnx(bank, tmp_path / "onnx")
     check(bank, tmp_path / "onnx")
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "using-a-bank.md").read_text()
+    _, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    bank = LoadedBank([tiny_entry("polyp")], "digest")
+    write_onnx(bank, tmp_path / "onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"z_BCHW": tiny_backbone().encode([picture("polyp")]).numpy()}
+    exec(compile(code, "using-a-bank.md", "exec"), names)
+    assert names["threshold"] == bank["polyp"].entry.threshold
+    assert names["aligned_BCHW"].shape == names["z_BCHW"].shape
 
 
 def test_an_entry_without_a_router_has_no_score(tmp_path: Path) -> None:
