@@ -123,10 +123,14 @@ class TrainingSpec(Section):
     proximal: float = Field(
         0.1,
         ge=0,
+        exclude_if=lambda weight: weight == 0.1,  # earlier scenarios keep their digest
         description="Strategy fedprox: the weight mu of mu / 2 * |w - w_start|^2 in each step's loss.",
     )
     server_rate: float = Field(
-        0.03, gt=0, description="Strategies fedadam and fedyogi: the server's learning rate."
+        0.03,
+        gt=0,
+        exclude_if=lambda rate: rate == 0.03,  # earlier scenarios keep their digest
+        description="Strategies fedadam and fedyogi: the server's learning rate.",
     )
 
     def passes(self, images: int) -> int:
