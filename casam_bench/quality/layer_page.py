@@ -26,16 +26,19 @@ DOCS = Path(__file__).parents[2] / "docs"
 def tables(rows: Sequence[Row]) -> str:
     """The tables of all kinds of tasks. Ways are compared with the first one of the file.
 
-    Ways with equally many seeds share a table, beside the first one on the same seeds.
+    Budgets of ways with equally many seeds share a table, beside the first way on the same seeds.
     """
     default, parts = rows[0].way, []
     for kind in dict.fromkeys(row.kind for row in rows):
         of_kind = [row for row in rows if row.kind == kind]
-        seeds = {way: {r.seed for r in of_kind if r.way == way} for way in (row.way for row in of_kind)}
+        seeds: dict[tuple[str, float], set[int]] = {}
+        for row in of_kind:
+            seeds.setdefault((row.way, row.seconds), set()).add(row.seed)
         for n in sorted({len(own) for own in seeds.values()}, reverse=True):
-            ways = [way for way, own in seeds.items() if len(own) == n]
-            shared = set.intersection(*(seeds[way] for way in ways))
-            own = [row for row in of_kind if row.way in {default, *ways} and row.seed in shared]
+            alike = {key for key, own in seeds.items() if len(own) == n}
+            beside = {key for key, own in seeds.items() if key[0] == default and len(own) > n}
+            shared = set.intersection(*(seeds[key] for key in alike))
+            own = [r for r in of_kind if (r.way, r.seconds) in alike | beside and r.seed in shared]
             tasks = len({row.task for row in own})
             parts.append(f"**{kind} tasks: {tasks}, seeds: {n}**")
             parts += [table_of_ways(own, default), table_of_tasks(own)]
@@ -43,11 +46,11 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """SVG: IoU over processor seconds and over bytes, a colour per way."""
+    """SVG: IoU over processor seconds and over bytes, a colour per way, over the pairs that all ways have."""
     points = [
         {"kind": kind, "way": s.way, "seconds": s.seconds, "bytes": s.bytes, "IoU": s.iou}
         for kind in dict.fromkeys(row.kind for row in rows)
-        for s in standings([row for row in rows if row.kind == kind], rows[0].way)
+        for s in standings(of_shared_places([row for row in rows if row.kind == kind]), rows[0].way)
     ]
     data = alt.Data(values=points)  # type: ignore[no-untyped-call]
     sides = [
@@ -64,6 +67,15 @@ def picture(rows: Sequence[Row]) -> str:
     ]
     svg: str = vl_convert.vegalite_to_svg(alt.hconcat(*sides).to_dict())
     return svg
+
+
+def of_shared_places(rows: Sequence[Row]) -> list[Row]:
+    """The rows of tasks and seeds that every way has after every budget."""
+    places: dict[tuple[str, float], set[tuple[str, int]]] = {}
+    for row in rows:
+        places.setdefault((row.way, row.seconds), set()).add(row.place)
+    shared = set.intersection(*places.values())
+    return [row for row in rows if row.place in shared]
 
 
 def filled(page: str, name: str, part: str) -> str:

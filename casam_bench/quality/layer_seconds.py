@@ -128,8 +128,8 @@ class Trial:
 
 
 PLAN = (
-    Trial("low_rank 8", "real"),
-    Trial("residual", "real"),
+    Trial("low_rank 8", "real", (5.0, 10.0)),
+    Trial("residual", "real", seeds=3),
     Trial("mask decoder", "real", seeds=3),
     Trial("LoRA on the encoder", "real", seeds=3),
     Trial("low_rank 8", "phantom", seeds=3),

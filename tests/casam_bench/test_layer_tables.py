@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from casam_bench.quality.layer_page import filled, picture, tables
+from casam_bench.quality.layer_page import filled, of_shared_places, picture, tables
 from casam_bench.quality.layer_tables import (
     Row,
     figures_of,
@@ -75,6 +75,11 @@ def test_a_way_with_fewer_seeds_has_a_table_of_its_own() -> None:
     assert "| c |" not in many
     assert "| c | 8 | 3 | 1 | 5 | 0.900 | +30.0 ± nan |" in few
     assert "| a | 8 | 3 | 1 | 5 | 0.600 |" in few  # the default of that seed alone
+
+
+def test_the_picture_compares_ways_on_the_same_pairs() -> None:
+    rows = rows_of([*CELLS, cell("c", 1, 0.8, 0.9)], "phantom")
+    assert {(row.way, row.seed) for row in of_shared_places(rows)} == {("a", 1), ("b", 1), ("c", 1)}
 
 
 def test_half_a_layer_is_taken_where_it_is_better_on_validation_images() -> None:
