@@ -70,6 +70,7 @@ def test_a_run_is_continued_with_as_many_workers(tmp_path: Path, monkeypatch: py
         asked.append(grid_of)
 
     monkeypatch.setattr("scenarios.engines.run.run_inprocess", noted)
+    monkeypatch.setattr("scenarios.engines.run.write_card", lambda folder: None)
     scenario = Scenario.model_validate(tiny_table())
     run_scenario(scenario, RunOrder(Engine.inprocess, None, tmp_path / "run", workers=3), Console())
     (tmp_path / "run" / "scenario.json").write_text(scenario.canonical_json())

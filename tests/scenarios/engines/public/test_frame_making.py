@@ -9,10 +9,10 @@ import pytest
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.inference import load_bank
+from casam_core.config.library import scenario_path
 from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError
-from casam_core.protocol.fingerprint import ROOT
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import PublicFrameSpec
 from client.site import Site
@@ -65,5 +65,4 @@ def test_the_command_says_what_a_frame_is_made_of(casam: Casam, tmp_path: Path) 
     assert "ships with casam" in shown
     assert "16 polyp, 8 polyp, recoloured" in shown
     assert "64 in 512 features (moments)" in shown
-    paper = ROOT / "scenarios" / "library" / "paper-nine.toml"
-    assert "has no frame" in casam("scenarios", "frame", paper).refusal
+    assert "has no frame" in casam("scenarios", "frame", scenario_path("paper-nine")).refusal
