@@ -1,0 +1,1 @@
+"""What another policy would give: institutions that remember what they computed replay a run under it."""
