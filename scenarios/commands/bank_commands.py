@@ -250,10 +250,19 @@ def _say_written(out: Path, tasks: tuple[str, ...]) -> None:
 
 MOST_LABELS = 2**16 - 1
 
+UsedBank = Annotated[Path, typer.Option(callback=of_a_run, help="The bank's folder, or a run's folder.")]
+OfTask = Annotated[
+    str | None, typer.Option(help="Use this task's entry, or identity (frozen SAM), without routing.")
+]
+Model = Annotated[str | None, typer.Option(help="Model, if the bank's backbone is not a released one.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint file, for the official SAMs.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(help="1: bit for bit as in a run. More: faster.")]
+
 
 def predict(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or TIFF.")],
-    bank: Annotated[Path, typer.Option(callback=of_a_run, help="The bank's folder, or a run's folder.")],
+    bank: UsedBank,
     out: Annotated[Path, typer.Option(help="New .png for the mask: 0 background, 1..n the prompts.")],
     overlay: Annotated[
         Path | None,
@@ -266,15 +275,11 @@ def predict(
     point: Annotated[
         list[str] | None, typer.Option(metavar="X,Y", help="A pixel of the object; repeatable.")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Use this task's entry, or identity (frozen SAM), without routing.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Model, if the bank's backbone is not a released one.")
-    ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint file, for the official SAMs.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(help="1: bit for bit as in a run. More: faster.")] = 1,
+    task: OfTask = None,
+    backbone: Model = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    threads: Threads = 1,
     json_: Json = False,
 ) -> None:
     """Segment an image: write the mask of every prompt, and print the chosen entry and its score.
@@ -329,7 +334,7 @@ def predict_volume(
     volume: Annotated[
         Path, typer.Argument(help="NIfTI (.nii, .nii.gz), or a folder with one gray DICOM series.")
     ],
-    bank: Annotated[Path, typer.Option(callback=of_a_run, help="The bank's folder, or a run's folder.")],
+    bank: UsedBank,
     slice_: Annotated[int, typer.Option("--slice", help="Index of the slice with the boxes, from 0.")],
     box: Annotated[
         list[str],
@@ -348,15 +353,11 @@ def predict_volume(
         str | None,
         typer.Option(metavar="CENTRE,WIDTH", help="In the scan's units. Default: as in training data."),
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Use this task's entry, or identity (frozen SAM), without routing.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Model, if the bank's backbone is not a released one.")
-    ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint file, for the official SAMs.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(help="1: bit for bit as in a run. More: faster.")] = 1,
+    task: OfTask = None,
+    backbone: Model = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    threads: Threads = 1,
     json_: Json = False,
 ) -> None:
     """Segment objects in a scan: boxes on one slice, carried to the slices above and below.
