@@ -20,7 +20,7 @@ from rich.table import Table
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.layer_seconds import PHANTOM_TASKS, REAL_TASKS, images_of, kept_or_made
 from casam_bench.timing import clock
-from casam_core.bank.finding import distinct, find
+from casam_core.bank.finding import box_of, distinct, find
 from casam_core.bank.inference import align, decode_masks
 from casam_core.config.named_parts import BackboneSpec, LowRankSpec, PublicFrameSpec
 from casam_core.config.scenario import TrainingSpec
@@ -182,7 +182,7 @@ def by_grid(backbone: Backbone, example: Example) -> Matched:
         masks += list((logits_Nhw[kept_N] > 0).numpy())
         sure += iou_N[kept_N].tolist()
     order = np.argsort(-np.array(sure), kind="stable")
-    boxes_N4 = [tight_boxes(masks[i].astype(np.int32), np.ones(1, np.int32)).xy[0] for i in order]
+    boxes_N4 = [box_of(masks[i]) for i in order]
     kept = order[distinct(np.array(boxes_N4, np.float32).reshape(-1, 4), SAME)]
     masks_NHW = np.array([masks[i] for i in kept], bool).reshape(-1, low, low)
     labels_SS = frame_of(example.labels_HW, low).resize_labels(example.labels_HW)

@@ -60,15 +60,15 @@ def place_of(instance: int, places: Places) -> tuple[slice, ...]:
     return place
 
 
-def instances_in(places: Places) -> NDArray[np.int32]:
-    """The numbers of the instances that are there."""
-    return np.array([number for number, place in enumerate(places, 1) if place is not None], np.int32)
-
-
 def tight_boxes(labels_HW: Labels, instances: NDArray[np.int32], places: Places | None = None) -> Prompts:
     """The tight box of each instance, which must be in labels_HW. places: of all instances, if known."""
     places = ndimage.find_objects(labels_HW) if places is None else places
-    boxes = [(x.start, y.start, x.stop - 1, y.stop - 1) for y, x in (place_of(i, places) for i in instances)]
+    return boxes_at([place_of(i, places) for i in instances])
+
+
+def boxes_at(places: Places) -> Prompts:
+    """The tight boxes of the instances that are there."""
+    boxes = [(x.start, y.start, x.stop - 1, y.stop - 1) for y, x in filter(None, places)]
     return Prompts(boxes_N4=np.array(boxes, np.float32).reshape(-1, 4))
 
 

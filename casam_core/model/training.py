@@ -26,12 +26,12 @@ from casam_core.model.examples import Example, Examples, held
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.forms.finder import LEARNING_RATE as FINDER_LEARNING_RATE
 from casam_core.model.forms.finder import PREFIX, finder_loss
-from casam_core.model.frame import frame_of
+from casam_core.model.frame import Frame, frame_of
 from casam_core.model.losses import alignment_loss, alignment_loss_together, official_loss
 from casam_core.model.prompts import (
     Places,
     Prompts,
-    instances_in,
+    boxes_at,
     jittered_boxes,
     random_points,
     tight_boxes,
@@ -223,7 +223,7 @@ def add_finder_gradient(layer: AlignmentLayer, backbone: Backbone, drawn: Sequen
     stride = backbone.geometry.side / backbone.geometry.cells
     out_B5HW = layer.finder(torch.stack([item.seen_CHW for item in drawn]))
     pairs = zip(out_B5HW, drawn, strict=True)
-    losses = [finder_loss(out, item.boxes_M4, stride) for out, item in pairs if item.boxes_M4 is not None]
+    losses = [finder_loss(out, item.all_boxes, stride) for out, item in pairs]
     torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
 
 
@@ -232,15 +232,20 @@ class Drawn:
     """Some instances of one image: prompts in pixels of the frame, target_Nhw at the decoder's resolution
     (for the official objective: at the frame's).
 
-    windows: where training decodes each of them. boxes_M4: of all instances, in pixels of the frame, for a
-    finder.
+    windows: where training decodes each of them. places: of all instances of the image, in `frame`'s image.
     """
 
     seen_CHW: Tensor
     prompts: Prompts
     target_Nhw: Tensor
     windows: Sequence[Window]
-    boxes_M4: NDArray[np.float32] | None = None
+    places: Places
+    frame: Frame
+
+    @property
+    def all_boxes(self) -> NDArray[np.float32]:
+        """boxes_M4 of all instances, in pixels of the frame: what a finder learns."""
+        return boxes_at(self.places).into(self.frame).xy
 
 
 @dataclass(frozen=True)
@@ -315,7 +320,8 @@ def draw_instances(
         windows=[whole(geometry.cells)] * len(prompts)
         if official
         else windows_around(prompts, geometry.cells, frame.side, pooled=pooled),
-        boxes_M4=tight_boxes(labels_HW, instances_in(shown.places), shown.places).into(frame).xy,
+        places=shown.places,
+        frame=frame,
     )
 
 

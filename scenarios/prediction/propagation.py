@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_core.bank.finding import box_of
 from scenarios.prediction.scan import Scan
 from scenarios.prediction.segmenter import Prediction, Segmenter
 
@@ -103,11 +104,11 @@ def goes_on(before_HW: NDArray[np.bool_], mask_HW: NDArray[np.bool_]) -> bool:
 
 def box_around(mask_HW: NDArray[np.bool_]) -> Box:
     """The mask's box with MARGIN, inside the slice."""
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    x0, y0, x1, y1 = map(float, box_of(mask_HW))
     height, width = mask_HW.shape
     return (
-        max(0, int(columns[0]) - MARGIN),
-        max(0, int(rows[0]) - MARGIN),
-        min(width - 1, int(columns[-1]) + MARGIN),
-        min(height - 1, int(rows[-1]) + MARGIN),
+        max(0, x0 - MARGIN),
+        max(0, y0 - MARGIN),
+        min(width - 1, x1 + MARGIN),
+        min(height - 1, y1 + MARGIN),
     )

@@ -22,6 +22,7 @@ from casam_core.model.forms import (
     weights_of,
 )
 from casam_core.model.forms.affine import IdentityLayer, channels_in, identity_like
+from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts, tight_boxes
 from casam_core.model.training import Drawn
 from casam_core.model.validation import (
@@ -69,7 +70,8 @@ def test_the_iou_is_the_mean_over_instances_by_hand(tiny: Backbone, monkeypatch:
     decoded = (logits, torch.tensor([0.9, 0.7]))
     monkeypatch.setattr(type(tiny), "decode", lambda self, z, prompts, decoder=None: decoded)
     prompts: Prompts = tight_boxes(image(0).labels_HW, np.array([1, 2], np.int32))
-    drawn = Drawn(torch.zeros(32, 4, 4), prompts, target, [whole(1)] * 2)
+    frame = frame_of(image(0).labels_HW, tiny.geometry.side)
+    drawn = Drawn(torch.zeros(32, 4, 4), prompts, target, [whole(1)] * 2, (), frame)
     assert iou_and_estimate(IdentityLayer(32), tiny, drawn) == pytest.approx((0.75, 0.8))
 
 
