@@ -58,8 +58,14 @@ class Contact:
 
 
 def metrics_page(families: Callable[[], list[Family]]) -> Page:
-    """The page /metrics."""
-    return lambda: (200, exposed(families()))
+    """The page /metrics. One request at a time makes it: counters go on from what they have read."""
+    lock = threading.Lock()
+
+    def page() -> tuple[int, str]:
+        with lock:
+            return 200, exposed(families())
+
+    return page
 
 
 def status_server(host: str, port: int, pages: Mapping[str, Page]) -> ThreadingHTTPServer:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,18 @@ def test_the_pages_answer_and_nothing_else_does(tmp_path: Path) -> None:
         broken = client.get("/metrics")
         assert broken.status_code == 500
         assert broken.text.count("\n") == 1
+
+
+def test_a_page_that_several_ask_for_at_once_counts_every_event_once(tmp_path: Path) -> None:
+    asked = {"event": "asked", "kind": "train.align", "stage": 1, "task": "polyp", "institutions": ["north"]}
+    events = [{"time": 0, **asked}] * 3000  # so that counting takes a while
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    page = metrics_page(newest_run(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        texts = [text for _, text in pool.map(lambda _: page(), range(8))]
+    lines = {line for text in texts for line in text.splitlines() if line.startswith("casam_run_requests")}
+    assert len(lines) == 1
+    assert lines.pop().endswith(" 3000.0")
 
 
 def test_an_address_is_a_port_of_this_machine_unless_a_host_is_named() -> None:
