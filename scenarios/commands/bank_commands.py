@@ -402,7 +402,7 @@ def predict_volume(
         return
     show_prediction(found.first, forced=task is not None)
     for number, facts in enumerate(objects, 1):
-        typer.echo(f"object {number:<3} {', '.join(f'{name} {value}' for name, value in facts.items())}")
+        typer.echo(f"object {number:<3} {', '.join(map(fact_text, facts.items()))}")
     typer.echo(f"{'mask':<10} {out}")
 
 
@@ -410,7 +410,7 @@ def volume_facts(
     found: VolumePrediction, scan: Scan, true_DHW: NDArray[np.int64] | None
 ) -> list[dict[str, object]]:
     """Of each object: where it ends, its volume, and its scores if there is a true mask."""
-    from math import prod
+    from math import isnan, prod
 
     from scenarios.prediction.volume_scores import dice3, hd95_mm
 
@@ -423,9 +423,16 @@ def volume_facts(
         }
         if true_DHW is not None:
             facts["dice"] = round(dice3(mask_DHW, true_DHW == number), 3)
-            facts["hd95_mm"] = round(hd95_mm(mask_DHW, true_DHW == number, scan.spacing), 2)
+            distance = hd95_mm(mask_DHW, true_DHW == number, scan.spacing)
+            facts["hd95_mm"] = None if isnan(distance) else round(distance, 2)
         objects.append(facts)
     return objects
+
+
+def fact_text(fact: tuple[str, object]) -> str:
+    """`dice 0.871`; a dash for what cannot be measured."""
+    name, value = fact
+    return f"{name} {'-' if value is None else value}"
 
 
 def advice_for_empty(prediction: Prediction, tasks: Sequence[str], *, forced: bool) -> str:

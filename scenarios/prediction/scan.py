@@ -7,7 +7,6 @@ superior); DICOM's are (left, posterior, superior), so the first two change thei
 from __future__ import annotations
 
 import gzip
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from client.data.pixels import as_rgb, window_range
 from client.data.readers.dicom.dicom_headers import SliceHeader, in_order, read_headers, require_one_series
 from client.data.readers.dicom.dicom_pixels import gray_range, read_slice, show
 from client.data.readers.nifti import opened, voxels_of
-from client.data.readers.volumes import gray_slices, medical_package
+from client.data.readers.volumes import corners_83, gray_slices, medical_package, require_same_place
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -65,6 +64,8 @@ def read_scan(path: Path, axis: int = 2, window: list[float] | None = None) -> S
     Raises:
         DataError: not a scan, or a damaged one.
     """
+    if window is not None and not (np.isfinite(window).all() and window[1] > 0):
+        raise DataError(f"window: expected CENTRE,WIDTH with a width above 0, found {window}; correct it")
     if path.is_dir():
         return _dicom(path, window)
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
@@ -77,13 +78,16 @@ def read_scan(path: Path, axis: int = 2, window: list[float] | None = None) -> S
 
 
 def read_labels(path: Path, scan: Scan) -> NDArray[np.int64]:
-    """labels_DHW of a NIfTI mask on the scan's grid. Raises DataError for another shape."""
+    """labels_DHW of a NIfTI mask on the scan's grid. Raises DataError for another shape or place."""
     labels_DHW = whole_labels(voxels_of(path, None), path).transpose(scan.order)
     if labels_DHW.shape != scan.slices_DHW.shape:
         raise DataError(
             f"{path}: expected a mask of {scan.slices_DHW.shape} (slices, rows, columns) as the scan, found "
             f"{labels_DHW.shape}; export both on the same grid"
         )
+    sides = np.array(labels_DHW.shape)[np.argsort(scan.order)]
+    own, theirs = (corners_83(a[:3, :3] * sides, a[:3, 3]) for a in (scan.affine, opened(path).affine))
+    require_same_place("the scan", path, own, theirs)
     return labels_DHW.astype(np.int64)
 
 
@@ -93,7 +97,7 @@ def write_labels(labels_DHW: NDArray[np.int32], scan: Scan, path: Path) -> None:
     stored = np.transpose(labels_DHW, np.argsort(scan.order))
     image = nibabel.Nifti1Image(stored.astype(np.uint8 if stored.max() < 256 else np.uint16), scan.affine)
     image.header.set_xyzt_units("mm")
-    data = io.BytesIO(image.to_bytes()).getvalue()
+    data: bytes = image.to_bytes()
     # Without a time stamp: equal masks give equal files.
     write_atomic(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
 

@@ -131,14 +131,8 @@ class VolumeDataset(FileDataset):
         """Reads the headers only."""
         (image, image_at_83), (mask, mask_at_83) = self.grid(image_path), self.grid(mask_path)
         _require_same_shape(image_path, mask_path, image, mask)
-        if image_at_83 is None or mask_at_83 is None:
-            return
-        apart = float(np.abs(image_at_83 - mask_at_83).max())
-        if not apart <= SAME_PLACE_MM:
-            raise DataError(
-                f"{mask_path}: expected the place of {image_path.name}, found one that lies {apart:.2f} mm "
-                "away at a corner; resample the mask to the image's grid"
-            )
+        if image_at_83 is not None and mask_at_83 is not None:
+            require_same_place(image_path.name, mask_path, image_at_83, mask_at_83)
 
     def _read_mask(self, path: Path) -> NDArray[Any]:
         values_DHW = self.mask(path)
@@ -176,6 +170,18 @@ def corners_83(columns: NDArray[np.float64], origin: NDArray[np.float64]) -> NDA
     """
     ends_83 = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64)
     return ends_83 @ columns.T + origin
+
+
+def require_same_place(
+    image: str, mask_path: Path, image_at_83: NDArray[np.float64], mask_at_83: NDArray[np.float64]
+) -> None:
+    """Raises DataError if a corner of the mask lies more than SAME_PLACE_MM from the image's."""
+    apart = float(np.abs(image_at_83 - mask_at_83).max())
+    if not apart <= SAME_PLACE_MM:
+        raise DataError(
+            f"{mask_path}: expected the place of {image}, found one that lies {apart:.2f} mm away at a "
+            "corner; resample the mask to the image's grid"
+        )
 
 
 class Recent:

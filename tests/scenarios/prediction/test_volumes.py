@@ -188,6 +188,11 @@ def test_the_command_writes_the_mask_and_its_scores(tmp_path: Path, casam: Casam
     assert told["objects"][0]["dice"] == round(dice3(mask_DHW, true_DHW), 3)
     assert told["objects"][0]["millilitres"] == round(mask_DHW.sum() * 2.5 * 0.8 * 0.8 / 1000, 2)
     assert casam("predict-volume", "ct.nii.gz", *line, "--out", "mask.nii.gz").refusal
+    none = np.zeros(scan.slices_DHW.shape, np.int32)
+    write_labels(none, scan, tmp_path / "none.nii.gz")
+    empty = ("--slice", "12", "--box", "120,150,190,190", "--truth", "none.nii.gz", "--out", "again.nii")
+    without = casam("predict-volume", "ct.nii.gz", "--bank", "bank", *empty, "--json")
+    assert json.loads(without.out, parse_constant=pytest.fail)["objects"][0]["hd95_mm"] is None
     assert (
         "0 to 23" in casam("predict-volume", "ct.nii.gz", *line, "--slice", "99", "--out", "m2.nii").refusal
     )
@@ -203,5 +208,10 @@ def test_what_is_no_scan_is_refused(tmp_path: Path) -> None:
             read_scan(tmp_path / name)
     scan = Scan(np.zeros((4, 5, 6), np.uint8), 2, np.eye(4))
     write_labels(np.zeros((4, 5, 6), np.int32), scan, tmp_path / "mask.nii")
+    with pytest.raises(DataError, match=r"2\.00 mm away at a corner"):
+        read_labels(tmp_path / "mask.nii", Scan(scan.slices_DHW, 2, np.diag([1, 1, 1.5, 1])))
+    for window in ([40.0, 0.0], [40.0, -5.0], [float("nan"), 10.0]):
+        with pytest.raises(DataError, match="a width above 0"):
+            read_scan(tmp_path / "mask.nii", window=window)
     with pytest.raises(DataError, match="same grid"):
         read_labels(tmp_path / "mask.nii", Scan(np.zeros((4, 6, 5), np.uint8), 2, np.eye(4)))
