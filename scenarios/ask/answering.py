@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def affected(self) -> tuple[str, ...]:
-        """Institutions with a figure, a cost or a refusal that changes."""
+        """Institutions with a figure or an epsilon that changes."""
         by_cost = {
             cost.institution
             for cost in self.costs
@@ -119,8 +119,10 @@ def answer(asked: Question, *, seconds: float = 30.0, draws: int = 5) -> Answer:
             ) from error
         noisy = any(site.policy.adds_noise for site in asked.new.institutions)
         trained = tuple(f"{name}: {task}" for name, task in dict.fromkeys(clock.trained))
+        ended = ""
         if noisy:
-            drawn += redrawn(asked, memories, clock, draws)
+            more, ended = redrawn(asked, memories, clock, draws)
+            drawn += more
     return Answer(
         settings=asked.settings,
         rows=tuple(rows(now, drawn)),
@@ -128,25 +130,29 @@ def answer(asked: Question, *, seconds: float = 30.0, draws: int = 5) -> Answer:
         draws=len(drawn) if noisy else 0,
         seconds=round(clock.seconds, 2),
         trained=trained,
-        unknown=tuple(unknown(asked, now, drawn)),
+        unknown=tuple(unknown(asked, now, drawn, ended)),
         study=study,
     )
 
 
 def redrawn(
     asked: Question, memories: Mapping[str, SiteMemory], clock: Clock, draws: int
-) -> Iterator[Replayed]:
-    """More draws of the noise, as long as one more ends in time."""
+) -> tuple[list[Replayed], str]:
+    """More draws of the noise, as long as one more ends in time; and with what a draw ended the run."""
+    found: list[Replayed] = []
     needed = 0.0
     for draw in range(1, draws):
         begun = clock.seconds
         if begun + needed > clock.limit:
-            return
+            break
         try:
-            yield replay(asked.new, memories, asked.data_root, clock, draw)
-        except (TooSlowError, CasamError):
-            return
+            found.append(replay(asked.new, memories, asked.data_root, clock, draw))
+        except TooSlowError:
+            break
+        except CasamError as error:
+            return found, str(error)
         needed = clock.seconds - begun
+    return found, ""
 
 
 def pace_of(asked: Question) -> dict[tuple[str, str], float]:
@@ -235,8 +241,10 @@ def costs(now: Replayed, new: Replayed) -> Iterator[Cost]:
         )
 
 
-def unknown(asked: Question, now: Replayed, drawn: Sequence[Replayed]) -> Iterator[str]:
-    """What this answer cannot know."""
+def unknown(asked: Question, now: Replayed, drawn: Sequence[Replayed], ended: str) -> Iterator[str]:
+    """What this answer cannot know. ended: with what another draw of the noise ended the run."""
+    if ended:
+        yield f"the figures of all draws of the noise: one of them ends the run ({ended})"
     yield "how another seed would change it: other splits, other initial weights"
     if now.summary.matrix["iou"] != asked.summary.matrix["iou"]:
         yield (

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
-from casam_core.config.named_parts import BACKBONES
 from casam_core.files import write_atomic
 from casam_core.model.backbones import released_digests
 from scenarios.report.figures import SPLITS, empty_cells
@@ -21,7 +20,7 @@ from scenarios.report.reading import Run, read_run
 from scenarios.report.sections.headline import in_sentences
 from scenarios.report.sections.next_steps import is_worse
 from scenarios.report.sections.record import surroundings
-from scenarios.report.words import MISSING, count, fraction, listed, percent, size
+from scenarios.report.words import MISSING, count, form_in_words, fraction, listed, percent, size
 
 FILE = "card.md"
 
@@ -91,7 +90,7 @@ HOW_EQUAL = (
 def entries_table(run: Run, bank: Bank) -> Table:
     """One row per entry: what it was learned on, and its IoU beside frozen SAM's."""
     heads = ("task", "layer", "trained by", "images", "size", "frozen SAM", "IoU", "95 % interval", "unknown")
-    rows = tuple(entry_row(run, bank, entry) for entry in bank)
+    rows = tuple(card_row(run, bank, entry) for entry in bank)
     split = SPLITS[run.summary.evaluated_on]
     return Table(
         f"Entries, with figures on {split} images after the last stage. IoU: mean over images. Interval: "
@@ -102,7 +101,7 @@ def entries_table(run: Run, bank: Bank) -> Table:
     )
 
 
-def entry_row(run: Run, bank: Bank, entry: Entry) -> tuple[str, ...]:
+def card_row(run: Run, bank: Bank, entry: Entry) -> tuple[str, ...]:
     """The row of one entry."""
     summary, task, about = run.summary, entry.task, entry.provenance
     last = summary.matrix["iou"][-1] if summary.matrix["iou"] else []
@@ -113,7 +112,7 @@ def entry_row(run: Run, bank: Bank, entry: Entry) -> tuple[str, ...]:
     known = [f"{fraction(one.low)} to {fraction(one.high)}" for one in found if one.low is not None]
     return (
         task,
-        about.form + (f", rank {about.rank}" if about.form == "low_rank" else ""),
+        form_in_words(about),
         listed(about.holders) or MISSING,
         count(about.images),
         size(len(bank.bytes_of(task))),
@@ -192,9 +191,9 @@ def about_backbones(bank: Bank) -> str:
     names = {digest: name for name, digest in released_digests().items()}
     said = []
     for digest in dict.fromkeys(entry.provenance.backbone for entry in bank):
-        name = names.get(digest)
-        licence = LICENCES[name] if name in BACKBONES and name else "not known to casam"
-        said.append(f"{name or 'weights of your own'} (SHA-256 {digest}), licence: {licence}.")
+        name = names.get(digest, "weights of your own")
+        licence = LICENCES.get(name, "not known to casam")
+        said.append(f"{name} (SHA-256 {digest}), licence: {licence}.")
     return " ".join(said) + " casam itself: Apache-2.0. Licences of the images: ask the institutions."
 
 

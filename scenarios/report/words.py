@@ -11,7 +11,7 @@ from casam_core.protocol.outcomes import Outcome
 
 if TYPE_CHECKING:
     from casam_core.bank.bank import Bank
-    from casam_core.bank.entry_file import Entry
+    from casam_core.bank.entry_file import Entry, Provenance
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
@@ -239,12 +239,17 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 ENTRY_HEADS = ("task", "layer", "router", "threshold", "trained by", "images", "size", "digest")
 
 
+def form_in_words(about: Provenance) -> str:
+    """`low_rank, rank 8`"""
+    return about.form + (f", rank {about.rank}" if about.form == "low_rank" else "")
+
+
 def entry_row(bank: Bank, entry: Entry) -> tuple[str, ...]:
     """One entry of a bank under ENTRY_HEADS."""
     about = entry.provenance
     return (
         entry.task,
-        about.form + (f", rank {about.rank}" if about.form == "low_rank" else ""),
+        form_in_words(about),
         f"{about.router} on {about.features}",
         "only by name" if entry.threshold is None else f"{entry.threshold:.6g}",
         listed(about.holders) or MISSING,

@@ -24,7 +24,7 @@ from client.institution import Institution
 from client.site import hosted_sites
 from tests.banks import tiny_backbone
 from tests.casam_command import Casam
-from tests.conftest import tiny_table, with_policies
+from tests.conftest import phantom, tiny_table, with_policies
 from tests.runs import FinishedRun, summary_of
 
 EPOCHS = {"epochs": 3, "batch_images": 4, "keep_best": False, "fallback_to_identity": False}
@@ -66,6 +66,37 @@ def test_an_institution_without_consent_changes_nothing_in_a_shared_finder(
     entry = Bank.open(finished_run(both) / "bank")["histology"]
     assert not finds(entry.layer)
     assert any(np.any(value) for value in without_finder(entry.layer).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}, "minimum_cohort": 3},
+        {
+            "adapter": {"noise": "dp"},
+            "router": {"noise": "dp"},
+            "budget": {"epsilon": 8.0, "delta": 0.01},
+        },
+    ],
+)
+def test_a_finder_is_summed_and_gets_noise_as_its_layer_does(
+    finished_run: FinishedRun, policy: dict[str, Any]
+) -> None:
+    holders = [{"name": n, "data": {"histology": phantom("histology")}} for n in ("a", "b", "c")]
+    plain = tiny_table(
+        stream=["histology"], alignment={"finder": True}, training=EPOCHS, institutions=holders
+    )
+    changed = plain | {"institutions": [site | {"policy": policy} for site in holders]}
+    exact, run = finished_run(plain), finished_run(changed)
+    one, other = (Bank.open(folder / "bank")["histology"].layer for folder in (exact, run))
+    summed = "secagg" in str(policy)
+    for name in (f"{PREFIX}narrow.weight", f"{PREFIX}out.weight", "up_CR"):
+        assert np.allclose(one[name], other[name], atol=1e-3) is summed, name
+    for site in summary_of(run)["privacy"].values():
+        assert (site["epsilon_train"] is None) is summed
+        assert summed or 0 < site["epsilon_train"] <= 8
+        assert site["anonymity"]["adapter"]["server"] == (3 if summed else 1)
 
 
 def test_evaluation_without_prompts_counts_what_is_missed_as_zero(finished_run: FinishedRun) -> None:

@@ -106,6 +106,18 @@ def test_with_noise_the_cost_is_exact_and_the_figure_has_an_interval(run: Path, 
     assert again.rows == found.rows
 
 
+def test_a_draw_of_the_noise_that_ends_the_run_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_later(*arguments: Any) -> Replayed:
+        if arguments[4:] == (1,):
+            raise RunError("nobody trains polyp")
+        return replay(*arguments)
+
+    monkeypatch.setattr("scenarios.ask.answering.replay", fails_later)
+    found = answer(question(run, PRIVATE), draws=3)
+    assert found.draws == 1
+    assert any("one of them ends the run (nobody trains polyp)" in what for what in found.unknown)
+
+
 def test_a_new_router_under_an_old_layer_decodes_nothing_again(run: Path) -> None:
     changes = [change for change in PRIVATE if "adapter" not in change]
     asked = question(run, [*changes, 'institutions.north.policy.adapter.share="yes"'])
