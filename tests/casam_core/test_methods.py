@@ -16,6 +16,7 @@ from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.backbones.window import whole
 from casam_core.model.compute import Compute
 from casam_core.model.forms import LowRankSpec, build_layer
+from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Batch, Drawn, decode_batch
 from casam_core.routing.decision import Route
@@ -37,7 +38,9 @@ def backbone() -> Backbone:
 def batch_of(layer: nn.Module, backbone: Backbone) -> Batch:
     z_CHW = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = Prompts(boxes_N4=np.array([[4, 4, 40, 40]], np.float32))
-    return decode_batch(layer, backbone, [Drawn(z_CHW, prompts, torch.ones(1, 32, 32), [whole(8)])])
+    frame = frame_of(np.zeros((64, 64)), backbone.geometry.side)
+    drawn = Drawn(z_CHW, prompts, torch.ones(1, 32, 32), [whole(8)], (), frame)
+    return decode_batch(layer, backbone, [drawn])
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
