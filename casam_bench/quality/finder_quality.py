@@ -31,7 +31,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
 from casam_core.model.frame import frame_of
-from casam_core.model.prompts import Prompts, tight_boxes
+from casam_core.model.prompts import single_points, tight_boxes
 from casam_core.model.training import add_finder_gradient, draw_batch, train_layer
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router
@@ -174,9 +174,7 @@ def by_grid(backbone: Backbone, example: Example) -> Matched:
     points_N2 = np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
     masks, sure = [], []
     for start in range(0, len(points_N2), 64):
-        logits_Nhw, iou_N = backbone.decode(
-            example.seen_CHW, Prompts(points_N2=points_N2[start : start + 64])
-        )
+        logits_Nhw, iou_N = backbone.decode(example.seen_CHW, single_points(points_N2[start : start + 64]))
         inner_N, outer_N = (logits_Nhw > 1).sum((1, 2)), (logits_Nhw > -1).sum((1, 2))
         kept_N = (iou_N >= SURE) & (inner_N >= STABLE * outer_N) & (logits_Nhw > 0).any(2).any(1)
         masks += list((logits_Nhw[kept_N] > 0).numpy())

@@ -1,12 +1,13 @@
-"""Prompts: one box or one point per instance, in the image's pixels or in a backbone's frame."""
+"""Prompts: a box, points or both per instance, in the image's pixels or in a backbone's frame."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from casam_core.model.frame import Frame
@@ -19,38 +20,53 @@ Places = Sequence[tuple[slice, ...] | None]
 
 @dataclass(frozen=True)
 class Prompts:
-    """N boxes or N points; exactly one of the two is set. Coordinates in pixels, float32.
+    """N prompts of the same kinds, one object each: a box, P points or both, and perhaps an earlier mask.
 
-    boxes_N4: x0, y0, x1, y1 of the first and last pixel. points_N2: x, y of a foreground point.
+    Coordinates in pixels, float32. boxes_N4: x0, y0, x1, y1 of the first and last pixel. points_NP2: x, y.
+    labels_NP: 1 for a point of the object, 0 for one that is not; None: all 1. masks_Nhw: logits of an earlier
+    mask, float32, at the decoder's resolution; they always lie in the frame.
     """
 
     boxes_N4: NDArray[np.float32] | None = None
-    points_N2: NDArray[np.float32] | None = None
+    points_NP2: NDArray[np.float32] | None = None
+    labels_NP: NDArray[np.int64] | None = None
+    masks_Nhw: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        if (self.boxes_N4 is None) == (self.points_N2 is None):
-            raise ValueError("expected either boxes or points")
+        if self.boxes_N4 is None and self.points_NP2 is None:
+            raise ValueError("expected boxes, points or both")
+        if self.labels_NP is not None and np.shape(self.points_NP2)[:2] != self.labels_NP.shape:
+            raise ValueError("expected one label per point")
+        if {len(self)} != {len(part) for part in self._parts.values()}:
+            raise ValueError("expected the same number of boxes, points and masks")
+
+    @property
+    def _parts(self) -> dict[str, NDArray[Any]]:
+        return {name: part for name, part in vars(self).items() if part is not None}
 
     def __len__(self) -> int:
         return len(self.xy)
 
     @property
     def xy(self) -> NDArray[np.float32]:
-        """The coordinates that are set."""
-        xy = self.boxes_N4 if self.boxes_N4 is not None else self.points_N2
-        assert xy is not None
-        return xy
+        """boxes_N4; without boxes, the first point of each prompt, points_N2."""
+        if self.boxes_N4 is not None:
+            return self.boxes_N4
+        assert self.points_NP2 is not None
+        return self.points_NP2[:, 0]
 
     def __getitem__(self, some: slice) -> Prompts:
-        if self.boxes_N4 is not None:
-            return Prompts(boxes_N4=self.boxes_N4[some])
-        return Prompts(points_N2=self.xy[some])
+        return Prompts(**{name: part[some] for name, part in self._parts.items()})
 
     def into(self, frame: Frame) -> Prompts:
         """The same prompts in the frame's pixels."""
-        if self.boxes_N4 is not None:
-            return Prompts(boxes_N4=frame.to_frame(self.boxes_N4))
-        return Prompts(points_N2=frame.to_frame(self.xy))
+        placed = {name: part for name, part in self._parts.items() if name in ("boxes_N4", "points_NP2")}
+        return replace(self, **{name: frame.to_frame(part) for name, part in placed.items()})
+
+
+def single_points(points_N2: ArrayLike) -> Prompts:
+    """One point of each object."""
+    return Prompts(points_NP2=np.asarray(points_N2, np.float32).reshape(-1, 1, 2))
 
 
 def place_of(instance: int, places: Places) -> tuple[slice, ...]:
@@ -103,7 +119,7 @@ def random_points(
         ys, xs = np.nonzero(labels_HW[rows, columns] == instance)
         k = rng.integers(len(ys))
         points.append((columns.start + xs[k], rows.start + ys[k]))
-    return Prompts(points_N2=np.array(points, np.float32).reshape(-1, 2))
+    return single_points(points)
 
 
 def central_points(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
@@ -115,4 +131,4 @@ def central_points(labels_HW: Labels, instances: NDArray[np.int32]) -> Prompts:
         depth = ndimage.distance_transform_edt(np.pad(labels_HW[where] == instance, 1))
         y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
         points.append((where[1].start + x - 1, where[0].start + y - 1))
-    return Prompts(points_N2=np.array(points, np.float32).reshape(-1, 2))
+    return single_points(points)

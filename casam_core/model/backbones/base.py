@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,8 +167,9 @@ class Backbone(nn.Module):
         if self.compute.accelerated:
             return self.decode_together([windows], z_CHW[None], [prompts], mask_decoder)
         decoder, tokens_NTC = mask_decoder or self.mask_decoder, self.tokens([prompts])
+        dense_MCHW = self._dense([prompts])
         with self.compute.autocast():
-            logits, iou_N = decode_prompts(decoder, z_CHW, self.image_pe, tokens_NTC, self._no_mask, windows)
+            logits, iou_N = decode_prompts(decoder, z_CHW, self.image_pe, tokens_NTC, dense_MCHW, windows)
         return [logits_hw.float() for logits_hw in logits], iou_N.float()
 
     def decode_images(
@@ -177,7 +179,7 @@ class Backbone(nn.Module):
         prompts: Sequence[Prompts],
         mask_decoder: MaskDecoder | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """As `decode_in`, for the prompts of B images, all boxes or all points."""
+        """As `decode_in`, for the prompts of B images, all of the same kinds."""
         if self.compute.accelerated:
             return self.decode_together(windows, z_BCHW, prompts, mask_decoder)
         return in_turn(self.decode_in, windows, z_BCHW, prompts, mask_decoder)
@@ -191,33 +193,49 @@ class Backbone(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         """`decode_images` in as few calls as an accelerator wants."""
         decoder, tokens_NTC = mask_decoder or self.mask_decoder, self.tokens(prompts)
+        dense_MCHW = self._dense(prompts)
+        if prompts[0].masks_Nhw is not None:  # no two prompts see the same cells
+            z_BCHW = torch.cat([z_CHW.expand(len(p), -1, -1, -1) for z_CHW, p in zip(z_BCHW, prompts)])
+            windows = [[window] for of_image in windows for window in of_image]
         with self.compute.autocast():
-            logits, iou_N = decode_together(
-                decoder, z_BCHW, self.image_pe, tokens_NTC, self._no_mask, windows
-            )
+            logits, iou_N = decode_together(decoder, z_BCHW, self.image_pe, tokens_NTC, dense_MCHW, windows)
         return [logits_hw.float() for logits_hw in logits], iou_N.float()
 
     def tokens(self, prompts: Sequence[Prompts]) -> Tensor:
-        """tokens_NTC of the prompts of all images, as SAM makes them.
+        """tokens_NTC of the prompts of all images, as SAM makes them: of points, then of boxes.
 
-        All points are of one kind, so there is no search for kinds, for which an accelerator would have to
-        wait.
+        All prompts are of the same kinds, so there is no search for kinds, for which an accelerator would have
+        to wait.
         """
-        encoder = self.prompt_encoder
-        xy = self.compute.moved(torch.from_numpy(np.concatenate([some.xy for some in prompts])))
-        if prompts[0].boxes_N4 is not None:
-            boxes_N2C: Tensor = encoder._embed_boxes(xy)
-            return boxes_N2C
-        points_N22 = F.pad((xy + 0.5)[:, None], (0, 0, 0, 1))  # SAM adds a point that is none
-        placed_N2C = encoder.pe_layer.forward_with_coords(points_N22, encoder.input_image_size)
-        point_N1C = placed_N2C[:, :1] + encoder.point_embeddings[1].weight
-        return torch.cat([point_N1C, encoder.not_a_point_embed.weight.expand(len(xy), 1, -1)], dim=1)
+        encoder, first, parts = self.prompt_encoder, prompts[0], []
+        if first.points_NP2 is not None:
+            xy_NP2 = self._together([p.points_NP2 for p in prompts])
+            points_NQ2 = F.pad(xy_NP2 + 0.5, (0, 0, 0, 1))  # SAM adds a point that is none
+            placed_NQC = encoder.pe_layer.forward_with_coords(points_NQ2, encoder.input_image_size)
+            beside_on_2C = torch.cat([kind.weight for kind in encoder.point_embeddings[:2]])
+            on = torch.ones(1, dtype=torch.int64, device=xy_NP2.device)
+            labels_NP = on if first.labels_NP is None else self._together([p.labels_NP for p in prompts])
+            parts.append(placed_NQC[:, :-1] + beside_on_2C[labels_NP])
+            if first.boxes_N4 is None:
+                parts.append(encoder.not_a_point_embed.weight.expand(len(xy_NP2), 1, -1))
+        if first.boxes_N4 is not None:
+            parts.append(encoder._embed_boxes(self._together([p.boxes_N4 for p in prompts])))
+        return torch.cat(parts, dim=1)
 
-    @property
-    def _no_mask(self) -> Tensor:
-        """What SAM adds to every cell of an embedding if no mask is given; 1 x C x 1 x 1."""
-        weight_1C: Tensor = self.prompt_encoder.no_mask_embed.weight
-        return weight_1C[:, :, None, None]
+    def _dense(self, prompts: Sequence[Prompts]) -> Tensor:
+        """dense_MCHW that SAM adds to an embedding: of each prompt's earlier mask; M = 1 if there is none."""
+        if prompts[0].masks_Nhw is None:
+            weight_1C: Tensor = self.prompt_encoder.no_mask_embed.weight
+            return weight_1C[:, :, None, None]
+        masks_N1hw = self._together([p.masks_Nhw for p in prompts])[:, None]
+        dense_NCHW: Tensor = self.prompt_encoder._embed_masks(masks_N1hw)
+        return dense_NCHW
+
+    def _together(self, parts: Sequence[NDArray[Any] | None]) -> Tensor:
+        """The same part of the prompts of all images, on the compute device."""
+        return self.compute.moved(
+            torch.from_numpy(np.concatenate([part for part in parts if part is not None]))
+        )
 
 
 def in_turn(

@@ -60,16 +60,20 @@ def decode_prompts(
     z_CHW: Tensor,
     image_pe_1CHW: Tensor,
     sparse_NTC: Tensor,
-    dense_1CHW: Tensor,
+    dense_MCHW: Tensor,
     windows: Sequence[Window],
 ) -> tuple[list[Tensor], Tensor]:
     """(logits_hw in the window of each prompt, iou_N) of N >= 1 prompts on one embedding, in turn.
 
-    sparse_NTC: the prompts' tokens. dense_1CHW: SAM adds it to the embedding if no mask is given; it is the
-    same for every prompt.
+    sparse_NTC: the prompts' tokens. dense_MCHW: what SAM adds to the embedding; M = N if every prompt has an
+    earlier mask, and 1 if none has.
     """
+    if len(dense_MCHW) > 1:
+        each = zip(sparse_NTC.split(1), dense_MCHW.split(1), windows, strict=True)
+        parts = [decode_prompts(decoder, z_CHW, image_pe_1CHW, *one, [window]) for *one, window in each]
+        return [logits_hw for found, _ in parts for logits_hw in found], torch.cat([iou for _, iou in parts])
     cells, pooled = z_CHW.shape[-1], any(w.pooled for w in windows)
-    all_1QC = rows_of((z_CHW + dense_1CHW[0])[None], pooled)
+    all_1QC = rows_of((z_CHW + dense_MCHW[0])[None], pooled)
     pe_1QC = rows_of(image_pe_1CHW, pooled)
     seen = {window: seen_through([window], [0], all_1QC, pe_1QC, cells) for window in dict.fromkeys(windows)}
     logits, iou = [], []
@@ -85,13 +89,14 @@ def decode_together(
     z_BCHW: Tensor,
     image_pe_1CHW: Tensor,
     sparse_NTC: Tensor,
-    dense_1CHW: Tensor,
+    dense_MCHW: Tensor,
     windows: Sequence[Sequence[Window]],
 ) -> tuple[list[Tensor], Tensor]:
-    """The same for the prompts of B images at once, image by image; windows: of each image's prompts."""
+    """The same for the prompts of B images at once, image by image; M is 1 or B. windows: of each image's
+    prompts."""
     cells, each = z_BCHW.shape[-1], [window for of_image in windows for window in of_image]
     pooled = any(window.pooled for window in each)
-    all_BQC, pe_1QC = rows_of(z_BCHW + dense_1CHW, pooled), rows_of(image_pe_1CHW, pooled)
+    all_BQC, pe_1QC = rows_of(z_BCHW + dense_MCHW, pooled), rows_of(image_pe_1CHW, pooled)
     owners = [b for b, of_image in enumerate(windows) for _ in of_image]
     if all(window == whole(cells) for window in each):  # nothing to choose: an image's prompts share its rows
         shared = zip(all_BQC, windows, strict=True)

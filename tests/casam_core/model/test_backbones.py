@@ -21,7 +21,7 @@ from casam_core.model.backbones.lite_medsam import LiteMedSam, load_lite_medsam
 from casam_core.model.backbones.sam import OFFICIAL_SHA256, load_exactly, load_sam, read_checkpoint
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
-from casam_core.model.prompts import Prompts
+from casam_core.model.prompts import Prompts, single_points
 
 CPU = Compute(device="cpu", threads=1, precision="float32")
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +47,7 @@ def test_encoding_gives_one_float32_embedding_per_image_of_any_size(
 
 @pytest.mark.parametrize(
     "prompts",
-    [BOXES, Prompts(points_N2=np.array([[5, 6], [40, 2], [9, 9]], np.float32))],
+    [BOXES, single_points([[5, 6], [40, 2], [9, 9]])],
     ids=["box", "point"],
 )
 def test_decoding_gives_one_mask_and_one_estimate_per_prompt(

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from casam_core.model.frame import Frame, frame_of, pad_to_square, resampled, resampled_by_products
-from casam_core.model.prompts import Prompts, central_points, jittered_boxes, random_points, tight_boxes
+from casam_core.model.prompts import (
+    Prompts,
+    central_points,
+    jittered_boxes,
+    random_points,
+    single_points,
+    tight_boxes,
+)
 
 SIZES = [(48, 48), (48, 96), (96, 48), (31, 77), (512, 300), (1000, 7)]
 
@@ -176,17 +183,17 @@ def test_the_central_point_of_a_ring_lies_on_the_ring() -> None:
 
 def test_prompts_go_into_the_frame_and_keep_their_kind() -> None:
     frame = Frame(height=10, width=20, side=40)
-    points = Prompts(points_N2=np.array([[5, 5]], np.float32)).into(frame)
+    points = single_points([[5, 5]]).into(frame)
     boxes = Prompts(boxes_N4=np.array([[0, 1, 2, 3]], np.float32)).into(frame)
     assert points.boxes_N4 is None
     assert points.xy.tolist() == [[10, 10]]
-    assert boxes.points_N2 is None
+    assert boxes.points_NP2 is None
     assert boxes.xy.tolist() == [[0, 2, 4, 6]]
 
 
 def test_prompts_can_be_counted_and_sliced() -> None:
     boxes, points = np.zeros((5, 4), np.float32), np.zeros((5, 2), np.float32)
-    for prompts in (Prompts(boxes_N4=boxes), Prompts(points_N2=points)):
+    for prompts in (Prompts(boxes_N4=boxes), single_points(points)):
         assert len(prompts) == 5
         assert len(prompts[1:3]) == 2
         assert prompts[1:3].xy.shape[1] == prompts.xy.shape[1]
@@ -199,12 +206,35 @@ def test_no_instances_give_no_prompts() -> None:
     assert central_points(labels, some()).xy.shape == (0, 2)
 
 
-def test_prompts_are_boxes_or_points_never_both_or_none() -> None:
-    boxes, points = np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32)
-    with pytest.raises(ValueError, match="either boxes or points"):
-        Prompts(boxes_N4=boxes, points_N2=points)
-    with pytest.raises(ValueError, match="either boxes or points"):
-        Prompts()
+def test_a_prompt_may_have_a_box_points_and_an_earlier_mask_at_once() -> None:
+    boxes, masks = np.array([[0, 1, 2, 3]], np.float32), np.ones((1, 8, 8), np.float32)
+    points, labels = np.array([[[5, 5], [6, 2]]], np.float32), np.array([[1, 0]])
+    both = Prompts(boxes_N4=boxes, points_NP2=points, labels_NP=labels, masks_Nhw=masks)
+    placed = both.into(Frame(height=10, width=20, side=40))[:1]
+    assert placed.xy.tolist() == [[0, 2, 4, 6]]
+    assert placed.points_NP2 is not None
+    assert placed.points_NP2.tolist() == [[[10, 10], [12, 4]]]
+    assert placed.labels_NP is not None
+    assert placed.labels_NP.tolist() == [[1, 0]]
+    assert placed.masks_Nhw is not None
+    assert placed.masks_Nhw.shape == (1, 8, 8)
+    assert len(both[:0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({}, "boxes, points or both"),
+        ({"masks_Nhw": np.zeros((1, 8, 8))}, "boxes, points or both"),
+        ({"boxes_N4": np.zeros((1, 4)), "points_NP2": np.zeros((2, 1, 2))}, "same number"),
+        ({"boxes_N4": np.zeros((2, 4)), "masks_Nhw": np.zeros((1, 8, 8))}, "same number"),
+        ({"points_NP2": np.zeros((1, 2, 2)), "labels_NP": np.ones((1, 3), int)}, "one label per point"),
+        ({"boxes_N4": np.zeros((1, 4)), "labels_NP": np.ones((1, 1), int)}, "one label per point"),
+    ],
+)
+def test_parts_of_prompts_that_do_not_fit_are_refused(parts: dict[str, NDArray[Any]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Prompts(**parts)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (7, 33), (100, 19)])

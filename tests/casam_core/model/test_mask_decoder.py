@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from casam_bench.models import random_vit_b
 from casam_core.config.scenario import AlignmentSpec, BackboneSpec, TrainingSpec
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.backbones.window import BLOCK, PIXELS, Window, whole
@@ -17,7 +20,7 @@ from casam_core.model.compute import Compute
 from casam_core.model.examples import Example
 from casam_core.model.forms import build_layer
 from casam_core.model.losses import alignment_loss
-from casam_core.model.prompts import Prompts
+from casam_core.model.prompts import Prompts, single_points
 from casam_core.model.training import align, decode_batch, draw_instances
 from client.data.phantoms import PHANTOMS
 from tests.banks import tiny_backbone
@@ -27,10 +30,16 @@ Decoded = tuple[Tensor, Tensor]
 
 def by_sam(backbone: Backbone, z_CHW: Tensor, prompts: Prompts, decoder: nn.Module | None = None) -> Decoded:
     """(logits_Nhw, iou_N) of segment_anything's own forward."""
-    xy = torch.as_tensor(prompts.xy)
-    points = None if prompts.boxes_N4 is not None else (xy[:, None], torch.ones(len(xy), 1))
-    boxes = xy if prompts.boxes_N4 is not None else None
-    sparse_NTC, dense_NCHW = backbone.prompt_encoder(points=points, boxes=boxes, masks=None)
+    points = boxes = masks = None
+    if prompts.points_NP2 is not None:
+        xy_NP2 = torch.from_numpy(prompts.points_NP2)
+        ones_NP = torch.ones(xy_NP2.shape[:2])
+        points = xy_NP2, ones_NP if prompts.labels_NP is None else torch.from_numpy(prompts.labels_NP)
+    if prompts.boxes_N4 is not None:
+        boxes = torch.from_numpy(prompts.boxes_N4)
+    if prompts.masks_Nhw is not None:
+        masks = torch.from_numpy(prompts.masks_Nhw)[:, None]
+    sparse_NTC, dense_NCHW = backbone.prompt_encoder(points=points, boxes=boxes, masks=masks)
     logits_N1hw, iou_N1 = (decoder or backbone.mask_decoder)(
         image_embeddings=z_CHW[None],
         image_pe=backbone.image_pe,
@@ -51,12 +60,20 @@ def embedding(backbone: Backbone, seed: int) -> Tensor:
 
 
 def some_prompts(backbone: Backbone, kind: str, count: int, seed: int) -> Prompts:
-    """Boxes or points at random places of the frame."""
-    rng, side = np.random.default_rng(seed), backbone.geometry.side
+    """Prompts at random places of the frame; kind: any of the words box, point, clicks and mask."""
+    rng, side, low = np.random.default_rng(seed), backbone.geometry.side, backbone.geometry.low
     first, size = rng.uniform(0, 0.7 * side, (count, 2)), rng.uniform(0.05 * side, 0.3 * side, (count, 2))
     if kind == "point":
-        return Prompts(points_N2=first.astype(np.float32))
-    return Prompts(boxes_N4=np.hstack([first, first + size]).astype(np.float32))
+        return single_points(first)
+    parts: dict[str, NDArray[Any]] = {}
+    if "box" in kind:
+        parts["boxes_N4"] = np.hstack([first, first + size]).astype(np.float32)
+    if "clicks" in kind:  # three, of both labels
+        parts["points_NP2"] = rng.uniform(0, side, (count, 3, 2)).astype(np.float32)
+        parts["labels_NP"] = np.hstack([rng.integers(0, 2, (count, 1)), np.tile([1, 0], (count, 1))])
+    if "mask" in kind:
+        parts["masks_Nhw"] = rng.normal(0, 8, (count, low, low)).astype(np.float32)
+    return Prompts(**parts)
 
 
 def compared(backbone: Backbone, kind: str, count: int, seed: int) -> None:
@@ -77,19 +94,58 @@ def compared(backbone: Backbone, kind: str, count: int, seed: int) -> None:
     assert float((our_gradient - gradient).norm()) <= 1e-4 * float(gradient.norm())
 
 
-@pytest.mark.parametrize("seed", range(5))
+KINDS = [
+    "box",
+    "point",
+    "clicks",
+    "box and clicks",
+    "box and mask",
+    "clicks and mask",
+    "box, clicks and mask",
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("count", [1, 2, 7])
-@pytest.mark.parametrize("kind", ["box", "point"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_masks_estimates_and_gradients_are_sams(kind: str, count: int, seed: int) -> None:
     compared(tiny_backbone(), kind, count, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["box", "point"])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", KINDS)
 def test_so_they_are_with_trained_weights_and_the_real_size(kind: str, seed: int) -> None:
     backbone = load_backbone(BackboneSpec(name="lite_medsam"), Compute("cpu", 1, "float32"))
     compared(backbone, kind, 3, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_they_are_with_the_shapes_of_vit_b(kind: str) -> None:
+    backbone = random_vit_b(Compute("cpu", 1, "float32"))
+    z_CHW, prompts = (
+        torch.randn(256, 64, 64, generator=torch.Generator().manual_seed(0)),
+        some_prompts(backbone, kind, 2, 0),
+    )
+    with torch.no_grad():
+        (logits, iou), (our_logits, our_iou) = (
+            f(backbone, z_CHW, prompts) for f in (by_sam, Backbone.decode)
+        )
+    assert float((our_logits - logits).abs().max()) <= 1e-5 * max(1.0, float(logits.abs().max()))
+    torch.testing.assert_close(our_iou, iou, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_accelerators_order_gives_the_same_masks(kind: str) -> None:
+    backbone = tiny_backbone()
+    z_BCHW = torch.stack([embedding(backbone, seed).detach() for seed in (0, 1)])
+    prompts = [some_prompts(backbone, kind, count, count) for count in (2, 3)]
+    windows = [[whole(8)] * len(some) for some in prompts]
+    wanted, wanted_iou_N = backbone.decode_images(windows, z_BCHW, prompts)
+    found, iou_N = backbone.decode_together(windows, z_BCHW, prompts)
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(iou_N, wanted_iou_N, rtol=1e-5, atol=1e-5)
 
 
 def test_a_decoder_that_is_trained_gets_sams_gradients() -> None:

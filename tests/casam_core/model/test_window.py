@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from casam_core.model.backbones.window import Window, whole, windows_around
-from casam_core.model.prompts import Prompts
+from casam_core.model.prompts import Prompts, single_points
 
 BOXES = np.array([[100, 40, 119, 43], [0, 0, 255, 255], [3.9, 4.0, 3.9, 4.0]], np.float32)
 
@@ -23,7 +23,7 @@ def test_a_window_is_the_box_and_four_cells_around_it_in_whole_blocks_by_hand() 
 
 
 def test_the_window_of_a_point_is_the_whole_frame() -> None:
-    found = windows_around(Prompts(points_N2=BOXES[:, :2]), cells=64, side=256, pooled=True)
+    found = windows_around(single_points(BOXES[:, :2]), cells=64, side=256, pooled=True)
     assert found == [whole(64)] * 3
 
 
