@@ -63,6 +63,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         at("quality.finder_quality:run"),
         True,
     ),
+    "clicks": Benchmark(
+        "IoU after 0 to 5 simulated clicks, of frozen SAM and of layers (--data-root). It resumes.",
+        at("quality.clicks:run"),
+        True,
+    ),
     "few-shot": Benchmark(
         "What each form of Alignment Layer learns in a few steps.", at("quality.few_shot:run"), True
     ),

@@ -23,8 +23,8 @@ class Prompts:
     """N prompts of the same kinds, one object each: a box, P points or both, and perhaps an earlier mask.
 
     Coordinates in pixels, float32. boxes_N4: x0, y0, x1, y1 of the first and last pixel. points_NP2: x, y.
-    labels_NP: 1 for a point of the object, 0 for one that is not; None: all 1. masks_Nhw: logits of an earlier
-    mask, float32, at the decoder's resolution; they always lie in the frame.
+    labels_NP: 1 for a point of the object, 0 for one that is not; None: all 1. masks_Nhw: logits of an
+    earlier mask, float32, at the decoder's resolution; they always lie in the frame.
     """
 
     boxes_N4: NDArray[np.float32] | None = None
@@ -35,7 +35,8 @@ class Prompts:
     def __post_init__(self) -> None:
         if self.boxes_N4 is None and self.points_NP2 is None:
             raise ValueError("expected boxes, points or both")
-        if self.labels_NP is not None and np.shape(self.points_NP2)[:2] != self.labels_NP.shape:
+        points = () if self.points_NP2 is None else self.points_NP2.shape[:2]
+        if self.labels_NP is not None and self.labels_NP.shape != points:
             raise ValueError("expected one label per point")
         if {len(self)} != {len(part) for part in self._parts.values()}:
             raise ValueError("expected the same number of boxes, points and masks")
@@ -60,8 +61,10 @@ class Prompts:
 
     def into(self, frame: Frame) -> Prompts:
         """The same prompts in the frame's pixels."""
-        placed = {name: part for name, part in self._parts.items() if name in ("boxes_N4", "points_NP2")}
-        return replace(self, **{name: frame.to_frame(part) for name, part in placed.items()})
+        boxes, points = (
+            None if xy is None else frame.to_frame(xy) for xy in (self.boxes_N4, self.points_NP2)
+        )
+        return replace(self, boxes_N4=boxes, points_NP2=points)
 
 
 def single_points(points_N2: ArrayLike) -> Prompts:

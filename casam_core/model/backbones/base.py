@@ -195,7 +195,8 @@ class Backbone(nn.Module):
         decoder, tokens_NTC = mask_decoder or self.mask_decoder, self.tokens(prompts)
         dense_MCHW = self._dense(prompts)
         if prompts[0].masks_Nhw is not None:  # no two prompts see the same cells
-            z_BCHW = torch.cat([z_CHW.expand(len(p), -1, -1, -1) for z_CHW, p in zip(z_BCHW, prompts)])
+            each = zip(z_BCHW, prompts, strict=True)
+            z_BCHW = torch.cat([z_CHW.expand(len(some), -1, -1, -1) for z_CHW, some in each])
             windows = [[window] for of_image in windows for window in of_image]
         with self.compute.autocast():
             logits, iou_N = decode_together(decoder, z_BCHW, self.image_pe, tokens_NTC, dense_MCHW, windows)
@@ -204,8 +205,8 @@ class Backbone(nn.Module):
     def tokens(self, prompts: Sequence[Prompts]) -> Tensor:
         """tokens_NTC of the prompts of all images, as SAM makes them: of points, then of boxes.
 
-        All prompts are of the same kinds, so there is no search for kinds, for which an accelerator would have
-        to wait.
+        All prompts are of the same kinds, so there is no search for kinds, for which an accelerator would
+        have to wait.
         """
         encoder, first, parts = self.prompt_encoder, prompts[0], []
         if first.points_NP2 is not None:
@@ -213,9 +214,8 @@ class Backbone(nn.Module):
             points_NQ2 = F.pad(xy_NP2 + 0.5, (0, 0, 0, 1))  # SAM adds a point that is none
             placed_NQC = encoder.pe_layer.forward_with_coords(points_NQ2, encoder.input_image_size)
             beside_on_2C = torch.cat([kind.weight for kind in encoder.point_embeddings[:2]])
-            on = torch.ones(1, dtype=torch.int64, device=xy_NP2.device)
-            labels_NP = on if first.labels_NP is None else self._together([p.labels_NP for p in prompts])
-            parts.append(placed_NQC[:, :-1] + beside_on_2C[labels_NP])
+            on = 1 if first.labels_NP is None else self._together([p.labels_NP for p in prompts])
+            parts.append(placed_NQC[:, :-1] + beside_on_2C[on])
             if first.boxes_N4 is None:
                 parts.append(encoder.not_a_point_embed.weight.expand(len(xy_NP2), 1, -1))
         if first.boxes_N4 is not None:
@@ -233,9 +233,8 @@ class Backbone(nn.Module):
 
     def _together(self, parts: Sequence[NDArray[Any] | None]) -> Tensor:
         """The same part of the prompts of all images, on the compute device."""
-        return self.compute.moved(
-            torch.from_numpy(np.concatenate([part for part in parts if part is not None]))
-        )
+        there = [part for part in parts if part is not None]
+        return self.compute.moved(torch.from_numpy(np.concatenate(there)))
 
 
 def in_turn(

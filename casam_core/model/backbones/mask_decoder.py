@@ -69,8 +69,8 @@ def decode_prompts(
     earlier mask, and 1 if none has.
     """
     if len(dense_MCHW) > 1:
-        each = zip(sparse_NTC.split(1), dense_MCHW.split(1), windows, strict=True)
-        parts = [decode_prompts(decoder, z_CHW, image_pe_1CHW, *one, [window]) for *one, window in each]
+        each = zip(sparse_NTC[:, None], dense_MCHW[:, None], windows, strict=True)
+        parts = [decode_prompts(decoder, z_CHW, image_pe_1CHW, s, d, [window]) for s, d, window in each]
         return [logits_hw for found, _ in parts for logits_hw in found], torch.cat([iou for _, iou in parts])
     cells, pooled = z_CHW.shape[-1], any(w.pooled for w in windows)
     all_1QC = rows_of((z_CHW + dense_MCHW[0])[None], pooled)

@@ -101,7 +101,7 @@ KINDS = [
     "box and clicks",
     "box and mask",
     "clicks and mask",
-    "box, clicks and mask",
+    "box, clicks, mask",
 ]
 
 

@@ -1,0 +1,291 @@
+"""IoU after 0 to 5 simulated clicks, of frozen SAM and of layers; with or without a box and the earlier mask.
+
+A person corrects a mask where it is most wrong. As in RITM (Sofiiuk et al. 2021) and SAM (Kirillov et al.
+2023) each click lies in the middle of the largest wrong region, and the decoder gets all clicks so far, and
+the logits of the mask before. A cell is one task and one seed, a file; so the command can be stopped and
+started again. No setting was chosen on these figures.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from casam_bench.bench import Figures, Surroundings
+from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
+from casam_bench.quality.layer_tables import interval
+from casam_core.bank.inference import align
+from casam_core.config.named_parts import LowRankSpec
+from casam_core.config.scenario import TrainingSpec
+from casam_core.metrics.segmentation import iou
+from casam_core.model.backbones import Backbone
+from casam_core.model.examples import Example
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.frame import frame_of
+from casam_core.model.prompts import Prompts, tight_boxes
+from casam_core.model.training import train_layer
+from casam_core.seeding import derive_seed, numpy_generator
+
+EPOCHS, IMAGES, INSTANCES, CLICKS, ENOUGH = 4, 4, 2, 5, 0.85
+"""Of training (96 steps); test images of a cell, most instances of an image, clicks on each; the IoU that NoC
+asks for."""
+
+Mask = NDArray[np.bool_]
+Click = tuple[int, int, int]
+"""x and y of a pixel; 1 if it belongs to the object, else 0."""
+
+LAYERS: dict[str, Literal["box", "mixed"] | None] = {
+    "frozen SAM": None,
+    "learned with boxes": "box",
+    "learned with boxes and points": "mixed",
+}
+"""Of low_rank 8: training.prompts."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an object is asked for. box: its tight box comes first. mask: the earlier mask is a prompt, too."""
+
+    box: bool
+    mask: bool
+
+
+WAYS = {
+    "clicks": Way(box=False, mask=True),
+    "clicks, masks forgotten": Way(box=False, mask=False),
+    "box, then clicks": Way(box=True, mask=True),
+    "box, then clicks, masks forgotten": Way(box=True, mask=False),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer and way on one task and seed.
+
+    iou_0 ... iou_5: mean IoU after so many clicks; without a box, 0 clicks give no mask. noc: mean number of
+    clicks to an IoU of ENOUGH; an instance that never gets there counts as CLICKS. missed: share of these.
+    """
+
+    kind: str
+    task: str
+    seed: int
+    layer: str
+    way: str
+    instances: int
+    iou_0: float
+    iou_1: float
+    iou_2: float
+    iou_3: float
+    iou_4: float
+    iou_5: float
+    noc: float
+    missed: float
+
+    @property
+    def curve(self) -> list[float]:
+        """IoU after 0, 1, ... clicks."""
+        return [getattr(self, f"iou_{k}") for k in range(CLICKS + 1)]
+
+
+def next_click(true_HW: Mask, predicted_HW: Mask, clicked: Iterable[Click] = ()) -> Click | None:
+    """The pixel that is deepest in a wrong region; None if no pixel is wrong that was not clicked already.
+
+    The edge of the image ends a region. Of pixels that are equally deep: a missed one before one too many,
+    then the first by rows.
+
+    Args:
+        true_HW: the object.
+        predicted_HW: the mask so far.
+        clicked: clicks so far, which are not made again.
+    """
+    best: Click | None = None
+    deepest = 0.0
+    for label, wrong_HW in ((1, true_HW & ~predicted_HW), (0, predicted_HW & ~true_HW)):
+        depth_HW = ndimage.distance_transform_edt(np.pad(wrong_HW, 1))[1:-1, 1:-1]
+        for x, y, _ in clicked:
+            depth_HW[y, x] = 0
+        row, column = np.unravel_index(int(np.argmax(depth_HW)), depth_HW.shape)
+        if depth_HW[row, column] > deepest:
+            best, deepest = (int(column), int(row), label), float(depth_HW[row, column])
+    return best
+
+
+@torch.no_grad()
+def curve(
+    backbone: Backbone, aligned_CHW: Tensor, layer: AlignmentLayer | None, true_HW: Mask, way: Way
+) -> list[float]:
+    """IoU of one object after 0 to CLICKS clicks, in pixels of the image."""
+    labels_HW = true_HW.astype(np.int32)
+    frame = frame_of(labels_HW, backbone.geometry.side)
+    box = tight_boxes(labels_HW, np.ones(1, np.int32)).boxes_N4 if way.box else None
+    decoder = layer.own_decoder() if layer is not None else None
+    clicks: list[Click] = []
+    predicted_HW, logits_1hw = np.zeros_like(true_HW), None
+    found = []
+    for count in range(CLICKS + 1):
+        if count and (click := next_click(true_HW, predicted_HW, clicks)):
+            clicks.append(click)
+        if len(clicks) == count and (clicks or way.box):  # else all is right, or there is no prompt yet
+            clicks_P3 = np.array(clicks, np.float32).reshape(-1, 3)
+            prompts = Prompts(
+                boxes_N4=box,
+                points_NP2=clicks_P3[None, :, :2] if clicks else None,
+                labels_NP=clicks_P3[None, :, 2].astype(np.int64) if clicks else None,
+                masks_Nhw=logits_1hw if way.mask else None,
+            )
+            decoded_1hw, _ = backbone.decode(aligned_CHW, prompts.into(frame), decoder)
+            logits_1hw = decoded_1hw.cpu().numpy()
+            predicted_HW = (frame.restore(decoded_1hw)[0] > 0).cpu().numpy()
+        found.append(iou(predicted_HW, true_HW))
+    return found
+
+
+def run(around: Surroundings) -> Figures:
+    """All tasks and seeds, seed by seed; rows are also in clicks.csv in the folder of cells."""
+    backbone = around.lite_medsam(precision="auto", encoder="fast")
+    rows: list[Row] = []
+    for seed in range(around.seeds or len(SEEDS)):
+        for kind, tasks in KINDS.items():
+            for task in tasks if around.data_root or kind != "real" else ():
+                path = around.home / "clicks" / f"{task}-{seed}.json"
+                if cell := kept_or_made(path, partial(measure, around, backbone, task, seed)):
+                    rows += rows_of(cell, kind, task, seed)
+        around.say(f"seed {seed}: done")
+        write_rows(rows, around.home / "clicks" / "clicks.csv")
+    around.say(tables(rows))
+    return {
+        f"{kind} {layer}, {way}: {name}": value
+        for kind, layer, way, own in grouped(rows)
+        for name, value in (("iou_1", mean_of(own, "iou_1")), ("iou_5", mean_of(own, "iou_5")))
+    }
+
+
+def measure(around: Surroundings, backbone: Backbone, task: str, seed: int) -> dict[str, Any]:
+    """By layer, by way, by image, by instance: the curve."""
+    images = images_of(around, backbone, task, seed, pixels=False)
+    cell = {}
+    for name, prompts in LAYERS.items():
+        layer = None if prompts is None else learned(backbone, images.train, prompts, task, seed)
+        cell[name] = measured(backbone, layer, images.test[:IMAGES])
+    around.say(f"{task}, seed {seed}: measured")
+    return cell
+
+
+def learned(
+    backbone: Backbone, examples: Sequence[Example], prompts: Literal["box", "mixed"], task: str, seed: int
+) -> AlignmentLayer:
+    """The default layer after EPOCHS of the default training with these prompts."""
+    spec = LowRankSpec()
+    layer = build_layer(spec, backbone.geometry.channels, derive_seed(seed, "layer", task))
+    train_layer(
+        layer,
+        backbone,
+        examples,
+        TrainingSpec(prompts=prompts, epochs=EPOCHS),
+        learning_rate=learning_rate_of(spec),
+        rng=numpy_generator(seed, "clicks", task),
+        progress=lambda done, total: None,
+    )
+    return layer.eval()
+
+
+def measured(
+    backbone: Backbone, layer: AlignmentLayer | None, examples: Sequence[Example]
+) -> dict[str, list[list[list[float]]]]:
+    """By way, by image, by instance: the curve. Instances are the same for all layers and ways."""
+    found: dict[str, list[list[list[float]]]] = {name: [] for name in WAYS}
+    for number, example in enumerate(examples):
+        labels_HW, rng = example.labels_HW, np.random.default_rng(number)
+        chosen = rng.permutation(np.unique(labels_HW[labels_HW > 0]))[:INSTANCES]
+        aligned_CHW = align(example.seen_CHW, layer, backbone.compute)
+        for name, way in WAYS.items():
+            found[name].append([curve(backbone, aligned_CHW, layer, labels_HW == i, way) for i in chosen])
+    return found
+
+
+def rows_of(cell: dict[str, Any], kind: str, task: str, seed: int) -> list[Row]:
+    """A row for each layer and way of a cell."""
+    rows = []
+    for layer, ways in cell.items():
+        for way, images in ways.items():
+            curves_NK = np.array([found for image in images for found in image])
+            image_K = np.mean([np.mean(image, axis=0) for image in images if image], axis=0)
+            enough_NK = curves_NK >= ENOUGH
+            reached_N = enough_NK.any(axis=1)
+            clicks_N = np.where(reached_N, enough_NK.argmax(axis=1), CLICKS)
+            figures = {f"iou_{k}": float(value) for k, value in enumerate(image_K)}
+            figures |= {"noc": float(clicks_N.mean()), "missed": float(1 - reached_N.mean())}
+            rounded = {name: round(value, 5) for name, value in figures.items()}
+            rows.append(Row(kind, task, seed, layer, way, len(curves_NK), **rounded))
+    return rows
+
+
+def write_rows(rows: Iterable[Row], path: Path) -> None:
+    """The rows as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file that `write_rows` wrote."""
+    kinds = get_type_hints(Row)
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(**{name: kinds[name](text) for name, text in row.items()}) for row in csv.DictReader(file)
+        ]
+
+
+# --- Tables
+
+
+def grouped(rows: Sequence[Row]) -> Iterable[tuple[str, str, str, list[Row]]]:
+    """(kind, layer, way, their rows), in the order of the rows."""
+    for kind, layer, way in dict.fromkeys((row.kind, row.layer, row.way) for row in rows):
+        yield kind, layer, way, [r for r in rows if (r.kind, r.layer, r.way) == (kind, layer, way)]
+
+
+def by_seed(rows: Sequence[Row], figure: str) -> list[float]:
+    """The mean over tasks, of each seed."""
+    return [
+        float(np.mean([getattr(row, figure) for row in rows if row.seed == seed]))
+        for seed in sorted({row.seed for row in rows})
+    ]
+
+
+def mean_of(rows: Sequence[Row], figure: str) -> float:
+    """The mean over seeds of the mean over tasks."""
+    return float(np.mean(by_seed(rows, figure)))
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown: for each kind of tasks a line per layer and way. IoU in percent; after the last click and for
+    NoC with the 95 % interval of the mean over seeds."""
+    heads = ["layer", "prompts", *(f"{k} clicks" for k in range(CLICKS)), f"{CLICKS} clicks"]
+    heads += [f"NoC@{100 * ENOUGH:.0f}", f"never {100 * ENOUGH:.0f} %"]
+    parts = []
+    for kind in dict.fromkeys(row.kind for row in rows):
+        own = [row for row in rows if row.kind == kind]
+        tasks, seeds = len({row.task for row in own}), len({row.seed for row in own})
+        lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+        for _, layer, way, some in grouped(own):
+            figures = [f"{100 * mean_of(some, f'iou_{k}'):.1f}" for k in range(CLICKS)]
+            if not WAYS[way].box:
+                figures[0] = ""
+            last, noc = interval(by_seed(some, f"iou_{CLICKS}")), interval(by_seed(some, "noc"))
+            figures += [f"{100 * last[0]:.1f} ± {100 * last[1]:.1f}", f"{noc[0]:.2f} ± {noc[1]:.2f}"]
+            figures.append(f"{100 * mean_of(some, 'missed'):.0f} %")
+            lines.append(f"| {layer} | {way} | {' | '.join(figures)} |")
+        parts.append("\n".join([f"**{kind} tasks: {tasks}, seeds: {seeds}**", "", *lines]))
+    return "\n\n".join(parts)
