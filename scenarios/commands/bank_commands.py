@@ -273,8 +273,18 @@ def predict(
         typer.Option(metavar="X0,Y0,X1,Y1", help="A box by its first and last pixel; repeatable."),
     ] = None,
     point: Annotated[
-        list[str] | None, typer.Option(metavar="X,Y", help="A pixel of the object; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="X,Y", help="A pixel of the object; X,Y:0 as --negative; repeatable."),
     ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y", help="A pixel that is not the object: one object then; repeatable."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="An earlier mask of one object, which box and points correct: one object then."),
+    ] = None,
+    one: Annotated[bool, typer.Option("--one", help="All boxes and points are of one object.")] = False,
     task: OfTask = None,
     backbone: Model = None,
     checkpoint: Checkpoint = None,
@@ -287,10 +297,11 @@ def predict(
     For example: casam predict slice.png --bank bank --box 8,8,40,40 --out mask.png --overlay seen.png
 
     Masks are numbered in the order of the boxes, then of the points. Where masks overlap, the later wins.
+    With --one, --negative or --mask there is one mask: of the object that all prompts describe.
     Without a box or point, the entry's finder looks for all instances, if it has one; the surest is number 1.
     """
     boxes = [coordinates("--box", text, 4) for text in box or []]
-    points = [coordinates("--point", text, 2) for text in point or []]
+    points, labels = clicks_of(point or [], negative or [])
     check_out("--out", out, len(boxes) + len(points))
     if overlay is not None:
         check_out("--overlay", overlay, 0)
@@ -299,19 +310,24 @@ def predict(
 
     from casam_core.bank.bank import Bank
     from casam_core.files import write_atomic
-    from client.data.pixels import read_image
+    from client.data.pixels import read_image, read_mask
+    from scenarios.prediction.asking import Question
 
     image_HW3 = read_image(image)
+    question = Question(boxes, points, labels, None if mask is None else read_mask(mask), one)
+    question.checked(*image_HW3.shape[:2], needed=False)
     Bank.open(bank)
     # A slip should not cost the seconds in which the libraries and the model are loaded.
     with console(stderr=True).status("loading the model"):
         from casam_core.bank.inference import load_bank
-        from scenarios.prediction.segmenter import Segmenter, backbone_for, checked_prompts, has_finders
+        from scenarios.prediction.segmenter import Segmenter, backbone_for, has_finders
 
         loaded = load_bank(bank)
-        checked_prompts(boxes, points, *image_HW3.shape[:2], needed=not has_finders(loaded))
+        question.checked(*image_HW3.shape[:2], needed=not has_finders(loaded))
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
-        prediction = Segmenter(model, loaded).predict(image_HW3, boxes, points=points, task=task)
+        prediction = Segmenter(model, loaded).predict(
+            image_HW3, boxes, points=points, labels=labels, mask=question.mask, one_object=one, task=task
+        )
     write_atomic(out, png_of(prediction.labels))
     if overlay is not None:
         from client.data.dataset import LoadedSample
@@ -381,10 +397,11 @@ def predict_volume(
         raise PromptError(f"--slice: expected 0 to {slices - 1}, found {slice_}; correct it")
     with screen.status("loading the model") as status:
         from casam_core.bank.inference import load_bank
+        from scenarios.prediction.asking import Question
         from scenarios.prediction.propagation import segment_volume
-        from scenarios.prediction.segmenter import Segmenter, backbone_for, checked_prompts
+        from scenarios.prediction.segmenter import Segmenter, backbone_for
 
-        checked_prompts(boxes, (), *scan.slices_DHW.shape[1:])
+        Question(boxes).checked(*scan.slices_DHW.shape[1:])
         loaded = load_bank(bank)
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
         found = segment_volume(
@@ -494,6 +511,18 @@ def coordinates(option: str, text: str, count: int) -> list[float]:
     if len(numbers) != count:
         raise PromptError(f"{option}: expected {count} numbers separated by commas, found {text!r}")
     return numbers
+
+
+def clicks_of(point: Sequence[str], negative: Sequence[str]) -> tuple[list[list[float]], list[int] | None]:
+    """(points, their labels) of --point and --negative; None if no label was given. Raises PromptError."""
+    given = [text.rpartition(":") if ":" in text else (text, "", "") for text in point]
+    for text, (_, _, label) in zip(point, given, strict=True):
+        if label not in ("", "0", "1") or (":" in text and not label):
+            raise PromptError(f"--point: expected X,Y, X,Y:1 or X,Y:0, found {text!r}")
+    points = [coordinates("--point", place, 2) for place, _, _ in given]
+    points += [coordinates("--negative", text, 2) for text in negative]
+    labels = [int(label or 1) for _, _, label in given] + [0] * len(negative)
+    return points, labels if negative or any(label for _, _, label in given) else None
 
 
 def check_out(option: str, out: Path, prompts: int, endings: tuple[str, ...] = (".png",)) -> None:

@@ -16,14 +16,14 @@ from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.model.backbones import BACKBONES, Backbone, load_backbone, released_digests
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.model.forms.finder import Finder, finds
-from casam_core.model.prompts import Prompts
 from casam_core.routing.decision import IDENTITY, Route
+from scenarios.prediction.asking import Question
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's masks, in the order of its boxes, then its points; without prompts, what the finder found,
-    the surest first.
+    """One image's masks, in the order of its boxes, then its points; one mask of one object; without prompts,
+    what the finder found, the surest first.
 
     masks_NHW: bool, in the image's size. iou_N: an estimate of each mask's IoU: the decoder's, plus the
     correction of the entry if it has one. name: the entry that was used, a task or `identity` (frozen SAM).
@@ -82,10 +82,14 @@ class Segmenter:
         boxes: ArrayLike = (),
         *,
         points: ArrayLike = (),
+        labels: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        one_object: bool = False,
         task: str | None = None,
         embedding: Tensor | None = None,
     ) -> Prediction:
-        """One mask per prompt; without a prompt, one per instance that the entry's finder finds.
+        """One mask per box and point, or one of all of them; without a prompt, one per instance that the
+        entry's finder finds.
 
         A finder finds nothing in an image that the router does not know.
 
@@ -93,6 +97,11 @@ class Segmenter:
             image_HW3: uint8 RGB image.
             boxes: (N, 4) as x0, y0, x1, y1 of the first and the last pixel.
             points: (N, 2) as x, y in pixels.
+            labels: (N,), 1 for a point of the object and 0 for a point that is not; all prompts are then of
+                one object.
+            mask: (H, W) of an earlier answer, not 0 on the object, which box and points correct; all prompts
+                are then of one object.
+            one_object: All prompts are of one object, so that there is one mask.
             task: Use this task's entry, or `identity`, instead of the router's choice.
             embedding: z_1CHW of this image from `embed`, which takes most of the time; by default computed
                 here.
@@ -102,7 +111,9 @@ class Segmenter:
                 and no finder.
             BankError: The bank has no such task.
         """
-        prompts = checked_prompts(boxes, points, *image_HW3.shape[:2], needed=not has_finders(self.bank))
+        question = Question(boxes, points, labels, mask, one_object)
+        checked = question.checked(*image_HW3.shape[:2], needed=not has_finders(self.bank))
+        prompts = question.with_mask(checked, self.backbone.geometry.low)
         if task is not None and task != IDENTITY:
             self.bank[task]  # refuses an unknown name before the slow encoder runs
         z_1CHW = self.embed(image_HW3) if embedding is None else embedding
@@ -147,42 +158,6 @@ def corrected(estimate_N: NDArray[np.float32], entry: LoadedEntry | None) -> NDA
     """iou_N: the decoder's estimates plus the entry's correction, within [0, 1]; without one, unchanged."""
     correction = entry.entry.correction if entry else None
     return estimate_N if correction is None else np.clip(estimate_N + np.float32(correction), 0, 1)
-
-
-def checked_prompts(
-    boxes: ArrayLike, points: ArrayLike, height: int, width: int, *, needed: bool = True
-) -> list[Prompts]:
-    """Boxes and points inside the image; at least one of them if `needed`. Raises PromptError."""
-    boxes_N4, points_N2 = _numbers("box x0,y0,x1,y1", boxes, 4), _numbers("point x,y", points, 2)
-    for what, rows in (("box", boxes_N4), ("point", points_N2)):
-        for row in rows:
-            x, y = row[0::2], row[1::2]
-            inside = (x >= 0).all() and (y >= 0).all() and (x <= width - 1).all() and (y <= height - 1).all()
-            if not inside or x[0] > x[-1] or y[0] > y[-1]:  # NaN is never inside
-                order = ", x0 <= x1 and y0 <= y1" if what == "box" else ""
-                raise PromptError(
-                    f"{what} {','.join(f'{value:g}' for value in row)}: expected x in 0..{width - 1} and "
-                    f"y in 0..{height - 1}{order}; correct it"
-                )
-    prompts = []
-    if len(boxes_N4):
-        prompts.append(Prompts(boxes_N4=boxes_N4))
-    if len(points_N2):
-        prompts.append(Prompts(points_N2=points_N2))
-    if not prompts and needed:
-        raise PromptError(
-            "expected at least one box or point, found none; add one, or use a bank with "
-            "finders (alignment.finder)"
-        )
-    return prompts
-
-
-def _numbers(what: str, rows: ArrayLike, columns: int) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(rows, np.float32)
-        return array.reshape(0, columns) if array.size == 0 else array.reshape(len(array), columns)
-    except (TypeError, ValueError) as error:
-        raise PromptError(f"expected a list of {what}, found {rows!r}") from error
 
 
 def backbone_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,20 +13,29 @@ from PIL import Image
 
 from casam import Prediction, Segmenter, load_bank
 from casam_core.bank.bank import Bank
+from casam_core.errors import PromptError
+from casam_core.model.prompts import Prompts
 from client.data.dataset import LoadedSample
 from scenarios.commands.bank_commands import png_of
 from scenarios.inspection.survey import overlay_of
+from scenarios.prediction.asking import SURE
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 
 BOX, OTHER = "12,10,35,29", "2,2,20,20"
+EARLIER = np.zeros((48, 64), np.uint8)
+EARLIER[12:26, 14:33] = 1
 
 
 @pytest.fixture(autouse=True)
 def inputs(tmp_path: Path) -> None:
-    """A bank and an image of one of its tasks."""
+    """A bank, an image of one of its tasks, and masks that fit it or do not."""
     tiny_bank(tmp_path / "bank")
     Image.fromarray(picture("polyp")).save(tmp_path / "image.png")
+    masks = {"earlier": EARLIER, "small": EARLIER[:30, :32], "empty": EARLIER & 0, "two": EARLIER * 1}
+    masks["two"][40:, 50:] = 2
+    for name, mask_HW in masks.items():
+        Image.fromarray(mask_HW).save(tmp_path / f"{name}.png")
 
 
 def facts(out: str) -> dict[str, str]:
@@ -66,6 +76,68 @@ def test_a_route_can_be_chosen(tmp_path: Path, casam: Casam) -> None:
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / out)), want.labels)
 
 
+ONE_OBJECT: list[tuple[list[str], dict[str, Any]]] = [
+    (["--one", "--box", BOX, "--point", "20,20"], {"boxes": [(12, 10, 35, 29)], "points": [(20, 20)]}),
+    (
+        ["--point", "20,20", "--point", "25,18:1", "--point", "3,3:0", "--negative", "60,44"],
+        {"points": [(20, 20), (25, 18), (3, 3), (60, 44)], "labels": [1, 1, 0, 0]},
+    ),
+    (
+        ["--negative", "3,3", "--mask", "earlier.png"],
+        {"points": [(3, 3)], "labels": [0], "mask": EARLIER},
+    ),
+    (["--box", BOX, "--mask", "earlier.png"], {"boxes": [(12, 10, 35, 29)], "mask": EARLIER}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "asked"), ONE_OBJECT)
+def test_all_prompts_can_be_of_one_object(
+    tmp_path: Path, casam: Casam, arguments: list[str], asked: dict[str, Any]
+) -> None:
+    """The command, the Python API and the backbone itself give the same mask."""
+    result = casam("predict", "image.png", "--bank", "bank", *arguments, "--out", "mask.png", "--json")
+    assert result.status == 0, result.err
+    segmenter = Segmenter(tiny_backbone(), load_bank(tmp_path / "bank"))
+    found = segmenter.predict(picture("polyp"), one_object=True, **asked)
+    assert len(json.loads(result.out)["prompts"]) == len(found.masks_NHW) == 1
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), found.labels)
+    points_P2 = np.array(asked.get("points", ()), np.float32).reshape(-1, 2)
+    labels_P = np.array(asked.get("labels", [1] * len(points_P2)))
+    small_hw = np.pad(EARLIER[1::2, 1::2], ((0, 8), (0, 0)))  # the decoder's masks are 32 x 32 of 64 x 64
+    logits_hw = np.where(small_hw, SURE, -SURE).astype(np.float32)
+    by_hand = Prompts(
+        boxes_N4=np.array(asked["boxes"], np.float32) if "boxes" in asked else None,
+        points_NP2=points_P2[None] if len(points_P2) else None,
+        labels_NP=labels_P[None] if len(points_P2) else None,
+        masks_Nhw=logits_hw[None] if "mask" in asked else None,
+    )
+    z_1CHW = segmenter.embed(picture("polyp"))
+    z_CHW = segmenter.bank["polyp"].layer(z_1CHW)[0]
+    logits_1hw, _ = segmenter.backbone.decode(z_CHW, by_hand)
+    want_1HW = segmenter.backbone.frame(picture("polyp")).restore(logits_1hw) > 0
+    np.testing.assert_array_equal(found.masks_NHW, want_1HW.numpy())
+
+
+def test_points_without_a_word_are_of_several_objects(casam: Casam) -> None:
+    arguments = ("--point", "20,20", "--point", "40,40", "--out", "mask.png", "--json")
+    said = casam("predict", "image.png", "--bank", "bank", *arguments)
+    assert len(json.loads(said.out)["prompts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"points": [(1, 2)], "labels": [1, 0]}, "for each of 1 points"),
+        ({"points": [(1, 2)], "labels": [2]}, "labels: expected 1"),
+        ({"points": [(1, 2)], "labels": [0]}, "negative points alone"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path, asked: dict[str, Any], words: str) -> None:
+    segmenter = Segmenter(tiny_backbone(), load_bank(tmp_path / "bank"))
+    with pytest.raises(PromptError, match=words):
+        segmenter.predict(picture("polyp"), **asked)
+
+
 def test_an_empty_bank_answers_with_frozen_sam(tmp_path: Path, casam: Casam) -> None:
     Bank.open(tmp_path / "empty", create=True)
     result = casam(
@@ -103,6 +175,19 @@ def test_many_labels_fit(tmp_path: Path) -> None:
         (["--box", BOX, "--out", "new/mask.png"], "expected the folder new to exist"),
         (["--box", BOX, "--overlay", "image.png"], "--overlay: image.png exists already"),
         (["--box", BOX, "--overlay", "mask.png"], "--overlay: expected another file than --out"),
+        (["--point", "20,64"], "point 20,64: expected x in 0..63 and y in 0..47"),
+        (["--box", BOX, "--negative", "-1,3"], "point -1,3: expected x in 0..63"),
+        (["--point", "20,20:2"], "--point: expected X,Y, X,Y:1 or X,Y:0, found '20,20:2'"),
+        (["--point", "20,20:"], "--point: expected X,Y, X,Y:1 or X,Y:0"),
+        (["--negative", "20"], "--negative: expected 2 numbers"),
+        (["--negative", "20,20", "--point", "9,9:0"], "found 2 negative points alone"),
+        (["--one"], "expected a box or a point of the object, found none"),
+        (["--one", "--box", BOX, "--box", OTHER], "at most one box for one object, found 2"),
+        (["--mask", "earlier.png"], "a point of the object beside the earlier mask, found none"),
+        (["--box", BOX, "--mask", "small.png"], "expected 64 x 48 pixels, as the image has, found 32 x 30"),
+        (["--box", BOX, "--mask", "two.png"], "mask: expected one object (one value beside 0), found 2"),
+        (["--box", BOX, "--mask", "empty.png"], "mask: expected one object (one value beside 0), found 0"),
+        (["--box", BOX, "--mask", "nowhere.png"], "nowhere.png"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

@@ -1,0 +1,102 @@
+"""Simulated clicks lie where a mask is most wrong, and curves follow them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from casam_bench.quality.clicks import WAYS, curve, next_click, read_rows, rows_of, tables, write_rows
+from casam_core.model.prompts import Prompts
+from tests.banks import tiny_backbone
+
+OBJECT = np.zeros((20, 30), bool)
+OBJECT[4:11, 6:17] = True  # 7 rows, 11 columns
+
+
+def test_the_first_click_is_the_middle_of_the_object() -> None:
+    assert next_click(OBJECT, OBJECT & False) == (9, 7, 1)  # the first by rows of those 4 pixels deep
+
+
+def test_the_next_click_is_the_middle_of_the_largest_wrong_region() -> None:
+    predicted = OBJECT.copy()
+    predicted[4:7, 6:9] = False  # 3 x 3 missed
+    assert next_click(OBJECT, predicted) == (7, 5, 1)
+    predicted[13:18, 20:25] = True  # 5 x 5 too many
+    assert next_click(OBJECT, predicted) == (22, 15, 0)
+
+
+def test_a_missed_pixel_comes_before_one_too_many() -> None:
+    predicted = OBJECT.copy()
+    predicted[4:7, 6:9] = False
+    predicted[0:3, 20:23] = True
+    assert next_click(OBJECT, predicted) == (7, 5, 1)
+
+
+def test_the_edge_of_the_image_ends_a_region() -> None:
+    whole = np.ones((9, 9), bool)
+    assert next_click(whole, ~whole) == (4, 4, 1)
+
+
+def test_no_click_is_made_twice_and_none_on_a_right_mask() -> None:
+    one = np.zeros((5, 5), bool)
+    one[2, 2:4] = True
+    first = next_click(one, one & False)
+    assert first == (2, 2, 1)
+    second = next_click(one, one & False, [first])
+    assert second == (3, 2, 1)
+    assert next_click(one, one & False, [first, second]) is None
+    assert next_click(one, one) is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_curve_gives_the_decoder_all_clicks_so_far(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder answers with the left half of the object, then with all of it."""
+    backbone, asked = tiny_backbone(), list[Prompts]()
+    true_HW = np.zeros((64, 64), bool)
+    true_HW[8:40, 8:40] = True
+    left_HW = true_HW.copy()
+    left_HW[:, 24:] = False
+
+    def decode(z_CHW: object, prompts: Prompts, decoder: object) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(prompts)
+        seen_HW = torch.from_numpy(left_HW if len(asked) == 1 else true_HW)
+        return torch.where(seen_HW, 8.0, -8.0)[None, ::2, ::2], torch.ones(1)
+
+    monkeypatch.setattr(backbone, "decode", decode)
+    found = curve(backbone, torch.zeros(32, 8, 8), None, true_HW, WAYS[way])
+    boxed = WAYS[way].box
+    right = found[1:] if boxed else found[2:]
+    assert found[:2][not boxed] == pytest.approx(0.5, abs=0.05)
+    assert all(value == pytest.approx(1, abs=0.07) for value in right)
+    assert all((some.boxes_N4 is not None) == boxed for some in asked)
+    assert [some.points_NP2.shape[1] if some.points_NP2 is not None else 0 for some in asked] == list(
+        range(not boxed, len(asked) + (not boxed))
+    )
+    assert all((some.masks_Nhw is not None) == WAYS[way].mask for some in asked[1:])
+    assert asked[0].masks_Nhw is None
+
+
+CURVES = [[[0.5, 0.6, 0.9, 0.9, 0.9, 0.9], [0.9] * 6], [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], []]
+CELL: dict[str, Any] = {"frozen SAM": {"box, then clicks": CURVES}}
+
+
+def test_rows_are_means_over_images_and_count_clicks(tmp_path: Path) -> None:
+    (row,) = rows_of(CELL, "real", "nuclei", 0)
+    assert row.instances == 3
+    assert row.curve == pytest.approx([(0.7 + 0.1) / 2, (0.75 + 0.2) / 2, 0.6, 0.65, 0.7, 0.75])
+    assert row.noc == pytest.approx((2 + 0 + 5) / 3, abs=1e-5)
+    assert row.missed == pytest.approx(1 / 3, abs=1e-5)
+    write_rows([row], tmp_path / "clicks.csv")
+    assert read_rows(tmp_path / "clicks.csv") == [row]
+
+
+def test_tables_are_means_over_seeds_of_means_over_tasks() -> None:
+    rows = [row for seed in (0, 1) for row in rows_of(CELL, "real", "nuclei", seed)]
+    lines = tables(rows).splitlines()
+    assert lines[0] == "**real tasks: 1, seeds: 2**"
+    figures = "40.0 | 47.5 | 60.0 | 65.0 | 70.0 | 75.0 ± 0.0 | 2.33 ± 0.00 | 33 %"
+    assert lines[-1] == f"| frozen SAM | box, then clicks | {figures} |"
