@@ -311,11 +311,11 @@ def predict(
     from casam_core.bank.bank import Bank
     from casam_core.files import write_atomic
     from client.data.pixels import read_image, read_mask
-    from scenarios.prediction.asking import Question
+    from scenarios.prediction.user_prompts import UserPrompts
 
     image_HW3 = read_image(image)
-    question = Question(boxes, points, labels, None if mask is None else read_mask(mask), one)
-    question.checked(*image_HW3.shape[:2], needed=False)
+    asked = UserPrompts(boxes, points, labels, None if mask is None else read_mask(mask), one)
+    asked.checked(*image_HW3.shape[:2], needed=False)
     Bank.open(bank)
     # A slip should not cost the seconds in which the libraries and the model are loaded.
     with console(stderr=True).status("loading the model"):
@@ -323,10 +323,10 @@ def predict(
         from scenarios.prediction.segmenter import Segmenter, backbone_for, has_finders
 
         loaded = load_bank(bank)
-        question.checked(*image_HW3.shape[:2], needed=not has_finders(loaded))
+        asked.checked(*image_HW3.shape[:2], needed=not has_finders(loaded))
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
         prediction = Segmenter(model, loaded).predict(
-            image_HW3, boxes, points=points, labels=labels, mask=question.mask, one_object=one, task=task
+            image_HW3, boxes, points=points, labels=labels, mask=asked.mask, one_object=one, task=task
         )
     write_atomic(out, png_of(prediction.labels))
     if overlay is not None:
@@ -397,11 +397,11 @@ def predict_volume(
         raise PromptError(f"--slice: expected 0 to {slices - 1}, found {slice_}; correct it")
     with screen.status("loading the model") as status:
         from casam_core.bank.inference import load_bank
-        from scenarios.prediction.asking import Question
         from scenarios.prediction.propagation import segment_volume
         from scenarios.prediction.segmenter import Segmenter, backbone_for
+        from scenarios.prediction.user_prompts import UserPrompts
 
-        Question(boxes).checked(*scan.slices_DHW.shape[1:])
+        UserPrompts(boxes).checked(*scan.slices_DHW.shape[1:])
         loaded = load_bank(bank)
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
         found = segment_volume(

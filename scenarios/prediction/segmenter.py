@@ -17,7 +17,7 @@ from casam_core.model.backbones import BACKBONES, Backbone, load_backbone, relea
 from casam_core.model.compute import prepare_process, resolve_compute
 from casam_core.model.forms.finder import Finder, finds
 from casam_core.routing.decision import IDENTITY, Route
-from scenarios.prediction.asking import Question
+from scenarios.prediction.user_prompts import UserPrompts
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Segmenter:
                 and no finder.
             BankError: The bank has no such task.
         """
-        question = Question(boxes, points, labels, mask, one_object)
-        checked = question.checked(*image_HW3.shape[:2], needed=not has_finders(self.bank))
-        prompts = question.with_mask(checked, self.backbone.geometry.low)
+        asked = UserPrompts(boxes, points, labels, mask, one_object)
+        checked = asked.checked(*image_HW3.shape[:2], needed=not has_finders(self.bank))
+        prompts = asked.with_mask(checked, self.backbone.geometry.low)
         if task is not None and task != IDENTITY:
             self.bank[task]  # refuses an unknown name before the slow encoder runs
         z_1CHW = self.embed(image_HW3) if embedding is None else embedding

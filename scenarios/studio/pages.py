@@ -374,8 +374,9 @@ def try_segment(asked: Asked) -> Response:
     desk = asked.studio.desk
     opened = desk.opened(asked.get("open"))
     boxes = prompting.numbers(asked.get("boxes"), 4)
-    points = prompting.numbers(asked.get("points"), 2)
-    answers = desk.answer(opened, boxes, points, asked.lists.get("entry", []))
+    points, negatives = (prompting.numbers(asked.get(name), 2) for name in ("points", "negatives"))
+    one_object, entries = bool(asked.get("one")), asked.lists.get("entry", [])
+    answers = desk.answer(opened, boxes, points, entries, negatives, one_object)
     return (
         page("parts/answers.html", opened=opened, answers=answers)
         if asked.part

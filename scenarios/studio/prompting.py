@@ -141,8 +141,14 @@ class Desk:
         boxes: Sequence[Sequence[float]],
         points: Sequence[Sequence[float]],
         entries: Sequence[str],
+        negatives: Sequence[Sequence[float]] = (),
+        one_object: bool = False,
     ) -> list[Answer]:
-        """Frozen SAM, the routed answer, and the chosen entries. Raises CasamError."""
+        """Frozen SAM, the routed answer, and the chosen entries. Raises CasamError.
+
+        negatives: points that are not the object; all prompts are then of one object.
+        """
+        labels = [1] * len(points) + [0] * len(negatives) if negatives else None
         with self._lock:
             segmenter = self._segmenter(opened.run)
             made: dict[str, Answer] = {}
@@ -152,7 +158,13 @@ class Desk:
                 if task not in made:
                     begun = time.perf_counter()
                     prediction = segmenter.predict(
-                        opened.image_HW3, boxes, points=points, task=task, embedding=opened.z_1CHW
+                        opened.image_HW3,
+                        boxes,
+                        points=[*points, *negatives],
+                        labels=labels,
+                        one_object=one_object,
+                        task=task,
+                        embedding=opened.z_1CHW,
                     )
                     made[task] = Answer(entry, prediction, time.perf_counter() - begun)
                 return replace(made[task], entry=entry)

@@ -54,7 +54,7 @@ find("[data-upload]")?.addEventListener("change", async (event) => {
 // Prompts: drag for a box, click for a point, or the keyboard.
 const stage = find("#stage"), form = find("#prompts");
 if (stage) {
-  const [boxes, points, marks, cross] = [find("#boxes"), find("#points"), find(".marks"), find(".cross")];
+  const [boxes, points, negatives, marks, cross] = [find("#boxes"), find("#points"), find("#negatives"), find(".marks"), find(".cross")];
   const size = [Number(stage.dataset.width), Number(stage.dataset.height)];
   const rows = (field) => field.value.split("\n").map((line) => line.split(/[ ,]+/).filter(Boolean).map(Number)).filter((row) => row.length);
   const add = (field, row) => { field.value = (field.value.trim() ? field.value.trim() + "\n" : "") + row.join(", "); draw(); send(); };
@@ -69,6 +69,7 @@ if (stage) {
   const draw = (extra) => marks.replaceChildren(
     ...rows(boxes).filter((row) => row.length === 4).map((row) => mark("box", row)),
     ...rows(points).filter((row) => row.length === 2).map((row) => mark("point", row)),
+    ...rows(negatives).filter((row) => row.length === 2).map((row) => mark("negative", row)),
     ...(extra ? [mark("box", extra)] : []));
   const place = (event) => {
     const area = stage.querySelector("img").getBoundingClientRect();
@@ -84,13 +85,13 @@ if (stage) {
     const box = boxOf(from, place(event)), small = Math.max(...size) / 100;
     from = null;
     if (box[2] - box[0] > small && box[3] - box[1] > small) add(boxes, box);
-    else add(points, box.slice(0, 2));
+    else add(event.shiftKey ? negatives : points, box.slice(0, 2));
   });
   stage.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const step = Math.max(1, Math.round(Math.max(...size) / (event.shiftKey ? 12 : 100)));
     if (moves[event.key]) at = at.map((value, axis) => Math.max(0, Math.min(size[axis] - 1, value + step * moves[event.key][axis])));
-    else if (event.key === "Enter") add(points, at);
+    else if (event.key === "Enter") add(event.shiftKey ? negatives : points, at);
     else if (event.key === " " && !corner) corner = at;
     else if (event.key === " ") { add(boxes, boxOf(corner, at)); corner = null; }
     else if (event.key === "Escape") corner = null;

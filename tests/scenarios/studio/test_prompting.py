@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,31 @@ def test_an_image_is_encoded_once(
 
     monkeypatch.setattr("scenarios.prediction.segmenter.Segmenter.embed", again)
     assert visitor.post("/try/segment", data={"open": opened, "points": "20 20"}).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("form", "asked"),
+    [
+        (
+            {"points": "20 20\n25 22", "negatives": "2 2"},
+            {"points": [(20, 20), (25, 22), (2, 2)], "labels": [1, 1, 0]},
+        ),
+        (
+            {"boxes": "5 5 30 30", "points": "20 20", "one": "1"},
+            {"boxes": [(5, 5, 30, 30)], "points": [(20, 20)], "one_object": True},
+        ),
+    ],
+)
+def test_all_prompts_can_be_of_one_object(
+    visitor: TestClient, opened: str, tiny_runs: Path, form: dict[str, str], asked: dict[str, Any]
+) -> None:
+    assert visitor.post("/try/segment", data={"open": opened, **form}).status_code == 303
+    saved = visitor.get("/try/mask", params={"open": opened, "entry": "identity"})
+    bank = load_bank(tiny_runs / "done" / "bank")
+    image = np.asarray(Image.open(tiny_runs / "images" / "image.png"))
+    want = Segmenter(backbone_for(bank, "tiny"), bank).predict(image, task="identity", **asked)
+    assert len(want.masks_NHW) == 1
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(saved.content))), want.labels)
 
 
 def test_an_uploaded_image_is_opened(visitor: TestClient, tiny_runs: Path) -> None:

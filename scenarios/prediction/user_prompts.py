@@ -20,7 +20,7 @@ SURE = 10.0
 
 
 @dataclass(frozen=True)
-class Question:
+class UserPrompts:
     """Prompts as they come, in pixels of the image.
 
     boxes: (N, 4) as x0, y0, x1, y1 of the first and the last pixel. points: (P, 2) as x, y. labels: (P,), 1
