@@ -1,10 +1,11 @@
-"""The generated parts of docs/results.md: ways of learning, and private layers.
+"""The generated parts of docs/results.md: ways of learning, private layers, and clicks.
 
-In a clone, after `casam bench layer-seconds` or `casam bench private-layers` has written its file,
+In a clone, after `casam bench layer-seconds`, `private-layers` or `clicks` has written its file,
 
-    cp layer-seconds.csv private-layers.jsonl docs/figures/ && python -m casam_bench.quality.layer_page
+    cp layer-seconds.csv private-layers.jsonl clicks.csv docs/figures/
+    python -m casam_bench.quality.layer_page
 
-writes the tables between the page's marks, and docs/figures/layer-seconds.svg.
+writes the tables between the page's marks, and the pictures beside the files.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import altair as alt
 import vl_convert
 
 from casam_bench.privacy.private_layers import Cells, table_of
+from casam_bench.quality import clicks
 from casam_bench.quality.layer_tables import Row, read_rows, standings, table_of_tasks, table_of_ways
 from casam_core.files import write_atomic
 
@@ -69,6 +71,36 @@ def picture(rows: Sequence[Row]) -> str:
     return svg
 
 
+def picture_of_clicks(rows: Sequence[clicks.Row]) -> str:
+    """SVG: IoU over clicks, a panel per kind of tasks and a box or none, a colour per layer."""
+    points = [
+        {
+            "layer": layer,
+            "panel": f"{kind}, {'a box first' if clicks.WAYS[way].box else 'clicks only'}",
+            "earlier mask": "a prompt, too" if clicks.WAYS[way].mask else "forgotten",
+            "clicks": k,
+            "IoU": clicks.mean_of(own, f"iou_{k}"),
+        }
+        for kind, layer, way, own in clicks.grouped(rows)
+        for k in range(clicks.CLICKS + 1)
+        if k or clicks.WAYS[way].box
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=points))  # type: ignore[no-untyped-call]
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("clicks:O", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("IoU:Q"),
+            color=alt.Color("layer:N"),
+            strokeDash=alt.StrokeDash("earlier mask:N"),
+        )
+        .properties(width=260, height=200)
+        .facet("panel:N", columns=2)
+    )
+    svg: str = vl_convert.vegalite_to_svg(chart.to_dict())
+    return svg
+
+
 def of_shared_places(rows: Sequence[Row]) -> list[Row]:
     """The rows of tasks and seeds that every way has after every budget."""
     places: dict[tuple[str, float], set[tuple[str, int]]] = {}
@@ -89,8 +121,11 @@ def main() -> None:
     page = (DOCS / "results.md").read_text(encoding="utf-8")
     page = filled(page, "layer-seconds", tables(rows))
     page = filled(page, "private-layers", table_of(Cells(DOCS / "figures" / "private-layers.jsonl")))
+    clicked = clicks.read_rows(DOCS / "figures" / "clicks.csv")
+    page = filled(page, "clicks", clicks.tables(clicked))
     write_atomic(DOCS / "results.md", page.encode())
     write_atomic(DOCS / "figures" / "layer-seconds.svg", picture(rows).encode())
+    write_atomic(DOCS / "figures" / "clicks.svg", picture_of_clicks(clicked).encode())
 
 
 if __name__ == "__main__":

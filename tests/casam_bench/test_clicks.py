@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from casam_bench.quality import clicks
 from casam_bench.quality.clicks import WAYS, curve, next_click, read_rows, rows_of, tables, write_rows
+from casam_bench.quality.layer_page import picture_of_clicks
+from casam_bench.quality.layer_seconds import Images
+from casam_core.model.examples import Example
 from casam_core.model.prompts import Prompts
 from tests.banks import tiny_backbone
+from tests.casam_bench.surroundings import surroundings
 
 OBJECT = np.zeros((20, 30), bool)
 OBJECT[4:11, 6:17] = True  # 7 rows, 11 columns
@@ -80,6 +85,30 @@ def test_a_curve_gives_the_decoder_all_clicks_so_far(way: str, monkeypatch: pyte
     assert asked[0].masks_Nhw is None
 
 
+def test_a_cell_has_a_curve_per_layer_way_image_and_instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels_HW = np.zeros((64, 64), np.int32)
+    labels_HW[10:40, 10:40], labels_HW[50:60, 5:60], labels_HW[2:6, 2:60] = 1, 2, 3
+    example = Example(torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(0)), labels_HW)
+    images = Images([example] * 2, [], [example] * (clicks.IMAGES + 1))
+    monkeypatch.setattr(clicks, "images_of", lambda *arguments, **options: images)
+    cell = clicks.measure(surroundings(tmp_path), tiny_backbone(), "histology", 0)
+    assert list(cell) == list(clicks.LAYERS)
+    for ways in cell.values():
+        assert list(ways) == list(WAYS)
+        assert np.shape(list(ways.values())) == (
+            len(WAYS),
+            clicks.IMAGES,
+            clicks.INSTANCES,
+            clicks.CLICKS + 1,
+        )
+    frozen, boxes, _ = cell.values()
+    assert frozen != boxes
+    again = clicks.measure(surroundings(tmp_path), tiny_backbone(), "histology", 0)
+    assert again == cell
+
+
 CURVES = [[[0.5, 0.6, 0.9, 0.9, 0.9, 0.9], [0.9] * 6], [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], []]
 CELL: dict[str, Any] = {"frozen SAM": {"box, then clicks": CURVES}}
 
@@ -100,3 +129,4 @@ def test_tables_are_means_over_seeds_of_means_over_tasks() -> None:
     assert lines[0] == "**real tasks: 1, seeds: 2**"
     figures = "40.0 | 47.5 | 60.0 | 65.0 | 70.0 | 75.0 ± 0.0 | 2.33 ± 0.00 | 33 %"
     assert lines[-1] == f"| frozen SAM | box, then clicks | {figures} |"
+    assert picture_of_clicks(rows).startswith("<svg")
