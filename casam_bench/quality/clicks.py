@@ -36,8 +36,8 @@ from casam_core.model.prompts import Prompts, tight_boxes
 from casam_core.model.training import train_layer
 from casam_core.seeding import derive_seed, numpy_generator
 
-EPOCHS, IMAGES, INSTANCES, CLICKS, ENOUGH = 3, 4, 2, 5, 0.85
-"""Of training (72 steps); test images of a cell, most instances of an image, clicks on each; the IoU that NoC
+EPOCHS, IMAGES, INSTANCES, CLICKS, ENOUGH = 2, 3, 2, 5, 0.85
+"""Of training (48 steps); test images of a cell, most instances of an image, clicks on each; the IoU that NoC
 asks for."""
 
 Mask = NDArray[np.bool_]
