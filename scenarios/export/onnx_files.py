@@ -5,7 +5,9 @@ One file per task. Its input is frozen SAM's embedding, its outputs are what the
     z_BCHW        float32, the encoder's output; any B, H and W
     aligned_BCHW  float32, the embedding for SAM's mask decoder
     score_B       float64, the router's score; the task with the lowest score is the nearest
+    found_B5HW    float32, what the entry's finder says of each cell (casam_core.model.forms.finder)
 
+An entry without a threshold has no score, one without a finder that has learned has no found_B5HW.
 If the nearest task's score is above its threshold, the image is unknown: decode z_BCHW itself. The threshold
 and the SHA-256 of the backbone's weights are in the file's metadata.
 """
@@ -21,6 +23,7 @@ from casam_core.bank.inference import LoadedBank, LoadedEntry
 from casam_core.errors import ExportError
 from casam_core.files import new_folder
 from casam_core.model.forms import changes_sam
+from casam_core.model.forms.finder import finds
 from casam_core.routing.features import FEATURES
 from casam_core.routing.routers.public_frame import CAUTION, LOWEST, MOST_NOISE, WIDER, PublicFrameRouter
 from scenarios.export.official import FOLDER_NAME
@@ -64,16 +67,19 @@ class FrameScore(nn.Module):
 
 
 class EntryModule(nn.Module):
-    """z_BCHW -> (aligned_BCHW, score_B); without a router only aligned_BCHW."""
+    """z_BCHW -> aligned_BCHW, score_B and found_B5HW, as far as the entry has them; `names` says which."""
 
     def __init__(self, loaded: LoadedEntry) -> None:
         super().__init__()
-        self.layer = loaded.layer
-        self.score = FrameScore(loaded) if loaded.entry.threshold is not None else None
+        parts: dict[str, nn.Module] = {"aligned_BCHW": loaded.layer}
+        if loaded.entry.threshold is not None:
+            parts["score_B"] = FrameScore(loaded)
+        if loaded.layer.finder is not None and finds(loaded.entry.layer):
+            parts["found_B5HW"] = loaded.layer.finder
+        self.names, self.parts = list(parts), nn.ModuleList(parts.values())
 
-    def forward(self, z_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        aligned_BCHW: Tensor = self.layer(z_BCHW)
-        return aligned_BCHW if self.score is None else (aligned_BCHW, self.score(z_BCHW))
+    def forward(self, z_BCHW: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(z_BCHW) for part in self.parts)
 
 
 def write_onnx(bank: LoadedBank, out: Path) -> list[str]:
@@ -118,7 +124,7 @@ def _write(loaded: LoadedEntry, path: Path) -> None:
         module,
         (example_BCHW,),
         input_names=["z_BCHW"],
-        output_names=["aligned_BCHW", "score_B"][: 1 if module.score is None else 2],
+        output_names=module.names,
         dynamic_shapes=(any_size,),
         dynamo=True,
         verbose=False,

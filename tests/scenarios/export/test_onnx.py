@@ -16,6 +16,7 @@ import torch
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import LoadedBank
 from casam_core.errors import ExportError
+from casam_core.model.forms.finder import PREFIX, Finder
 from scenarios.export.onnx_files import write_onnx
 from tests.banks import picture, tiny_backbone, tiny_entry
 
@@ -83,6 +84,26 @@ def test_an_entry_without_a_router_has_no_score(tmp_path: Path) -> None:
     write_onnx(bank, tmp_path / "onnx")
     z_BCHW = tiny_backbone().encode([picture("polyp")])
     (aligned_BCHW,) = run(tmp_path / "onnx" / "polyp.onnx", z_BCHW)
+    np.testing.assert_allclose(aligned_BCHW, bank["polyp"].layer(z_BCHW).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_a_finder_says_in_the_file_what_it_says_here(tmp_path: Path, routed: bool) -> None:
+    learned = tiny_entry("polyp")
+    finder = Finder(tiny_backbone().geometry.channels)
+    torch.nn.init.normal_(finder.out.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    arrays = {f"{PREFIX}{name}": value.numpy() for name, value in finder.state_dict().items()}
+    threshold = learned.threshold if routed else None
+    entry = replace(learned, layer={**learned.layer, **arrays}, threshold=threshold)
+    bank = LoadedBank([entry], "digest")
+    write_onnx(bank, tmp_path / "onnx")
+    z_BCHW = tiny_backbone().encode([picture("polyp"), picture("histology")])
+    aligned_BCHW, *score, found_B5HW = run(tmp_path / "onnx" / "polyp.onnx", z_BCHW)
+    assert len(score) == routed
+    assert bank["polyp"].layer.finder is not None
+    want_B5HW = bank["polyp"].layer.finder(z_BCHW).numpy()
+    assert want_B5HW.std(axis=(0, 2, 3)).min() > 0.01
+    np.testing.assert_allclose(found_B5HW, want_B5HW, atol=1e-4)
     np.testing.assert_allclose(aligned_BCHW, bank["polyp"].layer(z_BCHW).numpy(), atol=1e-4)
 
 
