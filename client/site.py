@@ -151,7 +151,7 @@ def hosted_sites(
         Site(
             institution=name,
             data_root=_path(settings.get("data-root")),
-            store=casam_home() / "institutions" / name / "embeddings",
+            store=simulated_store(name),
             public=casam_home() / "public" / "embeddings",
             key=out / "institutions" / name / "private" / SIGNING_KEY,
             register=out / REGISTER,
@@ -174,6 +174,11 @@ def hosted_sites(
         )
         for name in names[first::step]
     ]
+
+
+def simulated_store(institution: str) -> Path:
+    """Where a simulated institution keeps its embeddings, for all runs of this machine."""
+    return casam_home() / "institutions" / institution / "embeddings"
 
 
 def home_of(node: NodeConfig) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.bank.bank import Bank
+from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from casam_core.metrics.intervals import Statistics
 from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
@@ -76,7 +77,8 @@ def evaluate(
         RunError: no institution could evaluate, and `participation.missing` is "stop".
     """
     scenario, members = federation.scenario, federation.members
-    names = federation.present(stage)
+    wanted = tasks_wanted(scenario, stage, federation.tasks)
+    names = [name for name in federation.present(stage) if not wanted.isdisjoint(members[name].holdings)]
     if spare_noisy:
         names = [name for name in names if members[name].policy.metrics != "noisy"]
     answers: dict[str, Answer[EvaluateReply]] = {}
@@ -95,6 +97,14 @@ def evaluate(
     if not replies and not all_settled(answers) and scenario.participation.missing == "stop":
         raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
     return combine(replies, {task: federation.testers(task) for task in federation.tasks})
+
+
+def tasks_wanted(scenario: Scenario, stage: int, tasks: Collection[str]) -> set[str]:
+    """The tasks of `tasks` whose images are evaluated after `stage` (`evaluation.tasks`)."""
+    stream = scenario.stream
+    if scenario.evaluation.tasks == "all" or stage in (0, len(stream)):
+        return set(tasks)
+    return set(stream[: stage + 1])
 
 
 def request_for(

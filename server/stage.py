@@ -19,6 +19,10 @@ from server.federation.federation import Federation
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
 from server.unlearning import Held, Unlearned, held_by, unlearn, without
 
+LEARNING = "learning_processor"
+"""Name of the processor seconds of learning among a stage's seconds. In the in-process engine with one
+process they hold the work of all institutions; elsewhere only the server's own."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -79,6 +83,7 @@ def run_stage(federation: Federation, state: State) -> State:
         clock.lap("unlearn")
 
     learned = learn_task(federation, state, number, task, clock)
+    clock.learned()
 
     anew = [name for left in unlearned for name in left.retrained if name in learned.bank]
     candidates = [*anew, *learned.candidates] if method_of(federation.scenario.method).routes else []
@@ -183,14 +188,18 @@ def measure(federation: Federation, number: int, bank: Bank, candidates: Sequenc
 
 
 class Clock:
-    """Measures the seconds of each part of a stage."""
+    """Measures the seconds of each part of a stage, and this process's processor seconds until `learned`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
+        self._last, self._processor = time.monotonic(), time.process_time()
 
     def lap(self, name: str) -> None:
         """End the part that began at the last lap."""
         now = time.monotonic()
         self.seconds[name] = round(now - self._last, 3)
         self._last = now
+
+    def learned(self) -> None:
+        """Note the processor seconds since the stage began."""
+        self.seconds[LEARNING] = round(time.process_time() - self._processor, 3)

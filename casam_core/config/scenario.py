@@ -248,6 +248,13 @@ class EvaluationSpec(Section):
     )
     jitter: float = Field(0.1, ge=0, le=0.5, description="Jitter of a box as a share of its side.")
     max_instances: int = Field(32, ge=1, description="Most instances per image; the seed chooses them.")
+    tasks: Literal["all", "needed"] = Field(
+        "all",
+        exclude_if=lambda tasks: tasks == "all",  # earlier scenarios keep their digest
+        description="What is evaluated between the first and the last stage. needed: only institutions with "
+        "a task learned so far or the next one, which the aggregates need; unseen tasks have no figures of "
+        "these stages, and fewer canaries answer.",
+    )
     hd95: bool = Field(False, description="Also measure the 95 % Hausdorff distance (slower).")
     overlays: int = Field(
         0,
@@ -266,6 +273,12 @@ class InstitutionSpec(Section):
     unseen: bool = Field(
         False,
         description="It never trains; after each stage, its tasks measure the scores of unknown images.",
+    )
+    near: bool = Field(
+        False,
+        exclude_if=lambda near: not near,  # earlier scenarios keep their digest
+        description="Its unseen tasks resemble tasks of the stream: near, not far, in the tables of unknown "
+        "images.",
     )
     policy: Policy = Policy()
     faults: FaultSpec = FaultSpec()

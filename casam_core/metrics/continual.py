@@ -121,6 +121,46 @@ def backward_transfer(matrix: ContinualMatrix) -> Aggregate:
     return _mean(changes)
 
 
+def forward_transfer(
+    matrix: ContinualMatrix, before: Mapping[str, Cell], frozen: Mapping[str, Cell]
+) -> Aggregate:
+    """FWT = mean_{i>1} (R[i-1][i] - b_i), a fraction; higher is better (Lopez-Paz and Ranzato 2017, eq. 4).
+
+    Their b_i is the score at random initialisation; here it is frozen SAM's, from which every method begins.
+
+    Args:
+        matrix: R.
+        before: R[i-1][i] by task: its score in the stage before it is learned.
+        frozen: b_i by task.
+    """
+    return _mean(_difference(before.get(task), frozen.get(task)) for task in matrix.tasks[1 : matrix.stages])
+
+
+def plasticity(matrix: ContinualMatrix) -> Aggregate:
+    """LA = mean_i R[i][i], a fraction: the score of each task right after it is learned (Riemer et al. 2019,
+    learning accuracy)."""
+    return _mean(row[i] for i, row in enumerate(matrix.cells))
+
+
+def intransigence(matrix: ContinualMatrix, joint: ContinualMatrix) -> Aggregate:
+    """I = mean_k (a*_k - R[k][k]), a fraction; lower is better (Chaudhry et al. 2018, definition 2).
+
+    a*_k is the score on task k of a reference that learns tasks 1..k together: the diagonal of `joint`.
+    Chaudhry et al. give I_k of one k; the mean over all tasks is ours.
+
+    Raises:
+        ValueError: the two streams differ.
+    """
+    if matrix.tasks != joint.tasks:
+        raise ValueError(f"expected the reference on {matrix.tasks}, found {joint.tasks}")
+    pairs = zip(matrix.cells, joint.cells, strict=True)
+    return _mean(_difference(best[k], row[k]) for k, (row, best) in enumerate(pairs))
+
+
+def _difference(one: Cell, other: Cell) -> Cell:
+    return None if one is None or other is None else one - other
+
+
 def _mean(cells: Iterable[Cell]) -> Aggregate:
     asked = list(cells)
     known = [cell for cell in asked if cell is not None]

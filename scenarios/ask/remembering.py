@@ -12,20 +12,25 @@ grows with every question. It may be deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import Scenario
 from casam_core.files import make_folder, read_records, write_atomic
+from client.client_app import MADE_AS
+from client.evaluation.evaluator import Evaluator, Measured
+from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
+from client.institution import Institution
 
 FOLDER = "ask"
 
@@ -89,6 +94,54 @@ class SiteMemory:
         path = self.folder / "keys.json"
         content: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.exists() else {}
         return content
+
+
+class KnowsScores(Institution):
+    """An institution that knows scores of earlier runs: of an image under an entry, of masks under a layer.
+
+    memories: by institution; set on a subclass (client.client_app.MADE_AS).
+    """
+
+    memories: Mapping[str, SiteMemory]
+
+    @property
+    def memory(self) -> SiteMemory:
+        """What this institution knows."""
+        return self.memories[self.name]
+
+    def measured(self, known: KnownEntries, evaluator: Evaluator | None = None) -> dict[str, Measured]:
+        """As ever; masks are found by the layer of the entry that answers."""
+        layers = self.memory.masks.layers
+        for head in known.heads:
+            if (digest := known.digest_of(head.task)) not in layers:
+                layers[digest] = layer_digest(known[head.task])
+        return super().measured(known, evaluator)
+
+    def evaluator(self) -> Evaluator:
+        """An evaluator whose results are those of the memory."""
+        made = super().evaluator()
+        made.scores, made.masks = self.memory.scores, self.memory.masks
+        return made
+
+
+@contextlib.contextmanager
+def scores_shared(folder: Path, scenario: Scenario) -> Iterator[None]:
+    """In-process runs in this context keep their scores in `folder`, and know those of earlier runs there.
+
+    Every layer is still trained, so the seconds of learning are those of the run alone.
+    """
+
+    class Shared(KnowsScores):
+        memories: ClassVar = {
+            site.name: SiteMemory.at(folder / world(scenario, site.name) / site.name)
+            for site in scenario.institutions
+        }
+
+    token = MADE_AS.set(Shared)
+    try:
+        yield
+    finally:
+        MADE_AS.reset(token)
 
 
 def world(scenario: Scenario, name: str) -> str:

@@ -28,10 +28,8 @@ from casam_core.protocol.wire import from_records, job_of
 from client.client_app import MADE_AS
 from client.data.splits import Part
 from client.data.task_data import StoredExamples, TaskData
-from client.evaluation.evaluator import Evaluator, Measured
-from client.evaluation.own_entries import KnownEntries
 from client.institution import Institution
-from scenarios.ask.remembering import SiteMemory, layer_digest
+from scenarios.ask.remembering import KnowsScores, SiteMemory
 from scenarios.engines.inprocess import InProcessGrid, Settings, run_inprocess
 from server.run.summary_schema import Summary, read_summary
 
@@ -68,16 +66,10 @@ class Clock:
             raise TooSlowError(self.stopped)
 
 
-class Remembering(Institution):
-    """An institution with a memory. `replaying` makes the class for one replay."""
+class Remembering(KnowsScores):
+    """An institution that remembers all it computed. `replay` makes the class for one replay."""
 
-    memories: Mapping[str, SiteMemory]
     clock: Clock
-
-    @property
-    def memory(self) -> SiteMemory:
-        """What this institution knows."""
-        return self.memories[self.name]
 
     @property
     def trained(self) -> Path:
@@ -101,20 +93,6 @@ class Remembering(Institution):
             self.clock.check(f"{self.name} must train {tasks[0]} again", self.clock.pace.get(what, 0.0))
             self.clock.trained.append(what)
         return super().examples(tasks, part, layer, others)
-
-    def measured(self, known: KnownEntries, evaluator: Evaluator | None = None) -> dict[str, Measured]:
-        """As ever; masks are found by the layer of the entry that answers."""
-        layers = self.memory.masks.layers
-        for head in known.heads:
-            if (digest := known.digest_of(head.task)) not in layers:
-                layers[digest] = layer_digest(known[head.task])
-        return super().measured(known, evaluator)
-
-    def evaluator(self) -> Evaluator:
-        """An evaluator whose results are those of the memory."""
-        made = super().evaluator()
-        made.scores, made.masks = self.memory.scores, self.memory.masks
-        return made
 
     def keep_keys(self) -> None:
         """Remember the names of all embeddings."""

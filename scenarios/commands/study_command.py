@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casam_core.errors import RunError, ScenarioError, StudyError
+from casam_core.errors import RunError, RunInputError, ScenarioError, StudyError
 from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
 from scenarios.engines import Engine
 
@@ -42,10 +42,17 @@ def study(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key in all runs.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=LABEL,...", help="Run this part of the study only; may be repeated."),
+    ] = None,
     engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on this existing Ray cluster, e.g. auto.")
     ] = None,
+    here: Annotated[
+        bool, typer.Option(help="Run in this process, one after the other: saves the start of each run.")
+    ] = False,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Print the runs and their cost, then exit.")
     ] = False,
@@ -64,7 +71,10 @@ def study(
     plan = plan_study(path, with_data=root is not None, overrides=set_ or (), seeds=parse_seeds(seeds))
     say(console(), f"{plan.study.name}: {len(plan.cells)} runs; starts")
     carry_out(
-        plan, path.name, out or Path("studies") / plan.study.name, Options(root, engine, jobs, ray, plan_only)
+        plan,
+        path.name,
+        out or Path("studies") / plan.study.name,
+        Options(root, engine, jobs, ray, plan_only, tuple(only or ()), here),
     )
 
 
@@ -176,13 +186,16 @@ def comparison_of(
 
 @dataclass(frozen=True)
 class Options:
-    """How the runs of a study are made. data_root: absolute."""
+    """How the runs of a study are made. data_root: absolute. only: the part to run (`chosen`). here: in
+    this process."""
 
     data_root: Path | None
     engine: Engine
     jobs: int | None = None
     ray: str | None = None
     plan_only: bool = False
+    only: tuple[str, ...] = ()
+    here: bool = False
 
 
 @at_ctrl_c(lambda: "stopped; finished runs are kept, and the same command runs what is missing")
@@ -234,15 +247,17 @@ def run_missing(
 ) -> dict[str, str]:
     """Run the cells that are not finished. Returns the reason of each failure, by the cell's name."""
     from scenarios.study.grid import claim, finished, run_cells
+    from scenarios.study.study import chosen
     from scenarios.study.view import cells_view
 
-    left = [cell for cell in plan.cells if not finished(setting, cell)]
-    say(screen, f"{plan.study.name}: {len(plan.cells)} runs, {len(plan.cells) - len(left)} of them finished")
+    cells = chosen(plan, options.only)
+    left = [cell for cell in cells if not finished(setting, cell)]
+    say(screen, f"{plan.study.name}: {len(cells)} runs, {len(cells) - len(left)} of them finished")
     if not left:
         if not options.plan_only:
             claim(setting, plan, source)
         return {}
-    where, at_a_time = places(options.ray, options.jobs, left)
+    where, at_a_time = places(options, left)
     try:
         announce(left, options.data_root, at_a_time, screen)
         if options.plan_only:
@@ -275,21 +290,27 @@ def parse_seeds(text: str | None) -> list[int] | None:
         raise StudyError(f"--seeds: expected whole numbers like 0,1,2, found {text!r}") from error
 
 
-def places(ray: str | None, jobs: int | None, left: list[Cell]) -> tuple[Cells, int]:
+def places(options: Options, left: list[Cell]) -> tuple[Cells, int]:
     """Where cells run, and how many at the same time. Raises RunError if no cluster answers."""
-    from scenarios.study.cell import LocalCells
+    from scenarios.study.cell import CellsHere, LocalCells
     from scenarios.study.grid import cores
 
+    if options.here:
+        if options.ray is not None or (options.jobs or 1) > 1:
+            raise RunInputError(
+                "--here: expected one run at a time on this machine; leave out --ray and --jobs"
+            )
+        return CellsHere(), 1
     threads = max(cell.scenario.compute.threads for cell in left)
     where: Cells
-    if ray is None:
+    if options.ray is None:
         where, cpus = LocalCells(), cores()
     else:
         from scenarios.study.ray_cells import RayCells
 
-        cluster = RayCells(ray, threads)
+        cluster = RayCells(options.ray, threads)
         where, cpus = cluster, cluster.cpus
-    return where, min(jobs or max(1, cpus // threads), len(left))
+    return where, min(options.jobs or max(1, cpus // threads), len(left))
 
 
 def announce(left: list[Cell], data_root: Path | None, at_a_time: int, screen: Console) -> None:

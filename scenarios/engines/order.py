@@ -18,6 +18,7 @@ class RunOrder:
 
     out: the run folder; by default runs/<scenario>-<time>. ledgers: a folder of privacy ledgers that the run
     continues; by default every run starts with new ledgers. workers: processes of the in-process engine.
+    checked: the caller has read all data already (scenarios/study).
     """
 
     engine: Engine = Engine.simulation
@@ -25,6 +26,7 @@ class RunOrder:
     out: Path | None = None
     ledgers: Path | None = None
     workers: int = 1
+    checked: bool = False
 
 
 def data_folder(data_root: Path | None) -> Path | None:

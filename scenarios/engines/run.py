@@ -58,7 +58,7 @@ def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
     """Run the scenario and return the run folder. Raises CasamError; then no summary.json exists."""
     data_root = data_folder(order.data_root)
     ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
-    scenario, folder = prepare(scenario, data_root, order.out, console)
+    scenario, folder = prepare(scenario, data_root, order.out, console, checked=order.checked)
     start = Start(
         order.engine.value,
         data_root=str(data_root or ""),
@@ -73,9 +73,9 @@ def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
 
 
 def prepare(
-    scenario: Scenario, data_root: Path | None, out: Path | None, console: Console
+    scenario: Scenario, data_root: Path | None, out: Path | None, console: Console, *, checked: bool = False
 ) -> tuple[Scenario, Path]:
-    """Read all data, print the cost and make the run folder. Raises CasamError.
+    """Read all data, unless they are `checked`, print the cost and make the run folder. Raises CasamError.
 
     Returns:
         The scenario with an absolute checkpoint path and its public files, and the new folder: `out`, or one
@@ -83,9 +83,10 @@ def prepare(
     """
     scenario = with_absolute_checkpoint(scenario, data_root)
     folder = choose_folder(scenario, out)
-    with console.status("checking data") as status:
-        cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
-    console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
+    if not checked:
+        with console.status("checking data") as status:
+            cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
+        console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
     with console.status("making the public files of the backbone"):
         scenario = with_library(with_frame(scenario))
     folder.mkdir(parents=True, exist_ok=True)

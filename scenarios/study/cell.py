@@ -18,8 +18,16 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from casam_core.config.scenario import Scenario
+from casam_core.config.site_file import simulated_task
 from casam_core.errors import CasamError, RunError
+from casam_core.model.backbones import load_backbone
+from casam_core.model.compute import resolve_compute
+from casam_core.model.embeddings import EmbeddingStore
 from casam_core.protocol.fingerprint import code_fingerprint
+from client.data.splits import simulated_key
+from client.data.task_data import open_task
+from client.site import simulated_store
+from scenarios.ask.remembering import scores_shared
 from scenarios.commands.terminal import console
 from scenarios.engines import Engine
 from scenarios.engines.order import RunOrder
@@ -33,7 +41,7 @@ class CellOrder:
     """The order for a cell's process.
 
     scenario: as JSON, with its checkpoint. folder: the run folder, absolute. log: file for the run's output.
-    code: fingerprint of the code that gave the order.
+    code: fingerprint of the code that gave the order. scores: folder of scores that runs share.
     """
 
     name: str
@@ -43,6 +51,7 @@ class CellOrder:
     folder: str
     log: str
     code: str
+    scores: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,27 @@ class LocalCells:
         )
 
 
+class CellsHere:
+    """Runs each cell in this process, one at a time: no start of a process, no second copy of the backbone.
+
+    A crash ends the study's command; the finished runs stay.
+    """
+
+    def run(self, order: CellOrder) -> CellEnd:
+        """Run a cell; its failure is returned, not raised."""
+        start, reason = time.monotonic(), ""
+        with Path(order.log).open("w") as log, contextlib.redirect_stdout(log):
+            try:
+                execute(order)
+            except CasamError as error:
+                reason = str(error)
+                print(f"error: {reason}")
+        return CellEnd(order.name, reason, time.monotonic() - start)
+
+    def stop(self) -> None:
+        """Nothing else is running."""
+
+
 def why(log: Path, status: int) -> str:
     """The last line that the cell printed, and the signal if one killed it."""
     lines = log.read_text(errors="replace").strip().splitlines()
@@ -124,8 +154,34 @@ def execute(order: CellOrder) -> None:
         raise RunError(f"code: the study runs {order.code}, this machine runs {code}; update one of them")
     scenario = Scenario.model_validate_json(order.scenario)
     data_root = Path(order.data_root) if order.data_root else None
-    run = RunOrder(Engine(order.engine), data_root, Path(order.folder))
-    run_scenario(scenario, run, console())
+    run = RunOrder(Engine(order.engine), data_root, Path(order.folder), checked=True)
+    encode(scenario, data_root)
+    with scores_shared(Path(order.scores), scenario):
+        run_scenario(scenario, run, console())
+
+
+def encode(scenario: Scenario, data_root: Path | None) -> None:
+    """Encode the images that a run learns from, so that its seconds of learning hold no encoding.
+
+    Else the first run of a seed would pay for all methods. Raises DataError.
+    """
+    backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
+    for site in scenario.institutions:
+        store = EmbeddingStore(simulated_store(site.name))
+        for task, spec in site.data.items():
+            if task not in scenario.stream:
+                continue
+            data = open_task(
+                simulated_task(spec, scenario.seed),
+                task=task,
+                institution=site.name,
+                data_root=data_root,
+                store=store,
+                key=simulated_key(scenario.seed, site.name),
+                policy=site.policy,
+            )
+            for part in ("train", "val"):
+                data.encode(data.split.part(part), backbone, lambda done, total: None)
 
 
 def end_when_abandoned() -> None:

@@ -17,7 +17,17 @@ from casam_core.metrics.intervals import CONFIDENCE, Estimate
 from scenarios.study.frames import FIGURES
 from scenarios.study.study import Comparison, Study
 
-COMPARED = ("last_iou", "avg_iou", "worst_iou", "unseen_iou", "ff_iou", "routing_accuracy", "bytes_up")
+COMPARED = (
+    "last_iou",
+    "avg_iou",
+    "worst_iou",
+    "unseen_iou",
+    "ff_iou",
+    "fwt_iou",
+    "plasticity_iou",
+    "routing_accuracy",
+    "bytes_up",
+)
 """Figures of a run whose differences are tested."""
 
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from casam_core.methods import METHODS
+from casam_core.metrics.continual import ContinualMatrix, intransigence
 from scenarios.report.reading import frozen_iou, refusals
 from scenarios.study.study import Cell, Plan
 from server.run.summary_schema import FILE, Summary, read_summary
+from server.stage import LEARNING
 
 FIGURES = (
     "last_iou",
@@ -24,13 +27,21 @@ FIGURES = (
     "unseen_iou",
     "ff_iou",
     "bwt_iou",
+    "fwt_iou",
+    "plasticity_iou",
+    "intransigence_iou",
     "routing_accuracy",
     "false_unknown_rate",
+    "auroc_near",
+    "fpr95_near",
+    "auroc_far",
+    "fpr95_far",
     "epsilon_train",
     "bytes_up",
     "bytes_down",
     "refusals",
     "trained_parameters",
+    "learning_seconds",
     "seconds",
 )
 """Columns of a run's figures; docs/studies.md explains them."""
@@ -41,10 +52,17 @@ ESTIMATES = ("mean", "sd", "low", "high")
 def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame:
     """One row per cell; a cell without a finished run has a reason and no figures."""
     rows = []
+    summaries = {cell.name: summary_of(runs, cell) for cell in plan.cells}
+    joints = {
+        (cell.seed, *cell.scenario.stream): summaries[cell.name]
+        for cell in plan.cells
+        if METHODS[cell.scenario.method].pools
+    }
     for cell in plan.cells:
-        summary = summary_of(runs, cell)
+        summary = summaries[cell.name]
         status = "finished" if summary else "failed" if cell.name in reasons else "missing"
-        figures = figures_of(summary) if summary else dict.fromkeys(FIGURES)
+        joint = joints.get((cell.seed, *cell.scenario.stream))
+        figures = figures_of(summary, joint) if summary else dict.fromkeys(FIGURES)
         reason, rate = reasons.get(cell.name, ""), cell.scenario.alignment.learning_rate
         row = {**head(cell), "status": status, "reason": reason, "learning_rate": rate, **figures}
         rows.append(row)
@@ -85,8 +103,13 @@ def summary_of(runs: Path, cell: Cell) -> Summary | None:
     return read_summary(folder) if (folder / FILE).exists() else None
 
 
-def figures_of(summary: Summary) -> dict[str, float | None]:
-    """FIGURES of one run; None for a figure that does not apply or is unknown."""
+def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, float | None]:
+    """FIGURES of one run; None for a figure that does not apply or is unknown.
+
+    joint: the run of the same seed and stream that learns tasks together, the reference of intransigence.
+    """
+    matrix, pooled = matrix_of(summary), matrix_of(joint) if joint else None
+    routing, processor = summary.routing, [stage.get(LEARNING) for stage in summary.timing.stages]
     last, frozen = summary.last_iou, frozen_iou(summary)
     worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
@@ -98,15 +121,28 @@ def figures_of(summary: Summary) -> dict[str, float | None]:
         "unseen_iou": unseen_iou(summary),
         "ff_iou": summary.ff_iou,
         "bwt_iou": summary.bwt_iou,
+        "fwt_iou": summary.fwt_iou,
+        "plasticity_iou": summary.plasticity_iou,
+        "intransigence_iou": intransigence(matrix, pooled).value if pooled else None,
         "routing_accuracy": summary.routing.accuracy,
         "false_unknown_rate": summary.routing.false_unknown_rate,
+        "auroc_near": routing.near.auroc,
+        "fpr95_near": routing.near.fpr95,
+        "auroc_far": routing.far.auroc,
+        "fpr95_far": routing.far.fpr95,
         "epsilon_train": max(spent, default=None),
         "bytes_up": sum(summary.bytes.up.values()),
         "bytes_down": sum(summary.bytes.down.values()),
         "refusals": refusals(summary),
         "trained_parameters": summary.trained_parameters,
+        "learning_seconds": None if None in processor else sum(processor),
         "seconds": summary.timing.seconds,
     }
+
+
+def matrix_of(summary: Summary) -> ContinualMatrix:
+    """The continual matrix of the IoU."""
+    return ContinualMatrix(tuple(summary.tasks), tuple(map(tuple, summary.matrix["iou"])))
 
 
 def unseen_iou(summary: Summary) -> float | None:

@@ -3,6 +3,7 @@
     DIR/study.json     the study: its cells with labels, seeds and digests
     DIR/runs/CELL/     one run folder per cell
     DIR/logs/CELL.log  the output of its run
+    DIR/scores/        what the runs of the in-process engine share: scores of an image under a layer
 
 A cell is finished if its run folder has a summary.json of its scenario. Finished cells do not run again.
 """
@@ -54,6 +55,7 @@ class Setting:
             folder=str(self.run_folder(cell)),
             log=str(self.folder / "logs" / f"{cell.name}.log"),
             code=code_fingerprint(),
+            scores=str(self.folder / "scores"),
         )
 
 

@@ -218,6 +218,27 @@ def cell_of(
     return Cell(name, labels, seed, parse_scenario(table, f"{path}: cell {name}"))
 
 
+def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells whose labels are among those of `only`: each AXIS=LABEL,LABEL.
+
+    Raises StudyError: an item has another form, or names an axis or label that the study does not have.
+    """
+    labels, wanted = plan.study.labels(), dict[str, set[str]]()
+    for item in only:
+        axis, _, names = item.partition("=")
+        if axis not in labels:
+            raise StudyError(f"--only {item}: expected AXIS=LABEL, the axis one of {', '.join(labels)}")
+        for name in names.split(","):
+            if name not in labels[axis]:
+                raise StudyError(
+                    f"--only {item}: expected labels of {', '.join(labels[axis])}, found {name!r}"
+                )
+        wanted.setdefault(axis, set()).update(names.split(","))
+    return tuple(
+        cell for cell in plan.cells if all(cell.labels[axis] in names for axis, names in wanted.items())
+    )
+
+
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) pairs: `training.epochs = 3` is a nested table in TOML and one key here."""
     for key, value in settings.items():

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from casam_core.config.scenario import Scenario
 from casam_core.methods import method_of
-from casam_core.metrics.continual import ContinualMatrix, average, backward_transfer, forgetting, last
+from casam_core.metrics.continual import (
+    ContinualMatrix,
+    average,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    last,
+    plasticity,
+)
 from casam_core.metrics.routes import routing_metrics
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.payload import (
@@ -42,6 +50,7 @@ from server.run.summary_schema import (
     HeldBackEntry,
     Privacy,
     Routing,
+    Separation,
     Summary,
     Timing,
     Traffic,
@@ -85,6 +94,10 @@ def summarise(
     iou = matrices["iou"]
     last_iou, avg_iou, ff_iou, bwt_iou = last(iou), average(iou), forgetting(iou), backward_transfer(iou)
     final, traffic = stages[-1].scores, federation.counters.traffic
+    before = {
+        task: of.scores.figure("iou", task) for of, task in zip(stages, scenario.stream[1:], strict=False)
+    }
+    fwt_iou, plasticity_iou = forward_transfer(iou, before, zero_shot.iou), plasticity(iou)
     held_back = Quarantine(federation.folder.path).held_back()
     return Summary(
         schema=SCHEMA,
@@ -104,11 +117,15 @@ def summarise(
         avg_iou=avg_iou.value,
         ff_iou=ff_iou.value,
         bwt_iou=bwt_iou.value,
+        fwt_iou=fwt_iou.value,
+        plasticity_iou=plasticity_iou.value,
         complete={
             "last_iou": last_iou.complete,
             "avg_iou": avg_iou.complete,
             "ff_iou": ff_iou.complete,
             "bwt_iou": bwt_iou.complete,
+            "fwt_iou": fwt_iou.complete,
+            "plasticity_iou": plasticity_iou.complete,
         },
         iou_instance=final.figures["iou_instance"],
         worst_institution_iou=final.worst_iou,
@@ -153,7 +170,10 @@ def routing_of(scenario: Scenario, final: StageScores, unseen: Sequence[str]) ->
     routes = final.routes if method_of(scenario.method).routes else None
     metrics = routing_metrics(routes, seen=scenario.stream) if routes is not None else None
     known = total(final.margins[task] for task in scenario.stream if task in final.margins)
-    unknown = total(final.margins[task] for task in unseen if task in final.margins)
+    near = {task for site in scenario.institutions if site.near for task in site.data}
+    kinds = [[t for t in unseen if t in final.margins and (t in near) == wanted] for wanted in (True, False)]
+    unknown_near, unknown_far = (total(final.margins[task] for task in kind) for kind in kinds)
+    unknown = total([unknown_near, unknown_far])
     return Routing(
         accuracy=metrics.accuracy if metrics else None,
         confusion=routes,
@@ -161,6 +181,8 @@ def routing_of(scenario: Scenario, final: StageScores, unseen: Sequence[str]) ->
         unseen_unknown_rate=metrics.unseen_unknown_rate if metrics else None,
         auroc=auroc(known, unknown),
         fpr95=fpr_at_tpr(known, unknown),
+        near=Separation(auroc=auroc(known, unknown_near), fpr95=fpr_at_tpr(known, unknown_near)),
+        far=Separation(auroc=auroc(known, unknown_far), fpr95=fpr_at_tpr(known, unknown_far)),
         margins={task: filled_bins(counts) for task, counts in final.margins.items()},
     )
 

@@ -38,6 +38,13 @@ class Unseen(Part):
     unknown_rate: list[ByTask]
 
 
+class Separation(Part):
+    """How well margins separate some unseen images from all seen ones; null without such images."""
+
+    auroc: float | None = None
+    fpr95: float | None = None
+
+
 class Routing(Part):
     """How the router decided at the last stage."""
 
@@ -54,6 +61,10 @@ class Routing(Part):
     null without unseen tasks."""
     fpr95: float | None = None
     """False positive rate at 95 % true positive rate of the same comparison."""
+    near: Separation = Separation()
+    """`auroc` and `fpr95` for unseen tasks of institutions that the scenario calls `near`."""
+    far: Separation = Separation()
+    """The same for all other unseen tasks."""
     margins: dict[str, list[tuple[int, int]]] = Field(default_factory=dict)
     """By task: histogram of its images' margins as (bin, images), over institutions with exact metrics;
     `casam_core.routing.unknown.bin_edge` gives the lower edge of a bin."""
@@ -111,7 +122,8 @@ class Traffic(Part):
 
 
 class Timing(Part):
-    """Seconds. A stage names its task and the seconds of its parts."""
+    """Seconds. A stage names its task and the seconds of its parts; `learning_processor`: processor seconds
+    of the server's process while layer and router were learned (of everybody, if one process serves all)."""
 
     seconds: float
     stages: list[dict[str, Any]]
@@ -157,6 +169,10 @@ class Summary(Part):
     """Mean over tasks except the last of (best earlier score - last score), in points; lower is better."""
     bwt_iou: float | None
     """Mean over tasks except the last of (last score - score right after learning)."""
+    fwt_iou: float | None = None
+    """Forward transfer: mean over tasks except the first of (score right before learning - frozen score)."""
+    plasticity_iou: float | None = None
+    """Plasticity: mean over tasks of the score right after learning."""
     complete: dict[str, bool]
     """By aggregate: whether every necessary cell of the matrix was measured."""
     iou_instance: ByTask = Field(default_factory=dict)
