@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
@@ -132,11 +132,12 @@ def scores_shared(folder: Path, scenario: Scenario) -> Iterator[None]:
     """
 
     class Shared(KnowsScores):
-        memories: ClassVar = {
-            site.name: SiteMemory.at(folder / world(scenario, site.name) / site.name)
-            for site in scenario.institutions
-        }
+        pass
 
+    Shared.memories = {
+        site.name: SiteMemory.at(folder / world(scenario, site.name) / site.name)
+        for site in scenario.institutions
+    }
     token = MADE_AS.set(Shared)
     try:
         yield

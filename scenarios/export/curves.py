@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scenarios.report.reading import Run
 from scenarios.report.sections.record import alignment_of
 
-FIGURES = ("last_iou", "avg_iou", "ff_iou", "bwt_iou")
+FIGURES = ("last_iou", "avg_iou", "ff_iou", "bwt_iou", "fwt_iou", "plasticity_iou")
 
 
 @dataclass(frozen=True)

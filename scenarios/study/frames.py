@@ -109,7 +109,8 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
     joint: the run of the same seed and stream that learns tasks together, the reference of intransigence.
     """
     matrix, pooled = matrix_of(summary), matrix_of(joint) if joint else None
-    routing, processor = summary.routing, [stage.get(LEARNING) for stage in summary.timing.stages]
+    routing, stages = summary.routing, summary.timing.stages
+    processor = [stage[LEARNING] for stage in stages if LEARNING in stage]
     last, frozen = summary.last_iou, frozen_iou(summary)
     worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
@@ -135,7 +136,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
         "bytes_down": sum(summary.bytes.down.values()),
         "refusals": refusals(summary),
         "trained_parameters": summary.trained_parameters,
-        "learning_seconds": None if None in processor else sum(processor),
+        "learning_seconds": sum(processor) if len(processor) == len(stages) else None,
         "seconds": summary.timing.seconds,
     }
 

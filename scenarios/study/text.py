@@ -19,6 +19,9 @@ MEANINGS = {
     "worst_iou": "worst institution",
     "unseen_iou": "unseen tasks",
     "ff_iou": "forgetting",
+    "fwt_iou": "forward transfer",
+    "plasticity_iou": "plasticity",
+    "intransigence_iou": "intransigence",
     "false_unknown_rate": "to frozen SAM by mistake",
 }
 """Figures of a run in the first table of a comparison, with their column heads."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from casam_core.config.scenario import Scenario
 from casam_core.protocol.messages import EvaluateReply, TaskResult
-from server.evaluation import combine
+from server.evaluation import combine, tasks_wanted
+from tests.conftest import tiny_table
 
 
 def result(iou: float, images: int, instances: int, routes: dict[str, int]) -> TaskResult:
@@ -53,3 +55,20 @@ def test_a_holder_that_did_not_answer_leaves_the_cell_empty() -> None:
     assert scores.figure("iou", "polyp") is None
     assert scores.worst_iou == {"polyp": None}
     assert scores.routes == {"polyp": {"polyp": 1}}
+
+
+def test_only_tasks_that_the_aggregates_need_are_wanted_between_the_first_and_the_last_stage() -> None:
+    held = ["a", "b", "c", "unseen"]
+    sites = [
+        {"name": f"site-{task}", "data": {task: {"reader": "phantom", "phantom": "polyp"}}} for task in held
+    ]
+    every, needed = (
+        Scenario.model_validate(
+            tiny_table(stream=["a", "b", "c"], institutions=sites, evaluation={"tasks": tasks})
+        )
+        for tasks in ("all", "needed")
+    )
+    assert [tasks_wanted(every, stage, held) for stage in range(4)] == [set(held)] * 4
+    assert [tasks_wanted(needed, stage, held) for stage in range(4)] == [
+        set(held), {"a", "b"}, {"a", "b", "c"}, set(held),
+    ]  # fmt: skip

@@ -13,7 +13,10 @@ from casam_core.metrics.continual import (
     average,
     backward_transfer,
     forgetting,
+    forward_transfer,
+    intransigence,
     last,
+    plasticity,
 )
 
 FIGURES = (last, average, forgetting, backward_transfer)
@@ -44,6 +47,33 @@ def test_by_hand(three: ContinualMatrix) -> None:
     assert forgetting(three) == about(7.5)
     # a: 0.70 - 0.80 = -0.10; b: 0.65 - 0.60 = 0.05; mean -0.025.
     assert backward_transfer(three) == about(-0.025)
+
+
+def test_what_learning_gives_by_hand(three: ContinualMatrix) -> None:
+    # b: 0.55 before it was learned, 0.50 frozen; c: 0.38 and 0.40. Mean of 0.05 and -0.02.
+    before, frozen = {"b": 0.55, "c": 0.38}, {"a": 0.7, "b": 0.50, "c": 0.40}
+    assert forward_transfer(three, before, frozen) == about(0.015)
+    # The diagonal: 0.80, 0.60, 0.50.
+    assert plasticity(three) == about(1.9 / 3)
+    # Learned together: 0.82, 0.66, 0.47; so they lack 0.02, 0.06 and -0.03.
+    joint = ContinualMatrix(three.tasks, ((0.82, None, None), (0.8, 0.66, None), (0.8, 0.6, 0.47)))
+    assert intransigence(three, joint) == about(0.05 / 3)
+    assert intransigence(three, three) == about(0.0)
+
+
+def test_what_learning_gives_with_holes(three: ContinualMatrix) -> None:
+    assert forward_transfer(three, {"b": 0.55, "c": None}, {"b": 0.5, "c": 0.4}) == about(
+        0.05, complete=False
+    )
+    assert forward_transfer(ContinualMatrix(("a",), ((0.8,),)), {}, {"a": 0.7}) == Aggregate(None, True)
+    holed = ContinualMatrix(three.tasks, ((None, None, None), *three.cells[1:]))
+    assert plasticity(holed) == about(0.55, complete=False)
+    assert intransigence(holed, three) == about(0.0, complete=False)
+
+
+def test_a_reference_of_another_stream_is_refused(three: ContinualMatrix) -> None:
+    with pytest.raises(ValueError, match="expected the reference"):
+        intransigence(three, ContinualMatrix(("b", "a", "c"), three.cells))
 
 
 def test_in_the_middle_of_a_stream() -> None:

@@ -14,11 +14,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from casam_core.config.scenario import Scenario
 from casam_core.errors import CasamError, RunError
+from scenarios.ask.remembering import scores_shared
+from scenarios.engines.inprocess import run_inprocess
 from scenarios.study.cell import ABANDONED, CellEnd, CellOrder, LocalCells, execute
 from scenarios.study.grid import Setting, claim, costs, estimate, finished, run_cells
 from scenarios.study.study import Cell, Plan, plan_study
 from tests.casam_command import Casam
+from tests.conftest import tiny_table
 from tests.scenarios.report.making import scenario_of, summary_of
 from tests.scenarios.study.test_study import study_file
 
@@ -246,6 +250,41 @@ def test_a_study_from_the_command_line_runs_fails_shows_and_resumes(tmp_path: Pa
     assert again.status == 0, again.err
     assert "1 runs, 1 of them finished" in again.out
     assert (tmp_path / "out" / "runs" / "open_seed-0" / "events.jsonl").read_bytes() == before
+
+
+def test_a_part_of_a_study_in_this_process(tmp_path: Path, casam: Casam) -> None:
+    path = study_file(tmp_path, **TWO)
+    result = casam("study", path, "--out", "out", "--here", "--only", "policy=open")
+    assert result.status == 0, result.err
+    assert "1 runs, 0 of them finished" in result.out
+    rows = pd.read_csv(tmp_path / "out" / "results.csv").set_index("cell")
+    assert list(rows["status"]) == ["finished", "missing"]
+    assert rows.loc["open_seed-0", "learning_seconds"] > 0
+    assert "finished in" in (tmp_path / "out" / "logs" / "open_seed-0.log").read_text()
+    refused = casam("study", path, "--out", "out", "--here", "--jobs", "2")
+    assert (refused.status, "--here" in refused.err) == (2, True)
+
+
+def test_runs_that_share_scores_have_the_figures_of_runs_that_share_none(tmp_path: Path) -> None:
+    scenarios = [
+        Scenario.model_validate(tiny_table(method=method, evaluation={"max_instances": 4, "tasks": "needed"}))
+        for method in ("casam", "oracle", "sequential")
+    ]
+    decodes = {}
+    for scenario in scenarios:
+        alone, shared = (tmp_path / kind / scenario.method for kind in ("alone", "shared"))
+        run_inprocess(scenario, alone, None)
+        with scores_shared(tmp_path / "scores", scenario):
+            run_inprocess(scenario, shared, None)
+        one, other = (json.loads((folder / "summary.json").read_text()) for folder in (alone, shared))
+        decodes[scenario.method] = (sum(one["decodes"]), sum(other["decodes"]))
+        for summary in (one, other):
+            for key in ("decodes", "timing", "environment", "run", "bytes", "privacy"):
+                del summary[key]
+        assert one == other
+    assert decodes["casam"][0] == decodes["casam"][1] > 0
+    assert decodes["oracle"][1] == 0 < decodes["oracle"][0]  # the same layers, and frozen SAM
+    assert 0 < decodes["sequential"][1] < decodes["sequential"][0]  # frozen SAM's scores were there
 
 
 @pytest.mark.usefixtures("here")

@@ -10,7 +10,7 @@ import tomli_w
 
 from casam_core.config.library import library_names, resolve_scenario
 from casam_core.errors import CasamError, ScenarioError, StudyError
-from scenarios.study.study import Plan, flat, plan_study, study_names, study_path
+from scenarios.study.study import Plan, chosen, flat, plan_study, study_names, study_path
 from tests.conftest import tiny_table
 
 
@@ -52,6 +52,22 @@ def test_every_combination_is_a_cell_with_seeds_last(tmp_path: Path) -> None:
     assert {site.policy.adapter.share for site in last.scenario.institutions} == {"never"}
     assert {site.policy.adapter.share for site in cells[0].scenario.institutions} == {"yes"}
     assert len({cell.scenario.digest() for cell in cells}) == 8
+
+
+def test_a_part_of_a_study_is_chosen_by_labels(tmp_path: Path) -> None:
+    plan = planned(study_file(tmp_path))
+    assert chosen(plan, ()) == plan.cells
+    part = chosen(plan, ["policy=closed", "alignment.rank=8"])
+    assert [cell.name for cell in part] == ["closed_8_seed-0", "closed_8_seed-1"]
+    assert (
+        chosen(plan, ["policy=open,closed"]) == chosen(plan, ["policy=open", "policy=closed"]) == plan.cells
+    )
+
+
+@pytest.mark.parametrize("item", ["policy", "rank=8", "policy=shut", "policy=open,", "=open"])
+def test_a_part_that_the_study_does_not_have_is_refused(tmp_path: Path, item: str) -> None:
+    with pytest.raises(StudyError, match="--only"):
+        chosen(planned(study_file(tmp_path)), [item])
 
 
 def test_what_is_set_on_the_command_line_comes_last(tmp_path: Path) -> None:

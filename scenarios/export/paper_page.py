@@ -1,0 +1,91 @@
+"""The generated part of docs/results.md: all methods in one stream, from the study paper-tables.
+
+In a clone, after `casam study paper-tables --data-root FOLDER --out DIR` has finished all seeds of an order,
+
+    python -m scenarios.export.paper_page DIR
+
+writes docs/figures/paper-tables.csv (a row per finished run), and from that file alone the tables between the
+page's marks and docs/figures/paper-tables.svg. Without DIR it makes tables and picture from the CSV again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+from casam_bench.quality.layer_page import DOCS, filled
+from casam_core.errors import RunInputError
+from casam_core.files import write_atomic
+from scenarios.export.paper_tables import complete, part_of_page
+from scenarios.study.frames import FIGURES
+
+CSV = DOCS / "figures" / "paper-tables.csv"
+MARK = "paper-tables"
+
+
+def tidy(folder: Path) -> pd.DataFrame:
+    """The finished runs of a study's folder: method, order, seed, figures. Raises RunInputError."""
+    path = folder / "results.csv"
+    if not path.is_file():
+        raise RunInputError(f"{folder}: expected a folder of the study paper-tables, found no results.csv")
+    rows = pd.read_csv(path)
+    if missing := {"method", "order"} - set(rows.columns):
+        raise RunInputError(
+            f"{path}: expected the study paper-tables, found no column {', '.join(sorted(missing))}"
+        )
+    done = rows[rows["status"] == "finished"]
+    return done[["method", "order", "seed", *FIGURES]].reset_index(drop=True)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The rows of the CSV that lies beside the page."""
+    return pd.read_csv(path)
+
+
+def picture(rows: pd.DataFrame) -> str:
+    """SVG: IoU at the end over processor seconds and over bytes; a point per method and order."""
+    means = complete(rows).groupby(["method", "order"], sort=False)[
+        ["last_iou", "learning_seconds", "bytes_up"]
+    ]
+    points = means.mean().reset_index().to_dict("records")
+    data = alt.Data(values=points)  # type: ignore[no-untyped-call]
+    across = (  # frozen SAM learns in no second, which a logarithm cannot show
+        ("learning_seconds", "symlog", "processor seconds of learning"),
+        ("bytes_up", "log", "bytes that institutions sent"),
+    )
+    sides = [
+        alt.Chart(data)
+        .mark_point(filled=True, size=70)
+        .encode(
+            x=alt.X(
+                f"{x}:Q", scale=alt.Scale(type="symlog" if x == "learning_seconds" else "log"), title=title
+            ),
+            y=alt.Y("last_iou:Q", scale=alt.Scale(zero=False), title="IoU at the end"),
+            color=alt.Color("method:N"),
+            shape=alt.Shape("order:N"),
+        )
+        .properties(width=260, height=220)
+        for x, scale, title in across
+    ]
+    svg: str = vl_convert.vegalite_to_svg(alt.hconcat(*sides).to_dict())
+    return svg
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        write_atomic(CSV, tidy(Path(sys.argv[1])).to_csv(index=False, float_format="%.6g").encode())
+    rows = read(CSV)
+    page = filled((DOCS / "results.md").read_text(encoding="utf-8"), MARK, part_of_page(rows))
+    write_atomic(DOCS / "results.md", page.encode())
+    write_atomic(CSV.with_suffix(".svg"), picture(rows).encode())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RunInputError as error:
+        sys.exit(f"error: {error}")

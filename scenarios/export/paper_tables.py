@@ -1,0 +1,127 @@
+"""The tables of the study paper-tables as Markdown, from its rows (scenarios/export/paper_page.py).
+
+A cell is a mean over seeds with half of its 95 % interval (Student's); a difference is paired by seed. No
+method is shown in an order with fewer than SEEDS seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from scenarios.study.differences import Spread, holm, student
+from scenarios.study.text import LEVEL, probability, table
+
+SEEDS = 5
+OURS = "casam"
+QUALITY = {
+    "last_iou": "Last",
+    "avg_iou": "Avg",
+    "ff_iou": "FF",
+    "bwt_iou": "BWT",
+    "fwt_iou": "FWT",
+    "plasticity_iou": "plasticity",
+    "intransigence_iou": "intransigence",
+    "worst_iou": "worst task",
+    "unseen_iou": "unseen",
+}
+ROUTING = {
+    "routing_accuracy": "accuracy",
+    "false_unknown_rate": "own images to frozen SAM",
+    "auroc_near": "AUROC, near",
+    "fpr95_near": "FPR95, near",
+    "auroc_far": "AUROC, far",
+    "fpr95_far": "FPR95, far",
+}
+COSTS = {
+    "trained_parameters": "parameters of a layer",
+    "bytes_up": "bytes sent",
+    "bytes_down": "bytes received",
+    "learning_seconds": "processor seconds",
+}
+COMPARED = ("last_iou", "avg_iou", "plasticity_iou", "worst_iou", "unseen_iou")
+"""Differences of these are tested; Holm's correction is over all methods and these figures of one table."""
+
+
+def complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that have at least SEEDS seeds in an order."""
+    seeds = rows.groupby(["method", "order"], sort=False)["seed"].transform("nunique")
+    return rows[seeds >= SEEDS]
+
+
+def part_of_page(rows: pd.DataFrame) -> str:
+    """All tables: for every order, and where a method has all seeds in several orders, over these."""
+    shown, parts = complete(rows), []
+    orders = list(dict.fromkeys(shown["order"]))
+    for order in orders:
+        parts.append(f"### Order {order}\n\n" + of_runs(shown[shown["order"] == order]))
+    everywhere = shown[shown.groupby("method")["order"].transform("nunique") == len(orders)]
+    if len(orders) > 1:
+        parts.append(f"### All {len(orders)} orders together\n\n" + of_runs(everywhere))
+    return "\n\n".join(parts)
+
+
+def of_runs(rows: pd.DataFrame) -> str:
+    """Five tables of one set of runs, each method on the same seeds and orders."""
+    seeds = rows.groupby("method")["seed"].nunique().min()
+    lines = [f"{len(rows)} runs, {seeds} seeds. Scores in points.", ""]
+    lines += table(["method", *QUALITY.values()], means(rows, QUALITY))
+    lines += ["Differences to casam, paired; p after Holm.", "", *differences(rows)]
+    routed = rows[rows["routing_accuracy"].notna()]
+    lines += [
+        "The router, and unknown images.",
+        "",
+        *table(["method", *ROUTING.values()], means(routed, ROUTING)),
+    ]
+    lines += ["Costs of a run.", "", *table(["method", *COSTS.values()], costs(rows))]
+    return "\n".join(lines).strip()
+
+
+def means(rows: pd.DataFrame, figures: Sequence[str] | dict[str, str]) -> Iterator[list[str]]:
+    """One row per method: each figure in points."""
+    for method, own in rows.groupby("method", sort=False):
+        yield [str(method), *(in_points(by_seed(own, figure), figure) for figure in figures)]
+
+
+def by_seed(rows: pd.DataFrame, figure: str) -> list[float]:
+    """By seed, the mean over orders of a figure: orders of one seed share images and are not independent."""
+    values: list[float] = rows.groupby("seed")[figure].mean().dropna().to_list()
+    return values
+
+
+def in_points(values: Sequence[float], figure: str) -> str:
+    """`71.2 ± 1.3`; a dash for a figure that the method does not have."""
+    if not values:
+        return "-"
+    scale, spread = 1.0 if figure == "ff_iou" else 100.0, student(values)
+    half = "" if spread.high is None else f" ± {scale * (spread.high - spread.mean):.1f}"
+    return f"{scale * spread.mean:.1f}{half}"
+
+
+def differences(rows: pd.DataFrame) -> Iterator[str]:
+    """Every method against ours, paired by seed: one table. Significant ones are bold."""
+    wide = {f: rows.groupby(["seed", "method"])[f].mean().unstack() for f in COMPARED}
+    others = [m for m in dict.fromkeys(rows["method"]) if m != OURS]
+    found = {
+        (m, f): student((wide[f][m] - wide[f][OURS]).dropna().to_list()) for m in others for f in COMPARED
+    }
+    adjusted = dict(zip(found, holm([spread.p for spread in found.values()]), strict=True))
+    yield from table(
+        ["method", *(QUALITY[f] for f in COMPARED)],
+        [[m, *(difference(found[m, f], adjusted[m, f]) for f in COMPARED)] for m in others],
+    )
+
+
+def difference(spread: Spread, p: float | None) -> str:
+    """`-3.1 ± 0.9 (p 0.012)`."""
+    assert spread.high is not None  # at least SEEDS pairs
+    assert p is not None
+    text = f"{100 * spread.mean:+.1f} ± {100 * (spread.high - spread.mean):.1f} (p {probability(p)})"
+    return f"**{text}**" if p < LEVEL else text
+
+
+def costs(rows: pd.DataFrame) -> Iterator[list[str]]:
+    """One row per method: means over runs."""
+    for method, own in rows.groupby("method", sort=False):
+        yield [str(method), *(f"{own[figure].mean():,.0f}" for figure in COSTS)]
