@@ -42,7 +42,8 @@ def tables(rows: Sequence[Row]) -> str:
             shared = set.intersection(*(seeds[key] for key in alike))
             own = [r for r in of_kind if (r.way, r.seconds) in alike | beside and r.seed in shared]
             tasks = len({row.task for row in own})
-            parts.append(f"**{kind} tasks: {tasks}, seeds: {n}**")
+            hint = "" if n >= 5 else " (a hint, not evidence)"
+            parts.append(f"**{kind} tasks: {tasks}, seeds: {n}{hint}**")
             parts += [table_of_ways(own, default), table_of_tasks(own)]
     return "\n\n".join(parts)
 

@@ -220,6 +220,8 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     setting = Setting(out.expanduser().resolve(), options.data_root, options.engine)
     for what in plan.left_out:
         say(screen, f"skipped: {what}, which needs --data-root")
+    if plan.study.tune and options.only:
+        raise RunInputError("--only: this study tunes every combination; leave out --only, or its key `tune`")
     if plan.study.tune:
         if not options.plan_only:
             claim(setting, plan, source)

@@ -1,4 +1,4 @@
-"""One cell of a study as a separate process, so that a crash of one run does not affect the others.
+"""One cell of a study: as a separate process, so that a crash does not affect the others, or in this one.
 
 `python -m scenarios.study.cell` reads its order as one line of JSON from its standard input and runs it.
 The input stays open. When it closes, the process that ordered the cell has ended, and this one ends too.
@@ -127,7 +127,7 @@ class CellsHere:
         return CellEnd(order.name, reason, time.monotonic() - start)
 
     def stop(self) -> None:
-        """Nothing else is running."""
+        """Nothing: the run under way ends by itself."""
 
 
 def why(log: Path, status: int) -> str:
