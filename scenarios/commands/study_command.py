@@ -138,8 +138,8 @@ def compare(
 
     For example: casam compare quickstart --methods casam,sequential --seeds 0,1 --out comparison
 
-    Runs take turns, so that their seconds can be compared. All methods get the scenario's training budget
-    and, with --tune, the same tries under the first seed, judged on validation images only.
+    Runs take turns, so that their seconds of learning can be compared. All methods get the scenario's
+    training budget and, with --tune, the same tries under the first seed, judged on validation images only.
     """
     from casam_core.config.library import resolve_scenario
     from scenarios.engines.order import data_folder

@@ -20,6 +20,7 @@ from typing import IO, Protocol
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import simulated_task
 from casam_core.errors import CasamError, RunError
+from casam_core.methods import METHODS
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
@@ -165,6 +166,8 @@ def encode(scenario: Scenario, data_root: Path | None) -> None:
 
     Else the first run of a seed would pay for all methods. Raises DataError.
     """
+    if not METHODS[scenario.method].learns:
+        return
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     for site in scenario.institutions:
         store = EmbeddingStore(simulated_store(site.name))

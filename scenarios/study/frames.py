@@ -108,7 +108,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
 
     joint: the run of the same seed and stream that learns tasks together, the reference of intransigence.
     """
-    matrix, pooled = matrix_of(summary), matrix_of(joint) if joint else None
+    lacks = intransigence(matrix_of(summary), matrix_of(joint)).value if joint else None
     routing, stages = summary.routing, summary.timing.stages
     processor = [stage[LEARNING] for stage in stages if LEARNING in stage]
     last, frozen = summary.last_iou, frozen_iou(summary)
@@ -124,7 +124,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
         "bwt_iou": summary.bwt_iou,
         "fwt_iou": summary.fwt_iou,
         "plasticity_iou": summary.plasticity_iou,
-        "intransigence_iou": intransigence(matrix, pooled).value if pooled else None,
+        "intransigence_iou": lacks,
         "routing_accuracy": summary.routing.accuracy,
         "false_unknown_rate": summary.routing.false_unknown_rate,
         "auroc_near": routing.near.auroc,

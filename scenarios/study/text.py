@@ -25,8 +25,9 @@ MEANINGS = {
     "false_unknown_rate": "to frozen SAM by mistake",
 }
 """Figures of a run in the first table of a comparison, with their column heads."""
-PRICES = ("epsilon", "bytes up", "trained parameters", "seconds")
-"""More columns of that table: the highest epsilon, and means over seeds."""
+PRICES = ("epsilon", "bytes up", "trained parameters", "seconds of learning")
+"""More columns of that table: the highest epsilon, and means over seeds of PRICED."""
+PRICED = ("bytes_up", "trained_parameters", "learning_seconds")
 
 
 def summary_text(plan: Plan, runs: pd.DataFrame, sites: pd.DataFrame, differences: pd.DataFrame) -> str:
@@ -98,7 +99,7 @@ def costs(comparison: Comparison, part: pd.DataFrame, here: pd.DataFrame) -> Ite
             "baseline" if value == comparison.baseline else "-" if row is None else interval(row),
             "" if row is None else probability(row["p_holm"]),
             "-" if pd.isna(spent) else f"{spent:.2f}",
-            *(f"{rows[figure].mean():,.0f}" for figure in ("bytes_up", "trained_parameters", "seconds")),
+            *(f"{rows[figure].mean():,.0f}" for figure in PRICED),
         ]
 
 

@@ -71,7 +71,7 @@ def test_tables_and_picture_show_every_way() -> None:
 
 def test_a_way_with_fewer_seeds_has_a_table_of_its_own() -> None:
     page = tables(rows_of([*CELLS, cell("c", 1, 0.8, 0.9)], "phantom"))
-    many, few = page.split("**phantom tasks: 1, seeds: 1**")
+    many, few = page.split("**phantom tasks: 1, seeds: 1 (a hint, not evidence)**")
     assert "| c |" not in many
     assert "| c | 8 | 3 | 1 | 5 | 0.900 | +30.0 ± nan |" in few
     assert "| a | 8 | 3 | 1 | 5 | 0.600 |" in few  # the default of that seed alone
