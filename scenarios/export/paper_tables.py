@@ -23,7 +23,7 @@ QUALITY = {
     "fwt_iou": "FWT",
     "plasticity_iou": "plasticity",
     "intransigence_iou": "intransigence",
-    "worst_iou": "worst task",
+    "worst_iou": "worst task, unseen too",
     "unseen_iou": "unseen",
 }
 ROUTING = {
@@ -96,7 +96,7 @@ def in_points(values: Sequence[float], figure: str) -> str:
         return "-"
     scale, spread = 1.0 if figure == "ff_iou" else 100.0, student(values)
     half = "" if spread.high is None else f" ± {scale * (spread.high - spread.mean):.1f}"
-    return f"{scale * spread.mean:.1f}{half}"
+    return f"{scale * spread.mean:z.1f}{half}"
 
 
 def differences(rows: pd.DataFrame) -> Iterator[str]:
