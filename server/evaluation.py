@@ -34,7 +34,8 @@ class StageScores:
         did not answer, because a mean over the others would be another figure.
     worst_iou[task]: the lowest IoU of an institution. routes[task][route]: number of images. margins[task]:
         histogram of how unknown its images look, over holders. statistics[institution][task]: as the
-        institution computed them. canary[institution]: whether the stage's new entries claim too many of its
+        institution computed them. personal[institution][task]: its IoU with personal entries, where it told it.
+        canary[institution]: whether the stage's new entries claim too many of its
         images; None: no answer.
     """
 
@@ -45,6 +46,7 @@ class StageScores:
     margins: dict[str, NDArray[np.int64]]
     statistics: dict[str, dict[str, Statistics]]
     canary: dict[str, bool | None] = field(default_factory=dict)
+    personal: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -168,6 +170,11 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
             for name, reply in replies.items()
         },
         canary={name: reply.canary for name, reply in replies.items()},
+        personal={
+            name: told
+            for name, reply in replies.items()
+            if (told := {task: r.personal for task, r in reply.results.items() if r.personal is not None})
+        },
     )
 
 

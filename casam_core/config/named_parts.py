@@ -49,6 +49,13 @@ class AlignmentSpec(Section):
         description="Also learn a finder, with which an entry segments images without a prompt; an entry has "
         "37 KB more.",
     )
+    personal: bool = Field(
+        False,
+        exclude_if=lambda wanted: not wanted,  # scenarios without one keep their digest
+        description="Each holder of an entry trains on from it, for itself alone, and keeps as much of that as "
+        "its validation images call for: a personal entry, which never leaves. Its IoU is told beside the "
+        "shared one where metrics are exact and nothing has noise.",
+    )
 
 
 DEFAULT_RANK = 8

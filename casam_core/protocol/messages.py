@@ -335,6 +335,15 @@ def may_correct(scenario: Scenario, job: Job, policy: Policy) -> bool:
     return last and exact and policy.adapter.aggregation == "plain"
 
 
+def tells_personal(scenario: Scenario, task: str, policy: Policy) -> bool:
+    """Whether an institution may tell what its personal entry of a task is worth on its test images.
+
+    The figure depends on all its images without noise, and on a layer that the policy must let leave.
+    """
+    exact = policy.metrics == "exact" and not policy.adds_noise and policy.adapter.share == "yes"
+    return exact and alignment_of(scenario, task).personal and not method_of(scenario.method).shared
+
+
 def corrects(sender: Sender) -> Range | None:
     """The limits of the correction, if the sender may tell it."""
     return CORRECTION if may_correct(sender.scenario, sender.job, sender.policy) else None
@@ -519,7 +528,8 @@ class TaskResult:
 
     The annotation of a figure names its limit (TaskResults.allow). `iou_instance` is the mean over
     `instances`. None: not measured, or not released. routes: image counts by task name or `identity`.
-    statistics: intervals of the IoU and of the gain over frozen SAM.
+    statistics: intervals of the IoU and of the gain over frozen SAM. personal: the IoU with the institution's
+    personal entry in place of the shared one, on the same routes.
     """
 
     images: Annotated[int, "images"]
@@ -532,6 +542,7 @@ class TaskResult:
     hd95: Annotated[float | None, "pixels"]
     routes: Mapping[str, int]
     statistics: Statistics | None = None
+    personal: Annotated[float | None, "share"] = None
 
 
 FIGURES: dict[str, str] = {
@@ -607,7 +618,8 @@ class TaskResults:
                 "share": SHARE,
                 "pixels": PIXELS,
             }
-            leaving = NOISY_FIGURES if noisy else sorted(FIGURES.keys() - unasked)
+            mine = set() if tells_personal(sender.scenario, task, sender.policy) else {"personal"}
+            leaving = NOISY_FIGURES if noisy else sorted(FIGURES.keys() - unasked - mine)
             allowed.numbers[f"score.{task}"] = {figure: limits[FIGURES[figure]] for figure in leaving}
             allowed.numbers[f"route.{task}"] = dict.fromkeys(routes, units)
             if not noisy:

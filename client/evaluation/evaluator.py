@@ -112,7 +112,7 @@ class Evaluator:
         thresholds = {head.task: head.threshold for head in bank.heads}
         images, routes, margins, gains = [], [], [], []
         for done, sample in enumerate(samples, 1):
-            route = self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))
+            route = self.routed(task, sample, data, bank)
             image = self.segment(task, sample, data, bank, route)
             frozen = self.segment(task, sample, data, bank, FROZEN)
             images.append(image)
@@ -135,6 +135,10 @@ class Evaluator:
             gain=estimate(measured.gains, measured.units, rng),
         )
         return replace(summarise(measured.images, measured.routes), statistics=statistics)
+
+    def routed(self, task: str, sample: Sample, data: TaskData, bank: KnownEntries) -> Route:
+        """The entry for this image by the method's rule."""
+        return self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))
 
     def route(self, sample: Sample, data: TaskData, bank: KnownEntries) -> Route:
         """The router's decision for this image."""

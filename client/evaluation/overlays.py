@@ -13,7 +13,6 @@ import string
 import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -29,7 +28,8 @@ from client.data.dataset import LoadedSample, Sample
 from client.data.preview import outlines, private_folder, spread
 from client.data.task_data import TaskData
 from client.evaluation.evaluator import FROZEN, Evaluator
-from client.evaluation.own_entries import KnownEntries, known_entries
+from client.evaluation.own_entries import KnownEntries
+from client.evaluation.personal import with_personal
 from client.institution import Institution
 from client.node.incidents import keep
 
@@ -62,7 +62,7 @@ def draw_overlays(institution: Institution, job: Job, received: Bank) -> None:
     An error is written to the site's own log only; it does not change the answer.
     """
     try:
-        known = known_entries(institution, received)
+        known = with_personal(institution, received)
         if institution.site.overlays and job.stage == last_stage(institution):
             draw_page(institution, job.stage, known)
     except Exception:  # for example a full disk; the answer is ready and must still be sent
@@ -108,7 +108,7 @@ def draw(
 ) -> Picture:
     """Write one file of PANELS side by side: the image, the outlines of the truth, of frozen SAM and of the
     bank's entry, and where these two differ."""
-    route = evaluator.route_rule(task, known.tasks, partial(evaluator.route, sample, data, known))
+    route = evaluator.routed(task, sample, data, known)
     layer = evaluator.layer(route, known)
     loaded = data.load(sample)
 

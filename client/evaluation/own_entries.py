@@ -32,34 +32,38 @@ from client.institution import Institution
 from client.simulation.kept_training import MERGED
 
 
+PERSONAL, SITE_BANK = "personal", "site-bank"
+"""Folders of personal entries (client/evaluation/personal.py), and of one bank with all that answers here."""
+
+
 class KnownEntries:
     """The received bank, alone or combined with the institution's own entries, as they are at construction.
 
-    own: None for everything that leaves. For a task in both, the institution's own entry is used. heads: the
-    entries' heads in the order of learning; tasks that only the institution knows come last. tasks: the tasks
-    of the heads, in this order.
+    own: none for what leaves, except for the IoU with personal entries. Of a task in several banks, the entry
+    of the last one is used. heads: the entries' heads in the order of learning; tasks that only the
+    institution knows come last. tasks: the tasks of the heads, in this order.
     """
 
-    def __init__(self, received: Bank, own: Bank | None = None) -> None:
-        self._received = received
-        self._own = own
-        by_task = {head.task: head for head in received.heads()}
-        by_task |= {head.task: head for head in own.heads()} if own is not None else {}
+    def __init__(self, received: Bank, *own: Bank) -> None:
+        self._banks = (received, *own)
+        self._holding = {task: bank for bank in self._banks for task in bank.tasks}
+        by_task = {head.task: head for bank in self._banks for head in bank.heads()}
         self.heads, self.tasks = tuple(by_task.values()), tuple(by_task)
 
-    def _holding(self, task: str) -> Bank:
-        return self._own if self._own is not None and task in self._own else self._received
+    def over(self, *banks: Bank) -> KnownEntries:
+        """The same with more banks, whose entries come before these."""
+        return KnownEntries(*self._banks, *banks)
 
     def digest_of(self, task: str) -> str:
         """The digest of the entry used for this task."""
-        return self._holding(task).digest_of(task)
+        return self._holding[task].digest_of(task)
 
     def __getitem__(self, task: str) -> Entry:
-        return self._holding(task)[task]
+        return self._holding[task][task]
 
     def file_of(self, task: str) -> Path:
         """The file of the entry used for this task."""
-        return self._holding(task).file_of(task)
+        return self._holding[task].file_of(task)
 
 
 def own_entries(institution: Institution) -> Bank:
@@ -126,19 +130,26 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
 
     That is: scores, masks, stored releases, pictures. The audit log, the ledger and the log of failures stay:
     they are evidence and hold no weights. The whole copy of the bank is deleted; the server sends the
-    remaining entries with the next evaluation. Own entries are deleted too if the leaver contributed to them.
+    remaining entries with the next evaluation. Own entries are deleted too if the leaver contributed to them,
+    and personal ones that began with a deleted entry.
     """
     private = institution.site.private
-    remove_folder(private / "bank")
+    for name in ("bank", SITE_BANK, "overlays"):
+        remove_folder(private / name)
+    # Listed, not joined: the request's names are the server's text.
+    personal = [folder for folder in (private / PERSONAL).glob("*") if folder.name in request.entries]
+    banks = [Bank.open(folder, create=True) for folder in personal]
+    gone = {*request.entries, *(bank.digest_of(task) for bank in banks for task in bank.tasks)}
     own = own_entries(institution)
     for head in list(own.heads()):
         if request.leaver in head.provenance.holders and request.leaver != institution.name:
             own.remove(head.task)
     for name in ("scores.jsonl", "masks.jsonl"):
-        Results(private / name).forget(request.entries)
+        Results(private / name).forget(gone)
+    for folder in personal:
+        remove_folder(folder)
     forget_releases(institution.site, request.job.stage)
     remove_folder(institution.trained / MERGED)
-    remove_folder(private / "overlays")
     drop_kept_entries()
     site = institution.site
     said = purge_statement(institution.name, site.run, request.leaver, request.entries)

@@ -39,6 +39,7 @@ from client.dp.noisy_router import (
 from client.evaluation.canary import canary
 from client.evaluation.overlays import draw_overlays
 from client.evaluation.own_entries import KnownEntries, learn_alone
+from client.evaluation.personal import tell_personal
 from client.institution import Institution
 from client.node.incidents import keep
 from client.release.asked import remember_question
@@ -147,7 +148,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     """Add the new entries to the local bank; score the test images if the policy lets the scores leave.
 
     The scores are those of the received bank: the institution's own entries, which were refused for release,
-    appear only in its own pictures.
+    appear only in its own pictures. Personal entries have one figure per task beside them.
     """
     policy = institution.site.policy
     check_question(institution, request)
@@ -166,7 +167,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
         failed = canary(institution, request, released) if request.candidates else None
         if policy.metrics == "noisy":
             return evaluate_privately(institution, request, released, failed)
-        return replace(institution.evaluate(released), canary=failed)
+        return tell_personal(institution, replace(institution.evaluate(released), canary=failed), bank)
     finally:
         # Afterwards, so that the work for the institution itself changes no figure of the answer.
         draw_overlays(institution, request.job, bank)

@@ -30,6 +30,7 @@ FIGURES = (
     "fwt_iou",
     "plasticity_iou",
     "intransigence_iou",
+    "personal_gain",
     "routing_accuracy",
     "false_unknown_rate",
     "auroc_near",
@@ -76,6 +77,7 @@ def site_rows(plan: Plan, runs: Path) -> pd.DataFrame:
     """
     columns = [
         *(f"{what}_{part}" for what in ("iou", "gain") for part in ESTIMATES),
+        "personal_iou",
         "epsilon_train",
         "epsilon_metrics",
         "bytes_up",
@@ -125,6 +127,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
         "fwt_iou": summary.fwt_iou,
         "plasticity_iou": summary.plasticity_iou,
         "intransigence_iou": lacks,
+        "personal_gain": personal_gain(summary),
         "routing_accuracy": summary.routing.accuracy,
         "false_unknown_rate": summary.routing.false_unknown_rate,
         "auroc_near": routing.near.auroc,
@@ -152,6 +155,17 @@ def unseen_iou(summary: Summary) -> float | None:
     return fmean(values) if values else None
 
 
+def personal_gain(summary: Summary) -> float | None:
+    """Mean over institutions and tasks: IoU with personal entries minus IoU with shared ones; None if nobody
+    told."""
+    gains = [
+        iou - summary.statistics[name][task].iou.mean
+        for name, tasks in summary.personal.items()
+        for task, iou in tasks.items()
+    ]
+    return fmean(gains) if gains else None
+
+
 def sites_of(summary: Summary) -> list[dict[str, Any]]:
     """One row per institution and task of a run."""
     return [
@@ -166,6 +180,7 @@ def sites_of(summary: Summary) -> list[dict[str, Any]]:
                 for what, estimate in (("iou", found.iou), ("gain", found.gain))
                 for part in ESTIMATES
             },
+            "personal_iou": summary.personal.get(name, {}).get(task),
             "epsilon_train": summary.privacy[name].epsilon_train,
             "epsilon_metrics": summary.privacy[name].epsilon_metrics,
             "bytes_up": summary.bytes.up.get(name),

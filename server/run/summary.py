@@ -129,6 +129,7 @@ def summarise(
         },
         iou_instance=final.figures["iou_instance"],
         worst_institution_iou=final.worst_iou,
+        personal=final.personal,
         hd95=final.figures["hd95"] if scenario.evaluation.hd95 else None,
         routing=routing_of(scenario, final, unseen_tasks(federation, scenario)),
         trained_parameters=stages[-1].parameters,
