@@ -34,9 +34,8 @@ class StageScores:
         did not answer, because a mean over the others would be another figure.
     worst_iou[task]: the lowest IoU of an institution. routes[task][route]: number of images. margins[task]:
         histogram of how unknown its images look, over holders. statistics[institution][task]: as the
-        institution computed them. personal[institution][task]: its IoU with personal entries, where it told it.
-        canary[institution]: whether the stage's new entries claim too many of its
-        images; None: no answer.
+        institution computed them. personal[institution][task]: its IoU with personal entries, if it told it.
+        canary[institution]: whether the stage's new entries claim too many of its images; None: no answer.
     """
 
     figures: dict[str, dict[str, float | None]]
@@ -170,12 +169,17 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
             for name, reply in replies.items()
         },
         canary={name: reply.canary for name, reply in replies.items()},
-        personal={
-            name: told
-            for name, reply in replies.items()
-            if (told := {task: r.personal for task, r in reply.results.items() if r.personal is not None})
-        },
+        personal=personal_in(replies),
     )
+
+
+def personal_in(replies: Mapping[str, EvaluateReply]) -> dict[str, dict[str, float]]:
+    """By institution and task, the IoU with personal entries, of those who told it."""
+    told = {
+        name: {task: r.personal for task, r in reply.results.items() if r.personal is not None}
+        for name, reply in replies.items()
+    }
+    return {name: by_task for name, by_task in told.items() if by_task}
 
 
 def results_of(task: str, names: Collection[str], replies: Mapping[str, EvaluateReply]) -> list[TaskResult]:

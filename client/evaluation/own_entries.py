@@ -31,7 +31,6 @@ from client.evaluation.results import Results
 from client.institution import Institution
 from client.simulation.kept_training import MERGED
 
-
 PERSONAL, SITE_BANK = "personal", "site-bank"
 """Folders of personal entries (client/evaluation/personal.py), and of one bank with all that answers here."""
 

@@ -2,8 +2,8 @@
 
 It trains on from the shared layer, on its own training images and without noise. Between the shared weights
 and its own ones it takes those that are best on its validation images, and keeps the shared ones unless
-others are clearly better. A personal entry never leaves. Where the policy allows it, one figure about it does:
-the IoU of the institution's test images with personal entries, on the routes of the shared ones.
+others are clearly better. A personal entry never leaves. Where the policy allows it, one figure does: the IoU
+of the institution's test images with personal entries, on the routes of the shared ones.
 """
 
 from __future__ import annotations
@@ -22,13 +22,7 @@ from casam_core.files import remove_folder
 from casam_core.methods import alignment_of, method_of
 from casam_core.model.forms import set_weights, weights_of
 from casam_core.model.validation import TESTED_INSTANCES, clearly_above_zero
-from casam_core.protocol.messages import (
-    CORRECTION,
-    AlignRequest,
-    EvaluateReply,
-    TaskResult,
-    tells_personal,
-)
+from casam_core.protocol.messages import CORRECTION, AlignRequest, EvaluateReply, tells_personal
 from casam_core.protocol.payload import Job
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
@@ -120,15 +114,11 @@ def tell_personal(institution: Institution, reply: EvaluateReply, received: Bank
         banks = personal_entries(institution, received)
         told = {task for bank in banks for task in bank.tasks if tells_personal(scenario, task, policy)}
         known = KnownEntries(received, *banks)
-        results: dict[str, TaskResult] = {
-            task: replace(result, personal=personal_iou(institution, task, received, known))
-            if task in told
-            else result
-            for task, result in reply.results.items()
-        }
+        figures = {task: personal_iou(institution, task, received, known) for task in told}
     except Exception:
         keep(f"personal entries: {traceback.format_exc()}", institution.site.log)
         return reply
+    results = {task: replace(result, personal=figures.get(task)) for task, result in reply.results.items()}
     return replace(reply, results=results)
 
 
@@ -142,7 +132,7 @@ def personal_iou(institution: Institution, task: str, received: Bank, known: Kno
 
 
 def with_personal(institution: Institution, received: Bank) -> KnownEntries:
-    """All that the institution knows, with its personal entries, which it keeps as one bank for `casam predict`."""
+    """All that answers here, personal entries first; also as one bank, for `casam predict`."""
     own = known_entries(institution, received)
     banks = personal_entries(institution, received)
     if not banks:

@@ -137,6 +137,8 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
             trained |= mine
             images = sum(len(splits[key].train) for key in mine)
             steps += training.rounds * steps_of(scenario, name, images)
+            if alignment_of(scenario, task).personal:
+                steps += planned_steps(images, training)
         exchanges += training.rounds
         if not method.shared:
             # router; and calibrate, if a threshold is fitted for several holders

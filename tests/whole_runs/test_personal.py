@@ -20,14 +20,14 @@ from tests.conftest import phantom, tiny_table, with_policies
 from tests.runs import FinishedRun, private, summary_of
 
 SAME = ("matrix", "zero_shot", "routing", "statistics", "holders", "decodes")
-TAUGHT = {"epochs": 8, "batch_images": 2, "keep_best": False, "fallback_to_identity": False}
+TAUGHT = {"epochs": 4, "batch_images": 2, "keep_best": False, "fallback_to_identity": False}
 
 
 def table(**changes: Any) -> dict[str, Any]:
     """South and west learn one task; south's images differ much from west's."""
     sites = [
-        {"name": "south", "data": {"histology": phantom("histology", 24)}},
-        {"name": "west", "data": {"histology": phantom("histology", 24) | {"shift": {"contrast": 0.3}}}},
+        {"name": "south", "data": {"histology": phantom("histology", 16)}},
+        {"name": "west", "data": {"histology": phantom("histology", 16) | {"shift": {"contrast": 0.3}}}},
     ]
     made = tiny_table(stream=["histology"], training=TAUGHT, institutions=sites)
     return made | changes
@@ -47,7 +47,7 @@ def test_what_others_see_is_what_it_was_and_one_figure_more(finished_run: Finish
     assert {name: told[name] for name in SAME} == {name: without[name] for name in SAME}
     mine, shared = (Bank.open(run / "bank")["histology"].layer for run in (personal, plain))
     assert all(np.array_equal(mine[name], shared[name]) for name in shared)
-    assert without["personal"] == {}
+    assert "personal" not in without
     assert set(told["personal"]) == {"south", "west"}
 
 
@@ -90,7 +90,7 @@ def test_a_policy_that_hides_something_tells_no_figure(
     finished_run: FinishedRun, policy: dict[str, Any]
 ) -> None:
     run = finished_run(with_policies(table(**PERSONAL), west=policy))
-    assert "west" not in summary_of(run)["personal"]
+    assert "west" not in summary_of(run).get("personal", {})
     assert len(entries(run, "west")) == 1  # for itself
 
 
@@ -102,9 +102,9 @@ def test_who_shares_no_layer_has_no_personal_one(finished_run: FinishedRun) -> N
 
 def test_who_leaves_takes_personal_entries_of_others_along(tmp_path: Path) -> None:
     sites = [
-        {"name": name, "data": {"histology": phantom("histology", 24)}} for name in ("south", "west", "east")
+        {"name": name, "data": {"histology": phantom("histology", 16)}} for name in ("south", "west", "east")
     ]
-    sites[0]["data"]["polyp"] = phantom("polyp", 24)
+    sites[0]["data"]["polyp"] = phantom("polyp", 16)
     made = table(**PERSONAL) | {"stream": ["histology", "polyp"], "institutions": sites, "unlearning": "drop"}
     made = with_policies(made, west={"leaves_at": 2, "on_leave": "unlearn"})
     run_inprocess(Scenario.model_validate(made), tmp_path / "run", None)
@@ -138,5 +138,5 @@ def test_an_entry_that_was_cut_off_is_made_again_with_the_same_bits(
 
 def test_a_method_with_one_layer_for_all_has_no_personal_entries(tmp_path: Path) -> None:
     made = table(**PERSONAL, method="sequential")
-    with pytest.raises(ScenarioError, match=r"alignment\.personal: expected a method with one entry per task"):
+    with pytest.raises(ScenarioError, match=r"alignment\.personal: expected a method with one entry"):
         run_inprocess(Scenario.model_validate(made), tmp_path / "run", None)
