@@ -618,8 +618,9 @@ class TaskResults:
                 "share": SHARE,
                 "pixels": PIXELS,
             }
-            mine = set() if tells_personal(sender.scenario, task, sender.policy) else {"personal"}
-            leaving = NOISY_FIGURES if noisy else sorted(FIGURES.keys() - unasked - mine)
+            mine = task in routes and tells_personal(sender.scenario, task, sender.policy)
+            hidden = unasked if mine else {*unasked, "personal"}
+            leaving = NOISY_FIGURES if noisy else sorted(FIGURES.keys() - hidden)
             allowed.numbers[f"score.{task}"] = {figure: limits[FIGURES[figure]] for figure in leaving}
             allowed.numbers[f"route.{task}"] = dict.fromkeys(routes, units)
             if not noisy:

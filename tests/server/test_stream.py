@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import RunError
 from casam_core.protocol.messages import Forecast
+from casam_core.protocol.payload import Payload
 from tests.runs import events, result
-from tests.server.scripted import Scripted, dies, refuses, scripted, stays_silent
+from tests.server.scripted import Behaviour, Scripted, dies, refuses, scripted, stays_silent
 
 SKIP: dict[str, Any] = {"participation": {"missing": "skip"}, "deadlines": {"connect": 0.2}}
 
@@ -41,6 +43,23 @@ def test_every_stage_learns_one_task_and_measures_everybody(tmp_path: Path) -> N
     ]
     assert [event["stage"] for event in events(run.path, "evaluated")] == [0, 1, 2]
     assert Bank.open(run.path / "bank").tasks == ("polyp", "histology")
+
+
+def tells_personal(honest: Payload) -> Payload:
+    """Says what a personal entry is worth."""
+    score = {**honest.metrics["score.histology"], "personal": 0.7}
+    return replace(honest, metrics={**honest.metrics, "score.histology": score})
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_personal_figure_is_taken_only_where_the_scenario_asks_for_it(tmp_path: Path, wanted: bool) -> None:
+    run = scripted(tmp_path / "run", alignment={"personal": wanted})
+    honest: Behaviour = lambda payload: payload  # noqa: E731
+    run.sites["south"].script["evaluate.stage"] = [honest, honest, tells_personal]
+    summary = run.run()
+    assert summary.get("personal") == ({"south": {"histology": 0.7}} if wanted else None)
+    assert (summary["privacy"]["south"]["rejections"] == {}) is wanted
+    assert summary["matrix"]["iou"][1][1] == (0.5 if wanted else None)
 
 
 def test_everybody_gets_every_entry_once(tmp_path: Path) -> None:

