@@ -18,6 +18,8 @@ def quality(run: Run, prefix: str) -> Section:
     blocks: list[Block] = [matrix(run), forgetting_chart(run, prefix)]
     if (gains := gain_chart(run, prefix)) is not None:
         blocks.append(gains)
+    if run.summary.personal:
+        blocks.append(personal_table(run))
     if any(value is not None for value in (run.summary.hd95 or {}).values()) or run.summary.iou_instance:
         blocks.append(other_figures(run))
     return Section(
@@ -190,6 +192,21 @@ def verdict(low: float | None, high: float | None) -> str:
     if low > 0:
         return "better than frozen SAM"
     return "worse than frozen SAM" if high < 0 else "no clear difference"
+
+
+def personal_table(run: Run) -> Table:
+    """What each institution gains by its personal entries, of those who told it."""
+    rows = []
+    for who, tasks in sorted(run.summary.personal.items()):
+        for task, iou in sorted(tasks.items()):
+            shared = run.summary.statistics[who][task].iou.mean
+            rows.append((task, who, fraction(shared), fraction(iou), points(iou - shared)))
+    return Table(
+        "IoU with personal entries at the last stage, on the same images and routes; the gain in points",
+        ("task", "institution", "shared entry", "personal entry", "gain"),
+        tuple(rows),
+        words=frozenset({1}),
+    )
 
 
 def other_figures(run: Run) -> Table:
