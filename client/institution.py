@@ -124,6 +124,12 @@ class Institution:
         """The institution's name in the scenario."""
         return self.site.institution
 
+    @property
+    def personal(self) -> bool:
+        """Whether the scenario asks for personal entries (client/evaluation/personal.py)."""
+        specs = (self.scenario.alignment, *self.scenario.alignments.values())
+        return any(spec.personal for spec in specs)
+
     def learn_public(self, files: Sequence[bytes]) -> None:
         """Keep the public files that came with the scenario, and check that all it names are here.
 

@@ -28,7 +28,7 @@ from client.data.dataset import LoadedSample, Sample
 from client.data.preview import outlines, private_folder, spread
 from client.data.task_data import TaskData
 from client.evaluation.evaluator import FROZEN, Evaluator
-from client.evaluation.own_entries import KnownEntries
+from client.evaluation.own_entries import KnownEntries, known_entries
 from client.evaluation.personal import with_personal
 from client.institution import Institution
 from client.node.incidents import keep
@@ -62,7 +62,9 @@ def draw_overlays(institution: Institution, job: Job, received: Bank) -> None:
     An error is written to the site's own log only; it does not change the answer.
     """
     try:
-        known = with_personal(institution, received)
+        known = known_entries(institution, received)
+        if institution.personal:
+            known = with_personal(institution, known, received)
         if institution.site.overlays and job.stage == last_stage(institution):
             draw_page(institution, job.stage, known)
     except Exception:  # for example a full disk; the answer is ready and must still be sent

@@ -108,11 +108,12 @@ def tell_personal(institution: Institution, reply: EvaluateReply, received: Bank
     Without these figures if the training fails; the institution's own log says why.
     """
     scenario, policy = institution.scenario, institution.site.policy
-    if not any(tells_personal(scenario, task, policy) for task in reply.results):
+    wanted = {task for task in reply.results if tells_personal(scenario, task, policy)}
+    if not wanted:
         return reply
     try:
         banks = personal_entries(institution, received)
-        told = {task for bank in banks for task in bank.tasks if tells_personal(scenario, task, policy)}
+        told = wanted & {task for bank in banks for task in bank.tasks}
         known = KnownEntries(received, *banks)
         figures = {task: personal_iou(institution, task, received, known) for task in told}
     except Exception:
@@ -131,13 +132,9 @@ def personal_iou(institution: Institution, task: str, received: Bank, known: Kno
     return float(np.mean([evaluator.segment(task, s, data, known, route).mean.iou for s, route in pairs]))
 
 
-def with_personal(institution: Institution, received: Bank) -> KnownEntries:
-    """All that answers here, personal entries first; also as one bank, for `casam predict`."""
-    own = known_entries(institution, received)
-    banks = personal_entries(institution, received)
-    if not banks:
-        return own
-    known = own.over(*banks)
+def with_personal(institution: Institution, own: KnownEntries, received: Bank) -> KnownEntries:
+    """All that answers here, personal entries before `own`; also as one bank, for `casam predict`."""
+    known = own.over(*personal_entries(institution, received))
     folder = institution.site.private / SITE_BANK
     remove_folder(folder)
     whole = Bank.open(folder, create=True)

@@ -167,7 +167,8 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
         failed = canary(institution, request, released) if request.candidates else None
         if policy.metrics == "noisy":
             return evaluate_privately(institution, request, released, failed)
-        return tell_personal(institution, replace(institution.evaluate(released), canary=failed), bank)
+        reply = replace(institution.evaluate(released), canary=failed)
+        return tell_personal(institution, reply, bank) if institution.personal else reply
     finally:
         # Afterwards, so that the work for the institution itself changes no figure of the answer.
         draw_overlays(institution, request.job, bank)

@@ -78,7 +78,7 @@ def test_own_entries_change_no_figure_that_leaves(
         assert task in Bank.open(private(finished_run(CAREFUL), name) / "own-entries")
     monkeypatch.setattr("client.release.permission.learn_alone", lambda institution, job: None)
     monkeypatch.setattr(
-        "client.evaluation.overlays.with_personal", lambda institution, bank: KnownEntries(bank)
+        "client.evaluation.overlays.known_entries", lambda institution, bank: KnownEntries(bank)
     )
     run_inprocess(Scenario.model_validate(CAREFUL), tmp_path / "run", None)
     with_own, without = summary_of(finished_run(CAREFUL)), summary_of(tmp_path / "run")
