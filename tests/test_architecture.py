@@ -287,3 +287,10 @@ def test_the_installed_command_finds_its_benchmarks(tmp_path: Path) -> None:
         [command, "bench"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert "utilisation" in listed.stdout
+
+
+def test_no_link_is_tracked() -> None:
+    """A link that stands for an environment would take the place of the environment itself at the next merge."""
+    tracked_files()  # skips without a checkout
+    listing = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line for line in listing.stdout.splitlines() if line.startswith("120000")] == []
