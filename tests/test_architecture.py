@@ -291,7 +291,7 @@ def test_the_installed_command_finds_its_benchmarks(tmp_path: Path) -> None:
 
 
 def test_no_link_is_tracked() -> None:
-    """A link that stands for an environment would take the place of the environment itself at the next merge."""
+    """A tracked link to an environment takes the place of the environment itself at the next merge."""
     tracked_files()  # skips without a checkout
     listing = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line for line in listing.stdout.splitlines() if line.startswith("120000")] == []
