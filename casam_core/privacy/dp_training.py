@@ -103,7 +103,7 @@ def set_gradients(parameters: Sequence[nn.Parameter], gradient_D: NDArray[np.flo
     start = 0
     for p in parameters:
         part = torch.from_numpy(gradient_D[start : start + p.numel()])
-        p.grad = part.to(p).view_as(p)
+        p.grad = part.to(p.dtype).to(p.device).view_as(p)  # no float64 on mps
         start += p.numel()
 
 

@@ -22,11 +22,14 @@ from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.backbones.window import Window
 from casam_core.model.compute import Compute, Halved
 from casam_core.model.examples import Example, Shown
-from casam_core.model.forms import FORMS, build_layer
+from casam_core.model.forms import FORMS, build_layer, weights_of
 from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.forms.finder import Finder, finder_loss
 from casam_core.model.frame import Frame
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import DECODED, Batch, decode_batch, draw_batch
+from casam_core.privacy.dp_training import set_gradients
+from client.drift import ControlVariate, proximal
 
 CARD = torch.device("cuda:0")
 
@@ -150,6 +153,46 @@ def test_in_halves_a_training_step_stays_on_the_card(card: FakeTensorMode) -> No
 def test_a_step_on_images_that_are_held_there_stays_on_the_card(card: FakeTensorMode) -> None:
     loss, _ = batch_on(card, layer_on(card, "low_rank"), TrainingSpec(), held=True)
     assert loss.device == CARD
+
+
+# Fake tensors have no backward pass on a card, so losses and gradients are looked at one by one.
+def test_the_loss_of_a_finder_stays_on_the_card(card: FakeTensorMode) -> None:
+    finder = Finder(32)
+    moved(finder, card)
+    with card:
+        out_B5HW = finder(torch.zeros(1, 32, 8, 8).to(CARD))
+        loss = finder_loss(out_B5HW[0], np.array([[2, 3, 20, 30]], np.float32), 8.0)
+    assert loss.device == CARD
+
+
+def test_a_proximal_term_is_where_the_layer_is(card: FakeTensorMode) -> None:
+    layer = layer_on(card, "low_rank")
+    before = build_layer(FORMS["low_rank"].section(form="low_rank"), 32, 0)  # as the server sent it
+    term = proximal(before, 0.1)
+    loss, batch = batch_on(card, layer, TrainingSpec())
+    with card:
+        assert (loss + term(layer, batch)).device == CARD
+
+
+def test_a_control_variate_corrects_gradients_on_the_card(card: FakeTensorMode) -> None:
+    layer = layer_on(card, "low_rank")
+    control = ControlVariate(weights_of(build_layer(FORMS["low_rank"].section(form="low_rank"), 32, 0)))
+    with card:
+        for value in layer.parameters():
+            value.grad = torch.zeros_like(value)
+        control(layer)
+        control(layer)
+    assert {value.grad.device for value in layer.parameters() if value.grad is not None} == {CARD}
+
+
+def test_a_noisy_gradient_goes_back_to_the_card(card: FakeTensorMode) -> None:
+    layer = layer_on(card, "low_rank")
+    parameters = list(layer.parameters())
+    with card:
+        set_gradients(parameters, np.zeros(sum(p.numel() for p in parameters)))
+    assert {(p.grad.device, p.grad.dtype) for p in parameters if p.grad is not None} == {
+        (CARD, torch.float32)
+    }
 
 
 def test_masks_come_back_at_the_images_size(card: FakeTensorMode) -> None:
