@@ -221,13 +221,12 @@ def run(around: Surroundings) -> Figures:
     """Every way on every task, a draw after the other; then the table of what is measured."""
     backbone = around.lite_medsam(encoder="fast")
     cells = Cells(around.home / "private-layers.jsonl")
-    for images in SIZES:
-        tasks = tasks_of(around, backbone, images)
-        for seed in range(SEEDS):
-            for task in tasks:
-                for way, make in ways().items():
-                    iou = cells.measured(task, way, seed, make)
-                    around.say(f"{task.name}, {images} images, draw {seed}, {way}: {iou:.3f}")
+    tasks = [task for images in SIZES for task in tasks_of(around, backbone, images)]
+    for seed in range(SEEDS):
+        for task in tasks:
+            for way, make in ways().items():
+                iou = cells.measured(task, way, seed, make)
+                around.say(f"{task.name}, {task.images} images, draw {seed}, {way}: {iou:.3f}")
     around.say(table_of(cells))
     return {
         f"{name}_{s.kind}_{s.way.replace(' ', '_')}_{s.images}": value

@@ -1,4 +1,4 @@
-"""Make the pictures of docs/studio.md: `python -m tests.browser.pictures RUNS`.
+"""Make the pictures of docs/studio.md and README.md: `python -m tests.browser.pictures RUNS`.
 
 Writes docs/pictures/*.webp. RUNS: a folder whose newest run is a finished quickstart with own pictures
 (`casam run quickstart --set evaluation.overlays=6`). The image to try is a phantom that no run has seen.
@@ -16,13 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from client.data.phantoms import PHANTOMS
+from client.evaluation.overlays import GAP, LIST, PANELS
 from scenarios.studio.serve import studio_at
 from scenarios.studio.shelf import Shelf
 from tests.browser.driving import PHONE, chromium, picture, window
@@ -47,6 +48,29 @@ def new_image(folder: Path) -> tuple[int, int, int, int]:
     Image.fromarray(painted.image_HW3).save(folder / "endoscopy.png")
     ys, xs = np.nonzero(painted.labels_HW)
     return int(xs.min()), int(ys.min()), int(xs.max()), int(ys.max())
+
+
+def strips(run: Path) -> None:
+    """A row per institution: of its own pictures the one with the median gain over frozen SAM."""
+    side, head, beside = 190, 28, 150
+    sheet = Image.new("RGB", (beside + len(PANELS) * (side + GAP), head + 3 * (side + GAP)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for column, panel in enumerate(PANELS):
+        pen.text((beside + column * (side + GAP), 4), panel, "black", font)
+    lists = sorted(run.glob(f"institutions/*/private/overlays/{LIST}"))
+    for row, file in enumerate(lists):
+        drawn = sorted(json.loads(file.read_text())["pictures"], key=lambda p: p["iou"] - p["frozen_iou"])
+        middle, top = drawn[len(drawn) // 2], head + row * (side + GAP)
+        ious = f"frozen {middle['frozen_iou']:.3f}\nbank {middle['iou']:.3f}"
+        pen.text((0, top + 60), f"{middle['task']}\n\nIoU\n{ious}", "black", font)
+        strip = Image.open(file.parent / middle["file"])
+        width = (strip.width - GAP * (len(PANELS) - 1)) // len(PANELS)
+        for column in range(len(PANELS)):
+            left = column * (width + GAP)
+            panel = strip.crop((left, 0, left + width, strip.height))
+            panel.thumbnail((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(panel, (beside + column * (side + GAP), top))
+    sheet.save(OUT / "strips.webp", quality=85, method=6)
 
 
 def half(run: Path, folder: Path) -> None:
@@ -103,6 +127,7 @@ def main(runs: Path) -> None:
     """Serve the folders and take the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         newest = Shelf.of([runs]).runs()[0]
+        strips(newest.path)
         half(newest.path, Path(folder) / "second-stage")
         box = new_image(Path(folder) / "images")
         with studio_at([runs, Path(folder)], 0) as (door, server, listener):
