@@ -144,6 +144,29 @@ def test_a_point_and_a_box_by_keyboard(browser: webdriver.Chrome, root: str, tmp
     picture(browser, tmp_path / "studio-prompt-390-dark.png")
 
 
+def test_a_point_that_is_not_the_object_leaves_one_mask(browser: webdriver.Chrome, root: str) -> None:
+    window(browser, DESKTOP, "light")
+    opened(browser, root)
+    stage, image = (browser.find_element(By.CSS_SELECTOR, place) for place in ("#stage", "#stage img"))
+    stage.send_keys(Keys.ENTER)
+    stage.send_keys(Keys.ARROW_LEFT, Keys.ENTER)
+    asked = (
+        "return performance.getEntriesByType('resource').filter(e => e.name.endsWith('/try/segment')).length"
+    )
+    WebDriverWait(browser, 60).until(lambda b: b.execute_script(asked) == 2)
+    click = ActionChains(browser).key_down(Keys.SHIFT).move_to_element_with_offset(image, -60, -50)
+    click.click().key_up(Keys.SHIFT).perform()
+    WebDriverWait(browser, 60).until(lambda b: b.execute_script(asked) == 3)
+    x, y = browser.find_element(By.ID, "negatives").get_attribute("value").split(",")
+    assert 0 <= int(x) < 32
+    assert 0 <= int(y) < 24
+    kinds = [mark.get_attribute("class") for mark in browser.find_elements(By.CSS_SELECTOR, ".mark")]
+    assert kinds == ["mark point", "mark point", "mark negative"]
+    said = (By.CSS_SELECTOR, ".answer p")
+    WebDriverWait(browser, 60).until(lambda b: b.find_element(*said).text.count("pixels") == 1)
+    assert violations(browser) == []
+
+
 def test_a_policy_in_words_fits_a_phone(browser: webdriver.Chrome, root: str, tmp_path: Path) -> None:
     window(browser, PHONE, "light")
     browser.get(f"{root}/policy")
