@@ -273,9 +273,17 @@ def mean_of(rows: Sequence[Row], figure: str) -> float:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Markdown: for each kind of tasks a line per layer and way. IoU in percent; after the last click and for
-    NoC with the 95 % interval of the mean over seeds."""
-    heads = ["layer", "prompts", *(f"{k} clicks" for k in range(CLICKS)), f"{CLICKS} clicks"]
+    """Markdown: for each kind of tasks a line per layer and way. IoU in percent.
+
+    What later clicks add to the first mask is a difference within a task and seed; its 95 % interval is
+    Student's.
+    """
+    heads = [
+        "layer",
+        "prompts",
+        *(f"click {k}" if k else "no click" for k in range(CLICKS + 1)),
+        "later clicks add, points",
+    ]
     heads += [f"NoC@{100 * ENOUGH:.0f}", f"never {100 * ENOUGH:.0f} %"]
     parts = []
     for kind in dict.fromkeys(row.kind for row in rows):
@@ -283,12 +291,11 @@ def tables(rows: Sequence[Row]) -> str:
         tasks, seeds = len({row.task for row in own}), len({row.seed for row in own})
         lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
         for _, layer, way, some in grouped(own):
-            figures = [f"{100 * mean_of(some, f'iou_{k}'):.1f}" for k in range(CLICKS)]
-            if not WAYS[way].box:
-                figures[0] = ""
-            last, noc = interval(by_seed(some, f"iou_{CLICKS}")), interval(by_seed(some, "noc"))
-            figures += [f"{100 * last[0]:.1f} ± {100 * last[1]:.1f}", f"{noc[0]:.2f} ± {noc[1]:.2f}"]
-            figures.append(f"{100 * mean_of(some, 'missed'):.0f} %")
+            first = 0 if WAYS[way].box else 1
+            figures = [f"{100 * mean_of(some, f'iou_{k}'):.1f}" for k in range(first, CLICKS + 1)]
+            added, half = interval([row.curve[CLICKS] - row.curve[first] for row in some])
+            figures = [*[""] * first, *figures, f"{100 * added:+.1f} ± {100 * half:.1f}"]
+            figures += [f"{mean_of(some, 'noc'):.2f}", f"{100 * mean_of(some, 'missed'):.0f} %"]
             lines.append(f"| {layer} | {way} | {' | '.join(figures)} |")
         parts.append("\n".join([f"**{kind} tasks: {tasks}, seeds: {seeds}**", "", *lines]))
     return "\n\n".join(parts)

@@ -93,10 +93,10 @@ def picture_of_clicks(rows: Sequence[clicks.Row]) -> str:
             x=alt.X("clicks:O", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("IoU:Q"),
             color=alt.Color("layer:N"),
-            strokeDash=alt.StrokeDash("earlier mask:N"),
+            strokeDash=alt.StrokeDash("earlier mask:N", legend=alt.Legend(symbolType="stroke")),
         )
         .properties(width=260, height=200)
-        .facet("panel:N", columns=2)
+        .facet(alt.Facet("panel:N", title=None), columns=2)
     )
     svg: str = vl_convert.vegalite_to_svg(chart.to_dict())
     return svg

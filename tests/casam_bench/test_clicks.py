@@ -127,6 +127,6 @@ def test_tables_are_means_over_seeds_of_means_over_tasks() -> None:
     rows = [row for seed in (0, 1) for row in rows_of(CELL, "real", "nuclei", seed)]
     lines = tables(rows).splitlines()
     assert lines[0] == "**real tasks: 1, seeds: 2**"
-    figures = "40.0 | 47.5 | 60.0 | 65.0 | 70.0 | 75.0 ± 0.0 | 2.33 ± 0.00 | 33 %"
+    figures = "40.0 | 47.5 | 60.0 | 65.0 | 70.0 | 75.0 | +35.0 ± 0.0 | 2.33 | 33 %"
     assert lines[-1] == f"| frozen SAM | box, then clicks | {figures} |"
     assert picture_of_clicks(rows).startswith("<svg")
