@@ -22,6 +22,7 @@ MEANINGS = {
     "fwt_iou": "forward transfer",
     "plasticity_iou": "plasticity",
     "intransigence_iou": "intransigence",
+    "personal_gain": "gain of personal entries",
     "false_unknown_rate": "to frozen SAM by mistake",
 }
 """Figures of a run in the first table of a comparison, with their column heads."""

@@ -17,6 +17,10 @@ from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.inprocess import run_inprocess
+from scenarios.report.reading import read_run
+from scenarios.report.sections.quality import personal_table
+from scenarios.study.frames import personal_gain
+from server.run.summary_schema import read_summary
 from tests.banks import tiny_backbone
 from tests.conftest import phantom, tiny_table, with_policies
 from tests.runs import FinishedRun, private, summary_of
@@ -65,6 +69,18 @@ def test_a_figure_is_that_of_the_entry_that_the_institution_kept(finished_run: F
             by_image[image][entry] = scores["total"]["iou"] / scores["n_instances"]
         mine = [ious.get(own.digest_of("histology"), ious["identity"]) for ious in by_image.values()]
         assert told["personal"][name]["histology"] == pytest.approx(fmean(mine), abs=1e-4)
+
+
+def test_report_and_study_say_what_is_gained(finished_run: FinishedRun) -> None:
+    run = finished_run(table(**PERSONAL))
+    told = summary_of(run)
+    personal, shared = told["personal"], told["statistics"]
+    rows = personal_table(read_run(run, "run")).rows
+    assert [row[:2] for row in rows] == [("histology", "south"), ("histology", "west")]
+    assert [row[3] for row in rows] == [f"{personal[name]['histology']:.3f}" for name in ("south", "west")]
+    gains = [personal[name]["histology"] - shared[name]["histology"]["iou"]["mean"] for name in personal]
+    assert personal_gain(read_summary(run)) == pytest.approx(fmean(gains))
+    assert personal_gain(read_summary(finished_run(table()))) is None
 
 
 def test_an_institution_predicts_with_its_personal_entry(finished_run: FinishedRun) -> None:
