@@ -1,15 +1,20 @@
 """`casam bench gpu`: its parts, one after the other; what has its figures is not measured again.
 
-A part that fails is reported by name, with its traceback in a file, and the next one begins. The figures of a
-part are kept in the folder `Surroundings.parts`, for the same card and the same code.
+A part that fails or takes too long is reported by name, with its traceback in a file, and the next one
+begins. The figures of a part are kept in the folder `Surroundings.parts`, for the same card and the same code.
+A part that did not end in an earlier call comes last.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +62,12 @@ PARTS: dict[str, Part] = {
 }
 """The most important first, in case the time on a card ends."""
 
+LIMIT, LIMITS = 40.0, {"paper": 110.0, "compiled": 80.0}
+"""Seconds after which a part on a card is stopped. A rehearsal on a processor has no limit."""
+
+TIME = "CASAM_GPU_SECONDS"
+"""The variable with the seconds for all parts; without it they take as long as they take."""
+
 
 def run(around: Surroundings) -> Figures:
     """All figures of all parts; the functions of the parts say what they are. PART_seconds: what a part took.
@@ -66,46 +77,90 @@ def run(around: Surroundings) -> Figures:
     card.compute()  # before the first product: it decides whether the same work gives the same bits
     figures: Figures = {}
     begun = time.monotonic()
-    for number, (name, part) in enumerate(PARTS.items(), 1):
+    end = begun + float(os.environ.get(TIME, math.inf))
+    for number, name in enumerate(sorted(PARTS, key=partial(ended_badly, around.parts)), 1):
         kept = figures_in(around.parts, name, card)
         if kept is not None:
             around.say(f"gpu: {name} has its figures ({number} of {len(PARTS)})")
             figures |= kept
             continue
         around.say(f"gpu: {name} ({number} of {len(PARTS)}, after {time.monotonic() - begun:.0f} s)")
-        figures |= measured(card, name, part, figures)
+        left = end - time.monotonic()
+        if left <= 0:
+            around.say(f"gpu: no time was left for {name}; the same call again measures it")
+            figures[f"failed_{name}"] = 1.0
+            continue
+        most = LIMITS.get(name, LIMIT) if card.cuda else math.inf
+        figures |= measured(card, name, PARTS[name], figures, min(left, most))
     show(card, figures)
     if failed := [name for name in PARTS if f"failed_{name}" in figures]:
         around.say(f"gpu: FAILED: {', '.join(failed)}; the other figures are good")
     return figures
 
 
-def measured(card: Card, name: str, part: Part, known: Figures) -> Figures:
-    """The figures of a part, which are kept; failed_PART if it failed."""
+def measured(card: Card, name: str, part: Part, known: Figures, most: float = math.inf) -> Figures:
+    """The figures of a part, which are kept; failed_PART if it failed or took more than `most` seconds."""
     folder, begun = card.around.parts, time.monotonic()
     card.free()
+    if folder is not None:  # what is left if the process itself ends
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(error_of(folder, name), b"the process ended within this part\n")
     try:
-        found = part(card, known) | {f"{name}_seconds": time.monotonic() - begun}
-    except Exception as error:
+        with limited(most):
+            found = part(card, known) | {f"{name}_seconds": time.monotonic() - begun}
+    except (Exception, TooLong) as error:
         first, *_ = str(error).splitlines() or [""]
         card.around.say(f"gpu: {name} FAILED: {type(error).__name__}: {first}")
         if folder is not None:
-            write_atomic(folder / f"{name}.error.txt", traceback.format_exc().encode())
+            write_atomic(error_of(folder, name), traceback.format_exc().encode())
         return {f"failed_{name}": 1.0}
     for key, value in found.items():
         card.around.say(f"gpu:   {key} = {value:.4g}")
     if folder is not None:
         kept = {"card": card.name, "code": code_fingerprint(), "figures": found}
         write_atomic(folder / f"{name}.json", (json.dumps(kept, indent=2) + "\n").encode())
-        (folder / f"{name}.error.txt").unlink(missing_ok=True)
+        error_of(folder, name).unlink(missing_ok=True)
     return found
+
+
+class TooLong(BaseException):
+    """A part took too long. No part catches it by mistake, as it is no Exception."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TooLong in the block after so many seconds. A call that does not come back from the driver is not
+    reached by it: check.sh ends the process."""
+    if seconds == math.inf:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TooLong(f"expected its end within {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def error_of(folder: Path, name: str) -> Path:
+    """Where a part that has no figures says why."""
+    return folder / f"{name}.error.txt"
+
+
+def ended_badly(folder: Path | None, name: str) -> bool:
+    """Whether an earlier call left the part without figures."""
+    return folder is not None and error_of(folder, name).exists()
 
 
 def figures_in(folder: Path | None, name: str, card: Card) -> Figures | None:
     """The kept figures of a part; None if there are none of this card and this code."""
     if folder is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         kept = json.loads((folder / f"{name}.json").read_text())
         same = (kept["card"], kept["code"]) == (card.name, code_fingerprint())

@@ -8,7 +8,7 @@ z_CHW, z_BCHW: frozen embeddings, float32. f_F: pooled feature. N prompts, H x W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,9 +113,14 @@ def decode_masks(
     decoder = layer.own_decoder() if layer is not None else None
     in_frame = prompts.into(frame)
     some = backbone.compute.prompts_together
+
+    def decoded(turn: Sequence[int]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[turn[0] : turn[-1] + 1], decoder)
+        return (frame.restore(logits_nhw) > 0).cpu().numpy(), iou_n.cpu().numpy()
+
     for start in range(0, len(prompts), some):
-        logits_nhw, iou_n = backbone.decode(z_CHW, in_frame[start : start + some], decoder)
-        yield (frame.restore(logits_nhw) > 0).cpu().numpy(), iou_n.cpu().numpy()
+        together = range(start, min(start + some, len(prompts)))
+        yield from backbone.halved.run("prompts decoded together", together, decoded)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,9 @@ class Halved:
         if name not in self.names:
             try:
                 return work()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
                 if size < 2:
                     raise self.lacking(name, size) from error
             undo()  # outside of the block, whose error still holds tensors
@@ -160,7 +162,9 @@ class Halved:
             free_unused()  # it lies in blocks of other sizes
         try:
             return work()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             raise self.lacking(name, -(-size // 2)) from error
 
     @staticmethod
@@ -170,6 +174,13 @@ class Halved:
             f"{name}: expected device memory for {size} at once, found too little; use a device with more "
             "memory, close other programs on it, or set compute.device = 'cpu'"
         )
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether a device had too little memory: torch's own error, or that of a library or of Metal, which come
+    as plain errors."""
+    plain = ("MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in plain)
 
 
 def forget_peak() -> None:
@@ -187,6 +198,8 @@ def free_unused() -> None:
     """Give device memory that nothing uses back, to other processes on the same card."""
     if cards_in_use():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def cards_in_use() -> range:

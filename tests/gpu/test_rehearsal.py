@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -69,6 +70,47 @@ def test_a_part_that_fails_is_named_and_the_next_one_begins(
     assert "in bad" in (tmp_path / "bad.error.txt").read_text()
     card_parts.run(around)
     assert tried == ["bad", "good", "bad"]  # what has its figures is not measured again
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[str] = []
+
+    def slow(card: Card, known: Figures) -> Figures:
+        tried.append("slow")
+        try:
+            time.sleep(60 if len(tried) == 1 else 0)
+        except Exception:  # what a part catches does not hide that its time is over
+            return {"speed": 1.0}
+        return {"speed": 2.0}
+
+    def quick(card: Card, known: Figures) -> Figures:
+        tried.append("quick")
+        raise ValueError("always")
+
+    monkeypatch.setenv("CASAM_GPU", "cpu")
+    monkeypatch.setattr(card_parts, "PARTS", {"slow": slow, "quick": quick})
+    around = card_in(tmp_path).around
+    monkeypatch.setenv(card_parts.TIME, "1")
+    figures = card_parts.run(around)
+    assert figures == {"failed_slow": 1.0, "failed_quick": 1.0}
+    said = capsys.readouterr().out
+    assert "slow FAILED: TooLong: expected its end within 1 s" in said
+    assert "no time was left for quick; the same call again measures it" in said
+    monkeypatch.delenv(card_parts.TIME)
+    assert card_parts.run(around) == {"failed_quick": 1.0, "speed": 2.0, "slow_seconds": ANY}
+    assert tried == ["slow", "quick", "slow"]  # of the two, only the first had failed by itself
+
+
+def test_a_part_in_which_the_process_ended_is_known(tmp_path: Path) -> None:
+    def deadly(card: Card, known: Figures) -> Figures:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        card_parts.measured(card_in(tmp_path), "one", deadly, {})
+    assert (tmp_path / "one.error.txt").read_text() == "the process ended within this part\n"
+    assert card_parts.ended_badly(tmp_path, "one")
 
 
 def test_figures_of_another_card_or_of_other_code_are_measured_again(
