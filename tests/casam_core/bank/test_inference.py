@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ import casam
 from casam import LoadedBank, Segmenter, backbone_for, load_bank
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.inference import channels_of, entry_router
+from casam_core.bank.inference import channels_of, decode_masks, entry_router
 from casam_core.errors import BankError, PromptError, ScenarioError
+from casam_core.model.compute import Halved
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.prompts import Prompts
 from tests.banks import picture, tiny_backbone, tiny_bank, tiny_entry
@@ -36,6 +38,28 @@ def bank(tmp_path: Path) -> LoadedBank:
 
 def changed(entry: Entry, **provenance: object) -> Entry:
     return replace(entry, provenance=replace(entry.provenance, **provenance))  # type: ignore[arg-type]
+
+
+def test_prompts_that_do_not_fit_are_decoded_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, image_HW3 = tiny_backbone(), picture("polyp")
+    z_CHW, frame = backbone.encode([image_HW3])[0], backbone.frame(image_HW3)
+    boxes = Prompts(boxes_N4=np.array([BOX] * 4, np.float32) + np.arange(4, dtype=np.float32)[:, None])
+    wanted = np.concatenate([masks for masks, _ in decode_masks(backbone, z_CHW, frame, boxes)])
+    decode, asked = backbone.decode, list[int]()
+
+    def limited(z_CHW: torch.Tensor, prompts: Prompts, *rest: Any) -> Any:
+        asked.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(z_CHW, prompts, *rest)
+
+    monkeypatch.setattr(backbone, "decode", limited)
+    monkeypatch.setattr(backbone, "halved", Halved())
+    for _ in range(2):
+        found = np.concatenate([masks for masks, _ in decode_masks(backbone, z_CHW, frame, boxes)])
+        np.testing.assert_array_equal(found, wanted)
+    assert asked == [4, 2, 2, 2, 2]
+    assert backbone.halved.names == ["prompts decoded together"]
 
 
 # --- Routing and layers ----------------------------------------------------------------------------

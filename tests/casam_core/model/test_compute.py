@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from casam_core.config.scenario import ComputeSpec
-from casam_core.errors import ScenarioError
-from casam_core.model.compute import Compute, resolve_compute
+from casam_core.errors import RunError, ScenarioError
+from casam_core.model.compute import Compute, Halved, resolve_compute
 
 
 def without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +50,41 @@ def test_products_are_computed_in_the_named_precision(precision: str) -> None:
     with Compute("cpu", 1, precision).autocast():
         assert (ones @ ones).dtype == getattr(torch, precision)
     assert (ones @ ones).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["cuda", "mps", "cublas"],
+)
+def test_a_lack_of_memory_is_known_on_every_device(lack: RuntimeError) -> None:
+    def work(items: Sequence[int]) -> int:
+        if len(items) > room:
+            raise lack
+        return sum(items)
+
+    room, halved = 2, Halved()
+    assert halved.run("sums", range(4), work) == [1, 5]
+    assert halved.names == ["sums"]
+    room = 1
+    with pytest.raises(RunError, match="sums: expected device memory for 2 at once, found too little"):
+        halved.run("sums", range(4), work)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    asked: list[int] = []
+
+    def work(items: Sequence[int]) -> int:
+        asked.append(len(items))
+        raise RuntimeError("expected all tensors on one device")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="on one device"):
+            Halved().run("sums", range(4), work)
+    with pytest.raises(RuntimeError, match="on one device"):
+        Halved(["sums"]).run("sums", range(4), work)
+    assert asked == [4, 4, 2]
