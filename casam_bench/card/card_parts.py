@@ -1,8 +1,8 @@
 """`casam bench gpu`: its parts, one after the other; what has its figures is not measured again.
 
 A part that fails or takes too long is reported by name, with its traceback in a file, and the next one
-begins. The figures of a part are kept in the folder `Surroundings.parts`, for the same card and the same code.
-A part that did not end in an earlier call comes last.
+begins. The figures of a part are kept in the folder `Surroundings.parts`, for the same card and the same
+code. A part that did not end in an earlier call comes last.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def decoding(card: Card, known: Figures) -> Figures:
 
 def routing(card: Card, known: Figures) -> Figures:
     """route_1000_ms: from an embedding on the card to the route among 1,000 entries, mean over images.
-    Features and scores are computed by the processor, in one product, so a decision has the same bits
-    everywhere. route_feature_ms: the part of it that makes the feature."""
+    Features are made on the card; the processor computes all scores in one product. route_feature_ms: the
+    part of it that makes the feature."""
     entries, images = (100, 2) if card.small else (1000, 64)
     generator = torch.Generator().manual_seed(7)
     router = build_router(DEFAULT)

@@ -1,7 +1,8 @@
 """The router's features: the frozen embedding of an image, pooled over its cells.
 
-z_BCHW: frozen embedding; f_BF: pooled feature. It is computed in float32 on the CPU, one image at a time,
-so that a feature does not depend on the other images of a batch.
+z_BCHW: frozen embedding; f_BF: pooled feature. It is computed in float32 where the embedding is, one image
+at a time, so that a feature does not depend on the other images of a batch. Embeddings from a store are in
+the processor's memory, so runs compute their features on the processor whatever the device.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def width_of(kind: str, channels: int) -> int:
 
 
 def pool(z_CHW: Tensor, kind: str) -> Tensor:
-    """f_F of one embedding. Raises ScenarioError for an unknown kind."""
+    """f_F of one embedding, in the processor's memory. Raises ScenarioError for an unknown kind."""
     if kind not in FEATURES:
         raise ScenarioError(f"router.features: expected one of {', '.join(FEATURES)}, found {kind!r}")
-    return FEATURES[kind](z_CHW[None].float().cpu())[0]
+    return FEATURES[kind](z_CHW[None].float())[0].cpu()

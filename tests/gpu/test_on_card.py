@@ -124,7 +124,7 @@ def test_every_kind_of_step_has_the_processors_loss(training: dict[str, str]) ->
         polyps = zip(embeddings("cpu")["polyp"], samples()["polyp"], strict=True)
         known = [Example(z_CHW, sample.labels_HW) for z_CHW, sample in polyps]
         drawn = draw_batch(np.arange(2), known, backbone, spec, np.random.default_rng(0))
-        losses.append(float(decode_batch(layer, backbone, drawn).loss(spec)))
+        losses.append(float(decode_batch(layer, backbone, drawn).loss(spec).detach()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
@@ -133,7 +133,7 @@ def test_no_route_changes() -> None:
     routes = []
     for device in ("cpu", CARD):
         features = {
-            name: torch.stack([pool(z_CHW, "moments") for z_CHW in z_NCHW])
+            name: torch.stack([pool(z_CHW.to(device), "moments") for z_CHW in z_NCHW])
             for name, z_NCHW in embeddings(device).items()
         }
         # The entries were learned on the processor; only the images differ.

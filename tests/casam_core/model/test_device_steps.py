@@ -23,6 +23,7 @@ import casam_core.model.examples
 from casam_core.bank.inference import decode_masks
 from casam_core.config.named_parts import BackboneSpec, LowRankSpec
 from casam_core.config.scenario import TrainingSpec
+from casam_core.methods import PenaltyBuilder, distillation, elastic
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
@@ -84,6 +85,16 @@ def test_finder_drift_terms_and_their_gradients_are_there_too(backbone: Backbone
     control, near = ControlVariate(weights_of(before)), proximal(before, 0.1)
     spec = TrainingSpec(epochs=2, batch_images=2)
     taken(backbone, build_layer(section, 32, 0), spec, penalty=near, corrected=control)
+
+
+@pytest.mark.parametrize("penalty", [elastic, distillation])
+def test_terms_against_forgetting_are_there_too(backbone: Backbone, penalty: PenaltyBuilder) -> None:
+    section = LowRankSpec()
+    start = build_layer(section, 32, 1)
+    important = {name: np.ones_like(value) for name, value in weights_of(start).items()}
+    start.requires_grad_(False).to(DEVICE)  # as an institution does
+    spec = TrainingSpec(epochs=2, batch_images=2)
+    taken(backbone, build_layer(section, 32, 0), spec, penalty=penalty(start, backbone, important))
 
 
 def test_a_step_that_reads_a_number_is_found(backbone: Backbone) -> None:

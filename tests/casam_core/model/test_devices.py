@@ -29,6 +29,8 @@ from casam_core.model.frame import Frame
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import DECODED, Batch, decode_batch, draw_batch
 from casam_core.privacy.dp_training import set_gradients
+from casam_core.routing import features
+from casam_core.routing.features import FEATURES, pool
 from client.drift import ControlVariate, proximal
 
 CARD = torch.device("cuda:0")
@@ -155,6 +157,22 @@ def test_a_step_on_images_that_are_held_there_stays_on_the_card(card: FakeTensor
     assert loss.device == CARD
 
 
+@pytest.mark.parametrize("kind", sorted(FEATURES))
+def test_a_feature_is_made_on_the_card_and_leaves_it_as_a_few_numbers(
+    card: FakeTensorMode, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Tensor] = []
+
+    def watched(z_BCHW: Tensor) -> Tensor:
+        made.append(FEATURES[kind](z_BCHW))
+        return made[-1]
+
+    with card:
+        monkeypatch.setitem(features.FEATURES, "watched", watched)
+        feature_F = pool(torch.zeros(32, 8, 8).to(CARD), "watched")
+    assert (made[0].device, feature_F.device) == (CARD, torch.device("cpu"))
+
+
 # Fake tensors have no backward pass on a card, so losses and gradients are looked at one by one.
 def test_the_loss_of_a_finder_stays_on_the_card(card: FakeTensorMode) -> None:
     finder = Finder(32)
@@ -195,10 +213,23 @@ def test_a_noisy_gradient_goes_back_to_the_card(card: FakeTensorMode) -> None:
     }
 
 
-def test_masks_come_back_at_the_images_size(card: FakeTensorMode) -> None:
-    backbone, boxes = backbone_on(card), np.array([[2, 3, 20, 30]] * 3, np.float32)
+THREE = np.array([[2, 3, 20, 30]] * 3, np.float32)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        Prompts(boxes_N4=THREE),
+        Prompts(points_NP2=THREE[:, None, :2]),
+        Prompts(boxes_N4=THREE, points_NP2=THREE[:, None, :2], labels_NP=np.array([[0], [1], [1]])),
+        Prompts(boxes_N4=THREE, masks_Nhw=np.zeros((3, 32, 32), np.float32)),
+    ],
+    ids=["boxes", "points", "boxes and points", "boxes and earlier masks"],
+)
+def test_masks_of_all_prompts_come_back_at_the_images_size(card: FakeTensorMode, prompts: Prompts) -> None:
+    backbone = backbone_on(card)
     with card:
-        logits_Nhw, iou_N = backbone.decode(torch.zeros(32, 8, 8).to(CARD), Prompts(boxes_N4=boxes))
+        logits_Nhw, iou_N = backbone.decode(torch.zeros(32, 8, 8).to(CARD), prompts)
         masks_NHW = Frame(60, 48, 64).restore(logits_Nhw)
     assert (masks_NHW.device, tuple(masks_NHW.shape), iou_N.device) == (CARD, (3, 60, 48), CARD)
 
