@@ -117,9 +117,10 @@ def room_on(device: str) -> int:
 def holding(examples: Examples, compute: Compute, side: int, room: int) -> HeldExamples:
     """As many of the first examples as fit into `room` bytes, on the device."""
     kept: dict[int, Example] = {}
+    enough = room_on(compute.device) // 2  # other processes may fill the device at the same time
     for i, example in enumerate(loaded(examples, side)):
         room -= size_of(example)
-        if room < 0:
+        if room < 0 or room_on(compute.device) < enough:
             break
         shown = example.known
         assert shown is not None  # `loaded` worked it out

@@ -552,6 +552,14 @@ def test_examples_on_the_device_train_the_same_layer(
         assert result.losses == pytest.approx(whole.losses, rel=1e-2)
 
 
+def test_it_holds_no_more_when_others_fill_the_device(
+    tiny: Backbone, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([1000, 800, 499, 100])  # at the beginning, then before each image
+    monkeypatch.setattr(casam_core.model.examples, "room_on", lambda device: next(left))
+    assert list(holding(examples, tiny.compute, 32, 1 << 30).held) == [0]
+
+
 def test_what_is_held_is_compact_and_exact(tiny: Backbone, examples: list[Example]) -> None:
     stored = replace(examples[0], seen_CHW=examples[0].seen_CHW.half().float())
     one, other = holding([stored, examples[1]], tiny.compute, 32, 1 << 30).held.values()
