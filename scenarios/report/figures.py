@@ -62,6 +62,8 @@ FIGURES = (
         -1,
         0.005,
     ),
+    Figure("right after learning", lambda r: r.summary.plasticity_iou, fraction, signed, 1),
+    Figure("forward transfer, points", lambda r: r.summary.fwt_iou, points, points, 1),
     Figure(
         "routed to their task",
         lambda r: r.summary.routing.accuracy,

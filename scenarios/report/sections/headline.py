@@ -6,6 +6,7 @@ from scenarios.report.figures import SPLITS, empty_cells, gain, thresholds_of
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.reading import Run, frozen_iou, refusals
 from scenarios.report.words import count, fraction, listed, percent, points, signed, size
+from server.run.summary_schema import Routing
 
 
 def headline(run: Run) -> Section:
@@ -103,6 +104,16 @@ def cards(run: Run) -> list[Card]:
                 "good" if summary.ff_iou < 1 else "bad",
             )
         )
+    if summary.plasticity_iou is not None:
+        found.append(
+            Card(
+                "Right after learning",
+                fraction(summary.plasticity_iou),
+                f"forward transfer {points(summary.fwt_iou)} points",
+                "Plasticity: the mean IoU of every task right after it was learned. Forward transfer is what "
+                "earlier tasks already gave it before, above frozen SAM.",
+            )
+        )
     if routes.accuracy is not None:
         found.append(
             Card(
@@ -121,7 +132,8 @@ def cards(run: Run) -> list[Card]:
                 percent(routes.unseen_unknown_rate),
                 auroc,
                 "Share of the images of unlearned tasks that the router treats as unknown, which is right. "
-                "AUROC measures how well known and unknown images can be separated; 0.5 is guessing.",
+                "AUROC measures how well known and unknown images can be separated; 0.5 is guessing."
+                + near_and_far(routes),
             )
         )
     up, down = sum(summary.bytes.up.values()), sum(summary.bytes.down.values())
@@ -145,6 +157,14 @@ def cards(run: Run) -> list[Card]:
         )
     )
     return found
+
+
+def near_and_far(routes: Routing) -> str:
+    """The AUROC of near and of far unknown tasks, in words; nothing where the scenario calls none near."""
+    if routes.near.auroc is None:
+        return ""
+    far = "" if routes.far.auroc is None else f", for the others {fraction(routes.far.auroc)}"
+    return f" It is {fraction(routes.near.auroc)} for tasks that resemble learned ones{far}."
 
 
 def privacy_card(run: Run) -> Card:

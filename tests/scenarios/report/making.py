@@ -99,6 +99,8 @@ def summary_of(scenario: Scenario, **changes: Any) -> dict[str, Any]:
         "avg_iou": (0.80 + 0.75 + (0.78 + 0.70 + 0.90) / 3) / 3,
         "ff_iou": 1.0,
         "bwt_iou": -0.01,
+        "fwt_iou": 0.0125,
+        "plasticity_iou": (0.80 + 0.70 + 0.90) / 3,
         "complete": dict.fromkeys(("last_iou", "avg_iou", "ff_iou", "bwt_iou"), True),
         "iou_instance": {"polyp": 0.77, "histology": 0.69, "cardiac_mr": 0.9},
         "worst_institution_iou": {"polyp": 0.78, "histology": 0.66, "cardiac_mr": 0.9},
@@ -115,6 +117,7 @@ def summary_of(scenario: Scenario, **changes: Any) -> dict[str, Any]:
             "unseen_unknown_rate": 0.75,
             "auroc": 0.95,
             "fpr95": 0.1,
+            "near": {"auroc": 0.9, "fpr95": 0.2},
             "margins": {
                 task: [[i, int(n)] for i, n in enumerate(margin_histogram(found)) if n]
                 for task, found in margins.items()

@@ -168,11 +168,16 @@ def test_ids_are_unique_and_links_lead_somewhere(runs: Path) -> None:
     assert {(a["href"] or "")[1:] for a in outline.all("a")} <= set(ids)
 
 
-def test_two_runs_stand_side_by_side_with_their_differences(both: str) -> None:
+def test_two_runs_stand_side_by_side_with_their_differences(both: str, runs: Path) -> None:
     text = shown(both)
     assert "seed 0 1" in text  # the one key that was changed
     assert "0.793 0.830+0.037, better" in text
     assert "forgetting, points 1.00 1.00the same" in text
+    assert "It is 0.900 for tasks that resemble learned ones." in shown(
+        page(read_all([runs / "one"]), full=True)
+    )
+    assert "right after learning 0.800 0.800the same" in text
+    assert "forward transfer, points +1.2 +1.2the same" in text
     assert "The continual matrix" not in text  # a run's own part
 
 
