@@ -20,8 +20,7 @@ import vl_convert
 from casam_bench.quality.layer_page import DOCS, filled
 from casam_core.errors import RunInputError
 from casam_core.files import write_atomic
-from scenarios.export.paper_tables import complete, part_of_page
-from scenarios.study.frames import FIGURES
+from scenarios.export.paper_tables import COSTS, QUALITY, ROUTING, complete, part_of_page
 
 CSV = DOCS / "figures" / "paper-tables.csv"
 MARK = "paper-tables"
@@ -38,7 +37,7 @@ def tidy(folder: Path) -> pd.DataFrame:
             f"{path}: expected the study paper-tables, found no column {', '.join(sorted(missing))}"
         )
     done = rows[rows["status"] == "finished"]
-    return done[["method", "order", "seed", *FIGURES]].reset_index(drop=True)
+    return done[["method", "order", "seed", *QUALITY, *ROUTING, *COSTS]].reset_index(drop=True)
 
 
 def read(path: Path) -> pd.DataFrame:

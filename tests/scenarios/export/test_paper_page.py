@@ -11,15 +11,28 @@ import pytest
 from casam_bench.quality.layer_page import DOCS
 from casam_core.errors import RunInputError
 from scenarios.export.paper_page import CSV, MARK, picture, read, tidy
-from scenarios.export.paper_tables import COMPARED, SEEDS, complete, of_runs, part_of_page
-from scenarios.study.frames import FIGURES
+from scenarios.export.paper_tables import (
+    COMPARED,
+    COSTS,
+    QUALITY,
+    ROUTING,
+    SEEDS,
+    complete,
+    of_runs,
+    part_of_page,
+)
 
 
 def rows_of(methods: dict[str, list[float]], order: str = "mixed") -> pd.DataFrame:
     """A run per method and seed: each figure is the method's value of that seed."""
     return pd.DataFrame(
         [
-            {"method": method, "order": order, "seed": seed, **dict.fromkeys(FIGURES, value)}
+            {
+                "method": method,
+                "order": order,
+                "seed": seed,
+                **dict.fromkeys((*QUALITY, *ROUTING, *COSTS), value),
+            }
             for method, values in methods.items()
             for seed, value in enumerate(values)
         ]
