@@ -45,6 +45,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "scale": Benchmark(
         "9, 100 and 1,000 institutions through Flower, compared with an idle app.", at("speed.scale:run")
     ),
+    "growth": Benchmark(
+        "9 to 10,000 institutions, 1 to 10,000 tasks, and a cost model. It resumes.",
+        at("speed.growth.growth_cells:run"),
+        True,
+    ),
     "disasters": Benchmark(
         "Many seeds of simulated disasters (--seeds), from a clone. It resumes.",
         at("speed.disaster_runs:run"),

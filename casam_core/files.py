@@ -28,6 +28,10 @@ from casam_core.errors import BankError, PolicyError
 T = TypeVar("T")
 R = TypeVar("R", bound="IsDataclass")
 
+HOSTED = 16_384
+"""Most institutions whose open logs and data a process keeps. It serves them in turn, so with one place less
+than institutions nothing would ever be found again."""
+
 
 def casam_home() -> Path:
     """$CASAM_HOME, by default ~/.cache/casam."""
@@ -213,7 +217,7 @@ class LockedLog(Generic[T]):
                 self._named = True
             self._bytes += data
             self._lines.append(line)
-            self._state = _state(handle)
+            self._state = state_of(handle)
             return line
 
     def lines(self) -> list[T]:
@@ -234,7 +238,7 @@ class LockedLog(Generic[T]):
             os.close(handle)
 
     def _read(self, handle: int) -> list[T]:
-        if self._state == _state(handle):
+        if self._state == state_of(handle):
             return self._lines
         size = os.fstat(handle).st_size
         data = os.pread(handle, size, 0)
@@ -246,7 +250,7 @@ class LockedLog(Generic[T]):
         lines = list(self._lines)
         for text in whole[len(self._bytes) :].splitlines():
             lines.append(self._parse(lines, text))
-        self._bytes, self._lines, self._state = bytearray(whole), lines, _state(handle)
+        self._bytes, self._lines, self._state = bytearray(whole), lines, state_of(handle)
         return lines
 
 
@@ -319,9 +323,12 @@ class RecordLog(LockedLog[R]):
             raise PolicyError(f"{self.path}: line {len(before) + 1} is not {self._fault}") from error
 
 
-def _state(handle: int) -> tuple[int, ...]:
-    """Identity, size and change time of a file; a program cannot set the change time (ctime)."""
-    found = os.fstat(handle)
+def state_of(file: Path | int) -> tuple[int, ...]:
+    """Identity, size and change time of a file; a program cannot set the change time (ctime).
+
+    Raises OSError.
+    """
+    found = os.stat(file)
     return (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
 
 

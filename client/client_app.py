@@ -16,11 +16,12 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from casam_core.config.scenario import Scenario
+from casam_core.files import HOSTED
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import free_unused, prepare_process, resolve_compute
 from casam_core.protocol import schema
 from casam_core.protocol.audit import audit_log
-from casam_core.protocol.compressed_text import expand_text
+from casam_core.protocol.compressed_text import expand_text, one_copy
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import (
     AlignRequest,
@@ -144,7 +145,7 @@ def identify(message: Message, context: Context) -> Message:
 
 def told(request: IdentifyRequest, context: Context) -> str:
     """The compressed scenario of this or an earlier request. Raises RefusalError (unknown-scenario)."""
-    compressed = request.scenario or compressed_scenario(context)
+    compressed = one_copy(request.scenario or compressed_scenario(context))
     try:
         text = expand_text(compressed)
     except ValueError as error:
@@ -258,7 +259,7 @@ def sites_here(text: str, run: str, context: Context) -> Sequence[Site]:
     return simulated_sites(text, run, tuple(sorted(node.items())), tuple(sorted(settings.items())))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=HOSTED)
 def simulated_sites(text: str, run: str, node: Settings, settings: Settings) -> Sequence[Site]:
     """The sites hosted by a node of a simulation, where nothing changes during a run."""
     return hosted_sites(readable(text), run, dict(node), dict(settings), digest_of_text(text))
@@ -290,7 +291,7 @@ def parsed(scenario_json: str) -> Scenario:
     return Scenario.model_validate_json(scenario_json)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=HOSTED)
 def institution_at(site: Site, scenario_json: str) -> Institution:
     """One Institution per process, site and scenario, with its dataset opened once.
 

@@ -265,7 +265,7 @@ class Institution:
         items: list[tuple[TaskData, Sample]] = []
         for site in (self, *others):
             for task in tasks:
-                if task in self.scenario.institution(site.name).data:
+                if task in site.site.tasks:
                     data, samples = site.encoded(task, part)
                     items += [(data, sample) for sample in samples]
         return StoredExamples(items, self.backbone, layer.sees_pixels)
@@ -344,7 +344,7 @@ class Institution:
         """Route and segment every test image of every task held here under the current entries."""
         evaluator = evaluator or self.evaluator()
         found = {}
-        for task in sorted(self.scenario.institution(self.name).data):
+        for task in sorted(self.site.tasks):
             data_of_task, _ = self.encoded(task, self.scenario.evaluation.split)
             report = reporter(self.name, f"evaluate {task}")
             found[task] = evaluator.measure(task, data_of_task, known, report)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from casam_core.config.participation import FaultSpec
 from casam_core.config.policy import Policy
 from casam_core.config.public_files import PublicFiles
 from casam_core.config.scenario import RUN_NAME, Scenario
@@ -47,6 +48,7 @@ class Site:
         checkpoint: file of the backbone's weights.
         device: overrides the scenario's compute.device.
         overlays: pictures per task for the institution only.
+        faults: what a simulated institution does wrong.
     """
 
     institution: str
@@ -69,13 +71,20 @@ class Site:
     checkpoint: str | None = None
     device: str | None = None
     overlays: int = 0
+    faults: FaultSpec = field(default_factory=FaultSpec)
 
     def localised(self, scenario: Scenario) -> Scenario:
-        """The scenario with this site's own images, checkpoint and device."""
-        institutions = [
-            spec.model_copy(update={"data": self.tasks}) if spec.name == self.institution else spec
-            for spec in scenario.institutions
-        ]
+        """The scenario with this site's own images, checkpoint and device.
+
+        Simulated sites share the scenario's list of institutions, which describes their images already: a
+        list for each of 10,000 would be a hundred million places.
+        """
+        institutions = scenario.institutions
+        if not self.simulated:
+            institutions = [
+                spec.model_copy(update={"data": self.tasks}) if spec.name == self.institution else spec
+                for spec in institutions
+            ]
         backbone = scenario.backbone.model_copy(update={"checkpoint": self.checkpoint})
         compute = scenario.compute.model_copy(update={"device": self.device or scenario.compute.device})
         return scenario.model_copy(
@@ -109,9 +118,9 @@ def hosted_sites(
     """
     if not RUN_NAME.fullmatch(run):
         raise RunError(f"run name: expected letters, digits, '.', '_' and '-', found {run!r}")
-    names, digest = [spec.name for spec in scenario.institutions], digest or scenario.digest()
+    digest = digest or scenario.digest()
     if "institution" in node:
-        if node["institution"] not in names:
+        if node["institution"] not in [spec.name for spec in scenario.institutions]:
             return []
         home, name = home_of(node), str(node["institution"])
         return [
@@ -149,30 +158,28 @@ def hosted_sites(
 
     return [
         Site(
-            institution=name,
+            institution=spec.name,
             data_root=_path(settings.get("data-root")),
-            store=simulated_store(name),
+            store=simulated_store(spec.name),
             public=casam_home() / "public" / "embeddings",
-            key=out / "institutions" / name / "private" / SIGNING_KEY,
+            key=out / "institutions" / spec.name / "private" / SIGNING_KEY,
             register=out / REGISTER,
-            sums=memory(name) / "sums.jsonl",
-            questions=memory(name) / "questions.jsonl",
-            split_key=simulated_key(scenario.seed, name),
+            sums=memory(spec.name) / "sums.jsonl",
+            questions=memory(spec.name) / "questions.jsonl",
+            split_key=simulated_key(scenario.seed, spec.name),
             run=run,
             scenario=digest,
-            private=out / "institutions" / name / "private",
-            audit=out / "institutions" / name / "private" / "audit.jsonl",
-            ledger=memory(name) / "ledger.jsonl",
+            private=out / "institutions" / spec.name / "private",
+            audit=out / "institutions" / spec.name / "private" / "audit.jsonl",
+            ledger=memory(spec.name) / "ledger.jsonl",
             simulated=True,
-            policy=scenario.institution(name).policy,
-            tasks={
-                task: simulated_task(spec, scenario.seed)
-                for task, spec in scenario.institution(name).data.items()
-            },
+            policy=spec.policy,
+            tasks={task: simulated_task(data, scenario.seed) for task, data in spec.data.items()},
             checkpoint=_text(settings.get("checkpoint")),
             overlays=scenario.evaluation.overlays,
+            faults=spec.faults,
         )
-        for name in names[first::step]
+        for spec in scenario.institutions[first::step]
     ]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.errors import CasamError
-from casam_core.files import LockedLog
+from casam_core.files import HOSTED, LockedLog
 from casam_core.protocol.payload import Scalar
 
 START = "0" * 64
@@ -163,7 +163,7 @@ class AuditLog(LockedLog[Line]):
         return line
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=HOSTED)
 def audit_log(path: Path) -> AuditLog:
     """The one AuditLog of this process for a file; it remembers the lines that it has checked."""
     return AuditLog(path)

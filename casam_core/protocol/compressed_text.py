@@ -37,6 +37,12 @@ def compress_text(text: str) -> str:
 
 
 @lru_cache(maxsize=8)
+def one_copy(compressed: str) -> str:
+    """The first string that was equal to this one: 10,000 nodes of a process keep one copy, not 1 GB."""
+    return compressed
+
+
+@lru_cache(maxsize=8)
 def expand_text(compressed: str) -> str:
     """The text; the last few are cached, because every message needs one. Raises ValueError (expand)."""
     return expand(compressed).decode() if compressed else ""

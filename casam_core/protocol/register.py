@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import Field, ValidationError
 from casam_core.config.scenario import Name
 from casam_core.config.section import Section
 from casam_core.errors import CasamError
-from casam_core.files import write_atomic
+from casam_core.files import state_of, write_atomic
 from casam_core.protocol.signing import (
     SigningError,
     is_signed,
@@ -68,18 +69,36 @@ class Register(Section):
 
 
 def read_register(path: Path) -> Register:
-    """The register in a file. Raises RegisterError."""
+    """The register in a file. Raises RegisterError.
+
+    A file that did not change since is not read again: a site asks at every message, and the file has a line
+    for every institution.
+    """
+    try:
+        return _read(path, state_of(path))
+    except OSError as error:
+        raise unreadable(path) from error
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, state: tuple[int, ...]) -> Register:
+    """The register in a file that is in this state."""
     try:
         register = Register.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RegisterError(
-            f"{path}: expected the register of the consortium's keys (register.json of `casam provision`), "
-            "found no such file or another content; ask the operator for the register again"
-        ) from error
+    except ValidationError as error:
+        raise unreadable(path) from error
     signing = [keys.signing for keys in register.institutions.values()] + [register.server]
     if len(set(signing)) < len(signing):
         raise RegisterError(f"{path}: expected one signing key per name, found a key of several names")
     return register
+
+
+def unreadable(path: Path) -> RegisterError:
+    """The fault of a file that is no register."""
+    return RegisterError(
+        f"{path}: expected the register of the consortium's keys (register.json of `casam provision`), "
+        "found no such file or another content; ask the operator for the register again"
+    )
 
 
 def register_of_run(folder: Path, names: Iterable[str]) -> Path:

@@ -39,7 +39,7 @@ def evaluate_privately(
     """
     scenario, policy = institution.scenario, institution.site.policy
     noise_multiplier = metrics_noise(scenario, policy)
-    tasks = sorted(scenario.institution(institution.name).data)
+    tasks = sorted(institution.site.tasks)
     split = scenario.evaluation.split
     units = {task: institution.units(task, split) for task in tasks}
     total = PrivateSum(IMAGE_NORM * policy.budget.contribution, noise_multiplier)

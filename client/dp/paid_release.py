@@ -127,7 +127,7 @@ def forecasts_of(institution: Institution) -> dict[str, Forecast]:
     site, scenario = institution.site, institution.scenario
     spends = Ledger(site.ledger).lines()
     found = {}
-    for task in scenario.institution(institution.name).data:
+    for task in site.tasks:
         if task in scenario.stream:
             division = institution.task(task).division
             spent = of_images(spends, institution.dataset(task), "train", division)

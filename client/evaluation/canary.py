@@ -62,7 +62,7 @@ def images_at_stake(
     """Validation images by task held here that a candidate of another task could claim, of tasks with enough
     images and with a threshold."""
     new = set(candidates) & set(known.tasks)
-    held = institution.scenario.institution(institution.name).data
+    held = institution.site.tasks
     counts = {
         task: institution.task(task).holding.val
         for task in known.tasks

@@ -80,7 +80,7 @@ def draw_page(institution: Institution, stage: int, known: KnownEntries) -> Path
     private_folder(folder)
     evaluator = institution.evaluator()
     pictures: list[Picture] = []
-    for task in sorted(institution.scenario.institution(institution.name).data):
+    for task in sorted(institution.site.tasks):
         data, samples = institution.encoded(task, institution.scenario.evaluation.split)
         for sample in spread(samples, min(institution.site.overlays, MOST)):
             name = re.sub(r"[^A-Za-z0-9._-]", "_", sample.id)[-80:]

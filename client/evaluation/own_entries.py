@@ -113,7 +113,7 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
     holds its task and contributed to it.
     """
     own = own_entries(institution)
-    held = institution.scenario.institution(institution.name).data
+    held = institution.site.tasks
     for head in received.heads():
         about = head.provenance
         nameless = head.threshold is None and head.task in held and head.task not in own

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +38,12 @@ class Approval:
     withdrawn: str = ""
 
 
+@lru_cache(maxsize=8)
 def digest_of_text(text: str) -> str:
-    """SHA-256 of a scenario's canonical JSON, in hex: its name in approvals."""
+    """SHA-256 of a scenario's canonical JSON, in hex: its name in approvals.
+
+    Cached, because every node of a simulation asks, and the text has a line for every institution.
+    """
     return hashlib.sha256(text.encode()).hexdigest()
 
 

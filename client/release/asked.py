@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from casam_core.files import RecordLog
+from casam_core.files import HOSTED, RecordLog
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -77,7 +77,7 @@ def remember_question(institution: Institution, request: Question) -> None:
     log.add(found, allow)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=HOSTED)
 def questions_log(path: Path) -> RecordLog[Asked]:
     """The one log of this process for a file."""
     return RecordLog(path, Asked, "a question; restore the file from a backup")

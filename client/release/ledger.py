@@ -187,7 +187,7 @@ def account_of(institution: Institution) -> Account | None:
 
     def worst(parts: Sequence[str], *, replaced: bool) -> float | None:
         costs = []
-        for task in institution.scenario.institution(institution.name).data:
+        for task in institution.site.tasks:
             dataset, division = institution.dataset(task), institution.task(task).division
             for part in parts:
                 used = of_images(spends, dataset, part, division)

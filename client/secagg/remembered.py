@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from casam_core.files import RecordLog
+from casam_core.files import HOSTED, RecordLog
 from casam_core.protocol.audit import now
 from casam_core.protocol.messages import AlignReply
 from casam_core.protocol.outcomes import Outcome, RefusalError
@@ -82,7 +82,7 @@ def check_against(lines: Sequence[Added], found: Added) -> None:
             )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=HOSTED)
 def sums_log(path: Path) -> RecordLog[Added]:
     """The one log of this process for a file."""
     fault = "a secure sum; restore the file from a backup, because without it earlier sums can be subtracted"

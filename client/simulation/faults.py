@@ -41,7 +41,7 @@ class Role:
     @property
     def spec(self) -> FaultSpec:
         """The institution's faults in the scenario."""
-        return self.institution.scenario.institution(self.institution.name).faults
+        return self.institution.site.faults
 
     @property
     def plays(self) -> bool:

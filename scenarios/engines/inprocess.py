@@ -85,14 +85,15 @@ class InProcessGrid(Grid):
 
 def deliver(message: Message, context: Context) -> Message | None:
     """The client's answer to a message; None if it came after the message's deadline."""
-    message.content = deserialise(serialise(message.content))
-    begun = time.monotonic()
+    sent, begun = message.content, time.monotonic()
     try:
+        message.content = deserialise(serialise(sent))
         reply = client_app(message, context)
         reply.content = deserialise(serialise(reply.content))
     except Exception as error:  # Flower makes the same message of a ClientApp that raises
         reason = f"{type(error).__name__}: {error}"
         reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    message.content = sent  # the copy would live as long as the exchange
     set_id(reply)
     return reply if time.monotonic() - begun <= message.metadata.ttl - GRACE else None
 
