@@ -96,7 +96,7 @@ def busy(card: Card, known: Figures) -> Figures:
     field = "self_device_time_total" if card.cuda else "self_cpu_time_total"
     if (folder := card.around.trace) is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(folder / "training.json"))
+        profiler.export_chrome_trace(str(folder / "training.json.gz"))
         table = events.table(sort_by=field, row_limit=10, max_name_column_width=80)
         (folder / "kernels.txt").write_text(table, encoding="utf-8")
         card.around.say(f"gpu:   trace and kernels in {folder}")

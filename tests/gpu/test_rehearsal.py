@@ -38,7 +38,7 @@ def test_the_script_leaves_figures_logs_and_the_cards_name(tmp_path: Path) -> No
     assert all(value > 0 for name, value in figures.items() if name not in ON_A_CARD)
     assert "torch" in (out / "card.txt").read_text()
     assert re.search(r"^\d+ passed", (out / "tests.log").read_text(), re.MULTILINE)
-    assert {path.name for path in (out / "trace").iterdir()} == {"training.json", "kernels.txt"}
+    assert {path.name for path in (out / "trace").iterdir()} == {"training.json.gz", "kernels.txt"}
     again = subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout
     assert again.count("has its figures") == len(PARTS)
 
