@@ -5,26 +5,16 @@ Only `admit` changes a bank in place. Every other command writes a complete new 
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from casam_core.errors import BankError, PromptError, RunInputError
 from scenarios.commands.terminal import Json, console, plain_columns, print_json
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from scenarios.prediction.propagation import VolumePrediction
-    from scenarios.prediction.scan import Scan
-    from scenarios.prediction.segmenter import Prediction
-
 
 bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
 
@@ -320,6 +310,7 @@ def predict(
     # A slip should not cost the seconds in which the libraries and the model are loaded.
     with console(stderr=True).status("loading the model"):
         from casam_core.bank.inference import load_bank
+        from scenarios.prediction import telling
         from scenarios.prediction.segmenter import Segmenter, backbone_for, has_finders
 
         loaded = load_bank(bank)
@@ -328,21 +319,22 @@ def predict(
         prediction = Segmenter(model, loaded).predict(
             image_HW3, boxes, points=points, labels=labels, mask=asked.mask, one_object=one, task=task
         )
-    write_atomic(out, png_of(prediction.labels))
+    write_atomic(out, telling.png_of(prediction.labels))
     if overlay is not None:
         from client.data.dataset import LoadedSample
         from scenarios.inspection.survey import overlay_of
 
-        write_atomic(overlay, as_png(overlay_of(LoadedSample(image_HW3, prediction.labels))))
+        write_atomic(overlay, telling.as_png(overlay_of(LoadedSample(image_HW3, prediction.labels))))
     files = {"mask": str(out)} | ({"overlay": str(overlay)} if overlay is not None else {})
     if json_:
-        print_json(facts_of(prediction) | files)
+        print_json(telling.facts_of(prediction) | files)
     else:
-        show_prediction(prediction, forced=task is not None)
+        for line in telling.lines_of(prediction, forced=task is not None):
+            typer.echo(line)
         for kind, file in files.items():
             typer.echo(f"{kind:<10} {file}")
     if empty := [str(n) for n, mask_HW in enumerate(prediction.masks_NHW, 1) if not mask_HW.any()]:
-        advice = advice_for_empty(prediction, tuple(loaded), forced=task is not None)
+        advice = telling.advice_for_empty(prediction, tuple(loaded), forced=task is not None)
         typer.echo(f"warning: prompt {', '.join(empty)}: the mask is empty (0 pixels). {advice}", err=True)
 
 
@@ -397,6 +389,7 @@ def predict_volume(
         raise PromptError(f"--slice: expected 0 to {slices - 1}, found {slice_}; correct it")
     with screen.status("loading the model") as status:
         from casam_core.bank.inference import load_bank
+        from scenarios.prediction import telling
         from scenarios.prediction.propagation import segment_volume
         from scenarios.prediction.segmenter import Segmenter, backbone_for
         from scenarios.prediction.user_prompts import UserPrompts
@@ -413,93 +406,17 @@ def predict_volume(
             progress=lambda index: status.update(f"slice {index} of 0 to {slices - 1}"),
         )
     write_labels(found.labels_DHW, scan, out)
-    objects = volume_facts(found, scan, true_DHW)
+    objects = telling.volume_facts(found, scan, true_DHW)
     if json_:
-        print_json(facts_of(found.first) | {"objects": objects, "encoded": found.encoded, "mask": str(out)})
+        print_json(
+            telling.facts_of(found.first) | {"objects": objects, "encoded": found.encoded, "mask": str(out)}
+        )
         return
-    show_prediction(found.first, forced=task is not None)
+    for line in telling.lines_of(found.first, forced=task is not None):
+        typer.echo(line)
     for number, facts in enumerate(objects, 1):
-        typer.echo(f"object {number:<3} {', '.join(map(fact_text, facts.items()))}")
+        typer.echo(f"object {number:<3} {', '.join(map(telling.fact_text, facts.items()))}")
     typer.echo(f"{'mask':<10} {out}")
-
-
-def volume_facts(
-    found: VolumePrediction, scan: Scan, true_DHW: NDArray[np.int64] | None
-) -> list[dict[str, object]]:
-    """Of each object: where it ends, its volume, and its scores if there is a true mask."""
-    from math import isnan, prod
-
-    from scenarios.prediction.volume_scores import dice3, hd95_mm
-
-    objects = []
-    for number, ends in enumerate(found.reached, 1):
-        mask_DHW = found.labels_DHW == number
-        facts: dict[str, object] = {
-            "slices": "none" if ends is None else f"{ends[0]} to {ends[1]}",
-            "millilitres": round(float(mask_DHW.sum()) * prod(scan.spacing) / 1000, 2),
-        }
-        if true_DHW is not None:
-            facts["dice"] = round(dice3(mask_DHW, true_DHW == number), 3)
-            distance = hd95_mm(mask_DHW, true_DHW == number, scan.spacing)
-            facts["hd95_mm"] = None if isnan(distance) else round(distance, 2)
-        objects.append(facts)
-    return objects
-
-
-def fact_text(fact: tuple[str, object]) -> str:
-    """`dice 0.871`; a dash for what cannot be measured."""
-    name, value = fact
-    return f"{name} {'-' if value is None else value}"
-
-
-def advice_for_empty(prediction: Prediction, tasks: Sequence[str], *, forced: bool) -> str:
-    """Who answered with an empty mask, and what to try."""
-    others = [name for name in tasks if name != prediction.name]
-    if prediction.name != "identity":
-        who = "You chose" if forced else "The image was recognised as"
-        return (
-            f"{who} {prediction.name!r}; move the box or point onto the object, or try frozen SAM: "
-            "--task identity"
-        )
-    who = "You chose frozen SAM" if forced else "The image fits no task of the bank, so frozen SAM answered"
-    rest = f", or try a task of the bank: --task {others[0]}" if others else ""
-    return f"{who}; move the box or point onto the object{rest}"
-
-
-def nothing_found(prediction: Prediction) -> str:
-    """Why there is no mask, and what to try."""
-    if prediction.name == "identity":
-        return (
-            "found      nothing: frozen SAM has no finder, and the image fits no task; add --box or --point"
-        )
-    return f"found      nothing that the finder of {prediction.name!r} is sure of; add --box or --point"
-
-
-def facts_of(prediction: Prediction) -> dict[str, object]:
-    """What `predict` prints, for --json."""
-    prompts = zip(prediction.iou_N, prediction.masks_NHW, strict=True)
-    found = {} if prediction.scores_N is None else {"found": prediction.scores_N.tolist()}
-    return found | {
-        "route": prediction.name,
-        "nearest": prediction.route.nearest,
-        "score": prediction.route.score,
-        "threshold": prediction.threshold,
-        "prompts": [{"iou_estimate": float(iou), "pixels": int(mask.sum())} for iou, mask in prompts],
-    }
-
-
-def show_prediction(prediction: Prediction, *, forced: bool) -> None:
-    """One fact per line: a name, blanks, the value."""
-    route = prediction.route
-    typer.echo(f"route      {prediction.name}{' (chosen with --task)' if forced else ''}")
-    typer.echo(f"nearest    {route.nearest or '-'}")
-    typer.echo(f"score      {'-' if route.score is None else f'{route.score:.6g}'}")
-    typer.echo(f"threshold  {'-' if prediction.threshold is None else f'{prediction.threshold:.6g}'}")
-    for number, (iou, mask_HW) in enumerate(zip(prediction.iou_N, prediction.masks_NHW, strict=True), 1):
-        kind = "prompt" if prediction.scores_N is None else "found"
-        typer.echo(f"{kind} {number:<3} IoU estimate {iou:.3f}, {int(mask_HW.sum())} pixels")
-    if prediction.scores_N is not None and len(prediction.scores_N) == 0:
-        typer.echo(nothing_found(prediction))
 
 
 def coordinates(option: str, text: str, count: int) -> list[float]:
@@ -535,19 +452,3 @@ def check_out(option: str, out: Path, prompts: int, endings: tuple[str, ...] = (
         raise PromptError(f"{option}: expected the folder {out.parent} to exist; create it first")
     if prompts > MOST_LABELS:
         raise PromptError(f"expected at most {MOST_LABELS} prompts, found {prompts}; split them")
-
-
-def png_of(labels_HW: NDArray[np.int32]) -> bytes:
-    """The label map as an 8-bit PNG, 16-bit beyond 255 labels."""
-    import numpy as np
-
-    return as_png(labels_HW.astype(np.uint8 if labels_HW.max() <= 255 else np.uint16))
-
-
-def as_png(pixels: NDArray[np.generic]) -> bytes:
-    """Gray or RGB pixels as a PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -16,8 +16,8 @@ from casam_core.bank.bank import Bank
 from casam_core.errors import PromptError
 from casam_core.model.prompts import Prompts
 from client.data.dataset import LoadedSample
-from scenarios.commands.bank_commands import png_of
 from scenarios.inspection.survey import overlay_of
+from scenarios.prediction.telling import png_of
 from scenarios.prediction.user_prompts import SURE
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
