@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_type_hints
 
 from rich.table import Column, Table
 
@@ -14,6 +16,8 @@ from casam_core.config.scenario import ComputeSpec, Scenario
 
 if TYPE_CHECKING:
     from casam_core.model.backbones import Backbone
+
+Row = TypeVar("Row")
 
 Figures = dict[str, float]
 """By name. A name contains the unit; without one, the figure is a share or a ratio."""
@@ -86,6 +90,26 @@ def table_of(title: str, columns: Sequence[str], left: int = 1) -> Table:
     """A table without rows: the first `left` columns hold names, the others figures, at the right."""
     headers = (Column(name, justify="left" if at < left else "right") for at, name in enumerate(columns))
     return Table(*headers, title=title)
+
+
+def csv_of(kind: type[Row], rows: Iterable[Row]) -> str:
+    """Rows of one dataclass, whose fields are words and numbers, as a CSV file."""
+    text, made_so = io.StringIO(), fields(kind)  # type: ignore[arg-type]
+    writer = csv.DictWriter(text, [field.name for field in made_so], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells: dict[str, Any] = asdict(row)  # type: ignore[call-overload]
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+def read_csv(kind: type[Row], path: Path) -> list[Row]:
+    """The rows of a file that `csv_of` wrote."""
+    types = get_type_hints(kind)
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            kind(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)
+        ]
 
 
 @dataclass(frozen=True)

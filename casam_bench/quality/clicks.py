@@ -8,12 +8,10 @@ started again. No setting was chosen on these figures.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +19,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, csv_of
 from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
 from casam_bench.quality.layer_tables import interval
 from casam_core.bank.inference import align
 from casam_core.config.named_parts import LowRankSpec
 from casam_core.config.scenario import TrainingSpec
+from casam_core.files import write_atomic
 from casam_core.metrics.segmentation import iou
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
@@ -164,7 +163,7 @@ def run(around: Surroundings) -> Figures:
                 if cell := kept_or_made(path, partial(measure, around, backbone, task, seed)):
                     rows += rows_of(cell, kind, task, seed)
         around.say(f"seed {seed}: done")
-        write_rows(rows, around.home / "clicks" / "clicks.csv")
+        write_atomic(around.home / "clicks" / "clicks.csv", csv_of(Row, rows).encode())
     around.say(tables(rows))
     return {
         f"{kind} {layer}, {way}: {name}": value
@@ -231,23 +230,6 @@ def rows_of(cell: dict[str, Any], kind: str, task: str, seed: int) -> list[Row]:
             rounded = {name: round(value, 5) for name, value in figures.items()}
             rows.append(Row(kind, task, seed, layer, way, len(curves_NK), **rounded))
     return rows
-
-
-def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """The rows as a CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file that `write_rows` wrote."""
-    kinds = get_type_hints(Row)
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(**{name: kinds[name](text) for name, text in row.items()}) for row in csv.DictReader(file)
-        ]
 
 
 # --- Tables

@@ -17,9 +17,10 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
+from casam_bench.bench import read_csv
 from casam_bench.privacy.private_layers import Cells, table_of
 from casam_bench.quality import clicks
-from casam_bench.quality.layer_tables import Row, read_rows, standings, table_of_tasks, table_of_ways
+from casam_bench.quality.layer_tables import Row, standings, table_of_tasks, table_of_ways
 from casam_core.files import write_atomic
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -118,11 +119,11 @@ def filled(page: str, name: str, part: str) -> str:
 
 
 def main() -> None:
-    rows = read_rows(DOCS / "figures" / "layer-seconds.csv")
+    rows = read_csv(Row, DOCS / "figures" / "layer-seconds.csv")
     page = (DOCS / "results.md").read_text(encoding="utf-8")
     page = filled(page, "layer-seconds", tables(rows))
     page = filled(page, "private-layers", table_of(Cells(DOCS / "figures" / "private-layers.jsonl")))
-    clicked = clicks.read_rows(DOCS / "figures" / "clicks.csv")
+    clicked = read_csv(clicks.Row, DOCS / "figures" / "clicks.csv")
     page = filled(page, "clicks", clicks.tables(clicked))
     write_atomic(DOCS / "results.md", page.encode())
     write_atomic(DOCS / "figures" / "layer-seconds.svg", picture(rows).encode())

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, csv_of
 from casam_bench.quality.layer_rules import calibrations, floors
-from casam_bench.quality.layer_tables import figures_of, rows_of, table_of_ways, write_rows
+from casam_bench.quality.layer_tables import Row, figures_of, rows_of, table_of_ways
 from casam_bench.timing import clock
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import AlignmentSpec, LoraSpec
@@ -176,7 +176,7 @@ def run(around: Surroundings) -> Figures:
             own_of_default = [cell for cell in some if cell["way"] == default]
             figures |= floors(own_of_default, kind, around.show)
             figures |= calibrations(own_of_default, kind, around.show)
-    write_rows(rows, around.home / "layer-seconds" / "layer-seconds.csv")
+    write_atomic(around.home / "layer-seconds" / "layer-seconds.csv", csv_of(Row, rows).encode())
     return figures
 
 

@@ -5,12 +5,10 @@ Differences are paired by task and seed; their 95 % intervals are Student's.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -101,23 +99,6 @@ def measured_ways(cell: Cell) -> dict[str, Mapping[str, Any]]:
 def mean_of(images: Sequence[Sequence[Sequence[float]]]) -> float:
     """Mean IoU over images, to the digits that a table keeps."""
     return round(float(image_iou(images).mean()), 5)
-
-
-def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """The rows as a CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file that `write_rows` wrote."""
-    kinds = get_type_hints(Row)
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(**{name: kinds[name](text) for name, text in row.items()}) for row in csv.DictReader(file)
-        ]
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:

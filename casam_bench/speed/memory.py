@@ -12,6 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +79,24 @@ def anonymous() -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RunError("memory: expected RssAnon in /proc/self/status, found none; this needs Linux")
+
+
+@contextmanager
+def peak_of(held: Callable[[], int], every: float) -> Iterator[list[int]]:
+    """[the most bytes that `held` gave during the with-block]; it is asked `every` so many seconds."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every):
+            peak[0] = max(peak[0], held())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
 
 
 def institution(images: int, folder: Path) -> Institution:

@@ -14,14 +14,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from casam_bench.bench import Figures, Surroundings, table_of
+from casam_bench.speed.memory import peak_of
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from client.node.worktime import noted
@@ -47,7 +45,7 @@ def run(around: Surroundings) -> Figures:
         around.say(f"scale: {count} institutions")
         scenario = scenario_of(count)
         with tempfile.TemporaryDirectory(prefix="casam-bench-") as folder:
-            with peak_memory() as peak:
+            with peak_of(held_together, SAMPLE_SECONDS) as peak:
                 around.engines.simulation(scenario, Path(folder) / "run")
             simulated = read_summary(Path(folder) / "run")
             computing = computed(Path(folder) / "run") / min(count, os.cpu_count() or 1)
@@ -143,24 +141,6 @@ def idle_round(around: Surroundings, count: int, simulated: Summary) -> float:
     if len(seconds) != EVALUATIONS + 1:
         raise RunError(f"scale: expected {EVALUATIONS + 1} rounds of the idle app, found {len(seconds)}")
     return median(seconds[1:])
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Peak memory of this process and its descendants during the with-block: [bytes]."""
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_SECONDS):
-            peak[0] = max(peak[0], held_together())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
 
 
 def held_together() -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from casam_bench.bench import csv_of, read_csv
 from casam_bench.quality import clicks
-from casam_bench.quality.clicks import WAYS, curve, next_click, read_rows, rows_of, tables, write_rows
+from casam_bench.quality.clicks import WAYS, Row, curve, next_click, rows_of, tables
 from casam_bench.quality.layer_page import picture_of_clicks
 from casam_bench.quality.layer_seconds import Images
 from casam_core.model.examples import Example
@@ -119,8 +120,8 @@ def test_rows_are_means_over_images_and_count_clicks(tmp_path: Path) -> None:
     assert row.curve == pytest.approx([(0.7 + 0.1) / 2, (0.75 + 0.2) / 2, 0.6, 0.65, 0.7, 0.75])
     assert row.noc == pytest.approx((2 + 0 + 5) / 3, abs=1e-5)
     assert row.missed == pytest.approx(1 / 3, abs=1e-5)
-    write_rows([row], tmp_path / "clicks.csv")
-    assert read_rows(tmp_path / "clicks.csv") == [row]
+    (tmp_path / "clicks.csv").write_text(csv_of(Row, [row]))
+    assert read_csv(Row, tmp_path / "clicks.csv") == [row]
 
 
 def test_tables_are_means_over_seeds_of_means_over_tasks() -> None:

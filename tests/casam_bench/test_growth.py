@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from casam_bench.bench import csv_of, read_csv
 from casam_bench.speed.growth import growth_cells
-from casam_bench.speed.growth.growth_model import Point, model_of, models_of, points_file, read_points
+from casam_bench.speed.growth.growth_model import Point, model_of, models_of
 from casam_bench.speed.growth.growth_page import tables
 from tests.casam_bench.surroundings import surroundings
 
@@ -29,8 +30,8 @@ def test_a_size_that_is_held_out_changes_no_constant_and_is_a_miss() -> None:
 
 def test_points_survive_their_file(tmp_path: Path) -> None:
     points = [Point("institutions", "run_mib", 9, 0.1), Point("tasks", "score_ms", 10, 2.5)]
-    (tmp_path / "growth.csv").write_text(points_file(points))
-    assert read_points(tmp_path / "growth.csv") == points
+    (tmp_path / "growth.csv").write_text(csv_of(Point, points))
+    assert read_csv(Point, tmp_path / "growth.csv") == points
 
 
 def test_the_page_says_what_missed() -> None:

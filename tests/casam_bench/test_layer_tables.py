@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from casam_bench.bench import csv_of, read_csv
 from casam_bench.quality.layer_page import filled, of_shared_places, picture, tables
 from casam_bench.quality.layer_tables import (
     Row,
     figures_of,
     image_iou,
     interval,
-    read_rows,
     rows_of,
     standings,
-    write_rows,
 )
 
 
@@ -58,8 +57,8 @@ def test_an_interval_needs_two_values_and_an_image_its_instances() -> None:
 
 def test_rows_survive_their_file(tmp_path: Path) -> None:
     rows = rows_of(CELLS, "phantom")
-    write_rows(rows, tmp_path / "rows.csv")
-    assert read_rows(tmp_path / "rows.csv") == rows
+    (tmp_path / "rows.csv").write_text(csv_of(Row, rows))
+    assert read_csv(Row, tmp_path / "rows.csv") == rows
 
 
 def test_tables_and_picture_show_every_way() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from casam_bench.speed import scale
-from casam_bench.speed.scale import held_together, peak_memory
+from casam_bench.speed.memory import peak_of
+from casam_bench.speed.scale import held_together
 from client.node.worktime import Work, note
 from server.run.summary_schema import read_summary
 from tests.casam_bench.surroundings import surroundings
@@ -39,11 +38,9 @@ def test_memory_of_this_process_is_seen() -> None:
     assert held_together() - before > 32 << 20
 
 
-def test_the_peak_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_kept() -> None:
     values = iter([5, 9, 7])
-    monkeypatch.setattr(scale, "SAMPLE_SECONDS", 0.01)
-    monkeypatch.setattr(scale, "held_together", lambda: next(values, 7))
-    with peak_memory() as peak:
+    with peak_of(lambda: next(values, 7), 0.01) as peak:
         while next(iter(peak)) < 9:
             pass
     assert peak[0] == 9

@@ -13,19 +13,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import process_time
 from typing import Any
 
-from casam_bench.bench import Engines, Figures, Surroundings, table_of
+from casam_bench.bench import Engines, Figures, Surroundings, csv_of, table_of
 from casam_bench.speed.evaluate import Side, name_of
-from casam_bench.speed.growth.growth_model import Point, models_of, points_file
-from casam_bench.speed.memory import anonymous
+from casam_bench.speed.growth.growth_model import Point, models_of
+from casam_bench.speed.memory import anonymous, peak_of
 from casam_bench.speed.scale import scenario_of
 from casam_bench.synthetic import coloured_task, fresh_store, tiny
 from casam_core.bank.bank import SCHEMA, Bank
@@ -66,7 +64,7 @@ def run(around: Surroundings) -> Figures:
             around.say(f"growth: {count} {over}")
             found = kept(home / f"{over}-{count}.json", work[over](count))
             points += [Point(over, quantity, count, value) for quantity, value in found.items()]
-    write_atomic(home / "growth.csv", points_file(points).encode())
+    write_atomic(home / "growth.csv", csv_of(Point, points).encode())
     table = table_of(
         "cost = base + each x n", ("quantity", "over", "base", "each", "worst, held out"), left=2
     )
@@ -115,7 +113,7 @@ def answer(measure: Callable[[Path], Cell], folder: Path, pipe: Connection) -> N
 def cell_of_institutions(engines: Engines, count: int, folder: Path) -> Cell:
     """run_seconds: of the whole run in one process. run_mib: peak of its anonymous memory."""
     scenario = scenario_of(count, stages=1)
-    with peak_anonymous() as peak:
+    with peak_of(anonymous, SAMPLE_SECONDS) as peak:
         begun = process_time()
         engines.inprocess(scenario, folder / "run")
         seconds = process_time() - begun
@@ -189,21 +187,3 @@ def make_bank(scenario: Scenario, count: int, folder: Path) -> None:
         listed.append({"task": entry.task, "sha256": digest_of(content)})
         write_new(folder / "entries" / f"{digest_of(content)}.entry", content)
     write_new(folder / "manifest.json", json.dumps({"schema": SCHEMA, "entries": listed}).encode())
-
-
-@contextmanager
-def peak_anonymous() -> Iterator[list[int]]:
-    """Peak of this process's anonymous memory during the with-block: [bytes]."""
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_SECONDS):
-            peak[0] = max(peak[0], anonymous())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()

@@ -6,11 +6,8 @@ largest is one of them, say how far the model is off.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -67,19 +64,3 @@ def model_of(points: Sequence[Point]) -> Model:
         if point.size not in FITTED
     }
     return Model(points[0].over, points[0].quantity, base, each, errors)
-
-
-def points_file(points: Sequence[Point]) -> str:
-    """The points as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Point.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    return text.getvalue()
-
-
-def read_points(file: Path) -> list[Point]:
-    """The inverse of points_file."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    return [Point(row["over"], row["quantity"], int(row["size"]), float(row["value"])) for row in rows]

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import altair as alt
 import vl_convert
 
+from casam_bench.bench import read_csv
 from casam_bench.quality.layer_page import DOCS, filled
-from casam_bench.speed.growth.growth_model import Model, Point, models_of, read_points
+from casam_bench.speed.growth.growth_model import Model, Point, models_of
 from casam_core.files import write_atomic
 
 NEXT = 100_000
@@ -88,7 +89,7 @@ def picture(points: Sequence[Point]) -> str:
 
 
 def main() -> None:
-    points = read_points(DOCS / "figures" / "growth.csv")
+    points = read_csv(Point, DOCS / "figures" / "growth.csv")
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
     write_atomic(DOCS / "performance.md", filled(page, "growth", tables(points)).encode())
     write_atomic(DOCS / "figures" / "growth.svg", picture(points).encode())
