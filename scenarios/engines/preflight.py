@@ -29,17 +29,22 @@ from client.simulation.adversaries import attack_of
 from scenarios.inspection.survey import read_everything
 from server.aggregation import build_strategy
 
+FEW = 50
+"""Private training images of a task below which another method is recommended (docs/results.md: with 24)."""
+
 
 @dataclass(frozen=True)
 class Cost:
     """Upper bounds of a run's work. encodes: images, fewer if a store holds some. steps: optimiser steps of
-    `batch` images. decodes: decoder passes of one image. exchanges: round trips with institutions."""
+    `batch` images. decodes: decoder passes of one image. exchanges: round trips with institutions. advice:
+    sentences about settings that make the result better."""
 
     encodes: int
     steps: int
     batch: int
     decodes: int
     exchanges: int
+    advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -149,7 +154,22 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
         batch=training.batch_images,
         decodes=tests * (len(scenario.stream) + 1),
         exchanges=exchanges,
+        advice=tuple(advice_for_few(scenario, splits)),
     )
+
+
+def advice_for_few(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Iterator[str]:
+    """A sentence for each private task with so few images that the other method of training keeps more."""
+    for (name, task), split in splits.items():
+        form, images = alignment_of(scenario, task), len(split.train)
+        noisy = task in scenario.stream and leaves_noisy(scenario.institution(name).policy.adapter)
+        other = scenario.privacy.model_copy(update={"method": "subspace"})
+        possible = other.completed(scenario.backbone, form).library is not None and not form.finder
+        if scenario.privacy.method == "dp_sgd" and noisy and images < FEW and possible:
+            yield (
+                f'{name} learns {task} with noise from {images} images; privacy.method = "subspace" keeps '
+                "more of so few (docs/privacy.md)"
+            )
 
 
 def steps_of(scenario: Scenario, name: str, images: int) -> int:

@@ -86,7 +86,8 @@ def prepare(
     if not checked:
         with console.status("checking data") as status:
             cost = preflight(scenario, data_root, lambda name: status.update(f"checking data: {name}"))
-        console.print(f"{scenario.name}: {cost}", highlight=False, soft_wrap=True)
+        for line in (f"{scenario.name}: {cost}", *(f"hint: {advice}" for advice in cost.advice)):
+            console.print(line, highlight=False, soft_wrap=True)
     with console.status("making the public files of the backbone"):
         scenario = with_library(with_frame(scenario))
     folder.mkdir(parents=True, exist_ok=True)

@@ -46,3 +46,28 @@ def test_the_cost_that_is_announced_is_the_cost(
     assert cost.steps == sum(2 * planned_steps(images, scenario.training) for images in trained)
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert sum(event.get("images", 0) for event in events) == 2 * sum(trained)
+
+
+def private_scenario(images: int, **privacy: str) -> Scenario:
+    """One institution with noise and the default backbone, whose public library is shipped."""
+    policy = {
+        "adapter": {"noise": "dp"},
+        "router": {"noise": "dp"},
+        "budget": {"epsilon": 8.0, "delta": 1e-3},
+    }
+    data = {"polyp": {"reader": "phantom", "phantom": "polyp", "images": images, "size": 64}}
+    table = {"name": "few", "stream": ["polyp"], "privacy": privacy}
+    return Scenario.model_validate(
+        table | {"institutions": [{"name": "clinic", "data": data, "policy": policy}]}
+    )
+
+
+def test_noise_on_few_images_is_told_with_the_method_that_keeps_more() -> None:
+    (advice,) = preflight(private_scenario(20), None).advice
+    assert advice.startswith("clinic learns polyp with noise from ")
+    assert 'privacy.method = "subspace"' in advice
+
+
+@pytest.mark.parametrize(("images", "privacy"), [(20, {"method": "subspace"}), (90, {})])
+def test_nothing_is_advised_where_it_would_not_help(images: int, privacy: dict[str, str]) -> None:
+    assert preflight(private_scenario(images, **privacy), None).advice == ()
