@@ -73,6 +73,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         at("quality.clicks:run"),
         True,
     ),
+    "ask": Benchmark(
+        "Answers of `casam ask` against full runs of 40 changes (--data-root). It resumes.",
+        at("quality.asking.ask_cells:run"),
+        True,
+    ),
     "few-shot": Benchmark(
         "What each form of Alignment Layer learns in a few steps.", at("quality.few_shot:run"), True
     ),

@@ -32,6 +32,21 @@ class Engines(Protocol):
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""
 
+    def begin(self, scenario: Scenario, folder: Path, data_root: Path | None) -> None:
+        """A run that questions can be asked about, as `casam run` leaves it. Raises CasamError."""
+
+    def ask(self, run: Path, settings: Sequence[str]) -> dict[str, Any]:
+        """What `casam ask RUN --json` prints with these settings, from a new process. Raises RunError with its
+        last line where it gives no answer."""
+
+    def changed_run(
+        self, run: Path, settings: Sequence[str], folder: Path, draw: int
+    ) -> dict[str, dict[str, float]]:
+        """The IoU by institution and task that a full run with these settings releases after the last stage.
+
+        It remembers nothing of `run`. draw: of the noise; 0 is the one of `casam run`. Raises CasamError.
+        """
+
     def layer_library(
         self, backbone: Backbone, without: Collection[str], say: Callable[[str], None]
     ) -> bytes:

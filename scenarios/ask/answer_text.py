@@ -12,8 +12,9 @@ def answer_lines(found: Answer) -> Iterator[str]:
     """The answer, line by line."""
     yield f"What if: {', '.join(found.settings)}"
     yield ""
+    shown = [*found.rows, found.mean] if found.mean else found.rows
     yield from plain_columns(
-        [["institution", "task", "IoU now", "predicted", "90 %", ""], *map(cells, found.rows)]
+        [["institution", "task", "IoU now", "predicted", "90 %", ""], *map(cells, shown)]
     )
     yield ""
     yield from plain_columns(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Answer:
-    """draws: of the noise, the first as in `casam run`. trained: layers that the run had not trained.
+    """mean: of the rows with a figure now and then; None if it is not a mean of several. draws: of the noise,
+    the first as in `casam run`. trained: layers that the run had not trained.
     unknown: what this cannot know; study: the command of the full runs that would tell."""
 
     settings: tuple[str, ...]
     rows: tuple[Row, ...]
+    mean: Row | None
     costs: tuple[Cost, ...]
     draws: int
     seconds: float
@@ -123,9 +125,11 @@ def answer(asked: Question, *, seconds: float = 30.0, draws: int = 5) -> Answer:
         if noisy:
             more, ended = redrawn(asked, memories, clock, draws)
             drawn += more
+    figures = list(predictions(now, drawn))
     return Answer(
         settings=asked.settings,
-        rows=tuple(rows(now, drawn)),
+        rows=tuple(figure.row for figure in figures),
+        mean=mean_of(figures),
         costs=tuple(costs(now, drawn[0])),
         draws=len(drawn) if noisy else 0,
         seconds=round(clock.seconds, 2),
@@ -166,28 +170,66 @@ def pace_of(asked: Question) -> dict[tuple[str, str], float]:
     return found
 
 
-def rows(now: Replayed, drawn: Sequence[Replayed]) -> Iterator[Row]:
-    """One row for each institution and task that has a figure in either."""
+@dataclass(frozen=True)
+class Predicted:
+    """One figure before it is a row. values: of every draw, the first one of the run's seed; empty where one
+    of them has none. images_half: half of the interval over test images, 0 where it is not known."""
+
+    institution: str
+    task: str
+    now: float | None
+    values: tuple[float, ...]
+    images_half: float
+    routes: Mapping[str, int] = field(default_factory=dict)
+    rerouted: bool = False
+
+    @property
+    def row(self) -> Row:
+        """The row with its intervals."""
+        mean = float(np.mean(self.values)) if self.values else None
+        spread = noise_half(self.values)
+        return Row(
+            institution=self.institution,
+            task=self.task,
+            now=self.now,
+            same_seed=self.values[0] if self.values else None,
+            predicted=mean,
+            **interval("", mean, math.hypot(spread, self.images_half)),
+            **interval("noise_", mean, spread),
+            routes=dict(self.routes),
+            rerouted=self.rerouted,
+        )
+
+
+def predictions(now: Replayed, drawn: Sequence[Replayed]) -> Iterator[Predicted]:
+    """One for each institution and task that has a figure in either."""
     first = drawn[0]
     keys = [(name, task) for found in (now, first) for name in found.results for task in found.results[name]]
     last = len(first.summary.tasks)
     for name, task in dict.fromkeys(keys):
         old, new = result_of(now, name, task, last), result_of(first, name, task, last)
-        values = [found.iou for one in drawn if (found := result_of(one, name, task, last)) is not None]
-        whole = new is not None and len(values) == len(drawn)
-        mean = float(np.mean(values)) if whole else None
-        spread = noise_half(values) if whole else None
-        yield Row(
-            institution=name,
-            task=task,
+        released = [result_of(one, name, task, last) for one in drawn]
+        values = tuple(found.iou for found in released if found is not None)
+        yield Predicted(
+            name,
+            task,
             now=old.iou if old else None,
-            same_seed=new.iou if new else None,
-            predicted=mean,
-            **interval("", mean, spread, images_half(new) if new else None),
-            **interval("noise_", mean, spread, 0.0),
-            routes=dict(new.routes) if new else {},
+            values=values if len(values) == len(drawn) else (),
+            images_half=(images_half(new) or 0.0) if new else 0.0,
+            routes=new.routes if new else {},
             rerouted=bool(old and new and dict(old.routes) != dict(new.routes)),
         )
+
+
+def mean_of(figures: Sequence[Predicted]) -> Row | None:
+    """The mean of the figures that leave in the run and in every draw; None if there are fewer than two."""
+    both = [figure for figure in figures if figure.now is not None and figure.values]
+    if len(both) < 2:
+        return None
+    values = np.mean([figure.values for figure in both], axis=0)
+    now = float(np.mean([figure.now for figure in both if figure.now is not None]))
+    half = math.hypot(*(figure.images_half for figure in both)) / len(both)
+    return Predicted("all", "mean", now, tuple(float(value) for value in values), half).row
 
 
 def result_of(found: Replayed, name: str, task: str, last: int) -> TaskResult | None:
@@ -195,11 +237,10 @@ def result_of(found: Replayed, name: str, task: str, last: int) -> TaskResult | 
     return found.results.get(name, {}).get(task) if found.stages.get(name) == last else None
 
 
-def interval(prefix: str, mean: float | None, noise: float | None, images: float | None) -> dict[str, Any]:
+def interval(prefix: str, mean: float | None, half: float) -> dict[str, Any]:
     """low and high around the mean, within 0 and 1."""
-    if mean is None or noise is None:
+    if mean is None:
         return {f"{prefix}low": None, f"{prefix}high": None}
-    half = math.hypot(noise, images or 0.0)
     return {f"{prefix}low": max(0.0, mean - half), f"{prefix}high": min(1.0, mean + half)}
 
 

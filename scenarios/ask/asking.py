@@ -13,6 +13,7 @@ from casam_core.config.toml import read_scenario
 from casam_core.errors import RunInputError, ScenarioError
 from casam_core.files import make_folder, write_atomic
 from scenarios.ask.remembering import FOLDER
+from scenarios.engines.preflight import checked_split
 from scenarios.engines.run import Start
 from server.run.summary_schema import Summary, read_json, read_summary
 
@@ -38,7 +39,7 @@ class Question:
 
 
 def question(run: Path, settings: Sequence[str]) -> Question:
-    """Read a question. Raises RunInputError or ScenarioError: nothing was written."""
+    """Read a question. Raises RunInputError, ScenarioError or DataError: nothing was written."""
     run = run.expanduser().resolve()
     if not settings:
         raise ScenarioError("ask: expected what would be different, e.g. --set training.epochs=3, found none")
@@ -51,7 +52,21 @@ def question(run: Path, settings: Sequence[str]) -> Question:
     for site in old.institutions:
         if not (run / "institutions" / site.name / "private").is_dir():
             raise elsewhere(run, f"private folder of {site.name}")
-    return Question(run, tuple(settings), start, summary, old, new)
+    asked = Question(run, tuple(settings), start, summary, old, new)
+    check_images(asked)
+    return asked
+
+
+def check_images(asked: Question) -> None:
+    """Divide the images of every institution that the question changes, as the changed run would.
+
+    Inside the run an institution says one word, and its log ends with the replay. Raises DataError.
+    """
+    before = {site.name: site for site in asked.old.institutions}
+    for site in asked.new.institutions:
+        if site != before.get(site.name):
+            for task, spec in site.data.items():
+                checked_split(asked.new, site.name, task, spec, asked.data_root, read=False)
 
 
 def elsewhere(run: Path, missing: str) -> RunInputError:

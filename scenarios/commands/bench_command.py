@@ -6,10 +6,12 @@ import contextlib
 import io
 import json
 import logging
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,6 +45,33 @@ class CasamEngines:
         folder.mkdir(parents=True)
         start = Start(Engine.simulation.value, data_root="", ledger_dir="", checkpoint="")
         run_simulation(scenario, folder, start, lambda line: None, resume=False)
+
+    def begin(self, scenario: Scenario, folder: Path, data_root: Path | None) -> None:
+        """A run that questions can be asked about, as `casam run` leaves it."""
+        from scenarios.ask.full_runs import begin
+
+        begin(scenario, folder, data_root)
+
+    def ask(self, run: Path, settings: Sequence[str]) -> dict[str, Any]:
+        """What `casam ask RUN --json` prints with these settings, from a new process."""
+        words = [word for setting in settings for word in ("--set", setting)]
+        casam = [sys.executable, "-c", "from scenarios.commands.cli import main; main()"]
+        ended = subprocess.run(
+            [*casam, "ask", str(run), *words, "--json"], capture_output=True, text=True, check=False
+        )
+        if ended.returncode:
+            raise RunError(ended.stderr.strip().rpartition("\n")[2])
+        found: dict[str, Any] = json.loads(ended.stdout)
+        return found
+
+    def changed_run(
+        self, run: Path, settings: Sequence[str], folder: Path, draw: int
+    ) -> dict[str, dict[str, float]]:
+        """The IoU by institution and task that a full run with these settings releases."""
+        from scenarios.ask.asking import question
+        from scenarios.ask.full_runs import released_by
+
+        return released_by(question(run, settings), folder, draw)
 
     def layer_library(
         self, backbone: Backbone, without: Collection[str], say: Callable[[str], None]

@@ -79,7 +79,13 @@ def study(
 
 
 def ask(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of `casam run`.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a finished run of `casam run`; or a scenario, for its newest run in --runs.",
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,18 +94,24 @@ def ask(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds that the answer may take.")] = 30.0,
     draws: Annotated[int, typer.Option(min=1, help="Draws of the noise, at most.")] = 5,
+    runs: Annotated[Path, typer.Option(help="Folder in which runs of a scenario are looked for.")] = Path(
+        "runs"
+    ),
     json_: Json = False,
 ) -> None:
     """Say in seconds what another policy would give: who gains and loses, epsilon, and what is not known.
 
-    For example: casam ask RUN --set institutions.heart-centre.policy.budget.epsilon=3
+    For example: casam ask mixed-policy --set institutions.heart-centre.policy.budget.epsilon=3
 
     It replays the run with what this machine computed before, so it needs the private files of a simulation.
     Exit status: 0 answered, 1 no answer in time, 2 bad input.
     """
+    from scenarios.ask.finding import run_of
+
+    found_run, screen = run_of(run, runs), console(stderr=True)
     from scenarios.ask.asking import question
 
-    asked, screen = question(run, set_ or ()), console(stderr=True)
+    asked = question(found_run, set_ or ())
     with screen.status("replaying"):
         from scenarios.ask.answer_text import answer_lines
         from scenarios.ask.answering import answer

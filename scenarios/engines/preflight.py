@@ -112,12 +112,19 @@ def collected(faults: list[CasamError]) -> Iterator[None]:
 
 
 def checked_split(
-    scenario: Scenario, institution: str, task: str, spec: DataSpec, data_root: Path | None
+    scenario: Scenario,
+    institution: str,
+    task: str,
+    spec: DataSpec,
+    data_root: Path | None,
+    *,
+    read: bool = True,
 ) -> Split:
-    """The split of a dataset, after reading every image. Raises DataError."""
+    """The split of a dataset, after reading every image unless `read` is False. Raises DataError."""
     spec = simulated_task(spec, scenario.seed)
     dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
-    read_everything(dataset)
+    if read:
+        read_everything(dataset)
     policy = scenario.institution(institution).policy
     try:
         key = simulated_key(scenario.seed, institution)

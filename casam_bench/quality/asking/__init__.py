@@ -1,0 +1,1 @@
+"""Calibration of `casam ask`: its answers against full runs."""
