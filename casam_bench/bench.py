@@ -36,8 +36,10 @@ class Engines(Protocol):
         """A run that questions can be asked about, as `casam run` leaves it. Raises CasamError."""
 
     def ask(self, run: Path, settings: Sequence[str]) -> dict[str, Any]:
-        """What `casam ask RUN --json` prints with these settings, from a new process. Raises RunError with its
-        last line where it gives no answer."""
+        """What `casam ask RUN --json` prints with these settings, from a new process.
+
+        Raises RunError with its last line where it gives no answer.
+        """
 
     def changed_run(
         self, run: Path, settings: Sequence[str], folder: Path, draw: int

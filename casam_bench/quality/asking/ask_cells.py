@@ -2,7 +2,7 @@
 
 A change is asked once, in a new process and without the memory of earlier questions. Then the changed
 scenario is run whole: once where nothing is drawn at random, else with DRAWS other draws of the noise. Every
-answer and every full run is a file, so the command can be stopped and started again, also twice at the same time.
+answer and every full run is a file, so the command can be stopped and started again.
 
 Full runs have the test images of the run, so they are compared with the interval over the noise alone; the
 printed interval is wider, because it also allows for other test images.
@@ -14,7 +14,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ class Bench:
                 return {"ended": str(error)}
         return {"figures": figures}
 
-    def cell(self, name: str, make: Any) -> dict[str, Any] | None:
+    def cell(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """What is kept under this name; None while another process makes it."""
         return kept_or_made(self.home / f"{name}.json", make)
 
@@ -91,18 +91,19 @@ def run(around: Surroundings) -> Figures:
     changes = [c for c in CHANGES if c.kind == "phantom" or around.data_root]
     if around.smoke:
         changes = changes[:1]
-    found: dict[int, list[Row]] = {}
+    found: dict[str, list[Row]] = {}
+    rows: list[Row] = []
     for draw in range(DRAWS):
-        for number, change in enumerate(changes):
-            answer = bench.cell(f"{number:02}-answer", partial(bench.answered, change))
+        for change in changes:
+            answer = bench.cell(f"{change.slug}-answer", partial(bench.answered, change))
             if answer is None or (draw and not answer.get("draws")):
                 continue
-            name = f"{number:02}-full-{draw}"
-            full = bench.cell(name, partial(bench.full, change, (FRESH + draw) if answer.get("draws") else 0))
+            drawn = FRESH + draw if answer.get("draws") else 0
+            full = bench.cell(f"{change.slug}-full-{draw}", partial(bench.full, change, drawn))
             if full is not None:
-                found.setdefault(number, []).extend(rows_of(change, answer, full, draw))
+                found.setdefault(change.slug, []).extend(rows_of(change, answer, full, draw))
                 around.say(f"{change.base}, {change.name}: {answer['wall']:.1f} s")
-        rows = [row for number in sorted(found) for row in found[number]]
+        rows = [row for change in changes for row in found.get(change.slug, [])]
         write_atomic(bench.home / "ask.csv", csv_of(Row, rows).encode())
     around.say(table_of(rows))
     return figures_of(rows)

@@ -121,7 +121,7 @@ def figures_of(rows: Sequence[Row]) -> Figures:
 def table_of(rows: Sequence[Row]) -> str:
     """Markdown: a line per group, then the seconds, then the questions without figures."""
     lines = [
-        "| full figures against the answer | changes | figures | in the 90 % interval over noise | in the printed one |",
+        "| full figures | changes | figures | in 90 % over the noise | in 90 % as printed |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, own in groups(rows):

@@ -1,11 +1,12 @@
 """The questions: 32 about phantoms in seven scenarios of the library, 8 about three real sets.
 
-Scenarios are small, so that a full run takes a minute of a processor. No image is left out by a limit: a policy
-with noise refuses that.
+Scenarios are small, so that a full run takes a minute of a processor. No image is left out by a limit: a
+policy with noise refuses that.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,11 @@ class Change:
     def kind(self) -> str:
         """phantom or real."""
         return "real" if self.base == REAL else "phantom"
+
+    @property
+    def slug(self) -> str:
+        """Its name in file names."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.base} {self.name}".lower())
 
 
 REAL = "real-sets"
