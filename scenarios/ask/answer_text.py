@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scenarios.ask.answering import Answer, Cost, Row
+from scenarios.ask.answers import Answer, Cost, Row
 from scenarios.commands.terminal import plain_columns
 
 
@@ -22,6 +22,11 @@ def answer_lines(found: Answer) -> Iterator[str]:
     )
     yield ""
     yield f"Affected: {', '.join(found.affected) or 'nobody'}"
+    yield from notes(found)
+
+
+def notes(found: Answer) -> Iterator[str]:
+    """What was trained, the seconds, what is not known, and what would tell."""
     if found.trained:
         yield f"Trained now: {', '.join(found.trained)}"
     noise = f"; {found.draws} draws of the noise" if found.draws else "; nothing is drawn at random"

@@ -1,10 +1,10 @@
-"""The answer: every figure as it is and as it would be with its interval, its cost, and what is unknown."""
+"""Answer a question: replay the run as it was and as it would be, and what differs with its interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,88 +13,12 @@ from casam_core.errors import CasamError, RunError
 from casam_core.files import lock_file, make_folder
 from casam_core.protocol.messages import TaskResult
 from client.node.worktime import noted
+from scenarios.ask.answers import Answer, Cost, Row
 from scenarios.ask.asking import Question, write_study
 from scenarios.ask.remembering import FOLDER, SiteMemory, memory_of
 from scenarios.ask.replay import Clock, Replayed, TooSlowError, replay
 
 CONFIDENCE = 0.9
-SAME = 5e-5
-"""Half of the last digit in which scores leave an institution: smaller differences are none."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """The IoU of one task at one institution. None: no figure leaves it.
-
-    now: in the run. same_seed: in a run with the run's seed. predicted: the mean over draws of the noise; it
-    is same_seed where there is no noise. low, high: 90 % interval for a run with another draw of the noise
-    and other test images; noise_low, noise_high: with the same test images. routes: by task, test images of
-    same_seed.
-    """
-
-    institution: str
-    task: str
-    now: float | None
-    same_seed: float | None
-    predicted: float | None
-    low: float | None
-    high: float | None
-    noise_low: float | None
-    noise_high: float | None
-    routes: dict[str, int]
-    rerouted: bool
-
-    @property
-    def affected(self) -> bool:
-        """Whether the change does anything to these images."""
-        if self.now is None or self.predicted is None:
-            return self.now is not self.predicted
-        return self.rerouted or abs(self.predicted - self.now) > SAME
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one institution spends and refuses, in the run and in the changed one; exact."""
-
-    institution: str
-    epsilon_train_now: float | None
-    epsilon_train: float | None
-    epsilon_metrics_now: float | None
-    epsilon_metrics: float | None
-    refusals: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """mean: of the rows with a figure now and then; None if it is not a mean of several. draws: of the noise,
-    the first as in `casam run`. trained: layers that the run had not trained.
-    unknown: what this cannot know; study: the command of the full runs that would tell."""
-
-    settings: tuple[str, ...]
-    rows: tuple[Row, ...]
-    mean: Row | None
-    costs: tuple[Cost, ...]
-    draws: int
-    seconds: float
-    trained: tuple[str, ...]
-    unknown: tuple[str, ...]
-    study: str
-
-    @property
-    def affected(self) -> tuple[str, ...]:
-        """Institutions with a figure or an epsilon that changes."""
-        by_cost = {
-            cost.institution
-            for cost in self.costs
-            if (cost.epsilon_train_now, cost.epsilon_metrics_now)
-            != (cost.epsilon_train, cost.epsilon_metrics)
-        }
-        names = {row.institution for row in self.rows if row.affected} | by_cost
-        return tuple(cost.institution for cost in self.costs if cost.institution in names)
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it as a table of JSON."""
-        return asdict(self) | {"affected": self.affected}
 
 
 def answer(asked: Question, *, seconds: float = 30.0, draws: int = 5) -> Answer:

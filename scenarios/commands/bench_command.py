@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -54,15 +52,9 @@ class CasamEngines:
 
     def ask(self, run: Path, settings: Sequence[str]) -> dict[str, Any]:
         """What `casam ask RUN --json` prints with these settings, from a new process."""
-        words = [word for setting in settings for word in ("--set", setting)]
-        casam = [sys.executable, "-c", "from scenarios.commands.cli import main; main()"]
-        ended = subprocess.run(
-            [*casam, "ask", str(run), *words, "--json"], capture_output=True, text=True, check=False
-        )
-        if ended.returncode:
-            raise RunError(ended.stderr.strip().rpartition("\n")[2])
-        found: dict[str, Any] = json.loads(ended.stdout)
-        return found
+        from scenarios.ask.own_process import Asking
+
+        return dict(Asking(run, settings).answer())
 
     def changed_run(
         self, run: Path, settings: Sequence[str], folder: Path, draw: int

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import jinja2
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from casam_core.config.library import library_names, resolve_scenario
 from casam_core.errors import CasamError, RunInputError
+from scenarios.ask import form
 from scenarios.engines import Engine
 from scenarios.report.reading import read_all, read_run
 from scenarios.studio import explained, gallery, live_page, prompting, run_pages
@@ -35,11 +36,12 @@ MOST_FORM_BYTES = 64 * 1024
 
 @dataclass
 class Studio:
-    """What the pages share. desk: the open images of click-to-prompt."""
+    """What the pages share. desk: the open images of click-to-prompt. questions: about runs."""
 
     shelf: Shelf
     starter: Starter
     desk: prompting.Desk = field(default_factory=prompting.Desk)
+    questions: form.Questions = field(default_factory=form.Questions)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def application(studio: Studio) -> Starlette:
         Route("/run/live", handled(studio, live), methods=show),
         Route("/run/stop", handled(studio, stop), methods=do),
         Route("/run/resume", handled(studio, resume), methods=do),
+        Route("/ask", handled(studio, ask_page), methods=show),
+        Route("/ask/live", handled(studio, ask_live), methods=show),
+        Route("/ask/start", handled(studio, ask_start), methods=do),
         Route("/report", handled(studio, report), methods=show),
         Route("/compare", handled(studio, compare), methods=show),
         Route("/bank", handled(studio, bank), methods=show),
@@ -259,6 +264,34 @@ def resume(asked: Asked) -> Response:
         )
     asked.studio.starter.resume(run.path)
     return go(run_pages.link("/run", run.at))
+
+
+def ask_page(asked: Asked) -> Response:
+    """What another policy would give: the form, and the answer to the last question about the run."""
+    run = asked.studio.shelf.run(asked.get("at"))
+    if not run.finished:
+        raise RunInputError(f"{run.name}: expected a finished run; ask when it has ended")
+    sites = [site.name for site in form.scenario_of(run.path).institutions]
+    last = asked.studio.questions.of(run.path)
+    chosen = {name: asked.get(name) for name in ("institution", "clause", "value")}
+    shown = form.shown(last) if last else {}
+    return page("ask.html", run=run, sites=sites, clauses=form.CLAUSES, chosen=chosen, last=last, **shown)
+
+
+def ask_live(asked: Asked) -> Response:
+    """The changing part of this page."""
+    last = asked.studio.questions.of(asked.studio.shelf.run(asked.get("at")).path)
+    if last is None:
+        raise NotFoundError("expected a question about this run, found none; ask one")
+    return page("parts/live.html", **form.shown(last))
+
+
+def ask_start(asked: Asked) -> Response:
+    """Begin to answer a question."""
+    run = asked.studio.shelf.run(asked.get("at"))
+    chosen = {name: asked.get(name).strip() for name in ("institution", "clause", "value")}
+    asked.studio.questions.ask(run.path, form.settings_of(form.scenario_of(run.path), **chosen))
+    return go(f"{run_pages.link('/ask', run.at)}&{urlencode(chosen)}")
 
 
 def report(asked: Asked) -> Response:

@@ -37,13 +37,14 @@ def listening(port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def studio_at(folders: list[Path], port: int) -> Iterator[tuple[Door, uvicorn.Server, socket.socket]]:
-    """A server that is ready to run, its door and its socket. At the end its runs are stopped."""
+    """A server that is ready to run, its door and its socket. At the end its runs and questions stop."""
     shelf = Shelf.of(folders)
     # A run folder takes no other run.
     starter = Starter(next((root for root in shelf.roots if not is_run(root)), None))
     with listening(port) as listener:
         door = Door(listener.getsockname()[1], new_token())
-        app = Guarded(application(Studio(shelf, starter)), door)
+        studio = Studio(shelf, starter)
+        app = Guarded(application(studio), door)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -57,6 +58,7 @@ def studio_at(folders: list[Path], port: int) -> Iterator[tuple[Door, uvicorn.Se
             yield door, uvicorn.Server(config), listener
         finally:
             starter.stop_all()
+            studio.questions.stop()
 
 
 @contextlib.contextmanager

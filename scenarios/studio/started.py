@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -20,10 +19,10 @@ from pathlib import Path
 
 from casam_core.config.library import resolve_scenario
 from casam_core.errors import RunInputError
+from scenarios.ask.own_process import COMMAND
 from scenarios.engines import Engine
 from scenarios.engines.order import choose_folder
 
-COMMAND = (sys.executable, "-c", "from scenarios.commands.cli import main; main()")
 STEP = re.compile(r"(?P<who>\S+): (?P<what>.+?) (?P<done>\d+)/(?P<total>\d+)$")
 """A line of `casam run` outside a terminal (scenarios/engines/live.py)."""
 

@@ -28,14 +28,14 @@ def tiny_runs(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactor
     table["evaluation"]["overlays"] = 2
     folder = tmp_path_factory.mktemp("studio") / "runs"
     shutil.copytree(finished_run(table), folder / "done")
+    start = '{"engine": "inprocess", "data_root": "", "ledger_dir": "", "checkpoint": ""}'
+    (folder / "done" / "order.json").write_text(start)
     broken = folder / "broken-off"
     broken.mkdir()
     shutil.copy(folder / "done" / "scenario.json", broken)
     lines = (folder / "done" / "events.jsonl").read_text().splitlines(keepends=True)
     (broken / "events.jsonl").write_text("".join(lines[: len(lines) // 2]))
-    (broken / "order.json").write_text(
-        '{"engine": "inprocess", "data_root": "", "ledger_dir": "", "checkpoint": ""}'
-    )
+    (broken / "order.json").write_text(start)
     (folder / "images").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(folder / "images" / "image.png")

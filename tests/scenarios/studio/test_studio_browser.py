@@ -26,6 +26,7 @@ PAGES = {
     "result": "/run?at=0/done",
     "interrupted": "/run?at=0/broken-off",
     "compare": "/compare?first=0/done&second=0/twin",
+    "ask": "/ask?at=0/done",
     "bank": "/bank?at=0/done",
     "audit": "/audit?at=0/done",
     "policy": "/policy",
@@ -176,6 +177,22 @@ def test_a_policy_in_words_fits_a_phone(browser: webdriver.Chrome, root: str, tm
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     assert violations(browser) == []
     picture(browser, tmp_path / "studio-words-390-light.png")
+
+
+def test_a_question_is_answered_while_one_waits(browser: webdriver.Chrome, root: str, tmp_path: Path) -> None:
+    window(browser, PHONE, "light")
+    browser.get(f"{root}/run?at=0/done")
+    browser.find_element(By.LINK_TEXT, "What would another policy give?").click()
+    Select(browser.find_element(By.ID, "institution")).select_by_visible_text("north")
+    Select(browser.find_element(By.ID, "clause")).select_by_value("router")
+    browser.find_element(By.ID, "value").send_keys("never", Keys.ENTER)
+    WebDriverWait(browser, 20).until(lambda b: "so far" in b.find_element(By.ID, "live").text)
+    WebDriverWait(browser, 120).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#live table"))
+    assert "answered after" in browser.find_element(By.CSS_SELECTOR, "#live [role=status]").text
+    assert browser.find_element(By.ID, "value").get_attribute("value") == "never"  # the question stays
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert violations(browser) == []
+    picture(browser, tmp_path / "studio-answer-390-light.png")
 
 
 def test_the_gallery_zooms_and_closes_with_the_keyboard(browser: webdriver.Chrome, root: str) -> None:
