@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from scenarios.ask.answers import Answer, Cost, Row
 from scenarios.commands.terminal import plain_columns
 
+HEADS = ("institution", "task", "IoU now", "predicted", "90 %", "changes")
+HEADS_OF_COST = ("institution", "epsilon of training", "epsilon of scores", "refusals")
+"""Columns of the two tables, here and on a page."""
+
 
 def answer_lines(found: Answer) -> Iterator[str]:
     """The answer, line by line."""
     yield f"What if: {', '.join(found.settings)}"
     yield ""
     shown = [*found.rows, found.mean] if found.mean else found.rows
-    yield from plain_columns(
-        [["institution", "task", "IoU now", "predicted", "90 %", ""], *map(cells, shown)]
-    )
+    yield from plain_columns([[*HEADS], *map(cells, shown)])
     yield ""
-    yield from plain_columns(
-        [["institution", "epsilon of training", "epsilon of scores", "refusals"], *map(costs, found.costs)]
-    )
+    yield from plain_columns([[*HEADS_OF_COST], *map(costs, found.costs)])
     yield ""
     yield f"Affected: {', '.join(found.affected) or 'nobody'}"
     yield from notes(found)
@@ -39,7 +39,7 @@ def notes(found: Answer) -> Iterator[str]:
 def cells(row: Row) -> list[str]:
     """One line of the table."""
     span = "-" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
-    sign = "changed" if row.affected else ""
+    sign = "yes" if row.affected else ""
     return [row.institution, row.task, figure(row.now), figure(row.predicted), span, sign]
 
 

@@ -11,7 +11,7 @@ from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.errors import CasamError, RunInputError
-from scenarios.ask.answer_text import cells, costs, notes
+from scenarios.ask.answer_text import HEADS, HEADS_OF_COST, cells, costs, notes
 from scenarios.ask.answers import Answer
 from scenarios.ask.own_process import Asking
 from scenarios.report.parts import Block, Cell, Notice, Table
@@ -137,10 +137,10 @@ def shown(last: Asking) -> dict[str, Any]:
 def blocks(found: Answer) -> Iterator[Block]:
     """The answer as parts of a page, with the words of the command."""
     yield Notice(f"Affected: {', '.join(found.affected) or 'nobody'}.", "soft")
-    heads = ("institution", "task", "IoU now", "predicted", "90 %", "")
     shown = [*found.rows, found.mean] if found.mean else found.rows
-    yield Table("IoU", heads, tuple(tuple(map(Cell, cells(row))) for row in shown), frozenset({1, 5}))
-    heads = ("institution", "epsilon of training", "epsilon of scores", "refusals")
-    yield Table("Cost", heads, tuple(tuple(map(Cell, costs(cost))) for cost in found.costs), frozenset({3}))
+    yield Table("IoU", HEADS, tuple(tuple(map(Cell, cells(row))) for row in shown), frozenset({1, 5}))
+    yield Table(
+        "Cost", HEADS_OF_COST, tuple(tuple(map(Cell, costs(cost))) for cost in found.costs), frozenset({3})
+    )
     for line in notes(found):
         yield Notice(line, "")
