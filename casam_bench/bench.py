@@ -35,8 +35,8 @@ class Engines(Protocol):
     def begin(self, scenario: Scenario, folder: Path, data_root: Path | None) -> None:
         """A run that questions can be asked about, as `casam run` leaves it. Raises CasamError."""
 
-    def ask(self, run: Path, settings: Sequence[str]) -> dict[str, Any]:
-        """What `casam ask RUN --json` prints with these settings, from a new process.
+    def ask(self, run: Path, settings: Sequence[str], seconds: float) -> dict[str, Any]:
+        """What `casam ask RUN --json` prints within so many seconds, from a new process.
 
         Raises RunError with its last line where it gives no answer.
         """

@@ -18,13 +18,13 @@ COMMAND = (sys.executable, "-c", "from scenarios.commands.cli import main; main(
 
 
 class Asking:
-    """One process, which works until there is an answer. settings: as for --set."""
+    """One process, which works until there is an answer. settings, seconds: as for `casam ask`."""
 
-    def __init__(self, run: Path, settings: Sequence[str]) -> None:
+    def __init__(self, run: Path, settings: Sequence[str], seconds: float = 30.0) -> None:
         self.run, self.settings, self._begun, self._ended = run, tuple(settings), time.monotonic(), 0.0
         words = [word for setting in settings for word in ("--set", setting)]
         self._process = subprocess.Popen(
-            [*COMMAND, "ask", str(run), *words, "--json"],
+            [*COMMAND, "ask", str(run), *words, "--json", "--seconds", f"{seconds:g}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

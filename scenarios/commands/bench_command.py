@@ -50,11 +50,11 @@ class CasamEngines:
 
         begin(scenario, folder, data_root)
 
-    def ask(self, run: Path, settings: Sequence[str]) -> dict[str, Any]:
+    def ask(self, run: Path, settings: Sequence[str], seconds: float) -> dict[str, Any]:
         """What `casam ask RUN --json` prints with these settings, from a new process."""
         from scenarios.ask.own_process import Asking
 
-        return dict(Asking(run, settings).answer())
+        return dict(Asking(run, settings, seconds).answer())
 
     def changed_run(
         self, run: Path, settings: Sequence[str], folder: Path, draw: int
