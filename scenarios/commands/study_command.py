@@ -106,7 +106,7 @@ def ask(
     It replays the run with what this machine computed before, so it needs the private files of a simulation.
     Exit status: 0 answered, 1 no answer in time, 2 bad input.
     """
-    from scenarios.ask.finding import run_of
+    from scenarios.ask.which_run import run_of
 
     found_run, screen = run_of(run, runs), console(stderr=True)
     from scenarios.ask.asking import question

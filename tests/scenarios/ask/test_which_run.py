@@ -11,7 +11,7 @@ import pytest
 
 from casam_core.errors import DataError, RunInputError, ScenarioError
 from scenarios.ask.asking import question
-from scenarios.ask.finding import run_of
+from scenarios.ask.which_run import run_of
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
 from tests.runs import FinishedRun

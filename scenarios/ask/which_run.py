@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
@@ -14,7 +15,7 @@ from casam_core.errors import CasamError, RunInputError
 RUNS = Path("runs")
 """Where `casam run` puts its folders."""
 
-DECIDED_BY_THE_RUN = {
+DECIDED_BY_THE_RUN: dict[str, Any] = {
     "description": True,
     "minutes": True,
     "look_at": True,
