@@ -108,10 +108,10 @@ def ask(
     """
     from scenarios.ask.which_run import run_of
 
-    found_run, screen = run_of(run, runs), console(stderr=True)
+    folder, screen = run_of(run, runs), console(stderr=True)  # before the slow imports
     from scenarios.ask.asking import question
 
-    asked = question(found_run, set_ or ())
+    asked = question(folder, set_ or ())
     with screen.status("replaying"):
         from scenarios.ask.answer_text import answer_lines
         from scenarios.ask.answering import answer
