@@ -301,18 +301,18 @@ def predict(
     from casam_core.bank.bank import Bank
     from casam_core.files import write_atomic
     from client.data.pixels import read_image, read_mask
-    from scenarios.prediction.user_prompts import UserPrompts
 
-    image_HW3 = read_image(image)
-    asked = UserPrompts(boxes, points, labels, None if mask is None else read_mask(mask), one)
-    asked.checked(*image_HW3.shape[:2], needed=False)
+    image_HW3, earlier_HW = read_image(image), None if mask is None else read_mask(mask)
     Bank.open(bank)
     # A slip should not cost the seconds in which the libraries and the model are loaded.
     with console(stderr=True).status("loading the model"):
         from casam_core.bank.inference import load_bank
         from scenarios.prediction import telling
         from scenarios.prediction.segmenter import Segmenter, backbone_for, has_finders
+        from scenarios.prediction.user_prompts import UserPrompts
 
+        asked = UserPrompts(boxes, points, labels, earlier_HW, one)
+        asked.checked(*image_HW3.shape[:2], needed=False)
         loaded = load_bank(bank)
         asked.checked(*image_HW3.shape[:2], needed=not has_finders(loaded))
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
