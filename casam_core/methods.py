@@ -276,9 +276,17 @@ def method_of(name: str) -> Method:
 
 
 def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:
-    """The Alignment Layer of a task, in the method's form if it has one; the same for all if it is shared."""
+    """The Alignment Layer of a task, in the method's form if it has one; the same for all if it is shared.
+
+    Raises ScenarioError: personal entries of a shared layer.
+    """
     method = method_of(scenario.method)
     spec = scenario.alignment if method.shared else scenario.alignments.get(task, scenario.alignment)
+    if spec.personal and method.shared:
+        raise ScenarioError(
+            "alignment.personal: expected a method with one entry per task, found method "
+            f"{scenario.method!r}; set alignment.personal = false"
+        )
     return spec if method.form is None else form_spec(method.form, dict(spec))
 
 

@@ -127,8 +127,7 @@ class Institution:
     @property
     def personal(self) -> bool:
         """Whether the scenario asks for personal entries (client/evaluation/personal.py)."""
-        specs = (self.scenario.alignment, *self.scenario.alignments.values())
-        return any(spec.personal for spec in specs)
+        return any(alignment_of(self.scenario, task).personal for task in self.scenario.stream)
 
     def learn_public(self, files: Sequence[bytes]) -> None:
         """Keep the public files that came with the scenario, and check that all it names are here.

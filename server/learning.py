@@ -159,11 +159,6 @@ def check_strategy(federation: Federation, task: str, trainers: Mapping[str, tup
         fault = f"needs a layer that the server knows, but the form {form!r} changes SAM itself"
     if fault:
         raise ScenarioError(f"training.strategy: {name} {fault}; use fedavg")
-    if federation.scenario.alignment.personal and method_of(federation.scenario.method).shared:
-        raise ScenarioError(
-            f"alignment.personal: expected a method with one entry per task, found method "
-            f"{federation.scenario.method!r}; set alignment.personal = false"
-        )
 
 
 def align_requests(

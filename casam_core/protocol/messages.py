@@ -341,7 +341,7 @@ def tells_personal(scenario: Scenario, task: str, policy: Policy) -> bool:
     The figure depends on all its images without noise, and on a layer that the policy must let leave.
     """
     exact = policy.metrics == "exact" and not policy.adds_noise and policy.adapter.share == "yes"
-    return exact and alignment_of(scenario, task).personal and not method_of(scenario.method).shared
+    return exact and alignment_of(scenario, task).personal
 
 
 def corrects(sender: Sender) -> Range | None:

@@ -19,7 +19,7 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
 from casam_core.files import remove_folder
-from casam_core.methods import alignment_of, method_of
+from casam_core.methods import alignment_of
 from casam_core.model.forms import set_weights, weights_of
 from casam_core.model.validation import TESTED_INSTANCES, clearly_above_zero
 from casam_core.protocol.messages import CORRECTION, AlignRequest, EvaluateReply, tells_personal
@@ -43,13 +43,11 @@ def personal_entries(institution: Institution, received: Bank) -> list[Bank]:
     Each is made once, in a bank of its own that has the name of the shared entry's digest. Where nothing was
     clearly better, this bank holds the shared entry. Raises RunError if the training diverges.
     """
-    shared_layer = method_of(institution.scenario.method).shared
     found: list[Bank] = []
     for head in received.heads():
-        wanted = alignment_of(institution.scenario, head.task).personal and not shared_layer
-        if not wanted or institution.name not in head.provenance.holders:
-            continue
-        if institution.task(head.task).holding.val < MIN_IMAGES:
+        mine = institution.name in head.provenance.holders
+        wanted = mine and alignment_of(institution.scenario, head.task).personal
+        if not wanted or institution.task(head.task).holding.val < MIN_IMAGES:
             continue
         folder = institution.site.private / PERSONAL / received.digest_of(head.task)
         bank = Bank.open(folder, create=True)

@@ -167,12 +167,12 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
 
 def advice_for_few(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Iterator[str]:
     """A sentence for each private task with so few images that the other method of training keeps more."""
-    for (name, task), split in splits.items():
+    other = scenario.privacy.model_copy(update={"method": "subspace"})
+    for (name, task), split in splits.items() if scenario.privacy.method != other.method else ():
         form, images = alignment_of(scenario, task), len(split.train)
         noisy = task in scenario.stream and leaves_noisy(scenario.institution(name).policy.adapter)
-        other = scenario.privacy.model_copy(update={"method": "subspace"})
         possible = other.completed(scenario.backbone, form).library is not None and not form.finder
-        if scenario.privacy.method == "dp_sgd" and noisy and images < FEW and possible:
+        if noisy and images < FEW and possible:
             yield (
                 f'{name} learns {task} with noise from {images} images; privacy.method = "subspace" keeps '
                 "more of so few (docs/privacy.md)"

@@ -17,13 +17,14 @@ from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.inprocess import run_inprocess
+from scenarios.engines.preflight import preflight
 from scenarios.report.reading import read_run
 from scenarios.report.sections.quality import personal_table
 from scenarios.study.frames import personal_gain
 from server.run.summary_schema import read_summary
 from tests.banks import tiny_backbone
 from tests.conftest import phantom, tiny_table, with_policies
-from tests.runs import FinishedRun, private, summary_of
+from tests.runs import FinishedRun, events, private, summary_of
 
 SAME = ("matrix", "zero_shot", "routing", "statistics", "holders", "decodes")
 TAUGHT = {"epochs": 2, "batch_images": 4, "keep_best": False, "fallback_to_identity": False}
@@ -139,6 +140,11 @@ def test_who_leaves_takes_personal_entries_of_others_along(tmp_path: Path) -> No
 
 
 def test_a_method_with_one_layer_for_all_has_no_personal_entries(tmp_path: Path) -> None:
-    made = table(**PERSONAL, method="sequential")
-    with pytest.raises(ScenarioError, match=r"alignment\.personal: expected a method with one entry"):
-        run_inprocess(Scenario.model_validate(made), tmp_path / "run", None)
+    scenario = Scenario.model_validate(table(**PERSONAL, method="sequential"))
+    for begin in (
+        lambda: preflight(scenario, None),
+        lambda: run_inprocess(scenario, tmp_path / "run", None),
+    ):
+        with pytest.raises(ScenarioError, match=r"alignment\.personal: expected a method with one entry"):
+            begin()
+    assert not events(tmp_path / "run", "asked")  # nobody was asked anything

@@ -95,6 +95,25 @@ def test_one_layer_for_all_tasks_goes_on_from_stage_to_stage(
     check_cut(tmp_path / "cut", finished_run(table), table, server.stream, "save", 2, after=True)
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_personal_entries_are_those_of_a_run_that_was_not_cut(
+    tmp_path: Path, finished_run: FinishedRun, after: bool
+) -> None:
+    table = tiny_table(alignment={"personal": True})
+    whole = finished_run(table)
+    check_cut(tmp_path / "cut", whole, table, server.stage, "evaluate", 2, after=after)
+    told = [summary_of(run)["personal"] for run in (tmp_path / "cut", whole)]
+    assert told[0] == told[1] != {}
+    banks = [
+        {
+            str(file.relative_to(run)): file.read_bytes()
+            for file in run.glob("institutions/*/private/p*/**/*.entry")
+        }
+        for run in (tmp_path / "cut", whole)
+    ]
+    assert banks[0] == banks[1] != {}
+
+
 def test_an_unlearning_that_was_cut_is_finished(tmp_path: Path, finished_run: FinishedRun) -> None:
     table = with_policies(
         tiny_table(stream=["histology", "polyp"]), south=LEAVES, west={"keep_samples": True}
