@@ -19,17 +19,13 @@ from server.federation.federation import Federation
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
 from server.unlearning import Held, Unlearned, held_by, unlearn, without
 
-LEARNING = "learning_processor"
-"""Name of the processor seconds of learning among a stage's seconds. In the in-process engine with one
-process they hold the work of all institutions; elsewhere only the server's own."""
-
 
 @dataclass(frozen=True)
 class Stage:
     """One learned task and the scores after it.
 
     number: from 1. parameters: number of the layer's weights; 0 without a layer. seconds: by part of the
-    stage. unlearned: the institutions that left at its start.
+    stage. unlearned: the institutions that left at its start. learning: see Timing.learning_processor.
     """
 
     number: int
@@ -39,6 +35,7 @@ class Stage:
     scores: StageScores
     seconds: dict[str, float]
     unlearned: tuple[Unlearned, ...] = ()
+    learning: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,17 +80,17 @@ def run_stage(federation: Federation, state: State) -> State:
         clock.lap("unlearn")
 
     learned = learn_task(federation, state, number, task, clock)
-    clock.learned()
+    learning = clock.processor
 
     anew = [name for left in unlearned for name in left.retrained if name in learned.bank]
     candidates = [*anew, *learned.candidates] if method_of(federation.scenario.method).routes else []
     scores = measure(federation, number, learned.bank, candidates)
     clock.lap("evaluate")
-    unlearned = [without(left, learned.bank) for left in unlearned]
+    left = tuple(without(leaver, learned.bank) for leaver in unlearned)
 
     layer = learned.layer
     parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
-    stage = Stage(number, task, learned.holders, parameters, scores, clock.seconds, tuple(unlearned))
+    stage = Stage(number, task, learned.holders, parameters, scores, clock.seconds, left, learning)
     return replace(
         state,
         stages=(*state.stages, stage),
@@ -188,11 +185,11 @@ def measure(federation: Federation, number: int, bank: Bank, candidates: Sequenc
 
 
 class Clock:
-    """Measures the seconds of each part of a stage, and this process's processor seconds until `learned`."""
+    """Measures the seconds of each part of a stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last, self._processor = time.monotonic(), time.process_time()
+        self._last, self._began = time.monotonic(), time.process_time()
 
     def lap(self, name: str) -> None:
         """End the part that began at the last lap."""
@@ -200,6 +197,7 @@ class Clock:
         self.seconds[name] = round(now - self._last, 3)
         self._last = now
 
-    def learned(self) -> None:
-        """Note the processor seconds since the stage began."""
-        self.seconds[LEARNING] = round(time.process_time() - self._processor, 3)
+    @property
+    def processor(self) -> float:
+        """Processor seconds of this process since the stage began."""
+        return round(time.process_time() - self._began, 3)

@@ -17,7 +17,6 @@ from casam_core.metrics.continual import ContinualMatrix, intransigence
 from scenarios.report.reading import frozen_iou, refusals
 from scenarios.study.study import Cell, Plan
 from server.run.summary_schema import FILE, Summary, read_summary
-from server.stage import LEARNING
 
 FIGURES = (
     "last_iou",
@@ -111,8 +110,8 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
     joint: the run of the same seed and stream that learns tasks together, the reference of intransigence.
     """
     lacks = intransigence(matrix_of(summary), matrix_of(joint)).value if joint else None
-    routing, stages = summary.routing, summary.timing.stages
-    processor = [stage[LEARNING] for stage in stages if LEARNING in stage]
+    routing, learning = summary.routing, summary.timing.learning_processor
+    processor = [seconds for seconds in learning if seconds is not None]
     last, frozen = summary.last_iou, frozen_iou(summary)
     worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
@@ -139,7 +138,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
         "bytes_down": sum(summary.bytes.down.values()),
         "refusals": refusals(summary),
         "trained_parameters": summary.trained_parameters,
-        "learning_seconds": sum(processor) if len(processor) == len(stages) else None,
+        "learning_seconds": sum(processor) if len(processor) == len(summary.timing.stages) else None,
         "seconds": summary.timing.seconds,
     }
 

@@ -142,7 +142,9 @@ def summarise(
         unlearned=unlearned_in(stages, zero_shot),
         decodes=[zero_shot.decodes, *(stage.scores.decodes for stage in stages)],
         timing=Timing(
-            seconds=round(seconds, 3), stages=[{"task": stage.task, **stage.seconds} for stage in stages]
+            seconds=round(seconds, 3),
+            stages=[{"task": stage.task, **stage.seconds} for stage in stages],
+            learning_processor=[stage.learning for stage in stages],
         ),
         environment=environment(federation),
         run={"folder": federation.folder.path.name},

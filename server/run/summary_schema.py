@@ -122,11 +122,13 @@ class Traffic(Part):
 
 
 class Timing(Part):
-    """Seconds. A stage names its task and the seconds of its parts; `learning_processor`: processor seconds
-    of the server's process while layer and router were learned (of everybody, if one process serves all)."""
+    """Seconds. A stage names its task and the seconds of its parts."""
 
     seconds: float
     stages: list[dict[str, Any]]
+    learning_processor: list[float | None] = Field(default_factory=list)
+    """By stage: processor seconds of the server's process until layer and router were learned; with those of
+    all institutions if it hosts them. null: a stage of an older version."""
 
 
 class Summary(Part):
