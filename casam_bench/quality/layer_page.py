@@ -113,21 +113,29 @@ def of_shared_places(rows: Sequence[Row]) -> list[Row]:
 
 
 def filled(page: str, name: str, part: str) -> str:
-    """The page with this part between the marks of that name."""
+    """The page with this part between the marks of that name. Raises ValueError if it has no such marks."""
     start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
-    return re.sub(f"(?<={start}).*?(?={end})", lambda found: part, page, flags=re.DOTALL)
+    text, found = re.subn(f"(?<={start}).*?(?={end})", lambda old: part, page, flags=re.DOTALL)
+    if found != 1:
+        raise ValueError(f"expected the marks of {name} once on the page, found them {found} times")
+    return text
+
+
+def publish(page: str, name: str, part: str, svg: str = "") -> None:
+    """Put a part between the marks of that name on a page of docs/, and its picture into figures/NAME.svg."""
+    path = DOCS / page
+    write_atomic(path, filled(path.read_text(encoding="utf-8"), name, part).encode())
+    if svg:
+        write_atomic(DOCS / "figures" / f"{name}.svg", svg.encode())
 
 
 def main() -> None:
     rows = read_csv(Row, DOCS / "figures" / "layer-seconds.csv")
-    page = (DOCS / "results.md").read_text(encoding="utf-8")
-    page = filled(page, "layer-seconds", tables(rows))
-    page = filled(page, "private-layers", table_of(Cells(DOCS / "figures" / "private-layers.jsonl")))
     clicked = read_csv(clicks.Row, DOCS / "figures" / "clicks.csv")
-    page = filled(page, "clicks", clicks.tables(clicked))
-    write_atomic(DOCS / "results.md", page.encode())
-    write_atomic(DOCS / "figures" / "layer-seconds.svg", picture(rows).encode())
-    write_atomic(DOCS / "figures" / "clicks.svg", picture_of_clicks(clicked).encode())
+    private = Cells(DOCS / "figures" / "private-layers.jsonl")
+    publish("results.md", "layer-seconds", tables(rows), picture(rows))
+    publish("results.md", "private-layers", table_of(private))
+    publish("results.md", "clicks", clicks.tables(clicked), picture_of_clicks(clicked))
 
 
 if __name__ == "__main__":

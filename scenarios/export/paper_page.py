@@ -17,13 +17,13 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
-from casam_bench.quality.layer_page import DOCS, filled
+from casam_bench.quality.layer_page import DOCS, publish
 from casam_core.errors import RunInputError
 from casam_core.files import write_atomic
 from scenarios.export.paper_tables import COSTS, QUALITY, ROUTING, complete, part_of_page
 
-CSV = DOCS / "figures" / "paper-tables.csv"
 MARK = "paper-tables"
+CSV = DOCS / "figures" / f"{MARK}.csv"
 
 
 def tidy(folder: Path) -> pd.DataFrame:
@@ -40,11 +40,6 @@ def tidy(folder: Path) -> pd.DataFrame:
     return done[["method", "order", "seed", *QUALITY, *ROUTING, *COSTS]].reset_index(drop=True)
 
 
-def read(path: Path) -> pd.DataFrame:
-    """The rows of the CSV that lies beside the page."""
-    return pd.read_csv(path)
-
-
 def picture(rows: pd.DataFrame) -> str:
     """SVG: IoU at the end over processor seconds and over bytes; a point per method and order."""
     means = complete(rows).groupby(["method", "order"], sort=False)[
@@ -53,16 +48,14 @@ def picture(rows: pd.DataFrame) -> str:
     points = means.mean().reset_index().to_dict("records")
     data = alt.Data(values=points)  # type: ignore[no-untyped-call]
     across = (  # frozen SAM learns in no second, which a logarithm cannot show
-        ("learning_seconds", "symlog", "processor seconds of learning"),
-        ("bytes_up", "log", "bytes that institutions sent"),
+        ("learning_seconds", alt.Scale(type="symlog"), "processor seconds of learning"),
+        ("bytes_up", alt.Scale(type="log"), "bytes that institutions sent"),
     )
     sides = [
         alt.Chart(data)
         .mark_point(filled=True, size=70)
         .encode(
-            x=alt.X(
-                f"{x}:Q", scale=alt.Scale(type="symlog" if x == "learning_seconds" else "log"), title=title
-            ),
+            x=alt.X(f"{x}:Q", scale=scale, title=title),
             y=alt.Y("last_iou:Q", scale=alt.Scale(zero=False), title="IoU at the end"),
             color=alt.Color("method:N"),
             shape=alt.Shape("order:N"),
@@ -77,10 +70,8 @@ def picture(rows: pd.DataFrame) -> str:
 def main() -> None:
     if len(sys.argv) > 1:
         write_atomic(CSV, tidy(Path(sys.argv[1])).to_csv(index=False, float_format="%.6g").encode())
-    rows = read(CSV)
-    page = filled((DOCS / "results.md").read_text(encoding="utf-8"), MARK, part_of_page(rows))
-    write_atomic(DOCS / "results.md", page.encode())
-    write_atomic(CSV.with_suffix(".svg"), picture(rows).encode())
+    rows = pd.read_csv(CSV)
+    publish("results.md", MARK, part_of_page(rows), picture(rows))
 
 
 if __name__ == "__main__":

@@ -92,3 +92,5 @@ def test_half_a_layer_is_taken_where_it_is_better_on_validation_images() -> None
 def test_a_part_of_the_page_is_replaced_between_its_marks() -> None:
     page = "<!-- a -->\nold\n<!-- end of a -->\n<!-- b -->\nkept\n<!-- end of b -->\n"
     assert filled(page, "a", "new") == page.replace("old", "new")
+    with pytest.raises(ValueError, match="expected the marks of c once on the page, found them 0 times"):
+        filled(page, "c", "lost")

@@ -18,8 +18,7 @@ from scipy.stats import t
 
 from casam_bench.bench import read_csv
 from casam_bench.quality.asking.ask_tables import Row, answered, table_of
-from casam_bench.quality.layer_page import DOCS, filled
-from casam_core.files import write_atomic
+from casam_bench.quality.layer_page import DOCS, publish
 
 CONFIDENCE = 0.9
 """Of the intervals in the rows."""
@@ -95,9 +94,7 @@ def picture(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     rows = read_csv(Row, DOCS / "figures" / "ask.csv")
-    page = (DOCS / "ask.md").read_text(encoding="utf-8")
-    write_atomic(DOCS / "ask.md", filled(page, "calibration", table_of(rows)).encode())
-    write_atomic(DOCS / "figures" / "ask.svg", picture(rows).encode())
+    publish("ask.md", "ask", table_of(rows), picture(rows))
 
 
 if __name__ == "__main__":

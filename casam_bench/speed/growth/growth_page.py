@@ -15,9 +15,8 @@ import altair as alt
 import vl_convert
 
 from casam_bench.bench import read_csv
-from casam_bench.quality.layer_page import DOCS, filled
+from casam_bench.quality.layer_page import DOCS, publish
 from casam_bench.speed.growth.growth_model import Model, Point, models_of
-from casam_core.files import write_atomic
 
 NEXT = 100_000
 """Institutions and tasks that the model is asked about, ten times the largest measurement."""
@@ -90,9 +89,7 @@ def picture(points: Sequence[Point]) -> str:
 
 def main() -> None:
     points = read_csv(Point, DOCS / "figures" / "growth.csv")
-    page = (DOCS / "performance.md").read_text(encoding="utf-8")
-    write_atomic(DOCS / "performance.md", filled(page, "growth", tables(points)).encode())
-    write_atomic(DOCS / "figures" / "growth.svg", picture(points).encode())
+    publish("performance.md", "growth", tables(points), picture(points))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from casam_bench.quality.layer_page import DOCS
 from casam_core.errors import RunInputError
-from scenarios.export.paper_page import CSV, MARK, picture, read, tidy
+from scenarios.export.paper_page import CSV, MARK, picture, tidy
 from scenarios.export.paper_tables import (
     COMPARED,
     COSTS,
@@ -73,7 +73,7 @@ def test_orders_of_a_seed_are_one_value() -> None:
 
 
 def test_the_page_shows_what_its_csv_file_says() -> None:
-    page, rows = (DOCS / "results.md").read_text(encoding="utf-8"), read(CSV)
+    page, rows = (DOCS / "results.md").read_text(encoding="utf-8"), pd.read_csv(CSV)
     found = re.search(f"(?<=<!-- {MARK} -->\n).*?(?=\n<!-- end of {MARK} -->)", page, re.DOTALL)
     assert found is not None
     assert found.group() == part_of_page(rows)
