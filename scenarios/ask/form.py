@@ -58,7 +58,7 @@ def leaves(on_leave: str) -> Makes:
     """It takes part until this stage."""
 
     def made(policy: Policy, value: str) -> dict[str, str]:
-        if not value.isdigit():
+        if not value.isdecimal():
             raise RunInputError(f"leaves after stage: expected a number such as 4, found {value[:40]!r}")
         return {"leaves_at": str(int(value) + 1), "on_leave": on_leave}
 

@@ -10,7 +10,7 @@ from typing import Any
 from casam_core.config.library import resolve_scenario
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
-from casam_core.errors import CasamError, RunInputError
+from casam_core.errors import CasamError, RunInputError, ScenarioError
 
 RUNS = Path("runs")
 """Where `casam run` puts its folders."""
@@ -39,7 +39,10 @@ def run_of(name: str, runs: Path = RUNS) -> Path:
     """
     if Path(name).expanduser().is_dir():
         return Path(name)
-    scenario = resolve_scenario(name)
+    try:
+        scenario = resolve_scenario(name)
+    except ScenarioError as error:
+        raise ScenarioError(f"ask: expected the folder of a run, or a scenario; {error}") from error
     wanted = alike(scenario)
     found = [run for run in finished_in(runs) if scenario_of(run) == wanted]
     if found:

@@ -382,10 +382,12 @@ def try_page(asked: Asked) -> Response:
     studio = asked.studio
     if not asked.get("open"):
         banks = [run for run in studio.shelf.runs() if run.bank]
-        return page("try.html", banks=banks, images=studio.shelf.images(), largest=prompting.LARGEST_UPLOAD)
+        return page(
+            "try/images.html", banks=banks, images=studio.shelf.images(), largest=prompting.LARGEST_UPLOAD
+        )
     opened = studio.desk.opened(asked.get("open"))
     entries = studio.desk.entries(opened)
-    return page("prompt.html", opened=opened, entries=entries, answers=list(opened.answers.values()))
+    return page("try/prompt.html", opened=opened, entries=entries, answers=list(opened.answers.values()))
 
 
 def try_open(asked: Asked) -> Response:

@@ -54,8 +54,9 @@ def test_after_stage_four_is_away_from_stage_five() -> None:
         "institutions.west.policy.leaves_at=5",
         "institutions.west.policy.on_leave=unlearn",
     ]
-    with pytest.raises(CasamError, match="expected a number such as 4, found 'soon'"):
-        settings_of(scenario, "west", "leaves", "soon")
+    for odd in ("soon", "\N{SUPERSCRIPT TWO}", "-1", "4.0"):
+        with pytest.raises(CasamError, match=f"expected a number such as 4, found '{odd}'"):
+            settings_of(scenario, "west", "leaves", odd)
 
 
 def test_the_page_asks_the_command_and_shows_its_answer(visitor: TestClient) -> None:
