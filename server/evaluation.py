@@ -102,10 +102,8 @@ def evaluate(
 
 def tasks_wanted(scenario: Scenario, stage: int, tasks: Collection[str]) -> set[str]:
     """The tasks of `tasks` whose images are evaluated after `stage` (`evaluation.tasks`)."""
-    stream = scenario.stream
-    if scenario.evaluation.tasks == "all" or stage in (0, len(stream)):
-        return set(tasks)
-    return set(stream[: stage + 1])
+    partly = scenario.evaluation.tasks == "needed" and 0 < stage < len(scenario.stream)
+    return set(scenario.stream[: stage + 1]) if partly else set(tasks)
 
 
 def request_for(

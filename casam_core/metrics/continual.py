@@ -114,11 +114,8 @@ def forgetting(matrix: ContinualMatrix) -> Aggregate:
 
 def backward_transfer(matrix: ContinualMatrix) -> Aggregate:
     """BWT = mean_{j<T} (R[T][j] - R[j][j]), a fraction; higher is better."""
-    changes: list[Cell] = []
-    for j in range(matrix.stages - 1):
-        learned, final = matrix.cells[j][j], matrix.cells[-1][j]
-        changes.append(None if learned is None or final is None else final - learned)
-    return _mean(changes)
+    cells = matrix.cells
+    return _mean(_difference(cells[-1][j], cells[j][j]) for j in range(matrix.stages - 1))
 
 
 def forward_transfer(

@@ -304,7 +304,7 @@ def predict(
 
     image_HW3, earlier_HW = read_image(image), None if mask is None else read_mask(mask)
     Bank.open(bank)
-    # A slip should not cost the seconds in which the libraries and the model are loaded.
+    # A slip in a file should not cost the seconds of the libraries, one in a prompt not those of the model.
     with console(stderr=True).status("loading the model"):
         from casam_core.bank.inference import load_bank
         from scenarios.prediction import telling
