@@ -279,6 +279,7 @@ def test_an_institution_killed_at_work_comes_back_and_the_run_goes_on(demo: Demo
 
     def started() -> int:
         said = demo.engine.run("logs", container)  # Flower speaks on both
+        assert said.returncode == 0, said.stderr
         return (said.stdout + said.stderr).count("Receiving: evaluate.stage")
 
     demo.approve('stream=["histology"]')
@@ -294,7 +295,9 @@ def test_an_institution_killed_at_work_comes_back_and_the_run_goes_on(demo: Demo
     )
     with run:
         wait_until(lambda: started() > before or run.poll() is not None, 600)
-        assert run.poll() is None, "the run ended before anybody could be killed"
+        if run.poll() is not None:
+            said, _ = run.communicate()
+            pytest.fail(f"the run ended before anybody could be killed: {said}{demo.logs()}")
         # Killed as a machine that loses its power; the engine starts it again by the restart policy.
         os.kill(int(demo.engine.output("inspect", "-f", "{{.State.Pid}}", container)), signal.SIGKILL)
         said, _ = run.communicate(timeout=1200)
