@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -94,6 +95,18 @@ def optional_module(name: str, *, wanted: str, extra: str, error: type[CasamErro
             f"{wanted}: expected the packages of the extra {extra!r}, found that {name} cannot be imported; "
             f"run: pip install 'casam[{extra}]'"
         ) from fault
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the most similar of `names`, or nothing.
+
+    >>> did_you_mean("quikstart", ["quickstart", "refusal"])
+    "; did you mean 'quickstart'?"
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, [*names], 1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def plain(text: str, longest: int = 200) -> str:

@@ -86,6 +86,9 @@ def fault_of(arguments: Sequence[str], *, whole: bool = True) -> str | None:
         return f"{context.command_path}: {error.format_message()}"
     if left:
         return f"{context.command_path}: unexpected {' '.join(left)}"
+    # A sentence may name a command alone; one that gives a required option is to be typed as it stands.
+    required = {p.name for p in command.params if p.required and isinstance(p, click.Option)}
+    whole = whole or any(given.get(name or "") for name in required)
     for parameter in command.params:
         value = given.get(parameter.name or "")
         values = value if isinstance(value, list | tuple) else [value]

@@ -36,7 +36,7 @@ app = ClientApp()
 @app.query("echo")
 def echo(message, context):
     print("client was asked", flush=True)
-    answer = ConfigRecord({"file": __file__, "extra": os.environ.get("EXTRA", "")})
+    answer = ConfigRecord({"file": __file__, "extra": os.environ.get("EXTRA", ""), "nice": os.nice(0)})
     return Message(RecordDict({"answer": answer}), reply_to=message)
 """
 
@@ -65,6 +65,7 @@ def main(grid, context):
                 print(f"error code: {reply.error.code}", flush=True)
                 continue
             answer = reply.content["answer"]
+            print(f"niceness: {answer['nice']}", flush=True)
             print(f"answer: {answer['extra']} from {answer['file']}", flush=True)
         time.sleep(0.1)
     if ending == "raise":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
-from casam_core.errors import CasamError, ScenarioError
+from casam_core.errors import CasamError, ScenarioError, did_you_mean
 
 LIBRARY = Path(__file__).resolve().parents[2] / "scenarios" / "library"
 
@@ -40,8 +40,10 @@ def find(
             return found
     path = (beside or Path()) / Path(name_or_path).expanduser()
     if path.suffix != ".toml" and not path.exists():
+        known = names_in(folder)
         raise refuse(
-            f"{what} {name_or_path!r}: expected a .toml file or one of " + ", ".join(names_in(folder))
+            f"{what} {name_or_path!r}: expected a .toml file or one of {', '.join(known)}"
+            f"{did_you_mean(name_or_path, known)}"
         )
     return path
 

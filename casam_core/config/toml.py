@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.section import S, Section
-from casam_core.errors import CasamError, PolicyError, ScenarioError
+from casam_core.errors import CasamError, PolicyError, ScenarioError, did_you_mean
 
 Table = dict[str, Any]
 
@@ -72,7 +72,7 @@ def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
     table = read_table(path, "scenario", ScenarioError)
     for override in overrides:
         apply_override(table, override)
-    return parse_scenario(table, str(path))
+    return parse_scenario(table, " --set ".join([str(path), *overrides]))
 
 
 def parse_scenario(table: Table, source: str) -> Scenario:
@@ -80,16 +80,19 @@ def parse_scenario(table: Table, source: str) -> Scenario:
     try:
         return Scenario.model_validate(table)
     except ValidationError as error:
-        raise ScenarioError(f"{source}: {explain(error)}") from error
+        raise ScenarioError(f"{source}: {explain(error, table)}") from error
 
 
-def explain(error: ValidationError) -> str:
-    """One line about the first fault, and the number of further faults."""
+def explain(error: ValidationError, table: Any = None) -> str:
+    """One line about the first fault, and the number of further faults. With the `table` that was read, an
+    item of a list has its name in the line, as in `set_key`, and not its number."""
     faults = error.errors(include_url=False)
     first = faults[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(_named(first["loc"], table))
     if first["type"] == "extra_forbidden":
-        text = f"unknown key {key!r}; docs/scenario.md lists all keys"
+        known = {name for section in Section.__subclasses__() for name in section.model_fields}
+        near = did_you_mean(str(first["loc"][-1]), sorted(known))
+        text = f"unknown key {key!r}; docs/scenario.md lists all keys{near}"
     elif first["type"] == "missing":
         text = f"key {key!r} is missing"
     elif first["type"] == "value_error":
@@ -98,6 +101,15 @@ def explain(error: ValidationError) -> str:
         text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return text + more
+
+
+def _named(places: Sequence[int | str], table: Any) -> Iterator[str]:
+    """The parts of a key, each number replaced by the `name` of its item where `table` has one."""
+    for place in places:
+        items = dict(enumerate(table)) if isinstance(table, list) else table
+        table = items.get(place) if isinstance(items, dict) else None
+        name = table.get("name") if isinstance(place, int) and isinstance(table, dict) else None
+        yield str(name or place)
 
 
 def apply_override(table: Table, override: str) -> None:
@@ -154,5 +166,7 @@ def _numbers(items: list[Any], part: str, source: str) -> list[int]:
         if part in ("*", str(number)) or (isinstance(item, dict) and item.get("name") == part)
     ]
     if not found:
-        raise ScenarioError(f"{source}: {part!r} leads nowhere in the scenario")
+        names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
+        known = ", ".join(names or map(str, range(len(items)))) or "no item"
+        raise ScenarioError(f"{source}: expected one of {known}, found {part!r}{did_you_mean(part, names)}")
     return found

@@ -265,6 +265,8 @@ def reading(source: Path, content: str, advice: str = "export or copy it again")
         yield
     except DataError:
         raise
+    except FileNotFoundError as fault:
+        raise DataError(f"{source}: expected {content}, found no such file; check the path") from fault
     except Exception as fault:
         raise DataError(
             f"{source}: expected {content}, found a file that cannot be read ({one_line(fault)}); {advice}"

@@ -31,14 +31,25 @@ def verify(
 
     For example: casam audit verify audit.jsonl --anchor RUN/audit.jsonl
     """
-    from casam_core.protocol.audit import against_anchor, broken, read_log
+    from casam_core.protocol.audit import AuditError, against_anchor, broken, read_log
     from server.run.run_folder import heads_of
 
     lines = read_log(file)
     fault = broken(lines)
     if fault is None and anchor is not None:
         names = {line.release.institution for line in lines}
-        fault = against_anchor(lines, [head for head in heads_of(anchor) if head.institution in names])
+        heads = [head for head in heads_of(anchor) if head.institution in names]
+        if not heads:  # an emptied log, or any other file as the anchor, must not pass for a whole log
+            if not names:
+                raise AuditError(
+                    f"{file}: expected at least one release to compare with the server's, found an empty "
+                    "log; if this institution ever answered, its lines were removed"
+                )
+            raise AuditError(
+                f"{anchor}: expected the server's audit.jsonl with answers of {', '.join(sorted(names))}, "
+                "found none; name the server's file of a run in which this institution took part"
+            )
+        fault = against_anchor(lines, heads)
     if json_:
         print_json(
             {
@@ -66,16 +77,22 @@ def show(
     file: LogFile,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """List an institution's releases in order: time, kind, task, bytes, epsilon, policy clause."""
-    from casam_core.errors import plain
-    from casam_core.protocol.audit import line_text, read_log
+    """List an institution's releases in order: time, kind, task, bytes, epsilon, policy clause.
 
+    For example: casam audit show RUN/institutions/NAME/private/audit.jsonl
+    """
+    from casam_core.errors import plain
+    from casam_core.protocol.audit import broken, line_text, read_log
+
+    lines = read_log(file)
+    if fault := broken(lines):
+        typer.echo(f"warning: {file}: {fault}; do not trust this list, see casam audit verify", err=True)
     if json_:
-        for line in read_log(file):
+        for line in lines:
             typer.echo(line_text(line))
         return
     rows = [("line", "time", "kind", "stage", "task", "outcome", "bytes", "epsilon", "clause", "digest")]
-    for line in read_log(file):
+    for line in lines:
         release = line.release
         known = (release.epsilon or {}).items()
         spent = [(name, value) for name, value in known if value is not None and name != "ledger"]
@@ -104,12 +121,20 @@ def compare(
     server: Annotated[Path, typer.Argument(metavar="SERVER", help="The server's audit.jsonl of one run.")],
     json_: Json = False,
 ) -> None:
-    """Check that an institution's releases equal the releases that arrived at the server."""
+    """Check that an institution's releases equal the releases that arrived at the server.
+
+    For example: casam audit compare RUN/institutions/NAME/private/audit.jsonl RUN/audit.jsonl
+    """
     from casam_core.errors import plain
-    from casam_core.protocol.audit import read_log
+    from casam_core.protocol.audit import AuditError, head_at, read_log
     from server.run.run_folder import read_arrivals
 
     arrived = read_arrivals(server)
+    if arrived and not any(head_at(release.clause, "") for release in arrived):
+        raise AuditError(
+            f"{server}: expected the server's audit.jsonl of a run, found the log of an institution; write "
+            "the institution's file first, then the server's"
+        )
     runs = {release.run for release in arrived}
     logged = [line.release for line in read_log(site)]
     from scenarios.inspection.verify import differences  # with torch: only once there are two logs
@@ -218,11 +243,17 @@ def show_ledger(
     delta: Annotated[float, typer.Option(min=1e-12, max=0.5, help="Delta of the policy's budget.")] = 1e-3,
     json_: Json = False,
 ) -> None:
-    """List every release with noise: what it would cost alone, and the total of its dataset and split."""
+    """List every release with noise: what it would cost alone, and the total of its dataset and split.
+
+    For example: casam ledger show RUN/institutions/NAME/private/ledger.jsonl --delta 1e-4
+    """
     from casam_core.errors import PolicyError
 
     if not file.is_file():
-        raise PolicyError(f"{file}: expected a ledger.jsonl, found no file; check the path")
+        raise PolicyError(
+            f"{file}: expected a ledger.jsonl, found no file; check the path (a site that sent nothing with "
+            "noise has none)"
+        )
     from casam_core.privacy.accounting import epsilon_of
     from client.release.ledger import Ledger, of_images
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,11 +220,18 @@ def init(
         raise ScenarioError(
             f"casam init: expected --site {ABOUT_SITES.split(';')[0]}, or a terminal for questions"
         )
+    keys = [(site.name, site.task) for site in order.sites]
+    if twice := sorted({f"{name}:{task}" for name, task in keys if keys.count((name, task)) > 1}):
+        raise ScenarioError(
+            f"--site: expected one source for each task of an institution, found several for {twice[0]}; "
+            "join the folders, or give one of them another task or institution"
+        )
     text = scenario_text(order)
     parse_scenario(tomllib.loads(text), str(file))
     write_new(file, text.encode())
-    typer.echo(f"{file} written. Check its data: casam data check --scenario {file}{root_of(order)}")
-    typer.echo(f"Then: casam run {file}{root_of(order)}")
+    again = shlex.quote(str(file)) + root_of(order)
+    typer.echo(f"{file} written. Check its data: casam data check --scenario {again}")
+    typer.echo(f"Then: casam run {again}")
     if policy:
         write_new(policy, policy_text().encode())
         typer.echo(f"{policy} written: a policy with every key and its default")
@@ -257,6 +265,9 @@ class ScenarioOrder:
     epochs: int | None = None
 
 
+NOT_HERE = "no such folder on this machine; images/ and masks/ are assumed in it"
+
+
 def parse_site(text: str, *, unseen: bool = False) -> SiteOrder:
     """From `heart-centre:cardiac=phantom:cardiac_mr` or `lab:nuclei=FOLDER`. Raises ScenarioError."""
     from casam_core.config.scenario import NAME
@@ -280,7 +291,9 @@ def parse_site(text: str, *, unseen: bool = False) -> SiteOrder:
     from scenarios.inspection.understand import understand
 
     folder = Path(source).expanduser()
-    layout = understand(folder, a_person()) if folder.is_dir() else Layout("folder")
+    layout = understand(folder, a_person()) if folder.is_dir() else Layout("folder", notes=(NOT_HERE,))
+    for note in layout.notes:
+        typer.echo(f"{name}: {task}: {source}: {note}")
     return SiteOrder(name, task, source, layout.reader, unseen, tuple(layout.keys.items()))
 
 
@@ -346,8 +359,10 @@ def check_new(path: Path) -> None:
 
 
 def root_of(order: ScenarioOrder) -> str:
-    """The option that relative data paths need."""
-    return " --data-root FOLDER" if any(site.relative for site in order.sites) else ""
+    """The option that relative data paths need: this folder where it holds them all."""
+    relative = [site for site in order.sites if site.relative]
+    here = all(Path(site.source).is_dir() for site in relative)
+    return f" --data-root {'.' if here else 'FOLDER'}" if relative else ""
 
 
 def ask(name: str, seed: int, epochs: int | None) -> ScenarioOrder:

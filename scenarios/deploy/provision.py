@@ -118,7 +118,8 @@ def write_register(out: Path, say: Callable[[str], None]) -> None:
         write_public(kit / REGISTER, text)
         write_public(kit / "SHA256SUMS", checksums(files_in(kit)))
     write_public(operator / REGISTER, text)
-    say(f"register: {len(kits)} institutions; deliver register.json to {', '.join(k.name for k in changed)}")
+    told = f"deliver register.json to {', '.join(kit.name for kit in changed)}" if changed else "unchanged"
+    say(f"register: {len(kits)} institutions; {told}")
 
 
 def keys_of(kit: Path) -> Keys:

@@ -56,10 +56,15 @@ def choose_folder(scenario: Scenario, out: Path | None) -> Path:
             f"--out: expected a folder name of letters, digits, '.', '_' and '-', found {folder.name!r}"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunInputError(
-            f"{folder}: expected a new or empty folder for the run, found files; choose another --out"
-        )
+        raise folder_in_use(folder)
     return folder
+
+
+def folder_in_use(folder: Path) -> RunInputError:
+    """The fault of a run folder that already holds files."""
+    return RunInputError(
+        f"{folder}: expected a new or empty folder for the run, found files; choose another --out"
+    )
 
 
 def resumable(folder: Path) -> Path:

@@ -17,14 +17,14 @@ from rich.table import Table
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
-from casam_core.files import casam_home, write_atomic
+from casam_core.files import casam_home, write_new
 from casam_core.model.backbones import load_backbone
 from casam_core.protocol.fingerprint import ROOT
 from scenarios.engines import Engine
 from scenarios.engines.flower import FlowerRun, run_flower_app
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.live import LineWriter, View, live_view, logged
-from scenarios.engines.order import RunOrder, choose_folder, data_folder, nothing_to_resume
+from scenarios.engines.order import RunOrder, choose_folder, data_folder, folder_in_use, nothing_to_resume
 from scenarios.engines.preflight import preflight
 from scenarios.engines.public.frame_making import with_frame
 from scenarios.engines.public.library_making import with_library
@@ -66,7 +66,10 @@ def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
         checkpoint=scenario.backbone.checkpoint or "",
         workers=order.workers,
     )
-    write_atomic(folder / "order.json", (json.dumps(asdict(start), indent=2) + "\n").encode())
+    try:
+        write_new(folder / "order.json", (json.dumps(asdict(start), indent=2) + "\n").encode())
+    except FileExistsError as error:  # another run took the folder while this one read its data
+        raise folder_in_use(folder) from error
     run_engine(scenario, folder, start, console)
     write_card(folder)
     return folder

@@ -87,11 +87,12 @@ def with_classes(layout: Layout, pairs: Sequence[Pair]) -> Layout:
     """The names of classes and of folders that say nothing else, as notes."""
     images, pattern = patterns_of(layout)
     parts = images.split("/")
-    if "{folder}" in parts:
-        at = len(parts) - parts.index("{folder}")
-        names = sorted({pair.image.parts[-at] for pair in pairs})
-        told = f"{naming(names, 'folder')} are one dataset; if they are different tasks, name one of them"
-        layout = replace(layout, notes=(*layout.notes, told))
+    for mark, read_as in (("{folder}", "are one dataset"), ("{patient}", "are patients of one dataset")):
+        if mark in parts:
+            at = len(parts) - parts.index(mark)
+            names = sorted({pair.image.parts[-at] for pair in pairs})
+            told = f"{naming(names, 'folder')} {read_as}; if they are different tasks, name one of them"
+            layout = replace(layout, notes=(*layout.notes, told))
     if "{class}" not in pattern:
         return layout
     at = next(depth for depth, part in enumerate(reversed(pattern.split("/"))) if "{class}" in part)

@@ -25,7 +25,10 @@ class Place:
 
     def overview(self) -> Iterator[str]:
         """The scenarios that wait and those that were approved, one line each."""
-        for fact in self.facts():
+        facts = list(self.facts())
+        if not facts:
+            yield "no scenario waits, and none was approved"
+        for fact in facts:
             about = f"  {fact['time']}  by {fact['by']}: {fact['name']}" if "by" in fact else ""
             yield f"{fact['state']:<9} {fact['digest'][:12]}{about}"
 

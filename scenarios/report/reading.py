@@ -111,7 +111,10 @@ def why_unfinished(folder: Path) -> str:
     _, events = read_events(folder / "events.jsonl")
     if events and events[-1].name == "failed":
         return f"found a run that failed: {events[-1].facts.get('reason', 'its events give no reason')}"
-    return "found a run without summary.json; wait until it ends"
+    return (
+        "found a run without summary.json; wait until it ends, or if it was stopped: casam run --resume "
+        f"{folder}"
+    )
 
 
 def read_events(path: Path) -> tuple[float, tuple[Event, ...]]:

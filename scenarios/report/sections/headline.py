@@ -109,7 +109,9 @@ def cards(run: Run) -> list[Card]:
             Card(
                 "Right after learning",
                 fraction(summary.plasticity_iou),
-                f"forward transfer {points(summary.fwt_iou)} points",
+                f"forward transfer {points(summary.fwt_iou)} points"
+                if summary.fwt_iou is not None
+                else "forward transfer not measured",
                 "Plasticity: the mean IoU of every task right after it was learned. Forward transfer is what "
                 "earlier tasks already gave it before, above frozen SAM.",
             )

@@ -74,14 +74,14 @@ def for_every_run(run: Run) -> Iterator[Step]:
     exact = [n for n in run.institutions if n in trained and n in policies and policies[n].exact]
     if exact and not run.audits:
         yield Step(
-            f"{listed(exact)} send values without noise. Measure what an attacker finds out about single "
-            "images.",
+            f"{listed(exact)} {'sends' if len(exact) == 1 else 'send'} values without noise. Measure what an "
+            "attacker finds out about single images.",
             "casam attack RUN",
         )
     if gain(run) is not None:
         yield Step(
             "One run cannot show whether a difference is chance. Repeat it with other seeds.",
-            f"casam compare scenario.json --methods {run.summary.method} --seeds 0,1,2 --out FOLDER",
+            f"casam compare RUN/scenario.json --methods {run.summary.method} --seeds 0,1,2 --out FOLDER",
         )
     yield Step("Try the bank on an image of your own, beside frozen SAM.", "casam studio RUN")
 

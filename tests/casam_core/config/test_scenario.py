@@ -229,7 +229,7 @@ def test_no_task_can_take_the_name_of_the_identity_route() -> None:
 def test_a_reader_without_its_source_is_refused_where_it_stands() -> None:
     sites = [{"name": "north", "data": {"polyp": {"reader": "coco"}}}]
     text = refusal_of(institutions=sites)
-    assert "institutions.0.data.polyp: reader 'coco' needs the key 'path'" in text
+    assert "institutions.north.data.polyp: reader 'coco' needs the key 'path'" in text
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0.9, 0.2)])
@@ -237,7 +237,7 @@ def test_splits_that_leave_nothing_to_train_are_refused(val: float, test: float)
     data = {"reader": "phantom", "phantom": "polyp", "split": {"val": val, "test": test}}
     text = refusal_of(institutions=[{"name": "north", "data": {"polyp": data}}])
     assert "val + test must be below 1" in text
-    assert "institutions.0.data.polyp.split" in text
+    assert "institutions.north.data.polyp.split" in text
 
 
 # --- Overrides -------------------------------------------------------------------------------------
@@ -323,10 +323,17 @@ def test_an_override_that_leads_nowhere_is_refused_and_changes_nothing(override:
     assert given_table == before
 
 
+def test_a_mistyped_institution_is_answered_with_the_names() -> None:
+    with pytest.raises(ScenarioError, match=r"expected one of north.*found 'nort'; did you mean 'north'\?"):
+        apply_override(table(), "institutions.nort.name=x")
+
+
 def test_an_override_is_checked_like_the_file(path: Path) -> None:
-    with pytest.raises(ScenarioError, match=r"small\.toml: training\.epochs.*found 'many'"):
+    with pytest.raises(
+        ScenarioError, match=r"small\.toml --set training\.epochs=many: training\.epochs.*found 'many'"
+    ):
         read_scenario(path, ["training.epochs=many"])
-    with pytest.raises(ScenarioError, match=r"unknown key 'trainings'"):
+    with pytest.raises(ScenarioError, match=r"unknown key 'trainings'.*did you mean 'training'\?"):
         read_scenario(path, ["trainings.epochs=1"])
 
 

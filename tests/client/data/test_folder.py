@@ -489,6 +489,11 @@ def test_open_dataset_draws_phantoms() -> None:
     assert loaded.labels_HW.max() >= 1
 
 
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found no such file; check the path"):
+        pixels.read_image(tmp_path / "absent.png")
+
+
 REAL_DATA = Path(__file__).parents[4] / "shared" / "data"
 
 

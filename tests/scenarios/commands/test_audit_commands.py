@@ -71,3 +71,28 @@ def test_both_sides_of_a_run_agree_and_a_hidden_release_shows(run: Path, tmp_pat
     result = audit("compare", tmp_path / "log", run / "audit.jsonl")
     assert result.exit_code == 1
     assert "arrived and never left: train.router of stage 1" in result.output
+
+
+def test_an_anchor_without_answers_of_this_institution_proves_nothing(run: Path, tmp_path: Path) -> None:
+    lines = site_log(run).read_text().splitlines(keepends=True)
+    cut, emptied = tmp_path / "cut", tmp_path / "emptied"
+    cut.write_text("".join(lines[:2]))
+    emptied.write_text("")
+    for log, anchor in ((cut, site_log(run)), (emptied, run / "audit.jsonl"), (run / "audit.jsonl", cut)):
+        result = audit("verify", log, "--anchor", anchor)
+        assert isinstance(result.exception, AuditError)
+        assert "none is missing" not in result.output
+
+
+def test_the_two_logs_of_a_comparison_are_not_mistaken_for_each_other(run: Path) -> None:
+    result = audit("compare", run / "audit.jsonl", site_log(run))
+    assert "write the institution's file first" in str(result.exception)
+    assert "verdict" not in result.output
+
+
+def test_show_warns_of_a_log_that_is_not_whole(run: Path, tmp_path: Path) -> None:
+    lines = site_log(run).read_text().splitlines(keepends=True)
+    (tmp_path / "log").write_text("".join([lines[0], *lines[2:]]))
+    result = audit("show", tmp_path / "log")
+    assert "a line was removed, added or moved" in result.stderr
+    assert audit("show", site_log(run)).stderr == ""

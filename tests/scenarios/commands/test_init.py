@@ -45,6 +45,21 @@ def test_what_is_written_passes_the_checks_of_a_run(tmp_path: Path, casam: Casam
     assert read_policy(tmp_path / "site.toml") == Policy()
 
 
+def test_two_sources_of_one_task_are_refused_before_a_file_is_written(tmp_path: Path, casam: Casam) -> None:
+    result = casam("init", "mine.toml", *SITES, "--site", "lab:cells=phantom:polyp")
+    assert "found several for lab:cells" in result.refusal
+    assert not (tmp_path / "mine.toml").exists()
+
+
+def test_the_next_command_can_be_pasted_where_the_folders_are(tmp_path: Path, casam: Casam) -> None:
+    dataset(tmp_path / "squares")
+    result = casam("init", "my file.toml", "--site", "lab:squares=squares")
+    assert "casam data check --scenario 'my file.toml' --data-root ." in result.out
+    result = casam("init", "far.toml", "--site", "lab:squares=elsewhere")
+    assert "elsewhere: no such folder on this machine" in result.out
+    assert "--data-root FOLDER" in result.out
+
+
 def test_a_run_uses_all_images_of_a_folder(tmp_path: Path, casam: Casam) -> None:
     dataset(tmp_path / "squares", images=60)
     assert casam("init", "mine.toml", "--site", "lab:squares=squares").status == 0

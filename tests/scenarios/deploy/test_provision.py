@@ -136,6 +136,8 @@ def test_more_institutions_leave_the_others_as_they_are(tmp_path: Path) -> None:
     assert changed == {"operator/register.json", f"{kit}/register.json", f"{kit}/SHA256SUMS"}
     assert any(line.startswith("north: kept") for line in said)
     assert said[-1] == "register: 2 institutions; deliver register.json to east, north"
+    provision(Consortium(("north", "east"), "fl:9092"), tmp_path, said.append)
+    assert said[-1] == "register: 2 institutions; unchanged"
     registers = [read_register(path) for path in tmp_path.rglob("register.json")]
     assert [sorted(register.institutions) for register in registers] == [["east", "north"]] * 3
     assert (tmp_path / "operator" / "nodes" / "east.pub").is_file()

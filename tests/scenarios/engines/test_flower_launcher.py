@@ -78,6 +78,7 @@ def test_completed_run(app_dir: Path, tmp_path: Path) -> None:
     assert 'note: quotes " and ümlauts in home' in text
     assert "nodes: 3" in text
     assert text.count("answer: extra-home from ") == 3
+    assert text.count(f"niceness: {os.nice(0)}") == 3, "no program of the same user goes before the clients"
     assert "\x1b" not in text
     assert not _ray_folder(lines).exists()
     sources = {line.rsplit(" ", 1)[-1] for line in lines if "answer: " in line}

@@ -14,10 +14,11 @@ from flwr.app import Message, RecordDict
 from rich.console import Console
 
 from casam_core.config.scenario import Scenario
-from casam_core.errors import RunError
+from casam_core.errors import RunError, RunInputError
 from scenarios.engines import Engine
 from scenarios.engines.inprocess import FIRST_NODE
 from scenarios.engines.order import RunOrder
+from scenarios.engines.preflight import preflight
 from scenarios.engines.run import resume_run, run_scenario
 from scenarios.engines.workers import WorkerGrid, worker_grid
 from tests.conftest import tiny_table
@@ -77,3 +78,17 @@ def test_a_run_is_continued_with_as_many_workers(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("scenarios.engines.run.check_interrupted", lambda folder, scenario: None)
     resume_run(tmp_path / "run", Console())
     assert [(made.func, made.args) for made in asked] == [(worker_grid, (3,))] * 2
+
+
+def test_a_run_leaves_the_folder_alone_that_another_took_meanwhile(
+    tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(*_: object) -> object:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "order.json").write_text("of the other run")
+        return preflight(tiny_scenario, None)
+
+    monkeypatch.setattr("scenarios.engines.run.preflight", taken)
+    with pytest.raises(RunInputError, match="expected a new or empty folder"):
+        run_scenario(tiny_scenario, RunOrder(Engine.inprocess, None, tmp_path / "run"), Console())
+    assert (tmp_path / "run" / "order.json").read_text() == "of the other run"

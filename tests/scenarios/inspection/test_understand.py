@@ -314,6 +314,9 @@ def test_folders_that_may_be_tasks_are_told(tmp_path: Path) -> None:
         fill(tmp_path, f"{task}/images/{task}{{i}}.png", f"{task}/masks/{task}{{i}}.png")
     told = "2 folders (glands, nuclei) are one dataset; if they are different tasks, name one of them"
     assert told in understand(tmp_path).notes
+    fill(tmp_path, "cells2018/images/{i}.png", "cells2018/masks/{i}.png")  # one digit: all count as patients
+    told = "3 folders (cells2018, glands, nuclei) are patients of one dataset; if they are different tasks"
+    assert any(note.startswith(told) for note in understand(tmp_path).notes)
 
 
 def test_masks_with_the_background_as_value_are_doubted(tmp_path: Path, casam: Casam) -> None:
