@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -189,6 +190,8 @@ def how_to_continue(folder: Path) -> str:
     """What to do after a run was stopped."""
     if (folder / "order.json").is_file() and (folder / "scenario.json").is_file():
         return f"stopped; to continue: casam run --resume {folder}"
+    if folder.is_dir() and any(folder.iterdir()):
+        return f"stopped before the first stage; to start again, remove {folder} and give the same command"
     return "stopped before the first stage; to start again, give the same command"
 
 
@@ -243,3 +246,16 @@ for title, found in GROUPS.items():
             app.add_typer(command, name=name, rich_help_panel=title)
         else:
             app.command(name, rich_help_panel=title)(command)
+
+
+def unwrap(commands: typer.Typer) -> None:
+    """Let help texts end their lines where the terminal's end, not also where the docstring's do."""
+    for command in commands.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for inner in commands.registered_groups:
+        if inner.typer_instance is not None:
+            unwrap(inner.typer_instance)
+
+
+unwrap(app)

@@ -17,7 +17,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.errors import DeploymentError, RunError
 from casam_core.protocol.fingerprint import ROOT
 from scenarios.engines.bundle import stage_app
-from scenarios.engines.flower import submit, terminable
+from scenarios.engines.flower import NO_SUPERLINK, UNREACHABLE, submit, terminable
 from scenarios.engines.live import live_view
 from scenarios.engines.run import check_completed, settings_of
 from scenarios.engines.superlink import SuperLink, flwr, variables_for
@@ -80,8 +80,13 @@ def list_nodes(link: SuperLink) -> dict[int, str]:
 
 
 def ask(link: SuperLink, *arguments: str) -> dict[str, Any]:
-    """The answer of `flwr supernode ...`; output that is not JSON becomes an error message."""
+    """The answer of `flwr supernode ...`; output that is not JSON becomes an error message.
+
+    Raises RunError if no SuperLink answers.
+    """
     result = flwr(link, "supernode", *arguments, "--format", "json")
+    if UNREACHABLE in result.stdout + result.stderr:
+        raise RunError(NO_SUPERLINK)
     try:
         answer: dict[str, Any] = json.loads(result.stdout)
     except ValueError:

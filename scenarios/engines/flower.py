@@ -29,6 +29,12 @@ from scenarios.engines.superlink import SuperLink, flower_command, flwr, last_li
 
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+UNREACHABLE = "Connection to the SuperLink is unavailable"
+"""Flower's own words, among others that say nothing more."""
+NO_SUPERLINK = (
+    "--superlink: expected a SuperLink that answers, found no connection; check HOST:PORT, the network and "
+    "--authority"
+)
 _SETTLE_SECONDS = 60.0
 """The run's output may end a moment before Flower marks the run as finished."""
 
@@ -103,6 +109,8 @@ def submit(
     settings.write_text(tomli_w.dumps(run_config), encoding="utf-8")
     command = [flower_command("flwr"), "run", str(app), "--stream", "-c", str(settings), *options]
     run_id, tail = _stream(command, link, on_line)
+    if run_id is None and UNREACHABLE in tail:
+        raise RunError(NO_SUPERLINK)
     if run_id is None:
         raise RunError(
             f"the Flower run could not start; `flwr run` said:\n{tail}\n"

@@ -22,6 +22,7 @@ from casam_core.config.named_parts import SHIPPED_FRAMES, SHIPPED_LIBRARIES
 from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import STEPS, Scenario, TrainingSpec
 from casam_core.config.site_file import SiteFile, simulated_task
+from casam_core.errors import ScenarioError
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.model.layer_library import library_named
@@ -66,10 +67,16 @@ NAMES: dict[type[Message], str] = {
 def page_of(place: Place, scenario: Scenario) -> Page:
     """The page about one scenario.
 
-    Raises DataError: the site file does not describe a task, or its images cannot be read.
+    Raises DataError: the site file does not describe a task, or its images cannot be read; ScenarioError: the
+    scenario does not name the site.
     """
-    name = place.institution
-    asked = scenario.institution(name).data if name in [s.name for s in scenario.institutions] else {}
+    name, named = place.institution, [spec.name for spec in scenario.institutions]
+    if name not in named:
+        raise ScenarioError(
+            f"{scenario.name}: expected {name} among its institutions, found {', '.join(named[:20])}; it "
+            "asks nothing of this site, so there is nothing to approve"
+        )
+    asked = scenario.institution(name).data
     sender = sender_of(place, scenario, list(asked))
     return [
         (f"What {name} is asked by `{plain(scenario.name)}`", about(place, scenario, sender)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import pytest
 import tomli_w
 
 from casam_core.config.library import library_names, scenario_path
@@ -68,6 +69,21 @@ def test_a_deployment_whose_data_a_site_would_not_open_never_starts(tmp_path: Pa
     missing = casam("deploy", "local", scenario, "--out", out, "--data-root", tmp_path)
     assert "elsewhere" in missing.refusal
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("nodes",), ("run", "quickstart", "--register", "register.json")])
+def test_a_superlink_that_does_not_answer_is_one_line(
+    command: tuple[str, ...], tmp_path: Path, casam: Casam
+) -> None:
+    made = casam("provision", "--institutions", "north,south", "--out", tmp_path / "kits")
+    assert made.status == 0, made.err
+    authority, register = (tmp_path / "kits" / "operator" / name for name in ("ca.crt", "register.json"))
+    words = [register if word == "register.json" else word for word in command]
+    answer = casam("deploy", *words, "--superlink", "localhost:1", "--authority", authority)
+    assert answer.status == 1
+    assert answer.err.splitlines()[-1].startswith("error: --superlink: expected a SuperLink that answers")
+    assert len(answer.err.splitlines()) == 1
 
 
 def test_a_superlink_without_its_authority_is_not_asked(tmp_path: Path, casam: Casam) -> None:

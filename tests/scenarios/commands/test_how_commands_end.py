@@ -21,7 +21,7 @@ from PIL import Image
 
 from casam_core import errors
 from casam_core.errors import CasamError
-from scenarios.commands.cli import EXIT_STATUS, app
+from scenarios.commands.cli import EXIT_STATUS, app, how_to_continue
 from tests.banks import tiny_bank
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
@@ -120,6 +120,12 @@ def test_a_stopped_run_names_the_command_that_continues_it(tmp_path: Path) -> No
     assert err.strip().splitlines() == [said]
 
 
+def test_a_run_stopped_before_its_first_stage_says_what_stands_in_the_way(tmp_path: Path) -> None:
+    assert how_to_continue(tmp_path / "out").endswith("give the same command")
+    (tmp_path / "flower.log").touch()
+    assert f"remove {tmp_path} and give the same command" in how_to_continue(tmp_path)
+
+
 def as_json(casam: Casam, *words: str | Path) -> Any:
     ended = casam(*words, "--json")
     assert ended.status == 0, ended.err
@@ -199,6 +205,12 @@ def test_no_help_loses_its_brackets(casam: Casam) -> None:
             shown = "".join(casam(*name.split(), "--help").out.split())
             assert all(text in shown for text in wanted), f"casam {name} --help"
     assert found >= 2
+
+
+def test_a_help_text_fills_the_lines_of_the_terminal() -> None:
+    helps = {name: command.help or "" for name, command in commands(typer.main.get_command(app))}
+    assert len(helps) > 40
+    assert [name for name, text in helps.items() if "\n" in text.replace("\n\n", "")] == []
 
 
 def test_the_folder_of_a_run_is_its_bank(casam: Casam, tmp_path: Path) -> None:

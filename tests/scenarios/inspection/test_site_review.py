@@ -129,6 +129,7 @@ def test_review_approve_withdraw(data: Path, tmp_path: Path, casam: Casam) -> No
     scenario = Scenario.model_validate(table)
     digest = scenario.digest()
     (tmp_path / "home").mkdir()
+    assert "asks nothing of this site" in casam("site", "review", "quickstart", "--node", node).refusal
     assert "no scenario waits, and none was approved" in casam("site", "review", "--node", node).out
     assert keep_pending(digest, scenario.canonical_json(), tmp_path / "home")
     assert f"waits     {digest[:12]}" in casam("site", "review", "--node", node).out
