@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, ClassVar, Generic, Protocol, TypeVar
@@ -222,8 +222,11 @@ class LockedLog(Generic[T]):
 
     def lines(self) -> list[T]:
         """All lines so far. Raises what `parse` raises."""
-        if not self.path.exists():
+        (state,) = states_of([self.path])
+        if state is None:
             return []
+        if state == self._state:
+            return list(self._lines)
         with self._locked() as handle:
             return list(self._read(handle))
 
@@ -330,6 +333,17 @@ def state_of(file: Path | int) -> tuple[int, ...]:
     """
     found = os.stat(file)
     return (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
+
+
+def states_of(files: Iterable[Path]) -> tuple[tuple[int, ...] | None, ...]:
+    """The state of each file; None if there is none that can be read."""
+    states: list[tuple[int, ...] | None] = []
+    for file in files:
+        try:
+            states.append(state_of(file))
+        except OSError:
+            states.append(None)
+    return tuple(states)
 
 
 def append_record(path: Path, record: Any) -> None:

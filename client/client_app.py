@@ -6,17 +6,16 @@ Every answer and every exception passes through `release` before it leaves (clie
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 
 from casam_core.config.scenario import Scenario
-from casam_core.files import HOSTED
+from casam_core.files import HOSTED, states_of
 from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import free_unused, prepare_process, resolve_compute
 from casam_core.protocol import schema
@@ -24,17 +23,23 @@ from casam_core.protocol.audit import audit_log
 from casam_core.protocol.compressed_text import expand_text, one_copy
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import (
+    AlignReply,
     AlignRequest,
+    CalibrateReply,
     CalibrateRequest,
+    EvaluateReply,
     EvaluateRequest,
+    ForgetReply,
     ForgetRequest,
+    IdentifyReply,
     IdentifyRequest,
+    RouterReply,
     RouterRequest,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
-from casam_core.protocol.payload import Job
-from casam_core.protocol.secure_sum import SecureRequest
-from casam_core.protocol.wire import from_records, job_of, settings_of, to_records
+from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.secure_sum import SECURE_SUM, SecureRequest
+from casam_core.protocol.wire import config_record, from_records, job_of, settings_of, to_records
 from client.data.task_data import recent
 from client.evaluation.evaluator import drop_kept_entries
 from client.evaluation.own_entries import forget
@@ -51,7 +56,7 @@ from client.release.restored import check_not_restored
 from client.secagg.member import take_part
 from client.secagg.remembered import sums_log
 from client.simulation.faults import Role, attacked, is_gone, suffer
-from client.site import Site, home_of, hosted_sites, own_site_file
+from client.site import Site, files_of, home_of, hosted_sites, own_site_file
 
 Settings = tuple[tuple[str, str | int | float | bool], ...]
 """Settings of a node or a run, as a hashable tuple."""
@@ -65,6 +70,9 @@ SCENARIO = "scenario"
 MADE_AS: ContextVar[type[Institution]] = ContextVar("MADE_AS", default=Institution)
 """The class of institutions; an engine in this process may serve a class of its own (scenarios/ask)."""
 
+Handler = Callable[[Message, Context], schema.Message]
+"""(request, the node's context) -> the answer, which `release` checks before it leaves."""
+
 Asked = TypeVar("Asked", bound=schema.Message)
 Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
 
@@ -72,13 +80,12 @@ Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, F
 class InstitutionApp(ClientApp):
     """A ClientApp that sends every answer through `release`.
 
-    A Flower mod would not see all exceptions: Flower raises some outside its mods, for example for a message
-    without a registered handler.
+    Its handlers give payloads (HANDLERS), which become Flower's records once, when they leave.
     """
 
     def __call__(self, message: Message, context: Context) -> Message:
         watch = Stopwatch()
-        answer, role = release(message, context, super().__call__)
+        answer, role = release(message, context)
         if role is None:
             return answer
         institution = role.institution
@@ -90,15 +97,15 @@ class InstitutionApp(ClientApp):
         return Message(to_records(attacked(role, from_records(answer.content))), reply_to=message)
 
 
-def release(message: Message, context: Context, call_next: ClientAppCallable) -> tuple[Message, Role | None]:
+def release(message: Message, context: Context) -> tuple[Message, Role | None]:
     """Call the handler and send its answer, or its exception, through `answer_for`.
 
     Returns:
         (the message that leaves, the addressed institution's role; None if no institution was addressed).
     """
-    answer: Message | Exception
+    answer: Payload | Exception
     try:
-        answer = call_next(message, context)
+        answer = handler_of(message)(message, context).to_payload()
     except Exception as error:
         answer = error
     role: Role | None = None
@@ -109,7 +116,7 @@ def release(message: Message, context: Context, call_next: ClientAppCallable) ->
         job = job_of(message.content)
     with contextlib.suppress(Exception):  # before identify, or no institution is addressed
         sites = remembered(context)
-        run = str(context.state.config_records[STATE]["run"])
+        run = str(known(context)["run"])
         text = scenario_text(context)
         if job is not None:
             institution = institution_among(sites, text, job.institution)
@@ -125,8 +132,7 @@ def release(message: Message, context: Context, call_next: ClientAppCallable) ->
 app = InstitutionApp()
 
 
-@app.query("identify")
-def identify(message: Message, context: Context) -> Message:
+def identify(message: Message, context: Context) -> IdentifyReply:
     """Say which institutions this node hosts; keep the scenario for the requests that follow."""
     request = asked(IdentifyRequest, message)
     if request.code != code_fingerprint():
@@ -140,7 +146,7 @@ def identify(message: Message, context: Context) -> Message:
     for institution in institutions:
         institution.learn_public(request.public)
     context.state[STATE] = ConfigRecord({SCENARIO: compressed, "run": request.run})
-    return answered(message, identity_of(institutions))
+    return identity_of(institutions)
 
 
 def told(request: IdentifyRequest, context: Context) -> str:
@@ -163,37 +169,47 @@ def readable(text: str) -> Scenario:
         raise RefusalError(Outcome.BAD_REQUEST, f"the scenario: {error}") from error
 
 
-@app.train("align")
-def align(message: Message, context: Context) -> Message:
+def align(message: Message, context: Context) -> AlignReply:
     """One round of local training."""
     request = asked(AlignRequest, message)
     others = everybody_else(request.job.institution, context) if request.pooled else []
-    return answered(message, permission.align(addressed(message, request.job, context), request, others))
+    return permission.align(addressed(message, request.job, context), request, others)
 
 
-@app.train()
-def secure_sum(message: Message, context: Context) -> Message:
+def secure_sum(message: Message, context: Context) -> schema.Message:
     """One exchange of a secure sum. Flower's SecAgg+ supports only the message type `train`."""
     request = asked(SecureRequest, message)
-    return answered(message, take_part(addressed(message, request.job, context), request, context))
+    return take_part(addressed(message, request.job, context), request, context)
 
 
-def answering(
-    request_type: type[Request], work: Callable[[Institution, Request], schema.Message]
-) -> ClientAppCallable:
+def answering(request_type: type[Request], work: Callable[[Institution, Request], schema.Message]) -> Handler:
     """A handler that reads the request and calls `work` with the addressed institution."""
 
-    def handler(message: Message, context: Context) -> Message:
+    def handler(message: Message, context: Context) -> schema.Message:
         request = asked(request_type, message)
-        return answered(message, work(addressed(message, request.job, context), request))
+        return work(addressed(message, request.job, context), request)
 
     return handler
 
 
-app.train("router")(answering(RouterRequest, permission.describe))
-app.train("calibrate")(answering(CalibrateRequest, permission.calibrate))
-app.evaluate("stage")(answering(EvaluateRequest, permission.evaluate))
-app.query("forget")(answering(ForgetRequest, forget))
+HANDLERS: Mapping[str, Handler] = {
+    IdentifyReply.kind: identify,
+    AlignReply.kind: align,
+    SECURE_SUM: secure_sum,
+    RouterReply.kind: answering(RouterRequest, permission.describe),
+    CalibrateReply.kind: answering(CalibrateRequest, permission.calibrate),
+    EvaluateReply.kind: answering(EvaluateRequest, permission.evaluate),
+    ForgetReply.kind: answering(ForgetRequest, forget),
+}
+"""By Flower's message type, what answers."""
+
+
+def handler_of(message: Message) -> Handler:
+    """What answers the message. Raises ValueError for a kind of message that nothing answers."""
+    kind = message.metadata.message_type
+    if kind not in HANDLERS:
+        raise ValueError(f"message type: expected one of {', '.join(HANDLERS)}, found {kind!r}")
+    return HANDLERS[kind]
 
 
 def asked(request: type[Asked], message: Message) -> Asked:
@@ -202,11 +218,6 @@ def asked(request: type[Asked], message: Message) -> Asked:
         return request.of(from_records(message.content))
     except Exception as error:  # reading unknown names, types and shapes can raise any exception
         raise RefusalError(Outcome.BAD_REQUEST, f"{type(error).__name__}: {error}") from error
-
-
-def answered(message: Message, reply: schema.Message) -> Message:
-    """The answer as a Flower message; `release` checks it before it leaves."""
-    return Message(to_records(reply.to_payload()), reply_to=message)
 
 
 def addressed(message: Message, job: Job, context: Context) -> Institution:
@@ -232,7 +243,7 @@ def everybody_else(name: str, context: Context) -> list[Institution]:
     """All other institutions of a simulation, for joint training. A real site raises RefusalError."""
     if "institution" in context.node_config:
         raise RefusalError(Outcome.POOLING_REFUSED, "only simulations pool images of institutions")
-    run = str(context.state.config_records[STATE]["run"])
+    run = str(known(context)["run"])
     everybody = {"partition-id": 0, "num-partitions": 1}
     sites = hosted_sites(scenario_in(context), run, everybody, context.run_config)
     text = scenario_text(context)
@@ -244,7 +255,7 @@ def remembered(context: Context) -> Sequence[Site]:
 
     Raises RefusalError (unknown-scenario, waiting-for-approval).
     """
-    return sites_here(scenario_text(context), str(context.state.config_records[STATE]["run"]), context)
+    return sites_here(scenario_text(context), str(known(context)["run"]), context)
 
 
 def sites_here(text: str, run: str, context: Context) -> Sequence[Site]:
@@ -253,10 +264,24 @@ def sites_here(text: str, run: str, context: Context) -> Sequence[Site]:
     Raises RefusalError (waiting-for-approval).
     """
     node, settings = context.node_config, context.run_config
-    if "institution" in node:  # read again: its files may have changed
-        require_approval(text, str(node["institution"]), home_of(node), lambda: own_site_file(node))
-        return hosted_sites(readable(text), run, node, settings, digest_of_text(text))
-    return simulated_sites(text, run, tuple(sorted(node.items())), tuple(sorted(settings.items())))
+    of_node, of_run = tuple(sorted(node.items())), tuple(sorted(settings.items()))
+    if "institution" in node:
+        return approved_sites(text, run, of_node, of_run, states_of(files_of(node)))
+    return simulated_sites(text, run, of_node, of_run)
+
+
+@lru_cache(maxsize=8)
+def approved_sites(
+    text: str, run: str, node: Settings, settings: Settings, files: Sequence[object]
+) -> Sequence[Site]:
+    """The site of a deployment, if it approved the scenario. files: the state of its files, which may change
+    between two messages; they are read again only then.
+
+    Raises RefusalError (waiting-for-approval), PolicyError and DataError.
+    """
+    own = dict(node)
+    require_approval(text, str(own["institution"]), home_of(own), lambda: own_site_file(own))
+    return hosted_sites(readable(text), run, own, dict(settings), digest_of_text(text))
 
 
 @lru_cache(maxsize=HOSTED)
@@ -282,7 +307,12 @@ def compressed_scenario(context: Context) -> str:
     """
     if STATE not in context.state:
         raise RefusalError(Outcome.UNKNOWN_SCENARIO, "this node got no identify message in this run")
-    return str(context.state.config_records[STATE][SCENARIO])
+    return str(known(context)[SCENARIO])
+
+
+def known(context: Context) -> ConfigRecord:
+    """What the node keeps of the identify request for the run."""
+    return config_record(context.state, STATE)
 
 
 @lru_cache(maxsize=8)
@@ -304,6 +334,7 @@ def institution_at(site: Site, scenario_json: str) -> Institution:
 def forget_institutions() -> None:
     """Clear this process's caches after a run: datasets, the last images and layers, checked logs."""
     simulated_sites.cache_clear()
+    approved_sites.cache_clear()
     institution_at.cache_clear()
     recent.cache_clear()
     drop_kept_entries()

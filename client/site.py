@@ -24,7 +24,8 @@ from casam_core.config.toml import read_policy
 from casam_core.errors import DataError, PolicyError, RunError
 from casam_core.files import casam_home
 from casam_core.protocol.register import REGISTER, SIGNING_KEY
-from client.data.splits import kept_key, simulated_key
+from client.data.splits import SPLIT_KEY, kept_key, simulated_key
+from client.node.approvals import APPROVALS
 from client.node.incidents import NodeConfig
 
 
@@ -190,7 +191,13 @@ def simulated_store(institution: str) -> Path:
 
 def home_of(node: NodeConfig) -> Path:
     """The institution's own folder."""
-    return Path(str(node.get("home", casam_home()))).expanduser()
+    return Path(str(node["home"])).expanduser() if "home" in node else casam_home()
+
+
+def files_of(node: NodeConfig) -> list[Path]:
+    """The files of a real site that decide what it answers."""
+    home, own = home_of(node), (_path(node.get("policy")), _path(node.get("site")))
+    return [home / APPROVALS, home / SPLIT_KEY, *(path for path in own if path is not None)]
 
 
 def own_site_file(node: NodeConfig) -> SiteFile:

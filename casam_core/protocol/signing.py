@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,18 @@ def private_pem(key: Ed25519PrivateKey) -> bytes:
 def signing_key(path: Path) -> Ed25519PrivateKey:
     """The key in `path`. Raises SigningError."""
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = _loaded(path.read_bytes())
     except (ValueError, TypeError, OSError) as error:
         raise SigningError(f"{path}: expected a private key in PEM; restore it or move it away") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise SigningError(f"{path}: expected an Ed25519 key, found {type(key).__name__}")
     return key
+
+
+@lru_cache(maxsize=4)
+def _loaded(pem: bytes) -> object:
+    """The key in a file's bytes; a site signs at every stage with the same key."""
+    return load_pem_private_key(pem, password=None)
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:

@@ -41,15 +41,17 @@ def to_records(payload: Payload) -> RecordDict:
 
 def from_records(records: RecordDict) -> Payload:
     """The inverse of to_records."""
-    config = cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
     arrays = {
         name: {key: value.numpy() for key, value in group.items()}
-        for name, group in records.array_records.items()
+        for name, group in records.items()
+        if isinstance(group, ArrayRecord)
     }
     metrics = {
-        name: cast(dict[str, float], dict(numbers)) for name, numbers in records.metric_records.items()
+        name: cast(dict[str, float], dict(numbers.items()))
+        for name, numbers in records.items()
+        if isinstance(numbers, MetricRecord)
     }
-    return Payload(config, arrays, metrics)
+    return Payload(settings_of(records), arrays, metrics)
 
 
 def job_of(records: RecordDict) -> Job | None:
@@ -60,7 +62,15 @@ def job_of(records: RecordDict) -> Job | None:
 
 def settings_of(records: RecordDict) -> dict[str, Scalar]:
     """The settings of a payload, without reading its arrays."""
-    return cast(dict[str, Scalar], dict(records.config_records[CONFIG]))
+    return cast(dict[str, Scalar], dict(config_record(records, CONFIG).items()))
+
+
+def config_record(records: RecordDict, name: str) -> ConfigRecord:
+    """One ConfigRecord; `RecordDict.config_records` would copy all of them. Raises KeyError if it is none."""
+    found = records[name]
+    if not isinstance(found, ConfigRecord):
+        raise KeyError(name)
+    return found
 
 
 def serialise(records: RecordDict) -> bytes:
@@ -80,4 +90,4 @@ def packed(settings: ConfigRecord) -> NDArray[np.uint8]:
 
 def unpacked(data: NDArray[np.uint8]) -> ConfigRecord:
     """The inverse of packed."""
-    return deserialise(data.tobytes()).config_records[CONFIG]
+    return config_record(deserialise(data.tobytes()), CONFIG)

@@ -8,6 +8,7 @@ the processor's memory, so runs compute their features on the processor whatever
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@cache
 def width_of(kind: str, channels: int) -> int:
     """F, the number of values in a feature of embeddings with C channels. Raises ScenarioError."""
     return len(pool(torch.zeros(channels, 1, 1), kind))

@@ -30,6 +30,8 @@ Unit = list[Sample]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 
+SPLIT_KEY = "split.key"
+"""File name of a site's key for splits."""
 KEY_BYTES = 32
 
 
@@ -52,7 +54,7 @@ def kept_key(home: Path) -> bytes:
 
     Raises DataError if the file cannot be used: without it every unit would get another part.
     """
-    path = home / "split.key"
+    path = home / SPLIT_KEY
     try:
         if not path.exists():
             make_folder(home, 0o700)

@@ -22,6 +22,7 @@ from casam_core.errors import PolicyError
 from casam_core.files import make_folder, remove, write_atomic
 from casam_core.protocol.audit import now
 
+APPROVALS = "approvals.json"
 MOST_PENDING = 16
 """How many scenarios wait at most; a new one replaces the one that waits longest."""
 
@@ -47,6 +48,7 @@ def digest_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@lru_cache(maxsize=8)
 def read_sent(text: str) -> Scenario:
     """A scenario from its canonical JSON. Raises PolicyError for any other text."""
     try:
@@ -73,7 +75,8 @@ def approve(
     """
     if institution not in [spec.name for spec in scenario.institutions]:
         raise PolicyError(f"{scenario.name}: expected a scenario that names {institution!r}, found none")
-    digest, before = scenario.digest(), approvals_in(home)
+    text, before = scenario.canonical_json(), approvals_in(home)
+    digest = digest_of_text(text)
     tasks = tuple(sorted(scenario.institution(institution).data))
     site.described(tasks)
     others = [approval for approval in before if approval.digest != digest]
@@ -87,7 +90,7 @@ def approve(
     given = Approval(digest, scenario.name, tasks, now(), by)
     make_folder(home, 0o700)
     make_folder(home / "approved", 0o700)
-    write_atomic(home / "approved" / f"{digest}.json", scenario.canonical_json().encode())
+    write_atomic(home / "approved" / f"{digest}.json", text.encode())
     write_approvals([*others, given], home)
     remove(home / "pending" / f"{digest}.json")
     return given
@@ -105,7 +108,7 @@ def withdraw(digest: str, home: Path) -> None:
 
 def approvals_in(home: Path) -> list[Approval]:
     """All approvals, oldest first. Raises PolicyError for a damaged file."""
-    path = home / "approvals.json"
+    path = home / APPROVALS
     if not path.exists():
         return []
     try:
@@ -118,7 +121,7 @@ def approvals_in(home: Path) -> list[Approval]:
 def write_approvals(approvals: Sequence[Approval], home: Path) -> None:
     """Write approvals.json, readable by its owner only."""
     text = json.dumps([asdict(approval) for approval in approvals], indent=2) + "\n"
-    write_atomic(home / "approvals.json", text.encode())
+    write_atomic(home / APPROVALS, text.encode())
 
 
 def keep_pending(digest: str, text: str, home: Path) -> bool:

@@ -23,7 +23,7 @@ from casam_core.protocol.messages import EPSILON, REPLIES, IdentifyReply, Identi
 from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
 from casam_core.protocol.payload import AUDIT, EPSILONS, Job, Payload, Scalar, digest_of, in_order
 from casam_core.protocol.secure_sum import KINDS, SECURE_SUM
-from casam_core.protocol.wire import CONFIG, from_records, serialise, settings_of, to_records
+from casam_core.protocol.wire import CONFIG, config_record, from_records, serialise, settings_of, to_records
 from client.identity import signed
 from client.institution import Institution
 from client.node.incidents import keep
@@ -35,7 +35,7 @@ from client.site import Site
 
 def answer_for(
     message: Message,
-    answer: Message | Exception,
+    answer: Payload | Exception,
     speakers: Sequence[Institution],
     sites: Sequence[Site],
     run: str,
@@ -57,31 +57,50 @@ def answer_for(
     try:
         if isinstance(answer, Exception):
             raise answer
-        content = from_records(answer.content)
         if job is None:
-            payload = with_outcome(content)
+            payload = with_outcome(answer)
             check_identity(kind, payload, speakers)
             request = IdentifyRequest.of(from_records(message.content))
             said = signed(IdentifyReply.of(payload), request, speakers)
+            whole = with_outcome(said.to_payload())
+            records = placed(whole)
             for speaker in speakers:  # each logs its own part: others may speak through the same node
-                own = with_outcome(said.of_one(speaker.name).to_payload())
-                logged(speaker.site, message, run, own, clause_of(message), job)
-            return to_records(with_outcome(said.to_payload()))
+                own, part = whole, records
+                if len(speakers) > 1:
+                    own = with_outcome(said.of_one(speaker.name).to_payload())
+                    part = placed(own)
+                logged(speaker.site, message, run, own, part, clause_of(message), job)
+            return leaving(records, None)
         account = account_of(institution) if institution is not None else None
-        payload = with_outcome(content, account.settings() if account else {})
+        payload = with_outcome(answer, account.settings() if account else {})
         check(kind, payload, institution, job, settings_of(message.content))
         clause = clause_of(message)
-        places = [logged(site, message, run, payload, clause, job, account) for site in sites]
+        records = placed(payload)
+        places = [logged(site, message, run, payload, records, clause, job, account) for site in sites]
     except Exception as error:
         payload = refusal(error, log)
+        records = placed(payload)
         clause = outcome_of(error).clause or "errors"
         places = []
         # If the audit log cannot be written, only the word and the incident number are sent.
         with contextlib.suppress(Exception):
-            places = [logged(site, message, run, payload, clause, job) for site in sites]
-    if institution is not None and places:
-        payload = Payload({**payload.config, AUDIT: places[0]}, payload.arrays, payload.metrics)
-    return to_records(payload)
+            places = [logged(site, message, run, payload, records, clause, job) for site in sites]
+    return leaving(records, places[0] if institution is not None and places else None)
+
+
+def placed(payload: Payload) -> RecordDict:
+    """The records of a reply with the placeholder of its place: every place is of one length."""
+    return to_records(Payload({**payload.config, AUDIT: NO_PLACE}, payload.arrays, payload.metrics))
+
+
+def leaving(records: RecordDict, place: str | None) -> RecordDict:
+    """The records with their place in the audit log; None: without one."""
+    config = config_record(records, CONFIG)
+    if place is None:
+        del config[AUDIT]
+    else:
+        config[AUDIT] = place
+    return records
 
 
 def with_outcome(content: Payload, spent: Mapping[str, Scalar] = MappingProxyType({})) -> Payload:
@@ -101,7 +120,7 @@ def clause_of(message: Message) -> str:
     kind = message.metadata.message_type
     if kind != SECURE_SUM:
         return REPLIES[kind].clause
-    summed = str(message.content.config_records[CONFIG].get("sum"))
+    summed = str(config_record(message.content, CONFIG).get("sum"))
     return summed_clause(REPLIES[summed].clause) if summed in KINDS else kind
 
 
@@ -122,11 +141,14 @@ def logged(
     message: Message,
     run: str,
     payload: Payload,
+    records: RecordDict,
     clause: str,
     job: Job | None,
     account: Account | None = None,
 ) -> str:
     """Write the release to the audit log; the line is on disk when this function returns.
+
+    records: those of the payload (placed).
 
     Returns:
         The line's place in the log, `SEQUENCE:HEAD`.
@@ -134,7 +156,6 @@ def logged(
     Raises:
         RefusalError: bytes-spent (the policy allows fewer bytes) or repeated (answered before).
     """
-    placed = Payload({**payload.config, AUDIT: NO_PLACE}, payload.arrays, payload.metrics)
     about = message.metadata
     release = Release(
         time=now(),
@@ -148,7 +169,7 @@ def logged(
         outcome=str(payload.config["outcome"]),
         clause=clause,
         records=described(payload),
-        bytes=len(serialise(to_records(placed))),
+        bytes=len(serialise(records)),
         digest=digest_of(payload),
         epsilon=account.logged() if account else None,
     )

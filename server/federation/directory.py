@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flwr.serverapp import Grid
 
@@ -46,6 +47,8 @@ BROKEN_SITE = (
     "not-allowed",
     "unreadable",
 )
+Proof = tuple[IdentifyReply, set[str]]
+"""What the keys of a node's institutions prove of its reply, and the names of the others."""
 SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 
 
@@ -113,22 +116,24 @@ def identify(
     request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint(), public)
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
-    asked, said = Asked(register, knowing=set(told)), ""
+    asked, said = Asked(knowing=set(told)), ""
     while True:
         new = [node for node in patiently(grid.get_node_ids) if node not in asked.done]
         requests = fresh(request, new)
+        proofs: dict[str, Proof] = {}
         answers = exchange(
             grid,
             [question(node, requests[f"node {node}"], known=node in asked.knowing) for node in new],
             of=IdentifyReply.of,
             deadline=max(1.0, end - time.monotonic()),
             traffic=Traffic(),
-            enough=everybody(register, requests, asked.replies.values(), set(wanted)),
+            heard=partial(prove, register, requests, proofs),
+            enough=everybody(proofs, asked.replies.values(), set(wanted)),
             at_once=at_once(),
         )
         before = set(asked.replies)
         for node, answer in zip(new, answers.values(), strict=True):
-            asked.take(node, requests[answer.to], answer, skip=skip)
+            asked.take(node, proofs.get(answer.to), answer, skip=skip)
         check_once({node: reply for node, reply in asked.replies.items() if node not in before})
         directory = replace(
             collect(asked.replies),
@@ -161,7 +166,6 @@ class Asked:
     unregistered, other_versions: as in Directory.
     """
 
-    register: Register
     knowing: set[int]
     replies: dict[int, IdentifyReply] = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
@@ -179,8 +183,8 @@ class Asked:
         """The end of a sentence about nodes of other versions."""
         return "".join(f"; {difference}" for difference in self.other_versions.values())
 
-    def take(self, node: int, request: IdentifyRequest, answer: Answer[IdentifyReply], *, skip: bool) -> None:
-        """Note one answer to `request`.
+    def take(self, node: int, proof: Proof | None, answer: Answer[IdentifyReply], *, skip: bool) -> None:
+        """Note one answer. proof: of its reply; None if it has none.
 
         Raises RunError without `skip` for a node of another version, and for a broken one (cannot_take_part).
         """
@@ -189,8 +193,8 @@ class Asked:
             if not skip:
                 raise RunError(difference)
             self.other_versions[node] = difference
-        elif answer.reply is not None:
-            self.replies[node], ignored = proven(self.register, request, answer.reply)
+        elif proof is not None:
+            self.replies[node], ignored = proof
             self.unregistered.update((node, name) for name in ignored)
         elif answer.outcome in (Outcome.UNKNOWN_SCENARIO, Outcome.WAITING_FOR_APPROVAL):
             self.knowing.discard(node)
@@ -219,9 +223,18 @@ def fresh(request: IdentifyRequest, nodes: Iterable[int]) -> dict[str, IdentifyR
     return {f"node {node}": replace(request, nonce=secrets.token_hex(16)) for node in nodes}
 
 
-def proven(
-    register: Register, request: IdentifyRequest, reply: IdentifyReply
-) -> tuple[IdentifyReply, set[str]]:
+def prove(
+    register: Register,
+    requests: Mapping[str, IdentifyRequest],
+    proofs: dict[str, Proof],
+    answer: Answer[IdentifyReply],
+) -> None:
+    """Put the proof of an answer with a reply among `proofs`, by receiver."""
+    if answer.reply is not None:
+        proofs[answer.to] = proven(register, requests[answer.to], answer.reply)
+
+
+def proven(register: Register, request: IdentifyRequest, reply: IdentifyReply) -> Proof:
     """(the reply with those institutions whose registered key signed it in answer to this request, the names
     of the others)."""
     names = [
@@ -281,8 +294,7 @@ def cannot_take_part(answer: Answer[IdentifyReply], *, skip: bool) -> bool:
 
 
 def everybody(
-    register: Register,
-    requests: Mapping[str, IdentifyRequest],
+    proofs: Mapping[str, Proof],
     before: Iterable[IdentifyReply],
     needed: Set[str],
 ) -> Callable[[Mapping[str, Answer[IdentifyReply]]], bool]:
@@ -290,21 +302,18 @@ def everybody(
     nodes had STRANGERS_SECONDS more.
 
     Args:
-        requests: those of this exchange, by receiver.
+        proofs: of the replies in this exchange so far.
         before: replies of earlier exchanges.
         needed: names of institutions.
     """
-    known = {name for reply in before for name in reply.institutions}
+    earlier = {name for reply in before for name in reply.institutions}
     complete: float | None = None
-    read = set[str]()
 
     def enough(answers: Mapping[str, Answer[IdentifyReply]]) -> bool:
         nonlocal complete
-        for to, answer in answers.items():
-            if answer.reply is not None and to not in read:
-                read.add(to)
-                known.update(proven(register, requests[to], answer.reply)[0].institutions)
-        if complete is None and needed <= known:
+        if complete is None and needed <= earlier.union(
+            *(reply.institutions for reply, _ in proofs.values())
+        ):
             complete = time.monotonic()
         return complete is not None and time.monotonic() - complete > STRANGERS_SECONDS
 

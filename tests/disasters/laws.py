@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from casam_core.config.policy import Policy
 from casam_core.protocol.audit import AuditError, Release, broken, read_log
 from casam_core.protocol.payload import AUDIT, Payload, digest_of
 from casam_core.protocol.secure_sum import UNMASK, SecureRequest
-from casam_core.protocol.wire import deserialise, from_records, settings_of, unpacked
+from casam_core.protocol.wire import from_records, settings_of, unpacked
 from server.run.run_folder import read_arrivals
 from tests.disasters.faults import Plan
 from tests.disasters.homes import CASES
@@ -26,6 +27,12 @@ SAME = ("matrix", "zero_shot", "routing", "holders", "last_iou")
 
 QUIET = ("", "no-answer", "unreachable", "unknown-scenario", "repeated")
 """Outcomes that a lost or late message, or a restart, explains."""
+
+
+@cache
+def policy_of(case: str, name: str) -> Policy:
+    """A site's policy."""
+    return Policy.model_validate(dict(CASES[case].policies.get(name, {})))
 
 
 class Laws:
@@ -48,14 +55,10 @@ class Laws:
         if law not in self.broken:
             self.broken.append(law)
 
-    def policy(self, name: str) -> Policy:
-        """A site's policy."""
-        return Policy.model_validate(dict(CASES[self.case].policies.get(name, {})))
-
     def left(self, node: Node, sent: Sent, content: RecordDict) -> None:
         """A message leaves a site."""
         reply = from_records(content)
-        asked = settings_of(deserialise(sent.data))
+        asked = settings_of(sent.message.content)
         ok, name = reply.config.get("outcome") == "ok", node.name
         if not ok and (reply.arrays or reply.metrics):
             self.breaks(f"{name}: a refusal of {sent.kind} holds arrays or numbers")
@@ -79,7 +82,7 @@ class Laws:
 
     def allowed(self, node: Node, sent: Sent, reply: Payload, asked: Mapping[str, Any]) -> None:
         """The policy allows what leaves."""
-        name, policy = node.name, self.policy(node.name)
+        name, policy = node.name, policy_of(self.case, node.name)
         secret = "secagg" in (policy.adapter.aggregation, policy.router.aggregation)
         forbidden = {
             "train.align": policy.adapter.share == "never" or secret,
@@ -111,7 +114,7 @@ class Laws:
 
     def unmasked(self, node: Node, sent: Sent) -> None:
         """A node reveals one secret of each member of a sum, the key or the mask's seed, and only once."""
-        request = SecureRequest.of(from_records(deserialise(sent.data)))
+        request = SecureRequest.of(from_records(sent.message.content))
         if request.step != UNMASK:
             return
         # After a new start of the node or of the run, a sum has new keys.
@@ -176,7 +179,7 @@ class Laws:
 
     def agree(self, home: Path, run: Path, events: list[dict[str, Any]]) -> None:
         """A site that answered the last evaluation has the server's bank."""
-        if not self.policy(home.name).accept_entries:
+        if not policy_of(self.case, home.name).accept_entries:
             return
         heard = [e for e in events if e.get("kind") == "evaluate.stage" and e.get("institution") == home.name]
         banks = list(home.glob(f"runs/{run.name}-*/bank/manifest.json"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -19,17 +19,26 @@ from numpy.typing import NDArray
 
 import client.dp.noisy_layer
 import client.evaluation.canary
+import server.run.summary
+from casam_core.metrics.continual import ContinualMatrix
 from casam_core.metrics.segmentation import ImageScores, InstanceScores
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.forms import weights_of
 from casam_core.privacy.noise import NoiseSource
-from casam_core.protocol.messages import AlignReply, AlignRequest, EvaluateReply, TaskResult
+from casam_core.protocol.messages import (
+    AlignReply,
+    AlignRequest,
+    EvaluateReply,
+    RouterReply,
+    TaskResult,
+)
 from casam_core.protocol.payload import Job
 from casam_core.routing.features import width_of
 from casam_core.seeding import derive_seed
 from client.data.task_data import TaskData, open_task
 from client.evaluation.evaluator import Measured
 from client.institution import Institution
+from server.run.pictures import matrix_picture
 
 LEARNED: dict[tuple[str, str], TaskData] = {}
 
@@ -91,6 +100,36 @@ def described(self: Institution, job: Job) -> tuple[torch.Tensor, int]:
     return FEATURES[key], derive_seed(self.scenario.seed, job.stage, "router", job.task)
 
 
+ROUTERS: dict[tuple[str, str, str, Job], RouterReply] = {}
+"""Routers without noise, which follow from the features of a task; each is computed once per process."""
+
+
+def once(work: Callable[[Institution, Job], RouterReply]) -> Callable[[Institution, Job], RouterReply]:
+    """The product's own work, remembered."""
+
+    def remembered(self: Institution, job: Job) -> RouterReply:
+        key = (work.__name__, self.scenario.name, self.name, job)
+        if key not in ROUTERS:
+            ROUTERS[key] = work(self, job)
+        return ROUTERS[key]
+
+    remembered.__name__ = work.__name__
+    return remembered
+
+
+router_statistics, fit_router = once(Institution.router_statistics), once(Institution.fit_router)
+
+PICTURES: dict[str, bytes] = {}
+
+
+def picture(matrix: ContinualMatrix, zero_shot: Mapping[str, float | None]) -> bytes:
+    """The product's own picture, drawn once per process for equal figures."""
+    figures = repr((matrix, zero_shot))
+    if figures not in PICTURES:
+        PICTURES[figures] = matrix_picture(matrix, zero_shot)
+    return PICTURES[figures]
+
+
 def evaluate(self: Institution, known: Any) -> EvaluateReply:
     results = {}
     digests = [known.digest_of(name) for name in known.tasks]
@@ -131,8 +170,10 @@ def claimed_by(institution: Institution, candidates: object, known: object, imag
 def stubbed() -> Iterator[None]:
     """Inside the block, institutions learn and measure like this."""
     with contextlib.ExitStack() as stack:
-        for function in (task, encoded, align, described, evaluate, measured):
+        stubs = (task, encoded, align, described, router_statistics, fit_router, evaluate, measured)
+        for function in stubs:
             stack.enter_context(patch.object(Institution, function.__name__, function))
+        stack.enter_context(patch.object(server.run.summary, "matrix_picture", picture))
         stack.enter_context(patch.object(client.dp.noisy_layer, "train_round", train_round))
         stack.enter_context(patch.object(client.evaluation.canary, "claimed_by", claimed_by))
         stack.enter_context(patch.object(NoiseSource, "from_system", lambda: NoiseSource(bytes(32))))

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.disasters.disk import Change, Machine, PowerCutError
 
@@ -20,9 +20,11 @@ class SimulatedOs:
         self._machines, self._top = machines, str(top)
         self._skip = len(self._top) + 1
         self._owners: dict[int, Machine] = {}
+        self.__dict__ |= {name: thing for name, thing in vars(os).items() if not hasattr(type(self), name)}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def _machine(self, path: Any) -> Machine | None:
         text = os.fspath(path)
@@ -97,8 +99,16 @@ class SimulatedOs:
                     kept.append(changes)
             machine.pending = kept
         else:
-            machine.data[about.st_ino] = Path(f"/proc/self/fd/{handle}").read_bytes()
+            machine.data[about.st_ino] = self._bytes_of(handle, about.st_size)
         machine.done()
+
+    @staticmethod
+    def _bytes_of(handle: int, size: int) -> bytes:
+        reading = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY)
+        try:
+            return os.read(reading, size)
+        finally:
+            os.close(reading)
 
     def ftruncate(self, handle: int, length: int) -> None:
         self._change(self._owners.get(handle), "ftruncate", lambda: os.ftruncate(handle, length))

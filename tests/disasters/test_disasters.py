@@ -12,7 +12,7 @@ from tests.disasters.planted import PLANTED
 from tests.disasters.playing import know, play
 from tests.disasters.shrink import shrink, story
 
-SEEDS = 150
+SEEDS = 200
 """About a minute of one core. `python -m tests.disasters --seeds N --home FOLDER` plays more."""
 
 FOUND_BY = {

@@ -112,12 +112,12 @@ def test_what_the_guard_refuses_is_replaced_by_one_word(node: Node, monkeypatch:
     assert b"Doe" not in serialise(node.reply.content)
 
 
-def test_what_cannot_be_sent_is_a_failure_that_quotes_nothing(
+def test_what_cannot_be_sent_is_not_allowed_and_is_not_quoted(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unsendable: Any = type("Odd", (), {"to_payload": lambda self: Payload({}, {}, {"a": {"b": SECRET}})})
     monkeypatch.setattr(policy, "align", lambda *args: unsendable())
-    assert node.align().config["outcome"] == Outcome.FAILED
+    assert node.align().config["outcome"] == Outcome.NOT_ALLOWED
     assert b"Doe" not in serialise(node.reply.content)
 
 
