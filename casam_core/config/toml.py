@@ -87,10 +87,11 @@ def explain(error: ValidationError, table: Any = None) -> str:
     """One line about the first fault, and the number of further faults. With the `table` that was read, an
     item of a list has its name in the line, as in `set_key`, and not its number."""
     faults = error.errors(include_url=False)
-    first = faults[0]
+    first = min(faults, key=lambda fault: fault["type"] == "missing")  # a mistyped key is missing as well
     key = ".".join(_named(first["loc"], table))
     if first["type"] == "extra_forbidden":
-        known = {name for section in Section.__subclasses__() for name in section.model_fields}
+        bases = [Section, *Section.__subclasses__()]
+        known = {name for base in bases for section in base.__subclasses__() for name in section.model_fields}
         near = did_you_mean(str(first["loc"][-1]), sorted(known))
         text = f"unknown key {key!r}; docs/scenario.md lists all keys{near}"
     elif first["type"] == "missing":

@@ -323,6 +323,13 @@ def test_an_override_that_leads_nowhere_is_refused_and_changes_nothing(override:
     assert given_table == before
 
 
+def test_a_mistyped_key_is_named_before_the_key_that_it_leaves_missing(path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"unknown key 'alignment\.rnk'.*did you mean 'rank'\?"):
+        read_scenario(path, ["alignment.rnk=3"])
+    with pytest.raises(ScenarioError, match=r"unknown key 'strem'.*did you mean 'stream'\? \(and 1 more\)"):
+        parse_scenario({("strem" if key == "stream" else key): value for key, value in table().items()}, "x")
+
+
 def test_a_mistyped_institution_is_answered_with_the_names() -> None:
     with pytest.raises(ScenarioError, match=r"expected one of north.*found 'nort'; did you mean 'north'\?"):
         apply_override(table(), "institutions.nort.name=x")
