@@ -7,7 +7,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from segment_anything import sam_model_registry
+from segment_anything.build_sam import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode

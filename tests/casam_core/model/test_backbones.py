@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import CheckpointError
+from casam_core.model import postpone
 from casam_core.model.backbones import BACKBONES, Backbone, load_backbone
 from casam_core.model.backbones.lite_medsam import LiteMedSam, load_lite_medsam
 from casam_core.model.backbones.sam import OFFICIAL_SHA256, load_exactly, load_sam, read_checkpoint
@@ -254,3 +256,31 @@ def test_lite_medsam_encodes_and_decodes_as_its_own_package_does() -> None:
     assert iou.shape == (1,)
     torch.testing.assert_close(found, want_from_z, atol=1e-4, rtol=0)
     torch.testing.assert_close(found, want, atol=1e-4, rtol=0)
+
+
+def test_the_models_of_a_package_are_imported_without_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "two_halves"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import models\nfrom .predictor import Predictor\n")
+    (package / "models.py").write_text("class Model: ...\n")
+    (package / "predictor.py").write_text("class Predictor: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    postpone("two_halves")
+    models = importlib.import_module("two_halves.models")
+    assert "two_halves.predictor" not in sys.modules
+
+    whole = importlib.import_module("two_halves")
+    assert whole.models is models
+    assert whole.Predictor.__module__ == "two_halves.predictor"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        whole.nothing  # noqa: B018
+    for name in [name for name in sys.modules if name.startswith("two_halves")]:
+        del sys.modules[name]
+
+
+def test_a_package_that_is_absent_is_missed_by_its_own_import() -> None:
+    postpone("no_such_package")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        importlib.import_module("no_such_package")
