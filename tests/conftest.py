@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=5, help="Kills of a run in tests of recovery.")
 
 
-ONE_PROCESS = ("casam_bench", "casam_core", "client", "fuzz", "whole_runs")
+ONE_PROCESS = ("casam_bench", "casam_core", "client", "disasters", "fuzz", "whole_runs")
 """Folders whose slow tests start neither Flower nor a browser nor a real backbone."""
 
 
