@@ -90,7 +90,7 @@ def explain(error: ValidationError, table: Any = None) -> str:
     first = min(faults, key=lambda fault: fault["type"] == "missing")  # a mistyped key is missing as well
     key = ".".join(_named(first["loc"], table))
     if first["type"] == "extra_forbidden":
-        bases = [Section, *Section.__subclasses__()]
+        bases: list[type[Section]] = [Section, *Section.__subclasses__()]
         known = {name for base in bases for section in base.__subclasses__() for name in section.model_fields}
         near = did_you_mean(str(first["loc"][-1]), sorted(known))
         text = f"unknown key {key!r}; docs/scenario.md lists all keys{near}"
