@@ -22,10 +22,9 @@ from casam_bench.membership.audit_lines import Line
 from casam_bench.membership.one_run import Coins, Plan, Scores, correct_of, most_refuted, plan_from
 from casam_bench.membership.privacy_curve import curve_of, exact_epsilon
 from casam_core.config.scenario import PrivacySpec
-from casam_core.privacy.accounting import Mechanism, choice_epsilon, epsilon_of
+from casam_core.privacy.accounting import Mechanism, epsilon_of
 from casam_core.privacy.dp_training import PrivateSteps, take_private_steps
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_choice import choose
 from casam_core.privacy.private_scores import describe_scores
 from casam_core.privacy.private_sum import PrivateSum
 from casam_core.privacy.units import Unit, Units, single_images
@@ -118,24 +117,6 @@ def likelihood_ratio(seen_N: NDArray[np.float64], mechanism: Mechanism) -> Score
     """
     gain_N = (2 * seen_N - 1) / (2 * mechanism.noise_multiplier**2)
     return np.log1p(mechanism.sample_rate * np.expm1(gain_N)) if mechanism.sample_rate < 1 else gain_N
-
-
-def choice_release(name: str, mechanism: Mechanism, broken: Broken | None = None) -> Release:
-    """The exponential mechanism: every canary votes in a choice of its own between two answers, with all its
-    weight for one and against the other, which has the prior with which an answer tells most. The attacker
-    sees the answer.
-
-    mechanism: one choice, counted as the Gaussian mechanism that tells at least as much.
-    """
-    broken = broken or Broken()
-
-    def scores(coins_N: Coins, noise: NoiseSource) -> Scores:
-        vote_J, multiplier = np.array([1.0, -1.0]), broken.multiplier(mechanism)
-        prior_J = np.exp(vote_J * -choice_epsilon(multiplier) / 4)
-        answers = [choose([vote_J] if coin else [], prior_J, multiplier, noise) for coin in coins_N]
-        return np.array([0.5 - answer for answer in answers])
-
-    return Release(name, (mechanism,), scores)
 
 
 def layer_release(name: str, mechanism: Mechanism, broken: Broken | None = None) -> Release:

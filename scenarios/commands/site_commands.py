@@ -61,7 +61,6 @@ def review(
     node: NodeOption = Path("node.toml"),
     set_: SetOption = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the page as Markdown.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write the page as HTML.")] = None,
     json_: Json = False,
 ) -> None:
     """Say in plain words what a scenario asks here: what can leave, in bits and in epsilon, and who sees it.
@@ -81,15 +80,13 @@ def review(
         for line in place.overview():
             typer.echo(line)
         return
-    from scenarios.inspection.plain_page import as_facts, as_html, as_markdown
+    from scenarios.inspection.plain_page import as_facts, as_markdown
     from scenarios.inspection.site_review import page_of
 
     page = page_of(place, found(scenario, set_, place.home))
     text = as_markdown(page)
     if markdown is not None:
         write_atomic(markdown, text.encode())
-    if html is not None:
-        write_atomic(html, as_html(page).encode())
     if json_:
         print_json(as_facts(page))
         return

@@ -1,11 +1,10 @@
-"""A page of plain text in two forms: Markdown, and HTML of one file without links or scripts.
+"""A page of plain text in two forms: Markdown, and facts for --json.
 
 The page holds texts that others wrote (names, descriptions), so `plain` keeps only harmless characters.
 """
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,29 +62,3 @@ def as_facts(page: Page) -> list[dict[str, object]]:
         }
         for heading, blocks in page
     ]
-
-
-def as_html(page: Page) -> str:
-    """The page as one HTML file without links or scripts."""
-    parts = []
-    for number, (heading, blocks) in enumerate(page):
-        level = "h1" if number == 0 else "h2"
-        parts.append(f"<{level}>{html.escape(heading)}</{level}>")
-        for block in blocks:
-            if isinstance(block, str):
-                parts.append(f"<p>{html.escape(block)}</p>")
-            elif isinstance(block, list):
-                parts.append(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in block)}</ul>")
-            else:
-                rows = [("th", block.headings), *(("td", line) for line in block.lines)]
-                cells = (
-                    f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)}</tr>"
-                    for tag, line in rows
-                )
-                parts.append(f"<table>{''.join(cells)}</table>")
-    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{border:1px solid;padding:.3em}"
-    title = html.escape(page[0][0])
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style></head><body>{''.join(parts)}</body></html>\n"
-    )

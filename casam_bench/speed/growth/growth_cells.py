@@ -18,10 +18,10 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import process_time
-from typing import Any
 
 from casam_bench.bench import Engines, Figures, Surroundings, csv_of, table_of
-from casam_bench.speed.evaluate import Side, name_of
+from casam_bench.speed.evaluate import INSTITUTION, TRAIN, Side, name_of
+from casam_bench.speed.evaluate import scenario_of as scenario_of_stages
 from casam_bench.speed.growth.growth_model import Point, models_of
 from casam_bench.speed.memory import anonymous, peak_of
 from casam_bench.speed.scale import scenario_of
@@ -42,7 +42,6 @@ INSTITUTIONS = (9, 30, 100, 300, 1000, 3000, 10_000)
 TASKS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 SMOKE = 30
 SAMPLE_SECONDS = 0.1
-HOLDER, TRAIN = "bench", 12
 
 Cell = dict[str, float]
 """Figures by quantity."""
@@ -127,7 +126,7 @@ def cell_of_tasks(count: int, folder: Path) -> Cell:
     image that no entry has scored. stage_ms: the same once more, as at a stage that changes nothing for it.
     task_mib: anonymous memory after all of it.
     """
-    scenario, backbone = scenario_of_bank(), tiny(1)
+    scenario, backbone = scenario_of_stages(1), tiny(1)
     data = coloured_task(0, train=TRAIN, test=1, store=fresh_store(folder))
     make_bank(scenario, count, folder / "bank")
     data.features(data.split.test, backbone, scenario.router.features)  # encodes it
@@ -145,17 +144,6 @@ def cell_of_tasks(count: int, folder: Path) -> Cell:
         "stage_ms": 1e3 * (again - scored),
         "task_mib": anonymous() / 2**20,
     }
-
-
-def scenario_of_bank() -> Scenario:
-    """A scenario with default settings and one task, for the provenance of entries."""
-    table: dict[str, Any] = {
-        "name": "growth",
-        "stream": [name_of(0)],
-        "backbone": {"name": "tiny"},
-        "institutions": [{"name": HOLDER, "data": {name_of(0): {"path": "none"}}}],
-    }
-    return Scenario.model_validate(table)
 
 
 def make_bank(scenario: Scenario, count: int, folder: Path) -> None:
@@ -178,7 +166,7 @@ def make_bank(scenario: Scenario, count: int, folder: Path) -> None:
             stage=number + 1,
             layer=layer,
             improved=True,
-            holders=(HOLDER,),
+            holders=(INSTITUTION,),
             images=TRAIN,
             router=state,
             threshold=threshold,

@@ -15,7 +15,7 @@ from casam_core.model.forms import build_layer
 from casam_core.protocol.messages import REPLIES, CalibrateReply
 from client.node.approvals import approve, keep_pending
 from scenarios.inspection.place import Place
-from scenarios.inspection.plain_page import as_html, as_markdown
+from scenarios.inspection.plain_page import as_markdown
 from scenarios.inspection.site_review import example, page_of
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
@@ -70,12 +70,11 @@ def test_texts_of_others_bring_no_markup_and_no_control_characters(tmp_path: Pat
     wicked = Scenario.model_validate(
         tiny_table(description="\x1b[2Jfine\n\n# approved <script>alert(1)</script> | `x` ‮")
     )
-    page = page_of(place(tmp_path, wicked), wicked)
-    for text in (as_markdown(page), as_html(page)):
-        assert "\x1b" not in text
-        assert "‮" not in text
-        assert "<script" not in text
-        assert "\n# approved" not in text
+    text = as_markdown(page_of(place(tmp_path, wicked), wicked))
+    assert "\x1b" not in text
+    assert "‮" not in text
+    assert "<script" not in text
+    assert "\n# approved" not in text
 
 
 def dataset(folder: Path, names: list[str]) -> None:
@@ -133,9 +132,9 @@ def test_review_approve_withdraw(data: Path, tmp_path: Path, casam: Casam) -> No
     assert "no scenario waits, and none was approved" in casam("site", "review", "--node", node).out
     assert keep_pending(digest, scenario.canonical_json(), tmp_path / "home")
     assert f"waits     {digest[:12]}" in casam("site", "review", "--node", node).out
-    page = casam("site", "review", digest[:8], "--node", node, "--html", tmp_path / "page.html")
+    page = casam("site", "review", digest[:8], "--node", node, "--markdown", tmp_path / "page.md")
     assert "What north is asked by `tiny`" in page.out
-    assert "<table>" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "page.md").read_text() in page.out
     assert f"north approves tiny {digest}" in casam("site", "approve", digest[:8], "--node", node).out
     assert f"approved  {digest[:12]}" in casam("site", "review", "--node", node).out
     assert "no longer approves" in casam("site", "withdraw", digest, "--node", node).out
