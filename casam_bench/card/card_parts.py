@@ -19,9 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.card.card import Card, device_of
 from casam_bench.card.card_encoder import compiled_encoder, encoder_rates
 from casam_bench.card.card_institutions import growth, stored_rates
@@ -171,9 +170,7 @@ def figures_in(folder: Path | None, name: str, card: Card) -> Figures | None:
 
 def show(card: Card, figures: Figures) -> None:
     """A row per figure."""
-    table = Table(title=f"on {card.name}")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
+    table = table_of(f"on {card.name}", ("figure", "value"))
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}")
     card.around.show(table)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from casam_bench.bench import table_of
 from casam_bench.membership.inference_attack import (
     LAYER_ATTACKS,
     ROUTER_ATTACKS,
@@ -263,13 +264,11 @@ def lines(report: Report) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
                 yield name, task, attack, figures
 
 
-def table_of(report: Report) -> Table:
+def table_of_report(report: Report) -> Table:
     """One row per attack that was made."""
-    table = Table(title="Membership inference: which images were used in training? An AUC of 0.5 is guessing")
-    for column in ("institution", "task", "attack"):
-        table.add_column(column)
-    for column in ("members / others", "AUC", "p", "TPR at 1 % FPR", "noise", "epsilon", "shown epsilon >="):
-        table.add_column(column, justify="right")
+    title = "Membership inference: which images were used in training? An AUC of 0.5 is guessing"
+    columns = ("members / others", "AUC", "p", "TPR at 1 % FPR", "noise", "epsilon", "shown epsilon >=")
+    table = table_of(title, ("institution", "task", "attack", *columns), left=3)
     for name, task, attack, figures in lines(report):
         if figures["refused"] is not None:
             continue

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from casam_bench.bench import table_of
 from casam_bench.membership.audit_lines import COLUMNS, Audits, Line, facts_of
 from casam_bench.membership.canaries import Release, audit_release, layer_release, sum_release, together
 from casam_core.config.policy import Policy
@@ -113,10 +114,8 @@ def releases_of(claims: Sequence[Claimed]) -> Iterator[Release]:
 
 def table_of_audits(audits: Audits) -> Table:
     """One row per audited release."""
-    table = Table(title="One-run privacy audit: what worst-case canaries prove about epsilon, at 95 %")
-    table.add_column("institution")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "release" else "right")
+    title = "One-run privacy audit: what worst-case canaries prove about epsilon, at 95 %"
+    table = table_of(title, ("institution", *COLUMNS), left=2)
     for name, lines in audits.items():
         for line in lines:
             table.add_row(name, *facts_of(line))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from casam_bench.bench import Figures
+from casam_bench.bench import Figures, table_of
 from casam_bench.membership.statistics import Outcome, outcome_of
 from casam_bench.privacy.synthetic_site import SEED
 from casam_core.seeding import numpy_generator
@@ -80,11 +80,8 @@ def verdict(score_N: NDArray[np.float64], members: int, delta: float) -> Outcome
 
 def attack_table(title: str, *more: str) -> Table:
     """A table without rows."""
-    table = Table(title=title)
-    table.add_column("setting")
-    for column in (*more, "attack", "AUC", "TPR at 1 % FPR", "epsilon is at least", "could at most show"):
-        table.add_column(column, justify="right")
-    return table
+    figures = ("AUC", "TPR at 1 % FPR", "epsilon is at least", "could at most show")
+    return table_of(title, ("setting", *more, "attack", *figures))
 
 
 def report(

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from time import monotonic
 
 import numpy as np
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import TrainingSpec
@@ -136,9 +135,8 @@ def measure(
 ) -> Figures:
     """Every form trained once on every task and measured after each of `steps`; means over tasks."""
     backbone = around.lite_medsam()
-    table = Table(title=f"validation IoU by number of steps of 1 image x 4 instances ({TRAIN} images)")
-    for name in ("task", "form", *map(str, steps), "bytes", "s / step"):
-        table.add_column(name, justify="left" if name in ("task", "form") else "right")
+    title = f"validation IoU by number of steps of 1 image x 4 instances ({TRAIN} images)"
+    table = table_of(title, ("task", "form", *map(str, steps), "bytes", "s / step"), left=2)
     curves: dict[str, list[Curve]] = {name: [] for name in forms}
     frozen = []
     for task in tasks:

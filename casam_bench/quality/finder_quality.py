@@ -7,17 +7,15 @@ real tasks (--data-root) had no part in a choice.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, csv_of, table_of
 from casam_bench.quality.layer_seconds import PHANTOM_TASKS, REAL_TASKS, images_of, kept_or_made
 from casam_bench.timing import clock
 from casam_core.bank.finding import box_of, distinct, find
@@ -81,8 +79,8 @@ def run(around: Surroundings) -> Figures:
                 figures[f"{kind} {name}"] = float(np.nanmean([getattr(row, name) for row in own]))
     if around.data_root:
         figures["real silent_unseen"] = silent_unseen(around, backbone, tuple(REAL_TASKS))
-    around.show(table_of(rows))
-    write_atomic(around.home / "finder" / "finder.csv", csv_of(rows).encode())
+    around.show(table_of_rows(rows))
+    write_atomic(around.home / "finder" / "finder.csv", csv_of(Row, map(rounded, rows)).encode())
     return figures
 
 
@@ -205,20 +203,15 @@ def silent_unseen(around: Surroundings, backbone: Backbone, tasks: Sequence[str]
     return float(np.mean(silent))
 
 
-def table_of(rows: Sequence[Row]) -> Table:
+def rounded(row: Row) -> Row:
+    """The row with four digits."""
+    cells: dict[str, Any] = {k: round(v, 4) for k, v in asdict(row).items() if isinstance(v, float)}
+    return replace(row, **cells)
+
+
+def table_of_rows(rows: Sequence[Row]) -> Table:
     """The rows, for people."""
-    table = Table(*(list(asdict(rows[0])) if rows else ["task"]))
+    table = table_of("layers and finders", [field.name for field in fields(Row)])
     for row in rows:
         table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in asdict(row).values()))
     return table
-
-
-def csv_of(rows: Sequence[Row]) -> str:
-    """The rows as a file; shares and seconds with four digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        cells: dict[str, Any] = asdict(row)
-        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in cells.items()})
-    return text.getvalue()

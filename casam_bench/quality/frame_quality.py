@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.membership.fit import fits_of
 from casam_bench.membership.likelihood_ratio import online, shadow_parts
 from casam_bench.membership.statistics import auc
@@ -192,9 +191,8 @@ def run(around: Surroundings) -> Figures:
     backbone = around.lite_medsam(encoder="fast")
     groups = all_features(around, backbone)
     synthetic, real = (len(group) for group in groups)
-    table = Table(title=f"{synthetic} synthetic and {real} real tasks, {IMAGES} images, {DRAWS} draws")
-    for name in ("router", "noise", *COLUMNS, "bytes"):
-        table.add_column(name, justify="left" if name == "router" else "right")
+    title = f"{synthetic} synthetic and {real} real tasks, {IMAGES} images, {DRAWS} draws"
+    table = table_of(title, ("router", "noise", *COLUMNS, "bytes"))
     figures: Figures = {}
     for plain, rows in CANDIDATES:
         spec = plain.completed(BACKBONE)

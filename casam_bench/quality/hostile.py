@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_core.config.scenario import Scenario
 from server.run.summary_schema import Summary, read_summary
 
@@ -83,9 +81,7 @@ def run(around: Surroundings) -> Figures:
 def run_rounds(around: Surroundings) -> Figures:
     """Attacks within a round, by strategy of merging."""
     figures: Figures = {}
-    rounds = Table(title="IoU of a task with one hostile holder of three")
-    for name in ("attack", *ROUNDS):
-        rounds.add_column(name, justify="left" if name == "attack" else "right")
+    rounds = table_of("IoU of a task with one hostile holder of three", ("attack", *ROUNDS))
     for attack in (None, *ROUND_ATTACKS):
         cells = []
         for name, changes in ROUNDS.items():
@@ -103,9 +99,8 @@ def run_rounds(around: Surroundings) -> Figures:
 def run_streams(around: Surroundings) -> Figures:
     """Attacks of an institution with its own task, without and with checks of entries."""
     figures: Figures = {}
-    streams = Table(title="Share of two honest tasks' images that go to their own task, by checks of entries")
-    for name in ("attack", *STREAMS, "entry with checks"):
-        streams.add_column(name, justify="right" if name in STREAMS else "left")
+    title = "Share of two honest tasks' images that go to their own task, by checks of entries"
+    streams = table_of(title, ("attack", *STREAMS, "entry with checks"))
     for attack in (None, *STREAM_ATTACKS):
         cells, end = [], "-"
         for name, changes in STREAMS.items():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from casam_bench.bench import Figures
+from casam_bench.bench import Figures, table_of
 from casam_bench.quality.layer_tables import Cell, image_iou
 from casam_core.model.validation import clearly_above_zero
 from casam_core.seeding import numpy_generator
@@ -57,9 +57,9 @@ def floors(cells: Sequence[Cell], kind: str, show: Show) -> Figures:
     Validation images are drawn with replacement. Figures: of every rule the largest expected loss of a layer
     that is worse than frozen SAM, and the share of layers of each gain that it keeps.
     """
-    table = Table(title=f"{kind} tasks: layers kept by rules of the fallback, {VALIDATED} validation images")
-    for name in ("rule", "largest loss, points", *(f"{100 * shift:+.1f}" for shift in SHIFTS)):
-        table.add_column(name, justify="left" if name == "rule" else "right")
+    title = f"{kind} tasks: layers kept by rules of the fallback, {VALIDATED} validation images"
+    shifts = [f"{100 * shift:+.1f}" for shift in SHIFTS]
+    table = table_of(title, ("rule", "largest loss, points", *shifts))
     layers = [gains_of(cell, next(iter(cell["at"].values()))) for cell in cells]
     figures: Figures = {}
     for name, rule in RULES.items():
@@ -126,9 +126,8 @@ CORRECTIONS = {"none": unchanged, "shift": shifted, "line": straight, "mean of v
 
 def calibrations(cells: Sequence[Cell], kind: str, show: Show) -> Figures:
     """Every correction on every last layer: fitted to its validation masks, tried on its test masks."""
-    table = Table(title=f"{kind} tasks: the decoder's estimate of the IoU, corrected by validation masks")
-    for name in ("correction", "calibration error", "mean error of a mask"):
-        table.add_column(name, justify="left" if name == "correction" else "right")
+    title = f"{kind} tasks: the decoder's estimate of the IoU, corrected by validation masks"
+    table = table_of(title, ("correction", "calibration error", "mean error of a mask"))
     last = [list(cell["at"].values())[-1] for cell in cells]
     figures: Figures = {}
     for name, fit in CORRECTIONS.items():

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings
+from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.membership.statistics import auc
 from casam_bench.quality.phantom_features import Features, phantom_features
 from casam_core.config.named_parts import BackboneSpec, RouterSpec
@@ -210,10 +210,7 @@ def run(around: Surroundings) -> Figures:
 
 def quality_table(title: str, *more: str) -> Table:
     """A table of routers without rows: the name, more columns, and the figures of Quality."""
-    table = Table(title=title)
-    for name in ("router", *more, *COLUMNS):
-        table.add_column(name, justify="left" if name == "router" else "right")
-    return table
+    return table_of(title, ("router", *more, *COLUMNS))
 
 
 def learnable(around: Surroundings, images: int) -> dict[str, Features]:

@@ -81,7 +81,7 @@ def attack(
         broken_claims,
         open_run,
         refusals,
-        table_of,
+        table_of_report,
         verdict,
     )
     from casam_bench.membership.audit_claims import claims_of_ledger, refuted
@@ -99,7 +99,7 @@ def attack(
     opened = open_run(folder.resolve(), data_root, read_node_file(node) if node is not None else None)
     with live_view(screen) as show, contextlib.redirect_stdout(LineWriter(show)):
         report = attack_run(opened, institution or [], shadows)
-    screen.print(table_of(report))
+    screen.print(table_of_report(report))
     for line in refusals(report):
         screen.print(f"not attacked: {line}", highlight=False, soft_wrap=True)
     if only_json:
