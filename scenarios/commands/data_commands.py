@@ -38,11 +38,6 @@ OfGroups = Annotated[
     str | None,
     typer.Option("--group-pattern", help="Regular expression that finds the patient or slide in a name."),
 ]
-OfAxis = Annotated[int, typer.Option("--slice-axis", help="Axis across the slices (nifti).")]
-OfWindow = Annotated[
-    str | None,
-    typer.Option("--window", metavar="CENTRE,WIDTH", help="Intensities to show (nifti and dicom)."),
-]
 OfImages = Annotated[
     str | None,
     typer.Option("--image-files", metavar="PATTERN", help="Names of the images, e.g. {patient}/{id}.*"),
@@ -51,18 +46,12 @@ OfMasks = Annotated[
     str | None,
     typer.Option("--mask-files", metavar="PATTERN", help="Names of the masks, e.g. {patient}/{id}_mask.*"),
 ]
-OfAnnotations = Annotated[
-    str | None, typer.Option("--annotations", help="Annotation file inside the folder (coco).")
-]
-OfPseudo = Annotated[
-    bool, typer.Option("--pseudo-masks", help="Read imask for training images (med_datasets).")
-]
 OfKeys = Annotated[
     list[str] | None,
     typer.Option(
         "--key",
         metavar="KEY=VALUE",
-        help="Another key of the data table (docs/scenario.md), e.g. --key 'structures=[\"GTV\"]'",
+        help="Another key of the data table (docs/scenario.md), e.g. --key 'window=[40, 400]'",
     ),
 ]
 
@@ -91,10 +80,6 @@ def check(
     mask_files: OfMasks = None,
     labels: OfLabels = None,
     group_pattern: OfGroups = None,
-    slice_axis: OfAxis = 2,
-    window: OfWindow = None,
-    annotations: OfAnnotations = None,
-    pseudo_masks: OfPseudo = False,
     keys: OfKeys = None,
     seed: Annotated[int, typer.Option(help="Seed of the split that is checked (DIR only).")] = 0,
     json_: Json = False,
@@ -112,10 +97,7 @@ def check(
         )
     screen = console(stderr=json_)
     notes: list[str] = []
-    options = reader_options(
-        reader, image_files, mask_files, labels, group_pattern, slice_axis, window, annotations, pseudo_masks
-    )
-    options |= other_keys(keys)
+    options = reader_options(reader, image_files, mask_files, labels, group_pattern, keys)
     spec: DataSpec | None = None
     if directory is not None:
         if data_root is not None:
@@ -212,10 +194,6 @@ def preview(
     mask_files: OfMasks = None,
     labels: OfLabels = None,
     group_pattern: OfGroups = None,
-    slice_axis: OfAxis = 2,
-    window: OfWindow = None,
-    annotations: OfAnnotations = None,
-    pseudo_masks: OfPseudo = False,
     keys: OfKeys = None,
 ) -> None:
     """Draw images with the outlines of their labels. The last line printed is the folder.
@@ -232,10 +210,8 @@ def preview(
         raise ScenarioError(
             f"--institution: expected letters, digits, '.', '_' and '-', found {institution!r}; rename it"
         )
-    options = reader_options(
-        reader, image_files, mask_files, labels, group_pattern, slice_axis, window, annotations, pseudo_masks
-    )
-    spec = spec_of(directory, options | other_keys(keys))
+    options = reader_options(reader, image_files, mask_files, labels, group_pattern, keys)
+    spec = spec_of(directory, options)
     own = casam_home() / "institutions" / institution / "previews" / (directory.resolve().name or "data")
     folder = out.expanduser() if out else own
     with _progress(console(), "drawing") as show:
@@ -250,31 +226,22 @@ def reader_options(
     mask_files: str | None,
     labels: str | None,
     group_pattern: str | None,
-    slice_axis: int,
-    window: str | None,
-    annotations: str | None,
-    pseudo_masks: bool,
+    keys: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Keys of a data table from the options of a command; None where the person said nothing."""
-    return {
+    """Keys of a data table from the options of a command; None where the person said nothing.
+
+    keys: those of --key, with their values in TOML. Raises ScenarioError.
+    """
+    from casam_core.config.toml import apply_override
+
+    table: dict[str, Any] = {
         "reader": reader,
         "image_files": image_files,
         "mask_files": mask_files,
         "labels": labels,
         "group_pattern": group_pattern,
-        "slice_axis": slice_axis if slice_axis != 2 else None,
-        "window": window,
-        "annotations": annotations,
-        "pseudo_masks": pseudo_masks or None,
     }
-
-
-def other_keys(given: Sequence[str] | None) -> dict[str, Any]:
-    """The keys of --key with their values in TOML. Raises ScenarioError."""
-    from casam_core.config.toml import apply_override
-
-    table: dict[str, Any] = {}
-    for text in given or ():
+    for text in keys or ():
         apply_override(table, text)
     return table
 
@@ -321,8 +288,6 @@ def spec_of(directory: Path, options: Mapping[str, Any], tell: Callable[[str], N
             layout = understand(folder)
             table |= layout.keys if layout.reader == given["reader"] else {}
     table |= given
-    if window := given.get("window"):
-        table["window"] = window.split(",")
     try:
         return DataSpec.model_validate(table)
     except ValidationError as error:

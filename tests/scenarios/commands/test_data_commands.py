@@ -172,7 +172,7 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
     for reader in ("dicom", "nifti", "tiff_stack", "med_datasets", "coco", "folder"):
         assert understand(tmp_path / reader).reader == reader
     (tmp_path / "folder" / "images" / "p0.tif").rename(tmp_path / "folder" / "images" / "p0.png")
-    status, text = casam("check", "nifti", "--slice-axis", "0", "--window", "40,400")
+    status, text = casam("check", "nifti", "--key", "slice_axis=0", "--key", "window=[40, 400]")
     assert status == 0
     assert "gray 16-bit: 12" in text
     status, text = casam("check", "dicom")
@@ -182,10 +182,10 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
     assert "BurnedInAnnotation is YES in 16 of 16" in text
     assert "pixels were not searched" in text
     assert casam("check", "tiff_stack")[0] == 0
-    status, text = casam("check", "med_datasets", "--pseudo-masks")
+    status, text = casam("check", "med_datasets", "--key", "pseudo_masks=true")
     assert status == 1
     assert "with the same pixels" in text
-    assert "leakage" in casam("check", "coco", "--annotations", "annotations.json")[1]
+    assert "leakage" in casam("check", "coco", "--key", "annotations=annotations.json")[1]
 
 
 @pytest.mark.parametrize(
@@ -198,13 +198,16 @@ def test_every_reader_is_guessed_and_checked(tmp_path: Path, casam: Casam) -> No
         (("--scenario", "none"), "expected a .toml file"),
         (("set", "--reader", "phantom"), "reader 'phantom' needs the key 'phantom'"),
         (("set", "--reader", "video"), "reader: expected one of"),
-        (("set", "--reader", "nifti", "--window", "40"), "window must be [centre, width]"),
-        (("set", "--reader", "nifti", "--window", "40,0"), "window must be [centre, width]"),
-        (("set", "--reader", "nifti", "--window", "a,b"), "should be a valid number"),
-        (("set", "--window", "40,400"), "window belongs to nifti and itk and dicom, found reader 'folder'"),
-        (("set", "--reader", "coco", "--slice-axis", "1"), "slice_axis belongs to nifti"),
+        (("set", "--reader", "nifti", "--key", "window=[40]"), "window must be [centre, width]"),
+        (("set", "--reader", "nifti", "--key", "window=[40, 0]"), "window must be [centre, width]"),
+        (("set", "--reader", "nifti", "--key", "window=['a', 1]"), "should be a valid number"),
+        (
+            ("set", "--key", "window=[40, 400]"),
+            "window belongs to nifti and itk and dicom, found reader 'folder'",
+        ),
+        (("set", "--reader", "coco", "--key", "slice_axis=1"), "slice_axis belongs to nifti"),
         (("set", "--reader", "dicom", "--group-pattern", "x"), "group_pattern belongs to"),
-        (("set", "--slice-axis", "7"), "slice_axis: input should be 0, 1 or 2"),
+        (("set", "--key", "slice_axis=7"), "slice_axis: input should be 0, 1 or 2"),
     ],
 )
 def test_bad_input(tmp_path: Path, casam: Casam, arguments: tuple[str, ...], expected: str) -> None:
