@@ -1,6 +1,6 @@
 """Noise for private releases. In a real deployment, its only source is the operating system.
 
-Noise is added in one place, `NoiseSource.added`: to integers, as integers. Random choices of the exponential
+Noise is added in one place, `NoiseSource.add_to`: to integers, as integers. Random choices of the exponential
 mechanism are made in one place, `NoiseSource.chosen`.
 """
 
@@ -35,7 +35,7 @@ class NoiseSource:
         """For simulations only: anyone who knows the seed can repeat the noise and subtract it."""
         return NoiseSource(derive_seed(run_seed, *scope).to_bytes(16, "big"))
 
-    def added(self, total_D: NDArray[np.int64], largest: int, grid: float) -> NDArray[np.int64]:
+    def add_to(self, total_D: NDArray[np.int64], largest: int, grid: float) -> NDArray[np.int64]:
         """total_D with discrete Gaussian noise of standard deviation SIGMA in every component.
 
         largest: the square of the largest L2 norm of one unit's part of the total. grid: the value of one

@@ -82,6 +82,6 @@ class PrivateSum:
         for row_D in rows_UD:
             total_D += self.steps_of(row_D)
         if self.noise_multiplier:
-            total_D = noise.added(total_D, self.largest, self.grid)
+            total_D = noise.add_to(total_D, self.largest, self.grid)
         noisy_D: NDArray[np.float64] = total_D.astype(np.float64) * self.grid
         return noisy_D

@@ -133,7 +133,7 @@ def test_seeded_noise_repeats_and_the_systems_does_not() -> None:
     nothing = np.zeros(4, np.int64)
 
     def noise(source: NoiseSource) -> list[int]:
-        return source.added(nothing, 1, 1.0).tolist()
+        return source.add_to(nothing, 1, 1.0).tolist()
 
     assert noise(NoiseSource.seeded(0, "a")) == noise(NoiseSource.seeded(0, "a"))
     assert noise(NoiseSource.seeded(0, "a")) != noise(NoiseSource.seeded(0, "b"))
@@ -193,7 +193,7 @@ class Watched(NoiseSource):
         super().__init__(bytes(16))
         self.totals: list[np.ndarray] = []
 
-    def added(self, total_D: np.ndarray, largest: int, grid: float) -> np.ndarray:
+    def add_to(self, total_D: np.ndarray, largest: int, grid: float) -> np.ndarray:
         self.totals.append(total_D)
         return total_D
 

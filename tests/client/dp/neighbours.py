@@ -167,10 +167,10 @@ class Tape(NoiseSource):
         super().__init__(coins._secret)
         self.place, self.seen, self.played, self.sums = place, seen, played, 0
 
-    def added(self, total_D: NDArray[np.int64], largest: int, grid: float) -> NDArray[np.int64]:
+    def add_to(self, total_D: NDArray[np.int64], largest: int, grid: float) -> NDArray[np.int64]:
         place = (*self.place, self.sums)
         self.sums += 1
-        noisy_D = super().added(total_D, largest, grid)
+        noisy_D = super().add_to(total_D, largest, grid)
         if self.played is not None:
             noisy_D = self.played.noisy.get(place, noisy_D)
         self.seen.totals[place], self.seen.noisy[place] = (total_D.copy(), largest, grid), noisy_D
