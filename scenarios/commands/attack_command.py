@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casam_core.errors import RunError
+from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
 from scenarios.commands.terminal import console, print_json
 
@@ -75,7 +75,10 @@ def attack(
 
     folder = Path(run).expanduser()
     if not folder.is_dir():
-        resolve_scenario(run)
+        try:
+            resolve_scenario(run)
+        except ScenarioError as error:
+            raise ScenarioError(f"{run}: expected a run folder, found none; as a {error}") from error
     from casam_bench.membership.attack_run import (
         attack_run,
         broken_claims,

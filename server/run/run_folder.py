@@ -46,7 +46,7 @@ class RunFolder:
             self._lock = lock_file(path / "lock")
         except BlockingIOError as error:
             raise RunError(
-                f"run folder {path} is written to by another server; wait for it or end it"
+                f"run folder {path} is written to by another server; follow its run: casam watch {path}"
             ) from error
         except OSError as error:
             raise RunError(

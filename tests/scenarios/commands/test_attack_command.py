@@ -195,6 +195,9 @@ def test_a_method_without_an_entry_per_task_is_refused(casam: Casam, run: Path) 
 
 
 def test_slips_are_refused_before_any_work(casam: Casam, finished: Path, tmp_path: Path) -> None:
+    assert (
+        "expected a run folder, found none; as a scenario 'quikstart'" in casam("attack", "quikstart").refusal
+    )
     assert "expected an even number, found 3" in casam("attack", finished, "--shadows", "3").refusal
     assert "expected the folder" in casam("attack", finished, "--json", tmp_path / "no" / "a.json").refusal
     assert (
