@@ -222,8 +222,9 @@ class LockedLog(Generic[T]):
 
     def lines(self) -> list[T]:
         """All lines so far. Raises what `parse` raises."""
-        (state,) = states_of([self.path])
-        if state is None:
+        try:
+            state = state_of(self.path)
+        except (FileNotFoundError, NotADirectoryError):
             return []
         if state == self._state:
             return list(self._lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from casam_core import files
 from casam_core.files import (
     LockedLog,
     append_record,
@@ -124,6 +126,21 @@ def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         make_folder(tmp_path / "file")
+
+
+def test_a_log_that_cannot_be_looked_at_does_not_pass_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = plain_log(tmp_path / "log")
+    assert log.lines() == []
+    log.append(lambda before: ("first", "first"))
+
+    def failing(path: Path) -> tuple[int, ...]:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(files, "state_of", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        log.lines()
 
 
 def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
