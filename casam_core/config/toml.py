@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.section import S, Section
-from casam_core.errors import CasamError, PolicyError, ScenarioError, did_you_mean
+from casam_core.errors import CasamError, PolicyError, ScenarioError, did_you_mean, plain
 
 Table = dict[str, Any]
 
@@ -110,7 +110,7 @@ def _named(places: Sequence[int | str], table: Any) -> Iterator[str]:
         items = dict(enumerate(table)) if isinstance(table, list) else table
         table = items.get(place) if isinstance(items, dict) else None
         name = table.get("name") if isinstance(place, int) and isinstance(table, dict) else None
-        yield str(name or place)
+        yield plain(str(name or place))
 
 
 def apply_override(table: Table, override: str) -> None:
@@ -168,6 +168,6 @@ def _numbers(items: list[Any], part: str, source: str) -> list[int]:
     ]
     if not found:
         names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
-        known = ", ".join(names or map(str, range(len(items)))) or "no item"
+        known = plain(", ".join(names or map(str, range(len(items))))) or "no item"
         raise ScenarioError(f"{source}: expected one of {known}, found {part!r}{did_you_mean(part, names)}")
     return found

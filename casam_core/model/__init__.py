@@ -1,8 +1,7 @@
 """The frozen backbone, the layer that is trained on it, and the training.
 
-`import segment_anything` also imports its predictor, and with it torchvision and PyTorch's compiler: one of
-the 3.8 processor seconds in which a node's process starts, and a node starts one for every message. Nothing
-here needs the predictor, so the package's own code runs only when somebody asks for more than its models.
+`import segment_anything` also imports its predictor, and with it torchvision and PyTorch's compiler: a second
+of a processor in every process of a node, which starts one for a message and needs no predictor.
 """
 
 from __future__ import annotations

@@ -330,6 +330,16 @@ def test_a_mistyped_key_is_named_before_the_key_that_it_leaves_missing(path: Pat
         parse_scenario({("strem" if key == "stream" else key): value for key, value in table().items()}, "x")
 
 
+def test_names_in_a_message_keep_to_one_line() -> None:
+    wicked = table()
+    wicked["institutions"][0]["name"] = "\x1b[2Jfoo\nerror: all is well"
+    with pytest.raises(ScenarioError, match=r"institutions\.\?\[2Jfoo\?error: all is well\.name") as fault:
+        parse_scenario(wicked, "x")
+    with pytest.raises(ScenarioError, match=r"expected one of \?\[2Jfoo\?error") as other:
+        apply_override(wicked, "institutions.foo.name=x")
+    assert all(str(told.value).isprintable() for told in (fault, other))
+
+
 def test_a_mistyped_institution_is_answered_with_the_names() -> None:
     with pytest.raises(ScenarioError, match=r"expected one of north.*found 'nort'; did you mean 'north'\?"):
         apply_override(table(), "institutions.nort.name=x")
