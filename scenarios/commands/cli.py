@@ -191,7 +191,7 @@ def how_to_continue(folder: Path) -> str:
     if (folder / "order.json").is_file() and (folder / "scenario.json").is_file():
         return f"stopped; to continue: casam run --resume {folder}"
     if folder.is_dir() and any(folder.iterdir()):
-        return f"stopped before the first stage; to start again, remove {folder} and give the same command"
+        return f"stopped before the first stage; {folder} is not empty, so start again with another --out"
     return "stopped before the first stage; to start again, give the same command"
 
 

@@ -123,7 +123,7 @@ def test_a_stopped_run_names_the_command_that_continues_it(tmp_path: Path) -> No
 def test_a_run_stopped_before_its_first_stage_says_what_stands_in_the_way(tmp_path: Path) -> None:
     assert how_to_continue(tmp_path / "out").endswith("give the same command")
     (tmp_path / "flower.log").touch()
-    assert f"remove {tmp_path} and give the same command" in how_to_continue(tmp_path)
+    assert f"{tmp_path} is not empty, so start again with another --out" in how_to_continue(tmp_path)
 
 
 def as_json(casam: Casam, *words: str | Path) -> Any:
