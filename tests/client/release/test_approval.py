@@ -328,3 +328,16 @@ def test_a_withdrawn_approval_ends_the_answers_in_the_middle_of_a_run(place: Pat
     assert requested(place, scenario, asks) == ["ok", "ok"]
     withdraw(scenario.digest(), place / "home")
     assert requested(place, scenario, asks) == ["waiting-for-approval", "unknown-scenario"]
+
+
+def test_a_policy_that_changes_in_the_middle_of_a_run_is_obeyed_at_the_next_request(place: Path) -> None:
+    """Both texts have one length and go into one file, as an editor may write it."""
+    scenario = question()
+    say_yes(place, scenario)
+    asks = ("evaluate.stage", EvaluateRequest(Job("north", 1), 0, (), bank_digest({})).to_payload())
+    seen = []
+    for metrics in ("exact", "never", "exact"):
+        (place / "policy.toml").write_text(f'metrics = "{metrics}"\n')
+        seen.append(requested(place, scenario, asks)[1])
+    assert seen == ["ok", "metrics-not-shared", "ok"]
+    client_app.forget_institutions()
