@@ -31,7 +31,6 @@ from client.institution import Institution
 from client.release import permission
 from tests.banks import random_library
 from tests.client.dp.neighbours import NAME, Case, Dataset, differences, run
-from tests.fuzz.damage import LONG
 
 PRIVATE_FORMS = sorted(name for name, form in FORMS.items() if form.private)
 ROUTERS = ["public_frame", "public_frame", "gaussian", "vae", "nearest_mean"]
@@ -145,12 +144,12 @@ def test_no_unit_changes_more_than_is_paid_for(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(QUICK, max_examples=340 if LONG else 100)
+@settings(QUICK, max_examples=340)
 @given(cases())
-def test_of_hundreds_of_sites_none_does(
+def test_of_a_thousand_sites_none_does(
     tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Case, int, int]
 ) -> None:
-    """100 datasets with two neighbours each; 340 with `--hypothesis-profile=long -m slow`."""
+    """340 datasets with two neighbours each."""
     assert compared(*drawn, tmp_path_factory.mktemp("site")) == []
 
 
