@@ -1,22 +1,23 @@
 """Finders: what they find without a prompt, against boxes of the truth and against SAM's automatic grid.
 
-A cell is one task, learned from 24 images with the product's own loop and measured on test images. Cells are
-files, so the command can be stopped and started again. The settings of the finder were chosen on phantoms;
-real tasks (--data-root) had no part in a choice.
+A cell is one task and one seed, learned from 24 images with the product's own loop and measured on test
+images. Cells are files, so the command can be stopped and started again. The settings of the finder were
+chosen on phantoms; real tasks (--data-root) had no part in a choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
-from casam_bench.bench import Figures, Surroundings, csv_of, table_of
-from casam_bench.quality.layer_seconds import PHANTOM_TASKS, REAL_TASKS, images_of, kept_or_made
+from casam_bench.bench import Figures, Surroundings, csv_of
+from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
+from casam_bench.quality.layer_tables import interval
 from casam_bench.timing import clock
 from casam_core.bank.finding import box_of, distinct, find
 from casam_core.bank.inference import align, decode_masks
@@ -35,25 +36,27 @@ from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router
 from casam_core.seeding import derive_seed, numpy_generator
 
-SEED = 0
 IMAGES = 6
-"""Test images that a finder is measured on."""
-GRID_IMAGES, GRID, SURE, STABLE, SAME = 1, 32, 0.88, 0.95, 0.7
+"""Test images of a cell."""
+GRID_SEEDS, GRID_IMAGES, GRID, SURE, STABLE, SAME = (0,), 1, 32, 0.88, 0.95, 0.7
 """SAM's automatic grid, with its defaults: points per side, the smallest estimate and stability, and the
-largest IoU of two boxes. It takes so long that few images are measured."""
+largest IoU of two boxes. It takes so long that few images of few seeds are measured."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task.
+    """One task and seed.
 
     instances: in the test images. ap50, recall, precision: of the finder. iou_found, iou_boxes: of the
     instances that it hit, by its masks and by those of true boxes. ap50_grid, ap50_on_grid: of the automatic
-    grid, and of the finder on the same images. seconds: of the processor, an image, after the encoder. share:
-    of a training step, what the finder adds.
+    grid, and of the finder on the same images; nan where no grid was measured. seconds: of the processor, an
+    image, after the encoder. share: of a training step, what the finder adds. silent: share of the test
+    images for which no finder of the kind's other tasks answers.
     """
 
+    kind: str
     task: str
+    seed: int
     instances: int
     ap50: float
     recall: float
@@ -65,36 +68,53 @@ class Row:
     seconds: float
     seconds_grid: float
     share: float
+    silent: float
+
+    @property
+    def below(self) -> float:
+        """How far the instances that the finder hit lie below the same ones with true boxes."""
+        return self.iou_boxes - self.iou_found
 
 
 def run(around: Surroundings) -> Figures:
-    """All tasks; a row for each in finder.csv in the folder of cells. Figures: means over tasks, by kind."""
+    """All tasks and seeds, seed by seed; a row for each in finder.csv in the folder of cells.
+
+    Figures: means over tasks and seeds, by kind.
+    """
     backbone = around.lite_medsam(precision="auto", encoder="fast")
-    figures, rows = Figures(), []
-    for kind, tasks in {"real": REAL_TASKS if around.data_root else (), "phantom": PHANTOM_TASKS}.items():
-        own = [row for task in tasks if (row := kept_or_measured(around, backbone, task)) is not None]
-        rows += own
-        for name in asdict(own[0]) if own else ():
-            if name not in ("task", "instances"):
-                figures[f"{kind} {name}"] = float(np.nanmean([getattr(row, name) for row in own]))
-    if around.data_root:
-        figures["real silent_unseen"] = silent_unseen(around, backbone, tuple(REAL_TASKS))
-    around.show(table_of_rows(rows))
-    write_atomic(around.home / "finder" / "finder.csv", csv_of(Row, map(rounded, rows)).encode())
-    return figures
+    rows: list[Row] = []
+    for seed in range(around.seeds or len(SEEDS)):
+        for kind, tasks in KINDS.items():
+            own = [] if kind == "real" and around.data_root is None else list(tasks)
+            silent = silent_unseen(around, backbone, own, seed)
+            for task in own:
+                path = around.home / "finder" / f"{task}-{seed}.json"
+                if cell := kept_or_made(path, partial(measure, around, backbone, task, seed)):
+                    rows.append(Row(kind, task, seed, silent=silent[task], **cell))
+        write_atomic(around.home / "finder" / "finder.csv", csv_of(Row, map(rounded, rows)).encode())
+    around.say(tables(rows))
+    means = (
+        "ap50",
+        "recall",
+        "precision",
+        "iou_found",
+        "iou_boxes",
+        "ap50_grid",
+        "seconds",
+        "share",
+        "silent",
+    )
+    return {
+        f"{kind} {name}": float(np.nanmean([getattr(row, name) for row in rows if row.kind == kind]))
+        for kind in dict.fromkeys(row.kind for row in rows)
+        for name in means
+    }
 
 
-def kept_or_measured(around: Surroundings, backbone: Backbone, task: str) -> Row | None:
-    """A row from its file, or measured now; None if another process is at it."""
-    path = around.home / "finder" / f"{task}.json"
-    found = kept_or_made(path, lambda: asdict(measure(around, backbone, task)))
-    return None if found is None else Row(**found)
-
-
-def measure(around: Surroundings, backbone: Backbone, task: str) -> Row:
-    """Learn layer and finder of one task, and measure."""
-    images, now = images_of(around, backbone, task, SEED, pixels=False), clock(around.threads)
-    layer, share = learned(backbone, task, images.train, around.threads)
+def measure(around: Surroundings, backbone: Backbone, task: str, seed: int) -> dict[str, Any]:
+    """Learn layer and finder of one task, and measure: a row's figures."""
+    images, now = images_of(around, backbone, task, seed, pixels=False), clock(around.threads)
+    layer, share = learned(backbone, task, images.train, around.threads, seed)
     found: list[Matched] = []
     by_boxes: list[float] = []
     seconds = 0.0
@@ -112,36 +132,36 @@ def measure(around: Surroundings, backbone: Backbone, task: str) -> Row:
             pairs = zip(numbers, masks, strict=True)
             by_boxes += [iou(mask_HW, example.labels_HW == number) for number, mask_HW in pairs]
     begun = now()
-    grid = [by_grid(backbone, example) for example in images.test[:GRID_IMAGES]]
-    seconds_grid = (now() - begun) / GRID_IMAGES
+    on_grid = images.test[:GRID_IMAGES] if seed in GRID_SEEDS else []
+    grid = [by_grid(backbone, example) for example in on_grid]
+    seconds_grid = (now() - begun) / len(grid) if grid else float("nan")
     iou_M = np.concatenate([image.iou_M for image in found])
     masks_of_all, hits = (
         sum(len(image.hits_N) for image in found),
         sum(image.hits_N.sum() for image in found),
     )
-    around.say(f"{task}: AP50 {ap50(found):.3f}")
-    return Row(
-        task=task,
-        instances=len(iou_M),
-        ap50=ap50(found),
-        recall=float((iou_M > 0).mean()),
-        precision=float(hits / max(masks_of_all, 1)),
-        iou_found=float(iou_M[iou_M > 0].mean()) if hits else float("nan"),
-        iou_boxes=float(np.mean(by_boxes)) if hits else float("nan"),
-        ap50_grid=ap50(grid),
-        ap50_on_grid=ap50(found[:GRID_IMAGES]),
-        seconds=seconds / IMAGES,
-        seconds_grid=seconds_grid,
-        share=share,
-    )
+    around.say(f"{task}, seed {seed}: AP50 {ap50(found):.3f}")
+    return {
+        "instances": len(iou_M),
+        "ap50": ap50(found),
+        "recall": float((iou_M > 0).mean()),
+        "precision": float(hits / max(masks_of_all, 1)),
+        "iou_found": float(iou_M[iou_M > 0].mean()) if hits else float("nan"),
+        "iou_boxes": float(np.mean(by_boxes)) if hits else float("nan"),
+        "ap50_grid": ap50(grid) if grid else float("nan"),
+        "ap50_on_grid": ap50(found[:GRID_IMAGES]) if grid else float("nan"),
+        "seconds": seconds / IMAGES,
+        "seconds_grid": seconds_grid,
+        "share": share,
+    }
 
 
 def learned(
-    backbone: Backbone, task: str, examples: Sequence[Example], threads: int
+    backbone: Backbone, task: str, examples: Sequence[Example], threads: int, seed: int
 ) -> tuple[AlignmentLayer, float]:
     """(the layer with its finder, the share of a step that the finder adds)."""
     spec, training, now = LowRankSpec(finder=True), TrainingSpec(), clock(threads)
-    layer = build_layer(spec, backbone.geometry.channels, derive_seed(SEED, "layer", task))
+    layer = build_layer(spec, backbone.geometry.channels, derive_seed(seed, "layer", task))
     begun = now()
     result = train_layer(
         layer,
@@ -149,12 +169,12 @@ def learned(
         examples,
         training,
         learning_rate=learning_rate_of(spec),
-        rng=numpy_generator(SEED, "finder", task),
+        rng=numpy_generator(seed, "finder", task),
         progress=lambda done, total: None,
     )
     step = (now() - begun) / result.steps
     drawn = draw_batch(
-        np.arange(len(examples)), examples, backbone, training, numpy_generator(SEED, "timing", task)
+        np.arange(len(examples)), examples, backbone, training, numpy_generator(seed, "timing", task)
     )
     begun = now()
     for item in drawn:
@@ -185,22 +205,29 @@ def by_grid(backbone: Backbone, example: Example) -> Matched:
     return matched(masks_NHW, np.array([sure[i] for i in kept]), labels_SS)[0]
 
 
-def silent_unseen(around: Surroundings, backbone: Backbone, tasks: Sequence[str]) -> float:
-    """The share of images of a task that a bank of all other tasks does not know: no finder answers."""
+def silent_unseen(
+    around: Surroundings, backbone: Backbone, tasks: Sequence[str], seed: int
+) -> dict[str, float]:
+    """By task: the share of its images that a bank of all other tasks does not know, so no finder answers."""
     spec = PublicFrameSpec().completed(BackboneSpec(name="lite_medsam"))
     assert spec.constant is not None
     router, seen, known = build_router(spec), {}, {}
     for task in tasks:
-        images = images_of(around, backbone, task, SEED, pixels=False)
+        images = images_of(around, backbone, task, seed, pixels=False)
         f_NF = torch.stack([pool(example.seen_CHW, spec.features) for example in images.train])
-        known[task] = router.fit(router.sufficient_statistics(f_NF, SEED))
+        known[task] = router.fit(router.sufficient_statistics(f_NF, seed))
         seen[task] = [pool(example.seen_CHW, spec.features) for example in images.test]
-    silent = [
-        all(router.score(f_F, state) > spec.constant for other, state in known.items() if other != task)
+    return {
+        task: float(
+            np.mean(
+                [
+                    all(router.score(f_F, known[other]) > spec.constant for other in known if other != task)
+                    for f_F in seen[task]
+                ]
+            )
+        )
         for task in tasks
-        for f_F in seen[task]
-    ]
-    return float(np.mean(silent))
+    }
 
 
 def rounded(row: Row) -> Row:
@@ -209,9 +236,41 @@ def rounded(row: Row) -> Row:
     return replace(row, **cells)
 
 
-def table_of_rows(rows: Sequence[Row]) -> Table:
-    """The rows, for people."""
-    table = table_of("layers and finders", [field.name for field in fields(Row)])
-    for row in rows:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in asdict(row).values()))
-    return table
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown: for each kind of tasks a line per task and one of all. IoU in percent.
+
+    Intervals are Student's 95 %: of a task over its seeds, of all over the seeds' means over tasks.
+    """
+    heads = ["task", "AP50", "recall", "precision", "IoU of the found", "below true boxes, points"]
+    heads += ["seconds an image", "grid: AP50", "grid: seconds", "step, more", "silent as unseen"]
+    parts = []
+    for kind in dict.fromkeys(row.kind for row in rows):
+        own = [row for row in rows if row.kind == kind]
+        by_task = {
+            task: [row for row in own if row.task == task] for task in dict.fromkeys(r.task for r in own)
+        }
+        seeds = sorted({row.seed for row in own})
+        lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+        lines += [line(task, some, [[row] for row in some]) for task, some in by_task.items()]
+        lines.append(line("**mean**", own, [[row for row in own if row.seed == seed] for seed in seeds]))
+        parts.append("\n".join([f"**{kind} tasks: {len(by_task)}, seeds: {len(seeds)}**", "", *lines]))
+    return "\n\n".join(parts)
+
+
+def line(name: str, rows: Sequence[Row], draws: Sequence[Sequence[Row]]) -> str:
+    """One line of the table. draws: the rows of each seed, for the intervals."""
+
+    def known(field: str, some: Sequence[Row]) -> list[float]:
+        return [value for row in some if not np.isnan(value := getattr(row, field))]
+
+    def mean(field: str, digits: int, scale: float = 1.0) -> str:
+        return f"{scale * np.mean(known(field, rows)):.{digits}f}"
+
+    def spread(field: str, digits: int, scale: float = 1.0) -> str:
+        middle, half = interval([float(np.mean(values)) for some in draws if (values := known(field, some))])
+        return f"{scale * middle:.{digits}f} ± {scale * half:.{digits}f}"
+
+    cells = [spread("ap50", 2), mean("recall", 2), mean("precision", 2), mean("iou_found", 1, 100)]
+    cells += [spread("below", 1, 100), mean("seconds", 1), mean("ap50_grid", 2), mean("seconds_grid", 0)]
+    cells += [f"{mean('share', 0, 100)} %", f"{mean('silent', 0, 100)} %"]
+    return f"| {name} | {' | '.join(cells)} |"
