@@ -121,14 +121,14 @@ def checked_split(
     read: bool = True,
 ) -> Split:
     """The split of a dataset, after reading every image unless `read` is False. Raises DataError."""
-    spec = simulated_task(spec, scenario.seed)
-    dataset = open_dataset(spec, data_root=data_root, seed=scenario.seed, institution=institution)
-    if read:
-        read_everything(dataset)
+    told = simulated_task(spec, scenario.seed)
+    dataset = open_dataset(told, data_root=data_root, seed=scenario.seed, institution=institution)
     policy = scenario.institution(institution).policy
     try:
+        if read:
+            read_everything(dataset, spec)
         key = simulated_key(scenario.seed, institution)
-        return divide(dataset.samples, spec, key, f"{institution}/{task}", policy)
+        return divide(dataset.samples, told, key, f"{institution}/{task}", policy)
     except DataError as error:
         raise DataError(f"institution {institution!r}, task {task!r}: {error}") from error
 

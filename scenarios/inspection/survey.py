@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -121,12 +121,12 @@ def survey(
         except DataError as error:
             found.faults.extend(faults_of(error))
         else:
-            _count(found, loaded, bits, classes="{class}" in (spec.mask_files or ""))
+            _count(found, loaded, bits)
+            found.regions.extend(regions_of(spec, loaded))
             found.hashes[pixel_hash(loaded)].append((part_of.get(sample.id, ""), sample.id))
         progress(done, found.images)
     _compare(found)
-    if "labels" not in spec.model_fields_set:  # nobody said what the values mean
-        _doubt_labels(found)
+    found.faults.extend(doubt_of(spec, found.regions, len(found.instances)))
     return found
 
 
@@ -182,7 +182,7 @@ def _parts(dataset: Dataset, spec: DataSpec, key: bytes, scope: str, found: Surv
     return part_of
 
 
-def _count(found: Survey, loaded: LoadedSample, bits: int, classes: bool) -> None:
+def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
     image, labels = loaded.image_HW3, loaded.labels_HW
     found.sides.append((image.shape[1], image.shape[0]))
     gray = bool((image == image[..., :1]).all())
@@ -191,17 +191,23 @@ def _count(found: Survey, loaded: LoadedSample, bits: int, classes: bool) -> Non
     found.instances.append(instances)
     corners = labels[[0, 0, -1, -1], [0, -1, 0, -1]]
     found.inverted += instances == 1 and bool(corners.all()) and bool((labels > 0).mean() > 0.5)
-    if instances == 1 or classes:
-        found.regions.append((int(number(labels, "classes").max()), instances))
 
 
-def _doubt_labels(found: Survey) -> None:
-    """Report masks that have one value each but several regions: their objects may have become one."""
-    several = [regions for regions, instances in found.regions if regions > instances]
-    if several and len(found.regions) == len(found.instances):
-        found.faults.append(
+def regions_of(spec: DataSpec, loaded: LoadedSample) -> Iterator[tuple[int, int]]:
+    """(separate regions, instances) of an image with one value, or one for each class."""
+    instances = int(loaded.labels_HW.max())
+    if instances == 1 or "{class}" in (spec.mask_files or ""):
+        yield int(number(loaded.labels_HW, "classes").max()), instances
+
+
+def doubt_of(spec: DataSpec, counted: Sequence[tuple[int, int]], images: int) -> Iterator[str]:
+    """The fault of masks that have one value each but several regions, where nobody said what values mean:
+    their objects may have become one. counted: what `regions_of` said of all images."""
+    several = [regions for regions, instances in counted if regions > instances]
+    if several and len(counted) == images and "labels" not in spec.model_fields_set:
+        yield (
             f"labels: expected one value per object, found one value in every mask and up to "
-            f"{max(several)} separate regions in {len(several)} of {len(found.regions)} masks; write "
+            f"{max(several)} separate regions in {len(several)} of {images} masks; write "
             f'labels = "classes" if each region is an object, or labels = "instances" if all regions are one'
         )
 
@@ -238,16 +244,21 @@ def _compare(found: Survey) -> None:
         )
 
 
-def read_everything(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> None:
-    """Load every sample in order. Raises the first DataError.
+def read_everything(
+    dataset: Dataset, spec: DataSpec, *, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Load every sample in order. Raises DataError: the first fault, or masks in doubt.
 
     progress: called with (samples read, all samples) after each sample.
     """
     samples = dataset.samples
+    counted: list[tuple[int, int]] = []
     for done, sample in enumerate(samples, start=1):
-        dataset.load(sample)
+        counted.extend(regions_of(spec, dataset.load(sample)))
         if progress is not None:
             progress(done, len(samples))
+    for fault in doubt_of(spec, counted, len(samples)):
+        raise DataError(fault)
 
 
 # First those that stand out from red and purple tissue, and from gray.

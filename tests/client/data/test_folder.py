@@ -445,13 +445,14 @@ def test_check_reads_everything_in_order_and_stops_at_the_first_fault(tmp_path: 
     for stem in ("a", "b", "c"):
         build(tmp_path, image=(f"{stem}.png", save(RGB)), mask=(f"{stem}.png", save(MASK)))
     seen: list[tuple[int, int]] = []
-    read_everything(FolderDataset(tmp_path), progress=lambda done, total: seen.append((done, total)))
+    spec = DataSpec(path=str(tmp_path))
+    read_everything(FolderDataset(tmp_path), spec, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    read_everything(FolderDataset(tmp_path))
+    read_everything(FolderDataset(tmp_path), spec)
     save(MASK * 0)(tmp_path / "masks" / "b.png")
     seen.clear()
     dataset = FolderDataset(tmp_path)
-    text = message(lambda: read_everything(dataset, progress=lambda done, total: seen.append((done, total))))
+    text = message(lambda: read_everything(dataset, spec, progress=lambda *counts: seen.append(counts)))
     assert "masks/b.png" in text
     assert seen == [(1, 3)]
 

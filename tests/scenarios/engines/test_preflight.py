@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from casam_core.config.scenario import Scenario
+from casam_core.errors import DataError
 from casam_core.model.training import planned_steps
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from scenarios.engines.preflight import preflight
@@ -71,3 +74,21 @@ def test_noise_on_few_images_is_told_with_the_method_that_keeps_more() -> None:
 @pytest.mark.parametrize(("images", "privacy"), [(20, {"method": "subspace"}), (90, {})])
 def test_nothing_is_advised_where_it_would_not_help(images: int, privacy: dict[str, str]) -> None:
     assert preflight(private_scenario(images, **privacy), None).advice == ()
+
+
+def test_masks_of_unclear_meaning_are_refused_until_a_word_says_what_they_hold(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[5:20, 5:20] = mask[40:60, 40:60] = 255
+    for number in range(6):
+        for part, pixels in (("images", np.full((64, 64, 3), 20 * number, np.uint8)), ("masks", mask)):
+            (tmp_path / "nuclei" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "nuclei" / part / f"{number}.png")
+    table = tiny_table(stream=["nuclei"])
+
+    def with_data(**words: str) -> Scenario:
+        data = {"nuclei": {"path": "nuclei", **words}}
+        return Scenario.model_validate(table | {"institutions": [{"name": "clinic", "data": data}]})
+
+    with pytest.raises(DataError, match="'nuclei': labels: expected one value per object, found one"):
+        preflight(with_data(), tmp_path)
+    preflight(with_data(labels="classes"), tmp_path)
