@@ -11,6 +11,7 @@ page's marks and docs/figures/paper-tables.svg. Without DIR it makes tables and 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import altair as alt
@@ -28,16 +29,18 @@ CSV = DOCS / "figures" / f"{MARK}.csv"
 
 def tidy(folder: Path) -> pd.DataFrame:
     """The finished runs of a study's folder: method, order, seed, figures. Raises RunInputError."""
+    return finished(folder, MARK, ["method", "order", "seed", *QUALITY, *ROUTING, *COSTS])
+
+
+def finished(folder: Path, study: str, columns: Sequence[str]) -> pd.DataFrame:
+    """These columns of the finished runs in a study's folder. Raises RunInputError."""
     path = folder / "results.csv"
     if not path.is_file():
-        raise RunInputError(f"{folder}: expected a folder of the study paper-tables, found no results.csv")
+        raise RunInputError(f"{folder}: expected a folder of the study {study}, found no results.csv")
     rows = pd.read_csv(path)
-    if missing := {"method", "order"} - set(rows.columns):
-        raise RunInputError(
-            f"{path}: expected the study paper-tables, found no column {', '.join(sorted(missing))}"
-        )
-    done = rows[rows["status"] == "finished"]
-    return done[["method", "order", "seed", *QUALITY, *ROUTING, *COSTS]].reset_index(drop=True)
+    if missing := [column for column in columns if column not in rows.columns]:
+        raise RunInputError(f"{path}: expected the study {study}, found no column {', '.join(missing)}")
+    return rows[rows["status"] == "finished"][list(columns)].reset_index(drop=True)
 
 
 def picture(rows: pd.DataFrame) -> str:

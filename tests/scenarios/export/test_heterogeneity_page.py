@@ -1,0 +1,61 @@
+"""The table of strategies follows from the runs, paired by seed; no cell has fewer than five seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from casam_core.errors import RunInputError
+from scenarios.export.heterogeneity_page import part_of_page
+from scenarios.export.paper_page import finished
+
+BASE = [0.70, 0.72, 0.74, 0.76, 0.78]
+KINDS = ("equal", "labels")
+
+
+def rows_of(strategies: dict[str, list[float]], kinds: tuple[str, ...] = KINDS) -> pd.DataFrame:
+    """A run per kind, strategy and seed."""
+    return pd.DataFrame(
+        [
+            {
+                "sites": kind,
+                "strategy": strategy,
+                "seed": seed,
+                "last_iou": value,
+                "worst_iou": value - 0.1,
+                "personal_gain": 0.02 if strategy == "fedavg" else float("nan"),
+            }
+            for kind in kinds
+            for strategy, values in strategies.items()
+            for seed, value in enumerate(values)
+        ]
+    )
+
+
+def lines_of(text: str, strategy: str) -> list[str]:
+    """All rows of a strategy."""
+    return [line for line in text.splitlines() if line.startswith(f"| {strategy} |")]
+
+
+def test_means_differences_and_personal_gain_by_hand() -> None:
+    worse = [value - lost for value, lost in zip(BASE, (0.09, 0.10, 0.11, 0.10, 0.10), strict=True)]
+    text = part_of_page(rows_of({"fedavg": BASE, "krum": worse}))
+    of_base, of_krum = lines_of(text, "fedavg"), lines_of(text, "krum")
+    assert of_base[0].count("74.0 ± 3.9") == len(KINDS)
+    assert of_base[1].count("64.0 ± 3.9") == len(KINDS)  # the worst site
+    assert of_base[2].count("2.0 ± 0.0") == len(KINDS)  # personal entries
+    assert of_krum[1].count("**-10.0 ± 0.9 (p < 0.001)**") == len(KINDS)
+
+
+def test_a_strategy_with_four_seeds_is_not_shown() -> None:
+    text = part_of_page(rows_of({"fedavg": BASE, "krum": BASE[:4]}))
+    assert lines_of(text, "fedavg")
+    assert not lines_of(text, "krum")
+
+
+def test_another_studys_folder_is_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"status": ["finished"], "method": ["casam"]}).to_csv(tmp_path / "results.csv", index=False)
+    with pytest.raises(RunInputError, match="expected the study heterogeneity, found no column sites"):
+        finished(tmp_path, "heterogeneity", ["sites"])
