@@ -149,12 +149,13 @@ def test_the_privacy_study_compares_what_its_summary_answers() -> None:
     labels = plan.study.labels()
     assert labels == {
         "data": ["phantoms", "nuclei"],
-        "policy": ["open", "dp-8", "dp-3", "dp-1", "never-share"],
+        "policy": ["open", "dp-8", "dp-3", "dp-1", "public-8", "public-3", "public-1", "never-share"],
     }
     for cell in plan.cells:
         budgets = {site.policy.budget.epsilon for site in cell.scenario.institutions}
-        wanted = cell.labels["policy"].removeprefix("dp-")
-        assert budgets == ({float(wanted)} if wanted.isdecimal() else {None})
+        way, _, epsilon = cell.labels["policy"].partition("-")
+        assert budgets == ({float(epsilon)} if epsilon.isdecimal() else {None})
+        assert cell.scenario.privacy.method == ("subspace" if way == "public" else "dp_sgd")
 
 
 def test_faults_are_casams_own(tmp_path: Path) -> None:
