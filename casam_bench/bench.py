@@ -16,6 +16,8 @@ from casam_core.config.scenario import ComputeSpec, Scenario
 
 if TYPE_CHECKING:
     from casam_core.model.backbones import Backbone
+    from casam_core.model.examples import Example
+    from client.data.dataset import Dataset, Sample
 
 Row = TypeVar("Row")
 
@@ -101,6 +103,14 @@ class Surroundings:
         compute = resolve_compute(spec)
         prepare_process(compute)
         return load_backbone(BackboneSpec(name="lite_medsam"), compute)
+
+    def encoded(self, backbone: Backbone, dataset: Dataset, samples: Iterable[Sample]) -> list[Example]:
+        """Images as training examples; their embeddings are stored and used again."""
+        from casam_core.model.embeddings import EmbeddingStore
+        from casam_core.model.examples import Example
+
+        store, loaded = EmbeddingStore(self.home / "embeddings"), map(dataset.load, samples)
+        return [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
 
 
 def table_of(title: str, columns: Sequence[str], left: int = 1) -> Table:

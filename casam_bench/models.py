@@ -1,4 +1,4 @@
-"""Backbones for measurements: LiteMedSAM with its weights, and SAM's ViT-B with random weights."""
+"""Backbones and layers for measurements: LiteMedSAM with its weights, and SAM's ViT-B with random weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from segment_anything.build_sam import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from casam_core.config.data_spec import DataSpec
-from casam_core.config.named_parts import BackboneSpec
+from casam_core.config.named_parts import AlignmentSpec, BackboneSpec, LowRankSpec
+from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone, Geometry
 from casam_core.model.backbones.base import in_turn
 from casam_core.model.backbones.lite_medsam import build_sam_heads, load_lite_medsam
@@ -21,12 +23,16 @@ from casam_core.model.backbones.sam import SamBackbone
 from casam_core.model.backbones.tiny import GEOMETRY as TINY
 from casam_core.model.backbones.window import PIXELS, Window
 from casam_core.model.compute import Compute, prepare_process
+from casam_core.model.examples import Examples
+from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
 from casam_core.model.prompts import Prompts
+from casam_core.model.training import Steps, TrainingResult, train_layer
 from casam_core.seeding import initialisers_from
 from client.data.dataset import LoadedSample
 from client.data.open import open_dataset
 
 SEED, INSTITUTION = 7, "bench"
+DEFAULT_FORM = LowRankSpec()
 
 
 def cpu(threads: int, precision: str = "float32", encoder: str = "plain") -> Compute:
@@ -97,6 +103,26 @@ def gflop_of(name: str) -> float:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             encoder(x_13SS)
     return float(counter.get_total_flops()) / 1e9
+
+
+def learned(
+    backbone: Backbone,
+    examples: Examples,
+    spec: TrainingSpec,
+    *,
+    seed: int,
+    rng: np.random.Generator,
+    form: AlignmentSpec = DEFAULT_FORM,
+    steps: Steps | None = None,
+) -> tuple[AlignmentLayer, TrainingResult]:
+    """A new layer, trained by the product's own loop at the rate of its form, and its losses.
+
+    Args:
+        seed: of the initial weights.
+        rng, steps: as of casam_core.model.training.train_layer.
+    """
+    layer, rate = build_layer(form, backbone.geometry.channels, seed), learning_rate_of(form)
+    return layer, train_layer(layer, backbone, examples, spec, learning_rate=rate, rng=rng, steps=steps)
 
 
 def phantoms(modality: str, images: int) -> list[LoadedSample]:

@@ -13,7 +13,6 @@ from PIL import Image
 
 from casam_bench.bench import Figures
 from casam_bench.card.card import Card
-from casam_bench.card.card_training import silent
 from casam_bench.models import SEED, SMALL, lite_medsam, phantoms, random_vit
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.compute import forget_peak, peak_bytes
@@ -38,7 +37,7 @@ def growth(card: Card, known: Figures) -> Figures:
         examples = [Example(z_CHW, s.labels_HW) for z_CHW, s in zip(z_BCHW, samples, strict=True)]
         layer = build_layer(FORMS["low_rank"].section(form="low_rank"), backbone.geometry.channels, turn)
         rng = numpy_generator(SEED, "gpu", str(turn))
-        train_layer(layer, backbone, examples, spec, learning_rate=3e-3, rng=rng, progress=silent)
+        train_layer(layer, backbone, examples, spec, learning_rate=3e-3, rng=rng)
 
     def all_in_turn() -> None:
         for turn in range(institutions):

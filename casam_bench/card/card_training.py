@@ -22,6 +22,7 @@ from casam_bench.models import SEED, SMALL, as_released, phantoms, random_vit
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
+from casam_core.model.compute import Compute
 from casam_core.model.examples import Example, Examples, holding
 from casam_core.model.forms import FORMS, AlignmentLayer, build_layer
 from casam_core.model.training import decode_batch, draw_batch, side_of, train_layer
@@ -64,7 +65,7 @@ def alignment(card: Card, known: Figures) -> Figures:
     channels, cells = (32, 8) if card.small else (256, 64)
     for suffix, layout in layouts.items():
         for images in (IMAGES,) if card.small else (IMAGES, 32):
-            step = alignment_step(card, images, channels, cells, layout)
+            step = alignment_step(card.compute("bfloat16"), images, channels, cells, layout)
             with FlopCounterMode(display=False) as counter:
                 step()
             taken, name = card.seconds(step), f"alignment_{images}{suffix}"
@@ -84,7 +85,7 @@ def busy(card: Card, known: Figures) -> Figures:
 
     def train() -> None:
         rng = numpy_generator(SEED, "busy")
-        train_layer(layer, backbone, examples, spec, learning_rate=1e-4, rng=rng, progress=silent)
+        train_layer(layer, backbone, examples, spec, learning_rate=1e-4, rng=rng)
 
     train()
     taken = card.once(train)
@@ -123,10 +124,6 @@ def nondeterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def silent(done: int, total: int) -> None:
-    """Progress that nobody sees."""
 
 
 def vit(card: Card, precision: str) -> Backbone:
@@ -188,13 +185,13 @@ def gradient_step(
 
 
 def alignment_step(
-    card: Card, images: int, channels: int, cells: int, layout: torch.memory_format
+    compute: Compute, images: int, channels: int, cells: int, layout: torch.memory_format
 ) -> Callable[[], None]:
     """Forward, backward from a given gradient, Adam."""
-    compute = card.compute("bfloat16")
-    layer = build_layer(AlignmentSpec(form="residual"), channels, 0).to(card.device).to(memory_format=layout)
-    optimiser = torch.optim.Adam(layer.parameters(), lr=1e-4, fused=True if card.cuda else None)
-    random = partial(torch.randn, images, channels, cells, cells, device=card.device)
+    device, fused = compute.device, True if compute.device.startswith("cuda") else None
+    layer = build_layer(AlignmentSpec(form="residual"), channels, 0).to(device).to(memory_format=layout)
+    optimiser = torch.optim.Adam(layer.parameters(), lr=1e-4, fused=fused)
+    random = partial(torch.randn, images, channels, cells, cells, device=device)
     z_BCHW, gradient_BCHW = (random().to(memory_format=layout) for _ in range(2))
 
     def step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from casam_bench import models
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.membership.fit import fit_of, losses_of
 from casam_bench.membership.likelihood_ratio import offline, online, shadow_parts
@@ -25,17 +26,16 @@ from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
-from casam_core.model.forms import AlignmentLayer, build_layer
+from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.training import OpenSteps, Steps, train_layer
+from casam_core.model.training import OpenSteps, Steps
 from casam_core.privacy.accounting import calibrate, round_mechanism
 from casam_core.privacy.dp_training import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 
-FORM = AlignmentSpec(form="residual")
-RATE = 3e-3
+FORM = AlignmentSpec(form="residual", learning_rate=3e-3)
 OVERTRAINING = TrainingSpec(epochs=12, batch_images=20, instances=1)
 PRIVATE = PrivacySpec(steps=25, sampling_rate=0.1)
 CONTROL = Setting("control (open, over-trained)")
@@ -96,20 +96,10 @@ def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
 
 def train(setting: Setting, backbone: Backbone, images: list[Example], who: str) -> AlignmentLayer:
     """A layer trained on these images, always from the same initial weights."""
-    layer = build_layer(FORM, backbone.geometry.channels, derive_seed(SEED, "layer"))
+    seed, rng = derive_seed(SEED, "layer"), numpy_generator(SEED, "attack", setting.name, who)
     steps: Steps = OpenSteps()
     if setting is not CONTROL:
         noise = NoiseSource.seeded(SEED, "attack", setting.name, who)
         draws = Draws(SEED, ("attack", setting.name, who))
         steps = PrivateSteps(single_images(len(images)), PRIVATE, setting.noise, noise, draws)
-    train_layer(
-        layer,
-        backbone,
-        images,
-        OVERTRAINING,
-        learning_rate=RATE,
-        rng=numpy_generator(SEED, "attack", setting.name, who),
-        progress=lambda done, total: None,
-        steps=steps,
-    )
-    return layer
+    return models.learned(backbone, images, OVERTRAINING, seed=seed, rng=rng, form=FORM, steps=steps)[0]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from casam_bench import models
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.frame_quality import real_tasks
 from casam_core.config.data_spec import DataSpec
@@ -23,12 +24,11 @@ from casam_core.config.policy import Policy
 from casam_core.config.scenario import InstitutionSpec, PrivacySpec, Scenario, TrainingSpec
 from casam_core.files import append_record, read_records, write_atomic
 from casam_core.model.backbones import Backbone
-from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Example
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary
-from casam_core.model.training import OpenSteps, Steps, draw_instances, train_layer
+from casam_core.model.training import OpenSteps, Steps, draw_instances
 from casam_core.model.validation import BestEpoch, iou_and_estimate, validator
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
@@ -65,11 +65,6 @@ class Task:
         shuffled = [self.examples[i] for i in order]
         return shuffled[: self.images], shuffled[self.images : self.images + TEST_IMAGES]
 
-    def layer(self, seed: int) -> AlignmentLayer:
-        """A new layer of the default form."""
-        spec: AlignmentSpec = BY_FORM.default_section()
-        return build_layer(spec, self.backbone.geometry.channels, derive_seed(seed, "layer", self.name))
-
 
 def frozen(task: Task, seed: int) -> AlignmentLayer:
     """Nothing is learned."""
@@ -79,11 +74,12 @@ def frozen(task: Task, seed: int) -> AlignmentLayer:
 def opened(task: Task, seed: int) -> AlignmentLayer:
     """Without privacy: the epoch that is best on a few of the images."""
     train, _ = task.parts(seed)
-    learned, held_out = train[VALIDATION:], train[:VALIDATION]
-    validate = validator(held_out, task.backbone, SPEC, numpy_generator(seed, "validate", task.name))
+    validate = validator(
+        train[:VALIDATION], task.backbone, SPEC, numpy_generator(seed, "validate", task.name)
+    )
     assert validate is not None  # every image has a visible instance
-    best, layer = BestEpoch(validate, None), task.layer(seed)
-    learn(task, layer, learned, OpenSteps(None, best), seed)
+    best = BestEpoch(validate, None)
+    layer = learn(task, train[VALIDATION:], OpenSteps(None, best), seed)
     best.restore(layer)
     return layer
 
@@ -108,26 +104,16 @@ def private(spec: PrivacySpec, epsilon: float) -> Callable[[Task, int], Alignmen
         noise = NoiseSource.seeded(seed, task.name, spec.method, str(epsilon))
         draws = Draws(seed, (task.name, spec.method))
         library = task.library if spec.method == "subspace" else None
-        layer, units = task.layer(seed), single_images(len(train))
-        steps = steps_of(plan, library, units, noise, draws, fresh=True)
-        learn(task, layer, train, steps, seed)
-        return layer
+        steps = steps_of(plan, library, single_images(len(train)), noise, draws, fresh=True)
+        return learn(task, train, steps, seed)
 
     return learned
 
 
-def learn(task: Task, layer: AlignmentLayer, examples: Sequence[Example], steps: Steps, seed: int) -> None:
-    """Train the layer in place, as an institution does."""
-    train_layer(
-        layer,
-        task.backbone,
-        examples,
-        SPEC,
-        learning_rate=learning_rate_of(BY_FORM.default_section()),
-        rng=numpy_generator(seed, "learn", task.name),
-        progress=lambda done, total: None,
-        steps=steps,
-    )
+def learn(task: Task, examples: Sequence[Example], steps: Steps, seed: int) -> AlignmentLayer:
+    """A layer of the default form, trained as an institution does."""
+    initial, rng = derive_seed(seed, "layer", task.name), numpy_generator(seed, "learn", task.name)
+    return models.learned(task.backbone, examples, SPEC, seed=initial, rng=rng, steps=steps)[0]
 
 
 WAYS: dict[str, Callable[[Task, int], AlignmentLayer]] = {"frozen": frozen, "open": opened}
@@ -195,15 +181,13 @@ def shipped_library() -> LayerLibrary:
 
 def tasks_of(around: Surroundings, backbone: Backbone, images: int) -> list[Task]:
     """All tasks that have as many training images and TEST_IMAGES more."""
-    store = EmbeddingStore(around.home / "embeddings")
 
     def encoded(name: str, spec: DataSpec, library: LayerLibrary) -> Iterator[Task]:
         dataset = open_dataset(spec, data_root=around.data_root, seed=7, institution=INSTITUTION)
         if len(dataset.samples) < images + TEST_IMAGES:
             return
         around.say(f"encode {name}")
-        loaded = [dataset.load(sample) for sample in dataset.samples[: images + TEST_IMAGES]]
-        shown = [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
+        shown = around.encoded(backbone, dataset, dataset.samples[: images + TEST_IMAGES])
         yield Task(name, shown, images, library, backbone)
 
     held_out, shipped = held_out_library(around, backbone), shipped_library()

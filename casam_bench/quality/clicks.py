@@ -19,20 +19,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from casam_bench import models
 from casam_bench.bench import Figures, Surroundings, csv_of
 from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
 from casam_bench.quality.layer_tables import interval
 from casam_core.bank.inference import align
-from casam_core.config.named_parts import LowRankSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.files import write_atomic
 from casam_core.metrics.segmentation import iou
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.forms import AlignmentLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts, tight_boxes
-from casam_core.model.training import train_layer
 from casam_core.seeding import derive_seed, numpy_generator
 
 EPOCHS, IMAGES, INSTANCES, CLICKS, ENOUGH = 2, 3, 2, 5, 0.85
@@ -187,18 +186,8 @@ def learned(
     backbone: Backbone, examples: Sequence[Example], prompts: Literal["box", "mixed"], task: str, seed: int
 ) -> AlignmentLayer:
     """The default layer after EPOCHS of the default training with these prompts."""
-    spec = LowRankSpec()
-    layer = build_layer(spec, backbone.geometry.channels, derive_seed(seed, "layer", task))
-    train_layer(
-        layer,
-        backbone,
-        examples,
-        TrainingSpec(prompts=prompts, epochs=EPOCHS),
-        learning_rate=learning_rate_of(spec),
-        rng=numpy_generator(seed, "clicks", task),
-        progress=lambda done, total: None,
-    )
-    return layer.eval()
+    spec, rng = TrainingSpec(prompts=prompts, epochs=EPOCHS), numpy_generator(seed, "clicks", task)
+    return models.learned(backbone, examples, spec, seed=derive_seed(seed, "layer", task), rng=rng)[0]
 
 
 def measured(

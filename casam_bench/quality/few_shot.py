@@ -19,14 +19,12 @@ from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
-from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Example
 from casam_core.model.forms import LowRankSpec, build_layer, learning_rate_of, weights_of
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import train_layer
 from casam_core.model.validation import Validate, validator
 from casam_core.seeding import derive_seed, numpy_generator
-from client.data.dataset import Dataset, Sample
 from client.data.open import open_dataset
 
 SEED, INSTITUTION = 7, "bench"
@@ -67,17 +65,8 @@ def examples(around: Surroundings, backbone: Backbone, task: str) -> list[Exampl
     if task == REAL:  # it has more images than needed
         chosen = numpy_generator(SEED, "few-shot", task).permutation(len(samples))
         samples = tuple(samples[i] for i in sorted(chosen[: TRAIN + VALIDATE]))
-    return encoded(around, backbone, task, dataset, samples)
-
-
-def encoded(
-    around: Surroundings, backbone: Backbone, task: str, dataset: Dataset, samples: Sequence[Sample]
-) -> list[Example]:
-    """These images as training examples; embeddings are stored and used again."""
-    store = EmbeddingStore(around.home / "embeddings")
-    loaded = [dataset.load(sample) for sample in samples]
-    around.say(f"{task}: encode {len(loaded)} images")
-    return [Example(store.embed(item.image_HW3, backbone)[1], item.labels_HW) for item in loaded]
+    around.say(f"{task}: encode {len(samples)} images")
+    return around.encoded(backbone, dataset, samples)
 
 
 def learn(
@@ -100,15 +89,9 @@ def learn(
             iou[done] = validate(layer).iou
             measuring += monotonic() - begun
 
-    train_layer(
-        layer,
-        backbone,
-        known,
-        SPEC.model_copy(update={"max_steps": max(steps)}),
-        learning_rate=learning_rate_of(spec),
-        rng=numpy_generator(SEED, "few-shot"),
-        progress=progress,
-    )
+    training, rng = SPEC.model_copy(update={"max_steps": max(steps)}), numpy_generator(SEED, "few-shot")
+    rate = learning_rate_of(spec)
+    train_layer(layer, backbone, known, training, learning_rate=rate, rng=rng, progress=progress)
     seconds = (monotonic() - start - measuring) / max(steps)
     return Curve(iou, sum(weights.nbytes for weights in weights_of(layer).values()), seconds)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from casam_bench import models
 from casam_bench.bench import Figures, Surroundings, csv_of
 from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
 from casam_bench.quality.layer_tables import interval
@@ -28,10 +29,10 @@ from casam_core.metrics.detection import Matched, ap50, matched
 from casam_core.metrics.segmentation import iou
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.forms import AlignmentLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import single_points, tight_boxes
-from casam_core.model.training import add_finder_gradient, draw_batch, train_layer
+from casam_core.model.training import add_finder_gradient, draw_batch
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router
 from casam_core.seeding import derive_seed, numpy_generator
@@ -160,18 +161,10 @@ def learned(
     backbone: Backbone, task: str, examples: Sequence[Example], threads: int, seed: int
 ) -> tuple[AlignmentLayer, float]:
     """(the layer with its finder, the share of a step that the finder adds)."""
-    spec, training, now = LowRankSpec(finder=True), TrainingSpec(), clock(threads)
-    layer = build_layer(spec, backbone.geometry.channels, derive_seed(seed, "layer", task))
+    form, training, now = LowRankSpec(finder=True), TrainingSpec(), clock(threads)
+    initial, rng = derive_seed(seed, "layer", task), numpy_generator(seed, "finder", task)
     begun = now()
-    result = train_layer(
-        layer,
-        backbone,
-        examples,
-        training,
-        learning_rate=learning_rate_of(spec),
-        rng=numpy_generator(seed, "finder", task),
-        progress=lambda done, total: None,
-    )
+    layer, result = models.learned(backbone, examples, training, seed=initial, rng=rng, form=form)
     step = (now() - begun) / result.steps
     drawn = draw_batch(
         np.arange(len(examples)), examples, backbone, training, numpy_generator(seed, "timing", task)

@@ -36,7 +36,6 @@ from casam_core.config.named_parts import AlignmentSpec, LoraSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.files import write_atomic
 from casam_core.model.backbones import Backbone
-from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Example
 from casam_core.model.forms import (
     AlignmentLayer,
@@ -304,15 +303,12 @@ def images_of(around: Surroundings, backbone: Backbone, task: str, seed: int, *,
         spec = DataSpec.model_validate({"path": task, "labels": REAL_TASKS[task]})
     dataset = open_dataset(spec, data_root=around.data_root, seed=0, institution="bench")
     order = drawn_of(len(dataset.samples), task, seed)[: TRAIN + VALIDATE + TEST]
-    store = EmbeddingStore(around.home / "embeddings")
-    loaded = [dataset.load(dataset.samples[i]) for i in order]
-    examples = [
-        Example(
-            backbone.preprocess(item.image_HW3) if pixels else store.embed(item.image_HW3, backbone)[1],
-            item.labels_HW,
-        )
-        for item in loaded
-    ]
+    samples = [dataset.samples[i] for i in order]
+    if pixels:
+        loaded = map(dataset.load, samples)
+        examples = [Example(backbone.preprocess(item.image_HW3), item.labels_HW) for item in loaded]
+    else:
+        examples = around.encoded(backbone, dataset, samples)
     ends = TRAIN, TRAIN + VALIDATE
     return Images(examples[: ends[0]], examples[ends[0] : ends[1]], examples[ends[1] :])
 

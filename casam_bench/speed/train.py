@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from casam_bench.bench import Figures, Surroundings, table_of
-from casam_bench.models import SEED, as_released, cpu, lite_medsam, phantoms, random_vit_b
+from casam_bench.models import SEED, as_released, cpu, learned, lite_medsam, phantoms, random_vit_b
 from casam_bench.timing import clock, interleaved
 from casam_core.bank.entries import rounded
 from casam_core.config.scenario import TrainingSpec
@@ -29,15 +29,8 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.window import whole
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.examples import Example, Examples
-from casam_core.model.forms import (
-    AlignmentLayer,
-    LowRankSpec,
-    build_layer,
-    learning_rate_of,
-    set_weights,
-    weights_of,
-)
-from casam_core.model.training import Drawn, TrainingResult, decode_batch, draw_batch, train_layer
+from casam_core.model.forms import AlignmentLayer, LowRankSpec, build_layer, set_weights, weights_of
+from casam_core.model.training import Drawn, TrainingResult, decode_batch, draw_batch
 from casam_core.model.validation import validator
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import LoadedSample
@@ -166,19 +159,9 @@ def epoch(
 def trained(
     backbone: Backbone, examples: Examples, spec: TrainingSpec
 ) -> tuple[AlignmentLayer, TrainingResult]:
-    """A layer of the default form, and its losses."""
-    form = LowRankSpec()
-    layer = build_layer(form, backbone.geometry.channels, derive_seed(SEED, "train"))
-    result = train_layer(
-        layer,
-        backbone,
-        examples,
-        spec,
-        learning_rate=learning_rate_of(form),
-        rng=numpy_generator(SEED, "train"),
-        progress=lambda done, total: None,
-    )
-    return layer, result
+    """A layer of the default form from the same initial weights and draws, and its losses."""
+    rng = numpy_generator(SEED, "train")
+    return learned(backbone, examples, spec, seed=derive_seed(SEED, "train"), rng=rng)
 
 
 def decoders(around: Surroundings) -> Figures:

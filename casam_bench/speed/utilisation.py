@@ -13,12 +13,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from casam_bench.bench import Figures, Surroundings, table_of
+from casam_bench.card.card_training import alignment_step
 from casam_bench.models import cpu, lite_medsam, phantoms
 from casam_bench.speed.machine import gemm_peak
 from casam_bench.timing import interleaved
 from casam_core.config.named_parts import AlignmentSpec
 from casam_core.config.scenario import TrainingSpec
-from casam_core.model.compute import Compute
 from casam_core.model.examples import Example
 from casam_core.model.forms import build_layer
 from casam_core.model.training import decode_batch, draw_batch
@@ -35,7 +35,8 @@ def run(around: Surroundings) -> Figures:
     figures: Figures = {}
     for precision in PRECISIONS:
         peak = gemm_peak(precision, around.threads)
-        step = alignment_step(cpu(around.threads, precision=precision))
+        compute = cpu(around.threads, precision=precision)
+        step = alignment_step(compute, IMAGES, CHANNELS, CELLS, torch.contiguous_format)
         work = gflop(step)
         seconds = interleaved({"step": step}, repeats=REPEATS, threads=around.threads)["step"]
         suffix = "" if precision == "float32" else f"_{precision}"
@@ -67,22 +68,6 @@ def gflop(step: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         step()
     return float(counter.get_total_flops()) / 1e9
-
-
-def alignment_step(compute: Compute) -> Callable[[], None]:
-    """A step of forward, backward from a given gradient, and Adam."""
-    layer = build_layer(AlignmentSpec(form="residual"), CHANNELS, 0)
-    optimiser = torch.optim.Adam(layer.parameters(), lr=1e-4)
-    z_BCHW, gradient_BCHW = torch.randn(2, IMAGES, CHANNELS, CELLS, CELLS).unbind()
-
-    def step() -> None:
-        optimiser.zero_grad()
-        with compute.autocast():
-            aligned = layer(z_BCHW).float()
-        aligned.backward(gradient_BCHW)
-        optimiser.step()
-
-    return step
 
 
 def whole_step(around: Surroundings) -> Callable[[], None]:

@@ -115,7 +115,7 @@ def train_layer(
     *,
     learning_rate: float,
     rng: np.random.Generator,
-    progress: Progress,
+    progress: Progress = lambda done, total: None,
     steps: Steps | None = None,
 ) -> TrainingResult:
     """Train `layer` in place for one round.

@@ -58,10 +58,8 @@ def measure_pace(scenario: Scenario) -> Pace:
 
     def train() -> None:
         example = Example(z_CHW, labels_HW)
-        train_layer(
-            layer, backbone, [example], steps,
-            learning_rate=1e-4, rng=np.random.default_rng(0), progress=lambda done, total: None,
-        )  # fmt: skip
+        rng = np.random.default_rng(0)
+        train_layer(layer, backbone, [example], steps, learning_rate=1e-4, rng=rng)
 
     def decode() -> None:
         frame = backbone.frame(painted.image_HW3)

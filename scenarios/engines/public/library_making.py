@@ -65,15 +65,8 @@ class Recipe:
     def learned(self, layer: AlignmentLayer, examples: Sequence[Example], steps: int, name: str) -> Weights:
         """The layer's weights after this many steps, rounded as the file rounds them."""
         self.say(f"learn {name}")
-        train_layer(
-            layer,
-            self.backbone,
-            list(examples),
-            SPEC.model_copy(update={"max_steps": steps}),
-            learning_rate=LEARNING_RATE,
-            rng=numpy_generator(SEED, "library", name),
-            progress=lambda done, total: None,
-        )
+        spec, rng = SPEC.model_copy(update={"max_steps": steps}), numpy_generator(SEED, "library", name)
+        train_layer(layer, self.backbone, list(examples), spec, learning_rate=LEARNING_RATE, rng=rng)
         return rounded(weights_of(layer))
 
 
