@@ -48,7 +48,7 @@ EXTRAS = {
     "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
     "simulation": ("ray",),
     "studio": ("jinja2", "markupsafe", "starlette", "uvicorn"),
-    "study": ("matplotlib", "pandas", "pyarrow"),
+    "study": ("altair", "pandas", "pyarrow", "vl_convert"),
 }
 """By extra: the modules that its commands need. Some belong to several extras."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+import altair as alt
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import vl_convert
 
 from scenarios.study.differences import grouped
 from scenarios.study.study import Comparison, Study
@@ -34,73 +34,66 @@ def iou_picture(
     comparison: Comparison, others: list[str], runs: pd.DataFrame, summary: pd.DataFrame
 ) -> bytes:
     """Last IoU of every value: one dot per seed, the mean with its 95 % interval, the baseline as a line."""
-    parts = list(grouped(runs[runs["last_iou"].notna()], others))
-    figure, panels = panels_of(len(parts), width=0.9 * runs[comparison.axis].nunique() + 2.2, height=3.6)
-    means = summary[summary["figure"] == "last_iou"]
-    for axes, (labels, part) in zip(panels, parts, strict=True):
-        values = list(dict.fromkeys(part[comparison.axis]))
-        here = means
+    panels = []
+    for labels, part in grouped(runs[runs["last_iou"].notna()], others):
+        means = summary[summary["figure"] == "last_iou"]
         for axis, label in labels.items():
-            here = here[here[axis] == label]
-        by_value = here.set_index(comparison.axis)
-        for x, value in enumerate(values):
-            seeds = part[part[comparison.axis] == value]["last_iou"]
-            axes.plot([x] * len(seeds), seeds, "o", color="tab:gray", alpha=0.6, markersize=4)
-            row = by_value.loc[value]
-            bar(axes, x, row["mean"], row["low"], row["high"], "tab:blue", upright=True)
-            if value == comparison.baseline:
-                axes.axhline(row["mean"], color="tab:blue", linewidth=0.8, linestyle="--")
-        axes.set_xticks(range(len(values)), values, rotation=30, ha="right")
-        axes.set_ylabel("IoU at the end")
-        axes.set_title(title_of(labels) or comparison.axis, fontsize=10)
-    return png(figure)
+            means = means[means[axis] == label]
+        values = list(dict.fromkeys(part[comparison.axis]))
+        seeds, mean = (rows(frame.rename(columns={comparison.axis: "value"})) for frame in (part, means))
+        x, title = alt.X("value:N", sort=values, title=None, axis=alt.Axis(labelAngle=-30)), "IoU at the end"
+        dots = alt.Chart(seeds).mark_circle(color="gray").encode(x=x, y=alt.Y("last_iou:Q", title=title))
+        baseline = alt.Chart(mean).transform_filter(alt.datum.value == comparison.baseline)
+        line = baseline.mark_rule(strokeDash=[4, 3]).encode(y=alt.Y("mean:Q", title=title))
+        chart = alt.layer(line, dots, *intervals(mean, "y", title, x=x))
+        panels.append(
+            chart.properties(title=title_of(labels, comparison), width=70 * len(values), height=260)
+        )
+    return png(panels)
 
 
 def institutions_picture(comparison: Comparison, others: list[str], sites: pd.DataFrame) -> bytes:
     """Per institution and task, the difference of every value from the baseline, in points."""
-    parts = list(grouped(sites, others))
-    tallest = max(part.groupby(["institution", "task"]).ngroups for _, part in parts)
-    figure, panels = panels_of(len(parts), width=5.6, height=1.4 + 0.62 * tallest)
-    for axes, (labels, part) in zip(panels, parts, strict=True):
-        values = list(dict.fromkeys(part["value"]))
-        names = list(dict.fromkeys(zip(part["institution"], part["task"], strict=True)))
-        for number, value in enumerate(values):
-            offset = (number - (len(values) - 1) / 2) * 0.7 / max(1, len(values))
-            rows = part[part["value"] == value]
-            for _, row in rows.iterrows():
-                y = names.index((row["institution"], row["task"])) + offset
-                amounts = (100 * row["difference"], 100 * row["low"], 100 * row["high"])
-                bar(axes, y, *amounts, f"C{number}", upright=False)
-            axes.plot([], [], "o", color=f"C{number}", label=value, markersize=4)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(names)), [f"{site}\n{task}" for site, task in names], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlabel(f"IoU against {comparison.baseline}, points")
-        axes.set_title(title_of(labels) or comparison.axis, fontsize=10)
-        axes.legend(fontsize=8)
-    return png(figure)
+    panels = []
+    for labels, part in grouped(sites, others):
+        points = {"mean": 100 * part["difference"], "low": 100 * part["low"], "high": 100 * part["high"]}
+        data = part.assign(place=part["institution"] + ", " + part["task"], **points)
+        places, values = (list(dict.fromkeys(data[column])) for column in ("place", "value"))
+        encoding = {
+            "y": alt.Y("place:N", sort=places, title=None),
+            "yOffset": alt.YOffset("value:N", sort=values),
+            "color": alt.Color("value:N", sort=values, title=None),
+        }
+        title = f"IoU against {comparison.baseline}, points"
+        zero = alt.Chart(rows(pd.DataFrame({"zero": [0]}))).mark_rule().encode(x=alt.X("zero:Q", title=title))
+        chart = alt.layer(zero, *intervals(rows(data), "x", title, **encoding))
+        height = len(places) * 14 * (1 + len(values))
+        panels.append(chart.properties(title=title_of(labels, comparison), width=360, height=height))
+    return png(panels)
 
 
-def bar(axes: Axes, at: float, mean: float, low: float, high: float, colour: str, *, upright: bool) -> None:
-    """A mean with its interval, if it has one."""
-    reach = [[mean - low], [high - mean]] if np.isfinite([low, high]).all() else None
-    place, errors = ((at, mean), {"yerr": reach}) if upright else ((mean, at), {"xerr": reach})
-    axes.errorbar(*place, **errors, fmt="o", color=colour, capsize=3, markersize=4)  # type: ignore[arg-type]
+def rows(frame: pd.DataFrame) -> alt.Data:
+    """The rows as data of a chart; a missing figure is null."""
+    known = frame.astype(object).where(frame.notna(), None)
+    return alt.Data(values=known.to_dict("records"))  # type: ignore[no-untyped-call]
 
 
-def panels_of(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels side by side."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+def intervals(data: alt.Data, along: str, title: str, **encoding: Any) -> list[alt.Chart]:
+    """Columns mean, low and high along one axis: means as points, each with its interval if it has one."""
+    channel, end = {"x": (alt.X, alt.X2), "y": (alt.Y, alt.Y2)}[along]
+    mean, low = (channel(f"{name}:Q", title=title, scale=alt.Scale(zero=False)) for name in ("mean", "low"))
+    return [
+        alt.Chart(data).mark_point(filled=True, opacity=1).encode(**encoding, **{along: mean}),
+        alt.Chart(data).mark_rule().encode(**encoding, **{along: low, f"{along}2": end("high")}),
+    ]
 
 
-def title_of(labels: dict[str, str]) -> str:
+def title_of(labels: dict[str, str], comparison: Comparison) -> str:
     """The values of the other axes in this panel."""
-    return ", ".join(f"{axis} {label}" for axis, label in labels.items())
+    return ", ".join(f"{axis} {label}" for axis, label in labels.items()) or comparison.axis
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, without Matplotlib's version, so that equal studies write equal files."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+def png(panels: Sequence[alt.LayerChart | alt.FacetChart]) -> bytes:
+    """The panels side by side."""
+    data: bytes = vl_convert.vegalite_to_png(alt.hconcat(*panels).to_dict(), scale=1.5)
+    return data
