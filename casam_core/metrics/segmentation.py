@@ -218,13 +218,23 @@ def _hd95(pred_HW: Mask, true_HW: Mask, *, diagonal: float) -> float:
     found, present = bool(pred_HW.any()), bool(true_HW.any())
     if not (found and present):
         return diagonal if found or present else 0.0
+    return edge_distance(pred_HW, true_HW)
+
+
+def edge_distance(pred: Mask, true: Mask, spacing: float | Sequence[float] = 1.0) -> float:
+    """The larger of the two directed 95th percentiles of the distances between the edges of two masks.
+
+    Args:
+        pred, true: of one shape with any number of axes; neither is empty.
+        spacing: of pixels along each axis; the distance has its unit.
+    """
     # Imported here because most runs do not measure this distance.
     import torch
     from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
 
-    edge_N2, other_N2 = (np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred_HW, true_HW))
-    directed = (KDTree(other_N2).query(edge_N2)[0], KDTree(edge_N2).query(other_N2)[0])
+    edge_ND, other_ND = (np.argwhere(mask & ~binary_erosion(mask)) * spacing for mask in (pred, true))
+    directed = (KDTree(other_ND).query(edge_ND)[0], KDTree(edge_ND).query(other_ND)[0])
     return max(float(torch.quantile(torch.from_numpy(distances).float(), 0.95)) for distances in directed)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from math import isnan, prod
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from casam_core.metrics.segmentation import dice, edge_distance
 from scenarios.prediction.propagation import VolumePrediction
 from scenarios.prediction.scan import Scan
 from scenarios.prediction.segmenter import Prediction
-from scenarios.prediction.volume_scores import dice3, hd95_mm
 
 
 def volume_facts(
@@ -28,9 +28,10 @@ def volume_facts(
             "millilitres": round(float(mask_DHW.sum()) * prod(scan.spacing) / 1000, 2),
         }
         if true_DHW is not None:
-            facts["dice"] = round(dice3(mask_DHW, true_DHW == number), 3)
-            distance = hd95_mm(mask_DHW, true_DHW == number, scan.spacing)
-            facts["hd95_mm"] = None if isnan(distance) else round(distance, 2)
+            own_DHW = true_DHW == number
+            both = mask_DHW.any() and own_DHW.any()
+            facts["dice"] = round(dice(mask_DHW.reshape(1, -1), own_DHW.reshape(1, -1)), 3)
+            facts["hd95_mm"] = round(edge_distance(mask_DHW, own_DHW, scan.spacing), 2) if both else None
         objects.append(facts)
     return objects
 
