@@ -50,11 +50,11 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
+from casam_core.routing.decision import margin_histogram
 from casam_core.routing.features import width_of
 from casam_core.routing.public_frames import FRAMES, PublicFrame, axes_of
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import fold_statistics, held_out_scores, learn_alone, score_histogram
-from casam_core.routing.unknown import margin_histogram
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.open import location_of
@@ -63,7 +63,7 @@ from client.data.task_data import StoredExamples, TaskData, open_task, private_u
 from client.drift import ControlVariate, Term, proximal
 from client.evaluation.evaluator import Evaluator, Measured
 from client.evaluation.results import Results
-from client.node.progress import reporter
+from client.node.worktime import reporter
 from client.simulation.kept_training import trained_once
 from client.site import Site
 

@@ -16,7 +16,7 @@ from casam_core.metrics.intervals import Statistics
 from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job
-from casam_core.routing.unknown import total
+from casam_core.routing.decision import total
 from server.federation.exchange import Answer, all_settled, results
 from server.federation.federation import Federation
 

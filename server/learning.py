@@ -28,8 +28,7 @@ from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import histogram_threshold
 from server.aggregation import STRATEGIES, build_strategy, control_shifts, merge_layers
 from server.defence.admission import first_layer
-from server.defence.descriptions import fitted_all, usable
-from server.defence.rounds import admitted, too_few
+from server.defence.rounds import admitted, fitted_all, too_few, usable
 from server.federation.federation import Federation
 from server.federation.gathering import Gathered, gather
 

@@ -24,7 +24,7 @@ from casam_core.files import make_folder
 from casam_core.methods import method_of
 from casam_core.protocol.messages import ForgetReply, ForgetRequest, purge_statement
 from casam_core.protocol.payload import Job
-from casam_core.protocol.signing import signature_of, signing_key
+from casam_core.protocol.register import signature_of, signing_key
 from server.defence.quarantine import Quarantine, admit
 from server.federation.exchange import results
 from server.federation.federation import Federation

@@ -33,7 +33,7 @@ from casam_core.routing.routers import Router
 from casam_core.seeding import numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
-from client.node.progress import reporter
+from client.node.worktime import reporter
 
 LAYER_ATTACKS = ("layer_loss", "layer_gain", "layer_likelihood_ratio")
 ROUTER_ATTACKS = ("router_score", "router_likelihood_ratio", "router_read_out")

@@ -30,9 +30,8 @@ from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
 from client.dp.noisy_layer import steps_of
-from client.dp.noisy_router import private_router
+from client.dp.noisy_router import private_router, public_features_of
 from client.dp.plan import TaskPlan
-from client.dp.public_features import public_features_of
 from client.institution import train_round
 
 

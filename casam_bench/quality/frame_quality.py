@@ -46,8 +46,8 @@ from casam_core.routing.routers import (
 from casam_core.routing.routers.base import NoisyStatistics, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, learn_and_score
 from casam_core.seeding import Draws, derive_seed, numpy_generator
+from client.dp.noisy_router import public_features_of
 from client.dp.plan import description
-from client.dp.public_features import public_features_of
 
 IMAGES, TEST_IMAGES, REAL_IMAGES = 24, 12, 64
 """Training images of a task; test images of a phantom task; most images of a real one."""

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from casam_core.config.registry import Registry
-from casam_core.config.section import ByName, OneOf, Section
+from casam_core.config.section import ByName, OneOf, Registry, Section
 
 if TYPE_CHECKING:
     from casam_core.model.backbones import BackboneEntry

@@ -42,11 +42,10 @@ from casam_core.protocol.schema import (
     Table,
     Text,
 )
-from casam_core.routing.decision import IDENTITY
+from casam_core.routing.decision import BINS, IDENTITY
 from casam_core.routing.features import width_of
 from casam_core.routing.routers import Arrays, build_router
 from casam_core.routing.threshold import HISTOGRAM_BINS
-from casam_core.routing.unknown import BINS
 
 SCHEMA = 6
 """Version of these messages. The server refuses a node with another version."""
@@ -692,7 +691,7 @@ class EvaluateReply(Message):
     Args:
         results: by task.
         decodes: the number of decoder passes in this evaluation; None if not released.
-        margins: by task, the histogram of routing margins (casam_core.routing.unknown).
+        margins: by task, the histogram of routing margins (casam_core.routing.decision).
         canary: whether the candidates claim too many validation images held here; None if not released.
     """
 
@@ -723,7 +722,7 @@ class ForgetRequest(Message):
 
 @dataclass(frozen=True)
 class ForgetReply(Message):
-    """The institution's signature that it deleted them (casam_core.protocol.signing)."""
+    """The institution's signature that it deleted them (casam_core.protocol.register)."""
 
     kind: ClassVar[str] = "query.forget"
     clause: ClassVar[str] = "on_leave"

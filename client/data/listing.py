@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from casam_core.errors import DataError
-from client.data.damage import DataFaultsError
+from client.data.dataset import DataFaultsError
 
 # fmt: off
 _IMAGE_SUFFIXES = frozenset({

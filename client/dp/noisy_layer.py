@@ -19,7 +19,7 @@ from casam_core.seeding import Draws
 from client.dp.paid_release import AGAIN, LATER, plan_of, release_once
 from client.dp.plan import TaskPlan
 from client.institution import Institution, train_round
-from client.node.progress import reporter
+from client.node.worktime import reporter
 from client.simulation.kept_training import trained_once
 
 

@@ -8,23 +8,30 @@ numbers behind a threshold (casam_core.privacy.private_scores).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import Scenario
+from casam_core.model.backbones import Backbone
+from casam_core.model.embeddings import EmbeddingStore
 from casam_core.privacy.accounting import Mechanism
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores, scores_like, scores_mechanism
 from casam_core.protocol.messages import CalibrateReply, CalibrateRequest, RouterReply, RouterRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job, Payload
+from casam_core.routing.features import pool
 from casam_core.routing.routers import ROUTERS, Arrays, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, fold_scores, held_out_scores, score_histogram
 from casam_core.seeding import derive_seed
+from client.data.open import open_dataset
+from client.data.phantoms import PHANTOMS
 from client.dp.paid_release import plan_of, release_once
-from client.dp.public_features import public_features_of
 from client.institution import Institution
 
 SYNTHETIC = 512
@@ -152,3 +159,22 @@ class PrivateTask:
             compute=lambda noise: Payload({}, {"summary": compute(noise)}),
         )
         return released.arrays["summary"]
+
+
+SEED, IMAGES = 0, 8
+"""Fixed, so that all institutions with the same backbone have the same public features."""
+
+
+@lru_cache(maxsize=4)
+def public_features_of(backbone: Backbone, features: str, folder: Path) -> tuple[NDArray[np.float64], ...]:
+    """f_NF of every phantom modality. Phantoms are encoded once per store and painted once per process.
+
+    folder: the embedding store.
+    """
+    tasks, store = [], EmbeddingStore(folder)
+    for modality in sorted(PHANTOMS):
+        spec = DataSpec(reader="phantom", phantom=modality, images=IMAGES)
+        dataset = open_dataset(spec, data_root=None, seed=SEED, institution="public")
+        embeddings = [store.embed(dataset.load(s).image_HW3, backbone)[1] for s in dataset.samples]
+        tasks.append(np.stack([pool(z_CHW, features).double().numpy() for z_CHW in embeddings]))
+    return tuple(tasks)

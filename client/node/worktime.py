@@ -1,13 +1,15 @@
-"""How long every request took, and how much device memory: one line per request, in the institution's folder.
+"""An institution's work: how far it is, and what every request took.
 
-These figures depend on the number of images and on other work of the machine, so they never leave.
+Lines of progress go to the site's own output, with counts only; `casam run` draws its bars from them. How
+long a request took, and how much device memory, is one line in the institution's folder. These figures depend
+on the number of images and on other work of the machine, so they never leave.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,3 +65,26 @@ def note(work: Work, private: Path) -> None:
 def noted(private: Path) -> list[Work]:
     """Every line so far; empty before the first request."""
     return [Work(**record) for record, _ in read_records(private / FILE)]
+
+
+SECONDS_BETWEEN_LINES = 2.0
+
+
+def progress_line(institution: str, what: str, done: int, total: int) -> str:
+    """`casam | site-a | encode nuclei | 12/40`"""
+    return f"casam | {institution} | {what} | {done}/{total}"
+
+
+def reporter(institution: str, what: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that prints at most one line in two seconds, and the last one of long work."""
+    last = time.monotonic()
+    printed = False
+
+    def report(done: int, total: int) -> None:
+        nonlocal last, printed
+        present = time.monotonic()
+        if present - last >= SECONDS_BETWEEN_LINES or (printed and done == total):
+            print(progress_line(institution, what, done, total), flush=True)
+            last, printed = present, True
+
+    return report

@@ -42,8 +42,7 @@ from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.evaluation.personal import tell_personal
 from client.institution import Institution
 from client.node.incidents import keep
-from client.release.asked import remember_question
-from client.release.question import check_entry, check_folds, check_question
+from client.release.question import check_entry, check_folds, check_question, remember_question
 
 
 def align(

@@ -2,11 +2,20 @@
 
 A site approves a scenario, and the scenario says who trains what in which stage. A server that asks for
 anything else, for example for a layer that starts from weights of its own choice, gets no answer.
+
+Some content of requests comes from other institutions, so a site cannot check it: the merged layer of a later
+round, merged routers, entries of the bank. A server that makes up many of them and asks again gets as many
+answers about the same images. An institution therefore answers at most `max_questions` different requests of
+a stage, task and round of a scenario, in all runs of its home. The same request again does not count: it has
+the same answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +23,28 @@ from numpy.typing import NDArray
 
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import entry_layer
+from casam_core.files import HOSTED, RecordLog
 from casam_core.methods import SHARED, Cohort, method_of
 from casam_core.model.forms import weights_of
 from casam_core.protocol.limits import AnswerError, GroupSpec, check_group
 from casam_core.protocol.messages import (
+    AlignReply,
     AlignRequest,
+    CalibrateReply,
     CalibrateRequest,
+    EvaluateReply,
     EvaluateRequest,
     Question,
+    RouterReply,
+    RouterRequest,
     folds_of,
     layer_forms,
+    question_of,
     router_forms,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
-from casam_core.protocol.payload import Job
+from casam_core.protocol.payload import Job, digest_of
+from casam_core.protocol.schema import Message
 from casam_core.routing.routers.public_frame import frame_named
 from client.institution import Institution
 from client.release.guard import sender_of
@@ -167,3 +184,54 @@ def tasks_of(institution: Institution, job: Job) -> tuple[str, ...]:
         keeps=[name] if institution.site.policy.keep_samples else [],
     )
     return method_of(scenario.method).trainers(cohort).get(name, ())
+
+
+REPLY_TO: Mapping[type[Message], type[Message]] = {
+    AlignRequest: AlignReply,
+    RouterRequest: RouterReply,
+    CalibrateRequest: CalibrateReply,
+    EvaluateRequest: EvaluateReply,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question. scenario: digest. kind: of the reply. question: digest of the request."""
+
+    scenario: str
+    kind: str
+    stage: int
+    task: str
+    round: int
+    question: str
+
+
+def remember_question(institution: Institution, request: Question) -> None:
+    """Write a new question down; the line is on disk when this returns.
+
+    Raises RefusalError (questions-spent) if the institution has answered too many others of the same place,
+    and PolicyError if the file is damaged.
+    """
+    site, job = institution.site, request.job
+    kind = REPLY_TO[type(request)].kind
+    found = Asked(site.scenario, kind, job.stage, job.task, job.round, digest_of(question_of(request)))
+    log, most = questions_log(site.questions), site.policy.max_questions
+    if found in log.lines():
+        return
+
+    def allow(lines: Sequence[Asked]) -> None:
+        same = {line.question for line in lines if replace(line, question=found.question) == found}
+        if len(same - {found.question}) >= most:
+            raise RefusalError(
+                Outcome.QUESTIONS_SPENT,
+                f"{kind}, stage {job.stage}, round {job.round}: {len(same)} different requests have "
+                f"answers; policy.max_questions is {most}",
+            )
+
+    log.add(found, allow)
+
+
+@lru_cache(maxsize=HOSTED)
+def questions_log(path: Path) -> RecordLog[Asked]:
+    """The one log of this process for a file."""
+    return RecordLog(path, Asked, "a question; restore the file from a backup")

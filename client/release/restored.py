@@ -20,8 +20,7 @@ from casam_core.protocol.audit import (
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Scalar
-from casam_core.protocol.register import read_register
-from casam_core.protocol.signing import is_signed
+from casam_core.protocol.register import is_signed, read_register
 from client.site import Site
 
 ACCEPTED = "accepted"

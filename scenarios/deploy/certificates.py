@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from casam_core.errors import DeploymentError
 from casam_core.files import write_atomic
-from casam_core.protocol.signing import private_pem, public_hex
+from casam_core.protocol.register import private_pem, public_hex
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397

@@ -17,8 +17,7 @@ from rich.console import Console
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import read_site_file, simulated_task
 from casam_core.protocol.fingerprint import ROOT
-from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
-from casam_core.protocol.signing import new_signing_key, public_hex
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, new_signing_key, public_hex
 from client.data.splits import simulated_key
 from client.node.approvals import approve
 from scenarios.deploy.certificates import (

@@ -16,8 +16,7 @@ from casam_core.config.scenario import NAME
 from casam_core.errors import CasamError, DeploymentError
 from casam_core.files import new_folder
 from casam_core.protocol.fingerprint import ROOT
-from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
-from casam_core.protocol.signing import public_hex, signing_key
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, public_hex, signing_key
 from scenarios.deploy.certificates import (
     new_authority,
     node_key,

@@ -18,8 +18,7 @@ from PIL import Image
 
 from casam_core.config.data_spec import DataSpec, LimitSpec
 from casam_core.errors import DataError
-from client.data.damage import faults_of
-from client.data.dataset import Dataset, LoadedSample, Sample
+from client.data.dataset import Dataset, LoadedSample, Sample, faults_of
 from client.data.labels import number
 from client.data.listing import naming
 from client.data.preview import outlines, private_folder, spread

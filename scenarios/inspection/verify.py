@@ -20,8 +20,7 @@ from casam_core.bank.inference import LoadedEntry
 from casam_core.errors import BankError
 from casam_core.protocol.audit import Release
 from casam_core.protocol.messages import purge_statement
-from casam_core.protocol.register import Register
-from casam_core.protocol.signing import is_signed
+from casam_core.protocol.register import Register, is_signed
 from casam_core.routing.decision import IDENTITY
 
 IMPORTED = "official files"

@@ -12,7 +12,7 @@ from casam_core.errors import RunError
 from casam_core.files import write_atomic
 from casam_core.protocol.audit import SEEN, SEEN_SIGNATURE, head_at, seen_statement
 from casam_core.protocol.payload import Payload, Scalar
-from casam_core.protocol.signing import signature_of, signing_key
+from casam_core.protocol.register import signature_of, signing_key
 
 HEADS = "heads.json"
 

@@ -36,8 +36,7 @@ from casam_core.protocol.payload import (
     EPSILON_TRAIN,
     EPSILON_TRAIN_REPLACED,
 )
-from casam_core.routing.decision import IDENTITY
-from casam_core.routing.unknown import auroc, fpr_at_tpr, total
+from casam_core.routing.decision import IDENTITY, auroc, fpr_at_tpr, total
 from server.defence.quarantine import Quarantine
 from server.evaluation import StageScores
 from server.federation.directory import Member
@@ -247,7 +246,7 @@ def noise_of(federation: Federation) -> str | None:
 
 
 def filled_bins(counts: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(bin, images) of the bins that are not empty (casam_core.routing.unknown)."""
+    """(bin, images) of the bins that are not empty (casam_core.routing.decision)."""
     return [(int(number), int(counts[number])) for number in np.flatnonzero(counts)]
 
 

@@ -67,7 +67,7 @@ class Routing(Part):
     """The same for all other unseen tasks."""
     margins: dict[str, list[tuple[int, int]]] = Field(default_factory=dict)
     """By task: histogram of its images' margins as (bin, images), over institutions with exact metrics;
-    `casam_core.routing.unknown.bin_edge` gives the lower edge of a bin."""
+    `casam_core.routing.decision.bin_edge` gives the lower edge of a bin."""
 
 
 class Privacy(Part):

@@ -10,7 +10,7 @@ import pytest
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
-from client.data.damage import faults_of
+from client.data.dataset import faults_of
 
 RNG = np.random.default_rng(0)
 

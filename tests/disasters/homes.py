@@ -12,8 +12,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casam_core.config.scenario import Scenario
-from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
-from casam_core.protocol.signing import private_pem, public_hex
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, private_pem, public_hex
 
 SITES = ("north", "south", "west")
 SERVER = "server"

@@ -20,8 +20,7 @@ from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_policy
 from casam_core.protocol.audit import broken, read_log
-from casam_core.protocol.register import Keys, Register
-from casam_core.protocol.signing import new_signing_key, public_hex
+from casam_core.protocol.register import Keys, Register, new_signing_key, public_hex
 from scenarios.deploy import local
 from server.run.run_folder import read_arrivals
 from tests.conftest import tiny_table, with_policies

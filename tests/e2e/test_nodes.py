@@ -14,8 +14,7 @@ import httpx
 import pytest
 import tomli_w
 
-from casam_core.protocol.register import Keys, Register
-from casam_core.protocol.signing import new_signing_key, public_hex
+from casam_core.protocol.register import Keys, Register, new_signing_key, public_hex
 from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
 from scenarios.deploy.local import make_tls
 from scenarios.deploy.node_processes import Node, start_node

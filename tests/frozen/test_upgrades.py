@@ -16,8 +16,8 @@ from casam_core.errors import CasamError
 from casam_core.protocol.audit import AuditLog, broken, read_log
 from casam_core.protocol.register import read_register
 from client.node.approvals import approvals_in
-from client.release.asked import questions_log
 from client.release.ledger import Ledger
+from client.release.question import questions_log
 from client.secagg.remembered import sums_log
 from server.federation.heads import Heads
 from server.run.run_folder import RunFolder, read_arrivals

@@ -52,7 +52,7 @@ from client import client_app
 from scenarios.engines.inprocess import InProcessGrid, set_id
 from server.aggregation import build_strategy, merge_layers
 from server.defence.admission import check_answer, distance, first_layer
-from server.defence.descriptions import fitted_all
+from server.defence.rounds import fitted_all
 from server.evaluation import combine
 from server.federation.counters import Traffic
 from server.federation.directory import Member, collect

@@ -52,7 +52,15 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
+from casam_core.protocol.register import (
+    REGISTER,
+    SIGNING_KEY,
+    Keys,
+    Register,
+    new_signing_key,
+    public_hex,
+    signature_of,
+)
 from casam_core.protocol.secure_sum import (
     AGREE,
     COLLECT,
@@ -67,7 +75,6 @@ from casam_core.protocol.secure_sum import (
     keys_digest,
     share_of,
 )
-from casam_core.protocol.signing import new_signing_key, public_hex, signature_of
 from casam_core.protocol.wire import deserialise, from_records, packed, serialise, to_records, unpacked
 from casam_core.routing.features import width_of
 from casam_core.routing.routers import build_router

@@ -16,7 +16,7 @@ from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import ScenarioError
 from casam_core.protocol.messages import purge_statement
-from casam_core.protocol.signing import public_hex, signature_of
+from casam_core.protocol.register import public_hex, signature_of
 from scenarios.commands.cli import app
 from tests.runs import events, result
 from tests.server.scripted import Scripted, refuses, says, scripted

@@ -17,8 +17,7 @@ from pydantic import BaseModel, Field
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
-from client.data.damage import DataFaultsError
-from client.data.dataset import LoadedSample, Sample
+from client.data.dataset import DataFaultsError, LoadedSample, Sample
 from client.data.file_patterns import Pair
 from client.data.labels import fill_polygon, paint
 from client.data.listing import inside, naming, require_folder

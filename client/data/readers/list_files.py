@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from casam_core.errors import DataError
-from client.data.damage import DataFaultsError
+from client.data.dataset import DataFaultsError
 from client.data.file_patterns import SPLITS, Pair, Part, parts_of
 from client.data.listing import inside, naming
 from client.data.pixels import one_line, reading

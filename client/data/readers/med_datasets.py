@@ -23,8 +23,7 @@ from pydantic import BaseModel
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
-from client.data.damage import for_each
-from client.data.dataset import LoadedSample, Sample
+from client.data.dataset import LoadedSample, Sample, for_each
 from client.data.file_patterns import Pair, Part
 from client.data.labels import number
 from client.data.listing import inside, naming, require_folder

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError, optional_module
-from client.data.damage import for_each
-from client.data.dataset import LoadedSample, Sample
+from client.data.dataset import LoadedSample, Sample, for_each
 from client.data.file_patterns import Pair
 from client.data.labels import layered, whole_labels
 from client.data.listing import naming

@@ -8,8 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from casam_core.routing.decision import IDENTITY
-from casam_core.routing.unknown import BINS, RANGE, SCALE, bin_edge
+from casam_core.routing.decision import BINS, IDENTITY, RANGE, SCALE, bin_edge
 from scenarios.report.drawing import INK, OURS, UNKNOWN, draw, values
 from scenarios.report.figures import thresholds_of
 from scenarios.report.parts import Block, Cell, Chart, Heat, Key, Notice, Panel, Row, Section, Table, step_of

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from casam_core.config.named_parts import BACKBONES, FORMS, ROUTERS
-from casam_core.config.registry import Registry
+from casam_core.config.section import Registry
 
 HOMES = {
     "casam_core.model.backbones": BACKBONES,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.metrics import compute_roc_auc
 
-from casam_core.routing.unknown import BINS, auroc, fpr_at_tpr, margin_histogram
+from casam_core.routing.decision import BINS, auroc, fpr_at_tpr, margin_histogram
 
 MARGINS = st.lists(st.floats(-100, 100), min_size=1, max_size=60)
 

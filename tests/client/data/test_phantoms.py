@@ -12,9 +12,8 @@ from casam_core.config.data_spec import DataSpec, ShiftSpec
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
 from client.data.phantoms import PHANTOMS, SLICES_PER_PATIENT
-from client.data.phantoms.painted import PhantomDataset
+from client.data.phantoms.painted import PhantomDataset, area, elongation, labelled
 from client.data.phantoms.shapes import Blob, Canvas
-from client.data.phantoms.shifted import area, elongation, labelled
 
 NAMES = sorted(PHANTOMS)
 EXPECTED = {

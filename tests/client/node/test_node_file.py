@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casam_core.errors import CasamError, DeploymentError
-from casam_core.protocol.register import Keys, Register
-from casam_core.protocol.signing import new_signing_key, public_hex
+from casam_core.protocol.register import Keys, Register, new_signing_key, public_hex
 from client.node import node_file
 from client.node.node_file import check_node, read_node_file
 from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private

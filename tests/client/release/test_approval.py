@@ -25,8 +25,7 @@ from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import AlignRequest, EvaluateRequest, IdentifyRequest, RouterRequest
 from casam_core.protocol.outcomes import RefusalError
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register
-from casam_core.protocol.signing import new_signing_key, public_hex
+from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, new_signing_key, public_hex
 from casam_core.protocol.wire import from_records, to_records
 from client import client_app
 from client.node.approvals import MOST_PENDING, approvals_in, approve, pending_in, withdraw

@@ -13,8 +13,7 @@ from casam_core.protocol.audit import SEEN, SEEN_SIGNATURE, broken, read_log, se
 from casam_core.protocol.messages import AlignRequest
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import AUDIT, Job, Payload
-from casam_core.protocol.register import SIGNING_KEY
-from casam_core.protocol.signing import signature_of, signing_key
+from casam_core.protocol.register import SIGNING_KEY, signature_of, signing_key
 from client.client_app import forget_institutions
 from client.release.ledger import Ledger
 from scenarios.commands.cli import app

@@ -19,9 +19,8 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from casam_core.errors import CasamError, PolicyError
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.register import Keys, read_register
+from casam_core.protocol.register import Keys, public_hex, read_register, signature_of
 from casam_core.protocol.secure_sum import SIGNATURES, SIGNERS, STEPS_OF_A_SUM, SecureRequest
-from casam_core.protocol.signing import public_hex, signature_of
 from casam_core.protocol.wire import packed, unpacked
 from client.client_app import forget_institutions
 from client.secagg.member import take_part

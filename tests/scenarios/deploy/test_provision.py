@@ -22,8 +22,7 @@ from casam_core.config.policy import Policy
 from casam_core.config.site_file import SiteFile, read_site_file
 from casam_core.config.toml import read_policy
 from casam_core.errors import DeploymentError
-from casam_core.protocol.register import read_register, sign_as
-from casam_core.protocol.signing import public_hex, signing_key
+from casam_core.protocol.register import public_hex, read_register, sign_as, signing_key
 from client.node.node_file import check_node, read_node_file
 from scenarios.deploy import provision as kits
 from scenarios.deploy.certificates import new_authority, signing_pair

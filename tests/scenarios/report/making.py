@@ -8,7 +8,7 @@ from typing import Any
 
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.audit import AuditLog, Release
-from casam_core.routing.unknown import margin_histogram
+from casam_core.routing.decision import margin_histogram
 from tests.conftest import phantom
 
 TASKS = ["polyp", "histology", "cardiac_mr"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from casam_core.config.scenario import Scenario
-from casam_core.routing.unknown import margin_histogram
+from casam_core.routing.decision import margin_histogram
 from scenarios.engines.inprocess import run_inprocess
 from server.evaluation import StageScores
 from server.run.summary import routing_of

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
-from client.data.damage import for_each
-from client.data.dataset import LoadedSample, Sample
+from client.data.dataset import LoadedSample, Sample, for_each
 from client.data.file_patterns import Pair
 from client.data.labels import layered, require_same_size
 from client.data.listing import files_by_stem, is_folder, naming, require_folder, visible_entries

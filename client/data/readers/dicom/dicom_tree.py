@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from casam_core.errors import DataError
-from client.data.damage import for_each
+from client.data.dataset import for_each
 from client.data.file_patterns import files_below
 from client.data.listing import naming
 from client.data.pixels import reading
