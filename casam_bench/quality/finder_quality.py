@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from casam_bench import models
 from casam_bench.bench import Figures, Surroundings, csv_of
@@ -127,11 +129,7 @@ def measure(around: Surroundings, backbone: Backbone, task: str, seed: int) -> d
         of_image, hit = matched(instances.masks_NHW, instances.scores_N, example.labels_HW)
         found.append(of_image)
         if hit:
-            numbers = np.array(sorted(hit), np.int32)
-            parts = decode_masks(backbone, aligned_CHW, frame, tight_boxes(example.labels_HW, numbers), layer)
-            masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)
-            pairs = zip(numbers, masks, strict=True)
-            by_boxes += [iou(mask_HW, example.labels_HW == number) for number, mask_HW in pairs]
+            by_boxes += iou_by_boxes(backbone, layer, aligned_CHW, example.labels_HW, sorted(hit))
     begun = now()
     on_grid = images.test[:GRID_IMAGES] if seed in GRID_SEEDS else []
     grid = [by_grid(backbone, example) for example in on_grid]
@@ -155,6 +153,21 @@ def measure(around: Surroundings, backbone: Backbone, task: str, seed: int) -> d
         "seconds_grid": seconds_grid,
         "share": share,
     }
+
+
+def iou_by_boxes(
+    backbone: Backbone,
+    layer: AlignmentLayer,
+    aligned_CHW: Tensor,
+    labels_HW: NDArray[np.int32],
+    numbers: Sequence[int],
+) -> list[float]:
+    """The IoU of these instances of an image by their true boxes."""
+    frame = frame_of(labels_HW, backbone.geometry.side)
+    boxes = tight_boxes(labels_HW, np.array(numbers, np.int32))
+    parts = decode_masks(backbone, aligned_CHW, frame, boxes, layer)
+    masks = (mask_HW for masks_nHW, _ in parts for mask_HW in masks_nHW)
+    return [iou(mask_HW, labels_HW == number) for number, mask_HW in zip(numbers, masks, strict=True)]
 
 
 def learned(
