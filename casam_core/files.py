@@ -136,6 +136,18 @@ def lock_file(path: Path) -> IO[str]:
     return os.fdopen(handle, "a")
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """The handle of a file, locked in this block; waits for the lock. Only its owner can read a new file."""
+    make_folder(path.parent, 0o700)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a new file. Raises FileExistsError, and changes nothing, if it exists."""
     with path.open("xb") as file:
@@ -206,7 +218,7 @@ class LockedLog(Generic[T]):
         Raises:
             OSError: the disk is full; no line is added.
         """
-        with self._locked() as handle:
+        with locked(self.path) as handle:
             self._read(handle)
             line, text = make(self._lines)
             data = (text + "\n").encode()
@@ -228,18 +240,8 @@ class LockedLog(Generic[T]):
             return []
         if state == self._state:
             return list(self._lines)
-        with self._locked() as handle:
+        with locked(self.path) as handle:
             return list(self._read(handle))
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        make_folder(self.path.parent, 0o700)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield handle
-        finally:
-            os.close(handle)
 
     def _read(self, handle: int) -> list[T]:
         if self._state == state_of(handle):

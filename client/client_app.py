@@ -103,17 +103,14 @@ def release(message: Message, context: Context) -> tuple[Message, Role | None]:
     Returns:
         (the message that leaves, the addressed institution's role; None if no institution was addressed).
     """
-    answer: Payload | Exception
-    try:
-        answer = handler_of(message)(message, context).to_payload()
-    except Exception as error:
-        answer = error
+    answer = answered(message, context)
     role: Role | None = None
     sites: Sequence[Site] = ()
     speakers: Sequence[Institution] = ()
     run, job = "", None
     with contextlib.suppress(Exception):  # a request that names nothing readable names no institution
-        job = job_of(message.content)
+        # To identify, all answer, even if the request names one: the guard is then the strict one.
+        job = None if message.metadata.message_type == IdentifyReply.kind else job_of(message.content)
     with contextlib.suppress(Exception):  # before identify, or no institution is addressed
         sites = remembered(context)
         run = str(known(context)["run"])
@@ -127,6 +124,29 @@ def release(message: Message, context: Context) -> tuple[Message, Role | None]:
     log = sites[0].log if len(sites) == 1 else node_log(context.node_config)
     leaves = answer_for(message, answer, speakers, sites, run, log, job)
     return Message(leaves, reply_to=message), role
+
+
+def answered(message: Message, context: Context) -> Payload | Exception:
+    """The handler's answer, or the exception that it raised.
+
+    The work can take hours. If the site's files changed meanwhile (files_of), the request is answered again:
+    what leaves obeys the files of now, not those of then.
+    """
+    while True:
+        before = here(context)
+        try:
+            answer = handler_of(message)(message, context).to_payload()
+        except Exception as error:
+            return error
+        if message.metadata.message_type == IdentifyReply.kind or here(context) == before:
+            return answer
+
+
+def here(context: Context) -> Sequence[Site]:
+    """The sites hosted here as they are now; none before identify, or without an approval."""
+    with contextlib.suppress(Exception):
+        return remembered(context)
+    return ()
 
 
 app = InstitutionApp()

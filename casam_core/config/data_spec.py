@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -63,6 +65,13 @@ class ShiftSpec(Section):
     colour: list[float] | None = Field(
         None, min_length=3, max_length=3, description="[red, green, blue]: factors of the channels."
     )
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two locations can hold the same images: they are equal, or one lies below the other."""
+    a, b = PurePath(one).parts, PurePath(other).parts
+    shorter = min(len(a), len(b))
+    return a[:shorter] == b[:shorter]
 
 
 READER_NAMES = ["folder", "phantom", "nifti", "itk", "dicom", "coco", "yolo", "tiff_stack", "med_datasets"]
@@ -140,6 +149,11 @@ class DataSpec(Section):
         if getattr(self, needed) is None and self.model_dump(exclude_defaults=True):
             raise ValueError(f"reader {self.reader!r} needs the key {needed!r}")
         return self
+
+    @property
+    def place(self) -> str:
+        """Where the images are, as the table writes it."""
+        return f"phantom/{self.phantom}" if self.path is None else os.path.normpath(Path(self.path))
 
     @property
     def undescribed(self) -> bool:

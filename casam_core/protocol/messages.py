@@ -312,12 +312,19 @@ def trained_images(sender: Sender) -> Range:
     return Range(images, images, whole=True)
 
 
-def compares(sender: Sender) -> bool:
-    """Whether the reply may say if the layer beats frozen SAM: in the last round, of layers without noise."""
-    scenario, job = sender.scenario, sender.job
+def may_compare(scenario: Scenario, job: Job, policy: Policy) -> bool:
+    """Whether an institution may say if its layer beats frozen SAM: in the last round, and without noise.
+
+    It is an exact bit about validation images, which the budget of noisy metrics protects, too.
+    """
     able = method_of(scenario.method).can_fall_back(alignment_of(scenario, job.task).form)
     last = scenario.training.fallback_to_identity and job.round == scenario.training.rounds
-    return able and last and sender.policy.adapter.noise != "dp"
+    return able and last and policy.adapter.noise != "dp" and policy.metrics != "noisy"
+
+
+def compares(sender: Sender) -> bool:
+    """may_compare, of the sender."""
+    return may_compare(sender.scenario, sender.job, sender.policy)
 
 
 CORRECTION = Range(-1.0, 1.0, digits=2)

@@ -160,7 +160,7 @@ def divide(samples: tuple[Sample, ...], spec: DataSpec, key: bytes, scope: str, 
 
 
 def division_of(spec: DataSpec, key: bytes) -> str:
-    """The digest of the key, the reader, the patterns, the grouping, the shares and the limit."""
+    """The digest of the key, the reader, the patterns and lists, the grouping, the shares and the limit."""
     rules = {"key": hashlib.sha256(b"split key" + key).hexdigest()} | spec.model_dump(
         mode="json", include={"reader", "group_pattern", "split", "limit"}
     )
@@ -170,6 +170,8 @@ def division_of(spec: DataSpec, key: bytes) -> str:
         rules["list_file"] = spec.list_file
     if spec.split_lists is not None:
         rules["split_lists"] = spec.split_lists
+    if spec.annotations != DataSpec.model_fields["annotations"].default:  # it decides the ids of images
+        rules["annotations"] = spec.annotations
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,13 +16,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from casam_core.config.data_spec import overlap
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import SiteFile
 from casam_core.errors import PolicyError
-from casam_core.files import make_folder, remove, write_atomic
+from casam_core.files import locked, make_folder, remove, write_atomic
 from casam_core.protocol.audit import now
 
-APPROVALS = "approvals.json"
+APPROVALS, LOCK = "approvals.json", "approvals.lock"
+"""File names. The lock: whoever changes the list reads it and writes it while nobody else does."""
+
 MOST_PENDING = 16
 """How many scenarios wait at most; a new one replaces the one that waits longest."""
 
@@ -75,35 +78,43 @@ def approve(
     """
     if institution not in [spec.name for spec in scenario.institutions]:
         raise PolicyError(f"{scenario.name}: expected a scenario that names {institution!r}, found none")
-    text, before = scenario.canonical_json(), approvals_in(home)
+    text = scenario.canonical_json()
     digest = digest_of_text(text)
     tasks = tuple(sorted(scenario.institution(institution).data))
     site.described(tasks)
-    others = [approval for approval in before if approval.digest != digest]
+    given = Approval(digest, scenario.name, tasks, now(), by)
+    with locked(home / LOCK):
+        others = [approval for approval in approvals_in(home) if approval.digest != digest]
+        check_number(site, tasks, others)
+        make_folder(home / "approved", 0o700)
+        write_atomic(home / "approved" / f"{digest}.json", text.encode())
+        write_approvals([*others, given], home)
+    remove(home / "pending" / f"{digest}.json")
+    return given
+
+
+def check_number(site: SiteFile, tasks: Sequence[str], before: Sequence[Approval]) -> None:
+    """Raise PolicyError if a task's images, under any name, are in `max_scenarios` approved scenarios."""
     for task in tasks:
-        used = sum(task in approval.tasks for approval in others)
+        place = site.tasks[task].place
+        same = {name for name, spec in site.tasks.items() if overlap(spec.place, place)}
+        used = sum(not same.isdisjoint(approval.tasks) for approval in before)
         if used >= site.max_scenarios:
             raise PolicyError(
                 f"task {task!r}: expected at most {site.max_scenarios} different scenarios (max_scenarios), "
                 f"found {used} approved before; every further question tells more about the same images"
             )
-    given = Approval(digest, scenario.name, tasks, now(), by)
-    make_folder(home, 0o700)
-    make_folder(home / "approved", 0o700)
-    write_atomic(home / "approved" / f"{digest}.json", text.encode())
-    write_approvals([*others, given], home)
-    remove(home / "pending" / f"{digest}.json")
-    return given
 
 
 def withdraw(digest: str, home: Path) -> None:
     """Take an approval back; it still counts for `max_scenarios`. Raises PolicyError if there is none."""
-    before = approvals_in(home)
-    if digest not in [approval.digest for approval in before]:
-        raise PolicyError(f"expected an approved scenario, found none with digest {digest}")
-    write_approvals(
-        [replace(item, withdrawn=now()) if item.digest == digest else item for item in before], home
-    )
+    with locked(home / LOCK):
+        before = approvals_in(home)
+        if digest not in [approval.digest for approval in before]:
+            raise PolicyError(f"expected an approved scenario, found none with digest {digest}")
+        write_approvals(
+            [replace(item, withdrawn=now()) if item.digest == digest else item for item in before], home
+        )
 
 
 def approvals_in(home: Path) -> list[Approval]:

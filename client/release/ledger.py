@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
+from casam_core.config.data_spec import overlap
 from casam_core.config.policy import BudgetPolicy
 from casam_core.errors import PolicyError
 from casam_core.files import RecordLog, make_folder
@@ -77,13 +78,6 @@ def of_images(spends: Sequence[Spend], dataset: str, split: str, division: str) 
     if division and all((s.dataset, s.division) == (dataset, division) for s in same):
         return [s for s in same if s.split == split]
     return same
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether the paths are equal or one lies below the other."""
-    a, b = PurePath(one).parts, PurePath(other).parts
-    shorter = min(len(a), len(b))
-    return a[:shorter] == b[:shorter]
 
 
 def reserve(site: Site, spends: Sequence[Spend], units: int) -> None:

@@ -29,7 +29,7 @@ from client.institution import Institution
 from client.node.incidents import keep
 from client.release.guard import NotAllowedError, check, check_identity
 from client.release.ledger import Account, account_of
-from client.release.permission import summed_clause
+from client.release.permission import check_rounds, is_round, summed_clause
 from client.site import Site
 
 
@@ -154,7 +154,7 @@ def logged(
         The line's place in the log, `SEQUENCE:HEAD`.
 
     Raises:
-        RefusalError: bytes-spent (the policy allows fewer bytes) or repeated (answered before).
+        RefusalError: bytes-spent or rounds-spent (the policy allows fewer), or repeated (answered before).
     """
     about = message.metadata
     release = Release(
@@ -178,6 +178,8 @@ def logged(
         if release.outcome == Outcome.OK:
             check_once(release.request, lines)
             check_bytes(release, lines, site.policy.max_bytes)
+            if is_round(release):  # again: other processes may have answered since the work began
+                check_rounds(sum(is_round(line.release) for line in lines), site.policy.max_rounds)
 
     return audit_log(site.audit).add(release, allow).place
 

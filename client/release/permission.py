@@ -14,7 +14,7 @@ from dataclasses import replace
 from casam_core.bank.entry_file import Entry
 from casam_core.config.policy import LearnedPolicy
 from casam_core.methods import method_of
-from casam_core.protocol.audit import audit_log
+from casam_core.protocol.audit import Release, audit_log
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -82,8 +82,8 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
             raise RefusalError(Outcome.SUM_NOT_POSSIBLE, "strategy 'scaffold' needs each control variate")
         check_samples(institution, request)
         check_enough(institution, request.trains_on, "train")
-        if policy.max_rounds is not None and rounds_answered(institution) >= policy.max_rounds:
-            raise RefusalError(Outcome.ROUNDS_SPENT, f"policy.max_rounds is {policy.max_rounds}")
+        if policy.max_rounds is not None:
+            check_rounds(rounds_answered(institution), policy.max_rounds)
 
 
 def check_samples(institution: Institution, request: AlignRequest) -> None:
@@ -205,13 +205,19 @@ def check_own(institution: Institution, entry: Entry) -> None:
 
 def rounds_answered(institution: Institution) -> int:
     """Number of training rounds that this institution released, in all runs of its audit log."""
-    left = [line.release for line in audit_log(institution.site.audit).lines()]
-    openly = sum(release.kind == AlignReply.kind and release.outcome == Outcome.OK for release in left)
-    in_sums = sum(
-        release.clause == summed_clause(AlignReply.clause) and released_in(release.records)
-        for release in left
-    )
-    return openly + in_sums
+    return sum(is_round(line.release) for line in audit_log(institution.site.audit).lines())
+
+
+def is_round(release: Release) -> bool:
+    """Whether a release is a training round, openly or as a share of a secure sum."""
+    openly = release.kind == AlignReply.kind and release.outcome == Outcome.OK
+    return openly or (release.clause == summed_clause(AlignReply.clause) and released_in(release.records))
+
+
+def check_rounds(answered: int, most: int | None) -> None:
+    """Raise RefusalError (rounds-spent) if the policy allows no round after so many. most: its max_rounds."""
+    if most is not None and answered >= most:
+        raise RefusalError(Outcome.ROUNDS_SPENT, f"policy.max_rounds is {most}")
 
 
 def summed_clause(clause: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from casam_core.config.data_spec import overlap
 from casam_core.files import HOSTED, RecordLog
 from casam_core.protocol.audit import now
 from casam_core.protocol.messages import AlignReply
@@ -72,7 +73,8 @@ def added_at(institution: Institution, about: Sum, tasks: Sequence[str], members
 def check_against(lines: Sequence[Added], found: Added) -> None:
     """Raise RefusalError (other-members) if a line has the same kind and images, but other members."""
     for line in lines:
-        if line.kind != found.kind or not set(line.datasets) & set(found.datasets):
+        same = any(overlap(one, other) for one in line.datasets for other in found.datasets)
+        if line.kind != found.kind or not same:
             continue
         if difference := set(line.members) ^ set(found.members):
             raise RefusalError(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from casam_core.files import make_folder, write_atomic
-from casam_core.protocol.messages import AlignReply, AlignRequest, may_correct, question_of
+from casam_core.protocol.messages import AlignReply, AlignRequest, may_compare, may_correct, question_of
 from casam_core.protocol.payload import Payload, digest_of
 from casam_core.protocol.wire import deserialise, from_records, serialise, to_records
 
@@ -71,6 +71,10 @@ def name_of(institution: Institution, request: AlignRequest, corrects: bool) -> 
             if task in site.tasks
         },
     }
+    if site.policy.finder != "yes":  # its absence keeps the names of earlier files
+        about["finder"] = site.policy.finder
+    if site.policy.metrics == "noisy":
+        about["compares"] = may_compare(scenario, request.job, site.policy)
     if site.policy.adapter.noise == "dp":
         decided |= {"router"}
         clauses = {"adapter", "router", "metrics", "budget"}

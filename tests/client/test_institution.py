@@ -174,6 +174,36 @@ def test_the_correction_is_told_only_where_exact_figures_may_leave(
     assert (reply.correction is not None) == told
 
 
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ({}, True),
+        ({"metrics": "never"}, True),
+        ({"router": {"noise": "dp"}, "budget": {"epsilon": 8.0, "delta": 0.01}}, True),
+        (NOISY, False),
+        ({"adapter": {"noise": "dp"}, "budget": {"epsilon": 8.0, "delta": 0.01}}, False),
+    ],
+)
+def test_who_hides_validation_images_behind_noise_does_not_say_if_its_layer_beats_frozen_sam(
+    tmp_path: Path, policy: dict[str, Any], told: bool
+) -> None:
+    """The budget of metrics covers the validation images; the comparison would be an exact bit about them."""
+    table = tiny_table()["institutions"]
+    sites = [site | ({"policy": policy} if site["name"] == "north" else {}) for site in table]
+    training = {"epochs": 1, "batch_images": 4, "fallback_to_identity": True}
+    privacy = {"steps": 2, "sampling_rate": 1.0}
+    site = institution("north", tmp_path, institutions=sites, training=training, privacy=privacy)
+    job = Job("north", 1, "polyp")
+    reply = permission.align(site, AlignRequest(job))
+    assert (reply.improved is not None) == told
+    spoken = replace(reply, improved=True).to_payload()
+    if told:
+        allowed_in("train.align", sender_of(site, job)).check(spoken)
+    else:
+        with pytest.raises(AnswerError, match="'improved'"):
+            allowed_in("train.align", sender_of(site, job)).check(spoken)
+
+
 # --- The public frame of the router ------------------------------------------------------------------
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import stat
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 
+from casam_core.model.forms import weights_of
+from casam_core.model.forms.finder import PREFIX
 from casam_core.protocol.messages import AlignReply, AlignRequest
 from casam_core.protocol.payload import Job
+from client.release import permission
 from client.simulation.kept_training import trained_once
+from tests.client.test_institution import institution
 from tests.conftest import tiny_table
 from tests.runs import FinishedRun, private
 
@@ -26,6 +31,35 @@ def test_a_run_keeps_one_answer_for_each_training(finished_run: FinishedRun) -> 
         "west": 1,
     }
     assert all(stat.S_IMODE((folder / "alone").stat().st_mode) == 0o700 for folder in kept.values())
+
+
+def test_another_policy_gets_no_answer_that_it_would_not_give(tmp_path: Path) -> None:
+    """`casam ask` gives one folder of kept layers to all policies that it plays."""
+    kept = {}
+    noisy = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.01}}
+    routed = {"router": {"noise": "dp"}, "budget": {"epsilon": 8.0, "delta": 0.01}}
+    training = {"epochs": 1, "batch_images": 4, "fallback_to_identity": True}
+    policies: dict[str, dict[str, Any]] = {"all": {}, "none": {"finder": "never"}, "routed": routed}
+    for name, policy in (policies | {"noisy": noisy}).items():
+        table = tiny_table(alignment={"finder": True}, training=training)["institutions"]
+        table[0]["policy"] = policy
+        site = institution(
+            "north", tmp_path, alignment={"finder": True}, training=training, institutions=table
+        )
+        start = weights_of(site.layer("polyp", None))
+        reply = permission.align(site, AlignRequest(Job("north", 1, "polyp")))
+        moved = any(
+            not np.array_equal(value, start[key])
+            for key, value in reply.layer.items()
+            if key.startswith(PREFIX)
+        )
+        kept[name] = (moved, reply.improved is not None)
+    assert kept == {
+        "all": (True, True),
+        "none": (False, True),
+        "routed": (True, True),
+        "noisy": (True, False),
+    }
 
 
 def test_a_real_institution_keeps_nothing() -> None:

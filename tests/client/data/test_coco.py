@@ -11,9 +11,15 @@ import pytest
 from PIL import Image
 
 from casam_core.config.data_spec import DataSpec
+from casam_core.config.policy import Policy
+from casam_core.config.site_file import TaskDescription
+from casam_core.model.embeddings import EmbeddingStore
 from client.data import open_dataset
 from client.data.dataset import Sample
 from client.data.readers.coco import CocoDataset
+from client.data.splits import PARTS
+from client.data.task_data import open_task
+from client.release.ledger import Spend, of_images
 from tests.client.making import RNG, fault, keys
 
 IMAGE = RNG.integers(0, 256, (10, 12, 3), dtype=np.uint8)
@@ -35,6 +41,41 @@ def put(root: Path, annotations: list[Table], *, folder: str = "images", **more:
         Image.fromarray(IMAGE).save(root / folder / Path(str(image["file_name"])).name)
     (root / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return root
+
+
+def test_one_image_in_two_files_has_one_budget(tmp_path: Path) -> None:
+    """Its id, and so its part, follows from the folder that a file's name selects."""
+    (tmp_path / "images" / "day").mkdir(parents=True)
+    names = [f"p{number}.png" for number in range(24)]
+    for name in names:
+        Image.fromarray(IMAGE).save(tmp_path / "images" / "day" / name)
+    for file, folder in (("all.json", "day/"), ("day.json", "")):
+        images = [
+            {"id": i, "file_name": f"{folder}{name}", "width": 12, "height": 10}
+            for i, name in enumerate(names)
+        ]
+        outlines = [annotation(i, [SQUARE], i) for i in range(len(names))]
+        (tmp_path / file).write_text(json.dumps({"images": images, "annotations": outlines}))
+    policy = Policy.model_validate({"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.01}})
+    divided = []
+    for file in ("all.json", "day.json"):
+        spec = TaskDescription(reader="coco", path=str(tmp_path), annotations=file)
+        opened = open_task(
+            spec,
+            task=file,
+            institution="north",
+            data_root=None,
+            store=EmbeddingStore(tmp_path / "store"),
+            key=bytes(32),
+            policy=policy,
+        )
+        part = {Path(s.id).name: name for name in PARTS for s in opened.split.part(name)}
+        divided.append((part, opened.division))
+    (one, first), (other, second) = divided
+    assert any(one[name] != other[name] for name in one), "an image is in two parts"
+    spent = Spend("", "run", "align", "all", str(tmp_path), "train", "image", 1.0, division=first)
+    assert of_images([spent], str(tmp_path), "test", first) == []
+    assert of_images([spent], str(tmp_path), "test", second) == [spent]
 
 
 def labels(root: Path) -> np.ndarray:

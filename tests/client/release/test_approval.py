@@ -7,8 +7,10 @@ and ten thousand copies. All that it sees is the reply.
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from casam_core.bank.bank import bank_digest
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import ApprovalRules, SiteFile, TaskDescription, read_site_file
 from casam_core.errors import DataError, PolicyError
+from casam_core.files import write_atomic
+from casam_core.protocol.audit import read_log
 from casam_core.protocol.fingerprint import code_fingerprint
 from casam_core.protocol.messages import AlignRequest, EvaluateRequest, IdentifyRequest, RouterRequest
 from casam_core.protocol.outcomes import RefusalError
@@ -28,6 +32,7 @@ from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, new_signing_key, public_hex
 from casam_core.protocol.wire import from_records, to_records
 from client import client_app
+from client.institution import Institution
 from client.node.approvals import MOST_PENDING, approvals_in, approve, pending_in, withdraw
 from client.release.approval import LARGEST_TEXT, require_approval
 from scenarios.engines.inprocess import InProcessGrid
@@ -225,6 +230,45 @@ def test_a_task_answers_a_limited_number_of_scenarios(place: Path, mode: str) ->
     assert asked(place, question(1).canonical_json()) == WORD
 
 
+def test_scenarios_are_counted_by_images_and_not_by_names(place: Path) -> None:
+    """Three names of the same images, and one of others."""
+    lines = ['approve = "any"', "max_scenarios = 2"]
+    for task, path in (("polyp", "polyp"), ("again", "./polyp"), ("part", "polyp/images"), ("other", "else")):
+        lines += [f"[tasks.{task}]", f"path = {quoted(path)}"]
+    (place / "site.toml").write_text("\n".join(lines))
+    found = {}
+    for task in ("polyp", "again", "part", "other"):
+        institutions = [{"name": "north", "data": {task: {}}}]
+        scenario = Scenario.model_validate(tiny_table(stream=[task], institutions=institutions))
+        found[task] = asked(place, scenario.canonical_json())["outcome"]
+    assert found["polyp"] == found["again"] == "ok"
+    assert found["part"] == "waiting-for-approval"
+    assert found["other"] == "bad-data", "approved: there is no such folder"
+
+
+def test_an_approval_that_is_withdrawn_while_another_is_given_stays_withdrawn(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe(place, 'approve = "any"')
+    say_yes(place, question(0))
+    waiting: list[threading.Thread] = []
+
+    def meanwhile(path: Path, data: bytes) -> None:
+        if path.parent.name == "approved":  # the list was read, and is not written yet
+            officer = threading.Thread(target=withdraw, args=(question(0).digest(), place / "home"))
+            officer.start()
+            officer.join(0.5)
+            waiting.append(officer)
+        write_atomic(path, data)
+
+    monkeypatch.setattr("client.node.approvals.write_atomic", meanwhile)
+    say_yes(place, question(1))
+    waiting[0].join()
+    assert [bool(item.withdrawn) for item in approvals_in(place / "home")] == [True, False]
+    assert asked(place, question(0).canonical_json()) == WORD
+    assert asked(place, question(1).canonical_json())["outcome"] == "ok"
+
+
 def test_every_fault_of_the_data_is_one_word(place: Path) -> None:
     scenario = question()
     say_yes(place, scenario)
@@ -339,4 +383,80 @@ def test_a_policy_that_changes_in_the_middle_of_a_run_is_obeyed_at_the_next_requ
         (place / "policy.toml").write_text(f'metrics = "{metrics}"\n')
         seen.append(requested(place, scenario, asks)[1])
     assert seen == ["ok", "metrics-not-shared", "ok"]
+    client_app.forget_institutions()
+
+
+POLICIES = {
+    "train.align": ('adapter.share = "never"', "adapter-not-shared"),
+    "train.router": ('router = { noise = "dp" }\nbudget = { epsilon = 8, delta = 0.01 }', "ok"),
+    "evaluate.stage": ('metrics = "never"', "metrics-not-shared"),
+}
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_policy_that_changes_during_the_work_is_obeyed_by_its_answer(
+    place: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Training takes hours; the officer writes another policy meanwhile. A noisy router is in the ledger."""
+    (place / "policy.toml").write_text("")
+    scenario, job = question(), Job("north", 1, "polyp")
+    say_yes(place, scenario)
+    asks: dict[str, Payload] = {
+        "train.align": AlignRequest(job, None).to_payload(),
+        "train.router": RouterRequest(job, True).to_payload(),
+        "evaluate.stage": EvaluateRequest(Job("north", 1), 0, (), bank_digest({})).to_payload(),
+    }
+    name = {"train.align": "align", "train.router": "fit_router", "evaluate.stage": "evaluate"}[kind]
+    honest, (policy, outcome) = getattr(Institution, name), POLICIES[kind]
+
+    def slow(self: Institution, *args: Any) -> Any:
+        found = honest(self, *args)
+        (place / "policy.toml").write_text(policy)
+        return found
+
+    monkeypatch.setattr(Institution, name, slow)
+    assert requested(place, scenario, (kind, asks[kind])) == ["ok", outcome]
+    *_, line = read_log(place / "home" / "audit.jsonl")
+    assert (line.release.kind, line.release.outcome) == (kind, outcome)
+    assert (place / "home" / "ledger.jsonl").exists() == (kind == "train.router")
+    client_app.forget_institutions()
+
+
+def test_two_runs_at_once_get_no_more_rounds_than_the_policy_allows(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ask before either has an answer, so neither is counted when the work begins."""
+    (place / "policy.toml").write_text("max_rounds = 1\n")
+    scenario = question()
+    say_yes(place, scenario)
+    asks = ("train.align", AlignRequest(Job("north", 1, "polyp"), None).to_payload())
+    honest, other = Institution.align, list[str]()
+
+    def meanwhile(self: Institution, *args: Any) -> Any:
+        if not other:
+            other.append("asked")
+            other.extend(requested(place, scenario, asks))
+        return honest(self, *args)
+
+    monkeypatch.setattr(Institution, "align", meanwhile)
+    assert requested(place, scenario, asks) == ["ok", "rounds-spent"]
+    assert other == ["asked", "ok", "ok"]
+    client_app.forget_institutions()
+
+
+def test_a_request_to_identify_that_names_an_institution_gets_no_looser_guard(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = question()
+    say_yes(place, scenario)
+    telling = IdentifyRequest.telling(scenario.canonical_json(), "run", code_fingerprint()).to_payload()
+    named = Payload({**telling.config, **Job("north", 1, "polyp").config()})
+    assert requested(place, scenario, ("query.identify", named)) == ["ok", "ok"]
+    honest = client_app.identity_of
+
+    def hiding(hosted: Any) -> Any:
+        return replace(honest(hosted), compute="cpu-float32-t77")
+
+    monkeypatch.setattr(client_app, "identity_of", hiding)
+    assert requested(place, scenario, ("query.identify", named)) == ["not-allowed", "not-allowed"]
     client_app.forget_institutions()

@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Context, RecordDict
 
+from casam_core.config.site_file import TaskDescription
 from casam_core.errors import CasamError, PolicyError
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job, Payload
@@ -24,6 +25,7 @@ from casam_core.protocol.secure_sum import SIGNATURES, SIGNERS, STEPS_OF_A_SUM, 
 from casam_core.protocol.wire import packed, unpacked
 from client.client_app import forget_institutions
 from client.secagg.member import take_part
+from client.secagg.remembered import check_members_before, remember
 from tests.client.secagg.lying import Attempt, Server, with_protocol
 from tests.refused import refused
 
@@ -280,6 +282,25 @@ def test_nor_by_other_tasks_over_the_same_images(table: Server, tmp_path: Path) 
     later.institutions["a"].site = replace(site, tasks={**site.tasks, "histology": site.tasks["polyp"]})
     with refused(Outcome.OTHER_MEMBERS):
         later.begin("abc", Job("", 2, "histology")).setup(only="a")
+
+
+def test_nor_by_the_same_images_in_the_folder_above(table: Server, tmp_path: Path) -> None:
+    """polyp is all of a folder, histology the one subfolder in it."""
+    images = TaskDescription(path=str(tmp_path / "images"))
+    below = images.model_copy(update={"path": f"{images.path}/all"})
+
+    def described(asked: Server) -> Server:
+        site = asked.institutions["a"].site
+        tasks = {"polyp": images, "histology": below}
+        asked.institutions["a"].site = replace(site, tasks=tasks)
+        return asked
+
+    held = described(table).institutions["a"]
+    about = table.begin("abcd").request("a", "setup", {}).of_run("run", table.scenario.digest())
+    remember(held, about, ["polyp"], "abcd")
+    later = described(again(table, tmp_path, "renamed")).institutions["a"]
+    with refused(Outcome.OTHER_MEMBERS, match="had other members \\(d\\)"):
+        check_members_before(later, about, ["histology"], "abc")
 
 
 def test_what_was_never_agreed_to_does_not_count(table: Server, tmp_path: Path) -> None:
