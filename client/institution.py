@@ -46,7 +46,6 @@ from casam_core.protocol.messages import (
     EvaluateRequest,
     Holding,
     RouterReply,
-    may_compare,
     may_correct,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
@@ -195,7 +194,11 @@ class Institution:
         job, method, training = request.job, method_of(self.scenario.method), self.scenario.training
         layer = self.layer(job.task, request.layer)
         examples = self.examples(request.trains_on, "train", layer, others)
-        compares = may_compare(self.scenario, job, self.site.policy)
+        may_fall_back = (
+            training.fallback_to_identity
+            and job.round == training.rounds
+            and method.can_fall_back(alignment_of(self.scenario, job.task).form)
+        )
         chooses = training.keep_best and not self.site.policy.adds_noise
         corrects = may_correct(self.scenario, job, self.site.policy)
         validate = self.validator(request, layer, training) if chooses else None
@@ -217,10 +220,10 @@ class Institution:
                 layer, self.backbone, examples, training, self.draws(job, "importance")
             )
         tested = training.model_copy(update={"instances": TESTED_INSTANCES})
-        if (compares or corrects) and (test := self.validator(request, layer, tested)):
+        if (may_fall_back or corrects) and (test := self.validator(request, layer, tested)):
             found = test(layer)
             correction = found.correction if corrects else None
-            if compares:
+            if may_fall_back:
                 improved = beats_identity(found, test(IdentityLayer(self.backbone.geometry.channels)))
         told = control.mean(layer) if control else None
         return AlignReply(weights_of(layer), len(examples), importance, improved, correction, told)

@@ -60,7 +60,8 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         return AlignReply(weights_of(layer), units.images)
 
     def compute(noise: NoiseSource) -> Payload:
-        return trained_once(institution, request, lambda: train(noise)).to_payload()
+        kept = trained_once(institution, request, lambda: train(noise), private=True)
+        return kept.to_payload()
 
     released = release_once(
         institution,

@@ -24,6 +24,7 @@ from casam_core.protocol.messages import (
     EvaluateRequest,
     RouterReply,
     RouterRequest,
+    may_compare,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
@@ -66,7 +67,9 @@ def align(
     if institution.site.policy.adapter.noise == "dp":
         with learned_at_home(institution, request.job):
             return align_privately(institution, request)
-    return institution.align(request, others)
+    reply = institution.align(request, others)
+    told = may_compare(institution.scenario, request.job, institution.site.policy)
+    return reply if told else replace(reply, improved=None)
 
 
 def check_align(institution: Institution, request: AlignRequest, *, summed: bool) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from casam_core.files import make_folder, write_atomic
-from casam_core.protocol.messages import AlignReply, AlignRequest, may_compare, may_correct, question_of
+from casam_core.protocol.messages import AlignReply, AlignRequest, may_correct, question_of
 from casam_core.protocol.payload import Payload, digest_of
 from casam_core.protocol.wire import deserialise, from_records, serialise, to_records
 
@@ -28,9 +28,12 @@ ALONE, MERGED = "alone", "merged"
 
 
 def trained_once(
-    institution: Institution, request: AlignRequest, train: Callable[[], AlignReply]
+    institution: Institution, request: AlignRequest, train: Callable[[], AlignReply], *, private: bool = False
 ) -> AlignReply:
-    """The answer to `request`: as it was kept, else trained now and kept."""
+    """The answer to `request`: as it was kept, else trained now and kept.
+
+    private: whether `train` adds noise. After a refusal the same request is answered without, for itself.
+    """
     if not institution.site.simulated or request.pooled:
         return train()
     alone = request.layer is None and request.anchor is None and request.importance is None
@@ -38,19 +41,19 @@ def trained_once(
     corrects = may_correct(institution.scenario, request.job, institution.site.policy)
     for told in dict.fromkeys((corrects, True)):  # a layer with its correction is also one without
         with contextlib.suppress(FileNotFoundError):
-            kept = (folder / name_of(institution, request, told)).read_bytes()
+            kept = (folder / name_of(institution, request, told, private)).read_bytes()
             reply = AlignReply.of(from_records(deserialise(kept)))
             return reply if corrects else replace(reply, correction=None)
     payload = train().to_payload()
     data = serialise(to_records(payload))
     if len(data) <= LARGEST:
         make_folder(folder, 0o700)
-        write_atomic(folder / name_of(institution, request, corrects), data)
+        write_atomic(folder / name_of(institution, request, corrects, private), data)
     return AlignReply.of(payload)
 
 
-def name_of(institution: Institution, request: AlignRequest, corrects: bool) -> str:
-    """A file's name: a digest of everything that the answer depends on. Policies without noise share it.
+def name_of(institution: Institution, request: AlignRequest, corrects: bool, private: bool) -> str:
+    """A file's name: a digest of everything that the answer depends on. Layers without noise share it.
 
     corrects: whether the answer tells how far the decoder's estimates are off.
     """
@@ -73,9 +76,8 @@ def name_of(institution: Institution, request: AlignRequest, corrects: bool) -> 
     }
     if site.policy.finder != "yes":  # its absence keeps the names of earlier files
         about["finder"] = site.policy.finder
-    if site.policy.metrics == "noisy":
-        about["compares"] = may_compare(scenario, request.job, site.policy)
-    if site.policy.adapter.noise == "dp":
+    if private:
+        about["private"] = True
         decided |= {"router"}
         clauses = {"adapter", "router", "metrics", "budget"}
         about["policy"] = site.policy.model_dump(mode="json", include=clauses)

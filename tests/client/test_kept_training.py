@@ -12,11 +12,14 @@ import numpy as np
 from casam_core.model.forms import weights_of
 from casam_core.model.forms.finder import PREFIX
 from casam_core.protocol.messages import AlignReply, AlignRequest
+from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job
+from client.evaluation.own_entries import own_entries
 from client.release import permission
 from client.simulation.kept_training import trained_once
 from tests.client.test_institution import institution
 from tests.conftest import tiny_table
+from tests.refused import refused
 from tests.runs import FinishedRun, private
 
 REPLY = AlignReply({"w": np.zeros(2, np.float32)}, images=4)
@@ -60,6 +63,26 @@ def test_another_policy_gets_no_answer_that_it_would_not_give(tmp_path: Path) ->
         "routed": (True, True),
         "noisy": (True, False),
     }
+
+
+def test_what_a_site_learned_for_itself_is_no_private_release(tmp_path: Path) -> None:
+    """It refused, so it learned the task alone and without noise; then its policy allows the same request."""
+    request, layers = AlignRequest(Job("north", 1, "polyp")), {}
+    policy = {"adapter": {"noise": "dp"}, "budget": {"epsilon": 1.0, "delta": 0.01}}
+    for folder, allowed in (("refused", 0), ("refused", 1), ("private", 1)):
+        table = tiny_table()["institutions"]
+        table[0]["policy"] = {**policy, "max_rounds": allowed}
+        privacy = {"steps": 2, "sampling_rate": 1.0}
+        site = institution("north", tmp_path / folder, institutions=table, privacy=privacy)
+        if not allowed:
+            with refused(Outcome.ROUNDS_SPENT):
+                permission.align(site, request)
+            own = own_entries(site)["polyp"].layer
+            continue
+        layers[folder] = permission.align(site, request).layer
+    for name, value in layers["private"].items():
+        np.testing.assert_array_equal(layers["refused"][name], value)
+    assert any(not np.allclose(own[name], value, atol=1e-3) for name, value in layers["private"].items())
 
 
 def test_a_real_institution_keeps_nothing() -> None:
