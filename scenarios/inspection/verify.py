@@ -105,6 +105,19 @@ def _odd(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> int:
     return int((~np.isfinite(array)).sum())
 
 
+def compared(logged: Sequence[Release], arrived: Sequence[Release]) -> tuple[list[Release], list[str]]:
+    """(what a site sent in the server's runs, how that differs from what arrived).
+
+    An empty log of a site is compared with all that arrived.
+    """
+    runs, names = {release.run for release in arrived}, {release.institution for release in logged}
+    # Nodes answer identify queries before the server knows any institution: only the site logs them.
+    left = [release for release in logged if release.run in runs and release.kind != "query.identify"]
+    return left, differences(
+        left, [release for release in arrived if not names or release.institution in names]
+    )
+
+
 def differences(left: Sequence[Release], arrived: Sequence[Release]) -> list[str]:
     """The differences between the logs of both sides, by request; one line each.
 

@@ -13,7 +13,7 @@ from casam_core.config.library import resolve_scenario
 from casam_core.config.toml import explain
 from casam_core.errors import CasamError, PolicyError
 from casam_core.protocol.audit import Line, against_anchor, broken, read_log
-from scenarios.inspection.verify import differences
+from scenarios.inspection.verify import compared
 from scenarios.report.parts import Block, Cell, Notice, Row, Section, Table
 from scenarios.report.words import (
     ENTRY_HEADS,
@@ -99,15 +99,14 @@ def log_blocks(path: Path, server: Path | None) -> list[Block]:
 
 def against(lines: list[Line], server: Path) -> str | None:
     """What differs between an institution's log and the server's; None if nothing does."""
-    arrived = read_arrivals(server)
-    runs, names = {r.run for r in arrived}, {line.release.institution for line in lines}
+    logged = [line.release for line in lines]
+    names = {release.institution for release in logged}
     heads = [head for head in heads_of(server) if head.institution in names]
+    if not logged:
+        return None
     if (fault := against_anchor(lines, heads)) is not None:
         return fault
-    # Nodes answer identify queries before the server knows them: only the institution logs those.
-    mine = [n.release for n in lines if n.release.run in runs and n.release.kind != "query.identify"]
-    found = differences(mine, [release for release in arrived if release.institution in names])
-    return "; ".join(found[:3]) or None
+    return "; ".join(compared(logged, read_arrivals(server))[1][:3]) or None
 
 
 def kinds_table(lines: list[Line]) -> Table:
