@@ -49,10 +49,9 @@ from client.node.approvals import digest_of_text
 from client.node.incidents import node_log
 from client.node.worktime import Stopwatch, note
 from client.release import permission
-from client.release.approval import require_approval
+from client.release.approval import check_not_restored, require_approval
 from client.release.outbox import answer_for, check_once
 from client.release.question import questions_log
-from client.release.restored import check_not_restored
 from client.secagg.member import take_part
 from client.secagg.remembered import sums_log
 from client.simulation.faults import Role, attacked, is_gone, suffer

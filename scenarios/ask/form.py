@@ -11,8 +11,7 @@ from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.errors import CasamError, RunInputError
-from scenarios.ask.answer_text import HEADS, HEADS_OF_COST, cells, costs, notes
-from scenarios.ask.answers import Answer
+from scenarios.ask.answers import HEADS, HEADS_OF_COST, Answer, cells, costs, notes
 from scenarios.ask.own_process import Asking
 from scenarios.report.parts import Block, Cell, Notice, Table
 

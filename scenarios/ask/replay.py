@@ -3,24 +3,28 @@
 Nothing of a policy, of routing or of accounting is written a second time for questions: the stage loop runs
 in this process, with institutions that remember (scenarios/ask/remembering.py). They train, score and decode
 only what the change made new. Therefore an answer without noise has the bits of the full run.
+
+Benchmarks compare with full runs: the same question, and institutions that remember nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
+from casam_core.files import write_atomic
 from casam_core.model.forms import AlignmentLayer
 from casam_core.protocol.messages import EvaluateReply, TaskResult
 from casam_core.protocol.outcomes import Outcome
@@ -29,8 +33,13 @@ from client.client_app import MADE_AS
 from client.data.splits import Part
 from client.data.task_data import StoredExamples, TaskData
 from client.institution import Institution
+from scenarios.ask.asking import Question
 from scenarios.ask.remembering import KnowsScores, SiteMemory
+from scenarios.engines import Engine
 from scenarios.engines.inprocess import InProcessGrid, Settings, run_inprocess
+from scenarios.engines.public.frame_making import with_frame
+from scenarios.engines.public.library_making import with_library
+from scenarios.engines.run import Start
 from server.run.summary_schema import Summary, read_summary
 
 EVALUATE = "evaluate.stage"
@@ -193,3 +202,38 @@ def replay(
         MADE_AS.reset(token)
         for institution in made:
             institution.keep_keys()
+
+
+def begin(scenario: Scenario, folder: Path, data_root: Path | None) -> None:
+    """A finished run, silently, with the files of `casam run`. Raises CasamError."""
+    heard_run(with_library(with_frame(scenario)), folder, data_root)
+    start = Start(Engine.inprocess.value, str(data_root or ""), ledger_dir="", checkpoint="")
+    write_atomic(folder / "order.json", json.dumps(asdict(start)).encode())
+
+
+def released_by(asked: Question, folder: Path, draw: int) -> dict[str, dict[str, float]]:
+    """By institution and task, the IoU that leaves after the last stage of the changed scenario's run.
+
+    Args:
+        folder: of the run; it does not exist yet.
+        draw: of the noise; 0 is the one of `casam run`.
+
+    Raises:
+        CasamError: with which the run ends.
+    """
+
+    class Fresh(Institution):
+        pass
+
+    Fresh.draw = draw
+    token = MADE_AS.set(Fresh)
+    try:
+        found = heard_run(asked.new, folder, asked.data_root)
+    finally:
+        MADE_AS.reset(token)
+    last = len(found.summary.tasks)
+    return {
+        name: {task: result.iou for task, result in results.items()}
+        for name, results in found.results.items()
+        if found.stages[name] == last
+    }

@@ -135,15 +135,10 @@ def compare(
             f"{server}: expected the server's audit.jsonl of a run, found the log of an institution; write "
             "the institution's file first, then the server's"
         )
-    runs = {release.run for release in arrived}
     logged = [line.release for line in read_log(site)]
-    from scenarios.inspection.verify import differences  # with torch: only once there are two logs
+    from scenarios.inspection.verify import compared  # with torch: only once there are two logs
 
-    names = {release.institution for release in logged}
-    # Nodes answer identify queries before the server knows any institution: only the site logs them.
-    left = [release for release in logged if release.run in runs and release.kind != "query.identify"]
-    # An empty log of a site is compared with all that arrived.
-    found = differences(left, [release for release in arrived if not names or release.institution in names])
+    left, found = compared(logged, arrived)
     others = len(logged) - len(left)
     if json_:
         print_json({"equal": not found, "differences": found, "releases": len(left), "not_compared": others})
@@ -174,7 +169,7 @@ def accept(
 
     if head_at(place, "") is None or not file.is_file():
         raise AuditError(f"{file}: expected an audit log and a place SEQUENCE:HEAD, found {place!r}")
-    from client.release.restored import ACCEPTED
+    from client.release.approval import ACCEPTED
 
     lines = audit_log(file).lines()
     name = lines[-1].release.institution if lines else ""

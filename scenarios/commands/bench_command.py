@@ -46,7 +46,7 @@ class CasamEngines:
 
     def begin(self, scenario: Scenario, folder: Path, data_root: Path | None) -> None:
         """A run that questions can be asked about, as `casam run` leaves it."""
-        from scenarios.ask.full_runs import begin
+        from scenarios.ask.replay import begin
 
         begin(scenario, folder, data_root)
 
@@ -61,7 +61,7 @@ class CasamEngines:
     ) -> dict[str, dict[str, float]]:
         """The IoU by institution and task that a full run with these settings releases."""
         from scenarios.ask.asking import question
-        from scenarios.ask.full_runs import released_by
+        from scenarios.ask.replay import released_by
 
         return released_by(question(run, settings), folder, draw)
 

@@ -113,8 +113,8 @@ def ask(
 
     asked = question(folder, set_ or ())
     with screen.status("replaying"):
-        from scenarios.ask.answer_text import answer_lines
         from scenarios.ask.answering import answer
+        from scenarios.ask.answers import answer_lines
 
         found = answer(asked, seconds=seconds, draws=draws)
     if json_:

@@ -11,9 +11,8 @@ import pytest
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, RunInputError, ScenarioError
-from scenarios.ask.answer_text import answer_lines
 from scenarios.ask.answering import answer
-from scenarios.ask.answers import Answer
+from scenarios.ask.answers import Answer, answer_lines
 from scenarios.ask.asking import Question, question
 from scenarios.ask.remembering import memory_of
 from scenarios.ask.replay import Clock, Replayed, heard_run, replay
