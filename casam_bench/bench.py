@@ -119,6 +119,12 @@ def table_of(title: str, columns: Sequence[str], left: int = 1) -> Table:
     return Table(*headers, title=title)
 
 
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def csv_of(kind: type[Row], rows: Iterable[Row]) -> str:
     """Rows of one dataclass, whose fields are words and numbers, as a CSV file."""
     text, made_so = io.StringIO(), fields(kind)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from casam_bench.bench import Figures
+from casam_bench.bench import Figures, markdown
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,15 @@ TARGETS = (
 )
 
 
-def rows(figures: Mapping[str, Figures]) -> Iterator[str]:
+def rows(figures: Mapping[str, Figures]) -> Iterator[tuple[str, ...]]:
     """Lines of the table, also for figures that were not measured."""
-    yield "| benchmark | figure | measured | target | |"
-    yield "| --- | --- | --- | --- | --- |"
     for target in TARGETS:
         value = figures.get(target.benchmark, {}).get(target.figure)
         shown = "not measured" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         status = "" if value is None else {True: "met", False: "**missed**", None: ""}[target.met(value)]
-        cells = (f"`{target.benchmark}`", f"{target.what} (`{target.figure}`)", shown, target.wish, status)
-        yield f"| {' | '.join(cells)} |"
+        yield f"`{target.benchmark}`", f"{target.what} (`{target.figure}`)", shown, target.wish, status
 
 
 if __name__ == "__main__":
-    print("\n".join(rows(json.loads(Path(sys.argv[1]).read_text()))))
+    measured = json.loads(Path(sys.argv[1]).read_text())
+    print(markdown(("benchmark", "figure", "measured", "target", ""), rows(measured)))

@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from casam_bench import models
-from casam_bench.bench import Figures, Surroundings, csv_of
+from casam_bench.bench import Figures, Surroundings, csv_of, markdown
 from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
 from casam_bench.quality.layer_tables import interval
 from casam_core.bank.inference import align
@@ -260,13 +260,13 @@ def tables(rows: Sequence[Row]) -> str:
     for kind in dict.fromkeys(row.kind for row in rows):
         own = [row for row in rows if row.kind == kind]
         tasks, seeds = len({row.task for row in own}), len({row.seed for row in own})
-        lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+        lines = []
         for _, layer, way, some in grouped(own):
             first = 0 if WAYS[way].box else 1
             figures = [f"{100 * mean_of(some, f'iou_{k}'):.1f}" for k in range(first, CLICKS + 1)]
             added, half = interval([row.curve[CLICKS] - row.curve[first] for row in some])
             figures = [*[""] * first, *figures, f"{100 * added:+.1f} ± {100 * half:.1f}"]
             figures += [f"{mean_of(some, 'noc'):.2f}", f"{100 * mean_of(some, 'missed'):.0f} %"]
-            lines.append(f"| {layer} | {way} | {' | '.join(figures)} |")
-        parts.append("\n".join([f"**{kind} tasks: {tasks}, seeds: {seeds}**", "", *lines]))
+            lines.append([layer, way, *figures])
+        parts += [f"**{kind} tasks: {tasks}, seeds: {seeds}**", markdown(heads, lines)]
     return "\n\n".join(parts)

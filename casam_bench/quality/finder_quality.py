@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_bench import models
-from casam_bench.bench import Figures, Surroundings, csv_of
+from casam_bench.bench import Figures, Surroundings, csv_of, markdown
 from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
 from casam_bench.quality.layer_tables import interval
 from casam_bench.timing import clock
@@ -256,14 +256,13 @@ def tables(rows: Sequence[Row]) -> str:
             task: [row for row in own if row.task == task] for task in dict.fromkeys(r.task for r in own)
         }
         seeds = sorted({row.seed for row in own})
-        lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-        lines += [line(task, some, [[row] for row in some]) for task, some in by_task.items()]
+        lines = [line(task, some, [[row] for row in some]) for task, some in by_task.items()]
         lines.append(line("**mean**", own, [[row for row in own if row.seed == seed] for seed in seeds]))
-        parts.append("\n".join([f"**{kind} tasks: {len(by_task)}, seeds: {len(seeds)}**", "", *lines]))
+        parts += [f"**{kind} tasks: {len(by_task)}, seeds: {len(seeds)}**", markdown(heads, lines)]
     return "\n\n".join(parts)
 
 
-def line(name: str, rows: Sequence[Row], draws: Sequence[Sequence[Row]]) -> str:
+def line(name: str, rows: Sequence[Row], draws: Sequence[Sequence[Row]]) -> list[str]:
     """One line of the table. draws: the rows of each seed, for the intervals."""
 
     def known(field: str, some: Sequence[Row]) -> list[float]:
@@ -279,4 +278,4 @@ def line(name: str, rows: Sequence[Row], draws: Sequence[Sequence[Row]]) -> str:
     cells = [spread("ap50", 2), mean("recall", 2), mean("precision", 2), mean("iou_found", 1, 100)]
     cells += [spread("below", 1, 100), mean("seconds", 1), mean("ap50_grid", 2), mean("seconds_grid", 0)]
     cells += [f"{mean('share', 0, 100)} %", f"{mean('silent', 0, 100)} %"]
-    return f"| {name} | {' | '.join(cells)} |"
+    return [name, *cells]

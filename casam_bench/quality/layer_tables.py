@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from casam_bench.bench import Figures
+from casam_bench.bench import Figures, markdown
 from casam_core.model.validation import clearly_above_zero
 
 Cell = Mapping[str, Any]
@@ -193,13 +193,13 @@ def table_of_tasks(rows: Sequence[Row]) -> str:
     had = Counter((row.way, row.seconds) for row in rows)
     ways = {way: max((n, s) for (w, s), n in had.items() if w == way)[1] for way, _ in had}
     last = [row for row in rows if row.seconds == ways[row.way]]
-    lines = [f"| task | frozen SAM | {' | '.join(ways)} |", "| --- " * (len(ways) + 2) + "|"]
+    lines = []
     for task in dict.fromkeys(row.task for row in last):
         mine = [row for row in last if row.task == task]
         means = [np.mean([row.iou for row in mine if row.way == way]) for way in ways]
         frozen = np.mean([row.frozen for row in mine if row.way == mine[0].way])
-        lines.append(f"| {task} | {frozen:.3f} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-    return "\n".join(lines)
+        lines.append([task, *(f"{iou:.3f}" for iou in (frozen, *means))])
+    return markdown(["task", "frozen SAM", *ways], lines)
 
 
 def figures_of(rows: Sequence[Row], default: str, kind: str) -> Figures:

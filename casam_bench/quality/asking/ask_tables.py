@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from casam_bench.bench import Figures
+from casam_bench.bench import Figures, markdown
 
 SAME = 5.1e-5
 """Half of the last digit of a figure that leaves, and the rounding of rows."""
@@ -120,21 +120,19 @@ def figures_of(rows: Sequence[Row]) -> Figures:
 
 def table_of(rows: Sequence[Row]) -> str:
     """Markdown: a line per group, then the seconds, then the questions without figures."""
-    lines = [
-        "| full figures | changes | figures | in 90 % over the noise | in 90 % as printed |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    heads = ("full figures", "changes", "figures", "in 90 % over the noise", "in 90 % as printed")
+    lines = []
     for name, own in groups(rows):
         if own:
             printed = sum(row.inside_printed for row in own) / len(own)
             asked = len({row.question for row in own})
-            lines.append(f"| {name} | {asked} | {len(own)} | {coverage(own):.0%} | {printed:.0%} |")
-    times = seconds_of(rows)
-    lines += ["", "| seconds of an answer | median | largest |", "| --- | --- | --- |"]
+            lines.append([name, str(asked), str(len(own)), f"{coverage(own):.0%}", f"{printed:.0%}"])
+    times, took = seconds_of(rows), []
     for name, at in (("without the start", 0), ("with it", 1), ("of a processor, with it", 2)):
         own_times = [found[at] for found in times.values()]
-        lines.append(f"| {name} | {median(own_times):.1f} | {max(own_times):.1f} |")
-    return "\n".join([*lines, *lines_without(rows)])
+        took.append([name, f"{median(own_times):.1f}", f"{max(own_times):.1f}"])
+    parts = markdown(heads, lines), "", markdown(("seconds of an answer", "median", "largest"), took)
+    return "\n".join([*parts, *lines_without(rows)])
 
 
 def lines_without(rows: Sequence[Row]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import altair as alt
 import vl_convert
 
-from casam_bench.bench import read_csv
+from casam_bench.bench import markdown, read_csv
 from casam_bench.quality.layer_page import DOCS, publish
 from casam_bench.speed.growth.growth_model import Model, Point, models_of
 
@@ -61,12 +61,6 @@ def line_of(model: Model) -> list[str]:
     constants = (f"{model.base:.3g}", f"{model.each:.3g}")
     met = "met" if model.worst <= LIMIT else "**missed**"
     return [WORDS[model.quantity], model.over, *constants, errors, met, f"{model.at(NEXT):,.0f}"]
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def picture(points: Sequence[Point]) -> str:
