@@ -24,7 +24,17 @@ from scenarios.commands.report_commands import card, export, report, studio, wat
 from scenarios.commands.scenario_commands import init, scenarios_app, schema, studies_app
 from scenarios.commands.site_commands import site_app
 from scenarios.commands.study_command import ask, compare, study
-from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
+from scenarios.commands.terminal import (
+    SCENARIO,
+    DataRoot,
+    Json,
+    NewRun,
+    OfKeys,
+    at_ctrl_c,
+    console,
+    print_json,
+    say,
+)
 from scenarios.engines import Engine
 
 EXIT_STATUS = "Exit status of every command: 0 done, 1 a check or a run failed, 2 bad input, 130 stopped."
@@ -111,22 +121,13 @@ def options(
 
 
 def run(
-    scenario: Annotated[
-        str | None, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
-    ] = None,
+    scenario: Annotated[str | None, SCENARIO] = None,
+    data_root: DataRoot = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File of the backbone's weights, for the official SAMs.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set training.epochs=3."),
-    ] = None,
+    out: NewRun = None,
+    set_: OfKeys = None,
     engine: Annotated[
         Engine,
         typer.Option(help="simulation: a real `flwr run`. inprocess: one process, with the same figures."),

@@ -8,25 +8,16 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
+from scenarios.commands.terminal import Json, NewRun, OfKeys, OfScenario, at_ctrl_c, console, print_json, say
 
 deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario on institutions that are separate nodes.")
 bundle_app = typer.Typer(no_args_is_help=True, help="The bundle of code that institutions run.")
 
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set training.epochs=3."),
-]
-
 
 @deploy_app.command()
 def local(
-    scenario: Annotated[
-        str, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
-    ] = None,
+    scenario: OfScenario,
+    out: NewRun = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Base folder of the scenario's data paths; none may leave it.")
     ] = None,
@@ -37,7 +28,7 @@ def local(
             "Default: new homes in the run folder."
         ),
     ] = None,
-    set_: SetOption = None,
+    set_: OfKeys = None,
 ) -> None:
     """Rehearse a deployment on this machine: TLS, registered keys, pinned code, a process per institution.
 
@@ -64,9 +55,7 @@ AuthorityOption = Annotated[Path, typer.Option(help="The operator's ca.crt, whic
 
 @deploy_app.command()
 def run(
-    scenario: Annotated[
-        str, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
-    ],
+    scenario: OfScenario,
     superlink: SuperLinkOption,
     authority: AuthorityOption,
     register: Annotated[
@@ -79,7 +68,7 @@ def run(
         Path | None,
         typer.Option(help="Run folder; the SuperLink's machine writes it. Default: runs/<scenario>-<time>."),
     ] = None,
-    set_: SetOption = None,
+    set_: OfKeys = None,
 ) -> None:
     """Run a scenario on the institutions that are connected to a SuperLink, and wait for its end.
 

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 FULL_UP_TO = 6
 
+OfRuns = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders, or folders of studies and comparisons."),
+]
+
 
 def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders, or folders of studies and comparisons."),
-    ],
+    runs: OfRuns,
     out: Annotated[
         Path | None,
         typer.Option(help="The page. Default: report.html in the folder; for several folders, here."),
@@ -100,10 +102,7 @@ def card(
 
 
 def export(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders, or folders of studies and comparisons."),
-    ],
+    runs: OfRuns,
     to: Annotated[str, typer.Option(help="tensorboard or mlflow.")],
     out: Annotated[Path, typer.Option(help="Folder of the tool's files; later calls can add runs to it.")],
 ) -> None:

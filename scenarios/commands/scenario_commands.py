@@ -18,10 +18,12 @@ import typer
 
 from casam_core.errors import ScenarioError
 from scenarios.commands.data_commands import a_person
-from scenarios.commands.terminal import Json, facts, listing, print_json
+from scenarios.commands.terminal import Json, OfScenario, facts, listing, print_json
 
 scenarios_app = typer.Typer(invoke_without_command=True, help="List the scenarios that come with casam.")
 studies_app = typer.Typer(invoke_without_command=True, help="List the studies that come with casam.")
+
+Again = Annotated[bool, typer.Option("--again", help="Make it again from phantoms, and compare (minutes).")]
 
 
 @scenarios_app.callback()
@@ -62,10 +64,8 @@ def show_scenario(
 
 @scenarios_app.command("frame")
 def show_frame(
-    scenario: Annotated[str, typer.Argument(help="A name that `casam scenarios` lists, or a .toml file.")],
-    again: Annotated[
-        bool, typer.Option("--again", help="Make it again from phantoms, and compare (minutes).")
-    ] = False,
+    scenario: OfScenario,
+    again: Again = False,
 ) -> None:
     """Print the public frame of a scenario's router; a frame that is missing is made (minutes).
 
@@ -82,10 +82,8 @@ def show_frame(
 
 @scenarios_app.command("library")
 def show_library(
-    scenario: Annotated[str, typer.Argument(help="A name that `casam scenarios` lists, or a .toml file.")],
-    again: Annotated[
-        bool, typer.Option("--again", help="Make it again from phantoms, and compare (minutes).")
-    ] = False,
+    scenario: OfScenario,
+    again: Again = False,
 ) -> None:
     """Print the layer library of a scenario's private training; one that is missing is made (minutes).
 

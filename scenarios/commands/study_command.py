@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casam_core.errors import RunError, RunInputError, ScenarioError, StudyError
-from scenarios.commands.terminal import Json, at_ctrl_c, console, print_json, say
+from scenarios.commands.terminal import DataRoot, Json, OfScenario, at_ctrl_c, console, print_json, say
 from scenarios.engines import Engine
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from scenarios.study.cell import Cells
     from scenarios.study.grid import Setting
     from scenarios.study.study import Cell, Plan, Study
+
+OfAllRuns = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key in all runs.")
+]
 
 
 def study(
@@ -39,9 +43,7 @@ def study(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds separated by commas, instead of the study's.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key in all runs.")
-    ] = None,
+    set_: OfAllRuns = None,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="AXIS=LABEL,...", help="Run this part of the study only; may be repeated."),
@@ -125,18 +127,12 @@ def ask(
 
 
 def compare(
-    scenario: Annotated[
-        str, typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
-    ],
+    scenario: OfScenario,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; finished runs in it are kept.")],
     methods: Annotated[str, typer.Option(help="all, or method names separated by commas.")] = "all",
     seeds: Annotated[str, typer.Option(help="Seeds separated by commas.")] = "0",
-    data_root: Annotated[
-        Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key in all runs.")
-    ] = None,
+    data_root: DataRoot = None,
+    set_: OfAllRuns = None,
     engine: Annotated[Engine, typer.Option(help="As for `casam run`.")] = Engine.inprocess,
     tune: Annotated[
         str | None,

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Protocol
 
@@ -25,6 +26,18 @@ def console(*, stderr: bool = False) -> Console:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 """The option of commands that print facts."""
+
+SCENARIO = typer.Argument(help="A name that `casam scenarios` lists, or a path to a .toml file.")
+OfScenario = Annotated[str, SCENARIO]
+DataRoot = Annotated[Path | None, typer.Option(help="Base folder of the scenario's relative data paths.")]
+NewRun = Annotated[
+    Path | None, typer.Option(help="Run folder (new or empty). Default: runs/<scenario>-<time>.")
+]
+OfKeys = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set training.epochs=3."),
+]
+"""Options that several commands have."""
 
 
 def print_json(facts: object) -> None:
