@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from casam_core.config.data_spec import DataSpec, LimitSpec
+from casam_core.config.data_spec import OPTIONS, DataSpec, LimitSpec
 from casam_core.errors import DataError
 from client.data.dataset import Dataset, LoadedSample, Sample, faults_of
 from client.data.labels import number
@@ -125,7 +125,7 @@ def survey(
             found.hashes[pixel_hash(loaded)].append((part_of.get(sample.id, ""), sample.id))
         progress(done, found.images)
     _compare(found)
-    found.faults.extend(doubt_of(spec, found.regions, len(found.instances)))
+    found.faults.extend(doubt_of(found.regions, len(found.instances)))
     return found
 
 
@@ -193,17 +193,20 @@ def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
 
 
 def regions_of(spec: DataSpec, loaded: LoadedSample) -> Iterator[tuple[int, int]]:
-    """(separate regions, instances) of an image with one value, or one for each class."""
+    """(separate regions, instances) of an image with one value, or one for each class; nothing where `labels`
+    or the reader says what a value means."""
+    if "labels" in spec.model_fields_set or spec.reader not in OPTIONS["labels"]:
+        return
     instances = int(loaded.labels_HW.max())
     if instances == 1 or "{class}" in (spec.mask_files or ""):
         yield int(number(loaded.labels_HW, "classes").max()), instances
 
 
-def doubt_of(spec: DataSpec, counted: Sequence[tuple[int, int]], images: int) -> Iterator[str]:
-    """The fault of masks that have one value each but several regions, where nobody said what values mean:
-    their objects may have become one. counted: what `regions_of` said of all images."""
+def doubt_of(counted: Sequence[tuple[int, int]], images: int) -> Iterator[str]:
+    """The fault of masks that have one value each but several regions: their objects may have become one.
+    counted: what `regions_of` said of all images."""
     several = [regions for regions, instances in counted if regions > instances]
-    if several and len(counted) == images and "labels" not in spec.model_fields_set:
+    if several and len(counted) == images:
         yield (
             f"labels: expected one value per object, found one value in every mask and up to "
             f"{max(several)} separate regions in {len(several)} of {images} masks; write "
@@ -256,7 +259,7 @@ def read_everything(
         counted.extend(regions_of(spec, dataset.load(sample)))
         if progress is not None:
             progress(done, len(samples))
-    for fault in doubt_of(spec, counted, len(samples)):
+    for fault in doubt_of(counted, len(samples)):
         raise DataError(fault)
 
 

@@ -92,3 +92,20 @@ def test_masks_of_unclear_meaning_are_refused_until_a_word_says_what_they_hold(t
     with pytest.raises(DataError, match="'nuclei': labels: expected one value per object, found one"):
         preflight(with_data(), tmp_path)
     preflight(with_data(labels="classes"), tmp_path)
+
+
+def test_an_object_in_two_parts_is_not_in_doubt_where_the_file_says_that_it_is_one(tmp_path: Path) -> None:
+    """COCO has an entry for each object; `labels` is no key of its reader."""
+    corners = [[5, 5, 20, 5, 20, 20, 5, 20], [40, 40, 60, 40, 60, 60, 40, 60]]
+    images, annotations = [], []
+    (tmp_path / "nuclei").mkdir()
+    for number in range(6):
+        name = f"{number}.png"
+        Image.fromarray(np.full((64, 64, 3), 20 * number, np.uint8)).save(tmp_path / "nuclei" / name)
+        images.append({"id": number, "file_name": name, "width": 64, "height": 64})
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "segmentation": corners})
+    text = json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "n"}]})
+    (tmp_path / "nuclei" / "annotations.json").write_text(text)
+    data = {"nuclei": {"reader": "coco", "path": "nuclei"}}
+    table = tiny_table(stream=["nuclei"]) | {"institutions": [{"name": "clinic", "data": data}]}
+    preflight(Scenario.model_validate(table), tmp_path)
