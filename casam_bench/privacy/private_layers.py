@@ -18,7 +18,7 @@ import numpy as np
 from casam_bench import models
 from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.frame_quality import real_tasks
-from casam_bench.quality.layer_seconds import REAL_TASKS
+from casam_bench.quality.layer_seconds import real_set
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import BY_FORM, AlignmentSpec, BackboneSpec
 from casam_core.config.policy import Policy
@@ -197,10 +197,7 @@ def tasks_of(around: Surroundings, backbone: Backbone, images: int) -> list[Task
     }
     found = [task for name, spec in phantoms.items() for task in encoded(name, spec, held_out)]
     if around.data_root is not None:
-        real = {
-            name: DataSpec.model_validate({"path": name, "labels": REAL_TASKS.get(name, "instances")})
-            for name in real_tasks(around.data_root)
-        }
+        real = {name: real_set(name) for name in real_tasks(around.data_root)}
         found += [task for name, spec in real.items() for task in encoded(name, spec, shipped)]
     return found
 

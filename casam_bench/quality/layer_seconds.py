@@ -300,7 +300,7 @@ def images_of(around: Surroundings, backbone: Backbone, task: str, seed: int, *,
     """The images of a task for one seed."""
     spec = DataSpec(reader="phantom", phantom=task, images=POOL)
     if task in REAL_TASKS:
-        spec = DataSpec.model_validate({"path": task, "labels": REAL_TASKS[task]})
+        spec = real_set(task)
     dataset = open_dataset(spec, data_root=around.data_root, seed=0, institution="bench")
     order = drawn_of(len(dataset.samples), task, seed)[: TRAIN + VALIDATE + TEST]
     samples = [dataset.samples[i] for i in order]
@@ -311,6 +311,11 @@ def images_of(around: Surroundings, backbone: Backbone, task: str, seed: int, *,
         examples = around.encoded(backbone, dataset, samples)
     ends = TRAIN, TRAIN + VALIDATE
     return Images(examples[: ends[0]], examples[ends[0] : ends[1]], examples[ends[1] :])
+
+
+def real_set(folder: str) -> DataSpec:
+    """A folder in --data-root; of one that is not in REAL_TASKS, masks have one value for each object."""
+    return DataSpec.model_validate({"path": folder, "labels": REAL_TASKS.get(folder, "instances")})
 
 
 def drawn_of(images: int, task: str, seed: int) -> NDArray[np.int64]:

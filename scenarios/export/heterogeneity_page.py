@@ -20,8 +20,7 @@ from casam_bench.quality.layer_page import DOCS, publish
 from casam_core.errors import RunInputError
 from casam_core.files import write_atomic
 from scenarios.export.paper_page import finished
-from scenarios.export.paper_tables import SEEDS, difference, in_points
-from scenarios.study.differences import holm, student
+from scenarios.export.paper_tables import SEEDS, complete, in_points, tested
 from scenarios.study.text import table
 
 MARK = "heterogeneity"
@@ -33,8 +32,7 @@ BASELINE = "fedavg"
 
 def part_of_page(rows: pd.DataFrame) -> str:
     """A table of means and one of differences for each figure, and what personal entries gain."""
-    seeds = rows.groupby(["sites", "strategy"])["seed"].transform("nunique")
-    shown = rows[seeds >= SEEDS]
+    shown = complete(rows, ["sites", "strategy"])
     sites, parts = list(dict.fromkeys(shown["sites"])), []
     for figure, name in FIGURES.items():
         lines = [f"**{name}**, points.", "", *table(["strategy", *sites], means(shown, figure, sites))]
@@ -62,21 +60,18 @@ def means(rows: pd.DataFrame, figure: str, sites: list[str]) -> Iterator[list[st
 
 
 def differences(rows: pd.DataFrame, figure: str, sites: list[str]) -> str:
-    """Every strategy against the baseline, paired by seed; p by Holm over all cells of the table."""
+    """Every strategy against the baseline, paired by seed."""
     base = dict(by_site(rows, BASELINE, sites))
-    others = [strategy for strategy in dict.fromkeys(rows["strategy"]) if strategy != BASELINE]
-    found = {
-        (strategy, kind): student((own[figure] - base[kind][figure]).dropna().to_list())
-        for strategy in others
-        for kind, own in by_site(rows, strategy, sites)
+    pairs = {
+        strategy: [
+            (own[figure] - base[kind][figure]).dropna().to_list()
+            for kind, own in by_site(rows, strategy, sites)
+        ]
+        for strategy in dict.fromkeys(rows["strategy"])
+        if strategy != BASELINE
     }
-    adjusted = dict(zip(found, holm([spread.p for spread in found.values()]), strict=True))
-    cells = [
-        [strategy, *(difference(found[strategy, kind], adjusted[strategy, kind]) for kind in sites)]
-        for strategy in others
-    ]
     lines = [f"Differences to {BASELINE}, paired by seed; p after Holm.", ""]
-    return "\n".join([*lines, *table(["strategy", *sites], cells)]).strip()
+    return "\n".join([*lines, *tested(["strategy", *sites], pairs)]).strip()
 
 
 def main() -> None:

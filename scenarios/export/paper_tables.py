@@ -6,7 +6,7 @@ method is shown in an order with fewer than SEEDS seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -44,9 +44,9 @@ COMPARED = ("last_iou", "avg_iou", "plasticity_iou", "worst_iou", "unseen_iou")
 """Differences of these are tested; Holm's correction is over all methods and these figures of one table."""
 
 
-def complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of methods that have at least SEEDS seeds in an order."""
-    seeds = rows.groupby(["method", "order"], sort=False)["seed"].transform("nunique")
+def complete(rows: pd.DataFrame, axes: Sequence[str] = ("method", "order")) -> pd.DataFrame:
+    """The rows of cells that have at least SEEDS seeds."""
+    seeds = rows.groupby(list(axes), sort=False)["seed"].transform("nunique")
     return rows[seeds >= SEEDS]
 
 
@@ -100,17 +100,25 @@ def in_points(values: Sequence[float], figure: str) -> str:
 
 
 def differences(rows: pd.DataFrame) -> Iterator[str]:
-    """Every method against ours, paired by seed: one table. Significant ones are bold."""
+    """Every method against ours, paired by seed: one table."""
     wide = {f: rows.groupby(["seed", "method"])[f].mean().unstack() for f in COMPARED}
     others = [m for m in dict.fromkeys(rows["method"]) if m != OURS]
-    found = {
-        (m, f): student((wide[f][m] - wide[f][OURS]).dropna().to_list()) for m in others for f in COMPARED
-    }
+    pairs = {m: [(wide[f][m] - wide[f][OURS]).dropna().to_list() for f in COMPARED] for m in others}
+    yield from tested(["method", *(QUALITY[f] for f in COMPARED)], pairs)
+
+
+def tested(head: Sequence[str], pairs: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[str]:
+    """A table of paired differences; Holm's correction is over all its cells, and significant ones are bold.
+
+    pairs: by row and column, the difference of every seed.
+    """
+    found = {(row, i): student(values) for row, cells in pairs.items() for i, values in enumerate(cells)}
     adjusted = dict(zip(found, holm([spread.p for spread in found.values()]), strict=True))
-    yield from table(
-        ["method", *(QUALITY[f] for f in COMPARED)],
-        [[m, *(difference(found[m, f], adjusted[m, f]) for f in COMPARED)] for m in others],
-    )
+    rows = [
+        [row, *(difference(found[row, i], adjusted[row, i]) for i in range(len(cells)))]
+        for row, cells in pairs.items()
+    ]
+    yield from table(head, rows)
 
 
 def difference(spread: Spread, p: float | None) -> str:

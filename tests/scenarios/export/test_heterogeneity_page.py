@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from casam_bench.quality.layer_page import DOCS, filled
 from casam_core.errors import RunInputError
-from scenarios.export.heterogeneity_page import part_of_page
+from scenarios.export.heterogeneity_page import MARK, part_of_page
 from scenarios.export.paper_page import finished
 
 BASE = [0.70, 0.72, 0.74, 0.76, 0.78]
@@ -59,3 +60,8 @@ def test_another_studys_folder_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"status": ["finished"], "method": ["casam"]}).to_csv(tmp_path / "results.csv", index=False)
     with pytest.raises(RunInputError, match="expected the study heterogeneity, found no column sites"):
         finished(tmp_path, "heterogeneity", ["sites"])
+
+
+def test_the_page_has_a_place_for_the_tables() -> None:
+    part = part_of_page(rows_of({"fedavg": BASE, "krum": BASE}))
+    assert part in filled((DOCS / "results.md").read_text(encoding="utf-8"), MARK, part)
