@@ -256,7 +256,7 @@ def gateway(
 
 def node(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The site's node.toml (docs/deployment.md).")],
-    check: Annotated[bool, typer.Option("--check", help="Check the settings; do not start.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the settings and the images; do not start.")] = False,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -273,10 +273,12 @@ def node(
     """
     from client.node.launcher import launch
     from client.node.node_file import check_node, read_node_file
+    from scenarios.inspection.place import check_images, site_at
 
+    ready = read_node_file(file)
+    check_node(ready)
+    check_images(site_at(file))
     if check:
-        ready = read_node_file(file)
-        check_node(ready)
         typer.echo(f"ready: {ready.institution} to {ready.superlink}, bundle {ready.bundle}")
         return
     from scenarios.deploy.monitoring.counting import site_figures
@@ -290,8 +292,7 @@ def node(
 
     contact = Contact()
     if metrics is not None:
-        home = read_node_file(file).home
-        page = metrics_page(lambda: [*contact.families(), *site_figures(home)])
+        page = metrics_page(lambda: [*contact.families(), *site_figures(ready.home)])
         pages = {"/metrics": page, "/health": contact.health}
         in_background(status_server(*address_of(metrics, "--metrics"), pages))
     launch(file, contact.heard)

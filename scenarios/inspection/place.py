@@ -9,8 +9,11 @@ from pathlib import Path
 from casam_core.config.policy import Policy
 from casam_core.config.site_file import SiteFile, read_site_file
 from casam_core.config.toml import read_policy
+from casam_core.errors import DataError
 from client.node.approvals import approvals_in, pending_in
+from client.data.open import open_dataset
 from client.node.node_file import read_node_file
+from scenarios.inspection.survey import require_clear
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,21 @@ class Place:
             state = "withdrawn" if given.withdrawn else "approved"
             about = {"name": given.name, "time": given.time, "by": given.by}
             yield {"state": state, "digest": given.digest} | about
+
+
+def check_images(place: Place) -> None:
+    """Raise DataError, which names the task, if its images are missing or the meaning of its masks is unclear.
+
+    `casam data check --site` reads more; this function is quick enough for every start of a node.
+    """
+    for task, spec in place.site.tasks.items():
+        try:
+            dataset = open_dataset(
+                spec, data_root=place.data_root, seed=spec.seed, institution=place.institution
+            )
+            require_clear(dataset, spec)
+        except DataError as error:
+            raise DataError(f"task {task!r} of the site file: {error}") from error
 
 
 def site_at(node: Path) -> Place:

@@ -192,10 +192,15 @@ def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
     found.inverted += instances == 1 and bool(corners.all()) and bool((labels > 0).mean() > 0.5)
 
 
+def asks_for_labels(spec: DataSpec) -> bool:
+    """Whether neither `labels` nor the reader says what a value of a mask means."""
+    return "labels" not in spec.model_fields_set and spec.reader in OPTIONS["labels"]
+
+
 def regions_of(spec: DataSpec, loaded: LoadedSample) -> Iterator[tuple[int, int]]:
     """(separate regions, instances) of an image with one value, or one for each class; nothing where `labels`
     or the reader says what a value means."""
-    if "labels" in spec.model_fields_set or spec.reader not in OPTIONS["labels"]:
+    if not asks_for_labels(spec):
         return
     instances = int(loaded.labels_HW.max())
     if instances == 1 or "{class}" in (spec.mask_files or ""):
@@ -260,6 +265,18 @@ def read_everything(
         if progress is not None:
             progress(done, len(samples))
     for fault in doubt_of(counted, len(samples)):
+        raise DataError(fault)
+
+
+def require_clear(dataset: Dataset, spec: DataSpec) -> None:
+    """Raise DataError if the dataset's masks are in doubt; read no more images than that takes."""
+    counted: list[tuple[int, int]] = []
+    for sample in dataset.samples if asks_for_labels(spec) else ():
+        regions = list(regions_of(spec, dataset.load(sample)))
+        if not regions:
+            return  # several values in one mask: each is an object
+        counted.extend(regions)
+    for fault in doubt_of(counted, len(counted)):
         raise DataError(fault)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
+from PIL import Image
 
 from casam_core.config.library import library_names, scenario_path
 from casam_core.protocol.fingerprint import ROOT
@@ -34,10 +36,27 @@ def test_provision_then_check(tmp_path: Path, casam: Casam) -> None:
     assert "expected a table [tasks.NAME]" in casam("node", "--check", node).refusal  # the site writes it
     with node.with_name("site.toml").open("a") as site:
         site.write('[tasks.polyp]\npath = "polyp"\n')
+    assert "task 'polyp' of the site file: " in casam("node", "--check", node).refusal  # no such folder
+    write_images(tmp_path / "polyp", squares=2)
+    assert "labels: expected one value per object" in casam("node", "--check", node).refusal
+    assert "labels: expected one value per object" in casam("node", node).refusal, "not only with --check"
+    with node.with_name("site.toml").open("a") as site:
+        site.write('labels = "classes"\n')
     ready = casam("node", "--check", node)
     assert ready.out.startswith("ready: north to localhost:9092, bundle ")
     node.write_text(node.read_text().replace('bundle = "', 'bundle = "sha256:'))
     assert "bundle: string should match pattern" in casam("node", "--check", node).refusal
+
+
+def write_images(folder: Path, squares: int) -> None:
+    """Six images; a mask shows this many squares of one value."""
+    mask = np.zeros((64, 64), np.uint8)
+    for square in range(squares):
+        mask[20 * square : 20 * square + 10, 5:15] = 255
+    for number in range(6):
+        for part, pixels in (("images", np.full((64, 64, 3), 20 * number, np.uint8)), ("masks", mask)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / part / f"{number}.png")
 
 
 def test_the_bundles_hash_is_of_the_files_and_of_nothing_else(tmp_path: Path) -> None:
