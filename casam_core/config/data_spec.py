@@ -153,7 +153,12 @@ class DataSpec(Section):
     @property
     def place(self) -> str:
         """Where the images are, as the table writes it."""
-        return f"phantom/{self.phantom}" if self.path is None else os.path.normpath(Path(self.path))
+        if self.path is None:
+            return f"phantom/{self.phantom}"
+        try:
+            return os.path.normpath(Path(self.path).expanduser())
+        except RuntimeError:  # an unknown home folder, which the reader of the data tells
+            return os.path.normpath(Path(self.path))
 
     @property
     def undescribed(self) -> bool:

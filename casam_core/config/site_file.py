@@ -88,6 +88,19 @@ class SiteFile(Section):
     rules: ApprovalRules = ApprovalRules()
     tasks: dict[Name, TaskDescription] = Field(default_factory=dict, description="By task, its images.")
 
+    @model_validator(mode="after")
+    def _writes_all_places_in_one_way(self) -> SiteFile:
+        # `max_scenarios` counts by place, and only a node knows where its relative paths start.
+        real = {name: spec.place for name, spec in self.tasks.items() if spec.path is not None}
+        absolute = sorted(name for name, place in real.items() if Path(place).is_absolute())
+        relative = sorted(real.keys() - set(absolute))
+        if absolute and relative:
+            raise ValueError(
+                f"tasks: expected only relative paths or only absolute ones, found {absolute[0]} "
+                f"absolute and {relative[0]} relative; max_scenarios cannot tell if both are the same"
+            )
+        return self
+
     def described(self, tasks: Iterable[str]) -> dict[str, TaskDescription]:
         """The descriptions of `tasks`. Raises DataError for a task that this site does not describe."""
         if missing := sorted(set(tasks) - self.tasks.keys()):

@@ -22,10 +22,15 @@ from casam_core.config.section import Section
 from casam_core.config.site_file import read_site_file
 from casam_core.config.toml import explain, read_policy, read_table
 from casam_core.errors import CasamError, DeploymentError
+from casam_core.files import write_atomic
 from casam_core.protocol.register import sign_as
 
 SuperLinkAddress = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}$")]
 BundleHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+OWNER = "institution"
+"""File in a home: the name of the institution that it belongs to."""
 
 
 class NodeFile(Section):
@@ -100,10 +105,23 @@ def check_node(node: NodeFile) -> None:
         raise DeploymentError(f"home: {node.home} cannot be made: {error.strerror}") from error
     if not os.access(node.home, os.R_OK | os.W_OK | os.X_OK):
         raise DeploymentError(f"home: {node.home} belongs to another user; this process cannot write there")
+    check_owner(node)
     for key, value in node:
         # Flower splits the settings of a node at quotes and cannot escape them.
         if isinstance(value, Path) and re.search(r"[\"\\\n]", str(value)):
             raise DeploymentError(f"{key}: expected a path without quotes and backslashes, found {value}")
+
+
+def check_owner(node: NodeFile) -> None:
+    """Write the institution's name into its home. Raise DeploymentError if another one's stands there."""
+    path = node.home / OWNER
+    if not path.exists():
+        write_atomic(path, node.institution.encode())
+    if (owner := path.read_text()) != node.institution:
+        raise DeploymentError(
+            f"home: expected a folder of {node.institution}'s own, found that of {owner} in {node.home}; "
+            "approvals, ledger and audit log belong to one institution, so give each its own"
+        )
 
 
 def check_authority(path: Path) -> None:

@@ -256,7 +256,7 @@ def gateway(
 
 def node(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The site's node.toml (docs/deployment.md).")],
-    check: Annotated[bool, typer.Option("--check", help="Check the settings and the images; do not start.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check settings and images; do not start.")] = False,
     metrics: Annotated[
         str | None,
         typer.Option(

@@ -10,8 +10,8 @@ from casam_core.config.policy import Policy
 from casam_core.config.site_file import SiteFile, read_site_file
 from casam_core.config.toml import read_policy
 from casam_core.errors import DataError
-from client.node.approvals import approvals_in, pending_in
 from client.data.open import open_dataset
+from client.node.approvals import approvals_in, pending_in
 from client.node.node_file import read_node_file
 from scenarios.inspection.survey import require_clear
 
@@ -46,7 +46,7 @@ class Place:
 
 
 def check_images(place: Place) -> None:
-    """Raise DataError, which names the task, if its images are missing or the meaning of its masks is unclear.
+    """Raise DataError, which names the task, if its images are missing or its masks are in doubt.
 
     `casam data check --site` reads more; this function is quick enough for every start of a node.
     """

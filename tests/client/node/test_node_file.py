@@ -107,3 +107,12 @@ def test_an_expired_authority_is_named(site: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(node_file, "datetime", Later)
     with pytest.raises(DeploymentError, match="expired on"):
         check_node(read_node_file(site))
+
+
+def test_a_home_belongs_to_one_institution(site: Path) -> None:
+    """Approvals, ledger and audit log in it would count for both."""
+    check_node(read_node_file(site))
+    check_node(read_node_file(site))  # a second start
+    (site.parent / "home" / "institution").write_text("south")
+    with pytest.raises(DeploymentError, match="home: expected a folder of north's own, found that of south"):
+        check_node(read_node_file(site))

@@ -246,6 +246,17 @@ def test_scenarios_are_counted_by_images_and_not_by_names(place: Path) -> None:
     assert found["other"] == "bad-data", "approved: there is no such folder"
 
 
+def test_places_are_written_in_one_way(place: Path) -> None:
+    """A relative path may name the same folder as an absolute one, and no site file says where it starts."""
+    (place / "site.toml").write_text('[tasks.a]\npath = "polyp"\n[tasks.b]\npath = "/data/polyp"\n')
+    with pytest.raises(
+        DataError, match="only relative paths or only absolute ones, found b absolute and a rel"
+    ):
+        read_site_file(place / "site.toml")
+    (place / "site.toml").write_text('[tasks.a]\npath = "~/polyp"\n[tasks.b]\npath = "/data/polyp"\n')
+    read_site_file(place / "site.toml")
+
+
 def test_an_approval_that_is_withdrawn_while_another_is_given_stays_withdrawn(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
