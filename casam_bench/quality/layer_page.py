@@ -1,4 +1,4 @@
-"""The generated parts of docs/results.md: ways of learning, private layers, and clicks.
+"""Generated parts of docs/results.md and first-signs.md: ways of learning, private layers, and clicks.
 
 In a clone, after `casam bench layer-seconds`, `private-layers` or `clicks` has written its file,
 
@@ -26,10 +26,16 @@ from casam_core.files import write_atomic
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def tables(rows: Sequence[Row]) -> str:
+EVIDENCE = 5
+"""Fewer seeds are a hint, which stands on a page of its own."""
+
+
+def tables(rows: Sequence[Row], *, evidence: bool) -> str:
     """The tables of all kinds of tasks. Ways are compared with the first one of the file.
 
     Budgets of ways with equally many seeds share a table, beside the first way on the same seeds.
+
+    evidence: those with at least EVIDENCE seeds, or those with fewer.
     """
     default, parts = rows[0].way, []
     for kind in dict.fromkeys(row.kind for row in rows):
@@ -37,14 +43,14 @@ def tables(rows: Sequence[Row]) -> str:
         seeds: dict[tuple[str, float], set[int]] = {}
         for row in of_kind:
             seeds.setdefault((row.way, row.seconds), set()).add(row.seed)
-        for n in sorted({len(own) for own in seeds.values()}, reverse=True):
+        counts = {len(own) for own in seeds.values()}
+        for n in sorted({n for n in counts if (n >= EVIDENCE) == evidence}, reverse=True):
             alike = {key for key, own in seeds.items() if len(own) == n}
             beside = {key for key, own in seeds.items() if key[0] == default and len(own) > n}
             shared = set.intersection(*(seeds[key] for key in alike))
             own = [r for r in of_kind if (r.way, r.seconds) in alike | beside and r.seed in shared]
             tasks = len({row.task for row in own})
-            hint = "" if n >= 5 else " (a hint, not evidence)"
-            parts.append(f"**{kind} tasks: {tasks}, seeds: {n}{hint}**")
+            parts.append(f"**{kind} tasks: {tasks}, seeds: {n}**")
             parts += [table_of_ways(own, default), table_of_tasks(own)]
     return "\n\n".join(parts)
 
@@ -133,8 +139,9 @@ def main() -> None:
     rows = read_csv(Row, DOCS / "figures" / "layer-seconds.csv")
     clicked = read_csv(clicks.Row, DOCS / "figures" / "clicks.csv")
     private = Cells(DOCS / "figures" / "private-layers.jsonl")
-    publish("results.md", "layer-seconds", tables(rows), picture(rows))
-    publish("results.md", "private-layers", table_of(private))
+    publish("results.md", "layer-seconds", tables(rows, evidence=True))
+    publish("first-signs.md", "layer-seconds", tables(rows, evidence=False), picture(rows))
+    publish("first-signs.md", "private-layers", table_of(private))
     publish("results.md", "clicks", clicks.tables(clicked), picture_of_clicks(clicked))
 
 

@@ -30,7 +30,7 @@ from scenarios.inspection.survey import read_everything
 from server.aggregation import build_strategy
 
 FEW = 50
-"""Private training images of a task below which another method is recommended (docs/results.md: with 24)."""
+"""Private training images of a task below which another method is advised (docs/first-signs.md: with 24)."""
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,16 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
 
 def test_tables_and_picture_show_every_way() -> None:
     rows: list[Row] = rows_of(CELLS, "phantom")
-    assert "| b | 8 | 3 | 2 | 5 | 0.800 | +10.0 ± 0.0 | +10.0 | +10.0 | 100 % | 0.700 |" in tables(rows)
-    assert "| t | 0.700 | 0.700 | 0.800 |" in tables(rows)
+    page = tables(rows, evidence=False)
+    assert "| b | 8 | 3 | 2 | 5 | 0.800 | +10.0 ± 0.0 | +10.0 | +10.0 | 100 % | 0.700 |" in page
+    assert "| t | 0.700 | 0.700 | 0.800 |" in page
+    assert tables(rows, evidence=True) == ""
     assert picture(rows).startswith("<svg")
 
 
 def test_a_way_with_fewer_seeds_has_a_table_of_its_own() -> None:
-    page = tables(rows_of([*CELLS, cell("c", 1, 0.8, 0.9)], "phantom"))
-    many, few = page.split("**phantom tasks: 1, seeds: 1 (a hint, not evidence)**")
+    page = tables(rows_of([*CELLS, cell("c", 1, 0.8, 0.9)], "phantom"), evidence=False)
+    many, few = page.split("**phantom tasks: 1, seeds: 1**")
     assert "| c |" not in many
     assert "| c | 8 | 3 | 1 | 5 | 0.900 | +30.0 ± nan |" in few
     assert "| a | 8 | 3 | 1 | 5 | 0.600 |" in few  # the default of that seed alone
