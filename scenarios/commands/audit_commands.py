@@ -164,6 +164,8 @@ def accept(
 
     Budget that was spent after the backup is no longer counted: first lower the budget in policy.toml by what
     was spent since then. The site's log names PLACE.
+
+    For example: casam audit accept audit.jsonl 812:4be0 --reason 'disk lost, backup of Monday'
     """
     from casam_core.protocol.audit import AuditError, Release, audit_log, head_at, now
 

@@ -78,7 +78,10 @@ def show(bank: BankFolder, json_: Json = False) -> None:
 
 @bank_app.command()
 def verify(bank: BankFolder, json_: Json = False) -> None:
-    """Check the hash of every file and the content of every entry. Exits with 1 if anything is damaged."""
+    """Check the hash of every file and the content of every entry. Exits with 1 if anything is damaged.
+
+    For example: casam bank verify RUN/bank
+    """
     if not (bank / "manifest.json").exists():
         raise BankError(f"no bank at {bank}: expected a file manifest.json; check the path")
     from scenarios.inspection.verify import verify as faults_by_task
@@ -143,7 +146,10 @@ def remove(
     task: Annotated[str, typer.Argument(help="The task whose entry is removed.")],
     out: NewFolder,
 ) -> None:
-    """Write a new bank without one task's entry. The bytes of all other entries stay the same."""
+    """Write a new bank without one task's entry. The bytes of all other entries stay the same.
+
+    For example: casam bank remove RUN/bank histology --out smaller
+    """
     from casam_core.bank.bank import Bank
     from casam_core.bank.edit import without
 
@@ -179,7 +185,10 @@ def import_official(
         bool, typer.Option("--sampled", help="Sample the router's latent, as the authors' code does.")
     ] = False,
 ) -> None:
-    """Write a bank from the checkpoint files of the CA-SAM authors' code."""
+    """Write a bank from the checkpoint files of the CA-SAM authors' code.
+
+    For example: casam bank import-official official --out bank --order kvasir,covid
+    """
     if not folder.is_dir():
         raise BankError(f"{folder}: expected a folder with adapters_ckpt/ and vaes_ckpt/, found no folder")
     from casam_core.bank.edit import write_bank
@@ -199,7 +208,10 @@ def import_official(
 
 @bank_app.command()
 def export_official(bank: BankFolder, out: NewFolder, backbone: OfBackbone = "vit_b") -> None:
-    """Write checkpoint files for the CA-SAM authors' code (form casam, router vae, attention features)."""
+    """Write checkpoint files for the CA-SAM authors' code (form casam, router vae, attention features).
+
+    For example: casam bank export-official RUN/bank --out official
+    """
     from casam_core.bank.bank import Bank
 
     opened = Bank.open(bank)

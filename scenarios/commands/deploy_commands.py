@@ -97,7 +97,10 @@ def register(
     superlink: SuperLinkOption,
     authority: AuthorityOption,
 ) -> None:
-    """Register the public keys of nodes (KEY.pub), so that these nodes can connect."""
+    """Register the public keys of nodes (KEY.pub), so that these nodes can connect.
+
+    For example: casam deploy register node.key.pub --superlink localhost:8000 --authority ca.crt
+    """
     from scenarios.deploy.operator import register as register_key
     from scenarios.deploy.operator import remote_superlink
 
@@ -113,7 +116,10 @@ def revoke(
     superlink: SuperLinkOption,
     authority: AuthorityOption,
 ) -> None:
-    """Revoke the access of these nodes at once, also while they are connected."""
+    """Revoke the access of these nodes at once, also while they are connected.
+
+    For example: casam deploy revoke 3 --superlink localhost:8000 --authority ca.crt
+    """
     from scenarios.deploy.operator import remote_superlink, unregister
 
     with remote_superlink(superlink, authority) as link:
@@ -124,7 +130,10 @@ def revoke(
 
 @deploy_app.command()
 def nodes(superlink: SuperLinkOption, authority: AuthorityOption, json_: Json = False) -> None:
-    """List every registered node and whether it is connected."""
+    """List every registered node and whether it is connected.
+
+    For example: casam deploy nodes --superlink localhost:8000 --authority ca.crt
+    """
     from scenarios.deploy.operator import list_nodes, remote_superlink
 
     with remote_superlink(superlink, authority) as link:
@@ -187,6 +196,8 @@ def key(
     """Make a key pair on the institution's own machine, so that no private key is transferred.
 
     With --signing it is the key under the institution's name in the register, else the node's.
+
+    For example: casam deploy key --out node.key
     """
     from casam_core.errors import DeploymentError
     from scenarios.deploy.certificates import node_key, signing_pair, write_private, write_public
@@ -244,7 +255,10 @@ def gateway(
         str, typer.Option(metavar="HOST:PORT", help="Address that accepts the nodes' connections.")
     ] = "0.0.0.0:9092",
 ) -> None:
-    """Forward the requests that nodes need to a SuperLink, and refuse all others, such as starting a run."""
+    """Forward the requests that nodes need to a SuperLink, and refuse all others, such as starting a run.
+
+    For example: casam gateway --superlink localhost:8000 --authority ca.crt --certificate s.crt --key s.key
+    """
     from casam_core.errors import DeploymentError
     from scenarios.deploy.gateway import Gateway, serve
 
@@ -270,6 +284,8 @@ def node(
 
     The site chooses the bundle's hash, the policy, the data folder and the key; the server cannot change
     them.
+
+    For example: casam node --check node.toml
     """
     from client.node.launcher import launch
     from client.node.node_file import check_node, read_node_file
@@ -308,7 +324,10 @@ def hash_() -> None:
 
 @bundle_app.command()
 def build(out: Annotated[Path, typer.Option(help="The zip file to write.")]) -> None:
-    """Write this checkout's bundle, so that a site can read it before pinning, and print its hash."""
+    """Write this checkout's bundle, so that a site can read it before pinning, and print its hash.
+
+    For example: casam bundle build --out casam.fab
+    """
     from casam_core.files import write_atomic
     from scenarios.engines.bundle import build_bundle, bundle_hash
 

@@ -199,6 +199,8 @@ def watch(
 
     Draws a table on a terminal and prints plain lines elsewhere. Exit status: 0 the run completed, 1 it
     failed.
+
+    For example: casam watch runs/quickstart
     """
     from scenarios.commands.terminal import console, print_json
     from scenarios.engines.watch import Events, RunView

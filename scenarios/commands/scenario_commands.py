@@ -133,7 +133,10 @@ def studies(context: typer.Context, json_: Json = False) -> None:
 def show_study(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `casam studies` lists.")],
 ) -> None:
-    """Print a study's file, to read it or to write your own from it."""
+    """Print a study's file, to read it or to write your own from it.
+
+    For example: casam studies show privacy-utility > mine.toml
+    """
     from scenarios.study.study import read_study, study_path
 
     path = study_path(name)

@@ -118,7 +118,10 @@ def withdraw(
     node: NodeOption = Path("node.toml"),
     set_: SetOption = None,
 ) -> None:
-    """Take an approval back: from the next request on, the node answers `waiting-for-approval`."""
+    """Take an approval back: from the next request on, the node answers `waiting-for-approval`.
+
+    For example: casam site withdraw mine.toml --node node.toml
+    """
     from client.node.approvals import withdraw as write_withdrawal
     from scenarios.inspection.place import site_at
 

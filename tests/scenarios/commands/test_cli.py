@@ -212,6 +212,14 @@ def test_every_help_explains_the_arguments_of_its_command(casam: Casam) -> None:
         assert " ".join(text.split()[:3]) in shown, f"casam {path} --help"
 
 
+def test_every_command_that_needs_a_word_shows_an_example() -> None:
+    for path, command in commands(typer.main.get_command(app)):
+        asks = any(
+            parameter.required or not parameter.opts[0].startswith("-") for parameter in command.params
+        )
+        assert not asks or f"For example: casam {path}" in " ".join((command.help or "").split()), path
+
+
 def commands(group: typer.core.TyperGroup, path: str = "") -> Iterator[tuple[str, typer.core.TyperCommand]]:
     """Every command below a group, with its words."""
     for name, command in group.commands.items():
