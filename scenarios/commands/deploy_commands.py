@@ -293,6 +293,7 @@ def node(
 
     ready = read_node_file(file)
     check_node(ready)
+    typer.echo(f"{ready.institution}: looking at the images of the site file")
     check_images(site_at(file))
     if check:
         typer.echo(f"ready: {ready.institution} to {ready.superlink}, bundle {ready.bundle}")
