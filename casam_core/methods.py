@@ -7,8 +7,8 @@ in METHODS, and the functions that it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -40,12 +40,35 @@ class Cohort:
 
     task: the stage's task. seen: tasks of earlier stages. held: by institution, the tasks of the whole
     stream for which it has training images. keeps: institutions whose policy allows them to keep samples.
+    streams: of institutions with an order of their own.
     """
 
     task: str
     seen: tuple[str, ...]
     held: Mapping[str, Collection[str]]
     keeps: Collection[str]
+    streams: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def turn(self, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """An institution's (tasks of earlier stages, the task of this stage; none after its last)."""
+        stage, own = len(self.seen), self.streams.get(name)
+        if own is None:
+            return self.seen, (self.task,)
+        return tuple(own[:stage]), tuple(own[stage : stage + 1])
+
+
+def cohort_at(
+    scenario: Scenario, stage: int, held: Mapping[str, Collection[str]], keeps: Collection[str]
+) -> Cohort:
+    """The cohort of a stage, from 1. held: by institution, its tasks with training images."""
+    stream = scenario.stream
+    return Cohort(
+        task=stream[stage - 1],
+        seen=tuple(stream[: stage - 1]),
+        held={name: [task for task in tasks if task in stream] for name, tasks in held.items()},
+        keeps=keeps,
+        streams={site.name: site.stream for site in scenario.institutions if site.stream is not None},
+    )
 
 
 Trainers = Callable[[Cohort], dict[str, tuple[str, ...]]]
@@ -73,23 +96,19 @@ PenaltyBuilder = Callable[[AlignmentLayer, Backbone, Importance | None], Penalty
 
 
 def holders(cohort: Cohort) -> dict[str, tuple[str, ...]]:
-    """The holders of the stage's task, on that task."""
-    return {name: (cohort.task,) for name, tasks in cohort.held.items() if cohort.task in tasks}
+    """The holders of the stage's task, on that task; who has an order of its own, on the task of its turn."""
+    turns = {name: cohort.turn(name)[1] for name in cohort.held}
+    return {name: now for name, now in turns.items() if now and now[0] in cohort.held[name]}
 
 
 def holders_and_keepers(cohort: Cohort) -> dict[str, tuple[str, ...]]:
     """The stage's holders, and institutions that may keep samples, which add their earlier tasks."""
-    return {
-        name: tasks
-        for name, held in cohort.held.items()
-        if (
-            tasks := tuple(
-                task
-                for task in (*cohort.seen, cohort.task)
-                if task in held and (task == cohort.task or name in cohort.keeps)
-            )
-        )
-    }
+    found = {}
+    for name, held in cohort.held.items():
+        seen, now = cohort.turn(name)
+        tasks = (*seen, *now) if name in cohort.keeps else now
+        found[name] = tuple(task for task in tasks if task in held)
+    return {name: tasks for name, tasks in found.items() if tasks}
 
 
 def everybody(cohort: Cohort) -> dict[str, tuple[str, ...]]:
@@ -97,7 +116,11 @@ def everybody(cohort: Cohort) -> dict[str, tuple[str, ...]]:
     return {
         name: tasks
         for name, held in cohort.held.items()
-        if (tasks := tuple(task for task in sorted(held) if task not in cohort.seen or name in cohort.keeps))
+        if (
+            tasks := tuple(
+                task for task in sorted(held) if task not in cohort.turn(name)[0] or name in cohort.keeps
+            )
+        )
     }
 
 
@@ -273,6 +296,17 @@ def method_of(name: str) -> Method:
     if name not in METHODS:
         raise ScenarioError(f"method: expected one of {', '.join(METHODS)}, found {name!r}")
     return METHODS[name]
+
+
+def check_streams(scenario: Scenario) -> None:
+    """Raise ScenarioError for an order of an institution's own with a method that has none."""
+    method = method_of(scenario.method)
+    own = next((site.name for site in scenario.institutions if site.stream is not None), None)
+    if own is not None and (not method.shared or method.pools):
+        raise ScenarioError(
+            f"institution {own!r}, stream: expected a method with one layer that all train, found "
+            f"{scenario.method!r}; an entry per task is the same in every order, so leave `stream` out"
+        )
 
 
 def alignment_of(scenario: Scenario, task: str = "") -> AlignmentSpec:

@@ -112,7 +112,7 @@ def learn_layer(
         ScenarioError: the strategy needs single layers, and an institution shares its layer only in sums.
     """
     scenario = federation.scenario
-    trainers = method_of(scenario.method).trainers(federation.cohort(stage, task, now or stage))
+    trainers = method_of(scenario.method).trainers(federation.cohort(stage, now or stage))
     strategy = build_strategy(scenario.training, len(trainers))
     check_strategy(federation, task, trainers)
     layer, images, told = before, dict[str, int](), dict[str, AlignReply]()
@@ -128,7 +128,7 @@ def learn_layer(
         if gathered.refused or too_few(federation, stage, task, gathered.names):
             break
         replies = gathered.replies
-        images |= images_in(federation, task, gathered)
+        images |= images_in(federation, trainers, gathered)
         told |= {part.names[0]: part.reply for part in gathered.parts if part.reply.control}
         layer = LearnedLayer(
             weights=merge_layers(strategy, number, replies, start),
@@ -194,10 +194,14 @@ def align_requests(
     }
 
 
-def images_in(federation: Federation, task: str, gathered: Gathered[AlignReply]) -> dict[str, int]:
+def images_in(
+    federation: Federation, trainers: Mapping[str, tuple[str, ...]], gathered: Gathered[AlignReply]
+) -> dict[str, int]:
     """By institution, the images it trained on in a round; from the directory for members of a secure sum."""
     return {
-        name: federation.members[name].holdings[task].train if part.summed else part.reply.images
+        name: sum(federation.members[name].holdings[task].train for task in trainers[name])
+        if part.summed
+        else part.reply.images
         for part in gathered.parts
         for name in part.names
     }

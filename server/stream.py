@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from casam_core.config.scenario import Scenario
-from casam_core.methods import alignment_of
+from casam_core.methods import alignment_of, check_streams
 from server.evaluation import StageScores
 from server.federation.counters import Counters
 from server.federation.federation import Federation
@@ -51,6 +51,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
         f"{scenario.name}: {len(scenario.stream)} stages, method {scenario.method}",
         scenario=scenario.digest(),
     )
+    check_streams(scenario)
     for task in scenario.stream:
         alignment_of(scenario, task)  # what does not go together is refused before anybody is asked
     federation = Federation(grid, scenario, folder, register)

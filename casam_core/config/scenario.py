@@ -280,6 +280,12 @@ class InstitutionSpec(Section):
         description="Its unseen tasks resemble tasks of the stream: near, not far, in the tables of unknown "
         "images.",
     )
+    stream: list[Name] | None = Field(
+        None,
+        exclude_if=lambda stream: stream is None,  # earlier scenarios keep their digest
+        description="Its own order of its tasks of the stream: in stage t it learns the t-th one, whatever "
+        "others learn then. For methods with one shared layer; default: the scenario's stream.",
+    )
     policy: Policy = Policy()
     faults: FaultSpec = FaultSpec()
     copies: int = Field(
@@ -373,6 +379,12 @@ class Scenario(Section):
                         f"institution {site.name!r} is unseen, but its task {task!r} stands in the stream; "
                         "give its task another name or set unseen = false"
                     )
+            own = [task for task in self.stream if task in site.data]
+            if site.stream is not None and sorted(site.stream) != sorted(own):
+                raise ValueError(
+                    f"institution {site.name!r}, stream: expected each of its tasks of the stream once "
+                    f"({', '.join(own) or 'none'}), found {', '.join(site.stream) or 'none'}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -444,6 +456,11 @@ class Scenario(Section):
             if site.name == name:
                 return site
         raise KeyError(name)
+
+    def stream_of(self, name: str) -> list[str]:
+        """The order in which the institution called `name` meets the tasks; KeyError if there is none."""
+        own = self.institution(name).stream
+        return self.stream if own is None else own
 
     def holders(self, task: str) -> list[str]:
         """Names of the institutions that hold `task`, in the scenario's order."""

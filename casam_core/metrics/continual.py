@@ -15,7 +15,7 @@ Aggregate(value=None, complete=False)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Cell = float | None
@@ -101,10 +101,27 @@ def forgetting(matrix: ContinualMatrix) -> Aggregate:
     It is negative if later stages helped. The maximum ignores missing cells. A task without earlier cells, or
     without R[T][j], is left out.
     """
+    return _forgotten([row[j] for row in matrix.cells[j:]] for j in range(matrix.stages - 1))
+
+
+def forgetting_at(scores: Sequence[Mapping[str, Cell]], learned: Mapping[str, int]) -> Aggregate:
+    """FF of one institution: the mean over the tasks that it learned before the last stage, in points.
+
+    Args:
+        scores: by stage, by task: the institution's own scores.
+        learned: by task, the number of the stage in which the institution met it, from 1.
+    """
+    since = (scores[stage - 1 :] for task, stage in learned.items())
+    return _forgotten(
+        [row.get(task) for row in rows] for task, rows in zip(learned, since, strict=True) if len(rows) > 1
+    )
+
+
+def _forgotten(columns: Iterable[Sequence[Cell]]) -> Aggregate:
+    """100 x the mean of (best earlier score - last one). columns: by task, the scores since it was met."""
     drops: list[Cell] = []
     complete = True
-    for j in range(matrix.stages - 1):
-        *earlier, final = (row[j] for row in matrix.cells[j:])
+    for *earlier, final in columns:
         known = [cell for cell in earlier if cell is not None]
         complete = complete and len(known) == len(earlier)
         drops.append(100.0 * (max(known) - final) if known and final is not None else None)

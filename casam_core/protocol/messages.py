@@ -303,12 +303,16 @@ def control_forms(sender: Sender) -> tuple[GroupSpec, ...]:
     return layer_forms(sender) if sender.scenario.training.strategy == "scaffold" and plain else ()
 
 
+def tasks_asked(asked: Mapping[str, Scalar], job: Job) -> tuple[str, ...]:
+    """The tasks that a request's settings name, or that of its job: their images make the answer."""
+    return Table(tuple[str, ...]).decode(asked.get("tasks", "[]")) or (job.task,)
+
+
 def trained_images(sender: Sender) -> Range:
     """The number of training images; a pooling method trains on those of all institutions."""
     if method_of(sender.scenario.method).pools:
         return replace(COUNT, least=1)
-    own = Table(tuple[str, ...]).decode(sender.asked.get("tasks", "[]")) or (sender.job.task,)
-    images = sender.images("train", own)
+    images = sender.images("train", tasks_asked(sender.asked, sender.job))
     return Range(images, images, whole=True)
 
 

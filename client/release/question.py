@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import entry_layer
 from casam_core.files import HOSTED, RecordLog
-from casam_core.methods import SHARED, Cohort, method_of
+from casam_core.methods import SHARED, cohort_at, method_of
 from casam_core.model.forms import weights_of
 from casam_core.protocol.limits import AnswerError, GroupSpec, check_group
 from casam_core.protocol.messages import (
@@ -177,12 +177,8 @@ def fault_in_extras(institution: Institution, request: AlignRequest) -> str | No
 def tasks_of(institution: Institution, job: Job) -> tuple[str, ...]:
     """The tasks on which the method lets this institution train in the job's stage."""
     scenario, name = institution.scenario, institution.name
-    cohort = Cohort(
-        task=job.task,
-        seen=tuple(scenario.stream[: job.stage - 1]),
-        held={name: [t for t, n in institution.holdings().items() if t in scenario.stream and n.train > 0]},
-        keeps=[name] if institution.site.policy.keep_samples else [],
-    )
+    held = {name: [task for task, holding in institution.holdings().items() if holding.train > 0]}
+    cohort = cohort_at(scenario, job.stage, held, [name] if institution.site.policy.keep_samples else [])
     return method_of(scenario.method).trainers(cohort).get(name, ())
 
 

@@ -25,8 +25,9 @@ from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key
 from flwr.compat.common.recorddict_compat import fitres_to_recorddict
 
+from casam_core.methods import cohort_at, method_of
 from casam_core.privacy.keystream import masks
-from casam_core.protocol.messages import AlignRequest, CalibrateRequest, RouterRequest
+from casam_core.protocol.messages import AlignRequest, CalibrateRequest, RouterRequest, tasks_asked
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload, digest_of
 from casam_core.protocol.register import read_register, sign_as
@@ -123,7 +124,7 @@ def part(institution: Institution, request: SecureRequest, context: Context) -> 
     named: Named = {}
     images = 0
     if request.step == COLLECT:
-        named, images = share(institution, request, member.question, member.state[Key.MAX_WEIGHT])
+        named, images = share(member)
     answer = member.flower_part(protocol, named, images, context)
     if request.step == SETUP:
         keys = [cast(bytes, answer[key]) for key in (Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2)]
@@ -166,9 +167,7 @@ class Member:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks whose images the answer is made from."""
-        return (
-            self.question.trains_on if isinstance(self.question, AlignRequest) else (self.request.job.task,)
-        )
+        return tasks_asked(self.request.asks.config, self.request.job)
 
     @property
     def numbers(self) -> dict[int, str]:
@@ -283,19 +282,18 @@ def as_flower_sends(protocol: ConfigRecord, institution: Institution, context: C
     return make(content=RecordDict({RECORD_KEY_CONFIGS: protocol}), metadata=about)
 
 
-def share(
-    institution: Institution, request: SecureRequest, question: Question, most_images: float
-) -> tuple[Named, int]:
+def share(member: Member) -> tuple[Named, int]:
     """(arrays for the sum by name, weight in images), checked by the guard and within the sum's range.
 
     Raises RefusalError: out-of-range, not-allowed, or a refusal of the open question.
     """
-    answer = answer_to(institution, question)
+    institution, request, most_images = member.institution, member.request, member.state[Key.MAX_WEIGHT]
+    answer = answer_to(institution, member.question)
     check(request.summed, answer, institution, request.job, request.asks.config)
     role = Role(institution, request.summed, request.job)
     if role.plays:
         answer = attacked(role, answer)
-    images = institution.task(request.job.task).holding.train
+    images = sum(institution.task(task).holding.train for task in member.tasks)
     if images > most_images:
         raise RefusalError(
             Outcome.OUT_OF_RANGE, f"{images} images, but the sum allows {most_images:g} at most"
@@ -313,7 +311,7 @@ def share(
 def check_setup(member: Member, protocol: Protocol) -> None:
     """Before any key is made: may this question be summed, with these members and rules?
 
-    The members are counted on the site's own register and on the holders of the task in the scenario.
+    The members are counted on the site's own register and on those who train in the stage by the scenario.
     """
     institution, request = member.institution, member.request
     check_allowed(institution, member.question)
@@ -323,10 +321,13 @@ def check_setup(member: Member, protocol: Protocol) -> None:
     if list(names) != sorted(set(names)) or institution.name not in names:
         raise RefusalError(Outcome.SUM_BROKEN, "expected the members' names, sorted, with this institution's")
     registered = read_register(institution.site.register).institutions
-    task = request.job.task
-    holders = {site.name for site in institution.scenario.institutions if task in site.data}
-    if strangers := set(names) - holders:
-        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{sorted(strangers)}: not holders of {task}")
+    scenario, stage = institution.scenario, request.job.stage
+    data = {site.name: site.data for site in scenario.institutions}
+    trainers = method_of(scenario.method).trainers(cohort_at(scenario, stage, data, data))
+    if strangers := set(names) - trainers.keys():
+        raise RefusalError(
+            Outcome.SUM_NOT_POSSIBLE, f"{sorted(strangers)}: not trained in stage {stage}"
+        )
     if strangers := set(names) - registered.keys():
         raise RefusalError(Outcome.COHORT_TOO_SMALL, f"{sorted(strangers)}: not in the register")
     check_cohort(len(names), least)

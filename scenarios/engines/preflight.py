@@ -15,7 +15,7 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import simulated_task
 from casam_core.errors import CasamError, DataError
-from casam_core.methods import Cohort, alignment_of, method_of
+from casam_core.methods import alignment_of, check_streams, cohort_at, method_of
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.model.forms import learning_rate_of
@@ -73,6 +73,7 @@ def preflight(
         CasamError: A name is not registered, or there is one fault of weights or data.
         DataError: There are several faults; the message lists all of them.
     """
+    check_streams(scenario)
     for task in scenario.stream:
         learning_rate_of(alignment_of(scenario, task))
     build_router(scenario.router)
@@ -139,11 +140,13 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
     tests = sum(len(split.part(scenario.evaluation.split)) for split in splits.values())
     trained: set[tuple[str, str]] = set()
     steps, exchanges = 0, 2
-    for number, task in enumerate(scenario.stream):
+    held = {site.name: list(site.data) for site in scenario.institutions}
+    keeps = [site.name for site in scenario.institutions if site.policy.keep_samples]
+    for stage, task in enumerate(scenario.stream, 1):
         exchanges += 2  # identify, evaluate
         if not method.learns:
             continue
-        trainers = method.trainers(cohort_of(scenario, number, task))
+        trainers = method.trainers(cohort_at(scenario, stage, held, keeps))
         for name, tasks in trainers.items():
             mine = {key for key in splits if key[1] in tasks and (method.pools or key[0] == name)}
             trained |= mine
@@ -186,13 +189,3 @@ def steps_of(scenario: Scenario, name: str, images: int) -> int:
         return planned_steps(images, scenario.training)
     private = scenario.privacy
     return math.ceil(private.steps * private.sampling_rate * images / scenario.training.batch_images)
-
-
-def cohort_of(scenario: Scenario, learned: int, task: str) -> Cohort:
-    """The institutions that could train `task` after `learned` stages, if all are present."""
-    return Cohort(
-        task=task,
-        seen=tuple(scenario.stream[:learned]),
-        held={site.name: [t for t in site.data if t in scenario.stream] for site in scenario.institutions},
-        keeps=[site.name for site in scenario.institutions if site.policy.keep_samples],
-    )

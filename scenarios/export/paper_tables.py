@@ -94,7 +94,7 @@ def in_points(values: Sequence[float], figure: str) -> str:
     """`71.2 ± 1.3`; a dash for a figure that the method does not have."""
     if not values:
         return "-"
-    scale, spread = 1.0 if figure == "ff_iou" else 100.0, student(values)
+    scale, spread = 1.0 if figure.endswith("ff_iou") else 100.0, student(values)
     half = "" if spread.high is None else f" ± {scale * (spread.high - spread.mean):.1f}"
     return f"{scale * spread.mean:z.1f}{half}"
 

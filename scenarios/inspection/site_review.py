@@ -119,6 +119,7 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
         for task, held in sender.holdings.items()
     ]
     others = [spec.name for spec in scenario.institutions if spec.name != place.institution]
+    own = scenario.institution(place.institution).stream
     return [
         f"Digest {digest}, {state}. The author's own words about it: {plain(scenario.description) or 'none'}",
         f"Method {plain(scenario.method)}; {len(scenario.stream)} tasks in this order: "
@@ -127,6 +128,7 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
         f"{len(others)} other institutions: {', '.join(others[:20])}{', ...' if others[20:] else ''}.",
         *frame_note(scenario),
         *library_note(scenario),
+        *([] if own is None else [f"This site learns them in an order of its own: {', '.join(own)}."]),
         "This site's part, by its own site file:",
         tasks or ["no task"],
     ]

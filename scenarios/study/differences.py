@@ -23,6 +23,7 @@ COMPARED = (
     "worst_iou",
     "unseen_iou",
     "ff_iou",
+    "site_ff_iou",
     "fwt_iou",
     "plasticity_iou",
     "routing_accuracy",

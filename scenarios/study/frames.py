@@ -25,6 +25,7 @@ FIGURES = (
     "worst_iou",
     "unseen_iou",
     "ff_iou",
+    "site_ff_iou",
     "bwt_iou",
     "fwt_iou",
     "plasticity_iou",
@@ -114,6 +115,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
     processor = [seconds for seconds in learning if seconds is not None]
     last, frozen = summary.last_iou, frozen_iou(summary)
     worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
+    forgotten = [points for points in summary.site_ff_iou.values() if points is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
     return {
         "last_iou": last,
@@ -122,6 +124,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
         "worst_iou": min(worst, default=None),
         "unseen_iou": unseen_iou(summary),
         "ff_iou": summary.ff_iou,
+        "site_ff_iou": fmean(forgotten) if forgotten else None,
         "bwt_iou": summary.bwt_iou,
         "fwt_iou": summary.fwt_iou,
         "plasticity_iou": summary.plasticity_iou,

@@ -19,6 +19,7 @@ MEANINGS = {
     "worst_iou": "worst institution",
     "unseen_iou": "unseen tasks",
     "ff_iou": "forgetting",
+    "site_ff_iou": "forgetting of sites",
     "fwt_iou": "forward transfer",
     "plasticity_iou": "plasticity",
     "intransigence_iou": "intransigence",
@@ -81,7 +82,7 @@ def combinations(plan: Plan, done: pd.DataFrame) -> Iterator[list[str]]:
 def means(part: pd.DataFrame) -> list[str]:
     """Mean over seeds of the figures in MEANINGS."""
     return [
-        in_points(part[figure].mean(), 1.0 if figure == "ff_iou" else 100.0)
+        in_points(part[figure].mean(), 1.0 if figure.endswith("ff_iou") else 100.0)
         if part[figure].notna().any()
         else "-"
         for figure in MEANINGS

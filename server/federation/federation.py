@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from flwr.serverapp import Grid
 
 from casam_core.config.scenario import Scenario
-from casam_core.methods import Cohort
+from casam_core.methods import Cohort, cohort_at
 from casam_core.protocol.audit import AuditLog, now
 from casam_core.protocol.messages import EvaluateReply
 from casam_core.protocol.payload import EPSILONS, Job, Payload
@@ -116,28 +116,22 @@ class Federation:
             if task in member.holdings and getattr(member.holdings[task], split) > 0
         ]
 
-    def cohort(self, stage: int, task: str, now: int) -> Cohort:
-        """The institutions that a method can choose from to train `task`.
+    def cohort(self, stage: int, now: int) -> Cohort:
+        """The institutions that a method can choose from to train the task of a stage.
 
         Args:
             stage: the stage of the stream that the task belongs to.
-            task: its name.
             now: the stage in which the training happens. It is later than `stage` if a task is learned
                 again; then only institutions that take part in both stages are asked.
         """
-        stream, members = self.scenario.stream, self.directory.members
+        members = self.directory.members
         present = [name for name in self.present(stage) if members[name].policy.present(now)]
-        return Cohort(
-            task=task,
-            seen=tuple(stream[: stage - 1]),
-            held={
-                name: [
-                    t for t, holding in members[name].holdings.items() if t in stream and holding.train > 0
-                ]
-                for name in present
-            },
-            keeps=[name for name in present if members[name].policy.keep_samples],
-        )
+        held = {
+            name: [task for task, holding in members[name].holdings.items() if holding.train > 0]
+            for name in present
+        }
+        keeps = [name for name in present if members[name].policy.keep_samples]
+        return cohort_at(self.scenario, stage, held, keeps)
 
     def ask(self, requests: Mapping[str, Message], reply: type[R]) -> dict[str, Answer[R]]:
         """Send one request to each of several institutions and wait for their answers, as `deadlines` says.

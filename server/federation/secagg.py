@@ -36,6 +36,7 @@ from flwr.server.workflow.secure_aggregation import secaggplus_workflow as flowe
 from flwr.serverapp import Grid
 
 from casam_core.privacy.keystream import masks
+from casam_core.protocol.messages import tasks_asked
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.secure_sum import (
@@ -100,7 +101,10 @@ def attempt(members: Members) -> Payload | None:
     directory = members.federation.members
     count = len(members.questions)
     least = max(directory[name].policy.minimum_cohort for name in members.questions)
-    images = {name: directory[name].holdings[members.job.task].train for name in members.questions}
+    images = {
+        name: sum(directory[name].holdings[task].train for task in tasks_asked(asks.config, members.job))
+        for name, asks in members.questions.items()
+    }
     workflow = flower.SecAggPlusWorkflow(
         num_shares=1.0,
         # If the sum is smaller than a member's policy requires, the member refuses by itself.

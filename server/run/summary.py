@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from casam_core.config.scenario import Scenario
 from casam_core.methods import method_of
 from casam_core.metrics.continual import (
+    Aggregate,
     ContinualMatrix,
     average,
     backward_transfer,
     forgetting,
+    forgetting_at,
     forward_transfer,
     last,
     plasticity,
@@ -91,12 +93,8 @@ def summarise(
     """
     matrices = {name: matrix_of(scenario.stream, stages, name) for name in MATRICES}
     iou = matrices["iou"]
-    last_iou, avg_iou, ff_iou, bwt_iou = last(iou), average(iou), forgetting(iou), backward_transfer(iou)
     final, traffic = stages[-1].scores, federation.counters.traffic
-    before = {
-        task: of.scores.figure("iou", task) for of, task in zip(stages, scenario.stream[1:], strict=False)
-    }
-    fwt_iou, plasticity_iou = forward_transfer(iou, before, zero_shot.iou), plasticity(iou)
+    aggregates = aggregates_of(scenario, iou, zero_shot, stages)
     held_back = Quarantine(federation.folder.path).held_back()
     return Summary(
         schema=SCHEMA,
@@ -107,25 +105,14 @@ def summarise(
         status="completed",
         evaluated_on=scenario.evaluation.split,
         tasks=list(scenario.stream),
-        holders=holders_of(stages) | {item.task: [] for item in held_back},
+        holders=holders_of(scenario, stages) | {item.task: [] for item in held_back},
         matrix={name: [list(row) for row in matrix.cells] for name, matrix in matrices.items()},
         zero_shot={name: zero_shot.figures[name] for name in MATRICES},
         unseen=unseen_of(unseen_tasks(federation, scenario), zero_shot, stages),
         statistics=final.statistics,
-        last_iou=last_iou.value,
-        avg_iou=avg_iou.value,
-        ff_iou=ff_iou.value,
-        bwt_iou=bwt_iou.value,
-        fwt_iou=fwt_iou.value,
-        plasticity_iou=plasticity_iou.value,
-        complete={
-            "last_iou": last_iou.complete,
-            "avg_iou": avg_iou.complete,
-            "ff_iou": ff_iou.complete,
-            "bwt_iou": bwt_iou.complete,
-            "fwt_iou": fwt_iou.complete,
-            "plasticity_iou": plasticity_iou.complete,
-        },
+        **{name: found.value for name, found in aggregates.items()},
+        site_ff_iou=site_forgetting(scenario, stages),
+        complete={name: found.complete for name, found in aggregates.items()},
         iou_instance=final.figures["iou_instance"],
         worst_institution_iou=final.worst_iou,
         personal=final.personal,
@@ -148,6 +135,44 @@ def summarise(
         environment=environment(federation),
         run={"folder": federation.folder.path.name},
     )
+
+
+def aggregates_of(
+    scenario: Scenario, iou: ContinualMatrix, zero_shot: StageScores, stages: Sequence[Stage]
+) -> dict[str, Aggregate]:
+    """By name of the summary, the figures of the whole matrix.
+
+    Where an institution has an order of its own, no stage is that of one task, so only the end has a figure.
+    """
+    before = {
+        task: of.scores.figure("iou", task) for of, task in zip(stages, scenario.stream[1:], strict=False)
+    }
+    found = {
+        "last_iou": last(iou),
+        "avg_iou": average(iou),
+        "ff_iou": forgetting(iou),
+        "bwt_iou": backward_transfer(iou),
+        "fwt_iou": forward_transfer(iou, before, zero_shot.iou),
+        "plasticity_iou": plasticity(iou),
+    }
+    if any(site.stream is not None for site in scenario.institutions):
+        found |= {name: Aggregate(None, complete=False) for name in found if name != "last_iou"}
+    return found
+
+
+def site_forgetting(scenario: Scenario, stages: Sequence[Stage]) -> dict[str, float | None]:
+    """By institution that told scores: what it forgot since it learned each of its tasks, in points."""
+    found = {}
+    for site in scenario.institutions:
+        scores = [
+            {task: known.iou.mean for task, known in stage.scores.statistics.get(site.name, {}).items()}
+            for stage in stages
+        ]
+        stream = scenario.stream if site.stream is None else site.stream
+        learned = {task: stage for stage, task in enumerate(stream, 1) if task in site.data}
+        if learned and any(scores):
+            found[site.name] = forgetting_at(scores, learned).value
+    return found
 
 
 def unseen_tasks(federation: Federation, scenario: Scenario) -> list[str]:
@@ -210,9 +235,13 @@ def privacy_of(name: str, member: Member, federation: Federation) -> Privacy:
     )
 
 
-def holders_of(stages: Sequence[Stage]) -> dict[str, list[str]]:
+def holders_of(scenario: Scenario, stages: Sequence[Stage]) -> dict[str, list[str]]:
     """By task, the institutions that contributed to its entry at the end."""
-    holders = {stage.task: list(stage.holders) for stage in stages}
+    holders: dict[str, list[str]] = {stage.task: [] for stage in stages}
+    own = {site.name: site.stream for site in scenario.institutions if site.stream is not None}
+    for stage in stages:
+        for name in stage.holders:
+            holders[own[name][stage.number - 1] if name in own else stage.task].append(name)
     for left in (left for stage in stages for left in stage.unlearned):
         holders |= {task: [] for task in left.deleted}
         holders |= {task: list(names) for task, names in left.holders.items()}

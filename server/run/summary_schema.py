@@ -175,6 +175,10 @@ class Summary(Part):
     """Forward transfer: mean over tasks except the first of (score right before learning - frozen score)."""
     plasticity_iou: float | None = None
     """Plasticity: mean over tasks of the score right after learning."""
+    site_ff_iou: dict[str, float | None] = Field(default_factory=dict)
+    """By institution that told scores: `ff_iou` of its own tasks and test images, from the stage on in which
+    it learned each. Where an institution has a `stream` of its own, this is the only figure of forgetting: a
+    stage is not that of one task then, and all aggregates but `last_iou` are null."""
     complete: dict[str, bool]
     """By aggregate: whether every necessary cell of the matrix was measured."""
     iou_instance: ByTask = Field(default_factory=dict)

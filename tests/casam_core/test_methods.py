@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,27 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 )
 def test_who_trains_on_what(name: str, trainers: dict[str, tuple[str, ...]]) -> None:
     assert METHODS[name].trainers(COHORT) == trainers
+
+
+@pytest.mark.parametrize(
+    ("name", "trainers"),
+    [
+        # c has learned all of its own.
+        ("sequential", {"a": ("liver",), "b": ("polyp",)}),
+        ("replay", {"a": ("liver",), "b": ("nuclei", "liver", "polyp")}),
+        ("fedavg", {"a": ("liver",), "b": ("liver", "nuclei", "polyp")}),
+    ],
+)
+def test_who_has_an_order_of_its_own_trains_on_the_task_of_its_turn(
+    name: str, trainers: dict[str, tuple[str, ...]]
+) -> None:
+    everything = ["liver", "nuclei", "polyp"]
+    cohort = replace(
+        COHORT,
+        held={"a": everything, "b": everything, "c": ["nuclei"]},
+        streams={"a": ("polyp", "nuclei", "liver"), "b": ("nuclei", "liver", "polyp"), "c": ("nuclei",)},
+    )
+    assert METHODS[name].trainers(cohort) == trainers
 
 
 @pytest.mark.parametrize(

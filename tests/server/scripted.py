@@ -49,6 +49,7 @@ from casam_core.protocol.messages import (
     folds_of,
     identify_statement,
     purge_statement,
+    tasks_asked,
 )
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
@@ -306,7 +307,7 @@ def part_of_a_sum(
         survivors = [names[number - 1] for number in told["active_nids"]]
         said = about.survivors_statement(keys_digest(site.keys), survivors)
         return SecureReply(request.summed, request.step, packed(ConfigRecord(signed(site, said))))
-    images = site.holds[request.job.task][0]
+    images = sum(site.holds[task][0] for task in tasks_asked(request.asks.config, request.job))
     named = share_of(request.summed, open_answer, images) if request.step == COLLECT else {}
 
     def plaintext(message: Message, _: Context) -> Message:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from scenarios.report.figures import SPLITS, empty_cells, gain, thresholds_of
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.reading import Run, frozen_iou, refusals
@@ -93,6 +95,19 @@ def cards(run: Run) -> list[Card]:
             "After each stage, the mean IoU of the tasks learned so far; this is the mean over all stages.",
         ),
     ]
+    forgotten = {name: lost for name, lost in summary.site_ff_iou.items() if lost is not None}
+    if summary.ff_iou is None and forgotten:  # institutions with orders of their own
+        most = max(forgotten, key=forgotten.__getitem__)
+        found.append(
+            Card(
+                "Forgetting of institutions",
+                f"{signed(fmean(forgotten.values()), 2).lstrip('+')} points",
+                f"most: {most}, {signed(forgotten[most], 2).lstrip('+')} points",
+                "Each institution learned its tasks in its own order. Mean loss of its tasks from their "
+                "best stage since it learned them to the last, in hundredths of IoU, over institutions.",
+                "good" if forgotten[most] < 1 else "bad",
+            )
+        )
     if summary.ff_iou is not None:
         found.append(
             Card(

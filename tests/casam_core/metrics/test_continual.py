@@ -13,6 +13,7 @@ from casam_core.metrics.continual import (
     average,
     backward_transfer,
     forgetting,
+    forgetting_at,
     forward_transfer,
     intransigence,
     last,
@@ -115,6 +116,15 @@ def test_missing_earlier_cell_leaves_the_maximum_to_the_others() -> None:
     assert forgetting(matrix) == about(2.5, complete=False)
     # R[a][a], R[b][b] and the last row are all there.
     assert backward_transfer(matrix) == about(-0.025)
+
+
+def test_an_institution_forgets_from_the_stage_on_in_which_it_learned() -> None:
+    scores = [{"a": 0.9, "b": 0.4}, {"a": 0.7, "b": 0.6}, {"a": 0.8, "b": 0.5}]
+    # b came first: 0.6 - 0.5; a second: 0.7 - 0.8. What a had before it was learned does not count.
+    assert forgetting_at(scores, {"b": 1, "a": 2}) == about(0.0)
+    assert forgetting_at(scores, {"b": 1}) == about(10.0)
+    assert forgetting_at(scores, {"a": 3}) == Aggregate(None, True)  # learned in the last stage
+    assert forgetting_at([{"b": 0.4}, {}, {"b": 0.3}], {"b": 1}) == about(10.0, complete=False)
 
 
 def test_missing_diagonal_cell() -> None:

@@ -76,7 +76,7 @@ def test_a_key_that_the_server_put_in_anothers_place_is_found_out(table: Server)
 
 @pytest.mark.parametrize("members", ["abz", "abcz", "zabc"])
 def test_a_member_that_the_scenario_does_not_name_is_not_one(table: Server, members: str) -> None:
-    with refused(Outcome.SUM_NOT_POSSIBLE, match="not holders of polyp"):
+    with refused(Outcome.SUM_NOT_POSSIBLE, match="not trained in stage 1"):
         table.begin(members).setup(only="a")
 
 
