@@ -1,17 +1,17 @@
-"""A generated part of docs/results.md: strategies where sites differ, from the study heterogeneity.
+"""Generated parts of docs/results.md: sites that differ, and sites that learn in orders of their own.
 
-In a clone, after `casam study heterogeneity --out DIR`,
+In a clone, after `casam study heterogeneity --out DIR` and `casam study own-orders --out OTHER`,
 
-    python -m scenarios.export.heterogeneity_page DIR
+    python -m scenarios.export.heterogeneity_page DIR OTHER
 
-writes docs/figures/heterogeneity.csv (a row per finished run), and from that file alone the tables between
-the page's marks. Without DIR it makes the tables from the CSV again.
+writes docs/figures/heterogeneity.csv and own-orders.csv (a row per finished run), and from these files alone
+the tables between the page's marks. Without a folder it makes the tables from the files again.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -20,12 +20,14 @@ from casam_bench.quality.layer_page import DOCS, publish
 from casam_core.errors import RunInputError
 from casam_core.files import write_atomic
 from scenarios.export.paper_page import finished
-from scenarios.export.paper_tables import SEEDS, complete, in_points, tested
+from scenarios.export.paper_tables import SEEDS, complete, in_points, paired_table
+from scenarios.study.frames import points_in
 from scenarios.study.text import table
+from server.run.summary_schema import read_json
 
-MARK = "heterogeneity"
-CSV = DOCS / "figures" / f"{MARK}.csv"
+MARK, ORDERS = "heterogeneity", "own-orders"
 FIGURES = {"last_iou": "IoU at the end, mean of the sites", "worst_iou": "IoU at the end, worst site"}
+ORDER_FIGURES = {"last_iou": "IoU at the end", "site_ff_iou": "forgotten by institutions"}
 PERSONAL = "personal_gain"
 BASELINE = "fedavg"
 
@@ -71,14 +73,51 @@ def differences(rows: pd.DataFrame, figure: str, sites: list[str]) -> str:
         if strategy != BASELINE
     }
     lines = [f"Differences to {BASELINE}, paired by seed; p after Holm.", ""]
-    return "\n".join([*lines, *tested(["strategy", *sites], pairs)]).strip()
+    return "\n".join([*lines, *paired_table(["strategy", *sites], pairs)]).strip()
+
+
+# --- Orders
+
+
+def orders_part(rows: pd.DataFrame) -> str:
+    """By method: both figures in one order and in orders of their own, and the difference of every seed."""
+    shown = complete(rows, ["orders", "method"])
+    lines, pairs = [], {}
+    for method, own in shown.groupby("method", sort=False):
+        of = {(f, o): by_order(own, o, f) for f in ORDER_FIGURES for o in ("one", "own")}
+        lines.append([str(method), *(in_points(values.to_list(), f) for (f, _), values in of.items())])
+        pairs[str(method)] = [
+            (points_in(f) * (of[f, "own"] - of[f, "one"])).dropna().to_list() for f in ORDER_FIGURES
+        ]
+    head = [f"{name}, {order}" for name in ORDER_FIGURES.values() for order in ("one order", "own orders")]
+    found = [f"{len(shown)} runs, {SEEDS} seeds. Points.", "", *table(["method", *head], lines)]
+    found += ["Own orders against one, paired by seed; p after Holm.", ""]
+    return "\n".join([*found, *paired_table(["method", *ORDER_FIGURES.values()], pairs, scale=1.0)]).strip()
+
+
+def by_order(rows: pd.DataFrame, orders: str, figure: str) -> pd.Series[float]:
+    """A figure of one method, by seed."""
+    return rows[rows["orders"] == orders].set_index("seed")[figure].sort_index()
+
+
+PARTS: dict[str, tuple[list[str], Callable[[pd.DataFrame], str]]] = {
+    MARK: (["sites", "strategy", "seed", *FIGURES, PERSONAL], part_of_page),
+    ORDERS: (["orders", "method", "seed", *ORDER_FIGURES], orders_part),
+}
+"""By study: the columns of its file, and what makes its part of the page."""
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        rows = finished(Path(sys.argv[1]), MARK, ["sites", "strategy", "seed", *FIGURES, PERSONAL])
-        write_atomic(CSV, rows.to_csv(index=False, float_format="%.6g").encode())
-    publish("results.md", MARK, part_of_page(pd.read_csv(CSV)))
+    for folder in map(Path, sys.argv[1:]):
+        study = str(read_json(folder / "study.json")["study"]["name"])
+        if study not in PARTS:
+            raise RunInputError(f"{folder}: expected a study of {', '.join(PARTS)}, found {study}")
+        rows = finished(folder, study, PARTS[study][0])
+        write_atomic(
+            DOCS / "figures" / f"{study}.csv", rows.to_csv(index=False, float_format="%.6g").encode()
+        )
+    for study, (_, part) in PARTS.items():
+        publish("results.md", study, part(pd.read_csv(DOCS / "figures" / f"{study}.csv")))
 
 
 if __name__ == "__main__":

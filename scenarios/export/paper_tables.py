@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from scenarios.study.differences import Spread, holm, student
+from scenarios.study.frames import points_in
 from scenarios.study.text import LEVEL, probability, table
 
 SEEDS = 5
@@ -94,7 +95,7 @@ def in_points(values: Sequence[float], figure: str) -> str:
     """`71.2 ± 1.3`; a dash for a figure that the method does not have."""
     if not values:
         return "-"
-    scale, spread = 1.0 if figure.endswith("ff_iou") else 100.0, student(values)
+    scale, spread = points_in(figure), student(values)
     half = "" if spread.high is None else f" ± {scale * (spread.high - spread.mean):.1f}"
     return f"{scale * spread.mean:z.1f}{half}"
 
@@ -104,28 +105,31 @@ def differences(rows: pd.DataFrame) -> Iterator[str]:
     wide = {f: rows.groupby(["seed", "method"])[f].mean().unstack() for f in COMPARED}
     others = [m for m in dict.fromkeys(rows["method"]) if m != OURS]
     pairs = {m: [(wide[f][m] - wide[f][OURS]).dropna().to_list() for f in COMPARED] for m in others}
-    yield from tested(["method", *(QUALITY[f] for f in COMPARED)], pairs)
+    yield from paired_table(["method", *(QUALITY[f] for f in COMPARED)], pairs)
 
 
-def tested(head: Sequence[str], pairs: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[str]:
+def paired_table(
+    head: Sequence[str], pairs: Mapping[str, Sequence[Sequence[float]]], scale: float = 100.0
+) -> Iterator[str]:
     """A table of paired differences; Holm's correction is over all its cells, and significant ones are bold.
 
-    pairs: by row and column, the difference of every seed.
+    pairs: by row and column, the difference of every seed. scale: what makes points of it.
     """
     found = {(row, i): student(values) for row, cells in pairs.items() for i, values in enumerate(cells)}
     adjusted = dict(zip(found, holm([spread.p for spread in found.values()]), strict=True))
     rows = [
-        [row, *(difference(found[row, i], adjusted[row, i]) for i in range(len(cells)))]
+        [row, *(difference(found[row, i], adjusted[row, i], scale) for i in range(len(cells)))]
         for row, cells in pairs.items()
     ]
     yield from table(head, rows)
 
 
-def difference(spread: Spread, p: float | None) -> str:
+def difference(spread: Spread, p: float | None, scale: float) -> str:
     """`-3.1 ± 0.9 (p 0.012)`."""
     assert spread.high is not None  # at least SEEDS pairs
     assert p is not None
-    text = f"{100 * spread.mean:+.1f} ± {100 * (spread.high - spread.mean):.1f} (p {probability(p)})"
+    half = scale * (spread.high - spread.mean)
+    text = f"{scale * spread.mean:+.1f} ± {half:.1f} (p {probability(p)})"
     return f"**{text}**" if p < LEVEL else text
 
 

@@ -50,6 +50,11 @@ FIGURES = (
 ESTIMATES = ("mean", "sd", "low", "high")
 
 
+def points_in(figure: str) -> float:
+    """Points in one unit of a figure; forgetting is in points already."""
+    return 1.0 if figure.endswith("ff_iou") else 100.0
+
+
 def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame:
     """One row per cell; a cell without a finished run has a reason and no figures."""
     rows = []

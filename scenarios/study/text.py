@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pandas as pd
 
 from scenarios.study.differences import grouped
+from scenarios.study.frames import points_in
 from scenarios.study.study import Comparison, Plan
 
 LEVEL = 0.05
@@ -82,9 +83,7 @@ def combinations(plan: Plan, done: pd.DataFrame) -> Iterator[list[str]]:
 def means(part: pd.DataFrame) -> list[str]:
     """Mean over seeds of the figures in MEANINGS."""
     return [
-        in_points(part[figure].mean(), 1.0 if figure.endswith("ff_iou") else 100.0)
-        if part[figure].notna().any()
-        else "-"
+        in_points(part[figure].mean(), points_in(figure)) if part[figure].notna().any() else "-"
         for figure in MEANINGS
     ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from casam_bench.quality.layer_page import DOCS, filled
 from casam_core.errors import RunInputError
-from scenarios.export.heterogeneity_page import MARK, part_of_page
+from scenarios.export.heterogeneity_page import MARK, ORDERS, orders_part, part_of_page
 from scenarios.export.paper_page import finished
 
 BASE = [0.70, 0.72, 0.74, 0.76, 0.78]
@@ -65,3 +65,24 @@ def test_another_studys_folder_is_refused(tmp_path: Path) -> None:
 def test_the_page_has_a_place_for_the_tables() -> None:
     part = part_of_page(rows_of({"fedavg": BASE, "krum": BASE}))
     assert part in filled((DOCS / "results.md").read_text(encoding="utf-8"), MARK, part)
+
+
+def test_orders_are_compared_by_seed_and_forgetting_is_in_points() -> None:
+    rows = pd.DataFrame(
+        [
+            {
+                "orders": orders,
+                "method": "lwf",
+                "seed": seed,
+                "last_iou": iou + gained,
+                "site_ff_iou": lost + seed,
+            }
+            for orders, up, ff in (("one", 0.0, 5.0), ("own", 0.02, 1.0))
+            for seed, iou in enumerate(BASE)
+        ]
+    )
+    text = orders_part(rows)
+    means, differences = lines_of(text, "lwf")
+    assert means == "| lwf | 74.0 ± 3.9 | 76.0 ± 3.9 | 7.0 ± 2.0 | 3.0 ± 2.0 |"
+    assert differences == "| lwf | **+2.0 ± 0.0 (p < 0.001)** | **-4.0 ± 0.0 (p < 0.001)** |"
+    assert text in filled((DOCS / "results.md").read_text(encoding="utf-8"), ORDERS, text)
