@@ -74,8 +74,8 @@ def test_orders_are_compared_by_seed_and_forgetting_is_in_points() -> None:
                 "orders": orders,
                 "method": "lwf",
                 "seed": seed,
-                "last_iou": iou + gained,
-                "site_ff_iou": lost + seed,
+                "last_iou": iou + up,
+                "site_ff_iou": ff + seed,
             }
             for orders, up, ff in (("one", 0.0, 5.0), ("own", 0.02, 1.0))
             for seed, iou in enumerate(BASE)
