@@ -101,8 +101,12 @@ def evaluate(
 
 
 def tasks_wanted(scenario: Scenario, stage: int, tasks: Collection[str]) -> set[str]:
-    """The tasks of `tasks` whose images are evaluated after `stage` (`evaluation.tasks`)."""
-    partly = scenario.evaluation.tasks == "needed" and 0 < stage < len(scenario.stream)
+    """The tasks of `tasks` whose images are evaluated after `stage` (`evaluation.tasks`).
+
+    All, where an institution has an order of its own: it may have learned any of them.
+    """
+    own = any(site.stream is not None for site in scenario.institutions)
+    partly = scenario.evaluation.tasks == "needed" and 0 < stage < len(scenario.stream) and not own
     return set(scenario.stream[: stage + 1]) if partly else set(tasks)
 
 

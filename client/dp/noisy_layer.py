@@ -33,9 +33,13 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     """
     job, scenario = request.job, institution.scenario
     method, form = method_of(scenario.method), alignment_of(scenario, job.task).form
-    if method.weighs or method.penalty or request.pooled or request.trains_on != (job.task,):
+    if method.weighs or method.penalty or request.pooled:
         raise RefusalError(
             Outcome.NOISE_NOT_POSSIBLE, f"method {scenario.method!r} releases more than a noisy layer"
+        )
+    if request.trains_on != (job.task,):
+        raise RefusalError(
+            Outcome.NOISE_NOT_POSSIBLE, f"the budget of {job.task} does not pay for {request.trains_on}"
         )
     if scenario.training.strategy in LOCAL_STRATEGIES:
         raise RefusalError(

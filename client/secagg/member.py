@@ -325,9 +325,7 @@ def check_setup(member: Member, protocol: Protocol) -> None:
     data = {site.name: site.data for site in scenario.institutions}
     trainers = method_of(scenario.method).trainers(cohort_at(scenario, stage, data, data))
     if strangers := set(names) - trainers.keys():
-        raise RefusalError(
-            Outcome.SUM_NOT_POSSIBLE, f"{sorted(strangers)}: not trained in stage {stage}"
-        )
+        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{sorted(strangers)}: not trained in stage {stage}")
     if strangers := set(names) - registered.keys():
         raise RefusalError(Outcome.COHORT_TOO_SMALL, f"{sorted(strangers)}: not in the register")
     check_cohort(len(names), least)

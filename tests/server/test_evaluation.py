@@ -72,3 +72,10 @@ def test_only_tasks_that_the_aggregates_need_are_wanted_between_the_first_and_th
     assert [tasks_wanted(needed, stage, held) for stage in range(4)] == [
         set(held), {"a", "b"}, {"a", "b", "c"}, set(held),
     ]  # fmt: skip
+
+
+def test_all_tasks_are_wanted_where_an_institution_has_an_order_of_its_own() -> None:
+    data = {task: {"reader": "phantom", "phantom": "polyp"} for task in ("a", "b", "c")}
+    site = {"name": "site", "data": data, "stream": ["c", "a", "b"]}
+    table = tiny_table(stream=[*data], institutions=[site], evaluation={"tasks": "needed"})
+    assert tasks_wanted(Scenario.model_validate(table), 1, data) == set(data)
