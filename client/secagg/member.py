@@ -27,7 +27,7 @@ from flwr.compat.common.recorddict_compat import fitres_to_recorddict
 
 from casam_core.methods import cohort_at, method_of
 from casam_core.privacy.keystream import masks
-from casam_core.protocol.messages import AlignRequest, CalibrateRequest, RouterRequest, tasks_asked
+from casam_core.protocol.messages import AlignRequest, CalibrateRequest, RouterRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload, digest_of
 from casam_core.protocol.register import read_register, sign_as
@@ -167,7 +167,10 @@ class Member:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks whose images the answer is made from."""
-        return tasks_asked(self.request.asks.config, self.request.job)
+        # Of other questions the setting `tasks` is not read, so a server could write anything there.
+        return (
+            self.question.trains_on if isinstance(self.question, AlignRequest) else (self.request.job.task,)
+        )
 
     @property
     def numbers(self) -> dict[int, str]:

@@ -240,8 +240,9 @@ def holders_of(scenario: Scenario, stages: Sequence[Stage]) -> dict[str, list[st
     holders: dict[str, list[str]] = {stage.task: [] for stage in stages}
     own = {site.name: site.stream for site in scenario.institutions if site.stream is not None}
     for stage in stages:
-        for name in stage.holders:
-            holders[own[name][stage.number - 1] if name in own else stage.task].append(name)
+        for name in stage.holders:  # after the last task of its own it may train on kept images
+            for task in own.get(name, scenario.stream)[stage.number - 1 : stage.number]:
+                holders[task].append(name)
     for left in (left for stage in stages for left in stage.unlearned):
         holders |= {task: [] for task in left.deleted}
         holders |= {task: list(names) for task, names in left.holders.items()}

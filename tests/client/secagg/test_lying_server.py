@@ -284,6 +284,18 @@ def test_nor_by_other_tasks_over_the_same_images(table: Server, tmp_path: Path) 
         later.begin("abc", Job("", 2, "histology")).setup(only="a")
 
 
+def test_nor_by_tasks_in_a_question_that_has_none(table: Server, tmp_path: Path) -> None:
+    """Layers are learned on tasks that the question may name; a router is that of the job's task."""
+
+    def elsewhere(_: str, request: SecureRequest) -> SecureRequest:
+        config = {**request.asks.config, "tasks": '["histology"]'}
+        return replace(request, asks=replace(request.asks, config=config))
+
+    table.begin("abcd").whole()
+    with refused(Outcome.OTHER_MEMBERS):
+        again(table, tmp_path, "renamed").begin("abc").setup(elsewhere, only="a")
+
+
 def test_nor_by_the_same_images_in_the_folder_above(table: Server, tmp_path: Path) -> None:
     """polyp is all of a folder, histology the one subfolder in it."""
     images = TaskDescription(path=str(tmp_path / "images"))
