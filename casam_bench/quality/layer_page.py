@@ -1,8 +1,8 @@
-"""Generated parts of docs/results.md and first-signs.md: ways of learning, private layers, and clicks.
+"""Generated parts of docs/results.md and first-signs.md: ways of learning, private layers, clicks, finders.
 
-In a clone, after `casam bench layer-seconds`, `private-layers` or `clicks` has written its file,
+In a clone, after `casam bench layer-seconds`, `private-layers`, `clicks` or `finder` has written its file,
 
-    cp layer-seconds.csv private-layers.jsonl clicks.csv docs/figures/
+    cp layer-seconds.csv private-layers.jsonl clicks.csv finder.csv docs/figures/
     python -m casam_bench.quality.layer_page
 
 writes the tables between the page's marks, and the pictures beside the files.
@@ -19,7 +19,7 @@ import vl_convert
 
 from casam_bench.bench import read_csv
 from casam_bench.privacy.private_layers import Cells, table_of
-from casam_bench.quality import clicks
+from casam_bench.quality import clicks, finder_quality
 from casam_bench.quality.layer_tables import Row, standings, table_of_tasks, table_of_ways
 from casam_core.files import write_atomic
 
@@ -143,6 +143,8 @@ def main() -> None:
     publish("first-signs.md", "layer-seconds", tables(rows, evidence=False), picture(rows))
     publish("first-signs.md", "private-layers", table_of(private))
     publish("results.md", "clicks", clicks.tables(clicked), picture_of_clicks(clicked))
+    finders = read_csv(finder_quality.Row, DOCS / "figures" / "finder.csv")
+    publish("results.md", "finder", finder_quality.tables(finders))
 
 
 if __name__ == "__main__":

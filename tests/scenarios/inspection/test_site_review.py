@@ -55,6 +55,14 @@ def test_what_the_policy_refuses_is_said_to_stay(tmp_path: Path, tiny_scenario: 
     assert "By this site's policy also: layers, test scores." in text
 
 
+def test_an_order_of_its_own_is_told(tmp_path: Path, tiny_scenario: Scenario) -> None:
+    table = tiny_table(method="sequential")
+    table["institutions"][0]["stream"] = ["polyp"]
+    own = Scenario.model_validate(table)
+    assert "in an order of its own: polyp." in as_markdown(page_of(place(tmp_path, own), own))
+    assert "order of its own" not in as_markdown(page_of(place(tmp_path, tiny_scenario), tiny_scenario))
+
+
 def test_changes_since_the_last_approval(tmp_path: Path, tiny_scenario: Scenario) -> None:
     here = place(tmp_path, tiny_scenario)
     approve(tiny_scenario, "north", here.site, tmp_path, "person")
