@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from click.exceptions import ClickException, NoArgsIsHelpError, UsageError
 
 from casam_core.errors import CasamError, ScenarioError
 from scenarios.commands.attack_command import attack
@@ -70,7 +71,16 @@ def main() -> None:
     """
     try:
         with at_ctrl_c(lambda: "stopped"):
-            app()
+            status = app(standalone_mode=False)
+        sys.exit(status)
+    except NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ClickException as error:
+        command = error.ctx.command_path if isinstance(error, UsageError) and error.ctx else "casam"
+        said = error.format_message().rstrip(".")
+        print(f"error: {command}: {said}; see {command} --help", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except CasamError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)

@@ -37,6 +37,9 @@ print(json.dumps(answers))
 
 WRONG = """
 rnu
+run --sett a=1
+run quickstart --workers two
+bank verify
 run nope.toml
 run nope
 run quickstart --set nope=1
@@ -115,7 +118,7 @@ def test_bad_input_ends_with_2_in_one_line_and_imports_nothing_slow(tmp_path: Pa
         WRONG, answers(tmp_path, [line.split() for line in WRONG]), strict=True
     ):
         assert (status, slow) == (2, []), (line, err)
-        assert len(err.strip().splitlines()) == 1 or "Usage" in err or "No such command" in err, (line, err)
+        assert len(err.strip().splitlines()) == 1, (line, err)
         assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
