@@ -15,7 +15,7 @@ from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import simulated_task
 from casam_core.errors import CasamError, DataError
-from casam_core.methods import alignment_of, check_streams, cohort_at, method_of
+from casam_core.methods import Cohort, alignment_of, check_streams, cohort_at, method_of
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.model.forms import learning_rate_of
@@ -140,13 +140,11 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
     tests = sum(len(split.part(scenario.evaluation.split)) for split in splits.values())
     trained: set[tuple[str, str]] = set()
     steps, exchanges = 0, 2
-    held = {site.name: list(site.data) for site in scenario.institutions}
-    keeps = [site.name for site in scenario.institutions if site.policy.keep_samples]
     for stage, task in enumerate(scenario.stream, 1):
         exchanges += 2  # identify, evaluate
         if not method.learns:
             continue
-        trainers = method.trainers(cohort_at(scenario, stage, held, keeps))
+        trainers = method.trainers(cohort_of(scenario, stage))
         for name, tasks in trainers.items():
             mine = {key for key in splits if key[1] in tasks and (method.pools or key[0] == name)}
             trained |= mine
@@ -189,3 +187,10 @@ def steps_of(scenario: Scenario, name: str, images: int) -> int:
         return planned_steps(images, scenario.training)
     private = scenario.privacy
     return math.ceil(private.steps * private.sampling_rate * images / scenario.training.batch_images)
+
+
+def cohort_of(scenario: Scenario, stage: int) -> Cohort:
+    """The institutions that could train in a stage, if all are present."""
+    sites = scenario.institutions
+    keeps = [site.name for site in sites if site.policy.keep_samples]
+    return cohort_at(scenario, stage, {site.name: site.data for site in sites}, keeps)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import fmean
 
 from scenarios.report.figures import SPLITS, empty_cells, gain, thresholds_of
 from scenarios.report.parts import Block, Card, Cards, Notice, Section, Tone
 from scenarios.report.reading import Run, frozen_iou, refusals
 from scenarios.report.words import count, fraction, listed, percent, points, signed, size
-from server.run.summary_schema import Routing
+from server.run.summary_schema import Routing, Summary
 
 
 def headline(run: Run) -> Section:
@@ -74,6 +75,31 @@ def who_learned_what(run: Run) -> str:
     return said
 
 
+def forgetting(summary: Summary) -> Iterator[Card]:
+    """The card of what was forgotten: by tasks, or by institutions with orders of their own."""
+    if summary.ff_iou is not None:
+        yield Card(
+            "Forgetting",
+            f"{signed(summary.ff_iou, 2).lstrip('+')} points",
+            f"backward transfer {points(summary.bwt_iou)} points",
+            "Mean loss of the tasks from their best earlier stage to the last, in hundredths of IoU. 0 "
+            "means no loss. Backward transfer is the mean change since each task was learned.",
+            "good" if summary.ff_iou < 1 else "bad",
+        )
+        return
+    lost = {name: points for name, points in summary.site_ff_iou.items() if points is not None}
+    if lost:
+        most = max(lost, key=lost.__getitem__)
+        yield Card(
+            "Forgetting of institutions",
+            f"{signed(fmean(lost.values()), 2).lstrip('+')} points",
+            f"most: {most}, {signed(lost[most], 2).lstrip('+')} points",
+            "Each institution learned its tasks in its own order. Mean loss of its tasks from their best "
+            "stage since it learned them to the last, in hundredths of IoU, over institutions.",
+            "good" if lost[most] < 1 else "bad",
+        )
+
+
 def cards(run: Run) -> list[Card]:
     """Headline figures, without those that do not apply to this run."""
     summary, routes = run.summary, run.summary.routing
@@ -95,30 +121,7 @@ def cards(run: Run) -> list[Card]:
             "After each stage, the mean IoU of the tasks learned so far; this is the mean over all stages.",
         ),
     ]
-    forgotten = {name: lost for name, lost in summary.site_ff_iou.items() if lost is not None}
-    if summary.ff_iou is None and forgotten:  # institutions with orders of their own
-        most = max(forgotten, key=forgotten.__getitem__)
-        found.append(
-            Card(
-                "Forgetting of institutions",
-                f"{signed(fmean(forgotten.values()), 2).lstrip('+')} points",
-                f"most: {most}, {signed(forgotten[most], 2).lstrip('+')} points",
-                "Each institution learned its tasks in its own order. Mean loss of its tasks from their "
-                "best stage since it learned them to the last, in hundredths of IoU, over institutions.",
-                "good" if forgotten[most] < 1 else "bad",
-            )
-        )
-    if summary.ff_iou is not None:
-        found.append(
-            Card(
-                "Forgetting",
-                f"{signed(summary.ff_iou, 2).lstrip('+')} points",
-                f"backward transfer {points(summary.bwt_iou)} points",
-                "Mean loss of the tasks from their best earlier stage to the last, in hundredths of IoU. 0 "
-                "means no loss. Backward transfer is the mean change since each task was learned.",
-                "good" if summary.ff_iou < 1 else "bad",
-            )
-        )
+    found.extend(forgetting(summary))
     if summary.plasticity_iou is not None:
         found.append(
             Card(
