@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.exceptions import ClickException, NoArgsIsHelpError, UsageError
+from click.exceptions import Abort, ClickException, NoArgsIsHelpError, UsageError
 
 from casam_core.errors import CasamError, ScenarioError
 from scenarios.commands.attack_command import attack
@@ -76,6 +76,9 @@ def main() -> None:
     except NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except Abort:  # the input ended where a question was asked
+        print("error: a question had no answer; nothing was done", file=sys.stderr)
+        sys.exit(FAILED)
     except ClickException as error:
         command = error.ctx.command_path if isinstance(error, UsageError) and error.ctx else "casam"
         said = error.format_message().rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import tomllib
@@ -130,6 +131,16 @@ def test_questions_on_a_terminal_lead_to_the_same_scenario(
     assert next(answers, "none left") == "none left"
     assert casam("init", "flags.toml", *SITES, "--name", "asked", "--description", "about it").status == 0
     assert (tmp_path / "asked.toml").read_text() == (tmp_path / "flags.toml").read_text()
+
+
+def test_a_question_without_an_answer_ends_in_one_line(
+    tmp_path: Path, casam: Casam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    ended = casam("init", "asked.toml")
+    assert (ended.status, ended.err) == (1, "error: a question had no answer; nothing was done\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_policy_file_names_every_key() -> None:
