@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casam_core.errors import DeploymentError
-from client.node.node_file import NodeFile, check_node, node_settings, read_node_file
+from client.node.node_file import NodeFile, check_node, claim_home, node_settings, read_node_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,6 +49,7 @@ def launch(path: Path, heard: Callable[[], None] = lambda: None) -> None:
     """
     node = read_node_file(path)
     check_node(node)
+    claim_home(node)
     check_flower(importlib.metadata.version("flwr"))
     os.environ.update(environment_of(node))
     os.umask(0o077)

@@ -112,12 +112,16 @@ def check_node(node: NodeFile) -> None:
             raise DeploymentError(f"{key}: expected a path without quotes and backslashes, found {value}")
 
 
+def claim_home(node: NodeFile) -> None:
+    """Write the institution's name into a home without one. No check does: another user may run it."""
+    if not (node.home / OWNER).exists():
+        write_atomic(node.home / OWNER, node.institution.encode())
+
+
 def check_owner(node: NodeFile) -> None:
-    """Write the institution's name into its home. Raise DeploymentError if another one's stands there."""
+    """Raise DeploymentError if another institution's name stands in the home."""
     path = node.home / OWNER
-    if not path.exists():
-        write_atomic(path, node.institution.encode())
-    if (owner := path.read_text()) != node.institution:
+    if path.exists() and (owner := path.read_text()) != node.institution:
         raise DeploymentError(
             f"home: expected a folder of {node.institution}'s own, found that of {owner} in {node.home}; "
             "approvals, ledger and audit log belong to one institution, so give each its own"

@@ -194,6 +194,7 @@ def test_a_node_is_healthy_when_the_server_knows_it(tmp_path: Path, server: Serv
             assert wait_for(healthy), node.log.read_text()
             metrics = httpx.get(f"http://{address}/metrics", trust_env=False).text
             assert "casam_site_connected 1.0\n" in metrics
+            assert (known.folder / "institution").read_text() == "north", "its home is its own from now on"
         else:
             log = node.log
             assert wait_for(lambda ask=healthy, log=log: ask() or "VERIFY_FAILED" in log.read_text())

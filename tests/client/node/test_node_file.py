@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from casam_core.errors import CasamError, DeploymentError
 from casam_core.protocol.register import Keys, Register, new_signing_key, public_hex
 from client.node import node_file
-from client.node.node_file import check_node, read_node_file
+from client.node.node_file import check_node, claim_home, read_node_file
 from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
 
 SITES = ("north", "south")
@@ -111,8 +111,13 @@ def test_an_expired_authority_is_named(site: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_home_belongs_to_one_institution(site: Path) -> None:
     """Approvals, ledger and audit log in it would count for both."""
-    check_node(read_node_file(site))
-    check_node(read_node_file(site))  # a second start
-    (site.parent / "home" / "institution").write_text("south")
+    node, owner = read_node_file(site), site.parent / "home" / "institution"
+    check_node(node)
+    assert not owner.exists(), "a check writes nothing that a node reads"
+    claim_home(node)
+    check_node(node)  # a second start
+    claim_home(node)
+    assert owner.read_text() == "north"
+    owner.write_text("south")
     with pytest.raises(DeploymentError, match="home: expected a folder of north's own, found that of south"):
         check_node(read_node_file(site))
