@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from casam_bench.quality.layer_page import DOCS, publish
+from casam_bench.quality.layer_page import DOCS, EVIDENCE, publish
 from casam_core.errors import RunInputError
 from casam_core.files import write_atomic
 from scenarios.export.paper_page import finished
-from scenarios.export.paper_tables import SEEDS, complete, in_points, paired_table
+from scenarios.export.paper_tables import complete, in_points, paired_table
 from scenarios.study.frames import points_in
 from scenarios.study.text import table
 from server.run.summary_schema import read_json
@@ -42,7 +42,7 @@ def part_of_page(rows: pd.DataFrame) -> str:
     gains = [in_points(list(own[PERSONAL].dropna()), PERSONAL) for _, own in by_site(shown, BASELINE, sites)]
     lines = ["**A layer of each site's own on top of the mean layer**, points gained.", ""]
     parts.append("\n".join([*lines, *table(["strategy", *sites], [[BASELINE, *gains]])]).strip())
-    return "\n\n".join([f"{len(shown)} runs, {SEEDS} seeds.", *parts])
+    return "\n\n".join([f"{len(shown)} runs, {EVIDENCE} seeds.", *parts])
 
 
 def by_site(rows: pd.DataFrame, strategy: str, sites: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -90,7 +90,7 @@ def orders_part(rows: pd.DataFrame) -> str:
             (points_in(f) * (of[f, "own"] - of[f, "one"])).dropna().to_list() for f in ORDER_FIGURES
         ]
     head = [f"{name}, {order}" for name in ORDER_FIGURES.values() for order in ("one order", "own orders")]
-    found = [f"{len(shown)} runs, {SEEDS} seeds. Points.", "", *table(["method", *head], lines)]
+    found = [f"{len(shown)} runs, {EVIDENCE} seeds. Points.", "", *table(["method", *head], lines)]
     found += ["Own orders against one, paired by seed; p after Holm.", ""]
     return "\n".join([*found, *paired_table(["method", *ORDER_FIGURES.values()], pairs, scale=1.0)]).strip()
 

@@ -1,7 +1,7 @@
 """The tables of the study paper-tables as Markdown, from its rows (scenarios/export/paper_page.py).
 
 A cell is a mean over seeds with half of its 95 % interval (Student's); a difference is paired by seed. No
-method is shown in an order with fewer than SEEDS seeds.
+method is shown in an order with fewer seeds than are EVIDENCE.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from casam_bench.quality.layer_page import EVIDENCE
 from scenarios.study.differences import Spread, holm, student
 from scenarios.study.frames import points_in
 from scenarios.study.text import LEVEL, probability, table
 
-SEEDS = 5
 OURS = "casam"
 QUALITY = {
     "last_iou": "Last",
@@ -46,9 +46,9 @@ COMPARED = ("last_iou", "avg_iou", "plasticity_iou", "worst_iou", "unseen_iou")
 
 
 def complete(rows: pd.DataFrame, axes: Sequence[str] = ("method", "order")) -> pd.DataFrame:
-    """The rows of cells that have at least SEEDS seeds."""
+    """The rows of cells that have at least EVIDENCE seeds."""
     seeds = rows.groupby(list(axes), sort=False)["seed"].transform("nunique")
-    return rows[seeds >= SEEDS]
+    return rows[seeds >= EVIDENCE]
 
 
 def part_of_page(rows: pd.DataFrame) -> str:
@@ -126,7 +126,7 @@ def paired_table(
 
 def difference(spread: Spread, p: float | None, scale: float) -> str:
     """`-3.1 ± 0.9 (p 0.012)`."""
-    assert spread.high is not None  # at least SEEDS pairs
+    assert spread.high is not None  # at least EVIDENCE pairs
     assert p is not None
     half = scale * (spread.high - spread.mean)
     text = f"{scale * spread.mean:+.1f} ± {half:.1f} (p {probability(p)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from casam_bench.bench import csv_of, read_csv
-from casam_bench.quality.layer_page import filled, of_shared_places, picture, tables
+from casam_bench.quality.layer_page import DOCS, EVIDENCE, filled, of_shared_places, picture, tables
 from casam_bench.quality.layer_tables import (
     Row,
     figures_of,
@@ -68,6 +69,14 @@ def test_tables_and_picture_show_every_way() -> None:
     assert "| t | 0.700 | 0.700 | 0.800 |" in page
     assert tables(rows, evidence=True) == ""
     assert picture(rows).startswith("<svg")
+
+
+def test_every_generated_table_of_the_results_has_the_seeds_that_make_it_evidence() -> None:
+    """ "seeds: 5", "50 runs, 5 seeds"."""
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    told = [int(a or b) for a, b in re.findall(r"seeds: (\d+)\*|runs, (\d+) seeds", page)]
+    assert len(told) > 8
+    assert min(told) >= EVIDENCE
 
 
 def test_a_way_with_fewer_seeds_has_a_table_of_its_own() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from casam_bench.quality.layer_page import DOCS
+from casam_bench.quality.layer_page import DOCS, EVIDENCE
 from casam_core.errors import RunInputError
 from scenarios.export.paper_page import CSV, MARK, picture, tidy
 from scenarios.export.paper_tables import (
@@ -16,7 +16,6 @@ from scenarios.export.paper_tables import (
     COSTS,
     QUALITY,
     ROUTING,
-    SEEDS,
     complete,
     of_runs,
     part_of_page,
@@ -77,7 +76,7 @@ def test_the_page_shows_what_its_csv_file_says() -> None:
     found = re.search(f"(?<=<!-- {MARK} -->\n).*?(?=\n<!-- end of {MARK} -->)", page, re.DOTALL)
     assert found is not None
     assert found.group() == part_of_page(rows)
-    assert complete(rows).groupby(["method", "order"])["seed"].nunique().min() >= SEEDS
+    assert complete(rows).groupby(["method", "order"])["seed"].nunique().min() >= EVIDENCE
     assert CSV.with_suffix(".svg").read_text(encoding="utf-8") == picture(rows)
 
 
