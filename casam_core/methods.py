@@ -67,7 +67,7 @@ def cohort_at(
         seen=tuple(stream[: stage - 1]),
         held={name: [task for task in tasks if task in stream] for name, tasks in held.items()},
         keeps=keeps,
-        streams={site.name: site.stream for site in scenario.institutions if site.stream is not None},
+        streams=scenario.own_streams,
     )
 
 
@@ -113,15 +113,11 @@ def holders_and_keepers(cohort: Cohort) -> dict[str, tuple[str, ...]]:
 
 def everybody(cohort: Cohort) -> dict[str, tuple[str, ...]]:
     """All institutions, on all their tasks of the stream for which they (still) have images."""
-    return {
-        name: tasks
-        for name, held in cohort.held.items()
-        if (
-            tasks := tuple(
-                task for task in sorted(held) if task not in cohort.turn(name)[0] or name in cohort.keeps
-            )
-        )
-    }
+    found = {}
+    for name, held in cohort.held.items():
+        gone = () if name in cohort.keeps else cohort.turn(name)[0]
+        found[name] = tuple(task for task in sorted(held) if task not in gone)
+    return {name: tasks for name, tasks in found.items() if tasks}
 
 
 def one_for_all(cohort: Cohort) -> dict[str, tuple[str, ...]]:
@@ -301,10 +297,9 @@ def method_of(name: str) -> Method:
 def check_streams(scenario: Scenario) -> None:
     """Raise ScenarioError for an order of an institution's own with a method that has none."""
     method = method_of(scenario.method)
-    own = next((site.name for site in scenario.institutions if site.stream is not None), None)
-    if own is not None and (not method.shared or method.pools):
+    for name in scenario.own_streams if method.pools or not method.shared else ():
         raise ScenarioError(
-            f"institution {own!r}, stream: expected a method with one layer that all train, found "
+            f"institution {name!r}, stream: expected a method with one layer that all train, found "
             f"{scenario.method!r}; an entry per task is the same in every order, so leave `stream` out"
         )
 

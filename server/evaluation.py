@@ -105,9 +105,8 @@ def tasks_wanted(scenario: Scenario, stage: int, tasks: Collection[str]) -> set[
 
     All, where an institution has an order of its own: it may have learned any of them.
     """
-    own = any(site.stream is not None for site in scenario.institutions)
-    partly = scenario.evaluation.tasks == "needed" and 0 < stage < len(scenario.stream) and not own
-    return set(scenario.stream[: stage + 1]) if partly else set(tasks)
+    partly = scenario.evaluation.tasks == "needed" and 0 < stage < len(scenario.stream)
+    return set(scenario.stream[: stage + 1]) if partly and not scenario.own_streams else set(tasks)
 
 
 def request_for(

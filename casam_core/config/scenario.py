@@ -457,10 +457,10 @@ class Scenario(Section):
                 return site
         raise KeyError(name)
 
-    def stream_of(self, name: str) -> list[str]:
-        """The order in which the institution called `name` meets the tasks; KeyError if there is none."""
-        own = self.institution(name).stream
-        return self.stream if own is None else own
+    @property
+    def own_streams(self) -> dict[str, list[str]]:
+        """By institution with an order of its own, that order."""
+        return {site.name: site.stream for site in self.institutions if site.stream is not None}
 
     def holders(self, task: str) -> list[str]:
         """Names of the institutions that hold `task`, in the scenario's order."""

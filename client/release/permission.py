@@ -92,7 +92,8 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
 def check_samples(institution: Institution, request: AlignRequest) -> None:
     """Raise RefusalError if the request needs images of an earlier stage and the policy keeps none."""
     seen = request.job.stage if request.again else request.job.stage - 1
-    past = set(institution.scenario.stream_of(institution.name)[:seen]) & set(request.trains_on)
+    scenario = institution.scenario
+    past = set(scenario.own_streams.get(institution.name, scenario.stream)[:seen]) & set(request.trains_on)
     if past and not institution.site.policy.keep_samples and not request.pooled:
         raise RefusalError(
             Outcome.SAMPLES_NOT_KEPT,

@@ -155,20 +155,20 @@ def aggregates_of(
         "fwt_iou": forward_transfer(iou, before, zero_shot.iou),
         "plasticity_iou": plasticity(iou),
     }
-    if any(site.stream is not None for site in scenario.institutions):
+    if scenario.own_streams:
         found |= {name: Aggregate(None, complete=False) for name in found if name != "last_iou"}
     return found
 
 
 def site_forgetting(scenario: Scenario, stages: Sequence[Stage]) -> dict[str, float | None]:
     """By institution that told scores: what it forgot since it learned each of its tasks, in points."""
-    found = {}
+    found, own = {}, scenario.own_streams
     for site in scenario.institutions:
         scores = [
             {task: known.iou.mean for task, known in stage.scores.statistics.get(site.name, {}).items()}
             for stage in stages
         ]
-        stream = scenario.stream if site.stream is None else site.stream
+        stream = own.get(site.name, scenario.stream)
         learned = {task: stage for stage, task in enumerate(stream, 1) if task in site.data}
         if learned and any(scores):
             found[site.name] = forgetting_at(scores, learned).value
@@ -238,7 +238,7 @@ def privacy_of(name: str, member: Member, federation: Federation) -> Privacy:
 def holders_of(scenario: Scenario, stages: Sequence[Stage]) -> dict[str, list[str]]:
     """By task, the institutions that contributed to its entry at the end."""
     holders: dict[str, list[str]] = {stage.task: [] for stage in stages}
-    own = {site.name: site.stream for site in scenario.institutions if site.stream is not None}
+    own = scenario.own_streams
     for stage in stages:
         for name in stage.holders:  # after the last task of its own it may train on kept images
             for task in own.get(name, scenario.stream)[stage.number - 1 : stage.number]:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+import server.stream
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from casam_core.protocol.messages import AlignRequest
+from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.preflight import preflight
 from scenarios.report.reading import read_run
 from scenarios.report.sections.headline import cards
@@ -20,6 +22,7 @@ from server.run.summary_schema import read_summary
 from tests.conftest import phantom, tiny_table
 from tests.runs import FinishedRun, events
 from tests.server.scripted import scripted
+from tests.whole_runs.test_resume import run_until_cut
 
 BOTH = {"polyp": phantom("polyp"), "histology": phantom("histology")}
 NAMES = ("north", "south")
@@ -98,6 +101,18 @@ def test_a_secure_sum_counts_the_images_of_each_ones_turn(finished_run: Finished
     layers = [Bank.open(run / "bank" / "stage-1")["shared"].layer for run in (plain, summed)]
     for name, weights in layers[0].items():
         np.testing.assert_allclose(layers[1][name], weights, atol=2e-3)
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_were_not(tmp_path: Path, finished_run: FinishedRun) -> None:
+    scenario, folder = Scenario.model_validate(table()), tmp_path / "run"
+    run_until_cut(scenario, folder, server.stream, "save", 2, after=True)  # after the first stage
+    run_inprocess(scenario, folder, None, resume=True)
+    whole, resumed = read_summary(finished_run(table())), read_summary(folder)
+    assert (resumed.matrix, resumed.site_ff_iou, resumed.holders) == (
+        whole.matrix,
+        whole.site_ff_iou,
+        whole.holders,
+    )
 
 
 @pytest.mark.parametrize("method", ["casam", "oracle", "joint"])

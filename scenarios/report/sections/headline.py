@@ -87,7 +87,7 @@ def forgetting(summary: Summary) -> Iterator[Card]:
             "good" if summary.ff_iou < 1 else "bad",
         )
         return
-    lost = {name: points for name, points in summary.site_ff_iou.items() if points is not None}
+    lost = {name: forgotten for name, forgotten in summary.site_ff_iou.items() if forgotten is not None}
     if lost:
         most = max(lost, key=lost.__getitem__)
         yield Card(
