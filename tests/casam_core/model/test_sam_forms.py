@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.errors import ScenarioError
@@ -17,6 +17,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.lite_medsam import load_lite_medsam
 from casam_core.model.compute import Compute
 from casam_core.model.forms import AlignmentLayer, build_layer, form_spec, set_weights, weights_of
+from casam_core.model.forms.lora import LoraLayer
 from casam_core.model.prompts import Prompts
 
 BOX = Prompts(boxes_N4=np.array([[2, 3, 30, 40]], np.float32))
@@ -113,3 +114,22 @@ def test_lora_of_lite_medsam_starts_frozen_and_learns_in_every_attention() -> No
     ups = {name: value for name, value in layer.named_parameters() if "lora_B" in name}
     assert len(ups) == 10  # TinyViT has attention in 2 + 6 + 2 blocks
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in ups.values())
+
+
+@pytest.mark.slow
+def test_with_a_fast_encoder_lora_is_folded_too_and_the_shared_weights_keep_their_memory() -> None:
+    fast = Compute(device="cpu", threads=1, precision="float32", encoder="fast")
+    backbone = load_lite_medsam(BackboneSpec(), fast)
+    strides = {name: value.stride() for name, value in backbone.state_dict().items()}
+    image = np.random.default_rng(0).integers(0, 256, (128, 96, 3), dtype=np.uint8)
+    x_B3SS = backbone.preprocess(image)[None]
+    layer = layer_on(backbone, "lora")
+    assert isinstance(layer, LoraLayer)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in layer.encoder.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x_B3SS), backbone.image_encoder(x_B3SS), rtol=1e-3, atol=1e-4)
+    layer.train()
+    layer(x_B3SS).square().sum().backward()
+    ups = [value for name, value in layer.named_parameters() if "lora_B" in name]
+    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in ups)
+    assert {name: value.stride() for name, value in backbone.state_dict().items()} == strides
