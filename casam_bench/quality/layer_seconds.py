@@ -127,10 +127,10 @@ class Trial:
 
 
 PLAN = (
-    Trial("low_rank 8", "real", (5.0, 10.0)),
-    Trial("residual", "real", seeds=3),
-    Trial("mask decoder", "real", seeds=3),
-    Trial("LoRA on the encoder", "real", seeds=3),
+    Trial("low_rank 8", "real", (10.0, 30.0)),
+    Trial("residual", "real", (10.0, 30.0)),
+    Trial("mask decoder", "real", (10.0, 30.0)),
+    Trial("LoRA on the encoder", "real", (10.0, 30.0)),
     Trial("low_rank 8", "phantom", seeds=3),
     Trial("low_rank 8, jitter in a quarter", "phantom", seeds=3),
     Trial("low_rank 8, jitter in the second half", "phantom", seeds=3),
