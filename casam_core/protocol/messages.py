@@ -348,10 +348,12 @@ def may_correct(scenario: Scenario, job: Job, policy: Policy) -> bool:
 def tells_personal(scenario: Scenario, task: str, policy: Policy) -> bool:
     """Whether an institution may tell what its personal entry of a task is worth on its test images.
 
-    The figure depends on all its images without noise, and on a layer that the policy must let leave.
+    The figure depends on all its images without noise, and on a layer and a router that the policy must let
+    leave.
     """
-    exact = policy.metrics == "exact" and not policy.adds_noise and policy.adapter.share == "yes"
-    return exact and alignment_of(scenario, task).personal
+    exact = policy.metrics == "exact" and not policy.adds_noise
+    shared = policy.adapter.share == policy.router.share == "yes"
+    return exact and shared and alignment_of(scenario, task).personal
 
 
 def corrects(sender: Sender) -> Range | None:
@@ -539,7 +541,7 @@ class TaskResult:
     The annotation of a figure names its limit (TaskResults.allow). `iou_instance` is the mean over
     `instances`. None: not measured, or not released. routes: image counts by task name or `identity`.
     statistics: intervals of the IoU and of the gain over frozen SAM. personal: the IoU with the institution's
-    personal entry in place of the shared one, on the same routes.
+    personal entry in place of the shared one.
     """
 
     images: Annotated[int, "images"]

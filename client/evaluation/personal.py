@@ -2,8 +2,9 @@
 
 It trains on from the shared layer, on its own training images and without noise. Between the shared weights
 and its own ones it takes those that are best on its validation images, and keeps the shared ones unless
-others are clearly better. A personal entry never leaves. Where the policy allows it, one figure does: the IoU
-of the institution's test images with personal entries, on the routes of the shared ones.
+others are clearly better. It also takes the router of its own images alone where this one recognises more of
+its validation images. A personal entry never leaves. Where the policy allows it, one figure does: the IoU of
+the institution's test images with personal entries.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
+from casam_core.bank.inference import route_among
 from casam_core.files import remove_folder
 from casam_core.methods import alignment_of
 from casam_core.model.forms import set_weights, weights_of
@@ -26,7 +29,13 @@ from casam_core.protocol.messages import CORRECTION, AlignRequest, EvaluateReply
 from casam_core.protocol.payload import Job
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
-from client.evaluation.own_entries import PERSONAL, SITE_BANK, KnownEntries, known_entries
+from client.evaluation.own_entries import (
+    PERSONAL,
+    SITE_BANK,
+    KnownEntries,
+    as_released,
+    known_entries,
+)
 from client.institution import Institution
 from client.node.incidents import keep
 
@@ -52,7 +61,8 @@ def personal_entries(institution: Institution, received: Bank) -> list[Bank]:
         folder = institution.site.private / PERSONAL / received.digest_of(head.task)
         bank = Bank.open(folder, create=True)
         if not len(bank):
-            bank.add(personal_entry(institution, known_entries(institution, received)[head.task]))
+            shared = known_entries(institution, received)[head.task]
+            bank.add(with_own_router(institution, personal_entry(institution, shared)))
         found.append(bank)
     return found
 
@@ -93,6 +103,27 @@ def personal_entry(institution: Institution, shared: Entry) -> Entry:
     )
 
 
+def with_own_router(institution: Institution, entry: Entry) -> Entry:
+    """The entry with the router of this institution's images alone, if it recognises more validation images.
+
+    Several institutions have one state together; images of another scanner may lie beyond its threshold.
+    """
+    about, scenario = entry.provenance, institution.scenario
+    if len(about.holders) == 1 or entry.threshold is None:
+        return entry
+    fitted = institution.fit_router(Job(institution.name, about.stage, entry.task))
+    own = replace(entry, router=dict(fitted.router), threshold=as_released(fitted, scenario.router.constant))
+    data, samples = institution.encoded(entry.task, "val")
+    f_NF = data.features(samples, institution.backbone, scenario.router.features)
+
+    def knows(some: Entry, f_F: Tensor) -> bool:
+        score = institution.router.score(f_F, some.router)
+        return route_among([some.head], lambda _: score).task is not None
+
+    gained = sum(knows(own, f_F) - knows(entry, f_F) for f_F in f_NF)
+    return own if gained > 0 else entry
+
+
 def between(
     shared: Mapping[str, NDArray[np.float32]], own: Mapping[str, NDArray[np.float32]], weight: float
 ) -> dict[str, NDArray[np.float32]]:
@@ -113,7 +144,7 @@ def tell_personal(institution: Institution, reply: EvaluateReply, received: Bank
         banks = personal_entries(institution, received)
         told = wanted & {task for bank in banks for task in bank.tasks}
         known = KnownEntries(received, *banks)
-        figures = {task: personal_iou(institution, task, received, known) for task in told}
+        figures = {task: personal_iou(institution, task, known) for task in told}
     except Exception:
         keep(f"personal entries: {traceback.format_exc()}", institution.site.log)
         return reply
@@ -121,12 +152,11 @@ def tell_personal(institution: Institution, reply: EvaluateReply, received: Bank
     return replace(reply, results=results)
 
 
-def personal_iou(institution: Institution, task: str, received: Bank, known: KnownEntries) -> float:
-    """Mean IoU of the task's test images, routed by the received entries and segmented with `known`."""
-    evaluator, routers = institution.evaluator(), KnownEntries(received)
+def personal_iou(institution: Institution, task: str, known: KnownEntries) -> float:
+    """Mean IoU of the task's test images, routed and segmented with `known`."""
+    evaluator = institution.evaluator()
     data, samples = institution.encoded(task, institution.scenario.evaluation.split)
-    routes = [evaluator.routed(task, sample, data, routers) for sample in samples]
-    pairs = zip(samples, routes, strict=True)
+    pairs = ((sample, evaluator.routed(task, sample, data, known)) for sample in samples)
     return float(np.mean([evaluator.segment(task, s, data, known, route).mean.iou for s, route in pairs]))
 
 

@@ -187,8 +187,8 @@ class Summary(Part):
     """By task, last stage: the lowest IoU of an institution."""
     personal: dict[str, dict[str, float]] = Field(default_factory=dict, exclude_if=lambda told: not told)
     """By institution and task, last stage: the IoU of its test images with its personal entries
-    (`alignment.personal`), on the routes of the shared ones, whose IoU is in `statistics`. Left out if nobody
-    told one: an institution with noise, or that keeps its layer or scores, tells none."""
+    (`alignment.personal`); the IoU with shared ones is in `statistics`. Left out if nobody told one: an
+    institution with noise, or that keeps its layer, router or scores, tells none."""
     hd95: ByTask | None = None
     """By task, last stage, in pixels; null unless `evaluation.hd95` is on."""
     routing: Routing

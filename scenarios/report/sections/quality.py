@@ -202,7 +202,7 @@ def personal_table(run: Run) -> Table:
             shared = run.summary.statistics[who][task].iou.mean
             rows.append((task, who, fraction(shared), fraction(iou), points(iou - shared)))
     return Table(
-        "IoU with personal entries at the last stage, on the same images and routes; the gain in points",
+        "IoU with personal entries at the last stage, on the same images; the gain in points",
         ("task", "institution", "shared entry", "personal entry", "gain"),
         tuple(rows),
         words=frozenset({1}),

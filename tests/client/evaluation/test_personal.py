@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,13 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.payload import Job
 from client.evaluation.own_entries import forget, learn_alone, own_entries
-from client.evaluation.personal import between, personal_entries, personal_entry, tell_personal
+from client.evaluation.personal import (
+    between,
+    personal_entries,
+    personal_entry,
+    tell_personal,
+    with_own_router,
+)
 from client.institution import Institution
 from client.site import hosted_sites
 from tests.banks import tiny_backbone
@@ -114,6 +121,29 @@ def test_the_shared_entry_stays_unless_others_are_clearly_better(
     scored(0.0)
     taught(monkeypatch)
     assert personal_entry(north, shared) is shared
+
+
+def merged(shared: Entry, further: float) -> Entry:
+    """The entry as two institutions would have made it: its mean lies `further` away from north's images."""
+    router = dict(shared.router) | {"mean_K": shared.router["mean_K"] + np.float32(further)}
+    return replace(shared, router=router, provenance=replace(shared.provenance, holders=("north", "south")))
+
+
+def test_a_router_of_its_own_answers_where_the_common_one_knows_fewer_of_its_images(
+    north: Institution,
+) -> None:
+    alone = shared_entry(north)
+    common, far = merged(alone, 0.0), merged(alone, 100.0)
+    assert with_own_router(north, common) is common
+    own = with_own_router(north, far)
+    assert np.array_equal(own.router["mean_K"], alone.router["mean_K"])
+    assert (own.threshold, own.provenance) == (far.threshold, far.provenance)
+
+
+def test_the_router_of_a_single_holder_is_its_own_already(north: Institution) -> None:
+    far = merged(shared_entry(north), 100.0)
+    alone = replace(far, provenance=replace(far.provenance, holders=("north",)))
+    assert with_own_router(north, alone) is alone
 
 
 def test_a_personal_entry_is_made_once_and_again_with_the_same_bits(north: Institution) -> None:
