@@ -13,7 +13,6 @@ The phantoms are not in the results table. Real tasks (--data-root) had no part 
 from __future__ import annotations
 
 import contextlib
-import copy
 import fcntl
 import json
 import os
@@ -25,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from casam_bench.bench import Figures, Surroundings, csv_of
 from casam_bench.quality.layer_rules import calibrations, floors
@@ -47,7 +45,7 @@ from casam_core.model.forms import (
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts, jittered_boxes, tight_boxes
-from casam_core.model.training import Drawn, Learner, OpenSteps, draw_batch
+from casam_core.model.training import Learner, OpenSteps
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.open import open_dataset
 
@@ -79,65 +77,33 @@ Measured = list[list[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Way:
-    """One way of learning a task.
-
-    build: (backbone, seed) -> layer.
-    average: if not 0, a running average of the weights is measured; each step keeps this share of it.
-    jitter: from the used share of the last budget to the share of steps whose boxes are jittered.
-    halved: half of what the layer adds to an embedding is measured, too.
-    """
+    """One way of learning a task. build: (backbone, seed) -> layer."""
 
     build: Callable[[Backbone, int], AlignmentLayer]
     learning_rate: float
-    average: float = 0.0
-    jitter: Callable[[float], float] = lambda used: 0.0
-    halved: bool = False
 
 
-def form(spec: AlignmentSpec, **settings: Any) -> Way:
+def form(spec: AlignmentSpec) -> Way:
     """A form of the product at its own learning rate."""
     return Way(
         lambda backbone, seed: build_layer(spec, backbone.geometry.channels, seed, backbone),
         learning_rate_of(spec),
-        **settings,
     )
 
 
 WAYS: dict[str, Way] = {
-    "low_rank 8": form(LowRankSpec(), halved=True),
+    "low_rank 8": form(LowRankSpec()),
     "residual": form(AlignmentSpec(form="residual")),
     "mask decoder": form(AlignmentSpec(form="decoder")),
     "LoRA on the encoder": form(LoraSpec()),
-    "low_rank 8, averaged": form(LowRankSpec(), average=0.95),
-    "low_rank 8, jitter in a quarter": form(LowRankSpec(), jitter=lambda used: 0.25),
-    "low_rank 8, jitter in the second half": form(LowRankSpec(), jitter=lambda used: float(used >= 0.5)),
-    "low_rank 8, jitter more and more": form(LowRankSpec(), jitter=lambda used: used),
 }
 """The first is the one with which the others are compared. LoRA encodes an image in every step."""
 
-
-@dataclass(frozen=True)
-class Trial:
-    """A way on all tasks of a kind and all seeds, measured after these budgets of processor seconds."""
-
-    way: str
-    kind: str
-    budgets: tuple[float, ...] = (10.0,)
-    seeds: int = len(SEEDS)
-
-
-PLAN = (
-    Trial("low_rank 8", "real", (10.0, 30.0)),
-    Trial("residual", "real", (10.0, 30.0)),
-    Trial("mask decoder", "real", (10.0, 30.0)),
-    Trial("LoRA on the encoder", "real", (10.0, 30.0)),
-    Trial("low_rank 8", "phantom", seeds=3),
-    Trial("low_rank 8, jitter in a quarter", "phantom", seeds=3),
-    Trial("low_rank 8, jitter in the second half", "phantom", seeds=3),
-    Trial("low_rank 8, jitter more and more", "phantom", seeds=3),
-    Trial("low_rank 8, averaged", "phantom", seeds=3),
-)
-"""The trials of one task and seed take turns, so that other work on the machine slows all of them."""
+PLAN = {"real": tuple(WAYS), "phantom": tuple(WAYS)[:1]}
+"""By kind of tasks: the ways. Those of one task and seed take turns, so that other work on the machine slows
+all of them."""
+BUDGETS = (10.0, 30.0)
+"""Processor seconds of training, after which a layer is measured."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +128,8 @@ def run(around: Surroundings) -> Figures:
         if around.data_root or kind != "real"
         for seed in SEEDS
         for task in tasks
-        for trial in PLAN
-        if trial.kind == kind and seed < trial.seeds
-        if (cell := kept_or_learned(around, backbone, trial, task, seed)) is not None
+        for way in PLAN[kind]
+        if (cell := kept_or_learned(around, backbone, way, task, seed)) is not None
     ]
     figures, rows = Figures(), []
     for kind, known in KINDS.items():
@@ -180,12 +145,12 @@ def run(around: Surroundings) -> Figures:
 
 
 def kept_or_learned(
-    around: Surroundings, backbone: Backbone, trial: Trial, task: str, seed: int
+    around: Surroundings, backbone: Backbone, way: str, task: str, seed: int
 ) -> dict[str, Any] | None:
     """A cell from its file, or learned now; None if another process is learning it."""
     return kept_or_made(
-        around.home / "layer-seconds" / f"{task}-{seed}-{trial.way.replace(' ', '_')}.json",
-        lambda: learn(around, backbone, trial, task, seed),
+        around.home / "layer-seconds" / f"{task}-{seed}-{way.replace(' ', '_')}.json",
+        lambda: learn(around, backbone, way, task, seed),
     )
 
 
@@ -212,10 +177,9 @@ def alone(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def learn(around: Surroundings, backbone: Backbone, trial: Trial, task: str, seed: int) -> dict[str, Any]:
+def learn(around: Surroundings, backbone: Backbone, way: str, task: str, seed: int) -> dict[str, Any]:
     """Train once and measure after each budget."""
-    way = WAYS[trial.way]
-    layer = way.build(backbone, derive_seed(seed, "layer", task))
+    layer = WAYS[way].build(backbone, derive_seed(seed, "layer", task))
     embeddings = images_of(around, backbone, task, seed, pixels=False)
     seen = images_of(around, backbone, task, seed, pixels=True) if layer.sees_pixels else embeddings
     frozen = kept_or_made(
@@ -223,77 +187,34 @@ def learn(around: Surroundings, backbone: Backbone, trial: Trial, task: str, see
         lambda: dict(judged(IdentityLayer(backbone.geometry.channels), backbone, embeddings)),
     )
     cell: dict[str, Any] = {
-        "way": trial.way,
+        "way": way,
         "task": task,
         "seed": seed,
-        "parameters": sum(value.numel() for value in layer.parameters()),
         "bytes": sum(value.nbytes for value in weights_of(layer).values()),
         "frozen": frozen,
         "at": {},
-        "half": {},
     }
-    for budget, steps, learned in trained(
-        layer, backbone, seen.train, way, trial.budgets, seed, around.threads
-    ):
-        cell["at"][f"{budget:g}"] = {"steps": steps, **judged(learned, backbone, seen)}
-        if way.halved:
-            cell["half"][f"{budget:g}"] = judged(Half(learned), backbone, seen)
-    around.say(f"{task}, seed {seed}, {trial.way}: {steps} steps")
+    learner = Learner(
+        layer, backbone, seen.train, SPEC, WAYS[way].learning_rate, numpy_generator(seed, "layer-seconds")
+    )
+    for budget, steps in trained(learner, BUDGETS, around.threads):
+        cell["at"][f"{budget:g}"] = {"steps": steps, **judged(layer, backbone, seen)}
+    around.say(f"{task}, seed {seed}, {way}: {steps} steps")
     return cell
 
 
-class Half(AlignmentLayer):
-    """Half of what a layer adds to an embedding."""
-
-    def __init__(self, whole: AlignmentLayer) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        halved_BCHW: Tensor = (z_BCHW + self.whole(z_BCHW)) / 2
-        return halved_BCHW
-
-
-def trained(
-    layer: AlignmentLayer,
-    backbone: Backbone,
-    examples: Sequence[Example],
-    way: Way,
-    budgets: Sequence[float],
-    seed: int,
-    threads: int,
-) -> Iterator[tuple[float, int, AlignmentLayer]]:
-    """(budget, steps so far, the layer to measure) whenever a budget of processor seconds is used up."""
-    rng = numpy_generator(seed, "layer-seconds")
+def trained(learner: Learner, budgets: Sequence[float], threads: int) -> Iterator[tuple[float, int]]:
+    """(budget, steps so far) whenever a budget of processor seconds is used up; the layer is then ready."""
     used, done, now = 0.0, 0, clock(threads)
-
-    @dataclass(frozen=True)
-    class PartlyJittered(Learner):
-        """Some of its steps have jittered boxes."""
-
-        def draw(self, indices: NDArray[np.int64]) -> list[Drawn]:
-            jitter = JITTER if rng.random() < way.jitter(used / budgets[-1]) else 0.0
-            spec = self.spec.model_copy(update={"box_jitter": jitter})
-            return draw_batch(indices, self.examples, self.backbone, spec, self.rng)
-
-    steps = OpenSteps()(PartlyJittered(layer.train(), backbone, examples, SPEC, way.learning_rate, rng))
-    averaged = copy.deepcopy(layer) if way.average else layer
+    steps = OpenSteps()(learner)
     for budget in budgets:
-        layer.train()
+        learner.layer.train()
         while used < budget:
             begun = now()
             done = next(steps).done
-            if way.average:
-                follow(averaged, layer, way.average)
             used += now() - begun
-        yield budget, done, averaged.eval()
-
-
-@torch.no_grad()
-def follow(averaged: AlignmentLayer, layer: AlignmentLayer, share: float) -> None:
-    """Keep this share of the average of the weights, and add the new ones (Polyak and Juditsky 1992)."""
-    for old, new in zip(averaged.parameters(), layer.parameters(), strict=True):
-        old.lerp_(new, 1 - share)
+        learner.layer.eval()
+        yield budget, done
 
 
 def images_of(around: Surroundings, backbone: Backbone, task: str, seed: int, *, pixels: bool) -> Images:

@@ -62,16 +62,16 @@ class Row:
 
 
 def rows_of(cells: Iterable[Cell], kind: str) -> list[Row]:
-    """The rows of cells of one kind of task; a way that was also measured at half strength has more."""
+    """The rows of cells of one kind of task: one for each budget."""
     return [
         Row(
             kind=kind,
             task=cell["task"],
             seed=cell["seed"],
-            way=way,
+            way=cell["way"],
             bytes=cell["bytes"],
             seconds=float(budget),
-            steps=cell["at"][budget]["steps"],
+            steps=at["steps"],
             frozen=mean_of(cell["frozen"]["test"]),
             layer=mean_of(at["test"]),
             frozen_jittered=mean_of(cell["frozen"]["jittered"]),
@@ -79,21 +79,8 @@ def rows_of(cells: Iterable[Cell], kind: str) -> list[Row]:
             kept=int(clearly_above_zero(image_iou(at["val"]) - image_iou(cell["frozen"]["val"]))),
         )
         for cell in cells
-        for way, layers in measured_ways(cell).items()
-        for budget, at in layers.items()
+        for budget, at in cell["at"].items()
     ]
-
-
-def measured_ways(cell: Cell) -> dict[str, Mapping[str, Any]]:
-    """By way, by budget: what was measured. "half or whole" takes what is better on validation images."""
-    ways = {cell["way"]: cell["at"]}
-    if halves := cell.get("half"):
-        better = {
-            budget: max((at, halves[budget]), key=lambda found: image_iou(found["val"]).mean())
-            for budget, at in cell["at"].items()
-        }
-        ways[f"{cell['way']}, half or whole"] = better
-    return ways
 
 
 def mean_of(images: Sequence[Sequence[Sequence[float]]]) -> float:

@@ -11,9 +11,7 @@ import torch
 
 from casam_bench.quality import layer_seconds
 from casam_bench.quality.layer_seconds import (
-    Half,
-    Trial,
-    Way,
+    SPEC,
     alone,
     drawn_of,
     form,
@@ -22,17 +20,16 @@ from casam_bench.quality.layer_seconds import (
     trained,
 )
 from casam_core.config.named_parts import AlignmentSpec, BackboneSpec
-from casam_core.config.scenario import TrainingSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.model.examples import Example
 from casam_core.model.forms.affine import IdentityLayer
+from casam_core.model.training import Learner
 from tests.casam_bench.surroundings import surroundings
 
 SQUARE = np.zeros((64, 64), np.int32)
 SQUARE[10:40, 10:40] = 1
-TINY_WAY = form(AlignmentSpec(form="scale_shift"))
 
 
 @pytest.fixture(scope="module")
@@ -51,48 +48,14 @@ def test_a_way_is_measured_when_its_seconds_are_used_up(
     """Every step takes a second by this clock, so budgets of 3 and 10 seconds are 3 and 10 steps."""
     ticks = iter(0.5 * i for i in range(10_000))
     monkeypatch.setattr(layer_seconds, "clock", lambda threads: lambda: next(ticks) * 2)
-    way = Way(TINY_WAY.build, 1e-2)
-    layer = way.build(tiny, 0)
+    layer = form(AlignmentSpec(form="scale_shift")).build(tiny, 0)
+    learner = Learner(layer, tiny, [example], SPEC, 1e-2, np.random.default_rng(0))
     changes = [
         (budget, steps, float(layer.scale_C.detach().abs().sum()))  # type: ignore[union-attr, operator]
-        for budget, steps, _ in trained(layer, tiny, [example], way, (3.0, 10.0), 0, 1)
+        for budget, steps in trained(learner, (3.0, 10.0), 1)
     ]
     assert [(budget, steps) for budget, steps, _ in changes] == [(3.0, 3), (10.0, 10)]
     assert changes[1][2] > changes[0][2] > 0
-
-
-def test_averaged_weights_lag_behind(tiny: Backbone, example: Example) -> None:
-    way = Way(TINY_WAY.build, 1e-2, average=0.9)
-    layer = way.build(tiny, 0)
-    _, _, averaged = next(iter(trained(layer, tiny, [example], way, (3.0,), 0, 1)))
-    assert averaged is not layer
-    assert 0 < averaged.scale_C.abs().sum() < layer.scale_C.abs().sum()  # type: ignore[operator, union-attr]
-
-
-def test_boxes_are_jittered_in_a_share_of_the_steps_that_grows_with_the_seconds_used(
-    tiny: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every step takes a second by this clock."""
-    ticks = iter(0.5 * i for i in range(10_000))
-    monkeypatch.setattr(layer_seconds, "clock", lambda threads: lambda: next(ticks) * 2)
-    seen: list[float] = []
-    drawn = layer_seconds.draw_batch
-
-    def noted(indices: Any, examples: Any, backbone: Any, spec: TrainingSpec, rng: Any) -> Any:
-        seen.append(spec.box_jitter)
-        return drawn(indices, examples, backbone, spec, rng)
-
-    monkeypatch.setattr(layer_seconds, "draw_batch", noted)
-    way = Way(TINY_WAY.build, 1e-2, jitter=lambda used: float(used >= 0.5))
-    list(trained(way.build(tiny, 0), tiny, [example], way, (4.0,), 0, 1))
-    assert seen == [0.0, 0.0, 0.1, 0.1]
-
-
-def test_half_of_what_a_layer_adds(tiny: Backbone, example: Example) -> None:
-    layer = TINY_WAY.build(tiny, 0)
-    torch.nn.init.ones_(layer.shift_C)  # type: ignore[arg-type]
-    z_BCHW = example.seen_CHW[None]
-    torch.testing.assert_close(Half(layer)(z_BCHW), z_BCHW + 0.5)
 
 
 def test_seeds_divide_the_same_images_anew_and_keep_sequences_in_order() -> None:
@@ -116,13 +79,13 @@ def test_a_cell_is_learned_once_and_only_by_one_process(
 ) -> None:
     learned: list[str] = []
 
-    def learn(around: object, backbone: object, trial: Trial, task: str, seed: int) -> dict[str, Any]:
+    def learn(around: object, backbone: object, way: str, task: str, seed: int) -> dict[str, Any]:
         learned.append(task)
-        return {"way": trial.way, "at": {}}
+        return {"way": way, "at": {}}
 
     monkeypatch.setattr(layer_seconds, "learn", learn)
     around = surroundings(tmp_path)
-    cells = [kept_or_learned(around, tiny, Trial("low_rank 8", "phantom"), "histology", 0) for _ in range(2)]
+    cells = [kept_or_learned(around, tiny, "low_rank 8", "histology", 0) for _ in range(2)]
     assert learned == ["histology"]
     assert cells[0] == cells[1] == {"way": "low_rank 8", "at": {}}
     with alone(tmp_path / "lock") as free:

@@ -92,14 +92,6 @@ def test_the_picture_compares_ways_on_the_same_pairs() -> None:
     assert {(row.way, row.seed) for row in of_shared_places(rows)} == {("a", 1), ("b", 1), ("c", 1)}
 
 
-def test_half_a_layer_is_taken_where_it_is_better_on_validation_images() -> None:
-    halved = cell("a", 0, val=0.8, test=0.9)
-    halved["half"] = cell("a", 0, val=0.85, test=0.6)["at"]
-    whole, better = rows_of([halved], "phantom")
-    assert (whole.way, whole.layer) == ("a", 0.9)
-    assert (better.way, better.layer) == ("a, half or whole", 0.6)
-
-
 def test_a_part_of_the_page_is_replaced_between_its_marks() -> None:
     page = "<!-- a -->\nold\n<!-- end of a -->\n<!-- b -->\nkept\n<!-- end of b -->\n"
     assert filled(page, "a", "new") == page.replace("old", "new")
