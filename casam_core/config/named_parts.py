@@ -52,9 +52,9 @@ class AlignmentSpec(Section):
         False,
         exclude_if=lambda wanted: not wanted,  # scenarios without one keep their digest
         description="Each holder of an entry trains on from it for itself alone, and keeps as much of that "
-        "as its validation images call for: a personal entry, which never leaves. With several holders it may "
-        "have a router of its own. Its IoU is told beside the shared one where metrics are exact and nothing has "
-        "noise.",
+        "as its validation images call for: a personal entry, which never leaves. With several holders it "
+        "may have a router of its own. Its IoU is told beside the shared one where metrics are exact and "
+        "nothing has noise.",
     )
 
 

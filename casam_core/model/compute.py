@@ -229,7 +229,10 @@ def prepare_process(compute: Compute) -> None:
     torch.set_num_threads(compute.threads)
     # cuBLAS gives the same bits in every run only if it knows its workspace before it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if compute.encoder == "compiled":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:  # the same without PyTorch's compiler, whose import takes a second
+        torch.set_deterministic_debug_mode("warn")
     # Otherwise torch would also fill every new buffer, which only helps code that reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _keep_freed_memory()

@@ -29,9 +29,10 @@ from client.data.dataset import Dataset, LoadedSample, Sample
 from client.data.open import open_dataset
 from client.data.splits import Part, Split, split_samples
 
-RECENT_IMAGES = 32
-"""Number of decoded images that a process keeps for all its institutions, at most about 100 MB. Decoding a
-file again at every training step costs more."""
+RECENT_IMAGES, RECENT_FEATURES = 32, 8192
+"""Numbers of decoded images and of pooled features that a process keeps for all its institutions, at most
+about 100 MB and 16 MB. Decoding a file again at every training step costs more, and so does pooling a test
+image again for every new entry."""
 
 
 @dataclass(eq=False)
@@ -99,9 +100,15 @@ class TaskData:
             return backbone.preprocess(self.load(sample).image_HW3)
         return self.embedding(sample, backbone)[1]
 
+    def feature(self, sample: Sample, backbone: Backbone, kind: str) -> Tensor:
+        """f_F: the router's feature of one image."""
+        with contextlib.suppress(KeyError):
+            return recent_feature(Stored(self.key(sample, backbone), self.store), kind)
+        return pool(self.embedding(sample, backbone)[1], kind)
+
     def features(self, samples: tuple[Sample, ...], backbone: Backbone, kind: str) -> Tensor:
         """f_NF: the router's features of `samples`."""
-        return torch.stack([pool(self.embedding(sample, backbone)[1], kind) for sample in samples])
+        return torch.stack([self.feature(sample, backbone, kind) for sample in samples])
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,20 @@ class StoredExamples:
 def recent(data: TaskData, sample: Sample) -> LoadedSample:
     """Load one image; the last RECENT_IMAGES stay in memory."""
     return data.dataset.load(sample)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An embedding in a store. Embeddings of equal keys are equal, wherever their files are."""
+
+    key: str
+    store: EmbeddingStore = field(compare=False)
+
+
+@lru_cache(RECENT_FEATURES)
+def recent_feature(stored: Stored, kind: str) -> Tensor:
+    """f_F; the last RECENT_FEATURES stay in memory. Raises KeyError if the file is damaged or gone."""
+    return pool(stored.store.load(stored.key), kind)
 
 
 def open_task(

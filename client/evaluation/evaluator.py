@@ -33,7 +33,6 @@ from casam_core.model.forms import AlignmentLayer
 from casam_core.model.prompts import Prompts, central_points, jittered_boxes, tight_boxes
 from casam_core.protocol.messages import TaskResult
 from casam_core.routing.decision import IDENTITY, Route
-from casam_core.routing.features import pool
 from casam_core.routing.routers import Router
 from casam_core.seeding import numpy_generator
 from client.data.dataset import LoadedSample, Sample
@@ -143,16 +142,13 @@ class Evaluator:
     def route(self, sample: Sample, data: TaskData, bank: KnownEntries) -> Route:
         """The router's decision for this image."""
         key = data.key(sample, self.backbone)
-        feature: Tensor | None = None
 
         def score_of(head: Head) -> float:
-            nonlocal feature
             digest = bank.digest_of(head.task)
             score = self.scores.get(key, digest)
             if score is None:
-                if feature is None:
-                    feature = pool(data.embedding(sample, self.backbone)[1], self.features)
-                score = self.router.score(feature, bank[head.task].router)
+                feature_F = data.feature(sample, self.backbone, self.features)
+                score = self.router.score(feature_F, bank[head.task].router)
                 self.scores.put(key, digest, score)
             return score
 
