@@ -2,29 +2,23 @@
 
 The score of two cells is q . k / sqrt(D) plus q . up[row distance] plus q . aside[column distance]. For a
 grid of 64 x 64 cells SAM computes 4096 x 4096 scores per head, close to a gigabyte per image and block.
-Here are three ways to the same numbers:
+Here are two ways to the same numbers:
 
 - `RowAttention` computes one head and some rows of queries at a time, so that scores stay in a processor's
   cache.
 - `FoldedAttention` writes the two position terms as further channels of queries and keys: the query's are its
   products with all row and column distances, the key's are 1 at its own row and column. What is left is plain
   attention, for which torch has kernels that keep no scores (scaled_dot_product_attention).
-- `FlexAttention` adds the two terms inside a kernel that torch.compile makes.
 
 R: all heads of all images or windows. N = H W cells, D channels per head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
-
 import torch
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import flex_attention
 
 ROWS = 1024
 """Query rows computed at a time by RowAttention; their scores in one head take 8 MB in bfloat16."""
@@ -120,25 +114,3 @@ class FoldedAttention(GridAttention):
         # With a leading 1, R is torch's dimension of heads; its kernels ask for four dimensions.
         looks_1RNX = F.scaled_dot_product_attention(q_RNX[None], k_RNX[None], v_RNX[None], scale=1.0)
         return looks_1RNX[0, :, :, :width]
-
-
-@lru_cache(1)
-def compiled() -> Callable[..., Any]:
-    """The kernel maker; it compiles at its first call for each size of grid."""
-    return torch.compile(flex_attention, dynamic=False)
-
-
-class FlexAttention(GridAttention):
-    """Inside a compiled kernel. Without torch.compile, the scores of all pairs would be computed."""
-
-    def look(self, q_RND: Tensor, k_RND: Tensor, v_RND: Tensor, up_RNH: Tensor, aside_RNW: Tensor) -> Tensor:
-        width = self.width
-
-        def placed(score: Tensor, b: Tensor, r: Tensor, n: Tensor, m: Tensor) -> Tensor:
-            return score + up_RNH[r, n, m // width] + aside_RNW[r, n, m % width]
-
-        attend: Any = flex_attention
-        if q_RND.is_cuda and not torch.compiler.is_compiling():
-            attend = compiled()
-        looks_1RND: Tensor = attend(q_RND[None], k_RND[None], v_RND[None], placed, scale=1.0)
-        return looks_1RND[0]

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from casam_core.model.backbones.attention import FlexAttention, FoldedAttention, GridAttention, RowAttention
+from casam_core.model.backbones.attention import FoldedAttention, GridAttention, RowAttention
 from casam_core.model.compute import Compute
 
 ATTENTIONS: dict[str, Callable[[Attention], GridAttention]] = {
     "rows": RowAttention,
     "folded": FoldedAttention,
     "narrow": partial(FoldedAttention, even=False),
-    "flex": FlexAttention,
 }
 """Ways to compute SAM's attention; `casam bench gpu` compares them."""
 

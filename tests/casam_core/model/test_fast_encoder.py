@@ -66,7 +66,7 @@ def test_attention_by_some_rows_is_that_by_all(rows: int, monkeypatch: pytest.Mo
     torch.testing.assert_close(found, encoder(x_B3SS).detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", sorted(ATTENTIONS.keys() - {"flex"}))
+@pytest.mark.parametrize("way", sorted(ATTENTIONS))
 def test_in_bfloat16_every_way_is_near(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "_has_fast_bfloat16", lambda device: True)
     encoder, x_B3SS = small_vit(5), torch.randn(2, 3, 64, 64)
