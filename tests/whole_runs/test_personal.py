@@ -102,6 +102,7 @@ def test_an_institution_predicts_with_its_personal_entry(finished_run: FinishedR
     "policy",
     [
         {"metrics": "never"},
+        pytest.param({"router": {"share": "never"}}, marks=pytest.mark.slow),
         pytest.param(
             {"metrics": "noisy", "budget": {"epsilon_metrics": 20.0, "delta": 0.01}}, marks=pytest.mark.slow
         ),

@@ -24,7 +24,8 @@ from casam_core.protocol.messages import (
     TaskResult,
 )
 from casam_core.protocol.payload import Job
-from client.evaluation.own_entries import forget, learn_alone, own_entries
+from casam_core.routing.decision import Route
+from client.evaluation.own_entries import KnownEntries, forget, learn_alone, own_entries
 from client.evaluation.personal import (
     between,
     personal_entries,
@@ -138,6 +139,24 @@ def test_a_router_of_its_own_answers_where_the_common_one_knows_fewer_of_its_ima
     own = with_own_router(north, far)
     assert np.array_equal(own.router["mean_K"], alone.router["mean_K"])
     assert (own.threshold, own.provenance) == (far.threshold, far.provenance)
+
+
+def test_its_own_router_sends_its_images_to_the_entry_and_its_figure_says_so(north: Institution) -> None:
+    bank = Bank.open(north.site.private / "bank", create=True)
+    bank.add(merged(shared_entry(north), 100.0))
+    known = KnownEntries(bank, *personal_entries(north, bank))
+    evaluator, data = north.evaluator(), north.task("polyp")
+    routes = [
+        [evaluator.route(sample, data, entries).task for sample in data.split.test]
+        for entries in (KnownEntries(bank), known)
+    ]
+    assert routes == [[None] * len(data.split.test), ["polyp"] * len(data.split.test)]
+    segmented = [
+        evaluator.segment("polyp", sample, data, known, Route("polyp", "polyp", 0.0)).mean.iou
+        for sample in data.split.test
+    ]
+    told = tell_personal(north, EvaluateReply({"polyp": RESULT}), bank).results["polyp"].personal
+    assert told == pytest.approx(np.mean(segmented))
 
 
 def test_the_router_of_a_single_holder_is_its_own_already(north: Institution) -> None:
