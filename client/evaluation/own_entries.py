@@ -98,6 +98,13 @@ def learn_alone(institution: Institution, job: Job) -> None:
     )
 
 
+def with_own_router(institution: Institution, entry: Entry) -> Entry:
+    """The entry with the router of this institution's images alone."""
+    fitted = institution.fit_router(Job(institution.name, entry.provenance.stage, entry.task))
+    threshold = as_released(fitted, institution.scenario.router.constant)
+    return replace(entry, router=dict(fitted.router), threshold=threshold)
+
+
 def as_released(router: RouterReply, constant: float | None) -> float | None:
     """The threshold in the steps in which it would leave: an own entry is the one that would be shared.
 
@@ -115,12 +122,9 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
     own = own_entries(institution)
     held = institution.site.tasks
     for head in received.heads():
-        about = head.provenance
         nameless = head.threshold is None and head.task in held and head.task not in own
-        if nameless and institution.name in about.holders:
-            router = institution.fit_router(Job(institution.name, about.stage, head.task))
-            threshold = as_released(router, institution.scenario.router.constant)
-            own.add(replace(received[head.task], router=dict(router.router), threshold=threshold))
+        if nameless and institution.name in head.provenance.holders:
+            own.add(with_own_router(institution, received[head.task]))
     return KnownEntries(received, own)
 
 

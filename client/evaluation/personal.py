@@ -29,13 +29,7 @@ from casam_core.protocol.messages import CORRECTION, AlignRequest, EvaluateReply
 from casam_core.protocol.payload import Job
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
-from client.evaluation.own_entries import (
-    PERSONAL,
-    SITE_BANK,
-    KnownEntries,
-    as_released,
-    known_entries,
-)
+from client.evaluation.own_entries import PERSONAL, SITE_BANK, KnownEntries, known_entries, with_own_router
 from client.institution import Institution
 from client.node.incidents import keep
 
@@ -62,7 +56,7 @@ def personal_entries(institution: Institution, received: Bank) -> list[Bank]:
         bank = Bank.open(folder, create=True)
         if not len(bank):
             shared = known_entries(institution, received)[head.task]
-            bank.add(with_own_router(institution, personal_entry(institution, shared)))
+            bank.add(with_better_router(institution, personal_entry(institution, shared)))
         found.append(bank)
     return found
 
@@ -103,18 +97,16 @@ def personal_entry(institution: Institution, shared: Entry) -> Entry:
     )
 
 
-def with_own_router(institution: Institution, entry: Entry) -> Entry:
+def with_better_router(institution: Institution, entry: Entry) -> Entry:
     """The entry with the router of this institution's images alone, if it recognises more validation images.
 
     Several institutions have one state together; images of another scanner may lie beyond its threshold.
     """
-    about, scenario = entry.provenance, institution.scenario
-    if len(about.holders) == 1 or entry.threshold is None:
+    if len(entry.provenance.holders) == 1 or entry.threshold is None:
         return entry
-    fitted = institution.fit_router(Job(institution.name, about.stage, entry.task))
-    own = replace(entry, router=dict(fitted.router), threshold=as_released(fitted, scenario.router.constant))
+    own = with_own_router(institution, entry)
     data, samples = institution.encoded(entry.task, "val")
-    f_NF = data.features(samples, institution.backbone, scenario.router.features)
+    f_NF = data.features(samples, institution.backbone, institution.scenario.router.features)
 
     def knows(some: Entry, f_F: Tensor) -> bool:
         score = institution.router.score(f_F, some.router)

@@ -9,7 +9,7 @@ import torch
 
 from casam_core.config.scenario import ComputeSpec
 from casam_core.errors import RunError, ScenarioError
-from casam_core.model.compute import Compute, Halved, resolve_compute
+from casam_core.model.compute import Compute, Halved, prepare_process, resolve_compute
 
 
 def without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,14 @@ def test_automatic_precision_is_bfloat16_only_where_the_chip_likes_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     assert resolve_compute(ComputeSpec(precision="auto")).precision == precision
     assert resolve_compute(ComputeSpec(precision="float32")).precision == "float32"
+
+
+@pytest.mark.parametrize("encoder", ["plain", "fast", "compiled"])
+def test_every_process_computes_deterministically(encoder: str) -> None:
+    torch.use_deterministic_algorithms(False)
+    prepare_process(Compute("cpu", 1, "float32", encoder))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def test_the_variant_names_device_precision_and_threads() -> None:

@@ -31,7 +31,7 @@ from client.evaluation.personal import (
     personal_entries,
     personal_entry,
     tell_personal,
-    with_own_router,
+    with_better_router,
 )
 from client.institution import Institution
 from client.site import hosted_sites
@@ -135,8 +135,8 @@ def test_a_router_of_its_own_answers_where_the_common_one_knows_fewer_of_its_ima
 ) -> None:
     alone = shared_entry(north)
     common, far = merged(alone, 0.0), merged(alone, 100.0)
-    assert with_own_router(north, common) is common
-    own = with_own_router(north, far)
+    assert with_better_router(north, common) is common
+    own = with_better_router(north, far)
     assert np.array_equal(own.router["mean_K"], alone.router["mean_K"])
     assert (own.threshold, own.provenance) == (far.threshold, far.provenance)
 
@@ -162,7 +162,7 @@ def test_its_own_router_sends_its_images_to_the_entry_and_its_figure_says_so(nor
 def test_the_router_of_a_single_holder_is_its_own_already(north: Institution) -> None:
     far = merged(shared_entry(north), 100.0)
     alone = replace(far, provenance=replace(far.provenance, holders=("north",)))
-    assert with_own_router(north, alone) is alone
+    assert with_better_router(north, alone) is alone
 
 
 def test_a_personal_entry_is_made_once_and_again_with_the_same_bits(north: Institution) -> None:
