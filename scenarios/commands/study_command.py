@@ -222,25 +222,26 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     from scenarios.study.frames import run_rows
     from scenarios.study.grid import Setting, claim
     from scenarios.study.outcome import write_csv, write_results
-    from scenarios.study.tuning import trials, tuned
+    from scenarios.study.study import chosen
+    from scenarios.study.tuning import needed, trials, tuned
 
     screen = console()
     setting = Setting(out.expanduser().resolve(), options.data_root, options.engine)
     for what in plan.left_out:
         say(screen, f"skipped: {what}, which needs --data-root")
-    if plan.study.tune and options.only:
-        raise RunInputError("--only: this study tunes every combination; leave out --only, or its key `tune`")
     if plan.study.tune:
         if not options.plan_only:
             claim(setting, plan, source)
         tried, folder = trials(plan), setting.folder / "tuning"
-        reasons = run_missing(tried, source, replace(setting, folder=folder), options, screen)
+        cells = needed(tried, chosen(plan, options.only))
+        reasons = run_missing(cells, tried, source, replace(setting, folder=folder), options, screen)
         if not options.plan_only:
             found = run_rows(tried, folder / "runs", reasons)
             write_csv(folder / "results.csv", found)
-            known = found.astype(object).where(found.notna(), None)
+            run = found[found["status"] != "missing"].astype(object)
+            known = run.where(run.notna(), None)
             plan = tuned(plan, tried, dict(zip(known["cell"], known["last_iou"], strict=True)))
-    reasons = run_missing(plan, source, setting, options, screen)
+    reasons = run_missing(chosen(plan, options.only), plan, source, setting, options, screen)
     if options.plan_only:
         return
     show(write_results(setting.folder, plan, reasons), screen)
@@ -253,14 +254,12 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
 
 
 def run_missing(
-    plan: Plan, source: str, setting: Setting, options: Options, screen: Console
+    cells: Sequence[Cell], plan: Plan, source: str, setting: Setting, options: Options, screen: Console
 ) -> dict[str, str]:
-    """Run the cells that are not finished. Returns the reason of each failure, by the cell's name."""
+    """Run those of the plan's cells that are not finished. Returns the reason of each failure, by cell."""
     from scenarios.study.grid import claim, finished, run_cells
-    from scenarios.study.study import chosen
     from scenarios.study.view import cells_view
 
-    cells = chosen(plan, options.only)
     left = [cell for cell in cells if not finished(setting, cell)]
     say(screen, f"{plan.study.name}: {len(cells)} runs, {len(cells) - len(left)} of them finished")
     if not left:

@@ -74,6 +74,11 @@ class Study(Section):
         description="Multiples of the learning rate to choose from. Every combination that learns uses the "
         "one that is best on validation images under the first seed.",
     )
+    tune_by: list[str] | None = Field(
+        None,
+        description="The axes whose values have learning rates of their own; the trials take the first value "
+        "of every other axis. Left out: all axes.",
+    )
     comparisons: list[Comparison] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -88,6 +93,9 @@ class Study(Section):
                 raise ValueError(f"axis {axis!r}: two values have the label {duplicate(labels)!r}")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds: expected different numbers from 0 up, found {self.seeds}")
+        for axis in self.tune_by or ():
+            if axis not in axes:
+                raise ValueError(f"tune_by: axis {axis!r}: expected one of {', '.join(axes) or 'none'}")
         for comparison in self.comparisons:
             if comparison.axis not in axes:
                 raise ValueError(
