@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +24,14 @@ def volume_facts(
         mask_DHW = found.labels_DHW == number
         facts: dict[str, object] = {
             "slices": "none" if ends is None else f"{ends[0]} to {ends[1]}",
-            "millilitres": round(float(mask_DHW.sum()) * prod(scan.spacing) / 1000, 2),
+            "millilitres": round(float(mask_DHW.sum()) * scan.voxel / 1000, 2),
         }
         if true_DHW is not None:
             own_DHW = true_DHW == number
-            both = mask_DHW.any() and own_DHW.any()
+            measurable = mask_DHW.any() and own_DHW.any() and scan.rectangular
             facts["dice"] = round(dice(mask_DHW.reshape(1, -1), own_DHW.reshape(1, -1)), 3)
-            facts["hd95_mm"] = round(edge_distance(mask_DHW, own_DHW, scan.spacing), 2) if both else None
+            distance = edge_distance(mask_DHW, own_DHW, scan.spacing) if measurable else None
+            facts["hd95_mm"] = None if distance is None else round(distance, 2)
         objects.append(facts)
     return objects
 

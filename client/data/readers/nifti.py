@@ -65,7 +65,7 @@ def _shape(image: Any, path: Path) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise DataError(
             f"{path}: expected one volume with three axes, found the shape {tuple(image.shape)}; save each "
-            f"time point or channel as a file of its own"
+            "time point or channel as a file of its own, and one slice with a third axis of length 1"
         )
     if image.get_data_dtype().kind not in "iufb":
         raise DataError(

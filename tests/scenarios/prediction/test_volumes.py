@@ -18,9 +18,11 @@ from torch import from_numpy
 from casam_core.bank.inference import load_bank
 from casam_core.errors import DataError
 from casam_core.metrics.segmentation import edge_distance
-from scenarios.prediction.propagation import box_around, goes_on, segment_volume
+from casam_core.routing.decision import Route
+from scenarios.prediction.propagation import VolumePrediction, box_around, goes_on, segment_volume
 from scenarios.prediction.scan import Scan, read_labels, read_scan, write_labels
 from scenarios.prediction.segmenter import Prediction, Segmenter
+from scenarios.prediction.telling import volume_facts
 from tests.banks import tiny_backbone, tiny_bank
 from tests.casam_command import Casam
 from tests.client.data.test_dicom import put as put_series
@@ -144,6 +146,102 @@ def test_a_dicom_series_has_the_place_that_itk_gives_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             ours.TransformIndexToPhysicalPoint(voxel), theirs.TransformIndexToPhysicalPoint(voxel), atol=1e-3
         )
+
+
+TURNED = np.array([[0, -0.7, 0, 5], [0.9, 0, 0, -3], [0, 0, 2.5, 1], [0, 0, 0, 1.0]])
+
+
+def put_scan(path: Path, **fields: Any) -> Path:
+    """A NIfTI scan with these fields of its header, written over the file as no library would."""
+    whole = nibabel.Nifti1Image(np.arange(336, dtype=np.float32).reshape(6, 7, 8), TURNED).to_bytes()
+    header = nibabel.Nifti1Header(whole[:348], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + whole[348:])
+    return path
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sform_code": 0, "qform_code": 0},
+        {"qform_code": 1, "quatern_b": 1, "qoffset_x": 40},  # sform and qform name two places
+        {"xyzt_units": 3},  # micrometres
+        {"xyzt_units": 1},  # metres
+    ],
+)
+def test_itk_finds_the_mask_where_it_finds_the_scan(tmp_path: Path, fields: dict[str, Any]) -> None:
+    itk = pytest.importorskip("SimpleITK")
+    scan = read_scan(put_scan(tmp_path / "ct.nii", **fields))
+    write_labels(np.zeros(scan.slices_DHW.shape, np.int32), scan, tmp_path / "mask.nii")
+    theirs, ours = (itk.ReadImage(str(tmp_path / name)) for name in ("ct.nii", "mask.nii"))
+    for about in ("GetOrigin", "GetSpacing", "GetDirection"):
+        assert getattr(ours, about)() == getattr(theirs, about)()
+    read_labels(tmp_path / "mask.nii", scan)
+
+
+def test_nothing_of_the_scan_but_its_place_is_in_the_mask(tmp_path: Path) -> None:
+    scan = read_scan(put_scan(tmp_path / "ct.nii", descrip=b"Doe^Jane", intent_name=b"Doe"))
+    write_labels(np.zeros(scan.slices_DHW.shape, np.int32), scan, tmp_path / "mask.nii")
+    assert b"Doe" not in (tmp_path / "mask.nii").read_bytes()
+
+
+def test_volumes_are_in_millilitres_whatever_the_unit_and_the_angles() -> None:
+    tilted = np.diag([0.8, 0.8, 2.5, 1.0])
+    tilted[1, 2] = 1.0  # each slice lies 1 mm further along the rows; a voxel stays as large
+    scan = Scan(np.zeros((4, 5, 6), np.uint8), 2, tilted)
+    assert scan.voxel == pytest.approx(0.8 * 0.8 * 2.5)
+    assert not scan.rectangular
+    mask_DHW = np.ones((4, 5, 6), np.int32)
+    one = Prediction(mask_DHW[:1] > 0, np.ones(1, np.float32), "polyp", Route("polyp", "polyp", 0.0), 1.0)
+    (facts,) = volume_facts(VolumePrediction(mask_DHW, one, ((0, 3),), 4), scan, mask_DHW.astype(np.int64))
+    assert facts["millilitres"] == round(120 * 1.6 / 1000, 2)
+    assert facts["hd95_mm"] is None  # distances are measured along axes at right angles
+
+
+@pytest.mark.parametrize(("unit", "millimetres"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
+def test_a_scan_is_in_millimetres(tmp_path: Path, unit: int, millimetres: float) -> None:
+    scan = read_scan(put_scan(tmp_path / "ct.nii", xyzt_units=unit))
+    assert scan.spacing == pytest.approx([side * millimetres for side in (2.5, 0.7, 0.9)])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"srow_x": [np.nan, 0, 0, 0]}, {"srow_z": [0, 0, 0, 0]}, {"srow_y": [0, -0.7, 0, 0]}]
+)
+def test_a_scan_without_a_place_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="expected a header with a place in space"):
+        read_scan(put_scan(tmp_path / "ct.nii", **fields))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ImagePositionPatient": lambda i: [0, 0, 5 * i + 2 * (i == 3)]}, "at equal distances, found one"),
+        ({"ImagePositionPatient": lambda i: [0, 0, 5 * (i % 2)]}, "time points apart"),
+        ({"ImagePositionPatient": lambda i: [0, 0, 5 * i] if i != 2 else None}, "in every slice"),
+        ({"ImagePositionPatient": [0, 0, 0]}, "a place in space"),
+        ({"PixelSpacing": [0, 0]}, "a place in space"),
+        ({"PixelSpacing": lambda i: [1 + i, 1]}, "one PixelSpacing"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "a place in space"),
+    ],
+)
+def test_a_series_whose_mask_would_lie_elsewhere_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    put_series(tmp_path, **{"PixelSpacing": [0.6, 0.9], **changes})
+    with pytest.raises(DataError, match=words):
+        read_scan(tmp_path / "images" / "c1")
+
+
+def test_a_series_is_cut_as_it_was_scanned(tmp_path: Path) -> None:
+    put_series(tmp_path, PixelSpacing=[0.6, 0.9], SliceThickness=4)
+    series = tmp_path / "images" / "c1"
+    with pytest.raises(DataError, match="expected slice axis 2"):
+        read_scan(series, axis=0)
+    assert read_scan(series).spacing == pytest.approx((5, 0.6, 0.9))  # from place to place
+    for file in sorted(series.iterdir())[1:]:
+        file.unlink()
+    assert read_scan(series).spacing == pytest.approx((4, 0.6, 0.9))  # a lone slice is as thick as it says
 
 
 def test_the_distance_is_in_millimetres() -> None:
