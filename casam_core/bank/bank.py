@@ -55,7 +55,7 @@ class Bank:
                     "version of casam that wrote it"
                 )
             return Bank(folder, {item["task"]: item["sha256"] for item in content["entries"]})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise BankError(
                 f"{manifest} is damaged ({type(error).__name__}); restore it from a copy"
             ) from error

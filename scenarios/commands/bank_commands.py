@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import typer
@@ -458,9 +459,16 @@ def check_out(option: str, out: Path, prompts: int, endings: tuple[str, ...] = (
     """Refuse an output that could not be written, before any work. Raises PromptError."""
     if not out.name.lower().endswith(endings):
         raise PromptError(f"{option}: expected a name ending in {' or '.join(endings)}, found {out.name!r}")
-    if out.exists():
-        raise PromptError(f"{option}: {out} exists already; name a new file")
-    if not out.parent.is_dir():
-        raise PromptError(f"{option}: expected the folder {out.parent} to exist; create it first")
+    try:
+        if out.exists():
+            raise PromptError(f"{option}: {out} exists already; name a new file")
+        if not out.parent.is_dir():
+            raise PromptError(f"{option}: expected the folder {out.parent} to exist; create it first")
+        with NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
+            pass
+    except OSError as error:
+        raise PromptError(
+            f"{option}: expected a file that can be written, found {out} ({error.strerror}); choose another"
+        ) from error
     if prompts > MOST_LABELS:
         raise PromptError(f"expected at most {MOST_LABELS} prompts, found {prompts}; split them")

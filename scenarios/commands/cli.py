@@ -50,8 +50,12 @@ app = typer.Typer(
 
 FAILED, BAD_INPUT = 1, 2
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Faults of the machine, not of the program: the disk is full or read-only, or access is denied."""
+DISK_FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+)
+"""Faults of the machine or of a path, not of the program: the disk is full or read-only, access is denied, a
+name is too long or stands for something else."""
 
 EXTRAS = {
     "deploy": ("packaging", "starlette", "tomli_w", "uvicorn"),
@@ -97,8 +101,8 @@ def main() -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"error: {where}{error.strerror}; make room or choose another folder, then try again "
-            "(`casam run --resume RUN` continues an interrupted run)",
+            f"error: {where}{error.strerror}; check the path, make room or choose another folder, then "
+            "try again (`casam run --resume RUN` continues an interrupted run)",
             file=sys.stderr,
         )
         sys.exit(FAILED)

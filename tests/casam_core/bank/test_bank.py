@@ -412,6 +412,7 @@ def test_a_manifest_that_does_not_fit_is_refused(
 @example(b"[]")
 @example(b"null")
 @example(b"\xff\xfe")
+@example(b"[" * 100_000)
 def test_a_manifest_of_random_bytes_gives_a_bank_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:

@@ -51,6 +51,21 @@ def test_show_lists_every_entry(bank: Path, casam: Casam) -> None:
     assert opened["polyp"].provenance.backbone in result.out
 
 
+def test_a_path_that_stands_for_something_else_is_one_line(bank: Path, tmp_path: Path, casam: Casam) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "odd" / "manifest.json").mkdir(parents=True)
+    for words in (
+        ["remove", bank, "polyp", "--out", tmp_path / "file" / "new"],
+        ["remove", bank, "polyp", "--out", tmp_path / ("x" * 250)],
+        ["show", tmp_path / "odd"],
+    ):
+        ended = casam("bank", *words)
+        assert ended.status == 1
+        (line,) = ended.err.strip().splitlines()
+        assert "check the path" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"bank", "file", "odd"}
+
+
 def test_a_folder_without_a_bank_is_refused(tmp_path: Path, casam: Casam) -> None:
     for command in (["show"], ["verify"], ["remove", "x", "--out", "new"], ["merge", "--out", "new"]):
         assert "no bank at" in casam("bank", command[0], tmp_path, *command[1:]).refusal
