@@ -27,6 +27,7 @@ from scenarios.commands.site_commands import site_app
 from scenarios.commands.study_command import ask, compare, study
 from scenarios.commands.terminal import (
     SCENARIO,
+    STOPPED,
     DataRoot,
     Json,
     NewRun,
@@ -77,6 +78,8 @@ def main() -> None:
         with at_ctrl_c(lambda: "stopped"):
             status = app(standalone_mode=False)
         sys.exit(status)
+    except KeyboardInterrupt:  # at_ctrl_c has told it
+        sys.exit(STOPPED)
     except NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)

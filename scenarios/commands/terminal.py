@@ -52,12 +52,15 @@ STOPPED = 130
 @contextlib.contextmanager
 def at_ctrl_c(words: Callable[[], str]) -> Iterator[None]:
     """During the block, the first Ctrl-C prints these words and ends the work in order; a second one ends
-    the command at once."""
+    the command at once. An error that a library makes of the first one is no error."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
 
+    stopped = threading.Event()
+
     def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
         signal.signal(signal.SIGINT, lambda *again: os._exit(STOPPED))
         print(f"\n{words()} (Ctrl-C again ends it at once)", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
@@ -65,6 +68,10 @@ def at_ctrl_c(words: Callable[[], str]) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, stop)
     try:
         yield
+    except Exception as error:
+        if stopped.is_set():
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if signal.getsignal(signal.SIGINT) is stop:
             signal.signal(signal.SIGINT, before)

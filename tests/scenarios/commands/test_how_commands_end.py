@@ -21,6 +21,7 @@ from PIL import Image
 
 from casam_core import errors
 from casam_core.errors import CasamError
+from scenarios.commands import cli
 from scenarios.commands.cli import EXIT_STATUS, app, how_to_continue
 from tests.banks import tiny_bank
 from tests.casam_command import Casam
@@ -93,6 +94,23 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     status, _, seconds = interrupted(50.0, times=2)
     assert status == 130
     assert seconds < 20
+
+
+def test_an_error_that_a_library_makes_of_ctrl_c_is_no_error(
+    casam: Casam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's exporter, stopped while it imports its parts, raises an AttributeError."""
+
+    def exports(**options: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("module 'torch._dynamo' has no attribute 'exc'") from None
+
+    monkeypatch.setattr(cli, "app", exports)
+    ended = casam("bank")
+    assert ended.status == 130
+    assert ended.err.strip() == "stopped (Ctrl-C again ends it at once)"
 
 
 def test_a_stopped_run_names_the_command_that_continues_it(tmp_path: Path) -> None:
