@@ -167,10 +167,13 @@ def run(
     """
     from rich.console import Console
 
+    from casam_core.errors import ScenarioError
     from scenarios.engines import Engine
     from scenarios.engines.order import RunOrder, choose_folder
     from scenarios.engines.run import run_scenario
 
+    if engine not in (known := [one.value for one in Engine]):
+        raise ScenarioError(f"engine: expected {' or '.join(known)}, found {engine!r}; correct it")
     resolved = scenario_of(scenario, set or {})
     folder = choose_folder(resolved, Path(out) if out else None)
     order = RunOrder(Engine(engine), Path(data_root) if data_root else None, folder)
@@ -218,8 +221,8 @@ def train_layer(
     """Train one Alignment Layer on your own images, as an institution does.
 
     Args:
-        images: HW3, RGB, of any size.
-        labels: HW; 0 is background, every other value is one instance.
+        images: uint8 RGB of shape (height, width, 3), of any size.
+        labels: whole numbers of shape (height, width); 0 is background, every other value is one instance.
         backbone: frozen (`load_backbone`).
         form: a name in casam_core.config.named_parts.FORMS whose layer is between encoder and decoder.
         epochs: passes over the images; by default as many as make about 240 steps.
@@ -231,29 +234,39 @@ def train_layer(
 
     Raises:
         ValueError: the numbers of images and labels differ.
-        ScenarioError: an unknown form.
+        PromptError: an image is not uint8 RGB.
+        DataError: labels are not whole numbers, have another size than their image, or hold no instance.
+        ScenarioError: an unknown form, one that changes SAM itself, or epochs below 1.
         RunError: a loss or a weight is no longer finite.
     """
-    import numpy as np
+    from pydantic import ValidationError
 
+    from casam.given import examples_of
     from casam_core.config.scenario import TrainingSpec
+    from casam_core.config.toml import explain
+    from casam_core.errors import ScenarioError
     from casam_core.model import training
-    from casam_core.model.examples import Example
-    from casam_core.model.forms import build_layer, form_spec, learning_rate_of
+    from casam_core.model.forms import build_layer, changes_sam, form_spec, learning_rate_of
     from casam_core.seeding import numpy_generator
 
-    examples = [
-        Example(backbone.encode([image_HW3])[0].cpu().half().float(), labels_HW.astype(np.int32))
-        for image_HW3, labels_HW in zip(images, labels, strict=True)
-    ]
     spec = form_spec(form, {})
-    layer = build_layer(spec, backbone.geometry.channels, seed, backbone)
+    learning_rate = learning_rate_of(spec)
+    if changes_sam(form):
+        raise ScenarioError(
+            f"form: expected a layer between encoder and decoder, found {form!r}, which changes SAM itself; "
+            "name another"
+        )
+    try:
+        settings = TrainingSpec(epochs=epochs)
+    except ValidationError as error:
+        raise ScenarioError(f"training: {explain(error)}") from error
+    layer = build_layer(spec, backbone.geometry.channels, seed)
     training.train_layer(
         layer,
         backbone,
-        examples,
-        TrainingSpec(epochs=epochs),
-        learning_rate=learning_rate_of(spec),
+        examples_of(images, labels, backbone),
+        settings,
+        learning_rate=learning_rate,
         rng=numpy_generator(seed, "train_layer"),
         progress=progress,
     )
@@ -261,23 +274,23 @@ def train_layer(
 
 
 def load_backbone(name: str = "lite_medsam", *, checkpoint: str | None = None, threads: int = 1) -> Backbone:
-    """Load a frozen Segment Anything Model. Raises ScenarioError for an unknown name, or CheckpointError."""
+    """Load a frozen Segment Anything Model.
+
+    Raises ScenarioError for an unknown name or not 1 to 256 threads, or CheckpointError.
+    """
     from pydantic import ValidationError
 
     from casam_core.config.named_parts import BackboneSpec
-    from casam_core.config.scenario import ComputeSpec
     from casam_core.config.toml import explain
     from casam_core.errors import ScenarioError
     from casam_core.model import backbones
-    from casam_core.model.compute import prepare_process, resolve_compute
+    from scenarios.prediction.segmenter import prepared
 
     try:
         spec = BackboneSpec(name=name, checkpoint=checkpoint)
     except ValidationError as error:
         raise ScenarioError(f"backbone: {explain(error)}") from error
-    compute = resolve_compute(ComputeSpec(threads=threads))
-    prepare_process(compute)
-    return backbones.load_backbone(spec, compute)
+    return backbones.load_backbone(spec, prepared("auto", threads))
 
 
 def register_router(name: str, entry: RouterEntry) -> None:

@@ -55,6 +55,12 @@ class BankError(CasamError):
     code = "bank"
 
 
+class NoEntryError(BankError, KeyError):
+    """A bank has no entry of that task. It is a mapping's own error, so `in` and `get` of a bank answer."""
+
+    __str__ = Exception.__str__
+
+
 class PromptError(CasamError):
     """An image or a prompt is not valid."""
 

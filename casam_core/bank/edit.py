@@ -75,11 +75,6 @@ def check_alike(entries: Iterable[Entry]) -> None:
 
 def _what_scores_need(entry: Entry) -> dict[str, object]:
     about = entry.provenance
-    needs: dict[str, object] = {
-        "backbone": about.backbone,
-        "router": about.router,
-        "features": about.features,
-        "frame": about.frame,
-    }
     keys = ROUTERS.sections()[about.router].model_fields if about.router in ROUTERS else {}
-    return needs | {key: getattr(about, key) for key in ("beta", "sampled") if key in keys}
+    scored = [key for key in ("beta", "sampled") if key in keys]
+    return {key: getattr(about, key) for key in ("backbone", "router", "features", "frame", *scored)}

@@ -22,7 +22,7 @@ from torch import Tensor
 from casam_core.bank.bank import Bank
 from casam_core.bank.edit import check_alike
 from casam_core.bank.entry_file import Entry, Head
-from casam_core.errors import BankError, ScenarioError
+from casam_core.errors import BankError, NoEntryError, ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute
 from casam_core.model.forms import AlignmentLayer, build_layer, form_spec, set_weights
@@ -176,13 +176,10 @@ class LoadedBank(Mapping[str, LoadedEntry]):
 
     def __getitem__(self, task: str) -> LoadedEntry:
         if task not in self._entries:
-            raise BankError(
+            raise NoEntryError(
                 f"no entry for task {task!r}; the bank holds: {', '.join(self._entries) or 'nothing'}"
             )
         return self._entries[task]
-
-    def __contains__(self, task: object) -> bool:
-        return task in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -14,7 +14,7 @@ from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import ComputeSpec
 from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.model.backbones import BACKBONES, Backbone, load_backbone, released_digests
-from casam_core.model.compute import prepare_process, resolve_compute
+from casam_core.model.compute import Compute, prepare_process, resolve_compute
 from casam_core.model.forms.finder import Finder, finds
 from casam_core.routing.decision import IDENTITY, Route
 from scenarios.prediction.user_prompts import UserPrompts
@@ -64,17 +64,8 @@ class Segmenter:
         self.bank = bank
 
     def embed(self, image_HW3: NDArray[np.uint8]) -> Tensor:
-        """z_1CHW float32 of a uint8 RGB image.
-
-        Rounded to half precision, as in the embedding store: layers were trained, and thresholds chosen, on
-        such values.
-        """
-        if image_HW3.dtype != np.uint8 or image_HW3.ndim != 3 or image_HW3.shape[2] != 3:
-            raise PromptError(
-                f"image: expected uint8 of shape (height, width, 3), found {image_HW3.dtype} "
-                f"{image_HW3.shape}; convert it to RGB first"
-            )
-        return self.backbone.encode([image_HW3]).cpu().half().float()
+        """z_1CHW float32 of a uint8 RGB image. Raises PromptError for another image."""
+        return embedding_of(self.backbone, image_HW3)
 
     def predict(
         self,
@@ -107,10 +98,17 @@ class Segmenter:
                 here.
 
         Raises:
-            PromptError: The prompts do not fit the image, the image is not uint8 RGB, or there is no prompt
-                and no finder.
+            PromptError: The prompts or the embedding do not fit the image, the image is not uint8 RGB, or
+                there is no prompt and no finder.
             BankError: The bank has no such task.
         """
+        require_rgb(image_HW3, "image")
+        shape = (1, self.backbone.geometry.channels, *[self.backbone.geometry.cells] * 2)
+        if embedding is not None and embedding.shape != shape:
+            raise PromptError(
+                f"embedding: expected z_1CHW of shape {shape}, found {tuple(embedding.shape)}; give what "
+                "`embed` made of this image"
+            )
         asked = UserPrompts(boxes, points, labels, mask, one_object)
         checked = asked.checked(*image_HW3.shape[:2], needed=not has_finders(self.bank))
         prompts = asked.with_mask(checked, self.backbone.geometry.low)
@@ -138,6 +136,29 @@ class Segmenter:
             threshold=None if route.nearest is None else self.bank[route.nearest].entry.threshold,
             scores_N=scores_N,
         )
+
+
+def require_rgb(image_HW3: NDArray[np.uint8], where: str) -> None:
+    """Raises PromptError unless an image is uint8 RGB with at least one pixel."""
+    if isinstance(image_HW3, np.ndarray):
+        found = f"{image_HW3.dtype} {image_HW3.shape}"
+        if image_HW3.dtype == np.uint8 and image_HW3.ndim == 3 and image_HW3.shape[2] == 3 and image_HW3.size:
+            return
+    else:
+        found = type(image_HW3).__name__
+    raise PromptError(
+        f"{where}: expected uint8 of shape (height, width, 3), found {found}; convert it to RGB first"
+    )
+
+
+def embedding_of(backbone: Backbone, image_HW3: NDArray[np.uint8]) -> Tensor:
+    """z_1CHW float32 of a uint8 RGB image. Raises PromptError for another image.
+
+    Rounded to half precision, as in the embedding store: layers were trained, and thresholds chosen, on
+    such values.
+    """
+    require_rgb(image_HW3, "image")
+    return backbone.encode([image_HW3]).cpu().half().float()
 
 
 def has_finders(bank: LoadedBank) -> bool:
@@ -186,6 +207,13 @@ def backbone_for(
         name = known[bank.backbone]
     if name not in BACKBONES:
         raise ScenarioError(f"backbone: expected one of {', '.join(BACKBONES)}, found {name!r}")
+    compute = prepared(device, threads)
+    about = {"name": name, "checkpoint": checkpoint, "sha256": bank.backbone if checkpoint else None}
+    return load_backbone(BackboneSpec.model_validate(about), compute)
+
+
+def prepared(device: str, threads: int) -> Compute:
+    """Where to compute; this process is set up for it. Raises ScenarioError."""
     try:
         compute = resolve_compute(ComputeSpec(device=device, threads=threads))
     except ValueError as error:
@@ -193,5 +221,4 @@ def backbone_for(
             f"expected device auto, cpu, mps or cuda:N and 1 to 256 threads, found {device!r} and {threads}"
         ) from error
     prepare_process(compute)
-    about = {"name": name, "checkpoint": checkpoint, "sha256": bank.backbone if checkpoint else None}
-    return load_backbone(BackboneSpec.model_validate(about), compute)
+    return compute

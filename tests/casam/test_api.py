@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import casam
-from casam_core.errors import ScenarioError
+from casam_core.errors import BankError, CasamError, DataError, PromptError, ScenarioError
+from tests.banks import tiny_backbone, tiny_bank
 from tests.conftest import tiny_table
 
 
@@ -76,3 +77,73 @@ def test_importing_casam_imports_no_torch() -> None:
     code = "import sys, casam; print(sorted({'torch', 'flwr', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_bank_is_a_mapping(tmp_path: Path) -> None:
+    bank = casam.load_bank(tiny_bank(tmp_path / "bank").folder)
+    assert "polyp" in bank
+    assert "liver" not in bank
+    assert bank.get("liver") is None
+    with pytest.raises(BankError, match=r"^no entry for task 'liver'; the bank holds: polyp, histology$"):
+        bank["liver"]
+
+
+def test_an_unknown_engine_and_a_wrong_number_of_threads_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="engine: expected simulation or inprocess, found 'ray'"):
+        casam.run(tiny_table(), out=tmp_path / "run", engine="ray")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ScenarioError, match="1 to 256 threads, found 'auto' and 0"):
+        casam.load_backbone("tiny", threads=0)
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+LABELS = np.zeros((48, 64), np.int32)
+LABELS[10:30, 20:44] = 1
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "options", "kind", "words"),
+    [
+        (IMAGE / 255, LABELS, {}, PromptError, r"images\[1\]: expected uint8 .* found float64"),
+        (IMAGE[..., 0], LABELS, {}, PromptError, r"images\[1\]: expected uint8"),
+        (IMAGE, LABELS[:40], {}, DataError, r"labels\[1\]: expected the height and width of its image"),
+        (IMAGE, LABELS[..., None], {}, DataError, r"labels\[1\]: expected the height and width"),
+        (IMAGE, LABELS * 0.6, {}, DataError, r"labels\[1\]: expected whole-number labels"),
+        (IMAGE, -LABELS, {}, DataError, r"labels\[1\]: expected labels of 0"),
+        (IMAGE, LABELS, {"epochs": 0}, ScenarioError, "training: epochs"),
+        (IMAGE, LABELS, {"form": "lora"}, ScenarioError, "form: expected a layer between encoder and"),
+        (IMAGE, LABELS, {"form": "decoder"}, ScenarioError, "form: expected a layer between encoder and"),
+    ],
+)
+def test_train_layer_refuses_what_it_would_learn_nothing_from(
+    image: Any, labels: Any, options: dict[str, Any], kind: type[CasamError], words: str
+) -> None:
+    with pytest.raises(kind, match=words) as refused:
+        casam.train_layer([IMAGE, image], [LABELS, labels], tiny_backbone(), **{"epochs": 1, **options})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("images", "labels"), [([], []), ([IMAGE], [LABELS * 0])])
+def test_train_layer_needs_an_instance(images: list[Any], labels: list[Any]) -> None:
+    with pytest.raises(DataError, match="labels: expected an instance in one image or more"):
+        casam.train_layer(images, labels, tiny_backbone(), epochs=1)
+
+
+def test_the_numbers_of_instances_do_not_matter() -> None:
+    other = LABELS * 7
+    other[40:46, 2:9] = 2**20  # the second of two instances, whatever they are called
+    first = np.where(other == 7, 1, np.where(other > 0, 2, 0))
+    layers = [casam.train_layer([IMAGE], [each], tiny_backbone(), epochs=1) for each in (other, first)]
+    one, two = (layer.state_dict() for layer in layers)
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_a_segmenter_takes_one_image_and_its_own_embedding(tmp_path: Path) -> None:
+    segmenter = casam.Segmenter(tiny_backbone(), casam.load_bank(tiny_bank(tmp_path / "bank").folder))
+    for image in (np.zeros((0, 5, 3), np.uint8), "image.png", IMAGE.tolist()):
+        with pytest.raises(PromptError, match="image: expected uint8 of shape"):
+            segmenter.predict(image, [(1, 1, 5, 5)])  # type: ignore[arg-type]
+    z_1CHW = segmenter.embed(IMAGE)
+    for z in (z_1CHW[0], z_1CHW.repeat(2, 1, 1, 1), z_1CHW[..., :3]):
+        with pytest.raises(PromptError, match="embedding: expected z_1CHW"):
+            segmenter.predict(IMAGE, [(1, 1, 5, 5)], embedding=z)
