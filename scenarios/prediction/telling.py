@@ -59,9 +59,8 @@ def advice_for_empty(prediction: Prediction, tasks: Sequence[str], *, forced: bo
 def nothing_found(prediction: Prediction) -> str:
     """Why there is no mask, and what to try."""
     if prediction.name == "identity":
-        return (
-            "found      nothing: frozen SAM has no finder, and the image fits no task; add --box or --point"
-        )
+        unknown = ", and the image fits no task" if prediction.route.task is None else ""
+        return f"found      nothing: frozen SAM has no finder{unknown}; add --box or --point"
     return f"found      nothing that the finder of {prediction.name!r} is sure of; add --box or --point"
 
 

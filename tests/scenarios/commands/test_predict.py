@@ -15,9 +15,10 @@ from casam import Prediction, Segmenter, load_bank
 from casam_core.bank.bank import Bank
 from casam_core.errors import PromptError
 from casam_core.model.prompts import Prompts
+from casam_core.routing.decision import Route
 from client.data.dataset import LoadedSample
 from scenarios.inspection.survey import overlay_of
-from scenarios.prediction.telling import png_of
+from scenarios.prediction.telling import nothing_found, png_of
 from scenarios.prediction.user_prompts import SURE
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
@@ -253,6 +254,14 @@ def test_an_image_of_no_task_is_told_in_words(
     monkeypatch.setattr(Segmenter, "predict", nothing)
     said = casam("predict", "image.png", "--bank", "bank", "--box", BOX, "--out", "mask.png").err
     assert "The image fits no task of the bank, so frozen SAM answered" in said
+
+
+@pytest.mark.parametrize(("task", "unknown"), [(None, True), ("polyp", False)])
+def test_frozen_sam_finds_nothing_also_in_an_image_that_fits_a_task(task: str | None, unknown: bool) -> None:
+    none_N = np.zeros(0, np.float32)
+    route = Route(task, "polyp", 0.5)
+    prediction = Prediction(np.zeros((0, 4, 4), bool), none_N, "identity", route, 0.4, none_N)
+    assert ("the image fits no task" in nothing_found(prediction)) is unknown
 
 
 def test_an_overlay_shows_the_image_with_the_outline_of_every_mask(tmp_path: Path, casam: Casam) -> None:
