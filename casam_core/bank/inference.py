@@ -25,7 +25,7 @@ from casam_core.bank.entry_file import Entry, Head
 from casam_core.errors import BankError, NoEntryError, ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.compute import Compute
-from casam_core.model.forms import AlignmentLayer, build_layer, form_spec, set_weights
+from casam_core.model.forms import AlignmentLayer, build_layer, changes_sam, form_spec, set_weights
 from casam_core.model.forms.affine import channels_in
 from casam_core.model.forms.finder import PREFIX
 from casam_core.model.frame import Frame
@@ -138,7 +138,7 @@ class LoadedEntry:
 
         frames: the bank's folder of public frames.
         """
-        channels = channels_of(entry)
+        channels = 0 if changes_sam(entry.provenance.form) else channels_of(entry)  # entry_layer refuses it
         loaded = LoadedEntry(entry, entry_layer(entry, channels), entry_router(entry, frames), channels)
         try:
             if entry.threshold is not None:

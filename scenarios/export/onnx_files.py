@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from casam_core.bank.inference import LoadedBank, LoadedEntry
 from casam_core.errors import ExportError
 from casam_core.files import new_folder
-from casam_core.model.forms import changes_sam
 from casam_core.model.forms.finder import finds
 from casam_core.routing.features import FEATURES
 from casam_core.routing.routers.public_frame import CAUTION, LOWEST, MOST_NOISE, WIDER, PublicFrameRouter
@@ -89,7 +88,7 @@ def write_onnx(bank: LoadedBank, out: Path) -> list[str]:
         The names of the files.
 
     Raises:
-        ExportError: an entry's layer changes SAM itself, or its router has no ONNX form.
+        ExportError: an entry's router has no ONNX form, or its task no file name.
     """
     for task, loaded in bank.items():
         _check(task, loaded)
@@ -100,14 +99,9 @@ def write_onnx(bank: LoadedBank, out: Path) -> list[str]:
 
 
 def _check(task: str, loaded: LoadedEntry) -> None:
-    form, router = loaded.entry.provenance.form, loaded.entry.provenance.router
+    router = loaded.entry.provenance.router
     if not FOLDER_NAME.fullmatch(task):
         raise ExportError(f"task {task!r}: expected a name that can be a file name, found another character")
-    if changes_sam(form):
-        raise ExportError(
-            f"task {task!r}: expected a layer between encoder and decoder, found the form {form!r}, which "
-            "changes SAM itself; remove it with: casam bank remove BANK TASK --out NEW"
-        )
     if loaded.entry.threshold is not None and not isinstance(loaded.router, PublicFrameRouter):
         raise ExportError(
             f"task {task!r}: expected the router 'public_frame', found {router!r}, which has no ONNX form; "

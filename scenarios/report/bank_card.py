@@ -13,6 +13,7 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.files import write_atomic
 from casam_core.model.backbones import released_digests
+from casam_core.model.forms import changes_sam
 from scenarios.report.figures import SPLITS, empty_cells
 from scenarios.report.ledger_table import ledger_table
 from scenarios.report.parts import Block, Cell, Code, Notice, Table
@@ -50,7 +51,14 @@ def card(folder: Path) -> str:
     """The card's Markdown. Raises RunInputError or BankError, as `write_card`."""
     run, bank = read_run(folder, folder.resolve().name), last_bank(folder)
     parts: list[tuple[str, list[Block]]] = [
-        ("", [Notice(WHAT_IT_IS), Notice(in_sentences(run)), entries_table(run, bank)]),
+        (
+            "",
+            [
+                Notice(f"{WHAT_IT_IS} {who_can_use(bank)}"),
+                Notice(in_sentences(run)),
+                entries_table(run, bank),
+            ],
+        ),
         ("Who took part, and under which policy", [ledger_table(run), *who_left(run)]),
         ("Limits", [Notice(f"- {sentence}") for sentence in limits(run, bank)]),
         ("Backbone and licences", [Notice(about_backbones(bank))]),
@@ -78,13 +86,20 @@ def short(blocks: Sequence[Block]) -> Iterator[Block]:
 
 WHAT_IT_IS = (
     "A bank of casam: for each task one alignment layer, one router and one threshold, which adapt a frozen "
-    "Segment Anything. For research. It is not a medical device. Use it with `casam predict` or "
-    "`casam studio`."
+    "Segment Anything. For research. It is not a medical device."
 )
 HOW_EQUAL = (
     "The same scenario, seed, casam version and arithmetic give the same bytes of the bank, except for noise "
     "from the operating system, which nobody can draw again. Seconds may differ."
 )
+
+
+def who_can_use(bank: Bank) -> str:
+    """The commands that can use the bank."""
+    forms = sorted({entry.provenance.form for entry in bank if changes_sam(entry.provenance.form)})
+    if forms:
+        return f"Only `casam run` and `casam compare` can use layers of the form {listed(forms)}."
+    return "Use it with `casam predict` or `casam studio`."
 
 
 def entries_table(run: Run, bank: Bank) -> Table:

@@ -80,6 +80,16 @@ def test_other_methods_have_a_card_too(finished_run: FinishedRun, method: str) -
     assert "## How to make it again" in card(finished_run(tiny_table(method=method)))
 
 
+def test_a_card_says_who_can_use_the_bank(finished_run: FinishedRun, casam: Casam) -> None:
+    assert "Use it with `casam predict` or `casam studio`." in card(finished_run(tiny_table()))
+    for form in ("decoder", "lora"):
+        run = finished_run(tiny_table(stream=["polyp"], alignment={"form": form}))
+        assert f"Only `casam run` and `casam compare` can use layers of the form {form}." in card(run)
+        said = casam("bank", "export-onnx", run, "--out", "onnx").refusal
+        assert f"alignment.form '{form}' changes SAM itself" in said
+        assert "restore" not in said
+
+
 def test_only_the_servers_files_are_opened(finished_run: FinishedRun, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run(tiny_table()), tmp_path / "run")
     with opened_below(tmp_path) as opened:
