@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def read_weights(path: Path, shapes: Shapes) -> Arrays:
         )
     if faults := _faults(state, shapes):
         raise BankError(f"{path} is not a checkpoint of the method: {_few(faults)}")
-    return {name: state[name].numpy().copy() for name in shapes}
+    return {name: state[name].detach().numpy().copy() for name in shapes}
 
 
 def _faults(state: Mapping[str, Any], shapes: Shapes) -> list[str]:
@@ -182,8 +183,10 @@ def _faults(state: Mapping[str, Any], shapes: Shapes) -> list[str]:
         value = state.get(name)
         if name not in state:
             continue
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor):
+            faults.append(f"{name}: expected a float32 tensor, found {type(value).__name__}")
+        elif value.dtype != torch.float32 or value.layout != torch.strided:
+            kind = value.dtype if value.layout == torch.strided else value.layout
             faults.append(f"{name}: expected a float32 tensor, found {kind}")
         elif tuple(value.shape) != shape:
             faults.append(f"{name}: expected shape {shape}, found {tuple(value.shape)}")
@@ -209,7 +212,7 @@ def read_tau(path: Path) -> tuple[float, int]:
             "under that name, because no other field is used"
         )
     tau, images = content["tau_suggested"], content.get("n_samples", 0)
-    if not _is_number(tau) or not math.isfinite(tau):
+    if not _is_finite(tau):
         raise BankError(f"{path}: tau_suggested: expected a finite number, found {tau!r}")
     if not isinstance(images, int) or isinstance(images, bool) or images < 0:
         raise BankError(f"{path}: n_samples: expected a count of images, found {images!r}")
@@ -269,8 +272,11 @@ def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     }
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_finite(value: object) -> bool:
+    """Whether JSON gave a number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _few(faults: Sequence[str]) -> str:

@@ -206,6 +206,12 @@ def test_export_and_import_give_the_same_bank(tree: Path, tmp_path: Path) -> Non
     assert [entry.to_bytes() for entry in second] == [first.bytes_of(task) for task in order]
 
 
+def test_weights_that_were_saved_as_parameters_are_the_same_weights(tree: Path) -> None:
+    before = [entry.to_bytes() for entry in read_official(tree, backbone=VIT_B)]
+    edit(layer_file, lambda state: {name: torch.nn.Parameter(value) for name, value in state.items()})(tree)
+    assert [entry.to_bytes() for entry in read_official(tree, backbone=VIT_B)] == before
+
+
 def test_exported_files_hold_the_authors_names_and_only_known_fields(tree: Path, tmp_path: Path) -> None:
     write_official(read_official(tree, backbone=VIT_B), tmp_path / "again", backbone=VIT_B)
     for path in (layer_file, vae_file):
@@ -249,6 +255,7 @@ SPOILED: list[tuple[Spoil, str]] = [
     (edit(layer_file, put("layers.3.conv1.bias", torch.zeros(256))), "unexpected layers.3.conv1.bias"),
     (edit(layer_file, put("norm.bias", torch.zeros(128))), "norm.bias: expected shape (256,), found (128,)"),
     (edit(layer_file, put("norm.bias", torch.zeros(256).half())), "expected a float32 tensor"),
+    (edit(layer_file, put("norm.bias", torch.zeros(256).to_sparse())), "found torch.sparse_coo"),
     (edit(layer_file, put("norm.bias", 3)), "norm.bias: expected a float32 tensor, found int"),
     (edit(layer_file, put("norm.bias", torch.full((256,), torch.nan))), "norm.bias: expected finite values"),
     (edit(layer_file, lambda s: {f"module.{k}": v for k, v in s.items()}), "DataParallel"),
@@ -271,6 +278,7 @@ SPOILED: list[tuple[Spoil, str]] = [
     (tau('{"tau_suggested": null}'), "expected a finite number, found None"),
     (tau('{"tau_suggested": true}'), "expected a finite number, found True"),
     (tau('{"tau_suggested": NaN}'), "expected a finite number, found nan"),
+    (tau(f'{{"tau_suggested": {10**400}}}'), "expected a finite number, found 1000"),
     (tau('{"tau_suggested": "0.1"}'), "expected a finite number, found '0.1'"),
     (tau('{"tau_suggested": 0.1, "n_samples": -1}'), "n_samples"),
     (lambda tree: (tree / "adapters_ckpt" / "DN").mkdir(), "only one of the two for DN"),
