@@ -39,7 +39,7 @@ def load_sam(spec: BackboneSpec, compute: Compute) -> Backbone:
     expected = spec.sha256 or OFFICIAL_SHA256[spec.name]
     if spec.checkpoint is None:
         raise CheckpointError(
-            f'backbone {spec.name!r} needs its official checkpoint file: set backbone.checkpoint = "PATH"'
+            f"backbone {spec.name!r} needs its official file: give --checkpoint FILE (backbone.checkpoint)"
         )
     path = Path(spec.checkpoint).expanduser()
     state = read_checkpoint(path, expected)
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path, expected_sha256: str) -> dict[str, Tensor]:
     if found != expected_sha256:
         raise CheckpointError(
             f"wrong checkpoint {path}: expected SHA-256 {expected_sha256}, found {found}; "
-            "use the official file, or set backbone.sha256 to accept this one"
+            "use that file; only a scenario can accept another one (backbone.sha256)"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -165,7 +165,7 @@ def test_many_labels_fit(tmp_path: Path) -> None:
         (["--box", "35,10,12,29"], "x0 <= x1"),
         (["--box", BOX, "--task", "spleen"], "'spleen'"),
         (["--box", BOX, "--backbone", "vit_x"], "vit_x"),
-        (["--box", BOX, "--backbone", "vit_b"], "checkpoint"),
+        (["--box", BOX, "--backbone", "vit_b"], "needs its official file: give --checkpoint FILE"),
         (["--box", BOX, "--backbone", "vit_b", "--checkpoint", "image.png"], "wrong checkpoint"),
         (["--box", BOX, "--backbone", "lite_medsam"], "was learned on a backbone of SHA-256"),
         (["--box", BOX, "--device", "abacus"], "abacus"),
