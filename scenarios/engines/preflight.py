@@ -14,11 +14,11 @@ from pathlib import Path
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import simulated_task
-from casam_core.errors import CasamError, DataError
+from casam_core.errors import CasamError, DataError, ScenarioError
 from casam_core.methods import Cohort, alignment_of, check_streams, cohort_at, method_of
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
-from casam_core.model.forms import learning_rate_of
+from casam_core.model.forms import changes_sam, learning_rate_of
 from casam_core.model.training import planned_steps
 from casam_core.routing.routers import build_router
 from client.data.open import open_dataset
@@ -75,7 +75,13 @@ def preflight(
     """
     check_streams(scenario)
     for task in scenario.stream:
-        learning_rate_of(alignment_of(scenario, task))
+        alignment = alignment_of(scenario, task)
+        learning_rate_of(alignment)
+        if alignment.finder and changes_sam(alignment.form):
+            raise ScenarioError(
+                f"alignment.finder: expected false for task {task!r}, whose form {alignment.form!r} changes "
+                "SAM itself; leave it out, or use another form"
+            )
     build_router(scenario.router)
     build_strategy(scenario.training)
     for site in scenario.institutions:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from casam_core.config.scenario import Scenario
-from casam_core.errors import DataError
+from casam_core.errors import DataError, ScenarioError
 from casam_core.model.training import planned_steps
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from scenarios.engines.preflight import preflight
@@ -74,6 +74,13 @@ def test_noise_on_few_images_is_told_with_the_method_that_keeps_more() -> None:
 @pytest.mark.parametrize(("images", "privacy"), [(20, {"method": "subspace"}), (90, {})])
 def test_nothing_is_advised_where_it_would_not_help(images: int, privacy: dict[str, str]) -> None:
     assert preflight(private_scenario(images, **privacy), None).advice == ()
+
+
+@pytest.mark.parametrize("form", ["decoder", "lora"])
+def test_a_finder_with_a_form_that_changes_sam_is_refused_before_the_run(form: str) -> None:
+    table = tiny_table(alignments={"polyp": {"form": form, "finder": True}})
+    with pytest.raises(ScenarioError, match=f"for task 'polyp', whose form '{form}' changes SAM itself"):
+        preflight(Scenario.from_dict(table), None)
 
 
 def test_masks_of_unclear_meaning_are_refused_until_a_word_says_what_they_hold(tmp_path: Path) -> None:
