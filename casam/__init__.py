@@ -121,8 +121,10 @@ class Run:
 
     @property
     def bank(self) -> Path:
-        """The folder of the learned bank, for `load_bank`."""
-        return self.folder / "bank"
+        """The folder of the learned bank, for `load_bank`; of one layer for all tasks, of the last stage."""
+        from scenarios.prediction.run_bank import bank_of_run
+
+        return bank_of_run(self.folder)
 
     def events(self) -> Iterator[Event]:
         """The events of the run, in order."""

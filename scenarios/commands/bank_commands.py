@@ -16,13 +16,14 @@ import typer
 
 from casam_core.errors import BankError, PromptError, RunInputError
 from scenarios.commands.terminal import Json, console, plain_columns, print_json
+from scenarios.prediction.run_bank import bank_of_run
 
 bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
 
 
 def of_a_run(folder: Path) -> Path:
     """The bank of a run, if `folder` is a run folder; else `folder`."""
-    inside = folder / "bank"
+    inside = bank_of_run(folder)
     return (
         inside if not (folder / "manifest.json").exists() and (inside / "manifest.json").exists() else folder
     )

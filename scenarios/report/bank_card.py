@@ -14,6 +14,7 @@ from casam_core.bank.entry_file import Entry
 from casam_core.files import write_atomic
 from casam_core.model.backbones import released_digests
 from casam_core.model.forms import changes_sam
+from scenarios.prediction.run_bank import bank_of_run
 from scenarios.report.figures import SPLITS, empty_cells
 from scenarios.report.ledger_table import ledger_table
 from scenarios.report.parts import Block, Cell, Code, Notice, Table
@@ -49,7 +50,7 @@ def write_card(folder: Path) -> Path:
 
 def card(folder: Path) -> str:
     """The card's Markdown. Raises RunInputError or BankError, as `write_card`."""
-    run, bank = read_run(folder, folder.resolve().name), last_bank(folder)
+    run, bank = read_run(folder, folder.resolve().name), Bank.open(bank_of_run(folder))
     parts: list[tuple[str, list[Block]]] = [
         (
             "",
@@ -71,12 +72,6 @@ def card(folder: Path) -> str:
         for block in blocks:
             lines += markdown(block)
     return "\n".join(lines).replace("\n\n- ", "\n- ").rstrip() + "\n"
-
-
-def last_bank(folder: Path) -> Bank:
-    """The run's bank; of a method with one layer for all tasks, the bank of its last stage."""
-    stages = sorted((folder / "bank").glob("stage-*"), key=lambda path: int(path.name.removeprefix("stage-")))
-    return Bank.open(stages[-1] if stages else folder / "bank")
 
 
 def short(blocks: Sequence[Block]) -> Iterator[Block]:

@@ -62,6 +62,11 @@ def test_its_bank_segments(finished: tuple[casam.Run, list[dict[str, Any]]]) -> 
     assert segmenter.predict(image, [(8, 8, 40, 40)]).masks_NHW.shape == (1, 64, 64)
 
 
+def test_the_bank_of_one_layer_for_all_tasks_is_that_of_the_last_stage(tmp_path: Path) -> None:
+    run = casam.run(tiny_table(method="sequential"), out=tmp_path / "run", set={"training.epochs": 1})
+    assert list(casam.load_bank(run.bank)) == ["shared"]
+
+
 def test_a_table_at_fault_is_refused_with_its_key() -> None:
     with pytest.raises(ScenarioError, match="task 'liver' of the stream is held by no institution"):
         casam.Scenario.from_dict(tiny_table(stream=["liver"]))

@@ -30,7 +30,7 @@ def in_sentences(run: Run) -> str:
     said = [who_learned_what(run)]
     gained = gain(run)
     if gained is not None:
-        how = f"{points(abs(gained))[1:]} points {'above' if gained > 0 else 'below'} frozen SAM's"
+        how = f"{100 * abs(gained):.1f} points {'above' if gained > 0 else 'below'} frozen SAM's"
         said.append(
             f"At the end the mean IoU is {fraction(summary.last_iou)}, {how} {fraction(frozen_iou(summary))}."
         )

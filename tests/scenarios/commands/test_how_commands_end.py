@@ -20,6 +20,7 @@ import typer
 from PIL import Image
 
 from casam_core import errors
+from casam_core.bank.bank import Bank
 from casam_core.errors import CasamError
 from scenarios.commands import cli
 from scenarios.commands.cli import EXIT_STATUS, app, how_to_continue
@@ -236,6 +237,14 @@ def test_the_folder_of_a_run_is_its_bank(casam: Casam, tmp_path: Path) -> None:
     assert as_json(casam, "bank", "show", "run") == as_json(casam, "bank", "show", "run/bank")
     assert as_json(casam, "bank", "verify", "run") == as_json(casam, "bank", "verify", "run/bank")
     assert "no bank at nope" in casam("bank", "show", "nope").refusal
+
+
+def test_of_one_layer_for_all_tasks_the_bank_is_that_of_the_last_stage(casam: Casam, tmp_path: Path) -> None:
+    Bank.open(tmp_path / "run" / "bank", create=True)
+    for stage in (1, 9, 10):
+        tiny_bank(tmp_path / "run" / "bank" / f"stage-{stage}", *["polyp", "histology"][: 1 + (stage > 9)])
+    assert as_json(casam, "bank", "show", "run") == as_json(casam, "bank", "show", "run/bank/stage-10")
+    assert len(as_json(casam, "bank", "show", "run")["entries"]) == 2
 
 
 def test_what_waits_and_was_approved_is_printed_as_json(casam: Casam, tmp_path: Path) -> None:

@@ -77,7 +77,10 @@ def test_who_left_and_what_was_learned_again(finished_run: FinishedRun) -> None:
 
 @pytest.mark.parametrize("method", ["frozen", "sequential"])
 def test_other_methods_have_a_card_too(finished_run: FinishedRun, method: str) -> None:
-    assert "## How to make it again" in card(finished_run(tiny_table(method=method)))
+    text = card(finished_run(tiny_table(method=method)))
+    assert "## How to make it again" in text
+    if method == "frozen":
+        assert ", 0.0 points below frozen SAM's" in text
 
 
 def test_a_card_says_who_can_use_the_bank(finished_run: FinishedRun, casam: Casam) -> None:
