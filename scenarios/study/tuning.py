@@ -1,8 +1,8 @@
 """A study's tuning: every combination that learns chooses from the same few learning rates.
 
-Trials run under the study's first seed and the first value of every axis that `tune_by` leaves out. Their measure
-is last_iou on *validation* images only; they do not read test images. The study's own cells then use the best
-rate. Trials are ordinary cells; their folder is `tuning` in the study's folder.
+Trials run under the study's first seed and the first value of every axis that `tune_by` leaves out. Their
+measure is last_iou on *validation* images only; they do not read test images. The study's own cells then use
+the best rate. Trials are ordinary cells; their folder is `tuning` in the study's folder.
 """
 
 from __future__ import annotations

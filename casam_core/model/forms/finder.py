@@ -23,8 +23,9 @@ PREFIX = "finder."
 """Of the names of its arrays among the layer's."""
 
 HIDDEN, KERNEL = 64, 5
-LEARNING_RATE = 3e-3
-"""Adam's, without noise, whatever the form of the layer."""
+LEARNING_RATE = 1e-2
+"""Adam's, without noise, whatever the form of the layer. An embedding's values scatter by 0.1 only, so with
+few centres to learn from a lower rate takes more than the default's steps (docs/log.md)."""
 
 RARE = -4.0
 """The first score of every cell: centres are rare."""
@@ -32,6 +33,8 @@ MISS, HIT = 2, 4
 """Exponents of CenterNet's focal loss: of a cell's error, and of its distance from a centre."""
 NEAR = 0.3
 """Cells with at least this target also learn the box."""
+ALIKE = 0.6
+"""Cells whose boxes have at least this IoU with a centre's box have a say in it."""
 
 
 class Finder(nn.Module):
@@ -102,16 +105,38 @@ def finder_loss(out_5HW: Tensor, boxes_N4: NDArray[np.float32], stride: float) -
 def found(out_5HW: Tensor, stride: float, least: float, most: int) -> tuple[Prompts, NDArray[np.float32]]:
     """(boxes in pixels of the frame, scores_N), the best first: cells that no neighbour surpasses.
 
+    A box is the mean of what the cells around say of the same instance, weighted by their scores and by their
+    boxes' IoU with the centre's own (box voting, Gidaris and Komodakis 2015).
+
     least: the smallest score. most: how many boxes at most.
     """
-    score_HW = torch.sigmoid(out_5HW[0])
+    out_5HW = out_5HW.float()
+    score_HW, boxes_HW4 = torch.sigmoid(out_5HW[0]), boxes_of(out_5HW)
     peak_HW = (score_HW == F.max_pool2d(score_HW[None, None], 3, 1, 1)[0, 0]) & (score_HW >= least)
-    y_N, x_N = peak_HW.nonzero(as_tuple=True)
-    order_N = torch.argsort(score_HW[y_N, x_N], descending=True, stable=True)[:most]
-    y_N, x_N = y_N[order_N], x_N[order_N]
-    way_x_N, way_y_N, width_N, height_N = out_5HW[1:, y_N, x_N]
-    middle_x_N, middle_y_N = x_N + 0.5 + way_x_N, y_N + 0.5 + way_y_N
-    half_x_N, half_y_N = width_N.clamp(max=5).exp() / 2, height_N.clamp(max=5).exp() / 2
-    edges = (middle_x_N - half_x_N, middle_y_N - half_y_N, middle_x_N + half_x_N, middle_y_N + half_y_N)
-    boxes_N4 = (torch.stack(edges, 1) * stride).float().cpu().numpy().reshape(-1, 4)
-    return Prompts(boxes_N4=boxes_N4), score_HW[y_N, x_N].float().cpu().numpy()
+    score_N, boxes_N4 = score_HW[peak_HW], boxes_HW4[peak_HW]
+    order_N = torch.argsort(score_N, descending=True, stable=True)[:most]
+    score_N, boxes_N4 = score_N[order_N], boxes_N4[order_N]
+    heard_HW = score_HW >= least / 2
+    score_V, boxes_V4 = score_HW[heard_HW], boxes_HW4[heard_HW]
+    iou_NV = iou_of_boxes(boxes_N4, boxes_V4)
+    weight_NV = iou_NV * score_V * (iou_NV >= ALIKE)
+    voted_N4 = weight_NV @ boxes_V4 / weight_NV.sum(1, keepdim=True)
+    return Prompts(boxes_N4=(voted_N4 * stride).cpu().numpy()), score_N.cpu().numpy()
+
+
+def boxes_of(out_5HW: Tensor) -> Tensor:
+    """boxes_HW4 that a finder's cells say: x0, y0, x1, y1, in cells."""
+    height, width = out_5HW.shape[1:]
+    across = torch.arange(max(height, width), device=out_5HW.device) + 0.5
+    x_HW, y_HW = across[None, :width] + out_5HW[1], across[:height, None] + out_5HW[2]
+    half_x_HW, half_y_HW = out_5HW[3:].clamp(-5, 5).exp() / 2
+    return torch.stack([x_HW - half_x_HW, y_HW - half_y_HW, x_HW + half_x_HW, y_HW + half_y_HW], -1)
+
+
+def iou_of_boxes(a_N4: Tensor, b_M4: Tensor) -> Tensor:
+    """iou_NM of each pair of boxes."""
+    low_NM2 = torch.maximum(a_N4[:, None, :2], b_M4[:, :2])
+    high_NM2 = torch.minimum(a_N4[:, None, 2:], b_M4[:, 2:])
+    both_NM = (high_NM2 - low_NM2).clamp(min=0).prod(-1)
+    area_N, area_M = (a_N4[:, 2:] - a_N4[:, :2]).prod(-1), (b_M4[:, 2:] - b_M4[:, :2]).prod(-1)
+    return both_NM / (area_N[:, None] + area_M - both_NM)

@@ -71,6 +71,23 @@ def test_boxes_are_found_again_the_surest_first() -> None:
     assert len(found(out_5HW, STRIDE, least=0.5, most=1)[0]) == 1
 
 
+def test_cells_around_a_centre_have_a_say_in_its_box() -> None:
+    """The centre (3, 3) says (1, 2) to (5, 4) in cells, its right neighbour the same, moved by half a cell.
+
+    Their IoU is 7 / 9, so with scores 0.9 and 0.6 the box moves by 0.5 * 0.6 * 7 / 9 / (0.9 + 0.6 * 7 / 9)
+    of a cell. A third cell says another box, whose IoU is too small.
+    """
+    out_5HW = torch.zeros(5, 16, 16)
+    out_5HW[0] = -9
+    for column, score, way in ((3, 0.9, -0.5), (4, 0.6, -1.0), (2, 0.8, 2.5)):
+        out_5HW[:, 3, column] = torch.tensor([score, way, -0.5, np.log(4), np.log(2)])
+        out_5HW[0, 3, column] = torch.logit(torch.tensor(score))
+    moved = 0.5 * 0.6 * 7 / 9 / (0.9 + 0.6 * 7 / 9)
+    boxes, scores_N = found(out_5HW, STRIDE, least=0.5, most=9)
+    assert_allclose(boxes.xy, STRIDE * np.array([[1 + moved, 2, 5 + moved, 4]]), rtol=1e-5)
+    assert_allclose(scores_N, [0.9], rtol=1e-6)
+
+
 def test_the_loss_is_smallest_where_the_boxes_are() -> None:
     right, moved = said(TWO), said(TWO + 8)
     assert finder_loss(right, TWO, STRIDE) < 0.5 < finder_loss(moved, TWO, STRIDE)
