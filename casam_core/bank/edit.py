@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.config.named_parts import ROUTERS
+from casam_core.config.public_files import file_of
 from casam_core.errors import BankError
 from casam_core.files import new_folder
 from casam_core.routing.public_frames import FRAMES
 
 
-def write_bank(out: Path, entries: Iterable[bytes], frames: Iterable[Path] = ()) -> Bank:
-    """A new bank of these entry files in this order, written atomically. Raises BankError if `out` exists.
+def write_bank(out: Path, entries: Iterable[bytes], frames: Sequence[Path] = ()) -> Bank:
+    """A new bank of these entry files in this order and the public frames that they name, written atomically.
 
-    frames: folders of public frames, of the banks that the entries come from.
+    frames: folders with public frames. Raises BankError if `out` exists, or a frame is missing or altered.
     """
     with new_folder(out) as folder:
         bank = Bank.open(folder, create=True)
         for data in entries:
             bank.add_bytes(data)
-        for path in sorted(path for place in frames for path in place.glob("*.json")):
-            FRAMES.keep(path.read_bytes(), bank.frames)
+        for digest in sorted({entry.provenance.frame for entry in bank} - {""}):
+            holding = [place for place in frames if file_of(place, digest).is_file()]
+            if (data := FRAMES.data(digest, *holding[:1])) and holding:  # else it is one that casam ships
+                FRAMES.keep(data, bank.frames)
     return Bank.open(out)
 
 

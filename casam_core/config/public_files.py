@@ -72,7 +72,7 @@ class PublicFiles(Generic[T]):
             if (path := file_of(place, digest)).is_file():
                 data = path.read_bytes()
                 if digest_of_file(data) != digest:
-                    raise BankError(f"{path} was altered; delete it and start the run again")
+                    raise BankError(f"{path} was altered; restore it, or delete it and start the run again")
                 return data
         raise BankError(
             f"there is no {self.what} {digest[:12]} in {folder or 'this version of casam'}; copy "

@@ -12,9 +12,11 @@ import pytest
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry, Provenance
+from casam_core.config.public_files import file_of
 from casam_core.model.backbones.sam import OFFICIAL_SHA256
+from casam_core.routing.public_frames import FRAMES, make_frame
 from scenarios.export.official import LAYER_NAMES, LAYER_SHAPES, VAE_SHAPES
-from tests.banks import files_of, tiny_bank, tiny_entry
+from tests.banks import files_of, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 
 
@@ -291,3 +293,42 @@ def test_what_cannot_be_exchanged_leaves_nothing_behind(bank: Path, tmp_path: Pa
     assert "form: expected casam" in casam("bank", "export-official", bank, "--out", "files").refusal
     assert "adapters_ckpt" in casam("bank", "import-official", bank, "--out", "new").refusal
     assert files_of(tmp_path) == before
+
+
+# --- the public frames of routers -------------------------------------------------------------------
+
+
+@pytest.fixture
+def framed(tmp_path: Path) -> tuple[Path, Path]:
+    """A bank whose frame casam does not ship, and the frame's file in it."""
+    rng = np.random.default_rng(3)
+    width = 2 * tiny_backbone().geometry.channels
+    made = make_frame({name: rng.normal(size=(12, width)) for name in "abc"}, {})
+    digest = FRAMES.keep(made.to_bytes(), tmp_path / "framed" / "frames")
+    entries = [changed(tiny_entry(task), frame=digest) for task in ("polyp", "histology")]
+    return bank_of(tmp_path / "framed", *entries), file_of(tmp_path / "framed" / "frames", digest)
+
+
+def test_a_frame_goes_with_the_entries_that_name_it(framed: tuple[Path, Path], casam: Casam) -> None:
+    bank, frame = framed
+    (frame.parent / "notes.json").write_text("none of a bank's files")
+    for words, out in ((["remove", bank, "polyp"], "fewer"), (["merge", bank], "same")):
+        assert casam("bank", *words, "--out", out).status == 0
+        assert files_of(Path(out) / "frames") == {frame.name: frame.read_bytes()}
+
+
+def test_a_bank_without_its_frame_or_with_another_is_not_copied(
+    framed: tuple[Path, Path], casam: Casam
+) -> None:
+    bank, frame = framed
+    other = json.loads(frame.read_text()) | {"about": {"made": "later"}}  # a frame, but not that of its name
+    for spoil, words in (
+        (lambda: frame.write_text(json.dumps(other)), "was altered"),
+        (frame.unlink, "copy"),
+    ):
+        spoil()
+        for command in (["remove", bank, "polyp"], ["merge", bank]):
+            line = casam("bank", *command, "--out", "new").refusal
+            assert words in line
+            assert frame.stem[:12] in line
+    assert not Path("new").exists()
