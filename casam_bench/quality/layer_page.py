@@ -25,33 +25,28 @@ from casam_core.files import write_atomic
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-
 EVIDENCE = 5
-"""Fewer seeds are a hint, which stands on a page of its own."""
+"""Fewer seeds are a hint, and have no place in the tables of docs/results.md."""
 
 
-def tables(rows: Sequence[Row], *, evidence: bool) -> str:
-    """The tables of all kinds of tasks. Ways are compared with the first one of the file.
+def tables(rows: Sequence[Row]) -> str:
+    """The tables of all kinds of tasks. Ways are compared with the first one of the file, on the same seeds.
 
-    Budgets of ways with equally many seeds share a table, beside the first way on the same seeds.
-
-    evidence: those with at least EVIDENCE seeds, or those with fewer.
+    A way has no line for a budget that it has with fewer than EVIDENCE seeds.
     """
-    default, parts = rows[0].way, []
+    parts = []
     for kind in dict.fromkeys(row.kind for row in rows):
-        of_kind = [row for row in rows if row.kind == kind]
         seeds: dict[tuple[str, float], set[int]] = {}
-        for row in of_kind:
-            seeds.setdefault((row.way, row.seconds), set()).add(row.seed)
-        counts = {len(own) for own in seeds.values()}
-        for n in sorted({n for n in counts if (n >= EVIDENCE) == evidence}, reverse=True):
-            alike = {key for key, own in seeds.items() if len(own) == n}
-            beside = {key for key, own in seeds.items() if key[0] == default and len(own) > n}
-            shared = set.intersection(*(seeds[key] for key in alike))
-            own = [r for r in of_kind if (r.way, r.seconds) in alike | beside and r.seed in shared]
-            tasks = len({row.task for row in own})
-            parts.append(f"**{kind} tasks: {tasks}, seeds: {n}**")
-            parts += [table_of_ways(own, default), table_of_tasks(own)]
+        for row in rows:
+            if row.kind == kind:
+                seeds.setdefault((row.way, row.seconds), set()).add(row.seed)
+        shown = {key: own for key, own in seeds.items() if len(own) >= EVIDENCE}
+        if not shown:
+            continue
+        shared = set.intersection(*shown.values())
+        own = [r for r in rows if r.kind == kind and (r.way, r.seconds) in shown and r.seed in shared]
+        parts.append(f"**{kind} tasks: {len({row.task for row in own})}, seeds: {len(shared)}**")
+        parts += [table_of_ways(own, rows[0].way), table_of_tasks(own)]
     return "\n\n".join(parts)
 
 
@@ -139,8 +134,7 @@ def main() -> None:
     rows = read_csv(Row, DOCS / "figures" / "layer-seconds.csv")
     clicked = read_csv(clicks.Row, DOCS / "figures" / "clicks.csv")
     private = Cells(DOCS / "figures" / "private-layers.jsonl")
-    publish("results.md", "layer-seconds", tables(rows, evidence=True))
-    publish("first-signs.md", "layer-seconds", tables(rows, evidence=False), picture(rows))
+    publish("results.md", "layer-seconds", tables(rows), picture(rows))
     publish("first-signs.md", "private-layers", table_of(private))
     publish("results.md", "clicks", clicks.tables(clicked), picture_of_clicks(clicked))
     finders = read_csv(finder_quality.Row, DOCS / "figures" / "finder.csv")
