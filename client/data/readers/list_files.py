@@ -54,7 +54,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "split": ("split", "set", "part", "subset"),
     "patient": ("patient", "patient_id", "case", "subject", "slide", "group"),
 }
-"""Names of the columns, in lower case; split and patient may be absent."""
+"""Names of the columns, in lower case, the first before the others; split and patient may be absent."""
 
 
 def delimiter_of(first_line: str) -> str:
@@ -64,11 +64,12 @@ def delimiter_of(first_line: str) -> str:
 
 def columns_of(header: Sequence[str]) -> dict[str, str] | None:
     """The columns of a list by their meaning; None if there is no column of images or none of masks."""
+    known = {name.strip().lower(): name for name in header}
     found = {
-        meaning: name
+        meaning: known[name]
         for meaning, names in COLUMNS.items()
-        for name in header
-        if name.strip().lower() in names
+        for name in reversed(names)  # the first one stays
+        if name in known
     }
     return found if {"image", "mask"} <= found.keys() else None
 

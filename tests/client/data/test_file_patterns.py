@@ -188,3 +188,20 @@ def test_several_lines_of_an_image_are_its_instances(tmp_path: Path) -> None:
     (sample,) = dataset.samples
     assert (sample.id, sample.group) == ("a.png", "p")
     np.testing.assert_array_equal(dataset.load(sample).labels_HW, square(1) + 2 * square(5))
+
+
+@pytest.mark.parametrize("order", [("patient_id", "case"), ("case", "patient_id")])
+def test_the_patient_goes_before_the_case_and_the_mask_before_the_label(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """In any order of the columns; otherwise one patient's studies could be trained and tested on."""
+    put(tmp_path / "m.png", square(1))
+    lines = [",".join(["image", "mask", "label", *order])]
+    for i in range(4):
+        put(tmp_path / f"{i}.png", IMAGE)
+        cells = {"patient_id": f"p{i // 2}", "case": f"study{i}"}
+        lines.append(",".join([f"{i}.png", "m.png", "benign", *(cells[name] for name in order)]))
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    spec = DataSpec(path=str(tmp_path), list_file="list.csv")
+    dataset = open_dataset(spec, data_root=None, seed=0, institution="here")
+    assert [sample.group for sample in dataset.samples] == ["p0", "p0", "p1", "p1"]
