@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from casam_core.bank.entry_file import Entry
+from casam_core.bank.finding import LEAST, SAME
 from casam_core.bank.inference import LoadedBank
 from casam_core.errors import ExportError
-from casam_core.model.forms.finder import PREFIX, Finder
+from casam_core.model.forms.finder import ALIKE, PREFIX, Finder
 from scenarios.export.onnx_files import write_onnx
 from tests.banks import picture, tiny_backbone, tiny_entry
 
@@ -77,6 +78,13 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     exec(compile(code, "using-a-bank.md", "exec"), names)
     assert names["threshold"] == bank["polyp"].entry.threshold
     assert names["aligned_BCHW"].shape == names["z_BCHW"].shape
+
+
+def test_the_page_says_how_casam_reads_what_a_finder_says() -> None:
+    page = " ".join((Path(__file__).parents[3] / "docs" / "using-a-bank.md").read_text().split())
+    assert f"A centre is a cell with a score of at least {LEAST:g} that none of its eight neighbours" in page
+    assert f"whose IoU with the centre's own box is at least {ALIKE:g}, weighted by score times IoU" in page
+    assert f"all but the surest of boxes that overlap by an IoU of {SAME:g}." in page
 
 
 def test_an_entry_without_a_router_has_no_score(tmp_path: Path) -> None:
