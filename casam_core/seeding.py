@@ -11,12 +11,8 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 def derive_seed(run_seed: int, *scope: str | int) -> int:
@@ -34,13 +30,6 @@ def derive_seed(run_seed: int, *scope: str | int) -> int:
 def numpy_generator(run_seed: int, *scope: str | int) -> np.random.Generator:
     """A numpy generator for `scope`."""
     return np.random.default_rng(derive_seed(run_seed, *scope))
-
-
-def torch_generator(run_seed: int, *scope: str | int) -> torch.Generator:
-    """A CPU torch generator for `scope`; initial weights are always drawn on the CPU."""
-    import torch  # takes seconds; a scenario that is only read needs numpy alone
-
-    return torch.Generator().manual_seed(derive_seed(run_seed, *scope))
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ def initialisers_from(seed: int) -> Iterator[None]:
     Afterwards it has its previous state. `torch.manual_seed` would also queue a call, with a formatted stack,
     for every kind of accelerator.
     """
-    import torch
+    import torch  # takes seconds; a scenario that is only read needs numpy alone
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

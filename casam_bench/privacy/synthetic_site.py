@@ -24,7 +24,7 @@ from casam_core.model.compute import Compute, prepare_process
 from casam_core.model.examples import Example
 from casam_core.model.prompts import Prompts
 from casam_core.routing.features import moments_pool
-from casam_core.seeding import numpy_generator, torch_generator
+from casam_core.seeding import derive_seed, numpy_generator
 
 SEED = 11
 CELLS, PIXELS_PER_CELL = 8, 8
@@ -84,7 +84,7 @@ def images_of(site: int, count: int) -> list[Example]:
 def image_of(site: int, number: int) -> Example:
     """One image; it depends on (site, number) only."""
     rng = numpy_generator(SEED, "synthetic", site, number)
-    z_CHW = torch.randn(32, CELLS, CELLS, generator=torch_generator(SEED, "synthetic", site, number))
+    z_CHW = torch.randn(32, CELLS, CELLS, generator=_torch_generator("synthetic", site, number))
     top, left = rng.integers(0, CELLS - 3, 2)
     height, width = rng.integers(4, CELLS + 1 - np.array([top, left]))
     object_hw = (z_CHW[HIDDEN].numpy() > 0) ^ (rng.random((CELLS, CELLS)) < EXCEPTIONS)
@@ -100,10 +100,14 @@ def image_of(site: int, number: int) -> Example:
 def features_of(site: int, count: int) -> Tensor:
     """f_NF: a router's features (moments) of a site's images. Sites differ in means and spreads."""
     z_NCHW = torch.stack([image_of(site, number).seen_CHW for number in range(count)])
-    generator = torch_generator(SEED, "synthetic site", site)
+    generator = _torch_generator("synthetic site", site)
     scale_C = torch.exp(0.3 * torch.randn(32, generator=generator))
     shift_C = torch.randn(32, generator=generator)
     # An image has a brightness and a contrast of its own.
     own_N2 = torch.randn(count, 2, 32, generator=generator) * 0.2
     z_NCHW = z_NCHW * (scale_C * torch.exp(own_N2[:, 0]))[:, :, None, None]
     return moments_pool(z_NCHW + (shift_C + own_N2[:, 1])[:, :, None, None])
+
+
+def _torch_generator(*scope: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(SEED, *scope))

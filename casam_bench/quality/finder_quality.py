@@ -27,7 +27,7 @@ from casam_core.bank.inference import align, decode_masks
 from casam_core.config.named_parts import BackboneSpec, LowRankSpec, PublicFrameSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.files import write_atomic
-from casam_core.metrics.detection import Matched, ap50, matched
+from casam_core.metrics.detection import Matched, matched
 from casam_core.metrics.segmentation import iou
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
@@ -234,6 +234,21 @@ def silent_unseen(
         )
         for task in tasks
     }
+
+
+def ap50(images: Sequence[Matched]) -> float:
+    """Average precision at IoU 0.5 over the instances of all images, in [0, 1].
+
+    The area below the precision, made monotone, over the recall (PASCAL VOC 2010). NaN without instances.
+    """
+    total = sum(len(image.iou_M) for image in images)
+    if total == 0:
+        return float("nan")
+    scores = np.concatenate([image.scores_N for image in images])
+    hits = np.concatenate([image.hits_N for image in images])[np.argsort(-scores, kind="stable")]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((best_from_here * hits).sum() / total)
 
 
 def rounded(row: Row) -> Row:

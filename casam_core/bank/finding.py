@@ -12,7 +12,7 @@ from torch import Tensor
 from casam_core.bank.inference import decode_masks
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer
-from casam_core.model.forms.finder import Finder, found
+from casam_core.model.forms.finder import Finder, found, iou_of_boxes
 from casam_core.model.frame import Frame
 from casam_core.model.prompts import Prompts, tight_boxes
 
@@ -77,19 +77,16 @@ def nothing(frame: Frame) -> Found:
 
 
 def distinct(boxes_N4: NDArray[np.float32], same: float) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression: indices of the boxes that no earlier kept box overlaps by `same`."""
-    x0_N, y0_N, x1_N, y1_N = boxes_N4.astype(np.float64).reshape(-1, 4).T
-    area_N = (x1_N - x0_N + 1) * (y1_N - y0_N + 1)
-    left = np.ones(len(boxes_N4), bool)
-    kept = []
+    """Greedy non-maximum suppression: indices of the boxes that no earlier kept box overlaps by `same`.
+
+    boxes_N4: in pixels; the last row and column belong to a box.
+    """
+    ends_N4 = torch.from_numpy(boxes_N4.reshape(-1, 4)).double() + torch.tensor([0, 0, 1, 1])
+    alike_NN = (iou_of_boxes(ends_N4, ends_N4) >= same).numpy()
+    kept: list[int] = []
     for i in range(len(boxes_N4)):
-        if not left[i]:
-            continue
-        kept.append(i)
-        width_N = np.minimum(x1_N, x1_N[i]) - np.maximum(x0_N, x0_N[i]) + 1
-        height_N = np.minimum(y1_N, y1_N[i]) - np.maximum(y0_N, y0_N[i]) + 1
-        overlap_N = width_N.clip(0) * height_N.clip(0)
-        left &= overlap_N / (area_N + area_N[i] - overlap_N) < same
+        if not alike_NN[i, kept].any():
+            kept.append(i)
     return np.array(kept, np.int64)
 
 

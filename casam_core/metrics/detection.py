@@ -5,14 +5,13 @@ true_HW: labels, 0 for background. Instances do not overlap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 ENOUGH = 0.5
-"""The IoU from which a mask is a hit: AP50."""
+"""The IoU from which a mask is a hit."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,3 @@ def matched(
             free_M[best], iou_M[best] = False, each_M[best]
             of[int(numbers_M[best])] = int(i)
     return Matched(np.asarray(scores_N, np.float64)[order], np.array(hits, bool), iou_M), of
-
-
-def ap50(images: Sequence[Matched]) -> float:
-    """Average precision at IoU 0.5 over the instances of all images, in [0, 1].
-
-    The area below the precision, made monotone, over the recall (PASCAL VOC 2010). NaN without instances.
-    """
-    total = sum(len(image.iou_M) for image in images)
-    if total == 0:
-        return float("nan")
-    scores = np.concatenate([image.scores_N for image in images])
-    hits = np.concatenate([image.hits_N for image in images])[np.argsort(-scores, kind="stable")]
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((best_from_here * hits).sum() / total)

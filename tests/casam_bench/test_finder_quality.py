@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from casam_bench.bench import csv_of, read_csv
-from casam_bench.quality.finder_quality import Row, tables
+from casam_bench.quality.finder_quality import Row, ap50, tables
+from casam_core.metrics.detection import Matched
 
 NAN = float("nan")
 
@@ -65,3 +67,13 @@ def test_rows_come_back_from_the_file(tmp_path: Path) -> None:
     again = read_csv(Row, path)
     assert [(r.task, r.seed, r.ap50) for r in again] == [(r.task, r.seed, r.ap50) for r in ROWS]
     assert again[0].below == pytest.approx(0.1)
+
+
+def test_average_precision_over_the_images_together() -> None:
+    # By score: hit, miss, hit of 4 instances: precision 1 and 2/3 at recall 1/4 and 2/4.
+    first = Matched(np.array([0.9, 0.2]), np.array([True, True]), np.array([0.8, 0.6, 0]))
+    second = Matched(np.array([0.5]), np.array([False]), np.zeros(1))
+    assert ap50([first, second]) == pytest.approx((1 + 2 / 3) / 4)
+    nothing = Matched(np.zeros(0), np.zeros(0, bool), np.zeros(2))
+    assert ap50([nothing]) == 0
+    assert np.isnan(ap50([Matched(np.ones(1), np.zeros(1, bool), np.zeros(0))]))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casam_core.seeding import derive_seed, initialisers_from, numpy_generator, torch_generator
+from casam_core.seeding import derive_seed, initialisers_from, numpy_generator
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x1f"), max_size=8)
 SCOPES = st.lists(st.one_of(NAMES, st.integers(-(10**6), 10**6)), max_size=4)
@@ -46,21 +46,9 @@ def test_neighbouring_scopes_never_meet() -> None:
 
 def test_generators_start_at_the_scopes_seed_and_share_nothing() -> None:
     numpy_draw = numpy_generator(3, "a").random(4)
-    torch_draw = torch.rand(4, generator=torch_generator(3, "a"))
     numpy_generator(3, "b").random(100)
-    torch.rand(100, generator=torch_generator(3, "b"))
     assert np.array_equal(numpy_generator(3, "a").random(4), numpy_draw)
-    assert torch.equal(torch.rand(4, generator=torch_generator(3, "a")), torch_draw)
     assert not np.array_equal(numpy_generator(3, "b").random(4), numpy_draw)
-    assert not torch.equal(torch.rand(4, generator=torch_generator(3, "b")), torch_draw)
-
-
-def test_generators_leave_the_global_ones_alone() -> None:
-    torch.manual_seed(1)
-    want = torch.rand(2)
-    torch.manual_seed(1)
-    torch_generator(0, "a")
-    assert torch.equal(torch.rand(2), want)
 
 
 def test_initialisers_draw_from_their_seed_and_leave_the_process_generator_alone() -> None:

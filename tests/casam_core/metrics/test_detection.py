@@ -1,13 +1,10 @@
-"""Masks without prompts against the truth: who matches whom, and AP50, worked out by hand."""
+"""Masks without prompts against the truth: who matches whom, worked out by hand."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-import pytest
 
-from casam_core.metrics.detection import Matched, ap50, matched
+from casam_core.metrics.detection import matched
 
 TRUE = np.zeros((4, 8), np.int32)
 TRUE[:, :2], TRUE[:, 4:8] = 3, 5
@@ -41,14 +38,6 @@ def test_below_half_is_no_hit() -> None:
 def test_nothing_found_and_nothing_there() -> None:
     nothing = np.zeros((0, *TRUE.shape), bool)
     of_image, index_of = matched(nothing, np.zeros(0, np.float32), TRUE)
-    assert (len(of_image.hits_N), index_of, ap50([of_image])) == (0, {}, 0.0)
+    assert (len(of_image.hits_N), index_of) == (0, {})
     empty, _ = matched(mask(EVERY, EVERY)[None], np.ones(1, np.float32), np.zeros_like(TRUE))
     assert empty.hits_N.tolist() == [False]
-    assert math.isnan(ap50([empty]))
-
-
-def test_average_precision_over_the_images_together() -> None:
-    # By score: hit, miss, hit of 4 instances: precision 1 and 2/3 at recall 1/4 and 2/4.
-    first = Matched(np.array([0.9, 0.2]), np.array([True, True]), np.array([0.8, 0.6, 0]))
-    second = Matched(np.array([0.5]), np.array([False]), np.zeros(1))
-    assert ap50([first, second]) == pytest.approx((1 + 2 / 3) / 4)
