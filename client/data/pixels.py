@@ -137,7 +137,7 @@ def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> No
     # MPO is a JPEG with several pictures, which phones write.
     if as_mask and file.format in ("JPEG", "MPO"):
         raise DataError(
-            f"{path}: expected a lossless mask, found JPEG, which blurs labels; export it as PNG or TIFF"
+            f"{path}: expected a lossless mask, found JPEG, which blurs labels; export it anew as PNG or TIFF"
         )
     orientation = file.getexif().get(_ORIENTATION, 1)
     if orientation not in (0, 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from casam_core.config.data_spec import OPTIONS, DataSpec, LimitSpec
+from casam_core.config.data_spec import DataSpec, LimitSpec
 from casam_core.errors import DataError
 from client.data.dataset import Dataset, LoadedSample, Sample, faults_of
-from client.data.labels import number
 from client.data.listing import naming
 from client.data.preview import outlines, private_folder, spread
 from client.data.splits import PARTS, Split, split_samples
+from scenarios.inspection.doubts import Doubts
 
 
 @runtime_checkable
@@ -45,10 +45,9 @@ class Survey:
 
     parts: images per part of the split. sides: (width, height) of every image. kinds: images by
     channels and depth, e.g. "gray 16-bit". instances: per image. empty: images excluded because they have no
-    label. regions: (separate regions, instances) of each image with one value, or one for each class.
-    inverted: images in which one value alone covers most pixels and all corners. duplicates: ids of images
-    with the same pixels in the same part. hashes: SHA-256 of size and pixels -> (part, id) of each such
-    image. warnings: notes that are not faults.
+    label. inverted: images in which one value alone covers most pixels and all corners. duplicates: ids of
+    images with the same pixels in the same part. hashes: SHA-256 of size and pixels -> (part, id) of each
+    such image. warnings: notes that are not faults.
     """
 
     images: int = 0
@@ -59,7 +58,6 @@ class Survey:
     sides: list[tuple[int, int]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     instances: list[int] = field(default_factory=list)
-    regions: list[tuple[int, int]] = field(default_factory=list)
     inverted: int = 0
     duplicates: list[str] = field(default_factory=list)
     hashes: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
@@ -113,6 +111,7 @@ def survey(
         found.empty = dataset.empty
         found.warnings.extend(dataset.warnings)
     part_of = _parts(dataset, spec, key, scope, found)
+    doubts = Doubts(spec)
     for done, sample in enumerate(dataset.samples, start=1):
         try:
             loaded = dataset.load(sample)
@@ -121,11 +120,13 @@ def survey(
             found.faults.extend(faults_of(error))
         else:
             _count(found, loaded, bits)
-            found.regions.extend(regions_of(spec, loaded))
+            doubts.add(loaded)
             found.hashes[pixel_hash(loaded)].append((part_of.get(sample.id, ""), sample.id))
         progress(done, found.images)
     _compare(found)
-    found.faults.extend(doubt_of(found.regions, len(found.instances)))
+    found.faults.extend(doubts.faults())
+    if 0 < 2 * doubts.blurred <= doubts.images:
+        found.warnings.append(f"{doubts.blurred_masks}: look at them")
     return found
 
 
@@ -192,33 +193,6 @@ def _count(found: Survey, loaded: LoadedSample, bits: int) -> None:
     found.inverted += instances == 1 and bool(corners.all()) and bool((labels > 0).mean() > 0.5)
 
 
-def asks_for_labels(spec: DataSpec) -> bool:
-    """Whether neither `labels` nor the reader says what a value of a mask means."""
-    return "labels" not in spec.model_fields_set and spec.reader in OPTIONS["labels"]
-
-
-def regions_of(spec: DataSpec, loaded: LoadedSample) -> Iterator[tuple[int, int]]:
-    """(separate regions, instances) of an image with one value, or one for each class; nothing where `labels`
-    or the reader says what a value means."""
-    if not asks_for_labels(spec):
-        return
-    instances = int(loaded.labels_HW.max())
-    if instances == 1 or "{class}" in (spec.mask_files or ""):
-        yield int(number(loaded.labels_HW, "classes").max()), instances
-
-
-def doubt_of(counted: Sequence[tuple[int, int]], images: int) -> Iterator[str]:
-    """The fault of masks that have one value each but several regions: their objects may have become one.
-    counted: what `regions_of` said of all images."""
-    several = [regions for regions, instances in counted if regions > instances]
-    if several and len(counted) == images:
-        yield (
-            f"labels: expected one value per object, found one value in every mask and up to "
-            f"{max(several)} separate regions in {len(several)} of {images} masks; write "
-            f'labels = "classes" if each region is an object, or labels = "instances" if all regions are one'
-        )
-
-
 def _compare(found: Survey) -> None:
     """Report equal images: a warning within one part, a leak across parts."""
     leaks = []
@@ -258,25 +232,22 @@ def read_everything(
 
     progress: called with (samples read, all samples) after each sample.
     """
-    samples = dataset.samples
-    counted: list[tuple[int, int]] = []
+    samples, doubts = dataset.samples, Doubts(spec)
     for done, sample in enumerate(samples, start=1):
-        counted.extend(regions_of(spec, dataset.load(sample)))
+        doubts.add(dataset.load(sample))
         if progress is not None:
             progress(done, len(samples))
-    for fault in doubt_of(counted, len(samples)):
+    for fault in doubts.faults():
         raise DataError(fault)
 
 
 def require_clear(dataset: Dataset, spec: DataSpec) -> None:
-    """Raise DataError if the dataset's masks are in doubt; read no more images than that takes."""
-    counted: list[tuple[int, int]] = []
-    for sample in dataset.samples if asks_for_labels(spec) else ():
-        regions = list(regions_of(spec, dataset.load(sample)))
-        if not regions:
-            return  # several values in one mask: each is an object
-        counted.extend(regions)
-    for fault in doubt_of(counted, len(counted)):
+    """Raise DataError if the dataset's masks are in doubt; read no more images than up to the first clear
+    mask."""
+    doubts = Doubts(spec)
+    if any(doubts.add(dataset.load(sample)) for sample in dataset.samples):
+        return
+    for fault in doubts.faults():
         raise DataError(fault)
 
 

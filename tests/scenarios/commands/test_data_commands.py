@@ -6,6 +6,7 @@ import json
 import stat
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,45 @@ def test_masks_with_one_value_and_several_regions_need_a_word(tmp_path: Path, ca
     assert (status, "1 to 1, median 1" in text) == (0, True)
     put(tmp_path / "set", "numbered", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.maximum(two, MASK))
     assert casam("check", "set")[0] == 0  # one mask numbers its objects, so the values are numbers
+
+
+def test_one_mask_with_a_stray_value_does_not_hide_the_doubt_about_the_others(
+    tmp_path: Path, casam: Casam
+) -> None:
+    two = np.zeros((6, 8), np.uint8)
+    two[1:3, 1:3] = two[4:6, 5:7] = 255
+    for number in range(12):
+        mask = two.copy()
+        mask[0, 7] = 9 * (number == 3)
+        put(tmp_path / "set", f"p{number}", RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), mask)
+    status, text = casam("check", "set")
+    assert status == 1
+    assert "found one value in most masks and up to 2 separate regions in 11 of 12 masks" in text
+
+
+@pytest.mark.parametrize("labels", ["instances", "classes"])
+def test_masks_that_were_jpeg_or_scaled_are_a_fault(tmp_path: Path, casam: Casam, labels: str) -> None:
+    """Each gray value along the edges would be an object, whatever the values mean."""
+    round_HW = np.hypot(*(np.mgrid[:40, :40] - 20)) < 12
+    sharp = Image.fromarray(round_HW.astype(np.uint8) * 255)
+    scaled = sharp.resize((60, 60), Image.Resampling.BILINEAR)
+    lossy = BytesIO()
+    sharp.save(lossy, "JPEG", quality=90)
+    for folder, blurred in (("scaled", scaled), ("lossy", Image.open(lossy))):
+        for number in range(4):
+            mask = np.asarray(blurred)
+            image = RNG.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
+            put(tmp_path / folder, f"p{number}", image, mask)
+        status, text = casam("check", folder, "--labels", labels)
+        assert status == 1
+        assert "in 4 of 4 masks; export the masks again without loss" in text
+    for number in range(4, 12):
+        image = RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        put(tmp_path / "lossy", f"p{number}", image, np.asarray(sharp))
+    status, text = casam("check", "lossy")
+    assert status == 0
+    assert "note blurred edges" in text
+    assert "in 4 of 12 masks: look at them" in text
 
 
 def test_all_faults_are_printed(tmp_path: Path, casam: Casam) -> None:
