@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset as Header
 from pydicom.dataset import FileMetaDataset
@@ -67,7 +68,7 @@ def item(**fields: Any) -> Header:
 
 
 def seg(folder: Path, uid: str, segments: dict[str, np.ndarray], **changes: Any) -> None:
-    """A binary SEG; changes: fields, and `shift` of its frames in mm."""
+    """A binary SEG; changes: fields, and of its frames `shift` in mm, `spacing` and `directions`."""
     folder.mkdir(parents=True, exist_ok=True)
     made, shift = bare("SEG", SegmentationStorage, uid), np.array(changes.pop("shift", [0, 0, 0]))
     frames = [(n, z, mask[z]) for n, mask in enumerate(segments.values(), 1) for z in range(4)]
@@ -82,8 +83,11 @@ def seg(folder: Path, uid: str, segments: dict[str, np.ndarray], **changes: Any)
     made.SegmentSequence = Sequence(
         [item(SegmentNumber=n, SegmentLabel=name) for n, name in enumerate(segments, 1)]
     )
-    upright = [item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
-    made.SharedFunctionalGroupsSequence = Sequence([item(PlaneOrientationSequence=upright)])
+    upright = [item(ImageOrientationPatient=changes.pop("directions", [1, 0, 0, 0, 1, 0]))]
+    spaced = [item(PixelSpacing=changes.pop("spacing", list(SPACING)))]
+    made.SharedFunctionalGroupsSequence = Sequence(
+        [item(PlaneOrientationSequence=upright, PixelMeasuresSequence=spaced)]
+    )
     made.PerFrameFunctionalGroupsSequence = Sequence(
         [
             item(
@@ -218,8 +222,6 @@ def test_a_label_map_holds_the_numbers_of_its_segments(root: Path) -> None:
     values = np.where(TUMOUR, 2, LIVER).astype(np.uint8)
     seg(root / "s", "1.2.3", {"map": values}, SegmentationType="LABELMAP")
     seg_file = root / "s" / "1-1.dcm"
-    import pydicom
-
     made = pydicom.dcmread(seg_file)
     made.SegmentSequence = Sequence(
         [item(SegmentNumber=n, SegmentLabel=name) for n, name in enumerate(["Background", "liver", "tumour"])]
@@ -234,6 +236,24 @@ def test_a_seg_goes_before_an_rtstruct_of_the_same_series(root: Path) -> None:
     as_seg(root, "1.2.3")
     as_rtstruct(root, "1.2.3")
     assert "1 RTSTRUCT are not read, because their series has a SEG" in DicomDataset(root).warnings
+
+
+def test_structures_of_one_object_with_the_same_name_are_objects_of_their_own(tmp_path: Path) -> None:
+    """As of several lesions: joined by exclusive or, two that overlap would lose what they share."""
+    expected = np.where(TUMOUR[1], 2, LIVER[1])
+    for put in (as_seg, as_rtstruct):
+        root = tmp_path / put.__name__
+        series(root / "P1" / "study" / "100-CT", "1.2.3")
+        put(root, "1.2.3")
+        (file,) = root.rglob("1-1.dcm")
+        made = pydicom.dcmread(file)
+        for found in made.get("SegmentSequence", []):
+            found.SegmentLabel = "lesion"
+        for found in made.get("StructureSetROISequence", []):
+            found.ROIName = "lesion"
+        made.save_as(file)
+        dataset = DicomDataset(root)
+        np.testing.assert_array_equal(dataset.load(dataset.samples[0]).labels_HW, expected)
 
 
 def test_two_readers_of_one_structure_are_a_fault(root: Path) -> None:
@@ -273,6 +293,20 @@ def test_a_series_without_an_object_is_counted(root: Path) -> None:
             "expected every segmentation on a slice of its series",
         ),
         (
+            lambda root: seg(root / "s", "1.2.3", {"a": LIVER}, shift=[0, 0, 2]),
+            "expected every segmentation on a slice of its series",
+        ),
+        (
+            lambda root: seg(root / "s", "1.2.3", {"a": LIVER}, spacing=[1.0, 0.5]),
+            "expected every segmentation on a slice of its series",
+        ),
+        (
+            lambda root: seg(
+                root / "s", "1.2.3", {"a": LIVER}, directions=[0.9986, 0.0523, 0, -0.0523, 0.9986, 0]
+            ),
+            "expected every segmentation on a slice of its series",
+        ),
+        (
             lambda root: seg(root / "s", "1.2.3", {"a": LIVER}, Rows=8, Columns=6),
             "expected the size of its slices, 8 x 6, found 6 x 8",
         ),
@@ -289,7 +323,19 @@ def test_a_series_without_an_object_is_counted(root: Path) -> None:
             "expected a complete DICOM SEG or RTSTRUCT",
         ),
     ],
-    ids=["no object", "no series", "above", "beside", "size", "outline above", "empty", "incomplete"],
+    ids=[
+        "no object",
+        "no series",
+        "above",
+        "beside",
+        "between",
+        "spacing",
+        "turned",
+        "size",
+        "outline above",
+        "empty",
+        "incomplete",
+    ],
 )
 def test_faults(root: Path, make: Callable[[Path], None], expected: str) -> None:
     make(root)

@@ -147,7 +147,7 @@ def _cases(path: Path, structures: list[str] | None) -> tuple[list[_Case], tuple
 
 def _drawn_case(series: DrawnSeries) -> _Case:
     labelled = {
-        index: _Labelled(series.slices[index].file, series.source, tuple(series.drawings[index].values()))
+        index: _Labelled(series.slices[index].file, series.source, tuple(series.drawings[index]))
         for index in sorted(series.drawings)
     }
     return _case(series.slices, labelled, series.slices[0].file.parent.name)

@@ -25,10 +25,9 @@ from client.data.readers.volumes import Recent, medical_package, require_readabl
 Drawing = Callable[[], NDArray[Any]]
 """Draws one structure on one slice: values_HW, 0 is background."""
 
-Drawings = dict[int, dict[str, Drawing]]
-"""By the index of a slice: the structures on it, by name."""
+Drawings = dict[int, list[Drawing]]
+"""By the index of a slice: the structures on it. Their names may be equal, as of several lesions."""
 
-_SAME_DIRECTION = 1e-2
 _OUTLINE = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _BODY = "EXTERNAL"
 
@@ -46,9 +45,10 @@ class Grid:
                 f"{source}: expected ImagePositionPatient, ImageOrientationPatient and PixelSpacing in the "
                 "slices that it refers to, found none; export the series again"
             )
-        self.along_row, self.along_column = np.array(directions).reshape(2, 3)
+        self.directions_23 = np.array(directions).reshape(2, 3)
+        self.along_row, self.along_column = self.directions_23
         self.normal = np.cross(self.along_row, self.along_column)
-        self.between_rows, self.between_columns = slices[0].spacing
+        self.spacing = self.between_rows, self.between_columns = slices[0].spacing
         self.origins_N3 = np.array([s.position for s in slices], float)
         self.heights_N = self.origins_N3 @ self.normal
         gaps = np.diff(self.heights_N)
@@ -114,7 +114,8 @@ def _segmented(source: Path, data: Any, grid: Grid, chosen: Mapping[int, str], k
     highest = int(data.get("MaximumFractionalValue", 1)) if kind == "FRACTIONAL" else None
     frames = Frames(source, highest, kept)
     by_value = kind == "LABELMAP"
-    drawings: Drawings = defaultdict(dict)
+    drawings: Drawings = defaultdict(list)
+    drawn: set[tuple[int, int]] = set()
     for frame, own in enumerate(data.PerFrameFunctionalGroupsSequence):
         numbers = list(chosen)
         if not by_value:
@@ -125,13 +126,14 @@ def _segmented(source: Path, data: Any, grid: Grid, chosen: Mapping[int, str], k
             seen = found == number if by_value else found
             if number not in chosen or not seen.any():
                 continue
-            index = _slice_of(source, _in_either("PlanePositionSequence", own, shared), own, shared, grid)
-            if chosen[number] in drawings[index]:
+            index = _slice_of(source, own, shared, grid)
+            if (index, number) in drawn:
                 raise DataError(
                     f"{source}: expected one mask of each segment on a slice, found two of "
                     f"{chosen[number]!r}; export it again"
                 )
-            drawings[index][chosen[number]] = partial(frames.draw, frame, number if by_value else None)
+            drawn.add((index, number))
+            drawings[index].append(partial(frames.draw, frame, number if by_value else None))
     return drawings
 
 
@@ -168,24 +170,36 @@ def _in_either(key: str, own: Any, shared: Any) -> Any:
     return found[0]
 
 
-def _slice_of(source: Path, position: Any, own: Any, shared: Any, grid: Grid) -> int:
-    """The slice below a frame. Raises DataError unless the frame lies exactly on it."""
-    directions = _in_either("PlaneOrientationSequence", own, shared).ImageOrientationPatient
-    turned = np.abs(np.array(directions, float).reshape(2, 3) - [grid.along_row, grid.along_column]).max()
-    place = np.array(position.ImagePositionPatient, float)
-    index = grid.slice_at(place)
-    if index is None or turned > _SAME_DIRECTION:
-        raise _not_on_the_slices(source, "segmentation")
-    shift = np.abs(grid.pixels(index, place[None]) - 0.5).max()
-    if shift > 0.5:
-        raise _not_on_the_slices(source, "segmentation")
-    return index
+def _slice_of(source: Path, own: Any, shared: Any, grid: Grid) -> int:
+    """The slice of a frame. Raises DataError if a corner lies over half a pixel from the slice's."""
+    place_3 = np.array(_in_either("PlanePositionSequence", own, shared).ImagePositionPatient, float)
+    turned = _in_either("PlaneOrientationSequence", own, shared).ImageOrientationPatient
+    spacing = _in_either("PixelMeasuresSequence", own, shared).PixelSpacing
+    corners_43 = _corners(place_3, np.array(turned, float).reshape(2, 3), spacing, grid.size)
+    index = grid.slice_at(place_3)
+    if index is not None:
+        own_43 = _corners(grid.origins_N3[index], grid.directions_23, grid.spacing, grid.size)
+        if np.abs(corners_43 - own_43).max() <= min(grid.spacing) / 2:
+            return index
+    raise _not_on_the_slices(source, "segmentation")
+
+
+def _corners(
+    origin_3: NDArray[np.float64],
+    directions_23: NDArray[np.float64],
+    spacing: Sequence[float],
+    size: tuple[int, int],
+) -> NDArray[np.float64]:
+    """The corners_43 of a plane in mm. spacing: between rows and between columns; size: (rows, columns)."""
+    rows, columns = (float(gap) * count for gap, count in zip(spacing, size, strict=True))
+    return origin_3 + np.array([[0, 0], [columns, 0], [0, rows], [columns, rows]]) @ directions_23
 
 
 def _contoured(source: Path, data: Any, grid: Grid, chosen: Mapping[int, str]) -> Drawings:
-    outlines: dict[int, dict[str, list[NDArray[np.float64]]]] = defaultdict(lambda: defaultdict(list))
+    outlines: dict[int, dict[int, list[NDArray[np.float64]]]] = defaultdict(lambda: defaultdict(list))
     for roi in data.ROIContourSequence:
-        name = chosen.get(int(roi.ReferencedROINumber))
+        number = int(roi.ReferencedROINumber)
+        name = chosen.get(number)
         for contour in roi.get("ContourSequence", []) if name is not None else []:
             if str(contour.ContourGeometricType) not in _OUTLINE:
                 continue  # points and open lines have no area
@@ -193,12 +207,12 @@ def _contoured(source: Path, data: Any, grid: Grid, chosen: Mapping[int, str]) -
             indices = {grid.slice_at(places_K3[0]), grid.slice_at(places_K3[-1])}
             if len(indices) != 1 or (index := indices.pop()) is None:
                 raise _not_on_the_slices(source, f"outline of {name!r}")
-            outlines[index][str(name)].append(grid.pixels(index, places_K3))
-    drawings: Drawings = defaultdict(dict)
+            outlines[index][number].append(grid.pixels(index, places_K3))
+    drawings: Drawings = defaultdict(list)
     for index, found in outlines.items():
-        for name, rings in found.items():
+        for rings in found.values():
             if _filled(rings, grid.size).any():
-                drawings[index][name] = partial(_filled, rings, grid.size)
+                drawings[index].append(partial(_filled, rings, grid.size))
     return drawings
 
 

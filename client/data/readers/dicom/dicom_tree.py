@@ -110,7 +110,7 @@ def _drawn(
     folder = slices[0].file.parent
     require_one_series(folder, slices)
     ordered = in_order(folder, slices)
-    drawings: Drawings = defaultdict(dict)
+    drawings: Drawings = defaultdict(list)
     names: list[str] = []
     for found, held in (_structures(header.file, ordered, wanted, kept) for header in objects):
         if again := sorted(set(names) & set(held) & set(wanted or held)):
@@ -121,7 +121,7 @@ def _drawn(
             )
         names += held
         for index, own in found.items():
-            drawings[index] |= own
+            drawings[index] += own
     if not drawings and wanted is None:
         raise DataError(
             f"{objects[0].file}: expected at least one structure on its series, found none; draw it, or "
