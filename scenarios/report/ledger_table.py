@@ -52,23 +52,23 @@ def in_order(run: Run) -> list[str]:
 
 
 def noisy(ledger: Privacy, what: str) -> bool:
-    """Whether this policy adds noise to releases from training images (`train`), or to metrics."""
-    return ledger.policy.private if what == "train" else ledger.policy.metrics == "noisy"
+    """Whether epsilon limits what leaves of training images (`train`), or of metrics: all of it has noise."""
+    policy = ledger.policy
+    return policy.private and not policy.exact if what == "train" else policy.metrics == "noisy"
 
 
 def spent(ledger: Privacy, what: str) -> Cell:
     """`2.31 of 3`, or the reason why there is no epsilon."""
+    policy = ledger.policy
     value = ledger.epsilon_train if what == "train" else ledger.epsilon_metrics
-    budget = ledger.policy.budget.epsilon if what == "train" else ledger.policy.budget.epsilon_metrics
+    budget = policy.budget.epsilon if what == "train" else policy.budget.epsilon_metrics
     if noisy(ledger, what):
         shared = (
             {f"{share:.0%}" for share in ledger.router_share.values() if share} if what == "train" else ()
         )
         of_router = f"; the router takes up to {' or '.join(sorted(shared))} of it" if shared else ""
         return Cell(f"{0.0 if value is None else value:.2f} of {budget:g}{of_router}")
-    shares = (
-        "yes" in (ledger.policy.adapter.share, ledger.policy.router.share)
-        if what == "train"
-        else ledger.policy.metrics != "never"
-    )
+    if what == "train" and policy.private:
+        return Cell("no limit (a part has no noise)")
+    shares = policy.exact if what == "train" else policy.metrics != "never"
     return Cell("no limit (no noise)" if shares else "nothing is sent")

@@ -131,6 +131,20 @@ def test_the_ledger_by_hand(html: str) -> None:
     assert f"1 {words.TIMES} router not shared" in text
 
 
+def test_noise_on_a_part_is_no_limit(tmp_path: Path) -> None:
+    """Routers without noise reveal what they will, whatever the noisy layers spent."""
+
+    def half(summary: dict[str, Any]) -> None:
+        summary["privacy"]["south"]["policy"]["router"]["noise"] = "none"
+        summary["privacy"]["south"]["epsilon_train"] = None  # as the institution tells it
+
+    text = changed(tmp_path, half)
+    assert "shares routers; shares scores with noise no limit (a part has no noise)" in text
+    assert "0.00 of 3" not in text
+    assert "south training images" not in text  # of the budgets
+    assert "south test images 4.00 5 1.00" in text
+
+
 def test_each_chart_has_a_sentence_and_a_table(html: str) -> None:
     outline = Outline(html)
     pictures = [a for a in outline.all("div") if a.get("role") == "img"]
