@@ -39,7 +39,8 @@ class Figure:
     """One row of the comparison.
 
     better: +1 if a higher value is better, -1 if a lower one is, 0 if neither. change: writes a difference.
-    smallest: a smaller difference counts as none."""
+    smallest: a smaller difference counts as none. mean: the aggregate of the summary whose scores it is a
+    mean of, over the stream's tasks; "" for a figure of no tasks."""
 
     name: str
     of: Callable[[Run], float | None]
@@ -47,13 +48,14 @@ class Figure:
     change: Callable[[float], str]
     better: int = 0
     smallest: float = 0.0005
+    mean: str = ""
 
 
 FIGURES = (
-    Figure("IoU at the end", lambda r: r.summary.last_iou, fraction, signed, 1),
-    Figure("average IoU", lambda r: r.summary.avg_iou, fraction, signed, 1),
-    Figure("frozen SAM's IoU", lambda r: frozen_iou(r.summary), fraction, signed),
-    Figure("gain over frozen SAM, points", gain, points, points, 1),
+    Figure("IoU at the end", lambda r: r.summary.last_iou, fraction, signed, 1, mean="last_iou"),
+    Figure("average IoU", lambda r: r.summary.avg_iou, fraction, signed, 1, mean="avg_iou"),
+    Figure("frozen SAM's IoU", lambda r: frozen_iou(r.summary), fraction, signed, mean="frozen"),
+    Figure("gain over frozen SAM, points", gain, points, points, 1, mean="last_iou"),
     Figure(
         "forgetting, points",
         lambda r: r.summary.ff_iou,
@@ -61,15 +63,24 @@ FIGURES = (
         lambda v: signed(v, 2),
         -1,
         0.005,
+        "ff_iou",
     ),
-    Figure("right after learning", lambda r: r.summary.plasticity_iou, fraction, signed, 1),
-    Figure("forward transfer, points", lambda r: r.summary.fwt_iou, points, points, 1),
+    Figure(
+        "right after learning",
+        lambda r: r.summary.plasticity_iou,
+        fraction,
+        signed,
+        1,
+        mean="plasticity_iou",
+    ),
+    Figure("forward transfer, points", lambda r: r.summary.fwt_iou, points, points, 1, mean="fwt_iou"),
     Figure(
         "routed to their task",
         lambda r: r.summary.routing.accuracy,
         percent,
         lambda v: f"{points(v)} points",
         1,
+        mean="last_iou",
     ),
     Figure(
         "wrongly treated as unknown",
@@ -77,6 +88,7 @@ FIGURES = (
         percent,
         lambda v: f"{points(v)} points",
         -1,
+        mean="last_iou",
     ),
     Figure(
         "unknown images recognised",
@@ -119,21 +131,24 @@ def figures_table(runs: Sequence[Run]) -> Table:
     """The figures of several runs, each with its difference from the first run."""
     rows: list[Row] = []
     for figure in FIGURES:
-        first, *others = [figure.of(run) for run in runs]
-        cells: list[str | Cell] = [figure.text(first)]
-        cells += [compared(figure, first, value) for value in others]
+        cells: list[str | Cell] = [figure.text(figure.of(runs[0]))]
+        cells += [compared(figure, runs[0], run) for run in runs[1:]]
         rows.append((figure.name, *cells))
     return Table(
-        "Headline figures, each with its difference from the first run",
+        "Headline figures, each with its difference from the first run. Means over other tasks, or without "
+        "scores that nobody told, are not comparable",
         ("figure", *(run.label for run in runs)),
         tuple(rows),
     )
 
 
-def compared(figure: Figure, first: float | None, value: float | None) -> Cell:
+def compared(figure: Figure, first_run: Run, run: Run) -> Cell:
     """The figure with its difference from the first run."""
+    first, value = figure.of(first_run), figure.of(run)
     if first is None or value is None:
         return Cell(figure.text(value))
+    if figure.mean and not alike(figure.mean, first_run, run):
+        return Cell(figure.text(value), "", ("not comparable",))
     difference = value - first
     if abs(difference) < figure.smallest:
         return Cell(figure.text(value), "", ("the same",))
@@ -145,16 +160,29 @@ def compared(figure: Figure, first: float | None, value: float | None) -> Cell:
     return Cell(figure.text(value), tone, (f"{change}, {'better' if good else 'worse'}",))
 
 
+COLUMN = "Read a column downwards: it shows one task over time, from the stage in which it was learned."
+OWN_ORDERS = (
+    "Institutions learned in orders of their own, so a stage is not that of one task: what was forgotten is "
+    "told by institution, and average, plasticity and transfer do not exist."
+)
+
+
+def alike(mean: str, one: Run, other: Run) -> bool:
+    """Whether both means are over the same tasks, with every score."""
+    complete = all(run.summary.complete.get(mean, True) for run in (one, other))
+    return complete and set(one.summary.tasks) == set(other.summary.tasks)
+
+
 def matrix(run: Run) -> Heat:
     """Heat map of stages x tasks, the frozen backbone first."""
     tasks, rows = run.summary.tasks, stage_rows(run)
+    reading = OWN_ORDERS if run.own_orders else COLUMN
     missing = sum(row[j] is None for t, (_, row) in enumerate(rows) for j in range(t or len(tasks)))
     return Heat(
         "The continual matrix",
-        "IoU by stage (rows) and task (columns). Read a column downwards: it shows one task over time, "
-        "from the stage in which it was learned. The first row is SAM without any training. A darker cell (a "
-        "brighter one in dark mode) is better."
-        + (f" {missing} cells are empty because an institution did not share its scores." if missing else ""),
+        f"IoU by stage (rows) and task (columns). {reading} The first row is SAM without any training. A "
+        "darker cell (a brighter one in dark mode) is better."
+        + (f" Missing: {missing}, because an institution told no scores then." if missing else ""),
         Table(
             "IoU by stage (rows) and task (columns)",
             ("after learning", *tasks),
@@ -172,13 +200,14 @@ def stage_rows(run: Run) -> list[tuple[str, list[float | None]]]:
     """(name, IoU by task) of the frozen backbone and of every stage."""
     tasks = run.summary.tasks
     frozen = [run.summary.zero_shot["iou"].get(task) for task in tasks]
-    stages = [(f"{t}. {tasks[t - 1]}", row) for t, row in enumerate(run.summary.matrix["iou"], 1)]
+    stages = [(run.stage_name(t), row) for t, row in enumerate(run.summary.matrix["iou"], 1)]
     return [("frozen SAM", frozen), *stages]
 
 
 def empty_cells(run: Run) -> Notice | None:
     """A warning that names the incomplete figures and who shares no scores; None if all are complete."""
-    incomplete = [name for name, complete in run.summary.complete.items() if not complete]
+    defined = ("last_iou",) if run.own_orders else tuple(run.summary.complete)
+    incomplete = [name for name in defined if not run.summary.complete[name]]
     if not incomplete:
         return None
     silent = [name for name, p in run.summary.privacy.items() if "metrics-not-shared" in p.refusals]

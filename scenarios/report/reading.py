@@ -53,10 +53,24 @@ class Run:
         """Names of the institutions, in the scenario's order."""
         return [str(site["name"]) for site in self.scenario["institutions"]]
 
+    def data_of(self, institution: str) -> frozenset[str]:
+        """The tasks that an institution of the scenario holds; none if it is another scenario's."""
+        held = (site["data"] for site in self.scenario["institutions"] if site["name"] == institution)
+        return frozenset(task for data in held for task in data)
+
     @property
     def stages(self) -> int:
         """Number of evaluated stages, without stage 0."""
         return len(self.summary.matrix["iou"])
+
+    @property
+    def own_orders(self) -> bool:
+        """Whether an institution learned in an order of its own, so that no stage is that of one task."""
+        return any(site.get("stream") is not None for site in self.scenario["institutions"])
+
+    def stage_name(self, stage: int) -> str:
+        """`2. histology`; where institutions learned in orders of their own `stage 2`."""
+        return f"stage {stage}" if self.own_orders else f"{stage}. {self.summary.tasks[stage - 1]}"
 
     def present(self, institution: str, stage: int) -> bool:
         """Whether the institution takes part in this stage by its policy."""

@@ -83,7 +83,7 @@ def who_gains(runs: Sequence[Run]) -> Section:
         for number, run in enumerate(runs):
             found = run.summary.statistics.get(name, {}).get(task)
             if found is None:
-                cells.append("not shared" if name in run.institutions else "not there")
+                cells.append("not told" if task in run.data_of(name) else "not there")
                 continue
             notes = [f"gain {points(found.gain.mean)}"]
             if found.gain.low is not None:

@@ -80,7 +80,7 @@ def seconds_chart(run: Run, prefix: str) -> Chart | None:
     data: list[dict[str, Any]] = []
     rows = []
     for number, stage in enumerate(run.summary.timing.stages, 1):
-        name = f"{number}. {stage.get('task', '')}"
+        name = run.stage_name(number)
         known = {part: float(stage[part]) for part in PARTS if part in stage}
         cells = [duration(known[part]) if part in known else MISSING for part in PARTS]
         rows.append((name, *cells, duration(sum(known.values()))))

@@ -94,8 +94,8 @@ def forgetting(summary: Summary) -> Iterator[Card]:
             "Forgetting of institutions",
             f"{signed(fmean(lost.values()), 2).lstrip('+')} points",
             f"most: {most}, {signed(lost[most], 2).lstrip('+')} points",
-            "Each institution learned its tasks in its own order. Mean loss of its tasks from their best "
-            "stage since it learned them to the last, in hundredths of IoU, over institutions.",
+            "Mean loss of an institution's tasks on its own images, from their best stage since it learned "
+            "them to the last, in hundredths of IoU; then the mean over the institutions that told scores.",
             "good" if lost[most] < 1 else "bad",
         )
 

@@ -107,7 +107,7 @@ def stages_chart(runs: Sequence[Run]) -> Chart:
     rows = []
     most = max(run.stages for run in runs)
     for run in runs:
-        means = [mean_of_row(row) for row in run.summary.matrix["iou"]]
+        means = [None if run.own_orders else mean_of_row(row) for row in run.summary.matrix["iou"]]
         rows.append((run.label, *(fraction(m) for m in means), *[MISSING] * (most - len(means))))
         data += [
             {"run": run.label, "stage": t, "iou": m, "say": f"{run.label}, stage {t}: {m:.3f}"}

@@ -15,19 +15,23 @@ from scenarios.report.words import MISSING, count, fraction, points
 
 def quality(run: Run, prefix: str) -> Section:
     """The section. prefix: makes the ids of its pictures unique."""
-    blocks: list[Block] = [matrix(run), forgetting_chart(run, prefix)]
+    blocks: list[Block] = [matrix(run)]
+    if not run.own_orders:
+        blocks.append(forgetting_chart(run, prefix))
     if (gains := gain_chart(run, prefix)) is not None:
         blocks.append(gains)
     if run.summary.personal:
         blocks.append(personal_table(run))
     if any(value is not None for value in (run.summary.hd95 or {}).values()) or run.summary.iou_instance:
         blocks.append(other_figures(run))
+    routed = run.summary.routing.confusion is not None
     return Section(
         "quality",
         "How well each task is segmented",
         f"IoU (intersection over union) measures how well a predicted outline and the true outline overlap: "
         f"0 is no overlap, 1 is a perfect match. Each institution measures it on its own "
-        f"{SPLITS[run.summary.evaluated_on]} images, with the entry that the router chose for each image.",
+        f"{SPLITS[run.summary.evaluated_on]} images"
+        + (", with the entry that the router chose for each image." if routed else "."),
         blocks,
     )
 

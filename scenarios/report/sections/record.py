@@ -16,7 +16,7 @@ from scenarios.report.words import DASH, KINDS, OUTCOMES, duration, listed
 def course(run: Run) -> Section:
     """Timeline and faults."""
     deeds = timeline(run)
-    heads = ["0. frozen SAM", *(f"{t}. {task}" for t, task in enumerate(run.summary.tasks[: run.stages], 1))]
+    heads = ["0. frozen SAM", *(run.stage_name(stage) for stage in range(1, run.stages + 1))]
     rows: list[Row] = [(name, *(deed.cell() for deed in row)) for name, row in deeds.items()]
     counts: list[Row] = [
         (
@@ -49,7 +49,7 @@ def course(run: Run) -> Section:
     return Section(
         "timeline",
         "Who did what",
-        "Trained: the institution's images were used to learn this stage's task. Waited: the institution "
+        "Trained: the institution's images were used to train this stage's layer. Waited: the institution "
         "took part but had nothing to train; if it shares scores, it evaluated its test images. Refused: its "
         "policy refused to train. No result: it failed, was late, or the server rejected its answer. Away: "
         "it takes no part in this stage by its policy, or the server did not find it.",

@@ -195,6 +195,28 @@ def test_two_runs_stand_side_by_side_with_their_differences(both: str, runs: Pat
     assert "The continual matrix" not in text  # a run's own part
 
 
+def test_means_over_other_scores_are_not_compared(tmp_path: Path) -> None:
+    """A mean without the worst task is higher, and no better."""
+    whole = write_run(tmp_path / "whole")
+    part = write_run(tmp_path / "part", last_iou=0.9, complete={"last_iou": False, "avg_iou": True})
+    text = shown(page(read_all([whole, part]), full=False))
+    assert "IoU at the end 0.793 0.900not comparable" in text
+    assert "routed to their task 96.4 % 96.4 %not comparable" in text
+    assert "average IoU 0.781 0.781the same" in text
+    two = write_run(tmp_path / "two", tasks=["polyp", "histology", "nuclei"], statistics={})
+    text = shown(page(read_all([whole, two]), full=False))
+    assert "average IoU 0.781 0.781not comparable" in text  # another task is in it
+    assert "heart · cardiac_mr 0.900gain +5.0 not told" in text
+
+
+def test_a_task_that_an_institution_does_not_hold_is_not_called_untold(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one")
+    other = write_run(tmp_path / "other", statistics={"north": {"histology": statistics(0.7, 0.1, None)}})
+    text = shown(page(read_all([one, other]), full=False))
+    assert "north · polyp 0.780gain +18.0 (+13.0 to +23.0) not told" in text
+    assert "north · histology not there 0.700gain +10.0" in text
+
+
 SUMMARY = """# Study dp
 
 What it costs <to all>.
@@ -328,6 +350,29 @@ def test_missing_cells_are_said(tmp_path: Path) -> None:
     )
     assert "cannot be compared with complete ones: last" in text
     assert "points above frozen SAM" not in text  # means over other tasks are not compared
+
+
+def test_orders_of_their_own_have_no_stage_of_a_task(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", complete={"last_iou": True, "avg_iou": False}, avg_iou=None)
+    path = folder / "scenario.json"
+    scenario = json.loads(path.read_text())
+    scenario["institutions"][0]["stream"] = ["polyp"]
+    path.write_text(json.dumps(scenario))
+    text = shown(page(read_all([folder]), full=True))
+    assert "Institutions learned in orders of their own, so a stage is not that of one task" in text
+    assert "Some scores are missing" not in text  # an average does not exist, and no score is missing
+    assert "right after learning at the end" not in text
+    assert "institution 0. frozen SAM stage 1 stage 2 stage 3" in text  # who did what
+    assert "1. polyp" not in text
+
+
+def test_an_institution_that_told_no_scores_is_why_a_cell_is_empty(tmp_path: Path) -> None:
+    """It may have left, or its answer was lost: only its policy says that it does not share them."""
+
+    def gone(summary: dict[str, Any]) -> None:
+        summary["matrix"]["iou"][2][0] = None
+
+    assert "Missing: 1, because an institution told no scores then." in changed(tmp_path, gone)
 
 
 def test_a_run_of_one_stage_without_a_router(tmp_path: Path) -> None:
