@@ -47,6 +47,15 @@ def keys_of(listing: Path) -> list[str]:
     return list(first) if real else []
 
 
+def holds_coco(listing: Path) -> bool:
+    """Whether a JSON file has the keys of COCO instances, whatever its name is."""
+    try:
+        content = json.loads(listing.read_bytes())
+        return isinstance(content["images"], list) and isinstance(content["annotations"], list)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return False
+
+
 def names_in_lists(folder: Path, files: Sequence[str]) -> dict[str, set[str]]:
     """By folder with a train.txt: the names in its lists."""
     found: dict[str, set[str]] = {}

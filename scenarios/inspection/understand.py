@@ -13,7 +13,7 @@ from casam_core.errors import DataError
 from client.data.file_patterns import files_below
 from client.data.listing import naming, require_folder
 from client.data.readers.dicom.dicom_headers import is_dicom
-from scenarios.inspection.first_files import header_of, keys_of, names_in_lists, with_contents
+from scenarios.inspection.first_files import header_of, holds_coco, keys_of, names_in_lists, with_contents
 from scenarios.inspection.layout import NNUNET, UNREAD, Layout, layouts
 from scenarios.inspection.name_matching import SOME
 from scenarios.inspection.named_files import ITK_VOLUMES, PIXELS, VOLUMES, role_of_folder
@@ -60,6 +60,9 @@ def readings(folder: Path, files: Sequence[str]) -> list[Layout]:
     ]
     if not found and any(not Path(file).suffix and is_dicom(folder / file) for file in files[:SOME]):
         return [Layout("dicom")]
+    if not found:
+        possible = [file for file in files if file.lower().endswith(".json")][:SOME]
+        return [Layout("coco", {"annotations": file}) for file in possible if holds_coco(folder / file)]
     if unused := [file for file in headers if not any(file in layout.keys.values() for layout in found)]:
         note = f"not read: {', '.join(unused)} (a list needs the columns image and mask)"
         found = [replace(layout, notes=(*layout.notes, note)) for layout in found]

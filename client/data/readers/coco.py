@@ -1,7 +1,8 @@
 """COCO instance annotations: one JSON file beside its images.
 
-Layout: the folder holds the annotations file; each `file_name` is a file in images/ if that folder exists,
-or for annotations/instances_NAME.json in NAME/ (as COCO's train2017), else in the folder itself. Only
+Layout: the folder holds the annotations file; each `file_name` is a file in images/NAME/, images/ or NAME/
+(for annotations/instances_NAME.json, as COCO's train2017), beside the annotations, or in the folder itself:
+in the first of these that holds the file of the first image. Only
 `images` and `annotations` of the JSON are used. Categories are not, because every annotation is an instance.
 """
 
@@ -49,9 +50,9 @@ class CocoDataset(FileDataset):
     """Images of a COCO file that have an instance; ids are the file names without their ending.
 
     Polygons and uncompressed run lengths are rasterised: a pixel belongs to an instance if its centre
-    lies inside. Annotations with iscrowd are skipped, because they outline no single instance. Of
-    overlapping instances, the smaller one keeps the pixels. Images without instances are excluded; `empty`
-    counts them. group_pattern is searched in the file names.
+    lies inside. Annotations with iscrowd are skipped, because they outline no single instance; `warnings`
+    counts them. Of overlapping instances, the smaller one keeps the pixels. Images without instances are
+    excluded; `empty` counts them. group_pattern is searched in the file names.
 
     The constructor reads the JSON and checks that the files exist; all its faults are raised together.
     """
@@ -60,7 +61,6 @@ class CocoDataset(FileDataset):
         require_folder(path, f"{spec.annotations} and images")
         self._source = inside(path, spec.annotations, str(path))
         content = read_json(self._source, _File, "COCO instances (images and annotations)")
-        folder = _image_folder(path, self._source)
         _require_consistent(content, self._source)
         instances: dict[int, list[_Annotation]] = {image.id: [] for image in content.images}
         for annotation in content.annotations:
@@ -68,10 +68,17 @@ class CocoDataset(FileDataset):
                 instances[annotation.image_id].append(annotation)
         used = [image for image in content.images if instances[image.id]]
         self.empty = len(content.images) - len(used)
+        if crowds := sum(bool(annotation.iscrowd) for annotation in content.annotations):
+            self.warnings = (
+                f"{crowds} of {len(content.annotations)} annotations are not read, because they are crowds; "
+                "where a tool marks single objects so (CVAT: brushed masks), write iscrowd = 0",
+            )
         if not used:
             raise DataError(
-                f"{self._source}: expected at least one image with an instance, found none; annotate images"
+                f"{self._source}: expected at least one image with an instance, found {crowds} crowds and "
+                "nothing else; annotate images, or write iscrowd = 0 for single objects"
             )
+        folder = _image_folder(path, self._source, used[0].file_name)
         self._images = {_id(image): (image, instances[image.id]) for image in used}
         files = {
             _id(image): inside(folder, image.file_name, f"{self._source}: image {image.id}") for image in used
@@ -106,13 +113,12 @@ class CocoDataset(FileDataset):
         return LoadedSample(image_HW3, labels_HW)
 
 
-def _image_folder(path: Path, source: Path) -> Path:
-    """Where the images of an annotations file are."""
+def _image_folder(path: Path, source: Path, first: str) -> Path:
+    """Where the images of an annotations file are. first: the file name of one of them."""
     name = source.stem.removeprefix("instances_")
-    for folder in (path / "images" / name, path / "images", path / name):
-        if folder.is_dir():
-            return folder
-    return path
+    usual = (path / "images" / name, path / "images", path / name, source.parent, path)
+    there = [folder for folder in usual if folder.is_dir()]
+    return next((folder for folder in there if (folder / first).is_file()), there[0])
 
 
 def _require_consistent(content: _File, source: Path) -> None:

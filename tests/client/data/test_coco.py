@@ -20,6 +20,7 @@ from client.data.readers.coco import CocoDataset
 from client.data.splits import PARTS
 from client.data.task_data import open_task
 from client.release.ledger import Spend, of_images
+from scenarios.inspection.understand import understand
 from tests.client.making import RNG, fault, keys
 
 IMAGE = RNG.integers(0, 256, (10, 12, 3), dtype=np.uint8)
@@ -109,6 +110,32 @@ def test_parts_run_lengths_and_crowds(tmp_path: Path) -> None:
     expected = mask.astype(int) * 2
     expected[0:2, 0:2] = expected[8:10, 0:2] = 1
     np.testing.assert_array_equal(labels(tmp_path), expected)
+
+
+def test_crowds_are_told_and_not_lost_in_silence(tmp_path: Path) -> None:
+    """CVAT marks each brushed mask as a crowd."""
+    put(tmp_path, [annotation(1, [SMALL]), annotation(2, [SQUARE], iscrowd=1)])
+    (told,) = CocoDataset(tmp_path).warnings
+    assert told.startswith("1 of 2 annotations are not read, because they are crowds")
+    put(tmp_path, [annotation(1, [SMALL], iscrowd=1)])
+    assert "found 1 crowds and nothing else" in fault(lambda: CocoDataset(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("annotations", "written"),
+    [("result.json", "images/p1_a.png"), ("images/_annotations.coco.json", "p1_a.png")],
+    ids=["Label Studio", "Roboflow"],
+)
+def test_the_images_are_where_the_file_names_say(tmp_path: Path, annotations: str, written: str) -> None:
+    put(
+        tmp_path,
+        [annotation(1, [SQUARE])],
+        images=[{"id": 1, "file_name": written, "width": 12, "height": 10}],
+    )
+    (tmp_path / "annotations.json").rename(tmp_path / annotations)
+    assert understand(tmp_path).keys == {"annotations": annotations}
+    dataset = CocoDataset(tmp_path, keys("coco", annotations=annotations))
+    assert dataset.load(dataset.samples[0]).labels_HW.any()
 
 
 def test_images_without_instances_are_left_out_and_groups(tmp_path: Path) -> None:
