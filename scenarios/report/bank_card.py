@@ -12,13 +12,14 @@ from pathlib import Path
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.files import write_atomic
+from casam_core.methods import SHARED
 from casam_core.model.backbones import released_digests
 from casam_core.model.forms import changes_sam
 from scenarios.prediction.run_bank import bank_of_run
 from scenarios.report.figures import SPLITS, empty_cells
 from scenarios.report.ledger_table import ledger_table
 from scenarios.report.parts import Block, Cell, Code, Notice, Table
-from scenarios.report.reading import Run, read_run
+from scenarios.report.reading import Run, frozen_iou, read_run
 from scenarios.report.sections.headline import in_sentences
 from scenarios.report.sections.next_steps import is_worse
 from scenarios.report.sections.record import surroundings
@@ -55,7 +56,7 @@ def card(folder: Path) -> str:
         (
             "",
             [
-                Notice(f"{WHAT_IT_IS} {who_can_use(bank)}"),
+                Notice(f"{what_it_is(bank)} {who_can_use(bank)}"),
                 Notice(in_sentences(run)),
                 entries_table(run, bank),
             ],
@@ -79,14 +80,20 @@ def short(blocks: Sequence[Block]) -> Iterator[Block]:
     return (block for block in blocks if not (isinstance(block, Code) and block.folded))
 
 
-WHAT_IT_IS = (
-    "A bank of casam: for each task one alignment layer, one router and one threshold, which adapt a frozen "
-    "Segment Anything. For research. It is not a medical device."
-)
 HOW_EQUAL = (
     "The same scenario, seed, casam version and arithmetic give the same bytes of the bank, except for noise "
     "from the operating system, which nobody can draw again. Seconds may differ."
 )
+
+
+def what_it_is(bank: Bank) -> str:
+    """What the bank holds."""
+    holds = (
+        "one alignment layer for all tasks, which adapts"
+        if bank.tasks == (SHARED,)
+        else "for each task one alignment layer, one router and one threshold, which adapt"
+    )
+    return f"A bank of casam: {holds} a frozen Segment Anything. For research. It is not a medical device."
 
 
 def who_can_use(bank: Bank) -> str:
@@ -103,7 +110,8 @@ def entries_table(run: Run, bank: Bank) -> Table:
     rows = tuple(card_row(run, bank, entry) for entry in bank)
     split = SPLITS[run.summary.evaluated_on]
     return Table(
-        f"Entries, with figures on {split} images after the last stage. IoU: mean over images. Interval: "
+        f"Entries, with figures on {split} images after the last stage. IoU: mean over images, of a "
+        "layer for all tasks the mean over tasks. Interval: "
         "over patients, slides or images of one institution. Unknown: share of the task's own images that "
         "frozen SAM segments by mistake.",
         heads,
@@ -115,7 +123,8 @@ def card_row(run: Run, bank: Bank, entry: Entry) -> tuple[str, ...]:
     """The row of one entry."""
     summary, task, about = run.summary, entry.task, entry.provenance
     last = summary.matrix["iou"][-1] if summary.matrix["iou"] else []
-    iou = dict(zip(summary.tasks, last, strict=False)).get(task)
+    iou = dict(zip(summary.tasks, last, strict=False)) | {SHARED: summary.last_iou}
+    frozen = summary.zero_shot["iou"] | {SHARED: frozen_iou(summary)}
     routes = (summary.routing.confusion or {}).get(task, {})
     unknown = routes.get("identity", 0) / sum(routes.values()) if routes else None
     found = [sites[task].iou for sites in summary.statistics.values() if task in sites]
@@ -126,8 +135,8 @@ def card_row(run: Run, bank: Bank, entry: Entry) -> tuple[str, ...]:
         listed(about.holders) or MISSING,
         count(about.images),
         size(len(bank.bytes_of(task))),
-        fraction(summary.zero_shot["iou"].get(task)),
-        fraction(iou),
+        fraction(frozen.get(task)),
+        fraction(iou.get(task)),
         "; ".join(known) or MISSING,
         percent(unknown),
     )
@@ -168,7 +177,7 @@ def limits_of_figures(run: Run) -> Iterator[str]:
     if rate is None:
         yield "Images of tasks that the bank does not know were not tested."
     else:
-        yield f"Of the images of unlearned tasks {percent(rate)} counted as unknown; layers changed the rest."
+        yield f"Of the images of tasks outside the stream {percent(rate)} counted as unknown."
 
 
 def limits_of_entries(run: Run, bank: Bank) -> Iterator[str]:
@@ -179,7 +188,7 @@ def limits_of_entries(run: Run, bank: Bank) -> Iterator[str]:
             entry.task for entry in bank if entry.provenance.form == "identity"
         ],
         "No router can choose these entries, a person must name the task": [
-            entry.task for entry in bank if entry.threshold is None
+            entry.task for entry in bank if entry.threshold is None and entry.task != SHARED
         ],
         "Held back in quarantine, not in the bank": [
             item.task for item in run.summary.quarantine if not item.admitted
@@ -191,7 +200,7 @@ def limits_of_entries(run: Run, bank: Bank) -> Iterator[str]:
 def limits_of_privacy(run: Run) -> Iterator[str]:
     """Where nothing protects the images."""
     if any(site.policy.exact for site in run.summary.privacy.values()):
-        yield "Some institutions sent values without noise: nothing limits what these reveal about images."
+        yield "Some institutions allow values without noise: nothing limits what these reveal about images."
     if (run.summary.noise or "").startswith("seeded"):
         yield "The privacy noise is seeded: it simulates the cost of privacy and protects nobody."
 

@@ -219,6 +219,11 @@ def empty_cells(run: Run) -> Notice | None:
     )
 
 
+def not_learned(run: Run) -> list[str]:
+    """Tasks of the stream of which the bank has no entry: frozen SAM segments their images."""
+    return [task for task in run.summary.tasks if not run.summary.holders.get(task)]
+
+
 def thresholds_of(run: Run) -> dict[str, float | None]:
     """By task: the threshold of its entry; None if its holders share no router."""
     return {

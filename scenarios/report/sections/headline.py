@@ -30,9 +30,9 @@ def in_sentences(run: Run) -> str:
     said = [who_learned_what(run)]
     gained = gain(run)
     if gained is not None:
-        how = f"{100 * abs(gained):.1f} points {'above' if gained > 0 else 'below'} frozen SAM's"
         said.append(
-            f"At the end the mean IoU is {fraction(summary.last_iou)}, {how} {fraction(frozen_iou(summary))}."
+            f"At the end the mean IoU is {fraction(summary.last_iou)}, {against_frozen(gained)} frozen SAM's "
+            f"{fraction(frozen_iou(summary))}."
         )
     elif summary.last_iou is not None:
         said.append(
@@ -47,10 +47,18 @@ def in_sentences(run: Run) -> str:
         known = "" if summary.complete.get("ff_iou", False) else ", among the tasks with known scores"
         said.append(f"{lost} between a task's best stage and the last{known}.")
     if summary.routing.accuracy is not None:
-        silent = any(site.policy.metrics == "never" for site in summary.privacy.values())
-        which = "the images whose routes are known" if silent else "the images"
+        complete = summary.complete.get("last_iou", False)
+        which = "the images" if complete else "the images whose routes are known"
         said.append(f"The router sent {percent(summary.routing.accuracy)} of {which} to their own task.")
     return " ".join(said)
+
+
+def against_frozen(gained: float) -> str:
+    """`9.3 points above`, `the same as`"""
+    distance = f"{100 * abs(gained):.1f}"
+    if not float(distance):
+        return "the same as"
+    return f"{distance} points {'above' if gained > 0 else 'below'}"
 
 
 def who_learned_what(run: Run) -> str:
@@ -104,14 +112,18 @@ def cards(run: Run) -> list[Card]:
     """Headline figures, without those that do not apply to this run."""
     summary, routes = run.summary, run.summary.routing
     gained = gain(run)
-    last_tone: Tone = "" if gained is None else "good" if gained > 0 else "bad"
-    compare = f"frozen SAM: {fraction(frozen_iou(summary))}"
+    equal = gained is None or against_frozen(gained) == "the same as"
+    last_tone: Tone = "" if equal or gained is None else "good" if gained > 0 else "bad"
+    if summary.last_iou is not None and not summary.complete.get("last_iou", False):
+        compare = "over the tasks with known scores"
+    else:
+        compare = f"frozen SAM: {fraction(frozen_iou(summary))}"
     found = [
         Card(
             "IoU at the end",
             fraction(summary.last_iou),
             compare + (f" ({points(gained)} points)" if gained is not None else ""),
-            "Mean over all tasks after the last stage. 1 means that every outline is exactly right.",
+            "Mean over the tasks after the last stage. 1 means that every outline is exactly right.",
             last_tone,
         ),
         Card(
@@ -140,8 +152,8 @@ def cards(run: Run) -> list[Card]:
                 "Routed to their task",
                 percent(routes.accuracy),
                 f"{percent(routes.false_unknown_rate)} treated as unknown",
-                "Share of the learned tasks' images that the router sent to their own task. Frozen SAM "
-                "segments the images that the router treats as unknown.",
+                "Share of the images of the stream's tasks that the router sent to their own task. Frozen "
+                "SAM segments the images that the router treats as unknown.",
             )
         )
     if routes.unseen_unknown_rate is not None:
@@ -151,8 +163,8 @@ def cards(run: Run) -> list[Card]:
                 "Unknown images recognised",
                 percent(routes.unseen_unknown_rate),
                 auroc,
-                "Share of the images of unlearned tasks that the router treats as unknown, which is right. "
-                "AUROC measures how well known and unknown images can be separated; 0.5 is guessing."
+                "Share of the images of tasks outside the stream that the router treats as unknown, which is "
+                "right. AUROC measures how well known and unknown images can be separated; 0.5 is guessing."
                 + near_and_far(routes),
             )
         )
@@ -197,7 +209,7 @@ def privacy_card(run: Run) -> Card:
         return Card(
             title,
             "no limit" if exact else "nothing sent",
-            f"{len(exact)} of {len(sites)} institutions send exact values",
+            f"{len(exact)} of {len(sites)} institutions allow exact values",
             "Exact values are layers or routers without noise: nothing limits what they reveal about single "
             "images.",
         )
@@ -207,7 +219,7 @@ def privacy_card(run: Run) -> Card:
     return Card(
         title,
         "no limit for all" if exact else limit,
-        f"{len(exact)} of {len(sites)} institutions send exact values"
+        f"{len(exact)} of {len(sites)} institutions allow exact values"
         + (f"; {limit} for {len(limited)}" if exact else ""),
         f"The highest privacy cost so far is that of {worst}."
         + (" The noise is seeded: this simulates the cost and gives no protection." if simulated else ""),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scenarios.report.figures import gain
+from scenarios.report.figures import gain, not_learned, thresholds_of
 from scenarios.report.parts import Section, Step, Steps
 from scenarios.report.reading import Run, refusals
 from scenarios.report.words import listed, percent
@@ -52,19 +52,29 @@ def found_in(run: Run) -> Iterator[Step]:
     rate = summary.routing.false_unknown_rate
     if rate is not None and rate >= OFTEN_UNKNOWN:
         yield Step(
-            f"{percent(rate)} of the learned tasks' images count as unknown, so frozen SAM segments them. "
-            'The margins under "How images find their task" show whether they lie near the threshold.'
+            f"{percent(rate)} of the images of the stream's tasks count as unknown, so frozen SAM segments "
+            f"them. {why_unknown(run)}"
         )
     if silent := [name for name, site in summary.privacy.items() if site.policy.metrics == "never"]:
         yield Step(
-            f"{listed(silent)} share no scores, so nobody knows how well the bank works there. They decide "
-            'that; with metrics = "noisy" they would share scores within a privacy budget.'
+            f"{listed(silent)} {'shares' if len(silent) == 1 else 'share'} no scores, so nobody knows how "
+            'well the bank works there. An institution decides that itself; with metrics = "noisy" it would '
+            "share scores within a privacy budget."
         )
     if refusals(summary):
         yield Step(
             f'{number(refusals(summary), "request")} refused by policy. "Who did what" says which; a policy '
             "is the institution's own decision, and casam site review shows an institution what it allows."
         )
+
+
+def why_unknown(run: Run) -> str:
+    """Tasks that no router can choose, and where to look for the others."""
+    known = thresholds_of(run)
+    lost = {*not_learned(run), *(task for task in known if known[task] is None)}
+    named = listed([task for task in run.summary.tasks if task in lost])
+    said = f"No router can choose {named}. For other tasks, the" if lost else "The"
+    return f'{said} margins under "How images find their task" show whether they lie near the threshold.'
 
 
 def for_every_run(run: Run) -> Iterator[Step]:

@@ -123,7 +123,8 @@ ABOUT_TASKS = {
     ),
     "refused": (
         "not learned",
-        "All layers were refused or rejected, so the other institutions use frozen SAM for this task.",
+        "No layer arrived that could be used: all were refused or rejected, or no holder was there. So the "
+        "other institutions use frozen SAM for this task.",
     ),
     "skipped": ("not learned", "Fewer holders trained it than the scenario's quorum."),
     "quarantined": (

@@ -10,7 +10,7 @@ import altair as alt
 
 from casam_core.routing.decision import BINS, IDENTITY, RANGE, SCALE, bin_edge
 from scenarios.report.drawing import INK, OURS, UNKNOWN, draw, values
-from scenarios.report.figures import thresholds_of
+from scenarios.report.figures import not_learned, thresholds_of
 from scenarios.report.parts import Block, Cell, Chart, Heat, Key, Notice, Panel, Row, Section, Table, step_of
 from scenarios.report.reading import Run
 from scenarios.report.words import MINUS, MISSING, count, listed, percent
@@ -27,7 +27,7 @@ def routing(run: Run, prefix: str) -> Section:
     """The section; for a method without a router, one sentence that says so."""
     title = "How images find their task"
     if run.summary.routing.confusion is None:
-        return Section("routing", title, f"Method {run.summary.method} has no router.")
+        return Section("routing", title, f"Method {run.summary.method} routes no image.")
     blocks: list[Block] = []
     if any(run.summary.routing.confusion.values()):
         blocks += [confusion(run), unknown_chart(run, prefix)]
@@ -49,19 +49,17 @@ def confusion(run: Run) -> Heat:
     summary = run.summary
     counted = {task: routes for task, routes in (summary.routing.confusion or {}).items() if routes}
     tasks = [task for task in (*summary.tasks, *summary.unseen.tasks) if task in counted]
-    routes = [*summary.tasks, FROZEN_SAM]
+    routes, unknown = [*summary.tasks, FROZEN_SAM], {*not_learned(run), *summary.unseen.tasks}
     rows: list[Row] = []
     for task in tasks:
         counts = {FROZEN_SAM if route == IDENTITY else route: n for route, n in counted[task].items()}
         images = sum(counts.values())
         cells = [share_cell(counts.get(route, 0), images) for route in routes]
-        rows.append(
-            (task + (" (never learned)" if task in summary.unseen.tasks else ""), *cells, count(images))
-        )
+        rows.append((task + (" (not learned)" if task in unknown else ""), *cells, count(images)))
     return Heat(
         "Where images were sent",
         "Each row is 100 % of one task's test images at the last stage. For a learned task the diagonal is "
-        "correct. For a task that was never learned the column unknown is correct.",
+        "correct. For a task that was not learned the column unknown is correct.",
         Table("True task (rows) and route (columns)", ("true task", *routes, "images"), tuple(rows)),
     )
 
@@ -77,10 +75,13 @@ def share_cell(images: int, of_all: int) -> Cell:
 def unknown_chart(run: Run, prefix: str) -> Chart:
     """Share of images that count as unknown, after each stage."""
     summary, stages = run.summary, range(1, run.stages + 1)
-    series = {task: ("learned", rates_of(run, task)) for task in summary.tasks}
+    left = not_learned(run)
+    series = {
+        task: ("not learned" if task in left else "learned", rates_of(run, task)) for task in summary.tasks
+    }
     for task in summary.unseen.tasks:
         rates = dict(enumerate((row.get(task) for row in summary.unseen.unknown_rate), 1))
-        series[task] = ("never learned", rates)
+        series[task] = ("not learned", rates)
     data: list[dict[str, Any]] = []
     rows = []
     for task, (kind, rates) in series.items():
@@ -89,7 +90,7 @@ def unknown_chart(run: Run, prefix: str) -> Chart:
         if rate is not None:
             say = f"{task} ({kind}): {percent(rate)} unknown"
             data.append({"task": task, "kind": kind, "rate": 100 * rate, "zero": 0, "say": say})
-    kinds = ["learned", "never learned"]
+    kinds = ["learned", "not learned"]
     base = alt.Chart(values(data)).encode(
         y=alt.Y(
             "task:N",
@@ -117,7 +118,7 @@ def unknown_chart(run: Run, prefix: str) -> Chart:
             tuple(rows),
             words=frozenset({1}),
         ),
-        (Key("ours", "learned tasks"), Key("unknown", "tasks never learned")),
+        (Key("ours", "learned tasks"), Key("unknown", "tasks not learned")),
     )
 
 
@@ -159,9 +160,9 @@ def margins_chart(run: Run, prefix: str) -> Chart | None:
                 MISSING if threshold is None else f"{threshold:.4g}",
             )
         )
-        learned = task in summary.tasks
+        learned = task in summary.tasks and task not in not_learned(run)
         chart = histogram(groups, low, high, OURS if learned else UNKNOWN)
-        text = f"{task}{'' if learned else ' (never learned)'}: {below} of {images} images lie below"
+        text = f"{task}{'' if learned else ' (not learned)'}: {below} of {images} images lie below"
         panels.append(Panel(draw(chart, f"{prefix}-margin{number}"), f"{text} the threshold.", task))
     keeps = [name for name, p in summary.privacy.items() if p.policy.metrics != "exact"]
     return Chart(
@@ -175,7 +176,7 @@ def margins_chart(run: Run, prefix: str) -> Chart | None:
             ("task", "images", "recognised", "unknown", "threshold (score)"),
             tuple(rows),
         ),
-        (Key("ours", "learned tasks"), Key("unknown", "tasks never learned")),
+        (Key("ours", "learned tasks"), Key("unknown", "tasks not learned")),
     )
 
 

@@ -80,7 +80,12 @@ def test_other_methods_have_a_card_too(finished_run: FinishedRun, method: str) -
     text = card(finished_run(tiny_table(method=method)))
     assert "## How to make it again" in text
     if method == "frozen":
-        assert ", 0.0 points below frozen SAM's" in text
+        assert ", the same as frozen SAM's" in text
+    else:
+        summary = summary_of(finished_run(tiny_table(method=method)))
+        assert "one alignment layer for all tasks" in text
+        assert "No router can choose" not in text  # the method has none, whatever the holders share
+        assert table(text, 0)["shared"][5] == f"{summary['last_iou']:.3f}"
 
 
 def test_a_card_says_who_can_use_the_bank(finished_run: FinishedRun, casam: Casam) -> None:

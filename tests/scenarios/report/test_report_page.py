@@ -21,6 +21,7 @@ from scenarios.report.page import page
 from scenarios.report.parts import step_of
 from scenarios.report.reading import Found, read_all, read_run
 from scenarios.report.sections.costs import bytes_by_stage
+from scenarios.report.sections.headline import cards
 from scenarios.report.sections.next_steps import for_every_run, found_in
 from scenarios.report.sections.quality import verdict
 from scenarios.report.sections.record import ranges
@@ -387,7 +388,7 @@ def test_a_run_of_one_stage_without_a_router(tmp_path: Path) -> None:
         summary["timing"]["stages"] = summary["timing"]["stages"][:1]
 
     text = changed(tmp_path, bare)
-    assert "has no router" in text
+    assert "Method casam routes no image." in text
     assert "no interval released" in text
 
 
@@ -398,7 +399,41 @@ def test_the_headline_is_true_of_refusals_and_of_institutions_without_a_limit(tm
     text = changed(tmp_path, mixed)
     assert "3 of 5 institutions learned 2 of 3 tasks in 3 stages (polyp and histology)" in text
     assert "Frozen SAM keeps cardiac_mr." in text
-    assert "no limit for all 4 of 5 institutions send exact values; ε ≤ 2.25 for 1" in text
+    assert "no limit for all 4 of 5 institutions allow exact values; ε ≤ 2.25 for 1" in text
+
+
+def test_a_gain_of_nothing_is_not_called_a_loss(tmp_path: Path) -> None:
+    text = shown(page(read_all([write_run(tmp_path / "one", last_iou=0.69996)]), full=True))
+    assert "At the end the mean IoU is 0.700, the same as frozen SAM's 0.700." in text
+
+
+def test_a_mean_over_some_tasks_does_not_stand_beside_frozen_sams_over_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", complete={"last_iou": False})
+    (card,) = [card for card in cards(read_run(run, "one")) if card.title == "IoU at the end"]
+    assert card.detail == "over the tasks with known scores"
+    assert "of the images whose routes are known" in shown(page(read_all([run]), full=True))  # one has left
+
+
+def test_a_task_that_nobody_taught_is_not_counted_as_learned(tmp_path: Path) -> None:
+    """Its images count as unknown, and rightly so: the margins do not explain it."""
+
+    def refused(summary: dict[str, Any]) -> None:
+        summary["holders"]["cardiac_mr"] = []
+        summary["routing"]["confusion"]["cardiac_mr"] = {"identity": 8}
+        summary["routing"]["false_unknown_rate"] = 9 / 28
+
+    text = changed(tmp_path, refused)
+    assert "32.1 % of the images of the stream's tasks count as unknown" in text
+    assert "No router can choose cardiac_mr. For other tasks, the margins" in text
+    assert "cardiac_mr (not learned)" in text
+    assert f"cardiac_mr not learned {words.MISSING} {words.MISSING} 0 %" in text
+
+
+def test_one_institution_shares_and_several_share(tmp_path: Path) -> None:
+    def silent(summary: dict[str, Any]) -> None:
+        summary["privacy"]["north"]["policy"]["metrics"] = "never"
+
+    assert "north shares no scores, so nobody knows" in changed(tmp_path, silent)
 
 
 def test_the_headline_names_tasks_that_no_router_can_choose(html: str) -> None:
