@@ -210,8 +210,8 @@ class DataSpec(Section):
 
 
 OPTIONS = {
-    "image_files": ("folder", "nifti", "itk", "tiff_stack"),
-    "mask_files": ("folder", "nifti", "itk", "tiff_stack"),
+    "image_files": ("folder", "nifti", "itk", "tiff_stack", "yolo"),
+    "mask_files": ("folder", "nifti", "itk", "tiff_stack", "yolo"),
     "list_file": ("folder", "nifti", "itk", "tiff_stack"),
     "split_lists": ("folder", "nifti", "itk", "tiff_stack"),
     "object_values": ("folder",),

@@ -86,7 +86,7 @@ def layouts(
         return []  # several datasets of nnU-Net
     if has(files, r"labels/[^/]+\.txt") and not has(files, "images/.*"):
         return []  # outlines of YOLO without images
-    return by_lists(files) or by_readers(files) or by_pairs(files, listed or {})
+    return by_lists(files) or by_outlines(files) or by_readers(files) or by_pairs(files, listed or {})
 
 
 def reader_of(files: Sequence[str]) -> str:
@@ -101,6 +101,19 @@ def by_lists(files: Sequence[str]) -> list[Layout]:
     """COCO: one understanding for each file of annotations."""
     lists = sorted(file for file in files if is_coco(file))
     return [Layout("coco", {} if name == "annotations.json" else {"annotations": name}) for name in lists]
+
+
+def by_outlines(files: Sequence[str]) -> list[Layout]:
+    """YOLO with folders between or above images/ and labels/, as of a split."""
+    endings = (*PIXELS, ".txt")
+    named, _ = placed([file for file in files if file.lower().endswith(endings)], endings)
+    images = [file for file in named if role_of(file) == "image" and file.ending.lower() in PIXELS]
+    masks = [file for file in named if role_of(file) == "mask"]
+    texts = [file for file in masks if file.ending.lower() == ".txt" and file.marks]
+    if not texts or any(file.ending.lower() in PIXELS for file in masks):
+        return []
+    best = best_of([together(images, texts)])
+    return [layout("yolo", *best, ())] if best else []
 
 
 def by_readers(files: Sequence[str]) -> list[Layout]:

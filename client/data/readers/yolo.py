@@ -1,4 +1,4 @@
-"""YOLO segmentation: images/ and labels/, one text file per image, one polygon per line.
+"""YOLO segmentation: images/ and labels/, or patterns; one text file per image, one polygon per line.
 
 A line is `class x1 y1 x2 y2 ...` with coordinates as shares of the image's width and height.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample
-from client.data.file_patterns import Pair
+from client.data.file_patterns import Pair, find_pairs
 from client.data.labels import fill_polygon, paint
 from client.data.listing import files_by_stem, naming, require_folder, visible_entries
 from client.data.pixels import SUFFIXES, read_image, reading
@@ -28,30 +28,21 @@ class YoloDataset(FileDataset):
 
     A pixel belongs to an instance if its centre lies inside the polygon. Classes are not used, because every
     line is an instance. Of overlapping instances, the smaller one keeps the pixels. Images without a text
-    file or with an empty one are excluded; `empty` counts them. A line of four numbers is a box, not a mask,
-    and is refused. group_pattern is searched in the stems.
+    file or with an empty one are excluded; `empty` counts them. Under patterns of names every image has a
+    text file. A line of four numbers is a box, not a mask, and is refused. group_pattern is searched in the
+    ids.
 
     The constructor reads the text files; `load` reads the images. Both raise DataError.
     """
 
     def __init__(self, path: Path, spec: DataSpec = PLAIN) -> None:
-        require_folder(path, "images/ and labels/")
-        require_folder(path / "labels", "one .txt per image")
-        images = files_by_stem(path / "images", SUFFIXES, "PNG, JPEG or TIFF")
-        texts = {file.stem: file for file in visible_entries(path / "labels") if file.suffix == ".txt"}
-        orphans = [texts[stem].name for stem in sorted(texts.keys() - images.keys() - {"classes"})]
-        if orphans:
-            raise DataError(
-                f"{path}: expected an image for every text file, found {naming(orphans, 'file')} without; "
-                f"add the images or remove the files"
-            )
-        polygons = {stem: read_polygons(texts[stem]) for stem in sorted(images) if stem in texts}
-        self._polygons = {stem: found for stem, found in polygons.items() if found}
-        self.empty = len(images) - len(self._polygons)
+        found = find_pairs(path, *spec.patterns, SUFFIXES | {".txt"}) if spec.patterns else same_stems(path)
+        drawn = {pair.id: [line for file in pair.masks for line in read_polygons(file)] for pair in found}
+        self._polygons = {id_: polygons for id_, polygons in drawn.items() if polygons}
+        self.empty = len(found) - len(self._polygons)
         if not self._polygons:
-            raise DataError(f"{path / 'labels'}: expected at least one polygon, found none; label images")
-        pairs = [Pair(stem, images[stem], (texts[stem],), None, None) for stem in self._polygons]
-        super().__init__(path, pairs, spec.group_pattern)
+            raise DataError(f"{path}: expected at least one polygon, found none; label images")
+        super().__init__(path, [pair for pair in found if drawn[pair.id]], spec.group_pattern)
 
     def load(self, sample: Sample) -> LoadedSample:
         """Read one image and rasterise its polygons, in the order of the lines. Raises DataError."""
@@ -69,6 +60,25 @@ class YoloDataset(FileDataset):
                 f"centre inside; remove them"
             )
         return LoadedSample(image_HW3, labels_HW)
+
+
+def same_stems(path: Path) -> list[Pair]:
+    """The images in `path`/images, each with the text file of its stem in `path`/labels, if there is one.
+
+    Raises DataError.
+    """
+    require_folder(path, "images/ and labels/")
+    require_folder(path / "labels", "one .txt per image")
+    images = files_by_stem(path / "images", SUFFIXES, "PNG, JPEG or TIFF")
+    texts = {file.stem: file for file in visible_entries(path / "labels") if file.suffix.lower() == ".txt"}
+    orphans = [texts[stem].name for stem in sorted(texts.keys() - images.keys() - {"classes"})]
+    if orphans:
+        raise DataError(
+            f"{path}: expected an image for every text file, found {naming(orphans, 'file')} without; "
+            f"add the images or remove the files"
+        )
+    masks = {stem: (texts[stem],) if stem in texts else () for stem in images}
+    return [Pair(stem, images[stem], masks[stem], None, None) for stem in sorted(images)]
 
 
 def read_polygons(path: Path) -> list[Polygon]:

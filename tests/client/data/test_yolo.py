@@ -13,7 +13,7 @@ from casam_core.errors import DataError
 from client.data.dataset import Sample
 from client.data.open import open_dataset
 from client.data.readers.yolo import YoloDataset
-from tests.client.making import RNG
+from tests.client.making import RNG, keys
 
 SQUARE = "0 0.2 0.3 0.6 0.3 0.6 0.8 0.2 0.8"  # of 10 x 10 pixels: columns 2..5, rows 3..7
 SMALL = "1 0.3 0.4 0.5 0.4 0.5 0.6 0.3 0.6"
@@ -85,6 +85,20 @@ def test_folders_that_are_not_there_or_do_not_match_are_faults(tmp_path: Path) -
     (tmp_path / "labels" / "b.txt").write_text(SQUARE)
     with pytest.raises(DataError, match=r"1 file \(b\.txt\) without"):
         YoloDataset(tmp_path)
+
+
+def test_folders_of_a_split_under_patterns_of_names(tmp_path: Path) -> None:
+    """As ultralytics wants them; an image with an empty text file shows nothing."""
+    for part in ("train", "val"):
+        put(tmp_path / part, a=SQUARE, b="")
+        for side in ("images", "labels"):
+            (tmp_path / side).mkdir(exist_ok=True)
+            (tmp_path / part / side).rename(tmp_path / side / part)
+    spec = keys("yolo", image_files="images/{split}/{id}.*", mask_files="labels/{split}/{id}.*")
+    dataset = YoloDataset(tmp_path, spec)
+    assert dataset.samples == (Sample("train_a", part="train"), Sample("val_a", part="test"))
+    assert dataset.empty == 2
+    assert dataset.load(dataset.samples[0]).labels_HW.max() == 1
 
 
 def test_a_sample_of_elsewhere_is_refused(tmp_path: Path) -> None:

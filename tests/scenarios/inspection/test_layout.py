@@ -488,6 +488,29 @@ OTHERS = {
         keys={"annotations": "_annotations.coco.json"},
     ),
     "YOLO": Case(both("images/{i}.jpg", "labels/{i}.txt"), reader="yolo"),
+    "YOLO of ultralytics": Case(
+        [
+            "data.yaml",
+            *(
+                f"{side}/{part}/{i}.{end}"
+                for side, end in (("images", "jpg"), ("labels", "txt"))
+                for part in ("train", "val")
+                for i in range(6)
+            ),
+        ],
+        reader="yolo",
+        keys={"image_files": "images/{split}/{id}.*", "mask_files": "labels/{split}/{id}.*"},
+    ),
+    "YOLO of Roboflow": Case(
+        [
+            f"{part}/{side}/{i}.{end}"
+            for side, end in (("images", "jpg"), ("labels", "txt"))
+            for part in ("train", "valid", "test")
+            for i in range(6)
+        ],
+        reader="yolo",
+        keys={"image_files": "{split}/images/{id}.*", "mask_files": "{split}/labels/{id}.*"},
+    ),
     "the authors' layout": Case(["dataset.json", *names("image/{i}.png")], reader="med_datasets"),
     "DICOM": Case(both("images/P{p}/{i}.dcm", "masks/P{p}/{i}.png"), reader="dicom"),
     "DICOM as an archive exports it": Case(
