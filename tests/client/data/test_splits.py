@@ -213,6 +213,12 @@ def test_sequence_of_groups_keeps_them_whole_and_in_order() -> None:
     assert parts.test == samples[30:]
 
 
+def test_a_raised_digit_in_a_name_is_no_number() -> None:
+    samples = tuple(Sample(f"{frame}²") for frame in (1, 2, 10, 20))
+    parts = split(samples, SplitSpec(sequence=True))
+    assert [sample.id for part in PARTS for sample in parts.part(part)] == ["1²", "2²", "10²", "20²"]
+
+
 def test_the_smallest_dataset_has_an_image_in_each_part() -> None:
     assert sizes(split(images(3))) == (1, 1, 1)
     assert sizes(split(images(40), SplitSpec(sequence=True))) == (24, 6, 10)
