@@ -121,7 +121,8 @@ def test_warnings_name_fields_and_burned_in_annotations(tmp_path: Path) -> None:
     assert "not stated in 1 of 4" in text
     assert "pixels were not searched" in text
     put(tmp_path / "clean", PatientName="", PatientID=None)
-    assert len(DicomDataset(tmp_path / "clean").warnings) == 1
+    told, _ = DicomDataset(tmp_path / "clean").warnings
+    assert told == "PatientID is empty in 4 of 4 headers: the outer folder is the patient"
 
 
 def test_private_tags_are_told(tmp_path: Path) -> None:

@@ -271,6 +271,24 @@ def test_two_objects_with_different_structures_are_joined(root: Path) -> None:
     )
 
 
+def test_without_a_patients_id_the_outer_folder_is_the_patient(tmp_path: Path) -> None:
+    """Two series of one patient, in folders that all patients have, stay on one side of a split."""
+    for person in ("P1", "P2"):
+        for when in ("early", "late"):
+            uid = f"1.2.{person[1]}.{len(when)}"
+            series(tmp_path / person / when / "CT", uid, patient="")
+            seg(tmp_path / person / when / "SEG", uid, {"liver": LIVER})
+    dataset = DicomDataset(tmp_path)
+    groups = [sample.group for sample in dataset.samples]
+    assert [groups.count(group) for group in set(groups)] == [4, 4]
+    assert "PatientID is empty in 16 of 16 headers: the outer folder is the patient" in dataset.warnings
+
+
+def test_an_object_may_name_its_series_twice(root: Path) -> None:
+    seg(root / "a", "1.2.3", {"liver": LIVER}, ReferencedSeriesSequence=[item(SeriesInstanceUID="1.2.3")] * 2)
+    assert len(DicomDataset(root).samples) == 2
+
+
 def test_a_series_without_an_object_is_counted(root: Path) -> None:
     series(root / "P2" / "CT", "1.2.4", patient="MRN-0043")
     as_seg(root, "1.2.3")

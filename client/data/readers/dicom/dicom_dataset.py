@@ -7,7 +7,7 @@ excluded. Masks are drawn on the stored pixels.
 
 Ids never contain names. An id consists of short hashes of PatientID and SeriesInstanceUID and the slice's
 place in the series, `p3f2a91c07b-s81d3aa07-z042`; the group is the patient's hash. If PatientID is empty,
-the name of the case's folder is used instead.
+the name of the case's folder is used instead: of nested folders the outer one.
 """
 
 from __future__ import annotations
@@ -142,15 +142,16 @@ def _cases(path: Path, structures: list[str] | None) -> tuple[list[_Case], tuple
             )
         return for_each(lambda name: _read_case(path, name), _case_names(path)), ()
     drawn, notes = read_tree(path, structures)
-    return [_drawn_case(series) for series in drawn], notes
+    return [_drawn_case(path, series) for series in drawn], notes
 
 
-def _drawn_case(series: DrawnSeries) -> _Case:
+def _drawn_case(path: Path, series: DrawnSeries) -> _Case:
     labelled = {
         index: _Labelled(series.slices[index].file, series.source, tuple(series.drawings[index]))
         for index in sorted(series.drawings)
     }
-    return _case(series.slices, labelled, series.slices[0].file.parent.name)
+    outer, *inner = series.slices[0].file.relative_to(path).parts
+    return _case(series.slices, labelled, outer if inner else path.name)
 
 
 def _case(ordered: Sequence[SliceHeader], labelled: dict[int, _Labelled], name: str) -> _Case:

@@ -209,6 +209,8 @@ def privacy_warnings(headers: list[SliceHeader]) -> tuple[str, ...]:
     unstated = total - burned["YES"] - burned["NO"]
     if unstated:
         lines.append(f"BurnedInAnnotation is not stated in {unstated} of {total} headers")
+    if unnamed := sum(not header.patient for header in headers):
+        lines.append(f"PatientID is empty in {unnamed} of {total} headers: the outer folder is the patient")
     lines.append("pixels were not searched for burned-in text; only the headers were read for this")
     return tuple(lines)
 

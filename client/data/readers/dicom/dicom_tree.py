@@ -92,13 +92,13 @@ def _chosen(
 
 def _series_of(header: SliceHeader, series: Mapping[str, list[SliceHeader]]) -> str:
     """The series that an object is drawn on."""
-    found = [uid for uid in header.refers_to if uid in series]
+    found = set(header.refers_to) & series.keys()
     if len(found) != 1:
         raise DataError(
             f"{header.file}: expected the one series it refers to in this folder, found {len(found)}; add "
             "it, or leave the object out of the data"
         )
-    return found[0]
+    return found.pop()
 
 
 def _drawn(
