@@ -139,6 +139,11 @@ def compare(
     from scenarios.inspection.verify import compared  # with torch: only once there are two logs
 
     left, found = compared(logged, arrived)
+    if not left and not found:  # any other file must not pass for what the server received
+        raise AuditError(
+            f"{server}: expected the server's audit.jsonl of a run of this institution, found "
+            "none of its answers; nothing was compared"
+        )
     others = len(logged) - len(left)
     if json_:
         print_json({"equal": not found, "differences": found, "releases": len(left), "not_compared": others})
@@ -165,12 +170,15 @@ def accept(
     Budget that was spent after the backup is no longer counted: first lower the budget in policy.toml by what
     was spent since then. The site's log names PLACE.
 
-    For example: casam audit accept audit.jsonl 812:4be0 --reason 'disk lost, backup of Monday'
+    For example: casam audit accept audit.jsonl PLACE --reason 'disk lost, backup of Monday'
     """
     from casam_core.protocol.audit import AuditError, Release, audit_log, head_at, now
 
     if head_at(place, "") is None or not file.is_file():
-        raise AuditError(f"{file}: expected an audit log and a place SEQUENCE:HEAD, found {place!r}")
+        raise AuditError(
+            f"{file}: expected an audit log and a whole place SEQUENCE:HEAD (12 and 64 digits), as in the "
+            f"site's log; found {place!r}"
+        )
     from client.release.approval import ACCEPTED
 
     lines = audit_log(file).lines()

@@ -68,7 +68,10 @@ def audit_sections(run: RunItem) -> list[Section]:
     for private in sorted((run.path / "institutions").glob("*/private")):
         if private.resolve().is_relative_to(run.path) and (private / "audit.jsonl").is_file():
             name = private.parent.name
-            blocks = [*log_blocks(private / "audit.jsonl", server), *ledger_blocks(private / "ledger.jsonl")]
+            blocks = [
+                *log_blocks(private / "audit.jsonl", server, name),
+                *ledger_blocks(private / "ledger.jsonl"),
+            ]
             sections.append(Section(f"at-{name}", f"What left {name}", "The institution's own log.", blocks))
     return sections
 
@@ -80,11 +83,12 @@ ABOUT_LOG = (
 )
 
 
-def log_blocks(path: Path, server: Path | None) -> list[Block]:
-    """Whether the log is whole, and what it lists. server: the other side's log, to compare with."""
+def log_blocks(path: Path, server: Path | None, name: str = "") -> list[Block]:
+    """Whether the log is whole, and what it lists. server: the other side's log, to compare with what
+    institution `name` logged."""
     try:
         lines = read_log(path)
-        fault = broken(lines) or (against(lines, server) if server is not None else None)
+        fault = broken(lines) or (against(lines, server, name) if server is not None else None)
     except CasamError as error:
         return [Notice(f"This log cannot be read: {error}", "bad")]
     if fault is not None:
@@ -97,16 +101,13 @@ def log_blocks(path: Path, server: Path | None) -> list[Block]:
     return [verdict, kinds_table(lines), lines_table(lines)]
 
 
-def against(lines: list[Line], server: Path) -> str | None:
+def against(lines: list[Line], server: Path, name: str) -> str | None:
     """What differs between an institution's log and the server's; None if nothing does."""
-    logged = [line.release for line in lines]
-    names = {release.institution for release in logged}
-    heads = [head for head in heads_of(server) if head.institution in names]
-    if not logged:
-        return None
+    heads = [head for head in heads_of(server) if head.institution == name]
     if (fault := against_anchor(lines, heads)) is not None:
         return fault
-    return "; ".join(compared(logged, read_arrivals(server))[1][:3]) or None
+    arrived = [release for release in read_arrivals(server) if release.institution == name]
+    return "; ".join(compared([line.release for line in lines], arrived)[1][:3]) or None
 
 
 def kinds_table(lines: list[Line]) -> Table:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from casam_core.protocol.audit import AuditError
+from casam_core.protocol.audit import AuditError, AuditLog, read_log
 from scenarios.commands.cli import app
 from tests.conftest import tiny_table
 from tests.runs import FinishedRun
@@ -88,6 +89,23 @@ def test_the_two_logs_of_a_comparison_are_not_mistaken_for_each_other(run: Path)
     result = audit("compare", run / "audit.jsonl", site_log(run))
     assert "write the institution's file first" in str(result.exception)
     assert "verdict" not in result.output
+
+
+def test_logs_without_a_common_release_are_not_called_equal(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "emptied").write_text("")
+    for server in (tmp_path / "emptied", in_another_run(run, tmp_path / "other")):
+        result = audit("compare", site_log(run), server)
+        assert isinstance(result.exception, AuditError)
+        assert "equal" not in result.output
+
+
+def in_another_run(run: Path, path: Path) -> Path:
+    """The server's log of a run in which north did not take part."""
+    log = AuditLog(path)
+    for line in read_log(run / "audit.jsonl"):
+        if line.release.institution != "north":
+            log.add(replace(line.release, run="another"))
+    return path
 
 
 def test_show_warns_of_a_log_that_is_not_whole(run: Path, tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_an_audit_log_is_whole_or_not_trusted(visitor: TestClient, tiny_runs: Pa
     try:
         log.write_bytes(b"".join(before.splitlines(keepends=True)[:-2]))
         assert "Do not trust this log" in shown(visitor.get("/audit?at=0/done").text)
+        log.write_bytes(b"")  # an emptied log lists nothing, and so nothing wrong
+        assert "is missing: the log was cut after line 0" in shown(visitor.get("/audit?at=0/done").text)
     finally:
         log.write_bytes(before)
     assert "Do not trust this log" not in shown(visitor.get("/audit?at=0/done").text)
