@@ -17,6 +17,7 @@ from scenarios.ask.answers import Answer, Cost, Row
 from scenarios.ask.asking import Question, write_study
 from scenarios.ask.remembering import FOLDER, SiteMemory, memory_of
 from scenarios.ask.replay import Clock, Replayed, TooSlowError, replay
+from server.run.summary_schema import Privacy
 
 CONFIDENCE = 0.9
 
@@ -198,12 +199,22 @@ def costs(now: Replayed, new: Replayed) -> Iterator[Cost]:
         old, changed = now.summary.privacy.get(name), new.summary.privacy.get(name)
         yield Cost(
             institution=name,
-            epsilon_train_now=old.epsilon_train if old else None,
-            epsilon_train=changed.epsilon_train if changed else None,
-            epsilon_metrics_now=old.epsilon_metrics if old else None,
-            epsilon_metrics=changed.epsilon_metrics if changed else None,
+            epsilon_train_now=epsilons(old)[0],
+            epsilon_train=epsilons(changed)[0],
+            epsilon_metrics_now=epsilons(old)[1],
+            epsilon_metrics=epsilons(changed)[1],
             refusals=dict(changed.refusals) if changed else {},
         )
+
+
+def epsilons(site: Privacy | None) -> tuple[float | None, float | None]:
+    """Of training and of scores, as the institution told them; 0 where its policy lets nothing leave."""
+    if site is None:
+        return None, None
+    kept = "yes" not in (site.policy.adapter.share, site.policy.router.share)
+    train = 0.0 if kept and site.epsilon_train is None else site.epsilon_train
+    silent = site.policy.metrics == "never" and site.epsilon_metrics is None
+    return train, 0.0 if silent else site.epsilon_metrics
 
 
 def unknown(asked: Question, now: Replayed, drawn: Sequence[Replayed], ended: str) -> Iterator[str]:

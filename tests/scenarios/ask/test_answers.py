@@ -77,6 +77,17 @@ def test_without_noise_the_answer_has_the_figures_of_the_full_run(
     }
 
 
+def test_what_keeps_everything_costs_nothing_and_is_not_called_unlimited(run: Path) -> None:
+    keeps = '{adapter={share="never"}, router={share="never"}, metrics="never"}'
+    found = answer(question(run, [f"institutions.west.policy={keeps}"]))
+    cost = next(cost for cost in found.costs if cost.institution == "west")
+    assert (cost.epsilon_train_now, cost.epsilon_metrics_now) == (None, None)  # no bound
+    assert (cost.epsilon_train, cost.epsilon_metrics) == (0.0, 0.0)
+    assert [line.split() for line in answer_lines(found) if line.startswith("west  ")][-1][1:9] == (
+        ["no", "bound", "->", "0.00", "no", "bound", "->", "0.00"]
+    )
+
+
 def test_an_institution_that_leaves_takes_its_figures_and_entries_with_it(run: Path, tmp_path: Path) -> None:
     left = 'institutions.north.policy={leaves_at=2, on_leave="unlearn"}'
     asked = question(run, [left])
