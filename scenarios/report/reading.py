@@ -64,6 +64,11 @@ class Run:
         return len(self.summary.matrix["iou"])
 
     @property
+    def told_to_the_end(self) -> bool:
+        """Whether the events reach the end of the run: none is missing or damaged."""
+        return any(event.name == "end" for event in self.events)
+
+    @property
     def own_orders(self) -> bool:
         """Whether an institution learned in an order of its own, so that no stage is that of one task."""
         return any(site.get("stream") is not None for site in self.scenario["institutions"])
@@ -83,14 +88,28 @@ def read_run(folder: Path, label: str) -> Run:
     if not (folder / FILE).is_file():
         raise RunInputError(f"{folder}: expected a finished run's folder, {why_unfinished(folder)}")
     summary = read_summary(folder)
+    if any(len(row) != len(summary.tasks) for rows in summary.matrix.values() for row in rows):
+        raise RunInputError(f"{folder / FILE}: expected a matrix with a column for each task; it is damaged")
     scenario = read_json(folder / "scenario.json")
-    if not isinstance(scenario, dict) or not scenario.get("institutions"):
+    if not is_resolved(scenario):
         raise RunInputError(f"{folder / 'scenario.json'}: expected a resolved scenario with institutions")
     # The checkpoint's path belongs to one machine, and pages are passed on.
     scenario.get("backbone", {}).pop("checkpoint", None)
     started, events = read_events(folder / "events.jsonl")
     arrivals, fault = read_audit(folder / "audit.jsonl")
     return Run(label, summary, scenario, started, events, arrivals, fault, audits_in(folder))
+
+
+def is_resolved(scenario: object) -> bool:
+    """Whether this is a table with institutions that have names and data."""
+    sites = scenario.get("institutions") if isinstance(scenario, dict) else None
+    return (
+        isinstance(sites, list)
+        and bool(sites)
+        and all(
+            isinstance(site, dict) and "name" in site and isinstance(site.get("data"), dict) for site in sites
+        )
+    )
 
 
 def audits_in(folder: Path) -> Audits:
@@ -143,7 +162,7 @@ def read_events(path: Path) -> tuple[float, tuple[Event, ...]]:
         try:
             facts = json.loads(line)
             time, name = float(facts.pop("time")), str(facts.pop("event"))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             break
         if not events:
             started = time

@@ -10,7 +10,7 @@ from typing import Any
 from scenarios.report.parts import Block, Cell, Code, Notice, Row, Section, Table
 from scenarios.report.reading import Event, Run
 from scenarios.report.sections.timeline import STATES, timeline
-from scenarios.report.words import DASH, KINDS, OUTCOMES, duration, listed
+from scenarios.report.words import DASH, KINDS, MISSING, OUTCOMES, duration, listed
 
 
 def course(run: Run) -> Section:
@@ -35,7 +35,12 @@ def course(run: Run) -> Section:
         Table("Institutions by what they did", ("state", *heads), tuple(counts)),
     ]
     faults = fault_table(run)
-    blocks.append(faults or Notice("No refusals, no failures, no late answers.", "good"))
+    if not run.told_to_the_end:
+        blocks.insert(0, Notice(CUT_OFF, "warn"))
+    if faults is not None:
+        blocks.append(faults)
+    elif run.told_to_the_end:
+        blocks.append(Notice("No refusals, no failures, no late answers.", "good"))
     if run.audit_fault is not None:
         blocks.append(Notice(f"Audit: {run.audit_fault}. This page cannot confirm what arrived.", "warn"))
     else:
@@ -55,6 +60,12 @@ def course(run: Run) -> Section:
         "it takes no part in this stage by its policy, or the server did not find it.",
         blocks,
     )
+
+
+CUT_OFF = (
+    "events.jsonl is missing, or damaged before the end of the run. What follows, and every curve over the "
+    "stages but IoU, shows only what stands before the damage."
+)
 
 
 def fault_table(run: Run) -> Table | None:
@@ -172,7 +183,7 @@ def surroundings(run: Run) -> Section:
         ("trained parameters of the last stage's layer", f"{summary.trained_parameters:,}"),
         ("seed", str(summary.seed)),
         ("scenario's digest (SHA-256)", summary.scenario_digest),
-        ("began (UTC)", began(run.started)),
+        ("began (UTC)", began(run.started) if run.events else MISSING),
         ("took", duration(summary.timing.seconds)),
     ]
     root = " --data-root FOLDER" if needs_data(run.scenario) else ""

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from casam_core.errors import RunError
+from scenarios.report.parts import Notice
 from scenarios.report.reading import labels, read_all, read_run
+from scenarios.report.sections.record import course
 from scenarios.report.sections.timeline import timeline
 from tests.scenarios.report.making import events_of, scenario_of, write_events, write_run
 
@@ -77,6 +79,28 @@ def test_the_place_of_a_checkpoint_is_not_passed_on(tmp_path: Path) -> None:
     assert "somebody" not in json.dumps(run.scenario)
 
 
+def narrowed(path: Path) -> None:
+    """A matrix that lacks a column."""
+    summary = json.loads(path.read_text())
+    summary["matrix"]["iou"] = [row[:2] for row in summary["matrix"]["iou"]]
+    path.write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize("damage", ["missing", "[1]", '["a"]', "{"])
+def test_events_that_end_too_early_are_said_and_claim_no_undisturbed_run(tmp_path: Path, damage: str) -> None:
+    folder = write_run(tmp_path / "one")
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    whole = course(read_run(folder, "one"))
+    assert not any("events.jsonl" in getattr(block, "text", "") for block in whole.blocks)
+    if damage == "missing":
+        (folder / "events.jsonl").unlink()
+    else:
+        (folder / "events.jsonl").write_text("\n".join([*lines[:2], damage, *lines[3:]]) + "\n")
+    said = [block.text for block in course(read_run(folder, "one")).blocks if isinstance(block, Notice)]
+    assert said[0].startswith("events.jsonl is missing, or damaged before the end")
+    assert not any("No refusals" in text for text in said)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -88,6 +112,11 @@ def test_the_place_of_a_checkpoint_is_not_passed_on(tmp_path: Path) -> None:
         (lambda folder: (folder / "summary.json").write_text('{"schema": 2}'), "expected schema 1"),
         (lambda folder: (folder / "summary.json").write_text('{"schema": 1}'), "missing"),
         (lambda folder: (folder / "scenario.json").write_text("{}"), "expected a resolved scenario"),
+        (
+            lambda folder: (folder / "scenario.json").write_text('{"institutions": [{"nme": "x"}]}'),
+            "expected a resolved scenario",
+        ),
+        (lambda folder: narrowed(folder / "summary.json"), "a column for each task"),
     ],
 )
 def test_what_is_no_finished_run_is_refused_by_what_it_is(tmp_path: Path, spoil, words: str) -> None:
