@@ -103,7 +103,7 @@ def seg(folder: Path, uid: str, segments: dict[str, np.ndarray], **changes: Any)
     made.save_as(folder / "1-1.dcm", enforce_file_format=True)
 
 
-def rectangle(z: int, rows: tuple[int, int], columns: tuple[int, int]) -> Header:
+def rectangle(z: float, rows: tuple[int, int], columns: tuple[int, int]) -> Header:
     """The outline of some rows and columns (ends excluded) on slice z, along the borders of pixels."""
     (top, bottom), (left, right) = rows, columns
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
@@ -284,6 +284,16 @@ def test_without_a_patients_id_the_outer_folder_is_the_patient(tmp_path: Path) -
     assert "PatientID is empty in 16 of 16 headers: the outer folder is the patient" in dataset.warnings
 
 
+def test_two_slices_at_one_place_are_refused(tmp_path: Path) -> None:
+    """As of two echoes: nobody says which of them an outline belongs to."""
+    root = with_rtstruct(tmp_path)
+    for number, file in enumerate(sorted((root / "CT").iterdir(), reverse=True)):
+        made = pydicom.dcmread(file)
+        made.ImagePositionPatient, made.InstanceNumber = list(ORIGIN + up(number // 2)), number
+        made.save_as(file)
+    assert "expected one slice at each place, found several" in fault(lambda: DicomDataset(root))
+
+
 def test_an_object_may_name_its_series_twice(root: Path) -> None:
     seg(root / "a", "1.2.3", {"liver": LIVER}, ReferencedSeriesSequence=[item(SeriesInstanceUID="1.2.3")] * 2)
     assert len(DicomDataset(root).samples) == 2
@@ -333,6 +343,12 @@ def test_a_series_without_an_object_is_counted(root: Path) -> None:
             "expected every outline of 'a' on a slice of its series",
         ),
         (
+            lambda root: rtstruct(
+                root / "s", "1.2.3", {"a": [rectangle(z, (1, 3), (1, 3)) for z in (1, 1.2, 1.4)]}
+            ),
+            "expected every outline of 'a' on a slice of its series",
+        ),
+        (
             lambda root: seg(root / "s", "1.2.3", {"a": LIVER}, SegmentSequence=None),
             "expected at least one structure on its series, found none",
         ),
@@ -351,6 +367,7 @@ def test_a_series_without_an_object_is_counted(root: Path) -> None:
         "turned",
         "size",
         "outline above",
+        "outlines between",
         "empty",
         "incomplete",
     ],

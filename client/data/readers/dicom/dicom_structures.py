@@ -51,14 +51,14 @@ class Grid:
         self.spacing = self.between_rows, self.between_columns = slices[0].spacing
         self.origins_N3 = np.array([s.position for s in slices], float)
         self.heights_N = self.origins_N3 @ self.normal
-        gaps = np.diff(self.heights_N)
-        self.reach = float(gaps.min()) / 2 if len(gaps) else float("inf")
+        if (np.diff(self.heights_N) <= 0).any():
+            raise DataError(f"{source}: expected one slice at each place, found several; split its series")
 
     def slice_at(self, place_3: NDArray[np.float64]) -> int | None:
-        """The slice at a place in mm, no farther than half a gap; None if there is none."""
+        """The slice at a place in mm, no farther than half a pixel; None if there is none."""
         distances_N = np.abs(self.heights_N - place_3 @ self.normal)
         index = int(distances_N.argmin())
-        return index if distances_N[index] <= min(self.reach, 5.0) else None
+        return index if distances_N[index] <= min(self.spacing) / 2 else None
 
     def pixels(self, index: int, places_K3: NDArray[np.float64]) -> NDArray[np.float64]:
         """xy_K2 of places in mm on a slice, in pixels from the corner of its first pixel."""
