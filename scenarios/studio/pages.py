@@ -32,6 +32,7 @@ from scenarios.studio.shelf import NotFoundError, Shelf
 from scenarios.studio.started import Started, Starter
 
 MOST_FORM_BYTES = 64 * 1024
+MOST_FIELDS = 200
 
 
 @dataclass
@@ -107,7 +108,10 @@ def handled(
                 return page("fault.html", 413, text=f"expected at most {most:,} bytes, found more")
         form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
         text = request.url.query + ("&" + body.decode("utf-8", "replace") if form else "")
-        lists = parse_qs(text, keep_blank_values=True, max_num_fields=200)
+        try:
+            lists = parse_qs(text, keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        except ValueError:
+            return page("fault.html", 413, text=f"expected at most {MOST_FIELDS} fields, found more")
         part = request.headers.get("x-part") == "1"
         asked = Asked(studio, {name: found[0] for name, found in lists.items()}, lists, bytes(body), part)
         try:
@@ -297,6 +301,8 @@ def ask_start(asked: Asked) -> Response:
 def report(asked: Asked) -> Response:
     """The report of one or several runs or studies, as `casam report` writes it."""
     shelf = asked.studio.shelf
+    if not asked.get("at"):
+        raise NotFoundError("expected a run or a study, found none; choose one from the list of runs")
     found = read_all([shelf.find(at) for at in asked.lists.get("at", [])[:20]])
     try:
         from scenarios.report.page import page as report_page

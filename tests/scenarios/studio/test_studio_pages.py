@@ -112,6 +112,12 @@ def test_an_audit_log_is_whole_or_not_trusted(visitor: TestClient, tiny_runs: Pa
     assert "Do not trust this log" not in shown(visitor.get("/audit?at=0/done").text)
 
 
+def test_a_report_of_nothing_and_too_many_fields_are_said(visitor: TestClient) -> None:
+    assert visitor.get("/report").status_code == 404
+    many = visitor.get("/run?" + "at=0/done&" * 300)
+    assert (many.status_code, "expected at most 200 fields" in many.text) == (413, True)
+
+
 def test_two_runs_are_compared_and_one_is_not_compared_with_itself(visitor: TestClient) -> None:
     assert visitor.get("/compare?first=0/done&second=0/done").status_code == 400
     assert "Two finished runs are needed" in visitor.get("/compare").text
