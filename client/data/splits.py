@@ -216,11 +216,8 @@ def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Unit]:
 
 def _with_numbers(text: str) -> list[tuple[int, str]]:
     """A sort key in which runs of digits compare by their value."""
-    return [
-        (int(piece), "") if piece.isdecimal() else (-1, piece)
-        for piece in re.split(r"([0-9]+)", text)
-        if piece
-    ]
+    pieces = re.findall(r"[0-9]+|[^0-9]+", text)
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 
 
 def _cut(units: list[Unit], spec: SplitSpec) -> list[list[Unit]]:

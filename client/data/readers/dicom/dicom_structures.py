@@ -20,7 +20,7 @@ from casam_core.errors import DataError
 from client.data.labels import fill_polygon
 from client.data.pixels import reading
 from client.data.readers.dicom.dicom_headers import SliceHeader
-from client.data.readers.volumes import Recent, medical_package, require_readable_size
+from client.data.readers.volumes import Recent, corners_83, medical_package, require_readable_size
 
 Drawing = Callable[[], NDArray[Any]]
 """Draws one structure on one slice: values_HW, 0 is background."""
@@ -59,6 +59,13 @@ class Grid:
         distances_N = np.abs(self.heights_N - place_3 @ self.normal)
         index = int(distances_N.argmin())
         return index if distances_N[index] <= min(self.spacing) / 2 else None
+
+    def corners(
+        self, place_3: NDArray[np.float64], directions_23: NDArray[np.float64], spacing: Sequence[float]
+    ) -> NDArray[np.float64]:
+        """Places in mm of the corners of a plane with this size, each twice. spacing: as in a header."""
+        sides_23 = directions_23 * [[spacing[1] * self.size[1]], [spacing[0] * self.size[0]]]
+        return corners_83(np.vstack([sides_23, np.zeros(3)]).T, place_3)
 
     def pixels(self, index: int, places_K3: NDArray[np.float64]) -> NDArray[np.float64]:
         """xy_K2 of places in mm on a slice, in pixels from the corner of its first pixel."""
@@ -175,24 +182,13 @@ def _slice_of(source: Path, own: Any, shared: Any, grid: Grid) -> int:
     place_3 = np.array(_in_either("PlanePositionSequence", own, shared).ImagePositionPatient, float)
     turned = _in_either("PlaneOrientationSequence", own, shared).ImageOrientationPatient
     spacing = _in_either("PixelMeasuresSequence", own, shared).PixelSpacing
-    corners_43 = _corners(place_3, np.array(turned, float).reshape(2, 3), spacing, grid.size)
     index = grid.slice_at(place_3)
     if index is not None:
-        own_43 = _corners(grid.origins_N3[index], grid.directions_23, grid.spacing, grid.size)
-        if np.abs(corners_43 - own_43).max() <= min(grid.spacing) / 2:
+        own_83 = grid.corners(grid.origins_N3[index], grid.directions_23, grid.spacing)
+        frame_83 = grid.corners(place_3, np.array(turned, float).reshape(2, 3), spacing)
+        if np.abs(frame_83 - own_83).max() <= min(grid.spacing) / 2:
             return index
     raise _not_on_the_slices(source, "segmentation")
-
-
-def _corners(
-    origin_3: NDArray[np.float64],
-    directions_23: NDArray[np.float64],
-    spacing: Sequence[float],
-    size: tuple[int, int],
-) -> NDArray[np.float64]:
-    """The corners_43 of a plane in mm. spacing: between rows and between columns; size: (rows, columns)."""
-    rows, columns = (float(gap) * count for gap, count in zip(spacing, size, strict=True))
-    return origin_3 + np.array([[0, 0], [columns, 0], [0, rows], [columns, rows]]) @ directions_23
 
 
 def _contoured(source: Path, data: Any, grid: Grid, chosen: Mapping[int, str]) -> Drawings:
