@@ -289,7 +289,7 @@ def node(
     """
     from client.node.launcher import launch
     from client.node.node_file import check_node, read_node_file
-    from scenarios.inspection.place import check_images, site_at
+    from scenarios.deploy.place import check_images, site_at
 
     ready = read_node_file(file)
     check_node(ready)

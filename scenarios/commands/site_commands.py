@@ -70,7 +70,7 @@ def review(
     For example: casam site review mine.toml --node node.toml --markdown review.md
     """
     from casam_core.files import write_atomic
-    from scenarios.inspection.place import site_at
+    from scenarios.deploy.place import site_at
 
     place = site_at(node)
     if scenario is None:
@@ -104,7 +104,7 @@ def approve(
     For example: casam site approve mine.toml --node node.toml
     """
     from client.node.approvals import approve as write_approval
-    from scenarios.inspection.place import site_at
+    from scenarios.deploy.place import site_at
 
     place = site_at(node)
     asked = found(scenario, set_, place.home)
@@ -123,7 +123,7 @@ def withdraw(
     For example: casam site withdraw mine.toml --node node.toml
     """
     from client.node.approvals import withdraw as write_withdrawal
-    from scenarios.inspection.place import site_at
+    from scenarios.deploy.place import site_at
 
     place = site_at(node)
     asked = found(scenario, set_, place.home)

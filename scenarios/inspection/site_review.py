@@ -48,7 +48,7 @@ from client.data.task_data import TaskData, divide, division_of, private_units
 from client.dp.plan import TaskPlan, evaluations, metrics_noise
 from client.node.approvals import approvals_in, read_sent
 from client.release.ledger import Ledger, of_images
-from scenarios.inspection.place import Place
+from scenarios.deploy.place import Place
 from scenarios.inspection.plain_page import Block, Page, Rows, as_markdown, plain
 
 MOST_CHANGES = 40

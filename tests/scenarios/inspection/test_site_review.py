@@ -14,7 +14,7 @@ from casam_core.config.site_file import SiteFile, read_site_file, simulated_task
 from casam_core.model.forms import build_layer
 from casam_core.protocol.messages import REPLIES, CalibrateReply
 from client.node.approvals import approve, keep_pending
-from scenarios.inspection.place import Place
+from scenarios.deploy.place import Place
 from scenarios.inspection.plain_page import as_markdown
 from scenarios.inspection.site_review import example, page_of
 from tests.casam_command import Casam
