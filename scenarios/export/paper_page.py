@@ -4,8 +4,9 @@ In a clone, after `casam study paper-tables --data-root FOLDER --out DIR` has fi
 
     python -m scenarios.export.paper_page DIR
 
-writes docs/figures/paper-tables.csv (a row per finished run), and from that file alone the tables between the
-page's marks and docs/figures/paper-tables.svg. Without DIR it makes tables and picture from the CSV again.
+writes docs/figures/paper-tables.csv (a row per finished run) and paper-tables-trials.csv (a row per trial of
+a learning rate), and from these files alone the tables between the page's marks and
+docs/figures/paper-tables.svg. Without DIR it makes tables and picture from the files again.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ from scenarios.export.paper_tables import COSTS, QUALITY, ROUTING, complete, par
 
 MARK = "paper-tables"
 CSV = DOCS / "figures" / f"{MARK}.csv"
+TRIALS_CSV = DOCS / "figures" / f"{MARK}-trials.csv"
 
 
 def tidy(folder: Path) -> pd.DataFrame:
     """The finished runs of a study's folder: method, order, seed, figures. Raises RunInputError."""
-    return finished(folder, MARK, ["method", "order", "seed", *QUALITY, *ROUTING, *COSTS])
+    return finished(folder, MARK, ["method", "order", "seed", "learning_rate", *QUALITY, *ROUTING, *COSTS])
+
+
+def trials_of(folder: Path) -> pd.DataFrame:
+    """The finished trials of a study's learning rates. Raises RunInputError."""
+    return finished(folder / "tuning", MARK, ["method", "learning_rate", "last_iou"])
 
 
 def finished(folder: Path, study: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -44,12 +51,11 @@ def finished(folder: Path, study: str, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def picture(rows: pd.DataFrame) -> str:
-    """SVG: IoU at the end over processor seconds and over bytes; a point per method and order."""
-    means = complete(rows).groupby(["method", "order"], sort=False)[
-        ["last_iou", "learning_seconds", "bytes_up"]
-    ]
-    points = means.mean().reset_index().to_dict("records")
-    data = alt.Data(values=points)  # type: ignore[no-untyped-call]
+    """SVG: IoU at the end over processor seconds and over bytes; a point per method, order and rate."""
+    axes = ["method", "order", "learning_rate"]
+    means = complete(rows, axes).groupby(axes, sort=False, dropna=False)
+    points = means[["last_iou", "learning_seconds", "bytes_up"]].mean().reset_index(["method", "order"])
+    data = alt.Data(values=points.to_dict("records"))  # type: ignore[no-untyped-call]
     across = (  # frozen SAM learns in no second, which a logarithm cannot show
         ("learning_seconds", alt.Scale(type="symlog"), "processor seconds of learning"),
         ("bytes_up", alt.Scale(type="log"), "bytes that institutions sent"),
@@ -72,9 +78,11 @@ def picture(rows: pd.DataFrame) -> str:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        write_atomic(CSV, tidy(Path(sys.argv[1])).to_csv(index=False, float_format="%.6g").encode())
+        folder = Path(sys.argv[1])
+        for path, made in ((CSV, tidy(folder)), (TRIALS_CSV, trials_of(folder))):
+            write_atomic(path, made.to_csv(index=False, float_format="%.6g").encode())
     rows = pd.read_csv(CSV)
-    publish("results.md", MARK, part_of_page(rows), picture(rows))
+    publish("results.md", MARK, part_of_page(rows, pd.read_csv(TRIALS_CSV)), picture(rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from casam_bench.quality.layer_page import EVIDENCE
@@ -45,22 +46,79 @@ COMPARED = ("last_iou", "avg_iou", "plasticity_iou", "worst_iou", "unseen_iou")
 """Differences of these are tested; Holm's correction is over all methods and these figures of one table."""
 
 
+LACKING = 1
+"""So many methods may lack their best rate where an order is shown at the best rates; the page names them."""
+
+
 def complete(rows: pd.DataFrame, axes: Sequence[str] = ("method", "order")) -> pd.DataFrame:
     """The rows of cells that have at least EVIDENCE seeds."""
-    seeds = rows.groupby(list(axes), sort=False)["seed"].transform("nunique")
+    seeds = rows.groupby(list(axes), sort=False, dropna=False)["seed"].transform("nunique")
     return rows[seeds >= EVIDENCE]
 
 
-def part_of_page(rows: pd.DataFrame) -> str:
-    """All tables: for every order, and where a method has all seeds in several orders, over these."""
-    shown, parts = complete(rows), []
-    orders = list(dict.fromkeys(shown["order"]))
-    for order in orders:
-        parts.append(f"### Order {order}\n\n" + of_runs(shown[shown["order"] == order]))
-    everywhere = shown[shown.groupby("method")["order"].transform("nunique") == len(orders)]
+def part_of_page(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
+    """All tables: the trials; the orders in which all methods but LACKING ran at their best rates; and where
+    these are not all orders, the runs at the forms' own rates (the middle one of the trials).
+    """
+    parts = ["### Learning rates\n\n" + of_trials(trials)]
+    rates = trials.sort_values(["last_iou", "learning_rate"], ascending=[False, True]).groupby("method")
+    best = at_rates(rows, rates["learning_rate"].first())
+    lacking = {
+        order: sorted(set(own["method"]) - set(best[best["order"] == order]["method"]))
+        for order, own in rows.groupby("order", sort=False)
+    }
+    whole = [order for order, methods in lacking.items() if len(methods) <= LACKING]
+    parts.append(section("at the best of these rates", best[best["order"].isin(whole)]))
+    if without := sorted({method for order in whole for method in lacking[order]}):
+        parts.append(f"Without {', '.join(without)}, which did not run at its best rate.")
+    if set(whole) < set(rows["order"]):
+        parts.append(section("at the forms' own rates", at_rates(rows, rates["learning_rate"].median())))
+    return "\n\n".join(filter(None, parts))
+
+
+def at_rates(rows: pd.DataFrame, rates: pd.Series) -> pd.DataFrame:
+    """The complete cells that learned at their method's rate, or do not learn. rates: by method."""
+    wanted = rows["method"].map(rates)
+    return complete(rows[wanted.isna() | np.isclose(rows["learning_rate"], wanted)])
+
+
+def section(rates: str, rows: pd.DataFrame) -> str:
+    """The tables of methods that have all of these orders; of several orders, also a table by order."""
+    orders = list(dict.fromkeys(rows["order"]))
+    if not orders:
+        return ""
+    everywhere = rows[rows.groupby("method")["order"].transform("nunique") == len(orders)]
+    name = f"{len(orders)} orders" if len(orders) > 1 else f"Order {orders[0]}"
+    parts = [f"### {name}, {rates}", of_runs(everywhere)]
     if len(orders) > 1:
-        parts.append(f"### All {len(orders)} orders together\n\n" + of_runs(everywhere))
+        parts.append("\n".join(["By order.", "", *by_order(everywhere, orders)]).strip())
     return "\n\n".join(parts)
+
+
+def by_order(rows: pd.DataFrame, orders: Sequence[str]) -> Iterator[str]:
+    """One table: what each method ends with, and forgets, in each order."""
+    figures = [(figure, order) for figure in ("last_iou", "ff_iou") for order in orders]
+    lines = [
+        [str(method), *(in_points(by_seed(own[own["order"] == order], f), f) for f, order in figures)]
+        for method, own in rows.groupby("method", sort=False)
+    ]
+    yield from table(["method", *(f"{QUALITY[figure]}, {order}" for figure, order in figures)], lines)
+
+
+def of_trials(trials: pd.DataFrame) -> str:
+    """One table: by method its rates from low to high, each with the IoU on validation images.
+
+    The best is bold; of two equally good ones the lower, as in scenarios.study.tuning.
+    """
+    lines = []
+    for method, tried in trials.groupby("method", sort=False):
+        own = tried.sort_values("learning_rate")
+        best = own["last_iou"].to_numpy().argmax()
+        pairs = zip(own["learning_rate"], own["last_iou"], strict=True)
+        cells = [f"{rate:g}: {100 * iou:.1f}" for rate, iou in pairs]
+        cells[best] = f"**{cells[best]}**"
+        lines.append([str(method), *cells])
+    return "\n".join(table(["method", "lower", "the form's own", "higher"], lines)).strip()
 
 
 def of_runs(rows: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from casam_bench.quality.layer_page import DOCS, EVIDENCE
 from casam_core.errors import RunInputError
-from scenarios.export.paper_page import CSV, MARK, picture, tidy
+from scenarios.export.paper_page import CSV, MARK, TRIALS_CSV, picture, tidy
 from scenarios.export.paper_tables import (
     COMPARED,
     COSTS,
@@ -18,11 +18,12 @@ from scenarios.export.paper_tables import (
     ROUTING,
     complete,
     of_runs,
+    of_trials,
     part_of_page,
 )
 
 
-def rows_of(methods: dict[str, list[float]], order: str = "mixed") -> pd.DataFrame:
+def rows_of(methods: dict[str, list[float]], order: str = "mixed", rate: float = 0.1) -> pd.DataFrame:
     """A run per method and seed: each figure is the method's value of that seed."""
     return pd.DataFrame(
         [
@@ -30,10 +31,22 @@ def rows_of(methods: dict[str, list[float]], order: str = "mixed") -> pd.DataFra
                 "method": method,
                 "order": order,
                 "seed": seed,
+                "learning_rate": rate,
                 **dict.fromkeys((*QUALITY, *ROUTING, *COSTS), value),
             }
             for method, values in methods.items()
             for seed, value in enumerate(values)
+        ]
+    )
+
+
+def trials_of(best: dict[str, float]) -> pd.DataFrame:
+    """Three trials of each method, the middle one at 0.1; `best` says which rate won."""
+    return pd.DataFrame(
+        [
+            {"method": method, "learning_rate": rate, "last_iou": 0.7 if rate == won else 0.6}
+            for method, won in best.items()
+            for rate in (0.03, 0.1, 0.3)
         ]
     )
 
@@ -60,24 +73,52 @@ def test_means_and_paired_differences_by_hand() -> None:
 def test_a_method_with_four_seeds_is_not_shown() -> None:
     rows = rows_of({"casam": OURS, "short": OURS[:4]})
     assert set(complete(rows)["method"]) == {"casam"}
-    assert "short" not in part_of_page(rows)
+    trials = trials_of({"casam": 0.1, "short": 0.1})
+    assert "| short | 7" not in part_of_page(rows, trials)
 
 
 def test_orders_of_a_seed_are_one_value() -> None:
-    rows = pd.concat([rows_of({"casam": OURS}), rows_of({"casam": OURS, "late": OURS}, "backwards")])
-    together = part_of_page(rows).split("### All 2 orders together")[1]
-    assert "10 runs, 5 seeds" in together
-    assert "74.0 ± 3.9" in line_of(together, "casam")  # not narrower than one order's
-    assert "late" not in together
+    rows = pd.concat([rows_of({"casam": OURS}), rows_of({"casam": OURS}, "backwards")])
+    page = part_of_page(rows, trials_of({"casam": 0.1}))
+    assert "### 2 orders, at the best of these rates\n\n10 runs, 5 seeds" in page
+    assert "forms' own" not in page.replace("the form's own", "")
+    assert "| casam | 74.0 ± 3.9 |" in page  # not narrower than one order's
+    assert "| method | Last, mixed | Last, backwards | FF, mixed | FF, backwards |" in page
+
+
+def test_an_order_in_which_a_method_lacks_its_best_rate_is_shown_at_the_forms_own_rates() -> None:
+    """One method may lack it, and is named. A method that lacks an order is not compared over the orders."""
+    rows = pd.concat(
+        [
+            rows_of({"casam": OURS, "late": OURS, "slow": OURS, "once": OURS}),
+            rows_of({"late": [value + 0.05 for value in OURS]}, rate=0.3),
+            rows_of({"casam": OURS, "late": OURS, "slow": OURS}, "backwards"),
+        ]
+    )
+    page = part_of_page(rows, trials_of({"casam": 0.1, "late": 0.3, "slow": 0.3, "once": 0.1}))
+    best, own = page.split("### Order mixed, at the best of these rates")[1].split(
+        "### 2 orders, at the forms'"
+    )
+    assert "15 runs, 5 seeds" in best
+    assert "79.0 ± 3.9" in line_of(best, "late")
+    assert "Without slow, which did not run at its best rate." in best
+    assert "30 runs, 5 seeds" in own
+    assert "| once |" not in own
 
 
 def test_the_page_shows_what_its_csv_file_says() -> None:
     page, rows = (DOCS / "results.md").read_text(encoding="utf-8"), pd.read_csv(CSV)
     found = re.search(f"(?<=<!-- {MARK} -->\n).*?(?=\n<!-- end of {MARK} -->)", page, re.DOTALL)
     assert found is not None
-    assert found.group() == part_of_page(rows)
+    assert found.group() == part_of_page(rows, pd.read_csv(TRIALS_CSV))
     assert complete(rows).groupby(["method", "order"])["seed"].nunique().min() >= EVIDENCE
     assert CSV.with_suffix(".svg").read_text(encoding="utf-8") == picture(rows)
+
+
+def test_of_equally_good_rates_the_lower_is_bold() -> None:
+    text = of_trials(trials_of({"casam": 0.1, "flat": 9}))
+    assert line_of(text, "casam") == "| casam | 0.03: 60.0 | **0.1: 70.0** | 0.3: 60.0 |"
+    assert line_of(text, "flat") == "| flat | **0.03: 60.0** | 0.1: 60.0 | 0.3: 60.0 |"
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
