@@ -70,7 +70,9 @@ def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame
         joint = joints.get((cell.seed, *cell.scenario.stream))
         figures = figures_of(summary, joint) if summary else dict.fromkeys(FIGURES)
         reason, rate = reasons.get(cell.name, ""), cell.scenario.alignment.learning_rate
-        row = {**head(cell), "status": status, "reason": reason, "learning_rate": rate, **figures}
+        scores = scores_of(summary) if summary else ""
+        row = {**head(cell), "status": status, "reason": reason, "learning_rate": rate, "scores": scores}
+        row |= figures
         rows.append(row)
     return pd.DataFrame(rows).astype(dict.fromkeys(("learning_rate", *FIGURES), "float64"))
 
@@ -118,14 +120,14 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
     lacks = intransigence(matrix_of(summary), matrix_of(joint)).value if joint else None
     routing, learning = summary.routing, summary.timing.learning_processor
     processor = [seconds for seconds in learning if seconds is not None]
-    last, frozen = summary.last_iou, frozen_iou(summary)
+    last, frozen, whole = summary.last_iou, frozen_iou(summary), summary.complete.get("last_iou", False)
     worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
     forgotten = [points for points in summary.site_ff_iou.values() if points is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
     return {
         "last_iou": last,
         "avg_iou": summary.avg_iou,
-        "gain_iou": None if last is None or frozen is None else last - frozen,
+        "gain_iou": None if last is None or frozen is None or not whole else last - frozen,
         "worst_iou": min(worst, default=None),
         "unseen_iou": unseen_iou(summary),
         "ff_iou": summary.ff_iou,
@@ -149,6 +151,16 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
         "learning_seconds": sum(processor) if len(processor) == len(summary.timing.stages) else None,
         "seconds": summary.timing.seconds,
     }
+
+
+def scores_of(summary: Summary) -> str:
+    """What a run's means are over: `all` scores, or the known ones, as `polyp 1 2; histology 2` (stages)."""
+    lacking = [name for name, complete in summary.complete.items() if not complete]
+    if all(getattr(summary, name, None) is None for name in lacking):  # no mean of some scores
+        return "all"
+    columns = zip(*summary.matrix["iou"], strict=True)
+    stages = [[str(t) for t, iou in enumerate(column, 1) if iou is not None] for column in columns]
+    return "; ".join(" ".join([task, *known]) for task, known in zip(summary.tasks, stages, strict=True))
 
 
 def matrix_of(summary: Summary) -> ContinualMatrix:

@@ -129,7 +129,10 @@ def verdict(value: str, comparison: Comparison, here: pd.DataFrame) -> str:
     run = mine[(mine["scope"] == "run") & (mine["figure"] == "last_iou")]
     name = f"**{value}**"
     if not len(run):
-        return f"{name}: nothing to compare, because a run is missing or its scores were not shared."
+        return (
+            f"{name}: nothing to compare, because a run is missing, or a mean lacks scores that "
+            f"{comparison.baseline} has."
+        )
     row = run.iloc[0]
     text = f"{name} {change(row)} of mean IoU against {comparison.baseline}: {judged(row)}."
     sites = mine[(mine["scope"] == "institution")]

@@ -186,3 +186,28 @@ def test_nothing_is_read_from_what_institutions_keep(
     write_results(folder, plan, {})
     assert read
     assert not [path for path in read if "private" in path]
+
+
+def test_a_mean_that_lacks_scores_is_compared_with_one_that_lacks_the_same(plan: Plan, folder: Path) -> None:
+    """Who falls silent takes its task out of the mean: the mean changes, and the model does not."""
+
+    def silence(policy: str) -> None:
+        for cell in plan.cells:
+            if cell.labels["policy"] == policy:
+                path = folder / "runs" / cell.name / "summary.json"
+                content = json.loads(path.read_text())
+                content["matrix"] = {"iou": [[0.7, None], [0.7, None]]}
+                content["complete"] = {"last_iou": False}
+                content["last_iou"] = 0.7
+                path.write_text(json.dumps(content))
+
+    silence("closed")
+    runs = run_rows(plan, folder / "runs", {}).set_index("cell")
+    assert tuple(runs.loc[["open_seed-0", "closed_seed-0"], "scores"]) == ("all", "polyp 1 2; histology")
+    assert np.isnan(runs.loc["closed_seed-0", "gain_iou"])  # frozen SAM's mean is over both tasks
+    rows = differences(plan, folder)
+    assert set(rows[rows["scope"] == "run"]["figure"]) == {"bytes_up"}
+    assert "a mean lacks scores that open has" in write_results(folder, plan, {})
+    silence("open")
+    rows = differences(plan, folder)
+    assert "last_iou" in set(rows[rows["scope"] == "run"]["figure"])
