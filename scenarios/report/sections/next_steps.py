@@ -4,7 +4,7 @@ is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from scenarios.report.figures import gain, not_learned, thresholds_of
 from scenarios.report.parts import Section, Step, Steps
@@ -57,9 +57,8 @@ def found_in(run: Run) -> Iterator[Step]:
         )
     if silent := [name for name, site in summary.privacy.items() if site.policy.metrics == "never"]:
         yield Step(
-            f"{listed(silent)} {'shares' if len(silent) == 1 else 'share'} no scores, so nobody knows how "
-            'well the bank works there. An institution decides that itself; with metrics = "noisy" it would '
-            "share scores within a privacy budget."
+            f"{they(silent, 'share')} no scores, so nobody knows how well the bank works there. An "
+            'institution decides that itself; with metrics = "noisy" it would share scores within a budget.'
         )
     if refusals(summary):
         yield Step(
@@ -84,7 +83,7 @@ def for_every_run(run: Run) -> Iterator[Step]:
     exact = [n for n in run.institutions if n in trained and n in policies and policies[n].exact]
     if exact and not run.audits:
         yield Step(
-            f"{listed(exact)} {'sends' if len(exact) == 1 else 'send'} values without noise. Measure what an "
+            f"{they(exact, 'send')} values without noise. Measure what an "
             "attacker finds out about single images.",
             "casam attack RUN",
         )
@@ -94,6 +93,11 @@ def for_every_run(run: Run) -> Iterator[Step]:
             f"casam compare RUN/scenario.json --methods {run.summary.method} --seeds 0,1,2 --out FOLDER",
         )
     yield Step("Try the bank on an image of your own, beside frozen SAM.", "casam studio RUN")
+
+
+def they(names: Sequence[str], do: str) -> str:
+    """`a shares`, `a and b share`"""
+    return f"{listed(names)} {do}{'s' if len(names) == 1 else ''}"
 
 
 def number(count: int, what: str) -> str:
