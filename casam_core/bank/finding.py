@@ -21,7 +21,7 @@ LEAST = 0.2
 MOST = 512
 """Most boxes of an image."""
 SAME = 0.5
-"""Two boxes with at least this IoU are one instance; of two masks, those of their tight boxes."""
+"""Two boxes of one kind with at least this IoU are one instance; of two masks, those of their tight boxes."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def find(
     if finder is None:
         return nothing(frame)
     geometry = backbone.geometry
-    out_5HW = finder.to(z_CHW.device)(z_CHW[None])[0]
-    in_frame, scores_N = found(out_5HW, geometry.side / geometry.cells, LEAST, MOST)
-    boxes_N4, inside_N = frame.boxes_to_image(in_frame.xy)
-    boxes_N4, scores_N = boxes_N4[inside_N], scores_N[inside_N]
-    first_N = distinct(boxes_N4, SAME)
-    boxes_N4, scores_N = boxes_N4[first_N], scores_N[first_N]
+    out_NHW = finder.to(z_CHW.device)(z_CHW[None])[0]
+    centres = found(out_NHW, geometry.side / geometry.cells, LEAST, MOST)
+    boxes_N4, inside_N = frame.boxes_to_image(centres.boxes.xy)
+    boxes_N4, scores_N, kind_N = boxes_N4[inside_N], centres.score_N[inside_N], centres.kind_N[inside_N]
+    first_N = distinct(boxes_N4, SAME, kind_N)
+    boxes_N4, scores_N, kind_N = boxes_N4[first_N], scores_N[first_N], kind_N[first_N]
     if len(boxes_N4) == 0:
         return nothing(frame)
     parts = list(decode_masks(backbone, aligned_CHW, frame, Prompts(boxes_N4=boxes_N4), layer))
@@ -65,7 +65,7 @@ def find(
     scores_N = np.where(masks_NHW.any((1, 2)), scores_N * iou_N.clip(0, 1), 0).astype(np.float32)
     order_N = np.argsort(-scores_N, kind="stable")[: np.count_nonzero(scores_N)]
     tight_N4 = np.array([box_of(masks_NHW[i]) for i in order_N], np.float32)
-    kept_N = order_N[distinct(tight_N4, SAME)]
+    kept_N = order_N[distinct(tight_N4, SAME, kind_N[order_N])]
     return Found(masks_NHW[kept_N], Prompts(boxes_N4=boxes_N4[kept_N]), iou_N[kept_N], scores_N[kept_N])
 
 
@@ -76,13 +76,18 @@ def nothing(frame: Frame) -> Found:
     return Found(masks_NHW, Prompts(boxes_N4=np.zeros((0, 4), np.float32)), none_N, none_N)
 
 
-def distinct(boxes_N4: NDArray[np.float32], same: float) -> NDArray[np.int64]:
+def distinct(
+    boxes_N4: NDArray[np.float32], same: float, kind_N: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Greedy non-maximum suppression: indices of the boxes that no earlier kept box overlaps by `same`.
 
-    boxes_N4: in pixels; the last row and column belong to a box.
+    boxes_N4: in pixels; the last row and column belong to a box. kind_N: boxes of different kinds do not
+    suppress each other; None: all are of one.
     """
     ends_N4 = torch.from_numpy(boxes_N4.reshape(-1, 4)).double() + torch.tensor([0, 0, 1, 1])
     alike_NN = (iou_of_boxes(ends_N4, ends_N4) >= same).numpy()
+    if kind_N is not None:
+        alike_NN &= kind_N[:, None] == kind_N
     kept: list[int] = []
     for i in range(len(boxes_N4)):
         if not alike_NN[i, kept].any():

@@ -221,8 +221,8 @@ def add_finder_gradient(layer: AlignmentLayer, backbone: Backbone, drawn: Sequen
     if layer.finder is None or not layer.finder.out.weight.requires_grad:
         return
     stride = backbone.geometry.side / backbone.geometry.cells
-    out_B5HW = layer.finder(torch.stack([item.seen_CHW for item in drawn]))
-    pairs = zip(out_B5HW, drawn, strict=True)
+    out_BNHW = layer.finder(torch.stack([item.seen_CHW for item in drawn]))
+    pairs = zip(out_BNHW, drawn, strict=True)
     losses = [finder_loss(out, item.all_boxes, stride) for out, item in pairs]
     torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
 

@@ -5,9 +5,9 @@ One file per task. Its input is frozen SAM's embedding, its outputs are what the
     z_BCHW        float32, the encoder's output; any B, H and W
     aligned_BCHW  float32, the embedding for SAM's mask decoder
     score_B       float64, the router's score; the task with the lowest score is the nearest
-    found_B5HW    float32, what the entry's finder says of each cell (casam_core.model.forms.finder)
+    found_BNHW    float32, what the entry's finder says of each cell (casam_core.model.forms.finder)
 
-An entry without a threshold has no score, one without a finder that has learned has no found_B5HW.
+An entry without a threshold has no score, one without a finder that has learned has no found_BNHW.
 If the nearest task's score is above its threshold, the image is unknown: decode z_BCHW itself. The threshold
 and the SHA-256 of the backbone's weights are in the file's metadata.
 """
@@ -66,7 +66,7 @@ class FrameScore(nn.Module):
 
 
 class EntryModule(nn.Module):
-    """z_BCHW -> aligned_BCHW, score_B and found_B5HW, as far as the entry has them; `names` says which."""
+    """z_BCHW -> aligned_BCHW, score_B and found_BNHW, as far as the entry has them; `names` says which."""
 
     def __init__(self, loaded: LoadedEntry) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class EntryModule(nn.Module):
         if loaded.entry.threshold is not None:
             parts["score_B"] = FrameScore(loaded)
         if loaded.layer.finder is not None and finds(loaded.entry.layer):
-            parts["found_B5HW"] = loaded.layer.finder
+            parts["found_BNHW"] = loaded.layer.finder
         self.names, self.parts = list(parts), nn.ModuleList(parts.values())
 
     def forward(self, z_BCHW: Tensor) -> tuple[Tensor, ...]:

@@ -42,12 +42,15 @@ class Prediction:
     def labels(self) -> NDArray[np.int32]:
         """labels_HW: 0 for background, 1..N for the masks.
 
-        Where masks overlap, the later prompt wins; of masks that a finder found, the surer.
+        Where masks overlap, the later prompt wins; of masks that a finder found, the smaller one, so that an
+        instance inside another one stays.
         """
         labels_HW = np.zeros(self.masks_NHW.shape[1:], np.int32)
-        numbered = list(enumerate(self.masks_NHW, 1))
-        for number, mask_HW in numbered if self.scores_N is None else reversed(numbered):
-            labels_HW[mask_HW] = number
+        order_N = np.arange(len(self.masks_NHW))
+        if self.scores_N is not None:
+            order_N = np.argsort(-self.masks_NHW.sum((1, 2)), kind="stable")
+        for index in order_N:
+            labels_HW[self.masks_NHW[index]] = index + 1
         return labels_HW
 
 

@@ -145,12 +145,13 @@ def test_predict_without_a_prompt(run: Path) -> None:
         segmenter.predict(painted("polyp"), task="polyp")
 
 
-def test_of_two_found_masks_the_surer_is_on_top(run: Path) -> None:
+def test_of_two_found_masks_the_smaller_is_on_top(run: Path) -> None:
     segmenter = Segmenter(tiny_backbone(), load_bank(run / "bank"))
     prediction = segmenter.predict(painted("histology"), [(0, 0, 63, 63)], task="histology")
     two = replace(prediction, masks_NHW=np.ones((2, 4, 4), bool))
     assert two.labels.max() == two.labels.min() == 2
-    assert replace(two, scores_N=np.array([0.9, 0.5], np.float32)).labels.max() == 1
+    two.masks_NHW[0, 0] = False  # the first is smaller
+    assert np.unique(replace(two, scores_N=np.array([0.5, 0.4], np.float32)).labels[1:]).tolist() == [1]
 
 
 def test_the_command_says_that_an_unknown_image_has_no_finder(

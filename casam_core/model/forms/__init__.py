@@ -23,7 +23,7 @@ from casam_core.model.forms.affine import IdentityLayer, LowRankLayer, ScaleShif
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.forms.casam import CasamLayer
 from casam_core.model.forms.decoder import DecoderLayer
-from casam_core.model.forms.finder import Finder
+from casam_core.model.forms.finder import Finder, with_all_kinds
 from casam_core.model.forms.lora import LoraLayer
 from casam_core.model.forms.residual import ResidualLayer
 from casam_core.seeding import initialisers_from
@@ -143,7 +143,7 @@ def weights_of(layer: nn.Module) -> Weights:
 
 def set_weights(layer: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
     """Load weights. Raises BankError that names a weight that does not fit; then the layer is unchanged."""
-    want = layer.state_dict()
+    want, weights = layer.state_dict(), with_all_kinds(weights)
     if want.keys() != weights.keys():
         raise BankError(
             f"layer weights do not fit: missing {sorted(want.keys() - weights.keys())}, "

@@ -2,13 +2,15 @@
 
 It reads the frozen embedding, not the aligned one. So a layer has the same bits with and without a finder,
 and a task that keeps frozen SAM can still have one. Per cell it gives a score that an instance has its centre
-there, the way to the centre and the size of the box (CenterNet; Zhou et al. 2019, Objects as Points). Its
-arrays are a part of the layer's (`finder.*`), so they are merged, released and unlearned with them.
+there, the way to the centre and the size of the box (CenterNet; Zhou et al. 2019, Objects as Points). It says
+this twice, for instances around another one and for all others: a heart's wall and its chamber have one
+centre. Its arrays are a part of the layer's (`finder.*`), so they are merged, released and unlearned with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,27 +35,31 @@ MISS, HIT = 2, 4
 """Exponents of CenterNet's focal loss: of a cell's error, and of its distance from a centre."""
 NEAR = 0.3
 """Cells with at least this target also learn the box."""
+KINDS = 2
+"""Of instances that are found apart: all others, and those around another one."""
+NUMBERS = 5
+"""What a finder says of a kind at a cell."""
 ALIKE = 0.6
 """Cells whose boxes have at least this IoU with a centre's box have a say in it."""
 
 
 class Finder(nn.Module):
-    """18,437 parameters at C = 256: 37 KB in an entry. A new one finds nothing: its last layer is zero."""
+    """18,762 parameters at C = 256: 38 KB in an entry. A new one finds nothing: its last layer is zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.narrow = nn.Conv2d(channels, HIDDEN, 1)
         self.around = nn.Conv2d(HIDDEN, HIDDEN, KERNEL, padding=KERNEL // 2, groups=HIDDEN)
-        self.out = nn.Conv2d(HIDDEN, 5, 1)
+        self.out = nn.Conv2d(HIDDEN, KINDS * NUMBERS, 1)
         for value in self.out.parameters():
             nn.init.zeros_(value)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
-        """out_B5HW: logit of the score, x and y of the way to the centre in cells, log of width and height in
-        cells."""
+        """out_BNHW, five numbers of each kind: logit of the score, x and y of the way to the centre in cells,
+        log of width and height in cells."""
         narrow_BDHW = F.gelu(self.narrow(z_BCHW))
-        out_B5HW: Tensor = self.out(F.gelu(narrow_BDHW + self.around(narrow_BDHW)))
-        return out_B5HW + torch.tensor([RARE, 0, 0, 0, 0], device=out_B5HW.device)[:, None, None]
+        out_BNHW: Tensor = self.out(F.gelu(narrow_BDHW + self.around(narrow_BDHW)))
+        return out_BNHW + torch.tensor([RARE, 0, 0, 0, 0] * KINDS, device=out_BNHW.device)[:, None, None]
 
 
 def finds(weights: Mapping[str, NDArray[Any]]) -> bool:
@@ -65,6 +71,14 @@ def finds(weights: Mapping[str, NDArray[Any]]) -> bool:
 def without_finder(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     """The arrays of the layer alone."""
     return {name: value for name, value in weights.items() if not name.startswith(PREFIX)}
+
+
+def with_all_kinds(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a layer; a finder of an earlier version, which knew one kind, finds none of the other."""
+    last = {name: value for name, value in weights.items() if name.startswith(f"{PREFIX}out.")}
+    one_kind = {name: value for name, value in last.items() if len(value) == NUMBERS}
+    padded = {name: np.concatenate([value, np.zeros_like(value)]) for name, value in one_kind.items()}
+    return {**weights, **padded}
 
 
 def targets_of(boxes_N4: NDArray[np.float32], cells: int, stride: float) -> tuple[Tensor, Tensor]:
@@ -89,10 +103,33 @@ def targets_of(boxes_N4: NDArray[np.float32], cells: int, stride: float) -> tupl
     return heat_HW, torch.stack([way_x_HW, way_y_HW, width_N.log()[owner_HW], height_N.log()[owner_HW]])
 
 
-def finder_loss(out_5HW: Tensor, boxes_N4: NDArray[np.float32], stride: float) -> Tensor:
-    """CenterNet's focal loss per instance, plus the mean error of way and log size near the centres."""
-    heat_HW, box_4HW = (t.to(out_5HW.device) for t in targets_of(boxes_N4, out_5HW.shape[-1], stride))
+def kinds_of(boxes_N4: NDArray[np.float32]) -> NDArray[np.int64]:
+    """kind_N: 1 for a box that holds another one, with the centres less than a quarter of its sides apart."""
+    low_N2, high_N2 = boxes_N4[:, :2], boxes_N4[:, 2:] + 1
+    sides_N2, centres_N2 = high_N2 - low_N2, (low_N2 + high_N2) / 2
+    holds_NN2 = (low_N2[:, None] <= low_N2 + 1) & (high_N2[:, None] >= high_N2 - 1)
+    near_NN2 = np.abs(centres_N2[:, None] - centres_N2) <= sides_N2[:, None] / 4
+    larger_NN = sides_N2.prod(1)[:, None] > sides_N2.prod(1)
+    around_N: NDArray[np.bool_] = ((holds_NN2 & near_NN2).all(2) & larger_NN).any(1)
+    return around_N.astype(np.int64)
+
+
+def finder_loss(out_NHW: Tensor, boxes_M4: NDArray[np.float32], stride: float) -> Tensor:
+    """The sum over kinds of CenterNet's focal loss per instance, plus the mean error of way and log size near
+    the centres. boxes_M4: of all instances of an image, in pixels of the frame; at least one."""
+    kind_M = kinds_of(boxes_M4)
+    parts = zip(
+        torch.split(out_NHW, NUMBERS), (boxes_M4[kind_M == kind] for kind in range(KINDS)), strict=True
+    )
+    return torch.stack([loss_of_kind(out_5HW, own_K4, stride) for out_5HW, own_K4 in parts]).sum()
+
+
+def loss_of_kind(out_5HW: Tensor, boxes_N4: NDArray[np.float32], stride: float) -> Tensor:
+    """One kind's part of the loss, of an image with N instances of it; N may be 0."""
     logit_HW, score_HW = out_5HW[0], torch.sigmoid(out_5HW[0])
+    if len(boxes_N4) == 0:
+        return -(score_HW**MISS * F.logsigmoid(-logit_HW)).sum()
+    heat_HW, box_4HW = (t.to(out_5HW.device) for t in targets_of(boxes_N4, out_5HW.shape[-1], stride))
     hit_HW = (1 - score_HW) ** MISS * F.logsigmoid(logit_HW) * (heat_HW == 1)
     avoided_HW = (1 - heat_HW) ** HIT * score_HW**MISS * F.logsigmoid(-logit_HW)
     weight_HW = heat_HW * (heat_HW >= NEAR)
@@ -101,27 +138,41 @@ def finder_loss(out_5HW: Tensor, boxes_N4: NDArray[np.float32], stride: float) -
     return box - (hit_HW + avoided_HW).sum() / len(boxes_N4)
 
 
+@dataclass(frozen=True)
+class Centres:
+    """What a finder says of an image, the surest first: boxes in pixels of the frame, score_N, kind_N."""
+
+    boxes: Prompts
+    score_N: NDArray[np.float32]
+    kind_N: NDArray[np.int64]
+
+
 @torch.no_grad()
-def found(out_5HW: Tensor, stride: float, least: float, most: int) -> tuple[Prompts, NDArray[np.float32]]:
-    """(boxes in pixels of the frame, scores_N), the best first: cells that no neighbour surpasses.
+def found(out_NHW: Tensor, stride: float, least: float, most: int) -> Centres:
+    """Cells that no neighbour surpasses, of every kind.
 
     A box is the mean of what the cells around say of the same instance, weighted by their scores and by their
     boxes' IoU with the centre's own (box voting, Gidaris and Komodakis 2015).
 
     least: the smallest score. most: how many boxes at most.
     """
-    out_5HW = out_5HW.float()
+    parts = [centres_of(out_5HW, least) for out_5HW in torch.split(out_NHW.float(), NUMBERS)]
+    boxes_N4, score_N = (torch.cat(part) for part in zip(*parts, strict=True))
+    kind_N = np.repeat(np.arange(len(parts)), [len(own_K4) for own_K4, _ in parts])
+    order_N = torch.argsort(score_N, descending=True, stable=True)[:most].cpu().numpy()
+    boxes_N4, score_N = (boxes_N4 * stride).cpu().numpy()[order_N], score_N.cpu().numpy()[order_N]
+    return Centres(Prompts(boxes_N4=boxes_N4), score_N, kind_N[order_N])
+
+
+def centres_of(out_5HW: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """(boxes_N4 in cells, score_N) of one kind."""
     score_HW, boxes_HW4 = torch.sigmoid(out_5HW[0]), boxes_of(out_5HW)
     peak_HW = (score_HW == F.max_pool2d(score_HW[None, None], 3, 1, 1)[0, 0]) & (score_HW >= least)
-    score_N, boxes_N4 = score_HW[peak_HW], boxes_HW4[peak_HW]
-    order_N = torch.argsort(score_N, descending=True, stable=True)[:most]
-    score_N, boxes_N4 = score_N[order_N], boxes_N4[order_N]
     heard_HW = score_HW >= least / 2
     score_V, boxes_V4 = score_HW[heard_HW], boxes_HW4[heard_HW]
-    iou_NV = iou_of_boxes(boxes_N4, boxes_V4)
+    iou_NV = iou_of_boxes(boxes_HW4[peak_HW], boxes_V4)
     weight_NV = iou_NV * score_V * (iou_NV >= ALIKE)
-    voted_N4 = weight_NV @ boxes_V4 / weight_NV.sum(1, keepdim=True)
-    return Prompts(boxes_N4=(voted_N4 * stride).cpu().numpy()), score_N.cpu().numpy()
+    return weight_NV @ boxes_V4 / weight_NV.sum(1, keepdim=True), score_HW[peak_HW]
 
 
 def boxes_of(out_5HW: Tensor) -> Tensor:

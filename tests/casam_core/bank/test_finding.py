@@ -21,7 +21,7 @@ class Knowing(Finder):
         super().__init__(backbone.geometry.channels)
         cells = backbone.geometry.cells
         heat_HW, box_4HW = targets_of(np.array(boxes_N4, np.float32), cells, backbone.geometry.side / cells)
-        self.said_5HW = torch.cat([torch.logit(heat_HW.clamp(1e-4, 1 - 1e-4))[None], box_4HW])
+        self.said_5HW = torch.cat([torch.logit(heat_HW.clamp(1e-4, 1 - 1e-4))[None], box_4HW])  # of one kind
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         return self.said_5HW[None]
@@ -32,6 +32,7 @@ def test_boxes_that_overlap_by_half_are_one_instance() -> None:
     # The second has half of the first's area, the third two fifths.
     assert distinct(boxes, 0.5).tolist() == [0, 2, 3]
     assert distinct(boxes[:0], 0.5).tolist() == []
+    assert distinct(boxes, 0.5, np.array([0, 1, 1, 0])).tolist() == [0, 1, 3]  # the third: 4/5 of the second
 
 
 def test_the_box_of_a_mask() -> None:

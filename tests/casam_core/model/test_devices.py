@@ -178,8 +178,8 @@ def test_the_loss_of_a_finder_stays_on_the_card(card: FakeTensorMode) -> None:
     finder = Finder(32)
     moved(finder, card)
     with card:
-        out_B5HW = finder(torch.zeros(1, 32, 8, 8).to(CARD))
-        loss = finder_loss(out_B5HW[0], np.array([[2, 3, 20, 30]], np.float32), 8.0)
+        out_BNHW = finder(torch.zeros(1, 32, 8, 8).to(CARD))
+        loss = finder_loss(out_BNHW[0], np.array([[2, 3, 20, 30]], np.float32), 8.0)
     assert loss.device == CARD
 
 

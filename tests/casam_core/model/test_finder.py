@@ -15,7 +15,15 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer, build_layer, set_weights, weights_of
 from casam_core.model.forms.affine import channels_in, identity_like
-from casam_core.model.forms.finder import Finder, finder_loss, finds, found, targets_of, without_finder
+from casam_core.model.forms.finder import (
+    Finder,
+    finder_loss,
+    finds,
+    found,
+    kinds_of,
+    targets_of,
+    without_finder,
+)
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import tight_boxes
 from casam_core.model.training import train_layer
@@ -49,9 +57,13 @@ def trained(layer: AlignmentLayer, tiny: Backbone, examples: list[Example], **ho
 
 
 def said(boxes_N4: np.ndarray) -> Tensor:
-    """out_5HW of a finder that knows the boxes."""
-    heat_HW, box_4HW = targets_of(boxes_N4, 16, STRIDE)
-    return torch.cat([torch.logit(heat_HW.clamp(1e-4, 1 - 1e-4))[None], box_4HW])
+    """out_NHW of a finder that knows the boxes."""
+    out_NHW, kind_N = torch.full((10, 16, 16), -9.0), kinds_of(boxes_N4)
+    for kind in set(kind_N.tolist()):
+        heat_HW, box_4HW = targets_of(boxes_N4[kind_N == kind], 16, STRIDE)
+        logit_HW = torch.logit(heat_HW.clamp(1e-4, 1 - 1e-4))
+        out_NHW[5 * kind : 5 * kind + 5] = torch.cat([logit_HW[None], box_4HW])
+    return out_NHW
 
 
 def test_the_target_is_one_at_the_cell_of_each_centre() -> None:
@@ -63,12 +75,47 @@ def test_the_target_is_one_at_the_cell_of_each_centre() -> None:
 
 
 def test_boxes_are_found_again_the_surest_first() -> None:
-    out_5HW = said(TWO)
-    out_5HW[0, 11, 12] = 9.5
-    boxes, scores_N = found(out_5HW, STRIDE, least=0.5, most=9)
-    assert_allclose(boxes.xy, TWO[::-1], atol=1e-4)
-    assert scores_N[0] > scores_N[1] > 0.99
-    assert len(found(out_5HW, STRIDE, least=0.5, most=1)[0]) == 1
+    out_NHW = said(TWO)
+    out_NHW[0, 11, 12] = 9.5
+    centres = found(out_NHW, STRIDE, least=0.5, most=9)
+    assert_allclose(centres.boxes.xy, TWO[::-1], atol=1e-4)
+    assert centres.score_N[0] > centres.score_N[1] > 0.99
+    assert len(found(out_NHW, STRIDE, least=0.5, most=1).boxes) == 1
+
+
+NESTED = np.array([[20, 20, 43, 43], [12, 16, 48, 50], [2, 2, 9, 9]], np.float32)
+"""The second box holds the first, and their centres are near; the third stands alone."""
+
+
+def test_an_instance_around_another_one_is_of_a_kind_of_its_own() -> None:
+    assert kinds_of(NESTED).tolist() == [0, 1, 0]
+    corner = np.array([[13, 17, 20, 24], [12, 16, 48, 50]], np.float32)
+    assert kinds_of(corner).tolist() == [0, 0]  # the small one lies in a corner of the large one
+    assert kinds_of(NESTED[[0, 0]]).tolist() == [0, 0]  # neither is larger
+    assert kinds_of(NESTED[:0]).tolist() == []
+
+
+def test_both_of_two_instances_with_one_centre_are_found() -> None:
+    centres = found(said(NESTED), STRIDE, least=0.5, most=9)
+    order_N = np.lexsort((centres.boxes.xy[:, 0], centres.kind_N))
+    assert centres.kind_N[order_N].tolist() == [0, 0, 1]
+    assert_allclose(centres.boxes.xy[order_N], NESTED[[2, 0, 1]], atol=1e-3)
+
+
+def test_a_finder_of_an_earlier_version_finds_what_it_found() -> None:
+    """It knew one kind: its last layer had five rows."""
+    layer, z_BCHW = with_finder(), torch.randn(1, 32, 16, 16)
+    assert layer.finder is not None
+    torch.nn.init.normal_(layer.finder.out.weight)
+    weights = weights_of(layer)
+    earlier = weights | {name: weights[name][:5] for name in ("finder.out.weight", "finder.out.bias")}
+    later = with_finder()
+    set_weights(later, earlier)
+    assert later.finder is not None
+    with torch.no_grad():
+        own_NHW, want_NHW = later.finder(z_BCHW)[0], layer.finder(z_BCHW)[0]
+    assert torch.equal(own_NHW[:5], want_NHW[:5])
+    assert set(found(own_NHW, STRIDE, least=0.2, most=99).kind_N) == {0}
 
 
 def test_cells_around_a_centre_have_a_say_in_its_box() -> None:
@@ -77,15 +124,15 @@ def test_cells_around_a_centre_have_a_say_in_its_box() -> None:
     Their IoU is 7 / 9, so with scores 0.9 and 0.6 the box moves by 0.5 * 0.6 * 7 / 9 / (0.9 + 0.6 * 7 / 9)
     of a cell. A third cell says another box, whose IoU is too small.
     """
-    out_5HW = torch.zeros(5, 16, 16)
-    out_5HW[0] = -9
+    out_NHW = torch.zeros(10, 16, 16)
+    out_NHW[[0, 5]] = -9
     for column, score, way in ((3, 0.9, -0.5), (4, 0.6, -1.0), (2, 0.8, 2.5)):
-        out_5HW[:, 3, column] = torch.tensor([score, way, -0.5, np.log(4), np.log(2)])
-        out_5HW[0, 3, column] = torch.logit(torch.tensor(score))
+        out_NHW[:5, 3, column] = torch.tensor([score, way, -0.5, np.log(4), np.log(2)])
+        out_NHW[0, 3, column] = torch.logit(torch.tensor(score))
     moved = 0.5 * 0.6 * 7 / 9 / (0.9 + 0.6 * 7 / 9)
-    boxes, scores_N = found(out_5HW, STRIDE, least=0.5, most=9)
-    assert_allclose(boxes.xy, STRIDE * np.array([[1 + moved, 2, 5 + moved, 4]]), rtol=1e-5)
-    assert_allclose(scores_N, [0.9], rtol=1e-6)
+    centres = found(out_NHW, STRIDE, least=0.5, most=9)
+    assert_allclose(centres.boxes.xy, STRIDE * np.array([[1 + moved, 2, 5 + moved, 4]]), rtol=1e-5)
+    assert_allclose(centres.score_N, [0.9], rtol=1e-6)
 
 
 def test_the_loss_is_smallest_where_the_boxes_are() -> None:
@@ -95,8 +142,8 @@ def test_the_loss_is_smallest_where_the_boxes_are() -> None:
 
 def test_a_new_finder_finds_nothing() -> None:
     finder = Finder(32)
-    boxes, scores_N = found(finder(torch.randn(1, 32, 16, 16))[0], STRIDE, least=0.1, most=9)
-    assert len(boxes) == len(scores_N) == 0
+    centres = found(finder(torch.randn(1, 32, 16, 16))[0], STRIDE, least=0.1, most=9)
+    assert len(centres.boxes) == len(centres.score_N) == len(centres.kind_N) == 0
     assert not finds(weights_of(with_finder()))
 
 

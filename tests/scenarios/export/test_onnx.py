@@ -106,12 +106,12 @@ def test_a_finder_says_in_the_file_what_it_says_here(tmp_path: Path, routed: boo
     bank = LoadedBank([entry], "digest")
     write_onnx(bank, tmp_path / "onnx")
     z_BCHW = tiny_backbone().encode([picture("polyp"), picture("histology")])
-    aligned_BCHW, *score, found_B5HW = run(tmp_path / "onnx" / "polyp.onnx", z_BCHW)
+    aligned_BCHW, *score, found_BNHW = run(tmp_path / "onnx" / "polyp.onnx", z_BCHW)
     assert len(score) == routed
     assert bank["polyp"].layer.finder is not None
-    want_B5HW = bank["polyp"].layer.finder(z_BCHW).numpy()
-    assert want_B5HW.std(axis=(0, 2, 3)).min() > 0.01
-    np.testing.assert_allclose(found_B5HW, want_B5HW, atol=1e-4)
+    want_BNHW = bank["polyp"].layer.finder(z_BCHW).numpy()
+    assert want_BNHW.std(axis=(0, 2, 3)).min() > 0.01
+    np.testing.assert_allclose(found_BNHW, want_BNHW, atol=1e-4)
     np.testing.assert_allclose(aligned_BCHW, bank["polyp"].layer(z_BCHW).numpy(), atol=1e-4)
 
 
