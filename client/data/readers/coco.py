@@ -2,8 +2,8 @@
 
 Layout: the folder holds the annotations file; each `file_name` is a file in images/NAME/, images/ or NAME/
 (for annotations/instances_NAME.json, as COCO's train2017), beside the annotations, or in the folder itself:
-in the first of these that holds the file of the first image. Only
-`images` and `annotations` of the JSON are used. Categories are not, because every annotation is an instance.
+in the first of these that holds the file of the first image. Only `images` and `annotations` of the JSON are
+used. Categories are not, because every annotation is an instance.
 """
 
 from __future__ import annotations
