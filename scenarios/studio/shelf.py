@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casam_core.errors import CasamError, RunInputError
+from scenarios.prediction.run_bank import bank_of_run
 
 DEPTH = 3
 """How deep below a given folder runs and images are looked for."""
@@ -50,7 +51,8 @@ class RunItem(Item):
     @property
     def bank(self) -> Path | None:
         """Its bank, once there is one."""
-        return self.path / "bank" if (self.path / "bank" / "manifest.json").is_file() else None
+        folder = bank_of_run(self.path)
+        return folder if (folder / "manifest.json").is_file() else None
 
     @property
     def resumable(self) -> bool:

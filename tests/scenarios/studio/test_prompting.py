@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from starlette.testclient import TestClient
 
 from casam import Segmenter, backbone_for, load_bank
 from casam_core.errors import PromptError
+from scenarios.prediction.run_bank import bank_of_run
 from scenarios.studio.pages import Studio
 from scenarios.studio.prompting import MOST_OPEN, numbers
+from scenarios.studio.shelf import Shelf
+from tests.conftest import tiny_table
+from tests.runs import FinishedRun
 
 
 @pytest.fixture
@@ -147,3 +152,15 @@ def test_numbers_of_a_text_field() -> None:
     assert numbers("1, 2, 3, 4\n\n5 6 7 8;", 4) == [[1, 2, 3, 4], [5, 6, 7, 8]]
     with pytest.raises(PromptError, match="expected 2 numbers in a line, found '1, 2, 3'"):
         numbers("1, 2, 3", 2)
+
+
+def test_one_layer_for_all_tasks_is_the_last_stages(finished_run: FinishedRun, tmp_path: Path) -> None:
+    """As `casam predict --bank RUN` and `Run.bank` have it; the run's own bank folder is empty."""
+    folder = tmp_path / "runs"
+    shutil.copytree(finished_run(tiny_table(method="sequential")), folder / "sequential")
+    (folder / "sequential" / "bank" / "stage-old").mkdir()  # somebody's copy
+    run = Shelf.of([folder]).run("0/sequential")
+    assert run.bank is not None
+    assert run.bank.name == "stage-2"
+    assert load_bank(run.bank).keys() == {"shared"}
+    assert bank_of_run(run.path) == run.bank
