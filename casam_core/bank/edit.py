@@ -24,8 +24,9 @@ def write_bank(out: Path, entries: Iterable[bytes], frames: Sequence[Path] = ())
         for data in entries:
             bank.add_bytes(data)
         for digest in sorted({entry.provenance.frame for entry in bank} - {""}):
-            holding = [place for place in frames if file_of(place, digest).is_file()]
-            if (data := FRAMES.data(digest, *holding[:1])) and holding:  # else it is one that casam ships
+            holding = next((place for place in frames if file_of(place, digest).is_file()), None)
+            data = FRAMES.data(digest, holding)
+            if holding is not None:
                 FRAMES.keep(data, bank.frames)
     return Bank.open(out)
 

@@ -61,8 +61,7 @@ def part_of_page(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     these are not all orders, the runs at the forms' own rates (the middle one of the trials).
     """
     parts = ["### Learning rates\n\n" + of_trials(trials)]
-    rates = trials.sort_values(["last_iou", "learning_rate"], ascending=[False, True]).groupby("method")
-    best = at_rates(rows, rates["learning_rate"].first())
+    best = at_rates(rows, best_rates(trials))
     lacking = {
         order: sorted(set(own["method"]) - set(best[best["order"] == order]["method"]))
         for order, own in rows.groupby("order", sort=False)
@@ -72,8 +71,16 @@ def part_of_page(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     if without := sorted({method for order in whole for method in lacking[order]}):
         parts.append(f"Without {', '.join(without)}, which did not run at its best rate.")
     if set(whole) < set(rows["order"]):
-        parts.append(section("at the forms' own rates", at_rates(rows, rates["learning_rate"].median())))
+        own_rates = trials.groupby("method")["learning_rate"].median()
+        parts.append(section("at the forms' own rates", at_rates(rows, own_rates)))
     return "\n\n".join(filter(None, parts))
+
+
+def best_rates(trials: pd.DataFrame) -> pd.Series:
+    """By method, the rate with the highest IoU on validation images; of equally good ones the lowest, as in
+    scenarios.study.tuning."""
+    order = trials.sort_values(["last_iou", "learning_rate"], ascending=[False, True])
+    return order.groupby("method")["learning_rate"].first()
 
 
 def at_rates(rows: pd.DataFrame, rates: pd.Series) -> pd.DataFrame:
@@ -106,18 +113,16 @@ def by_order(rows: pd.DataFrame, orders: Sequence[str]) -> Iterator[str]:
 
 
 def of_trials(trials: pd.DataFrame) -> str:
-    """One table: by method its rates from low to high, each with the IoU on validation images.
-
-    The best is bold; of two equally good ones the lower, as in scenarios.study.tuning.
-    """
-    lines = []
+    """One table: by method its rates from low to high, each with the IoU on validation images; the best is
+    bold."""
+    best, lines = best_rates(trials), []
     for method, tried in trials.groupby("method", sort=False):
         own = tried.sort_values("learning_rate")
-        best = own["last_iou"].to_numpy().argmax()
-        pairs = zip(own["learning_rate"], own["last_iou"], strict=True)
-        cells = [f"{rate:g}: {100 * iou:.1f}" for rate, iou in pairs]
-        cells[best] = f"**{cells[best]}**"
-        lines.append([str(method), *cells])
+        cells = [str(method)]
+        for rate, iou in zip(own["learning_rate"], own["last_iou"], strict=True):
+            cell = f"{rate:g}: {100 * iou:.1f}"
+            cells.append(f"**{cell}**" if rate == best[method] else cell)
+        lines.append(cells)
     return "\n".join(table(["method", "lower", "the form's own", "higher"], lines)).strip()
 
 

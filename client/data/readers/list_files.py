@@ -65,12 +65,8 @@ def delimiter_of(first_line: str) -> str:
 def columns_of(header: Sequence[str]) -> dict[str, str] | None:
     """The columns of a list by their meaning; None if there is no column of images or none of masks."""
     known = {name.strip().lower(): name for name in header}
-    found = {
-        meaning: known[name]
-        for meaning, names in COLUMNS.items()
-        for name in reversed(names)  # the first one stays
-        if name in known
-    }
+    there = {meaning: [known[n] for n in names if n in known] for meaning, names in COLUMNS.items()}
+    found = {meaning: columns[0] for meaning, columns in there.items() if columns}
     return found if {"image", "mask"} <= found.keys() else None
 
 

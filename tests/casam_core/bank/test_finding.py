@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
+from casam_core.bank import finding
 from casam_core.bank.finding import box_of, distinct, find
 from casam_core.model.backbones import Backbone
-from casam_core.model.forms.finder import Finder, targets_of
+from casam_core.model.forms.finder import Finder, kinds_of, targets_of
 from casam_core.model.frame import Frame
 
 
@@ -19,12 +22,15 @@ class Knowing(Finder):
 
     def __init__(self, boxes_N4: list[list[float]], backbone: Backbone) -> None:
         super().__init__(backbone.geometry.channels)
-        cells = backbone.geometry.cells
-        heat_HW, box_4HW = targets_of(np.array(boxes_N4, np.float32), cells, backbone.geometry.side / cells)
-        self.said_5HW = torch.cat([torch.logit(heat_HW.clamp(1e-4, 1 - 1e-4))[None], box_4HW])  # of one kind
+        cells, boxes = backbone.geometry.cells, np.array(boxes_N4, np.float32)
+        self.said_NHW, kind_N = torch.full((10, cells, cells), -9.0), kinds_of(boxes)
+        for kind in set(kind_N.tolist()):
+            heat_HW, box_4HW = targets_of(boxes[kind_N == kind], cells, backbone.geometry.side / cells)
+            logit_1HW = torch.logit(heat_HW.clamp(1e-4, 1 - 1e-4))[None]
+            self.said_NHW[5 * kind : 5 * kind + 5] = torch.cat([logit_1HW, box_4HW])
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
-        return self.said_5HW[None]
+        return self.said_NHW[None]
 
 
 def test_boxes_that_overlap_by_half_are_one_instance() -> None:
@@ -59,6 +65,25 @@ def test_masks_of_the_found_boxes_the_surest_first(tiny: Backbone) -> None:
     assert len(found.boxes) == len(found.iou_N) == len(found.scores_N) == n <= 2
     assert np.all(np.diff(found.scores_N) <= 0)
     assert found.masks_NHW.any((1, 2)).all()
+
+
+def test_an_instance_and_the_one_around_it_are_both_found(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their boxes have an IoU of 0.79 and one centre: of one kind, the second would be the first again."""
+
+    def filled(*args: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each box as its mask."""
+        for x0, y0, x1, y1 in np.rint(args[3].boxes_N4).astype(int):  # type: ignore[attr-defined]
+            mask_HW = np.zeros((64, 64), bool)
+            mask_HW[y0 : y1 + 1, x0 : x1 + 1] = True
+            yield mask_HW[None], np.array([0.9], np.float32)
+
+    monkeypatch.setattr(finding, "decode_masks", filled)
+    z_CHW = tiny.encode([np.full((64, 64, 3), 90, np.uint8)])[0]
+    nested = [[16, 16, 47, 47], [14, 14, 49, 49], [2, 2, 9, 9]]
+    seen = find(tiny, Knowing(nested, tiny), None, z_CHW, z_CHW, Frame(64, 64, tiny.geometry.side))
+    assert sorted(np.rint(seen.boxes.xy).astype(int).tolist()) == sorted(nested)
 
 
 @pytest.mark.parametrize("finder", [None, Finder(32)])

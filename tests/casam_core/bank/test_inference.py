@@ -23,6 +23,7 @@ from casam_core.bank.inference import channels_of, decode_masks, entry_router
 from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.model.compute import Halved
 from casam_core.model.embeddings import EmbeddingStore
+from casam_core.model.forms.finder import PREFIX, Finder, found
 from casam_core.model.prompts import Prompts
 from tests.banks import picture, tiny_backbone, tiny_bank, tiny_entry
 
@@ -294,3 +295,21 @@ def test_every_promised_name_is_there() -> None:
         assert getattr(casam, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'magic'"):
         casam.magic  # noqa: B018
+
+
+def test_a_bank_with_a_finder_of_an_earlier_version_opens_and_finds_the_same(tmp_path: Path) -> None:
+    """Such a finder knew one kind of instances: five rows in its last layer, in the file of an entry."""
+    learned, finder = tiny_entry("polyp"), Finder(tiny_backbone().geometry.channels)
+    torch.nn.init.normal_(finder.out.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    arrays = {f"{PREFIX}{name}": value.numpy() for name, value in finder.state_dict().items()}
+    for name in (f"{PREFIX}out.weight", f"{PREFIX}out.bias"):
+        arrays[name] = arrays[name][:5]
+    Bank.open(tmp_path / "bank", create=True).add(replace(learned, layer={**learned.layer, **arrays}))
+    opened = load_bank(tmp_path / "bank")["polyp"]
+    assert opened.entry.layer[f"{PREFIX}out.bias"].shape == (5,)
+    assert opened.layer.finder is not None
+    z_1CHW = tiny_backbone().encode([picture("polyp")])
+    with torch.no_grad():
+        own_NHW, want_NHW = opened.layer.finder(z_1CHW)[0], finder(z_1CHW)[0]
+    torch.testing.assert_close(own_NHW[:5], want_NHW[:5], rtol=2e-3, atol=2e-3)  # an entry's halves
+    assert set(found(own_NHW, 4.0, 0.2, 99).kind_N) == {0}
