@@ -24,8 +24,8 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.window import Window, whole, windows_around
 from casam_core.model.examples import Example, Examples, held
 from casam_core.model.forms.base import AlignmentLayer
+from casam_core.model.forms.finder import FALLING, PREFIX, finder_loss
 from casam_core.model.forms.finder import LEARNING_RATE as FINDER_LEARNING_RATE
-from casam_core.model.forms.finder import PREFIX, finder_loss
 from casam_core.model.frame import Frame, frame_of
 from casam_core.model.losses import alignment_loss, alignment_loss_together, official_loss
 from casam_core.model.prompts import (
@@ -166,10 +166,8 @@ class OpenSteps:
         layer, spec, images = learner.layer, learner.spec, len(learner.examples)
         fused = True if learner.backbone.compute.device.startswith("cuda") else None
         optimiser = torch.optim.Adam(groups_of(layer), lr=learner.learning_rate, fused=fused)
-        warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: min(1.0, (step + 1) / (spec.warmup + 1))
-        )
         total, steps_per_epoch = planned_steps(images, spec), -(-images // spec.batch_images)
+        rates = rates_of(optimiser, spec.warmup, total)
         for done, indices in enumerate(batches(images, spec, learner.rng), 1):
             drawn, value = learner.draw(indices), None
             optimiser.zero_grad()
@@ -179,7 +177,7 @@ class OpenSteps:
                 if self.corrected is not None:
                     self.corrected(layer)
                 optimiser.step()
-                warmup.step()
+                rates.step()
             whole_epoch = done % steps_per_epoch == 0 or done == total
             stop = whole_epoch and bool(self.finished_epoch and self.finished_epoch(layer))
             yield Step(total if stop else done, total, bool(drawn), value)
@@ -211,6 +209,20 @@ def groups_of(layer: AlignmentLayer) -> list[dict[str, Any]]:
     if layer.finder is not None:
         groups.append({"params": list(layer.finder.parameters()), "lr": FINDER_LEARNING_RATE})
     return groups
+
+
+def rates_of(optimiser: torch.optim.Optimizer, warmup: int, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The rates of `groups_of` in a round of `total` steps: they rise over the first steps, and a finder's falls
+    to zero over the last ones."""
+
+    def rising(step: int) -> float:
+        return min(1.0, (step + 1) / (warmup + 1))
+
+    def falling(step: int) -> float:
+        return min(rising(step), (total - step) / (FALLING * total))
+
+    factors: list[Callable[[int], float]] = [rising, falling][: len(optimiser.param_groups)]
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
 
 
 def add_finder_gradient(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> None:

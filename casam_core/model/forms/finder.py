@@ -28,6 +28,9 @@ HIDDEN, KERNEL = 64, 5
 LEARNING_RATE = 1e-2
 """Adam's, without noise, whatever the form of the layer. An embedding's values scatter by 0.1 only, so with
 few centres to learn from a lower rate takes more than the default's steps (docs/log.md)."""
+FALLING = 0.3
+"""The share of a round's steps, the last ones, over which that rate falls to zero: if it stays, the last few
+images decide what a finder finds (docs/log.md)."""
 
 RARE = -4.0
 """The first score of every cell: centres are rare."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import casam_core.model.examples
-from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.named_parts import AlignmentSpec, LowRankSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.errors import RunError
 from casam_core.model.backbones import Backbone
@@ -33,8 +33,10 @@ from casam_core.model.training import (
     decode_batch,
     draw_batch,
     draw_instances,
+    groups_of,
     importance_of,
     planned_steps,
+    rates_of,
     train_layer,
 )
 from casam_core.model.validation import validator
@@ -107,6 +109,17 @@ def test_the_learning_rate_rises_over_the_warm_up(tiny: Backbone, examples: list
     train(layer, tiny, examples, epochs=1, max_steps=1, warmup=3, learning_rate=4e-3)
     moved = np.concatenate([np.abs(weights_of(layer)[name] - before[name]) for name in before])
     assert moved.max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_rate_of_a_finder_falls_to_zero_at_the_end_and_the_layers_stays() -> None:
+    optimiser = torch.optim.Adam(groups_of(build_layer(LowRankSpec(finder=True), 32, 0)), lr=1.0)
+    rates, seen = rates_of(optimiser, warmup=1, total=10), list[list[float]]()
+    for _ in range(10):
+        seen.append([round(group["lr"], 6) for group in optimiser.param_groups])
+        optimiser.step()
+        rates.step()
+    assert [layer for layer, _ in seen] == [0.5, *[1.0] * 9]
+    assert [finder for _, finder in seen] == [0.005, *[0.01] * 7, 0.006667, 0.003333]
 
 
 def test_progress_reaches_its_total_even_if_no_instance_is_visible(tiny: Backbone) -> None:
