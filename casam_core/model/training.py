@@ -212,8 +212,10 @@ def groups_of(layer: AlignmentLayer) -> list[dict[str, Any]]:
 
 
 def rates_of(optimiser: torch.optim.Optimizer, warmup: int, total: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """The rates of `groups_of` in a round of `total` steps: they rise over the first steps, and a finder's falls
-    to zero over the last ones."""
+    """The rates of `groups_of` in a round of `total` steps.
+
+    All rise over the first steps; a finder's falls to zero over the last ones.
+    """
 
     def rising(step: int) -> float:
         return min(1.0, (step + 1) / (warmup + 1))
@@ -221,8 +223,8 @@ def rates_of(optimiser: torch.optim.Optimizer, warmup: int, total: int) -> torch
     def falling(step: int) -> float:
         return min(rising(step), (total - step) / (FALLING * total))
 
-    factors: list[Callable[[int], float]] = [rising, falling][: len(optimiser.param_groups)]
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
+    factors: list[Callable[[int], float]] = [rising, falling]
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factors[: len(optimiser.param_groups)])
 
 
 def add_finder_gradient(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Drawn]) -> None:
