@@ -45,7 +45,7 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[st
     if unread:
         raise DataError(
             f"{folder}: expected {names}, found {naming(unread, 'file')} of another format; "
-            f"convert copies of them"
+            f"name the reader of this format (docs/data.md), or convert copies of them"
         )
     files: dict[str, Path] = {}
     for entry, stem in stems.items():

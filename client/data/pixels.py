@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from casam_core.errors import DataError
 from client.data.labels import whole_labels
@@ -120,6 +120,8 @@ def _decode(path: Path, *, as_mask: bool) -> tuple[NDArray[Any], bool]:
             opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
         except Image.DecompressionBombError as fault:
             raise _too_large(path, one_line(fault)) from fault
+        except UnidentifiedImageError as fault:  # whose own text names an object of Python
+            raise ValueError("its first bytes are of no such format") from fault
         with opened as file:
             if file.width * file.height > MAX_PIXELS:
                 raise _too_large(path, f"{file.width} x {file.height}")
@@ -143,7 +145,7 @@ def _check_header(path: Path, file: ImageFile.ImageFile, *, as_mask: bool) -> No
     if orientation not in (0, 1):
         raise DataError(
             f"{path}: expected pixels stored upright, found orientation tag {orientation}; turn the pixels "
-            f"themselves or remove the tag, whichever matches the {'image' if as_mask else 'mask'}"
+            "themselves or remove the tag, so that image and mask lie alike"
         )
 
 

@@ -347,9 +347,8 @@ def predict(
             typer.echo(line)
         for kind, file in files.items():
             typer.echo(f"{kind:<10} {file}")
-    if empty := [str(n) for n, mask_HW in enumerate(prediction.masks_NHW, 1) if not mask_HW.any()]:
-        advice = telling.advice_for_empty(prediction, tuple(loaded), forced=task is not None)
-        typer.echo(f"warning: prompt {', '.join(empty)}: the mask is empty (0 pixels). {advice}", err=True)
+    for line in telling.empty_warnings(prediction, tuple(loaded), forced=task is not None):
+        typer.echo(line, err=True)
 
 
 def predict_volume(
@@ -357,14 +356,17 @@ def predict_volume(
         Path, typer.Argument(help="NIfTI (.nii, .nii.gz), or a folder with one gray DICOM series.")
     ],
     bank: UsedBank,
-    slice_: Annotated[int, typer.Option("--slice", help="Index of the slice with the boxes, from 0.")],
+    out: Annotated[Path, typer.Option(help="New .nii.gz for the mask: 0 background, 1..n the objects.")],
+    slice_: Annotated[
+        int | None,
+        typer.Option("--slice", help="Index of the slice to begin on, from 0. Default: the finder chooses."),
+    ] = None,
     box: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="X0,Y0,X1,Y1", help="An object in that slice, first and last pixel; repeatable."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="New .nii.gz for the mask: 0 background, 1..n the boxes.")],
+    ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="A true mask with the same numbers: prints 3D Dice and HD95 in mm.")
     ] = None,
@@ -386,10 +388,14 @@ def predict_volume(
 
     For example: casam predict-volume ct.nii.gz --bank RUN --slice 40 --box 84,60,190,171 --out mask.nii.gz
 
-    The slice with the boxes decides once which entry is used. In each direction an object ends where its mask
+    The slice to begin on decides once which entry is used. In each direction an object ends where its mask
     is empty, uncertain, elsewhere, or suddenly larger. The mask lies on the scan's own grid.
+    Without a box, the entry's finder looks for objects on the slice, if it has one; without a slice, too, it
+    looks at nine and begins where it finds most.
     """
-    boxes = [coordinates("--box", text, 4) for text in box]
+    boxes = [coordinates("--box", text, 4) for text in box or []]
+    if boxes and slice_ is None:
+        raise PromptError("--box: expected --slice beside it, found none; name the slice of the boxes")
     check_out("--out", out, len(boxes), (".nii", ".nii.gz"))
     centre_width = coordinates("--window", window, 2) if window is not None else None
     from scenarios.prediction.scan import read_labels, read_scan, write_labels
@@ -399,17 +405,17 @@ def predict_volume(
         scan = read_scan(volume, slice_axis, centre_width)
         true_DHW = read_labels(truth, scan) if truth is not None else None
     slices = len(scan.slices_DHW)
-    if not 0 <= slice_ < slices:
+    if slice_ is not None and not 0 <= slice_ < slices:
         raise PromptError(f"--slice: expected 0 to {slices - 1}, found {slice_}; correct it")
     with screen.status("loading the model") as status:
         from casam_core.bank.inference import load_bank
         from scenarios.prediction import telling
         from scenarios.prediction.propagation import segment_volume
-        from scenarios.prediction.segmenter import Segmenter, backbone_for
+        from scenarios.prediction.segmenter import Segmenter, backbone_for, has_finders
         from scenarios.prediction.user_prompts import UserPrompts
 
-        UserPrompts(boxes).checked(*scan.slices_DHW.shape[1:])
         loaded = load_bank(bank)
+        UserPrompts(boxes).checked(*scan.slices_DHW.shape[1:], needed=not has_finders(loaded))
         model = backbone_for(loaded, backbone, checkpoint=checkpoint, device=device, threads=threads)
         found = segment_volume(
             Segmenter(model, loaded),
@@ -423,14 +429,18 @@ def predict_volume(
     objects = telling.volume_facts(found, scan, true_DHW)
     if json_:
         print_json(
-            telling.facts_of(found.first) | {"objects": objects, "encoded": found.encoded, "mask": str(out)}
+            telling.facts_of(found.first)
+            | {"slice": found.start, "objects": objects, "encoded": found.encoded, "mask": str(out)}
         )
-        return
-    for line in telling.lines_of(found.first, forced=task is not None):
-        typer.echo(line)
-    for number, facts in enumerate(objects, 1):
-        typer.echo(f"object {number:<3} {', '.join(map(telling.fact_text, facts.items()))}")
-    typer.echo(f"{'mask':<10} {out}")
+    else:
+        for line in telling.lines_of(found.first, forced=task is not None):
+            typer.echo(line)
+        typer.echo(f"{'slice':<10} {found.start}")
+        for number, facts in enumerate(objects, 1):
+            typer.echo(f"object {number:<3} {', '.join(map(telling.fact_text, facts.items()))}")
+        typer.echo(f"{'mask':<10} {out}")
+    for line in telling.empty_warnings(found.first, tuple(loaded), forced=task is not None):
+        typer.echo(line, err=True)
 
 
 def coordinates(option: str, text: str, count: int) -> list[float]:

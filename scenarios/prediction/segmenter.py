@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,12 +47,17 @@ class Prediction:
         instance inside another one stays.
         """
         labels_HW = np.zeros(self.masks_NHW.shape[1:], np.int32)
-        order_N = np.arange(len(self.masks_NHW))
-        if self.scores_N is not None:
-            order_N = np.argsort(-self.masks_NHW.sum((1, 2)), kind="stable")
-        for index in order_N:
-            labels_HW[self.masks_NHW[index]] = index + 1
+        paint(labels_HW, dict(enumerate(self.masks_NHW, 1)), smaller_on_top=self.scores_N is not None)
         return labels_HW
+
+
+def paint(
+    labels_HW: NDArray[np.int32], masks: Mapping[int, NDArray[np.bool_]], *, smaller_on_top: bool
+) -> None:
+    """Write the number of each mask, in HW, into `labels_HW`; without `smaller_on_top`, later ones win."""
+    order = sorted(masks, key=lambda number: -masks[number].sum()) if smaller_on_top else masks
+    for number in order:
+        labels_HW[masks[number]] = number
 
 
 class Segmenter:

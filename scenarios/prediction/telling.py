@@ -18,7 +18,11 @@ from scenarios.prediction.segmenter import Prediction
 def volume_facts(
     found: VolumePrediction, scan: Scan, true_DHW: NDArray[np.int64] | None
 ) -> list[dict[str, object]]:
-    """Of each object: where it ends, its volume, and its scores if there is a true mask."""
+    """Of each object: where it ends, its volume, and its scores if there is a true mask.
+
+    The true object has the number of the box; for an object that a finder found, it is the one with most
+    voxels in common.
+    """
     objects = []
     for number, ends in enumerate(found.reached, 1):
         mask_DHW = found.labels_DHW == number
@@ -27,7 +31,8 @@ def volume_facts(
             "millilitres": round(float(mask_DHW.sum()) * scan.voxel / 1000, 2),
         }
         if true_DHW is not None:
-            own_DHW = true_DHW == number
+            own = number if found.first.scores_N is None else most_shared(true_DHW[mask_DHW])
+            own_DHW = true_DHW == own
             measurable = mask_DHW.any() and own_DHW.any() and scan.rectangular
             facts["dice"] = round(dice(mask_DHW.reshape(1, -1), own_DHW.reshape(1, -1)), 3)
             distance = edge_distance(mask_DHW, own_DHW, scan.spacing) if measurable else None
@@ -36,10 +41,23 @@ def volume_facts(
     return objects
 
 
+def most_shared(labels_V: NDArray[np.int64]) -> int:
+    """The most frequent label, without the background; -1, which no object has, if there is none."""
+    numbers, counts = np.unique(labels_V[labels_V != 0], return_counts=True)
+    return int(numbers[counts.argmax()]) if len(numbers) else -1
+
+
 def fact_text(fact: tuple[str, object]) -> str:
     """`dice 0.871`; a dash for what cannot be measured."""
     name, value = fact
     return f"{name} {'-' if value is None else value}"
+
+
+def empty_warnings(prediction: Prediction, tasks: Sequence[str], *, forced: bool) -> Iterator[str]:
+    """One line about all prompts with an empty mask, if there are any."""
+    if empty := [str(n) for n, mask_HW in enumerate(prediction.masks_NHW, 1) if not mask_HW.any()]:
+        advice = advice_for_empty(prediction, tasks, forced=forced)
+        yield f"warning: prompt {', '.join(empty)}: the mask is empty (0 pixels). {advice}"
 
 
 def advice_for_empty(prediction: Prediction, tasks: Sequence[str], *, forced: bool) -> str:
@@ -60,8 +78,8 @@ def nothing_found(prediction: Prediction) -> str:
     """Why there is no mask, and what to try."""
     if prediction.name == "identity":
         unknown = ", and the image fits no task" if prediction.route.task is None else ""
-        return f"found      nothing: frozen SAM has no finder{unknown}; add --box or --point"
-    return f"found      nothing that the finder of {prediction.name!r} is sure of; add --box or --point"
+        return f"found      nothing: frozen SAM has no finder{unknown}; add --box"
+    return f"found      nothing that the finder of {prediction.name!r} is sure of; add --box"
 
 
 def facts_of(prediction: Prediction) -> dict[str, object]:

@@ -286,7 +286,7 @@ def test_other_image_formats_and_subfolders_are_named(tmp_path: Path) -> None:
     for name in ("scan.nii.gz", "b.BMP"):
         (tmp_path / "images" / name).write_bytes(b"x")
     text = message(lambda: FolderDataset(tmp_path))
-    assert "found 2 files (b.BMP, scan.nii.gz) of another format" in text
+    assert "found 2 files (b.BMP, scan.nii.gz) of another format; name the reader" in text
     (tmp_path / "images" / "patient-1").mkdir()
     assert "found 1 folder (patient-1)" in message(lambda: FolderDataset(tmp_path))
 
@@ -334,12 +334,12 @@ def orient(value: int) -> Image.Exif:
     ("name", "write", "expected"),
     [
         ("a.jpg", save(RGB, exif=orient(3)), "found orientation tag 3"),
-        ("a.png", save(RGB, exif=orient(6)), "found orientation tag 6"),
+        ("a.png", save(RGB, exif=orient(6)), "so that image and mask lie alike"),
         ("a.tif", save(RGB, tiffinfo={274: 8}), "found orientation tag 8"),
         ("a.tif", save_tiff(np.stack([DEEP] * 3), photometric="minisblack"), "found 3 pages"),
         ("a.tif", save_tiff(DEEP * np.float32(np.inf)), "found NaN or infinity"),
         ("a.png", lambda path: path.write_bytes(b"") and None, "cannot be read"),
-        ("a.png", lambda path: path.write_text("not an image") and None, "cannot be read"),
+        ("a.png", lambda path: path.write_text("not an image") and None, "bytes are of no such format"),
     ],
 )
 def test_images_that_are_refused(tmp_path: Path, name: str, write: Write, expected: str) -> None:

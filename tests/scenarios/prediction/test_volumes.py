@@ -19,9 +19,15 @@ from casam_core.bank.inference import load_bank
 from casam_core.errors import DataError
 from casam_core.metrics.segmentation import edge_distance
 from casam_core.routing.decision import Route
-from scenarios.prediction.propagation import VolumePrediction, box_around, goes_on, segment_volume
+from scenarios.prediction.propagation import (
+    VolumePrediction,
+    box_around,
+    equally_spaced,
+    goes_on,
+    segment_volume,
+)
 from scenarios.prediction.scan import Scan, read_labels, read_scan, write_labels
-from scenarios.prediction.segmenter import Prediction, Segmenter
+from scenarios.prediction.segmenter import Prediction, Segmenter, paint
 from scenarios.prediction.telling import volume_facts
 from tests.banks import tiny_backbone, tiny_bank
 from tests.casam_command import Casam
@@ -39,7 +45,7 @@ def block(
 
 class Follows(Segmenter):
     """Answers every box with the true mask of the image's slice, as a perfect decoder would, and is less sure
-    from slice `unsure` on."""
+    from slice `unsure` on. Without a box, it finds all objects of the slice."""
 
     def __init__(
         self, images_DHW: NDArray[np.uint8], labels_DHW: NDArray[np.int32], folder: Path, unsure: int = 99
@@ -50,10 +56,14 @@ class Follows(Segmenter):
         self.asked: list[str | None] = []
 
     def predict(self, image_HW3: NDArray[np.uint8], boxes: Any = (), **options: Any) -> Prediction:
-        found = super().predict(image_HW3, boxes, **options)
+        found = super().predict(image_HW3, boxes if len(boxes) else [(0, 0, 9, 9)], **options)
         self.asked.append(options["task"])
         index = self.slices[np.ascontiguousarray(image_HW3[..., 0]).tobytes()]
         labels_HW = self.labels_DHW[index]
+        if not len(boxes):
+            masks_NHW = labels_HW == np.unique(labels_HW[labels_HW > 0])[:, None, None]
+            sure_N = np.full(len(masks_NHW), 0.9, np.float32)
+            return replace(found, masks_NHW=masks_NHW, iou_N=sure_N, scores_N=sure_N)
         inside = [labels_HW[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1] for x0, y0, x1, y1 in boxes]
         numbers = [np.bincount(part[part > 0]).argmax() if (part > 0).any() else -1 for part in inside]
         masks_NHW = np.stack([labels_HW == number for number in numbers])
@@ -73,6 +83,43 @@ def test_objects_are_followed_to_their_ends_and_the_scan_is_routed_once(tmp_path
     assert follows.asked[0] is None
     assert set(follows.asked[1:]) == {found.first.name}
     assert found.encoded == len(follows.asked) <= len(inside) + 2
+
+
+def test_without_a_box_and_a_slice_the_finder_begins_where_it_finds_most(tmp_path: Path) -> None:
+    images_DHW, labels_DHW = phantom_volume(size=96)
+    labels_DHW[14:18, :8, :8] = 2  # only where three of 24 slices lie: 1, 4, 6, 9, 12, 14, 17, ...
+    labels_DHW[17:19, :4, 20:24] = 3
+    found = segment_volume(Follows(images_DHW, labels_DHW, tmp_path / "bank"), scan_of(images_DHW), None)
+    inside = np.flatnonzero((labels_DHW == 1).any(axis=(1, 2)))
+    assert found.start == 17
+    assert found.reached == ((inside[0], inside[-1]), (14, 17), (17, 18))
+    np.testing.assert_array_equal(found.labels_DHW, labels_DHW)
+
+
+def test_a_found_object_is_compared_with_the_true_one_at_its_place(tmp_path: Path) -> None:
+    images_DHW, labels_DHW = phantom_volume(size=96)
+    scan, follows = scan_of(images_DHW), Follows(images_DHW, labels_DHW, tmp_path / "bank")
+    (facts,) = volume_facts(segment_volume(follows, scan, 11), scan, labels_DHW.astype(np.int64) * 7)
+    assert facts["dice"] == 1.0
+    (facts,) = volume_facts(segment_volume(follows, scan, 11), scan, np.zeros_like(labels_DHW, np.int64))
+    assert facts["dice"] == 0.0
+
+
+def test_of_found_objects_the_smaller_stays_on_top() -> None:
+    inner, whole = (
+        block(slice(1), slice(8, 12), slice(8, 16))[0],
+        block(slice(1), slice(4, 16), slice(4, 20))[0],
+    )
+    labels_HW = np.zeros(whole.shape, np.int32)
+    paint(labels_HW, {1: inner, 2: whole}, smaller_on_top=True)
+    np.testing.assert_array_equal(labels_HW, np.where(inner, 1, 2 * whole))
+    paint(labels_HW, {1: inner, 2: whole}, smaller_on_top=False)
+    np.testing.assert_array_equal(labels_HW, 2 * whole)
+
+
+def test_few_slices_are_looked_at_each_once() -> None:
+    assert equally_spaced(3) == [0, 1, 2]
+    assert equally_spaced(24) == [1, 4, 6, 9, 12, 14, 17, 20, 22]
 
 
 def test_an_object_ends_where_the_decoder_is_less_sure(tmp_path: Path) -> None:
@@ -194,7 +241,7 @@ def test_volumes_are_in_millilitres_whatever_the_unit_and_the_angles() -> None:
     assert not scan.rectangular
     mask_DHW = np.ones((4, 5, 6), np.int32)
     one = Prediction(mask_DHW[:1] > 0, np.ones(1, np.float32), "polyp", Route("polyp", "polyp", 0.0), 1.0)
-    (facts,) = volume_facts(VolumePrediction(mask_DHW, one, ((0, 3),), 4), scan, mask_DHW.astype(np.int64))
+    (facts,) = volume_facts(VolumePrediction(mask_DHW, 0, one, ((0, 3),), 4), scan, mask_DHW.astype(np.int64))
     assert facts["millilitres"] == round(120 * 1.6 / 1000, 2)
     assert facts["hd95_mm"] is None  # distances are measured along axes at right angles
 
@@ -288,6 +335,17 @@ def test_the_command_writes_the_mask_and_its_scores(tmp_path: Path, casam: Casam
     empty = ("--slice", "12", "--box", "120,150,190,190", "--truth", "none.nii.gz", "--out", "again.nii")
     without = casam("predict-volume", "ct.nii.gz", "--bank", "bank", *empty, "--json")
     assert json.loads(without.out, parse_constant=pytest.fail)["objects"][0]["hd95_mm"] is None
+    assert told["slice"] == 12
+    assert (
+        "name the slice"
+        in casam(
+            "predict-volume", "ct.nii.gz", "--bank", "bank", "--box", "1,1,9,9", "--out", "m2.nii"
+        ).refusal
+    )
+    assert (
+        "alignment.finder"
+        in casam("predict-volume", "ct.nii.gz", "--bank", "bank", "--out", "m2.nii").refusal
+    )
     assert (
         "0 to 23" in casam("predict-volume", "ct.nii.gz", *line, "--slice", "99", "--out", "m2.nii").refusal
     )
