@@ -1,9 +1,7 @@
 """IoU after 0 to 5 simulated clicks, of frozen SAM and of layers; with or without a box and the earlier mask.
 
-A person corrects a mask where it is most wrong. As in RITM (Sofiiuk et al. 2021) and SAM (Kirillov et al.
-2023) each click lies in the middle of the largest wrong region, and the decoder gets all clicks so far, and
-the logits of the mask before. A cell is one task and one seed, a file; so the command can be stopped and
-started again. No setting was chosen on these figures.
+casam_core/bank/clicking.py says where a click lies. A cell is one task and one seed, a file; so the command
+can be stopped and started again. No setting was chosen on these figures.
 """
 
 from __future__ import annotations
@@ -14,15 +12,14 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from casam_bench import models
 from casam_bench.bench import Figures, Surroundings, csv_of, markdown
 from casam_bench.quality.layer_seconds import KINDS, SEEDS, images_of, kept_or_made
 from casam_bench.quality.layer_tables import interval
+from casam_core.bank.clicking import masks_by_clicks
 from casam_core.bank.inference import align
 from casam_core.config.scenario import TrainingSpec
 from casam_core.files import write_atomic
@@ -30,17 +27,11 @@ from casam_core.metrics.segmentation import iou
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer
-from casam_core.model.frame import frame_of
-from casam_core.model.prompts import Prompts, tight_boxes
 from casam_core.seeding import derive_seed, numpy_generator
 
 EPOCHS, IMAGES, INSTANCES, CLICKS, ENOUGH = 2, 3, 2, 5, 0.85
 """Of training (48 steps); test images of a cell, most instances of an image, clicks on each; the IoU that NoC
 asks for."""
-
-Mask = NDArray[np.bool_]
-Click = tuple[int, int, int]
-"""x and y of a pixel; 1 if it belongs to the object, else 0."""
 
 LAYERS: dict[str, Literal["box", "mixed"] | None] = {
     "frozen SAM": None,
@@ -95,60 +86,16 @@ class Row:
         return [getattr(self, f"iou_{k}") for k in range(CLICKS + 1)]
 
 
-def next_click(true_HW: Mask, predicted_HW: Mask, clicked: Iterable[Click] = ()) -> Click | None:
-    """The pixel that is deepest in a wrong region; None if no pixel is wrong that was not clicked already.
-
-    The edge of the image ends a region. Of pixels that are equally deep: a missed one before one too many,
-    then the first by rows.
-
-    Args:
-        true_HW: the object.
-        predicted_HW: the mask so far.
-        clicked: clicks so far, which are not made again.
-    """
-    best: Click | None = None
-    deepest = 0.0
-    for label, wrong_HW in ((1, true_HW & ~predicted_HW), (0, predicted_HW & ~true_HW)):
-        for rows, columns in ndimage.find_objects(wrong_HW.astype(np.int8)):  # one place: all that is wrong
-            depth_hw = ndimage.distance_transform_edt(np.pad(wrong_HW[rows, columns], 1))[1:-1, 1:-1]
-            for x, y, _ in clicked:
-                if rows.start <= y < rows.stop and columns.start <= x < columns.stop:
-                    depth_hw[y - rows.start, x - columns.start] = 0
-            row, column = np.unravel_index(int(np.argmax(depth_hw)), depth_hw.shape)
-            if depth_hw[row, column] > deepest:
-                deepest = float(depth_hw[row, column])
-                best = int(columns.start + column), int(rows.start + row), label
-    return best
-
-
-@torch.no_grad()
 def curve(
-    backbone: Backbone, aligned_CHW: Tensor, layer: AlignmentLayer | None, true_HW: Mask, way: Way
+    backbone: Backbone,
+    aligned_CHW: Tensor,
+    layer: AlignmentLayer | None,
+    true_HW: NDArray[np.bool_],
+    way: Way,
 ) -> list[float]:
     """IoU of one object after 0 to CLICKS clicks, in pixels of the image."""
-    labels_HW = true_HW.astype(np.int32)
-    frame = frame_of(labels_HW, backbone.geometry.side)
-    box = tight_boxes(labels_HW, np.ones(1, np.int32)).boxes_N4 if way.box else None
-    decoder = layer.own_decoder() if layer is not None else None
-    clicks: list[Click] = []
-    predicted_HW, logits_1hw = np.zeros_like(true_HW), None
-    found = []
-    for count in range(CLICKS + 1):
-        if count and (click := next_click(true_HW, predicted_HW, clicks)):
-            clicks.append(click)
-        if len(clicks) == count and (clicks or way.box):  # else all is right, or there is no prompt yet
-            clicks_P3 = np.array(clicks, np.float32).reshape(-1, 3)
-            prompts = Prompts(
-                boxes_N4=box,
-                points_NP2=clicks_P3[None, :, :2] if clicks else None,
-                labels_NP=clicks_P3[None, :, 2].astype(np.int64) if clicks else None,
-                masks_Nhw=logits_1hw if way.mask else None,
-            )
-            decoded_1hw, _ = backbone.decode(aligned_CHW, prompts.into(frame), decoder)
-            logits_1hw = decoded_1hw.cpu().numpy()
-            predicted_HW = (frame.restore(decoded_1hw)[0] > 0).cpu().numpy()
-        found.append(iou(predicted_HW, true_HW))
-    return found
+    masks = masks_by_clicks(backbone, aligned_CHW, layer, true_HW, CLICKS, box=way.box, mask=way.mask)
+    return [iou(predicted_HW, true_HW) for predicted_HW in masks]
 
 
 def run(around: Surroundings) -> Figures:

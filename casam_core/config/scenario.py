@@ -241,10 +241,18 @@ class EvaluationSpec(Section):
     split: Literal["test", "val"] = Field(
         "test", description="val: only to choose settings; do not report these scores."
     )
-    prompts: Literal["box", "jittered_box", "point", "finder"] = Field(
+    prompts: Literal["box", "jittered_box", "point", "finder", "clicks", "box_clicks"] = Field(
         "box",
         description="finder: none; the entry's finder looks for the instances. An instance that it misses, "
-        "and every instance under frozen SAM, counts as IoU 0.",
+        "and every instance under frozen SAM, counts as IoU 0. clicks: simulated ones, each in the middle of "
+        "the largest wrong region of the mask so far. box_clicks: a tight box comes first.",
+    )
+    clicks: int = Field(
+        3,
+        ge=1,
+        le=20,
+        exclude_if=lambda clicks: clicks == 3,  # earlier scenarios keep their digest
+        description="Clicks on each instance, for the prompts clicks and box_clicks.",
     )
     jitter: float = Field(0.1, ge=0, le=0.5, description="Jitter of a box as a share of its side.")
     max_instances: int = Field(32, ge=1, description="Most instances per image; the seed chooses them.")

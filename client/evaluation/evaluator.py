@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casam_core.bank.clicking import masks_by_clicks
 from casam_core.bank.entry_file import Entry, Head, head_in, read_entry
 from casam_core.bank.finding import find
 from casam_core.bank.inference import align, decode_masks, entry_layer, route_among
@@ -218,6 +219,13 @@ class Evaluator:
             missed_HW = np.zeros(labels_HW.shape, bool)
             for instance in map(int, chosen):
                 yield instance, found.masks_NHW[of[instance]] if instance in of else missed_HW
+            return
+        if self.spec.prompts in ("clicks", "box_clicks"):
+            box = self.spec.prompts == "box_clicks"
+            for instance in map(int, chosen):
+                true_HW = labels_HW == instance
+                *_, mask_HW = masks_by_clicks(self.backbone, z, layer, true_HW, self.spec.clicks, box=box)
+                yield instance, mask_HW
             return
         prompts = self.prompts(labels_HW, chosen, rng)
         parts = decode_masks(self.backbone, z, frame, prompts, layer)
