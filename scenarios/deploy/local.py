@@ -29,11 +29,11 @@ from scenarios.deploy.certificates import (
     write_server,
 )
 from scenarios.deploy.node_processes import Node, kept_alive, start_node, wait_until_connected
-from scenarios.deploy.operator import register
+from scenarios.deploy.operator import app_settings, register
 from scenarios.engines.bundle import build_bundle, bundle_hash, stage_app
 from scenarios.engines.flower import submit, terminable
 from scenarios.engines.live import View, live_view, logged
-from scenarios.engines.run import check_completed, prepare, settings_of
+from scenarios.engines.run import check_completed, prepare
 from scenarios.engines.superlink import SuperLink, Tls, free_port, superlink
 from scenarios.inspection.site_files import site_text
 
@@ -109,8 +109,7 @@ def run_deployed(
         nodes = [start(name) for name in node_files]
         wait_until_connected(link, nodes, on_line)
         with kept_alive(nodes, start, on_line):
-            settings = settings_of(scenario, folder) | {"register": str(register_file)}
-            run = submit(link, app, settings, on_line)
+            run = submit(link, app, app_settings(scenario, folder, register_file), on_line)
         fallen = [node for node in nodes if node.process.poll() is not None]
     logs = ", ".join(str(node.log) for node in fallen or nodes)
     check_completed(run, folder, f"{folder / 'flower.log'} and in {logs}")

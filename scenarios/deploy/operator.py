@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,29 @@ def run_remotely(
     """
     with terminable(), remote_superlink(address, authority) as link, live_view(console) as show:
         app = stage_app(ROOT, link.home / "app")
-        settings = settings_of(scenario, folder) | {"register": str(register)}
-        run = submit(link, app, settings, show)
+        run = submit(link, app, app_settings(scenario, folder, register), show)
     check_completed(run, folder, str(folder / "events.jsonl"))
 
 
+def app_settings(scenario: Scenario, folder: Path, register: Path) -> dict[str, str | int | float | bool]:
+    """Flower's run config. Its processes work in a folder of their own, so a relative path starts here."""
+    return settings_of(scenario, folder) | {"register": str(register.expanduser().absolute())}
+
+
 def register(link: SuperLink, public_key: Path) -> int | None:
-    """Register a node's key. Returns the node's number, None if it was registered. Raises RunError."""
-    answer = ask(link, "register", str(public_key), "own")
+    """Register a node's key. Returns the node's number, None if it was registered.
+
+    Raises DeploymentError if there is no such file, RunError if the SuperLink refuses it.
+    """
+    if not public_key.is_file():
+        raise DeploymentError(
+            f"{public_key}: expected a node's public key, found no file; check the path (`casam provision` "
+            "writes them to operator/nodes)"
+        )
+    answer = ask(link, "register", str(public_key.absolute()), "own")  # `flwr` runs in another folder
     if answer.get("success"):
         return int(answer["node-id"])
-    if KNOWN_ALREADY.search(reason := str(answer.get("error-message", answer))):
+    if KNOWN_ALREADY.search(reason := reason_of(answer)):
         return None
     raise RunError(f"{public_key}: the SuperLink did not register this key: {reason}")
 
@@ -68,14 +80,14 @@ def unregister(link: SuperLink, node: int) -> None:
     """Revoke the node's access at once, also while it is connected. Raises RunError."""
     answer = ask(link, "unregister", str(node), "own")
     if not answer.get("success"):
-        raise RunError(f"node {node} could not be revoked: {answer.get('error-message', answer)}")
+        raise RunError(f"node {node} could not be revoked: {reason_of(answer)}")
 
 
 def list_nodes(link: SuperLink) -> dict[int, str]:
     """Every registered node and whether it is `online`, `offline` or only `registered`. Raises RunError."""
     answer = ask(link, "list", "own")
     if not answer.get("success"):
-        raise RunError(f"the SuperLink did not list its nodes: {answer.get('error-message', answer)}")
+        raise RunError(f"the SuperLink did not list its nodes: {reason_of(answer)}")
     return {int(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
 
 
@@ -90,5 +102,10 @@ def ask(link: SuperLink, *arguments: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(result.stdout)
     except ValueError:
-        return {"error-message": " ".join((result.stdout + result.stderr).split())}
+        return {"error-message": result.stdout + result.stderr}
     return answer
+
+
+def reason_of(answer: Mapping[str, Any]) -> str:
+    """Why `flwr` did not do it, as one line."""
+    return " ".join(str(answer.get("error-message", answer)).split())
