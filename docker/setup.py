@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         kits = Path(scratch) / "kits"
         names = tuple(name for name, _, _ in institutions)
-        provision(Consortium(names, "gateway:9092", ("superlink",)), kits, print, home="/institution")
+        provision(Consortium(names, "gateway:9092", ("superlink",), "/institution"), kits, print)
         for name, uid, task in institutions:
             kit, home = kits / "institutions" / name, VOLUMES / "home" / name
             tasks = {task: TaskDescription.model_validate({"path": task, **FEW})}

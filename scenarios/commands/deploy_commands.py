@@ -219,7 +219,7 @@ def provision(
     ],
     server: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="The gateway's address, to which nodes connect.")
-    ] = "localhost:9092",
+    ],
     names: Annotated[
         str, typer.Option(help="More host names or addresses for the server's certificate, with commas.")
     ] = "",
@@ -227,7 +227,10 @@ def provision(
     data: Annotated[str, typer.Option(help="The key data_root in every node.toml.")] = "/data",
     renew_server: Annotated[
         bool,
-        typer.Option("--renew-server", help="Make a new server certificate from the same authority."),
+        typer.Option(
+            "--renew-server",
+            help="Make a new server certificate from the same authority; it keeps its names.",
+        ),
     ] = False,
 ) -> None:
     """Write the kits for real machines: one folder per institution, and a separate one for the operator.
@@ -242,8 +245,9 @@ def provision(
     from scenarios.deploy.provision import Consortium, parse_names
     from scenarios.deploy.provision import provision as write_kits
 
-    consortium = Consortium(parse_names(institutions), server, parse_names(names) if names else ())
-    write_kits(consortium, out, typer.echo, renew_server=renew_server, home=home, data=data)
+    more = parse_names(names) if names else ()
+    consortium = Consortium(parse_names(institutions), server, more, home, data)
+    write_kits(consortium, out, typer.echo, renew_server=renew_server)
 
 
 def gateway(

@@ -57,7 +57,7 @@ def server_certificate(authority: Authority, names: Sequence[str]) -> tuple[byte
         _certificate(
             subject, authority.certificate.subject, key.public_key(), authority.key.public_key(), SERVER_DAYS
         )
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -102,6 +102,16 @@ def read_authority(folder: Path) -> Authority:
     if not isinstance(loaded, ec.EllipticCurvePrivateKey):
         raise DeploymentError(f"{key}: expected an elliptic curve key")
     return Authority(found, loaded)
+
+
+def names_in(certificate: Path) -> tuple[str, ...]:
+    """The host names and addresses of a server's certificate. Raises DeploymentError."""
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise DeploymentError(f"{certificate}: expected the server's certificate there: {error}") from error
+    return tuple(str(name.value) for name in names)
 
 
 def write_authority(authority: Authority, folder: Path) -> None:
@@ -167,7 +177,8 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _general_name(name: str) -> x509.GeneralName:
+def general_name(name: str) -> x509.IPAddress | x509.DNSName:
+    """The name as a certificate holds it."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:

@@ -18,6 +18,8 @@ from casam_core.files import new_folder
 from casam_core.protocol.fingerprint import ROOT
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, public_hex, signing_key
 from scenarios.deploy.certificates import (
+    general_name,
+    names_in,
     new_authority,
     node_key,
     read_authority,
@@ -41,12 +43,15 @@ LOCK = ROOT / "requirements-node.lock"
 class Consortium:
     """The institutions' names and their server.
 
-    server: host:port. names: more host names or addresses in the server's certificate.
+    server: host:port. names: more host names or addresses in the server's certificate. home, data: the
+    institution's home, and the folder with its images, in its node.toml, containers and service.
     """
 
     institutions: tuple[str, ...]
     server: str
     names: tuple[str, ...] = ()
+    home: str = "/home/casam"
+    data: str = "/data"
 
     @property
     def server_names(self) -> list[str]:
@@ -54,15 +59,30 @@ class Consortium:
         host = self.server.rpartition(":")[0].strip("[]")
         return list(dict.fromkeys([host, *self.names, "localhost", "127.0.0.1"]))
 
+    def check(self) -> None:
+        """Raise DeploymentError for a word that a kit's files cannot hold."""
+        for name in self.institutions:
+            if not re.fullmatch(NAME, name):
+                raise DeploymentError(
+                    f"institution {name!r}: expected lower case letters, digits, '-' and '_'"
+                )
+        found = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", self.server)
+        if not found or not 0 < int(found[1]) < 65536:
+            raise DeploymentError(f"server: expected HOST:PORT, found {self.server!r}")
+        for name in self.names:
+            if not re.fullmatch(r"[A-Za-z0-9.:*_-]+", name):
+                raise DeploymentError(f"names: expected host names or addresses, found {name!r}")
+        for key, path in (("home", self.home), ("data", self.data)):
+            # systemd, compose and Kubernetes read these signs each in its own way.
+            if not re.fullmatch(r"/[^\s\"'\\%$:]+", path):
+                raise DeploymentError(
+                    f"{key}: expected an absolute path without blanks, quotes, '\\', '%', '$' and ':', "
+                    f"found {path!r}"
+                )
+
 
 def provision(
-    consortium: Consortium,
-    out: Path,
-    say: Callable[[str], None],
-    *,
-    renew_server: bool = False,
-    home: str = "/home/casam",
-    data: str = "/data",
+    consortium: Consortium, out: Path, say: Callable[[str], None], *, renew_server: bool = False
 ) -> None:
     """Write `out`/operator and `out`/institutions/NAME; existing folders are kept.
 
@@ -72,37 +92,41 @@ def provision(
     Args:
         say: shows a line per folder.
         renew_server: make a new server certificate from the same authority.
-        home: the institution's home in its node.toml.
-        data: the folder with its images in its node.toml.
 
     Raises:
-        DeploymentError: a name or the server is malformed, or the operator's folder has another bundle.
+        DeploymentError: a name or the server is malformed, or does not fit what the operator's folder holds.
     """
-    for name in consortium.institutions:
-        if not re.fullmatch(NAME, name):
-            raise DeploymentError(f"institution {name!r}: expected lower case letters, digits, '-' and '_'")
-    if not re.fullmatch(r"\S+:\d{1,5}", consortium.server):
-        raise DeploymentError(f"server: expected HOST:PORT, found {consortium.server!r}")
-    bundle = build_bundle()
-    operator = make_operator(consortium, out / "operator", bundle, renew=renew_server)
+    consortium.check()
+    lock, bundle = read_lock(), build_bundle()
+    operator, folders = (
+        out / "operator",
+        {name: out / "institutions" / name for name in consortium.institutions},
+    )
+    if not operator.exists():
+        make_operator(consortium, operator, bundle)
+    elif renew_server:
+        renew_certificate(consortium, operator)
+    else:
+        check_certificate(consortium, operator)
+    new = {name: folder for name, folder in folders.items() if not folder.exists()}
+    if new:
+        check_bundle(operator, bundle)
     say(f"operator: {operator}")
-    for name in consortium.institutions:
-        folder = out / "institutions" / name
-        kept = folder.exists()
-        if not kept:
-            make_kit(name, consortium, folder, operator / "ca.crt", bundle, home=home, data=data)
-        say(f"{name}: {'kept ' if kept else ''}{folder}")
-        if not (operator / "nodes" / f"{name}.pub").exists():
-            write_public(operator / "nodes" / f"{name}.pub", (folder / "node.pub").read_bytes())
+    for name, folder in folders.items():
+        if name in new:
+            make_kit(name, consortium, folder, operator / "ca.crt", bundle, lock)
+        say(f"{name}: {folder if name in new else f'kept {folder}'}")
     write_register(out, say)
 
 
 def write_register(out: Path, say: Callable[[str], None]) -> None:
-    """Write the register of all kits in `out` to each of them and to the operator's folder.
+    """Write the register of all kits in `out` to each of them and to the operator's folder, which also gets
+    the public keys of their nodes.
 
     Raises DeploymentError if a kit holds no valid public keys.
     """
-    operator, kits = out / "operator", sorted(path for path in (out / "institutions").iterdir())
+    operator, found = out / "operator", (out / "institutions").iterdir()
+    kits = sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
     try:
         institutions = {kit.name: keys_of(kit) for kit in kits}
         server = public_hex(signing_key(operator / SIGNING_KEY))
@@ -117,6 +141,8 @@ def write_register(out: Path, say: Callable[[str], None]) -> None:
         write_public(kit / REGISTER, text)
         write_public(kit / "SHA256SUMS", checksums(files_in(kit)))
     write_public(operator / REGISTER, text)
+    for kit in kits:
+        write_public(operator / "nodes" / f"{kit.name}.pub", (kit / "node.pub").read_bytes())
     told = f"deliver register.json to {', '.join(kit.name for kit in changed)}" if changed else "unchanged"
     say(f"register: {len(kits)} institutions; {told}")
 
@@ -134,21 +160,38 @@ def is_file_with(path: Path, content: bytes) -> bool:
 
 def files_in(kit: Path) -> dict[str, bytes]:
     """The files of a kit, without its list of checksums."""
-    return {path.name: path.read_bytes() for path in kit.iterdir() if path.name != "SHA256SUMS"}
+    files = (path for path in kit.iterdir() if path.is_file() and path.name != "SHA256SUMS")
+    return {path.name: path.read_bytes() for path in files}
 
 
-def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew: bool) -> Path:
-    """The operator's folder, or the existing one, with a new server certificate if `renew`."""
-    if folder.exists():
-        authority = read_authority(folder)
-        if renew:
-            write_server(authority, consortium.server_names, folder)
-        elif (folder / "casam.fab").read_bytes() != bundle:
-            raise DeploymentError(
-                f"{folder} holds another bundle than this checkout's, and its institutions pin that bundle; "
-                "choose a new --out"
-            )
-        return folder
+def renew_certificate(consortium: Consortium, operator: Path) -> None:
+    """Write a new server certificate. Sites know the server by the names of the old one, so it keeps them."""
+    names = dict.fromkeys([*consortium.server_names, *names_in(operator / "server.crt")])
+    write_server(read_authority(operator), list(names), operator)
+
+
+def check_certificate(consortium: Consortium, operator: Path) -> None:
+    """Raise DeploymentError if a node would not believe the server under one of its names."""
+    known = names_in(operator / "server.crt")
+    if missing := [name for name in consortium.server_names if str(general_name(name).value) not in known]:
+        raise DeploymentError(
+            f"server: expected a name in {operator / 'server.crt'} ({', '.join(known)}), found {missing[0]}; "
+            "correct --server, or add the name with --renew-server"
+        )
+
+
+def check_bundle(operator: Path, bundle: bytes) -> None:
+    """Raise DeploymentError if a new kit would pin another bundle than the kits before it."""
+    if not is_file_with(operator / "casam.fab", bundle):
+        raise DeploymentError(
+            f"{operator}: expected the bundle of this checkout, which a new kit pins, found another one; use "
+            "the checkout that made it, or, if the institutions pin this checkout's bundle now, run "
+            f"`casam bundle build --out {operator / 'casam.fab'}`"
+        )
+
+
+def make_operator(consortium: Consortium, folder: Path, bundle: bytes) -> None:
+    """Write the operator's folder, completely or not at all."""
     with new_folder(folder) as unfinished:
         unfinished.chmod(0o700)
         authority = new_authority()
@@ -158,18 +201,17 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes, *, renew:
         write_private(unfinished / SIGNING_KEY, signing_pair()[0])
         write_public(unfinished / "casam.fab", bundle)
         about = {
-            "names": ", ".join(consortium.server_names),
+            "server": consortium.server,
             "bundle": bundle_hash(bundle),
             "port": consortium.server.rpartition(":")[2],
             "version": importlib.metadata.version("casam"),
         }
         write_public(unfinished / "README.md", from_template("operator.md", about))
         write_public(unfinished / "kubernetes.yml", from_template("operator-kubernetes.yml", about))
-    return folder
 
 
 def make_kit(
-    name: str, consortium: Consortium, folder: Path, authority: Path, bundle: bytes, *, home: str, data: str
+    name: str, consortium: Consortium, folder: Path, authority: Path, bundle: bytes, lock: str
 ) -> None:
     """Write one institution's folder, completely or not at all; write_register completes it."""
     version = importlib.metadata.version("casam")
@@ -185,20 +227,19 @@ def make_kit(
         "bundle": bundle_hash(bundle),
         "policy": "policy.toml",
         "site": "site.toml",
-        "home": home,
-        "data_root": data,
+        "home": consortium.home,
+        "data_root": consortium.data,
     }
     about = {
         "institution": name,
         "superlink": consortium.server,
         "version": version,
-        "home": home,
-        "data": data,
+        "home": consortium.home,
+        "data": consortium.data,
         # A name of a namespace has no underscore.
         "place": name.replace("_", "-").rstrip("-"),
         "port": consortium.server.rpartition(":")[2],
     }
-    lock = read_lock()
     files: dict[str, bytes] = {
         "README.md": from_template("institution.md", about),
         "compose.yml": from_template("institution-compose.yml", about),

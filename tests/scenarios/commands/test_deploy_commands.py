@@ -29,7 +29,16 @@ def test_a_key_is_made_once_and_stays_closed(tmp_path: Path, casam: Casam) -> No
 
 
 def test_provision_then_check(tmp_path: Path, casam: Casam) -> None:
-    folders = ["--out", tmp_path / "kit", "--home", tmp_path, "--data", tmp_path]
+    folders = [
+        "--server",
+        "localhost:9092",
+        "--out",
+        tmp_path / "kit",
+        "--home",
+        tmp_path,
+        "--data",
+        tmp_path,
+    ]
     made = casam("provision", "--institutions", "north", *folders)
     assert made.status == 0, made.err
     node = tmp_path / "kit" / "institutions" / "north" / "node.toml"
@@ -95,7 +104,8 @@ def test_a_deployment_whose_data_a_site_would_not_open_never_starts(tmp_path: Pa
 def test_a_superlink_that_does_not_answer_is_one_line(
     command: tuple[str, ...], tmp_path: Path, casam: Casam
 ) -> None:
-    made = casam("provision", "--institutions", "north,south", "--out", tmp_path / "kits")
+    server = ("--server", "localhost:9092")
+    made = casam("provision", "--institutions", "north,south", *server, "--out", tmp_path / "kits")
     assert made.status == 0, made.err
     authority, register = (tmp_path / "kits" / "operator" / name for name in ("ca.crt", "register.json"))
     words = [register if word == "register.json" else word for word in command]

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from casam_core.errors import DeploymentError
 from casam_core.protocol.register import public_hex, read_register, sign_as, signing_key
 from client.node.node_file import check_node, read_node_file
 from scenarios.deploy import provision as kits
-from scenarios.deploy.certificates import new_authority, signing_pair
+from scenarios.deploy.certificates import new_authority, node_key, signing_pair
 from scenarios.deploy.provision import LOCK, Consortium, parse_names, provision
 from scenarios.deploy.sbom import bill_of_materials, locked_packages
 from scenarios.engines.bundle import build_bundle, bundle_hash
@@ -42,7 +43,7 @@ def quiet(line: str) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A consortium of two."""
     folder = tmp_path_factory.mktemp("consortium")
-    provision(CONSORTIUM, folder, quiet, home=str(folder / "home"), data=str(folder))
+    provision(replace(CONSORTIUM, home=str(folder / "home"), data=str(folder)), folder, quiet)
     return folder
 
 
@@ -159,7 +160,12 @@ def test_a_site_with_its_own_key_gets_into_the_register_by_its_public_part(tmp_p
     private, public = signing_pair()
     kit = tmp_path / "institutions" / "north"
     (kit / "signing.pub").write_bytes(public)
+    (kit / "node.pub").write_bytes(node_public := node_key()[1])
+    (kit / "notes").mkdir()
     provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
+    assert (tmp_path / "operator" / "nodes" / "north.pub").read_bytes() == node_public, (
+        "the operator registers it"
+    )
     (kit / "signing.key").write_bytes(private)
     (kit / "node.toml").write_text((kit / "node.toml").read_text().replace("/data", str(tmp_path)))
     node = read_node_file(kit / "node.toml")
@@ -176,16 +182,31 @@ def test_a_renewed_server_is_believed_by_the_kits_that_are_out_there(tmp_path: P
     provision(Consortium(("north",), "fl-new:9092"), tmp_path, quiet, renew_server=True)
     assert server.read_bytes() != before
     assert believed(server, authority, "fl-new")
+    assert believed(server, authority, "fl"), "the kits before know the server by this name"
 
 
-def test_a_kit_for_other_code_needs_a_folder_of_its_own(
+def test_a_kit_never_names_a_server_that_its_node_would_not_believe(tmp_path: Path) -> None:
+    provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
+    with pytest.raises(
+        DeploymentError, match=r"expected a name in .*server.crt \(fl, localhost, 127.0.0.1\), found "
+    ):
+        provision(Consortium(("north", "east"), "elsewhere:9092"), tmp_path, quiet)
+    assert not (tmp_path / "institutions" / "east").exists()
+
+
+def test_a_new_kit_pins_the_bundle_that_the_operator_gave_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)
     monkeypatch.setattr(kits, "build_bundle", lambda: b"a later version")
-    with pytest.raises(DeploymentError, match="holds another bundle"):
-        provision(Consortium(("east",), "fl:9092"), tmp_path, quiet)
+    for renew in (False, True):
+        with pytest.raises(DeploymentError, match="expected the bundle of this checkout"):
+            provision(Consortium(("east",), "fl:9092"), tmp_path, quiet, renew_server=renew)
     assert not (tmp_path / "institutions" / "east").exists()
+    provision(Consortium(("north",), "fl:9092"), tmp_path, quiet)  # new keys of old kits go on
+    (tmp_path / "operator" / "casam.fab").write_bytes(b"a later version")
+    provision(Consortium(("east",), "fl:9092"), tmp_path, quiet)
+    assert (tmp_path / "institutions" / "east" / "casam.fab").read_bytes() == b"a later version"
 
 
 @pytest.mark.parametrize(
@@ -193,11 +214,24 @@ def test_a_kit_for_other_code_needs_a_folder_of_its_own(
     [
         (Consortium(("../north",), "fl:9092"), "expected lower case letters"),
         (Consortium(("north",), "fl"), "server: expected HOST:PORT"),
+        (Consortium(("north",), "https://fl.example.org:9092"), "server: expected HOST:PORT"),
+        (Consortium(("north",), "klinik-süd.example.org:9092"), "server: expected HOST:PORT"),
+        (Consortium(("north",), "fl:99999"), "server: expected HOST:PORT"),
+        (Consortium(("north",), "fl:9092", ("klinik süd",)), "names: expected host names"),
+        (Consortium(("north",), "fl:9092", home="home"), "home: expected an absolute path"),
+        (Consortium(("north",), "fl:9092", data="/my images"), "data: expected an absolute path"),
     ],
 )
 def test_bad_input_writes_nothing(tmp_path: Path, consortium: Consortium, words: str) -> None:
     with pytest.raises(DeploymentError, match=words):
         provision(consortium, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_lock_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kits, "LOCK", tmp_path / "none.lock")
+    with pytest.raises(DeploymentError, match="run from a clone"):
+        provision(Consortium(("north",), "fl:9092"), tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
 
 
@@ -244,7 +278,10 @@ def test_a_kits_container_is_as_confined_as_the_demos(made: Path) -> None:
     assert "http://127.0.0.1:9095/health" in node["healthcheck"]["test"][-1], "healthy: the server knows it"
     assert (node["read_only"], node["cap_drop"], node["user"]) == (True, ["ALL"], "10001:10001")
     assert ".:/site:ro" in node["volumes"]
-    assert any(volume.endswith(":/data:ro") for volume in node["volumes"])
+    places = read_node_file(made / "institutions" / "north" / "node.toml")
+    assert {f"home:{places.home}", node["volumes"][1]} <= set(node["volumes"])
+    assert node["volumes"][1].endswith(f":{places.data_root}:ro")
+    assert node["environment"] == {"CASAM_HOME": str(places.home), "HOME": str(places.home)}
     assert "ports" not in node
 
 
