@@ -125,7 +125,12 @@ def approvals_in(home: Path) -> list[Approval]:
     try:
         lines = json.loads(path.read_text())
         return [Approval(**{**line, "tasks": tuple(line["tasks"])}) for line in lines]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except OSError as error:
+        raise PolicyError(
+            f"{path}: expected a file that this user can read, found: {error.strerror}; give it to the user "
+            "that runs the node"
+        ) from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PolicyError(f"{path}: expected a list of approvals; restore it from a backup") from error
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from pydantic import Field, StringConstraints, ValidationError
@@ -157,7 +158,7 @@ def check_key(path: Path) -> None:
     try:
         mode = path.stat().st_mode
         key = load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it has a password
         raise DeploymentError(f"key: {path} is not a private key without a password: {error}") from error
     if mode & 0o077:
         raise DeploymentError(f"key: others may read {path}; run `chmod 600 {path}`")

@@ -107,6 +107,7 @@ def approve(
     from scenarios.deploy.place import site_at
 
     place = site_at(node)
+    place.check_user()
     asked = found(scenario, set_, place.home)
     given = write_approval(asked, place.institution, place.site, place.home, "person")
     typer.echo(f"{place.institution} approves {given.name} {given.digest}")
@@ -126,6 +127,7 @@ def withdraw(
     from scenarios.deploy.place import site_at
 
     place = site_at(node)
+    place.check_user()
     asked = found(scenario, set_, place.home)
     write_withdrawal(asked.digest(), place.home)
     typer.echo(f"{place.institution} no longer approves {asked.name} {asked.digest()}")

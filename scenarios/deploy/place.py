@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from casam_core.config.policy import Policy
 from casam_core.config.site_file import SiteFile, read_site_file
 from casam_core.config.toml import read_policy
-from casam_core.errors import DataError
+from casam_core.errors import DataError, DeploymentError
 from client.data.open import open_dataset
 from client.node.approvals import approvals_in, pending_in
 from client.node.node_file import read_node_file
@@ -25,6 +26,14 @@ class Place:
     policy: Policy
     home: Path
     data_root: Path | None
+
+    def check_user(self) -> None:
+        """Raise DeploymentError if root would leave files in the home that the node's user cannot read."""
+        if os.geteuid() == 0 and self.home.exists() and (owner := self.home.stat().st_uid) != 0:
+            raise DeploymentError(
+                f"home: expected the user of {self.home} (number {owner}), found root, whose files the node "
+                f"could not read; run `sudo -u '#{owner}' casam ...`"
+            )
 
     def overview(self) -> Iterator[str]:
         """The scenarios that wait and those that were approved, one line each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -95,6 +96,24 @@ def test_a_key_of_another_kind_is_refused(site: Path) -> None:
     )
     write_private(site.parent / "node.key", other)
     with pytest.raises(DeploymentError, match="expected a P-384 key, found Ed25519"):
+        check_node(read_node_file(site))
+
+
+def test_a_key_with_a_password_is_refused(site: Path) -> None:
+    """As `ssh-keygen` makes it; no node could ask for the password."""
+
+    def text(content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + content
+
+    public = base64.b64decode(node_key()[1].split()[1])
+    derived = text(text(bytes(16)) + (16).to_bytes(4, "big"))
+    head = b"openssh-key-v1\0" + text(b"aes256-ctr") + text(b"bcrypt") + derived
+    body = base64.b64encode(head + (1).to_bytes(4, "big") + text(public) + text(bytes(64)))
+    mark = b"OPENSSH PRIVATE KEY-----\n"
+    write_private(site.parent / "node.key", b"-----BEGIN " + mark + body + b"\n-----END " + mark)
+    with pytest.raises(
+        DeploymentError, match="is not a private key without a password: Key is password-protec"
+    ):
         check_node(read_node_file(site))
 
 

@@ -338,6 +338,13 @@ def test_a_damaged_list_of_approvals_is_no_approval(place: Path) -> None:
     assert asked(place, scenario.canonical_json())["outcome"] == "bad-policy"
 
 
+def test_a_list_of_approvals_that_another_user_closed_needs_no_backup(tmp_path: Path) -> None:
+    """An older list would bring withdrawn approvals back."""
+    (tmp_path / "approvals.json").mkdir()  # root, too, cannot read it
+    with pytest.raises(PolicyError, match="expected a file that this user can read"):
+        approvals_in(tmp_path)
+
+
 def test_a_description_without_images_is_refused() -> None:
     with pytest.raises(ValueError, match="expected the key 'path'"):
         TaskDescription()
