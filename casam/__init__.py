@@ -44,24 +44,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from casam_core.bank.inference import LoadedBank, LoadedEntry, load_bank
     from casam_core.config.scenario import Scenario
     from casam_core.methods import Method
     from casam_core.model.backbones import Backbone, BackboneEntry
     from casam_core.model.forms import AlignmentLayer, FormEntry
     from casam_core.routing.routers import RouterEntry
+    from casam_use.loaded_bank import LoadedBank, LoadedEntry, load_bank
+    from casam_use.segmenter import Prediction, Segmenter, backbone_for
     from client.data.open import Opener
-    from scenarios.prediction.segmenter import Prediction, Segmenter, backbone_for
     from server.run.summary_schema import Summary
 
 # Loaded at first use: the import of torch takes seconds, and `import casam` must be fast.
 _HOMES = {
-    "LoadedBank": "casam_core.bank.inference",
-    "LoadedEntry": "casam_core.bank.inference",
-    "load_bank": "casam_core.bank.inference",
-    "Prediction": "scenarios.prediction.segmenter",
-    "Segmenter": "scenarios.prediction.segmenter",
-    "backbone_for": "scenarios.prediction.segmenter",
+    "LoadedBank": "casam_use.loaded_bank",
+    "LoadedEntry": "casam_use.loaded_bank",
+    "load_bank": "casam_use.loaded_bank",
+    "Prediction": "casam_use.segmenter",
+    "Segmenter": "casam_use.segmenter",
+    "backbone_for": "casam_use.segmenter",
     "BackboneEntry": "casam_core.model.backbones",
     "FormEntry": "casam_core.model.forms",
     "Method": "casam_core.methods",
@@ -122,7 +122,7 @@ class Run:
     @property
     def bank(self) -> Path:
         """The folder of the learned bank, for `load_bank`; of one layer for all tasks, of the last stage."""
-        from scenarios.prediction.run_bank import bank_of_run
+        from casam_use.run_bank import bank_of_run
 
         return bank_of_run(self.folder)
 
@@ -180,7 +180,7 @@ def run(
     folder = choose_folder(resolved, Path(out) if out else None)
     order = RunOrder(Engine(engine), Path(data_root) if data_root else None, folder)
     with followed(folder / "events.jsonl", on_event):
-        run_scenario(resolved, order, Console(quiet=not verbose))
+        run_scenario(resolved, order, Console(quiet=not verbose, markup=False))
     return load_run(folder)
 
 
@@ -286,7 +286,7 @@ def load_backbone(name: str = "lite_medsam", *, checkpoint: str | None = None, t
     from casam_core.config.toml import explain
     from casam_core.errors import ScenarioError
     from casam_core.model import backbones
-    from scenarios.prediction.segmenter import prepared
+    from casam_use.segmenter import prepared
 
     try:
         spec = BackboneSpec(name=name, checkpoint=checkpoint)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from casam_core.errors import DataError
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
+from casam_use.segmenter import embedding_of, require_rgb
 from client.data.labels import number, whole_labels
-from scenarios.prediction.segmenter import embedding_of, require_rgb
 
 
 def examples_of(

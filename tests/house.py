@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("casam", "casam_core", "client", "server", "scenarios", "casam_bench")
+ROOMS = ("casam", "casam_core", "client", "server", "scenarios", "casam_bench", "casam_use")
 TRUSTED = ("casam_core", "client", "server")
 RELEASE_PATH = "client/release"
 BRANCHES = (

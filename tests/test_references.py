@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("casam", "casam_core", "client", "server", "scenarios", "casam_bench", "tests", "docs", "docker")
+PACKAGES = ("casam", "casam_core", "client", "server", "scenarios", "casam_bench", "casam_use")
+ROOMS = (*PACKAGES, "tests", "docs", "docker")
 FILE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(ROOMS)})/[\w/.-]+\.(?:py|md|toml|json|yml))\b")
-MODULE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(ROOMS[:6])})(?:\.[A-Za-z_]\w*)+)(?![\w/(])")
+MODULE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)(?![\w/(])")
 SUFFIXES = (".fab", ".plugins", ".crt", ".key", ".pem")
 TEST = re.compile(r"`(test_\w+)`")
 
@@ -35,7 +36,7 @@ def found_texts() -> Iterator[tuple[str, str]]:
             # The change log tells of what once was.
             if page.name not in ("CHANGELOG.md",):
                 yield page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
-    for room in ROOMS[:7]:
+    for room in (*PACKAGES, "tests"):
         for path in sorted((ROOT / room).rglob("*.py")):
             source = path.read_text(encoding="utf-8")
             said = [node.value for node in nodes_of(path) if is_text(node)]
@@ -52,7 +53,7 @@ def is_text(node: ast.AST) -> bool:
 def module_names() -> frozenset[str]:
     """Dotted names of modules and of what they define."""
     found = set()
-    for room in ROOMS[:6]:
+    for room in PACKAGES:
         for path in (ROOT / room).rglob("*.py"):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             found.add(name)

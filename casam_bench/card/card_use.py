@@ -15,7 +15,7 @@ from casam_core.bank.inference import decode_masks
 from casam_core.model.prompts import Prompts
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router
-from casam_core.routing.routers.stack import stack_of
+from casam_use.router_stack import stack_of
 
 PROMPTS = (1, 16, 64)
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.speed.machine import memory_read
 from casam_bench.timing import interleaved
-from casam_core.bank.inference import STACK_FROM
 from casam_core.config.named_parts import SHIPPED_FRAMES, PublicFrameSpec, RouterSpec
 from casam_core.routing.decision import Route, decide
 from casam_core.routing.routers import Arrays, GaussianSpec, Router, VaeSpec, build_router
 from casam_core.routing.routers.public_frame import PublicFrameRouter
-from casam_core.routing.routers.stack import Stack, stack_of
+from casam_use.loaded_bank import STACK_FROM
+from casam_use.router_stack import Stack, stack_of
 
 ENTRIES = (1, 10, 100, 1000)
 FEATURES, IMAGES, LEARNED, PROBES, REPEATS = 512, 48, 8, 2, 5
@@ -60,7 +60,7 @@ def run(around: Surroundings) -> Figures:
         known = states[:count]
         sides: dict[str, Callable[[Tensor], Route]] = {"one by one": partial(one_by_one, default, known)}
         for name, (router, of_all) in {"default": (default, states), **others}.items():
-            # The same choice as in a bank (casam_core.bank.inference).
+            # The same choice as in a bank (casam_use.loaded_bank).
             stack = stack_of(router, of_all[:count]) if count >= STACK_FROM else None
             sides[name] = partial(stacked, router, stack, of_all[:count])
             figures["wrong"] += sum(

@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from casam_core.errors import BankError, PromptError, RunInputError
+from casam_use.run_bank import bank_of_run
 from scenarios.commands.terminal import Json, console, plain_columns, print_json
-from scenarios.prediction.run_bank import bank_of_run
 
 bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
 
@@ -153,7 +153,7 @@ def remove(
     For example: casam bank remove RUN/bank histology --out smaller
     """
     from casam_core.bank.bank import Bank
-    from casam_core.bank.edit import without
+    from casam_use.edit import without
 
     _say_written(out, without(Bank.open(bank), task, out).tasks)
 
@@ -170,7 +170,7 @@ def merge(
     For example: casam bank merge heart/bank lung/bank --out both
     """
     from casam_core.bank.bank import Bank
-    from casam_core.bank.edit import merged
+    from casam_use.edit import merged
 
     _say_written(out, merged({str(folder): Bank.open(of_a_run(folder)) for folder in banks}, out).tasks)
 
@@ -193,7 +193,7 @@ def import_official(
     """
     if not folder.is_dir():
         raise BankError(f"{folder}: expected a folder with adapters_ckpt/ and vaes_ckpt/, found no folder")
-    from casam_core.bank.edit import write_bank
+    from casam_use.edit import write_bank
     from scenarios.export.official import read_official
 
     entries = read_official(
@@ -232,7 +232,7 @@ def export_onnx(bank: BankFolder, out: NewFolder) -> None:
 
     Needs an extra: pip install 'casam\[onnx]'. docs/using-a-bank.md says how to use the files.
     """
-    from casam_core.bank.inference import load_bank
+    from casam_use.loaded_bank import load_bank
     from scenarios.export.onnx_files import write_onnx
 
     _say_written(out, tuple(write_onnx(load_bank(bank), out)))
@@ -320,10 +320,10 @@ def predict(
     Bank.open(bank)
     # A slip in a file should not cost the seconds of the libraries, one in a prompt not those of the model.
     with console(stderr=True).status("loading the model"):
-        from casam_core.bank.inference import load_bank
-        from scenarios.prediction import telling
-        from scenarios.prediction.segmenter import Segmenter, backbone_for, has_finders
-        from scenarios.prediction.user_prompts import UserPrompts
+        from casam_use import telling
+        from casam_use.loaded_bank import load_bank
+        from casam_use.segmenter import Segmenter, backbone_for, has_finders
+        from casam_use.user_prompts import UserPrompts
 
         asked = UserPrompts(boxes, points, labels, earlier_HW, one)
         asked.checked(*image_HW3.shape[:2], needed=False)
@@ -398,7 +398,7 @@ def predict_volume(
         raise PromptError("--box: expected --slice beside it, found none; name the slice of the boxes")
     check_out("--out", out, len(boxes), (".nii", ".nii.gz"))
     centre_width = coordinates("--window", window, 2) if window is not None else None
-    from scenarios.prediction.scan import read_labels, read_scan, write_labels
+    from casam_use.scan import read_labels, read_scan, write_labels
 
     screen = console(stderr=True)
     with screen.status("reading the scan"):
@@ -408,11 +408,11 @@ def predict_volume(
     if slice_ is not None and not 0 <= slice_ < slices:
         raise PromptError(f"--slice: expected 0 to {slices - 1}, found {slice_}; correct it")
     with screen.status("loading the model") as status:
-        from casam_core.bank.inference import load_bank
-        from scenarios.prediction import telling
-        from scenarios.prediction.propagation import segment_volume
-        from scenarios.prediction.segmenter import Segmenter, backbone_for, has_finders
-        from scenarios.prediction.user_prompts import UserPrompts
+        from casam_use import telling
+        from casam_use.loaded_bank import load_bank
+        from casam_use.propagation import segment_volume
+        from casam_use.segmenter import Segmenter, backbone_for, has_finders
+        from casam_use.user_prompts import UserPrompts
 
         loaded = load_bank(bank)
         UserPrompts(boxes).checked(*scan.slices_DHW.shape[1:], needed=not has_finders(loaded))

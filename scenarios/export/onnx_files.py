@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from casam_core.bank.inference import LoadedBank, LoadedEntry
 from casam_core.errors import ExportError
 from casam_core.files import new_folder
 from casam_core.model.forms.finder import finds
 from casam_core.routing.features import FEATURES
 from casam_core.routing.routers.public_frame import CAUTION, LOWEST, MOST_NOISE, WIDER, PublicFrameRouter
+from casam_use.loaded_bank import LoadedBank, LoadedEntry
 from scenarios.export.official import FOLDER_NAME
 
 CELLS = 64

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from casam_core.bank.bank import Bank
-from casam_core.bank.edit import check_alike
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.inference import LoadedEntry
 from casam_core.errors import BankError
 from casam_core.protocol.audit import Release
 from casam_core.protocol.messages import purge_statement
 from casam_core.protocol.register import Register, is_signed
 from casam_core.routing.decision import IDENTITY
+from casam_use.edit import check_alike
+from casam_use.loaded_bank import LoadedEntry
 
 IMPORTED = "official files"
 """Provenance.scenario of an entry imported from the authors' files. Its holders are unknown: ()."""

@@ -15,7 +15,7 @@ from casam_core.files import write_atomic
 from casam_core.methods import SHARED
 from casam_core.model.backbones import released_digests
 from casam_core.model.forms import changes_sam
-from scenarios.prediction.run_bank import bank_of_run
+from casam_use.run_bank import bank_of_run
 from scenarios.report.figures import SPLITS, empty_cells
 from scenarios.report.ledger_table import ledger_table
 from scenarios.report.parts import Block, Cell, Code, Notice, Table

@@ -435,7 +435,7 @@ def try_image(asked: Asked) -> Response:
 
 def try_mask(asked: Asked) -> Response:
     """The label map of an answer as a file to save: 0 background, 1..n the prompts."""
-    from scenarios.prediction.telling import png_of
+    from casam_use.telling import png_of
 
     opened = asked.studio.desk.opened(asked.get("open"))
     if (answer := opened.answers.get(asked.get("entry"))) is None:

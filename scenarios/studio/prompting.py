@@ -29,7 +29,7 @@ from scenarios.studio.shelf import RunItem
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scenarios.prediction.segmenter import Prediction, Segmenter
+    from casam_use.segmenter import Prediction, Segmenter
 
 MOST_OPEN, MOST_BANKS = 6, 2
 LARGEST_UPLOAD = 64 * 1024 * 1024
@@ -113,8 +113,8 @@ class Desk:
         if run.bank is None:
             raise PromptError(f"{run.name}: expected a run with a bank, found none; choose another run")
         if run.bank not in self._segmenters:
-            from casam_core.bank.inference import load_bank
-            from scenarios.prediction.segmenter import Segmenter, backbone_for
+            from casam_use.loaded_bank import load_bank
+            from casam_use.segmenter import Segmenter, backbone_for
 
             bank, (name, checkpoint) = load_bank(run.bank), backbone_of(run.path)
             self._segmenters[run.bank] = Segmenter(backbone_for(bank, name, checkpoint=checkpoint), bank)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casam_core.errors import CasamError, RunInputError
-from scenarios.prediction.run_bank import bank_of_run
+from casam_use.run_bank import bank_of_run
 
 DEPTH = 3
 """How deep below a given folder runs and images are looked for."""

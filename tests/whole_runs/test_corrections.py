@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from casam_core.bank.bank import Bank
-from casam_core.bank.inference import LoadedBank, load_bank
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import Scenario
 from casam_core.model import validation
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.protocol.audit import read_log
+from casam_use.loaded_bank import LoadedBank, load_bank
+from casam_use.segmenter import Segmenter
 from client import institution
 from client.data.phantoms import PHANTOMS
 from scenarios.engines.inprocess import run_inprocess
-from scenarios.prediction.segmenter import Segmenter
 from tests.conftest import tiny_table, with_policies
 
 BOX = (8, 8, 40, 40)

@@ -11,11 +11,12 @@ import torch
 
 from casam_core.bank.entries import half, make_entry, rounded
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.inference import LoadedBank, LoadedEntry, entry_layer
+from casam_core.bank.inference import entry_layer
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError
 from casam_core.model.forms import LowRankSpec, build_layer, weights_of
 from casam_core.routing.routers import GaussianSpec, build_router
+from casam_use.loaded_bank import LoadedBank, LoadedEntry
 from tests.conftest import tiny_table
 
 WIDTH = 64

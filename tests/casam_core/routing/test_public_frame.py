@@ -24,8 +24,8 @@ from casam_core.routing.routers.public_frame import (
     log_distances,
     read_by_place,
 )
-from casam_core.routing.routers.stack import PublicFrameStack
 from casam_core.seeding import Draws
+from casam_use.router_stack import PublicFrameStack
 from tests.banks import random_frame
 from tests.conftest import tiny_table
 

@@ -16,10 +16,10 @@ from casam_core.bank.bank import Bank
 from casam_core.errors import PromptError
 from casam_core.model.prompts import Prompts
 from casam_core.routing.decision import Route
+from casam_use.telling import nothing_found, png_of
+from casam_use.user_prompts import SURE
 from client.data.dataset import LoadedSample
 from scenarios.inspection.survey import overlay_of
-from scenarios.prediction.telling import nothing_found, png_of
-from scenarios.prediction.user_prompts import SURE
 from tests.banks import files_of, picture, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from casam_core.bank.bank import Bank
-from casam_core.bank.edit import write_bank
 from casam_core.bank.entry_file import Entry, Provenance
-from casam_core.bank.inference import LoadedBank, LoadedEntry
 from casam_core.errors import BankError
 from casam_core.model.backbones.sam import OFFICIAL_SHA256
+from casam_use.edit import write_bank
+from casam_use.loaded_bank import LoadedBank, LoadedEntry
 from scenarios.export.official import LAYER_SHAPES, VAE_SHAPES, official_tasks, read_official, write_official
 from scenarios.inspection.verify import faults_of
 

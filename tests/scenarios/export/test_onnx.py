@@ -15,9 +15,9 @@ import torch
 
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.finding import LEAST, SAME
-from casam_core.bank.inference import LoadedBank
 from casam_core.errors import ExportError
 from casam_core.model.forms.finder import ALIKE, PREFIX, Finder
+from casam_use.loaded_bank import LoadedBank
 from scenarios.export.onnx_files import write_onnx
 from tests.banks import picture, tiny_backbone, tiny_entry
 

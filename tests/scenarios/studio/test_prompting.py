@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from casam import Segmenter, backbone_for, load_bank
 from casam_core.errors import PromptError
-from scenarios.prediction.run_bank import bank_of_run
+from casam_use.run_bank import bank_of_run
 from scenarios.studio.pages import Studio
 from scenarios.studio.prompting import MOST_OPEN, numbers
 from scenarios.studio.shelf import Shelf
@@ -76,7 +76,7 @@ def test_an_image_is_encoded_once(
     def again(*_: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("scenarios.prediction.segmenter.Segmenter.embed", again)
+    monkeypatch.setattr("casam_use.segmenter.Segmenter.embed", again)
     assert visitor.post("/try/segment", data={"open": opened, "points": "20 20"}).status_code == 303
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from casam_core.bank.bank import Bank
-from casam_core.bank.inference import load_bank
 from casam_core.config.library import scenario_path
 from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import PublicFrameSpec
+from casam_use.loaded_bank import load_bank
 from client.site import Site
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.public import frame_making

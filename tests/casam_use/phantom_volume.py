@@ -1,6 +1,6 @@
 """A phantom volume: the spleen of one body, wide in its middle slices and gone at both ends.
 
-python -m tests.scenarios.prediction.phantom_volume SEED volume.nii.gz truth.nii.gz
+python -m tests.casam_use.phantom_volume SEED volume.nii.gz truth.nii.gz
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from casam_use.scan import Scan, write_labels
 from client.data.phantoms.spleen_ct import paint
-from scenarios.prediction.scan import Scan, write_labels
 
 SPACING = (2.5, 0.8, 0.8)
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casam_core.bank.finding import box_of
-from scenarios.prediction.scan import Scan
-from scenarios.prediction.segmenter import Prediction, Segmenter, paint
+from casam_use.scan import Scan
+from casam_use.segmenter import Prediction, Segmenter, paint
 
 MOST_DROP = 0.1
 """How far the decoder's own estimate of the IoU may fall below that of the first slice."""

@@ -19,15 +19,16 @@ import casam
 from casam import LoadedBank, Segmenter, backbone_for, load_bank
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.inference import channels_of, decode_masks, entry_router
+from casam_core.bank.inference import decode_masks
 from casam_core.errors import BankError, PromptError, ScenarioError
 from casam_core.model.compute import Halved
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.model.forms.finder import PREFIX, Finder, found
 from casam_core.model.prompts import Prompts
+from casam_use.loaded_bank import channels_of, entry_router
 from tests.banks import picture, tiny_backbone, tiny_bank, tiny_entry
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 BOX = (12, 10, 35, 29)
 
 

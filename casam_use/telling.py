@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from casam_core.metrics.segmentation import dice, edge_distance
-from scenarios.prediction.propagation import VolumePrediction
-from scenarios.prediction.scan import Scan
-from scenarios.prediction.segmenter import Prediction
+from casam_use.propagation import VolumePrediction
+from casam_use.scan import Scan
+from casam_use.segmenter import Prediction
 
 
 def volume_facts(

@@ -15,24 +15,24 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from numpy.typing import NDArray
 from torch import from_numpy
 
-from casam_core.bank.inference import load_bank
 from casam_core.errors import DataError
 from casam_core.metrics.segmentation import edge_distance
 from casam_core.routing.decision import Route
-from scenarios.prediction.propagation import (
+from casam_use.loaded_bank import load_bank
+from casam_use.propagation import (
     VolumePrediction,
     box_around,
     equally_spaced,
     goes_on,
     segment_volume,
 )
-from scenarios.prediction.scan import Scan, read_labels, read_scan, write_labels
-from scenarios.prediction.segmenter import Prediction, Segmenter, paint
-from scenarios.prediction.telling import volume_facts
+from casam_use.scan import Scan, read_labels, read_scan, write_labels
+from casam_use.segmenter import Prediction, Segmenter, paint
+from casam_use.telling import volume_facts
 from tests.banks import tiny_backbone, tiny_bank
 from tests.casam_command import Casam
+from tests.casam_use.phantom_volume import SPACING, main, phantom_volume, scan_of
 from tests.client.data.test_dicom import put as put_series
-from tests.scenarios.prediction.phantom_volume import SPACING, main, phantom_volume, scan_of
 
 
 def block(

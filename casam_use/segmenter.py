@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from casam_core.bank.finding import find
-from casam_core.bank.inference import LoadedBank, LoadedEntry, align, decode_masks
+from casam_core.bank.inference import align, decode_masks
 from casam_core.config.named_parts import BackboneSpec
 from casam_core.config.scenario import ComputeSpec
 from casam_core.errors import BankError, PromptError, ScenarioError
@@ -18,7 +18,8 @@ from casam_core.model.backbones import BACKBONES, Backbone, load_backbone, relea
 from casam_core.model.compute import Compute, prepare_process, resolve_compute
 from casam_core.model.forms.finder import Finder, finds
 from casam_core.routing.decision import IDENTITY, Route
-from scenarios.prediction.user_prompts import UserPrompts
+from casam_use.loaded_bank import LoadedBank, LoadedEntry
+from casam_use.user_prompts import UserPrompts
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from casam_core.bank import inference
 from casam_core.bank.entry_file import Entry
-from casam_core.bank.inference import LoadedBank
 from casam_core.routing.routers import Arrays, GaussianSpec, build_router
-from casam_core.routing.routers.stack import GaussianStack
+from casam_use import loaded_bank
+from casam_use.loaded_bank import LoadedBank
+from casam_use.router_stack import GaussianStack
 from tests.banks import picture, tiny_backbone, tiny_entry
 
 ROUTER = build_router(GaussianSpec())
@@ -98,11 +98,11 @@ def many_entries(tasks: int, kind: str) -> list[Entry]:
 
 @pytest.mark.parametrize("kind", ["gaussian", "public_frame"])
 def test_a_large_bank_routes_with_the_bits_of_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = many_entries(inference.STACK_FROM + 4, kind)
+    entries = many_entries(loaded_bank.STACK_FROM + 4, kind)
     z_BCHW = tiny_backbone().encode([picture(task, i) for task in ("polyp", "histology") for i in range(4)])
     stacked = LoadedBank(entries, "digest")
     assert stacked._stack is not None
-    monkeypatch.setattr(inference, "STACK_FROM", 1000)
+    monkeypatch.setattr(loaded_bank, "STACK_FROM", 1000)
     single = LoadedBank(entries, "digest")
     assert single._stack is None
     assert stacked.route(z_BCHW) == single.route(z_BCHW)
@@ -110,7 +110,7 @@ def test_a_large_bank_routes_with_the_bits_of_one_by_one(kind: str, monkeypatch:
 
 @pytest.mark.parametrize("kind", ["gaussian", "public_frame"])
 def test_entries_without_a_threshold_stay_out_of_the_stack(kind: str) -> None:
-    entries = many_entries(inference.STACK_FROM + 1, kind)
+    entries = many_entries(loaded_bank.STACK_FROM + 1, kind)
     named_only = [replace(entry, threshold=None) for entry in entries[:1]]
     bank = LoadedBank([*named_only, *entries[1:]], "digest")
     (route,) = bank.route(tiny_backbone().encode([picture("polyp")]))

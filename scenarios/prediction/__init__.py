@@ -1,1 +1,0 @@
-"""Use a bank: segment an image, or carry boxes on one slice through a volume."""
