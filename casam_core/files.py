@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -87,6 +88,13 @@ def remove(path: Path) -> None:
         _sync_folder(path.parent)
 
 
+def keep_only(folder: Path, names: Collection[str]) -> None:
+    """Delete the other files in a folder, if it exists; on return they are gone from the disk."""
+    for file in folder.glob("*"):
+        if file.name not in names:
+            remove(file)
+
+
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and the missing ones above it; `mode` counts for the last. On return they are on disk.
 
@@ -114,11 +122,14 @@ def sync_names(path: Path, levels: int) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder and what it holds; a crash leaves all of it or nothing under this name."""
-    gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Delete a folder and what it holds; a crash leaves all of it or nothing under this name.
+
+    What an earlier call left under a hidden name is deleted, too.
+    """
     with contextlib.suppress(FileNotFoundError):
-        os.rename(path, gone)
+        os.rename(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
         _sync_folder(path.parent)
+    for gone in path.parent.glob(f".{glob.escape(path.name)}.*"):
         shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -149,9 +160,19 @@ def locked(path: Path) -> Iterator[int]:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a new file. Raises FileExistsError, and changes nothing, if it exists."""
-    with path.open("xb") as file:
-        file.write(data)
+    """Write a new file. Raises FileExistsError, and changes nothing, if it exists; if it does not fit on the
+    disk, there is none."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write(handle, data, path)
+        os.fsync(handle)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(path)
+        raise
+    finally:
+        os.close(handle)
+    _sync_folder(path.parent)
 
 
 @contextlib.contextmanager

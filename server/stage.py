@@ -107,6 +107,7 @@ def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
     Entries that an interrupted unlearning removed may be missing: the repeated stage would remove them too.
     Raises RunError if another entry is missing. held: the bank's entries after the last finished stage.
     """
+    bank.sweep()  # of an interrupted unlearning
     known = {item.task for item in held}
     for task in bank.tasks:
         if task not in known:

@@ -20,7 +20,7 @@ from server.run.run_folder import RunFolder
 from server.run.state import restore, save
 from server.run.summary import write_results
 from server.stage import State, first_state, roll_back, run_stage
-from server.unlearning import check_unlearning, facts_of, write_receipt
+from server.unlearning import check_unlearning, empty_quarantine, facts_of, write_receipt
 
 
 def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None = None) -> None:
@@ -71,6 +71,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
         before, state = state, run_stage(federation, state)
         report_stage(federation, before, state)
         state = save(folder, state)
+        empty_quarantine(folder.path, state.stages[-1].unlearned)
 
     write_results(folder, federation, scenario, state.zero_shot, state.stages)
     folder.event("end", f"finished in {folder.elapsed:.0f} s")
@@ -82,6 +83,7 @@ def resume(federation: Federation, state: State) -> None:
     federation.counters = Counters.from_dict(state.counters)
     federation.remember(state.members)
     roll_back(state.bank, state.held)
+    empty_quarantine(folder.path, (left for stage in state.stages for left in stage.unlearned))
     folder.resume(state.seconds)
     folder.event(
         "resumed",

@@ -13,8 +13,9 @@ own part, so the other members refuse a second sum (client/secagg/remembered.py)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from casam_core.bank.bank import Bank, bank_digest
@@ -35,8 +36,9 @@ from server.learning import learn_entry
 class Unlearned:
     """The changes when one institution left.
 
-    deleted: by task, the digest of the deleted entry. retrained: by task, the digests before and after.
-    holders: by retrained task, the holders of the new entry. purged: by institution, its signed statement.
+    deleted: by task, the digest of the deleted entry, which was in the bank or in quarantine. retrained: by
+    task, the digests before and after. holders: by retrained task, the holders of the new entry. purged: by
+    institution, its signed statement.
     """
 
     institution: str
@@ -99,45 +101,48 @@ def unlearn(federation: Federation, stage: int, bank: Bank, held: Sequence[Held]
     found = []
     for name, member in federation.members.items():
         if member.policy.on_leave == "unlearn" and member.policy.leaves_at == stage:
-            found.append(unlearn_one(federation, stage, bank, name, held))
-            held = held_by(bank, federation)
+            left, held = unlearn_one(federation, stage, bank, name, held)
+            found.append(left)
     return found
 
 
 def unlearn_one(
     federation: Federation, stage: int, bank: Bank, leaver: str, held: Sequence[Held]
-) -> Unlearned:
-    """Unlearn one institution."""
-    before = bank_digest({item.task: item.digest for item in held})
+) -> tuple[Unlearned, list[Held]]:
+    """Unlearn one institution. Returns also what remains of `held`: the bank itself may lack entries of the
+    next leaver already, if the stage was interrupted."""
+    remaining: list[Held] = []
     deleted: dict[str, str] = {}
     retrained: dict[str, tuple[str, str]] = {}
     holders: dict[str, tuple[str, ...]] = {}
     for item in held:
         if leaver not in item.holders:
+            remaining.append(item)
             continue
         entry = None
         if federation.scenario.unlearning == "retrain" and len(item.holders) > 1:
             entry = learn_entry(federation, item.stage, item.task, bank, now=stage)
         if entry is not None and admit(federation.folder, bank, entry, stage):
-            retrained[item.task] = (item.digest, bank.digest_of(item.task))
-            holders[item.task] = entry.provenance.holders
+            new = replace(item, digest=bank.digest_of(item.task), holders=entry.provenance.holders)
+            remaining.append(new)
+            retrained[item.task], holders[item.task] = (item.digest, new.digest), new.holders
             continue
         if item.task in bank.tasks:
             bank.remove(item.task)
         deleted[item.task] = item.digest
     quarantine = Quarantine(federation.folder.path)
-    held_back = [
-        item.task
+    deleted |= {
+        item.task: item.entry
         for item in quarantine.held_back()
         if leaver in Entry.from_bytes(quarantine.bytes_of(item)).provenance.holders
-    ]
-    gone = sorted([*quarantine.drop(held_back), *deleted.values(), *(old for old, _ in retrained.values())])
+    }
+    gone = sorted([*deleted.values(), *(old for old, _ in retrained.values())])
     purged = purge(federation, stage, leaver, gone) if gone else {}
     found = Unlearned(
         leaver,
         stage,
-        before,
-        bank.digest,
+        digest_of(held),
+        digest_of(remaining),
         deleted,
         retrained,
         holders,
@@ -153,7 +158,20 @@ def unlearn_one(
         retrained=list(retrained),
         purged=sorted(purged),
     )
-    return found
+    return found, remaining
+
+
+def digest_of(held: Sequence[Held]) -> str:
+    """The digest of a bank with these entries."""
+    return bank_digest({item.task: item.digest for item in held})
+
+
+def empty_quarantine(run: Path, unlearned: Iterable[Unlearned]) -> None:
+    """Delete the quarantined entries of institutions that left. Only after the stage is on disk: a repeated
+    one must find them again."""
+    gone = {digest for left in unlearned for digest in left.deleted.values()}
+    if gone:
+        Quarantine(run).drop(lambda item: item.entry in gone)
 
 
 def without(unlearned: Unlearned, bank: Bank) -> Unlearned:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from casam_core.bank.entry_file import Entry, Head, digest_of, head_in, read_entry
 from casam_core.errors import BankError
-from casam_core.files import make_folder, remove, write_atomic
+from casam_core.files import keep_only, make_folder, write_atomic
 
 SCHEMA = 1
 
@@ -140,27 +140,30 @@ class Bank:
     def remove(self, task: str) -> None:
         """Delete the entry of a task; the others stay unchanged. Raises BankError for an unknown task."""
         self.bytes_of(task)  # raises for an unknown task
-        digest = self.digest_of(task)
-        self._hold({name: d for name, d in self._digests.items() if name != task}, task, digest)
+        self._hold({name: d for name, d in self._digests.items() if name != task}, task)
 
     def replace(self, entry: Entry) -> str:
         """Replace the task's entry, delete the old one, and return the new digest.
 
         Only unlearning uses this (server/unlearning.py); otherwise entries never change.
         """
-        data, old = entry.to_bytes(), self.digest_of(entry.task)
+        data = entry.to_bytes()
         digest = digest_of(data)
-        if digest != old:
+        if digest != self.digest_of(entry.task):
             write_atomic(self._file(digest), data)
-            self._hold({**self._digests, entry.task: digest}, entry.task, old)
+            self._hold({**self._digests, entry.task: digest}, entry.task)
         return digest
 
-    def _hold(self, digests: dict[str, str], task: str, gone: str) -> None:
+    def _hold(self, digests: dict[str, str], task: str) -> None:
         """Write the manifest before the deletion: after a crash, no entry of the manifest lacks its file."""
         self._write_manifest(digests)
         self._digests = digests
         self._entries.pop(task, None)
-        remove(self._file(gone))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete files of no entry in the bank: a crash between manifest and deletion leaves one."""
+        keep_only(self.folder / "entries", {f"{digest}.entry" for digest in self._digests.values()})
 
     def _file(self, digest: str) -> Path:
         return self.folder / "entries" / f"{digest}.entry"

@@ -147,6 +147,7 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     for head in list(own.heads()):
         if request.leaver in head.provenance.holders and request.leaver != institution.name:
             own.remove(head.task)
+    own.sweep()  # of an earlier request that a crash ended
     for name in ("scores.jsonl", "masks.jsonl"):
         Results(private / name).forget(gone)
     for folder in personal:

@@ -7,14 +7,14 @@ quarantine/entries/<sha256>.entry   the entry, as it would be in the bank
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.errors import BankError
-from casam_core.files import make_folder, remove, write_atomic
+from casam_core.files import keep_only, make_folder, write_atomic
 from server.defence.admission import fault_of
 from server.evaluation import StageScores, withdraw
 from server.federation.federation import Federation
@@ -55,21 +55,19 @@ class Quarantine:
         """Keep an entry here and return its digest. A repeated stage replaces its earlier entry."""
         data = entry.to_bytes()
         digest = digest_of(data)
-        self.drop((entry.task,))
+        self.drop(lambda item: item.task == entry.task)
         make_folder(self._path(digest).parent)
         write_atomic(self._path(digest), data)
         self._write([*self.held_back(), HeldBack(entry.task, stage, digest, reasons)])
         return digest
 
-    def drop(self, tasks: Collection[str]) -> list[str]:
-        """Delete the quarantined entries of these tasks; return their digests."""
+    def drop(self, gone: Callable[[HeldBack], bool]) -> None:
+        """Delete quarantined entries, and files that a crash left of earlier ones."""
         items = self.held_back()
-        gone = [item for item in items if item.task in tasks]
-        if gone:
-            self._write([item for item in items if item.task not in tasks])
-        for item in gone:
-            remove(self._path(item.entry))
-        return [item.entry for item in gone]
+        kept = [item for item in items if not gone(item)]
+        if kept != items:
+            self._write(kept)
+        keep_only(self.folder / "entries", {self._path(item.entry).name for item in kept})
 
     def bytes_of(self, item: HeldBack) -> bytes:
         """The entry's file, checked against its name. Raises BankError."""
@@ -115,7 +113,8 @@ def admit(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
         quarantine(folder, entry, stage, fault)
         return False
     digest = bank.replace(entry) if entry.task in bank else bank.add(entry)
-    Quarantine(folder.path).drop((entry.task,))  # a repeated stage may have quarantined it before
+    # A repeated stage may have quarantined it before.
+    Quarantine(folder.path).drop(lambda item: item.task == entry.task)
     folder.event("entry", stage=stage, task=entry.task, entry=digest, threshold=entry.threshold)
     return True
 

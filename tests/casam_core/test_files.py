@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from casam_core import files
 from casam_core.files import (
     LockedLog,
     append_record,
+    keep_only,
     make_folder,
     read_records,
     remove,
     remove_folder,
     sha256_of_file,
     write_atomic,
+    write_new,
 )
 
 
@@ -122,6 +125,27 @@ def test_names_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not new.exists()
 
 
+def test_a_folder_whose_deletion_a_crash_ended_is_deleted_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / "entry").touch()
+    (tmp_path / "bank-of-others").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the crash
+        remove_folder(tmp_path / "bank")
+    remove_folder(tmp_path / "bank")
+    assert [path.name for path in tmp_path.iterdir()] == ["bank-of-others"]
+
+
+def test_the_other_files_of_a_folder_are_deleted(tmp_path: Path) -> None:
+    keep_only(tmp_path / "none", {"b"})
+    for name in ("a", "b", ".a.unfinished"):
+        (tmp_path / name).touch()
+    keep_only(tmp_path, {"b", "c"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
@@ -151,6 +175,9 @@ def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: py
             append_record(tmp_path / "records", ["too", "long"])
         with pytest.raises(OSError, match="No space left"):
             log.append(lambda lines: ("long", "long"))
+        with pytest.raises(OSError, match="No space left"):
+            write_new(tmp_path / "order.json", b"too long")
+    assert not (tmp_path / "order.json").exists()
     append_record(tmp_path / "records", 1)
     log.append(lambda lines: ("next", "next"))
     assert [record for record, _ in read_records(tmp_path / "records")] == [1]

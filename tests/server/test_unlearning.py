@@ -10,8 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
+import casam_core.bank.bank
 import server.stage
 import server.stream
+import server.unlearning
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import ScenarioError
@@ -19,6 +21,7 @@ from casam_core.protocol.messages import purge_statement
 from casam_core.protocol.register import public_hex, signature_of
 from scenarios.commands.cli import app
 from tests.runs import events, result
+from tests.server.defence.test_quarantine import with_a_hijacker
 from tests.server.scripted import Scripted, refuses, says, scripted
 from tests.server.test_stream import cut
 
@@ -127,6 +130,8 @@ def test_a_signature_that_is_none_does_not_count(tmp_path: Path) -> None:
         (server.stage, "learn_router", 2, False),
         (server.stream, "run_stage", 2, False),
         (server.stream, "write_receipt", 1, True),
+        # With the old entry in no manifest, and its file still there; the first call only looks.
+        (casam_core.bank.bank, "keep_only", 2, False),
     ],
 )
 def test_an_unlearning_that_was_cut_is_finished(
@@ -140,6 +145,41 @@ def test_an_unlearning_that_was_cut_is_finished(
     assert result(broken.path) == result(whole.path)
     assert summary(broken)["unlearned"] == summary(whole)["unlearned"]
     assert (broken.path / "receipts" / "south-stage-2.json").exists()
+    assert files(broken) == files(whole)
+
+
+ONE_EACH = {"north": ("polyp",), "south": ("histology",), "west": ("cardiac_mr",)}
+
+
+def test_the_second_of_two_leavers_is_unlearned_in_a_repeated_stage_too(tmp_path: Path) -> None:
+    leaves, stream = Policy(leaves_at=3, on_leave="unlearn"), ["polyp", "histology", "cardiac_mr"]
+    broken, whole = (
+        begun(tmp_path / name, {"north": leaves, "south": leaves}, tasks=ONE_EACH, stream=stream)
+        for name in ("cut", "whole")
+    )
+    cut(broken, server.unlearning, "purge", 2, after=False)
+    broken.run(resume=True)
+    whole.run()
+    assert summary(broken)["unlearned"] == summary(whole)["unlearned"]
+    assert [facts["deleted"] for facts in summary(broken)["unlearned"]] == [["polyp"], ["histology"]]
+    assert [facts["purged"] for facts in summary(broken)["unlearned"]] == [["west"]] * 2
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_quarantined_entry_goes_with_its_holder_and_stands_in_the_receipt(
+    tmp_path: Path, interrupted: bool
+) -> None:
+    left = with_a_hijacker(tmp_path / "run", ["polyp", "cardiac_mr", "histology"])
+    left.sites["west"].policy = Policy(leaves_at=3, on_leave="unlearn")
+    if interrupted:
+        cut(left, server.stream, "save", 4, after=False)
+    left.run(resume=interrupted)
+    assert summary(left)["unlearned"][0]["deleted"] == ["cardiac_mr"]
+    assert not [*(left.path / "quarantine" / "entries").iterdir()]
+    assert summary(left)["quarantine"] == []
+    receipt = left.path / "receipts" / "west-stage-3.json"
+    assert check(receipt)[0] == 0
+    assert list(json.loads(receipt.read_text())["purged"]) == ["north", "south"]
 
 
 # --- Receipts --------------------------------------------------------------------------------------------

@@ -434,6 +434,25 @@ def test_a_removed_task_leaves_no_byte_and_the_others_as_they_were(tmp_path: Pat
         both.remove("polyp")
 
 
+def test_what_a_crash_left_of_a_removed_entry_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = Bank.open(tmp_path / "bank", create=True)
+    bank.add(entry_of("polyp"))
+    bank.add(entry_of("histology", seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Bank, "sweep", lambda self: None)  # the crash, between manifest and deletion
+        bank.remove("polyp")
+    again = Bank.open(tmp_path / "bank")
+    assert len(files(again.folder)) == 3
+    again.sweep()
+    assert files(again.folder).keys() == {
+        "manifest.json",
+        str(again.file_of("histology").relative_to(again.folder)),
+    }
+    assert again["histology"].task == "histology"
+
+
 def test_an_entry_learned_anew_stands_in_the_old_ones_place(tmp_path: Path) -> None:
     bank = Bank.open(tmp_path / "bank", create=True)
     bank.add(entry_of("polyp"))
