@@ -160,8 +160,9 @@ def serve_metrics(
 
     It only reads events.jsonl, so it may run in a process or a container of its own.
     """
+    from scenarios.deploy.addresses import address_of
     from scenarios.deploy.monitoring.counting import newest_run
-    from scenarios.deploy.monitoring.status import address_of, metrics_page, status_server
+    from scenarios.deploy.monitoring.status import metrics_page, status_server
 
     pages = {"/metrics": metrics_page(newest_run(runs.expanduser().resolve()))}
     host, port = address_of(listen, "--listen")
@@ -263,13 +264,11 @@ def gateway(
 
     For example: casam gateway --superlink localhost:8000 --authority ca.crt --certificate s.crt --key s.key
     """
-    from casam_core.errors import DeploymentError
+    from scenarios.deploy.addresses import host_and_port
     from scenarios.deploy.gateway import Gateway, serve
 
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal():
-        raise DeploymentError(f"--listen: expected HOST:PORT, found {listen!r}")
-    serve(Gateway(host, int(port), certificate, key, superlink, authority))
+    host_and_port(superlink, "--superlink")
+    serve(Gateway(*host_and_port(listen, "--listen"), certificate, key, superlink, authority))
 
 
 def node(
@@ -302,14 +301,9 @@ def node(
     if check:
         typer.echo(f"ready: {ready.institution} to {ready.superlink}, bundle {ready.bundle}")
         return
+    from scenarios.deploy.addresses import address_of
     from scenarios.deploy.monitoring.counting import site_figures
-    from scenarios.deploy.monitoring.status import (
-        Contact,
-        address_of,
-        in_background,
-        metrics_page,
-        status_server,
-    )
+    from scenarios.deploy.monitoring.status import Contact, in_background, metrics_page, status_server
 
     contact = Contact()
     if metrics is not None:

@@ -114,6 +114,17 @@ def names_in(certificate: Path) -> tuple[str, ...]:
     return tuple(str(name.value) for name in names)
 
 
+def last_moment(certificate: Path) -> datetime:
+    """When a server's certificate ends. Raises DeploymentError if that is over."""
+    end = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    if end < datetime.now(UTC):
+        raise DeploymentError(
+            f"{certificate}: expected a valid certificate, found one that ended on {end:%Y-%m-%d}, so no "
+            "node connects; make a new one with `casam provision ... --renew-server`"
+        )
+    return end
+
+
 def write_authority(authority: Authority, folder: Path) -> None:
     """Write ca.crt, readable for all, and ca.key, readable only for its owner."""
     write_public(folder / "ca.crt", authority.certificate.public_bytes(serialization.Encoding.PEM))

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from casam_core.errors import DeploymentError
+from scenarios.deploy.certificates import last_moment
 
 FLEET = tuple(
     f"/v1/fleet/{name}".encode()
@@ -76,23 +77,14 @@ class Gateway:
 
 
 def serve(gateway: Gateway) -> None:
-    """Serve until the process is ended. Raises DeploymentError for files that cannot be read."""
+    """Serve until the process is ended. Raises DeploymentError for files that it cannot use."""
     import uvicorn
 
-    for path in (gateway.certificate, gateway.key, gateway.authority):
-        if not path.is_file():
-            raise DeploymentError(f"{path}: expected a file there; `casam provision` writes it")
-    trust = ssl.create_default_context(cafile=str(gateway.authority))
-    app = gateway_app(
-        lambda: httpx.AsyncClient(
-            base_url=f"https://{gateway.superlink}",
-            verify=trust,
-            timeout=SECONDS,
-            limits=httpx.Limits(max_connections=MOST_CONNECTIONS),
-        )
-    )
+    trust = trusted_by(gateway)
+    end = last_moment(gateway.certificate)
+    print(f"gateway: the certificate {gateway.certificate} is valid until {end:%Y-%m-%d}", flush=True)
     uvicorn.run(
-        app,
+        gateway_app(lambda: client_of(gateway.superlink, trust)),
         host=gateway.host,
         port=gateway.port,
         ssl_certfile=str(gateway.certificate),
@@ -100,6 +92,28 @@ def serve(gateway: Gateway) -> None:
         access_log=False,
         limit_concurrency=MOST_CONNECTIONS,
         server_header=False,
+    )
+
+
+def trusted_by(gateway: Gateway) -> ssl.SSLContext:
+    """Trust in the authority alone. Raises DeploymentError unless the three files hold what nodes need."""
+    try:
+        own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        own.load_cert_chain(gateway.certificate, gateway.key, password="")  # never asks at a terminal
+        return ssl.create_default_context(cafile=gateway.authority)
+    except OSError as error:  # errors of TLS are among them
+        files = ", ".join(str(path) for path in (gateway.certificate, gateway.key, gateway.authority))
+        raise DeploymentError(
+            f"--certificate, --key, --authority: expected server.crt, server.key and ca.crt, as "
+            f"`casam provision` wrote them, found {files}: {error}"
+        ) from error
+
+
+def client_of(superlink: str, trust: ssl.SSLContext) -> httpx.AsyncClient:
+    """Asks the SuperLink itself: a proxy for the internet neither reaches it nor may stand in between."""
+    limits = httpx.Limits(max_connections=MOST_CONNECTIONS)
+    return httpx.AsyncClient(
+        base_url=f"https://{superlink}", verify=trust, timeout=SECONDS, limits=limits, trust_env=False
     )
 
 

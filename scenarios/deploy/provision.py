@@ -17,8 +17,10 @@ from casam_core.errors import CasamError, DeploymentError
 from casam_core.files import new_folder
 from casam_core.protocol.fingerprint import ROOT
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, public_hex, signing_key
+from scenarios.deploy.addresses import host_and_port
 from scenarios.deploy.certificates import (
     general_name,
+    last_moment,
     names_in,
     new_authority,
     node_key,
@@ -56,7 +58,7 @@ class Consortium:
     @property
     def server_names(self) -> list[str]:
         """All names in the certificate: the server's host, `names`, and the loopback."""
-        host = self.server.rpartition(":")[0].strip("[]")
+        host, _ = host_and_port(self.server, "server")
         return list(dict.fromkeys([host, *self.names, "localhost", "127.0.0.1"]))
 
     def check(self) -> None:
@@ -66,9 +68,7 @@ class Consortium:
                 raise DeploymentError(
                     f"institution {name!r}: expected lower case letters, digits, '-' and '_'"
                 )
-        found = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", self.server)
-        if not found or not 0 < int(found[1]) < 65536:
-            raise DeploymentError(f"server: expected HOST:PORT, found {self.server!r}")
+        host_and_port(self.server, "server")
         for name in self.names:
             if not re.fullmatch(r"[A-Za-z0-9.:*_-]+", name):
                 raise DeploymentError(f"names: expected host names or addresses, found {name!r}")
@@ -111,7 +111,8 @@ def provision(
     new = {name: folder for name, folder in folders.items() if not folder.exists()}
     if new:
         check_bundle(operator, bundle)
-    say(f"operator: {operator}")
+    end = last_moment(operator / "server.crt")
+    say(f"operator: {operator}; the server's certificate is valid until {end:%Y-%m-%d}")
     for name, folder in folders.items():
         if name in new:
             make_kit(name, consortium, folder, operator / "ca.crt", bundle, lock)

@@ -6,6 +6,7 @@ page that cannot be made answers 500 with one line. Nothing that a page says is 
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -91,8 +92,11 @@ def status_server(host: str, port: int, pages: Mapping[str, Page]) -> ThreadingH
         def log_message(self, format: str, *words: object) -> None:
             """No line for each request."""
 
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        return Server((host, port), Handler)
     except OSError as error:
         raise DeploymentError(
             f"--metrics, --listen: cannot listen at {host}:{port}: {error.strerror}; choose another port"
@@ -102,11 +106,3 @@ def status_server(host: str, port: int, pages: Mapping[str, Page]) -> ThreadingH
 def in_background(server: ThreadingHTTPServer) -> None:
     """Serve beside the process's own work, until it ends."""
     threading.Thread(target=server.serve_forever, name="status", daemon=True).start()
-
-
-def address_of(text: str, option: str) -> tuple[str, int]:
-    """(host, port) of `PORT` on this machine alone, or of `HOST:PORT`. Raises DeploymentError."""
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) < 65536 or (":" in text and not host):
-        raise DeploymentError(f"{option}: expected PORT or HOST:PORT, found {text!r}")
-    return host or "127.0.0.1", int(port)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,8 +14,16 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from scenarios.deploy import gateway
-from scenarios.deploy.gateway import FLEET, MOST_BYTES, gateway_app
+from casam_core.errors import DeploymentError
+from scenarios.deploy import certificates, gateway
+from scenarios.deploy.certificates import (
+    last_moment,
+    new_authority,
+    read_authority,
+    write_authority,
+    write_server,
+)
+from scenarios.deploy.gateway import FLEET, MOST_BYTES, Gateway, client_of, gateway_app, serve, trusted_by
 
 
 class Behind:
@@ -264,3 +274,41 @@ def test_a_body_passes_in_pieces_and_whole() -> None:
     assert with_gateway(scene, behind) == 200
     (asked,) = behind.asked
     assert (asked.content, asked.headers["content-length"]) == (b"protobuf", "8")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Gateway:
+    """A gateway with the files of an operator."""
+    authority = new_authority()
+    write_authority(authority, tmp_path)
+    write_server(authority, ["localhost"], tmp_path)
+    crt, key, ca = (tmp_path / name for name in ("server.crt", "server.key", "ca.crt"))
+    return Gateway("127.0.0.1", 9092, crt, key, "localhost:8000", ca)
+
+
+def test_no_proxy_of_the_environment_stands_before_the_superlink(
+    served: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert not client_of(served.superlink, trusted_by(served)).trust_env
+
+
+@pytest.mark.parametrize(
+    "change", [("authority", "none"), ("authority", "key"), ("certificate", "authority")]
+)
+def test_files_that_it_cannot_use_are_one_line(served: Gateway, change: tuple[str, str]) -> None:
+    wrong, found = change
+    path = getattr(served, found, Path("nowhere"))
+    with pytest.raises(DeploymentError, match=r"expected server.crt, server.key and ca.crt") as caught:
+        trusted_by(replace(served, **{wrong: path}))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_expired_certificate_is_named_before_nodes_miss_the_server(
+    served: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert last_moment(served.certificate) > datetime.now(UTC)
+    monkeypatch.setattr(certificates, "SERVER_DAYS", 0)
+    write_server(read_authority(served.certificate.parent), ["localhost"], served.certificate.parent)
+    with pytest.raises(DeploymentError, match=r"found one that ended on .*--renew-server"):
+        serve(served)

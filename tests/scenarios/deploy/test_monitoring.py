@@ -29,7 +29,6 @@ from scenarios.deploy.monitoring.status import (
     LONGEST_SILENCE,
     Contact,
     Page,
-    address_of,
     in_background,
     metrics_page,
     status_server,
@@ -258,14 +257,6 @@ def test_a_page_that_several_ask_for_at_once_counts_every_event_once(tmp_path: P
     lines = {line for text in texts for line in text.splitlines() if line.startswith("casam_run_requests")}
     assert len(lines) == 1
     assert lines.pop().endswith(" 3000.0")
-
-
-def test_an_address_is_a_port_of_this_machine_unless_a_host_is_named() -> None:
-    assert address_of("9095", "--metrics") == ("127.0.0.1", 9095)
-    assert address_of("0.0.0.0:9095", "--metrics") == ("0.0.0.0", 9095)
-    for wrong in ("", "here", ":9095", "1:2:x", "70000", "0"):
-        with pytest.raises(DeploymentError, match=r"--metrics: expected PORT or HOST:PORT, found"):
-            address_of(wrong, "--metrics")
 
 
 def test_a_taken_port_is_refused_in_one_line() -> None:
