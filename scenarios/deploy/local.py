@@ -96,10 +96,11 @@ def run_deployed(
     pin = bundle_hash(build_bundle(ROOT))
     with terminable(), superlink(home, app, {}, tls, scratch) as link:
         node_files = {}
-        for site in scenario.institutions:
+        ports = different_ports(len(scenario.institutions))
+        for site, port in zip(scenario.institutions, ports, strict=True):
             files = scratch / "institutions" / site.name
             node_files[site.name] = write_node(
-                scenario, site.name, homes[site.name], files, data_root, tls, link, pin, register_file
+                scenario, site.name, homes[site.name], files, data_root, tls, link, pin, register_file, port
             )
             register(link, files / "node.pub")
 
@@ -113,6 +114,14 @@ def run_deployed(
         fallen = [node for node in nodes if node.process.poll() is not None]
     logs = ", ".join(str(node.log) for node in fallen or nodes)
     check_completed(run, folder, f"{folder / 'flower.log'} and in {logs}")
+
+
+def different_ports(count: int) -> list[int]:
+    """Free ports. Nobody listens there before the nodes start, so one could be drawn twice."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 def make_register(folder: Path, homes: Mapping[str, Path]) -> Path:
@@ -147,6 +156,7 @@ def write_node(
     link: SuperLink,
     pin: str,
     register_file: Path,
+    port: int,
 ) -> Path:
     """Write an institution's files: its key, its node file, and from the scenario its policy and site file.
 
@@ -180,7 +190,7 @@ def write_node(
         "policy": str(home / "policy.toml"),
         "site": str(home / "site.toml"),
         "home": str(home),
-        "port": free_port(),
+        "port": port,
         "data_root": str(data_root) if data_root else None,
         "checkpoint": scenario.backbone.checkpoint,
     }
