@@ -1,4 +1,4 @@
-"""Examples in docstrings are true. The package's own needs a bank: tests/casam_core/bank/test_inference.py
+"""Examples in docstrings are true. The package's own needs a bank: tests/casam_use/test_segmenter.py
 runs it."""
 
 from __future__ import annotations
