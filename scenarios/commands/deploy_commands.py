@@ -129,20 +129,29 @@ def revoke(
 
 
 @deploy_app.command()
-def nodes(superlink: SuperLinkOption, authority: AuthorityOption, json_: Json = False) -> None:
-    """List every registered node and whether it is connected.
+def nodes(
+    superlink: SuperLinkOption,
+    authority: AuthorityOption,
+    keys: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[KEY.pub...]", help="Say whose node has one of these keys."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List every node: its number, whether it is connected, and, of those in KEY.pub, the file of its key.
 
-    For example: casam deploy nodes --superlink localhost:8000 --authority ca.crt
+    For example: casam deploy nodes nodes/*.pub --superlink localhost:8000 --authority ca.crt
     """
-    from scenarios.deploy.operator import list_nodes, remote_superlink
+    from scenarios.deploy.operator import list_nodes, names_of_nodes, remote_superlink
 
     with remote_superlink(superlink, authority) as link:
         found = list_nodes(link)
+        names = names_of_nodes(link, keys) if keys else {}
     if json_:
-        print_json([{"node": number, "status": status} for number, status in found.items()])
+        print_json([{"node": n, "status": status, "key": names.get(n, "")} for n, status in found.items()])
         return
     for number, status in found.items():
-        typer.echo(f"{number}  {status}")
+        typer.echo(f"{number}  {status:<12}  {names.get(number, '')}".rstrip())
 
 
 @deploy_app.command("metrics")

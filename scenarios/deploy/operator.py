@@ -6,7 +6,8 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from casam_core.config.scenario import Scenario
 from casam_core.errors import DeploymentError, RunError
 from casam_core.protocol.fingerprint import ROOT
+from scenarios.deploy.certificates import public_pem
 from scenarios.engines.bundle import stage_app
 from scenarios.engines.flower import NO_SUPERLINK, UNREACHABLE, submit, terminable
 from scenarios.engines.live import live_view
@@ -89,6 +91,24 @@ def list_nodes(link: SuperLink) -> dict[int, str]:
     if not answer.get("success"):
         raise RunError(f"the SuperLink did not list its nodes: {reason_of(answer)}")
     return {int(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+
+
+def names_of_nodes(link: SuperLink, keys: Sequence[Path]) -> dict[int, str]:
+    """By number, the file of a registered node's public key, of those in `keys`. Raises DeploymentError.
+
+    `flwr supernode list` tells no keys, so this asks as it does, and reads more of the answer.
+    """
+    from flwr.proto.control_pb2 import ListNodesRequest
+    from flwr.supercore.control import ControlHttpClient
+
+    files = {public_pem(key): key.name for key in keys}
+    own = tomllib.loads((link.home / "config.toml").read_text(encoding="utf-8"))["superlink"]["own"]
+    trust = Path(own["root-certificates"]).read_bytes()
+    with ControlHttpClient.from_server_address(
+        server_address=own["address"], insecure=False, root_certificates=trust, interceptors=[]
+    ) as client:
+        nodes = client.ListNodes(ListNodesRequest()).nodes_info
+    return {node.node_id: files[node.public_key] for node in nodes if node.public_key in files}
 
 
 def ask(link: SuperLink, *arguments: str) -> dict[str, Any]:

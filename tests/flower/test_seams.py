@@ -20,8 +20,11 @@ from typing import Any
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.proto.control_pb2 import ListNodesResponse
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 from flwr.supernode import start_client_internal
@@ -47,6 +50,16 @@ def test_the_window_is_that_of_pyproject() -> None:
     oldest, newest = FLOWER
     asked = f"flwr>={'.'.join(map(str, oldest))},<{newest[0]}.{newest[1] + 1}"
     assert f'"{asked}"' in (ROOT / "pyproject.toml").read_text()
+
+
+# --- scenarios/deploy/operator.py
+
+
+def test_the_superlink_tells_the_public_keys_of_its_nodes() -> None:
+    """scenarios/deploy/operator.py finds by them which node is whose."""
+    asked = parameters(ControlHttpClient.from_server_address)
+    assert {"server_address", "insecure", "root_certificates", "interceptors"} <= set(asked)
+    assert ListNodesResponse(nodes_info=[NodeInfo(node_id=7, public_key=b"key")]).nodes_info[0].node_id == 7
 
 
 # --- client/node/launcher.py

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import tomli_w
+from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse
+from flwr.proto.node_pb2 import NodeInfo
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import DeploymentError, RunError
 from scenarios.deploy import operator
-from scenarios.deploy.certificates import node_key
+from scenarios.deploy.certificates import node_key, public_pem
 from scenarios.engines.superlink import SuperLink
 
 
@@ -72,3 +77,31 @@ def test_the_superlink_gets_absolute_paths_only(
     monkeypatch.chdir(tmp_path)
     found = operator.app_settings(tiny_scenario, tmp_path / "runs" / "first", Path("register.json"))
     assert (found["out"], found["register"]) == (str(tmp_path / "runs"), str(tmp_path / "register.json"))
+
+
+def test_a_node_is_named_by_its_key(link: SuperLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a key is revoked somebody asks: which number is north's?"""
+    north, south = tmp_path / "north.pub", tmp_path / "south.pub"
+    for key in (north, south):
+        key.write_bytes(node_key()[1])
+    config = {"address": "localhost:8000", "root-certificates": str(north)}
+    (link.home / "config.toml").write_text(tomli_w.dumps({"superlink": {"own": config}}))
+
+    class Client:
+        """The SuperLink knows north as 7, and somebody else as 8."""
+
+        @classmethod
+        @contextmanager
+        def from_server_address(cls, **told: object) -> Iterator[Client]:
+            assert (told["server_address"], told["insecure"]) == ("localhost:8000", False)
+            yield cls()
+
+        def ListNodes(self, request: ListNodesRequest) -> ListNodesResponse:  # noqa: N802
+            known = ((7, public_pem(north)), (8, b"another"))
+            return ListNodesResponse(nodes_info=[NodeInfo(node_id=n, public_key=key) for n, key in known])
+
+    monkeypatch.setattr("flwr.supercore.control.ControlHttpClient", Client)
+    assert operator.names_of_nodes(link, [north, south]) == {7: "north.pub"}
+    (tmp_path / "east.pub").write_text("no key")
+    with pytest.raises(DeploymentError, match=r"east.pub: expected a node's public key"):
+        operator.names_of_nodes(link, [tmp_path / "east.pub"])
