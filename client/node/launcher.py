@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ def launch(path: Path, heard: Callable[[], None] = lambda: None) -> None:
     check_node(node)
     claim_home(node)
     check_flower(importlib.metadata.version("flwr"))
+    check_port(node.port)
     os.environ.update(environment_of(node))
     os.umask(0o077)
     flower_home = Path(os.environ["FLWR_HOME"])
@@ -84,6 +86,19 @@ def check_flower(found: str) -> None:
             f"flwr: expected {window}, with which the pin was tested, found {found}; "
             "install the kit's requirements.lock"
         )
+
+
+def check_port(port: int) -> None:
+    """Raise DeploymentError if another listens where the node talks to itself; Flower names no port then."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise DeploymentError(
+                f"port: expected a free port, found 127.0.0.1:{port} in use (another node, or --metrics?); "
+                "choose another `port` in the node file"
+            ) from error
 
 
 def pinned(

@@ -24,7 +24,8 @@ LONGEST = 8000
 """Characters of one message."""
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL)\s*:\s+(?P<text>.*)")
+LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|error)\s*:\s+(?P<text>.*)")
+"""Flower's and uvicorn's levels, and the one with which `casam` says why it ends."""
 
 
 def record_of(line: str, part: str, moment: float) -> dict[str, str | int]:
@@ -44,7 +45,7 @@ def record_of(line: str, part: str, moment: float) -> dict[str, str | int]:
         return record
     if found := LEVEL.match(text):
         text = found["text"]
-        record["level"] = {"WARN": "WARNING"}.get(found["level"], found["level"])
+        record["level"] = {"WARN": "WARNING"}.get(found["level"], found["level"].upper())
     return record | {"message": plain(text, LONGEST)}
 
 

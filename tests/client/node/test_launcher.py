@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.start_client_internal import _verify_fab
 
 from casam_core.errors import DeploymentError
-from client.node.launcher import PINNED, arguments_of, check_flower, pinned, public_text, signed
+from client.node.launcher import PINNED, arguments_of, check_flower, check_port, pinned, public_text, signed
 from client.node.node_file import read_node_file
 
 BUNDLE = b"the code that the site has read"
@@ -155,3 +156,13 @@ def test_a_flower_with_which_the_pin_was_not_tested_does_not_start(found: str) -
 @pytest.mark.parametrize("found", ["1.41.0", "1.42.0", "1.42.7.dev1"])
 def test_a_tested_flower_starts(found: str) -> None:
     check_flower(found)
+
+
+def test_a_taken_port_is_named_before_flower_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            DeploymentError, match=f"port: expected a free port, found 127.0.0.1:{port} in use"
+        ):
+            check_port(port)
+    check_port(port)

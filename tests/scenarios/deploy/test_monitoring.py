@@ -299,6 +299,8 @@ def test_a_line_becomes_an_object() -> None:
     }  # fmt: skip
     flower = record_of("\x1b[93mWARNING \x1b[0m:   a node is late\n", "superlink", 0)
     assert (flower["level"], flower["message"]) == ("WARNING", "a node is late")
+    fault = record_of("error: key: others may read it\n", "node", 0)
+    assert (fault["level"], fault["message"]) == ("ERROR", "key: others may read it"), "an alarm looks for it"
     plain = record_of('Traceback "x"\t\x07\n', "node", 0)
     assert (plain["level"], plain["message"]) == ("INFO", 'Traceback "x"??')
     assert len(str(record_of("x" * 100_000, "node", 0)["message"])) == 8000
