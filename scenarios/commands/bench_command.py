@@ -38,8 +38,9 @@ class CasamEngines:
     def simulation(self, scenario: Scenario, folder: Path) -> None:
         """The same by a real `flwr run`."""
         from scenarios.engines import Engine
-        from scenarios.engines.run import Start, run_simulation
+        from scenarios.engines.run import Start, check_engine, run_simulation
 
+        check_engine(Engine.simulation)
         folder.mkdir(parents=True)
         start = Start(Engine.simulation.value, data_root="", ledger_dir="", checkpoint="")
         run_simulation(scenario, folder, start, lambda line: None, resume=False)

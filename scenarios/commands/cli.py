@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -103,11 +104,9 @@ def main() -> None:
         if error.errno not in DISK_FAULTS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror}; check the path, make room or choose another folder, then "
-            "try again (`casam run --resume RUN` continues an interrupted run)",
-            file=sys.stderr,
-        )
+        then = getattr(error, "__notes__", ["then try again"])[0]
+        advice = f"check the path, make room or choose another folder; {then}"
+        print(f"error: {where}{error.strerror}; {advice}", file=sys.stderr)
         sys.exit(FAILED)
 
 
@@ -149,9 +148,11 @@ def run(
     out: NewRun = None,
     set_: OfKeys = None,
     engine: Annotated[
-        Engine,
-        typer.Option(help="simulation: a real `flwr run`. inprocess: one process, with the same figures."),
-    ] = Engine.simulation,
+        Engine | None,
+        typer.Option(
+            help="simulation (default): a real `flwr run`. inprocess: one process, with the same figures."
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes of --engine inprocess; the figures stay the same. Default: 1."),
@@ -179,12 +180,12 @@ def run(
 
     screen = console()
     if resume is not None:
-        given = [scenario, data_root, checkpoint, out, ledger_dir, set_, workers]
+        given = [scenario, data_root, checkpoint, out, ledger_dir, set_, engine, workers]
         if any(value is not None for value in given):
             raise ScenarioError("--resume: a run continues with its first settings; give only the run folder")
         folder = resumable(resume)
         say(screen, f"{folder.name}: continues")
-        with at_ctrl_c(lambda: how_to_continue(folder)):
+        with telling_how_to_continue(folder):
             with screen.status("loading the libraries"):
                 from scenarios.engines.run import resume_run, show_results
             show_results(resume_run(folder, screen), screen)
@@ -195,16 +196,28 @@ def run(
         raise ScenarioError(
             "--workers: expected --engine inprocess; the simulation starts as many workers as there are cores"
         )
+    engine = engine or Engine.simulation
     settings = [*weights_at(checkpoint), *(set_ or [])]
     resolved, root = resolve_scenario(scenario, settings), data_folder(data_root)
     folder = choose_folder(resolved, out)
     tasks, sites = len(resolved.stream), len(resolved.institutions)
     say(screen, f"{resolved.name}: {tasks} tasks, {sites} institutions, engine {engine.value}; starts")
-    with at_ctrl_c(lambda: how_to_continue(folder)):
+    with telling_how_to_continue(folder):
         with screen.status("loading the libraries"):
             from scenarios.engines.run import run_scenario, show_results
         order = RunOrder(engine, root, folder, ledger_dir, workers or 1)
         show_results(run_scenario(resolved, order, screen), screen)
+
+
+@contextlib.contextmanager
+def telling_how_to_continue(folder: Path) -> Iterator[None]:
+    """During the block, Ctrl-C and a fault of the disk say what to do next with the run."""
+    with at_ctrl_c(lambda: how_to_continue(folder)):
+        try:
+            yield
+        except OSError as error:
+            error.add_note(how_to_continue(folder))
+            raise
 
 
 def how_to_continue(folder: Path) -> str:

@@ -269,7 +269,7 @@ def follow_plainly(view: RunView, events: Events, screen: Console, silence: floa
         for event, line in new:
             if line is not None:
                 after = float(event["time"]) - (view.started or 0)
-                screen.print(f"{after:8.1f} s  {line}", highlight=False, soft_wrap=True, markup=False)
+                screen.print(f"{after:8.1f} s  {line}", highlight=False, soft_wrap=True)
 
 
 def follow_drawn(view: RunView, events: Events, name: str, screen: Console, silence: float | None) -> None:

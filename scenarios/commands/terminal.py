@@ -19,9 +19,12 @@ from rich.console import Console
 
 def console(*, stderr: bool = False) -> Console:
     """A console on the real stdout or stderr: text that other code prints during a live display does not come
-    back to it. A file or a pipe has no window, so tables there are 160 columns wide."""
+    back to it. A file or a pipe has no window, so tables there are 160 columns wide.
+
+    It prints text as it is: a name in brackets, of a folder or from an institution, is no command to it.
+    """
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 160)
+    return Console(file=stream, width=None if stream.isatty() else 160, markup=False, emoji=False)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -86,7 +89,7 @@ def plain_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def say(screen: Console, line: str) -> None:
     """Print one line without wrapping it."""
-    screen.print(line, highlight=False, soft_wrap=True, markup=False)
+    screen.print(line, highlight=False, soft_wrap=True)
 
 
 class Listed(Protocol):

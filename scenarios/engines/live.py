@@ -32,7 +32,7 @@ def live_view(console: Console) -> Iterator[View]:
         yield lambda line: _plain(console, line)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

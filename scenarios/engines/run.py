@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from casam_core.config.scenario import Scenario
-from casam_core.errors import RunError
+from casam_core.errors import RunError, RunInputError
 from casam_core.files import casam_home, write_new
 from casam_core.model.backbones import load_backbone
 from casam_core.protocol.fingerprint import ROOT
@@ -30,7 +30,7 @@ from scenarios.engines.public.frame_making import with_frame
 from scenarios.engines.public.library_making import with_library
 from scenarios.engines.workers import grid_with
 from scenarios.report.bank_card import write_card
-from server.run.run_folder import check_interrupted
+from server.run.run_folder import RunFolder
 from server.run.summary_schema import Summary, read_summary
 
 RAY_ADDRESS = "CASAM_RAY_ADDRESS"
@@ -56,6 +56,7 @@ class Start:
 
 def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
     """Run the scenario and return the run folder. Raises CasamError; then no summary.json exists."""
+    check_engine(order.engine)
     data_root = data_folder(order.data_root)
     ledgers = order.ledgers.expanduser().resolve() if order.ledgers else None
     scenario, folder = prepare(scenario, data_root, order.out, console, checked=order.checked)
@@ -73,6 +74,15 @@ def run_scenario(scenario: Scenario, order: RunOrder, console: Console) -> Path:
     run_engine(scenario, folder, start, console)
     write_card(folder)
     return folder
+
+
+def check_engine(engine: str) -> None:
+    """Raise RunInputError if the packages of the engine are not installed."""
+    if engine == Engine.simulation and importlib.util.find_spec("ray") is None:
+        raise RunInputError(
+            "the simulation engine needs Ray, which is not installed; run: pip install 'casam[simulation]', "
+            "or use --engine inprocess"
+        )
 
 
 def prepare(
@@ -103,10 +113,10 @@ def resume_run(folder: Path, console: Console) -> Path:
     try:
         start = Start(**json.loads((folder / "order.json").read_text()))
         scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
-        Engine(start.engine)
+        check_engine(Engine(start.engine))
     except (OSError, ValueError, TypeError) as error:
         raise nothing_to_resume(folder) from error
-    check_interrupted(folder, scenario)
+    RunFolder(folder, scenario).close()  # refuses what no engine can continue, before one starts
     backbone = scenario.backbone.model_copy(update={"checkpoint": start.checkpoint or None})
     run_engine(scenario.model_copy(update={"backbone": backbone}), folder, start, console, resume=True)
     write_card(folder)
@@ -118,7 +128,7 @@ def run_engine(
 ) -> None:
     """Let the chosen engine run the scenario into `folder`."""
     with live_view(console) as show:
-        if start.engine == Engine.inprocess.value:
+        if start.engine == Engine.inprocess:
             # Our own lines name the institutions that trained; Flower's strategies would repeat it.
             logging.getLogger("flwr").setLevel(logging.WARNING)
             try:
@@ -144,11 +154,6 @@ def with_absolute_checkpoint(scenario: Scenario, data_root: Path | None) -> Scen
 
 def run_simulation(scenario: Scenario, folder: Path, start: Start, show: View, *, resume: bool) -> None:
     """A real `flwr run` on this machine, one SuperNode per institution. Raises RunError if it failed."""
-    if importlib.util.find_spec("ray") is None:
-        raise RunError(
-            "the simulation engine needs Ray, which is not installed; run: pip install 'casam[simulation]', "
-            "or use --engine inprocess"
-        )
     settings = settings_of(scenario, folder) | {
         "resume": resume,
         "data-root": start.data_root,
@@ -203,7 +208,7 @@ def own_logs(folder: Path) -> str:
 
 
 def why_failed(folder: Path, status: str) -> str:
-    """The reason that the server recorded; without one, Flower's status."""
+    """The reason that the server recorded since it started; without one, Flower's status."""
     events = folder / "events.jsonl"
     lines = events.read_text().splitlines() if events.exists() else []
     for line in reversed(lines):
@@ -211,6 +216,8 @@ def why_failed(folder: Path, status: str) -> str:
             event = json.loads(line)
             if event["event"] == "failed":
                 return f"the run failed: {event['reason']}"
+            if event["event"] == "start":  # an earlier reason is not that of the resumed run
+                break
     return f"the run failed (Flower says {status})"
 
 

@@ -53,7 +53,8 @@ class SiteView:
 class RunView:
     """The whole run. status: running, completed or failed. ends: by finished stage, the time of its end.
 
-    started, last: times of the first and the last event. All times are seconds since 1970.
+    started, last: times of the first and the last event. All times are seconds since 1970. An interruption
+    moves `started` and `ends`.
     """
 
     stream: tuple[str, ...] = ()
@@ -72,12 +73,21 @@ class RunView:
         Raises RunError for an event that lacks a field.
         """
         try:
-            self.last = float(event["time"])
-            self.started = self.started or self.last
+            now = float(event["time"])
+            if event["event"] == "start" and self.last is not None:
+                self.go_on(now - self.last)
+            self.last = now
+            self.started = self.started or now
             told = _TAKE.get(str(event["event"]))
             return told(self, event) if told else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"events.jsonl: an event is damaged ({type(error).__name__}: {error})") from error
+
+    def go_on(self, pause: float) -> None:
+        """An interrupted run is resumed after `pause` seconds, which belong to no stage."""
+        self.status, self.reason = "running", ""
+        self.started = (self.started or 0) + pause
+        self.ends = {stage: end + pause for stage, end in self.ends.items()}
 
     def seconds_left(self, now: float) -> float | None:
         """Estimate from the mean duration of the finished stages; None before the first one."""

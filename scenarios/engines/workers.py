@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -168,13 +169,22 @@ def serve(pipe: Connection, nodes: int, settings: Settings, variables: Mapping[s
     os.environ.clear()
     os.environ.update(variables)
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    threading.Thread(target=end_with_the_server, daemon=True).start()
     grid = InProcessGrid(nodes, settings)
     while True:
         try:
-            errand: Errand = pipe.recv()
+            pipe.send(answer(pipe.recv(), grid))
         except (EOFError, OSError):
             return
-        pipe.send(answer(errand, grid))
+
+
+def end_with_the_server() -> None:
+    """End this process when the server's has ended, also in the middle of hours of training: a resumed run
+    would compete with it for processors and files."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+    server.join()
+    os._exit(1)
 
 
 def answer(errand: Errand, grid: InProcessGrid) -> Done:

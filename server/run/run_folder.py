@@ -49,9 +49,8 @@ class RunFolder:
                 f"run folder {path} is written to by another server; follow its run: casam watch {path}"
             ) from error
         except OSError as error:
-            raise RunError(
-                f"run folder {path} cannot be made: {error.strerror}; choose another --out"
-            ) from error
+            advice = "choose another --out" if scenario is None else "make it writable, then resume"
+            raise RunError(f"run folder {path} cannot be written: {error.strerror}; {advice}") from error
         try:
             if scenario is not None:
                 check_interrupted(path, scenario)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,10 @@ def test_an_app_runs_its_scenario_and_an_exit_is_a_failure(
     run.write_register()
     server.server_app.app(run.grid, context)
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_workers_of_a_bare_flwr_run_are_as_nice_as_their_server() -> None:
+    assert os.environ["RAY_worker_niceness"] == str(os.nice(0))  # noqa: SIM112
 
 
 def test_a_bare_flwr_run_says_where_its_folder_is(

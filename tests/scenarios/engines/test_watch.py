@@ -62,6 +62,15 @@ def test_the_time_left_is_that_of_the_stages_before() -> None:
     assert told(*STORY, {"event": "end", "time": 150}).seconds_left(150) == 0
 
 
+def test_a_resumed_run_is_running_again_and_its_interruption_counts_for_no_stage() -> None:
+    failed = {"event": "failed", "time": 140, "reason": "no holder could train"}
+    view = told(
+        *STORY, failed, {"event": "start", "time": 1140}, {"event": "resumed", "time": 1141, "stage": 1}
+    )
+    assert (view.status, view.reason) == ("running", "")
+    assert view.seconds_left(1140) == 10  # stage 1 took 20 s, and 10 s of the next one came before the end
+
+
 def test_events_of_later_versions_are_passed_by() -> None:
     assert told(*STORY, {"event": "comet", "time": 140}).last == 140
 
@@ -88,7 +97,7 @@ def test_the_picture_names_every_institution_stage_and_figure() -> None:
 
 
 def test_a_run_of_a_thousand_still_fits_a_screen() -> None:
-    names = {f"s{number}": [] for number in range(1000)}
+    names: dict[str, list[str]] = {f"s{number}": [] for number in range(1000)}
     met = {"event": "met", "time": 1, "stream": ["polyp"], "institutions": names}
     table = drawn(told(met, STORY[4]), "run", 5.0)
     assert table.row_count == 41

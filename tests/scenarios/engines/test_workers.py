@@ -5,8 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,8 @@ from rich.console import Console
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, RunInputError
-from scenarios.engines import Engine
+from casam_core.protocol.fingerprint import ROOT
+from scenarios.engines import Engine, workers
 from scenarios.engines.inprocess import FIRST_NODE
 from scenarios.engines.order import RunOrder
 from scenarios.engines.preflight import preflight
@@ -55,6 +60,43 @@ def test_a_worker_that_dies_is_named(grid: WorkerGrid) -> None:
         grid.push_messages([unreadable(node) for node in (0, 1, 2)])
 
 
+SERVER = """
+import multiprocessing, sys
+from tests.scenarios.engines.test_workers import work_for_ever
+ours, theirs = multiprocessing.Pipe()
+worker = multiprocessing.get_context("forkserver").Process(target=work_for_ever, args=(theirs,))
+worker.start()
+ours.send("an errand")
+print(worker.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def work_for_ever(pipe: Connection) -> None:
+    workers.answer = lambda errand, grid: time.sleep(600)  # type: ignore[assignment,return-value]
+    workers.serve(pipe, 1, {"out": "unused"}, dict(os.environ))
+
+
+def test_a_worker_ends_with_its_server_even_while_it_works() -> None:
+    command, pipe = [sys.executable, "-c", SERVER], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as server:
+        assert server.stdout is not None
+        worker = int(server.stdout.readline())
+        server.kill()
+    end = time.monotonic() + 60
+    while running(worker):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     "name", ["secagg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("open", "dp", "unlearn"))]
 )
@@ -75,7 +117,6 @@ def test_a_run_is_continued_with_as_many_workers(tmp_path: Path, monkeypatch: py
     scenario = Scenario.model_validate(tiny_table())
     run_scenario(scenario, RunOrder(Engine.inprocess, None, tmp_path / "run", workers=3), Console())
     (tmp_path / "run" / "scenario.json").write_text(scenario.canonical_json())
-    monkeypatch.setattr("scenarios.engines.run.check_interrupted", lambda folder, scenario: None)
     resume_run(tmp_path / "run", Console())
     assert [(made.func, made.args) for made in asked] == [(worker_grid, (3,))] * 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,19 @@ def test_two_servers_cannot_write_to_one_folder(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", scenario)
     one.close()
     RunFolder(tmp_path / "run", scenario).close()
+
+
+@pytest.mark.parametrize(("resumed", "advice"), [(False, "choose another --out"), (True, "then resume")])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool, advice: str
+) -> None:
+    def refuses(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    scenario = begun(tmp_path / "run") if resumed else None
+    monkeypatch.setattr("server.run.run_folder.lock_file", refuses)
+    with pytest.raises(RunError, match=f"cannot be written: Permission denied; .*{advice}"):
+        RunFolder(tmp_path / "run", scenario)
 
 
 def test_a_new_run_does_not_go_on_by_itself(tmp_path: Path) -> None:
