@@ -107,7 +107,8 @@ def register(
     with remote_superlink(superlink, authority) as link:
         for key in keys:
             number = register_key(link, key)
-            typer.echo(f"{key.name}: " + ("registered already" if number is None else f"node {number}"))
+            known = "known already; a revoked key stays revoked"
+            typer.echo(f"{key.name}: {known if number is None else f'node {number}'}")
 
 
 @deploy_app.command()
