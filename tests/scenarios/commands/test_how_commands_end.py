@@ -249,7 +249,7 @@ def test_of_one_layer_for_all_tasks_the_bank_is_that_of_the_last_stage(casam: Ca
 
 def test_what_waits_and_was_approved_is_printed_as_json(casam: Casam, tmp_path: Path) -> None:
     folders = ["--out", tmp_path / "kit", "--home", tmp_path / "home", "--data", tmp_path]
-    assert casam("provision", "--institutions", "north", *folders).status == 0
+    assert casam("provision", "--institutions", "north", "--server", "localhost:9092", *folders).status == 0
     node = tmp_path / "kit" / "institutions" / "north" / "node.toml"
     with node.with_name("site.toml").open("a") as site:
         site.write('[tasks.polyp]\nreader = "phantom"\nphantom = "polyp"\n')
