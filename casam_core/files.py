@@ -129,7 +129,7 @@ def remove_folder(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
         _sync_folder(path.parent)
-    for gone in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for gone in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(gone, ignore_errors=True)
 
 
