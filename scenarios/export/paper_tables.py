@@ -46,10 +46,6 @@ COMPARED = ("last_iou", "avg_iou", "plasticity_iou", "worst_iou", "unseen_iou")
 """Differences of these are tested; Holm's correction is over all methods and these figures of one table."""
 
 
-LACKING = 1
-"""So many methods may lack their best rate where an order is shown at the best rates; the page names them."""
-
-
 def complete(rows: pd.DataFrame, axes: Sequence[str] = ("method", "order")) -> pd.DataFrame:
     """The rows of cells that have at least EVIDENCE seeds."""
     seeds = rows.groupby(list(axes), sort=False, dropna=False)["seed"].transform("nunique")
@@ -57,23 +53,23 @@ def complete(rows: pd.DataFrame, axes: Sequence[str] = ("method", "order")) -> p
 
 
 def part_of_page(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
-    """All tables: the trials; the orders in which all methods but LACKING ran at their best rates; and where
-    these are not all orders, the runs at the forms' own rates (the middle one of the trials).
-    """
+    """All tables: the trials; the methods that ran at their best rates in all orders; and by order those that
+    ran so in this one but not in all, beside ours."""
+    best = at_rates(rows, best_rates(trials)).reset_index(drop=True)
+    orders = list(dict.fromkeys(rows["order"]))
+    everywhere = best.groupby("method")["order"].transform("nunique") == len(orders)
+    name = f"{len(orders)} orders" if len(orders) > 1 else f"Order {orders[0]}"
     parts = ["### Learning rates\n\n" + of_trials(trials)]
-    best = at_rates(rows, best_rates(trials))
-    lacking = {
-        order: sorted(set(own["method"]) - set(best[best["order"] == order]["method"]))
-        for order, own in rows.groupby("order", sort=False)
-    }
-    whole = [order for order, methods in lacking.items() if len(methods) <= LACKING]
-    parts.append(section("at the best of these rates", best[best["order"].isin(whole)]))
-    if without := sorted({method for order in whole for method in lacking[order]}):
-        parts.append(f"Without {', '.join(without)}, which did not run at its best rate.")
-    if set(whole) < set(rows["order"]):
-        own_rates = trials.groupby("method")["learning_rate"].median()
-        parts.append(section("at the forms' own rates", at_rates(rows, own_rates)))
-    return "\n\n".join(filter(None, parts))
+    parts += [f"### {name}, at the best of these rates", of_runs(best[everywhere])]
+    if len(orders) > 1:
+        parts.append("\n".join(["By order.", "", *by_order(best[everywhere], orders)]).strip())
+    for order, own in best.groupby("order", sort=False):
+        if further := list(dict.fromkeys(own[~everywhere[own.index]]["method"])):
+            parts.append(f"### Order {order}, at the best of these rates: {', '.join(further)}")
+            parts.append(of_runs(own[own["method"].isin([OURS, *further])]))
+    if never := sorted(set(rows["method"]) - set(best["method"])):
+        parts.append(f"Without {', '.join(never)}, which did not run at its best rate.")
+    return "\n\n".join(parts)
 
 
 def best_rates(trials: pd.DataFrame) -> pd.Series:
@@ -87,19 +83,6 @@ def at_rates(rows: pd.DataFrame, rates: pd.Series) -> pd.DataFrame:
     """The complete cells that learned at their method's rate, or do not learn. rates: by method."""
     wanted = rows["method"].map(rates)
     return complete(rows[wanted.isna() | np.isclose(rows["learning_rate"], wanted)])
-
-
-def section(rates: str, rows: pd.DataFrame) -> str:
-    """The tables of methods that have all of these orders; of several orders, also a table by order."""
-    orders = list(dict.fromkeys(rows["order"]))
-    if not orders:
-        return ""
-    everywhere = rows[rows.groupby("method")["order"].transform("nunique") == len(orders)]
-    name = f"{len(orders)} orders" if len(orders) > 1 else f"Order {orders[0]}"
-    parts = [f"### {name}, {rates}", of_runs(everywhere)]
-    if len(orders) > 1:
-        parts.append("\n".join(["By order.", "", *by_order(everywhere, orders)]).strip())
-    return "\n\n".join(parts)
 
 
 def by_order(rows: pd.DataFrame, orders: Sequence[str]) -> Iterator[str]:
