@@ -20,9 +20,9 @@ from server.stream import run_stream
 app = ServerApp()
 
 # Of a bare `flwr run`, whose Ray starts after this module is read: institutions select GPUs by the scenario's
-# compute.device, and Ray need not say that it will stop hiding them. They are as nice as this process.
+# compute.device, and Ray need not say that it will stop hiding them. They are no nicer than this process.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @app.main()

@@ -144,8 +144,8 @@ def variables_for(home: Path, ray_dir: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(ray_dir),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # As nice as this process. Ray's default is 15: institutions stood still beside another busy program.
-        "RAY_worker_niceness": str(os.nice(0)),
+        # No nicer than this process. Ray adds 15 by default: institutions stood still beside a busy program.
+        "RAY_worker_niceness": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_DEDUP_LOGS": "0",  # Two institutions may print the same line; both are needed.
         # Institutions select GPUs by the scenario's `compute.device`; otherwise Ray would hide the GPUs.
