@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from casam_core.bank.finding import box_of
 from casam_use.scan import Scan
-from casam_use.segmenter import Prediction, Segmenter, paint
+from casam_use.segmenter import NoFinderError, Prediction, Segmenter, paint
 
 MOST_DROP = 0.1
 """How far the decoder's own estimate of the IoU may fall below that of the first slice."""
@@ -69,12 +69,13 @@ def segment_volume(
         PromptError: a box does not lie in the slice, or there is neither a box nor a finder.
         BankError: the bank has no such task.
     """
-    looked: dict[int, Prediction] = {}
-    for index in equally_spaced(len(scan.slices_DHW)) if start is None else [start]:
-        progress(index)
-        looked[index] = segmenter.predict(scan.image(index), boxes, task=task)
-    start = max(looked, key=lambda index: surety(looked[index]))
-    first, encoded = looked[start], len(looked)
+    if start is None:
+        looked = looked_at(segmenter, scan, task, progress)
+        start = max(looked, key=lambda index: surety(looked[index]))
+        first, encoded = looked[start], len(equally_spaced(len(scan.slices_DHW)))
+    else:
+        progress(start)
+        first, encoded = segmenter.predict(scan.image(start), boxes, task=task), 1
     labels_DHW = np.zeros(scan.slices_DHW.shape, np.int32)
     labels_DHW[start] = first.labels
     begun = {n: mask_HW for n, mask_HW in enumerate(first.masks_NHW, 1) if mask_HW.any()}
@@ -100,6 +101,27 @@ def segment_volume(
     numbers = range(1, len(first.masks_NHW) + 1)
     ends = tuple((reached[n][0], reached[n][1]) if n in reached else None for n in numbers)
     return VolumePrediction(labels_DHW, start, first, ends, encoded)
+
+
+def looked_at(
+    segmenter: Segmenter, scan: Scan, task: str | None, progress: Callable[[int], None]
+) -> dict[int, Prediction]:
+    """What finders find on equally spaced slices, by index.
+
+    A slice whose entry has no finder is left out: an end of the scan may look like another task. Raises
+    NoFinderError if there is such a slice and the others have nothing.
+    """
+    looked: dict[int, Prediction] = {}
+    unable: list[NoFinderError] = []
+    for index in equally_spaced(len(scan.slices_DHW)):
+        progress(index)
+        try:
+            looked[index] = segmenter.predict(scan.image(index), task=task)
+        except NoFinderError as error:
+            unable.append(error)
+    if unable and not any(map(surety, looked.values())):
+        raise unable[0]
+    return looked
 
 
 def equally_spaced(slices: int) -> list[int]:

@@ -22,6 +22,10 @@ from casam_use.loaded_bank import LoadedBank, LoadedEntry
 from casam_use.user_prompts import UserPrompts
 
 
+class NoFinderError(PromptError):
+    """There is no prompt, and the entry cannot do without one."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One image's masks, in the order of its boxes, then its points; one mask of one object; without prompts,
@@ -109,7 +113,7 @@ class Segmenter:
 
         Raises:
             PromptError: The prompts or the embedding do not fit the image, the image is not uint8 RGB, or
-                there is no prompt and no finder.
+                there is no prompt and no finder (of the entry: NoFinderError).
             BankError: The bank has no such task.
         """
         require_rgb(image_HW3, "image")
@@ -177,10 +181,10 @@ def has_finders(bank: LoadedBank) -> bool:
 
 
 def finder_of(entry: LoadedEntry) -> Finder:
-    """The entry's finder. Raises PromptError if it has none that has learned."""
+    """The entry's finder. Raises NoFinderError if it has none that has learned."""
     if entry.layer.finder is None or not finds(entry.entry.layer):
-        raise PromptError(
-            f"the entry of task {entry.entry.task!r} has no finder (alignment.finder); add a box or a point"
+        raise NoFinderError(
+            f"the entry of task {entry.entry.task!r} has no finder (alignment.finder); add a box"
         )
     return entry.layer.finder
 

@@ -368,7 +368,8 @@ def predict_volume(
         ),
     ] = None,
     truth: Annotated[
-        Path | None, typer.Option(help="A true mask with the same numbers: prints 3D Dice and HD95 in mm.")
+        Path | None,
+        typer.Option(help="A true mask, of boxes with their numbers: prints 3D Dice and HD95 in mm."),
     ] = None,
     slice_axis: Annotated[
         int, typer.Option(min=0, max=2, help="Axis of the stored voxels that slices cut (NIfTI).")

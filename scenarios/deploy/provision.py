@@ -61,6 +61,11 @@ class Consortium:
         host, _ = host_and_port(self.server, "server")
         return list(dict.fromkeys([host, *self.names, "localhost", "127.0.0.1"]))
 
+    @property
+    def port(self) -> str:
+        """Of the server."""
+        return str(host_and_port(self.server, "server")[1])
+
     def check(self) -> None:
         """Raise DeploymentError for a word that a kit's files cannot hold."""
         for name in self.institutions:
@@ -98,10 +103,8 @@ def provision(
     """
     consortium.check()
     lock, bundle = read_lock(), build_bundle()
-    operator, folders = (
-        out / "operator",
-        {name: out / "institutions" / name for name in consortium.institutions},
-    )
+    operator = out / "operator"
+    folders = {name: out / "institutions" / name for name in consortium.institutions}
     if not operator.exists():
         make_operator(consortium, operator, bundle)
     elif renew_server:
@@ -204,7 +207,7 @@ def make_operator(consortium: Consortium, folder: Path, bundle: bytes) -> None:
         about = {
             "server": consortium.server,
             "bundle": bundle_hash(bundle),
-            "port": consortium.server.rpartition(":")[2],
+            "port": consortium.port,
             "version": importlib.metadata.version("casam"),
         }
         write_public(unfinished / "README.md", from_template("operator.md", about))
@@ -239,7 +242,7 @@ def make_kit(
         "data": consortium.data,
         # A name of a namespace has no underscore.
         "place": name.replace("_", "-").rstrip("-"),
-        "port": consortium.server.rpartition(":")[2],
+        "port": consortium.port,
     }
     files: dict[str, bytes] = {
         "README.md": from_template("institution.md", about),

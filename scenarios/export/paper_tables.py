@@ -54,17 +54,17 @@ def complete(rows: pd.DataFrame, axes: Sequence[str] = ("method", "order")) -> p
 
 def part_of_page(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     """All tables: the trials; the methods that ran at their best rates in all orders; and by order those that
-    ran so in this one but not in all, beside ours."""
-    best = at_rates(rows, best_rates(trials)).reset_index(drop=True)
+    ran so there but not in all, beside ours."""
+    best = at_rates(rows, best_rates(trials))
     orders = list(dict.fromkeys(rows["order"]))
-    everywhere = best.groupby("method")["order"].transform("nunique") == len(orders)
+    everywhere = best[best.groupby("method")["order"].transform("nunique") == len(orders)]
     name = f"{len(orders)} orders" if len(orders) > 1 else f"Order {orders[0]}"
     parts = ["### Learning rates\n\n" + of_trials(trials)]
-    parts += [f"### {name}, at the best of these rates", of_runs(best[everywhere])]
+    parts += [f"### {name}, at the best of these rates", of_runs(everywhere)]
     if len(orders) > 1:
-        parts.append("\n".join(["By order.", "", *by_order(best[everywhere], orders)]).strip())
+        parts.append("\n".join(["By order.", "", *by_order(everywhere, orders)]).strip())
     for order, own in best.groupby("order", sort=False):
-        if further := list(dict.fromkeys(own[~everywhere[own.index]]["method"])):
+        if further := [m for m in dict.fromkeys(own["method"]) if m not in set(everywhere["method"])]:
             parts.append(f"### Order {order}, at the best of these rates: {', '.join(further)}")
             parts.append(of_runs(own[own["method"].isin([OURS, *further])]))
     if never := sorted(set(rows["method"]) - set(best["method"])):

@@ -11,12 +11,15 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from numpy.typing import NDArray
 from torch import from_numpy
 
+from casam_core.bank.bank import Bank
 from casam_core.errors import DataError
 from casam_core.metrics.segmentation import edge_distance
+from casam_core.model.forms.finder import PREFIX, Finder
 from casam_core.routing.decision import Route
 from casam_use.loaded_bank import load_bank
 from casam_use.propagation import (
@@ -27,9 +30,9 @@ from casam_use.propagation import (
     segment_volume,
 )
 from casam_use.scan import Scan, read_labels, read_scan, write_labels
-from casam_use.segmenter import Prediction, Segmenter, paint
+from casam_use.segmenter import NoFinderError, Prediction, Segmenter, paint
 from casam_use.telling import volume_facts
-from tests.banks import tiny_backbone, tiny_bank
+from tests.banks import tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 from tests.casam_use.phantom_volume import SPACING, main, phantom_volume, scan_of
 from tests.client.data.test_dicom import put as put_series
@@ -94,6 +97,50 @@ def test_without_a_box_and_a_slice_the_finder_begins_where_it_finds_most(tmp_pat
     assert found.start == 17
     assert found.reached == ((inside[0], inside[-1]), (14, 17), (17, 18))
     np.testing.assert_array_equal(found.labels_DHW, labels_DHW)
+
+
+def test_slices_whose_entry_has_no_finder_are_left_out(tmp_path: Path) -> None:
+    images_DHW, labels_DHW = phantom_volume(size=96)
+
+    class Mixed(Follows):
+        able = range(9, 24)
+
+        def predict(self, image_HW3: NDArray[np.uint8], boxes: Any = (), **options: Any) -> Prediction:
+            index = self.slices[np.ascontiguousarray(image_HW3[..., 0]).tobytes()]
+            if not len(boxes) and index not in self.able:
+                raise NoFinderError("the entry of task 'histology' has no finder")
+            return super().predict(image_HW3, boxes, **options)
+
+    mixed = Mixed(images_DHW, labels_DHW, tmp_path / "bank")
+    found = segment_volume(mixed, scan_of(images_DHW), None)
+    np.testing.assert_array_equal(found.labels_DHW, labels_DHW)
+    assert found.start == 9
+    mixed.able = range(20, 24)  # where nothing is
+    with pytest.raises(NoFinderError, match="'histology' has no finder"):
+        segment_volume(mixed, scan_of(images_DHW), None)
+
+
+def test_the_command_finds_objects_without_a_box(tmp_path: Path, casam: Casam) -> None:
+    torch.manual_seed(0)
+    finder = Finder(tiny_backbone().geometry.channels)
+    torch.nn.init.normal_(finder.out.weight, std=0.5)
+    torch.nn.init.constant_(finder.out.bias, 4.0)  # it finds something, whatever the weights
+    arrays = {f"{PREFIX}{name}": value.numpy() for name, value in finder.state_dict().items()}
+    plain, other = tiny_entry("polyp"), tiny_entry("histology")
+    bank = Bank.open(tmp_path / "bank", create=True)
+    bank.add(replace(plain, layer={**plain.layer, **arrays}))
+    bank.add(other)
+    main(0, tmp_path / "ct.nii.gz", tmp_path / "truth.nii.gz")
+    line = ("predict-volume", "ct.nii.gz", "--bank", "bank", "--truth", "truth.nii.gz")
+    done = casam(*line, "--task", "polyp", "--out", "mask.nii.gz", "--json")
+    assert done.status == 0, done.err
+    told = json.loads(done.out)
+    labels_DHW = read_labels(tmp_path / "mask.nii.gz", read_scan(tmp_path / "ct.nii.gz"))
+    assert told["slice"] in equally_spaced(24)
+    assert len(told["objects"]) == len(told["found"]) > 0
+    assert 0 < labels_DHW[told["slice"]].max() <= len(told["objects"])
+    assert "'histology' has no finder" in casam(*line, "--task", "histology", "--out", "m.nii").refusal
+    assert not (tmp_path / "m.nii").exists()
 
 
 def test_a_found_object_is_compared_with_the_true_one_at_its_place(tmp_path: Path) -> None:

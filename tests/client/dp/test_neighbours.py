@@ -34,7 +34,7 @@ from tests.client.dp.neighbours import NAME, Case, Dataset, differences, run
 
 PRIVATE_FORMS = sorted(name for name, form in FORMS.items() if form.private)
 ROUTERS = ["public_frame", "public_frame", "gaussian", "vae", "nearest_mean"]
-PROMPTS = ["box", "point", "jittered_box"]
+PROMPTS = ["box", "point", "jittered_box", "clicks", "box_clicks"]
 LEAST = 3
 """Units in every split."""
 
