@@ -35,8 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=5, help="Kills of a run in tests of recovery.")
 
 
-ONE_PROCESS = ("casam_bench", "casam_core", "client", "disasters", "fuzz", "whole_runs")
-"""Folders whose slow tests start neither Flower nor a browser nor a real backbone."""
+ONE_PROCESS = ("casam_bench", "casam_core", "client", "disasters", "fuzz", "gpu", "whole_runs")
+"""Folders whose slow tests start neither Flower nor a browser."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -141,7 +141,7 @@ def test_a_node_that_takes_the_name_of_another_has_no_part_in_the_run(
         return node
 
     monkeypatch.setattr(local, "write_node", written)
-    table = tiny_table(participation={"missing": "skip"}, deadlines={"connect": 30.0})
+    table = tiny_table(stream=["histology"], participation={"missing": "skip"}, deadlines={"connect": 30.0})
     order = local.DeployOrder(out=tmp_path / "run")
     folder = local.deploy_local(Scenario.model_validate(table), order, Console())
 

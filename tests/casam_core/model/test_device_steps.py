@@ -162,7 +162,7 @@ def institution(turn: int, tiny: Backbone) -> AlignmentLayer:
     [
         pytest.param(5, False, id="freed"),
         pytest.param(3, True, id="kept"),  # what grows is seen
-        pytest.param(100, False, id="a hundred", marks=pytest.mark.slow),
+        pytest.param(20, False, id="twenty", marks=pytest.mark.slow),
     ],
 )
 def test_institutions_in_turn_hold_no_more_than_one(
