@@ -92,8 +92,9 @@ def test_two_methods_for_real(
 
 @pytest.mark.slow
 def test_lora_of_every_task_is_tuned_with_the_same_tries_on_validation_images(
-    casam: Casam, scenario: Path, tmp_path: Path
+    casam: Casam, scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("scenarios.study.cell.LocalCells", CellsHere)  # no start of six processes
     out = tmp_path / "out"
     asked = ("compare", scenario, "--methods", "casam,routed_lora", "--tune", "0.1,1", "--out", out)
     assert casam(*asked, "--set", "training.epochs=1").status == 0
