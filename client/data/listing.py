@@ -33,16 +33,14 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[st
             f"found none; a dataset has images/ and masks/"
         )
     entries = visible_entries(folder)
-    subfolders = [entry.name for entry in entries if entry.is_dir()]
-    if subfolders:
+    if subfolders := [entry.name for entry in entries if entry.is_dir()]:
         raise DataError(
             f"{folder}: expected files only, found {naming(subfolders, 'folder')}; describe the names "
             "with image_files and mask_files (docs/data.md)"
         )
     stems = {entry: _stem(entry, suffixes) for entry in entries}
     foreign = _IMAGE_SUFFIXES - ({".raw"} if ".mhd" in suffixes else set())  # pixels of a header beside them
-    unread = [entry.name for entry, stem in stems.items() if stem is None and _format(entry) in foreign]
-    if unread:
+    if unread := [e.name for e, stem in stems.items() if stem is None and _format(e) in foreign]:
         raise DataError(
             f"{folder}: expected {names}, found {naming(unread, 'file')} of another format; "
             f"name the reader of this format (docs/data.md), or convert copies of them"
@@ -109,6 +107,8 @@ def inside(folder: Path, written: object, source: str) -> Path:
     if not isinstance(written, str) or not written:
         raise DataError(f"{source}: expected a file name, found {written!r}; correct the entry")
     relative = Path(written)
+    if any(len(part.encode(errors="replace")) > 255 for part in relative.parts):  # no file has such a name
+        raise DataError(f"{source}: expected names of at most 255 bytes, found {written[:40]!r}...; shorten it")
     if relative.is_absolute() or ".." in relative.parts or "\0" in written:
         raise DataError(
             f"{source}: expected a path that stays inside {folder}, found {written!r}; correct the entry"

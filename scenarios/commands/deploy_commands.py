@@ -149,7 +149,9 @@ def nodes(
         found = list_nodes(link)
         names = names_of_nodes(link, keys) if keys else {}
     if json_:
-        print_json([{"node": n, "status": status, "key": names.get(n, "")} for n, status in found.items()])
+        # A number of 64 bits is text, because many readers of JSON round it.
+        rows = [{"node": str(n), "status": status, "key": names.get(n, "")} for n, status in found.items()]
+        print_json(rows)
         return
     for number, status in found.items():
         typer.echo(f"{number}  {status:<12}  {names.get(number, '')}".rstrip())

@@ -118,7 +118,7 @@ def _image_folder(path: Path, source: Path, first: str) -> Path:
     name = source.stem.removeprefix("instances_")
     usual = (path / "images" / name, path / "images", path / name, source.parent, path)
     there = [folder for folder in usual if folder.is_dir()]
-    return next((folder for folder in there if (folder / first).is_file()), there[0])
+    return next((folder for folder in there if inside(folder, first, str(source)).is_file()), there[0])
 
 
 def _require_consistent(content: _File, source: Path) -> None:
