@@ -108,7 +108,7 @@ def inside(folder: Path, written: object, source: str) -> Path:
         raise DataError(f"{source}: expected a file name, found {written!r}; correct the entry")
     relative = Path(written)
     if any(len(part.encode(errors="replace")) > 255 for part in relative.parts):  # no file has such a name
-        raise DataError(f"{source}: expected names of at most 255 bytes, found {written[:40]!r}...; shorten it")
+        raise DataError(f"{source}: expected names of 255 bytes at most, found {written[:40]!r}...; shorten")
     if relative.is_absolute() or ".." in relative.parts or "\0" in written:
         raise DataError(
             f"{source}: expected a path that stays inside {folder}, found {written!r}; correct the entry"

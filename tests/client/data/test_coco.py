@@ -208,4 +208,4 @@ def test_the_file_is_judged_as_a_whole(tmp_path: Path) -> None:
         longer = [{"id": 1, "file_name": name, "width": 12, "height": 10}]
         content = {"images": longer, "annotations": [annotation(1, [SQUARE])]}
         (tmp_path / "annotations.json").write_text(json.dumps(content))
-        assert "expected names of at most 255 bytes" in fault(lambda: CocoDataset(tmp_path))
+        assert "expected names of 255 bytes at most" in fault(lambda: CocoDataset(tmp_path))
