@@ -1,4 +1,4 @@
-"""The table of strategies follows from the runs, paired by seed; no cell has fewer than five seeds."""
+"""The tables of studies follow from the runs, paired by seed; no cell has fewer than five seeds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from casam_bench.quality.layer_page import DOCS, filled
 from casam_core.errors import RunInputError
-from scenarios.export.heterogeneity_page import MARK, ORDERS, orders_part, part_of_page
 from scenarios.export.paper_page import finished
+from scenarios.export.studies_page import MARK, ORDERS, POLICIES, orders_part, part_of_page, policies_part
 
 BASE = [0.70, 0.72, 0.74, 0.76, 0.78]
 KINDS = ("equal", "labels")
@@ -86,3 +86,27 @@ def test_orders_are_compared_by_seed_and_forgetting_is_in_points() -> None:
     assert means == "| lwf | 74.0 ± 3.9 | 76.0 ± 3.9 | 7.0 ± 2.0 | 3.0 ± 2.0 |"
     assert differences == "| lwf | **+2.0 ± 0.0 (p < 0.001)** | **-4.0 ± 0.0 (p < 0.001)** |"
     assert text in filled((DOCS / "results.md").read_text(encoding="utf-8"), ORDERS, text)
+
+
+def test_policies_are_compared_with_open_runs_for_each_kind_of_data() -> None:
+    rows = pd.DataFrame(
+        [
+            {
+                "data": data,
+                "policy": policy,
+                "seed": seed,
+                "gain_iou": gain + seed / 100,
+                "false_unknown_rate": lost,
+            }
+            for data in ("phantoms", "nuclei")
+            for policy, gain, lost in (("open", 0.10, 0.01), ("dp-8", 0.06, 0.03), ("never-share", 0.0, None))
+            for seed in range(5 if data == "phantoms" else 4)
+        ]
+    )
+    text = policies_part(rows)
+    means, differences = lines_of(text, "dp-8")
+    assert means == "| dp-8 | 8.0 ± 2.0 | 3.0 ± 0.0 |"
+    assert differences == "| dp-8 | **-4.0 ± 0.0 (p < 0.001)** |"
+    assert lines_of(text, "never-share")[0] == "| never-share | 2.0 ± 2.0 | - |"  # nobody has an entry
+    assert "nuclei" not in text
+    assert text in filled((DOCS / "results.md").read_text(encoding="utf-8"), POLICIES, text)

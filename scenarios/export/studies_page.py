@@ -1,10 +1,10 @@
-"""Generated parts of docs/results.md: sites that differ, and sites that learn in orders of their own.
+"""Generated parts of docs/results.md: sites that differ, orders of sites' own, and policies.
 
-In a clone, after `casam study heterogeneity --out DIR` and `casam study own-orders --out OTHER`,
+In a clone, after `casam study heterogeneity --out DIR`, and the same for own-orders and privacy-utility,
 
-    python -m scenarios.export.heterogeneity_page DIR OTHER
+    python -m scenarios.export.studies_page DIR ...
 
-writes docs/figures/heterogeneity.csv and own-orders.csv (a row per finished run), and from these files alone
+writes for each of these studies docs/figures/STUDY.csv (a row per finished run), and from these files alone
 the tables between the page's marks. Without a folder it makes the tables from the files again.
 """
 
@@ -25,11 +25,12 @@ from scenarios.study.frames import points_in
 from scenarios.study.text import table
 from server.run.summary_schema import read_json
 
-MARK, ORDERS = "heterogeneity", "own-orders"
+MARK, ORDERS, POLICIES = "heterogeneity", "own-orders", "privacy-utility"
 FIGURES = {"last_iou": "IoU at the end, mean of the sites", "worst_iou": "IoU at the end, worst site"}
 ORDER_FIGURES = {"last_iou": "IoU at the end", "site_ff_iou": "forgotten by institutions"}
+POLICY_FIGURES = {"gain_iou": "above frozen SAM", "false_unknown_rate": "own images to frozen SAM by mistake"}
 PERSONAL = "personal_gain"
-BASELINE = "fedavg"
+BASELINE, OPEN = "fedavg", "open"
 
 
 def part_of_page(rows: pd.DataFrame) -> str:
@@ -100,9 +101,31 @@ def by_order(rows: pd.DataFrame, orders: str, figure: str) -> pd.Series[float]:
     return rows[rows["orders"] == orders].set_index("seed")[figure].sort_index()
 
 
+# --- Policies
+
+
+def policies_part(rows: pd.DataFrame) -> str:
+    """For each kind of data: figures of each policy's runs, and how much less they gain than open runs."""
+    shown, parts = complete(rows, ["data", "policy"]), []
+    for data, of_data in shown.groupby("data", sort=False):
+        of = {str(name): own.set_index("seed") for name, own in of_data.groupby("policy", sort=False)}
+        lines = [
+            [name, *(in_points(list(own[f].dropna()), f) for f in POLICY_FIGURES)] for name, own in of.items()
+        ]
+        gains = {name: own["gain_iou"].sort_index() for name, own in of.items()}
+        pairs = {name: [(gain - gains[OPEN]).to_list()] for name, gain in gains.items() if name != OPEN}
+        found = [f"**{data}**, {len(of_data)} runs, {EVIDENCE} seeds. Points.", ""]
+        found += table(["policy", *POLICY_FIGURES.values()], lines)
+        found += ["Differences to open, paired by seed; p after Holm.", ""]
+        found += paired_table(["policy", POLICY_FIGURES["gain_iou"]], pairs)
+        parts.append("\n".join(found).strip())
+    return "\n\n".join(parts)
+
+
 PARTS: dict[str, tuple[list[str], Callable[[pd.DataFrame], str]]] = {
     MARK: (["sites", "strategy", "seed", *FIGURES, PERSONAL], part_of_page),
     ORDERS: (["orders", "method", "seed", *ORDER_FIGURES], orders_part),
+    POLICIES: (["data", "policy", "seed", *POLICY_FIGURES], policies_part),
 }
 """By study: the columns of its file, and what makes its part of the page."""
 
