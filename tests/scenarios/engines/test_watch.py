@@ -179,6 +179,14 @@ def test_a_run_that_says_nothing_is_given_up_where_wanted(tmp_path: Path, casam:
     assert "stage 1 of 2" in once.out
 
 
+@pytest.mark.timeout(60)
+def test_a_run_whose_server_was_killed_after_its_last_file_is_complete(tmp_path: Path, casam: Casam) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in STORY))
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert casam("watch", "run").status == 0
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, casam: Casam) -> None:
     assert "expected a run folder" in casam("watch", "nowhere").err
     assert "no run found in" in casam("watch").err
