@@ -25,7 +25,6 @@ from scenarios.study.frames import points_in
 from scenarios.study.text import table
 from server.run.summary_schema import read_json
 
-MARK, ORDERS, POLICIES = "heterogeneity", "own-orders", "privacy-utility"
 FIGURES = {"last_iou": "IoU at the end, mean of the sites", "worst_iou": "IoU at the end, worst site"}
 ORDER_FIGURES = {"last_iou": "IoU at the end", "site_ff_iou": "forgotten by institutions"}
 POLICY_FIGURES = {"gain_iou": "above frozen SAM", "false_unknown_rate": "own images to frozen SAM by mistake"}
@@ -33,7 +32,7 @@ PERSONAL = "personal_gain"
 BASELINE, OPEN = "fedavg", "open"
 
 
-def part_of_page(rows: pd.DataFrame) -> str:
+def sites_part(rows: pd.DataFrame) -> str:
     """A table of means and one of differences for each figure, and what personal entries gain."""
     shown = complete(rows, ["sites", "strategy"])
     sites, parts = list(dict.fromkeys(shown["sites"])), []
@@ -123,9 +122,9 @@ def policies_part(rows: pd.DataFrame) -> str:
 
 
 PARTS: dict[str, tuple[list[str], Callable[[pd.DataFrame], str]]] = {
-    MARK: (["sites", "strategy", "seed", *FIGURES, PERSONAL], part_of_page),
-    ORDERS: (["orders", "method", "seed", *ORDER_FIGURES], orders_part),
-    POLICIES: (["data", "policy", "seed", *POLICY_FIGURES], policies_part),
+    "heterogeneity": (["sites", "strategy", "seed", *FIGURES, PERSONAL], sites_part),
+    "own-orders": (["orders", "method", "seed", *ORDER_FIGURES], orders_part),
+    "privacy-utility": (["data", "policy", "seed", *POLICY_FIGURES], policies_part),
 }
 """By study: the columns of its file, and what makes its part of the page."""
 
