@@ -25,7 +25,7 @@ from torch import Tensor
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import BackboneSpec, Scenario
 from casam_core.errors import CasamError
-from casam_core.model.backbones.window import PIXELS, Window
+from casam_core.model.backbones.window import PIXELS
 from casam_core.privacy.accounting import choice_epsilon
 from casam_core.privacy.discrete_gaussian import SIGMA
 from casam_core.privacy.noise import NoiseSource
@@ -61,18 +61,12 @@ Place = tuple[str | int, ...]
 """Where noise is added: kind, stage, round and task of the release, and the number of the sum in it."""
 
 
-def linear_decode(
-    decoder: object,
-    z_CHW: Tensor,
-    image_pe_1CHW: Tensor,
-    sparse_NTC: Tensor,
-    dense_MCHW: Tensor,
-    windows: Sequence[Window],
-) -> tuple[list[Tensor], Tensor]:
+def linear_decode(decoder: object, z_CHW: Tensor, *prompts: Any) -> tuple[list[Tensor], Tensor]:
     """In place of SAM's decoder: each cell's product with the prompt's tokens; 60 % of a site's time goes.
 
     What a unit may change is limited behind the decoder, whatever it computes.
     """
+    image_pe_1CHW, sparse_NTC, dense_MCHW, windows = prompts
     cells_CHW = z_CHW + image_pe_1CHW[0] + dense_MCHW.mean(0)
     logits_NHW = torch.einsum("chw,nc->nhw", cells_CHW, sparse_NTC.mean(1))
     seen = [window.of(logits_HW) for logits_HW, window in zip(logits_NHW, windows, strict=True)]
