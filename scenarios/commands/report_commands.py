@@ -248,14 +248,9 @@ def followed(
 ) -> Iterator[Iterator[tuple[dict[str, Any], str | None]]]:
     """The new events at every look, until the run ends, each with its line for a person or None. The view
     takes an event when the caller comes to it."""
-    from server.run.summary_schema import FILE
-
-    begun, whole = time.time(), False
+    begun = time.time()
     while view.status == "running":
-        whole, long_whole = (events.path.parent / FILE).exists(), whole
         yield ((event, view.take(event)) for event in events.new())
-        if view.status == "running" and long_whole:
-            view.status = "completed"  # the server was killed between its last file and its last event
         if view.status == "running":
             give_up(view, begun, silence)
             time.sleep(POLL_SECONDS)

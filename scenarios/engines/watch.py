@@ -13,6 +13,7 @@ from typing import Any
 
 from casam_core.config.toml import as_table
 from casam_core.errors import RunError
+from server.run.summary_schema import FILE
 
 WORK = {
     "train.align": ("trains", "trained"),
@@ -202,22 +203,34 @@ class Events:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
+        self._ended = False
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Events since the last call. An incomplete last line waits for the next call.
 
-        Raises RunError for a damaged line.
+        A run is complete with its summary.json. If the server was killed before the event `end`, which
+        follows that file, this makes one. Raises RunError for a damaged line.
         """
+        summary = self.path.with_name(FILE)
+        complete = summary.stat().st_mtime if summary.exists() else None
+        for line in self._lines():
+            try:
+                event = as_table(json.loads(line))
+            except ValueError as error:
+                raise RunError(f"{self.path}: a line is damaged: {error}") from error
+            self._ended |= event.get("event") == "end"
+            yield event
+        if complete is not None and not self._ended:
+            self._ended = True
+            yield {"time": complete, "event": "end"}
+
+    def _lines(self) -> list[bytes]:
+        """The complete lines that are new."""
         if not self.path.exists():
-            return
+            return []
         with self.path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        for line in whole.splitlines():
-            try:
-                event = as_table(json.loads(line))
-            except ValueError as error:
-                raise RunError(f"{self.path}: a line is damaged: {error}") from error
-            yield event
+        return whole.splitlines()

@@ -105,14 +105,14 @@ def by_order(rows: pd.DataFrame, orders: str, figure: str) -> pd.Series[float]:
 
 def policies_part(rows: pd.DataFrame) -> str:
     """For each kind of data: figures of each policy's runs, and how much less they gain than open runs."""
-    shown, parts = complete(rows, ["data", "policy"]), []
-    for data, of_data in shown.groupby("data", sort=False):
+    parts = []
+    for data, of_data in complete(rows, ["data", "policy"]).groupby("data", sort=False):
         of = {str(name): own.set_index("seed") for name, own in of_data.groupby("policy", sort=False)}
         lines = [
             [name, *(in_points(list(own[f].dropna()), f) for f in POLICY_FIGURES)] for name, own in of.items()
         ]
-        gains = {name: own["gain_iou"].sort_index() for name, own in of.items()}
-        pairs = {name: [(gain - gains[OPEN]).to_list()] for name, gain in gains.items() if name != OPEN}
+        lost = {name: own["gain_iou"] - of[OPEN]["gain_iou"] for name, own in of.items() if name != OPEN}
+        pairs = {name: [values.dropna().to_list()] for name, values in lost.items()}
         found = [f"**{data}**, {len(of_data)} runs, {EVIDENCE} seeds. Points.", ""]
         found += table(["policy", *POLICY_FIGURES.values()], lines)
         found += ["Differences to open, paired by seed; p after Holm.", ""]

@@ -21,7 +21,7 @@ from casam_core.errors import DataError
 from client.data.dataset import DataFaultsError, LoadedSample, Sample
 from client.data.file_patterns import Pair
 from client.data.labels import fill_polygon, paint
-from client.data.listing import inside, naming, require_folder
+from client.data.listing import inside, is_file, naming, require_folder
 from client.data.pixels import read_image
 from client.data.readers.list_files import read_json
 from client.data.readers.pairs import PLAIN, FileDataset
@@ -83,8 +83,7 @@ class CocoDataset(FileDataset):
         files = {
             _id(image): inside(folder, image.file_name, f"{self._source}: image {image.id}") for image in used
         }
-        missing = [file.name for file in files.values() if not file.is_file()]
-        if missing:
+        if missing := [file.name for file in files.values() if not is_file(file)]:
             raise DataError(
                 f"{folder}: expected the images that {spec.annotations} names, found "
                 f"{naming(missing, 'image')} missing; copy them there or remove their entries"
@@ -118,7 +117,7 @@ def _image_folder(path: Path, source: Path, first: str) -> Path:
     name = source.stem.removeprefix("instances_")
     usual = (path / "images" / name, path / "images", path / name, source.parent, path)
     there = [folder for folder in usual if folder.is_dir()]
-    return next((folder for folder in there if inside(folder, first, str(source)).is_file()), there[0])
+    return next((folder for folder in there if is_file(folder / first)), there[0])
 
 
 def _require_consistent(content: _File, source: Path) -> None:
@@ -128,14 +127,12 @@ def _require_consistent(content: _File, source: Path) -> None:
         ("annotation id", [str(annotation.id) for annotation in content.annotations]),
         ("file name without ending", [_id(image) for image in content.images]),
     ):
-        twice = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
-        if twice:
+        if twice := sorted(id_ for id_, count in Counter(ids).items() if count > 1):
             faults.append(
                 f"{source}: expected each {what} once, found {naming(twice, 'repeat')}; correct them"
             )
     known = {image.id for image in content.images}
-    lost = [str(a.id) for a in content.annotations if a.image_id not in known]
-    if lost:
+    if lost := [str(a.id) for a in content.annotations if a.image_id not in known]:
         faults.append(
             f"{source}: expected annotations of listed images, found {naming(lost, 'annotation')} of others; "
             f"add the images or remove the annotations"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from casam_core.errors import DataError
 from client.data.dataset import DataFaultsError
 from client.data.file_patterns import SPLITS, Pair, Part, parts_of
-from client.data.listing import inside, naming
+from client.data.listing import inside, is_file, naming
 from client.data.pixels import one_line, reading
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -90,8 +90,7 @@ def read_list(path: Path, list_file: str) -> list[Pair]:
             raise DataError(f"{where}: expected one split and patient for {image}, found another; correct it")
         inside(path, image, where)
         masks.setdefault(image, []).append(inside(path, row["mask"], where))
-    missing = [file for image in masks for file in (path / image, *masks[image]) if not file.is_file()]
-    if missing:
+    if missing := [file for image in masks for file in (path / image, *masks[image]) if not is_file(file)]:
         raise DataFaultsError(
             [f"{source}: expected {file}, found no such file; correct the line" for file in missing]
         )

@@ -26,7 +26,7 @@ from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample, for_each
 from client.data.file_patterns import Pair, Part
 from client.data.labels import number
-from client.data.listing import inside, naming, require_folder
+from client.data.listing import inside, is_file, naming, require_folder
 from client.data.pixels import read_image
 from client.data.readers.list_files import read_json
 from client.data.readers.pairs import PLAIN, FileDataset
@@ -103,7 +103,7 @@ class MedDataset(FileDataset):
             )
         wanted = [entry.image, entry.label, *([entry.imask] if self._is_pseudo(part) else [])]
         files = [inside(self._root, name, str(self._source)) for name in wanted]
-        if missing := [str(name) for name, file in zip(wanted, files, strict=True) if not file.is_file()]:
+        if missing := [str(name) for name, file in zip(wanted, files, strict=True) if not is_file(file)]:
             raise DataError(
                 f"{self._source}: expected the files it names, found {naming(missing, 'file')} missing; copy "
                 f"them into {self._root} or remove the sample"

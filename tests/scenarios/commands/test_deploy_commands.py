@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import zipfile
 from pathlib import Path
 
@@ -118,3 +120,12 @@ def test_a_superlink_that_does_not_answer_is_one_line(
 def test_a_superlink_without_its_authority_is_not_asked(tmp_path: Path, casam: Casam) -> None:
     answer = casam("deploy", "nodes", "--superlink", "localhost:1", "--authority", tmp_path / "ca.crt")
     assert "no certificate at" in answer.refusal
+
+
+def test_numbers_of_nodes_are_text_in_json(casam: Casam, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers that keep numbers as floating point round one of 64 bits."""
+    operator, number = "scenarios.deploy.operator", 2**63 + 1
+    monkeypatch.setattr(f"{operator}.remote_superlink", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(f"{operator}.list_nodes", lambda link: {number: "online"})
+    told = casam("deploy", "nodes", "--superlink", "here:1", "--authority", "ca.crt", "--json").out
+    assert json.loads(told) == [{"node": str(number), "status": "online", "key": ""}]

@@ -185,6 +185,8 @@ def test_a_run_whose_server_was_killed_after_its_last_file_is_complete(tmp_path:
     (tmp_path / "run" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in STORY))
     (tmp_path / "run" / "summary.json").write_text("{}")
     assert casam("watch", "run").status == 0
+    assert json.loads(casam("watch", "run", "--json").out.splitlines()[-1])["event"] == "end"
+    assert json.loads(casam("watch", "run", "--once", "--json").out)["status"] == "completed"
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, casam: Casam) -> None:

@@ -112,6 +112,9 @@ def test_the_page_shows_what_its_csv_file_says() -> None:
     assert found is not None
     assert found.group() == part_of_page(rows, pd.read_csv(TRIALS_CSV))
     assert complete(rows).groupby(["method", "order"])["seed"].nunique().min() >= EVIDENCE
+    for figure in QUALITY:  # or a mean is over other runs than its neighbours
+        known = rows[figure].notna().groupby(rows["method"]).nunique()
+        assert known.max() == 1, figure
     assert CSV.with_suffix(".svg").read_text(encoding="utf-8") == picture(rows)
 
 
