@@ -371,9 +371,15 @@ def states_of(files: Iterable[Path]) -> tuple[tuple[int, ...] | None, ...]:
 
 
 def append_record(path: Path, record: Any) -> None:
-    """Add one line. A crash may lose it, unless `sync` is called first. If it raises, none is added."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    """Add one line. A crash may lose it, unless `sync` is called first. If it raises, none is added.
+
+    An incomplete last line, which a crash or a full disk left, is removed before.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            os.ftruncate(handle, os.pread(handle, size, 0).rfind(b"\n") + 1)
         _write(handle, (json.dumps(record) + "\n").encode(), path)
     finally:
         os.close(handle)

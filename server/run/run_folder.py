@@ -54,7 +54,6 @@ class RunFolder:
         try:
             if scenario is not None:
                 check_interrupted(path, scenario)
-                mend_lines(path / "events.jsonl")
             # The first file of a run. Without this check, a failed run's bank could be taken for this run's.
             elif (path / "scenario.json").exists():
                 raise RunInputError(f"run folder {path} already holds a run; choose another --out")
@@ -156,12 +155,3 @@ def check_interrupted(path: Path, scenario: Scenario) -> None:
         )
     if (path / "summary.json").exists():
         raise RunInputError(f"{path}: the run is finished, there is nothing to resume")
-
-
-def mend_lines(path: Path) -> None:
-    """Remove an incomplete last line, which a crash may leave."""
-    if path.exists():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            write_atomic(path, whole)

@@ -184,3 +184,11 @@ def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: py
     log.append(lambda lines: ("next", "next"))
     assert [record for record, _ in read_records(tmp_path / "records")] == [1]
     assert (tmp_path / "log").read_bytes() == b"next\n"
+
+
+@pytest.mark.parametrize("left", ["", "1\n"])
+def test_half_a_line_that_could_not_be_removed_is_gone_before_the_next_line(tmp_path: Path, left: str) -> None:
+    records = tmp_path / "records"
+    records.write_text(left + '{"time": 1, "ev')
+    append_record(records, 2)
+    assert records.read_text() == left + "2\n"

@@ -92,10 +92,10 @@ class World:
             "stop": self.kill, "upgrade": self.upgrade, "new-disk": self.new_disk, "rollback": self.roll_back,
             "rot": self.rot, "clock": self.jump, "second-server": self.second_server,
         }  # fmt: skip
+        if fault.kind == "rollback":  # first, because both may come at the same moment
+            self.clock.at(fault.amount, partial(self.photograph, fault))
         if fault.kind in deeds:
             self.clock.at(fault.at, partial(deeds[fault.kind], fault))
-        if fault.kind == "rollback":
-            self.clock.at(fault.amount, partial(self.photograph, fault))
 
     def next_cut(self, machine: Machine) -> None:
         """Prepare the machine's next power cut."""
