@@ -61,7 +61,7 @@ from client.data.open import location_of
 from client.data.splits import Part
 from client.data.task_data import StoredExamples, TaskData, open_task, private_units
 from client.drift import ControlVariate, Term, proximal
-from client.evaluation.evaluator import Evaluator, Measured
+from client.evaluation.evaluator import MASKS, ROUTES, Evaluator, Measured
 from client.evaluation.results import Results
 from client.node.worktime import reporter
 from client.simulation.kept_training import trained_once
@@ -399,6 +399,6 @@ class Institution:
             route_rule=method_of(self.scenario.method).route,
             router=self.router,
             backbone=self.backbone,
-            scores=Results(self.site.private / "scores.jsonl"),
-            masks=Results(self.site.private / "masks.jsonl"),
+            routes=Results(self.site.private / ROUTES),
+            masks=Results(self.site.private / MASKS),
         )

@@ -28,7 +28,7 @@ from casam_core.protocol.messages import TaskResult
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import learn_alone
 from client.data.task_data import TaskData
-from client.evaluation.evaluator import Evaluator
+from client.evaluation.evaluator import MASKS, ROUTES, Evaluator
 from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
 
@@ -55,7 +55,7 @@ def measure(around: Surroundings, folder: Path, rows: Sequence[int]) -> Figures:
     ours.evaluate(tasks, KnownEntries(bank, own))
     ours.passes = 0
     anew = Side(scenario, backbone, folder / "anew")
-    shutil.copy(ours.folder / "masks.jsonl", folder / "frozen.jsonl")
+    shutil.copy(ours.folder / MASKS, folder / "frozen.jsonl")
 
     figures: Figures = {"identical": 1.0}
     columns = ("stages", "passes anew", "passes ours", "ratio", "ceiling", "seconds ratio", "rerouted")
@@ -152,14 +152,14 @@ class Side:
             route_rule=method_of(self.scenario.method).route,
             router=build_router(self.scenario.router),
             backbone=self.backbone,
-            scores=Results(self.folder / "scores.jsonl"),
-            masks=Results(self.folder / "masks.jsonl"),
+            routes=Results(self.folder / ROUTES),
+            masks=Results(self.folder / MASKS),
         )
 
     def forget(self, frozen: Path) -> None:
         """Start again from the frozen backbone's row."""
-        (self.folder / "scores.jsonl").unlink()
-        shutil.copy(frozen, self.folder / "masks.jsonl")
+        (self.folder / ROUTES).unlink()
+        shutil.copy(frozen, self.folder / MASKS)
         self.evaluator = self._evaluator()
 
     def evaluate(self, tasks: Sequence[TaskData], known: KnownEntries) -> list[TaskResult]:

@@ -1,9 +1,9 @@
 """Scoring an institution's test images under a bank.
 
-Entries never change, so two kinds of results stay valid for the whole run: the route score of an (image,
-entry) pair, and the mask scores of an (image, selected entry) pair. Each is computed once per run, one image
-at a time and at fixed shapes. A stage therefore computes only what changed, and its figures have the same
-bits as a full re-evaluation.
+Entries never change, so two kinds of results stay valid for the whole run: the nearest of the entries so far
+to an image, with its score, and the mask scores of an (image, selected entry) pair. Each is computed once per
+run, one image at a time and at fixed shapes. A stage therefore computes only what changed, and its figures
+have the same bits as a full re-evaluation. What is kept grows with the images, not with the entries.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,18 @@ from client.evaluation.results import Results
 
 if TYPE_CHECKING:
     from client.evaluation.own_entries import KnownEntries
+
+ROUTES, MASKS = "routes.jsonl", "masks.jsonl"
+"""Files of an institution's results."""
+
+NEAREST = "nearest"
+"""Name of a route's result in the file."""
+
+Nearest = tuple[int, str, str, float]
+"""Such a result: entries that were scored, their chain, the nearest one's digest, its score."""
+
+NOTHING: Nearest = (0, "", "", math.nan)
+"""Of an image that was not scored yet."""
 
 LAYERS = 4
 """Number of layers that a process caches, up to 16 MB each. A few are enough: images of one task follow each
@@ -91,7 +104,7 @@ def drop_kept_entries() -> None:
 
 @dataclass
 class Evaluator:
-    """Scores images of one institution. `scores`, `masks`: results so far. `decodes`: decoder passes."""
+    """Scores images of one institution. `routes`, `masks`: results so far. `decodes`: decoder passes."""
 
     institution: str
     seed: int
@@ -100,7 +113,7 @@ class Evaluator:
     route_rule: RouteRule
     router: Router
     backbone: Backbone
-    scores: Results
+    routes: Results
     masks: Results
     decodes: int = 0
 
@@ -141,19 +154,26 @@ class Evaluator:
         return self.route_rule(task, bank.tasks, partial(self.route, sample, data, bank))
 
     def route(self, sample: Sample, data: TaskData, bank: KnownEntries) -> Route:
-        """The router's decision for this image."""
+        """The router's decision for this image: among the nearest of the entries so far and the new ones."""
         key = data.key(sample, self.backbone)
+        known: Nearest = self.routes.get(key, NEAREST) or NOTHING
+        if bank.chain[known[0] : known[0] + 1] != (known[1],):  # an entry left, or another came in its place
+            known = NOTHING
+        seen, _, nearest, score = known
+        before = bank.routable.get(nearest)
+        new = islice(bank.routable.values(), seen, None)
 
         def score_of(head: Head) -> float:
-            digest = bank.digest_of(head.task)
-            score = self.scores.get(key, digest)
-            if score is None:
-                feature_F = data.feature(sample, self.backbone, self.features)
-                score = self.router.score(feature_F, bank[head.task].router)
-                self.scores.put(key, digest, score)
-            return score
+            if head is before:
+                return score
+            feature_F = data.feature(sample, self.backbone, self.features)
+            return self.router.score(feature_F, bank[head.task].router)
 
-        return route_among(bank.heads, score_of)
+        route = route_among(new if before is None else (before, *new), score_of)
+        if seen < len(bank.routable):
+            found = bank.digest_of(route.nearest) if route.nearest is not None else ""
+            self.routes.put(key, NEAREST, (len(bank.routable), bank.chain[-1], found, route.score))
+        return route
 
     def segment(
         self, task: str, sample: Sample, data: TaskData, bank: KnownEntries, route: Route

@@ -7,13 +7,16 @@ with the received bank alone.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.entries import make_entry
 from casam_core.bank.entry_file import Entry
-from casam_core.files import remove_folder
+from casam_core.files import remove, remove_folder
 from casam_core.protocol.messages import (
     SCORE,
     AlignReply,
@@ -26,7 +29,7 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.payload import Job
 from casam_core.protocol.register import sign_as
 from client.dp.paid_release import forget_releases
-from client.evaluation.evaluator import drop_kept_entries
+from client.evaluation.evaluator import MASKS, ROUTES, drop_kept_entries
 from client.evaluation.results import Results
 from client.institution import Institution
 from client.simulation.kept_training import MERGED
@@ -40,7 +43,8 @@ class KnownEntries:
 
     own: none for what leaves, except for the IoU with personal entries. Of a task in several banks, the entry
     of the last one is used. heads: the entries' heads in the order of learning; tasks that only the
-    institution knows come last. tasks: the tasks of the heads, in this order.
+    institution knows come last. tasks: the tasks of the heads, in this order. routable: by digest, the heads
+    that a router can choose.
     """
 
     def __init__(self, received: Bank, *own: Bank) -> None:
@@ -48,6 +52,13 @@ class KnownEntries:
         self._holding = {task: bank for bank in self._banks for task in bank.tasks}
         by_task = {head.task: head for bank in self._banks for head in bank.heads()}
         self.heads, self.tasks = tuple(by_task.values()), tuple(by_task)
+        routable = (head for head in self.heads if head.threshold is not None)
+        self.routable = {self.digest_of(head.task): head for head in routable}
+
+    @cached_property
+    def chain(self) -> tuple[str, ...]:
+        """Item n names the first n routable entries by their digests; n = 0, 1, .. all."""
+        return tuple(accumulate(self.routable, linked, initial=""))
 
     def over(self, *banks: Bank) -> KnownEntries:
         """The same with more banks, whose entries come before these."""
@@ -63,6 +74,11 @@ class KnownEntries:
     def file_of(self, task: str) -> Path:
         """The file of the entry used for this task."""
         return self._holding[task].file_of(task)
+
+
+def linked(chain: str, digest: str) -> str:
+    """The name of a sequence of entries that goes on with one more."""
+    return hashlib.sha256((chain + digest).encode()).hexdigest()
 
 
 def own_entries(institution: Institution) -> Bank:
@@ -131,7 +147,7 @@ def known_entries(institution: Institution, received: Bank) -> KnownEntries:
 def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     """Delete and sign: entries that a leaving institution contributed to, and what was computed with them.
 
-    That is: scores, masks, stored releases, pictures. The audit log, the ledger and the log of failures stay:
+    That is: routes, masks, stored releases, pictures. The audit log, the ledger and the log of failures stay:
     they are evidence and hold no weights. The whole copy of the bank is deleted; the server sends the
     remaining entries with the next evaluation. Own entries are deleted too if the leaver contributed to them,
     and personal ones that began with a deleted entry.
@@ -148,8 +164,9 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
         if request.leaver in head.provenance.holders and request.leaver != institution.name:
             own.remove(head.task)
     own.sweep()  # of an earlier request that a crash ended
-    for name in ("scores.jsonl", "masks.jsonl"):
-        Results(private / name).forget(gone)
+    Results(private / MASKS).forget(gone)
+    for name in (ROUTES, "scores.jsonl"):  # the second is of earlier versions
+        remove(private / name)
     for folder in personal:
         remove_folder(folder)
     forget_releases(institution.site, request.job.stage)

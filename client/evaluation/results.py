@@ -1,6 +1,7 @@
 """The results that an institution has already computed in this run; a stage then computes only what changed.
 
-One JSON line per result, appended and flushed. Results from the first damaged line on are computed again.
+One JSON line per result, appended and flushed. Results from the first damaged line on are computed again. A
+file of which more than half was replaced is written anew, so it grows with its results, not with the stages.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 
 from casam_core.files import read_records, write_atomic
 
+SPARE = 1000
+"""Replaced lines that a small file may hold."""
+
 
 class Results:
     """A persistent mapping from a pair of names (an image, an entry) to a small JSON value."""
@@ -19,12 +23,13 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._values: dict[tuple[str, str], Any] = {}
-        intact = 0
+        self._lines = intact = 0
         for record, size in read_records(path):
             if not isinstance(record, list) or len(record) != 3:
                 break
             image, entry, value = record
             self._values[image, entry] = value
+            self._lines += 1
             intact += size
         self._file = path.open("ab")
         self._file.truncate(intact)
@@ -42,11 +47,18 @@ class Results:
         self._file.write((json.dumps([image, entry, value]) + "\n").encode())
         self._file.flush()
         self._values[image, entry] = value
+        self._lines += 1
+        if self._lines > 2 * len(self._values) + SPARE:
+            self._write_anew()
 
     def forget(self, entries: Collection[str]) -> None:
         """Delete the results that were computed with these entries, also from the file."""
-        self._file.close()
         self._values = {key: value for key, value in self._values.items() if key[1] not in entries}
+        self._write_anew()
+
+    def _write_anew(self) -> None:
+        self._file.close()
         lines = (json.dumps([*key, value]) + "\n" for key, value in self._values.items())
         write_atomic(self.path, "".join(lines).encode())
         self._file = self.path.open("ab")
+        self._lines = len(self._values)

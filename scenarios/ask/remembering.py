@@ -1,7 +1,7 @@
 """What a finished run already computed, for answers to questions about it: RUN/ask.
 
     RUN/ask/<digest>/<institution>/   known results, under everything they depend on (`world`)
-        scores.jsonl   route scores by image and entry
+        routes.jsonl   the nearest entry of an image so far
         masks.jsonl    mask scores by image and layer: a new router under an old layer decodes nothing
         keys.json      names of the stored embeddings, so that no image is read to learn them
         trained/       layers, as client/simulation/kept_training.py keeps them
@@ -27,7 +27,7 @@ from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import Scenario
 from casam_core.files import make_folder, read_records, write_atomic
 from client.client_app import MADE_AS
-from client.evaluation.evaluator import Evaluator, Measured
+from client.evaluation.evaluator import MASKS, ROUTES, Evaluator, Measured
 from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
 from client.institution import Institution
@@ -65,14 +65,14 @@ class SiteMemory:
     """The memory of one institution."""
 
     folder: Path
-    scores: Results
+    routes: Results
     masks: ByLayer
 
     @staticmethod
     def at(folder: Path) -> SiteMemory:
         """Open it, or begin an empty one."""
         make_folder(folder, 0o700)
-        return SiteMemory(folder, Results(folder / "scores.jsonl"), ByLayer(folder / "masks.jsonl", {}))
+        return SiteMemory(folder, Results(folder / ROUTES), ByLayer(folder / MASKS, {}))
 
     @property
     def trained(self) -> Path:
@@ -120,7 +120,7 @@ class KnowsScores(Institution):
     def evaluator(self) -> Evaluator:
         """An evaluator whose results are those of the memory."""
         made = super().evaluator()
-        made.scores, made.masks = self.memory.scores, self.memory.masks
+        made.routes, made.masks = self.memory.routes, self.memory.masks
         return made
 
 
@@ -168,10 +168,10 @@ def memory_of(run: Path, old: Scenario, new: Scenario) -> dict[str, SiteMemory]:
 
 def take_over(private: Path, memory: SiteMemory, layers: Mapping[str, str]) -> None:
     """Begin the memory of an institution with its files of the run."""
-    for record, _ in read_records(private / "scores.jsonl"):
-        memory.scores.put(*record)
+    for record, _ in read_records(private / ROUTES):
+        memory.routes.put(*record)
     keys: dict[str, dict[str, str]] = {}
-    for (image, entry, value), _ in read_records(private / "masks.jsonl"):
+    for (image, entry, value), _ in read_records(private / MASKS):
         memory.masks.put(image, layers.get(entry, entry), value)
         task, sample, key = split_name(image)
         keys.setdefault(task, {})[sample] = key

@@ -187,7 +187,7 @@ def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("left", ["", "1\n"])
-def test_half_a_line_that_could_not_be_removed_is_gone_before_the_next_line(tmp_path: Path, left: str) -> None:
+def test_half_a_line_that_could_not_be_removed_is_gone_before_the_next(tmp_path: Path, left: str) -> None:
     records = tmp_path / "records"
     records.write_text(left + '{"time": 1, "ev')
     append_record(records, 2)

@@ -13,6 +13,7 @@ from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.register import REGISTER, read_register
 from client.dp import noisy_metrics
+from client.evaluation.evaluator import MASKS, ROUTES
 from client.release.ledger import Ledger
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.inspection.verify import faults_in_receipt
@@ -71,7 +72,7 @@ def test_what_others_made_with_it_is_learned_anew_without_it(tmp_path: Path) -> 
 def test_copies_and_what_was_computed_with_them_are_deleted_elsewhere(finished_run: FinishedRun) -> None:
     stays, left = finished_run(tiny_table()), finished_run(NORTH_LEAVES)
     gone = Bank.open(stays / "bank").digest_of("polyp")
-    computed = [private(stays, "south") / name for name in ("masks.jsonl", "scores.jsonl")]
+    computed = [private(stays, "south") / name for name in (MASKS, ROUTES)]
     assert any(gone in path.read_text() for path in computed)
     for name in ("south", "west"):
         for path in private(left, name).rglob("*"):

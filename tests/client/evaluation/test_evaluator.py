@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from casam_core.bank.bank import Bank
 from casam_core.bank.clicking import masks_by_clicks
+from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import EvaluationSpec, Scenario
 from casam_core.metrics.segmentation import iou
+from client.evaluation.evaluator import ROUTES
+from client.evaluation.own_entries import KnownEntries
+from client.evaluation.results import Results
 from client.institution import Institution
 from client.site import hosted_sites
-from tests.banks import tiny_backbone
+from tests.banks import tiny_backbone, tiny_entry
 from tests.conftest import tiny_table
 
 
@@ -35,6 +41,59 @@ def test_an_instance_is_scored_after_its_last_click(tmp_path: Path, prompts: str
         by_hand.append(iou(masks[-1], true_HW))
     assert scores.n_instances == len(by_hand) > 2
     assert scores.total.iou == pytest.approx(sum(by_hand))
+
+
+@pytest.fixture
+def south(tmp_path: Path) -> Institution:
+    scenario = Scenario.model_validate(tiny_table())
+    sites = hosted_sites(scenario, "run", {"partition-id": 0, "num-partitions": 1}, {"out": str(tmp_path)})
+    return Institution(next(s for s in sites if s.institution == "south"), scenario, tiny_backbone())
+
+
+def entry(task: str, number: int) -> Entry:
+    """An entry with a random router state; some score nothing, and some entries no router can choose."""
+    drawn = np.random.default_rng(number)
+    state = {name: drawn.normal(size=a.shape).astype(a.dtype) for name, a in tiny_entry(task).router.items()}
+    if number % 7 == 0:
+        state = {name: np.full_like(array, np.nan) for name, array in state.items()}
+    threshold = None if number % 5 == 0 else float(drawn.uniform(-1, 1))
+    return replace(tiny_entry(task), router=state, threshold=threshold)
+
+
+def test_routes_are_those_of_scoring_all_entries_whatever_happens_to_the_bank(south: Institution) -> None:
+    """Entries come, leave and are replaced; images know only the nearest one of before."""
+    data, samples = south.encoded("histology", "test")
+    bank = Bank.open(south.site.private / "bank", create=True)
+    random = np.random.default_rng(0)
+    for step in range(1, 60):
+        task = f"task-{random.integers(12)}"
+        if task in bank:
+            bank.remove(task)
+        if random.random() < 0.7:
+            bank.add(entry(task, step))
+        known = KnownEntries(bank)
+        fresh = replace(south.evaluator(), routes=Results(south.site.private / f"fresh-{step}.jsonl"))
+        for sample in samples:
+            kept = south.evaluator().route(sample, data, known)
+            assert repr(kept) == repr(fresh.route(sample, data, known))
+
+
+def test_a_stage_scores_the_new_entry_alone_and_one_line_an_image_is_kept(
+    south: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, samples = south.encoded("histology", "test")
+    bank = Bank.open(south.site.private / "bank", create=True)
+    scored: list[object] = []
+    score = type(south.router).score
+    monkeypatch.setattr(
+        type(south.router), "score", lambda self, *asked: (scored.append(asked), score(self, *asked))[1]
+    )
+    for number in (1, 2, 3):
+        bank.add(entry(f"task-{number}", number))
+        for sample in samples:
+            south.evaluator().route(sample, data, KnownEntries(bank))
+        assert len(scored) == number * len(samples)
+    assert len(Results(south.site.private / ROUTES)._values) == len(samples)
 
 
 def test_the_clicks_of_earlier_scenarios_keep_their_digest() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.evaluation.results import Results
+from client.evaluation.results import SPARE, Results
 
 
 def test_a_value_is_found_again_after_a_restart(tmp_path: Path) -> None:
@@ -46,3 +46,12 @@ def test_what_was_computed_with_a_deleted_entry_is_deleted_from_the_file(tmp_pat
     results.put("b", "stays", 3)
     assert path.read_text().splitlines() == ['["a", "stays", 2]', '["b", "stays", 3]']
     assert (results.get("a", "gone"), Results(path).get("b", "stays")) == (None, 3)
+
+
+def test_a_file_of_replaced_lines_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    results = Results(path)
+    for stage in range(5 * SPARE):
+        results.put("a", "nearest", stage)
+    assert len(path.read_bytes().splitlines()) <= SPARE + 2
+    assert Results(path).get("a", "nearest") == 5 * SPARE - 1

@@ -16,6 +16,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from casam_core.protocol.audit import read_log
 from casam_core.protocol.fingerprint import ROOT
+from client.evaluation.evaluator import MASKS, ROUTES
 from client.institution import Institution
 from client.node.worktime import noted
 from scenarios.engines.inprocess import run_inprocess
@@ -197,7 +198,7 @@ def test_incremental_evaluation_has_the_bits_of_a_full_one(
     forget_everything = Institution.evaluator
 
     def fresh(self: Institution) -> Any:
-        for name in ("scores.jsonl", "masks.jsonl"):
+        for name in (ROUTES, MASKS):
             (self.site.private / name).unlink(missing_ok=True)
         return forget_everything(self)
 

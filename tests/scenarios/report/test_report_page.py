@@ -312,7 +312,7 @@ def test_nothing_private_is_read(runs: Path, tmp_path: Path, html: str, private:
         for name in ("north", "south"):
             inside = folder / "institutions" / name / "private"
             inside.mkdir(parents=True)
-            for file in ("scores.jsonl", "audit.jsonl", "ledger.jsonl", "summary.json", "events.jsonl"):
+            for file in ("routes.jsonl", "audit.jsonl", "ledger.jsonl", "summary.json", "events.jsonl"):
                 (inside / file).write_text(CANARY)
             if private == "unreadable":
                 inside.chmod(0)
