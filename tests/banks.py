@@ -19,9 +19,10 @@ from casam_core.model.compute import Compute
 from casam_core.model.forms import build_layer, form_spec, weights_of
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary
 from casam_core.routing.features import pool
-from casam_core.routing.public_frames import FRAMES, make_frame
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import build_router, router_spec
 from casam_core.routing.routers.public_frame import frame_named
+from casam_use.frame_fit import make_frame
 
 BASE = {"polyp": (200, 80, 70), "histology": (90, 40, 160)}
 

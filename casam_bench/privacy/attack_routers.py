@@ -28,9 +28,10 @@ from casam_bench.privacy.attack_rows import (
 from casam_bench.privacy.synthetic_site import SEED, features_of
 from casam_bench.quality.frame_quality import Maker
 from casam_core.privacy.accounting import Mechanism, calibrate
-from casam_core.routing.public_frames import FRAMES, make_frame
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import Arrays, GaussianSpec, PublicFrameSpec, build_router
 from casam_core.seeding import derive_seed, numpy_generator
+from casam_use.frame_fit import make_frame
 
 KINDS = ("public_frame", "gaussian")
 PUBLIC_TASKS, PUBLIC_IMAGES = 6, 16

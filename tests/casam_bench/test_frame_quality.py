@@ -19,8 +19,9 @@ from casam_bench.quality.frame_quality import (
     router_noise,
 )
 from casam_core.privacy.accounting import epsilon_of
-from casam_core.routing.public_frames import FRAMES, make_frame
+from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers import GaussianSpec, PublicFrameSpec, build_router
+from casam_use.frame_fit import make_frame
 from client.dp.plan import description
 
 Groups = dict[str, NDArray[np.float32]]

@@ -21,9 +21,10 @@ from casam_core.model.backbones import Backbone, load_backbone
 from casam_core.model.compute import resolve_compute
 from casam_core.model.embeddings import EmbeddingStore
 from casam_core.routing.features import pool
-from casam_core.routing.public_frames import FRAMES, PublicFrame, make_frame
+from casam_core.routing.public_frames import FRAMES, PublicFrame
 from casam_core.routing.routers import PublicFrameSpec
 from casam_core.routing.routers.public_frame import frame_named
+from casam_use.frame_fit import make_frame
 from client.data.dataset import LoadedSample
 from client.data.open import open_dataset
 from client.data.phantoms import PHANTOMS

@@ -15,7 +15,8 @@ from casam_core.config.public_files import digest_of_file, file_of
 from casam_core.errors import BankError
 from casam_core.model.backbones import BACKBONES
 from casam_core.routing.features import FEATURES
-from casam_core.routing.public_frames import FRAMES, PublicFrame, axes_of, make_frame
+from casam_core.routing.public_frames import FRAMES, PublicFrame, axes_of
+from casam_use.frame_fit import make_frame
 
 WIDTH = 20
 

@@ -14,7 +14,8 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry, Provenance
 from casam_core.config.public_files import file_of
 from casam_core.model.backbones.sam import OFFICIAL_SHA256
-from casam_core.routing.public_frames import FRAMES, make_frame
+from casam_core.routing.public_frames import FRAMES
+from casam_use.frame_fit import make_frame
 from scenarios.export.official import LAYER_NAMES, LAYER_SHAPES, VAE_SHAPES
 from tests.banks import files_of, tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
