@@ -43,8 +43,7 @@ class SplitSpec(Section):
 
 
 class LimitSpec(Section):
-    """The largest number of images in each split, drawn at random. A policy that adds noise needs
-    `split.use` instead."""
+    """The most images in each split, drawn at random. A policy that adds noise needs `split.use` instead."""
 
     train: int | None = Field(None, ge=1, description="Most training images.")
     val: int | None = Field(None, ge=1, description="Most validation images.")
