@@ -255,6 +255,21 @@ def test_the_command_is_installed() -> None:
     assert shutil.which("casam", path=str(Path(sys.executable).parent))
 
 
+def test_no_command_prints_what_opacus_recommends_to_its_programmers() -> None:
+    code = """
+import contextlib, sys
+from casam_core.privacy.accounting import Mechanism, epsilon_of
+from scenarios.commands.cli import main
+sys.argv = ["casam", "--version"]
+with contextlib.suppress(SystemExit):
+    main()
+print(epsilon_of([Mechanism(noise_multiplier=1e4, sample_rate=0.2)], delta=1e-3))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("\n0.0\n")
+    assert ended.stderr == "", "it wants more orders of the Rényi divergence; the bound holds at every order"
+
+
 def test_help_is_instant_because_no_command_imports_its_work_before_it_runs() -> None:
     heavy = {"torch", "numpy", "pandas", "altair", "pyarrow", "matplotlib", "scipy", "flwr", "ray"}
     code = f"import sys, scenarios.commands.cli; print(sorted({heavy} & set(sys.modules)))"
