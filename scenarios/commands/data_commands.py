@@ -72,7 +72,7 @@ def check(
     home: Annotated[
         Path | None,
         typer.Option(
-            help="The site's home, whose split.key divides the images (--site). Default: as a node."
+            help="`home` of node.toml, whose split.key divides the images (--site). Default: $CASAM_HOME."
         ),
     ] = None,
     reader: OfReader = None,
@@ -112,7 +112,7 @@ def check(
         surveys = (
             _survey_scenario(_resolve(str(scenario)), data_root, screen)
             if site_file is None
-            else _survey_site(site_file, data_root, home, screen)
+            else _survey_site(site_file, data_root, home, screen, notes)
         )
     named = {task if directory is not None else f"{site}: {task}": s for (site, task), s in surveys.items()}
     faults = [f"{name}: {fault}" for name, found in named.items() for fault in found.faults]
@@ -372,17 +372,19 @@ def _survey_scenario(
 
 
 def _survey_site(
-    file: Path, data_root: Path | None, home: Path | None, screen: Console
+    file: Path, data_root: Path | None, home: Path | None, screen: Console, notes: list[str]
 ) -> dict[tuple[str, str], Survey]:
     """Every task of a site file, divided by the site's own key."""
     from casam_core.config.site_file import read_site_file
     from casam_core.files import casam_home
     from client.data.splits import kept_key
 
+    if home is None:
+        notes.append("without --home the parts below are not the node's; name the `home` of node.toml")
     key = kept_key(home.expanduser() if home else casam_home())
     surveys = {}
     for task, spec in read_site_file(file).tasks.items():
-        found = surveys["here", task] = _survey(spec, data_root, spec.seed, "here", task, screen, key)
+        found = surveys["here", task] = _survey(spec, data_root, spec.seed, "this site", task, screen, key)
         for part, least in spec.minimum:
             if found.parts and found.parts[part] < least:
                 found.faults.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ def init(
 ) -> None:
     """Write a site file for the images in FOLDER: reader, path, groups and sizes, with comments to read.
 
-    For example: casam site init /data --out site.toml
+    For example: casam site init /data --out images.toml
     """
     if not folder.expanduser().is_dir():
         raise ScenarioError(f"{folder}: expected a folder with images, found none; correct the path")
@@ -52,7 +53,8 @@ def init(
         raise ScenarioError(f"--out: {out} exists already; name a new file") from error
     for note in notes:
         typer.echo(note)
-    typer.echo(f"read and change {out}, then run: casam data check --site {out}")
+    check = shlex.join(["casam", "data", "check", "--site", str(out), "--data-root", str(folder)])
+    typer.echo(f"read and change {out}, let `site` in node.toml name it, then run: {check}")
 
 
 @site_app.command()

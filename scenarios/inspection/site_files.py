@@ -23,7 +23,7 @@ HEAD = """\
 # The site file: what this institution says about its images, and how it approves scenarios. The institution
 # owns it. A scenario only names a task: where the images are, which of them belong to one patient and which
 # share is for testing is decided here. A key behind a # has its default value; remove the # to change it.
-# Check it with: casam data check --site FILE
+# Check it with: casam data check --site FILE --data-root FOLDER --home FOLDER (both as in node.toml)
 """
 NO_TASKS = (
     "\n# One table [tasks.NAME] per task; `casam site init FOLDER` writes them from a folder of images."

@@ -99,8 +99,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_init_writes_a_file_that_check_reads(data: Path, tmp_path: Path, casam: Casam) -> None:
-    out = tmp_path / "site.toml"
+def test_init_writes_a_file_and_says_how_to_check_it(data: Path, tmp_path: Path, casam: Casam) -> None:
+    out = tmp_path / "images.toml"
     said = casam("site", "init", data, "--out", out)
     assert said.status == 0, said.refusal
     assert "60 images without a group" in said.out
@@ -109,9 +109,12 @@ def test_init_writes_a_file_that_check_reads(data: Path, tmp_path: Path, casam: 
     assert {task: spec.path for task, spec in tasks.items()} == {"polyp_2024": "Polyp 2024", "knee": "knee"}
     assert tasks["knee"].minimum.test == 5
     assert "exists already" in casam("site", "init", data, "--out", out).refusal
-    checked = casam("data", "check", "--site", out, "--data-root", data, "--home", tmp_path / "home")
+    command = said.out.split("then run: casam ")[1].split()
+    checked = casam(*command, "--home", tmp_path / "home")
     assert "here: knee" in checked.out
     assert (tmp_path / "home" / "split.key").exists()
+    assert "--home" not in checked.out
+    assert "without --home the parts below are not the node's" in casam(*command).out
 
 
 def test_check_names_a_task_below_its_minimum(data: Path, tmp_path: Path, casam: Casam) -> None:
