@@ -12,7 +12,7 @@ import typer
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
-from scenarios.commands.terminal import console, print_json
+from scenarios.commands.terminal import console, needs_folder, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,8 +130,7 @@ def check_options(
         raise AttackError(f"--shadows: expected an even number, found {shadows}")
     if 0 < canaries < FEWEST:
         raise AttackError(f"--canaries: expected 0, or at least {FEWEST}; found {canaries}")
-    if json_ is not None and not json_.parent.is_dir():
-        raise AttackError(f"--json: expected the folder {json_.parent} to exist; create it first")
+    needs_folder("--json", json_)
     if node is not None and data_root is not None:
         raise AttackError("--data-root: expected no other folder than that of --node; leave it out")
 

@@ -16,7 +16,7 @@ import typer
 
 from casam_core.errors import BankError, PromptError, RunInputError
 from casam_use.run_bank import bank_of_run
-from scenarios.commands.terminal import Json, console, plain_columns, print_json
+from scenarios.commands.terminal import Json, console, needs_folder, plain_columns, print_json
 
 bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
 
@@ -474,8 +474,7 @@ def check_out(option: str, out: Path, prompts: int, endings: tuple[str, ...] = (
     try:
         if out.exists():
             raise PromptError(f"{option}: {out} exists already; name a new file")
-        if not out.parent.is_dir():
-            raise PromptError(f"{option}: expected the folder {out.parent} to exist; create it first")
+        needs_folder(option, out)
         with NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
             pass
     except OSError as error:

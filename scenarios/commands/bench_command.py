@@ -15,7 +15,7 @@ import typer
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
-from scenarios.commands.terminal import console
+from scenarios.commands.terminal import console, needs_folder
 
 if TYPE_CHECKING:
     from casam_bench.bench import Benchmark
@@ -146,6 +146,7 @@ def bench(
         return
     if name is not None and name not in BENCHMARKS:
         raise ScenarioError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, found {name!r}")
+    needs_folder("--json", json_)
     stored = read_baseline(baseline) if baseline is not None else {}
     if unknown := stored.keys() - BENCHMARKS.keys():
         raise ScenarioError(f"--baseline: expected benchmarks of this version, found {sorted(unknown)}")

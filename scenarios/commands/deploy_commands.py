@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.terminal import Json, NewRun, OfKeys, OfScenario, at_ctrl_c, console, print_json, say
+from scenarios.commands.terminal import (
+    Json,
+    NewRun,
+    OfKeys,
+    OfScenario,
+    at_ctrl_c,
+    console,
+    needs_folder,
+    print_json,
+    say,
+)
 
 deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario on institutions that are separate nodes.")
 bundle_app = typer.Typer(no_args_is_help=True, help="The bundle of code that institutions run.")
@@ -215,6 +225,7 @@ def key(
     from casam_core.errors import DeploymentError
     from scenarios.deploy.certificates import node_key, signing_pair, write_private, write_public
 
+    needs_folder("--out", out)
     public = out.with_name(f"{out.name}.pub")
     for path in (out, public):
         if path.exists():
@@ -339,6 +350,7 @@ def build(out: Annotated[Path, typer.Option(help="The zip file to write.")]) -> 
 
     For example: casam bundle build --out casam.fab
     """
+    needs_folder("--out", out)
     from casam_core.files import write_atomic
     from scenarios.engines.bundle import build_bundle, bundle_hash
 

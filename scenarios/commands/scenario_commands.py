@@ -18,7 +18,7 @@ import typer
 
 from casam_core.errors import ScenarioError
 from scenarios.commands.data_commands import a_person
-from scenarios.commands.terminal import Json, OfScenario, facts, listing, print_json
+from scenarios.commands.terminal import Json, OfScenario, facts, listing, needs_folder, print_json
 
 scenarios_app = typer.Typer(invoke_without_command=True, help="List the scenarios that come with casam.")
 studies_app = typer.Typer(invoke_without_command=True, help="List the studies that come with casam.")
@@ -355,8 +355,7 @@ def check_new(path: Path) -> None:
     """Raise ScenarioError if the file exists, or if its folder does not."""
     if path.exists():
         raise ScenarioError(f"{path} exists already; nothing was written, name a new file")
-    if not path.parent.is_dir():
-        raise ScenarioError(f"{path}: expected the folder {path.parent}, found none; create it first")
+    needs_folder(str(path), path)
 
 
 def root_of(order: ScenarioOrder) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casam_core.errors import PolicyError, ScenarioError
-from scenarios.commands.terminal import Json, print_json
+from scenarios.commands.terminal import Json, needs_folder, print_json
 
 if TYPE_CHECKING:
     from casam_core.config.scenario import Scenario
@@ -43,6 +43,7 @@ def init(
     """
     if not folder.expanduser().is_dir():
         raise ScenarioError(f"{folder}: expected a folder with images, found none; correct the path")
+    needs_folder("--out", out)
     from casam_core.files import write_new
     from scenarios.inspection.site_files import site_text_of
 
@@ -71,6 +72,7 @@ def review(
 
     For example: casam site review mine.toml --node node.toml --markdown review.md
     """
+    needs_folder("--markdown", markdown)
     from casam_core.files import write_atomic
     from scenarios.deploy.place import site_at
 

@@ -16,6 +16,8 @@ from typing import Annotated, Protocol
 import typer
 from rich.console import Console
 
+from casam_core.errors import ScenarioError
+
 
 def console(*, stderr: bool = False) -> Console:
     """A console on the real stdout or stderr: text that other code prints during a live display does not come
@@ -41,6 +43,12 @@ OfKeys = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set training.epochs=3."),
 ]
 """Options that several commands have."""
+
+
+def needs_folder(option: str, path: Path | None) -> None:
+    """Raise ScenarioError, before any work, if the folder of a file to write is missing."""
+    if path is not None and not path.parent.is_dir():
+        raise ScenarioError(f"{option}: expected the folder {path.parent} to exist; create it first")
 
 
 def print_json(facts: object) -> None:

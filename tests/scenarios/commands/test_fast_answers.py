@@ -80,6 +80,12 @@ scenarios show nope
 studies show nope
 node nope
 deploy local nope
+init nope/mine.toml
+site init . --out nope/site.toml
+site review --markdown nope/page.md
+bundle build --out nope/casam.fab
+deploy key --out nope/node.key
+bench --smoke --json nope/figures.json
 """.strip().splitlines()
 
 

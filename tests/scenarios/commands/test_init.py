@@ -115,7 +115,7 @@ def test_a_wrong_wish_writes_nothing(tmp_path: Path, casam: Casam, arguments: li
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, casam: Casam) -> None:
-    assert "expected the folder no, found none" in casam("init", "no/where.toml", *SITES).refusal
+    assert "expected the folder no to exist" in casam("init", "no/where.toml", *SITES).refusal
 
 
 def test_questions_on_a_terminal_lead_to_the_same_scenario(
