@@ -39,7 +39,7 @@ class Site:
         private: folder of this run's files at the institution. run: name of the run.
         audit: log of all releases; ledger: log of private releases. In deployment both cover all runs.
         key: private key for signed statements. register: all institutions' public keys.
-        sums: log of the secure sums without noise that this institution took part in.
+        sums: log of the sums without noise that this institution was part of, also alone.
         questions: log of the different requests that it answered.
         split_key: secret that decides the split.
         scenario: digest of the run's scenario.

@@ -72,6 +72,23 @@ Named = dict[str, NDArray[np.float64]]
 RESOLUTION = MOST_MEMBERS * 2 * RANGE / STEPS
 """The largest error of one number of a mean."""
 
+HEAVIEST = 2.0**32
+"""The largest weight that a sum may divide images by."""
+
+
+def is_weight(value: float) -> bool:
+    """Whether a sum may divide images by this: only by powers of two is every member's weight exact.
+
+    Others are rounded, for each number of images in its own way. With one of them a server could make what is
+    1 at one member survive and vanish at the others.
+    """
+    return math.frexp(value)[0] == 0.5 and value <= HEAVIEST
+
+
+def weight_for(images: int) -> float:
+    """The least weight of a sum in which nobody has more images."""
+    return float(1 << (images - 1).bit_length())
+
 
 def quantize(values: Sequence[NDArray[np.float64]], reach: float, steps: int) -> list[NDArray[np.int64]]:
     """Map [-reach, reach] to the nearest integers in 0..steps. Raises ValueError for values outside.
@@ -106,8 +123,9 @@ def share_of(kind: str, payload: Payload, images: int) -> Named:
         for key, array in arrays.items()
     }
     if kind == "train.align":
-        # The sum hides the bit of a single member: it becomes the share of images of members that improved.
-        named[IMPROVED] = np.array([float(payload.config.get(IMPROVED, True))])
+        # Divided, so that the sum is the number of members that improved: weighted by their images, which are
+        # public, it would tell who they are.
+        named[IMPROVED] = np.array([float(payload.config.get(IMPROVED, True)) / images])
     return dict(sorted(named.items()))
 
 

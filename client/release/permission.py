@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from casam_core.bank.entry_file import Entry
 from casam_core.config.policy import LearnedPolicy
-from casam_core.methods import method_of
+from casam_core.methods import alignment_of, method_of
 from casam_core.protocol.audit import Release, audit_log
 from casam_core.protocol.messages import (
     AlignReply,
@@ -22,6 +22,7 @@ from casam_core.protocol.messages import (
     CalibrateRequest,
     EvaluateReply,
     EvaluateRequest,
+    Question,
     RouterReply,
     RouterRequest,
     may_compare,
@@ -43,7 +44,14 @@ from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.evaluation.personal import tell_personal
 from client.institution import Institution
 from client.node.incidents import keep
-from client.release.question import check_entry, check_folds, check_question, remember_question
+from client.release.question import (
+    REPLY_TO,
+    check_entry,
+    check_folds,
+    check_question,
+    remember_question,
+)
+from client.secagg.remembered import remember_alone
 
 
 def align(
@@ -63,13 +71,20 @@ def align(
         RefusalError: the policy does not allow it.
     """
     check_align(institution, request, summed=summed)
-    remember_question(institution, request)
+    remembered(institution, request, request.trains_on, summed=summed)
     if institution.site.policy.adapter.noise == "dp":
         with learned_at_home(institution, request.job):
             return align_privately(institution, request)
     reply = institution.align(request, others)
     told = may_compare(institution.scenario, request.job, institution.site.policy)
     return reply if told else replace(reply, improved=None)
+
+
+def remembered(institution: Institution, request: Question, tasks: Sequence[str], *, summed: bool) -> None:
+    """Write the question down, and whether its answer leaves alone. Raises RefusalError."""
+    remember_question(institution, request)
+    if not summed:
+        remember_alone(institution, REPLY_TO[type(request)].kind, tasks)
 
 
 def check_align(institution: Institution, request: AlignRequest, *, summed: bool) -> None:
@@ -83,6 +98,11 @@ def check_align(institution: Institution, request: AlignRequest, *, summed: bool
         check_way(policy.adapter, summed)
         if summed and institution.scenario.training.strategy == "scaffold":
             raise RefusalError(Outcome.SUM_NOT_POSSIBLE, "strategy 'scaffold' needs each control variate")
+        finder = alignment_of(institution.scenario, request.job.task).finder
+        if summed and finder and policy.finder == "never":
+            raise RefusalError(
+                Outcome.SUM_NOT_POSSIBLE, "policy.finder is never: other finders would hide among fewer"
+            )
         check_samples(institution, request)
         check_enough(institution, request.trains_on, "train")
         if policy.max_rounds is not None:
@@ -112,7 +132,7 @@ def check_way(learned: LearnedPolicy, summed: bool) -> None:
 def describe(institution: Institution, request: RouterRequest, *, summed: bool = False) -> RouterReply:
     """The task's router, fitted or as sufficient statistics, if the policy lets it leave."""
     check_router(institution, request, summed=summed)
-    remember_question(institution, request)
+    remembered(institution, request, [request.job.task], summed=summed)
     if institution.site.policy.router.noise == "dp":
         describe = fit_router_privately if request.alone else router_statistics_privately
         return describe(institution, request)
@@ -125,7 +145,7 @@ def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bo
     """Held-out scores under the merged routers, if the policy lets them leave."""
     check_router(institution, request, summed=summed)
     check_folds(institution, request)
-    remember_question(institution, request)
+    remembered(institution, request, [request.job.task], summed=summed)
     if institution.site.policy.router.noise == "dp":
         return calibrate_privately(institution, request)
     return institution.calibrate(request)

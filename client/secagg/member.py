@@ -49,6 +49,7 @@ from casam_core.protocol.secure_sum import (
     SecureReply,
     SecureRequest,
     Sum,
+    is_weight,
     keys_digest,
     quantize,
     question_digest,
@@ -427,6 +428,8 @@ def check_rules(protocol: Protocol, members: int, least: int) -> None:
             raise RefusalError(
                 Outcome.SUM_NOT_POSSIBLE, f"{key}: expected {expected!r}, found {protocol[key]!r}"
             )
+    if not is_weight(protocol[Key.MAX_WEIGHT]):
+        raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{Key.MAX_WEIGHT}: expected a power of two")
     needed = protocol[Key.THRESHOLD]
     if members > MOST_MEMBERS or not shares_needed(members, least) <= needed <= members:
         raise RefusalError(Outcome.SUM_NOT_POSSIBLE, f"{needed} of {members} shares to unmask")

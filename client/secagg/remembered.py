@@ -1,9 +1,10 @@
-"""The memory of secure sums: with whom this institution added up what, over all runs of its home.
+"""The memory of sums: with whom this institution added up what, over all runs of its home.
 
 Sums over different members can be combined to the value of one: {a, b, c, d} - {a, b, c} = d, and also
 {a, ..., g} - {a, b, c} - {d, e, f} = g, where g took part in one sum only. An institution therefore adds up
-each kind of release of a dataset with the same members every time, and refuses others. Then all sums are over
-equal or disjoint sets. The server chooses tasks, rounds, seeds and runs, so they separate nothing.
+each kind of release of a dataset with the same members every time, and refuses others. An answer that leaves
+alone is a sum of one. Then all sums are over equal or disjoint sets. The server chooses tasks, rounds, seeds
+and runs, so they separate nothing.
 
 A line is on disk before the institution agrees to the list of members in a sum, and without enough agreements
 nobody unmasks it. Sums that were not agreed to do not count. A release with noise of its own is not
@@ -13,7 +14,7 @@ remembered: a difference of such sums shows shares that carry their own noise, w
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from client.institution import Institution
 
 @dataclass(frozen=True)
 class Added:
-    """One sum. time: UTC. sum: its id. kind: of the release. datasets: locations. members: names, sorted."""
+    """One sum, or an answer that left alone. time: UTC. sum: its id; "" if alone. kind: of the release.
+    datasets: locations. members: names, sorted."""
 
     time: str
     run: str
@@ -45,29 +47,39 @@ def check_members_before(
 
     tasks: those whose images the institution's share is made from.
     """
-    if not has_noise(institution, about):
-        found = added_at(institution, about, tasks, members)
+    if not has_noise(institution, about.kind):
+        found = added_at(institution, about.kind, tasks, members)
         check_against(sums_log(institution.site.sums).lines(), found)
 
 
 def remember(institution: Institution, about: Sum, tasks: Sequence[str], members: Collection[str]) -> None:
     """Write down a sum; the line is on disk when this returns. Raises like check_members_before."""
-    if has_noise(institution, about):
+    if not has_noise(institution, about.kind):
+        found = added_at(institution, about.kind, tasks, members, about.id)
+        sums_log(institution.site.sums).add(found, lambda lines: check_against(lines, found))
+
+
+def remember_alone(institution: Institution, kind: str, tasks: Sequence[str]) -> None:
+    """Write down, once, that this kind of answer leaves alone. Raises like check_members_before."""
+    if has_noise(institution, kind):
         return
-    found = added_at(institution, about, tasks, members)
-    sums_log(institution.site.sums).add(found, lambda lines: check_against(lines, found))
+    found, log = added_at(institution, kind, tasks, [institution.name]), sums_log(institution.site.sums)
+    if not any(replace(line, time=found.time, run=found.run) == found for line in log.lines()):
+        log.add(found, lambda lines: check_against(lines, found))
 
 
-def has_noise(institution: Institution, about: Sum) -> bool:
+def has_noise(institution: Institution, kind: str) -> bool:
     """Whether this institution adds noise of its own to this kind of release."""
     policy = institution.site.policy
-    return (policy.adapter if about.kind == AlignReply.kind else policy.router).noise == "dp"
+    return (policy.adapter if kind == AlignReply.kind else policy.router).noise == "dp"
 
 
-def added_at(institution: Institution, about: Sum, tasks: Sequence[str], members: Collection[str]) -> Added:
-    """A sum as a line of the memory."""
+def added_at(
+    institution: Institution, kind: str, tasks: Sequence[str], members: Collection[str], number: str = ""
+) -> Added:
+    """A sum as a line of the memory. number: its id."""
     datasets = tuple(sorted({institution.dataset(task) for task in tasks if task in institution.site.tasks}))
-    return Added(now(), about.run, about.id, about.kind, datasets, tuple(sorted(members)))
+    return Added(now(), institution.site.run, number, kind, datasets, tuple(sorted(members)))
 
 
 def check_against(lines: Sequence[Added], found: Added) -> None:

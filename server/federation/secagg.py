@@ -61,6 +61,7 @@ from casam_core.protocol.secure_sum import (
     question_digest,
     shares_needed,
     total_of,
+    weight_for,
 )
 from casam_core.protocol.wire import packed, unpacked
 from server.federation.exchange import results
@@ -109,7 +110,7 @@ def attempt(members: Members) -> Payload | None:
         num_shares=1.0,
         # If the sum is smaller than a member's policy requires, the member refuses by itself.
         reconstruction_threshold=min(shares_needed(count, least), count),
-        max_weight=float(max(images.values())),
+        max_weight=weight_for(max(images.values())),
         clipping_range=RANGE,
         quantization_range=STEPS,
         modulus_range=MODULUS,

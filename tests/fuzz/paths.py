@@ -152,7 +152,7 @@ def exchange_of_a_sum() -> SecureRequest:
         "clipping_range": RANGE,
         "target_range": STEPS,
         "mod_range": MODULUS,
-        "max_weight": 100.0,
+        "max_weight": 128.0,
     }
     return SecureRequest(
         JOB, "train.align", SETUP, packed(ConfigRecord(protocol)), AlignRequest(JOB).to_payload()

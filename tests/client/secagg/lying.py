@@ -118,7 +118,7 @@ class Attempt:
             "clipping_range": 64.0,
             "target_range": STEPS,
             "mod_range": MODULUS,
-            "max_weight": 100.0,
+            "max_weight": 128.0,
             **self.rules,
         }
 

@@ -16,14 +16,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Context, RecordDict
 
+from casam_core.config.policy import Policy
 from casam_core.config.site_file import TaskDescription
 from casam_core.errors import CasamError, PolicyError
+from casam_core.protocol.messages import RouterReply, RouterRequest
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.register import Keys, public_hex, read_register, signature_of
 from casam_core.protocol.secure_sum import SIGNATURES, SIGNERS, STEPS_OF_A_SUM, SecureRequest
 from casam_core.protocol.wire import packed, unpacked
 from client.client_app import forget_institutions
+from client.release import permission
 from client.secagg.member import take_part
 from client.secagg.remembered import check_members_before, remember
 from tests.client.secagg.lying import Attempt, Server, with_protocol
@@ -120,14 +123,20 @@ def test_members_that_are_told_different_things_find_it_out(table: Server) -> No
 
 
 def test_a_weight_that_makes_the_others_vanish_is_found_out(table: Server) -> None:
-    """With max_weight = 1e30 a member's share rounds to nothing, and the sum is that of one member."""
-    for_a, for_others = table.begin("abc"), table.begin("abc", max_weight=1e30)
+    """With a larger max_weight a member's share is smaller, and the sum is nearly that of one member."""
+    for_a, for_others = table.begin("abc"), table.begin("abc", max_weight=2.0**32)
     for_a.setup(only="a")
     for_others.setup(only="bc")
     for_a.keys |= for_others.keys
     for_a.signed |= for_others.signed
     with refused(Outcome.SUM_BROKEN, match="did not sign these keys for this sum"):
         for_a.share(only="a")
+
+
+@pytest.mark.parametrize("weight", [100.0, 2.0**39.58317751481247, 2.0**33, 1e30])
+def test_nor_does_one_that_all_are_told_round_the_members_apart(table: Server, weight: float) -> None:
+    with refused(Outcome.SUM_NOT_POSSIBLE, match="max_weight: expected a power of two"):
+        table.begin("abc", max_weight=weight).setup(only="a")
 
 
 # --- Order -----------------------------------------------------------------------------------------------
@@ -338,6 +347,31 @@ def test_nor_can_three_sums_that_differ_by_a_cohort_each(
         with refused(Outcome.OTHER_MEMBERS):
             later.begin("abcdefg").setup(only=name)
     forget_institutions()
+
+
+def told_alone(table: Server, name: str) -> RouterReply:
+    """The answer of an institution whose policy now lets the question of the sum be answered alone."""
+    institution = table.institutions[name]
+    institution.site = replace(institution.site, policy=Policy())
+    return permission.describe(institution, RouterRequest(Job(name, 1, "polyp"), alone=False))
+
+
+def test_who_was_in_a_sum_does_not_answer_alone(table: Server) -> None:
+    """{a, b, c} - {b} - {c} = a."""
+    table.begin("abc").whole()
+    with refused(Outcome.OTHER_MEMBERS, match="had other members \\(a, c\\)"):
+        told_alone(table, "b")
+    assert added(table, "b") == ["abc"]
+
+
+def test_who_answered_alone_is_in_no_sum_of_the_same_images(table: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert told_alone(table, "b").images == 5  # the same answer again is not another sum
+    assert added(table, "b") == ["b"]
+    later = again(table, tmp_path)
+    with refused(Outcome.OTHER_MEMBERS, match="had other members \\(a, c\\)"):
+        later.begin("abc").setup(only="b")
+    later.begin("abc", Job("", 2, "histology")).setup(only="b")  # other images
 
 
 def test_a_release_with_noise_of_its_own_is_not_remembered(tmp_path: Path, table: Server) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,16 @@ from scipy.stats import kstest
 
 from casam_core.config.scenario import Scenario
 from casam_core.privacy.keystream import masks
+from casam_core.protocol.messages import AlignRequest
+from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.secure_sum import (
     AGREE,
     COLLECT,
+    HEAVIEST,
     MODULUS,
     MOST_MEMBERS,
+    RANGE,
     RESOLUTION,
     SETUP,
     SHARE_KEYS,
@@ -31,21 +37,25 @@ from casam_core.protocol.secure_sum import (
     STEPS_OF_A_SUM,
     UNMASK,
     SecureRequest,
+    is_weight,
     quantize,
     released_in,
     share_of,
     shares_needed,
     total_of,
+    weight_for,
 )
 from casam_core.protocol.wire import from_records, packed, unpacked
 from client.institution import Institution
 from client.release.guard import NotAllowedError, check
 from client.release.outbox import described
+from client.release.permission import check_align
 from client.secagg import member as secure_sum
 from client.site import hosted_sites
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from tests.banks import tiny_backbone
 from tests.conftest import phantom, tiny_table
+from tests.refused import refused
 
 JOB = Job("a", 1, "polyp")
 POLICY = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}}
@@ -112,6 +122,56 @@ def test_a_layer_is_averaged_and_statistics_are_added() -> None:
     # 30 counted images at one holder of 10 images, 8 at another of 6: 38 of 16 images, per image 2.375
     counts = total_of("train.calibrate", {"histogram/counts": np.array([2.375])}, 16)
     assert counts.arrays["histogram"]["counts"].tolist() == [38]
+
+
+def test_who_learns_no_finder_is_in_no_sum_of_finders(tmp_path: Path) -> None:
+    """Its arrays leave as they came. The server knows them, so the others would hide among fewer."""
+    policy = POLICY | {"finder": "never"}
+    sites = [{"name": name, "data": {"polyp": phantom("polyp", 8)}, "policy": policy} for name in "abc"]
+    for finder in (False, True):
+        table = tiny_table(stream=["polyp"], institutions=sites, alignment={"finder": finder})
+        asked = Scenario.model_validate(table)
+        run, node = f"run-{finder}", {"partition-id": 0, "num-partitions": 3}
+        (site,) = hosted_sites(asked, run, node, {"out": str(tmp_path)})
+        institution, request = Institution(site, asked, tiny_backbone()), AlignRequest(JOB)
+        if not finder:
+            check_align(institution, request, summed=True)
+            continue
+        with refused(Outcome.SUM_NOT_POSSIBLE, match="other finders would hide among fewer"):
+            check_align(institution, request, summed=True)
+
+
+IMAGES = (16, 13, 9)
+
+
+@pytest.mark.parametrize("improved", list(itertools.product([False, True], repeat=3)))
+def test_the_sum_says_how_many_layers_help_and_not_whose(improved: tuple[bool, ...]) -> None:
+    """The numbers of images are public, so a sum that is weighted by them would name the members."""
+    total = sum(
+        images * share_of("train.align", Payload({"improved": bit}), images)["improved"][0]
+        for bit, images in zip(improved, IMAGES, strict=True)
+    )
+    assert total == pytest.approx(sum(improved))
+    means = {"improved": np.array([total / sum(IMAGES)])}
+    assert total_of("train.align", means, sum(IMAGES)).config == {"improved": any(improved)}
+
+
+def test_every_member_rounds_what_it_adds_in_the_same_way() -> None:
+    """A count of 3 at a holder of 16, 13 or 9 images: the steps that it adds to the sum, by max_weight.
+
+    With 2^39.58..., only the one with 13 would have added anything, and the sum would have been its own.
+    """
+
+    def added(images: int, weight: float) -> int:
+        ratio = round(images / weight * STEPS) / STEPS  # as Flower does
+        (steps,) = quantize([np.array([3 / images * ratio])], RANGE, STEPS)[0]
+        return int(steps) - STEPS // 2
+
+    assert [added(images, 2.0**39.58317751481247) for images in IMAGES] == [0, 1, 0]
+    assert [weight_for(images) for images in (1, 9, 13, 16, 17)] == [1, 16, 16, 16, 32]
+    for weight in (weight_for(max(IMAGES)), 2.0**20, HEAVIEST):
+        assert is_weight(weight)
+        assert {added(images, weight) for images in IMAGES} == {3 * 2**37 / weight}
 
 
 def test_an_error_is_far_below_the_variance_of_a_feature() -> None:
