@@ -11,6 +11,7 @@ of integers are exact and do not depend on their order, so floating-point roundi
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -43,6 +44,8 @@ class PrivateSum:
                 f"expected a noise multiplier of 0 or at least {LEAST_MULTIPLIER:g}, found "
                 f"{self.noise_multiplier:g}"
             )
+        if not sys.float_info.min <= self.grid < math.inf:  # a row would fail, or get no noise
+            raise ValueError(f"expected a norm with steps that a number can hold, found {self.norm:g}")
 
     @property
     def grid(self) -> float:

@@ -92,8 +92,6 @@ def reserve(site: Site, spends: Sequence[Spend], units: int) -> None:
         PolicyError: the file is not a ledger, is an older copy, or counts other units.
     """
     budget, first = site.policy.budget, spends[0]
-    epsilon = budget.epsilon if first.split == "train" else budget.epsilon_metrics
-    assert epsilon is not None  # a policy with noise has a budget
     assert budget.delta is not None
     if budget.delta >= 1 / units:
         raise RefusalError(
@@ -110,15 +108,18 @@ def reserve(site: Site, spends: Sequence[Spend], units: int) -> None:
                     "ledger was restored; restore the newest one"
                 )
             before = of_images(lines, first.dataset, first.split, first.division)
-            check_budget(before, left, budget, epsilon, site.ledger)
+            check_budget(before, left, budget, site.ledger)
 
         Ledger(site.ledger).add(spend, allow)
 
 
 def check_budget(
-    before: Sequence[Spend], spends: Sequence[Spend], budget: BudgetPolicy, epsilon: float, ledger: Path
+    before: Sequence[Spend], spends: Sequence[Spend], budget: BudgetPolicy, ledger: Path
 ) -> None:
-    """Raise RefusalError if `spends` after `before` exceed `epsilon`, PolicyError if their units differ."""
+    """Raise RefusalError if `spends` after `before` exceed the budget, PolicyError if their units differ.
+
+    Where they are of several splits, an image may have been in each: the smaller budget counts.
+    """
     task, unit = spends[0].task, spends[0].unit
     if any(s.unit != unit for s in before):
         raise PolicyError(
@@ -126,6 +127,9 @@ def check_budget(
             f"{unit}; costs of different units cannot be added"
         )
     assert budget.delta is not None
+    splits = {s.split for s in (*before, *spends)}
+    budgets = (budget.epsilon if split == "train" else budget.epsilon_metrics for split in splits)
+    epsilon = min(known for known in budgets if known is not None)  # a policy with noise has a budget
     after = epsilon_of([s.mechanism for s in (*before, *spends)], budget.delta)
     if after > epsilon:
         raise RefusalError(
@@ -175,8 +179,8 @@ def account_of(institution: Institution) -> Account | None:
         return None
     assert policy.budget.delta is not None
     spends, delta = Ledger(site.ledger).lines(), policy.budget.delta
-    # The evaluated split and the canaries' split have separate budgets.
-    measured = (institution.scenario.evaluation.split, "val") if policy.metrics == "noisy" else ()
+    # Each split has a budget of its own; an earlier run may have evaluated another one.
+    measured = ("test", "val") if policy.metrics == "noisy" else ()
     trained = () if policy.exact else ("train",)
 
     def worst(parts: Sequence[str], *, replaced: bool) -> float | None:

@@ -133,3 +133,10 @@ def test_every_release_is_a_multiple_of_its_grid() -> None:
 def test_a_multiplier_whose_integers_would_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a noise multiplier of 0 or at least"):
         PrivateSum(1.0, 1e-3)
+
+
+@pytest.mark.parametrize(("norm", "noise"), [(1e-318, 1.0), (1e-302, 1.0), (1e300, 1e300), (math.inf, 1.0)])
+def test_a_norm_whose_steps_no_number_holds_is_refused_before_any_row(norm: float, noise: float) -> None:
+    """With a step of zero a row would fail, and no row would get noise: that would tell them apart."""
+    with pytest.raises(ValueError, match="expected a norm with steps that a number can hold"):
+        PrivateSum(norm, noise)

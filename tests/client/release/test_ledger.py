@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 
 from casam_core.config.policy import BudgetPolicy
+from casam_core.config.scenario import Scenario
 from casam_core.errors import PolicyError
-from casam_core.privacy.accounting import Mechanism, calibrate
-from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.privacy.accounting import Mechanism, calibrate, epsilon_of
+from casam_core.protocol.outcomes import Outcome
 from client.data.splits import PARTS
-from client.release.ledger import Ledger, Spend, check_budget, of_images
+from client.institution import Institution
+from client.release.ledger import Ledger, Spend, account_of, check_budget, of_images
+from client.site import hosted_sites
+from tests.banks import tiny_backbone
+from tests.conftest import phantom, tiny_table
+from tests.refused import refused
 
 SPEND = Spend("2026-01-01T00:00:00+00:00", "run", "align", "polyp", "/data/polyp", "train", "image", 1.5)
 
@@ -129,9 +135,39 @@ def test_a_changed_seed_or_key_does_not_open_a_second_budget() -> None:
     trained = replace(SPEND, division="one", noise_multiplier=noise)
     tested = replace(SPEND, split="test", noise_multiplier=noise)
     same, other = replace(tested, division="one"), replace(tested, division="another")
-    check_budget(of_images([trained], same.dataset, "test", same.division), [same], budget, 3.0, Path("l"))
-    with pytest.raises(RefusalError) as refused:
-        check_budget(
-            of_images([trained], other.dataset, "test", other.division), [other], budget, 3.0, Path("l")
-        )
-    assert refused.value.outcome == Outcome.BUDGET_SPENT
+    check_budget(of_images([trained], same.dataset, "test", same.division), [same], budget, Path("l"))
+    with refused(Outcome.BUDGET_SPENT):
+        check_budget(of_images([trained], other.dataset, "test", other.division), [other], budget, Path("l"))
+
+
+@pytest.mark.parametrize(("first", "then"), [("train", "test"), ("test", "train")])
+def test_where_splits_are_mixed_the_smaller_budget_counts(first: str, then: str) -> None:
+    """A training image of today may be a test image tomorrow: epsilon 10 for metrics is not for it."""
+    budget = BudgetPolicy(epsilon=1.0, epsilon_metrics=10.0, delta=1e-4)
+    before = replace(SPEND, split=first, division="one", noise_multiplier=10.0)
+    after = replace(SPEND, split=then, division="two", noise_multiplier=1.0)  # epsilon 4.3 alone
+    check_budget([], [replace(after, split="test")], budget, Path("l"))
+    with refused(Outcome.BUDGET_SPENT, match="the budget is 1"):
+        check_budget(of_images([before], after.dataset, then, "two"), [after], budget, Path("l"))
+
+
+def test_an_account_counts_every_split_that_was_ever_evaluated(tmp_path: Path) -> None:
+    """A run that evaluates validation images tells what the test images have cost before."""
+    policy = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.01}}
+    sites = [{"name": "a", "data": {"polyp": phantom("polyp", 24)}, "policy": policy}]
+    table = tiny_table(stream=["polyp"], institutions=sites, evaluation={"split": "val"})
+    scenario = Scenario.model_validate(table)
+    node = {"partition-id": 0, "num-partitions": 1}
+    (site,) = hosted_sites(scenario, "run", node, {"out": str(tmp_path)})
+    institution = Institution(site, scenario, tiny_backbone())
+    tested = replace(
+        SPEND,
+        dataset=institution.dataset("polyp"),
+        division=institution.task("polyp").division,
+        split="test",
+        noise_multiplier=1.0,
+    )
+    Ledger(site.ledger).add(tested)
+    account = account_of(institution)
+    assert account is not None
+    assert account.metrics == epsilon_of([tested.mechanism], 0.01)
