@@ -177,7 +177,7 @@ def read_log(path: Path) -> list[Line]:
     try:
         texts = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise AuditError(f"{path}: expected an audit log, it cannot be read; check the path") from error
+        raise AuditError(f"{path}: expected a file audit.jsonl that can be read; check the path") from error
     lines = []
     for number, text in enumerate(texts, 1):
         try:

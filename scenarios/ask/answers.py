@@ -118,7 +118,7 @@ def notes(found: Answer) -> Iterator[str]:
     """What was trained, the seconds, what is not known, and what would tell."""
     if found.trained:
         yield f"Trained now: {', '.join(found.trained)}"
-    noise = f"; {found.draws} draws of the noise" if found.draws else "; nothing is drawn at random"
+    noise = f"; draws of the noise: {found.draws}" if found.draws else "; nothing is drawn at random"
     yield f"{found.seconds:.1f} s{noise}"
     for what in found.unknown:
         yield f"Not known: {what}"
