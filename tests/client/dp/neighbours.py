@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -33,16 +33,13 @@ from casam_core.privacy.units import Units
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
-    CalibrateReply,
     CalibrateRequest,
-    EvaluateReply,
     EvaluateRequest,
     Holding,
-    RouterReply,
     RouterRequest,
 )
-from casam_core.protocol.outcomes import outcome_of
-from casam_core.protocol.payload import Job, Payload, digest_of
+from casam_core.protocol.outcomes import Outcome, outcome_of
+from casam_core.protocol.payload import Job, digest_of
 from casam_core.protocol.schema import Message
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router, router_spec
@@ -52,6 +49,8 @@ from client.institution import Institution
 from client.release import permission
 from client.release.guard import check
 from client.release.ledger import Ledger, account_of
+from client.release.outbox import with_outcome
+from client.release.question import REPLY_TO
 from client.site import Site, hosted_sites
 from tests.banks import picture, tiny_backbone, tiny_entry
 
@@ -239,8 +238,9 @@ def run(case: Case, folder: Path, played: Seen | None = None) -> Seen:
     for part in PARTS:
         institution.units(TASK, part)
     institution.holdings()
-    for name, kind, job, answer in answers(case, institution):
-        institution.seen.left[name] = checked(kind, job, answer, institution)
+    last: list[AlignReply] = []
+    for name, request in requests(case, institution, last):
+        institution.seen.left[name] = checked(name, request, institution, last)
     institution.seen.spends.extend(
         (s.kind, s.task, s.split, s.unit, s.noise_multiplier, s.sample_rate, s.steps)
         for s in Ledger(site.ledger).lines()
@@ -248,56 +248,65 @@ def run(case: Case, folder: Path, played: Seen | None = None) -> Seen:
     return institution.seen
 
 
-def answers(case: Case, institution: Institution) -> Iterator[tuple[str, str, Job, Callable[[], Message]]]:
-    """(name, kind, job, what makes the answer), in the order of a run."""
-    last: list[AlignReply] = []
+Asked = AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
+
+
+def requests(case: Case, institution: Institution, last: list[AlignReply]) -> Iterator[tuple[str, Asked]]:
+    """The requests of a run by name, in their order. last: the layers so far."""
     rounds, spec = institution.scenario.training.rounds, institution.scenario.router
 
-    def align(job: Job) -> AlignReply:
-        weights = last[-1].layer if last and job.round > 1 else None
-        if job.round > 1 and weights is None:
-            weights = institution.layer(job.task, None).state_dict()
-            weights = {name: value.numpy() for name, value in weights.items()}
-        reply = permission.align(institution, AlignRequest(job, weights))
-        last.append(reply)
-        return reply
+    def weights(number: int) -> Mapping[str, NDArray[np.float32]] | None:
+        if number == 1 or last:
+            return last[-1].layer if number > 1 else None
+        return {name: value.numpy() for name, value in institution.layer(TASK, None).state_dict().items()}
 
-    def describe(job: Job) -> RouterReply:
-        return permission.describe(institution, RouterRequest(job, alone=case.alone))
-
-    def calibrate(job: Job) -> CalibrateReply:
-        known = shared_bank(spec.kind)[TASK].router
-        return permission.calibrate(institution, CalibrateRequest(job, [known] * spec.folds))
-
-    def evaluate(job: Job, known: int, tasks: Sequence[str]) -> EvaluateReply:
+    def evaluation(stage: int, known: int, tasks: Sequence[str]) -> EvaluateRequest:
         bank = shared_bank(spec.kind)
         entries = [bank.bytes_of(task) for task in tasks[known:]]
-        question = EvaluateRequest(job, known, entries, bank.digest_over(tasks), tuple(tasks[known:]))
-        return permission.evaluate(institution, question)
+        return EvaluateRequest(
+            Job(NAME, stage), known, entries, bank.digest_over(tasks), tuple(tasks[known:])
+        )
 
-    yield "evaluate 0", EvaluateReply.kind, Job(NAME, 0), lambda: evaluate(Job(NAME, 0), 0, ())
+    yield "evaluate 0", evaluation(0, 0, ())
     for number in range(1, rounds + 1):
-        job = Job(NAME, 1, TASK, number)
-        yield f"align {number}", AlignReply.kind, job, lambda job=job: align(job)  # type: ignore[misc]
+        yield f"align {number}", AlignRequest(Job(NAME, 1, TASK, number), weights(number))
     job = Job(NAME, 1, TASK)
-    yield "router", RouterReply.kind, job, lambda: describe(job)
+    yield "router", RouterRequest(job, alone=case.alone)
     if not case.alone and spec.kind == "gaussian":
-        yield "calibrate", CalibrateReply.kind, job, lambda: calibrate(job)
-    yield "evaluate 1", EvaluateReply.kind, Job(NAME, 1), lambda: evaluate(Job(NAME, 1), 0, (TASK,))
-    yield "evaluate 2", EvaluateReply.kind, Job(NAME, 2), lambda: evaluate(Job(NAME, 2), 1, (TASK, OTHER))
+        yield "calibrate", CalibrateRequest(job, [shared_bank(spec.kind)[TASK].router] * spec.folds)
+    yield "evaluate 1", evaluation(1, 0, (TASK,))
+    yield "evaluate 2", evaluation(2, 1, (TASK, OTHER))
 
 
-def checked(kind: str, job: Job, answer: Callable[[], Message], institution: Institution) -> str:
-    """What leaves: a digest of the answer and of the account, or one word."""
+def answered(request: Asked, institution: Institution, last: list[AlignReply]) -> Message:
+    """The answer. Raises RefusalError."""
+    if isinstance(request, AlignRequest):
+        last.append(permission.align(institution, request))
+        return last[-1]
+    if isinstance(request, RouterRequest):
+        return permission.describe(institution, request)
+    if isinstance(request, CalibrateRequest):
+        return permission.calibrate(institution, request)
+    return permission.evaluate(institution, request)
+
+
+def checked(name: str, request: Asked, institution: Institution, last: list[AlignReply]) -> str:
+    """What leaves: a digest of the answer and of the account, or one word.
+
+    The guard lets every honest answer pass: else equal words would hide what differs.
+    """
     try:
+        content = answered(request, institution, last).to_payload()
         account = account_of(institution)
-        payload = answer().to_payload()
-        spent = account.settings() if account else {}
-        payload = Payload({**payload.config, **spent, "outcome": "ok"}, payload.arrays, payload.metrics)
-        check(kind, payload, institution, job)
+        payload = with_outcome(content, account.settings() if account else {})
+        asked = request.to_payload().config
+        check(REPLY_TO[type(request)].kind, payload, institution, request.job, asked)
     except CasamError as error:
-        return outcome_of(error).value
-    return digest_of(payload)
+        word, reason = outcome_of(error), str(error)
+    else:
+        return digest_of(payload)
+    assert word != Outcome.NOT_ALLOWED, f"{name}: {reason}"
+    return word.value
 
 
 @lru_cache

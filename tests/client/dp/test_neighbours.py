@@ -156,6 +156,38 @@ def test_of_a_thousand_sites_none_does(
         assert compared(*drawn, tmp_path_factory.mktemp("site")) == []
 
 
+# --- Some releases with noise, others without ----------------------------------------------------------
+
+OPEN_LAYERS = {"adapter": {}, "router": {}}
+OPEN_METRICS = {"metrics": "exact", "canaries": 1}
+
+
+@pytest.mark.parametrize(
+    ("opened", "parts"),
+    [(OPEN_LAYERS, ("val", "test")), (OPEN_METRICS, ("train",))],
+    ids=["layers", "metrics"],
+)
+def test_what_leaves_without_noise_knows_nothing_of_the_images_behind_noise(
+    opened: Mapping[str, Any], parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    for part in parts:
+        assert not finds("", part, opened_site(opened), tmp_path / part)
+
+
+def test_an_open_layer_that_validation_images_decide_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the images of a split decide a seed; an epoch that they choose would be the same fault."""
+    honest = Institution.draws
+
+    def draws(self: Institution, job: Any, purpose: str) -> np.random.Generator:
+        ids = "".join(sample.id for sample in self.task("polyp").split.val)
+        return honest(self, job, purpose + ids)
+
+    monkeypatch.setattr(Institution, "draws", draws)
+    assert finds("without noise, align 1 differ", "val", opened_site(OPEN_LAYERS), tmp_path)
+
+
 # --- Broken pipelines: the comparison finds them -------------------------------------------------------
 
 
@@ -183,6 +215,14 @@ def a_site(**changes: Any) -> Case:
     largest = next(name for name in units if part_of(name) == "test")
     units[largest] = tuple(range(7, 13))
     return replace(Case(Dataset(units), "folder", policy, settings, seed=7, alone=True), **changes)
+
+
+def opened_site(opened: Mapping[str, Any]) -> Case:
+    """The same with some clauses of its policy without noise, and with every choice that validation makes."""
+    case = a_site()
+    training = {"epochs": 2, "keep_best": True, "fallback_to_identity": True}
+    settings = {**case.settings, "training": training, "alignment": {"form": "scale_shift", "personal": True}}
+    return replace(case, policy={**case.policy, **opened}, settings=settings)
 
 
 def part_of(name: str) -> str:
