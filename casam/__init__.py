@@ -128,8 +128,9 @@ class Run:
 
     def events(self) -> Iterator[Event]:
         """The events of the run, in order."""
-        for line in (self.folder / "events.jsonl").read_text().splitlines():
-            yield json.loads(line)
+        from scenarios.engines.watch import Events
+
+        yield from Events(self.folder / "events.jsonl").new()
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report of this run, by default report.html in its folder. Needs the extra `report`."""

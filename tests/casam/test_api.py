@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def test_every_event_is_told_once_and_in_order(finished: tuple[casam.Run, list[d
     run, told = finished
     assert told == list(run.events())
     assert [event["event"] for event in told][-1] == "end"
+
+
+def test_a_run_whose_server_lost_power_at_its_end_tells_its_events(
+    finished: tuple[casam.Run, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    run, told = finished
+    cut = replace(run, folder=tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "events.jsonl").write_bytes((run.folder / "events.jsonl").read_bytes()[:-5])
+    assert [event["event"] for event in cut.events()] == [event["event"] for event in told]
 
 
 def test_a_run_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

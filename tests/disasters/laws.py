@@ -136,7 +136,7 @@ class Laws:
                 self.breaks(f"the finished run has no {name}")
                 return
         try:
-            events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+            events = events_of(run)
         except ValueError:
             self.breaks("a line of events.jsonl is damaged")
             return
@@ -226,10 +226,16 @@ def refusals(events: list[dict[str, Any]]) -> list[list[Any]]:
     )
 
 
+def events_of(run: Path) -> list[dict[str, Any]]:
+    """Without an incomplete last line, as readers see them: power can go after summary.json, before `end`."""
+    whole = (run / "events.jsonl").read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def result(run: Path) -> dict[str, Any]:
     """What a run ends with."""
     summary = json.loads((run / "summary.json").read_text())
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = events_of(run)
     return {key: summary[key] for key in SAME} | {
         "bank": tasks_of(run / "bank"),
         "refusals": refusals(events),
