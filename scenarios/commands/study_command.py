@@ -260,7 +260,8 @@ def run_missing(
     from scenarios.study.grid import claim, finished, run_cells
     from scenarios.study.view import cells_view
 
-    left = [cell for cell in cells if not finished(setting, cell)]
+    done = {cell.name for cell in plan.cells if finished(setting, cell)}  # all of them are in the tables
+    left = [cell for cell in cells if cell.name not in done]
     say(screen, f"{plan.study.name}: {len(cells)} runs, {len(cells) - len(left)} of them finished")
     if not left:
         if not options.plan_only:

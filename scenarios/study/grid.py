@@ -18,8 +18,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from casam_core.errors import RunInputError
-from casam_core.files import write_atomic
+from casam_core.errors import RunError, RunInputError
+from casam_core.files import lock_file, write_atomic
 from casam_core.protocol.fingerprint import code_fingerprint
 from scenarios.engines import Engine
 from scenarios.engines.preflight import Cost, Known, preflight
@@ -164,9 +164,7 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                # A folder without a summary is the rest of an interrupted run.
-                shutil.rmtree(setting.run_folder(cell), ignore_errors=True)
-                running[pool.submit(where.run, setting.order(cell))] = cell
+                running[pool.submit(run_cell, setting, cell, where)] = cell
                 started(cell)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -180,3 +178,20 @@ def run_cells(
     finally:
         pool.shutdown(cancel_futures=True)
     return reasons
+
+
+def run_cell(setting: Setting, cell: Cell, where: Cells) -> CellEnd:
+    """Run a cell, unless another process has finished it meanwhile. Its log is the lock.
+
+    Raises RunError if another process runs it now.
+    """
+    order = setting.order(cell)
+    try:
+        with lock_file(Path(order.log)):
+            if finished(setting, cell):
+                return CellEnd(cell.name, "", 0.0)
+            # A folder without a summary is the rest of an interrupted run.
+            shutil.rmtree(setting.run_folder(cell), ignore_errors=True)
+            return where.run(order)
+    except BlockingIOError as error:
+        raise RunError(f"{order.folder}: another process runs it now; call again later") from error

@@ -16,6 +16,7 @@ import pytest
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import CasamError, RunError
+from casam_core.files import lock_file
 from scenarios.ask.remembering import scores_shared
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.study.cell import ABANDONED, CellEnd, CellOrder, LocalCells, execute
@@ -147,6 +148,23 @@ def test_more_seeds_join_what_is_there(tmp_path: Path, plan: Plan) -> None:
     assert where.asked == ["open_seed-2", "closed_seed-2"]
 
 
+def test_two_processes_in_one_folder_delete_nothing_of_each_other(tmp_path: Path, plan: Plan) -> None:
+    """Both began with a list of four missing cells; meanwhile the other one ended two, and runs the third."""
+    setting, second = Setting(tmp_path / "study", None), FakeCells(plan)
+    claim(setting, plan, "small.toml")
+    run_cells(setting, plan.cells[:2], 1, FakeCells(plan), lambda cell: None, lambda cell, end: None)
+    under_way = setting.run_folder(plan.cells[2]) / "events.jsonl"
+    under_way.parent.mkdir()
+    under_way.touch()
+    with (
+        lock_file(Path(setting.order(plan.cells[2]).log)),
+        pytest.raises(RunError, match="closed_seed-0: another process runs it now"),
+    ):
+        run_cells(setting, plan.cells, 1, second, lambda cell: None, lambda cell, end: None)
+    assert second.asked == []
+    assert under_way.exists()
+
+
 def test_an_image_is_counted_where_it_is_encoded_first(tmp_path: Path, plan: Plan) -> None:
     found = costs(plan.cells, None, lambda name: None)
     # Four datasets of 12 phantoms; another seed draws others, another policy does not.
@@ -263,6 +281,9 @@ def test_a_part_of_a_study_in_this_process(tmp_path: Path, casam: Casam) -> None
     assert "finished in" in (tmp_path / "out" / "logs" / "open_seed-0.log").read_text()
     refused = casam("study", path, "--out", "out", "--here", "--jobs", "2")
     assert (refused.status, "--here" in refused.err) == (2, True)
+    changed = study_file(tmp_path, **TWO | {"set": {"training.epochs": 2}})
+    other = casam("study", changed, "--out", "out", "--here", "--only", "policy=closed")
+    assert "open_seed-0 holds a run of another scenario" in other.refusal, "tables would mix two studies"
 
 
 def test_runs_that_share_scores_have_the_figures_of_runs_that_share_none(tmp_path: Path) -> None:
