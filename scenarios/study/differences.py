@@ -120,13 +120,9 @@ def paired(
 def own_interval(mine: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float] | None:
     """Interval of the difference from the institution's own statistics: the mean over seeds of its intervals.
 
-    Seeds may draw the same images, so more seeds do not make the interval narrower. It uses gains over frozen
-    SAM: their difference is the difference of the scores, with less variance.
+    Seeds may draw the same images, so more seeds do not make the interval narrower.
     """
-    found = [
-        apart(gain(mine.loc[seed]), gain(other.loc[seed]), int(mine.loc[seed, "units"]))
-        for seed in mine.index
-    ]
+    found = [apart(*own_estimates(mine.loc[seed], other.loc[seed])) for seed in mine.index]
     known = [interval for interval in found if interval is not None]
     if len(known) < len(found):
         return None
@@ -134,10 +130,19 @@ def own_interval(mine: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]
     return float(low), float(high)
 
 
-def gain(row: pd.Series) -> Estimate:
-    """An institution's gain over frozen SAM on one task."""
-    sd = row["gain_sd"]
-    return Estimate(float(row["gain_mean"]), None if pd.isna(sd) else float(sd))
+def own_estimates(mine: pd.Series, other: pd.Series) -> tuple[Estimate, Estimate, int]:
+    """What an institution's interval is made of: two means, and the smaller number of units.
+
+    Gains over frozen SAM vary less than scores, but their difference is that of the scores only if frozen SAM
+    scores the same in both runs (means are rounded to four digits).
+    """
+    frozen, others = (row["iou_mean"] - row["gain_mean"] for row in (mine, other))
+    what = "gain" if abs(frozen - others) < 2.5e-4 else "iou"
+    one, two = (
+        Estimate(float(row[f"{what}_mean"]), None if pd.isna(row[f"{what}_sd"]) else float(row[f"{what}_sd"]))
+        for row in (mine, other)
+    )
+    return one, two, int(min(mine["units"], other["units"]))
 
 
 def grouped(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -199,7 +204,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def apart(mine: Estimate, other: Estimate, units: int) -> tuple[float, float] | None:
-    """95 % interval of mine.mean - other.mean over the same `units`, without the values of the units.
+    """95 % interval of mine.mean - other.mean over `units` or more, without the values of the units.
 
     Their correlation is unknown. sd(a - b) <= sd(a) + sd(b) holds for any correlation, so the interval is
     usually too wide and never too narrow for this reason. None if a standard deviation is missing.

@@ -59,15 +59,11 @@ def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame
     """One row per cell; a cell without a finished run has a reason and no figures."""
     rows = []
     summaries = {cell.name: summary_of(runs, cell) for cell in plan.cells}
-    joints = {
-        (cell.seed, *cell.scenario.stream): summaries[cell.name]
-        for cell in plan.cells
-        if METHODS[cell.scenario.method].pools
-    }
     for cell in plan.cells:
         summary = summaries[cell.name]
         status = "finished" if summary else "failed" if cell.name in reasons else "missing"
-        joint = joints.get((cell.seed, *cell.scenario.stream))
+        reference = joint_of(plan, cell)
+        joint = summaries[reference.name] if reference else None
         figures = figures_of(summary, joint) if summary else dict.fromkeys(FIGURES)
         reason, rate = reasons.get(cell.name, ""), cell.scenario.alignment.learning_rate
         scores = scores_of(summary) if summary else ""
@@ -75,6 +71,17 @@ def run_rows(plan: Plan, runs: Path, reasons: Mapping[str, str]) -> pd.DataFrame
         row |= figures
         rows.append(row)
     return pd.DataFrame(rows).astype(dict.fromkeys(("learning_rate", *FIGURES), "float64"))
+
+
+def joint_of(plan: Plan, cell: Cell) -> Cell | None:
+    """The cell that learns the same stream together under the same seed, with the most labels alike."""
+    alike = [
+        other
+        for other in plan.cells
+        if METHODS[other.scenario.method].pools
+        and (other.seed, other.scenario.stream) == (cell.seed, cell.scenario.stream)
+    ]
+    return max(alike, key=lambda other: len(cell.labels.items() & other.labels.items()), default=None)
 
 
 def site_rows(plan: Plan, runs: Path) -> pd.DataFrame:
@@ -121,7 +128,7 @@ def figures_of(summary: Summary, joint: Summary | None = None) -> dict[str, floa
     routing, learning = summary.routing, summary.timing.learning_processor
     processor = [seconds for seconds in learning if seconds is not None]
     last, frozen, whole = summary.last_iou, frozen_iou(summary), summary.complete.get("last_iou", False)
-    worst = [iou for iou in summary.worst_institution_iou.values() if iou is not None]
+    worst = known_all(summary.worst_institution_iou)
     forgotten = [points for points in summary.site_ff_iou.values() if points is not None]
     spent = [site.epsilon_train for site in summary.privacy.values() if site.epsilon_train is not None]
     return {
@@ -169,9 +176,15 @@ def matrix_of(summary: Summary) -> ContinualMatrix:
 
 
 def unseen_iou(summary: Summary) -> float | None:
-    """Mean IoU at the last stage over the unseen tasks; None without any."""
-    values = [value for value in summary.unseen.iou[-1].values() if value is not None]
+    """Mean IoU at the last stage over the unseen tasks; None without any, or if one of them is unknown."""
+    values = known_all(summary.unseen.iou[-1])
     return fmean(values) if values else None
+
+
+def known_all(scores: Mapping[str, float | None]) -> list[float]:
+    """The scores; none if one is unknown, because the mean or worst of the others is another figure."""
+    known = [score for score in scores.values() if score is not None]
+    return known if len(known) == len(scores) else []
 
 
 def personal_gain(summary: Summary) -> float | None:

@@ -128,6 +128,82 @@ def test_a_difference_is_paired_by_seed_so_that_what_seeds_do_to_both_is_gone(
     assert west["own_high"] - west["difference"] == pytest.approx(2.131450 * 0.2 / 4)
 
 
+def change(folder: Path, policy: str, **changes: Any) -> None:
+    """Write other figures into all runs of a policy."""
+    for path in folder.glob(f"runs/{policy}_*/summary.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def west_of(plan: Plan, folder: Path) -> pd.Series:
+    """What the closed policy changes for the institution west, by its own images."""
+    return differences(plan, folder).set_index("institution").loc["west"]
+
+
+def test_an_institution_s_interval_counts_the_fewer_images_of_two_runs(plan: Plan, folder: Path) -> None:
+    few = {"histology": {"units": 4, "iou": estimate(0.8), "gain": estimate(0.3)}}
+    many = {"histology": {"units": 100, "iou": estimate(0.6), "gain": estimate(0.1)}}
+    change(folder, "open", statistics={"west": few})
+    change(folder, "closed", statistics={"west": many})
+    west = west_of(plan, folder)
+    assert west["own_high"] - west["difference"] == pytest.approx(3.182446 * 0.2 / 2)  # t of 3 degrees
+
+
+def test_an_institution_s_interval_is_of_scores_where_frozen_sam_scores_otherwise(
+    plan: Plan, folder: Path
+) -> None:
+    """Another backbone or prompt: 0.8 is 0.1 better than 0.7, though both gain 0.2 over their frozen SAM."""
+    one, other = ({"units": 16, "iou": estimate(iou), "gain": estimate(0.2)} for iou in (0.7, 0.8))
+    change(folder, "open", statistics={"west": {"histology": one}})
+    change(folder, "closed", statistics={"west": {"histology": other}})
+    west = west_of(plan, folder)
+    assert (west["own_low"] + west["own_high"]) / 2 == pytest.approx(west["difference"]) == pytest.approx(0.1)
+
+
+def test_a_task_that_nobody_tells_of_makes_no_other_one_the_worst_or_the_mean(
+    plan: Plan, folder: Path
+) -> None:
+    """Who keeps the scores of an unseen task to itself took the lowest score out of the study."""
+    unseen = {"tasks": ["x", "y"], "zero_shot": {}, "unknown_rate": [{}]}
+    worst = {"polyp": 0.7, "histology": 0.8, "x": 0.5}
+    change(
+        folder,
+        "open",
+        unseen=unseen | {"iou": [{"x": 0.5, "y": 0.2}]},
+        worst_institution_iou=worst | {"y": 0.2},
+    )
+    change(
+        folder,
+        "closed",
+        unseen=unseen | {"iou": [{"x": 0.5, "y": None}]},
+        worst_institution_iou=worst | {"y": None},
+    )
+    runs = run_rows(plan, folder / "runs", {}).set_index("cell")
+    assert tuple(runs.loc["open_seed-0", ["unseen_iou", "worst_iou"]]) == (0.35, 0.2)
+    assert runs.loc["closed_seed-0", ["unseen_iou", "worst_iou"]].isna().all()
+    assert not {"unseen_iou", "worst_iou"} & set(differences(plan, folder)["figure"])
+
+
+def test_intransigence_is_against_the_joint_run_of_the_same_settings(tmp_path: Path) -> None:
+    """A task has 0.6 when casam has learned it. Learned together, it has 0.7 with rank 1, 0.9 with rank 8."""
+    axes = {"method": ["casam", "joint"], "alignment.rank": [1, 8]}
+    plan = plan_study(
+        study_file(tmp_path, axes=axes, variants={}, comparisons=[], seeds=[0]), with_data=False
+    )
+    for cell in plan.cells:
+        learned = {"casam_1": 0.6, "casam_8": 0.6, "joint_1": 0.7, "joint_8": 0.9}[
+            cell.name.removesuffix("_seed-0")
+        ]
+        folder = tmp_path / "runs" / cell.name
+        folder.mkdir(parents=True)
+        matrix = {"iou": [[learned, None], [learned, learned]]}
+        content = summary({"north": learned, "west": learned}) | {"matrix": matrix}
+        (folder / "summary.json").write_text(json.dumps(content))
+    runs = run_rows(plan, tmp_path / "runs", {}).set_index("cell")["intransigence_iou"]
+    assert runs["casam_1_seed-0"] == pytest.approx(0.1)
+    assert runs["casam_8_seed-0"] == pytest.approx(0.3)
+    assert (runs["joint_1_seed-0"], runs["joint_8_seed-0"]) == (0.0, 0.0)
+
+
 def test_p_values_hold_for_all_institutions_together(plan: Plan, folder: Path) -> None:
     found = differences(plan, folder).set_index("institution")
     north, west = found.loc["north"], found.loc["west"]
