@@ -163,7 +163,9 @@ def compare(
 def comparison_of(
     name: str, scenario: str, methods: str, seeds: Sequence[int], factors: Sequence[float]
 ) -> Study:
-    """A study that compares every method with the first one. Raises ScenarioError for an unknown method.
+    """A study that compares every method with the first one.
+
+    Raises ScenarioError for an unknown method, StudyError for a method or seed that stands twice.
 
     Args:
         name: The scenario's name.
@@ -173,7 +175,7 @@ def comparison_of(
         factors: Multiples of the learning rate to choose from; if empty, each method uses its default rate.
     """
     from casam_core.methods import METHODS, method_of
-    from scenarios.study.study import Comparison, Study
+    from scenarios.study.study import Comparison, study_of
 
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     for method in names:
@@ -181,14 +183,17 @@ def comparison_of(
     first = Comparison(
         axis="method", baseline=names[0], question=f"How do other methods compare with {names[0]}?"
     )
-    return Study(
-        name=f"compare-{name}"[:48],
-        description=f"The scenario {name} under {len(names)} methods.",
-        scenario=scenario,
-        axes={"method": names},
-        seeds=list(seeds),
-        tune=list(factors),
-        comparisons=[first] if len(names) > 1 else [],
+    return study_of(
+        {
+            "name": f"compare-{name}"[:48],
+            "description": f"The scenario {name} under {len(names)} methods.",
+            "scenario": scenario,
+            "axes": {"method": names},
+            "seeds": list(seeds),
+            "tune": list(factors),
+            "comparisons": [first] if len(names) > 1 else [],
+        },
+        "casam compare",
     )
 
 
@@ -219,12 +224,14 @@ def carry_out(plan: Plan, source: str, out: Path, options: Options) -> None:
     Raises:
         RunError: Some runs failed.
     """
+    from scenarios.study.differences import check_axes
     from scenarios.study.frames import run_rows
     from scenarios.study.grid import Setting, claim
     from scenarios.study.outcome import write_csv, write_results
     from scenarios.study.study import chosen
     from scenarios.study.tuning import needed, trials, tuned
 
+    check_axes(plan.study)
     screen = console()
     setting = Setting(out.expanduser().resolve(), options.data_root, options.engine)
     for what in plan.left_out:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from casam_core.errors import StudyError
 from casam_core.metrics.intervals import CONFIDENCE, Estimate
-from scenarios.study.frames import FIGURES
+from scenarios.study.frames import FIGURES, RUN_COLUMNS, SITE_COLUMNS
 from scenarios.study.study import Comparison, Study
 
 COMPARED = (
@@ -34,6 +35,30 @@ COMPARED = (
 
 NO_MEANS = ("bytes_up", "iou_mean")
 """Figures that are no means over a run's scores: they stay comparable where scores are unknown."""
+
+COMPARISON = ("comparison", "value", "baseline")
+FOUND = ("scope", "institution", "task", "figure", "seeds")
+NUMBERS = (
+    "baseline_mean",
+    "mean",
+    "difference",
+    "sd",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "own_low",
+    "own_high",
+)
+COLUMNS = {*RUN_COLUMNS, *SITE_COLUMNS, *COMPARISON, *FOUND, *NUMBERS}
+"""Of all tables. An axis of this name would take their place."""
+
+
+def check_axes(study: Study) -> None:
+    """Raises StudyError if an axis has the name of a column of the tables."""
+    for axis in study.labels():
+        if axis in COLUMNS:
+            raise StudyError(f"axis {axis!r}: a column of the tables has this name; choose another one")
 
 
 def summary_rows(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
@@ -65,21 +90,8 @@ def difference_rows(study: Study, runs: pd.DataFrame, sites: pd.DataFrame) -> pd
                 found = list(paired(comparison, frame, [*others, *extra], figure))
                 for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
                     rows.append({"scope": scope, **row, "p_holm": p})
-    names = ["comparison", "value", "baseline", *axes, "scope", "institution", "task", "figure", "seeds"]
-    numbers = [
-        "baseline_mean",
-        "mean",
-        "difference",
-        "sd",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "own_low",
-        "own_high",
-    ]
-    frame = pd.DataFrame(rows, columns=[*names, *numbers])
-    return frame.astype(dict.fromkeys(numbers, "float64"))
+    frame = pd.DataFrame(rows, columns=[*COMPARISON, *axes, *FOUND, *NUMBERS])
+    return frame.astype(dict.fromkeys(NUMBERS, "float64"))
 
 
 def paired(

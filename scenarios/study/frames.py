@@ -47,7 +47,18 @@ FIGURES = (
 )
 """Columns of a run's figures; docs/studies.md explains them."""
 
+RUN_COLUMNS = ("cell", "seed", "status", "reason", "learning_rate", "scores", *FIGURES)
+
 ESTIMATES = ("mean", "sd", "low", "high")
+SITE_NUMBERS = (
+    *(f"{what}_{part}" for what in ("iou", "gain") for part in ESTIMATES),
+    "personal_iou",
+    "epsilon_train",
+    "epsilon_metrics",
+    "bytes_up",
+    "refusals",
+)
+SITE_COLUMNS = ("cell", "seed", "institution", "task", "learned", "trained", "units", *SITE_NUMBERS)
 
 
 def points_in(figure: str) -> float:
@@ -89,23 +100,14 @@ def site_rows(plan: Plan, runs: Path) -> pd.DataFrame:
 
     Institutions that do not share exact scores have no row.
     """
-    columns = [
-        *(f"{what}_{part}" for what in ("iou", "gain") for part in ESTIMATES),
-        "personal_iou",
-        "epsilon_train",
-        "epsilon_metrics",
-        "bytes_up",
-        "refusals",
-    ]
     rows = [
         {**head(cell), **row}
         for cell in plan.cells
         if (summary := summary_of(runs, cell))
         for row in sites_of(summary)
     ]
-    names = [*plan.study.labels(), "cell", "seed", "institution", "task", "learned", "trained", "units"]
-    frame = pd.DataFrame(rows, columns=[*names, *columns])
-    return frame.astype(dict.fromkeys(columns, "float64"))
+    frame = pd.DataFrame(rows, columns=[*plan.study.labels(), *SITE_COLUMNS])
+    return frame.astype(dict.fromkeys(SITE_NUMBERS, "float64"))
 
 
 def head(cell: Cell) -> dict[str, Any]:

@@ -146,11 +146,16 @@ class Plan:
 
 def read_study(path: Path) -> Study:
     """The study in `path`. Raises StudyError."""
+    return study_of(read_table(path, "study", StudyError), str(path))
+
+
+def study_of(table: Mapping[str, Any], source: str) -> Study:
+    """The study in a table. Raises StudyError, which names its source."""
     try:
-        return Study.model_validate(read_table(path, "study", StudyError))
+        return Study.model_validate(table)
     except ValidationError as error:
         text = explain(error).replace("docs/scenario.md", "docs/studies.md")
-        raise StudyError(f"{path}: {text}") from error
+        raise StudyError(f"{source}: {text}") from error
 
 
 def study_path(name_or_path: str) -> Path:
@@ -164,7 +169,7 @@ def plan_study(
     """Every cell of the study in `path`. seeds: replace the study's seeds. Other arguments: see plan_of."""
     study = read_study(path)
     if seeds is not None:
-        study = Study.model_validate(study.model_dump() | {"seeds": list(seeds)})
+        study = study_of(study.model_dump() | {"seeds": list(seeds)}, "--seeds")
     return plan_of(study, path, with_data=with_data, overrides=overrides)
 
 
@@ -217,12 +222,16 @@ def cell_of(
     bases = [variant.scenario for _, _, variant in choice if variant.scenario is not None]
     source = scenario_path(bases[-1] if bases else study.scenario, path.parent)
     table = read_table(source, "scenario", ScenarioError)
+    table["seed"] = seed
     for settings in (study.set, *(variant.set for _, _, variant in choice)):
         for key, value in flat(settings):
             set_key(table, key, value, f"{path}: cell {name}: set {key}")
-    table["seed"] = seed
     for override in overrides:
         apply_override(table, override)
+    if table["seed"] != seed:  # all seeds would be one, and their differences would look certain
+        raise StudyError(
+            f"{path}: seed: expected seeds = [...] or --seeds, found it in set or --set; move it there"
+        )
     return Cell(name, labels, seed, parse_scenario(table, f"{path}: cell {name}"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from casam_core.errors import CasamError, ScenarioError
+from casam_core.errors import CasamError, ScenarioError, StudyError
 from casam_core.methods import METHODS
 from scenarios.commands.study_command import comparison_of, parse_seeds
 from scenarios.study.frames import unseen_iou
@@ -51,11 +51,20 @@ def test_one_method_is_no_comparison() -> None:
     assert comparison_of("mine", "quickstart", "casam", [0, 1], []).comparisons == []
 
 
-@pytest.mark.parametrize(("methods", "seeds"), [("casam,none", "0"), ("casam", "one")])
-def test_a_wrong_grid_is_refused(methods: str, seeds: str) -> None:
-    with pytest.raises(CasamError, match="expected") as refusal:
+@pytest.mark.parametrize(
+    ("methods", "seeds", "kind"),
+    [
+        ("casam,none", "0", ScenarioError),
+        ("casam", "one", StudyError),
+        ("casam,casam", "0", StudyError),
+        ("casam", "0,0", StudyError),
+        ("casam", "-1", StudyError),
+    ],
+)
+def test_a_wrong_grid_is_refused_in_one_line(methods: str, seeds: str, kind: type[CasamError]) -> None:
+    with pytest.raises(kind, match=r"expected|two values have the label 'casam'") as refusal:
         comparison_of("mine", "quickstart", methods, parse_seeds(seeds) or [0], [])
-    assert seeds == "one" or isinstance(refusal.value, ScenarioError)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_mean_over_tasks_that_nobody_learned_is_of_the_last_stage() -> None:

@@ -20,7 +20,9 @@ from casam_core.files import lock_file
 from scenarios.ask.remembering import scores_shared
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.study.cell import ABANDONED, CellEnd, CellOrder, LocalCells, execute
+from scenarios.study.differences import COLUMNS
 from scenarios.study.grid import Setting, claim, costs, estimate, finished, run_cells
+from scenarios.study.outcome import write_results
 from scenarios.study.study import Cell, Plan, plan_study
 from tests.casam_command import Casam
 from tests.conftest import tiny_table
@@ -319,8 +321,25 @@ def test_a_plan_writes_nothing(tmp_path: Path, casam: Casam) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["institution", "status", "figure", "learning_rate", "last_iou", "mean"])
+def test_an_axis_may_not_have_the_name_of_a_column(tmp_path: Path, casam: Casam, name: str) -> None:
+    """Some ended in a traceback after all runs, others put figures in the place of the labels."""
+    path = study_file(tmp_path, variants={name: {"a": {}, "b": {}}}, comparisons=[])
+    assert f"axis '{name}': a column of the tables has this name" in casam("study", path).refusal
+
+
+def test_every_column_of_a_table_is_known(plan: Plan, tmp_path: Path) -> None:
+    """Those that an axis may not be called."""
+    claim(Setting(tmp_path / "study", None), plan, "small.toml")
+    write_results(tmp_path / "study", plan, {})
+    for table in (tmp_path / "study").glob("*.csv"):
+        for column in pd.read_csv(table).columns:
+            assert column in {"policy", *COLUMNS}
+
+
 @pytest.mark.parametrize(
-    ("option", "value"), [("--seeds", "one"), ("--data-root", "nowhere"), ("--set", "x")]
+    ("option", "value"),
+    [("--seeds", "one"), ("--seeds", "1,1"), ("--data-root", "nowhere"), ("--set", "x"), ("--set", "seed=5")],
 )
 def test_a_wrong_option_is_one_line(tmp_path: Path, casam: Casam, option: str, value: str) -> None:
     result = casam("study", study_file(tmp_path, **TWO), option, value)
