@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flwr.app import Message
@@ -30,21 +31,15 @@ ANY_NUMBER = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_node
 
 @dataclass(frozen=True)
 class Merging:
-    """A way of merging. build: from the scenario's settings and the number of trainers. means: it needs only
-    the mean of the layers, so it works with secure sums."""
+    """A way of merging. means: it needs only the mean of the layers, so it works with secure sums."""
 
-    build: Callable[[TrainingSpec, int], Strategy]
+    build: Callable[[TrainingSpec], Strategy]
     means: bool = False
 
 
-def mean(spec: TrainingSpec, trainers: int) -> Strategy:
+def mean(spec: TrainingSpec) -> Strategy:
     """The mean, weighted by images."""
     return FedAvg(**ANY_NUMBER)  # type: ignore[arg-type]
-
-
-def krum(spec: TrainingSpec, trainers: int) -> Strategy:
-    """Krum for the most hostile holders that it can bear among these: fewer than (trainers - 2) / 2."""
-    return Krum(num_malicious_nodes=max((trainers - 3) // 2, 0), **ANY_NUMBER)  # type: ignore[arg-type]
 
 
 # FedProx and SCAFFOLD change how the holders train (client/drift.py); their layers are averaged.
@@ -52,11 +47,11 @@ STRATEGIES: dict[str, Merging] = {
     "fedavg": Merging(mean, means=True),
     "fedprox": Merging(mean, means=True),
     "scaffold": Merging(mean),
-    "fedadam": Merging(lambda spec, trainers: FedAdam(eta=spec.server_rate, **ANY_NUMBER), means=True),  # type: ignore[arg-type]
-    "fedyogi": Merging(lambda spec, trainers: FedYogi(eta=spec.server_rate, **ANY_NUMBER), means=True),  # type: ignore[arg-type]
-    "fedmedian": Merging(lambda spec, trainers: FedMedian(**ANY_NUMBER)),  # type: ignore[arg-type]
-    "fedtrimmedavg": Merging(lambda spec, trainers: FedTrimmedAvg(**ANY_NUMBER)),  # type: ignore[arg-type]
-    "krum": Merging(krum),
+    "fedadam": Merging(lambda spec: FedAdam(eta=spec.server_rate, **ANY_NUMBER), means=True),  # type: ignore[arg-type]
+    "fedyogi": Merging(lambda spec: FedYogi(eta=spec.server_rate, **ANY_NUMBER), means=True),  # type: ignore[arg-type]
+    "fedmedian": Merging(lambda spec: FedMedian(**ANY_NUMBER)),  # type: ignore[arg-type]
+    "fedtrimmedavg": Merging(lambda spec: FedTrimmedAvg(**ANY_NUMBER)),  # type: ignore[arg-type]
+    "krum": Merging(lambda spec: Krum(**ANY_NUMBER)),  # type: ignore[arg-type]
 }
 
 
@@ -75,7 +70,7 @@ def build_strategy(spec: TrainingSpec, trainers: int = 1) -> Strategy:
         raise ScenarioError(
             f"training.strategy: expected one of {', '.join(sorted(STRATEGIES))}, found {name!r}"
         )
-    return STRATEGIES[name if trainers > 1 else "fedavg"].build(spec, trainers)
+    return STRATEGIES[name if trainers > 1 else "fedavg"].build(spec)
 
 
 def merge_layers(
@@ -94,6 +89,11 @@ def merge_layers(
     if isinstance(strategy, FedOpt):
         # Flower sets it when the strategy sends the weights itself; here the stage loop sends them.
         strategy.current_arrays = {name: np.array(value) for name, value in (start or {}).items()}
+    if isinstance(strategy, Krum):
+        # As many hostile holders as it can bear among these. Its distances cancel out in float32.
+        strategy.num_malicious_nodes = max((len(replies) - 3) // 2, 0)
+        layers: list[Any] = [{key: x.astype(np.float64) for key, x in one.layer.items()} for one in replies]
+        replies = [replace(one, layer=layer) for one, layer in zip(replies, layers, strict=True)]
     merged, _ = strategy.aggregate_train(server_round, [as_flower_expects(reply) for reply in replies])
     if merged is None:
         raise RunError(

@@ -41,10 +41,31 @@ def test_fedmedian_ignores_one_wild_holder() -> None:
     np.testing.assert_allclose(merged("fedmedian", wild), [2.0, 2.0])
 
 
+def test_the_trimmed_mean_leaves_nobody_out_below_five_holders() -> None:
+    wild = [reply(value, 1) for value in (1.0, 2.0, 1.5, 9.0)]
+    np.testing.assert_allclose(merged("fedtrimmedavg", wild), [3.375, 3.375])
+    # A fifth of five at each end: 1.0 and 9.0.
+    np.testing.assert_allclose(merged("fedtrimmedavg", [*wild, reply(2.5, 1)]), [2.0, 2.0])
+
+
 def test_krum_takes_the_layer_that_is_nearest_to_others_whatever_its_images() -> None:
     layers = [reply(1.0, 1), reply(1.1, 1), reply(1.3, 50), reply(7.0, 99), reply(9.0, 99)]
     # Of five holders it bears one hostile one: each looks at its 5 - 1 - 2 = 2 nearest.
     np.testing.assert_array_equal(merged("krum", layers), np.float32([1.1, 1.1]))
+
+
+def test_krum_bears_two_hostile_holders_of_seven_also_where_four_others_do_not_answer() -> None:
+    """With the 11 holders that were asked in mind, each would look at one neighbour: two equal layers win."""
+    strategy = build_strategy(TrainingSpec(strategy="krum"), 11)
+    honest = [reply(value, 1) for value in (1.0, 1.1, 1.2, 1.25, 1.6)]
+    layer = merge_layers(strategy, 1, [reply(9.0, 1), reply(9.0, 1), *honest], START)["w"]
+    np.testing.assert_array_equal(layer, np.float32([1.1, 1.1]))  # 0.1, 0.1 and 0.15 to its three nearest
+
+
+def test_krum_compares_layers_that_are_nearly_alike() -> None:
+    """The squares of these weights are 1e6, those of the distances 1e-4: float32 knows seven digits."""
+    layers = [reply(1000.0 + step, 1) for step in (0.09, 0.05, 0.02, 0.01, 0.0)]
+    np.testing.assert_array_equal(merged("krum", layers), np.float32([1000.01, 1000.01]))
 
 
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
