@@ -92,7 +92,7 @@ def explain(error: ValidationError, table: Any = None) -> str:
     if first["type"] == "extra_forbidden":
         bases: list[type[Section]] = [Section, *Section.__subclasses__()]
         known = {name for base in bases for section in base.__subclasses__() for name in section.model_fields}
-        near = did_you_mean(str(first["loc"][-1]), sorted(known))
+        near = "" if first["loc"][-1] in known else did_you_mean(str(first["loc"][-1]), sorted(known))
         text = f"unknown key {key!r}; docs/scenario.md lists all keys{near}"
     elif first["type"] == "missing":
         text = f"key {key!r} is missing"

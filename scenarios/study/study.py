@@ -93,6 +93,11 @@ class Study(Section):
                 raise ValueError(f"axis {axis!r}: two values have the label {duplicate(labels)!r}")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds: expected different numbers from 0 up, found {self.seeds}")
+        if len(set(self.tune)) < len(self.tune):
+            raise ValueError(f"tune: expected different factors, found {self.tune}")
+        compared = [comparison.axis for comparison in self.comparisons]
+        if len(set(compared)) < len(compared):
+            raise ValueError(f"comparisons: axis {duplicate(compared)!r} stands twice; give it one baseline")
         for axis in self.tune_by or ():
             if axis not in axes:
                 raise ValueError(f"tune_by: axis {axis!r}: expected one of {', '.join(axes) or 'none'}")

@@ -328,6 +328,8 @@ def test_a_mistyped_key_is_named_before_the_key_that_it_leaves_missing(path: Pat
         read_scenario(path, ["alignment.rnk=3"])
     with pytest.raises(ScenarioError, match=r"unknown key 'strem'.*did you mean 'stream'\? \(and 1 more\)"):
         parse_scenario({("strem" if key == "stream" else key): value for key, value in table().items()}, "x")
+    with pytest.raises(ScenarioError, match=r"unknown key 'epochs'; docs/scenario\.md lists all keys$"):
+        read_scenario(path, ["epochs=3"])  # a key of `training`: the same word is no hint
 
 
 def test_names_in_a_message_keep_to_one_line() -> None:

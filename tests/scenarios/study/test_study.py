@@ -100,6 +100,11 @@ def test_tables_and_keys_with_dots_are_the_same() -> None:
         ({"scenario": "nowhere"}, "scenario 'nowhere'"),
         ({"seeds": [1, 1]}, "different numbers"),
         ({"seeds": []}, "seeds"),
+        ({"tune": [1, 1]}, "tune: expected different factors"),
+        (
+            {"comparisons": [{"axis": "policy", "baseline": label} for label in ("open", "closed")]},
+            "axis 'policy' stands twice; give it one baseline",
+        ),
         ({"axes": {"alignment.rank": 3}}, "axes.alignment.rank: expected a list"),
         ({"axes": {"alignment.rank": [1, 1]}}, "two values have the label '1'"),
         ({"axes": {"alignment.rank": [0]}}, "cell open_0_seed-0: alignment.rank"),
