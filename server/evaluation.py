@@ -190,12 +190,12 @@ def results_of(task: str, names: Collection[str], replies: Mapping[str, Evaluate
 
 
 def weighted(results: list[TaskResult], name: str) -> float | None:
-    """The mean over holders, weighted by images (iou_instance: by instances); None if a value is missing."""
+    """The mean over holders, weighted by images (iou_instance: by instances). None if a value is missing,
+    because a mean over some of the holders would be another figure."""
     weights = [result.instances if name == "iou_instance" else result.images for result in results]
     values = [getattr(result, name) for result in results]
     known = [(w, v) for w, v in zip(weights, values, strict=True) if w is not None and v is not None]
-    # A mean over some of the holders would be another figure. HD95 alone may be missing for a holder.
-    if not sum(w for w, _ in known) or (name != "hd95" and len(known) < len(values)):
+    if not sum(w for w, _ in known) or len(known) < len(values):
         return None
     return math.fsum(w * v for w, v in known) / sum(w for w, _ in known)
 

@@ -36,7 +36,8 @@ def test_a_task_nobody_answered_for_is_none() -> None:
     assert scores.routes == {"polyp": {}}
 
 
-def test_hd95_is_the_mean_over_those_who_measured_it() -> None:
+def test_a_figure_that_a_holder_does_not_tell_is_none() -> None:
+    """With noisy metrics an institution tells no hd95 and no iou_instance."""
     measured = TaskResult(2, 2, 1, 1, 1, 1, 1, 4.0, {})
     scores = combine(
         {
@@ -45,7 +46,10 @@ def test_hd95_is_the_mean_over_those_who_measured_it() -> None:
         },
         {"polyp": ["a", "b"]},
     )
-    assert scores.figure("hd95", "polyp") == 4.0
+    assert scores.figure("hd95", "polyp") is None
+    assert (
+        combine({"a": EvaluateReply({"polyp": measured}, 0)}, {"polyp": ["a"]}).figure("hd95", "polyp") == 4.0
+    )
 
 
 def test_a_holder_that_did_not_answer_leaves_the_cell_empty() -> None:
