@@ -27,7 +27,7 @@ from scenarios.engines.run import with_absolute_checkpoint
 from scenarios.study.cell import CellEnd, CellOrder, Cells
 from scenarios.study.pace import Pace
 from scenarios.study.study import Cell, Plan
-from server.run.summary_schema import FILE, read_summary
+from server.run.summary_schema import FILE, read_json, read_summary
 
 Said = Callable[[str], None]
 
@@ -118,9 +118,9 @@ def claim(setting: Setting, plan: Plan, source: str) -> None:
     }
     file = folder / "study.json"
     if file.exists():
-        there = json.loads(file.read_text())
+        there = read_json(file)
         for key, what in (("data_root", "data folder"), ("code", "version of the code")):
-            if there[key] != about[key]:
+            if there.get(key) != about[key]:
                 raise RunInputError(f"{folder} holds results of another {what}; choose another --out")
         if there["study"]["name"] != plan.study.name:
             raise RunInputError(f"{folder} holds the study {there['study']['name']!r}; choose another --out")

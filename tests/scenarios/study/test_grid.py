@@ -136,6 +136,9 @@ def test_a_folder_holds_one_study_of_one_data_folder(tmp_path: Path, plan: Plan)
     other = plan_study(study_file(tmp_path, axes={}, name="other"), with_data=False)
     with pytest.raises(RunError, match="holds the study 'small'"):
         claim(setting, other, "small.toml")
+    (tmp_path / "study" / "study.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read as JSON"):
+        claim(setting, plan, "small.toml")
     changed = plan_study(study_file(tmp_path, axes={}, set={"training": {"epochs": 3}}), with_data=False)
     with pytest.raises(RunError, match="a run of another scenario than this study"):
         finished(setting, changed.cells[0])
