@@ -90,7 +90,7 @@ FORMS: Registry[FormEntry] = Registry(
 
 
 SHIPPED_LIBRARIES: dict[tuple[str, str, int], str] = {
-    ("lite_medsam", "low_rank", 8): "77e854449c44cc45b2f9df6c4075b02b532f8e5c937f907f96b938811d983fd5",
+    ("lite_medsam", "low_rank", 8): "037c75513e28e83aad541c7892920954225d4bdf668ff2a09d6145e8fb65033f",
 }
 """(backbone, form, rank or 0) -> digest of the layer library that casam ships."""
 

@@ -200,7 +200,7 @@ class PrivacySpec(Section):
     sampling_rate: float = Field(
         0.2, gt=0, le=1, description="Probability that an image (or group) takes part in a step."
     )
-    clip: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient of one image (or group).")
+    clip: float = Field(0.3, gt=0, description="Largest L2 norm of the gradient of one image (or group).")
     learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
     noise_multiplier: float | None = Field(
         None,

@@ -27,7 +27,7 @@ from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.forms.finder import FALLING, PREFIX, finder_loss
 from casam_core.model.forms.finder import LEARNING_RATE as FINDER_LEARNING_RATE
 from casam_core.model.frame import Frame, frame_of
-from casam_core.model.losses import alignment_loss, alignment_loss_together, official_loss
+from casam_core.model.losses import alignment_loss, alignment_loss_together, dice_loss, official_loss
 from casam_core.model.prompts import (
     Places,
     Prompts,
@@ -285,6 +285,11 @@ class Batch:
         instances = zip(self.logits, self.iou_N, self.targets, strict=True)
         losses = [alignment_loss(lo[None], iou[None], t[None], self.pixels) for lo, iou, t in instances]
         return torch.stack(losses).mean()
+
+    def overlap_loss(self) -> Tensor:
+        """The mean Dice loss of the instances: what private steps descend."""
+        pairs = zip(self.logits, self.targets, strict=True)
+        return torch.stack([dice_loss(lo[None], t[None]) for lo, t in pairs]).mean()
 
 
 def draw_batch(

@@ -108,12 +108,16 @@ def set_gradients(parameters: Sequence[nn.Parameter], gradient_D: NDArray[np.flo
 
 
 def add_gradients(learner: Learner, draws: Draws, step: int, unit: Unit) -> None:
-    """Gradient of an Alignment Layer: see `Gradient`."""
+    """Gradient of an Alignment Layer: see `Gradient`.
+
+    Of the Dice loss alone: the focal loss of a few confident pixels would fill the clip, and its few steps
+    lower the IoU before they raise it.
+    """
     kind = kind_of_prompt(learner.spec, draws.generator(step))
     for index, image in zip(unit.images, unit.ids, strict=True):
         example, generator = learner.examples[index], draws.generator(step, image)
         drawn = draw_instances(example, learner.backbone, learner.spec, kind, generator)
         if drawn is not None:
-            loss = decode_batch(learner.layer, learner.backbone, [drawn]).loss(learner.spec)
-            loss.backward()  # type: ignore[no-untyped-call]
+            batch = decode_batch(learner.layer, learner.backbone, [drawn])
+            batch.overlap_loss().backward()  # type: ignore[no-untyped-call]
             add_finder_gradient(learner.layer, learner.backbone, [drawn])

@@ -180,7 +180,8 @@ def gradients(
                 if drawn is None:
                     continue
                 layer.zero_grad()
-                decode_batch(layer, recipe.backbone, [drawn]).loss(SPEC).backward()  # type: ignore[no-untyped-call]
+                batch = decode_batch(layer, recipe.backbone, [drawn])
+                batch.overlap_loss().backward()  # type: ignore[no-untyped-call]
                 found = {n: p.grad.cpu().numpy() for n, p in layer.named_parameters() if p.grad is not None}
                 rows.append(flattened(found, sorted(zero)))
     return np.stack(rows)

@@ -208,7 +208,7 @@ def a_site(**changes: Any) -> Case:
     }
     settings = {
         "training": {"epochs": 1, "instances": 1, "prompts": "mixed"},
-        "privacy": {"steps": 2, "sampling_rate": 1.0, "noise_multiplier": 1.0, "clip": 0.01},
+        "privacy": {"steps": 2, "sampling_rate": 1.0, "noise_multiplier": 1.0, "clip": 1e-5},
         "alignment": {"form": "scale_shift"},
         "router": {"kind": "gaussian", "folds": 2},
     }

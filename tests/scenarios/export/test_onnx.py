@@ -74,7 +74,7 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     bank = LoadedBank([tiny_entry("polyp")], "digest")
     write_onnx(bank, tmp_path / "onnx")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"z_BCHW": tiny_backbone().encode([picture("polyp")]).numpy()}
+    names: dict[str, Any] = {"z_BCHW": tiny_backbone().encode([picture("polyp")])}
     exec(compile(code, "using-a-bank.md", "exec"), names)
     assert names["threshold"] == bank["polyp"].entry.threshold
     assert names["aligned_BCHW"].shape == names["z_BCHW"].shape
