@@ -260,6 +260,11 @@ def test_the_same_noise_gives_the_same_layer(tiny: Backbone) -> None:
     assert all(np.array_equal(once[name], again[name]) for name in once)
 
 
+def test_private_steps_never_ask_for_the_focal_loss(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batch, "loss", lambda batch, spec: pytest.fail("private steps descend Dice alone"))
+    assert moved(train(tiny, UNITS, 0.5, examples(), sampling_rate=1.0)) > 0
+
+
 def test_without_noise_it_learns_what_plain_training_learns(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
