@@ -71,7 +71,7 @@ def spend_on(institution: Institution, kind: str, task: str, split: str, mechani
     """One mechanism on a task's images, as a line of the ledger."""
     return Spend(
         time=now(),
-        run=institution.site.private.name,
+        run=institution.site.run,
         kind=kind,
         task=task,
         dataset=institution.dataset(task),

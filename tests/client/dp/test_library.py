@@ -58,8 +58,9 @@ def test_the_named_library_is_kept_and_every_part_of_a_round_is_a_line_of_the_le
     site.learn_public([data])
     reply = align_privately(site, AlignRequest(Job("north", 1, "polyp")))
     assert all(np.isfinite(value).all() for value in reply.layer.values())
-    kinds = [spend.kind for spend in Ledger(site.site.ledger).lines()]
-    assert kinds == ["start", "align", "end"]
+    spends = Ledger(site.site.ledger).lines()
+    assert [spend.kind for spend in spends] == ["start", "align", "end"]
+    assert {spend.run for spend in spends} == {site.site.run}
     # The same question gets the same bytes, and costs nothing.
     again = align_privately(site, AlignRequest(Job("north", 1, "polyp")))
     assert all(np.array_equal(again.layer[name], value) for name, value in reply.layer.items())
