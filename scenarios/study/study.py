@@ -82,7 +82,7 @@ class Study(Section):
     comparisons: list[Comparison] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Study:
+    def _has_different_values(self) -> Study:
         axes = self.labels()
         if "seed" in axes:
             raise ValueError("axes.seed: seeds have a key of their own; write seeds = [...]")
@@ -98,6 +98,11 @@ class Study(Section):
         compared = [comparison.axis for comparison in self.comparisons]
         if len(set(compared)) < len(compared):
             raise ValueError(f"comparisons: axis {duplicate(compared)!r} stands twice; give it one baseline")
+        return self
+
+    @model_validator(mode="after")
+    def _names_its_axes(self) -> Study:
+        axes = self.labels()
         for axis in self.tune_by or ():
             if axis not in axes:
                 raise ValueError(f"tune_by: axis {axis!r}: expected one of {', '.join(axes) or 'none'}")
