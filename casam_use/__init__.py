@@ -1,1 +1,1 @@
-"""A finished bank in use: route and segment an image, or carry masks through a volume. No node runs this."""
+"""What no node runs: a finished bank in use, for images and volumes, and how a public frame is made."""

@@ -76,7 +76,8 @@ class PublicFiles(Generic[T]):
                 return data
         raise BankError(
             f"there is no {self.what} {digest[:12]} in {folder or 'this version of casam'}; copy "
-            f"{digest}.json from where the run was started ($CASAM_HOME/public/{self.folder})"
+            f"{digest}.json from where the run was started ($CASAM_HOME/public/{self.folder}), or from "
+            f"{self.shipped.name} of the version of casam that shipped it"
         )
 
     def travelling(self, digest: str, folder: Path) -> list[bytes]:

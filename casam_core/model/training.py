@@ -26,7 +26,7 @@ from casam_core.model.examples import Example, Examples, held
 from casam_core.model.forms.base import AlignmentLayer
 from casam_core.model.forms.finder import FALLING, PREFIX, finder_loss
 from casam_core.model.forms.finder import LEARNING_RATE as FINDER_LEARNING_RATE
-from casam_core.model.frame import Frame, frame_of
+from casam_core.model.frame import Frame, frame_of, resampled
 from casam_core.model.losses import alignment_loss, alignment_loss_together, dice_loss, official_loss
 from casam_core.model.prompts import (
     Places,
@@ -287,9 +287,10 @@ class Batch:
         return torch.stack(losses).mean()
 
     def overlap_loss(self) -> Tensor:
-        """The mean Dice loss of the instances: what private steps descend."""
+        """The mean Dice loss of the instances, at the size of the targets: what private steps descend."""
         pairs = zip(self.logits, self.targets, strict=True)
-        return torch.stack([dice_loss(lo[None], t[None]) for lo, t in pairs]).mean()
+        losses = [dice_loss(resampled(lo[None], (t.shape[0], t.shape[1])), t[None]) for lo, t in pairs]
+        return torch.stack(losses).mean()
 
 
 def draw_batch(

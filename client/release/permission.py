@@ -71,7 +71,7 @@ def align(
         RefusalError: the policy does not allow it.
     """
     check_align(institution, request, summed=summed)
-    remembered(institution, request, request.trains_on, summed=summed)
+    keep_answer(institution, request, request.trains_on, summed=summed)
     if institution.site.policy.adapter.noise == "dp":
         with learned_at_home(institution, request.job):
             return align_privately(institution, request)
@@ -80,8 +80,8 @@ def align(
     return reply if told else replace(reply, improved=None)
 
 
-def remembered(institution: Institution, request: Question, tasks: Sequence[str], *, summed: bool) -> None:
-    """Write the question down, and whether its answer leaves alone. Raises RefusalError."""
+def keep_answer(institution: Institution, request: Question, tasks: Sequence[str], *, summed: bool) -> None:
+    """Write down the question, and that its answer leaves alone if it does. Raises RefusalError."""
     remember_question(institution, request)
     if not summed:
         remember_alone(institution, REPLY_TO[type(request)].kind, tasks)
@@ -132,7 +132,7 @@ def check_way(learned: LearnedPolicy, summed: bool) -> None:
 def describe(institution: Institution, request: RouterRequest, *, summed: bool = False) -> RouterReply:
     """The task's router, fitted or as sufficient statistics, if the policy lets it leave."""
     check_router(institution, request, summed=summed)
-    remembered(institution, request, [request.job.task], summed=summed)
+    keep_answer(institution, request, [request.job.task], summed=summed)
     if institution.site.policy.router.noise == "dp":
         describe = fit_router_privately if request.alone else router_statistics_privately
         return describe(institution, request)
@@ -145,7 +145,7 @@ def calibrate(institution: Institution, request: CalibrateRequest, *, summed: bo
     """Held-out scores under the merged routers, if the policy lets them leave."""
     check_router(institution, request, summed=summed)
     check_folds(institution, request)
-    remembered(institution, request, [request.job.task], summed=summed)
+    keep_answer(institution, request, [request.job.task], summed=summed)
     if institution.site.policy.router.noise == "dp":
         return calibrate_privately(institution, request)
     return institution.calibrate(request)

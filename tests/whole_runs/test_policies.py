@@ -40,6 +40,20 @@ def run(folder: Path, **policies: dict[str, Any]) -> Path:
     return folder / "run"
 
 
+def test_the_authors_objective_trains_privately_too(tmp_path: Path) -> None:
+    """It compares masks at the size of the image; private steps descend Dice there."""
+    noise = {"adapter": {"noise": "dp"}, "budget": {"epsilon": 8.0, "delta": 1e-3}}
+    table = with_policies(tiny_table(stream=["polyp"]), north=noise)
+    for institution in table["institutions"]:
+        for data in institution["data"].values():
+            data["images"] = 30
+    table["training"] |= {"objective": "official", "far_cells": "all"}
+    table["privacy"] = {"steps": 2}
+    run_inprocess(Scenario.model_validate(table), tmp_path / "run", None)
+    assert Bank.open(tmp_path / "run" / "bank").tasks == ("polyp",)
+    assert not summary_of(tmp_path / "run")["privacy"]["north"]["refusals"]
+
+
 def test_a_layer_that_stays_at_home_leaves_the_task_to_frozen_sam_elsewhere(
     finished_run: FinishedRun,
 ) -> None:
