@@ -136,7 +136,8 @@ class Segmenter:
         z_CHW = align(z_1CHW[0], layer, self.backbone.compute)
         frame, scores_N = self.backbone.frame(image_HW3), None
         if prompts:
-            parts = [part for some in prompts for part in decode_masks(self.backbone, z_CHW, frame, some)]
+            turns = (decode_masks(self.backbone, z_CHW, frame, some, layer) for some in prompts)
+            parts = [part for turn in turns for part in turn]
             masks_NHW, iou_N = (np.concatenate(part) for part in zip(*parts, strict=True))
         else:
             finder = finder_of(entry) if entry else None

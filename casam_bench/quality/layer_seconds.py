@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from casam_bench.bench import Figures, Surroundings, csv_of
 from casam_bench.quality.layer_rules import calibrations, floors
@@ -37,6 +36,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
 from casam_core.model.forms import (
     AlignmentLayer,
+    LowRankDecoderSpec,
     LowRankSpec,
     build_layer,
     learning_rate_of,
@@ -47,7 +47,9 @@ from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts, jittered_boxes, tight_boxes
 from casam_core.model.training import Learner, OpenSteps
 from casam_core.seeding import derive_seed, numpy_generator
+from client.data.dataset import Sample
 from client.data.open import open_dataset
+from client.data.splits import with_numbers
 
 TRAIN, VALIDATE, TEST, INSTANCES = 24, 6, 12, 4
 """Images of each task; most instances of an image that is measured."""
@@ -93,13 +95,14 @@ def form(spec: AlignmentSpec) -> Way:
 
 WAYS: dict[str, Way] = {
     "low_rank 8": form(LowRankSpec()),
+    "low_rank_decoder 8": form(LowRankDecoderSpec()),
     "residual": form(AlignmentSpec(form="residual")),
     "mask decoder": form(AlignmentSpec(form="decoder")),
     "LoRA on the encoder": form(LoraSpec()),
 }
 """The first is the one with which the others are compared. LoRA encodes an image in every step."""
 
-PLAN = {"real": tuple(WAYS), "phantom": tuple(WAYS)[:1]}
+PLAN = {"real": tuple(WAYS), "phantom": tuple(WAYS)[:2]}
 """By kind of tasks: the ways. Those of one task and seed take turns, so that other work on the machine slows
 all of them."""
 BUDGETS = (10.0, 30.0)
@@ -223,8 +226,7 @@ def images_of(around: Surroundings, backbone: Backbone, task: str, seed: int, *,
     if task in REAL_TASKS:
         spec = real_set(task)
     dataset = open_dataset(spec, data_root=around.data_root, seed=0, institution="bench")
-    order = drawn_of(len(dataset.samples), task, seed)[: TRAIN + VALIDATE + TEST]
-    samples = [dataset.samples[i] for i in order]
+    samples = drawn_of(dataset.samples, task, seed)
     if pixels:
         loaded = map(dataset.load, samples)
         examples = [Example(backbone.preprocess(item.image_HW3), item.labels_HW) for item in loaded]
@@ -239,12 +241,14 @@ def real_set(folder: str) -> DataSpec:
     return DataSpec.model_validate({"path": folder, "labels": REAL_TASKS.get(folder, "instances")})
 
 
-def drawn_of(images: int, task: str, seed: int) -> NDArray[np.int64]:
-    """Indices of the images of a task, in the order of a seed."""
+def drawn_of(samples: Sequence[Sample], task: str, seed: int) -> list[Sample]:
+    """POOL images of a task in the order of a seed; of a sequence, frames that follow one another in time."""
     if task in SEQUENCES:
-        return (np.arange(images) + 3 * seed) % images
-    pool_N = numpy_generator(0, "images", task).permutation(images)[:POOL]
-    return pool_N[numpy_generator(seed, "draw", task).permutation(len(pool_N))]
+        in_time = sorted(samples, key=lambda sample: with_numbers(sample.id))
+        return [in_time[(i + 3 * seed) % len(in_time)] for i in range(POOL)]
+    pool_N = numpy_generator(0, "images", task).permutation(len(samples))[:POOL]
+    order_N = numpy_generator(seed, "draw", task).permutation(len(pool_N))
+    return [samples[i] for i in pool_N[order_N]]
 
 
 # --- Measuring a layer
@@ -280,7 +284,7 @@ def measured(
         z_CHW = layer(example.seen_CHW[None])[0].float()
     boxes = np.concatenate([makers[kind]().xy for kind in kinds])
     prompts = Prompts(boxes_N4=boxes).into(frame_of(labels_HW, backbone.geometry.side))
-    logits_Mhw, estimate_M = backbone.decode(z_CHW, prompts, layer.own_decoder())
+    logits_Mhw, estimate_M = backbone.decode(z_CHW, prompts, layer.decoder(backbone.mask_decoder))
     mask_MK, target_MK = (logits_Mhw > 0).flatten(1).numpy(), np.tile(target_NK, (len(kinds), 1))
     iou_M = (mask_MK & target_MK).sum(1) / (mask_MK | target_MK).sum(1)
     pairs = [(round(float(e), 5), round(float(i), 5)) for e, i in zip(estimate_M, iou_M, strict=True)]

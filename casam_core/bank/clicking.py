@@ -71,7 +71,7 @@ def masks_by_clicks(
     labels_HW = true_HW.astype(np.int32)
     frame = frame_of(labels_HW, backbone.geometry.side)
     boxes_14 = tight_boxes(labels_HW, np.ones(1, np.int32)).boxes_N4 if box else None
-    decoder = layer.own_decoder() if layer is not None else None
+    decoder = layer.decoder(backbone.mask_decoder) if layer is not None else None
     made: list[Click] = []
     predicted_HW, logits_1hw = np.zeros_like(true_HW), None
     for count in range(clicks + 1):

@@ -82,9 +82,9 @@ def decode_masks(
     Args:
         z_CHW: on the backbone's device.
         prompts: in pixels of the image; masks have the size of the image.
-        layer: the layer that produced z_CHW; it may have its own mask decoder.
+        layer: the layer that produced z_CHW; it may change the mask decoder.
     """
-    decoder = layer.own_decoder() if layer is not None else None
+    decoder = layer.decoder(backbone.mask_decoder) if layer is not None else None
     in_frame = prompts.into(frame)
     some = backbone.compute.prompts_together
 

@@ -68,6 +68,13 @@ class LowRankSpec(AlignmentSpec):
     rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Directions in which channels are mixed.")
 
 
+class LowRankDecoderSpec(AlignmentSpec):
+    """Form `low_rank_decoder`: it also adds updates of rank 1 to the attention of SAM's mask decoder."""
+
+    form: Literal["low_rank_decoder"] = "low_rank_decoder"
+    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Directions in which channels are mixed.")
+
+
 class LoraSpec(AlignmentSpec):
     """Form `lora`."""
 
@@ -79,6 +86,7 @@ FORMS: Registry[FormEntry] = Registry(
     "casam_core.model.forms",
     {
         "low_rank": LowRankSpec,
+        "low_rank_decoder": LowRankDecoderSpec,
         "residual": AlignmentSpec,
         "casam": AlignmentSpec,
         "scale_shift": AlignmentSpec,

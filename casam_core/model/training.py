@@ -373,7 +373,8 @@ def decode_batch(layer: AlignmentLayer, backbone: Backbone, drawn: Sequence[Draw
     memory was too small for a batch before, the decoder gets two halves of the images, and what it computes
     for them is computed again for the gradient in place of being kept. Loss and gradient are the same.
     """
-    aligned_BCHW, decoder, images = align(layer, backbone, drawn), layer.own_decoder(), len(drawn)
+    aligned_BCHW, images = align(layer, backbone, drawn), len(drawn)
+    decoder = layer.decoder(backbone.mask_decoder)
 
     def decoded(some: slice) -> tuple[list[Tensor], Tensor]:
         windows, prompts = [item.windows for item in drawn[some]], [item.prompts for item in drawn[some]]

@@ -88,7 +88,7 @@ def as_measured(spec: TrainingSpec) -> TrainingSpec:
 def iou_and_estimate(layer: AlignmentLayer, backbone: Backbone, drawn: Drawn) -> Tensor:
     """Two means over one image's masks, on the device: the IoU (logits above 0), and the estimate of it."""
     aligned_CHW = align(layer, backbone, [drawn])[0]
-    logits_Nhw, estimate_N = backbone.decode(aligned_CHW, drawn.prompts, layer.own_decoder())
+    logits_Nhw, estimate_N = backbone.decode(aligned_CHW, drawn.prompts, layer.decoder(backbone.mask_decoder))
     predicted, target = logits_Nhw.flatten(1) > 0, drawn.target_Nhw.flatten(1) > 0
     iou_N = (predicted & target).sum(1) / (predicted | target).sum(1)
     return torch.stack([iou_N.mean(), estimate_N.mean()])

@@ -206,7 +206,7 @@ def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Unit]:
     """Units in the order of their first sample."""
     ordered = sorted(samples, key=lambda sample: sample.id)
     if in_sequence:
-        ordered.sort(key=lambda sample: _with_numbers(sample.id))
+        ordered.sort(key=lambda sample: with_numbers(sample.id))
     units: dict[tuple[str, str], Unit] = {}
     for sample in ordered:
         key = ("image", sample.id) if sample.group is None else ("group", sample.group)
@@ -214,7 +214,7 @@ def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Unit]:
     return list(units.values())
 
 
-def _with_numbers(text: str) -> list[tuple[int, str]]:
+def with_numbers(text: str) -> list[tuple[int, str]]:
     """A sort key in which runs of digits compare by their value."""
     pieces = re.findall(r"[0-9]+|[^0-9]+", text)
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]

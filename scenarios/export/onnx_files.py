@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from casam_core.errors import ExportError
 from casam_core.files import new_folder
+from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.finder import finds
 from casam_core.routing.features import FEATURES
 from casam_core.routing.routers.public_frame import CAUTION, LOWEST, MOST_NOISE, WIDER, PublicFrameRouter
@@ -88,7 +89,8 @@ def write_onnx(bank: LoadedBank, out: Path) -> list[str]:
         The names of the files.
 
     Raises:
-        ExportError: an entry's router has no ONNX form, or its task no file name.
+        ExportError: an entry's router has no ONNX form, its layer changes SAM's mask decoder, or its task is
+            no file name.
     """
     for task, loaded in bank.items():
         _check(task, loaded)
@@ -102,6 +104,11 @@ def _check(task: str, loaded: LoadedEntry) -> None:
     router = loaded.entry.provenance.router
     if not FOLDER_NAME.fullmatch(task):
         raise ExportError(f"task {task!r}: expected a name that can be a file name, found another character")
+    if type(loaded.layer).decoder is not AlignmentLayer.decoder:
+        raise ExportError(
+            f"task {task!r}: expected a form that leaves SAM's mask decoder as it is, found "
+            f"{loaded.entry.provenance.form!r}, which changes it; use this bank with casam"
+        )
     if loaded.entry.threshold is not None and not isinstance(loaded.router, PublicFrameRouter):
         raise ExportError(
             f"task {task!r}: expected the router 'public_frame', found {router!r}, which has no ONNX form; "

@@ -26,6 +26,7 @@ from casam_core.model.compute import Compute
 from casam_core.model.examples import Example
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Learner
+from client.data.dataset import Sample
 from tests.casam_bench.surroundings import surroundings
 
 SQUARE = np.zeros((64, 64), np.int32)
@@ -59,11 +60,12 @@ def test_a_way_is_measured_when_its_seconds_are_used_up(
 
 
 def test_seeds_divide_the_same_images_anew_and_keep_sequences_in_order() -> None:
-    first, other = (drawn_of(100, "wbc_jtsc", seed) for seed in (0, 1))
-    assert first.tolist() != other.tolist()
-    assert sorted(first) == sorted(other)
+    samples = sorted((Sample(str(i)) for i in range(84)), key=lambda sample: sample.id)  # 0, 1, 10, 11, ...
+    first, other = (drawn_of(samples, "wbc_jtsc", seed) for seed in (0, 1))
+    assert first != other
+    assert {sample.id for sample in first} == {sample.id for sample in other}
     assert len(first) == layer_seconds.POOL
-    assert drawn_of(84, "dic_hela_cells", 1)[:3].tolist() == [3, 4, 5]
+    assert [sample.id for sample in drawn_of(samples, "dic_hela_cells", 1)[:8]] == [*"3456789", "10"]
 
 
 def test_all_layers_are_measured_on_the_same_instances_and_jitter(tiny: Backbone, example: Example) -> None:

@@ -64,6 +64,20 @@ def test_prompts_that_do_not_fit_are_decoded_in_halves(monkeypatch: pytest.Monke
     assert backbone.halved.names == ["prompts decoded together"]
 
 
+def test_a_form_that_changes_the_mask_decoder_segments_with_its_own(tmp_path: Path) -> None:
+    backbone, image_HW3 = tiny_backbone(), picture("polyp")
+    folder = Bank.open(tmp_path / "bank", create=True)
+    folder.add(tiny_entry("polyp", "low_rank_decoder"))
+    bank = load_bank(tmp_path / "bank")
+    layer, z_1CHW = bank["polyp"].layer, backbone.encode([image_HW3]).half().float()
+    frame, boxes = backbone.frame(image_HW3), Prompts(boxes_N4=np.array([BOX], np.float32))
+    ((wanted_1HW, wanted_1),) = decode_masks(backbone, layer(z_1CHW)[0], frame, boxes, layer)
+    ((_, frozen_1),) = decode_masks(backbone, layer(z_1CHW)[0], frame, boxes)
+    prediction = Segmenter(backbone, bank).predict(image_HW3, [BOX], task="polyp")
+    np.testing.assert_array_equal(prediction.masks_NHW, wanted_1HW)
+    assert prediction.iou_N == wanted_1 != frozen_1
+
+
 # --- Routing and layers ----------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Alignment Layers: the part that is learned per task, between the frozen encoder and decoder.
 
 A form is a class, a line of ENTRIES, and its name and keys in casam_core/config/named_parts.py. A layer maps
-z_BCHW to z_BCHW; only two forms change SAM itself (casam_core.model.forms.base).
+z_BCHW to z_BCHW; only two forms replace a part of SAM itself (casam_core.model.forms.base).
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from casam_core.config.named_parts import DEFAULT_RANK, FORMS, AlignmentSpec, LoraSpec, LowRankSpec
+from casam_core.config.named_parts import (
+    DEFAULT_RANK,
+    FORMS,
+    AlignmentSpec,
+    LoraSpec,
+    LowRankDecoderSpec,
+    LowRankSpec,
+)
 from casam_core.config.section import known_keys
 from casam_core.errors import BankError, ScenarioError
 from casam_core.model.backbones import Backbone
@@ -25,6 +32,7 @@ from casam_core.model.forms.casam import CasamLayer
 from casam_core.model.forms.decoder import DecoderLayer
 from casam_core.model.forms.finder import Finder, with_all_kinds
 from casam_core.model.forms.lora import LoraLayer
+from casam_core.model.forms.low_rank_decoder import LowRankDecoderLayer
 from casam_core.model.forms.residual import ResidualLayer
 from casam_core.seeding import initialisers_from
 
@@ -38,7 +46,7 @@ class FormEntry:
     build: (its section, channels, backbone) -> layer.
     learning_rate: Adam's default; None if there is nothing to learn.
     section: its keys in a scenario; for the forms of casam, casam_core/config/named_parts.py has them.
-    changes_sam: the layer is a part of SAM itself.
+    changes_sam: the layer is a part of SAM itself, and needs a loaded backbone.
     private: it can be trained with differential privacy: it stands between encoder and decoder, and the
         gradient of an image does not depend on other images.
     """
@@ -55,6 +63,9 @@ ENTRIES: dict[str, FormEntry] = {
         lambda spec, channels, _: LowRankLayer(channels, spec.rank),
         learning_rate=3e-3,
         private=True,
+    ),
+    "low_rank_decoder": FormEntry(
+        lambda spec, channels, _: LowRankDecoderLayer(channels, spec.rank), learning_rate=3e-3
     ),
     "residual": FormEntry(lambda _, channels, __: ResidualLayer(channels), learning_rate=1e-4, private=True),
     "casam": FormEntry(lambda _, channels, __: CasamLayer(channels), learning_rate=1e-4, private=True),
@@ -87,7 +98,7 @@ def form_spec(form: str, settings: Mapping[str, Any] | None = None) -> Alignment
 
 def rank_of(spec: AlignmentSpec) -> int:
     """The rank of the form; the default for forms without a rank, because every entry records one."""
-    return spec.rank if isinstance(spec, LowRankSpec | LoraSpec) else DEFAULT_RANK
+    return spec.rank if isinstance(spec, LowRankSpec | LowRankDecoderSpec | LoraSpec) else DEFAULT_RANK
 
 
 def changes_sam(form: str) -> bool:
@@ -162,6 +173,7 @@ __all__ = [
     "AlignmentLayer",
     "FormEntry",
     "LoraSpec",
+    "LowRankDecoderSpec",
     "LowRankSpec",
     "Weights",
     "build_layer",

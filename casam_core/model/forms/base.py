@@ -13,8 +13,8 @@ from casam_core.model.forms.finder import Finder
 class AlignmentLayer(nn.Module):
     """Maps z_BCHW to z_BCHW between SAM's frozen encoder and decoder; only its parameters are trained.
 
-    Two forms for comparison change SAM itself: for one, the input is the preprocessed pixels x_B3SS
-    (`sees_pixels`); the other has its own mask decoder (`own_decoder`).
+    Two forms for comparison replace a part of SAM: for one, the input is the preprocessed pixels x_B3SS
+    (`sees_pixels`); the other brings a whole mask decoder.
     """
 
     sees_pixels: ClassVar[bool] = False
@@ -26,6 +26,6 @@ class AlignmentLayer(nn.Module):
         super().__init__()
         self.register_module("finder", None)
 
-    def own_decoder(self) -> MaskDecoder | None:
-        """The mask decoder to use instead of the backbone's; None for the backbone's."""
-        return None
+    def decoder(self, frozen: MaskDecoder) -> MaskDecoder:
+        """The decoder of what the layer makes. frozen: SAM's own, which most forms use as it is."""
+        return frozen

@@ -18,7 +18,7 @@ class DecoderLayer(AlignmentLayer):
         super().__init__()
         self.mask_decoder = copy.deepcopy(backbone.mask_decoder).requires_grad_(True)
 
-    def own_decoder(self) -> MaskDecoder:
+    def decoder(self, frozen: MaskDecoder) -> MaskDecoder:
         return self.mask_decoder
 
     def forward(self, z_BCHW: Tensor) -> Tensor:

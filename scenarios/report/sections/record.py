@@ -210,7 +210,7 @@ def alignment_of(scenario: Mapping[str, Any]) -> str:
     """`low_rank, rank 8`"""
     spec = scenario.get("alignment", {})
     others = sorted(scenario.get("alignments", {}))
-    rank = f", rank {spec.get('rank')}" if spec.get("form") == "low_rank" else ""
+    rank = f", rank {spec['rank']}" if "rank" in spec else ""
     return f"{spec.get('form')}{rank}" + (f"; {listed(others)} have their own" if others else "")
 
 

@@ -28,7 +28,7 @@ from casam_core.model.forms.casam import attention_kernel
 
 SAM_FORMS = {"decoder", "lora"}  # they change SAM itself: tests/casam_core/model/test_sam_forms.py
 FORM_NAMES = sorted(FORMS.keys() - SAM_FORMS - {"identity"})
-IDENTITY_FORMS = ["low_rank", "residual", "scale_shift"]
+IDENTITY_FORMS = ["low_rank", "low_rank_decoder", "residual", "scale_shift"]
 
 
 def layer_of(form: str, channels: int = 16, seed: int = 0, rank: int = 8) -> nn.Module:
@@ -121,7 +121,10 @@ def test_the_scale_shift_form_by_hand() -> None:
     assert layer(torch.full((1, 2, 1, 1), 4.0)).flatten().tolist() == [7, 2]
 
 
-@pytest.mark.parametrize(("form", "count"), [("casam", 3_541_007), ("low_rank", 4_352), ("scale_shift", 512)])
+@pytest.mark.parametrize(
+    ("form", "count"),
+    [("casam", 3_541_007), ("low_rank", 4_352), ("low_rank_decoder", 16_128), ("scale_shift", 512)],
+)
 def test_the_number_of_parameters_at_256_channels_is_the_published_one(form: str, count: int) -> None:
     assert sum(p.numel() for p in layer_of(form, 256).parameters()) == count
 

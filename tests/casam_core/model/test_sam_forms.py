@@ -1,4 +1,4 @@
-"""Forms that change SAM itself: they start as frozen SAM, to the bit, and only what they name moves."""
+"""Forms that change SAM or its decoder: they start as frozen SAM, to the bit; only what they name moves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def layer_on(backbone: Backbone, form: str, seed: int = 0) -> AlignmentLayer:
 
 def logits_of(backbone: Backbone, layer: AlignmentLayer, image: NDArray[np.uint8]) -> Tensor:
     seen_BCHW = backbone.preprocess(image)[None] if layer.sees_pixels else backbone.encode([image])
-    logits, _ = backbone.decode(layer(seen_BCHW)[0], BOX, layer.own_decoder())
+    logits, _ = backbone.decode(layer(seen_BCHW)[0], BOX, layer.decoder(backbone.mask_decoder))
     return logits
 
 
@@ -41,13 +41,13 @@ def a_step(backbone: Backbone, layer: AlignmentLayer, image: NDArray[np.uint8]) 
     layer.eval()
 
 
-@pytest.mark.parametrize("form", ["decoder", "lora"])
+@pytest.mark.parametrize("form", ["decoder", "lora", "low_rank_decoder"])
 def test_at_step_0_it_is_frozen_sam(tiny: Backbone, picture: NDArray[np.uint8], form: str) -> None:
     frozen, _ = tiny.decode(tiny.encode([picture])[0], BOX)
     assert torch.equal(logits_of(tiny, layer_on(tiny, form), picture), frozen)
 
 
-@pytest.mark.parametrize("form", ["decoder", "lora"])
+@pytest.mark.parametrize("form", ["decoder", "lora", "low_rank_decoder"])
 def test_a_step_moves_the_layer_and_nothing_of_the_backbone(
     tiny: Backbone, picture: NDArray[np.uint8], form: str
 ) -> None:
@@ -60,7 +60,7 @@ def test_a_step_moves_the_layer_and_nothing_of_the_backbone(
     assert not any(p.requires_grad for p in tiny.parameters())
 
 
-@pytest.mark.parametrize("form", ["decoder", "lora"])
+@pytest.mark.parametrize("form", ["decoder", "lora", "low_rank_decoder"])
 def test_weights_carry_all_that_was_learned(tiny: Backbone, picture: NDArray[np.uint8], form: str) -> None:
     trained, other = layer_on(tiny, form), layer_on(tiny, form, seed=1)
     a_step(tiny, trained, picture)
@@ -68,7 +68,7 @@ def test_weights_carry_all_that_was_learned(tiny: Backbone, picture: NDArray[np.
     assert torch.equal(logits_of(tiny, other, picture), logits_of(tiny, trained, picture))
 
 
-@pytest.mark.parametrize("form", ["decoder", "lora"])
+@pytest.mark.parametrize("form", ["decoder", "lora", "low_rank_decoder"])
 def test_a_copy_goes_its_own_way(tiny: Backbone, picture: NDArray[np.uint8], form: str) -> None:
     """Penalties keep a copy of the layer as an earlier stage left it."""
     layer = layer_on(tiny, form)
@@ -82,6 +82,33 @@ def test_a_copy_goes_its_own_way(tiny: Backbone, picture: NDArray[np.uint8], for
 def test_the_decoder_form_has_the_parameters_of_sams_decoder(tiny: Backbone) -> None:
     expected = sum(p.numel() for p in tiny.mask_decoder.parameters())
     assert sum(value.size for value in weights_of(layer_on(tiny, "decoder")).values()) == expected
+
+
+def test_rank_1_updates_are_added_to_the_attention_of_a_decoder_that_stays_as_it_is(
+    tiny: Backbone, picture: NDArray[np.uint8]
+) -> None:
+    layer = build_layer(form_spec("low_rank_decoder"), tiny.geometry.channels, 0)  # without a backbone
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
+    by_hand, weights = copy.deepcopy(tiny.mask_decoder), weights_of(layer)
+    moved = [name for name, _ in by_hand.transformer.named_parameters() if name.endswith("_proj.weight")]
+    for name in moved:
+        key = name.removesuffix(".weight").replace(".", "/")
+        update = weights[f"decoder_up.{key}"] @ weights[f"decoder_down.{key}"]
+        by_hand.transformer.get_parameter(name).data += torch.from_numpy(update)
+    assert len(moved) == 28  # queries, keys, values and output of three attentions in two blocks, and of one
+    z_CHW = tiny.encode([picture])[0]
+    adapted, _ = tiny.decode(z_CHW, BOX, layer.decoder(tiny.mask_decoder))
+    torch.testing.assert_close(adapted, tiny.decode(z_CHW, BOX, by_hand)[0])
+    assert not torch.allclose(adapted, tiny.decode(z_CHW, BOX)[0], atol=1e-3)
+
+
+def test_every_rank_1_update_learns(tiny: Backbone, picture: NDArray[np.uint8]) -> None:
+    layer = build_layer(form_spec("low_rank_decoder"), tiny.geometry.channels, 0)
+    a_step(tiny, layer, picture)  # at first only the factors that are zero have a gradient
+    logits_of(tiny, layer, picture).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in layer.parameters())
 
 
 def test_lora_has_two_thin_matrices_per_attention(tiny: Backbone) -> None:

@@ -60,6 +60,15 @@ def test_every_form_between_encoder_and_decoder_has_a_file(tmp_path: Path, form:
     check(bank, tmp_path / "onnx")
 
 
+def test_a_layer_that_changes_the_mask_decoder_is_refused_by_name(tmp_path: Path) -> None:
+    bank = LoadedBank([tiny_entry("polyp"), tiny_entry("histology", "low_rank_decoder")], "digest")
+    with pytest.raises(
+        ExportError, match=r"task 'histology': expected a form that leaves SAM's mask decoder"
+    ):
+        write_onnx(bank, tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [1e-4, 5.0])
 def test_little_and_much_noise_is_corrected_in_the_file_as_here(tmp_path: Path, noise: float) -> None:
