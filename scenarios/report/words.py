@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casam_core.config.named_parts import FORMS
 from casam_core.config.policy import LearnedPolicy, Policy
-from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.outcomes import NoResult, Outcome
 
 if TYPE_CHECKING:
     from casam_core.bank.bank import Bank
@@ -125,12 +126,19 @@ OUTCOMES: dict[str, Meaning] = {
     Outcome.REPEATED: Meaning("asked twice", "The request was answered before; nothing was sent again."),
     Outcome.NOT_ALLOWED: Meaning("stopped by its guard", "The answer held something that must not leave."),
     Outcome.FAILED: Meaning("failed", "An error happened at the institution; its own log describes it."),
-    "rejected": Meaning("rejected", "The server does not accept what it sent (docs/reliability.md)."),
-    "no-answer": Meaning("no answer in time", "No answer came before the deadline."),
-    "unreachable": Meaning("unreachable", "The server could not reach its node, or the node stopped."),
-    "unreadable": Meaning("unreadable answer", "The server could not read what it sent as an answer."),
+    NoResult.REJECTED: Meaning("rejected", "The server does not accept what it sent (docs/reliability.md)."),
+    NoResult.NO_ANSWER: Meaning("no answer in time", "No answer came before the deadline."),
+    NoResult.UNREACHABLE: Meaning(
+        "unreachable", "The server could not reach its node, or the node stopped."
+    ),
+    NoResult.UNREADABLE: Meaning(
+        "unreadable answer", "The server could not read what it sent as an answer."
+    ),
+    NoResult.BUNDLE_REFUSED: Meaning(
+        "other bundle", "Its launcher pins another bundle than this run's (`casam bundle hash`), so it ran nothing."
+    ),
 }
-"""Every outcome of an exchange (casam_core.protocol.outcomes.Outcome, server.federation.exchange)."""
+"""Every outcome of an exchange (casam_core/protocol/outcomes.py)."""
 
 
 def policy_in_words(policy: Policy) -> tuple[str, ...]:
@@ -241,7 +249,8 @@ ENTRY_HEADS = ("task", "layer", "router", "threshold", "trained by", "images", "
 
 def form_in_words(about: Provenance) -> str:
     """`low_rank, rank 8`"""
-    return about.form + (f", rank {about.rank}" if about.form == "low_rank" else "")
+    ranked = about.form in FORMS and "rank" in FORMS.sections()[about.form].model_fields
+    return f"{about.form}, rank {about.rank}" if ranked else about.form
 
 
 def entry_row(bank: Bank, entry: Entry) -> tuple[str, ...]:
