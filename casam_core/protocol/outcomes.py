@@ -1,4 +1,4 @@
-"""The outcomes of a request: the closed list of words that an institution may send instead of a result.
+"""The outcomes of a request: two closed lists of words, the institution's own and the server's.
 
 A refusal is a decision of the policy: nothing is broken, and a second request gets the same reply. Each
 refusal names the policy key that decided. The text of an exception may contain a path, a pixel or a patient's
@@ -69,6 +69,16 @@ class Outcome(StrEnum):
 
 WORDS = frozenset(str(outcome) for outcome in Outcome)
 REFUSALS = frozenset(str(outcome) for outcome in Outcome if outcome.clause)
+
+
+class NoResult(StrEnum):
+    """The server's own words where no result came, or none that counts. No institution sends them."""
+
+    UNREACHABLE = "unreachable"  # the node is gone, or its process died
+    NO_ANSWER = "no-answer"  # no answer came before the deadline
+    UNREADABLE = "unreadable"  # the answer cannot be read
+    REJECTED = "rejected"  # the result is invalid (server/defence/admission.py)
+    BUNDLE_REFUSED = "bundle-refused"  # the site's launcher pins another bundle (client/node/launcher.py)
 
 
 class RefusalError(CasamError):

@@ -128,14 +128,11 @@ OUTCOMES: dict[str, Meaning] = {
     Outcome.FAILED: Meaning("failed", "An error happened at the institution; its own log describes it."),
     NoResult.REJECTED: Meaning("rejected", "The server does not accept what it sent (docs/reliability.md)."),
     NoResult.NO_ANSWER: Meaning("no answer in time", "No answer came before the deadline."),
-    NoResult.UNREACHABLE: Meaning(
-        "unreachable", "The server could not reach its node, or the node stopped."
-    ),
-    NoResult.UNREADABLE: Meaning(
-        "unreadable answer", "The server could not read what it sent as an answer."
-    ),
+    NoResult.UNREACHABLE: Meaning("unreachable", "The server could not reach its node, or the node stopped."),
+    NoResult.UNREADABLE: Meaning("unreadable answer", "The server could not read what it sent as an answer."),
     NoResult.BUNDLE_REFUSED: Meaning(
-        "other bundle", "Its launcher pins another bundle than this run's (`casam bundle hash`), so it ran nothing."
+        "other bundle",
+        "Its launcher pins another bundle than this run's (`casam bundle hash`), so it ran nothing.",
     ),
 }
 """Every outcome of an exchange (casam_core/protocol/outcomes.py)."""

@@ -26,10 +26,10 @@ from casam_core.protocol.messages import (
     IdentifyRequest,
     identify_statement,
 )
-from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.outcomes import NoResult, Outcome
 from casam_core.protocol.register import Register
 from server.federation.counters import Traffic
-from server.federation.exchange import BUNDLE_REFUSED, Answer, Request, at_once, exchange, patiently
+from server.federation.exchange import Answer, Request, at_once, exchange, patiently
 
 ASK_AGAIN_SECONDS = 0.5
 APPROVAL_SECONDS = 2.0
@@ -38,14 +38,14 @@ STRANGERS_SECONDS = 10.0
 """How long the server waits for nodes that it does not need: such a node may claim an institution of another
 node, or may not answer at all."""
 BROKEN_SITE = (
-    "bad-data",
-    "bad-request",
-    "bad-policy",
-    "bad-register",
-    "bad-checkpoint",
-    "failed",
-    "not-allowed",
-    "unreadable",
+    Outcome.BAD_DATA,
+    Outcome.BAD_REQUEST,
+    Outcome.BAD_POLICY,
+    Outcome.BAD_REGISTER,
+    Outcome.BAD_CHECKPOINT,
+    Outcome.FAILED,
+    Outcome.NOT_ALLOWED,
+    NoResult.UNREADABLE,
 )
 Proof = tuple[IdentifyReply, set[str]]
 """What the keys of a node's institutions prove of its reply, and the names of the others."""
@@ -265,7 +265,7 @@ def question(node: int, request: IdentifyRequest, *, known: bool) -> Request:
 def other_version(answer: Answer[IdentifyReply]) -> str:
     """How the node's version differs from the server's; "" if it does not, or does not say."""
     reply = answer.reply
-    if answer.outcome == BUNDLE_REFUSED:
+    if answer.outcome == NoResult.BUNDLE_REFUSED:
         return (
             "bundle: a site's launcher refuses the bundle of this run; compare `casam bundle hash` "
             "with `bundle` in the sites' node.toml (their logs name both)"

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from casam_core.errors import RunError, plain
 from casam_core.protocol.limits import Allowed, AnswerError
 from casam_core.protocol.messages import ENVELOPE
-from casam_core.protocol.outcomes import REFUSALS, WORDS, Outcome
+from casam_core.protocol.outcomes import REFUSALS, WORDS, NoResult, Outcome
 from casam_core.protocol.payload import AUDIT, Payload
 from casam_core.protocol.schema import Text
 from casam_core.protocol.wire import from_records, serialise, to_records
@@ -45,21 +45,6 @@ two values. An exchange is longer by at most this share."""
 PER_CORE, FEWEST = 4, 24
 """Open requests of a simulation, per core and at least. A request takes a tenth of a second to arrive; with
 these numbers no core waits for it."""
-
-UNREACHABLE = "unreachable"
-"""Outcome: the node is gone, or its process died."""
-
-NO_ANSWER = "no-answer"
-"""Outcome: no answer came before the deadline."""
-
-UNREADABLE = "unreadable"
-"""Outcome: the answer cannot be read."""
-
-REJECTED = "rejected"
-"""Outcome: the result is invalid (server/defence/admission.py)."""
-
-BUNDLE_REFUSED = "bundle-refused"
-"""Outcome: the site's launcher pins another bundle (client/node/launcher.py)."""
 
 WORKER_DIED = "ray.exceptions.ActorDiedError"
 """Part of the reason of an error when a simulation's worker died."""
@@ -101,9 +86,8 @@ class Request:
 class Answer(Generic[T]):
     """The result of one request.
 
-    outcome: a word of Outcome, or UNREACHABLE, NO_ANSWER, UNREADABLE, REJECTED or BUNDLE_REFUSED. reply: set
-    if and only if the outcome is ok. payload: as it arrived. bytes: its size. request: id of the message that
-    it answers. reason: why it was rejected.
+    outcome: a word of Outcome or NoResult. reply: set if and only if the outcome is ok. payload: as it
+    arrived. bytes: its size. request: id of the message that it answers. reason: why it was rejected.
     """
 
     to: str
@@ -158,7 +142,7 @@ def exchange(
         httpx.ConnectError, httpx.ConnectTimeout: the SuperLink stayed out of reach for PATIENCE_SECONDS.
     """
     unsent = deque(requests)
-    answers = {request.to: Answer[T](request.to, NO_ANSWER) for request in unsent}
+    answers = {request.to: Answer[T](request.to, NoResult.NO_ANSWER) for request in unsent}
     begun = reached = time.monotonic()
     waiting: dict[str, Request] = {}
     while unsent or waiting:
@@ -187,7 +171,7 @@ def exchange(
         if waiting:
             time.sleep(pause(time.monotonic() - begun, bool(unsent)))
     for answer in answers.values():
-        if answer.outcome == NO_ANSWER:
+        if answer.outcome == NoResult.NO_ANSWER:
             heard(answer)
     return answers
 
@@ -279,26 +263,27 @@ def read(
             so chance would decide from then on which institutions answer.
     """
     if message is None:
-        return Answer(to, UNREADABLE)
+        return Answer(to, NoResult.UNREADABLE)
     if message.has_error():
         if WORKER_DIED in (message.error.reason or ""):
             raise RunError(
                 f"{to}: the worker process of the simulation died (killed, or no memory left for it); "
                 "`casam run --resume RUN` continues after the last finished stage"
             )
-        return Answer(to, BUNDLE_REFUSED if message.error.code == ErrorCode.INVALID_FAB else UNREACHABLE)
+        refused = message.error.code == ErrorCode.INVALID_FAB
+        return Answer(to, NoResult.BUNDLE_REFUSED if refused else NoResult.UNREACHABLE)
     size = len(serialise(message.content))
     traffic.add(traffic.up, to, size)
     try:
         payload = from_records(message.content)
         if not all(type(value) in (str, int, float, bool) for value in payload.config.values()):
-            return Answer(to, UNREADABLE)
+            return Answer(to, NoResult.UNREADABLE)
         outcome, reply, reason = judge(to, payload, size, of, check)
         incident = str(payload.config.get("incident", ""))
         if incident and not INCIDENT.fullmatch(incident):
             incident = NO_NUMBER
     except Exception:  # reading unknown names, types and shapes can raise any exception
-        return Answer(to, UNREADABLE)
+        return Answer(to, NoResult.UNREADABLE)
     return Answer(to, outcome, reply, incident, payload, size, message.metadata.reply_to_message_id, reason)
 
 
@@ -313,13 +298,13 @@ def judge(
     try:
         check(to, payload, size)
     except AnswerError as error:
-        return REJECTED, None, plain(str(error))
+        return NoResult.REJECTED, None, plain(str(error))
     return str(outcome), of(payload), ""
 
 
 def all_settled(answers: Mapping[str, Answer[T]]) -> bool:
     """Whether asking again would change nothing: every institution refused or sent an invalid result."""
-    return all(answer.refused or answer.outcome == REJECTED for answer in answers.values())
+    return all(answer.refused or answer.outcome == NoResult.REJECTED for answer in answers.values())
 
 
 def results(answers: Mapping[str, Answer[T]]) -> dict[str, T]:

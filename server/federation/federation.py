@@ -14,13 +14,14 @@ from casam_core.config.scenario import Scenario
 from casam_core.methods import Cohort, cohort_at
 from casam_core.protocol.audit import AuditLog, now
 from casam_core.protocol.messages import EvaluateReply
+from casam_core.protocol.outcomes import NoResult
 from casam_core.protocol.payload import EPSILONS, Job, Payload
 from casam_core.protocol.register import SIGNING_KEY, read_register, register_of_run
 from casam_core.protocol.schema import Message
 from server.defence.admission import check_answer
 from server.federation.counters import Counters
 from server.federation.directory import Directory, Member, identify
-from server.federation.exchange import REJECTED, UNREACHABLE, Answer, Request, at_once, exchange
+from server.federation.exchange import Answer, Request, at_once, exchange
 from server.federation.heads import Heads
 from server.run.run_folder import RunFolder, arrival
 
@@ -154,7 +155,7 @@ class Federation:
         if payloads:
             job = Job.of(next(iter(payloads.values())))
             self.folder.event("asked", kind=kind, stage=job.stage, task=job.task, institutions=list(payloads))
-        answers = {name: Answer[R](name, UNREACHABLE) for name in payloads}
+        answers = {name: Answer[R](name, NoResult.UNREACHABLE) for name in payloads}
         asked, attempt = list(payloads), 0
         while True:
             members = self.directory.members
@@ -168,7 +169,8 @@ class Federation:
                 check=partial(self._check, kind, payloads),
                 at_once=at_once(),
             )
-            asked = [n for n, answer in answers.items() if answer.outcome == UNREACHABLE and n in members]
+            gone = [n for n, answer in answers.items() if answer.outcome == NoResult.UNREACHABLE]
+            asked = [name for name in gone if name in members]
             self.heads.keep()
             if not asked or attempt == deadlines.retries:
                 return answers
@@ -198,7 +200,7 @@ class Federation:
             self.heads.saw(name, line.clause, ok=answer.ok)
         if answer.ok and payload is not None:
             self._accept(kind, job, answer, payload)
-        elif answer.outcome == REJECTED:
+        elif answer.outcome == NoResult.REJECTED:
             self.reject(name, kind, job.stage, answer.reason)
         else:
             self._log_no_result(kind, job, answer)

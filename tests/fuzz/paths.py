@@ -33,7 +33,7 @@ from casam_core.protocol.messages import (
     RouterReply,
     RouterRequest,
 )
-from casam_core.protocol.outcomes import WORDS
+from casam_core.protocol.outcomes import WORDS, NoResult, Outcome
 from casam_core.protocol.payload import Job, Payload
 from casam_core.protocol.register import register_of_run
 from casam_core.protocol.secure_sum import (
@@ -56,21 +56,14 @@ from server.defence.rounds import fitted_all
 from server.evaluation import combine
 from server.federation.counters import Traffic
 from server.federation.directory import Member, collect
-from server.federation.exchange import (
-    BUNDLE_REFUSED,
-    NO_ANSWER,
-    REJECTED,
-    UNREACHABLE,
-    UNREADABLE,
-    read,
-)
+from server.federation.exchange import read
 from server.run.run_folder import arrival
 from tests.banks import tiny_entry
 from tests.conftest import phantom, tiny_table
 from tests.fuzz.hostile import Path_
 from tests.server.scripted import identity_of, scripted
 
-NAMED = {*WORDS, UNREACHABLE, NO_ANSWER, UNREADABLE, REJECTED, BUNDLE_REFUSED}
+NAMED = {*Outcome, *NoResult}
 
 JOB = Job("north", 1, "polyp")
 TASKS = {"north": ("polyp",), "south": ("polyp",)}

@@ -9,11 +9,12 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from casam_core.bank.bank import Bank
+from casam_core.protocol.outcomes import NoResult
 from casam_core.protocol.payload import Payload
 from casam_core.protocol.wire import deserialise, serialise, to_records
 from scenarios.engines.inprocess import InProcessGrid, set_id
 from server.federation.counters import Traffic
-from server.federation.exchange import UNREADABLE, Request, exchange, read
+from server.federation.exchange import Request, exchange, read
 from tests.fuzz.hostile import Path_, tried
 from tests.fuzz.paths import client_paths, server_paths
 from tests.server.federation.test_exchange import ASK, OK, ScriptedGrid
@@ -78,7 +79,7 @@ def test_an_answer_that_flower_cannot_rebuild_is_an_outcome_and_takes_no_other_w
     requests = [Request(f"site-{node}", node, "train.align", ASK) for node in (1, 2)]
     grid = BrokenGrid({1: OK, 2: OK})
     answers = exchange(grid, requests, of=lambda payload: payload, deadline=5, traffic=Traffic())
-    assert [answer.outcome for answer in answers.values()] == [UNREADABLE, "ok"]
+    assert [answer.outcome for answer in answers.values()] == [NoResult.UNREADABLE, "ok"]
 
 
 def test_an_answer_of_another_node_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_an_answer_of_another_node_is_none(monkeypatch: pytest.MonkeyPatch) -> N
 
     requests = [Request("site-1", 1, "train.align", ASK)]
     answers = exchange(Pretending({1: OK}), requests, of=lambda p: p, deadline=5, traffic=Traffic())
-    assert answers["site-1"].outcome == UNREADABLE
+    assert answers["site-1"].outcome == NoResult.UNREADABLE
 
 
 def arrived(payload: Payload) -> Message:
@@ -105,7 +106,7 @@ def test_no_text_of_a_refusal_goes_further(text: str) -> None:
     InProcessGrid(1, {})
     for config in ({"outcome": text}, {"outcome": "failed", "code": text}, {"outcome": "failed", text: "a"}):
         answer = read("a", arrived(Payload(config)), Traffic(), lambda payload: payload)
-        assert (answer.outcome, answer.payload) == (UNREADABLE, None)
+        assert (answer.outcome, answer.payload) == (NoResult.UNREADABLE, None)
     answer = read("a", arrived(Payload({"outcome": "failed", "incident": text})), Traffic(), lambda p: p)
     assert (answer.outcome, answer.incident) == ("failed", "unnumbered")
 

@@ -14,7 +14,7 @@ import pytest
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
-from casam_core.protocol.outcomes import WORDS
+from casam_core.protocol.outcomes import NoResult, Outcome
 from scenarios.report import words
 from scenarios.report.drawing import cleaned
 from scenarios.report.page import page
@@ -487,7 +487,7 @@ def test_the_scenario_on_the_page_gives_the_same_digest(tmp_path: Path, html: st
 
 
 def test_every_outcome_has_words() -> None:
-    assert set(words.OUTCOMES) == {*WORDS, "no-answer", "unreachable", "unreadable", "rejected"}
+    assert set(words.OUTCOMES) == {*Outcome, *NoResult}
 
 
 def test_policies_in_words() -> None:
