@@ -8,6 +8,9 @@ threshold is paid for as well, if the router has one per task.
 `member_score` is the AUC of the score, for images that made the state against test images of the same task.
 `member_ratio` is that of a likelihood ratio: the score, compared with the scores under SHADOWS states that
 the attacker made from halves of all these images.
+
+Frames of a sequence drift, so each is also learned from frames that follow one another, and all later ones
+test it: `lost_in_time` is the share of them that is sent to frozen SAM.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from casam_bench.bench import Figures, Surroundings, table_of
 from casam_bench.membership.fit import fits_of
 from casam_bench.membership.likelihood_ratio import online, shadow_parts
 from casam_bench.membership.statistics import auc
+from casam_bench.quality.layer_seconds import SEQUENCES
 from casam_bench.quality.phantom_features import Features as AllKinds
 from casam_bench.quality.phantom_features import folder_features, phantom_features
 from casam_bench.quality.router_quality import TASKS, Scores, judge
+from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import BackboneSpec, RouterSpec
 from casam_core.config.scenario import PrivacySpec
 from casam_core.model.backbones import Backbone
@@ -46,6 +51,8 @@ from casam_core.routing.routers import (
 from casam_core.routing.routers.base import NoisyStatistics, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, learn_and_score
 from casam_core.seeding import Draws, derive_seed, numpy_generator
+from client.data.open import open_dataset
+from client.data.splits import with_numbers
 from client.dp.noisy_router import public_features_of
 from client.dp.plan import description
 
@@ -59,9 +66,13 @@ Row = tuple[float, float]
 """(epsilon of a task, the share of it that the router alone may cost)."""
 CANDIDATES: tuple[tuple[RouterSpec, tuple[Row | None, ...]], ...] = (
     (PublicFrameSpec(), (None, (8.0, 0.5), (3.0, 0.5), (1.0, 0.9), (1.0, 0.5))),
+    (PublicFrameSpec(threshold="fitted"), (None,)),
     (GaussianSpec(), (None, (3.0, 0.5))),
 )
 """Routers and their rows, None without noise; a noisy Gaussian state takes a hundred times longer."""
+
+FRAMES, BETWEEN = (8, 12, 24), 6
+"""Training frames of a sequence; frames between two first ones."""
 
 Features = Mapping[str, NDArray[np.float32]]
 """By task, f_NF of its images."""
@@ -181,6 +192,26 @@ def attack(maker: Maker, f_NF: NDArray[np.float32], state: Arrays, seed: int) ->
     return auc(fit_N[:IMAGES], fit_N[IMAGES:]), auc(ratio_N[:IMAGES], ratio_N[IMAGES:])
 
 
+def lost_in_time(maker: Maker, f_NF: NDArray[np.float32], frames: int) -> float:
+    """The mean share of the later frames that is sent to frozen SAM, over first frames. f_NF: in time."""
+    lost = []
+    for first in range(0, len(f_NF) - 2 * frames + 1, BETWEEN):
+        known_NF, later_NF = f_NF[first : first + frames], f_NF[first + frames :]
+        state = maker.state(known_NF, first)
+        score_N = -fits_of(maker.router, torch.from_numpy(later_NF), state)
+        lost.append(float((score_N > maker.threshold(known_NF, state, first)).mean()))
+    return float(np.mean(lost))
+
+
+def sequence_features(around: Surroundings, backbone: Backbone, folder: str, root: Path) -> AllKinds:
+    """Features of all frames of a sequence, in the order of time."""
+    dataset = open_dataset(DataSpec(path=folder), data_root=root, seed=0, institution="bench")
+    ids = [sample.id for sample in dataset.samples]
+    found = folder_features(backbone, folder, len(ids), root, around.home, around.say)
+    order_N = sorted(range(len(ids)), key=lambda i: with_numbers(ids[i]))
+    return {kind: f_NF[order_N] for kind, f_NF in found.items()}
+
+
 def real_tasks(root: Path) -> list[str]:
     """The folders of real images in --data-root: those with `images` and `masks` in them."""
     return sorted(path.parent.name for path in root.glob("*/images") if (path.parent / "masks").is_dir())
@@ -204,12 +235,26 @@ def run(around: Surroundings) -> Figures:
             size = sum(array.nbytes for array in maker.state(kinds[0][TASKS[0]][:IMAGES], 0).values())
             cells = [interval([found[column] for found in draws]) for column in COLUMNS]
             name = "open" if row is None else "epsilon {:g}, share {:g}".format(*row)
+            if getattr(spec, "threshold", None) == "fitted":
+                name += ", fitted threshold"
             table.add_row(spec.kind, name, *cells, str(size))
             around.say(f"{spec.kind}, {name}: {' '.join(cells)}")
             key = f"{spec.kind}_{name.replace(', ', '_').replace(' ', '_')}"
             figures |= {f"{c}_{key}": float(np.mean([found[c] for found in draws])) for c in COLUMNS}
             figures[f"bytes_{key}"] = float(size)
     around.show(table)
+    return figures if around.data_root is None else figures | sequences(around, backbone, around.data_root)
+
+
+def sequences(around: Surroundings, backbone: Backbone, root: Path) -> Figures:
+    """`lost_in_time` of every sequence in the folder of real images, by training frames."""
+    spec, figures = PublicFrameSpec().completed(BACKBONE), Figures()
+    for folder in sorted({*SEQUENCES} & {*real_tasks(root)}):
+        f_NF = sequence_features(around, backbone, folder, root)[spec.features]
+        for frames in FRAMES:
+            lost = lost_in_time(Maker(spec, build_router(spec), ()), f_NF, frames)
+            around.say(f"{folder}, learned from {frames} frames: {lost:.4f} of the later ones are lost")
+            figures[f"lost_in_time_{folder}_{frames}"] = lost
     return figures
 
 
