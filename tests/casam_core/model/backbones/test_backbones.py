@@ -26,7 +26,7 @@ from casam_core.model.compute import Compute
 from casam_core.model.prompts import Prompts, single_points
 
 CPU = Compute(device="cpu", threads=1, precision="float32")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 BOXES = Prompts(boxes_N4=np.array([[2, 3, 30, 40], [10, 10, 20, 20]], np.float32))
 
 

@@ -26,7 +26,7 @@ from casam_core.model.forms import (
 )
 from casam_core.model.forms.casam import attention_kernel
 
-SAM_FORMS = {"decoder", "lora"}  # they change SAM itself: tests/casam_core/model/test_sam_forms.py
+SAM_FORMS = {"decoder", "lora"}  # they change SAM itself: tests/casam_core/model/forms/test_sam_forms.py
 FORM_NAMES = sorted(FORMS.keys() - SAM_FORMS - {"identity"})
 IDENTITY_FORMS = ["low_rank", "low_rank_decoder", "residual", "scale_shift"]
 
