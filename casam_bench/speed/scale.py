@@ -4,9 +4,9 @@ Two institutions hold the stream's two tasks; all others hold images of a third 
 all institutions. The overhead of a round is its seconds minus the institutions' computing time, divided by
 the cores. Computing time is the processor time that each institution records for its request
 (client/node/worktime.py). Overhead includes waiting for a disk or a core, and all work of Flower and the
-server. The idle app sends and returns as many bytes, to as many nodes, in as many rounds. It asks all nodes
-at once, so the engine checks all open messages again and again; server/federation/exchange.py avoids this
-cost.
+server. The idle app sends and returns as many bytes, to as many nodes, in as many rounds. It runs twice: it
+asks as many nodes at once as server/federation/exchange.py does, which is what `ratio_N` compares, and all of
+them at once, as in Flower's examples; then the engine checks all open messages again and again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from casam_bench.speed.memory import peak_of
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from client.node.worktime import noted
+from server.federation.exchange import FEWEST, PER_CORE
 from server.run.summary_schema import Summary, read_summary
 
 INSTITUTIONS, SMOKE_INSTITUTIONS = (9, 100, 1000), (9,)
@@ -35,11 +36,13 @@ LEAST_SECONDS = 0.02
 
 
 def run(around: Surroundings) -> Figures:
-    """Figures by number of institutions N: ratio_N (overhead over the idle app's round, lower is better),
-    round_N, computing_N, idle_N (seconds), per_institution_N (seconds of a round); peak_gib of the last;
-    inprocess_N (seconds of the round in one engine of our own, a worker per core), faster_N (its ratio)."""
-    columns = "institutions, round, computing, overhead, idle app, ratio, peak GiB, in process, times faster"
-    table = table_of("one evaluation at all institutions, seconds", columns.split(", "), left=0)
+    """Figures by number of institutions N: ratio_N (overhead over the idle app's round, lower is better) and
+    ratio_all_N (over its round that asks all at once), round_N, computing_N, idle_N, idle_all_N (seconds),
+    per_institution_N (seconds of a round); peak_gib of the last; inprocess_N (seconds of the round in one
+    engine of our own, a worker per core), faster_N (its ratio)."""
+    columns = ("institutions", "round", "computing", "overhead", "idle app", "ratio", "idle, all at once")
+    more = ("ratio", "peak GiB", "in process", "times faster")
+    table = table_of("one evaluation at all institutions, seconds", (*columns, *more), left=0)
     figures: Figures = {}
     for count in SMOKE_INSTITUTIONS if around.smoke else INSTITUTIONS:
         around.say(f"scale: {count} institutions")
@@ -54,22 +57,23 @@ def run(around: Surroundings) -> Figures:
             if workers.matrix != simulated.matrix:
                 raise RunError(f"scale: the engines disagree on the matrix of {count} institutions")
         seconds = evaluation_seconds(simulated)
-        idle = idle_round(around, count, simulated)
+        idle, idle_all = (idle_round(around, count, simulated, window) for window in (WINDOW, count))
         overhead = max(seconds - computing, LEAST_SECONDS)
         figures |= {
             f"ratio_{count}": overhead / max(idle, LEAST_SECONDS),
+            f"ratio_all_{count}": overhead / max(idle_all, LEAST_SECONDS),
             f"round_{count}": seconds,
             f"computing_{count}": computing,
             f"idle_{count}": idle,
+            f"idle_all_{count}": idle_all,
             f"per_institution_{count}": seconds / count,
             "peak_gib": peak[0] / 2**30,
             f"inprocess_{count}": evaluation_seconds(workers),
             f"faster_{count}": seconds / evaluation_seconds(workers),
         }
-        last = (
-            figures[name] for name in (f"ratio_{count}", "peak_gib", f"inprocess_{count}", f"faster_{count}")
-        )
-        cells = (seconds, computing, overhead, idle, *last)
+        ratio, ratio_all = (figures[f"{name}_{count}"] for name in ("ratio", "ratio_all"))
+        last = (figures[name] for name in ("peak_gib", f"inprocess_{count}", f"faster_{count}"))
+        cells = (seconds, computing, overhead, idle, ratio, idle_all, ratio_all, *last)
         table.add_row(str(count), *(f"{cell:.2f}" for cell in cells))
     around.show(table)
     return figures
@@ -124,8 +128,11 @@ def computed(run: Path) -> float:
     return sum(seconds)
 
 
-def idle_round(around: Surroundings, count: int, simulated: Summary) -> float:
-    """Median seconds of the idle app's rounds with the bytes of an evaluation; the first one is a warm-up."""
+def idle_round(around: Surroundings, count: int, simulated: Summary, window: int) -> float:
+    """Median seconds of the idle app's rounds with the bytes of an evaluation; the first one is a warm-up.
+
+    window: it asks at most so many nodes at once.
+    """
     down, up = (
         sum(size for name, size in counted.items() if name.startswith("other"))
         / (count - len(STREAM))
@@ -133,7 +140,13 @@ def idle_round(around: Surroundings, count: int, simulated: Summary) -> float:
         for counted in (simulated.bytes.down, simulated.bytes.up)
     )
     lines: list[str] = []
-    settings = {"nodes": count, "rounds": EVALUATIONS + 1, "down": int(down), "up": int(up)}
+    settings = {
+        "nodes": count,
+        "rounds": EVALUATIONS + 1,
+        "down": int(down),
+        "up": int(up),
+        "at_once": window,
+    }
     around.engines.flower_app(IDLE_APP, settings, count, lines.append)
     seconds = [
         float(found[1]) for line in lines if (found := re.search(r"idle \| round took ([\d.]+)", line))

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 POLL_SECONDS, POLL_SHARE = 0.02, 0.05
-"""As in server/federation/exchange.py. All nodes are asked at once, as in Flower's examples."""
+"""As in server/federation/exchange.py."""
 
 app = ServerApp()
 
@@ -21,13 +21,17 @@ def main(grid: Grid, context: Context) -> None:
     while len(nodes := list(grid.get_node_ids())) < int(settings["nodes"]):
         time.sleep(POLL_SECONDS)
     content = RecordDict({"nothing": ArrayRecord({"x": Array(np.zeros(int(settings["down"]), np.uint8))})})
+    at_once = int(settings["at_once"]) or len(nodes)
     for _ in range(int(settings["rounds"])):
-        begun = time.monotonic()
-        messages = [Message(content, dst_node_id=node, message_type="query.idle") for node in nodes]
-        waiting = set(grid.push_messages(messages))
-        while waiting:
+        begun, unsent, waiting = time.monotonic(), nodes, set[str]()
+        while unsent or waiting:
+            room = at_once - len(waiting)
+            batch, unsent = unsent[:room], unsent[room:]
+            messages = [Message(content, dst_node_id=node, message_type="query.idle") for node in batch]
+            waiting |= set(grid.push_messages(messages)) if messages else set()
             for reply in grid.pull_messages(list(waiting)):
                 waiting.discard(reply.metadata.reply_to_message_id)
             if waiting:
-                time.sleep(max(POLL_SECONDS, POLL_SHARE * (time.monotonic() - begun)))
+                waited = POLL_SHARE * (time.monotonic() - begun)
+                time.sleep(POLL_SECONDS if unsent else max(POLL_SECONDS, waited))
         print(f"idle | round took {time.monotonic() - begun:.3f} s", flush=True)
