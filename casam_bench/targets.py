@@ -90,6 +90,7 @@ TARGETS = (
     Target("scale", "ratio_9", "overhead over an app that does nothing, 9 institutions", "lower", 1.5),
     Target("scale", "ratio_100", "100 institutions", "lower", 1.5),
     Target("scale", "ratio_1000", "1,000 institutions", "lower", 1.5),
+    Target("scale", "ratio_all_1000", "the same, over one that asks all at once"),
     Target("scale", "peak_gib", "memory of the whole simulation at 1,000, GiB"),
     Target("memory", "growth", "anonymous memory, 10,000 images over 100", "lower", 1.1),
     Target("memory", "bytes_per_image", "bytes an image"),

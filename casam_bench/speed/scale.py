@@ -30,6 +30,8 @@ INSTITUTIONS, SMOKE_INSTITUTIONS = (9, 100, 1000), (9,)
 STREAM = ("task-0", "task-1")
 EVALUATIONS = len(STREAM) + 1
 IDLE_APP = Path(__file__).parent / "idle_app"
+WINDOW = max(FEWEST, PER_CORE * (os.cpu_count() or 1))
+"""Nodes that a simulation asks at once (server.federation.exchange.at_once)."""
 SAMPLE_SECONDS = 2.0
 LEAST_SECONDS = 0.02
 """Both servers look for replies at this interval, so shorter rounds cannot be distinguished."""
@@ -140,13 +142,8 @@ def idle_round(around: Surroundings, count: int, simulated: Summary, window: int
         for counted in (simulated.bytes.down, simulated.bytes.up)
     )
     lines: list[str] = []
-    settings = {
-        "nodes": count,
-        "rounds": EVALUATIONS + 1,
-        "down": int(down),
-        "up": int(up),
-        "at_once": window,
-    }
+    sizes = {"down": int(down), "up": int(up)}
+    settings = {"nodes": count, "rounds": EVALUATIONS + 1, "at_once": window, **sizes}
     around.engines.flower_app(IDLE_APP, settings, count, lines.append)
     seconds = [
         float(found[1]) for line in lines if (found := re.search(r"idle \| round took ([\d.]+)", line))
