@@ -35,7 +35,7 @@ from casam_use.telling import volume_facts
 from tests.banks import tiny_backbone, tiny_bank, tiny_entry
 from tests.casam_command import Casam
 from tests.casam_use.phantom_volume import SPACING, main, phantom_volume, scan_of
-from tests.client.data.test_dicom import put as put_series
+from tests.client.data.readers.dicom.test_dicom import put as put_series
 
 
 def block(

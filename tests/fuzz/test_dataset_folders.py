@@ -23,16 +23,15 @@ from client.data.readers.itk import ItkDataset
 from client.data.readers.med_datasets import MedDataset
 from client.data.readers.nifti import NiftiDataset
 from client.data.readers.tiff_stack import TiffStackDataset
-from tests.client.data import (
+from tests.client.data.readers import (
     test_coco,
-    test_dicom,
-    test_dicom_structures,
     test_itk,
     test_med_datasets,
     test_nifti,
     test_tiff_stack,
     test_yolo,
 )
+from tests.client.data.readers.dicom import test_dicom, test_dicom_structures
 from tests.fuzz.damage import contents, damaged, examples
 
 

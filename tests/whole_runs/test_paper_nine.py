@@ -20,7 +20,7 @@ from casam_core.model.compute import Compute
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.preflight import preflight
 from tests.casam_command import Casam
-from tests.client.data.test_med_datasets import tiny
+from tests.client.data.readers.test_med_datasets import tiny
 
 ORDER = ("acdc", "ebhi-seg", "56nx", "dn", "polyp", "msd_prostate", "msd_spleen", "promise12", "sts-2d")
 

@@ -12,7 +12,7 @@ from casam_core.config.scenario import Scenario
 from client.data.phantoms.painted import PhantomDataset
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.preflight import preflight
-from tests.client.data import test_med_datasets, test_nifti
+from tests.client.data.readers import test_med_datasets, test_nifti
 from tests.conftest import phantom, tiny_table
 
 

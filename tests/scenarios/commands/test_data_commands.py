@@ -19,7 +19,8 @@ from client.data.dataset import LoadedSample
 from scenarios.commands.cli import main
 from scenarios.inspection.survey import Survey, leaks_between, overlay_of
 from scenarios.inspection.understand import understand
-from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
+from tests.client.data.readers import test_coco, test_med_datasets, test_nifti, test_tiff_stack
+from tests.client.data.readers.dicom import test_dicom
 from tests.conftest import phantom, tiny_table
 
 RNG = np.random.default_rng(0)

@@ -16,8 +16,8 @@ from casam_core.config.site_file import read_site_file
 from casam_core.errors import DataError
 from scenarios.inspection.understand import understand
 from tests.casam_command import Casam
-from tests.client.data import test_coco
-from tests.client.data.test_dicom_structures import LIVER, seg, series
+from tests.client.data.readers import test_coco
+from tests.client.data.readers.dicom.test_dicom_structures import LIVER, seg, series
 
 RNG = np.random.default_rng(0)
 

@@ -495,7 +495,7 @@ def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
         pixels.read_image(tmp_path / "absent.png")
 
 
-REAL_DATA = Path(__file__).parents[4] / "shared" / "data"
+REAL_DATA = Path(__file__).parents[5] / "shared" / "data"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage, Segm
 from casam_core.config.data_spec import DataSpec
 from client.data import open_dataset
 from client.data.readers.dicom.dicom_dataset import DicomDataset
-from tests.client.data.test_dicom import header
+from tests.client.data.readers.dicom.test_dicom import header
 from tests.client.making import fault, keys
 
 SIZE = (6, 8)

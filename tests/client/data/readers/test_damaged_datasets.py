@@ -15,7 +15,8 @@ from client.data.readers.dicom.dicom_dataset import DicomDataset
 from client.data.readers.med_datasets import MedDataset
 from client.data.readers.nifti import NiftiDataset
 from client.data.readers.tiff_stack import TiffStackDataset
-from tests.client.data import test_coco, test_dicom, test_med_datasets, test_nifti, test_tiff_stack
+from tests.client.data.readers import test_coco, test_med_datasets, test_nifti, test_tiff_stack
+from tests.client.data.readers.dicom import test_dicom
 from tests.client.making import keys
 
 
