@@ -72,8 +72,8 @@ MADE_AS: ContextVar[type[Institution]] = ContextVar("MADE_AS", default=Instituti
 Handler = Callable[[Message, Context], schema.Message]
 """(request, the node's context) -> the answer, which `release` checks before it leaves."""
 
-Asked = TypeVar("Asked", bound=schema.Message)
-Request = TypeVar("Request", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
+M = TypeVar("M", bound=schema.Message)
+Q = TypeVar("Q", RouterRequest, CalibrateRequest, EvaluateRequest, ForgetRequest)
 
 
 class InstitutionApp(ClientApp):
@@ -201,7 +201,7 @@ def secure_sum(message: Message, context: Context) -> schema.Message:
     return take_part(addressed(message, request.job, context), request, context)
 
 
-def answering(request_type: type[Request], work: Callable[[Institution, Request], schema.Message]) -> Handler:
+def answering(request_type: type[Q], work: Callable[[Institution, Q], schema.Message]) -> Handler:
     """A handler that reads the request and calls `work` with the addressed institution."""
 
     def handler(message: Message, context: Context) -> schema.Message:
@@ -231,7 +231,7 @@ def handler_of(message: Message) -> Handler:
     return HANDLERS[kind]
 
 
-def asked(request: type[Asked], message: Message) -> Asked:
+def asked(request: type[M], message: Message) -> M:
     """The request in a message. Raises RefusalError (bad-request) for anything that is none."""
     try:
         return request.of(from_records(message.content))

@@ -6,12 +6,11 @@ writes to `site.store` and `site.private` stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from casam_core.bank.bank import Bank
@@ -45,6 +44,7 @@ from casam_core.protocol.messages import (
     EvaluateReply,
     EvaluateRequest,
     Holding,
+    Layer,
     RouterReply,
     may_correct,
 )
@@ -58,7 +58,7 @@ from casam_core.routing.threshold import fold_statistics, held_out_scores, learn
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.open import location_of
-from client.data.splits import Part
+from client.data.splits import SplitPart
 from client.data.task_data import StoredExamples, TaskData, open_task, private_units
 from client.drift import ControlVariate, Term, proximal
 from client.evaluation.evaluator import MASKS, ROUTES, Evaluator, Measured
@@ -69,9 +69,6 @@ from client.site import Site
 
 if TYPE_CHECKING:
     from client.evaluation.own_entries import KnownEntries
-
-Layer = Mapping[str, NDArray[np.float32]]
-"""A layer's weights by name."""
 
 
 def train_round(
@@ -258,7 +255,7 @@ class Institution:
         return [weights_of(layer)]
 
     def examples(
-        self, tasks: Sequence[str], part: Part, layer: AlignmentLayer, others: Sequence[Institution] = ()
+        self, tasks: Sequence[str], part: SplitPart, layer: AlignmentLayer, others: Sequence[Institution] = ()
     ) -> StoredExamples:
         """Images of one split of `tasks`, here and at `others`, as `layer` sees them."""
         items: list[tuple[TaskData, Sample]] = []
@@ -366,14 +363,14 @@ class Institution:
             )
         return bank
 
-    def encoded(self, task: str, part: Part) -> tuple[TaskData, tuple[Sample, ...]]:
+    def encoded(self, task: str, part: SplitPart) -> tuple[TaskData, tuple[Sample, ...]]:
         """The task's data and one of its splits; the embeddings of its images are in the store afterwards."""
         data = self.task(task)
         samples = data.split.part(part)
         data.encode(samples, self.backbone, reporter(self.name, f"encode {task}"))
         return data, samples
 
-    def units(self, task: str, part: Part) -> Units:
+    def units(self, task: str, part: SplitPart) -> Units:
         """The units that the policy protects in one split of a task, and the public counts of them."""
         return private_units(self.task(task), self.site.policy, part)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,26 @@ def names_of_several_files() -> list[str]:
     return sorted(
         name for name, count in counts.items() if count > 1 and name not in ("__init__.py", "base.py")
     )
+
+
+def definitions(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of a module's classes and types. A class is a text of its own; `T` is no name."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name, f"class in {path.relative_to(ROOT)}"
+        elif isinstance(node, ast.Assign):
+            name = ast.unparse(node.targets[0])
+            if re.fullmatch("_?[A-Z][A-Za-z]*[a-z][A-Za-z]*", name):
+                yield name, ast.unparse(node.value)
+
+
+def names_of_several_things(*rooms: str) -> dict[str, set[str]]:
+    """Names of classes and types that stand for more than one thing; aliases of equal text are one."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for path in sources(*rooms):
+        for name, text in definitions(path):
+            found[name].add(text)
+    return {name: texts for name, texts in found.items() if len(texts) > 1}
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from casam_bench.membership.fit import fit_of, fits_of, losses_of, visible_image
 from casam_bench.membership.inversion import can_read_out, read_out, resemblance
 from casam_bench.membership.likelihood_ratio import online, shadow_parts
 from casam_bench.membership.shadows import Shadows, indices
-from casam_bench.membership.statistics import Outcome, Scores, outcome_of
+from casam_bench.membership.statistics import AttackFigures, Scores, attack_figures
 from casam_core.bank.entry_file import Entry
 from casam_core.bank.inference import entry_layer
 from casam_core.config.policy import Policy
@@ -50,7 +50,7 @@ class Attacked:
     resembles: for the read-out, mean correlations of the router's centre with members and with non-members.
     """
 
-    outcome: Outcome | None
+    outcome: AttackFigures | None
     refused: str | None = None
     resembles: tuple[float, float] | None = None
 
@@ -109,9 +109,11 @@ class Target:
         """Random generator for the attack's own choices."""
         return numpy_generator(self.scenario.seed, self.institution, "attack", purpose, self.entry.task)
 
-    def outcome(self, score_N: Scores, members_N: NDArray[np.bool_]) -> Outcome:
+    def outcome(self, score_N: Scores, members_N: NDArray[np.bool_]) -> AttackFigures:
         """Figures of an attack's scores."""
-        return outcome_of(score_N[members_N], score_N[~members_N], delta=self.delta, rng=self.rng("halves"))
+        return attack_figures(
+            score_N[members_N], score_N[~members_N], delta=self.delta, rng=self.rng("halves")
+        )
 
 
 def attack_entry(target: Target, layer_shadows: int) -> dict[str, Attacked]:

@@ -42,7 +42,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttackFigures:
     """The figures of one attack.
 
     p_value: probability that guessing reaches this AUC or a higher one (Mann-Whitney test). tpr, bounds: by
@@ -68,14 +68,14 @@ class Outcome:
         return self.ceiling is None or self.ceiling <= epsilon
 
 
-def outcome_of(
+def attack_figures(
     members: Scores,
     non_members: Scores,
     *,
     delta: float,
     rng: np.random.Generator,
     levels: Sequence[float] = LEVELS,
-) -> Outcome:
+) -> AttackFigures:
     """Figures of one attack.
 
     delta: of the claim; 0 without a claim. rng: divides the non-members into two halves; one chooses
@@ -91,7 +91,7 @@ def outcome_of(
     chooses, measures = np.array_split(non_members[order], 2)
     bounds = {level: bound_at(members, chooses, measures, level, delta) for level in levels}
     perfect = epsilon_lower_bound(len(members), len(members), 0, max(len(measures), 1), delta)
-    return Outcome(
+    return AttackFigures(
         members=len(members),
         non_members=len(non_members),
         auc=auc(members, non_members),

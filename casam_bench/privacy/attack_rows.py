@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from casam_bench.bench import Figures, table_of
-from casam_bench.membership.statistics import Outcome, outcome_of
+from casam_bench.membership.statistics import AttackFigures, attack_figures
 from casam_bench.privacy.synthetic_site import SEED
 from casam_core.seeding import numpy_generator
 
@@ -51,7 +51,7 @@ class Claim:
 
     row: str
     epsilon: float
-    outcome: Outcome
+    outcome: AttackFigures
 
     @property
     def refuted(self) -> bool:
@@ -72,10 +72,10 @@ def delta_of(members: int) -> float:
     return 0.1 / members
 
 
-def verdict(score_N: NDArray[np.float64], members: int, delta: float) -> Outcome:
+def verdict(score_N: NDArray[np.float64], members: int, delta: float) -> AttackFigures:
     """The figures of an attack. score_N: members first."""
     rng = numpy_generator(SEED, "halves")
-    return outcome_of(score_N[:members], score_N[members:], delta=delta, rng=rng)
+    return attack_figures(score_N[:members], score_N[members:], delta=delta, rng=rng)
 
 
 def attack_table(title: str, *more: str) -> Table:
@@ -85,7 +85,7 @@ def attack_table(title: str, *more: str) -> Table:
 
 
 def report(
-    table: Table, what: str, setting: Setting, found: dict[str, Outcome], claims: Claims, *more: str
+    table: Table, what: str, setting: Setting, found: dict[str, AttackFigures], claims: Claims, *more: str
 ) -> Figures:
     """Add a row per attack to the table and its claims to `claims`; return the figures."""
     figures: Figures = {}

@@ -80,18 +80,18 @@ _PLACE = re.compile(r"(\d{12}):([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
-class Head:
-    """The part of a line that the other side keeps: an anchor."""
+class Anchor:
+    """The part of a line that the other side keeps."""
 
     institution: str
     sequence: int
     head: str
 
 
-def head_at(place: str, institution: str) -> Head | None:
+def head_at(place: str, institution: str) -> Anchor | None:
     """The head in the place of a reply (Line.place); None for any other text."""
     found = _PLACE.fullmatch(place)
-    return Head(institution, int(found[1]), found[2]) if found else None
+    return Anchor(institution, int(found[1]), found[2]) if found else None
 
 
 def now() -> str:
@@ -201,7 +201,7 @@ def broken(lines: Sequence[Line], before: Sequence[Line] = ()) -> str | None:
     return None
 
 
-def against_anchor(lines: Sequence[Line], heads: Sequence[Head]) -> str | None:
+def against_anchor(lines: Sequence[Line], heads: Sequence[Anchor]) -> str | None:
     """The first head of the other side that this log lacks; None if the log has them all."""
     for seen in heads:
         if seen.sequence > len(lines):

@@ -39,7 +39,7 @@ from casam_core.protocol.schema import (
     Group,
     Groups,
     Message,
-    Table,
+    Nested,
     Text,
 )
 from casam_core.routing.decision import BINS, IDENTITY
@@ -212,14 +212,14 @@ class IdentifyReply(Message):
     compute: Annotated[
         str, Text(r"([a-z]{1,8}-(float32|bfloat16)-t\d{1,3}(-(fast|compiled)-(float32|bfloat16))?)?")
     ]
-    institutions: Annotated[Mapping[str, Mapping[str, Holding]], Table(dict[Name, dict[Name, Holding]])]
-    policies: Annotated[Mapping[str, Policy], Table(dict[Name, Policy])]
-    forecasts: Annotated[Mapping[str, Mapping[str, Forecast]], Table(dict[Name, dict[Name, Forecast]])] = (
+    institutions: Annotated[Mapping[str, Mapping[str, Holding]], Nested(dict[Name, dict[Name, Holding]])]
+    policies: Annotated[Mapping[str, Policy], Nested(dict[Name, Policy])]
+    forecasts: Annotated[Mapping[str, Mapping[str, Forecast]], Nested(dict[Name, dict[Name, Forecast]])] = (
         field(default_factory=dict)
     )
     simulated: Annotated[bool, Flag()] = False
     preprocessing: Annotated[str, Text("([0-9a-f]{16})?")] = ""
-    signatures: Annotated[Mapping[str, str], Table(dict[Name, Signature])] = field(default_factory=dict)
+    signatures: Annotated[Mapping[str, str], Nested(dict[Name, Signature])] = field(default_factory=dict)
     schema: Annotated[int, Amount(Range(0, 999, whole=True))] = SCHEMA
 
     @classmethod
@@ -271,7 +271,7 @@ class AlignRequest(Message):
 
     job: ForJob
     layer: Annotated[Layer | None, Group()] = None
-    tasks: Annotated[tuple[str, ...], Table(tuple[str, ...])] = ()
+    tasks: Annotated[tuple[str, ...], Nested(tuple[str, ...])] = ()
     anchor: Annotated[Layer | None, Group()] = None
     importance: Annotated[Layer | None, Group()] = None
     control: Annotated[Layer | None, Group()] = None
@@ -305,7 +305,7 @@ def control_forms(sender: Sender) -> tuple[GroupSpec, ...]:
 
 def tasks_asked(asked: Mapping[str, Scalar], job: Job) -> tuple[str, ...]:
     """The tasks that a request's settings name, or that of its job: their images make the answer."""
-    return Table(tuple[str, ...]).decode(asked.get("tasks", "[]")) or (job.task,)
+    return Nested(tuple[str, ...]).decode(asked.get("tasks", "[]")) or (job.task,)
 
 
 def trained_images(sender: Sender) -> Range:
@@ -518,7 +518,7 @@ class EvaluateRequest(Message):
     known: Annotated[int, Amount()]
     entries: Annotated[Sequence[bytes], Files()]
     bank: Annotated[str, Text()]
-    candidates: Annotated[tuple[str, ...], Table(tuple[str, ...])] = ()
+    candidates: Annotated[tuple[str, ...], Nested(tuple[str, ...])] = ()
 
 
 Question = AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest
@@ -730,7 +730,7 @@ class ForgetRequest(Message):
 
     job: ForJob
     leaver: Annotated[str, Text()]
-    entries: Annotated[tuple[str, ...], Table(tuple[str, ...])]
+    entries: Annotated[tuple[str, ...], Nested(tuple[str, ...])]
 
 
 @dataclass(frozen=True)

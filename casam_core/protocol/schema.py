@@ -132,7 +132,7 @@ class Amount(Setting):
 
 
 @dataclass(frozen=True)
-class Table(Setting):
+class Nested(Setting):
     """A nested value of a pydantic type, as JSON. A reply may contain only the one canonical spelling."""
 
     type: Any

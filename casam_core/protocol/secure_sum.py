@@ -65,7 +65,7 @@ al. (2017), against servers that tell members different things."""
 IMPROVED = "improved"
 SEPARATOR = "/"
 
-Named = dict[str, NDArray[np.float64]]
+NamedArrays = dict[str, NDArray[np.float64]]
 """Arrays by `group/key`, the names that they have in a payload."""
 
 
@@ -111,7 +111,7 @@ def shares_needed(members: int, minimum: int) -> int:
     return max((members + minimum) // 2, minimum)
 
 
-def share_of(kind: str, payload: Payload, images: int) -> Named:
+def share_of(kind: str, payload: Payload, images: int) -> NamedArrays:
     """One member's share of the weighted mean, in the order of the arrays' names.
 
     Layers are averaged. Statistics and counts are added, so a share holds them divided by the images.
@@ -129,7 +129,7 @@ def share_of(kind: str, payload: Payload, images: int) -> Named:
     return dict(sorted(named.items()))
 
 
-def total_of(kind: str, means: Named, images: int) -> Payload:
+def total_of(kind: str, means: NamedArrays, images: int) -> Payload:
     """The joint reply of all members: the inverse of share_of. images: of all members together."""
     arrays: dict[str, dict[str, NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64]]] = {}
     for name, mean in means.items():

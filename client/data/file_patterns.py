@@ -44,7 +44,7 @@ _NUMBERS = ("", r"[-_ .]\d+", r"\d+", r" ?\(\d+\)")
 """What {n} can be. The first form that leads to an image is taken."""
 
 
-Part = Literal["train", "test"]
+FilePart = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Pair:
     image: Path
     masks: tuple[Path, ...]
     group: str | None
-    part: Part | None
+    part: FilePart | None
 
 
 Key = tuple[str, ...]
@@ -71,7 +71,7 @@ def find_pairs(
     image_files: str,
     mask_files: str,
     suffixes: Collection[str],
-    parts: Mapping[str, Part | None] | None = None,
+    parts: Mapping[str, FilePart | None] | None = None,
 ) -> list[Pair]:
     """The images of a folder with their masks, sorted by id. Raises DataError.
 
@@ -88,7 +88,7 @@ def pairs_among(
     image_files: str,
     mask_files: str,
     suffixes: Collection[str],
-    parts: Mapping[str, Part | None] | None = None,
+    parts: Mapping[str, FilePart | None] | None = None,
 ) -> list[Pair]:
     """The same for the paths `files` inside the folder `path`. One error lists all missing partners."""
     marks = [mark for mark in KEYS if f"{{{mark}}}" in image_files and f"{{{mark}}}" in mask_files]
@@ -164,7 +164,7 @@ def _matched(
     return images, masks, orphans
 
 
-def parts_of(splits: Mapping[str, str]) -> dict[str, Part]:
+def parts_of(splits: Mapping[str, str]) -> dict[str, FilePart]:
     """The part of every image from its split (a value of SPLITS), by its path; empty for one split only."""
     if len(set(splits.values())) < 2:
         return {}

@@ -24,11 +24,11 @@ from casam_core.files import make_folder, remove, write_atomic
 from casam_core.seeding import derive_seed
 from client.data.dataset import Sample
 
-Unit = list[Sample]
+Inseparable = list[Sample]
 """Samples that stay together: one group, or one image whose group is unknown."""
 
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
+SplitPart = Literal["train", "val", "test"]
+PARTS: tuple[SplitPart, ...] = ("train", "val", "test")
 
 SPLIT_KEY = "split.key"
 """File name of a site's key for splits."""
@@ -43,7 +43,7 @@ class Split:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
 
-    def part(self, name: Part) -> tuple[Sample, ...]:
+    def part(self, name: SplitPart) -> tuple[Sample, ...]:
         """One part by its name."""
         samples: tuple[Sample, ...] = getattr(self, name)
         return samples
@@ -138,17 +138,17 @@ def _require_independence(spec: SplitSpec, limit: LimitSpec, scope: str) -> None
             )
 
 
-def place_of(unit: Unit, key: bytes) -> float:
+def place_of(unit: Inseparable, key: bytes) -> float:
     """The unit's place, from 0 to below 1."""
     return _hashed(key, _name(unit))
 
 
-def used(unit: Unit, spec: SplitSpec, key: bytes) -> bool:
+def used(unit: Inseparable, spec: SplitSpec, key: bytes) -> bool:
     """Whether the site uses the unit at all; this depends on nothing but its id, the key and the share."""
     return _hashed(key, f"use {_name(unit)}") < spec.use
 
 
-def _name(unit: Unit) -> str:
+def _name(unit: Inseparable) -> str:
     first = unit[0]
     return f"image {first.id}" if first.group is None else f"group {first.group}"
 
@@ -160,7 +160,7 @@ def _hashed(key: bytes, text: str) -> float:
 
 def _three_parts(
     samples: tuple[Sample, ...], spec: SplitSpec, key: bytes, scope: str, private: bool
-) -> list[list[Unit]]:
+) -> list[list[Inseparable]]:
     units = _units(samples, in_sequence=spec.sequence)
     if len(units) < len(PARTS):
         raise _too_few(units, scope)
@@ -171,7 +171,7 @@ def _three_parts(
 
 def _around_fixed_test(
     samples: tuple[Sample, ...], spec: SplitSpec, key: bytes, scope: str, private: bool
-) -> list[list[Unit]]:
+) -> list[list[Inseparable]]:
     """The dataset's own test part; its training part is divided into training and validation by groups."""
     unmarked = sum(sample.part is None for sample in samples)
     if unmarked:
@@ -202,12 +202,12 @@ def _around_fixed_test(
     return [train, val, _units(test, in_sequence=spec.sequence)]
 
 
-def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Unit]:
+def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Inseparable]:
     """Units in the order of their first sample."""
     ordered = sorted(samples, key=lambda sample: sample.id)
     if in_sequence:
         ordered.sort(key=lambda sample: with_numbers(sample.id))
-    units: dict[tuple[str, str], Unit] = {}
+    units: dict[tuple[str, str], Inseparable] = {}
     for sample in ordered:
         key = ("image", sample.id) if sample.group is None else ("group", sample.group)
         units.setdefault(key, []).append(sample)
@@ -220,7 +220,7 @@ def with_numbers(text: str) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 
 
-def _cut(units: list[Unit], spec: SplitSpec) -> list[list[Unit]]:
+def _cut(units: list[Inseparable], spec: SplitSpec) -> list[list[Inseparable]]:
     """Three contiguous ranges, cut as near to the shares as possible; every part gets at least one unit."""
     images = np.cumsum([len(unit) for unit in units])
     wanted_train = images[-1] * (1 - spec.val - spec.test)
@@ -236,17 +236,17 @@ def _nearest(images: np.ndarray[tuple[int], np.dtype[np.int_]], wanted: float, *
 
 
 def _draw(
-    units: list[Unit], shares: dict[Part, float], key: bytes, scope: str, private: bool
-) -> list[list[Unit]]:
+    units: list[Inseparable], shares: dict[SplitPart, float], key: bytes, scope: str, private: bool
+) -> list[list[Inseparable]]:
     """The parts by the units' places, in the order of PARTS. shares: of every part but training."""
-    borders: dict[Part, tuple[float, float]] = {}
+    borders: dict[SplitPart, tuple[float, float]] = {}
     reached = 0.0
     for part, share in shares.items():
         borders[part] = (reached, reached + share)
         reached += share
     borders["train"] = (reached, 1.0)
     places = {id(unit): place_of(unit, key) for unit in units}
-    parts: dict[Part, list[Unit]] = {part: [] for part in PARTS if part in borders}
+    parts: dict[SplitPart, list[Inseparable]] = {part: [] for part in PARTS if part in borders}
     for unit in units:
         place = places[id(unit)]
         parts[next((part for part in shares if place < borders[part][1]), "train")].append(unit)
@@ -266,7 +266,7 @@ def _draw(
     return list(parts.values())
 
 
-def _cap(units: list[Unit], most: int | None, key: bytes) -> tuple[Sample, ...]:
+def _cap(units: list[Inseparable], most: int | None, key: bytes) -> tuple[Sample, ...]:
     """At most `most` images: those with the lowest hash of their own ids, sorted by id."""
     samples = [sample for unit in units for sample in unit]
     if most is not None:
@@ -274,7 +274,7 @@ def _cap(units: list[Unit], most: int | None, key: bytes) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: sample.id))
 
 
-def _too_few(units: list[Unit], scope: str) -> DataError:
+def _too_few(units: list[Inseparable], scope: str) -> DataError:
     images = sum(map(len, units))
     grouped = any(sample.group is not None for unit in units for sample in unit)
     found = f"{len(units)} groups with {images} images" if grouped else f"{images} images"

@@ -27,7 +27,7 @@ from casam_core.protocol.messages import Holding
 from casam_core.routing.features import pool
 from client.data.dataset import Dataset, LoadedSample, Sample
 from client.data.open import open_dataset
-from client.data.splits import Part, Split, split_samples
+from client.data.splits import Split, SplitPart, split_samples
 
 RECENT_IMAGES, RECENT_FEATURES = 32, 8192
 """Numbers of decoded images and of pooled features that a process keeps for all its institutions, at most
@@ -196,7 +196,7 @@ def division_of(spec: DataSpec, key: bytes) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
-def private_units(data: TaskData, policy: Policy, part: Part = "train") -> Units:
+def private_units(data: TaskData, policy: Policy, part: SplitPart = "train") -> Units:
     """The units that the policy protects in one split of a task, and the public counts of them."""
     samples, budget = data.split.part(part), policy.budget
     ids, groups = [sample.id for sample in samples], [sample.group for sample in samples]

@@ -30,7 +30,7 @@ from casam_core.protocol.messages import (
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.protocol.secure_sum import released_in
-from client.data.splits import Part
+from client.data.splits import SplitPart
 from client.dp.noisy_layer import align_privately
 from client.dp.noisy_metrics import evaluate_privately
 from client.dp.noisy_router import (
@@ -197,7 +197,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
         draw_overlays(institution, request.job, bank)
 
 
-def check_enough(institution: Institution, tasks: Iterable[str], part: Part) -> None:
+def check_enough(institution: Institution, tasks: Iterable[str], part: SplitPart) -> None:
     """Raise RefusalError (too-few-images) if a task has fewer images than the site file's minimum."""
     for task in tasks:
         described = institution.site.tasks.get(task)

@@ -191,7 +191,7 @@ REPLY_TO: Mapping[type[Message], type[Message]] = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestion:
     """One question. scenario: digest. kind: of the reply. question: digest of the request."""
 
     scenario: str
@@ -210,12 +210,14 @@ def remember_question(institution: Institution, request: Question) -> None:
     """
     site, job = institution.site, request.job
     kind = REPLY_TO[type(request)].kind
-    found = Asked(site.scenario, kind, job.stage, job.task, job.round, digest_of(question_of(request)))
+    found = AskedQuestion(
+        site.scenario, kind, job.stage, job.task, job.round, digest_of(question_of(request))
+    )
     log, most = questions_log(site.questions), site.policy.max_questions
     if found in log.lines():
         return
 
-    def allow(lines: Sequence[Asked]) -> None:
+    def allow(lines: Sequence[AskedQuestion]) -> None:
         same = {line.question for line in lines if replace(line, question=found.question) == found}
         if len(same - {found.question}) >= most:
             raise RefusalError(
@@ -228,6 +230,6 @@ def remember_question(institution: Institution, request: Question) -> None:
 
 
 @lru_cache(maxsize=HOSTED)
-def questions_log(path: Path) -> RecordLog[Asked]:
+def questions_log(path: Path) -> RecordLog[AskedQuestion]:
     """The one log of this process for a file."""
-    return RecordLog(path, Asked, "a question; restore the file from a backup")
+    return RecordLog(path, AskedQuestion, "a question; restore the file from a backup")

@@ -45,7 +45,7 @@ from casam_core.protocol.secure_sum import (
     STEPS,
     STEPS_OF_A_SUM,
     UNMASK,
-    Named,
+    NamedArrays,
     SecureReply,
     SecureRequest,
     Sum,
@@ -72,9 +72,9 @@ flower.quantize = quantize  # type: ignore[attr-defined]
 MEMORY = "secure-sum"
 """Prefix of the state key, before the institution's name, for data kept between the exchanges of a sum."""
 
-Question = AlignRequest | RouterRequest | CalibrateRequest
+SummableQuestion = AlignRequest | RouterRequest | CalibrateRequest
 
-QUESTIONS: dict[str, type[Question]] = {
+QUESTIONS: dict[str, type[SummableQuestion]] = {
     "train.align": AlignRequest,
     "train.router": RouterRequest,
     "train.calibrate": CalibrateRequest,
@@ -82,7 +82,7 @@ QUESTIONS: dict[str, type[Question]] = {
 """The kinds of questions whose answers can be summed."""
 
 
-def check_allowed(institution: Institution, question: Question) -> None:
+def check_allowed(institution: Institution, question: SummableQuestion) -> None:
     """Raise RefusalError if the policy does not allow this question, before any key is made."""
     if isinstance(question, AlignRequest):
         permission.check_align(institution, question, summed=True)
@@ -90,7 +90,7 @@ def check_allowed(institution: Institution, question: Question) -> None:
         permission.check_router(institution, question, summed=True)
 
 
-def answer_to(institution: Institution, question: Question) -> Payload:
+def answer_to(institution: Institution, question: SummableQuestion) -> Payload:
     """The answer, as to an open question; here it leaves masked. Raises RefusalError."""
     if isinstance(question, AlignRequest):
         return permission.align(institution, question, summed=True).to_payload()
@@ -113,7 +113,7 @@ def take_part(institution: Institution, request: SecureRequest, context: Context
 
 def part(institution: Institution, request: SecureRequest, context: Context) -> SecureReply:
     """Answer one exchange with Flower's protocol, if the policy allows it and it belongs to the sum."""
-    member = Member.of(institution, request, context)
+    member = SumMember.of(institution, request, context)
     protocol = read(request)
     if request.step != SETUP:
         member.go_on(context)
@@ -122,7 +122,7 @@ def part(institution: Institution, request: SecureRequest, context: Context) -> 
         member.begin(context)
     if request.step == AGREE:
         return member.agree(protocol, context)
-    named: Named = {}
+    named: NamedArrays = {}
     images = 0
     if request.step == COLLECT:
         named, images = share(member)
@@ -134,7 +134,7 @@ def part(institution: Institution, request: SecureRequest, context: Context) -> 
 
 
 @dataclass
-class Member:
+class SumMember:
     """One institution in one sum.
 
     state: Flower's state of the sum. about: ours: `sum` (id), `step`, `asked` (digest of the question without
@@ -143,13 +143,13 @@ class Member:
 
     institution: Institution
     request: SecureRequest
-    question: Question
+    question: SummableQuestion
     sum: Sum
     state: dict[str, Any]
     about: dict[str, Any]
 
     @staticmethod
-    def of(institution: Institution, request: SecureRequest, context: Context) -> Member:
+    def of(institution: Institution, request: SecureRequest, context: Context) -> SumMember:
         """The institution's place in the sum of a request, with what the node's state remembers of it.
 
         Raises RefusalError (sum-not-possible, sum-broken) if this question cannot be summed or read.
@@ -163,7 +163,9 @@ class Member:
         site, kept = institution.site, context.state.config_records
         about = dict(kept.get(f"{MEMORY}-{institution.name}-about", {}))
         state = dict(kept.get(f"{MEMORY}-{institution.name}", {}))
-        return Member(institution, request, question, request.of_run(site.run, site.scenario), state, about)
+        return SumMember(
+            institution, request, question, request.of_run(site.run, site.scenario), state, about
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -238,7 +240,9 @@ class Member:
         signed = packed(ConfigRecord({SIGNATURE: self.signature(said)}))
         return SecureReply(self.request.summed, AGREE, signed)
 
-    def flower_part(self, protocol: Protocol, named: Named, images: int, context: Context) -> dict[str, Any]:
+    def flower_part(
+        self, protocol: Protocol, named: NamedArrays, images: int, context: Context
+    ) -> dict[str, Any]:
         """What Flower's protocol answers. Raises RefusalError (sum-broken) where it raises anything.
 
         named, images: this institution's share and its weight, in COLLECT.
@@ -286,7 +290,7 @@ def as_flower_sends(protocol: ConfigRecord, institution: Institution, context: C
     return make(content=RecordDict({RECORD_KEY_CONFIGS: protocol}), metadata=about)
 
 
-def share(member: Member) -> tuple[Named, int]:
+def share(member: SumMember) -> tuple[NamedArrays, int]:
     """(arrays for the sum by name, weight in images), checked by the guard and within the sum's range.
 
     Raises RefusalError: out-of-range, not-allowed, or a refusal of the open question.
@@ -312,7 +316,7 @@ def share(member: Member) -> tuple[Named, int]:
     return named, images
 
 
-def check_setup(member: Member, protocol: Protocol) -> None:
+def check_setup(member: SumMember, protocol: Protocol) -> None:
     """Before any key is made: may this question be summed, with these members and rules?
 
     The members are counted on the site's own register and on those who train in the stage by the scenario.
@@ -337,7 +341,7 @@ def check_setup(member: Member, protocol: Protocol) -> None:
     check_members_before(institution, member.sum, member.tasks, names)
 
 
-def check_keys(member: Member, protocol: Protocol) -> None:
+def check_keys(member: SumMember, protocol: Protocol) -> None:
     """Before shares of secrets are sent: is every key signed by the member that is registered for its name?
 
     Every member must be there: all of them have seen the same names, rules and question, or the signatures
@@ -356,7 +360,7 @@ def check_keys(member: Member, protocol: Protocol) -> None:
     member.about["keys"] = keys_digest(keys)
 
 
-def check_shares(member: Member, protocol: Protocol) -> None:
+def check_shares(member: SumMember, protocol: Protocol) -> None:
     """Before the masked arrays are sent: is a share of every other member there, and is it this question?"""
     if sorted(protocol[Key.SOURCE_LIST]) != sorted(member.numbers.keys() - {member.own}):
         raise RefusalError(Outcome.SUM_BROKEN, "expected a share from every other member")
@@ -364,7 +368,7 @@ def check_shares(member: Member, protocol: Protocol) -> None:
         raise RefusalError(Outcome.SUM_BROKEN, "another question than the one that the members agreed to")
 
 
-def check_survivors(member: Member, protocol: Protocol) -> None:
+def check_survivors(member: SumMember, protocol: Protocol) -> None:
     """Before the list of members in the sum is signed: are there enough of them?"""
     present = set(protocol[Key.ACTIVE_NODE_ID_LIST])
     if not present <= member.numbers.keys() or member.own not in present:
@@ -373,7 +377,7 @@ def check_survivors(member: Member, protocol: Protocol) -> None:
     check_cohort(len(present), needed)
 
 
-def check_agreement(member: Member, protocol: Protocol) -> None:
+def check_agreement(member: SumMember, protocol: Protocol) -> None:
     """Before shares of secrets are revealed: did enough members sign the same list?
 
     With both kinds of shares of one member, the server could unmask this member alone.
@@ -398,7 +402,7 @@ def check_agreement(member: Member, protocol: Protocol) -> None:
         )
 
 
-CHECKS_OF_STEP: dict[str, Callable[[Member, Protocol], None]] = {
+CHECKS_OF_STEP: dict[str, Callable[[SumMember, Protocol], None]] = {
     SETUP: check_setup,
     SHARE_KEYS: check_keys,
     COLLECT: check_shares,

@@ -21,7 +21,7 @@ from casam_core.model.forms import weights_of
 from casam_core.protocol.payload import Job, Payload
 from client.institution import Institution
 
-Group = Mapping[str, NDArray[Any]]
+SentArrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Attacker:
     job: Job
     rng: np.random.Generator
 
-    def start(self) -> Group:
+    def start(self) -> SentArrays:
         """The initial layer of all holders."""
         return weights_of(self.institution.layer(self.job.task, None))
 
@@ -55,7 +55,7 @@ def on(kind: str, attack: Attack) -> Attack:
     return lambda attacker, answer: attack(attacker, answer) if attacker.kind == kind else answer
 
 
-def layers(change: Callable[[Attacker, Group], Group]) -> Attack:
+def layers(change: Callable[[Attacker, SentArrays], SentArrays]) -> Attack:
     """An attack on the trained layer."""
 
     def attack(attacker: Attacker, answer: Payload) -> Payload:
@@ -72,7 +72,7 @@ def each(change: Callable[[NDArray[Any]], NDArray[Any]]) -> Attack:
 def moved(factor: float) -> Attack:
     """An attack that multiplies the change from the initial to the trained layer by `factor`."""
 
-    def change(attacker: Attacker, layer: Group) -> Group:
+    def change(attacker: Attacker, layer: SentArrays) -> SentArrays:
         start = attacker.start()
         return {
             name: (start[name] + factor * (array - start[name])).astype(np.float32)
@@ -82,7 +82,7 @@ def moved(factor: float) -> Attack:
     return layers(change)
 
 
-def randomly(attacker: Attacker, layer: Group) -> Group:
+def randomly(attacker: Attacker, layer: SentArrays) -> SentArrays:
     """A layer with a random change, with the same standard deviation as the trained one in each array."""
     start = attacker.start()
     return {

@@ -30,7 +30,7 @@ from casam_core.protocol.messages import EvaluateReply, TaskResult
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.wire import from_records, job_of
 from client.client_app import MADE_AS
-from client.data.splits import Part
+from client.data.splits import SplitPart
 from client.data.task_data import StoredExamples, TaskData
 from client.institution import Institution
 from scenarios.ask.asking import Question
@@ -94,7 +94,7 @@ class Remembering(KnowsScores):
         return data
 
     def examples(
-        self, tasks: Sequence[str], part: Part, layer: AlignmentLayer, others: Sequence[Institution] = ()
+        self, tasks: Sequence[str], part: SplitPart, layer: AlignmentLayer, others: Sequence[Institution] = ()
     ) -> StoredExamples:
         """Images to train on: asked for only if the layer is not in the memory, so this costs seconds."""
         if part == "train":

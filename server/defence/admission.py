@@ -24,6 +24,7 @@ from casam_core.model.layer_library import LIBRARIES
 from casam_core.protocol.limits import Allowed, AnswerError
 from casam_core.protocol.messages import (
     ENVELOPE,
+    Layer,
     RouterReply,
     RouterRequest,
     Sender,
@@ -43,8 +44,6 @@ from casam_core.protocol.secure_sum import (
 )
 from casam_core.protocol.wire import unpacked
 from server.federation.directory import Member
-
-Layer = Mapping[str, NDArray[np.float32]]
 
 K = TypeVar("K")
 

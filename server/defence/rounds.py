@@ -15,13 +15,13 @@ import numpy as np
 
 from casam_core.bank.bank import Bank
 from casam_core.errors import RunError
-from casam_core.protocol.messages import AlignReply, RouterReply
+from casam_core.protocol.messages import AlignReply, Layer, RouterReply
 from casam_core.routing.routers import Arrays, Router
-from server.defence.admission import ENOUGH, Layer, distance, peers_in, too_far
+from server.defence.admission import ENOUGH, distance, peers_in, too_far
 from server.federation.federation import Federation
-from server.federation.gathering import Gathered, Part
+from server.federation.gathering import Contribution, Gathered
 
-Parts = Sequence[Part[AlignReply]]
+Parts = Sequence[Contribution[AlignReply]]
 
 Odd = Mapping[tuple[str, ...], str]
 """By the names of a part, why it is rejected."""

@@ -116,7 +116,7 @@ def identify(
     request = IdentifyRequest.telling(scenario.canonical_json(), run, code_fingerprint(), public)
     deadline = scenario.deadlines.connect
     end = time.monotonic() + deadline
-    asked, said = Asked(knowing=set(told)), ""
+    asked, said = Introductions(knowing=set(told)), ""
     while True:
         new = [node for node in patiently(grid.get_node_ids) if node not in asked.done]
         requests = fresh(request, new)
@@ -158,7 +158,7 @@ def identify(
 
 
 @dataclass
-class Asked:
+class Introductions:
     """What the nodes answered so far.
 
     knowing: nodes that have the scenario. replies: what the registered names of a node say.

@@ -17,7 +17,7 @@ R = TypeVar("R", bound=Message)
 
 
 @dataclass(frozen=True)
-class Part(Generic[R]):
+class Contribution(Generic[R]):
     """One reply. names: the institutions whose work is in it; all members in the case of a secure sum."""
 
     names: tuple[str, ...]
@@ -29,7 +29,7 @@ class Part(Generic[R]):
 class Gathered(Generic[R]):
     """All replies. refused: there is no reply, and asking again would not change this."""
 
-    parts: tuple[Part[R], ...]
+    parts: tuple[Contribution[R], ...]
     refused: bool
 
     @property
@@ -57,12 +57,12 @@ def gather(federation: Federation, requests: Mapping[str, Message], reply: type[
     together = secret if len(secret) > 1 else []
     openly = {name: request for name, request in requests.items() if name not in together}
     answers = federation.ask(openly, reply)
-    parts = [Part((name,), said, summed=False) for name, said in results(answers).items()]
+    parts = [Contribution((name,), said, summed=False) for name, said in results(answers).items()]
     total = SecureSum((), None, refused=True)
     if together:
         total = secure_sum(federation, reply.kind, {name: requests[name].to_payload() for name in together})
     if total.payload is not None:
-        parts.append(Part(total.members, reply.of(total.payload), summed=True))
+        parts.append(Contribution(total.members, reply.of(total.payload), summed=True))
     gathered = Gathered(tuple(parts), refused=not parts and all_settled(answers) and total.refused)
     for part in parts:
         if part.summed:

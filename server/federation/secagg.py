@@ -52,7 +52,7 @@ from casam_core.protocol.secure_sum import (
     SIGNERS,
     STEPS,
     UNMASK,
-    Named,
+    NamedArrays,
     SecureReply,
     SecureRequest,
     Sum,
@@ -135,7 +135,7 @@ def unmasked(
     context: LegacyContext,
     state: flower.WorkflowState,
     keeper: SumKeeper,
-) -> Named | None:
+) -> NamedArrays | None:
     """The means; None if too few members helped, or if a member sent a wrong share of a secret.
 
     A share cannot be checked alone. A wrong one gives a wrong secret, which is no key, or numbers all over
@@ -145,7 +145,7 @@ def unmasked(
     try:
         if not workflow.unmask_stage(cast(Grid, members), context, state) or keeper.parameters is None:
             return None
-        means: Named = dict(zip(members.names, parameters_to_ndarrays(keeper.parameters), strict=True))
+        means: NamedArrays = dict(zip(members.names, parameters_to_ndarrays(keeper.parameters), strict=True))
         if all((np.abs(mean) <= RANGE + RESOLUTION).all() for mean in means.values()):
             return means
     except Exception as error:  # a wrong secret can raise any exception where a key is read

@@ -24,7 +24,7 @@ from typing import Any
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError, RunInputError, plain
 from casam_core.files import append_record, lock_file, make_folder, sync, write_atomic
-from casam_core.protocol.audit import AuditError, Head, Release, broken, head_at, read_log
+from casam_core.protocol.audit import Anchor, AuditError, Release, broken, head_at, read_log
 from casam_core.protocol.outcomes import WORDS, Outcome
 from casam_core.protocol.payload import AUDIT, Job, Payload, digest_of
 
@@ -135,7 +135,7 @@ def read_arrivals(path: Path) -> list[Release]:
     return [line.release for line in lines]
 
 
-def heads_of(path: Path) -> list[Head]:
+def heads_of(path: Path) -> list[Anchor]:
     """The heads of the institutions' logs that the server received. Raises AuditError for a broken log."""
     heads = [head_at(release.clause, release.institution) for release in read_arrivals(path)]
     return [head for head in heads if head is not None]

@@ -54,7 +54,7 @@ from server.run.summary_schema import (
     Separation,
     Summary,
     Timing,
-    Traffic,
+    TrafficPart,
     UnlearnedPart,
     Unseen,
 )
@@ -119,7 +119,7 @@ def summarise(
         hd95=final.figures["hd95"] if scenario.evaluation.hd95 else None,
         routing=routing_of(scenario, final, unseen_tasks(federation, scenario)),
         trained_parameters=stages[-1].parameters,
-        bytes=Traffic(up=traffic.up, down=traffic.down),
+        bytes=TrafficPart(up=traffic.up, down=traffic.down),
         privacy={name: privacy_of(name, member, federation) for name, member in federation.members.items()},
         approved_by=approved_by(federation),
         noise=noise_of(federation),

@@ -23,13 +23,13 @@ FILE = "summary.json"
 ByTask = dict[str, float | None]
 
 
-class Part(BaseModel):
+class SummaryPart(BaseModel):
     """A table of summary.json. Keys of newer versions are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
 
-class Unseen(Part):
+class Unseen(SummaryPart):
     """Tasks that institutions hold but that are not in the stream. The lists have one item per stage."""
 
     tasks: list[str]
@@ -38,14 +38,14 @@ class Unseen(Part):
     unknown_rate: list[ByTask]
 
 
-class Separation(Part):
+class Separation(SummaryPart):
     """How well margins separate some unseen images from all seen ones; null without such images."""
 
     auroc: float | None = None
     fpr95: float | None = None
 
 
-class Routing(Part):
+class Routing(SummaryPart):
     """How the router decided at the last stage."""
 
     accuracy: float | None
@@ -70,7 +70,7 @@ class Routing(Part):
     `casam_core.routing.decision.bin_edge` gives the lower edge of a bin."""
 
 
-class Privacy(Part):
+class Privacy(SummaryPart):
     """One institution: its policy, the cost of its releases, and its refusals."""
 
     policy: Policy
@@ -88,7 +88,7 @@ class Privacy(Part):
     bytes: int = 0
 
 
-class HeldBackEntry(Part):
+class HeldBackEntry(SummaryPart):
     """An entry that the server did not put into the bank."""
 
     task: str
@@ -98,7 +98,7 @@ class HeldBackEntry(Part):
     admitted: bool
 
 
-class UnlearnedPart(Part):
+class UnlearnedPart(SummaryPart):
     """What happened when an institution left with `on_leave = "unlearn"`."""
 
     institution: str
@@ -112,7 +112,7 @@ class UnlearnedPart(Part):
     iou_after: ByTask = Field(default_factory=dict)
 
 
-class Traffic(Part):
+class TrafficPart(SummaryPart):
     """Bytes by institution."""
 
     up: dict[str, int]
@@ -121,7 +121,7 @@ class Traffic(Part):
     """By institution: bytes that the server sent to it, counted in the same way."""
 
 
-class Timing(Part):
+class Timing(SummaryPart):
     """Seconds. A stage names its task and the seconds of its parts."""
 
     seconds: float
@@ -131,7 +131,7 @@ class Timing(Part):
     all institutions if it hosts them. null: a stage of an older version."""
 
 
-class Summary(Part):
+class Summary(SummaryPart):
     """All figures of a finished run."""
 
     schema_: int = Field(alias="schema")
@@ -217,7 +217,7 @@ class Summary(Part):
     null if no policy asks for noise."""
     trained_parameters: int
     """Number of weights of the last stage's layer; 0 without a layer."""
-    bytes: Traffic
+    bytes: TrafficPart
     decodes: list[int]
     """Decoder passes (one image each) per evaluation: stage 0, 1, ..."""
     timing: Timing

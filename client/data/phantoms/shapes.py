@@ -18,7 +18,7 @@ from client.data.dataset import LoadedSample
 
 Field = NDArray[np.float32]
 Colour = Sequence[float]
-Window = tuple[slice, slice]
+Crop = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Canvas:
         self.image_CHW[:] = _per_channel(background)
         self.labels_HW = np.zeros((size, size), dtype=np.int32)
 
-    def window(self, blob: Blob, margin: float = 1.0) -> Window:
+    def window(self, blob: Blob, margin: float = 1.0) -> Crop:
         """The pixels within `margin` times the blob's reach, at least one row and column."""
         reach = blob.reach * margin
 
@@ -134,7 +134,7 @@ class Canvas:
         self.blend(mask, colour, window, texture_HW)
 
     def blend(
-        self, mask: Field, colour: Colour, window: Window | None = None, texture_HW: Field | None = None
+        self, mask: Field, colour: Colour, window: Crop | None = None, texture_HW: Field | None = None
     ) -> None:
         """Blend `colour` in with the weights `mask` (0..1, of the window's shape)."""
         where = window or (slice(None), slice(None))

@@ -41,7 +41,7 @@ class _Annotation(BaseModel):
     iscrowd: int = 0
 
 
-class _File(BaseModel):
+class _CocoFile(BaseModel):
     images: list[_Image]
     annotations: list[_Annotation]
 
@@ -60,7 +60,7 @@ class CocoDataset(FileDataset):
     def __init__(self, path: Path, spec: DataSpec = PLAIN) -> None:
         require_folder(path, f"{spec.annotations} and images")
         self._source = inside(path, spec.annotations, str(path))
-        content = read_json(self._source, _File, "COCO instances (images and annotations)")
+        content = read_json(self._source, _CocoFile, "COCO instances (images and annotations)")
         _require_consistent(content, self._source)
         instances: dict[int, list[_Annotation]] = {image.id: [] for image in content.images}
         for annotation in content.annotations:
@@ -120,7 +120,7 @@ def _image_folder(path: Path, source: Path, first: str) -> Path:
     return next((folder for folder in there if is_file(folder / first)), there[0])
 
 
-def _require_consistent(content: _File, source: Path) -> None:
+def _require_consistent(content: _CocoFile, source: Path) -> None:
     faults = []
     for what, ids in (
         ("image id", [str(image.id) for image in content.images]),

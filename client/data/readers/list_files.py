@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from casam_core.errors import DataError
 from client.data.dataset import DataFaultsError
-from client.data.file_patterns import SPLITS, Pair, Part, parts_of
+from client.data.file_patterns import SPLITS, FilePart, Pair, parts_of
 from client.data.listing import inside, is_file, naming
 from client.data.pixels import one_line, reading
 
@@ -128,7 +128,7 @@ def _entries(source: Path) -> list[Row]:
     ]
 
 
-def read_split_lists(path: Path, folder: str) -> dict[str, Part | None]:
+def read_split_lists(path: Path, folder: str) -> dict[str, FilePart | None]:
     """The part of every {id} that the lists in `folder` name; None for all if there is one list only.
 
     Lists are called train.txt, val.txt, test.txt and so on (SPLITS); a line is an id, of Pascal VOC also with

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from casam_core.config.data_spec import DataSpec
 from casam_core.errors import DataError
 from client.data.dataset import LoadedSample, Sample, for_each
-from client.data.file_patterns import Pair, Part
+from client.data.file_patterns import FilePart, Pair
 from client.data.labels import number
 from client.data.listing import inside, is_file, naming, require_folder
 from client.data.pixels import read_image
@@ -39,7 +39,7 @@ class _Entry(BaseModel):
     imask: str | None = None
 
 
-class _File(BaseModel):
+class _MedFile(BaseModel):
     training: list[_Entry]
     test: list[_Entry]
     labels: dict[str, str]
@@ -61,9 +61,9 @@ class MedDataset(FileDataset):
         require_folder(path, "dataset.json")
         self._root, self._spec = path, spec
         self._source = path / "dataset.json"
-        content = read_json(self._source, _File, "training, test and labels")
+        content = read_json(self._source, _MedFile, "training, test and labels")
         self._classes = len([name for key, name in content.labels.items() if key != "0"])
-        listed: list[tuple[Part, _Entry]] = [
+        listed: list[tuple[FilePart, _Entry]] = [
             *(("train", entry) for entry in content.training),
             *(("test", entry) for entry in content.test),
         ]
@@ -91,10 +91,10 @@ class MedDataset(FileDataset):
         # Pseudo-masks number instances already.
         return LoadedSample(image_HW3, number(values_HW, "instances" if pseudo else self._spec.labels))
 
-    def _is_pseudo(self, part: Part | None) -> bool:
+    def _is_pseudo(self, part: FilePart | None) -> bool:
         return self._spec.pseudo_masks and part == "train"
 
-    def _listed(self, part: Part, entry: _Entry) -> Pair:
+    def _listed(self, part: FilePart, entry: _Entry) -> Pair:
         """The files of one entry, which exist. Raises DataError."""
         if self._is_pseudo(part) and entry.imask is None:
             raise DataError(

@@ -14,11 +14,11 @@ from casam_bench.membership.inversion import read_out, resemblance
 from casam_bench.membership.likelihood_ratio import offline, online, shadow_parts
 from casam_bench.membership.statistics import (
     LEVELS,
-    Outcome,
+    AttackFigures,
+    attack_figures,
     auc,
     bound_at,
     epsilon_lower_bound,
-    outcome_of,
     tpr_at,
 )
 from casam_core.config.named_parts import RouterSpec
@@ -36,8 +36,8 @@ def values(*numbers: float) -> np.ndarray:
     return np.array(numbers, np.float64)
 
 
-def outcome(members: np.ndarray, others: np.ndarray, delta: float = 0.0) -> Outcome:
-    return outcome_of(members, others, delta=delta, rng=np.random.default_rng(0))
+def outcome(members: np.ndarray, others: np.ndarray, delta: float = 0.0) -> AttackFigures:
+    return attack_figures(members, others, delta=delta, rng=np.random.default_rng(0))
 
 
 # --- Figures -----------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import casam_core.protocol.audit
 from casam_core.protocol.audit import (
     START,
+    Anchor,
     AuditError,
     AuditLog,
-    Head,
     Line,
     Release,
     against_anchor,
@@ -62,8 +62,8 @@ def chain(length: int, kind: str = "train.align") -> list[Line]:
     return lines
 
 
-def heads(lines: list[Line]) -> list[Head]:
-    return [Head("north", line.sequence, line.head) for line in lines]
+def heads(lines: list[Line]) -> list[Anchor]:
+    return [Anchor("north", line.sequence, line.head) for line in lines]
 
 
 def test_a_head_by_hand() -> None:

@@ -44,7 +44,7 @@ from casam_core.protocol.schema import Message
 from casam_core.routing.features import pool
 from casam_core.routing.routers import build_router, router_spec
 from casam_core.routing.routers.public_frame import frame_named
-from client.data.splits import PARTS, Part
+from client.data.splits import PARTS, SplitPart
 from client.institution import Institution
 from client.release import permission
 from client.release.guard import check
@@ -170,7 +170,7 @@ class Seen:
     noisy: dict[Place, NDArray[np.int64]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     spends: list[tuple[Any, ...]] = field(default_factory=list)
-    counts: dict[tuple[str, Part], Units] = field(default_factory=dict)
+    counts: dict[tuple[str, SplitPart], Units] = field(default_factory=dict)
     holdings: dict[str, Holding] = field(default_factory=dict)
 
 
@@ -214,7 +214,7 @@ class Observed(Institution):
         place = (kind, job.stage, job.round, job.task)
         return Tape(super().noise(job, kind), place, self.seen, self.played)
 
-    def units(self, task: str, part: Part) -> Units:
+    def units(self, task: str, part: SplitPart) -> Units:
         own = super().units(task, part)
         self.seen.counts[task, part] = own
         if self.played is None:

@@ -210,10 +210,10 @@ def test_a_refuted_epsilon_is_named(finished: Path) -> None:
     import numpy as np
 
     from casam_bench.membership.inference_attack import Attacked
-    from casam_bench.membership.statistics import outcome_of
+    from casam_bench.membership.statistics import attack_figures
 
     claim = open_run(finished, None).claims["noisy"]
-    perfect = outcome_of(np.ones(10_000), np.zeros(10_000), delta=0.01, rng=np.random.default_rng(0))
+    perfect = attack_figures(np.ones(10_000), np.zeros(10_000), delta=0.01, rng=np.random.default_rng(0))
     figures = figures_of("layer_loss", Attacked(perfect), claim)
     assert claim.epsilon is not None
     assert perfect.epsilon is not None
