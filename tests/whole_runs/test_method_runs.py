@@ -14,11 +14,12 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.config.scenario import Scenario
 from casam_core.methods import METHODS, elastic
-from casam_core.model.forms import weights_of
-from casam_core.protocol.messages import AlignRequest
+from casam_core.model.forms import form_spec, weights_of
+from casam_core.protocol.messages import AlignRequest, layer_spec
 from casam_core.protocol.outcomes import Outcome
 from casam_core.protocol.payload import Job
 from casam_core.protocol.wire import from_records, to_records
+from casam_use.loaded_bank import load_bank
 from client.client_app import app as client_app
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from scenarios.inspection.verify import verify
@@ -59,6 +60,29 @@ def test_routed_lora_keeps_an_encoder_of_its_own_for_every_task(finished_run: Fi
     polyp, histology = (bank[task] for task in ("polyp", "histology"))
     assert {entry.provenance.form for entry in (polyp, histology)} == {"lora"}
     assert any((polyp.layer[name] != value).any() for name, value in histology.layer.items())
+
+
+def test_updates_of_the_mask_decoder_travel_with_the_layer_also_in_a_secure_sum(
+    finished_run: FinishedRun,
+) -> None:
+    """histology has two holders, whose layers are added in secret."""
+    secret = {"adapter": {"aggregation": "secagg"}, "router": {"aggregation": "secagg"}}
+    table = tiny_table(alignment={"form": "low_rank_decoder"})
+    for scenario in (table, with_policies({**table, "name": "secret"}, south=secret, west=secret)):
+        folder = finished_run(scenario)
+        assert summary_of(folder)["complete"]["last_iou"]
+        for task, loaded in load_bank(folder / "bank").items():
+            updates = {n: v for n, v in weights_of(loaded.layer).items() if n.startswith("decoder_up.")}
+            assert (task, len(updates)) == (task, 28)
+            assert all(value.any() for value in updates.values())  # at first they are zero
+
+
+def test_the_server_knows_the_shape_of_every_update_without_a_backbone() -> None:
+    spec = layer_spec(form_spec("low_rank_decoder"), 256, None)
+    assert not spec.open
+    shapes = {name: array.shape for name, array in spec.arrays.items()}
+    assert shapes["decoder_up.layers/1/self_attn/v_proj"] == (256, 1)
+    assert shapes["decoder_down.final_attn_token_to_image/out_proj"] == (1, 128)
 
 
 def shared_layers(folder: Path) -> list[Entry]:
