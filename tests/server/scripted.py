@@ -120,8 +120,8 @@ def says(**config: Any) -> Behaviour:
 @dataclass
 class Site:
     """One scripted institution. holds: by task, images to train, validate and test on. gone_at: the stage in
-    which its node disappears, as soon as it is asked something. weights: of its
-    does not know what it starts from. copy: tasks and digests of its bank."""
+    which its node disappears, as soon as it is asked something. weights: of the layer that it sends, whatever
+    it starts from. copy: tasks and digests of its bank."""
 
     name: str
     holds: Mapping[str, tuple[int, int, int]]
