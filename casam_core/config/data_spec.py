@@ -18,19 +18,19 @@ class SplitSpec(Section):
     Every group is drawn by itself, so a small dataset meets the shares only roughly.
     """
 
-    val: float = Field(0.15, gt=0, lt=1, description="Share for validation.")
-    test: float = Field(0.25, gt=0, lt=1, description="Share for test.")
+    val: float = Field(0.15, gt=0, lt=1, description="Share of groups for validation.")
+    test: float = Field(0.25, gt=0, lt=1, description="Share of groups for test.")
     use: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Share of groups to use at all. Unlike `limit`, it draws each group by itself, so a "
-        "policy that adds noise allows it.",
+        description="Share of groups that are used at all. It draws each group by itself, unlike `limit`, so "
+        "a policy that adds noise allows it.",
     )
     sequence: bool = Field(
         False,
-        description="For frames or slices: keep the order and cut it into contiguous ranges. Not with a "
-        "policy that adds noise.",
+        description="For frames or slices: keep their order and cut it into three contiguous ranges. A "
+        "policy that adds noise does not allow it.",
     )
 
     @model_validator(mode="after")
@@ -55,8 +55,8 @@ class ShiftSpec(Section):
 
     objects: Literal["all", "small", "large", "round", "long"] = Field(
         "all",
-        description="Label skew: of each image only the smaller (larger, rounder, longer) half of the "
-        "objects is labelled.",
+        description="Label skew. small (large, round, long): only the smaller (larger, rounder, longer) half "
+        "of the objects in each image has labels.",
     )
     contrast: float = Field(1.0, gt=0, le=4, description="Factor of the contrast around middle grey.")
     blur: float = Field(0.0, ge=0, le=0.1, description="Blur (sigma) as a share of the image's side.")
@@ -78,33 +78,35 @@ READER_NAMES = ["folder", "phantom", "nifti", "itk", "dicom", "coco", "yolo", "t
 
 
 class DataSpec(Section):
-    """Where the images of one task at one institution come from. In a deployment the site's own file says so
-    (casam_core/config/site_file.py), and the table may be empty."""
+    """Where the images of one task at one institution come from; in deployments, the site's file says it.
+    There, the table may be empty (casam_core/config/site_file.py)."""
 
-    reader: Annotated[str, OneOf(lambda: READER_NAMES)] = "folder"
-    path: str | None = Field(None, description="Folder of the dataset (every reader but phantom).")
+    reader: Annotated[str, OneOf(lambda: READER_NAMES)] = Field(
+        "folder", description="A name in casam_core.config.data_spec.READER_NAMES."
+    )
+    path: str | None = Field(None, description="Folder of the dataset (all readers except phantom).")
     image_files: str | None = Field(
         None,
         description="Pattern of the images inside the folder, such as `{patient}/{id}.*`; docs/data.md lists "
         "the marks. Default: images/ and masks/ with the same names.",
     )
     mask_files: str | None = Field(
-        None, description="Pattern of the masks, such as `{patient}/{id}_mask.*`; together with image_files."
+        None, description="Pattern of the masks, such as `{patient}/{id}_mask.*`; it needs image_files."
     )
     list_file: str | None = Field(
         None,
-        description="File inside the folder that lists images and masks: CSV with the columns image and "
-        "mask, and if known split and patient, or MONAI's JSON with training, validation and test.",
+        description="File inside the folder that lists images and masks: a CSV file with the columns image "
+        "and mask (and split and patient, if known), or MONAI's JSON with training, validation and test.",
     )
     split_lists: str | None = Field(
         None,
-        description="Folder inside the folder with train.txt, val.txt and test.txt, one `{id}` in a line, as "
-        "of Pascal VOC; together with image_files. Images that no list names are not read.",
+        description="Sub-folder with train.txt, val.txt and test.txt, which have one `{id}` per line, as in "
+        "Pascal VOC; it needs image_files. casam does not read images that no list names.",
     )
     labels: Literal["instances", "classes", "colours"] = Field(
         "instances",
-        description="classes: each connected component of a class is one instance. colours: the same for RGB "
-        "masks with one colour for each class and black for background (reader folder).",
+        description="instances: each mask value is one instance. classes: each connected component of a "
+        "class is one. colours: the same for RGB masks, one colour per class, black background (folder).",
     )
     object_values: list[int] | None = Field(
         None,
@@ -112,8 +114,7 @@ class DataSpec(Section):
         "background (reader folder).",
     )
     group_pattern: str | None = Field(
-        None,
-        description="Regular expression for file names; its first group names the patient or slide.",
+        None, description="Regular expression for file names; its first group names the patient or slide."
     )
     slice_axis: Literal[0, 1, 2] = Field(2, description="Axis across the slices (readers nifti, itk).")
     window: list[float] | None = Field(
@@ -127,17 +128,15 @@ class DataSpec(Section):
         "all but the outline of the body.",
     )
     channel: int = Field(0, ge=0, description="Channel of a stack that has several (reader tiff_stack).")
-    annotations: str = Field("annotations.json", description="File inside the folder (reader coco).")
-    pseudo_masks: bool = Field(
-        False, description="Train on the imask files, not on the labels (reader med_datasets)."
-    )
-    phantom: str | None = Field(None, description="Modality of the generator (reader phantom).")
+    annotations: str = Field("annotations.json", description="Label file in the folder (reader coco).")
+    pseudo_masks: bool = Field(False, description="Train on imask files, not labels (reader med_datasets).")
+    phantom: str | None = Field(None, description="Modality to generate, such as polyp (reader phantom).")
     images: int = Field(40, ge=3, description="Images to generate (reader phantom).")
     size: int = Field(256, ge=32, le=2048, description="Side of an image in pixels (reader phantom).")
     shift: ShiftSpec = Field(
         ShiftSpec(),
         exclude_if=lambda shift: shift == ShiftSpec(),  # scenarios without one keep their digest
-        description="Label skew and another scanner (reader phantom).",
+        description="How labels and pixels differ from those of other sites (reader phantom).",
     )
     split: SplitSpec = SplitSpec()
     limit: LimitSpec = LimitSpec()

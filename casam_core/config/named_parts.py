@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class BackboneSpec(Section):
     """The frozen Segment Anything Model that every institution uses."""
 
-    name: Annotated[str, OneOf(lambda: BACKBONES)] = "lite_medsam"
+    name: Annotated[str, OneOf(lambda: BACKBONES)] = Field(
+        "lite_medsam", description="A name in casam_core.config.named_parts.BACKBONES."
+    )
     checkpoint: str | None = Field(None, description="Path of an official SAM checkpoint (vit_*).")
     sha256: str | None = Field(None, description="Expected SHA-256, if it differs from the official one.")
 
@@ -38,23 +40,23 @@ class AlignmentSpec(Section):
     learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
     start: Literal["identity", "library"] = Field(
         "identity",
-        description="Where training without noise starts, in forms that have libraries. library: "
-        "from the layer of a public library that is best on the validation images, or from frozen SAM, which "
-        "is one of them; for few images.",
+        description="Where training without noise starts. library: from the layer of a public library that "
+        "is best on the validation images; frozen SAM is one of these layers. For few images, and forms that "
+        "have libraries.",
     )
     finder: bool = Field(
         False,
         exclude_if=lambda learned: not learned,  # scenarios without one keep their digest
-        description="Also learn a finder, with which an entry segments images without a prompt; an entry has "
-        "38 KB more.",
+        description="Also learn a finder, which lets an entry segment images without a prompt; it adds "
+        "38 KB to the entry.",
     )
     personal: bool = Field(
         False,
         exclude_if=lambda wanted: not wanted,  # scenarios without one keep their digest
-        description="Each holder of an entry trains on from it for itself alone, and keeps as much of that "
-        "as its validation images call for: a personal entry, which never leaves. With several holders it "
-        "may have a router of its own. Its IoU is told beside the shared one where metrics are exact and "
-        "nothing has noise.",
+        description="Each holder of an entry continues its training on its own images. Between the shared "
+        "weights and its own it keeps those that are best on its validation images, as a personal entry, "
+        "which never leaves. If there are several holders, this entry may have its own router. The summary "
+        "gives its IoU beside the shared one's where metrics are exact and nothing has noise.",
     )
 
 
@@ -110,13 +112,17 @@ class RouterSpec(Section):
     """
 
     kind: str = Field(description="A name in casam_core.config.named_parts.ROUTERS.")
-    features: Literal["attention", "moments"] = Field("moments", description="How an embedding is pooled.")
+    features: Literal["attention", "moments"] = Field(
+        "moments",
+        description="How an embedding becomes one vector. moments: mean and standard deviation of each "
+        "channel. attention: a mean in which strong cells count more, as in the paper.",
+    )
     folds: int = Field(5, ge=2, le=10, description="Folds of the cross-validation that sets the threshold.")
     percentile: float = Field(
         97.0, gt=0, le=100, description="The threshold: this percentile of the held-out scores."
     )
     margin: float = Field(
-        1.5, ge=0, description="Raise the threshold by this share of its distance from the median; paper: 0."
+        1.5, ge=0, description="Raise the threshold by so many times its distance from the median; paper: 0."
     )
 
     @property
@@ -144,13 +150,13 @@ class PublicFrameSpec(RouterSpec):
     kind: Literal["public_frame"] = "public_frame"
     frame: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
         None,
-        description="SHA-256 of the frame. Default: the frame that casam ships for the backbone; for another "
-        "backbone, `casam run` makes one from phantoms.",
+        description="SHA-256 of the frame. Default: the frame that casam ships for the backbone; if there is "
+        "none, `casam run` makes one from phantoms.",
     )
     threshold: float | Literal["fitted"] = Field(
         0.12,
-        description="The score above which an image is unknown. fitted: from held-out scores of each task, "
-        "like other routers.",
+        description="The score above which an image is unknown. fitted: each task has its own threshold, "
+        "from its held-out scores, as in other routers.",
     )
 
     @property
@@ -166,7 +172,7 @@ class GaussianSpec(RouterSpec):
     """Router `gaussian`: a mean and a covariance per task."""
 
     kind: Literal["gaussian"] = "gaussian"
-    shrinkage: float = Field(0.3, ge=0, le=1, description="Shrinkage towards the diagonal.")
+    shrinkage: float = Field(0.3, ge=0, le=1, description="Shrinkage of the covariance to its diagonal.")
     directions: int = Field(
         32, ge=0, le=512, description="Stored directions of the covariance; 2 KB each at 512 features."
     )
@@ -177,7 +183,7 @@ class VaeSpec(RouterSpec):
 
     kind: Literal["vae"] = "vae"
     epochs: int = Field(10, ge=1, description="Passes over the features.")
-    learning_rate: float = Field(5e-4, gt=0, description="Of Adam.")
+    learning_rate: float = Field(5e-4, gt=0, description="Learning rate of Adam.")
     batch: int = Field(6, ge=1, description="Features per step.")
     beta: float = Field(16.5, ge=0, description="Weight of the KL term in the score.")
     sampled: bool = Field(False, description="Sample the latent for a score, as the authors' code does.")

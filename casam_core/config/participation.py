@@ -13,13 +13,10 @@ class FaultSpec(Section):
     """Faults of a simulated institution, drawn from the run's seed; a deployed institution ignores them."""
 
     drop_rate: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Probability that a reply is lost; the server then repeats the request.",
+        0.0, ge=0, lt=1, description="Probability that a reply is lost; the server repeats the request."
     )
     delay: float = Field(0.0, ge=0, description="Seconds by which each reply is delayed.")
-    slow_factor: float = Field(1.0, ge=1, description="Factor by which all its work is slower.")
+    slow_factor: float = Field(1.0, ge=1, description="Factor by which all its work takes longer.")
     crash_at: int | None = Field(
         None, ge=0, description="Stage in which it crashes once, after its work and before its reply."
     )
@@ -51,8 +48,8 @@ class ParticipationSpec(Section):
     quorum: int = Field(1, ge=1, description="Smallest number of valid layers that a training round needs.")
     missing: Literal["stop", "skip"] = Field(
         "stop",
-        description="What to do below the quorum, or when a lost institution is not found again. stop: the "
-        "run ends; `casam run --resume` continues it. skip: the task keeps the identity; the run continues.",
+        description="What happens below the quorum, or if a lost institution does not come back. stop: the "
+        "run ends; `casam run --resume` continues it. skip: the task keeps frozen SAM; the run continues.",
     )
 
 
@@ -62,14 +59,14 @@ class AdmissionSpec(Section):
     norm_factor: float | None = Field(
         10.0,
         gt=1,
-        description="Reject a layer that moved this many times farther from its start than the median of its "
-        "peers (layers of the other holders, or else of other tasks). Off: no limit.",
+        description="Reject a layer that moved more than this many times as far from its start as the median "
+        "of its peers: layers of the other holders, or else of other tasks. none: no limit.",
     )
     canary_share: float | None = Field(
         0.2,
         gt=0,
         lt=1,
-        description="Quarantine a new entry that claims a larger share of an older task's validation images; "
-        "the holders of that task report it. Off: no such check.",
+        description="Quarantine a new entry that claims more than this share of an older task's validation "
+        "images; the holders of that task report it. none: no such check.",
     )
-    megabytes: float = Field(256.0, gt=0, description="Reject a larger reply.")
+    megabytes: float = Field(256.0, gt=0, description="Reject a reply that is larger than this.")

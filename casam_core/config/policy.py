@@ -17,20 +17,20 @@ GROUP_IMAGES = 4
 
 
 class LearnedPolicy(Section):
-    """How one thing that was learned from training images may be released."""
+    """How the institution releases one thing that it learned from training images."""
 
     share: Literal["yes", "never"] = Field("yes", description="never: it stays at the institution.")
     noise: Literal["none", "dp"] = Field("none", description="dp: differentially private, within the budget.")
     aggregation: Literal["plain", "secagg"] = Field(
         "plain",
-        description="secagg: release only a share of a sum over at least minimum_cohort institutions.",
+        description="secagg: it leaves only inside a sum over at least minimum_cohort institutions.",
     )
 
 
 class BudgetPolicy(Section):
     """The privacy budget: the limit for all private releases together, in all runs of the ledger."""
 
-    epsilon: float | None = Field(None, gt=0, description="For a task's training images (noise dp).")
+    epsilon: float | None = Field(None, gt=0, description="Limit for a task's training images (noise dp).")
     epsilon_metrics: float | None = Field(None, gt=0, description="For its test images (metrics noisy).")
     delta: float | None = Field(None, gt=0, lt=1, description="Must be below 1 / number of units.")
     unit: Literal["image", "group"] = Field(
@@ -39,8 +39,8 @@ class BudgetPolicy(Section):
     images_per_unit: int | None = Field(
         None,
         ge=1,
-        description="How many images of one unit count in private training, statistics and metrics; the "
-        "others are left out. Noise of metrics grows with it. Default: 1 for images, 4 for groups.",
+        description="How many images of one unit count in private training, statistics and metrics; its "
+        "others are left out. The noise of metrics grows with it. Default: 1 for images, 4 for groups.",
     )
 
     @model_validator(mode="after")
@@ -62,18 +62,18 @@ class Policy(Section):
     """What an institution allows. In a simulation the scenario may contain it."""
 
     adapter: LearnedPolicy = Field(
-        LearnedPolicy(), description="Trained layers. share never: the institution keeps its entry to itself."
+        LearnedPolicy(), description='Trained layers. share = "never": nobody else gets the entry.'
     )
     router: LearnedPolicy = Field(
         LearnedPolicy(),
-        description="Router state and threshold. share never: no router can choose the entry; others can "
-        "only use it by its name.",
+        description='Router state and threshold. share = "never": no router can choose the entry; others can '
+        "use it only by its name.",
     )
     finder: Literal["yes", "never"] = Field(
         "yes",
         exclude_if=lambda learned: learned == "yes",  # policies without the clause keep their digest
-        description="The finder of a layer (alignment.finder); it leaves as `adapter` says. never: the "
-        "institution's images train no finder, and its arrays leave as they came.",
+        description="The finder of a layer (alignment.finder); `adapter` also decides how it leaves. never: "
+        "the institution's images train no finder, and it returns the finder that it received unchanged.",
     )
     metrics: Literal["exact", "noisy", "never"] = Field(
         "exact",
@@ -82,8 +82,8 @@ class Policy(Section):
     canaries: int = Field(
         1,
         ge=0,
-        description="How often per stage the institution reports (pass or fail) whether a new entry claims "
-        "validation images of its own tasks; with noise if `metrics` is noisy. 0: never.",
+        description="How many times per stage the institution answers, with pass or fail, whether a new "
+        "entry claims validation images of its own tasks; with noise if `metrics` is noisy. 0: never.",
     )
     budget: BudgetPolicy = BudgetPolicy()
     minimum_cohort: int = Field(
@@ -95,7 +95,7 @@ class Policy(Section):
     accept_entries: bool = Field(True, description="Receive and use entries of others.")
     keep_samples: bool = Field(False, description="Keep images after their stage for later training.")
     joins_at: int = Field(
-        0, ge=0, description="First stage to take part in; 0 includes the zero-shot measurement."
+        0, ge=0, description="First stage to take part in; stage 0 measures frozen SAM before all training."
     )
     leaves_at: int | None = Field(None, ge=1, description="First stage without this institution.")
     on_leave: Literal["keep", "unlearn"] = Field(
@@ -112,9 +112,7 @@ class Policy(Section):
         "scenario, in all runs together.",
     )
     max_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="Largest number of bytes to send in all runs together.",
+        None, ge=0, description="Largest number of bytes to send in all runs together."
     )
 
     @model_validator(mode="after")

@@ -57,10 +57,10 @@ class ComputeSpec(Section):
     )
     encoder: Literal["plain", "fast", "compiled"] = Field(
         "plain",
-        description="fast: bfloat16 where the chip supports it, folded norms, attention without the scores "
-        "of all pairs, 16 images together on a GPU; about three times the images per second on a processor, "
-        "with slightly different embeddings (docs/performance.md). compiled: also torch.compile, for "
-        "thousands of images.",
+        description="fast: about three times as many images per second on a processor, with slightly "
+        "different embeddings (docs/performance.md). It uses bfloat16 where the chip supports it, folds "
+        "norms, does not store the attention scores of all pairs, and takes 16 images together on a GPU. "
+        "compiled: the same with torch.compile, for thousands of images.",
     )
 
 
@@ -79,12 +79,12 @@ class TrainingSpec(Section):
     epochs: int | None = Field(
         None,
         ge=1,
-        description="Passes over the training images per round. Default: as many as make about "
-        f"{STEPS} steps in all rounds of a task, at least one.",
+        description="Passes over the training images per round. Default: as many as give about "
+        f"{STEPS} steps in all rounds of a task together, at least one.",
     )
-    max_steps: int | None = Field(None, ge=1, description="Stop a round after this many steps.")
+    max_steps: int | None = Field(None, ge=1, description="End a round after this many steps.")
     batch_images: int = Field(1, ge=1, description="Images per step.")
-    instances: int = Field(4, ge=1, description="Instances drawn per image and step.")
+    instances: int = Field(4, ge=1, description="Instances (objects) that a step draws from each image.")
     prompts: Literal["box", "point", "mixed"] = Field(
         "box", description="mixed: each step draws box or point with equal probability, as in the paper."
     )
@@ -92,32 +92,32 @@ class TrainingSpec(Section):
         0.0,
         ge=0,
         le=0.5,
-        description="In training, move each side of a box by up to this share of the box's side.",
+        description="Training moves each side of a box by at most this share of its width or height.",
     )
     far_cells: Literal["means", "all"] = Field(
         "means",
-        description="What the decoder sees, in training only, of the embedding's cells far from a box: the "
-        "mean of each block of 4 x 4 cells, in half the time, or all cells.",
+        description="What the decoder sees, in training only, of the embedding's cells far from a box. "
+        "means: the mean of each block of 4 x 4 cells; training takes half the time. all: every cell.",
     )
     objective: Literal["casam", "official"] = Field(
         "casam",
-        description="The loss. casam: Dice and IoU of each instance. official: that of the authors' public "
-        "code, over all masks of a step and at the size of the backbone's input; an image with fewer "
-        'instances repeats some. It needs far_cells = "all".',
+        description="The loss. casam: Dice and IoU of each instance. official: the loss of the authors' "
+        "public code, over all masks of a step, at the size of the backbone's input; an image with too few "
+        'instances repeats some of them. It needs far_cells = "all".',
     )
     warmup: int = Field(0, ge=0, description="Steps in which the learning rate rises to its full value.")
     keep_best: bool = Field(
         True,
         description="Keep the epoch with the best IoU on the holder's validation images, not the last one. "
-        "Never where the policy makes layers or metrics noisy: the choice would tell about these images.",
+        "A policy with noisy layers or metrics turns this off: the choice would tell about these images.",
     )
     patience: int | None = Field(
         None, ge=1, description="With keep_best: stop after this many epochs without a better one."
     )
     fallback_to_identity: bool = Field(
         True,
-        description="Fallback to the identity: a task keeps frozen SAM if its layer is not clearly better on "
-        "the holders' validation images, by a paired test (methods with one entry per task).",
+        description="A task keeps frozen SAM (the identity) unless a paired test on the holders' validation "
+        "images finds its layer clearly better (methods with one entry per task).",
     )
     strategy: str = Field("fedavg", description="A name in server.aggregation.STRATEGIES.")
     proximal: float = Field(
@@ -173,30 +173,30 @@ class PrivacySpec(Section):
 
     method: Literal["dp_sgd", "subspace"] = Field(
         "dp_sgd",
-        description="How a layer is trained. dp_sgd: clipped and noisy gradients of samples of the images. "
-        "subspace: from frozen SAM or a public layer, a few noisy gradients of all images along the "
-        "directions of a public library of layers; for few images.",
+        description="How a layer is trained. dp_sgd: by clipped and noisy gradients of random samples of the "
+        "images. subspace: it starts from frozen SAM or a public layer and takes a few noisy gradients of "
+        "all images, along the directions of a public library of layers; for few images.",
     )
     plan: Literal["auto", "half"] = Field(
         "auto",
-        description="How layer and router of a task share epsilon. auto: the router gets what it needs to "
-        "recognise the task with so many images, at most nine tenths; the layer gets the rest. half: the "
-        "router gets half.",
+        description="How the layer and the router of a task share epsilon. auto: the router gets what it "
+        "needs to recognise the task with this number of images, at most nine tenths; the layer gets the "
+        "rest. half: the router gets half.",
     )
     library: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
         None,
-        description="SHA-256 of the library of layers, for method subspace and alignment.start library. "
-        "Default: the library that casam ships for the backbone and form; for others, `casam run` makes one "
-        "from phantoms.",
+        description='SHA-256 of the library of layers, for method = "subspace" and alignment.start = '
+        '"library". Default: the library that casam ships for the backbone and form; if there is none, '
+        "`casam run` makes one from phantoms.",
     )
     descent_steps: int | None = Field(
         None,
         ge=0,
         le=100,
-        description="Steps of a private round of method subspace. Default: 8; 4 or none where noise would "
+        description="Steps of a private round, for method subspace. Default: 8, but 4 or 0 where noise would "
         "hide the gradients.",
     )
-    steps: int = Field(25, ge=1, description="Optimiser steps of a private round; no early stopping.")
+    steps: int = Field(25, ge=1, description="Optimiser steps of a private round; it never stops early.")
     sampling_rate: float = Field(
         0.2, gt=0, le=1, description="Probability that an image (or group) takes part in a step."
     )
@@ -212,8 +212,8 @@ class PrivacySpec(Section):
         None,
         gt=0,
         le=1,
-        description="The share of epsilon that a task's router alone may cost, if its layer leaves with "
-        "noise, too. The layer gets what the budget then still allows. Default: by `plan`.",
+        description="The share of epsilon that a task's router alone may cost, where the layer leaves with "
+        "noise, too. The layer gets what the budget still allows after that. Default: `plan` decides.",
     )
 
     def completed(self, backbone: BackboneSpec, alignment: AlignmentSpec) -> PrivacySpec:
@@ -230,8 +230,8 @@ class BankSpec(Section):
 
     precision: Literal["float32", "float16"] = Field(
         "float16",
-        description="float16: matrices of layer and router are rounded once, when the entry is made; an "
-        "entry has about half the bytes. Vectors stay float32. float32: nothing is rounded.",
+        description="float16: casam rounds the matrices of layer and router once, when it makes the entry, "
+        "which then has about half the bytes; vectors stay float32. float32: casam rounds nothing.",
     )
 
 
@@ -239,13 +239,13 @@ class EvaluationSpec(Section):
     """How test images are prompted and scored."""
 
     split: Literal["test", "val"] = Field(
-        "test", description="val: only to choose settings; do not report these scores."
+        "test", description="The images that are scored. val: only to choose settings; do not report it."
     )
     prompts: Literal["box", "jittered_box", "point", "finder", "clicks", "box_clicks"] = Field(
         "box",
-        description="finder: none; the entry's finder looks for the instances. An instance that it misses, "
-        "and every instance under frozen SAM, counts as IoU 0. clicks: simulated ones, each in the middle of "
-        "the largest wrong region of the mask so far. box_clicks: a tight box comes first.",
+        description="finder: no prompt; the entry's finder looks for the instances. An instance that it "
+        "misses counts as IoU 0, and so does every instance under frozen SAM. clicks: simulated clicks, each "
+        "in the middle of the largest wrong region of the mask so far. box_clicks: first a tight box.",
     )
     clicks: int = Field(
         3,
@@ -254,14 +254,14 @@ class EvaluationSpec(Section):
         exclude_if=lambda clicks: clicks == 3,  # earlier scenarios keep their digest
         description="Clicks on each instance, for the prompts clicks and box_clicks.",
     )
-    jitter: float = Field(0.1, ge=0, le=0.5, description="Jitter of a box as a share of its side.")
-    max_instances: int = Field(32, ge=1, description="Most instances per image; the seed chooses them.")
+    jitter: float = Field(0.1, ge=0, le=0.5, description="For jittered_box: sides move by up to this share.")
+    max_instances: int = Field(32, ge=1, description="Most instances scored per image; the seed draws them.")
     tasks: Literal["all", "needed"] = Field(
         "all",
         exclude_if=lambda tasks: tasks == "all",  # earlier scenarios keep their digest
-        description="What is evaluated between the first and the last stage. needed: only institutions with "
-        "a task learned so far or the next one, which the aggregates need; unseen tasks have no figures of "
-        "these stages, and fewer canaries answer.",
+        description="Who is evaluated between the first and the last stage. needed: only institutions with a "
+        "task learned so far or the next one, because the aggregates need no others. In these stages unseen "
+        "tasks then have no figures, and fewer canaries answer.",
     )
     hd95: bool = Field(False, description="Also measure the 95 % Hausdorff distance (slower).")
     overlays: int = Field(
@@ -276,23 +276,23 @@ class EvaluationSpec(Section):
 class InstitutionSpec(Section):
     """One institution; `data` maps each task that it holds to its source."""
 
-    name: Name
-    data: dict[Name, DataSpec] = Field(min_length=1)
+    name: Name = Field(description="Lower-case letters, digits, - and _; also the name of its folder.")
+    data: dict[Name, DataSpec] = Field(min_length=1, description="By task, where its images come from.")
     unseen: bool = Field(
         False,
-        description="It never trains; after each stage, its tasks measure the scores of unknown images.",
+        description="It never trains; after each stage, its images show how unknown images are treated.",
     )
     near: bool = Field(
         False,
         exclude_if=lambda near: not near,  # earlier scenarios keep their digest
-        description="Its unseen tasks resemble tasks of the stream: near, not far, in the tables of unknown "
-        "images.",
+        description="Its unseen tasks resemble tasks of the stream; the tables of unknown images call them "
+        "near, and all others far.",
     )
     stream: list[Name] | None = Field(
         None,
         exclude_if=lambda stream: stream is None,  # earlier scenarios keep their digest
-        description="Its own order of its tasks of the stream: in stage t it learns the t-th one, whatever "
-        "others learn then. For methods with one shared layer; default: the scenario's stream.",
+        description="The order in which it learns its own tasks: in stage t the t-th of them, whatever "
+        "others learn then. For methods with one shared layer. Default: the order of the scenario's stream.",
     )
     policy: Policy = Policy()
     faults: FaultSpec = FaultSpec()
@@ -308,29 +308,29 @@ class InstitutionSpec(Section):
 class Scenario(Section):
     """One experiment."""
 
-    name: Name
-    description: str = ""
+    name: Name = Field(description="Lower-case letters, digits, - and _; also the name of its folders.")
+    description: str = Field("", description="One line about the scenario; `casam scenarios` shows it.")
     minutes: float | None = Field(
-        None, gt=0, description="Expected minutes of the first run on two CPU cores; for `casam scenarios`."
+        None, gt=0, description="Minutes of the first run on two CPU cores; `casam scenarios` shows them."
     )
-    look_at: str = Field("", description="What to look at in the results; for `casam scenarios`.")
+    look_at: str = Field("", description="What to look at in the results; `casam scenarios` shows it.")
     seed: int = Field(0, ge=0, description="Seed of all random choices, except privacy noise of real sites.")
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order of learning.")
     unlearning: Literal["retrain", "drop"] = Field(
         "retrain",
         description="What to do with an entry when one of its holders leaves with on_leave = unlearn. "
-        "retrain: the other holders learn the task again from the samples they kept. drop: delete the entry.",
+        "retrain: the other holders learn the task again from the samples they kept. drop: it is deleted.",
     )
     order: Literal["given", "reversed", "shuffled"] = Field(
         "given", description="reversed: last task first. shuffled: an order drawn from the seed."
     )
-    institutions: list[InstitutionSpec] = Field(min_length=1)
+    institutions: list[InstitutionSpec] = Field(min_length=1, description="One table for each institution.")
     backbone: BackboneSpec = BackboneSpec()
     compute: ComputeSpec = ComputeSpec()
     alignment: Annotated[AlignmentSpec, BY_FORM] = Field(default_factory=BY_FORM.default_section)
     alignments: dict[Name, Annotated[AlignmentSpec, BY_FORM]] = Field(
-        default_factory=dict, description="By task, for tasks with another layer than `alignment`."
+        default_factory=dict, description="By task: the layers that differ from `alignment`."
     )
     training: TrainingSpec = TrainingSpec()
     privacy: PrivacySpec = PrivacySpec()

@@ -41,7 +41,7 @@ class TaskDescription(DataSpec):
 
 
 class ApprovalRules(Section):
-    """Which scenarios approve = "policy" lets in without asking a person."""
+    """Which scenarios need no approval by a person if approve = "policy"."""
 
     methods: list[str] = Field(["casam"], description="Allowed methods.")
     strategies: list[str] = Field(
@@ -80,7 +80,7 @@ class SiteFile(Section):
 
     approve: Literal["ask", "policy", "any"] = Field(
         "ask",
-        description="ask: a person approves every scenario. policy: `rules` approve. any: every scenario.",
+        description="ask: a person approves each scenario. policy: `rules` approve it. any: nobody checks.",
     )
     max_scenarios: int = Field(
         20, ge=1, description="Largest number of different scenarios that may use one task's images."

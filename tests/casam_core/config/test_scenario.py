@@ -137,12 +137,15 @@ def test_a_missing_file_a_folder_and_broken_toml_are_refused_by_path(tmp_path: P
         ({"router": "vae"}, ["router: expected a table, found 'vae'"]),
         (
             {"alignment": {"form": "residual", "rank": 4}},
-            ["alignment.rank: belongs to form low_rank or lora"],
+            ["alignment.rank: belongs to form low_rank or low_rank_decoder or lora"],
         ),
         ({"alignment": {"rank": 0}}, ["alignment.rank", "greater than or equal to 1"]),
         (
             {"alignments": {"polyp": {"form": "casam", "rank": 4}}},
-            ["alignments.polyp.rank: belongs to form low_rank or lora, found form 'casam'"],
+            [
+                "alignments.polyp.rank: belongs to form low_rank or low_rank_decoder or lora",
+                "found form 'casam'",
+            ],
         ),
         ({"backbone": {"name": "vit_x"}}, ["backbone.name", "'lite_medsam'", "found 'vit_x'"]),
         ({"compute": {"device": "tpu"}}, ["compute.device", "found 'tpu'"]),
