@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from casam_bench import BENCHMARKS
 from tests.commands import casam_commands, fault_of
 from tests.pages import Page, broken_links, reachable, read_page
 
@@ -65,6 +66,20 @@ def test_every_command_in_a_sentence_is_one_that_casam_knows() -> None:
         if (fault := fault_of(arguments, whole=False))
     ]
     assert faults == []
+
+
+def test_every_benchmark_that_a_page_names_exists() -> None:
+    """In every page, the log and CHANGELOG too: one that is gone is named without the command."""
+    texts = [(path, code, line) for path, page in PAGES.items() for code, line in page.codes]
+    texts += [(path, block.text, block.line) for path, block in BLOCKS]
+    asked = {
+        (where(path, line), word)
+        for path, text, line in texts
+        for options in re.findall(r"\bcasam bench((?: [a-z][a-z-]*)*)", text)
+        for word in options.split()
+    }
+    assert asked
+    assert sorted(item for item in asked if item[1] not in BENCHMARKS) == []
 
 
 def test_every_make_target_in_a_block_exists() -> None:
