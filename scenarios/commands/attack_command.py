@@ -33,7 +33,7 @@ def attack(
         Path | None,
         typer.Option(
             "--json",
-            help="Write {institution: {task: {attack: {figure: value}}}} to this file; - prints only that.",
+            help="Write {institution: {task: {attack: {figure: value}}}} to this file; - prints it alone.",
         ),
     ] = None,
     data_root: Annotated[
@@ -45,7 +45,7 @@ def attack(
     node: Annotated[
         Path | None,
         typer.Option(
-            help="This institution's node.toml, for the run of a deployment: its images, split and ledger."
+            help="For a deployment: the node.toml of this institution, which names images, split and ledger."
         ),
     ] = None,
     shadows: Annotated[

@@ -23,7 +23,9 @@ def verify(
     file: LogFile,
     anchor: Annotated[
         Path | None,
-        typer.Option(help="The server's audit.jsonl. With it, a cut at the end or a rewritten log is found."),
+        typer.Option(
+            help="The server's audit.jsonl; it shows whether the log was cut at its end or rewritten."
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -162,8 +164,8 @@ def compare(
 @audit_app.command()
 def accept(
     file: LogFile,
-    place: Annotated[str, typer.Argument(metavar="PLACE", help="As the site's log names it.")],
-    reason: Annotated[str, typer.Option(help="Why the newer files are lost; kept in the log.")],
+    place: Annotated[str, typer.Argument(metavar="PLACE", help="The place that the site's log names.")],
+    reason: Annotated[str, typer.Option(help="Why the newer files are lost; the log keeps it.")],
 ) -> None:
     """Accept that a site's newer log is lost, so that the site answers again after a restored backup.
 
@@ -192,7 +194,7 @@ def receipt(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipts/*.json of a run.")],
     register: Annotated[
         Path,
-        typer.Option(help="The register of keys that you trust: your kit's; of a simulation, the run's."),
+        typer.Option(help="The register of keys that you trust: in your kit, or in the run of a simulation."),
     ],
     bank: Annotated[
         Path | None, typer.Option(help="A bank that must no longer hold the deleted entries.")

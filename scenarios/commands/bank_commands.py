@@ -258,10 +258,12 @@ UsedBank = Annotated[Path, typer.Option(callback=of_a_run, help="The bank's fold
 OfTask = Annotated[
     str | None, typer.Option(help="Use this task's entry, or identity (frozen SAM), without routing.")
 ]
-Model = Annotated[str | None, typer.Option(help="Model, if the bank's backbone is not a released one.")]
+Model = Annotated[
+    str | None, typer.Option(help="Model of the backbone, if its weights are not released ones.")
+]
 Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint file, for the official SAMs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(help="1: bit for bit as in a run. More: faster.")]
+Threads = Annotated[int, typer.Option(help="1: the same bits as in a run. More: faster.")]
 
 
 def predict(
@@ -270,7 +272,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="New .png for the mask: 0 background, 1..n the prompts.")],
     overlay: Annotated[
         Path | None,
-        typer.Option(help="Also a new .png with the image and the outline of every mask: patient data."),
+        typer.Option(
+            help="Also write a new .png of the image with every mask's outline; it is patient data."
+        ),
     ] = None,
     box: Annotated[
         list[str] | None,
@@ -278,15 +282,19 @@ def predict(
     ] = None,
     point: Annotated[
         list[str] | None,
-        typer.Option(metavar="X,Y", help="A pixel of the object; X,Y:0 as --negative; repeatable."),
+        typer.Option(metavar="X,Y", help="A pixel of the object; X,Y:0 means --negative X,Y. Repeatable."),
     ] = None,
     negative: Annotated[
         list[str] | None,
-        typer.Option(metavar="X,Y", help="A pixel that is not the object: one object then; repeatable."),
+        typer.Option(
+            metavar="X,Y", help="A pixel outside the object; all prompts are then of one object. Repeatable."
+        ),
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(help="An earlier mask of one object, which box and points correct: one object then."),
+        typer.Option(
+            help="An earlier mask of the object, which box and points correct; all are then of one object."
+        ),
     ] = None,
     one: Annotated[bool, typer.Option("--one", help="All boxes and points are of one object.")] = False,
     task: OfTask = None,
@@ -369,14 +377,16 @@ def predict_volume(
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(help="A true mask, of boxes with their numbers: prints 3D Dice and HD95 in mm."),
+        typer.Option(help="The true mask, numbered as the boxes; casam prints 3D Dice and HD95 in mm."),
     ] = None,
     slice_axis: Annotated[
-        int, typer.Option(min=0, max=2, help="Axis of the stored voxels that slices cut (NIfTI).")
+        int, typer.Option(min=0, max=2, help="Axis of the stored voxels across the slices (NIfTI).")
     ] = 2,
     window: Annotated[
         str | None,
-        typer.Option(metavar="CENTRE,WIDTH", help="In the scan's units. Default: as in training data."),
+        typer.Option(
+            metavar="CENTRE,WIDTH", help="Gray range, in the scan's units. Default: as in training."
+        ),
     ] = None,
     task: OfTask = None,
     backbone: Model = None,

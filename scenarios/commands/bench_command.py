@@ -125,7 +125,7 @@ def bench(
         typer.Option(help="gpu: write a Chrome trace of a training and its ten heaviest kernels here."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=0, help="disasters (2000 by default), clicks (5): the seeds below this number.")
+        int, typer.Option(min=0, help="Use the seeds below this number (disasters: default 2000, clicks: 5).")
     ] = 0,
 ) -> None:
     """Run one benchmark, or several. A ratio compares two sides that took turns in one process.

@@ -59,7 +59,9 @@ def local(
         show_results(deploy_local(resolved, DeployOrder(root, out, sites), screen), screen)
 
 
-SuperLinkOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink, not the gateway.")]
+SuperLinkOption = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Address of the SuperLink, not of the gateway.")
+]
 AuthorityOption = Annotated[Path, typer.Option(help="The operator's ca.crt, which signed the certificate.")]
 
 
@@ -145,11 +147,11 @@ def nodes(
     authority: AuthorityOption,
     keys: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[KEY.pub...]", help="Say whose node has one of these keys."),
+        typer.Argument(metavar="[KEY.pub...]", help="Key files by which the list names nodes."),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """List every node: its number, whether it is connected, and, of those in KEY.pub, the file of its key.
+    """List every node: its number, whether it is connected, and which KEY.pub is the file of its key.
 
     For example: casam deploy nodes nodes/*.pub --superlink localhost:8000 --authority ca.crt
     """
@@ -170,7 +172,7 @@ def nodes(
 @deploy_app.command("metrics")
 def serve_metrics(
     runs: Annotated[
-        Path, typer.Argument(metavar="RUNS", help="A folder of runs: the newest one counts. Or one run.")
+        Path, typer.Argument(metavar="RUNS", help="A run, or a folder of runs, of which the newest counts.")
     ],
     listen: Annotated[
         str, typer.Option(metavar="[HOST:]PORT", help="Where to answer; without HOST on this machine only.")
@@ -247,8 +249,8 @@ def provision(
     names: Annotated[
         str, typer.Option(help="More host names or addresses for the server's certificate, with commas.")
     ] = "",
-    home: Annotated[str, typer.Option(help="The key home in every node.toml.")] = "/home/casam",
-    data: Annotated[str, typer.Option(help="The key data_root in every node.toml.")] = "/data",
+    home: Annotated[str, typer.Option(help="Value of `home` in every node.toml.")] = "/home/casam",
+    data: Annotated[str, typer.Option(help="Value of `data_root` in every node.toml.")] = "/data",
     renew_server: Annotated[
         bool,
         typer.Option(

@@ -33,13 +33,13 @@ def report(
     runs: OfRuns,
     out: Annotated[
         Path | None,
-        typer.Option(help="The page. Default: report.html in the folder; for several folders, here."),
+        typer.Option(help="File to write. Default: report.html in the folder, or here for several folders."),
     ] = None,
     full: Annotated[
         bool | None,
         typer.Option(
             "--full/--brief",
-            help=f"With a part for every run, or only the comparison. Default: full up to {FULL_UP_TO} runs.",
+            help=f"full: a part for each run. brief: the comparison only. Up to {FULL_UP_TO} runs: full.",
         ),
     ] = None,
 ) -> None:
@@ -84,7 +84,9 @@ def write_page(target: Path, text: str) -> None:
 
 def card(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    out: Annotated[Path | None, typer.Option(help="The card. Default: card.md in the run's folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. Default: card.md in the run's folder.")
+    ] = None,
 ) -> None:
     """Write the card of a run's bank: content, policies, figures, limits, licences, how to make it again.
 

@@ -23,7 +23,9 @@ from scenarios.commands.terminal import Json, OfScenario, facts, listing, needs_
 scenarios_app = typer.Typer(invoke_without_command=True, help="List the scenarios that come with casam.")
 studies_app = typer.Typer(invoke_without_command=True, help="List the studies that come with casam.")
 
-Again = Annotated[bool, typer.Option("--again", help="Make it again from phantoms, and compare (minutes).")]
+Again = Annotated[
+    bool, typer.Option("--again", help="Make it again from phantoms and compare both (takes minutes).")
+]
 
 
 @scenarios_app.callback()
@@ -67,7 +69,7 @@ def show_frame(
     scenario: OfScenario,
     again: Again = False,
 ) -> None:
-    """Print the public frame of a scenario's router; a frame that is missing is made (minutes).
+    """Print the public frame of a scenario's router; make it first if it is missing (takes minutes).
 
     For example: casam scenarios frame quickstart
 
@@ -85,7 +87,7 @@ def show_library(
     scenario: OfScenario,
     again: Again = False,
 ) -> None:
-    """Print the layer library of a scenario's private training; one that is missing is made (minutes).
+    """Print the layer library of a scenario's private training; make it if it is missing (takes minutes).
 
     For example: casam scenarios library FILE
 
@@ -186,7 +188,7 @@ def init(
         list[str] | None, typer.Option(help=f"{ABOUT_SITES} Repeat it for each task, in learning order.")
     ] = None,
     unseen: Annotated[
-        list[str] | None, typer.Option(help="The same form, for an institution that never trains.")
+        list[str] | None, typer.Option(help="As --site, for an institution that never trains.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="The scenario's name. Default: from the file name.")
@@ -194,7 +196,8 @@ def init(
     description: Annotated[str, typer.Option(help="One line about the scenario.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of splits, weights and phantoms.")] = 0,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the training images. Default: by their number.")
+        int | None,
+        typer.Option(min=1, help="Passes over the training images. Default: their number decides."),
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="Also write a policy file here, with every key and its default.")
@@ -313,7 +316,7 @@ def scenario_lines(order: ScenarioOrder, stream: Sequence[str]) -> Iterator[str]
     if root:
         yield "# FOLDER is the base folder of the relative paths below."
     yield "# docs/scenario.md describes every key. Change one key for one run: --set training.epochs=3"
-    yield "# Completion in an editor: casam schema scenario > scenario.schema.json, and the first line here:"
+    yield "# For completion in an editor: casam schema scenario > scenario.schema.json, and this first line:"
     yield "#   #:schema ./scenario.schema.json"
     yield f"name = {quoted(order.name)}"
     yield f"description = {quoted(order.description)}"
@@ -348,7 +351,7 @@ def institution_lines(sites: Sequence[SiteOrder]) -> Iterator[str]:
             table = {"reader": site.reader, "path": site.source, **dict(site.keys)}
             content = ", ".join(f"{key} = {quoted(value)}" for key, value in table.items())
         yield f"data.{site.task} = {{ {content} }}"
-    yield '# policy.adapter.share = "never"  # its layer does not leave it; see docs/scenario.md'
+    yield '# policy.adapter.share = "never"  # its layers never leave it; see docs/scenario.md'
 
 
 def check_new(path: Path) -> None:

@@ -66,7 +66,7 @@ def review(
     markdown: Annotated[Path | None, typer.Option(help="Also write the page as Markdown.")] = None,
     json_: Json = False,
 ) -> None:
-    """Say in plain words what a scenario asks here: what can leave, in bits and in epsilon, and who sees it.
+    """Say in plain words what a scenario asks of this site: what can leave (bits, epsilon), and who sees it.
 
     Without SCENARIO it lists the scenarios that wait and those that were approved.
 

@@ -53,7 +53,7 @@ def study(
         str | None, typer.Option(metavar="ADDRESS", help="Run on this existing Ray cluster, e.g. auto.")
     ] = None,
     here: Annotated[
-        bool, typer.Option(help="Run in this process, one after the other: saves the start of each run.")
+        bool, typer.Option(help="Run one after the other in this process; this saves the start of each run.")
     ] = False,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Print the runs and their cost, then exit.")
@@ -95,13 +95,13 @@ def ask(
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds that the answer may take.")] = 30.0,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of the noise, at most.")] = 5,
-    runs: Annotated[Path, typer.Option(help="Folder in which runs of a scenario are looked for.")] = Path(
+    draws: Annotated[int, typer.Option(min=1, help="Largest number of draws of the noise.")] = 5,
+    runs: Annotated[Path, typer.Option(help="Folder where casam looks for runs of a scenario.")] = Path(
         "runs"
     ),
     json_: Json = False,
 ) -> None:
-    """Say in seconds what another policy would give: who gains and loses, epsilon, and what is not known.
+    """Say within seconds what another policy would give: who gains or loses, epsilon, what is not known.
 
     For example: casam ask mixed-policy --set institutions.heart-centre.policy.budget.epsilon=3
 
