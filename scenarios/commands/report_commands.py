@@ -39,7 +39,8 @@ def report(
         bool | None,
         typer.Option(
             "--full/--brief",
-            help=f"full: a part for each run. brief: the comparison only. Up to {FULL_UP_TO} runs: full.",
+            help="full: a part for each run. brief: only the comparison. Default: full up to "
+            f"{FULL_UP_TO} runs.",
         ),
     ] = None,
 ) -> None:
