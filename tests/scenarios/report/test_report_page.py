@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from casam_core.config.policy import Policy
-from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.protocol.outcomes import NoResult, Outcome
 from scenarios.report import words
@@ -21,72 +19,19 @@ from scenarios.report.page import page
 from scenarios.report.parts import step_of
 from scenarios.report.reading import Found, read_all, read_run
 from scenarios.report.sections.costs import bytes_by_stage
-from scenarios.report.sections.headline import cards
-from scenarios.report.sections.next_steps import for_every_run, found_in
 from scenarios.report.sections.quality import verdict
 from scenarios.report.sections.record import ranges
 from tests.opened import opened_below
+from tests.scenarios.report.looking import Outline, changed, shown
 from tests.scenarios.report.making import scenario_of, statistics, write_run
 
 CANARY = "CANARY-8f1c-of-a-patient"
-
-
-class Outline(HTMLParser):
-    """Tags with their attributes, ids, and the text outside of styles."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._style = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._style = tag == "style"
-
-    def handle_endtag(self, tag: str) -> None:
-        self._style = False
-
-    def handle_data(self, data: str) -> None:
-        if not self._style:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs that differ in their seed and in what came out."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_run(folder / "one")
-    write_run(folder / "two", scenario_of(seed=1), last_iou=0.83, noise=None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def html(runs: Path) -> str:
-    """The page of one run."""
-    return page(read_all([runs / "one"]), full=True)
 
 
 @pytest.fixture(scope="module")
 def both(runs: Path) -> str:
     """The comparison of two, without their own parts."""
     return page(read_all([runs / "one", runs / "two"]), full=False)
-
-
-def shown(html: str) -> str:
-    return " ".join(Outline(html).text.split())
-
-
-def test_the_headline_by_hand(html: str) -> None:
-    text = shown(html)
-    # (0.78 + 0.70 + 0.90) / 3 against (0.60 + 0.65 + 0.85) / 3
-    assert "At the end the mean IoU is 0.793, 9.3 points above frozen SAM's 0.700." in text
-    assert "1.0 points of IoU were forgotten" in text
-    assert "The router sent 96.4 % of the images to their own task" in text
 
 
 def test_every_section_is_there(html: str) -> None:
@@ -256,32 +201,6 @@ def test_a_studys_page_leads_with_its_verdicts(tmp_path: Path) -> None:
     assert '<td class="number">-4.0 [-5.0, -3.0]</td>' in html
 
 
-def test_what_to_do_next_follows_from_the_figures(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "one"), "one")
-    said = [step.text for step in found_in(run)]
-    assert [text.split(".")[0] for text in said] == [
-        "1 answer was missing or rejected (visitor)",
-        "1 request was refused by policy",
-    ]
-    always = list(for_every_run(run))
-    assert [step.command.split()[:2] for step in always] == [
-        ["casam", x] for x in ("attack", "compare", "studio")
-    ]
-    assert always[0].text.startswith("north, west and heart send values without noise")  # south adds noise
-    val = read_run(write_run(tmp_path / "val", evaluated_on="val"), "val")
-    assert "validation images" in next(found_in(val)).text
-
-
-def test_a_task_that_is_worse_beyond_chance_is_named(tmp_path: Path) -> None:
-    worse = {
-        "north": {"polyp": statistics(0.5, -0.1, 0.05)},
-        "west": {"histology": statistics(0.7, -0.1, 0.2)},
-    }
-    run = read_run(write_run(tmp_path / "one", statistics=worse), "one")
-    (said,) = [step for step in found_in(run) if "worse than frozen SAM" in step.text]
-    assert "on polyp beyond chance" in said.text
-
-
 def test_pictures_are_linked_and_never_embedded(tmp_path: Path) -> None:
     scenario = scenario_of(evaluation={"overlays": 4})
     html = page(read_all([write_run(tmp_path / "one", scenario)]), full=True)
@@ -328,15 +247,6 @@ def test_only_the_documented_files_are_opened(tmp_path: Path) -> None:
         page(read_all([folder]), full=True)
     names = ("summary.json", "scenario.json", "events.jsonl", "audit.jsonl")
     assert opened == {f"one/{name}" for name in names}
-
-
-def changed(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """The page of a run whose summary was changed."""
-    folder = write_run(tmp_path / "one")
-    content = json.loads((folder / "summary.json").read_text())
-    change(content)
-    (folder / "summary.json").write_text(json.dumps(content))
-    return shown(page(read_all([folder]), full=True))
 
 
 def test_missing_cells_are_said(tmp_path: Path) -> None:
@@ -392,28 +302,6 @@ def test_a_run_of_one_stage_without_a_router(tmp_path: Path) -> None:
     assert "no interval released" in text
 
 
-def test_the_headline_is_true_of_refusals_and_of_institutions_without_a_limit(tmp_path: Path) -> None:
-    def mixed(summary: dict[str, Any]) -> None:
-        summary["holders"]["cardiac_mr"] = []
-
-    text = changed(tmp_path, mixed)
-    assert "3 of 5 institutions learned 2 of 3 tasks in 3 stages (polyp and histology)" in text
-    assert "Frozen SAM keeps cardiac_mr." in text
-    assert "no limit for all 4 of 5 institutions allow exact values; ε ≤ 2.25 for 1" in text
-
-
-def test_a_gain_of_nothing_is_not_called_a_loss(tmp_path: Path) -> None:
-    text = shown(page(read_all([write_run(tmp_path / "one", last_iou=0.69996)]), full=True))
-    assert "At the end the mean IoU is 0.700, the same as frozen SAM's 0.700." in text
-
-
-def test_a_mean_over_some_tasks_does_not_stand_beside_frozen_sams_over_all(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "one", complete={"last_iou": False})
-    (card,) = [card for card in cards(read_run(run, "one")) if card.title == "IoU at the end"]
-    assert card.detail == "over the tasks with known scores"
-    assert "of the images whose routes are known" in shown(page(read_all([run]), full=True))  # one has left
-
-
 def test_a_task_that_nobody_taught_is_not_counted_as_learned(tmp_path: Path) -> None:
     """Its images count as unknown, and rightly so: the margins do not explain it."""
 
@@ -427,29 +315,6 @@ def test_a_task_that_nobody_taught_is_not_counted_as_learned(tmp_path: Path) -> 
     assert "No router can choose cardiac_mr. For other tasks, the margins" in text
     assert "cardiac_mr (not learned)" in text
     assert f"cardiac_mr not learned {words.MISSING} {words.MISSING} 0 %" in text
-
-
-def test_one_institution_shares_and_several_share(tmp_path: Path) -> None:
-    def silent(summary: dict[str, Any]) -> None:
-        summary["privacy"]["north"]["policy"]["metrics"] = "never"
-
-    assert "north shares no scores, so nobody knows" in changed(tmp_path, silent)
-
-
-def test_the_headline_names_tasks_that_no_router_can_choose(html: str) -> None:
-    assert "No router can choose cardiac_mr, because its holders share no router state." in shown(html)
-
-
-def test_the_headline_says_where_only_known_scores_count(tmp_path: Path) -> None:
-    scenario = scenario_of()
-    table = scenario.model_dump(mode="json")
-    table["institutions"][0]["policy"] = {"metrics": "never"}
-    complete = {"last_iou": False, "avg_iou": False, "ff_iou": False, "bwt_iou": False}
-    run = write_run(tmp_path / "one", Scenario.model_validate(table), complete=complete)
-    text = shown(page(read_all([run]), full=True))
-    assert "mean IoU over the tasks with known scores is" in text
-    assert "between a task's best stage and the last, among the tasks with known scores." in text
-    assert "of the images whose routes are known to their own task" in text
 
 
 def test_what_the_server_says_of_anonymity_and_unlearning(tmp_path: Path) -> None:
