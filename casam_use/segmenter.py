@@ -117,12 +117,8 @@ class Segmenter:
             BankError: The bank has no such task.
         """
         require_rgb(image_HW3, "image")
-        shape = (1, self.backbone.geometry.channels, *[self.backbone.geometry.cells] * 2)
-        if embedding is not None and embedding.shape != shape:
-            raise PromptError(
-                f"embedding: expected z_1CHW of shape {shape}, found {tuple(embedding.shape)}; give what "
-                "`embed` made of this image"
-            )
+        if embedding is not None:
+            require_embedding(embedding, self.backbone)
         asked = UserPrompts(boxes, points, labels, mask, one_object)
         checked = asked.checked(*image_HW3.shape[:2], needed=not has_finders(self.bank))
         prompts = asked.with_mask(checked, self.backbone.geometry.low)
@@ -164,6 +160,16 @@ def require_rgb(image_HW3: NDArray[np.uint8], where: str) -> None:
     raise PromptError(
         f"{where}: expected uint8 of shape (height, width, 3), found {found}; convert it to RGB first"
     )
+
+
+def require_embedding(z_1CHW: Tensor, backbone: Backbone) -> None:
+    """Raises PromptError unless an embedding has the form of the backbone's."""
+    shape = (1, backbone.geometry.channels, *[backbone.geometry.cells] * 2)
+    if z_1CHW.shape != shape:
+        raise PromptError(
+            f"embedding: expected z_1CHW of shape {shape}, found {tuple(z_1CHW.shape)}; give what `embed` "
+            "made of this image"
+        )
 
 
 def embedding_of(backbone: Backbone, image_HW3: NDArray[np.uint8]) -> Tensor:

@@ -35,6 +35,12 @@ def lines(paths: list[Path]) -> int:
     return sum(path.read_text(encoding="utf-8").count("\n") for path in paths)
 
 
+def message_code() -> list[Path]:
+    """What says how messages look, and what the guard lets pass."""
+    named = [ROOT / "casam_core/protocol" / name for name in ("messages.py", "schema.py", "limits.py")]
+    return [*named, ROOT / "client/release/guard.py"]
+
+
 def complexities() -> Iterator[tuple[int, str]]:
     """(branches + 1, where) of every function of the product."""
     for path in sources(*ROOMS):
@@ -89,6 +95,7 @@ def main() -> None:
     print(f"product: {lines(sources(*ROOMS))} lines in {len(sources(*ROOMS))} files")
     print(f"bundle: {lines(sources(*TRUSTED))} lines")
     print(f"release path: {lines(sources(RELEASE_PATH))} lines")
+    print(f"message code: {lines(message_code())} lines")
     print(f"tests: {lines(sources('tests'))} lines")
     print(f"functions with complexity over 15: {sum(found > 15 for found, _ in complexities())}")
     print(f"fullest folder: {max((count, folder) for folder, count in entries().items())}")
