@@ -31,8 +31,8 @@ class BudgetPolicy(Section):
     """The privacy budget: the limit for all private releases together, in all runs of the ledger."""
 
     epsilon: float | None = Field(None, gt=0, description="Limit for a task's training images (noise dp).")
-    epsilon_metrics: float | None = Field(None, gt=0, description="Limit for its test images (metrics noisy).")
-    delta: float | None = Field(None, gt=0, lt=1, description="Delta of both limits; below 1 / number of units.")
+    epsilon_metrics: float | None = Field(None, gt=0, description="Limit for test images (metrics noisy).")
+    delta: float | None = Field(None, gt=0, lt=1, description="Delta of both; below 1 / number of units.")
     unit: Literal["image", "group"] = Field(
         "image", description="What is protected: one image, or all images of a group (patient, slide)."
     )
