@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from casam_bench.speed import wire_bytes as wire
-from casam_core.config.named_parts import AlignmentSpec
+from casam_core.config.named_parts import AlignmentSpec, LowRankDecoderSpec
 from casam_core.routing.routers import VaeSpec
 from tests.casam_bench.surroundings import surroundings
 
@@ -28,6 +29,16 @@ def test_an_entrys_bytes_are_its_numbers(tmp_path: Path) -> None:
     assert gaussian < figures["entry_bytes_gaussian"] < gaussian + 2048
     paper = wire.real_entry(AlignmentSpec(form="casam"), VaeSpec(features="attention"), wire.EXACT)
     assert wire.layer_bytes(paper) == 4 * 3_541_007
+
+
+@pytest.mark.parametrize("page", ["docs/method.md", "docs/howto-researcher.md", "CHANGELOG.md"])
+def test_pages_tell_the_whole_entry_of_the_form_low_rank_decoder(page: str) -> None:
+    """With the names of its 59 arrays, which are a sixth of it."""
+    text = Path(__file__).parents[3].joinpath(page).read_text()
+    told = re.search(r"low_rank_decoder.*?\b(\d+) KB", text, re.DOTALL)
+    assert told is not None
+    entry = wire.real_entry(LowRankDecoderSpec(), wire.DEFAULT)
+    assert len(entry.to_bytes()) == pytest.approx(1000 * int(told[1]), abs=1000)
 
 
 def test_growth_compares_late_stages_with_early_ones_that_have_warmed_up() -> None:
