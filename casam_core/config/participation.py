@@ -60,13 +60,13 @@ class AdmissionSpec(Section):
         10.0,
         gt=1,
         description="Reject a layer that moved more than this many times as far from its start as the median "
-        "of its peers: layers of the other holders, or else of other tasks. none: no limit.",
+        "of its peers: layers of the other holders, or else of other tasks. null (in JSON): no limit.",
     )
     canary_share: float | None = Field(
         0.2,
         gt=0,
         lt=1,
         description="Quarantine a new entry that claims more than this share of an older task's validation "
-        "images; the holders of that task report it. none: no such check.",
+        "images; the holders of that task report it. null (in JSON): no such check.",
     )
     megabytes: float = Field(256.0, gt=0, description="Reject a reply that is larger than this.")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from casam_core.config.named_parts import SHIPPED_FRAMES, AlignmentSpec, RouterSpec
+from casam_core.config.participation import AdmissionSpec
 from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.config.toml import apply_override, parse_scenario, read_scenario, set_key
 from casam_core.errors import ScenarioError
@@ -216,6 +217,16 @@ def test_a_missing_key_is_named() -> None:
 
 def test_more_faults_are_counted() -> None:
     assert "(and 2 more)" in refusal_of(seed=-1, colour=1, training={"epochs": 0})
+
+
+@pytest.mark.parametrize("key", ["norm_factor", "canary_share"])
+def test_a_check_of_admission_is_off_with_the_word_of_its_meaning(path: Path, key: str) -> None:
+    """TOML has no null; a scenario in JSON has."""
+    meaning = AdmissionSpec.model_fields[key].description or ""
+    assert "null (in JSON): no" in meaning
+    table = json.loads(read_scenario(path).canonical_json()) | {"admission": {key: None}}
+    path.with_suffix(".json").write_text(json.dumps(table))
+    assert getattr(read_scenario(path.with_suffix(".json")).admission, key) is None
 
 
 def test_two_institutions_of_one_name_are_refused() -> None:
