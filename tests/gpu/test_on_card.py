@@ -174,7 +174,7 @@ def test_masks_are_those_of_the_processor() -> None:
     assert min(shares) > 0.998
 
 
-@pytest.mark.parametrize("form", ["low_rank", "residual", "casam"])
+@pytest.mark.parametrize("form", ["low_rank", "low_rank_decoder", "residual", "casam"])
 def test_gradients_are_those_of_the_processor(form: str) -> None:
     gradients = []
     for device in ("cpu", CARD):
