@@ -242,8 +242,8 @@ def real_set(folder: str) -> DataSpec:
 
 
 def drawn_of(samples: Sequence[Sample], task: str, seed: int) -> list[Sample]:
-    """At most POOL images of a task in the order of a seed, none twice; of a sequence, frames that follow each
-    other in time."""
+    """At most POOL images of a task in the order of a seed, none twice; of a sequence, frames that follow one
+    another in time."""
     if task in SEQUENCES:
         in_time = sorted(samples, key=lambda sample: with_numbers(sample.id))
         return [in_time[(i + 3 * seed) % len(in_time)] for i in range(min(POOL, len(in_time)))]
