@@ -251,7 +251,7 @@ def sequences(around: Surroundings, backbone: Backbone, root: Path) -> Figures:
     spec, figures = PublicFrameSpec().completed(BACKBONE), Figures()
     for folder in sorted({*SEQUENCES} & {*real_tasks(root)}):
         f_NF = sequence_features(around, backbone, folder, root)[spec.features]
-        for frames in FRAMES:
+        for frames in (some for some in FRAMES if 2 * some <= len(f_NF)):
             lost = lost_in_time(Maker(spec, build_router(spec), ()), f_NF, frames)
             around.say(f"{folder}, learned from {frames} frames: {lost:.4f} of the later ones are lost")
             figures[f"lost_in_time_{folder}_{frames}"] = lost

@@ -18,7 +18,7 @@ from casam_core.errors import CasamError, DataError, ScenarioError
 from casam_core.methods import Cohort, alignment_of, check_streams, cohort_at, method_of
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
-from casam_core.model.forms import changes_sam, learning_rate_of
+from casam_core.model.forms import FORMS, changes_sam, learning_rate_of
 from casam_core.model.training import planned_steps
 from casam_core.routing.routers import build_router
 from client.data.open import open_dataset
@@ -168,22 +168,30 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
         batch=training.batch_images,
         decodes=tests * (len(scenario.stream) + 1),
         exchanges=exchanges,
-        advice=tuple(advice_for_few(scenario, splits)),
+        advice=tuple(advice_on_noise(scenario, splits)),
     )
 
 
-def advice_for_few(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Iterator[str]:
-    """A sentence for each private task with so few images that the other method of training keeps more."""
-    other = scenario.privacy.model_copy(update={"method": "subspace"})
-    for (name, task), split in splits.items() if scenario.privacy.method != other.method else ():
-        form, images = alignment_of(scenario, task), len(split.train)
+def advice_on_noise(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Iterator[str]:
+    """A sentence for each task that is learned with noise and would better be learned otherwise."""
+    for (name, task), split in splits.items():
         noisy = task in scenario.stream and leaves_noisy(scenario.institution(name).policy.adapter)
-        possible = other.completed(scenario.backbone, form).library is not None and not form.finder
-        if noisy and images < FEW and possible:
-            yield (
-                f'{name} learns {task} with noise from {images} images; privacy.method = "subspace" keeps '
-                "more of so few (docs/privacy.md)"
-            )
+        if noisy and (better := other_training(scenario, task, len(split.train))):
+            yield f"{name} learns {task} with noise from {len(split.train)} images; {better}"
+
+
+def other_training(scenario: Scenario, task: str, images: int) -> str | None:
+    """What to use for a task that is learned with noise: a form that can be, or for few images the other
+    method; None if that is so."""
+    alignment = alignment_of(scenario, task)
+    if not FORMS[alignment.form].private:
+        able = ", ".join(name for name in FORMS if FORMS[name].private)
+        return f"the form {alignment.form!r} cannot be, so the layer will be refused: use one of {able}"
+    other = scenario.privacy.model_copy(update={"method": "subspace"})
+    possible = other.completed(scenario.backbone, alignment).library is not None and not alignment.finder
+    if scenario.privacy.method == other.method or images >= FEW or not possible:
+        return None
+    return 'privacy.method = "subspace" keeps more of so few (docs/privacy.md)'
 
 
 def steps_of(scenario: Scenario, name: str, images: int) -> int:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from casam_core.config.scenario import Scenario
 from casam_core.errors import DataError, ScenarioError
+from casam_core.model.forms import form_spec
 from casam_core.model.training import planned_steps
 from scenarios.engines.inprocess import InProcessGrid, run_inprocess
 from scenarios.engines.preflight import preflight
@@ -69,6 +70,16 @@ def test_noise_on_few_images_is_told_with_the_method_that_keeps_more() -> None:
     (advice,) = preflight(private_scenario(20), None).advice
     assert advice.startswith("clinic learns polyp with noise from ")
     assert 'privacy.method = "subspace"' in advice
+
+
+def test_a_form_that_is_not_trained_with_noise_is_told_with_those_that_are() -> None:
+    scenario = private_scenario(90)
+    alignment = form_spec("low_rank_decoder")
+    (advice,) = preflight(scenario.model_copy(update={"alignment": alignment}), None).advice
+    assert "clinic learns polyp with noise" in advice
+    assert "'low_rank_decoder' cannot be, so the layer will be refused: use one of low_rank" in advice
+        "the form 'low_rank_decoder' cannot be, so the layer will be refused: use one of low_rank" in advice
+    )
 
 
 @pytest.mark.parametrize(("images", "privacy"), [(20, {"method": "subspace"}), (90, {})])
