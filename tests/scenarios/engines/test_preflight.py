@@ -78,8 +78,6 @@ def test_a_form_that_is_not_trained_with_noise_is_told_with_those_that_are() -> 
     (advice,) = preflight(scenario.model_copy(update={"alignment": alignment}), None).advice
     assert "clinic learns polyp with noise" in advice
     assert "'low_rank_decoder' cannot be, so the layer will be refused: use one of low_rank" in advice
-        "the form 'low_rank_decoder' cannot be, so the layer will be refused: use one of low_rank" in advice
-    )
 
 
 @pytest.mark.parametrize(("images", "privacy"), [(20, {"method": "subspace"}), (90, {})])
