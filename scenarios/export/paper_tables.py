@@ -180,6 +180,7 @@ def difference(spread: Spread, p: float | None, scale: float) -> str:
 
 
 def costs(rows: pd.DataFrame) -> Iterator[list[str]]:
-    """One row per method: means over runs."""
+    """One row per method: means over the runs that have the figure, `-` if none has."""
     for method, own in rows.groupby("method", sort=False):
-        yield [str(method), *(f"{own[figure].mean():,.0f}" for figure in COSTS)]
+        means_of = [own[figure].mean() for figure in COSTS]
+        yield [str(method), *("-" if pd.isna(mean) else f"{mean:,.0f}" for mean in means_of)]

@@ -17,6 +17,7 @@ from scenarios.export.paper_tables import (
     QUALITY,
     ROUTING,
     complete,
+    costs,
     of_runs,
     of_trials,
     part_of_page,
@@ -130,3 +131,9 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("policy,seed,status\nopen,0,finished\n")
     with pytest.raises(RunInputError, match="found no column method, order"):
         tidy(tmp_path)
+
+
+def test_a_cost_that_no_run_of_a_method_has_is_a_dash() -> None:
+    rows = rows_of({"casam": OURS, "new": OURS})
+    rows.loc[rows["method"] == "new", "learning_seconds"] = float("nan")
+    assert [line[-1] for line in costs(rows)] == ["1", "-"]
