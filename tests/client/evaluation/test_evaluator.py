@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from casam_core.bank.bank import Bank
 from casam_core.bank.clicking import masks_by_clicks
 from casam_core.bank.entry_file import Entry
+from casam_core.bank.finding import find
+from casam_core.bank.inference import align, entry_layer
 from casam_core.config.scenario import EvaluationSpec, Scenario
 from casam_core.metrics.segmentation import iou
+from casam_core.model.backbones import Backbone
+from casam_core.model.forms.finder import Finder
+from casam_core.model.prompts import Prompts
+from casam_core.routing.decision import Route
 from client.evaluation.evaluator import ROUTES
 from client.evaluation.own_entries import KnownEntries
 from client.evaluation.results import Results
@@ -94,6 +103,67 @@ def test_a_stage_scores_the_new_entry_alone_and_one_line_an_image_is_kept(
             south.evaluator().route(sample, data, KnownEntries(bank))
         assert len(scored) == number * len(samples)
     assert len(Results(south.site.private / ROUTES)._values) == len(samples)
+
+
+def scaled(entry: Entry, factor: float) -> Entry:
+    """The entry with its updates of the mask decoder multiplied."""
+    weights = {n: factor * a if n.startswith("decoder_up.") else a for n, a in entry.layer.items()}
+    return replace(entry, layer=weights)
+
+
+def retrained(backbone: Backbone, entry: Entry) -> Backbone:
+    """A backbone whose own mask decoder is the sum of both."""
+    changed = copy.deepcopy(backbone)
+    for name, weight in changed.mask_decoder.transformer.named_parameters():
+        key = name.removesuffix(".weight").replace(".", "/")
+        if f"decoder_up.{key}" in entry.layer:
+            up, down = (torch.from_numpy(entry.layer[f"decoder_{of}.{key}"].copy()) for of in ("up", "down"))
+            weight.data = torch.addmm(weight.data, up, down)
+    return changed
+
+
+@pytest.mark.parametrize("prompts", ["box", "point", "clicks", "box_clicks"])
+def test_an_entry_that_adapts_the_mask_decoder_is_scored_with_its_decoder(
+    south: Institution, prompts: str
+) -> None:
+    """From the bank's file to the score."""
+    adapting = scaled(tiny_entry("histology", "low_rank_decoder"), 20)
+    data, samples = south.encoded("histology", "test")
+    spec = EvaluationSpec.model_validate({"prompts": prompts, "max_instances": 99})
+
+    def total(name: str, entry: Entry, backbone: Backbone) -> float:
+        bank = Bank.open(south.site.private / name, create=True)
+        bank.add(entry)
+        known, route = KnownEntries(bank), Route(task="histology", nearest="histology", score=0.0)
+        masks = Results(south.site.private / f"{name}.jsonl")
+        evaluator = replace(south.evaluator(), spec=spec, backbone=backbone, masks=masks)
+        images = [evaluator.segment("histology", sample, data, known, route) for sample in samples]
+        return sum(image.total.iou for image in images)
+
+    by_hand = total("by-hand", scaled(adapting, 0), retrained(south.backbone, adapting))
+    assert total("adapting", adapting, south.backbone) == by_hand
+    assert total("frozen", scaled(adapting, 0), south.backbone) != by_hand
+
+
+def test_what_a_finder_finds_is_decoded_with_the_entrys_decoder(
+    south: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, one = Prompts(boxes_N4=np.array([[2, 3, 30, 40]], np.float32)), np.ones(1, np.float32)
+    centre = SimpleNamespace(boxes=box, score_N=one, kind_N=np.zeros(1, np.int64))
+    monkeypatch.setattr("casam_core.bank.finding.found", lambda *_: centre)
+    adapting = scaled(tiny_entry("histology", "low_rank_decoder"), 20)
+    data, (sample, *_) = south.encoded("histology", "test")
+    z_CHW, frame = data.seen(sample, south.backbone, False), south.backbone.frame(data.load(sample).image_HW3)
+
+    def estimate(entry: Entry, backbone: Backbone) -> list[float]:
+        layer = entry_layer(entry, 32)
+        aligned_CHW = align(z_CHW, layer, backbone.compute)
+        return find(backbone, Finder(32), layer, z_CHW, aligned_CHW, frame).iou_N.tolist()
+
+    by_hand = estimate(scaled(adapting, 0), retrained(south.backbone, adapting))
+    assert len(by_hand) == 1
+    assert estimate(adapting, south.backbone) == by_hand
+    assert estimate(scaled(adapting, 0), south.backbone) != by_hand
 
 
 def test_the_clicks_of_earlier_scenarios_keep_their_digest() -> None:
