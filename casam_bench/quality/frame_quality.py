@@ -52,7 +52,7 @@ from casam_core.routing.routers.base import NoisyStatistics, PrivateRouter
 from casam_core.routing.threshold import choose_threshold, learn_and_score
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.open import open_dataset
-from client.data.splits import with_numbers
+from client.data.splits import in_time
 from client.dp.noisy_router import public_features_of
 from client.dp.plan import description
 
@@ -71,7 +71,7 @@ CANDIDATES: tuple[tuple[RouterSpec, tuple[Row | None, ...]], ...] = (
 )
 """Routers and their rows, None without noise; a noisy Gaussian state takes a hundred times longer."""
 
-FRAMES, BETWEEN = (8, 12, 24), 6
+LEARNED_FRAMES, BETWEEN = (8, 12, 24), 6
 """Training frames of a sequence; frames between two first ones."""
 
 Features = Mapping[str, NDArray[np.float32]]
@@ -206,9 +206,9 @@ def lost_in_time(maker: Maker, f_NF: NDArray[np.float32], frames: int) -> float:
 def sequence_features(around: Surroundings, backbone: Backbone, folder: str, root: Path) -> AllKinds:
     """Features of all frames of a sequence, in the order of time."""
     dataset = open_dataset(DataSpec(path=folder), data_root=root, seed=0, institution="bench")
-    ids = [sample.id for sample in dataset.samples]
-    found = folder_features(backbone, folder, len(ids), root, around.home, around.say)
-    order_N = sorted(range(len(ids)), key=lambda i: with_numbers(ids[i]))
+    place = {sample.id: number for number, sample in enumerate(dataset.samples)}
+    found = folder_features(backbone, folder, len(place), root, around.home, around.say)
+    order_N = [place[sample.id] for sample in in_time(dataset.samples)]
     return {kind: f_NF[order_N] for kind, f_NF in found.items()}
 
 
@@ -234,9 +234,7 @@ def run(around: Surroundings) -> Figures:
             draws = [draw(maker, kinds, number) for number in range(DRAWS)]
             size = sum(array.nbytes for array in maker.state(kinds[0][TASKS[0]][:IMAGES], 0).values())
             cells = [interval([found[column] for found in draws]) for column in COLUMNS]
-            name = "open" if row is None else "epsilon {:g}, share {:g}".format(*row)
-            if getattr(spec, "threshold", None) == "fitted":
-                name += ", fitted threshold"
+            name = name_of(spec, row)
             table.add_row(spec.kind, name, *cells, str(size))
             around.say(f"{spec.kind}, {name}: {' '.join(cells)}")
             key = f"{spec.kind}_{name.replace(', ', '_').replace(' ', '_')}"
@@ -246,12 +244,19 @@ def run(around: Surroundings) -> Figures:
     return figures if around.data_root is None else figures | sequences(around, backbone, around.data_root)
 
 
+def name_of(spec: RouterSpec, row: Row | None) -> str:
+    """`epsilon 8, share 0.5`; of the default router also which threshold, if not the constant one."""
+    name = "open" if row is None else "epsilon {:g}, share {:g}".format(*row)
+    fitted = isinstance(spec, PublicFrameSpec) and spec.constant is None
+    return f"{name}, fitted threshold" if fitted else name
+
+
 def sequences(around: Surroundings, backbone: Backbone, root: Path) -> Figures:
     """`lost_in_time` of every sequence in the folder of real images, by training frames."""
     spec, figures = PublicFrameSpec().completed(BACKBONE), Figures()
     for folder in sorted({*SEQUENCES} & {*real_tasks(root)}):
         f_NF = sequence_features(around, backbone, folder, root)[spec.features]
-        for frames in (some for some in FRAMES if 2 * some <= len(f_NF)):
+        for frames in (some for some in LEARNED_FRAMES if 2 * some <= len(f_NF)):
             lost = lost_in_time(Maker(spec, build_router(spec), ()), f_NF, frames)
             around.say(f"{folder}, learned from {frames} frames: {lost:.4f} of the later ones are lost")
             figures[f"lost_in_time_{folder}_{frames}"] = lost

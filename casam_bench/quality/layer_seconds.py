@@ -29,15 +29,13 @@ from casam_bench.quality.layer_rules import calibrations, floors
 from casam_bench.quality.layer_tables import Row, figures_of, rows_of, table_of_ways
 from casam_bench.timing import clock
 from casam_core.config.data_spec import DataSpec
-from casam_core.config.named_parts import AlignmentSpec, LoraSpec
+from casam_core.config.named_parts import AlignmentSpec, LoraSpec, LowRankDecoderSpec, LowRankSpec
 from casam_core.config.scenario import TrainingSpec
 from casam_core.files import write_atomic
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
 from casam_core.model.forms import (
     AlignmentLayer,
-    LowRankDecoderSpec,
-    LowRankSpec,
     build_layer,
     learning_rate_of,
     weights_of,
@@ -49,7 +47,7 @@ from casam_core.model.training import Learner, OpenSteps
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.open import open_dataset
-from client.data.splits import with_numbers
+from client.data.splits import in_time
 
 TRAIN, VALIDATE, TEST, INSTANCES = 24, 6, 12, 4
 """Images of each task; most instances of an image that is measured."""
@@ -241,12 +239,12 @@ def real_set(folder: str) -> DataSpec:
     return DataSpec.model_validate({"path": folder, "labels": REAL_TASKS.get(folder, "instances")})
 
 
-def drawn_of(samples: Sequence[Sample], task: str, seed: int) -> list[Sample]:
+def drawn_of(samples: tuple[Sample, ...], task: str, seed: int) -> list[Sample]:
     """At most POOL images of a task in the order of a seed, none twice; of a sequence, frames that follow one
     another in time."""
     if task in SEQUENCES:
-        in_time = sorted(samples, key=lambda sample: with_numbers(sample.id))
-        return [in_time[(i + 3 * seed) % len(in_time)] for i in range(min(POOL, len(in_time)))]
+        frames = in_time(samples)
+        return [frames[(i + 3 * seed) % len(frames)] for i in range(min(POOL, len(frames)))]
     pool_N = numpy_generator(0, "images", task).permutation(len(samples))[:POOL]
     order_N = numpy_generator(seed, "draw", task).permutation(len(pool_N))
     return [samples[i] for i in pool_N[order_N]]

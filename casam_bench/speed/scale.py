@@ -23,15 +23,13 @@ from casam_bench.speed.memory import peak_of
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
 from client.node.worktime import noted
-from server.federation.exchange import FEWEST, PER_CORE
+from server.federation.exchange import simulated_at_once
 from server.run.summary_schema import Summary, read_summary
 
 INSTITUTIONS, SMOKE_INSTITUTIONS = (9, 100, 1000), (9,)
 STREAM = ("task-0", "task-1")
 EVALUATIONS = len(STREAM) + 1
 IDLE_APP = Path(__file__).parent / "idle_app"
-WINDOW = max(FEWEST, PER_CORE * (os.cpu_count() or 1))
-"""Nodes that a simulation asks at once (server.federation.exchange.at_once)."""
 SAMPLE_SECONDS = 2.0
 LEAST_SECONDS = 0.02
 """Both servers look for replies at this interval, so shorter rounds cannot be distinguished."""
@@ -59,7 +57,9 @@ def run(around: Surroundings) -> Figures:
             if workers.matrix != simulated.matrix:
                 raise RunError(f"scale: the engines disagree on the matrix of {count} institutions")
         seconds = evaluation_seconds(simulated)
-        idle, idle_all = (idle_round(around, count, simulated, window) for window in (WINDOW, count))
+        idle, idle_all = (
+            idle_round(around, count, simulated, window) for window in (simulated_at_once(), count)
+        )
         overhead = max(seconds - computing, LEAST_SECONDS)
         figures |= {
             f"ratio_{count}": overhead / max(idle, LEAST_SECONDS),

@@ -63,21 +63,25 @@ class AlignmentSpec(Section):
 DEFAULT_RANK = 8
 
 
-class LowRankSpec(AlignmentSpec):
+class RankedSpec(AlignmentSpec):
+    """A form that has a rank."""
+
+    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Directions in which channels are mixed.")
+
+
+class LowRankSpec(RankedSpec):
     """Form `low_rank`, the default."""
 
     form: Literal["low_rank"] = "low_rank"
-    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Directions in which channels are mixed.")
 
 
-class LowRankDecoderSpec(AlignmentSpec):
+class LowRankDecoderSpec(RankedSpec):
     """Form `low_rank_decoder`: it also adds updates of rank 1 to the attention of SAM's mask decoder."""
 
     form: Literal["low_rank_decoder"] = "low_rank_decoder"
-    rank: int = Field(DEFAULT_RANK, ge=1, le=256, description="Directions in which channels are mixed.")
 
 
-class LoraSpec(AlignmentSpec):
+class LoraSpec(RankedSpec):
     """Form `lora`."""
 
     form: Literal["lora"] = "lora"

@@ -204,9 +204,7 @@ def _around_fixed_test(
 
 def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Inseparable]:
     """Units in the order of their first sample."""
-    ordered = sorted(samples, key=lambda sample: sample.id)
-    if in_sequence:
-        ordered.sort(key=lambda sample: with_numbers(sample.id))
+    ordered = in_time(samples) if in_sequence else sorted(samples, key=lambda sample: sample.id)
     units: dict[tuple[str, str], Inseparable] = {}
     for sample in ordered:
         key = ("image", sample.id) if sample.group is None else ("group", sample.group)
@@ -214,7 +212,12 @@ def _units(samples: tuple[Sample, ...], *, in_sequence: bool) -> list[Inseparabl
     return list(units.values())
 
 
-def with_numbers(text: str) -> list[tuple[int, str]]:
+def in_time(samples: tuple[Sample, ...]) -> list[Sample]:
+    """The samples of a sequence in the order of their ids, whose numbers compare by their value."""
+    return sorted(samples, key=lambda sample: (_with_numbers(sample.id), sample.id))
+
+
+def _with_numbers(text: str) -> list[tuple[int, str]]:
     """A sort key in which runs of digits compare by their value."""
     pieces = re.findall(r"[0-9]+|[^0-9]+", text)
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from casam_core.config.scenario import LOCAL_STRATEGIES
 from casam_core.errors import BankError
 from casam_core.methods import alignment_of, method_of
-from casam_core.model.forms import FORMS, AlignmentLayer, weights_of
+from casam_core.model.forms import AlignmentLayer, private_forms, weights_of
 from casam_core.model.layer_library import LayerLibrary
 from casam_core.model.training import Steps
 from casam_core.privacy.dp_training import PrivateSteps
@@ -45,8 +45,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         raise RefusalError(
             Outcome.NOISE_NOT_POSSIBLE, f"strategy {scenario.training.strategy!r} has no training with noise"
         )
-    if not FORMS[form].private:
-        able = [name for name in FORMS if FORMS[name].private]
+    if form not in (able := private_forms()):
         raise RefusalError(Outcome.NOISE_NOT_POSSIBLE, f"form {form!r}: expected one of {', '.join(able)}")
     units, fresh = institution.units(job.task, "train"), request.layer is None
     library = fitting_library(institution, institution.layer(job.task, request.layer))

@@ -18,7 +18,7 @@ from casam_core.errors import CasamError, DataError, ScenarioError
 from casam_core.methods import Cohort, alignment_of, check_streams, cohort_at, method_of
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
-from casam_core.model.forms import FORMS, changes_sam, learning_rate_of
+from casam_core.model.forms import changes_sam, learning_rate_of, private_forms
 from casam_core.model.training import planned_steps
 from casam_core.routing.routers import build_router
 from client.data.open import open_dataset
@@ -184,9 +184,9 @@ def other_training(scenario: Scenario, task: str, images: int) -> str | None:
     """What to use for a task that is learned with noise: a form that can be, or for few images the other
     method; None if that is so."""
     alignment = alignment_of(scenario, task)
-    if not FORMS[alignment.form].private:
-        able = ", ".join(name for name in FORMS if FORMS[name].private)
-        return f"the form {alignment.form!r} cannot be, so the layer will be refused: use one of {able}"
+    if alignment.form not in (able := private_forms()):
+        known = ", ".join(able)
+        return f"the form {alignment.form!r} cannot be, so the layer will be refused: use one of {known}"
     other = scenario.privacy.model_copy(update={"method": "subspace"})
     possible = other.completed(scenario.backbone, alignment).library is not None and not alignment.finder
     if scenario.privacy.method == other.method or images >= FEW or not possible:

@@ -42,10 +42,6 @@ POLL_SECONDS, POLL_SHARE, LONGEST_POLL_SECONDS = 0.02, 0.05, 1.0
 """The server polls less and less often: a pause is POLL_SHARE of the time waited so far, between the other
 two values. An exchange is longer by at most this share."""
 
-PER_CORE, FEWEST = 4, 24
-"""Open requests of a simulation, per core and at least. A request takes a tenth of a second to arrive; with
-these numbers no core waits for it."""
-
 WORKER_DIED = "ray.exceptions.ActorDiedError"
 """Part of the reason of an error when a simulation's worker died."""
 
@@ -224,9 +220,12 @@ def at_once() -> int | None:
     (InMemoryLinkState.get_message_ins). With a thousand messages this needs one whole core. Only the process
     that simulates nodes imports Flower's simulation package, and it does so before the first node exists.
     """
-    if "flwr.simulation" not in sys.modules:
-        return None
-    return max(FEWEST, PER_CORE * (os.cpu_count() or 1))
+    return simulated_at_once() if "flwr.simulation" in sys.modules else None
+
+
+def simulated_at_once() -> int:
+    """A request takes a tenth of a second to arrive; with so many under way no core waits for it."""
+    return max(24, 4 * (os.cpu_count() or 1))
 
 
 def pause(waited: float, unsent: bool) -> float:

@@ -15,14 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from casam_core.config.named_parts import (
-    DEFAULT_RANK,
-    FORMS,
-    AlignmentSpec,
-    LoraSpec,
-    LowRankDecoderSpec,
-    LowRankSpec,
-)
+from casam_core.config.named_parts import DEFAULT_RANK, FORMS, AlignmentSpec, LowRankSpec, RankedSpec
 from casam_core.config.section import known_keys
 from casam_core.errors import BankError, ScenarioError
 from casam_core.model.backbones import Backbone
@@ -98,12 +91,17 @@ def form_spec(form: str, settings: Mapping[str, Any] | None = None) -> Alignment
 
 def rank_of(spec: AlignmentSpec) -> int:
     """The rank of the form; the default for forms without a rank, because every entry records one."""
-    return spec.rank if isinstance(spec, LowRankSpec | LowRankDecoderSpec | LoraSpec) else DEFAULT_RANK
+    return spec.rank if isinstance(spec, RankedSpec) else DEFAULT_RANK
 
 
 def changes_sam(form: str) -> bool:
     """Whether layers of this form are a part of SAM itself."""
     return form in FORMS and FORMS[form].changes_sam
+
+
+def private_forms() -> list[str]:
+    """The forms that can be trained with noise."""
+    return [name for name in FORMS if FORMS[name].private]
 
 
 def needed(spec: AlignmentSpec, backbone: Backbone | None) -> Backbone:
@@ -172,8 +170,6 @@ __all__ = [
     "FORMS",
     "AlignmentLayer",
     "FormEntry",
-    "LoraSpec",
-    "LowRankDecoderSpec",
     "LowRankSpec",
     "Weights",
     "build_layer",
@@ -181,6 +177,7 @@ __all__ = [
     "form_entry",
     "form_spec",
     "learning_rate_of",
+    "private_forms",
     "rank_of",
     "set_weights",
     "weights_of",

@@ -57,10 +57,8 @@ def attention_shapes(channels: int) -> dict[str, tuple[int, int]]:
 
 
 def with_weights(module: Module, weights: Mapping[str, Tensor], prefix: str = "") -> Module:
-    """A module that shares all of `module` but some weights. weights: by the name of their module.
-
-    They are plain tensors, so that gradients flow into what they were made of.
-    """
+    """A module that shares all of `module` but some weights. weights: by the name of their module; plain
+    tensors, so that gradients flow into what they were made of."""
     own = copy.copy(module)
     own._modules = {
         name: child if child is None else with_weights(child, weights, f"{prefix}{name}/")

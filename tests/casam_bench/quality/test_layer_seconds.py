@@ -60,7 +60,9 @@ def test_a_way_is_measured_when_its_seconds_are_used_up(
 
 
 def test_seeds_divide_the_same_images_anew_and_keep_sequences_in_order() -> None:
-    samples = sorted((Sample(str(i)) for i in range(84)), key=lambda sample: sample.id)  # 0, 1, 10, 11, ...
+    samples = tuple(
+        sorted((Sample(str(i)) for i in range(84)), key=lambda sample: sample.id)
+    )  # 0, 1, 10, 11, ...
     first, other = (drawn_of(samples, "wbc_jtsc", seed) for seed in (0, 1))
     assert first != other
     assert {sample.id for sample in first} == {sample.id for sample in other}

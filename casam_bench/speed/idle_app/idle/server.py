@@ -21,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     while len(nodes := list(grid.get_node_ids())) < int(settings["nodes"]):
         time.sleep(POLL_SECONDS)
     content = RecordDict({"nothing": ArrayRecord({"x": Array(np.zeros(int(settings["down"]), np.uint8))})})
-    at_once = int(settings["at_once"]) or len(nodes)
+    at_once = int(settings["at_once"])
     for _ in range(int(settings["rounds"])):
         begun, unsent, waiting = time.monotonic(), nodes, set[str]()
         while unsent or waiting:
