@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scenarios.commands.terminal import plain_columns
+from scenarios.printing import plain_columns
 
 SAME = 5e-5
 """Half of the last digit in which scores leave an institution: smaller differences are none."""

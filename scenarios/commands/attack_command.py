@@ -12,7 +12,8 @@ import typer
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
-from scenarios.commands.terminal import console, needs_folder, print_json
+from scenarios.commands.terminal import needs_folder, print_json
+from scenarios.printing import console
 
 if TYPE_CHECKING:
     from rich.console import Console

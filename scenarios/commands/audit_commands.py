@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.terminal import Json, plain_columns, print_json
+from scenarios.commands.terminal import Json, print_json
+from scenarios.printing import plain_columns
 
 audit_app = typer.Typer(no_args_is_help=True, help="Verify and read the log of an institution's releases.")
 

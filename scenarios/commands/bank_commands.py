@@ -16,7 +16,8 @@ import typer
 
 from casam_core.errors import BankError, PromptError, RunInputError
 from casam_use.run_bank import bank_of_run
-from scenarios.commands.terminal import Json, console, needs_folder, plain_columns, print_json
+from scenarios.commands.terminal import Json, needs_folder, print_json
+from scenarios.printing import console, plain_columns
 
 bank_app = typer.Typer(no_args_is_help=True, help="List, check, combine, import and export banks.")
 

@@ -15,7 +15,8 @@ import typer
 
 from casam_core.errors import RunError, ScenarioError
 from casam_core.files import write_atomic
-from scenarios.commands.terminal import console, needs_folder
+from scenarios.commands.terminal import needs_folder
+from scenarios.printing import console
 
 if TYPE_CHECKING:
     from casam_bench.bench import Benchmark

@@ -35,11 +35,10 @@ from scenarios.commands.terminal import (
     NewRun,
     OfKeys,
     at_ctrl_c,
-    console,
     print_json,
-    say,
 )
 from scenarios.engines import Engine
+from scenarios.printing import console, say
 
 EXIT_STATUS = "Exit status of every command: 0 done, 1 a check or a run failed, 2 bad input, 130 stopped."
 

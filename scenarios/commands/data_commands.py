@@ -14,7 +14,8 @@ import typer
 from pydantic import ValidationError
 
 from casam_core.errors import DataError, ScenarioError
-from scenarios.commands.terminal import STOPPED, Json, console, print_json, say
+from scenarios.commands.terminal import STOPPED, Json, print_json
+from scenarios.printing import console, say
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,17 +8,8 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.terminal import (
-    Json,
-    NewRun,
-    OfKeys,
-    OfScenario,
-    at_ctrl_c,
-    console,
-    needs_folder,
-    print_json,
-    say,
-)
+from scenarios.commands.terminal import Json, NewRun, OfKeys, OfScenario, at_ctrl_c, needs_folder, print_json
+from scenarios.printing import console, say
 
 deploy_app = typer.Typer(no_args_is_help=True, help="Run a scenario on institutions that are separate nodes.")
 bundle_app = typer.Typer(no_args_is_help=True, help="The bundle of code that institutions run.")

@@ -51,7 +51,7 @@ def report(
     Several runs appear side by side with their differences. The page works offline and loads nothing. It
     uses only the server's files of a run folder.
     """
-    from scenarios.commands.terminal import console
+    from scenarios.printing import console
     from scenarios.report.reading import read_all
 
     target = (out or (runs[0] if len(runs) == 1 else Path()) / "report.html").expanduser()
@@ -116,9 +116,9 @@ def export(
     Needs an extra: pip install 'casam\[tensorboard]' or 'casam\[mlflow]'. Reads only the server's files.
     """
     from casam_core.errors import ExportError
-    from scenarios.commands.terminal import console
     from scenarios.export import SINKS
     from scenarios.export.curves import curves_of
+    from scenarios.printing import console
     from scenarios.report.reading import read_all
 
     if to not in SINKS:
@@ -159,7 +159,8 @@ def studio(
     are put into the first folder. Ctrl-C ends the page and stops the runs that it started; they can be
     continued.
     """
-    from scenarios.commands.terminal import at_ctrl_c, console, say
+    from scenarios.commands.terminal import at_ctrl_c
+    from scenarios.printing import console, say
     from scenarios.studio.serve import has_window, serve
 
     given = folders or [Path("runs")]
@@ -205,8 +206,9 @@ def watch(
 
     For example: casam watch runs/quickstart
     """
-    from scenarios.commands.terminal import console, print_json
+    from scenarios.commands.terminal import print_json
     from scenarios.engines.watch import Events, RunView
+    from scenarios.printing import console
 
     folder = (run or newest(Path("runs"))).expanduser().resolve()
     if not folder.is_dir():

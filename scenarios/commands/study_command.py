@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casam_core.errors import RunError, RunInputError, ScenarioError, StudyError
-from scenarios.commands.terminal import DataRoot, Json, OfScenario, at_ctrl_c, console, print_json, say
+from scenarios.commands.terminal import DataRoot, Json, OfScenario, at_ctrl_c, print_json
 from scenarios.engines import Engine
+from scenarios.printing import console, say
 
 if TYPE_CHECKING:
     from rich.console import Console

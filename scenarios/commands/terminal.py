@@ -14,20 +14,8 @@ from types import FrameType
 from typing import Annotated, Protocol
 
 import typer
-from rich.console import Console
 
 from casam_core.errors import ScenarioError
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console on the real stdout or stderr: text that other code prints during a live display does not come
-    back to it. A file or a pipe has no window, so tables there are 160 columns wide.
-
-    It prints text as it is: a name in brackets, of a folder or from an institution, is no command to it.
-    """
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 160, markup=False, emoji=False)
-
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 """The option of commands that print facts."""
@@ -86,18 +74,6 @@ def at_ctrl_c(words: Callable[[], str]) -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGINT) is stop:
             signal.signal(signal.SIGINT, before)
-
-
-def plain_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines of left-aligned columns. Nothing is cut, so that scripts can read whole digests."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def say(screen: Console, line: str) -> None:
-    """Print one line without wrapping it."""
-    screen.print(line, highlight=False, soft_wrap=True)
 
 
 class Listed(Protocol):

@@ -29,10 +29,10 @@ from client.data.splits import simulated_key
 from client.data.task_data import open_task
 from client.site import simulated_store
 from scenarios.ask.remembering import scores_shared
-from scenarios.commands.terminal import console
 from scenarios.engines import Engine
 from scenarios.engines.order import RunOrder
 from scenarios.engines.run import run_scenario
+from scenarios.printing import console
 
 ABANDONED = 75
 

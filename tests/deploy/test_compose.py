@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from casam_core.config.library import resolve_scenario
-from scenarios.commands.terminal import console
 from scenarios.engines import Engine as RunEngine
 from scenarios.engines.order import RunOrder
 from scenarios.engines.run import run_scenario
+from scenarios.printing import console
 from tests.deploy.engine import ROOT, Engine, NoEngineError, base_image, call, engine, thin_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(1800)]

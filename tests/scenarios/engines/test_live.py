@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from scenarios.commands.terminal import console
 from scenarios.engines.live import live_view
+from scenarios.printing import console
 
 
 @pytest.mark.parametrize("terminal", [False, True])
