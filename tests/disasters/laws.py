@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -19,7 +20,7 @@ from casam_core.protocol.secure_sum import UNMASK, SecureRequest
 from casam_core.protocol.wire import from_records, settings_of, unpacked
 from server.run.run_folder import read_arrivals
 from tests.disasters.faults import Plan
-from tests.disasters.homes import CASES
+from tests.disasters.homes import CASES, HELD, SERVER, SITES
 from tests.disasters.network import Node, Sent
 
 SAME = ("matrix", "zero_shot", "routing", "holders", "last_iou")
@@ -49,6 +50,8 @@ class Laws:
         self.drawn: dict[str, int] = {}
         self.forgiven: set[str] = set()
         self.versions: dict[str, str] = {}  # by node, where it does not run the server's version
+        self.entries: dict[tuple[Path, str], str] = {}  # the digest by manifest and task
+        self.rotten = any(fault.kind == "rot" for fault in plan.faults)
 
     def breaks(self, law: str) -> None:
         """Note a violation once."""
@@ -60,6 +63,8 @@ class Laws:
         reply = from_records(content)
         asked = settings_of(sent.message.content)
         ok, name = reply.config.get("outcome") == "ok", node.name
+        for home in (node.machine.root, node.machine.root.with_name(SERVER)):
+            self.unchanged(home)
         if not ok and (reply.arrays or reply.metrics):
             self.breaks(f"{name}: a refusal of {sent.kind} holds arrays or numbers")
         if not ok:
@@ -79,6 +84,20 @@ class Laws:
         self.allowed(node, sent, reply, asked)
         if sent.kind == "train":
             self.unmasked(node, sent)
+
+    def unchanged(self, home: Path) -> None:
+        """An entry stays what it was when its bank first named it, but where somebody who held its task was
+        unlearned; and its file is what its name says."""
+        if self.rotten:
+            return
+        forgotten = {task for site in SITES if policy_of(self.case, site).leaves_at for task in HELD[site]}
+        for manifest in home.glob("**/bank/manifest.json"):
+            for task, digest in tasks_of(manifest.parent).items():
+                if self.entries.setdefault((manifest, task), digest) != digest and task not in forgotten:
+                    self.breaks(f"{home.name}: the entry of {task} changed")
+                file = manifest.parent / "entries" / f"{digest}.entry"
+                if file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+                    self.breaks(f"{home.name}: the file of the entry of {task} changed")
 
     def allowed(self, node: Node, sent: Sent, reply: Payload, asked: Mapping[str, Any]) -> None:
         """The policy allows what leaves."""

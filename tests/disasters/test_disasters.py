@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+from pathlib import Path
 
 import pytest
 
 from tests.disasters.faults import Fault, Plan, plan_of
 from tests.disasters.homes import CASES, SERVER
+from tests.disasters.laws import Laws
 from tests.disasters.planted import PLANTED
 from tests.disasters.playing import know, play
 from tests.disasters.shrink import shrink, story
@@ -49,6 +53,24 @@ def test_a_planted_bug_is_found(name: str) -> None:
     with PLANTED[name]():
         assert play(plan).broken
     assert not play(plan).broken
+
+
+def test_an_entry_that_changes_is_found(tmp_path: Path) -> None:
+    """Both its name in the manifest of its bank, and its bytes."""
+    laws, bank = Laws(Plan(0, "open", ())), tmp_path / "south/runs/run-0/bank"
+    (bank / "entries").mkdir(parents=True)
+
+    def named(digest: str, data: bytes) -> list[str]:
+        (bank / "entries" / f"{digest}.entry").write_bytes(data)
+        manifest = {"entries": [{"task": "polyp", "sha256": digest}]}
+        (bank / "manifest.json").write_text(json.dumps(manifest))
+        laws.unchanged(tmp_path / "south")
+        return laws.broken
+
+    one, other = hashlib.sha256(b"one").hexdigest(), hashlib.sha256(b"other").hexdigest()
+    assert named(one, b"one") == []
+    assert named(one, b"One") == ["south: the file of the entry of polyp changed"]
+    assert named(other, b"other")[1:] == ["south: the entry of polyp changed"]
 
 
 def test_what_fails_is_shrunk_to_its_cause_and_told() -> None:
