@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from casam_core.config.data_spec import DataSpec
 from casam_core.config.named_parts import AlignmentSpec, BackboneSpec, LowRankSpec
-from casam_core.config.scenario import TrainingSpec
+from casam_core.config.scenario import PrivacySpec, TrainingSpec
 from casam_core.model.backbones import Backbone, Geometry
 from casam_core.model.backbones.base import in_turn
 from casam_core.model.backbones.lite_medsam import build_sam_heads, load_lite_medsam
@@ -25,6 +25,7 @@ from casam_core.model.backbones.window import PIXELS, Window
 from casam_core.model.compute import Compute, prepare_process
 from casam_core.model.examples import Examples
 from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.layer_library import LIBRARIES, LayerLibrary
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Steps, TrainingResult, train_layer
 from casam_core.seeding import initialisers_from
@@ -176,3 +177,10 @@ class AsReleased:
 def as_released(backbone: Backbone) -> Backbone:
     """`backbone` with the released decoder, typed as a Backbone."""
     return cast(Backbone, AsReleased(backbone))
+
+
+def shipped_library() -> LayerLibrary:
+    """The library of layers that casam ships for the default backbone and form."""
+    digest = PrivacySpec(method="subspace").completed(BackboneSpec(), DEFAULT_FORM).library
+    assert digest is not None
+    return LIBRARIES.get(digest)

@@ -20,7 +20,6 @@ from casam_bench.bench import Figures, Surroundings
 from casam_bench.quality.frame_quality import real_tasks
 from casam_bench.quality.layer_seconds import real_set
 from casam_core.config.data_spec import DataSpec
-from casam_core.config.named_parts import BY_FORM, AlignmentSpec, BackboneSpec
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import InstitutionSpec, PrivacySpec, Scenario, TrainingSpec
 from casam_core.files import append_record, read_records, write_atomic
@@ -28,7 +27,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
 from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.layer_library import LIBRARIES, LayerLibrary
+from casam_core.model.layer_library import LayerLibrary
 from casam_core.model.training import OpenSteps, Steps, draw_instances
 from casam_core.model.validation import BestEpoch, iou_and_estimate, validator
 from casam_core.privacy.noise import NoiseSource
@@ -172,14 +171,6 @@ def held_out_library(around: Surroundings, backbone: Backbone) -> LayerLibrary:
     return LayerLibrary.from_bytes(path.read_bytes())
 
 
-def shipped_library() -> LayerLibrary:
-    """The library that casam ships for the default backbone and form."""
-    form: AlignmentSpec = BY_FORM.default_section()
-    digest = PrivacySpec(method="subspace").completed(BackboneSpec(), form).library
-    assert digest is not None
-    return LIBRARIES.get(digest)
-
-
 def tasks_of(around: Surroundings, backbone: Backbone, images: int) -> list[Task]:
     """All tasks that have as many training images and TEST_IMAGES more."""
 
@@ -191,7 +182,7 @@ def tasks_of(around: Surroundings, backbone: Backbone, images: int) -> list[Task
         shown = around.encoded(backbone, dataset, dataset.samples[: images + TEST_IMAGES])
         yield Task(name, shown, images, library, backbone)
 
-    held_out, shipped = held_out_library(around, backbone), shipped_library()
+    held_out, shipped = held_out_library(around, backbone), models.shipped_library()
     phantoms = {
         name: DataSpec(reader="phantom", phantom=name, images=images + TEST_IMAGES) for name in HELD_OUT
     }

@@ -5,7 +5,8 @@ measured on validation and test images, and counts if it passes the fallback's t
 Cells are files, so the command can be stopped and started again, also twice at the same time.
 
 What counts: processor seconds of training steps, also those of the encoder if a way has to run it in every
-step. What does not count: the one encoding of each image, which all ways share, and the measurements.
+step. What does not count: the one encoding of each image, which all ways share, the measurements, and the
+choice of a start (its seconds are in the cell).
 
 The phantoms are not in the results table. Real tasks (--data-root) had no part in a choice.
 """
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from casam_bench.bench import Figures, Surroundings, csv_of
+from casam_bench.models import shipped_library
 from casam_bench.quality.layer_rules import calibrations, floors
 from casam_bench.quality.layer_tables import Row, figures_of, rows_of, table_of_ways
 from casam_bench.timing import clock
@@ -44,6 +46,7 @@ from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.frame import frame_of
 from casam_core.model.prompts import Prompts, jittered_boxes, tight_boxes
 from casam_core.model.training import Learner, OpenSteps
+from casam_core.model.validation import take_best, validator
 from casam_core.seeding import derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.open import open_dataset
@@ -77,17 +80,20 @@ Measured = list[list[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Way:
-    """One way of learning a task. build: (backbone, seed) -> layer."""
+    """One way of learning a task. build: (backbone, seed) -> layer. from_library: it starts as
+    `alignment.start = "library"` says, with what the product ships."""
 
     build: Callable[[Backbone, int], AlignmentLayer]
     learning_rate: float
+    from_library: bool = False
 
 
 def form(spec: AlignmentSpec) -> Way:
-    """A form of the product at its own learning rate."""
+    """A form of the product, at its own learning rate where the section has none."""
     return Way(
         lambda backbone, seed: build_layer(spec, backbone.geometry.channels, seed, backbone),
         learning_rate_of(spec),
+        spec.start == "library",
     )
 
 
@@ -97,12 +103,18 @@ WAYS: dict[str, Way] = {
     "residual": form(AlignmentSpec(form="residual")),
     "mask decoder": form(AlignmentSpec(form="decoder")),
     "LoRA on the encoder": form(LoraSpec()),
+    "low_rank 8, library": form(LowRankSpec(start="library")),
+    "low_rank 4": form(LowRankSpec(rank=4)),
+    "low_rank 16": form(LowRankSpec(rank=16)),
+    "low_rank 64": form(LowRankSpec(rank=64)),
+    "low_rank 8, rate 1e-3": form(LowRankSpec(learning_rate=1e-3)),
+    "low_rank 8, rate 1e-2": form(LowRankSpec(learning_rate=1e-2)),
 }
 """The first is the one with which the others are compared. LoRA encodes an image in every step."""
 
-PLAN = {"real": tuple(WAYS), "phantom": tuple(WAYS)[:2]}
+PLAN = {"real": tuple(WAYS)[:6], "phantom": (*tuple(WAYS)[:2], *tuple(WAYS)[6:])}
 """By kind of tasks: the ways. Those of one task and seed take turns, so that other work on the machine slows
-all of them."""
+all of them. The library is made from phantoms, so no phantom says what it is worth."""
 BUDGETS = (10.0, 30.0)
 """Processor seconds of training, after which a layer is measured."""
 
@@ -195,6 +207,8 @@ def learn(around: Surroundings, backbone: Backbone, way: str, task: str, seed: i
         "frozen": frozen,
         "at": {},
     }
+    if WAYS[way].from_library:
+        cell["chosen_in"] = start_of_library(layer, backbone, embeddings.val, around.threads)
     learner = Learner(
         layer, backbone, seen.train, SPEC, WAYS[way].learning_rate, numpy_generator(seed, "layer-seconds")
     )
@@ -202,6 +216,17 @@ def learn(around: Surroundings, backbone: Backbone, way: str, task: str, seed: i
         cell["at"][f"{budget:g}"] = {"steps": steps, **judged(layer, backbone, seen)}
     around.say(f"{task}, seed {seed}, {way}: {steps} steps")
     return cell
+
+
+def start_of_library(
+    layer: AlignmentLayer, backbone: Backbone, val: Sequence[Example], threads: int
+) -> float:
+    """Give the layer the start that is best on validation images; the processor seconds that this took."""
+    library, now = shipped_library(), clock(threads)
+    begun, judge = now(), validator(val, backbone, SPEC, numpy_generator(0, "start"))
+    assert judge is not None  # every task has instances
+    take_best(layer, [library.start(name) for name in library.names], judge)
+    return now() - begun
 
 
 def trained(learner: Learner, budgets: Sequence[float], threads: int) -> Iterator[tuple[float, int]]:

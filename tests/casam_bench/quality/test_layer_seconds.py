@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,18 @@ from casam_bench.quality.layer_seconds import (
     form,
     kept_or_learned,
     measured,
+    start_of_library,
     trained,
 )
-from casam_core.config.named_parts import AlignmentSpec, BackboneSpec
+from casam_core.config.named_parts import AlignmentSpec, BackboneSpec, LowRankSpec
 from casam_core.model.backbones import Backbone
 from casam_core.model.backbones.tiny import load_tiny
 from casam_core.model.compute import Compute
 from casam_core.model.examples import Example
+from casam_core.model.forms import build_layer, weights_of
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import Learner
+from casam_core.model.validation import validator
 from client.data.dataset import Sample
 from tests.casam_bench.surroundings import surroundings
 
@@ -41,6 +45,27 @@ def tiny() -> Backbone:
 @pytest.fixture
 def example() -> Example:
     return Example(torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(0)), SQUARE)
+
+
+def test_a_way_may_start_from_the_best_layer_of_the_library(
+    tiny: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer is one of the library's starts, and none is better on the validation images."""
+    kept, moved = (build_layer(LowRankSpec(), 32, seed) for seed in (0, 1))
+    with torch.no_grad():
+        moved.shift_C.fill_(0.5)  # type: ignore[union-attr, operator]
+    starts = {"identity": weights_of(kept), "joint": weights_of(moved)}
+    library = SimpleNamespace(names=tuple(starts), start=starts.__getitem__)
+    monkeypatch.setattr(layer_seconds, "shipped_library", lambda: library)
+    way = form(LowRankSpec(start="library"))
+    layer = way.build(tiny, 3)
+    assert way.from_library
+    assert start_of_library(layer, tiny, [example], 1) > 0
+    judge = validator([example], tiny, SPEC, np.random.default_rng(0))
+    assert judge is not None
+    best = max((kept, moved), key=lambda one: judge(one).iou)
+    assert all(map(np.array_equal, weights_of(layer).values(), weights_of(best).values()))
+    assert not form(LowRankSpec()).from_library
 
 
 def test_a_way_is_measured_when_its_seconds_are_used_up(
