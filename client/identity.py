@@ -33,6 +33,7 @@ def identity_of(institutions: Sequence[Institution]) -> IdentifyReply:
             if leaves_noisy(institution.site.policy.adapter)
         },
         simulated=any(institution.site.simulated for institution in institutions),
+        mirrored=any(institution.site.mirror for institution in institutions),
     )
 
 

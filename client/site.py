@@ -48,6 +48,7 @@ class Site:
         tasks: by task of the scenario, its images here; in deployment from the site's own file.
         checkpoint: file of the backbone's weights.
         device: overrides the scenario's compute.device.
+        mirror: folder of entries, each in a file DIGEST.entry, that the site keeps in step by its own means.
         overlays: pictures per task for the institution only.
         faults: what a simulated institution does wrong.
     """
@@ -71,6 +72,7 @@ class Site:
     tasks: Mapping[str, TaskDescription] = field(hash=False)
     checkpoint: str | None = None
     device: str | None = None
+    mirror: Path | None = None
     overlays: int = 0
     faults: FaultSpec = field(default_factory=FaultSpec)
 
@@ -146,6 +148,7 @@ def hosted_sites(
                 tasks=own_site_file(node).described(scenario.institution(name).data),
                 checkpoint=_text(node.get("checkpoint")),
                 device=_text(node.get("device")),
+                mirror=_path(node.get("mirror")),
                 overlays=int(node.get("overlays", 0)),
             )
         ]

@@ -23,6 +23,9 @@ from server.federation.federation import Federation
 KEPT_TO_ITSELF = (Outcome.METRICS_NOT_SHARED, Outcome.TOO_FEW_IMAGES)
 """Outcomes of an institution that added the entries and refuses its scores."""
 
+NAMES_FIRST = 3
+"""Most requests to an institution with a mirror: with names, with the entries it lacks, with all entries."""
+
 FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
 
 
@@ -67,8 +70,9 @@ def evaluate(
 ) -> StageScores:
     """Let every present institution score its test images under the bank.
 
-    The server sends each institution only the entries that it lacks. If the institution's copy of the bank
-    differs from the server's, the server sends the whole bank, once.
+    The server sends each institution only the entries that it lacks, and only their names if it has a mirror.
+    If its mirror lacks one, the server sends them itself. If the institution's copy of the bank differs from
+    the server's, the server sends the whole bank, once.
 
     Args:
         candidates: the tasks of new entries; holders of other tasks say whether they claim their images.
@@ -82,15 +86,7 @@ def evaluate(
     names = [name for name in federation.present(stage) if not wanted.isdisjoint(members[name].holdings)]
     if spare_noisy:
         names = [name for name in names if members[name].policy.metrics != "noisy"]
-    answers: dict[str, Answer[EvaluateReply]] = {}
-    asked = names
-    for _ in range(2):
-        requests = {name: request_for(federation, name, stage, bank, candidates) for name in asked}
-        answers |= federation.ask(requests, EvaluateReply)
-        note_copies(federation, bank, {name: answers[name] for name in asked})
-        asked = [name for name in asked if answers[name].outcome == Outcome.BANK_MISMATCH]
-        if not asked:
-            break
+    answers = all_answers(federation, stage, bank, candidates, names)
     # Totals, not differences: a stage that was started twice then counts once, with its whole traffic.
     traffic = federation.counters.traffic
     federation.folder.event("traffic", stage=stage, up=dict(traffic.up), down=dict(traffic.down))
@@ -98,6 +94,24 @@ def evaluate(
     if not replies and not all_settled(answers) and scenario.participation.missing == "stop":
         raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
     return combine(replies, {task: federation.testers(task) for task in federation.tasks})
+
+
+def all_answers(
+    federation: Federation, stage: int, bank: Bank, candidates: Sequence[str], names: Sequence[str]
+) -> dict[str, Answer[EvaluateReply]]:
+    """Ask every institution of `names` until its copy of the bank is the server's, or nothing more helps."""
+    answers: dict[str, Answer[EvaluateReply]] = {}
+    left = {name: NAMES_FIRST if federation.members[name].mirrored else NAMES_FIRST - 1 for name in names}
+    while asked := [name for name in names if left[name] and not settled(answers.get(name))]:
+        by_name = {name for name in asked if left[name] == NAMES_FIRST}
+        requests = {
+            name: request_for(federation, name, stage, bank, candidates, by_name=name in by_name)
+            for name in asked
+        }
+        answers |= federation.ask(requests, EvaluateReply)
+        note_copies(federation, bank, {name: answers[name] for name in asked}, by_name)
+        left |= {name: left[name] - 1 for name in asked}
+    return answers
 
 
 def tasks_wanted(scenario: Scenario, stage: int, tasks: Collection[str]) -> set[str]:
@@ -110,26 +124,40 @@ def tasks_wanted(scenario: Scenario, stage: int, tasks: Collection[str]) -> set[
 
 
 def request_for(
-    federation: Federation, name: str, stage: int, bank: Bank, candidates: Sequence[str]
+    federation: Federation, name: str, stage: int, bank: Bank, candidates: Sequence[str], *, by_name: bool
 ) -> EvaluateRequest:
-    """The request to one institution, with the entries that it lacks."""
+    """The request to one institution, with the entries that it lacks, or with their names."""
     tasks = entries_for(federation, name, bank)
     known = federation.copies.get((bank.folder, name), 0)
     return EvaluateRequest(
         Job(name, stage),
         known,
-        entries=[bank.bytes_of(task) for task in tasks[known:]],
+        entries=[] if by_name else [bank.bytes_of(task) for task in tasks[known:]],
+        names=tuple(bank.digest_of(task) for task in tasks[known:]) if by_name else (),
         bank=bank.digest_over(tasks),
         candidates=tuple(task for task in candidates if task in tasks),
     )
 
 
-def note_copies(federation: Federation, bank: Bank, answers: Mapping[str, Answer[EvaluateReply]]) -> None:
-    """Remember how many entries institutions hold after they answered."""
+def settled(answer: Answer[EvaluateReply] | None) -> bool:
+    """Whether it answered and its copy of the bank is the server's, as far as it says."""
+    return answer is not None and answer.outcome != Outcome.BANK_MISMATCH
+
+
+def note_copies(
+    federation: Federation,
+    bank: Bank,
+    answers: Mapping[str, Answer[EvaluateReply]],
+    by_name: Collection[str],
+) -> None:
+    """Remember how many entries institutions hold after they answered.
+
+    by_name: who got only names; what their mirror lacks says nothing about their copy.
+    """
     for name, answer in answers.items():
         if answer.ok or answer.outcome in KEPT_TO_ITSELF:
             federation.copies[bank.folder, name] = len(entries_for(federation, name, bank))
-        elif answer.outcome == Outcome.BANK_MISMATCH:
+        elif answer.outcome == Outcome.BANK_MISMATCH and name not in by_name:
             federation.copies[bank.folder, name] = 0
 
 

@@ -148,6 +148,7 @@ class IdentifyRequest(Message):
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Signature = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ class IdentifyReply(Message):
         forecasts: by institution and task, if the policy adds noise.
         simulated: whether privacy noise is seeded.
         preprocessing: hash of the image preprocessing.
+        mirrored: whether the node has a mirror, a folder that holds entries under their names.
         signatures: by institution, over identify_statement, with the key that is registered for its name.
     """
 
@@ -219,6 +221,7 @@ class IdentifyReply(Message):
     )
     simulated: Annotated[bool, Flag()] = False
     preprocessing: Annotated[str, Text("([0-9a-f]{16})?")] = ""
+    mirrored: Annotated[bool, Flag()] = False
     signatures: Annotated[Mapping[str, str], Nested(dict[Name, Signature])] = field(default_factory=dict)
     schema: Annotated[int, Amount(Range(0, 999, whole=True))] = SCHEMA
 
@@ -512,6 +515,7 @@ class EvaluateRequest(Message):
         bank: digest that your copy must have after adding them.
         candidates: the tasks whose entries are new; report whether they claim validation images of your own
             tasks.
+        names: SHA-256 of each entry file that you lack; take it from your mirror. Then `entries` is empty.
     """
 
     job: ForJob
@@ -519,6 +523,7 @@ class EvaluateRequest(Message):
     entries: Annotated[Sequence[bytes], Files()]
     bank: Annotated[str, Text()]
     candidates: Annotated[tuple[str, ...], Nested(tuple[str, ...])] = ()
+    names: Annotated[tuple[Digest, ...], Nested(tuple[Digest, ...])] = ()
 
 
 Question = AlignRequest | RouterRequest | CalibrateRequest | EvaluateRequest

@@ -55,6 +55,9 @@ class NodeFile(Section):
     device: Literal["auto", "cpu", "mps", "cuda"] | None = Field(
         None, description="Wins over the scenario's compute.device."
     )
+    mirror: Path | None = Field(
+        None, description="Folder of entries, each in a file DIGEST.entry; the server then sends names only."
+    )
     port: int = Field(9094, ge=1, le=65535, description="Where the node talks to itself, on 127.0.0.1.")
 
 
@@ -70,6 +73,7 @@ def node_settings(node: NodeFile) -> dict[str, str]:
         "data-root": node.data_root,
         "checkpoint": node.checkpoint,
         "device": node.device,
+        "mirror": node.mirror,
     }
     return {key: str(value) for key, value in found.items() if value is not None}
 
@@ -97,8 +101,8 @@ def check_node(node: NodeFile) -> None:
         raise DeploymentError(
             f"site: expected a table [tasks.NAME] in {node.site}, found none; run `casam site init FOLDER`"
         )
-    for key, path in (("data_root", node.data_root), ("checkpoint", node.checkpoint)):
-        if path is not None and not path.exists():
+    for key in ("data_root", "checkpoint", "mirror"):
+        if (path := getattr(node, key)) is not None and not path.exists():
             raise DeploymentError(f"{key}: {path} does not exist; check the path")
     try:
         node.home.mkdir(mode=0o700, parents=True, exist_ok=True)

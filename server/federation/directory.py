@@ -55,13 +55,14 @@ SAME_CODE = "stop the local SuperLink (or update that node) and run again"
 @dataclass(frozen=True)
 class Member:
     """One institution that answered. holdings: by task, its images. forecasts: by task, how many private
-    rounds it can afford. simulated: its privacy noise is seeded."""
+    rounds it can afford. simulated: its privacy noise is seeded. mirrored: it gets entries by name."""
 
     node: int
     holdings: dict[str, Holding]
     policy: Policy
     forecasts: dict[str, Forecast] = field(default_factory=dict)
     simulated: bool = False
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -375,6 +376,7 @@ def collect(replies: Mapping[int, IdentifyReply]) -> Directory:
             reply.policies[name],
             dict(reply.forecasts.get(name, {})),
             reply.simulated,
+            reply.mirrored,
         )
         for node, reply in replies.items()
         for name, holdings in reply.institutions.items()

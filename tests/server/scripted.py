@@ -121,7 +121,7 @@ def says(**config: Any) -> Behaviour:
 class Site:
     """One scripted institution. holds: by task, images to train, validate and test on. gone_at: the stage in
     which its node disappears, as soon as it is asked something. weights: of the layer that it sends, whatever
-    it starts from. copy: tasks and digests of its bank."""
+    it starts from. copy: tasks and digests of its bank. mirror: folder of entries."""
 
     name: str
     holds: Mapping[str, tuple[int, int, int]]
@@ -132,6 +132,7 @@ class Site:
     weights: Mapping[str, NDArray[np.float32]] | None = None
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     copy: dict[str, str] = field(default_factory=dict)
+    mirror: Path | None = None
     asked: list[tuple[str, Payload]] = field(default_factory=list)
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     context: Context = field(default_factory=lambda: Context(1, 1, {}, RecordDict(), {}))
@@ -242,7 +243,10 @@ class ScriptedGrid(InProcessGrid):
         """Images of a learned task go to it, others nowhere; of candidates it says that all is well."""
         request = EvaluateRequest.of(asked)
         site.copy = dict(list(site.copy.items())[: request.known])
-        for data in request.entries:
+        mirror = {path.stem: path.read_bytes() for path in site.mirror.glob("*")} if site.mirror else {}
+        if not mirror.keys() >= set(request.names):
+            return Payload({"outcome": Outcome.BANK_MISMATCH})
+        for data in [*request.entries, *(mirror[name] for name in request.names)]:
             site.copy[Entry.from_bytes(data).task] = digest_of(data)
         if bank_digest(site.copy) != request.bank:
             return Payload({"outcome": Outcome.BANK_MISMATCH})
@@ -285,6 +289,7 @@ def identity_of(site: Site) -> IdentifyReply:
         policies={site.name: site.policy},
         forecasts={site.name: site.forecasts} if site.forecasts else {},
         preprocessing="b" * 16,
+        mirrored=site.mirror is not None,
     )
 
 

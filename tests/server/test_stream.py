@@ -15,10 +15,10 @@ import server.stream
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import RunError
-from casam_core.protocol.messages import Forecast
+from casam_core.protocol.messages import EvaluateRequest, Forecast
 from casam_core.protocol.payload import Payload
 from tests.runs import events, result
-from tests.server.scripted import Behaviour, Scripted, dies, refuses, scripted, stays_silent
+from tests.server.scripted import Behaviour, Scripted, Site, dies, refuses, scripted, stays_silent
 
 SKIP: dict[str, Any] = {"participation": {"missing": "skip"}, "deadlines": {"connect": 0.2}}
 
@@ -86,6 +86,44 @@ def test_a_copy_that_is_not_ours_is_sent_anew(tmp_path: Path) -> None:
     assert summary["matrix"]["iou"] == [[0.5, None], [0.5, 0.5]]
     asked = [payload.config for kind, payload in run.sites["west"].asked if kind == "evaluate.stage"]
     assert [(config["stage"], config["known"]) for config in asked] == [(0, 0), (1, 0), (1, 0), (2, 1)]
+
+
+def sent_to(site: Site) -> list[tuple[int, int, int, int]]:
+    """(stage, known, entries, names) of every request to evaluate."""
+    sent = [payload for kind, payload in site.asked if kind == "evaluate.stage"]
+    asked = [(EvaluateRequest.of(payload), payload.config["stage"]) for payload in sent]
+    return [(stage, q.known, len(q.entries), len(q.names)) for q, stage in asked]
+
+
+def test_an_institution_with_a_mirror_is_sent_the_names_of_entries(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["west"].mirror = tmp_path / "run" / "bank" / "entries"
+    summary = run.run()
+    assert summary["matrix"]["iou"] == [[0.5, None], [0.5, 0.5]]
+    assert sent_to(run.sites["west"]) == [(0, 0, 0, 0), (1, 0, 0, 1), (2, 1, 0, 1)]
+    assert sent_to(run.sites["north"]) == [(0, 0, 0, 0), (1, 0, 1, 0), (2, 1, 1, 0)]
+    assert run.sites["west"].copy == run.sites["north"].copy
+    assert summary["bytes"]["down"]["west"] < summary["bytes"]["down"]["north"]
+
+
+def test_what_a_mirror_lacks_the_server_sends(tmp_path: Path) -> None:
+    """With an empty mirror the new entries are sent; the copy of the bank is as it was."""
+    run = scripted(tmp_path / "run")
+    run.sites["west"].mirror = tmp_path / "empty"
+    summary = run.run()
+    assert summary["matrix"]["iou"] == [[0.5, None], [0.5, 0.5]]
+    by_name_and_whole = [(1, 0, 0, 1), (1, 0, 1, 0), (2, 1, 0, 1), (2, 1, 1, 0)]
+    assert sent_to(run.sites["west"]) == [(0, 0, 0, 0), *by_name_and_whole]
+
+
+def test_a_copy_that_stays_wrong_beside_a_mirror_is_sent_whole_once(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["west"].mirror = tmp_path / "run" / "bank" / "entries"
+    run.sites["west"].script["evaluate.stage"] = [
+        lambda honest: honest, lambda honest: honest, *[refuses("bank-mismatch")] * 3,
+    ]  # fmt: skip
+    run.run()
+    assert sent_to(run.sites["west"])[2:] == [(2, 1, 0, 1), (2, 1, 1, 0), (2, 0, 2, 0)]
 
 
 def test_late_joiners_and_leavers_take_no_part_in_other_stages(tmp_path: Path) -> None:

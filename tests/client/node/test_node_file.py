@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,11 +12,16 @@ import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from casam_core.config.scenario import Scenario
 from casam_core.errors import CasamError, DeploymentError
 from casam_core.protocol.register import Keys, Register, new_signing_key, public_hex
+from client.identity import identity_of
+from client.institution import Institution
 from client.node import node_file
-from client.node.node_file import check_node, claim_home, read_node_file
+from client.node.node_file import check_node, claim_home, node_settings, read_node_file
+from client.site import hosted_sites
 from scenarios.deploy.certificates import new_authority, node_key, write_authority, write_private
+from tests.banks import tiny_backbone
 
 SITES = ("north", "south")
 
@@ -68,6 +74,7 @@ def test_paths_start_from_the_files_own_folder(site: Path) -> None:
         ('key = "ca.crt"', "is not a private key"),
         ('authority = "node.key"', "authority: .* is not a certificate"),
         ('data_root = "nowhere"', "data_root: .* does not exist"),
+        ('mirror = "nowhere"', "mirror: .* does not exist"),
         ('signing_key = "node.key"', "signing_key: .* expected a private key in PEM"),
         ('signing_key = "none.key"', "signing_key: .* expected a private key in PEM"),
         ('register = "node.toml"', "register, .* expected the register of the consortium's keys"),
@@ -82,6 +89,20 @@ def test_a_fault_is_one_line(site: Path, change: str, words: str) -> None:
     with pytest.raises(CasamError, match=words) as caught:
         check_node(read_node_file(site))
     assert "\n" not in str(caught.value)
+
+
+def test_a_mirror_in_the_file_is_the_sites(site: Path, tiny_scenario: Scenario) -> None:
+    """From node.toml over the settings that the node gives its app to the site and what it says of itself."""
+    (site.parent / "entries").mkdir()
+    site.write_text(site.read_text() + 'mirror = "entries"\n')
+    node = read_node_file(site)
+    check_node(node)
+    (found,) = hosted_sites(tiny_scenario, "run", node_settings(node), {})
+    assert found.mirror == site.parent / "entries"
+    for mirror in (found.mirror, None):
+        institution = Institution(replace(found, mirror=mirror), tiny_scenario, tiny_backbone())
+        institution.holdings = dict  # type: ignore[method-assign]
+        assert identity_of([institution]).mirrored is (mirror is not None)
 
 
 def test_a_key_that_others_may_read_is_refused(site: Path) -> None:

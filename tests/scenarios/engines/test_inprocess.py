@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from casam_core.protocol.fingerprint import ROOT
 from client.evaluation.evaluator import MASKS, ROUTES
 from client.institution import Institution
 from client.node.worktime import noted
+from client.site import Site, hosted_sites
 from scenarios.engines.inprocess import run_inprocess
 from tests.banks import files_of
 from tests.conftest import tiny_table
@@ -247,6 +249,27 @@ def test_an_institution_that_lost_its_bank_is_sent_it_again(
     monkeypatch.setattr(Institution, "updated_bank", loses_its_bank_once)
     run_inprocess(tiny_scenario, tmp_path / "run", None)
     assert lasting(tmp_path / "run")["matrix"] == lasting(finished)["matrix"]
+
+
+def test_with_a_mirror_entries_do_not_come_from_the_server(
+    finished: Path, tmp_path: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the image to the wire: the same bits, and what came down is smaller by the entries' bytes."""
+    out = tmp_path / "run"
+
+    def with_mirror(*args: Any, **rest: Any) -> list[Site]:
+        return [replace(site, mirror=out / "bank" / "entries") for site in hosted_sites(*args, **rest)]
+
+    monkeypatch.setattr("client.client_app.hosted_sites", with_mirror)
+    run_inprocess(tiny_scenario, out, None)
+    assert lasting(out)["matrix"] == lasting(finished)["matrix"]
+    bank = Bank.open(out / "bank")
+    assert bank.digest == Bank.open(finished / "bank").digest
+    entries = sum(len(bank.bytes_of(task)) for task in bank.tasks)
+    for name, before in lasting(finished)["bytes"]["down"].items():
+        copy = Bank.open(out / "institutions" / name / "private" / "bank")
+        assert copy.digest == bank.digest
+        assert before - lasting(out)["bytes"]["down"][name] > 0.9 * entries
 
 
 def test_a_finished_run_folder_is_not_overwritten(finished: Path, tiny_scenario: Scenario) -> None:
