@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+import torch
+
+from casam_core.bank.bank import Bank
+from casam_core.bank.entry_file import Entry
+from casam_core.config.named_parts import ROUTERS
+from casam_core.model.forms import FORMS, build_layer, changes_sam, form_spec, weights_of
+from casam_core.routing.public_frames import FRAMES
+from casam_use.loaded_bank import LoadedEntry
+from tests.banks import files_of, tiny_entry
 from tests.disasters.faults import Fault, Plan
 from tests.disasters.homes import SERVER, provisioned
 from tests.disasters.playing import play
@@ -14,6 +28,35 @@ from tests.disasters.world import Played, World
 
 CUT = Plan(0, "private", (Fault("cut", SERVER, 300, 1.0),))
 """The power goes in the third stage."""
+
+
+NUMBERS = "numbers.json"
+"""In bank.zip beside the bank's files: what its entries made of one embedding when they were frozen."""
+
+
+def every_kind() -> Iterator[Entry]:
+    """An entry of each form of a bank, one with a finder, and of each router; its task says which."""
+    for form in FORMS:
+        if not changes_sam(form):
+            yield replace(tiny_entry("polyp", form), task=f"form {form}")
+    for kind in ROUTERS:
+        yield replace(tiny_entry("polyp", kind=kind), task=f"router {kind}")
+    plain = tiny_entry("polyp")
+    layer = build_layer(form_spec("low_rank", {"finder": True}), 32, 0)
+    yield replace(plain, task="finder", layer=weights_of(layer))
+
+
+def numbers_of(entry: Entry, frames: Path) -> list[float]:
+    """Sums over an entry's weights and what it makes of an embedding; the score, and a sum of what its finder
+    says."""
+    loaded = LoadedEntry.of(entry, frames)
+    z_BCHW = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 32, 8, 8))).float()
+    with torch.no_grad():
+        made_BCHW = loaded.layer(z_BCHW)
+        finder = loaded.layer.finder
+        found = [] if finder is None else [float(finder(z_BCHW).square().sum())]
+    weights = sum(float(value.double().square().sum()) for value in loaded.layer.state_dict().values())
+    return [weights, float(made_BCHW.sum()), float(made_BCHW.square().sum()), loaded.score(z_BCHW[0]), *found]
 
 
 def keep(world: World, archive: Path) -> None:
@@ -41,6 +84,19 @@ def freeze(target: Path) -> None:
         keep(world, target / "summed.zip")
         return played
 
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(target / "bank.zip", "w", zipfile.ZIP_DEFLATED) as into,
+    ):
+        bank = Bank.open(Path(folder) / "bank", create=True)
+        for entry in every_kind():
+            bank.add(entry)
+            if digest := entry.provenance.frame:
+                FRAMES.keep(FRAMES.data(digest), bank.frames)
+        for name, data in files_of(bank.folder).items():
+            into.writestr(name, data)
+        numbers = {entry.task: numbers_of(entry, bank.frames) for entry in bank}
+        into.writestr(NUMBERS, json.dumps(numbers, indent=2))
     with patch.object(World, "rest", at_the_cut):
         play(CUT)
     with patch.object(World, "play", at_the_end):

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from casam_core.bank.bank import Bank
+from casam_core.bank.entry_file import digest_of
 from casam_core.errors import CasamError
 from casam_core.protocol.audit import AuditLog, broken, read_log
 from casam_core.protocol.register import read_register
@@ -27,6 +28,7 @@ from tests.disasters.faults import Plan
 from tests.disasters.homes import SERVER, SITES, furnish, scenario_of
 from tests.disasters.playing import play
 from tests.disasters.world import Played, World
+from tests.frozen.__main__ import NUMBERS, numbers_of
 
 VERSIONS = sorted(path for path in Path(__file__).parent.iterdir() if (path / "interrupted.zip").exists())
 every_version = pytest.mark.parametrize("version", VERSIONS, ids=[path.name for path in VERSIONS])
@@ -88,6 +90,21 @@ def test_every_kept_file_opens(version: Path, tmp_path: Path) -> None:
         assert questions_log(home / "questions.jsonl").lines()
         assert [approval.name for approval in approvals_in(home)] == ["secret"]
         assert read_register(home / "register.json").institutions.keys() == set(SITES)
+
+
+@pytest.mark.parametrize(
+    "archive", sorted(Path(__file__).parent.glob("*/bank.zip")), ids=lambda p: p.parent.name
+)
+def test_an_entry_of_every_kind_gives_the_same_numbers(archive: Path, tmp_path: Path) -> None:
+    """Of every form, with a finder, and of every router. Written again, an entry has the same bytes."""
+    with zipfile.ZipFile(archive) as kept:
+        kept.extractall(tmp_path)
+    bank, numbers = Bank.open(tmp_path), json.loads((tmp_path / NUMBERS).read_text())
+    assert set(numbers) == set(bank.tasks)
+    assert len(numbers) > 8
+    for entry in bank:
+        assert numbers_of(entry, bank.frames) == pytest.approx(numbers[entry.task], rel=1e-4, abs=1e-4)
+        assert digest_of(entry.to_bytes()) == bank.digest_of(entry.task)
 
 
 def with_key(path: Path) -> None:
