@@ -6,7 +6,6 @@ writes to `site.store` and `site.private` stay.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from casam_core.bank.bank import Bank
-from casam_core.bank.entry_file import read_entry
 from casam_core.config.public_files import digest_of_file
 from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.errors import BankError
@@ -71,9 +69,6 @@ from client.site import Site
 
 if TYPE_CHECKING:
     from client.evaluation.own_entries import KnownEntries
-
-MIRROR_SECONDS, MIRROR_PAUSE = 30.0, 0.2
-"""How long an institution waits for a new entry in its mirror, and how long between two looks."""
 
 
 def train_round(
@@ -360,28 +355,13 @@ class Institution:
         for task in bank.tasks[request.known :]:  # the server quarantined them after it had sent them
             bank.remove(task)
         if len(bank) == request.known:
-            for data in [*request.entries, *map(self.from_mirror, request.names)]:
+            for data in request.entries:
                 bank.add_bytes(data)
         if bank.digest != request.bank:
             raise RefusalError(
                 Outcome.BANK_MISMATCH, f"holds {bank.tasks}, expected a bank of digest {request.bank}"
             )
         return bank
-
-    def from_mirror(self, digest: str) -> bytes:
-        """An entry's file in the site's mirror; a mirror may be MIRROR_SECONDS behind the server.
-
-        Raises RefusalError (bank-mismatch) if it is not there or another file; then the server sends it.
-        """
-        if self.site.mirror is None:
-            raise RefusalError(Outcome.BANK_MISMATCH, "expected entries themselves: this site has no mirror")
-        file, end = self.site.mirror / f"{digest}.entry", time.monotonic() + MIRROR_SECONDS
-        while not file.exists() and time.monotonic() < end:
-            time.sleep(MIRROR_PAUSE)
-        try:
-            return read_entry(file, digest, "that is new")
-        except (BankError, OSError) as error:
-            raise RefusalError(Outcome.BANK_MISMATCH, f"mirror: {error}") from error
 
     def encoded(self, task: str, part: SplitPart) -> tuple[TaskData, tuple[Sample, ...]]:
         """The task's data and one of its splits; the embeddings of its images are in the store afterwards."""

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.errors import RunError
+from casam_core.methods import method_of
 from casam_core.metrics.intervals import Statistics
 from casam_core.protocol.messages import EvaluateReply, EvaluateRequest, TaskResult
-from casam_core.protocol.outcomes import Outcome
+from casam_core.protocol.outcomes import NoResult, Outcome
 from casam_core.protocol.payload import Job
 from casam_core.routing.decision import total
 from server.federation.exchange import Answer, all_settled, results
@@ -23,8 +24,8 @@ from server.federation.federation import Federation
 KEPT_TO_ITSELF = (Outcome.METRICS_NOT_SHARED, Outcome.TOO_FEW_IMAGES)
 """Outcomes of an institution that added the entries and refuses its scores."""
 
-NAMES_FIRST = 3
-"""Most requests to an institution with a mirror: with names, with the entries it lacks, with all entries."""
+MIRROR_MISSED = (Outcome.NOT_IN_MIRROR, Outcome.FAILED, NoResult.NO_ANSWER)
+"""Outcomes of a request with names after which an institution is sent entries, for the rest of the run."""
 
 FIGURES = ("iou", "dice", "biou", "biou_official", "hd95", "iou_instance")
 
@@ -99,19 +100,34 @@ def evaluate(
 def all_answers(
     federation: Federation, stage: int, bank: Bank, candidates: Sequence[str], names: Sequence[str]
 ) -> dict[str, Answer[EvaluateReply]]:
-    """Ask every institution of `names` until its copy of the bank is the server's, or nothing more helps."""
+    """Ask every institution of `names`, and some of them again.
+
+    Whose mirror lacks an entry is sent entries then; whose copy of the bank differs, the whole bank, once.
+    """
     answers: dict[str, Answer[EvaluateReply]] = {}
-    left = {name: NAMES_FIRST if federation.members[name].mirrored else NAMES_FIRST - 1 for name in names}
-    while asked := [name for name in names if left[name] and not settled(answers.get(name))]:
-        by_name = {name for name in asked if left[name] == NAMES_FIRST}
+    differed: set[str] = set()
+    asked = list(names)
+    while asked:
+        by_name = {name for name in asked if gets_names(federation, name)}
         requests = {
             name: request_for(federation, name, stage, bank, candidates, by_name=name in by_name)
             for name in asked
         }
         answers |= federation.ask(requests, EvaluateReply)
-        note_copies(federation, bank, {name: answers[name] for name in asked}, by_name)
-        left |= {name: left[name] - 1 for name in asked}
+        note_copies(federation, bank, {name: answers[name] for name in asked})
+        federation.mirrors_missed |= {name for name in by_name if answers[name].outcome in MIRROR_MISSED}
+        again = {name for name in by_name if answers[name].outcome == Outcome.NOT_IN_MIRROR}
+        differ = {name for name in asked if answers[name].outcome == Outcome.BANK_MISMATCH} - differed
+        differed |= differ
+        asked = [name for name in names if name in again | differ]
     return answers
+
+
+def gets_names(federation: Federation, name: str) -> bool:
+    """Whether an institution is sent names of entries. A shared layer is another entry in every stage, in
+    another folder, which a mirror does not have."""
+    mirrored = federation.members[name].mirrored and name not in federation.mirrors_missed
+    return mirrored and not method_of(federation.scenario.method).shared
 
 
 def tasks_wanted(scenario: Scenario, stage: int, tasks: Collection[str]) -> set[str]:
@@ -139,25 +155,12 @@ def request_for(
     )
 
 
-def settled(answer: Answer[EvaluateReply] | None) -> bool:
-    """Whether it answered and its copy of the bank is the server's, as far as it says."""
-    return answer is not None and answer.outcome != Outcome.BANK_MISMATCH
-
-
-def note_copies(
-    federation: Federation,
-    bank: Bank,
-    answers: Mapping[str, Answer[EvaluateReply]],
-    by_name: Collection[str],
-) -> None:
-    """Remember how many entries institutions hold after they answered.
-
-    by_name: who got only names; what their mirror lacks says nothing about their copy.
-    """
+def note_copies(federation: Federation, bank: Bank, answers: Mapping[str, Answer[EvaluateReply]]) -> None:
+    """Remember how many entries institutions hold after they answered."""
     for name, answer in answers.items():
         if answer.ok or answer.outcome in KEPT_TO_ITSELF:
             federation.copies[bank.folder, name] = len(entries_for(federation, name, bank))
-        elif answer.outcome == Outcome.BANK_MISMATCH and name not in by_name:
+        elif answer.outcome == Outcome.BANK_MISMATCH:
             federation.copies[bank.folder, name] = 0
 
 

@@ -225,8 +225,8 @@ def facts_of(
 
 NOT_COVERED = (
     "Other institutions attest that they deleted their copies; this is no proof. The unlearning does not "
-    "cover earlier runs, published figures, knowledge that other institutions gained from the entries, and "
-    "spent privacy budget."
+    "cover earlier runs, published figures, mirrors of entries, knowledge that other institutions gained "
+    "from the entries, and spent privacy budget."
 )
 
 

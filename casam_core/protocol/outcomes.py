@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     NOT_IN_SCENARIO = "not-in-scenario"  # the request does not follow from the scenario
     UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution
     BANK_MISMATCH = "bank-mismatch"  # its copy of the bank differs from the server's
+    NOT_IN_MIRROR = "not-in-mirror"  # the site's mirror lacks an entry that the server named
     BAD_REQUEST = "bad-request"  # the request cannot be read, or an array in it does not have its form
     ROLLED_BACK = "rolled-back"  # its audit log is older than what the server saw of it
     REPEATED = "repeated"  # the request was answered before

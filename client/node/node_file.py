@@ -101,9 +101,12 @@ def check_node(node: NodeFile) -> None:
         raise DeploymentError(
             f"site: expected a table [tasks.NAME] in {node.site}, found none; run `casam site init FOLDER`"
         )
-    for key in ("data_root", "checkpoint", "mirror"):
-        if (path := getattr(node, key)) is not None and not path.exists():
+    for key, path in (("data_root", node.data_root), ("checkpoint", node.checkpoint)):
+        if path is not None and not path.exists():
             raise DeploymentError(f"{key}: {path} does not exist; check the path")
+    mirror = node.mirror
+    if mirror is not None and not (mirror.is_dir() and os.access(mirror, os.R_OK | os.X_OK)):
+        raise DeploymentError(f"mirror: expected a folder that this user can read, found {mirror}")
     try:
         node.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -39,6 +39,7 @@ from client.dp.noisy_router import (
     router_statistics_privately,
 )
 from client.evaluation.canary import canary
+from client.evaluation.entry_mirror import fetched
 from client.evaluation.overlays import draw_overlays
 from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.evaluation.personal import tell_personal
@@ -176,6 +177,8 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     policy = institution.site.policy
     check_question(institution, request)
     check_present(institution, request.job)
+    if request.names:
+        request = replace(request, entries=fetched(institution.site.mirror, request.names), names=())
     for entry in map(Entry.from_bytes, request.entries):
         if not policy.accept_entries:
             check_own(institution, entry)

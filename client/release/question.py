@@ -124,7 +124,7 @@ def check_folds(institution: Institution, request: CalibrateRequest) -> None:
 
 
 def fault_in_evaluation(institution: Institution, request: EvaluateRequest) -> str | None:
-    """What is wrong with the stage or the candidates of an evaluation; None if nothing is."""
+    """What is wrong with the stage, the candidates or the entries of an evaluation; None if nothing is."""
     stream, stage = institution.scenario.stream, request.job.stage
     if (request.job.task, request.job.round) != ("", 1):
         return "expected no task and no round for an evaluation"
@@ -133,6 +133,8 @@ def fault_in_evaluation(institution: Institution, request: EvaluateRequest) -> s
     # An earlier task is a candidate again if its entry was learned anew, because a holder left.
     if not set(request.candidates) <= set(stream[:stage]):
         return f"expected tasks of the stages so far as candidates, found {request.candidates}"
+    if request.entries and request.names:
+        return "expected entries or names of entries, found both"
     return None
 
 

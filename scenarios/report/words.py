@@ -76,6 +76,9 @@ OUTCOMES: dict[str, Meaning] = {
     Outcome.BANK_MISMATCH: Meaning(
         "other bank", "Its copy of the bank was different, so the server sent the whole bank."
     ),
+    Outcome.NOT_IN_MIRROR: Meaning(
+        "not in its mirror", "The institution's mirror lacked a new entry, so the server sent the entries."
+    ),
     Outcome.BAD_POLICY: Meaning(
         "policy unreadable", "The institution could not read its policy or its ledger and took no part."
     ),

@@ -13,8 +13,8 @@ from flwr.serverapp import Grid
 from casam_core.config.scenario import Scenario
 from casam_core.methods import Cohort, cohort_at
 from casam_core.protocol.audit import AuditLog, now
-from casam_core.protocol.messages import EvaluateReply
-from casam_core.protocol.outcomes import NoResult
+from casam_core.protocol.messages import EvaluateReply, EvaluateRequest
+from casam_core.protocol.outcomes import NoResult, Outcome
 from casam_core.protocol.payload import EPSILONS, Job, Payload
 from casam_core.protocol.register import SIGNING_KEY, read_register, register_of_run
 from casam_core.protocol.schema import Message
@@ -39,6 +39,7 @@ class Federation:
         members: every institution that was ever connected, as last seen, in the scenario's order.
         counters: traffic, releases, refusals and budgets; a resumed run continues them.
         copies: how many entries of the bank in a folder an institution holds, by (folder, institution).
+        mirrors_missed: institutions whose mirror lacked an entry; they are sent entries.
         register: all institutions' keys. key: the server's own signing key, a file.
     """
 
@@ -58,6 +59,7 @@ class Federation:
         self.directory = Directory({}, "", "")
         self.members: dict[str, Member] = {}
         self.copies: dict[tuple[Path, str], int] = {}
+        self.mirrors_missed: set[str] = set()
         self.arrivals = AuditLog(folder.path / "audit.jsonl")
 
     def discover(self) -> None:
@@ -202,6 +204,10 @@ class Federation:
             self._accept(kind, job, answer, payload)
         elif answer.outcome == NoResult.REJECTED:
             self.reject(name, kind, job.stage, answer.reason)
+        elif answer.outcome == Outcome.NOT_IN_MIRROR and EvaluateRequest.of(asked[name]).names:
+            # No failure: the server asks again, with the entries.
+            said = f"{name}: its mirror lacks a new entry; the server sends it entries"
+            self.folder.event("mirror-missed", said, stage=job.stage, institution=name)
         else:
             self._log_no_result(kind, job, answer)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from casam_core.bank.bank import bank_digest
-from casam_core.bank.entry_file import digest_of
 from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
 from casam_core.model.forms import AlignmentLayer, weights_of
 from casam_core.model.validation import TESTED_INSTANCES, Validate, Validated, validator
 from casam_core.protocol.limits import AnswerError
-from casam_core.protocol.messages import AlignRequest, EvaluateRequest, allowed_in
+from casam_core.protocol.messages import AlignRequest, allowed_in
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.routing.public_frames import FRAMES
@@ -26,7 +23,7 @@ from client.institution import Institution
 from client.release import permission
 from client.release.guard import sender_of
 from client.site import hosted_sites
-from tests.banks import random_frame, tiny_backbone, tiny_entry
+from tests.banks import random_frame, tiny_backbone
 from tests.conftest import tiny_table
 
 
@@ -46,60 +43,6 @@ def test_holders_of_a_task_start_their_routers_alike(tmp_path: Path) -> None:
     ]
     for name in ("enc_fc1.weight", "dec_fc2.weight"):
         np.testing.assert_allclose(summaries[0][name], summaries[1][name], atol=1e-9)
-
-
-def with_mirror(tmp_path: Path) -> tuple[Institution, Path, EvaluateRequest]:
-    """An institution, its mirror, and a request that names one entry."""
-    plain, mirror = institution("north", tmp_path), tmp_path / "mirror"
-    mirror.mkdir()
-    data = tiny_entry("polyp").to_bytes()
-    (mirror / f"{digest_of(data)}.entry").write_bytes(data)
-    digests = {"polyp": digest_of(data)}
-    request = EvaluateRequest(Job("north", 1), 0, [], bank_digest(digests), names=tuple(digests.values()))
-    changed = Institution(replace(plain.site, mirror=mirror), plain.scenario, plain.backbone)
-    return changed, mirror, request
-
-
-def test_an_entry_that_is_only_named_comes_from_the_mirror(tmp_path: Path) -> None:
-    site, _, request = with_mirror(tmp_path)
-    assert site.updated_bank(request).tasks == ("polyp",)
-
-
-def test_a_mirror_may_be_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site, mirror, request = with_mirror(tmp_path)
-    file = mirror / f"{request.names[0]}.entry"
-    file.rename(tmp_path / "coming")
-    monkeypatch.setattr(time, "sleep", lambda seconds: (tmp_path / "coming").rename(file))
-    assert site.updated_bank(request).tasks == ("polyp",)
-
-
-@pytest.mark.parametrize("fault", ["absent", "altered", "a folder", "no mirror"])
-def test_what_a_mirror_lacks_or_changed_is_asked_of_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    monkeypatch.setattr("client.institution.MIRROR_SECONDS", 0.0)
-    site, mirror, request = with_mirror(tmp_path)
-    file = mirror / f"{request.names[0]}.entry"
-    whole = file.read_bytes()
-    if fault == "altered":
-        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    elif fault == "no mirror":
-        site = institution("north", tmp_path)
-    else:
-        file.unlink()
-        if fault == "a folder":
-            file.mkdir()
-    with pytest.raises(RefusalError) as refusal:
-        site.updated_bank(request)
-    assert refusal.value.outcome == Outcome.BANK_MISMATCH
-    assert site.updated_bank(replace(request, entries=[whole], names=())).tasks == ("polyp",)
-
-
-@pytest.mark.parametrize("name", ["../../../policy", "A" * 64, "", "0" * 63])
-def test_a_server_cannot_name_another_file(name: str) -> None:
-    asked = EvaluateRequest(Job("north", 1), 0, [], "0" * 64, names=(name,)).to_payload()
-    with pytest.raises(ValueError, match="pattern"):
-        EvaluateRequest.of(asked)
 
 
 def distance(one: Any, other: Any) -> float:

@@ -18,9 +18,11 @@ from casam_core.bank.bank import Bank
 from casam_core.bank.entry_file import Entry
 from casam_core.config.named_parts import ROUTERS
 from casam_core.model.forms import FORMS, build_layer, changes_sam, form_spec, weights_of
+from casam_core.model.frame import Frame
+from casam_core.model.prompts import Prompts
 from casam_core.routing.public_frames import FRAMES
 from casam_use.loaded_bank import LoadedEntry
-from tests.banks import files_of, tiny_entry
+from tests.banks import files_of, tiny_backbone, tiny_entry
 from tests.disasters.faults import Fault, Plan
 from tests.disasters.homes import SERVER, provisioned
 from tests.disasters.playing import play
@@ -43,20 +45,26 @@ def every_kind() -> Iterator[Entry]:
         yield replace(tiny_entry("polyp", kind=kind), task=f"router {kind}")
     plain = tiny_entry("polyp")
     layer = build_layer(form_spec("low_rank", {"finder": True}), 32, 0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in layer.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     yield replace(plain, task="finder", layer=weights_of(layer))
 
 
 def numbers_of(entry: Entry, frames: Path) -> list[float]:
-    """Sums over an entry's weights and what it makes of an embedding; the score, and a sum of what its finder
-    says."""
-    loaded = LoadedEntry.of(entry, frames)
+    """Sums over what an entry makes of an embedding, and over the mask that its decoder makes of that for one
+    box; the score, and a sum of what its finder says."""
+    loaded, backbone = LoadedEntry.of(entry, frames), tiny_backbone()
     z_BCHW = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 32, 8, 8))).float()
+    frame = Frame(64, 64, backbone.geometry.side)
     with torch.no_grad():
         made_BCHW = loaded.layer(z_BCHW)
-        finder = loaded.layer.finder
+        decoder, finder = loaded.layer.decoder(backbone.mask_decoder), loaded.layer.finder
         found = [] if finder is None else [float(finder(z_BCHW).square().sum())]
-    weights = sum(float(value.double().square().sum()) for value in loaded.layer.state_dict().values())
-    return [weights, float(made_BCHW.sum()), float(made_BCHW.square().sum()), loaded.score(z_BCHW[0]), *found]
+        box = Prompts(boxes_N4=np.array([[10.0, 12.0, 40.0, 50.0]], np.float32)).into(frame)
+        mask_1HW, _ = backbone.decode(made_BCHW[0], box, decoder)
+    layer = [float(made_BCHW.sum()), float(made_BCHW.square().sum()), float(mask_1HW.square().sum())]
+    return [*layer, loaded.score(z_BCHW[0]), *found]
 
 
 def keep(world: World, archive: Path) -> None:

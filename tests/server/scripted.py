@@ -245,7 +245,7 @@ class ScriptedGrid(InProcessGrid):
         site.copy = dict(list(site.copy.items())[: request.known])
         mirror = {path.stem: path.read_bytes() for path in site.mirror.glob("*")} if site.mirror else {}
         if not mirror.keys() >= set(request.names):
-            return Payload({"outcome": Outcome.BANK_MISMATCH})
+            return Payload({"outcome": Outcome.NOT_IN_MIRROR})
         for data in [*request.entries, *(mirror[name] for name in request.names)]:
             site.copy[Entry.from_bytes(data).task] = digest_of(data)
         if bank_digest(site.copy) != request.bank:

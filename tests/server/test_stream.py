@@ -107,23 +107,49 @@ def test_an_institution_with_a_mirror_is_sent_the_names_of_entries(tmp_path: Pat
 
 
 def test_what_a_mirror_lacks_the_server_sends(tmp_path: Path) -> None:
-    """With an empty mirror the new entries are sent; the copy of the bank is as it was."""
+    """At once, without a failure, and for the rest of the run; the copy of the bank is as it was."""
     run = scripted(tmp_path / "run")
     run.sites["west"].mirror = tmp_path / "empty"
     summary = run.run()
     assert summary["matrix"]["iou"] == [[0.5, None], [0.5, 0.5]]
-    by_name_and_whole = [(1, 0, 0, 1), (1, 0, 1, 0), (2, 1, 0, 1), (2, 1, 1, 0)]
-    assert sent_to(run.sites["west"]) == [(0, 0, 0, 0), *by_name_and_whole]
+    assert sent_to(run.sites["west"]) == [(0, 0, 0, 0), (1, 0, 0, 1), (1, 0, 1, 0), (2, 1, 1, 0)]
+    assert len(events(run.path, "mirror-missed")) == 1
+    assert events(run.path, "no-result") == []
 
 
-def test_a_copy_that_stays_wrong_beside_a_mirror_is_sent_whole_once(tmp_path: Path) -> None:
+def test_a_copy_that_was_lost_comes_from_the_mirror_whole(tmp_path: Path) -> None:
     run = scripted(tmp_path / "run")
     run.sites["west"].mirror = tmp_path / "run" / "bank" / "entries"
-    run.sites["west"].script["evaluate.stage"] = [
-        lambda honest: honest, lambda honest: honest, *[refuses("bank-mismatch")] * 3,
-    ]  # fmt: skip
+    honest: Behaviour = lambda honest: honest  # noqa: E731
+    run.sites["west"].script["evaluate.stage"] = [honest, honest, refuses("bank-mismatch")]
     run.run()
-    assert sent_to(run.sites["west"])[2:] == [(2, 1, 0, 1), (2, 1, 1, 0), (2, 0, 2, 0)]
+    assert sent_to(run.sites["west"])[2:] == [(2, 1, 0, 1), (2, 0, 0, 2)]
+
+
+@pytest.mark.parametrize("word", ["bank-mismatch", "not-in-mirror", "failed"])
+def test_an_institution_that_never_takes_the_bank_does_not_hold_up_the_run(tmp_path: Path, word: str) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["west"].mirror = tmp_path / "run" / "bank" / "entries"
+    run.sites["west"].script["evaluate.stage"] = [refuses(word)] * 20
+    run.run()
+    assert len(sent_to(run.sites["west"])) <= 6
+    assert {event["outcome"] for event in events(run.path, "no-result")} == {word}
+
+
+def test_a_node_that_waits_for_its_mirror_too_long_is_sent_entries_next_time(tmp_path: Path) -> None:
+    run = scripted(tmp_path / "run")
+    run.sites["west"].mirror = tmp_path / "run" / "bank" / "entries"
+    run.sites["west"].script["evaluate.stage"] = [lambda honest: honest, refuses("failed")]
+    run.run()
+    assert sent_to(run.sites["west"])[1:] == [(1, 0, 0, 1), (2, 0, 2, 0)]
+
+
+def test_a_shared_layer_is_not_in_a_mirror(tmp_path: Path) -> None:
+    """It is another entry in every stage, in a folder of the stage."""
+    run = scripted(tmp_path / "run", method="fedavg")
+    run.sites["west"].mirror = tmp_path / "run" / "bank" / "entries"
+    run.run()
+    assert all(names == 0 for *_, names in sent_to(run.sites["west"]))
 
 
 def test_late_joiners_and_leavers_take_no_part_in_other_stages(tmp_path: Path) -> None:
