@@ -120,9 +120,15 @@ def furnish(home: Path, case: str) -> None:
         (home / name).write_bytes(data)
 
 
+MIRRORED = "west"
+"""This site reads entries from the folder of the server's first run, as from a mount."""
+
+
 def node_config(home: Path, number: int) -> dict[str, str | int]:
     """What a site starts its node with."""
+    mirror = home.with_name(SERVER) / "run-0" / "bank" / "entries"
     return {
+        **({"mirror": str(mirror)} if home.name == MIRRORED else {}),
         "institution": home.name,
         "home": str(home),
         "policy": str(home / "policy.toml"),
