@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from casam_core.config.section import ByName, OneOf, Registry, Section
+from casam_core.config.section import ByName, Digest, OneOf, Registry, Section
 
 if TYPE_CHECKING:
     from casam_core.model.backbones import BackboneEntry
@@ -152,7 +152,7 @@ class PublicFrameSpec(RouterSpec):
     """Router `public_frame`, the default: a mean in a fixed public frame per task."""
 
     kind: Literal["public_frame"] = "public_frame"
-    frame: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
+    frame: Digest | None = Field(
         None,
         description="SHA-256 of the frame. Default: the frame that casam ships for the backbone; if there is "
         "none, `casam run` makes one from phantoms.",

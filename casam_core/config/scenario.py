@@ -29,7 +29,7 @@ from casam_core.config.named_parts import (
 )
 from casam_core.config.participation import AdmissionSpec, DeadlineSpec, FaultSpec, ParticipationSpec
 from casam_core.config.policy import Policy
-from casam_core.config.section import Section
+from casam_core.config.section import Digest, Section
 from casam_core.plugins import load_plugins
 from casam_core.seeding import numpy_generator
 
@@ -183,7 +183,7 @@ class PrivacySpec(Section):
         "needs to recognise the task with this number of images, at most nine tenths; the layer gets the "
         "rest. half: the router gets half.",
     )
-    library: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
+    library: Digest | None = Field(
         None,
         description='SHA-256 of the library of layers, for method = "subspace" and alignment.start = '
         '"library". Default: the library that casam ships for the backbone and form; if there is none, '

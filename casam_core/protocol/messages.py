@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field
 from casam_core.config.named_parts import AlignmentSpec, RouterSpec
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Name, Scenario
+from casam_core.config.section import Digest
 from casam_core.methods import SHARED, alignment_of, method_of
 from casam_core.metrics.intervals import Estimate, Statistics
 from casam_core.model.backbones import Backbone
@@ -148,7 +149,6 @@ class IdentifyRequest(Message):
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Signature = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)

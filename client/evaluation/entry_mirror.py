@@ -20,8 +20,7 @@ LARGEST_ENTRY = 2**30
 def fetched(mirror: Path | None, names: Sequence[str]) -> list[bytes]:
     """The files of entries, checked against their names. mirror: the folder; None: this site has none.
 
-    Raises RefusalError (not-in-mirror) if one is not there in time, or is another file; then the server sends
-    the entries themselves.
+    Raises RefusalError (not-in-mirror) if one is not there in time, or is another file.
     """
     end = time.monotonic() + MIRROR_SECONDS
     try:
@@ -38,4 +37,4 @@ def awaited(file: Path, name: str, end: float) -> bytes:
         time.sleep(MIRROR_PAUSE)
     if not file.is_file() or file.stat().st_size > LARGEST_ENTRY:
         raise BankError(f"{file}: expected a file of an entry, found none, or one that is too large")
-    return read_entry(file, name, "that is new")
+    return read_entry(file, name, name)

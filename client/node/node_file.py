@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from pydantic import Field, StringConstraints, ValidationError
 
 from casam_core.config.scenario import Name
-from casam_core.config.section import Section
+from casam_core.config.section import Digest, Section
 from casam_core.config.site_file import read_site_file
 from casam_core.config.toml import explain, read_policy, read_table
 from casam_core.errors import CasamError, DeploymentError
@@ -27,7 +27,6 @@ from casam_core.files import write_atomic
 from casam_core.protocol.register import sign_as
 
 SuperLinkAddress = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}$")]
-BundleHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 OWNER = "institution"
@@ -46,7 +45,7 @@ class NodeFile(Section):
         alias="register", description="The consortium's names and keys, as `casam provision` wrote them."
     )
     signing_key: Path = Field(description="The institution's Ed25519 key (PEM), mode 0600.")
-    bundle: BundleHash = Field(description="SHA-256 of the one bundle that may run here (casam bundle hash).")
+    bundle: Digest = Field(description="SHA-256 of the one bundle that may run here (casam bundle hash).")
     policy: Path = Field(description="The institution's policy.")
     site: Path = Field(description="The institution's description of its images (casam site init).")
     home: Path = Field(description="Embeddings, results, audit log and ledger; kept over all runs.")
@@ -104,8 +103,7 @@ def check_node(node: NodeFile) -> None:
     for key, path in (("data_root", node.data_root), ("checkpoint", node.checkpoint)):
         if path is not None and not path.exists():
             raise DeploymentError(f"{key}: {path} does not exist; check the path")
-    mirror = node.mirror
-    if mirror is not None and not (mirror.is_dir() and os.access(mirror, os.R_OK | os.X_OK)):
+    if (mirror := node.mirror) is not None and not (mirror.is_dir() and os.access(mirror, os.R_OK | os.X_OK)):
         raise DeploymentError(f"mirror: expected a folder that this user can read, found {mirror}")
     try:
         node.home.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -13,6 +12,7 @@ from flwr.app import RecordDict
 from flwr.common.secure_aggregation.secaggplus_constants import Key
 
 from casam_core.bank.bank import bank_digest
+from casam_core.bank.entry_file import digest_of as entry_digest
 from casam_core.config.policy import Policy
 from casam_core.protocol.audit import AuditError, Release, broken, read_log
 from casam_core.protocol.payload import AUDIT, Payload, digest_of
@@ -91,12 +91,13 @@ class Laws:
         if self.rotten:
             return
         forgotten = {task for site in SITES if policy_of(self.case, site).leaves_at for task in HELD[site]}
-        for manifest in home.glob("**/bank/manifest.json"):
+        runs = "run-*" if home.name == SERVER else "runs/*"
+        for manifest in home.glob(f"{runs}/bank/manifest.json"):
             for task, digest in tasks_of(manifest.parent).items():
                 if self.entries.setdefault((manifest, task), digest) != digest and task not in forgotten:
                     self.breaks(f"{home.name}: the entry of {task} changed")
                 file = manifest.parent / "entries" / f"{digest}.entry"
-                if file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+                if file.exists() and entry_digest(file.read_bytes()) != digest:
                     self.breaks(f"{home.name}: the file of the entry of {task} changed")
 
     def allowed(self, node: Node, sent: Sent, reply: Payload, asked: Mapping[str, Any]) -> None:

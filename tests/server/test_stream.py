@@ -136,10 +136,14 @@ def test_an_institution_that_never_takes_the_bank_does_not_hold_up_the_run(tmp_p
     assert {event["outcome"] for event in events(run.path, "no-result")} == {word}
 
 
-def test_a_node_that_waits_for_its_mirror_too_long_is_sent_entries_next_time(tmp_path: Path) -> None:
-    run = scripted(tmp_path / "run")
+@pytest.mark.parametrize("misses", [refuses("failed"), stays_silent])
+def test_who_fails_or_is_silent_beside_a_mirror_is_sent_entries_next_time(
+    tmp_path: Path, misses: Behaviour
+) -> None:
+    """A node may wait for its mirror longer than the deadline; its scores of this one stage are missing."""
+    run = scripted(tmp_path / "run", deadlines={"evaluate": 0.3})
     run.sites["west"].mirror = tmp_path / "run" / "bank" / "entries"
-    run.sites["west"].script["evaluate.stage"] = [lambda honest: honest, refuses("failed")]
+    run.sites["west"].script["evaluate.stage"] = [lambda honest: honest, misses]
     run.run()
     assert sent_to(run.sites["west"])[1:] == [(1, 0, 0, 1), (2, 0, 2, 0)]
 

@@ -127,6 +127,7 @@ def test_an_entry_is_checked_wherever_it_comes_from(tmp_path: Path, way: str) ->
         provenance=replace(about, scenario=scenario.learned_digest(), frame=frame),
     )
     cases = {
+        "good": (good, {}, Outcome.OK),
         "foreign": (good, {"accept_entries": False}, Outcome.ENTRIES_NOT_ACCEPTED),
         "not finite": (broken(good), {}, Outcome.BAD_REQUEST),
         "of no task": (replace(good, task="knee"), {}, Outcome.BAD_REQUEST),
