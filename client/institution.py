@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from casam_core.bank.bank import Bank
+from casam_core.bank.bank import Bank, bank_digest
+from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.config.public_files import digest_of_file
 from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.errors import BankError
@@ -347,20 +348,25 @@ class Institution:
         return found
 
     def updated_bank(self, request: EvaluateRequest) -> Bank:
-        """This institution's copy of the bank with the new entries. Raises RefusalError (bank-mismatch)."""
+        """This institution's copy of the bank with the new entries.
+
+        Raises RefusalError (bank-mismatch); the copy is then what it was.
+        """
         folder = self.site.private / "bank"
-        if request.known == 0:
+        bank = Bank.open(folder, create=True) if request.known else None
+        kept = {task: bank.digest_of(task) for task in bank.tasks[: request.known]} if bank else {}
+        new = {Entry.from_bytes(data).task: digest_of(data) for data in request.entries}
+        if kept.keys() & new.keys() or bank_digest({**kept, **new}) != request.bank:
+            raise RefusalError(
+                Outcome.BANK_MISMATCH, f"keeps {tuple(kept)}, expected a bank of digest {request.bank}"
+            )
+        if bank is None:
             remove_folder(folder)
-        bank = Bank.open(folder, create=True)
+            bank = Bank.open(folder, create=True)
         for task in bank.tasks[request.known :]:  # the server quarantined them after it had sent them
             bank.remove(task)
-        if len(bank) == request.known:
-            for data in request.entries:
-                bank.add_bytes(data)
-        if bank.digest != request.bank:
-            raise RefusalError(
-                Outcome.BANK_MISMATCH, f"holds {bank.tasks}, expected a bank of digest {request.bank}"
-            )
+        for data in request.entries:
+            bank.add_bytes(data)
         return bank
 
     def encoded(self, task: str, part: SplitPart) -> tuple[TaskData, tuple[Sample, ...]]:

@@ -1,4 +1,4 @@
-"""One stage of the stream: a function from one state to the next."""
+"""One stage of the stream, in two halves; each is a function from one state to the next."""
 
 from __future__ import annotations
 
@@ -20,31 +20,40 @@ from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
 from server.unlearning import Held, Unlearned, held_by, unlearn, without
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One learned task and the scores after it.
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """The first half of a stage: its task is learned, and no institution is evaluated yet.
 
-    number: from 1. parameters: number of the layer's weights; 0 without a layer. seconds: by part of the
-    stage. unlearned: the institutions that left at its start. learning: see Timing.learning_processor.
+    number: from 1. holders: the institutions that trained in this stage. parameters: number of the layer's
+    weights; 0 without a layer. candidates: tasks whose entries are new. seconds: by part of the stage.
+    unlearned: the institutions that left at its start. learning: see Timing.learning_processor.
     """
 
     number: int
     task: str
     holders: tuple[str, ...]
     parameters: int
-    scores: StageScores
+    candidates: tuple[str, ...] = ()
     seconds: dict[str, float]
     unlearned: tuple[Unlearned, ...] = ()
     learning: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage(Learned):
+    """A whole stage: one learned task, and the scores after it."""
+
+    scores: StageScores
+
+
 @dataclass(frozen=True)
 class State:
-    """Everything that the server knows after a stage; server.run.state keeps it on disk.
+    """Everything that the server knows after half a stage; server.run.state keeps it on disk.
 
-    zero_shot: scores of the frozen backbone. held: the bank's entries after the last stage. layer: the shared
-    layer of methods with one layer for all tasks. counters: Counters.as_dict of the federation. members: as
-    last seen. seconds: of the run so far. files: SHA-256 of the files that hold zero_shot and the stages.
+    zero_shot: scores of the frozen backbone. stages: the finished ones. held: the bank's entries. layer: the
+    shared layer of methods with one layer for all tasks. counters: Counters.as_dict of the federation.
+    members: as last seen. seconds: of the run so far. learned: the stage that is to be evaluated, if any.
+    files: SHA-256 of the files that hold zero_shot and the stages.
     """
 
     zero_shot: StageScores
@@ -55,6 +64,7 @@ class State:
     counters: Mapping[str, Any]
     members: Mapping[str, Member]
     seconds: float
+    learned: Learned | None = None
     files: tuple[str, ...] = ()
 
 
@@ -68,35 +78,55 @@ def first_state(federation: Federation) -> State:
     return State(scores, (), bank, (), None, **memory_of(federation))
 
 
-def run_stage(federation: Federation, state: State) -> State:
-    """Unlearn the institutions that leave, learn one task, and evaluate all institutions."""
+def learn_stage(federation: Federation, state: State) -> State:
+    """The first half of a stage: unlearn the institutions that leave, and learn one task.
+
+    No institution has seen the new entry yet. Once the result is on disk, the entry never changes.
+    """
     number = len(state.stages) + 1
     task = federation.scenario.stream[number - 1]
-    clock = Clock()
+    method, clock = method_of(federation.scenario.method), Clock()
     federation.discover()
 
     unlearned = unlearn(federation, number, state.bank, state.held)
     if unlearned:
         clock.lap("unlearn")
 
-    learned = learn_task(federation, state, number, task, clock)
-    learning = clock.processor
-
-    anew = [name for left in unlearned for name in left.retrained if name in learned.bank]
-    candidates = [*anew, *learned.candidates] if method_of(federation.scenario.method).routes else []
-    scores = measure(federation, number, learned.bank, candidates)
-    clock.lap("evaluate")
-    left = tuple(without(leaver, learned.bank) for leaver in unlearned)
-
-    layer = learned.layer
-    parameters = sum(weights.size for weights in layer.weights.values()) if layer else 0
-    stage = Stage(number, task, learned.holders, parameters, scores, clock.seconds, left, learning)
+    bank, layer, holders, new = learn_task(federation, state, number, task, clock)
+    anew = [name for left in unlearned for name in left.retrained if name in bank]
+    learned = Learned(
+        number=number,
+        task=task,
+        holders=holders,
+        parameters=sum(weights.size for weights in layer.weights.values()) if layer else 0,
+        candidates=(*anew, *([task] if new else [])) if method.routes else (),
+        seconds=clock.seconds,
+        unlearned=tuple(unlearned),
+        learning=clock.processor,
+    )
     return replace(
         state,
-        stages=(*state.stages, stage),
-        bank=learned.bank,
-        held=held_by(learned.bank, federation),
-        layer=layer if method_of(federation.scenario.method).shared else None,
+        bank=bank,
+        held=held_by(bank, federation),
+        layer=layer if method.shared else None,
+        learned=learned,
+        **memory_of(federation),
+    )
+
+
+def evaluate_stage(federation: Federation, state: State) -> State:
+    """The second half of a stage: evaluate all institutions under the bank."""
+    learned, bank, clock = state.learned, state.bank, Clock()
+    assert learned is not None
+    scores = measure(federation, learned.number, bank, learned.candidates)
+    clock.lap("evaluate")
+    known = {**vars(learned), "seconds": {**learned.seconds, **clock.seconds}}
+    known["unlearned"] = tuple(without(leaver, bank) for leaver in learned.unlearned)
+    return replace(
+        state,
+        stages=(*state.stages, Stage(**known, scores=scores)),
+        held=held_by(bank, federation),
+        learned=None,
         **memory_of(federation),
     )
 
@@ -105,7 +135,7 @@ def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
     """Remove the entries that an interrupted stage added to the bank.
 
     Entries that an interrupted unlearning removed may be missing: the repeated stage would remove them too.
-    Raises RunError if another entry is missing. held: the bank's entries after the last finished stage.
+    Raises RunError if another entry is missing. held: the bank's entries, as the state on disk has them.
     """
     bank.sweep()  # of an interrupted unlearning
     known = {item.task for item in held}
@@ -126,22 +156,17 @@ def memory_of(federation: Federation) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Learned:
-    """The result of learning one task. layer: trained in this stage, or kept from earlier ones. holders: the
-    institutions that trained in this stage. candidates: the task if its entry is new."""
+def learn_task(
+    federation: Federation, state: State, number: int, task: str, clock: Clock
+) -> tuple[Bank, LearnedLayer | None, tuple[str, ...], bool]:
+    """Learn the task's layer, router and threshold as the method says, and add its entry to the bank.
 
-    bank: Bank
-    layer: LearnedLayer | None
-    holders: tuple[str, ...] = ()
-    candidates: tuple[str, ...] = ()
-
-
-def learn_task(federation: Federation, state: State, number: int, task: str, clock: Clock) -> Learned:
-    """Learn the task's layer, router and threshold as the method says, and add its entry to the bank."""
+    Returns the bank; the layer, trained in this stage or kept from earlier ones; the institutions that
+    trained in this stage; and whether the bank has a new entry of the task.
+    """
     method, folder, bank = method_of(federation.scenario.method), federation.folder, state.bank
     if not method.learns:
-        return Learned(bank, state.layer)
+        return bank, state.layer, (), False
     trained = learn_layer(federation, number, task, bank, state.layer)
     clock.lap("align")
     layer, holders = trained or state.layer, trained.holders if trained else ()
@@ -152,12 +177,13 @@ def learn_task(federation: Federation, state: State, number: int, task: str, clo
             stage=number,
             task=task,
         )
-        return Learned(bank, None)
+        return bank, None, (), False
     if method.shared:
         # Entries never change, but the shared layer does in every stage: therefore one bank per stage.
         bank = Bank.open(folder.path / "bank" / f"stage-{number}", create=True)
+        roll_back(bank, ())  # of an interrupted stage
         bank.add(entry_of(federation, number, SHARED, layer, {}, None))
-        return Learned(bank, layer, holders)
+        return bank, layer, holders, False
     router, threshold = learn_router(federation, number, task, layer.holders)
     clock.lap("router")
     admitted = admit(folder, bank, entry_of(federation, number, task, layer, router, threshold), number)
@@ -169,7 +195,7 @@ def learn_task(federation: Federation, state: State, number: int, task: str, clo
             stage=number,
             task=task,
         )
-    return Learned(bank, layer, holders, (task,) if admitted else ())
+    return bank, layer, holders, admitted
 
 
 def measure(federation: Federation, number: int, bank: Bank, candidates: Sequence[str]) -> StageScores:

@@ -13,13 +13,14 @@ from flwr.serverapp import Grid
 
 from casam_core.config.scenario import Scenario
 from casam_core.methods import alignment_of, check_streams
+from server.defence.quarantine import take_back
 from server.evaluation import StageScores
 from server.federation.counters import Counters
 from server.federation.federation import Federation
 from server.run.run_folder import RunFolder
 from server.run.state import restore, save
 from server.run.summary import write_results
-from server.stage import State, first_state, roll_back, run_stage
+from server.stage import State, evaluate_stage, first_state, learn_stage, roll_back
 from server.unlearning import check_unlearning, empty_quarantine, facts_of, write_receipt
 
 
@@ -43,7 +44,8 @@ def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
 def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None) -> None:
     """Stage 0 evaluates the frozen backbone; every further stage learns one task and evaluates all tasks.
 
-    The state is on disk after each stage: an interrupted run resumes after its last finished stage.
+    The state is on disk when a stage's task is learned, and again when all tasks are evaluated: there an
+    interrupted run resumes, and an entry that institutions may have seen is not learned again.
     """
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
     folder.event(
@@ -68,7 +70,9 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
         resume(federation, state)
 
     while len(state.stages) < len(scenario.stream):
-        before, state = state, run_stage(federation, state)
+        if state.learned is None:
+            state = save(folder, learn_stage(federation, state))
+        before, state = state, evaluate_stage(federation, state)
         report_stage(federation, before, state)
         state = save(folder, state)
         empty_quarantine(folder.path, state.stages[-1].unlearned)
@@ -82,12 +86,14 @@ def resume(federation: Federation, state: State) -> None:
     folder, number = federation.folder, len(state.stages)
     federation.counters = Counters.from_dict(state.counters)
     federation.remember(state.members)
+    take_back(folder.path, state.bank, {item.digest for item in state.held})
     roll_back(state.bank, state.held)
     empty_quarantine(folder.path, (left for stage in state.stages for left in stage.unlearned))
     folder.resume(state.seconds)
     folder.event(
         "resumed",
-        f"resumed after stage {number} of {len(federation.scenario.stream)}",
+        f"resumed after stage {number} of {len(federation.scenario.stream)}"
+        + (f"; stage {number + 1} is learned already" if state.learned else ""),
         stage=number,
     )
 

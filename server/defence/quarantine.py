@@ -7,7 +7,7 @@ quarantine/entries/<sha256>.entry   the entry, as it would be in the bank
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -152,10 +152,21 @@ def quarantine_by_canary(
     withdraw(federation, bank, tasks)
     claims = "it claims" if len(tasks) == 1 else f"one of {', '.join(tasks)} claims"
     for task in tasks:
-        entry = bank[task]
-        bank.remove(task)
-        quarantine(folder, entry, stage, f"{claims} images of other tasks, {', '.join(failed)} says")
+        quarantine(folder, bank[task], stage, f"{claims} images of other tasks, {', '.join(failed)} says")
+        bank.remove(task)  # not earlier: a resumed run finds it in the quarantine
     return True
+
+
+def take_back(run: Path, bank: Bank, digests: Collection[str]) -> None:
+    """Undo a quarantine by canary whose stage was interrupted: its evaluation is repeated, and decides again.
+
+    digests: the bank's entries before that evaluation.
+    """
+    quarantine = Quarantine(run)
+    for item in quarantine.held_back():
+        if item.entry in digests and item.task not in bank:
+            bank.add_bytes(quarantine.bytes_of(item))
+    quarantine.drop(lambda item: item.entry in digests)
 
 
 def admit_by_hand(run: Path, task: str) -> HeldBack:

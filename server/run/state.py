@@ -1,9 +1,10 @@
 """The state of a run on disk. After a crash, the files hold a complete state: the new one or the one before.
 
 stages/NNNN.json holds the results of one stage (0000: of the frozen backbone) and never changes. state.json
-lists the hashes of these files and holds the other fields of a State. A stopped run resumes after the last
-stage in state.json (`casam run --resume`) and repeats the interrupted stage. Learning is seeded by stage, so
-the run ends with the same bits as an uninterrupted run. Stored private releases are sent again.
+lists the hashes of these files and holds the other fields of a State. It is written twice in each stage: when
+its task is learned, and when all institutions are evaluated. A stopped run resumes there (`casam run
+--resume`). Learning is seeded by stage, so the run ends with the same bits as an uninterrupted run. Stored
+private releases are sent again.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from server.evaluation import StageScores
 from server.federation.directory import Member
 from server.learning import LearnedLayer
 from server.run.run_folder import RunFolder
-from server.stage import Stage, State
+from server.stage import Learned, Stage, State
 from server.unlearning import Held, Unlearned
 
-SCHEMA = 3
+SCHEMA = 4
+READS = (3, SCHEMA)
+"""Schema 3 has no stage that is learned and not evaluated."""
 FILE, STAGES = "state.json", "stages"
 
 
 DATA_CLASSES = (
-    Stage, StageScores, Statistics, Estimate, LearnedLayer, Unlearned, ForgetReply, Held,
+    Stage, Learned, StageScores, Statistics, Estimate, LearnedLayer, Unlearned, ForgetReply, Held,
     Member, Holding, Forecast,
 )  # fmt: skip
 KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in DATA_CLASSES}
@@ -51,15 +54,17 @@ ELSEWHERE = ("zero_shot", "stages", "bank")
 
 
 def save(folder: RunFolder, state: State) -> State:
-    """Write the results of the newest stage; the old state stays valid until the new one is on disk.
+    """Write the state, before it the results of a stage that has no file yet; the old state stays valid until
+    the new one is on disk.
 
     Returns the state with the hash of the new file.
     """
-    folder.sync_events()  # what happened in a finished stage is not told again
-    newest = compact(encoded(state.stages[-1] if state.stages else state.zero_shot))
-    make_folder(folder.path / STAGES)
-    folder.write_bytes(stage_file(len(state.stages)), newest)
-    state = replace(state, files=(*state.files, digest_of(newest)))
+    folder.sync_events()  # what happened before the state is not told again
+    if len(state.files) <= len(state.stages):
+        newest = compact(encoded(state.stages[-1] if state.stages else state.zero_shot))
+        make_folder(folder.path / STAGES)
+        folder.write_bytes(stage_file(len(state.stages)), newest)
+        state = replace(state, files=(*state.files, digest_of(newest)))
     body = {
         field.name: encoded(getattr(state, field.name))
         for field in fields(State)
@@ -82,7 +87,7 @@ def restore(folder: RunFolder) -> State | None:
     try:
         content = json.loads(path.read_text())
         body = content["state"]
-        if content["schema"] != SCHEMA:
+        if content["schema"] not in READS:
             raise RunError(
                 f"{path} has schema {content['schema']}, this version reads {SCHEMA}; resume with the "
                 "version that started the run"
@@ -94,7 +99,7 @@ def restore(folder: RunFolder) -> State | None:
         )
         shared = any(item.task == SHARED for item in known["held"])
         bank = folder.path / "bank"  # methods with one layer for all tasks have a bank per stage
-        bank = bank / f"stage-{len(stages)}" if shared else bank
+        bank = bank / f"stage-{len(stages) + (known.get('learned') is not None)}" if shared else bank
         return State(zero_shot, tuple(stages), Bank.open(bank), **known)
     except DAMAGED as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}); start the run anew") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from casam_core.bank.bank import Bank, bank_digest
+from casam_core.bank.entry_file import digest_of
 from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
 from casam_core.model.forms import AlignmentLayer, weights_of
 from casam_core.model.validation import TESTED_INSTANCES, Validate, Validated, validator
 from casam_core.protocol.limits import AnswerError
-from casam_core.protocol.messages import AlignRequest, allowed_in
+from casam_core.protocol.messages import AlignRequest, EvaluateRequest, allowed_in
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job
 from casam_core.routing.public_frames import FRAMES
@@ -23,7 +26,7 @@ from client.institution import Institution
 from client.release import permission
 from client.release.guard import sender_of
 from client.site import hosted_sites
-from tests.banks import random_frame, tiny_backbone
+from tests.banks import files_of, random_frame, tiny_backbone, tiny_entry
 from tests.conftest import tiny_table
 
 
@@ -102,6 +105,29 @@ def test_an_embedding_that_is_gone_is_made_again(tmp_path: Path) -> None:
 
 
 NOISY = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 0.01}}
+
+
+def test_a_bank_that_arrives_damaged_changes_no_copy(tmp_path: Path) -> None:
+    """Neither one with entries nor one that is to begin anew; and an undamaged one is taken whole."""
+    site, entries = institution("north", tmp_path), [tiny_entry("polyp"), tiny_entry("histology")]
+    polyp, histology = (entry.to_bytes() for entry in entries)
+    digests = {entry.task: digest_of(entry.to_bytes()) for entry in entries}
+    other = replace(entries[1], threshold=0.5).to_bytes()
+
+    def asked(known: int, *sent: bytes, tasks: Sequence[str]) -> Bank:
+        bank = bank_digest({task: digests[task] for task in tasks})
+        return site.updated_bank(EvaluateRequest(Job("north", 1), known, list(sent), bank))
+
+    assert asked(0, polyp, tasks=["polyp"]).tasks == ("polyp",)
+    before = files_of(tmp_path)
+    for known, sent in ((1, [other]), (0, [polyp, other]), (1, [polyp, histology]), (2, [])):
+        with pytest.raises(RefusalError, match="expected a bank of digest") as refused:
+            asked(known, *sent, tasks=["polyp", "histology"])
+        assert refused.value.outcome == Outcome.BANK_MISMATCH
+        assert files_of(tmp_path) == before
+    assert asked(1, histology, tasks=["polyp", "histology"]).tasks == ("polyp", "histology")
+    assert asked(1, tasks=["polyp"]).tasks == ("polyp",)
+    assert asked(0, histology, polyp, tasks=["histology", "polyp"]).tasks == ("histology", "polyp")
 
 
 def epochs_that_were_measured(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[float]:

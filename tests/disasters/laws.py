@@ -50,7 +50,7 @@ class Laws:
         self.drawn: dict[str, int] = {}
         self.forgiven: set[str] = set()
         self.versions: dict[str, str] = {}  # by node, where it does not run the server's version
-        self.entries: dict[tuple[Path, str], str] = {}  # the digest by manifest and task
+        self.entries: dict[tuple[Path, str], str] = {}  # the digest, by the file that names it and task
         self.rotten = any(fault.kind == "rot" for fault in plan.faults)
 
     def breaks(self, law: str) -> None:
@@ -86,18 +86,19 @@ class Laws:
             self.unmasked(node, sent)
 
     def unchanged(self, home: Path) -> None:
-        """An entry stays what it was when its bank first named it, but where somebody who held its task was
-        unlearned; and its file is what its name says."""
+        """An entry stays what it was when the server's state or a site's bank first named it, except where
+        somebody who held its task was unlearned; its file is what its name says."""
         if self.rotten:
             return
         forgotten = {task for site in SITES if policy_of(self.case, site).leaves_at for task in HELD[site]}
-        runs = "run-*" if home.name == SERVER else "runs/*"
-        for manifest in home.glob(f"{runs}/bank/manifest.json"):
-            for task, digest in tasks_of(manifest.parent).items():
-                if self.entries.setdefault((manifest, task), digest) != digest and task not in forgotten:
+        of_server = home.name == SERVER
+        for file in home.glob("run-*/state.json" if of_server else "runs/*/bank/manifest.json"):
+            bank = file.parent / "bank" if of_server else file.parent
+            for task, digest in (held_in(file) if of_server else tasks_of(bank)).items():
+                if self.entries.setdefault((file, task), digest) != digest and task not in forgotten:
                     self.breaks(f"{home.name}: the entry of {task} changed")
-                file = manifest.parent / "entries" / f"{digest}.entry"
-                if file.exists() and entry_digest(file.read_bytes()) != digest:
+                entry = bank / "entries" / f"{digest}.entry"
+                if entry.exists() and entry_digest(entry.read_bytes()) != digest:
                     self.breaks(f"{home.name}: the file of the entry of {task} changed")
 
     def allowed(self, node: Node, sent: Sent, reply: Payload, asked: Mapping[str, Any]) -> None:
@@ -237,6 +238,12 @@ def tasks_of(bank: Path) -> dict[str, str]:
     """The digests in a bank's manifest, by task."""
     content = json.loads((bank / "manifest.json").read_text())
     return {item["task"]: item["sha256"] for item in content["entries"]}
+
+
+def held_in(state: Path) -> dict[str, str]:
+    """The digests in a server's state, by task."""
+    held = json.loads(state.read_text())["state"]["held"]["items"]
+    return {item["task"]: item["digest"] for item in held}
 
 
 def refusals(events: list[dict[str, Any]]) -> list[list[Any]]:

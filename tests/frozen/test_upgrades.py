@@ -69,8 +69,8 @@ def test_an_interrupted_run_goes_on_in_this_version(version: Path, tmp_path: Pat
     with patch.object(World, "play", go_on):
         played = play(Plan(0, "private", ()))
     assert (played.end, played.broken) == ("finished", [])
-    assert len(learned) == 2
-    assert list(ends["learned"].items())[:2] == list(learned.items()), "entries never change"
+    assert len(learned) >= 2
+    assert list(ends["learned"].items())[: len(learned)] == list(learned.items()), "entries never change"
     assert all(ends["kept"][name].startswith(data) for name, data in kept.items()), "logs only grow"
 
 

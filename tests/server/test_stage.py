@@ -12,7 +12,8 @@ import pytest
 
 from casam_core.bank.bank import Bank
 from casam_core.methods import SHARED
-from server.stage import Clock, State, first_state, roll_back, run_stage
+from server.federation.federation import Federation
+from server.stage import Clock, State, evaluate_stage, first_state, learn_stage, roll_back
 from tests.banks import tiny_entry
 from tests.runs import events
 from tests.server.scripted import Scripted, refuses, scripted
@@ -25,6 +26,11 @@ def begun(path: Path, **changes: Any) -> tuple[Scripted, Any, State]:
     run = scripted(path, **changes)
     federation = run.federation()
     return run, federation, first_state(federation)
+
+
+def run_stage(federation: Federation, state: State) -> State:
+    """A whole stage."""
+    return evaluate_stage(federation, learn_stage(federation, state))
 
 
 def test_before_the_first_stage_nothing_is_learned_and_everything_is_measured(tmp_path: Path) -> None:

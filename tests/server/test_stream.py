@@ -287,8 +287,10 @@ CUTS = {
     "before anything was measured": (server.stream, "save", 1, False),
     "after the zero-shot measure": (server.stream, "save", 1, True),
     "in the middle of the first stage": (server.stage, "learn_layer", 1, True),
-    "with an entry in the bank and no stage behind it": (server.stream, "save", 2, False),
-    "between two stages": (server.stream, "save", 2, True),
+    "with an entry in the bank and no state that names it": (server.stream, "save", 2, False),
+    "with a learned task that nobody was evaluated on": (server.stream, "save", 2, True),
+    "after an evaluation that is on no disk": (server.stream, "save", 3, False),
+    "between two stages": (server.stream, "save", 3, True),
     "before the last figures were written": (server.stream, "write_results", 1, False),
 }
 
@@ -309,10 +311,24 @@ def test_wherever_the_power_goes_the_end_is_the_same(
     assert sum(line["event"] == "start" for line in lines) == 2
 
 
+@pytest.mark.parametrize("method", ["casam", "sequential"])
+def test_an_entry_that_was_sent_is_not_learned_again(tmp_path: Path, method: str) -> None:
+    """Not even where its holders would train another layer now, or none."""
+    run = scripted(tmp_path / "run", method=method)
+    cut(run, server.stream, "save", 3, after=False)
+    sent = run.sites["west"].copy.copy()
+    assert len(sent) == 1
+    run.sites["north"].script["train.align"] = [refuses("rounds-spent")] * 9
+    run.run(resume=True)
+    assert run.sites["north"].kinds().count("train.align") == 1
+    assert {task: run.sites["west"].copy[task] for task in sent} == sent or method == "sequential"
+    assert result(run.path)["holders"]["polyp"] == ["north"]
+
+
 def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
     run = scripted(tmp_path / "run")
     run.sites["north"].script["train.align"] = [refuses("rounds-spent")]
-    cut(run, server.stream, "save", 2, after=True)
+    cut(run, server.stream, "save", 3, after=True)
     summary = run.run(resume=True)
     assert summary["privacy"]["north"]["refusals"] == {"rounds-spent": 1}
     assert summary["privacy"]["north"]["releases"] == 4  # a refusal, three evaluations
@@ -324,7 +340,7 @@ def test_who_went_away_before_the_cut_is_remembered_after_it(tmp_path: Path) -> 
     stream = {"stream": ["polyp", "histology", "cardiac_mr"], **SKIP}
     broken, whole = (scripted(tmp_path / name, **stream) for name in ("cut", "whole"))
     broken.sites["north"].gone_at = whole.sites["north"].gone_at = 2
-    cut(broken, server.stream, "save", 3, after=True)
+    cut(broken, server.stream, "save", 5, after=True)
     assert broken.run(resume=True)["matrix"]["iou"][-1][0] is None
     whole.run()
     assert result(broken.path) == result(whole.path)

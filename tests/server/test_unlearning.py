@@ -128,7 +128,8 @@ def test_a_signature_that_is_none_does_not_count(tmp_path: Path) -> None:
     ("module", "name", "at", "after"),
     [
         (server.stage, "learn_router", 2, False),
-        (server.stream, "run_stage", 2, False),
+        (server.stream, "learn_stage", 2, False),
+        (server.stream, "evaluate_stage", 2, False),
         (server.stream, "write_receipt", 1, True),
         # With the old entry in no manifest, and its file still there; the first call only looks.
         (casam_core.bank.bank, "keep_only", 2, False),
@@ -172,7 +173,7 @@ def test_a_quarantined_entry_goes_with_its_holder_and_stands_in_the_receipt(
     left = with_a_hijacker(tmp_path / "run", ["polyp", "cardiac_mr", "histology"])
     left.sites["west"].policy = Policy(leaves_at=3, on_leave="unlearn")
     if interrupted:
-        cut(left, server.stream, "save", 4, after=False)
+        cut(left, server.stream, "save", 7, after=False)
     left.run(resume=interrupted)
     assert summary(left)["unlearned"][0]["deleted"] == ["cardiac_mr"]
     assert not [*(left.path / "quarantine" / "entries").iterdir()]

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+import server.stage
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import BankError
 from casam_core.protocol.payload import Payload
+from server.defence import quarantine
 from server.defence.quarantine import Quarantine, admit_by_hand
-from tests.runs import events
+from tests.runs import events, result
 from tests.server.scripted import Scripted, scripted
+from tests.server.test_stream import cut
 
 TASKS = {"north": ("polyp",), "south": ("histology",), "west": ("cardiac_mr",)}
 STREAM = ["polyp", "histology", "cardiac_mr"]
@@ -52,6 +55,31 @@ def test_an_entry_that_claims_others_images_is_held_back_until_it_is_admitted(tm
     assert [event["task"] for event in events(run.path, "admitted")] == ["cardiac_mr"]
     with pytest.raises(BankError, match="holds no entry of task 'knee'; held back: cardiac_mr"):
         admit_by_hand(run.path, "knee")
+
+
+@pytest.mark.parametrize(
+    ("name", "after"), [("withdraw", True), ("quarantine", False), ("quarantine", True), ("measure", True)]
+)
+def test_a_quarantine_that_was_cut_is_decided_again(tmp_path: Path, name: str, after: bool) -> None:
+    """From the same entry, which is in the bank again; the end is that of an undisturbed run."""
+    broken, whole = (with_a_hijacker(tmp_path / name) for name in ("cut", "whole"))
+    module, at, asked_again = (server.stage, 3, [honest]) if name == "measure" else (quarantine, 1, [])
+    broken.sites["north"].script["evaluate.stage"] += [*asked_again, canary_fails]
+    cut(broken, module, name, at, after=after)
+    summary = broken.run(resume=True)
+    assert summary["quarantine"] == whole.run()["quarantine"]
+    assert result(broken.path) == result(whole.path)
+    assert broken.sites["west"].kinds(stage=3).count("train.align") == 1
+
+
+def test_a_quarantine_that_was_cut_may_end_otherwise(tmp_path: Path) -> None:
+    """The canary passes the second time: the entry is in the bank, and in no quarantine."""
+    run = with_a_hijacker(tmp_path / "run")
+    cut(run, server.stage, "measure", 3, after=True)
+    assert Quarantine(run.path).held_back()
+    assert run.run(resume=True)["quarantine"] == []
+    assert Bank.open(run.path / "bank").tasks == ("polyp", "histology", "cardiac_mr")
+    assert not [*(run.path / "quarantine" / "entries").iterdir()]
 
 
 def test_an_entry_that_is_taken_back_has_no_other_sent_again(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from server.federation.directory import Member
 from server.learning import LearnedLayer
 from server.run.run_folder import RunFolder
 from server.run.state import FILE, decoded, encoded, restore, save
-from server.stage import Stage, State
+from server.stage import Learned, Stage, State
 from server.unlearning import Held, Unlearned
 from tests.conftest import tiny_table
 
@@ -40,9 +40,13 @@ LEFT = Unlearned(
     "north", 2, "a" * 64, "b" * 64, {"polyp": "c" * 64}, {"histology": ("d" * 64, "e" * 64)},
     {"histology": ("west",)}, {"south": ForgetReply("0" * 128)},
 )  # fmt: skip
+STAGE = Stage(
+    number=1, task="polyp", holders=("north",), parameters=96, scores=SCORES, seconds={"align": 1.5},
+    unlearned=(LEFT,),
+)  # fmt: skip
 STATE = State(
     zero_shot=SCORES,
-    stages=(Stage(1, "polyp", ("north",), 96, SCORES, {"align": 1.5}, (LEFT,)),),
+    stages=(STAGE,),
     bank=Bank(Path("bank"), {}),
     counters={"up": {"north": 3}, "down": {}, "releases": {"north": 1}, "refusals": {}, "epsilon": {}},
     layer=LearnedLayer({"w": np.array([[0.1, -0.0]], np.float32)}, ("north",), 7, None, False),
@@ -84,6 +88,20 @@ def test_a_state_survives_its_files_to_the_last_bit(folder: RunFolder) -> None:
     assert again.layer is not None
     assert again.layer.weights["w"].tobytes() == np.array([[0.1, -0.0]], np.float32).tobytes()
     assert isinstance(again.held[0].holders, tuple)
+
+
+def test_a_learned_stage_survives_without_a_file_of_its_own(folder: RunFolder) -> None:
+    before = saved(folder)
+    stage = before.stages[0]
+    known = {name: value for name, value in vars(stage).items() if name != "scores"}
+    learned = Learned(**{**known, "number": 2, "candidates": ("histology",)})
+    want = save(folder, replace(before, learned=learned))
+    again = restore(folder)
+    assert again is not None
+    assert content(again) == content(want)
+    assert again.learned == learned
+    assert again.files == before.files
+    assert save(folder, replace(again, learned=None, stages=(*again.stages, stage))).files[:2] == before.files
 
 
 def test_without_a_finished_stage_there_is_none(folder: RunFolder) -> None:
@@ -154,7 +172,7 @@ def test_a_damaged_state_is_one_line(folder: RunFolder, text: str) -> None:
 
 def test_another_versions_state_is_named(folder: RunFolder) -> None:
     (folder.path / FILE).write_text('{"schema": 9, "sha256": "", "state": {}}')
-    with pytest.raises(RunError, match="has schema 9, this version reads 3"):
+    with pytest.raises(RunError, match="has schema 9, this version reads 4"):
         restore(folder)
 
 
