@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from casam_core.methods import SHARED, method_of
 from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
 from server.defence.quarantine import admit, quarantine_by_canary
-from server.evaluation import StageScores, evaluate
+from server.evaluation import StageScores, evaluate, withdraw
 from server.federation.directory import Member
 from server.federation.federation import Federation
 from server.learning import LearnedLayer, entry_of, learn_layer, learn_router
@@ -26,7 +26,8 @@ class Learned:
 
     number: from 1. holders: the institutions that trained in this stage. parameters: number of the layer's
     weights; 0 without a layer. candidates: tasks whose entries are new. seconds: by part of the stage.
-    unlearned: the institutions that left at its start. learning: see Timing.learning_processor.
+    unlearned: the institutions that left at its start. learning: see Timing.learning_processor. rejected: the
+    scores under candidates that a canary failed, if any; only their canaries and decodes count.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Learned:
     seconds: dict[str, float]
     unlearned: tuple[Unlearned, ...] = ()
     learning: float | None = None
+    rejected: StageScores | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +117,35 @@ def learn_stage(federation: Federation, state: State) -> State:
 
 
 def evaluate_stage(federation: Federation, state: State) -> State:
-    """The second half of a stage: evaluate all institutions under the bank."""
+    """The second half of a stage: evaluate all institutions under the bank.
+
+    If a canary fails the new entries, the stage is not finished: the returned state, without these entries,
+    is to be saved and evaluated again. Institutions with noisy scores are not asked twice, because their
+    budget covers one evaluation per stage.
+    """
     learned, bank, clock = state.learned, state.bank, Clock()
     assert learned is not None
-    scores = measure(federation, learned.number, bank, learned.candidates)
+    if learned.rejected is not None:
+        withdraw(federation, bank, learned.candidates)
+        roll_back(bank, state.held)
+    candidates = learned.candidates if learned.rejected is None else ()
+    scores = evaluate(federation, learned.number, bank, candidates, spare_noisy=learned.rejected is not None)
     clock.lap("evaluate")
-    known = {**vars(learned), "seconds": {**learned.seconds, **clock.seconds}}
-    known["unlearned"] = tuple(without(leaver, bank) for leaver in learned.unlearned)
+    seconds = {
+        **learned.seconds,
+        "evaluate": learned.seconds.get("evaluate", 0.0) + clock.seconds["evaluate"],
+    }
+    if quarantine_by_canary(federation, bank, candidates, learned.number, scores):
+        return replace(
+            state,
+            held=tuple(item for item in state.held if item.task not in candidates),
+            learned=replace(learned, seconds=seconds, rejected=scores),
+            **memory_of(federation),
+        )
+    if (before := learned.rejected) is not None:
+        scores = replace(scores, canary=before.canary, decodes=before.decodes + scores.decodes)
+    unlearned = tuple(without(leaver, bank) for leaver in learned.unlearned)
+    known = {**vars(learned), "seconds": seconds, "unlearned": unlearned, "rejected": None}
     return replace(
         state,
         stages=(*state.stages, Stage(**known, scores=scores)),
@@ -131,18 +155,21 @@ def evaluate_stage(federation: Federation, state: State) -> State:
     )
 
 
-def roll_back(bank: Bank, held: tuple[Held, ...]) -> None:
-    """Remove the entries that an interrupted stage added to the bank.
+def roll_back(bank: Bank, held: tuple[Held, ...], *, unlearning: bool = False) -> None:
+    """Remove the entries that the state on disk does not name, of an interrupted stage or rejected ones.
 
-    Entries that an interrupted unlearning removed may be missing: the repeated stage would remove them too.
-    Raises RunError if another entry is missing. held: the bank's entries, as the state on disk has them.
+    Raises RunError if an entry of the state is missing.
+
+    Args:
+        held: the bank's entries in the state.
+        unlearning: whether an interrupted unlearning may have removed some, which would remove them again.
     """
     bank.sweep()  # of an interrupted unlearning
     known = {item.task for item in held}
     for task in bank.tasks:
         if task not in known:
             bank.remove(task)
-    lost = [item.task for item in held if item.task not in bank.tasks and not item.leaves]
+    lost = [item.task for item in held if item.task not in bank.tasks and not (unlearning and item.leaves)]
     if lost:
         raise RunError(f"{bank.folder}: the entry of {lost[0]} is missing since the run stopped; start anew")
 
@@ -196,19 +223,6 @@ def learn_task(
             task=task,
         )
     return bank, layer, holders, admitted
-
-
-def measure(federation: Federation, number: int, bank: Bank, candidates: Sequence[str]) -> StageScores:
-    """Evaluate all institutions; if a canary fails the new entries, evaluate again without them.
-
-    Scores under a quarantined entry do not count; the canaries' answers do. Institutions with noisy scores
-    are not asked twice, because their budget covers one evaluation per stage.
-    """
-    scores = evaluate(federation, number, bank, candidates)
-    if not quarantine_by_canary(federation, bank, candidates, number, scores):
-        return scores
-    again = evaluate(federation, number, bank, spare_noisy=True)
-    return replace(again, canary=scores.canary, decodes=scores.decodes + again.decodes)
 
 
 class Clock:

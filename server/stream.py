@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from casam_core.config.scenario import Scenario
 from casam_core.methods import alignment_of, check_streams
-from server.defence.quarantine import take_back
+from server.defence.quarantine import Quarantine
 from server.evaluation import StageScores
 from server.federation.counters import Counters
 from server.federation.federation import Federation
@@ -73,9 +73,11 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
         if state.learned is None:
             state = save(folder, learn_stage(federation, state))
         before, state = state, evaluate_stage(federation, state)
-        report_stage(federation, before, state)
+        if state.learned is None:
+            report_stage(federation, before, state)
         state = save(folder, state)
-        empty_quarantine(folder.path, state.stages[-1].unlearned)
+        if state.learned is None:
+            empty_quarantine(folder.path, state.stages[-1].unlearned)
 
     write_results(folder, federation, scenario, state.zero_shot, state.stages)
     folder.event("end", f"finished in {folder.elapsed:.0f} s")
@@ -86,8 +88,9 @@ def resume(federation: Federation, state: State) -> None:
     folder, number = federation.folder, len(state.stages)
     federation.counters = Counters.from_dict(state.counters)
     federation.remember(state.members)
-    take_back(folder.path, state.bank, {item.digest for item in state.held})
-    roll_back(state.bank, state.held)
+    roll_back(state.bank, state.held, unlearning=state.learned is None)
+    held = {item.digest for item in state.held}
+    Quarantine(folder.path).drop(lambda item: item.entry in held)  # no state has rejected it
     empty_quarantine(folder.path, (left for stage in state.stages for left in stage.unlearned))
     folder.resume(state.seconds)
     folder.event(

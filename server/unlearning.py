@@ -20,6 +20,7 @@ from typing import Any
 
 from casam_core.bank.bank import Bank, bank_digest
 from casam_core.bank.entry_file import Entry
+from casam_core.config.policy import Policy
 from casam_core.errors import ScenarioError
 from casam_core.files import make_folder
 from casam_core.methods import method_of
@@ -100,10 +101,19 @@ def unlearn(federation: Federation, stage: int, bank: Bank, held: Sequence[Held]
     """
     found = []
     for name, member in federation.members.items():
-        if member.policy.on_leave == "unlearn" and member.policy.leaves_at == stage:
+        if leaves_now(name, member.policy, stage, held):
             left, held = unlearn_one(federation, stage, bank, name, held)
             found.append(left)
     return found
+
+
+def leaves_now(name: str, policy: Policy, stage: int, held: Sequence[Held]) -> bool:
+    """Whether an institution is unlearned at this stage. Later than it asked, if it asked when the task of a
+    stage was learned already."""
+    if policy.on_leave != "unlearn" or policy.leaves_at is None:
+        return False
+    late = policy.leaves_at < stage and any(name in item.holders for item in held)
+    return late or policy.leaves_at == stage
 
 
 def unlearn_one(

@@ -7,7 +7,7 @@ quarantine/entries/<sha256>.entry   the entry, as it would be in the bank
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from casam_core.bank.entry_file import Entry, digest_of
 from casam_core.errors import BankError
 from casam_core.files import keep_only, make_folder, write_atomic
 from server.defence.admission import fault_of
-from server.evaluation import StageScores, withdraw
+from server.evaluation import StageScores
 from server.federation.federation import Federation
 from server.run.run_folder import RunFolder, append_event
 
@@ -122,7 +122,8 @@ def admit(folder: RunFolder, bank: Bank, entry: Entry, stage: int) -> bool:
 def quarantine_by_canary(
     federation: Federation, bank: Bank, tasks: Sequence[str], stage: int, scores: StageScores
 ) -> bool:
-    """Quarantine the stage's new entries if any canary fails, and record all answers.
+    """Quarantine the stage's new entries if any canary fails, and record all answers. They leave the bank
+    when the state on disk says so (server.stage.evaluate_stage).
 
     An answer is one bit about all new entries together, so none of them is let in on a doubt: a person can
     admit those that are innocent. Only answers of institutions count that hold a task whose images no new
@@ -149,24 +150,10 @@ def quarantine_by_canary(
     )
     if not failed:
         return False
-    withdraw(federation, bank, tasks)
     claims = "it claims" if len(tasks) == 1 else f"one of {', '.join(tasks)} claims"
     for task in tasks:
         quarantine(folder, bank[task], stage, f"{claims} images of other tasks, {', '.join(failed)} says")
-        bank.remove(task)  # not earlier: a resumed run finds it in the quarantine
     return True
-
-
-def take_back(run: Path, bank: Bank, digests: Collection[str]) -> None:
-    """Undo a quarantine by canary whose stage was interrupted: its evaluation is repeated, and decides again.
-
-    digests: the bank's entries before that evaluation.
-    """
-    quarantine = Quarantine(run)
-    for item in quarantine.held_back():
-        if item.entry in digests and item.task not in bank:
-            bank.add_bytes(quarantine.bytes_of(item))
-    quarantine.drop(lambda item: item.entry in digests)
 
 
 def admit_by_hand(run: Path, task: str) -> HeldBack:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from casam_core.bank.bank import Bank
+from casam_core.errors import RunError
 from casam_core.methods import SHARED
 from server.federation.federation import Federation
 from server.stage import Clock, State, evaluate_stage, first_state, learn_stage, roll_back
@@ -134,7 +135,11 @@ def test_rolled_back_is_what_the_state_does_not_hold(tmp_path: Path) -> None:
     assert state.bank.digest_of("polyp") == state.held[0].digest
     # Only an entry that some leaver will have unlearned may be missing: the stage would remove it again.
     state.bank.remove("polyp")
-    roll_back(state.bank, (replace(state.held[0], leaves=True),))
+    leaves = (replace(state.held[0], leaves=True),)
+    roll_back(state.bank, leaves, unlearning=True)
+    for held, unlearning in ((leaves, False), (state.held, True)):
+        with pytest.raises(RunError, match="the entry of polyp is missing"):
+            roll_back(state.bank, held, unlearning=unlearning)
 
 
 def test_the_laps_of_a_clock_are_a_partition_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

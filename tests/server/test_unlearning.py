@@ -149,6 +149,18 @@ def test_an_unlearning_that_was_cut_is_finished(
     assert files(broken) == files(whole)
 
 
+def test_who_asks_to_leave_when_the_task_is_learned_already_is_unlearned_a_stage_later(
+    tmp_path: Path,
+) -> None:
+    late = begun(tmp_path / "run", {})
+    cut(late, server.stream, "save", 2, after=True)
+    late.sites["north"].policy = Policy(leaves_at=1, on_leave="unlearn")
+    late.run(resume=True)
+    (facts,) = summary(late)["unlearned"]
+    assert (facts["institution"], facts["stage"], facts["deleted"]) == ("north", 2, ["polyp"])
+    assert Bank.open(late.path / "bank").tasks == ("histology",)
+
+
 ONE_EACH = {"north": ("polyp",), "south": ("histology",), "west": ("cardiac_mr",)}
 
 

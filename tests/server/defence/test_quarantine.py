@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-import server.stage
+import server.stream
 from casam_core.bank.bank import Bank
 from casam_core.config.policy import Policy
 from casam_core.errors import BankError
+from casam_core.protocol.messages import EvaluateRequest
 from casam_core.protocol.payload import Payload
 from server.defence import quarantine
 from server.defence.quarantine import Quarantine, admit_by_hand
@@ -30,9 +31,14 @@ def canary_fails(payload: Any) -> Payload:
     return Payload(payload.config, payload.arrays, {**payload.metrics, "canary": {"failed": 1}})
 
 
-def with_a_hijacker(path: Path, stream: list[str] = STREAM) -> Scripted:
-    """west's entry claims north's images, as north's canary says."""
-    run = scripted(path, TASKS, stream=stream)
+def with_a_hijacker(path: Path, stream: list[str] = STREAM, *, leaver: bool = False) -> Scripted:
+    """west's entry claims north's images, as north's canary says. leaver: in that stage, south has its task
+    learned again without it, by west."""
+    tasks = {**TASKS, "west": ("histology", "cardiac_mr")} if leaver else TASKS
+    run = scripted(path, tasks, stream=["histology", "polyp", "cardiac_mr"] if leaver else stream)
+    if leaver:
+        run.sites["south"].policy = Policy(leaves_at=3, on_leave="unlearn")
+        run.sites["west"].policy = Policy(keep_samples=True)
     stage = stream.index("cardiac_mr") + 1
     run.sites["north"].script["evaluate.stage"] = [honest] * stage + [canary_fails]
     return run
@@ -57,25 +63,37 @@ def test_an_entry_that_claims_others_images_is_held_back_until_it_is_admitted(tm
         admit_by_hand(run.path, "knee")
 
 
-@pytest.mark.parametrize(
-    ("name", "after"), [("withdraw", True), ("quarantine", False), ("quarantine", True), ("measure", True)]
-)
-def test_a_quarantine_that_was_cut_is_decided_again(tmp_path: Path, name: str, after: bool) -> None:
-    """From the same entry, which is in the bank again; the end is that of an undisturbed run."""
-    broken, whole = (with_a_hijacker(tmp_path / name) for name in ("cut", "whole"))
-    module, at, asked_again = (server.stage, 3, [honest]) if name == "measure" else (quarantine, 1, [])
-    broken.sites["north"].script["evaluate.stage"] += [*asked_again, canary_fails]
+VERDICTS: dict[str, tuple[Any, str, int, bool, int]] = {
+    "before it is in quarantine": (quarantine, "quarantine", 1, False, 2),
+    "before the verdict is on disk": (server.stream, "save", 7, False, 2),
+    "with the verdict on disk": (server.stream, "save", 7, True, 1),
+    "before the second evaluation is on disk": (server.stream, "save", 8, False, 1),
+}
+"""Where the power goes; and how often north is asked for its canary, which fails."""
+
+
+@pytest.mark.parametrize(("module", "name", "at", "after", "asked"), VERDICTS.values(), ids=list(VERDICTS))
+@pytest.mark.parametrize("retrained", [False, True])
+def test_a_quarantine_that_was_cut_ends_as_one_that_was_not(
+    tmp_path: Path, module: Any, name: str, at: int, after: bool, asked: int, retrained: bool
+) -> None:
+    """Also if one of the rejected entries was learned again without a leaver, and is not the last one."""
+    broken, whole = (with_a_hijacker(tmp_path / name, leaver=retrained) for name in ("cut", "whole"))
+    broken.sites["north"].script["evaluate.stage"] += [canary_fails] * (asked - 1)
     cut(broken, module, name, at, after=after)
     summary = broken.run(resume=True)
     assert summary["quarantine"] == whole.run()["quarantine"]
+    assert {held["task"] for held in summary["quarantine"]} >= {"cardiac_mr"}
     assert result(broken.path) == result(whole.path)
     assert broken.sites["west"].kinds(stage=3).count("train.align") == 1
+    requests = [payload for kind, payload in broken.sites["north"].asked if kind == "evaluate.stage"]
+    assert sum("cardiac_mr" in EvaluateRequest.of(request).candidates for request in requests) == asked
 
 
-def test_a_quarantine_that_was_cut_may_end_otherwise(tmp_path: Path) -> None:
-    """The canary passes the second time: the entry is in the bank, and in no quarantine."""
+def test_a_canary_that_passes_when_it_is_asked_again_lets_the_entry_in(tmp_path: Path) -> None:
+    """The power went before its first answer was on disk."""
     run = with_a_hijacker(tmp_path / "run")
-    cut(run, server.stage, "measure", 3, after=True)
+    cut(run, server.stream, "save", 7, after=False)
     assert Quarantine(run.path).held_back()
     assert run.run(resume=True)["quarantine"] == []
     assert Bank.open(run.path / "bank").tasks == ("polyp", "histology", "cardiac_mr")
