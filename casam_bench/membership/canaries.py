@@ -140,10 +140,9 @@ def layer_release(name: str, mechanism: Mechanism, broken: Broken | None = None)
             model.values.grad = FAR * one_hot(unit.images[0], count)
 
         scores_N = np.zeros(count)
-        expected = max(1.0, privacy.sampling_rate * count)
         for _ in take_private_steps(model, steps, gradient, learning_rate=1e-3):
             assert model.values.grad is not None  # the step has just set it
-            sums_N = model.values.grad.double().numpy() * expected
+            sums_N = model.values.grad.double().numpy() * steps.expected
             scores_N += likelihood_ratio(sums_N, mechanism)
         return scores_N
 

@@ -8,6 +8,7 @@ gets: canaries that are images, and only the final layer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from casam_core.privacy.accounting import Mechanism, calibrate, round_mechanism
 from casam_core.privacy.noise import NoiseSource
 
 BROKEN = {"noise x 0.5": Broken(noise=0.5), "clip x 2": Broken(clip=2.0)}
+SAMPLED = PrivacySpec(steps=25, sampling_rate=0.2)
 FULL = PrivacySpec(steps=5, sampling_rate=1.0)
 """Every unit in every step: nothing hides a canary but the noise."""
 
@@ -47,10 +49,10 @@ def measure(around: Surroundings, size: Size) -> Figures:
     Raises RunError if an audit refutes a claim, or does not refute that of a broken mechanism.
     """
     many, few = size.canaries, size.lone_canaries
-    default = PrivacySpec()
     releases: list[tuple[str, int, Costs, Makes]] = [
-        (f"layer, {spent(default)}", many, lambda noise: round_mechanism(default, noise), layer_release),
-        (f"layer, {spent(FULL)}", many, lambda noise: round_mechanism(FULL, noise), layer_release),
+        (f"layer, {spent(privacy)}", many, partial(round_mechanism, privacy, units=many), layer_release)
+        for privacy in (SAMPLED, FULL)
+    ] + [
         ("sum behind router, threshold, metrics", many, Mechanism, sum_release),
         ("Gaussian router, one canary a site", few, Mechanism, router_release),
         ("threshold, one canary a site", few, Mechanism, scores_release),
@@ -99,7 +101,7 @@ def outside(around: Surroundings, size: Size, epsilon: float) -> Line:
     around.say(f"canaries, images, epsilon {epsilon:g}")
     canaries = size.members
     delta = 0.5 / canaries
-    noise = calibrate(lambda scale: [round_mechanism(PRIVATE, scale)], epsilon, delta)
+    noise = calibrate(lambda scale: [round_mechanism(PRIVATE, scale, canaries)], epsilon, delta)
     backbone, known = sketch_backbone(around.threads), images_of(0, canaries)
 
     def scores(coins_N: Coins, source: NoiseSource) -> Scores:
@@ -108,7 +110,7 @@ def outside(around: Surroundings, size: Size, epsilon: float) -> Line:
         layer = train(setting, backbone, inside, "canaries")
         return -losses_of(layer, known, range(canaries), backbone, lambda done, total: None)
 
-    release = Release("images, final layer only", (round_mechanism(PRIVATE, noise),), scores)
+    release = Release("images, final layer only", (round_mechanism(PRIVATE, noise, canaries),), scores)
     return audit_release(release, canaries, delta, SEED)
 
 
@@ -127,7 +129,7 @@ def words(line: Line) -> str:
 
 def spent(privacy: PrivacySpec) -> str:
     """The steps of a round."""
-    return f"{privacy.steps} steps at rate {privacy.sampling_rate:g}"
+    return f"{privacy.steps} steps at rate {privacy.rate(0):g}"
 
 
 def figures_of(line: Line, epsilon: float) -> Figures:

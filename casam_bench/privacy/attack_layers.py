@@ -37,17 +37,17 @@ from casam_core.seeding import Draws, derive_seed, numpy_generator
 
 FORM = AlignmentSpec(form="residual", learning_rate=3e-3)
 OVERTRAINING = TrainingSpec(epochs=12, batch_images=20, instances=1)
-PRIVATE = PrivacySpec(steps=25, sampling_rate=0.1)
+PRIVATE = PrivacySpec(steps=25, sampling_rate=0.1, clip=1.0)
 CONTROL = Setting("control (open, over-trained)")
 
 
-def private_settings(delta: float) -> list[Setting]:
+def private_settings(delta: float, members: int) -> list[Setting]:
     """Private rounds: clipped and sampled without noise, and with the noise of each epsilon."""
     return [Setting("private rounds without noise")] + [
         Setting(
             f"epsilon {epsilon:g}",
             epsilon,
-            calibrate(lambda scale: [round_mechanism(PRIVATE, scale)], epsilon, delta),
+            calibrate(lambda scale: [round_mechanism(PRIVATE, scale, members)], epsilon, delta),
         )
         for epsilon in EPSILONS
     ]
@@ -70,7 +70,7 @@ def measure(around: Surroundings, size: Size, claims: Claims) -> Figures:
         "loss of members / others",
     )
     figures: Figures = {"layer_delta": delta}
-    for setting in [CONTROL, *private_settings(delta)]:
+    for setting in [CONTROL, *private_settings(delta, size.members)]:
         losses_N = losses(train(setting, backbone, known[: size.members], "target"))
         fit_MN = np.empty(inside_MN.shape)
         for number, inside_N in enumerate(inside_MN):

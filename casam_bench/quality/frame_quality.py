@@ -139,7 +139,7 @@ def router_noise(spec: RouterSpec, row: Row | None) -> float:
     if row is None:
         return 0.0
     epsilon, share = row
-    return calibrate(lambda noise: description(PRIVACY, spec, noise), share * epsilon, DELTA)
+    return calibrate(lambda noise: description(PRIVACY, spec, noise, IMAGES), share * epsilon, DELTA)
 
 
 def split(tasks: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:

@@ -168,14 +168,18 @@ class TrainingSpec(Section):
         return {"fallback_to_identity" if key == "floor" else key: table[key] for key in table}
 
 
+TAKING_PART, LEAST_RATE = 200, 0.2
+"""Images (or groups) that take part in a step of private training, if there are so many; the least share."""
+
+
 class PrivacySpec(Section):
     """Training at institutions whose policy asks for noise (docs/privacy.md); the policy sets the budget."""
 
     method: Literal["dp_sgd", "subspace"] = Field(
         "dp_sgd",
-        description="How a layer is trained. dp_sgd: by clipped and noisy gradients of random samples of the "
-        "images. subspace: it starts from frozen SAM or a public layer and takes a few noisy gradients of "
-        "all images, along the directions of a public library of layers; for few images.",
+        description="How a layer is trained. dp_sgd: by clipped and noisy gradients of all images, or of "
+        "samples of many. subspace: it starts from frozen SAM or a public layer and takes a few noisy "
+        "gradients of all images, along the directions of a public library of layers; for few images.",
     )
     plan: Literal["auto", "half"] = Field(
         "auto",
@@ -197,11 +201,20 @@ class PrivacySpec(Section):
         "hide the gradients.",
     )
     steps: int = Field(25, ge=1, description="Optimiser steps of a private round; it never stops early.")
-    sampling_rate: float = Field(
-        0.2, gt=0, le=1, description="Probability that an image (or group) takes part in a step."
+    sampling_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Probability that an image (or group) takes part in a step. Default: 1; of more than "
+        f"{TAKING_PART}, so much that {TAKING_PART} take part in the mean, but at least {LEAST_RATE:g}.",
     )
-    clip: float = Field(0.3, gt=0, description="Largest L2 norm of the gradient of one image (or group).")
-    learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
+    clip: float = Field(0.1, gt=0, description="Largest L2 norm of the gradient of one image (or group).")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Default: three times the rate of the form, and less where a step is mostly noise; "
+        "with a sampling_rate, the rate of the form.",
+    )
     noise_multiplier: float | None = Field(
         None,
         gt=0,
@@ -215,6 +228,10 @@ class PrivacySpec(Section):
         description="The share of epsilon that a task's router alone may cost, where the layer leaves with "
         "noise, too. The layer gets what the budget still allows after that. Default: `plan` decides.",
     )
+
+    def rate(self, units: int) -> float:
+        """The sampling rate for so many images (or groups)."""
+        return self.sampling_rate or max(LEAST_RATE, min(1.0, TAKING_PART / max(1, units)))
 
     def completed(self, backbone: BackboneSpec, alignment: AlignmentSpec) -> PrivacySpec:
         """The section with the library that casam ships for the backbone and the form."""

@@ -59,9 +59,9 @@ class Mechanism:
     steps: int = 1
 
 
-def round_mechanism(spec: PrivacySpec, noise_multiplier: float) -> Mechanism:
-    """The cost of one round of DP-SGD."""
-    return Mechanism(noise_multiplier, spec.sampling_rate, spec.steps)
+def round_mechanism(spec: PrivacySpec, noise_multiplier: float, units: int) -> Mechanism:
+    """The cost of one round of DP-SGD on so many units."""
+    return Mechanism(noise_multiplier, spec.rate(units), spec.steps)
 
 
 def choice_epsilon(noise_multiplier: float) -> float:

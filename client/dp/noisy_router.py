@@ -109,7 +109,8 @@ class PrivateTask:
                 noise=noise,
             )
 
-        return self.release("router", self.private.mechanism(privacy, self.noise_multiplier), compute)
+        cost = self.private.mechanism(privacy, self.noise_multiplier, self.units.count)
+        return self.release("router", cost, compute)
 
     def drawn_scores(self, states: Sequence[Arrays], count: int) -> NDArray[np.float64]:
         """Draw scores that represent the scores of the task's images.

@@ -35,11 +35,13 @@ def leaves_noisy(learned: LearnedPolicy) -> bool:
     return learned.share == "yes" and learned.noise == "dp"
 
 
-def layer_rounds(spec: PrivacySpec, steps: int, noise: float, rounds: int) -> list[dict[str, Mechanism]]:
+def layer_rounds(
+    spec: PrivacySpec, steps: int, noise: float, rounds: int, units: int
+) -> list[dict[str, Mechanism]]:
     """What each round of training costs, by the name of its lines in the ledger. steps: of `subspace`."""
     if spec.method == "subspace":
         return [subspace_mechanisms(steps, noise, fresh=number == 0) for number in range(rounds)]
-    return [{"align": round_mechanism(spec, noise)}] * rounds
+    return [{"align": round_mechanism(spec, noise, units)}] * rounds
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class TaskPlan:
     def exact(self) -> bool:
         """Whether the router's cost is composed exactly. Beside a sampled layer it is composed in Rényi
         divergences, so it must fit its share there."""
-        beside = layer_rounds(self.scenario.privacy, 1, 1.0, 1)[0].values()
+        beside = layer_rounds(self.scenario.privacy, 1, 1.0, 1, self.units)[0].values()
         return not leaves_noisy(self.policy.adapter) or all(m.sample_rate == 1 for m in beside)
 
     @cached_property
@@ -82,7 +84,7 @@ class TaskPlan:
         if spec.router_share is not None or spec.plan == "half":
             return spec.router_share or HALF
         epsilon, delta = self.budget
-        enough = description(spec, scenario.router, math.sqrt(ENOUGH_VARIANCE) * self.units)
+        enough = description(spec, scenario.router, math.sqrt(ENOUGH_VARIANCE) * self.units, self.units)
         share = epsilon_of(enough, delta, exact=self.exact) / epsilon
         return min(MOST_SHARE, max(LEAST_SHARE, share))
 
@@ -92,14 +94,14 @@ class TaskPlan:
         epsilon, delta = self.budget
         spec, share = self.scenario.privacy, self.router_share or 1.0
         with named_refusal():
-            return _router_noise(spec, self.scenario.router, share * epsilon, delta, self.exact)
+            return _router_noise(spec, self.scenario.router, self.units, share * epsilon, delta, self.exact)
 
     @cached_property
     def router_mechanisms(self) -> list[Mechanism]:
         """What the router of the task costs; nothing if it does not leave with noise."""
         if not self.router_share:
             return []
-        return description(self.scenario.privacy, self.scenario.router, self.router_noise)
+        return description(self.scenario.privacy, self.scenario.router, self.router_noise, self.units)
 
     @cached_property
     def descent_steps(self) -> int:
@@ -120,14 +122,14 @@ class TaskPlan:
         if spec.noise_multiplier is not None:
             return spec.noise_multiplier
         with named_refusal():
-            return _layer_noise(spec, steps, rounds, tuple(self.router_mechanisms), *self.budget)
+            return _layer_noise(spec, steps, rounds, self.units, tuple(self.router_mechanisms), *self.budget)
 
     @property
     def layer_rounds(self) -> list[dict[str, Mechanism]]:
         """What each round of training costs, by the name of its lines in the ledger."""
         spec, rounds = self.scenario.privacy, self.scenario.training.rounds
         steps = self.descent_steps if spec.method == "subspace" else 0
-        return layer_rounds(spec, steps, self.layer_noise, rounds)
+        return layer_rounds(spec, steps, self.layer_noise, rounds, self.units)
 
     @property
     def layer_costs(self) -> list[tuple[str, Mechanism]]:
@@ -157,27 +159,35 @@ def named_refusal() -> Iterator[None]:
 
 @lru_cache(maxsize=256)
 def _layer_noise(
-    spec: PrivacySpec, steps: int, rounds: int, router: tuple[Mechanism, ...], epsilon: float, delta: float
+    spec: PrivacySpec,
+    steps: int,
+    rounds: int,
+    units: int,
+    router: tuple[Mechanism, ...],
+    epsilon: float,
+    delta: float,
 ) -> float:
     def costs(noise: float) -> list[Mechanism]:
-        layer = layer_rounds(spec, steps, noise, rounds)
+        layer = layer_rounds(spec, steps, noise, rounds, units)
         return [*router, *(part for of_round in layer for part in of_round.values())]
 
     return calibrate(costs, epsilon, delta)
 
 
 @lru_cache(maxsize=256)
-def _router_noise(spec: PrivacySpec, router: RouterSpec, epsilon: float, delta: float, exact: bool) -> float:
-    return calibrate(lambda noise: description(spec, router, noise), epsilon, delta, exact=exact)
+def _router_noise(
+    spec: PrivacySpec, router: RouterSpec, units: int, epsilon: float, delta: float, exact: bool
+) -> float:
+    return calibrate(lambda noise: description(spec, router, noise, units), epsilon, delta, exact=exact)
 
 
-def description(spec: PrivacySpec, router: RouterSpec, noise: float) -> list[Mechanism]:
+def description(spec: PrivacySpec, router: RouterSpec, noise: float, units: int) -> list[Mechanism]:
     """All mechanisms of one task's router: its statistics and, unless all tasks have one threshold, the
     scores from which its threshold follows (client/dp/noisy_router.py)."""
     private = ROUTERS[router.kind].private
     assert private is not None
     scores = [] if router.constant is not None else [scores_mechanism(noise)]
-    return [private.mechanism(spec, noise), *scores]
+    return [private.mechanism(spec, noise, units), *scores]
 
 
 def evaluations(scenario: Scenario, policy: Policy) -> int:

@@ -29,9 +29,6 @@ from client.simulation.adversaries import attack_of
 from scenarios.inspection.survey import read_everything
 from server.aggregation import build_strategy
 
-FEW = 50
-"""Private training images of a task below which another method is advised (docs/first-signs.md: with 24)."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -173,34 +170,24 @@ def cost_of(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Cost:
 
 
 def advice_on_noise(scenario: Scenario, splits: dict[tuple[str, str], Split]) -> Iterator[str]:
-    """A sentence for each task that is learned with noise and would better be learned otherwise."""
+    """A sentence for each task that is to be learned with noise and has a form that cannot be."""
     for (name, task), split in splits.items():
         noisy = task in scenario.stream and leaves_noisy(scenario.institution(name).policy.adapter)
-        if noisy and (better := other_training(scenario, task, len(split.train))):
-            yield f"{name} learns {task} with noise from {len(split.train)} images; {better}"
-
-
-def other_training(scenario: Scenario, task: str, images: int) -> str | None:
-    """What to use for a task that is learned with noise: a form that can be, or for few images the other
-    method; None if that is so."""
-    alignment = alignment_of(scenario, task)
-    if alignment.form not in (able := private_forms()):
-        known = ", ".join(able)
-        return f"the form {alignment.form!r} cannot be, so the layer will be refused: use one of {known}"
-    other = scenario.privacy.model_copy(update={"method": "subspace"})
-    possible = other.completed(scenario.backbone, alignment).library is not None and not alignment.finder
-    if scenario.privacy.method == other.method or images >= FEW or not possible:
-        return None
-    return 'privacy.method = "subspace" keeps more of so few (docs/privacy.md)'
+        if noisy and (form := alignment_of(scenario, task).form) not in (able := private_forms()):
+            yield (
+                f"{name} learns {task} with noise from {len(split.train)} images; the form {form!r} cannot "
+                f"be, so the layer will be refused: use one of {', '.join(able)}"
+            )
 
 
 def steps_of(scenario: Scenario, name: str, images: int) -> int:
-    """Steps of one round at an institution. Private training draws its images at random; its steps are
-    converted to steps of the scenario's batch by the expected number of images."""
-    if not leaves_noisy(scenario.institution(name).policy.adapter):
+    """Steps of one round at an institution. Those of private training are converted to steps of the
+    scenario's batch by the expected number of images; of groups, whose number is unknown here, all count."""
+    policy, private = scenario.institution(name).policy, scenario.privacy
+    if not leaves_noisy(policy.adapter):
         return planned_steps(images, scenario.training)
-    private = scenario.privacy
-    return math.ceil(private.steps * private.sampling_rate * images / scenario.training.batch_images)
+    units = images if policy.budget.unit == "image" else 1
+    return math.ceil(private.steps * private.rate(units) * images / scenario.training.batch_images)
 
 
 def cohort_of(scenario: Scenario, stage: int) -> Cohort:

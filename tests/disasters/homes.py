@@ -54,7 +54,7 @@ class Case:
                 "fallback_to_identity": False,
             },
             "router": {"kind": "nearest_mean", "folds": 2},
-            "privacy": {"steps": 2, "clip": 1.0},  # as in the folders of tests/frozen
+            "privacy": {"steps": 2, "clip": 1.0, "sampling_rate": 0.2},  # as in the folders of tests/frozen
             "deadlines": {"connect": 120.0, "train": 90.0, "evaluate": 90.0, "retries": 3},
             "participation": {"missing": self.missing},
             "institutions": [

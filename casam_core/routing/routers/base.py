@@ -101,12 +101,12 @@ class PrivateRouter:
 
     prepare: (router, the scenario's privacy, public features) -> noisy statistics. It computes the public
         part once for several tasks.
-    mechanism: (the scenario's privacy, noise multiplier) -> the cost of one call.
+    mechanism: (the scenario's privacy, noise multiplier, number of units) -> the cost of one call.
     lowest_score: (router, state) -> a lower bound of all scores under the state.
     """
 
     prepare: Callable[[Any, PrivacySpec, PublicFeatures], NoisyStatistics]
-    mechanism: Callable[[PrivacySpec, float], Mechanism]
+    mechanism: Callable[[PrivacySpec, float, int], Mechanism]
     lowest_score: Callable[[Router, Arrays], float]
 
 

@@ -170,7 +170,7 @@ def noisy_gaussian(router: Router, privacy: PrivacySpec, public: PublicFeatures)
 
 PRIVATE = PrivateRouter(
     prepare=noisy_gaussian,
-    mechanism=lambda privacy, noise_multiplier: Mechanism(noise_multiplier),
+    mechanism=lambda privacy, noise_multiplier, units: Mechanism(noise_multiplier),
     lowest_score=lambda router, state: router.score(doubles(state, "mean_F"), state),
 )
 """The mean itself has the lowest score."""

@@ -174,7 +174,7 @@ def noisy_mean(router: PublicFrameRouter, privacy: PrivacySpec, public: PublicFe
 
 PRIVATE = PrivateRouter(
     prepare=noisy_mean,
-    mechanism=lambda privacy, noise_multiplier: Mechanism(noise_multiplier),
+    mechanism=lambda privacy, noise_multiplier, units: Mechanism(noise_multiplier),
     lowest_score=lambda router, state: 0.5 * math.log(LOWEST),
 )
 

@@ -67,7 +67,7 @@ def test_a_covariance_tells_its_members_and_a_mean_in_a_public_frame_hardly_does
 @pytest.mark.parametrize("kind", ["gaussian", "public_frame"])
 def test_the_noise_of_a_row_costs_the_routers_share(tmp_path: Path, kind: str) -> None:
     made = maker(tmp_path, kind, row=(3.0, 0.5))
-    cost = epsilon_of(description(PRIVACY, made.spec, made.noise), DELTA)
+    cost = epsilon_of(description(PRIVACY, made.spec, made.noise, 24), DELTA)
     assert cost == pytest.approx(0.5 * 3.0, rel=0.01)
 
 

@@ -23,7 +23,15 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
 from casam_core.model.forms import FORMS, build_layer, form_spec, weights_of
 from casam_core.model.training import Batch, Learner, train_layer
-from casam_core.privacy.accounting import ORDERS, Mechanism, affordable, calibrate, curve_replaced, epsilon_of
+from casam_core.privacy.accounting import (
+    ORDERS,
+    Mechanism,
+    affordable,
+    calibrate,
+    curve_replaced,
+    epsilon_of,
+    round_mechanism,
+)
 from casam_core.privacy.dp_training import PrivateSteps, add_gradients
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_sum import PrivateSum
@@ -271,7 +279,7 @@ def test_without_noise_it_learns_what_plain_training_learns(
     """Full samples, no noise, a clip that never binds: DP-SGD is Adam on the Dice loss's mean gradient."""
     monkeypatch.setattr(Batch, "loss", lambda batch, spec: batch.overlap_loss())
     known = examples()[:4]
-    private = train(tiny, single_images(4), 0.0, known, sampling_rate=1.0, clip=0.1)
+    private = train(tiny, single_images(4), 0.0, known, clip=0.1, learning_rate=1e-2)
     layer = build_layer(AlignmentSpec(form="scale_shift"), 32, 0)
     train_layer(
         layer,
@@ -284,6 +292,35 @@ def test_without_noise_it_learns_what_plain_training_learns(
     )
     for name, plain in weights_of(layer).items():
         np.testing.assert_allclose(private[name], plain, atol=1e-3)
+
+
+@pytest.mark.parametrize(("units", "rate"), [(1, 1.0), (200, 1.0), (800, 0.25), (5000, 0.2)])
+def test_every_unit_takes_part_in_a_step_if_there_are_few(units: int, rate: float) -> None:
+    assert PrivacySpec().rate(units) == rate
+    assert PrivacySpec(sampling_rate=0.5).rate(units) == 0.5
+    assert round_mechanism(PrivacySpec(), 2.0, units) == Mechanism(2.0, rate, PrivacySpec().steps)
+    assert (
+        PrivateSteps(single_images(units), PrivacySpec(), 1.0, NoiseSource(bytes(32)), Draws(0, ())).rate
+        == rate
+    )
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.0, 1.0), (1.6, 1.0), (3.2, 0.5)])
+def test_a_step_is_shorter_where_it_is_mostly_noise(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch, noise: float, share: float
+) -> None:
+    """Of four images: noise of 1.6 is 0.4 of the clip for their mean. A rate in the scenario stays."""
+    rates: list[float] = []
+
+    def looked_at(model: Any, how: Any, gradient: Any, learning_rate: float) -> Any:
+        rates.append(learning_rate)
+        return iter(())
+
+    monkeypatch.setattr("casam_core.privacy.dp_training.take_private_steps", looked_at)
+    train(tiny, single_images(4), noise, examples())
+    train(tiny, single_images(4), noise, examples(), learning_rate=0.5)
+    train(tiny, single_images(4), noise, examples(), sampling_rate=1.0)
+    assert rates == pytest.approx([3 * share * 1e-2, 0.5, 1e-2])
 
 
 @pytest.mark.parametrize("clip", [1e-5, 1e-4])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from casam_core.config.scenario import Scenario
+from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.errors import DataError, ScenarioError
 from casam_core.model.forms import form_spec
 from casam_core.model.training import planned_steps
@@ -52,12 +53,12 @@ def test_the_cost_that_is_announced_is_the_cost(
     assert sum(event.get("images", 0) for event in events) == 2 * sum(trained)
 
 
-def private_scenario(images: int, **privacy: str) -> Scenario:
+def private_scenario(images: int, unit: str = "image", **privacy: str | float) -> Scenario:
     """One institution with noise and the default backbone, whose public library is shipped."""
     policy = {
         "adapter": {"noise": "dp"},
         "router": {"noise": "dp"},
-        "budget": {"epsilon": 8.0, "delta": 1e-3},
+        "budget": {"epsilon": 8.0, "delta": 1e-3, "unit": unit},
     }
     data = {"polyp": {"reader": "phantom", "phantom": "polyp", "images": images, "size": 64}}
     table = {"name": "few", "stream": ["polyp"], "privacy": privacy}
@@ -66,10 +67,24 @@ def private_scenario(images: int, **privacy: str) -> Scenario:
     )
 
 
-def test_noise_on_few_images_is_told_with_the_method_that_keeps_more() -> None:
-    (advice,) = preflight(private_scenario(20), None).advice
-    assert advice.startswith("clinic learns polyp with noise from ")
-    assert 'privacy.method = "subspace"' in advice
+@pytest.mark.parametrize(
+    ("images", "unit", "rate", "share"),
+    [
+        (90, "image", None, 1.0),
+        (90, "image", 0.5, 0.5),
+        (900, "image", None, None),
+        (900, "group", None, 1.0),
+    ],
+)
+def test_private_steps_are_counted_by_the_images_that_take_part(
+    images: int, unit: str, rate: float | None, share: float | None
+) -> None:
+    """200 of many images; of groups, whose number is unknown before the data are read, all are counted."""
+    steps, whole = (
+        preflight(private_scenario(images, unit, **({"sampling_rate": rate} if rate else {})), None).steps
+        for rate in (rate, 1.0)
+    )
+    assert steps == (math.ceil(share * whole) if share else 200 * PrivacySpec().steps)
 
 
 def test_a_form_that_is_not_trained_with_noise_is_told_with_those_that_are() -> None:
@@ -80,9 +95,9 @@ def test_a_form_that_is_not_trained_with_noise_is_told_with_those_that_are() -> 
     assert "'low_rank_decoder' cannot be, so the layer will be refused: use one of low_rank" in advice
 
 
-@pytest.mark.parametrize(("images", "privacy"), [(20, {"method": "subspace"}), (90, {})])
-def test_nothing_is_advised_where_it_would_not_help(images: int, privacy: dict[str, str]) -> None:
-    assert preflight(private_scenario(images, **privacy), None).advice == ()
+@pytest.mark.parametrize("privacy", [{}, {"method": "subspace"}])
+def test_nothing_is_advised_where_it_would_not_help(privacy: dict[str, str]) -> None:
+    assert preflight(private_scenario(20, **privacy), None).advice == ()
 
 
 @pytest.mark.parametrize("form", ["decoder", "lora"])

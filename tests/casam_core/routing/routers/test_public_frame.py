@@ -174,7 +174,7 @@ def test_claimed_noise_does_not_attract_every_image(router: PublicFrameRouter) -
 
 
 def test_it_costs_one_gaussian_mechanism() -> None:
-    assert PRIVATE.mechanism(PrivacySpec(), 2.0) == Mechanism(2.0)
+    assert PRIVATE.mechanism(PrivacySpec(), 2.0, 24) == Mechanism(2.0)
 
 
 # --- Many states, attacks, frames -----------------------------------------------------------------------
