@@ -44,8 +44,8 @@ def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
 def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None) -> None:
     """Stage 0 evaluates the frozen backbone; every further stage learns one task and evaluates all tasks.
 
-    The state is on disk when a stage's task is learned, and again when all tasks are evaluated: there an
-    interrupted run resumes, and an entry that institutions may have seen is not learned again.
+    The state is on disk when a stage's task is learned, when canaries rejected its entries, and when all are
+    evaluated: there an interrupted run resumes. An entry that an institution may have seen never changes.
     """
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
     folder.event(
@@ -73,11 +73,12 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
         if state.learned is None:
             state = save(folder, learn_stage(federation, state))
         before, state = state, evaluate_stage(federation, state)
-        if state.learned is None:
-            report_stage(federation, before, state)
+        if state.learned is not None:  # a canary failed: once more, without the rejected entries
+            state = save(folder, state)
+            continue
+        report_stage(federation, before, state)
         state = save(folder, state)
-        if state.learned is None:
-            empty_quarantine(folder.path, state.stages[-1].unlearned)
+        empty_quarantine(folder.path, state.stages[-1].unlearned)
 
     write_results(folder, federation, scenario, state.zero_shot, state.stages)
     folder.event("end", f"finished in {folder.elapsed:.0f} s")

@@ -1,10 +1,10 @@
 """The state of a run on disk. After a crash, the files hold a complete state: the new one or the one before.
 
 stages/NNNN.json holds the results of one stage (0000: of the frozen backbone) and never changes. state.json
-lists the hashes of these files and holds the other fields of a State. It is written twice in each stage: when
-its task is learned, and when all institutions are evaluated. A stopped run resumes there (`casam run
---resume`). Learning is seeded by stage, so the run ends with the same bits as an uninterrupted run. Stored
-private releases are sent again.
+lists the hashes of these files and holds the other fields of a State. It is written when a stage's task is
+learned, when canaries rejected its entries, and when all institutions are evaluated; there a stopped run
+resumes (`casam run --resume`). Learning is seeded by stage, so the run ends with the same bits as an
+uninterrupted run. Stored private releases are sent again.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ ELSEWHERE = ("zero_shot", "stages", "bank")
 
 
 def save(folder: RunFolder, state: State) -> State:
-    """Write the state, before it the results of a stage that has no file yet; the old state stays valid until
-    the new one is on disk.
+    """Write the state, and before it the results of a stage without a file; until then the old one is valid.
 
     Returns the state with the hash of the new file.
     """

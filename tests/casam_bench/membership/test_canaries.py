@@ -157,7 +157,7 @@ def test_a_broken_choice_is_caught(broken: Broken) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [3.0, 1.0])
 @pytest.mark.parametrize("broken", [NOISE, CLIP], ids=["noise x 0.5", "clip x 2"])
-def test_a_broken_layer_of_the_default_settings_is_caught(epsilon: float, broken: Broken) -> None:
+def test_a_broken_layer_of_sampled_steps_is_caught(epsilon: float, broken: Broken) -> None:
     assert audited(layer_release, sampled_round, epsilon, 60_000, 0, broken).refuted
 
 
