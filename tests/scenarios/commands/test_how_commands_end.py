@@ -60,7 +60,8 @@ from scenarios.commands.terminal import at_ctrl_c
 with at_ctrl_c(lambda: "stopped; to continue: casam run --resume RUN"):
     try:
         print("works", flush=True)
-        time.sleep(60)
+        while True:
+            time.sleep(0.05)  # a signal just before a long sleep would wait for its end
     finally:
         print("tidies up", flush=True)
         time.sleep(SECONDS)

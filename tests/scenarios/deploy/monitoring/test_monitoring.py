@@ -331,9 +331,12 @@ def test_a_commands_two_outputs_become_json_lines_and_its_status_stays() -> None
 
 
 def test_a_signal_reaches_the_command_and_its_last_line_is_kept() -> None:
+    # Many short sleeps: Python would miss, until one long sleep ends, a signal that comes just before it begins.
     script = (
-        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('ends'), sys.exit(7)));"
-        "print('ready'); time.sleep(60)"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('ends'), sys.exit(7)))\n"
+        "print('ready')\n"
+        "while True: time.sleep(0.05)"
     )
     process = logged(sys.executable, "-c", script)
     assert process.stdout is not None
