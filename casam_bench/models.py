@@ -181,6 +181,6 @@ def as_released(backbone: Backbone) -> Backbone:
 
 def shipped_library() -> LayerLibrary:
     """The library of layers that casam ships for the default backbone and form."""
-    digest = PrivacySpec(method="subspace").completed(BackboneSpec(), DEFAULT_FORM).library
+    digest = PrivacySpec(method="public_start").completed(BackboneSpec(), DEFAULT_FORM).library
     assert digest is not None
     return LIBRARIES.get(digest)

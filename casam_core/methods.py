@@ -341,5 +341,5 @@ def first_layer(
     if digest := library_named(scenario):
         library = LIBRARIES.get(digest, libraries)
         if library.fits(layer):
-            set_weights(layer, library.start(IDENTITY))
+            set_weights(layer, library.starts()[IDENTITY])
     return layer

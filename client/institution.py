@@ -252,7 +252,7 @@ class Institution:
     def starts(self, task: str, layer: AlignmentLayer) -> list[Weights]:
         """The weights from which training without noise may start."""
         if alignment_of(self.scenario, task).start == "library" and self.library().fits(layer):
-            return [self.library().start(name) for name in self.library().names]
+            return list(self.library().starts().values())
         return [weights_of(layer)]
 
     def examples(

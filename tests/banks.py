@@ -40,7 +40,7 @@ def random_frame(width: int) -> str:
 
 
 def random_library(form: str) -> str:
-    """The digest of a library of layers for the tiny backbone, kept on this machine: two starts and three
+    """The digest of a library of layers for the tiny backbone, kept on this machine: a joint layer and three
     directions that no image has shown."""
     rng, first = np.random.default_rng(5), build_layer(form_spec(form), tiny_backbone().geometry.channels, 0)
     weights = weights_of(first)
@@ -49,16 +49,12 @@ def random_library(form: str) -> str:
     parts = np.split(rows, np.cumsum([weights[name].size for name in free])[:-1], axis=1)
     library = LayerLibrary(
         shared={name: value for name, value in weights.items() if name not in free},
-        starts={
-            start: {name: rng.normal(0, 0.02, weights[name].shape).astype(np.float32) for name in free}
-            for start in ("joint", "polyp")
-        },
+        joint={name: rng.normal(0, 0.02, weights[name].shape).astype(np.float32) for name in free},
         directions={
             name: part.reshape(-1, *weights[name].shape).astype(np.float32)
             for name, part in zip(free, parts, strict=True)
         },
-        clip=0.5,
-        reach=0.5,
+        shares_K=np.array([0.5, 0.2, 0.05]),
         about={"form": form},
     )
     return LIBRARIES.keep(library.to_bytes(), LIBRARIES.here)

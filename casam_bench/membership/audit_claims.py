@@ -26,8 +26,6 @@ FEWEST = 1000
 """Fewer canaries prove nothing about usual claims."""
 RELEASES = {"align": "layer", "scores": "threshold", "evaluate": "metrics", "canary": "canary answers"}
 """A kind of the ledger in words, where its own word is not clear."""
-CHOICES = ("start", "end")
-"""Kinds of one number out of few: canaries prove next to nothing about them, so they are left out."""
 SPLITS = {"train": "training images", "val": "validation images", "test": "test images"}
 
 
@@ -70,7 +68,7 @@ def claims_of_policy(scenario: Scenario, policy: Policy) -> Iterator[Claimed]:
     """
     if policy.private:
         plan = TaskPlan(scenario, policy, PLANNED)
-        yield from (Claimed("train", kind, cost) for kind, cost in plan.layer_costs)
+        yield from (Claimed("train", "align", cost) for cost in plan.layer_costs)
         for kind, mechanism in zip(("router", "scores"), plan.router_mechanisms, strict=False):
             yield Claimed("train", kind, mechanism)
     if policy.metrics == "noisy":
@@ -101,8 +99,6 @@ def releases_of(claims: Sequence[Claimed]) -> Iterator[Release]:
     """One release per kind and noise; equal mechanisms of one kind become one with the steps of all."""
     steps: dict[tuple[str, float, float], int] = {}
     for claimed in claims:
-        if claimed.kind in CHOICES:
-            continue
         cost = claimed.mechanism
         key = (claimed.kind, cost.noise_multiplier, cost.sample_rate)
         steps[key] = steps.get(key, 0) + cost.steps

@@ -23,7 +23,7 @@ from casam_bench.membership.one_run import Coins, Plan, Scores, correct_of, most
 from casam_bench.membership.privacy_curve import curve_of, exact_epsilon
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import Mechanism, epsilon_of
-from casam_core.privacy.dp_training import PrivateSteps, take_private_steps
+from casam_core.privacy.dp_training import PrivateRound, take_private_steps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.private_scores import describe_scores
 from casam_core.privacy.private_sum import PrivateSum
@@ -134,16 +134,18 @@ def layer_release(name: str, mechanism: Mechanism, broken: Broken | None = None)
         count = len(coins_N)
         model = Vector(count)
         draws = Draws(0, ("audit",))
-        steps = PrivateSteps(taking_part(coins_N), privacy, broken.multiplier(mechanism), noise, draws)
+        steps = PrivateRound(taking_part(coins_N), privacy, broken.multiplier(mechanism), noise, draws)
 
         def gradient(step: int, unit: Unit) -> None:
             model.values.grad = FAR * one_hot(unit.images[0], count)
 
         scores_N = np.zeros(count)
-        for _ in take_private_steps(model, steps, gradient, learning_rate=1e-3):
-            assert model.values.grad is not None  # the step has just set it
-            sums_N = model.values.grad.double().numpy() * steps.expected
-            scores_N += likelihood_ratio(sums_N, mechanism)
+
+        def seen(gradient_D: NDArray[np.float64]) -> None:
+            scores_N[:] += likelihood_ratio(gradient_D * steps.expected, mechanism)
+
+        for _ in take_private_steps(model, steps, gradient, seen):
+            pass
         return scores_N
 
     return Release(name, (mechanism,), in_parts(of_one_run))

@@ -21,6 +21,7 @@ from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer
 from casam_core.model.layer_library import LIBRARIES, library_named
 from casam_core.model.training import OpenSteps, Steps
+from casam_core.privacy.layer_steps import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units, units_of
 from casam_core.routing.public_frames import FRAMES
@@ -29,7 +30,6 @@ from casam_core.routing.routers.base import NoisyStatistics
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.dataset import Sample
 from client.data.task_data import StoredExamples, TaskData
-from client.dp.noisy_layer import steps_of
 from client.dp.noisy_router import private_router, public_features_of
 from client.dp.plan import TaskPlan
 from client.institution import train_round
@@ -72,7 +72,9 @@ class Shadows:
                 digest, units = library_named(scenario), self.units(images)
                 library = LIBRARIES.get(digest, LIBRARIES.here) if digest else None
                 plan = TaskPlan(scenario, self.policy, units.count)
-                steps = steps_of(plan, library, units, noise, draws, fresh=round_ == 1)
+                steps = PrivateSteps(
+                    units, scenario.privacy, plan.layer_noise, noise, draws, library, fresh=round_ == 1
+                )
             train_round(scenario, self.task, layer, self.backbone, examples, steps, rng, progress)
         return layer
 

@@ -30,7 +30,7 @@ from casam_core.model.forms import AlignmentLayer
 from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.training import OpenSteps, Steps
 from casam_core.privacy.accounting import calibrate, round_mechanism
-from casam_core.privacy.dp_training import PrivateSteps
+from casam_core.privacy.layer_steps import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
 from casam_core.seeding import Draws, derive_seed, numpy_generator

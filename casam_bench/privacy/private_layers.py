@@ -30,11 +30,11 @@ from casam_core.model.forms.affine import IdentityLayer
 from casam_core.model.layer_library import LayerLibrary
 from casam_core.model.training import OpenSteps, Steps, draw_instances
 from casam_core.model.validation import BestEpoch, iou_and_estimate, validator
+from casam_core.privacy.layer_steps import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
 from casam_core.seeding import Draws, derive_seed, numpy_generator
 from client.data.open import open_dataset
-from client.dp.noisy_layer import steps_of
 from client.dp.plan import TaskPlan
 
 SIZES, TEST_IMAGES, SEEDS, DELTA = (24, 100), 12, 3, 1e-3
@@ -103,8 +103,8 @@ def private(spec: PrivacySpec, epsilon: float) -> Callable[[Task, int], Alignmen
         plan = TaskPlan(scenario, policy, len(train))
         noise = NoiseSource.seeded(seed, task.name, spec.method, str(epsilon))
         draws = Draws(seed, (task.name, spec.method))
-        library = task.library if spec.method == "subspace" else None
-        steps = steps_of(plan, library, single_images(len(train)), noise, draws, fresh=True)
+        library = task.library if spec.method == "public_start" else None
+        steps = PrivateSteps(single_images(len(train)), spec, plan.layer_noise, noise, draws, library)
         return learn(task, train, steps, seed)
 
     return learned
@@ -121,7 +121,7 @@ WAYS: dict[str, Callable[[Task, int], AlignmentLayer]] = {"frozen": frozen, "ope
 
 def ways() -> dict[str, Callable[[Task, int], AlignmentLayer]]:
     """By name, every way to a layer."""
-    methods = (PrivacySpec(method="dp_sgd"), PrivacySpec(method="subspace"))
+    methods = (PrivacySpec(method="dp_sgd"), PrivacySpec(method="public_start"))
     noisy = {f"{m.method} {epsilon:g}": private(m, epsilon) for m in methods for epsilon in EPSILONS}
     return {**WAYS, **noisy}
 

@@ -231,7 +231,7 @@ def start_of_library(
     library, now = shipped_library(), clock(threads)
     begun, judge = now(), validator(val, backbone, SPEC, numpy_generator(0, "start"))
     assert judge is not None  # every task has instances
-    take_best(layer, [library.start(name) for name in library.names], judge)
+    take_best(layer, list(library.starts().values()), judge)
     return now() - begun
 
 

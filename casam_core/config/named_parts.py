@@ -40,9 +40,8 @@ class AlignmentSpec(Section):
     learning_rate: float | None = Field(None, gt=0, description="Default: the learning rate of the form.")
     start: Literal["identity", "library"] = Field(
         "identity",
-        description="Where training without noise starts. library: from the layer of a public library that "
-        "is best on the validation images; frozen SAM is one of these layers. For few images, and forms that "
-        "have libraries.",
+        description="Where training without noise starts. library: from the layer of a public library, if it "
+        "is better than frozen SAM on the validation images. For few images, and forms that have libraries.",
     )
     finder: bool = Field(
         False,
@@ -104,7 +103,7 @@ FORMS: Registry[FormEntry] = Registry(
 
 
 SHIPPED_LIBRARIES: dict[tuple[str, str, int], str] = {
-    ("lite_medsam", "low_rank", 8): "037c75513e28e83aad541c7892920954225d4bdf668ff2a09d6145e8fb65033f",
+    ("lite_medsam", "low_rank", 8): "bf01da65662d68269adc7b906c628b7a2566dc97392930f2f66dbf2c0c4dd3e9",
 }
 """(backbone, form, rank or 0) -> digest of the layer library that casam ships."""
 

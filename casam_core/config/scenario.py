@@ -175,11 +175,11 @@ TAKING_PART, LEAST_RATE = 200, 0.2
 class PrivacySpec(Section):
     """Training at institutions whose policy asks for noise (docs/privacy.md); the policy sets the budget."""
 
-    method: Literal["dp_sgd", "subspace"] = Field(
+    method: Literal["dp_sgd", "public_start"] = Field(
         "dp_sgd",
-        description="How a layer is trained. dp_sgd: by clipped and noisy gradients of all images, or of "
-        "samples of many. subspace: it starts from frozen SAM or a public layer and takes a few noisy "
-        "gradients of all images, along the directions of a public library of layers; for few images.",
+        description="How a layer is trained with clipped and noisy gradients of all images, or of samples of "
+        "many. dp_sgd: from frozen SAM, by Adam. public_start: from the layer of a public library, with "
+        "gradients that are filtered by what public gradients look like.",
     )
     plan: Literal["auto", "half"] = Field(
         "auto",
@@ -189,16 +189,9 @@ class PrivacySpec(Section):
     )
     library: Digest | None = Field(
         None,
-        description='SHA-256 of the library of layers, for method = "subspace" and alignment.start = '
+        description='SHA-256 of the library of layers, for method = "public_start" and alignment.start = '
         '"library". Default: the library that casam ships for the backbone and form; if there is none, '
         "`casam run` makes one from phantoms.",
-    )
-    descent_steps: int | None = Field(
-        None,
-        ge=0,
-        le=100,
-        description="Steps of a private round, for method subspace. Default: 8, but 4 or 0 where noise would "
-        "hide the gradients.",
     )
     steps: int = Field(25, ge=1, description="Optimiser steps of a private round; it never stops early.")
     sampling_rate: float | None = Field(
@@ -212,8 +205,8 @@ class PrivacySpec(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Default: three times the rate of the form, and less where a step is mostly noise; "
-        "with a sampling_rate, the rate of the form.",
+        description="Of dp_sgd. Default: three times the rate of the form, and less where a step is mostly "
+        "noise; with a sampling_rate, the rate of the form.",
     )
     noise_multiplier: float | None = Field(
         None,
@@ -235,7 +228,7 @@ class PrivacySpec(Section):
 
     def completed(self, backbone: BackboneSpec, alignment: AlignmentSpec) -> PrivacySpec:
         """The section with the library that casam ships for the backbone and the form."""
-        wanted = self.method == "subspace" or alignment.start == "library"
+        wanted = self.method == "public_start" or alignment.start == "library"
         if not wanted or self.library or backbone.sha256 is not None:
             return self
         key = (backbone.name, alignment.form, getattr(alignment, "rank", 0))
@@ -426,10 +419,10 @@ class Scenario(Section):
     def _learns_a_finder_step_by_step(self) -> Scenario:
         of_tasks = {f"alignments.{task}": spec for task, spec in self.alignments.items()}
         for name, spec in {"alignment": self.alignment, **of_tasks}.items():
-            if spec.finder and (self.privacy.method == "subspace" or self.alignment.start == "library"):
+            if spec.finder and (self.privacy.method == "public_start" or self.alignment.start == "library"):
                 raise ValueError(
-                    f"{name}.finder: expected false, because a library of layers has no directions or starts "
-                    'for a finder; set privacy.method = "dp_sgd" and alignment.start = "identity", or leave '
+                    f"{name}.finder: expected false, because a library of layers has no start for a finder; "
+                    'set privacy.method = "dp_sgd" and alignment.start = "identity", or leave '
                     "the finder out"
                 )
         return self

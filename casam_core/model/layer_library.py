@@ -1,34 +1,32 @@
-"""Public libraries of layers: starts for tasks with few images, and directions in which layers learn.
+"""Public libraries of layers: a start for private training, and what gradients of public images look like.
 
 A library is one public file (casam_core.config.public_files), made from phantoms (and other public images) by
 `casam scenarios library`. It holds, for one backbone and one form:
 
-    shared:      the weights that all its layers have in common and that private training leaves as they are
+    shared:      the weights that all layers have in common and that private training leaves as they are
                  (of low_rank: the matrix that reduces the channels),
-    starts:      the other weights of each layer, by name; `identity`, which is frozen SAM, is not stored,
-    directions:  K orthonormal directions of these other weights, in which the losses of public images change
-                 most,
-    clip:        the median length of one public image's gradient along them,
-    reach:       the median length of the way from a start to the layer of another public task along them.
+    joint:       the other weights of one layer for all public tasks together,
+    directions:  K orthonormal directions of these other weights, along which public gradients are longest,
+    shares:      how much of the square of a gradient's length lies along each of them.
 
-Nothing in it depends on an image of an institution.
+The start `identity`, which is frozen SAM, is not stored. Nothing in a library depends on an image of an
+institution.
 """
 
 from __future__ import annotations
 
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from casam_core.config.public_files import LARGEST, PublicFiles, packed, unpacked
+from casam_core.config.public_files import PublicFiles, packed, unpacked
 from casam_core.config.scenario import Scenario
 from casam_core.errors import BankError, ScenarioError
 from casam_core.model.forms import AlignmentLayer, Weights
@@ -36,79 +34,52 @@ from casam_core.routing.public_frames import FRAMES
 from casam_core.routing.routers.public_frame import frame_named
 
 IDENTITY, JOINT = "identity", "joint"
-"""The start that is frozen SAM, and the layer of all public tasks together, which every library holds."""
-MOST_STARTS, MOST_DIRECTIONS = 256, 64
+"""The starts: frozen SAM, and the layer of all public tasks together."""
+MOST_DIRECTIONS = 256
 
 
 @dataclass(frozen=True, eq=False)
 class LayerLibrary:
     """See the docstring of the module; all arrays are float32 that fit float16.
 
-    directions: by weight, an array with K in front of the weight's shape. about: for people: form, images.
+    directions: by weight, an array with K in front of the weight's shape. shares_K: each at least 0, together
+    less than 1; the rest of a gradient may lie anywhere. about: for people: form, images.
     """
 
     shared: Weights
-    starts: Mapping[str, Weights]
+    joint: Weights
     directions: Weights
-    clip: float
-    reach: float
+    shares_K: NDArray[np.float64]
     about: Mapping[str, Any]
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The starts by name, identity first."""
-        return (IDENTITY, *sorted(self.starts))
+    def length(self) -> float:
+        """The length of the way from frozen SAM to the joint layer."""
+        return float(np.linalg.norm(np.concatenate([value.ravel() for value in self.joint.values()])))
 
-    @cached_property
-    def free(self) -> tuple[str, ...]:
-        """Names of the weights that private training changes."""
-        return tuple(sorted(self.directions))
-
-    @cached_property
-    def flat_directions(self) -> NDArray[np.float64]:
-        """The directions as rows of one matrix_KD."""
-        parts = [self.directions[name].reshape(len(self.directions[name]), -1) for name in self.free]
+    def rows(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """directions_KD as rows of one matrix, over the weights of these names in this order."""
+        parts = [self.directions[name].reshape(len(self.shares_K), -1) for name in names]
         return np.concatenate(parts, axis=1).astype(np.float64)
 
-    def start(self, name: str) -> Weights:
-        """The weights of a start."""
-        free = {key: np.zeros(rows.shape[1:], np.float32) for key, rows in self.directions.items()}
-        return {**self.shared, **(free if name == IDENTITY else self.starts[name])}
-
-    def moved(self, start: Weights, along_K: NDArray[np.float64]) -> Weights:
-        """`start`, moved by these lengths along the directions."""
-        return {
-            name: value + np.tensordot(along_K, self.directions[name], 1).astype(np.float32)
-            if name in self.directions
-            else value
-            for name, value in start.items()
-        }
-
-    def gradient_along(self, layer: AlignmentLayer) -> NDArray[np.float64]:
-        """g_K: the layer's gradient along the directions."""
-        parameters = dict(layer.named_parameters())
-        parts = []
-        for name in self.free:
-            grad = parameters[name].grad
-            grad = torch.zeros_like(parameters[name]) if grad is None else grad
-            parts.append(grad.detach().cpu().double().numpy().ravel())
-        g_K: NDArray[np.float64] = self.flat_directions @ np.concatenate(parts)
-        return g_K
+    def starts(self) -> dict[str, Weights]:
+        """The weights of each start, by name."""
+        zero = {name: np.zeros_like(value) for name, value in self.joint.items()}
+        return {IDENTITY: {**self.shared, **zero}, JOINT: {**self.shared, **self.joint}}
 
     def fits(self, layer: AlignmentLayer) -> bool:
         """Whether the library is for layers of this form, rank and number of channels."""
-        own = {name: value.shape for name, value in self.start(IDENTITY).items()}
+        own = {name: value.shape for name, value in self.starts()[JOINT].items()}
         return own == {name: tuple(value.shape) for name, value in layer.state_dict().items()}
 
     def to_bytes(self) -> bytes:
         """The library's file: JSON, as the Flower bundle takes only text."""
         content = {
             "about": dict(self.about),
-            "clip": self.clip,
-            "reach": self.reach,
             "shared": pack(self.shared),
-            "starts": {name: pack(weights) for name, weights in self.starts.items()},
+            "joint": pack(self.joint),
             "directions": pack(self.directions),
+            "shares": self.shares_K.tolist(),
         }
         return (json.dumps(content, sort_keys=True) + "\n").encode()
 
@@ -119,10 +90,9 @@ class LayerLibrary:
             content = json.loads(data)
             library = LayerLibrary(
                 shared=unpack(content["shared"]),
-                starts={str(name): unpack(content["starts"][name]) for name in content["starts"]},
+                joint=unpack(content["joint"]),
                 directions=unpack(content["directions"]),
-                clip=float(content["clip"]),
-                reach=float(content["reach"]),
+                shares_K=np.array(content["shares"], np.float64),
                 about=dict(content["about"]),
             )
             library.check()
@@ -132,19 +102,20 @@ class LayerLibrary:
 
     def check(self) -> None:
         """Raise ValueError if its parts do not fit each other."""
-        free = {name: rows.shape[1:] for name, rows in self.directions.items()}
-        counts = {len(rows) for rows in self.directions.values()}
-        if len(counts) != 1 or not 0 < min(counts) <= MOST_DIRECTIONS:
-            raise ValueError(f"expected 1 to {MOST_DIRECTIONS} directions, found {sorted(counts)}")
-        if len(self.starts) > MOST_STARTS or IDENTITY in self.starts or free.keys() & self.shared.keys():
-            raise ValueError("expected other names of starts or weights")
-        if JOINT not in self.starts:
-            raise ValueError(f"expected the start {JOINT!r}")
-        for name, weights in self.starts.items():
-            if {key: value.shape for key, value in weights.items()} != free:
-                raise ValueError(f"the start {name!r} has other weights than the directions")
-        if not (0 < self.clip < LARGEST and 0 < self.reach < LARGEST):
-            raise ValueError(f"expected a positive clip and reach, found {self.clip} and {self.reach}")
+        free = {name: value.shape for name, value in self.joint.items()}
+        if not free or {name: rows.shape[1:] for name, rows in self.directions.items()} != free:
+            raise ValueError("the joint layer has other weights than the directions")
+        if free.keys() & self.shared.keys():
+            raise ValueError("a weight is shared and in the joint layer")
+        counts = {len(rows) for rows in self.directions.values()} | {self.shares_K.size}
+        if self.shares_K.ndim != 1 or len(counts) != 1 or not 0 < min(counts) <= MOST_DIRECTIONS:
+            raise ValueError(
+                f"expected 1 to {MOST_DIRECTIONS} directions with a share, found {sorted(counts)}"
+            )
+        if not (self.shares_K >= 0).all() or not 0 < self.shares_K.sum() < 1:
+            raise ValueError("expected shares of at least 0, together between 0 and 1")
+        if not self.length > 0:
+            raise ValueError("the joint layer is frozen SAM")
 
 
 def pack(weights: Weights) -> dict[str, Any]:
@@ -170,7 +141,7 @@ NO_LIBRARY = (
 
 def uses_library(scenario: Scenario) -> bool:
     """Whether layers of the scenario start from a library, with noise or without."""
-    return scenario.privacy.method == "subspace" or scenario.alignment.start == "library"
+    return scenario.privacy.method == "public_start" or scenario.alignment.start == "library"
 
 
 def library_named(scenario: Scenario) -> str:

@@ -1,7 +1,7 @@
 """The trainer: it trains one Alignment Layer for one round, from cached embeddings.
 
 Open and private training share `train_layer`. They differ in their steps: `OpenSteps` in this module (epochs,
-penalty, early stopping) and `PrivateSteps` in casam_core.privacy.dp_training (Poisson sampling, clipping,
+penalty, early stopping) and `PrivateSteps` in casam_core.privacy.layer_steps (Poisson sampling, clipping,
 noise).
 """
 

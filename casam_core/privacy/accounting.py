@@ -1,4 +1,4 @@
-"""The total cost of private releases: Gaussian mechanisms, sampled or not, and choices.
+"""The total cost of private releases: Gaussian mechanisms, sampled or not.
 
 Without sampling, the squares of the shifts 1 / noise_multiplier add up, and the sum gives epsilon exactly
 (Gaussian differential privacy, Dong, Roth and Su 2022). With sampling, composition is a sum of Rényi
@@ -12,7 +12,7 @@ Neighbouring datasets differ by one unit: add or remove one, or (`replaced`) rep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,7 +42,7 @@ LATTICE = math.sqrt(WIDEST / 640) / SIGMA**2
 Rounded to the grid, Gaussian noise protects integer sums as it does before rounding, because rounding
 commutes with a whole shift. From its distribution the discrete Gaussian differs, in each number, by a
 Kullback-Leibler divergence of at most 1 / (320 SIGMA^4) (docs/privacy.md); Pinsker's inequality gives the
-distance for WIDEST numbers. It also covers the rounding of a choice's probabilities.
+distance for WIDEST numbers.
 """
 
 
@@ -50,8 +50,6 @@ distance for WIDEST numbers. It also covers the rounding of a choice's probabili
 class Mechanism:
     """A Gaussian mechanism on a Poisson sample. noise_multiplier: standard deviation / L2 sensitivity.
     sample_rate: the probability that a unit takes part in a step; 1 for all units.
-
-    A choice counts as the Gaussian that tells at least as much.
     """
 
     noise_multiplier: float
@@ -62,21 +60,6 @@ class Mechanism:
 def round_mechanism(spec: PrivacySpec, noise_multiplier: float, units: int) -> Mechanism:
     """The cost of one round of DP-SGD on so many units."""
     return Mechanism(noise_multiplier, spec.rate(units), spec.steps)
-
-
-def choice_epsilon(noise_multiplier: float) -> float:
-    """The epsilon of an exponential mechanism that tells at most what this Gaussian mechanism tells.
-
-    The logarithm of its likelihood ratio lies in a range of width epsilon (Durfee and Rogers 2019). Of all
-    such mechanisms, the one with the ratios exp(+-epsilon / 2) is hardest to protect: one test between
-    neighbours has both errors at 1 / (1 + exp(epsilon / 2)), as the Gaussian of shift
-    2 Phi^-1(1 / (1 + exp(-epsilon / 2))). For small epsilon the shift is 0.63 epsilon.
-
-    >>> round(choice_epsilon(10.0), 4)
-    0.1596
-    """
-    half = 0.5 / noise_multiplier
-    return 2 * float(log_ndtr(half) - log_ndtr(-half))
 
 
 def epsilon_of(
@@ -188,13 +171,11 @@ def calibrate(
     return high
 
 
-def affordable(
-    spent: Sequence[Mechanism], rounds: Sequence[Collection[Mechanism]], epsilon: float, delta: float
-) -> int:
+def affordable(spent: Sequence[Mechanism], rounds: Sequence[Mechanism], epsilon: float, delta: float) -> int:
     """How many of the rounds, from the first on, fit into the rest of the budget after `spent`."""
     together = list(spent)
     for count, of_round in enumerate(rounds):
-        together += of_round
+        together.append(of_round)
         if epsilon_of(together, delta) > epsilon:
             return count
     return len(rounds)

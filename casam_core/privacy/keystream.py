@@ -26,10 +26,6 @@ class Keystream:
         """The next `count` numbers of 64 bits."""
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), np.uint64)
 
-    def uniform(self, count: int) -> NDArray[np.float64]:
-        """The next numbers in [0, 1), multiples of 2^-53."""
-        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
 
 def masks(seed: bytes, modulus: int, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.int64]]:
     """Arrays of uniform numbers below `modulus`, a power of two; the same seed gives the same arrays.

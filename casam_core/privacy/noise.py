@@ -1,7 +1,6 @@
 """Noise for private releases. In a real deployment, its only source is the operating system.
 
-Noise is added in one place, `NoiseSource.add_to`: to integers, as integers. Random choices of the exponential
-mechanism are made in one place, `NoiseSource.chosen`.
+Noise is added in one place, `NoiseSource.add_to`: to integers, as integers.
 """
 
 from __future__ import annotations
@@ -43,19 +42,6 @@ class NoiseSource:
         unit really changes.
         """
         return total_D + discrete_gaussian(self._stream, len(total_D))
-
-    def chosen(
-        self, total_J: NDArray[np.int64], largest: int, prior_J: NDArray[np.float64], epsilon: float
-    ) -> int:
-        """A number drawn with probabilities proportional to exp(prior_J + epsilon / 2 * total_J / largest).
-
-        largest: the largest change of one number in total_J by one unit. The rounding of the probabilities
-        (below 2^-50) is covered by what the accountant adds to delta for every release.
-        """
-        weight_J = prior_J + epsilon / 2 * (total_J / largest)
-        cumulated_J = np.cumsum(np.exp(weight_J - weight_J.max()))
-        drawn = float(self._stream.uniform(1)[0]) * cumulated_J[-1]
-        return min(int(np.searchsorted(cumulated_J, drawn, side="right")), len(cumulated_J) - 1)
 
     def takes_part(self, step: int, unit: str, rate: float) -> bool:
         """Whether this unit is in the Poisson sample of this step.

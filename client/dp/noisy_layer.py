@@ -7,17 +7,12 @@ from casam_core.errors import BankError
 from casam_core.methods import alignment_of, method_of
 from casam_core.model.forms import AlignmentLayer, private_forms, weights_of
 from casam_core.model.layer_library import LayerLibrary
-from casam_core.model.training import Steps
-from casam_core.privacy.dp_training import PrivateSteps
+from casam_core.privacy.layer_steps import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.subspace_training import SubspaceSteps
-from casam_core.privacy.units import Units
 from casam_core.protocol.messages import AlignReply, AlignRequest, question_of
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Payload
-from casam_core.seeding import Draws
 from client.dp.paid_release import AGAIN, LATER, plan_of, release_once
-from client.dp.plan import TaskPlan
 from client.institution import Institution, train_round
 from client.node.worktime import reporter
 from client.simulation.kept_training import trained_once
@@ -50,13 +45,12 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     units, fresh = institution.units(job.task, "train"), request.layer is None
     library = fitting_library(institution, institution.layer(job.task, request.layer))
     plan = plan_of(institution, job.task)
-    mechanisms = {job.task: plan.layer_rounds[0 if fresh else -1]}
 
     def train(noise: NoiseSource) -> AlignReply:
         layer = institution.layer(job.task, request.layer)
         examples = institution.examples([job.task], "train", layer)
         draws = institution.private_draws(job, "align")
-        steps = steps_of(plan, library, units, noise, draws, fresh=fresh)
+        steps = PrivateSteps(units, scenario.privacy, plan.layer_noise, noise, draws, library, fresh)
         report = reporter(institution.name, f"train {job.task} privately")
         rng = institution.draws(job, "align")
         train_round(scenario, job.task, layer, institution.backbone, examples, steps, rng, report)
@@ -72,7 +66,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         "align",
         question_of(request),
         split="train",
-        mechanisms=mechanisms,
+        mechanisms={job.task: {"align": plan.layer_round}},
         units={job.task: units},
         compute=compute,
         made_with="" if job.round == 1 else AGAIN if request.again else LATER,
@@ -80,30 +74,12 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
     return AlignReply.of(released)
 
 
-def steps_of(
-    plan: TaskPlan,
-    library: LayerLibrary | None,
-    units: Units,
-    noise: NoiseSource,
-    draws: Draws,
-    *,
-    fresh: bool,
-) -> Steps:
-    """The steps of a round, by the scenario's method of private training; library: for `subspace`.
-
-    fresh: the round starts from new weights.
-    """
-    if library is not None:
-        return SubspaceSteps(units, plan.descent_steps, library, plan.layer_noise, noise, draws, fresh)
-    return PrivateSteps(units, plan.scenario.privacy, plan.layer_noise, noise, draws)
-
-
 def fitting_library(institution: Institution, layer: AlignmentLayer) -> LayerLibrary | None:
     """The scenario's library of layers; None if its private training uses none.
 
     Raises RefusalError: other-public-file if it is for another form, unknown-scenario if it is not here.
     """
-    if institution.scenario.privacy.method != "subspace":
+    if institution.scenario.privacy.method != "public_start":
         return None
     try:
         library = institution.library()

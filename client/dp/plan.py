@@ -20,7 +20,6 @@ from casam_core.config.policy import LearnedPolicy, Policy
 from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.privacy.accounting import Mechanism, affordable, calibrate, epsilon_of, round_mechanism
 from casam_core.privacy.private_scores import scores_mechanism
-from casam_core.privacy.subspace_training import planned_steps, subspace_mechanisms
 from casam_core.protocol.outcomes import Outcome, RefusalError
 
 ENOUGH_VARIANCE = 0.005
@@ -33,15 +32,6 @@ LEAST_SHARE, MOST_SHARE, HALF = 0.05, 0.9, 0.5
 def leaves_noisy(learned: LearnedPolicy) -> bool:
     """Whether this part leaves with noise."""
     return learned.share == "yes" and learned.noise == "dp"
-
-
-def layer_rounds(
-    spec: PrivacySpec, steps: int, noise: float, rounds: int, units: int
-) -> list[dict[str, Mechanism]]:
-    """What each round of training costs, by the name of its lines in the ledger. steps: of `subspace`."""
-    if spec.method == "subspace":
-        return [subspace_mechanisms(steps, noise, fresh=number == 0) for number in range(rounds)]
-    return [{"align": round_mechanism(spec, noise, units)}] * rounds
 
 
 @dataclass(frozen=True)
@@ -69,8 +59,7 @@ class TaskPlan:
     def exact(self) -> bool:
         """Whether the router's cost is composed exactly. Beside a sampled layer it is composed in Rényi
         divergences, so it must fit its share there."""
-        beside = layer_rounds(self.scenario.privacy, 1, 1.0, 1, self.units)[0].values()
-        return not leaves_noisy(self.policy.adapter) or all(m.sample_rate == 1 for m in beside)
+        return not leaves_noisy(self.policy.adapter) or self.scenario.privacy.rate(self.units) == 1
 
     @cached_property
     def router_share(self) -> float:
@@ -104,48 +93,32 @@ class TaskPlan:
         return description(self.scenario.privacy, self.scenario.router, self.router_noise, self.units)
 
     @cached_property
-    def descent_steps(self) -> int:
-        """The steps of a round of method subspace."""
-        spec = self.scenario.privacy
-        if spec.descent_steps is not None:
-            return spec.descent_steps
-        return planned_steps(self.noise_with, self.units)
-
-    @cached_property
     def layer_noise(self) -> float:
         """Noise multiplier of a training round."""
-        return self.noise_with(self.descent_steps if self.scenario.privacy.method == "subspace" else 0)
-
-    def noise_with(self, steps: int) -> float:
-        """`layer_noise` with this many steps of method subspace."""
         spec, rounds = self.scenario.privacy, self.scenario.training.rounds
         if spec.noise_multiplier is not None:
             return spec.noise_multiplier
         with named_refusal():
-            return _layer_noise(spec, steps, rounds, self.units, tuple(self.router_mechanisms), *self.budget)
+            return _layer_noise(spec, rounds, self.units, tuple(self.router_mechanisms), *self.budget)
 
     @property
-    def layer_rounds(self) -> list[dict[str, Mechanism]]:
-        """What each round of training costs, by the name of its lines in the ledger."""
-        spec, rounds = self.scenario.privacy, self.scenario.training.rounds
-        steps = self.descent_steps if spec.method == "subspace" else 0
-        return layer_rounds(spec, steps, self.layer_noise, rounds, self.units)
+    def layer_round(self) -> Mechanism:
+        """What a round of training costs."""
+        return round_mechanism(self.scenario.privacy, self.layer_noise, self.units)
 
     @property
-    def layer_costs(self) -> list[tuple[str, Mechanism]]:
-        """What the layer of the task costs in all rounds, with the names of the ledger's lines; nothing if it
-        does not leave with noise."""
-        if not leaves_noisy(self.policy.adapter):
-            return []
-        return [cost for of_round in self.layer_rounds for cost in of_round.items()]
+    def layer_costs(self) -> list[Mechanism]:
+        """What the layer of the task costs, a round after the other; nothing if it leaves without noise."""
+        noisy = leaves_noisy(self.policy.adapter)
+        return [self.layer_round] * self.scenario.training.rounds if noisy else []
 
     def affordable_rounds(self, spent: Sequence[Mechanism]) -> int:
         """How many of the scenario's rounds fit the budget, besides `spent` and the router."""
         try:
-            rounds, router = self.layer_rounds, self.router_mechanisms
+            rounds, router = [self.layer_round] * self.scenario.training.rounds, self.router_mechanisms
         except RefusalError:
             return 0
-        return affordable([*spent, *router], [of_round.values() for of_round in rounds], *self.budget)
+        return affordable([*spent, *router], rounds, *self.budget)
 
 
 @contextlib.contextmanager
@@ -159,17 +132,10 @@ def named_refusal() -> Iterator[None]:
 
 @lru_cache(maxsize=256)
 def _layer_noise(
-    spec: PrivacySpec,
-    steps: int,
-    rounds: int,
-    units: int,
-    router: tuple[Mechanism, ...],
-    epsilon: float,
-    delta: float,
+    spec: PrivacySpec, rounds: int, units: int, router: tuple[Mechanism, ...], epsilon: float, delta: float
 ) -> float:
     def costs(noise: float) -> list[Mechanism]:
-        layer = layer_rounds(spec, steps, noise, rounds, units)
-        return [*router, *(part for of_round in layer for part in of_round.values())]
+        return [*router, *[round_mechanism(spec, noise, units)] * rounds]
 
     return calibrate(costs, epsilon, delta)
 

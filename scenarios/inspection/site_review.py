@@ -317,7 +317,7 @@ def planned(task: str, plan: Callable[[], str]) -> str:
 
 def learning_plan(plan: TaskPlan) -> str:
     """The epsilon of learning one task, and what layer and router would cost alone. Raises RefusalError."""
-    layer, router = [cost for _, cost in plan.layer_costs], plan.router_mechanisms
+    layer, router = plan.layer_costs, plan.router_mechanisms
     whole = in_epsilon([*layer, *router], plan.policy)
     alone = [epsilon_of(part, float(plan.policy.budget.delta or 0)) for part in (layer, router)]
     if not all(alone):

@@ -118,8 +118,8 @@ CHANGES = (
     Change("quickstart", "layer and router, epsilon 1", private("heart-centre", 1)),
     Change(
         "quickstart",
-        "layer and router, epsilon 3, subspace",
-        (*private("pathology-lab", 3), "privacy.method=subspace"),
+        "layer and router, epsilon 3, public start",
+        (*private("pathology-lab", 3), "privacy.method=public_start"),
     ),
     Change("quickstart", "router, epsilon 3", private("endoscopy-centre", 3, "router")),
     Change("quickstart", "router, epsilon 1", private("pathology-lab", 1, "router")),

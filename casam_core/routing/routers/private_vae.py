@@ -12,7 +12,7 @@ from torch import Tensor
 
 from casam_core.config.scenario import PrivacySpec
 from casam_core.privacy.accounting import round_mechanism
-from casam_core.privacy.dp_training import PrivateSteps, take_private_steps
+from casam_core.privacy.dp_training import PrivateRound, adam, take_private_steps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Unit, Units
 from casam_core.routing.routers.base import Arrays, NoisyStatistics, PrivateRouter, PublicFeatures
@@ -34,9 +34,9 @@ def noisy_vae(router: VaeRouter, privacy: PrivacySpec, public: PublicFeatures) -
         vae = TaskVae.of(start, f_NF.shape[1]).train()
         steps = take_private_steps(
             vae,
-            PrivateSteps(units, privacy, noise_multiplier, noise, draws),
+            PrivateRound(units, privacy, noise_multiplier, noise, draws),
             lambda step, unit: add_gradients(vae, f_NF, spec.beta, draws, step, unit),
-            spec.learning_rate,
+            adam(vae, spec.learning_rate),
         )
         for _ in steps:
             pass

@@ -23,12 +23,10 @@ from casam_bench.membership.canaries import (
     sum_release,
     together,
 )
-from casam_bench.membership.one_run import Coins, Scores
 from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.errors import RunError
-from casam_core.privacy.accounting import Mechanism, calibrate, choice_epsilon, round_mechanism
+from casam_core.privacy.accounting import Mechanism, calibrate, round_mechanism
 from casam_core.privacy.noise import NoiseSource
-from casam_core.privacy.private_choice import choose
 from tests.conftest import phantom
 
 NOISE, CLIP = Broken(noise=0.5), Broken(clip=2.0)
@@ -125,33 +123,6 @@ def test_a_broken_layer_is_caught(broken: Broken) -> None:
 
     assert audited(layer_release, one_step, 2.0, 20_000, 0, broken).refuted
     assert not audited(layer_release, one_step, 2.0, 20_000, 0).refuted
-
-
-def choice_release(name: str, mechanism: Mechanism, broken: Broken | None = None) -> Release:
-    """The exponential mechanism: every canary votes in a choice of its own between two answers, with all its
-    weight for one and against the other, which has the prior with which an answer tells most. The attacker
-    sees the answer.
-
-    mechanism: one choice, counted as the Gaussian mechanism that tells at least as much.
-    """
-    broken = broken or Broken()
-
-    def scores(coins_N: Coins, noise: NoiseSource) -> Scores:
-        vote_J, multiplier = np.array([1.0, -1.0]), broken.multiplier(mechanism)
-        prior_J = np.exp(vote_J * -choice_epsilon(multiplier) / 4)
-        answers = [choose([vote_J] if coin else [], prior_J, multiplier, noise) for coin in coins_N]
-        return np.array([0.5 - answer for answer in answers])
-
-    return Release(name, (mechanism,), scores)
-
-
-@pytest.mark.parametrize("broken", [NOISE, CLIP], ids=["noise x 0.5", "votes x 2"])
-def test_a_broken_choice_is_caught(broken: Broken) -> None:
-    """A canary gets its answer in 1 / (1 + exp(-epsilon / 2)) of all choices. One answer of two tells little,
-    so only a choice that is eight times too sharp is refuted."""
-    assert not audited(choice_release, once, 2.0, 20_000, 0).refuted
-    sharper = Broken(noise=broken.noise**3, clip=broken.clip**3)
-    assert audited(choice_release, once, 2.0, 20_000, 0, sharper).refuted
 
 
 @pytest.mark.slow

@@ -38,9 +38,9 @@ def test_a_seed_draws_its_training_images_and_all_others_test(task: Task) -> Non
     assert {id(example) for example in (*train, *test)} == {id(example) for example in task.examples}
 
 
-@pytest.mark.parametrize("method", ["dp_sgd", "subspace"])
+@pytest.mark.parametrize("method", ["dp_sgd", "public_start"])
 def test_every_way_gives_a_layer_that_can_be_tested(task: Task, method: str) -> None:
-    noisy = private(PrivacySpec.model_validate({"method": method, "steps": 2, "descent_steps": 1}), 8.0)
+    noisy = private(PrivacySpec.model_validate({"method": method, "steps": 2}), 8.0)
     for make in (frozen, opened, noisy):
         assert 0 <= iou_of(task, make(task, 0), 0) <= 1
 
@@ -61,15 +61,15 @@ def test_shares_are_of_tasks_that_gain_in_draws_that_have_all_tasks_and_the_wors
     tmp_path: Path,
 ) -> None:
     means = {
-        "a": {"frozen": 0.5, "open": 0.7, "subspace 8": 0.6},
-        "b": {"frozen": 0.5, "open": 0.9, "subspace 8": 0.8},
-        "gains little": {"frozen": 0.9, "open": 0.92, "subspace 8": 0.88},
+        "a": {"frozen": 0.5, "open": 0.7, "public_start 8": 0.6},
+        "b": {"frozen": 0.5, "open": 0.9, "public_start 8": 0.8},
+        "gains little": {"frozen": 0.9, "open": 0.92, "public_start 8": 0.88},
     }
     cells = Cells(tmp_path / "cells.jsonl")
     cells.known.update({(task, 24, way, 0): iou for task, row in means.items() for way, iou in row.items()})
-    cells.known["a", 24, "subspace 8", 1] = 0.1  # a draw of one task
-    (found,) = (s for s in standings(cells) if s.way == "subspace 8")
+    cells.known["a", 24, "public_start 8", 1] = 0.1  # a draw of one task
+    (found,) = (s for s in standings(cells) if s.way == "public_start 8")
     assert found.shares == pytest.approx(((0.1 / 0.2 + 0.3 / 0.4) / 2,))
     assert found.worst == pytest.approx(-0.02)
     assert (found.kind, found.tasks) == ("real", 3)
-    assert "| 24 | 3 real | subspace 8 | 1 | 0.760 | 62 % (62 to 62) | -2.0 |" in table_of(cells)
+    assert "| 24 | 3 real | public_start 8 | 1 | 0.760 | 62 % (62 to 62) | -2.0 |" in table_of(cells)

@@ -1,4 +1,4 @@
-"""Public libraries of layers: their file, their starts and directions, and files that are none."""
+"""Public libraries of layers: their file, their starts, and files that are none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from casam_core.config.scenario import PrivacySpec, Scenario
 from casam_core.errors import BankError, ScenarioError
 from casam_core.methods import first_layer
 from casam_core.model.forms import build_layer, form_spec, set_weights, weights_of
-from casam_core.model.layer_library import IDENTITY, LIBRARIES, LayerLibrary, library_named
+from casam_core.model.layer_library import IDENTITY, JOINT, LIBRARIES, LayerLibrary, library_named
 from tests.banks import random_library, tiny_backbone
 from tests.conftest import tiny_table
 
@@ -30,35 +30,19 @@ def a_library(form: str = "low_rank") -> LayerLibrary:
 def test_the_identity_is_a_start_and_its_file_gives_the_same_library(form: str) -> None:
     library = a_library(form)
     layer = build_layer(form_spec(form), CHANNELS, 3)
-    set_weights(layer, library.start(IDENTITY))
+    set_weights(layer, library.starts()[IDENTITY])
     z_BCHW = torch.randn(1, CHANNELS, 4, 4)
     assert torch.equal(layer(z_BCHW), z_BCHW)
-    assert library.names == (IDENTITY, "joint", "polyp")
+    set_weights(layer, library.starts()[JOINT])
+    assert not torch.equal(layer(z_BCHW), z_BCHW)
     assert LayerLibrary.from_bytes(library.to_bytes()).to_bytes() == library.to_bytes()
 
 
-def test_a_layer_moves_along_the_directions_and_keeps_what_is_shared() -> None:
+def test_rows_are_the_directions_over_the_weights_in_the_order_that_is_asked_for() -> None:
     library = a_library()
-    start = library.start("polyp")
-    moved = library.moved(start, np.array([0.0, 2.0, 0.0]))
-    for name, rows in library.directions.items():
-        np.testing.assert_allclose(moved[name], start[name] + 2 * rows[1], atol=1e-6)
-    assert np.array_equal(moved["down_RC"], start["down_RC"])
-    np.testing.assert_allclose(library.flat_directions @ library.flat_directions.T, np.eye(3), atol=2e-3)
-
-
-def test_a_gradient_along_the_directions_is_the_change_of_the_loss() -> None:
-    library, layer = a_library(), build_layer(form_spec("low_rank"), CHANNELS, 3)
-    z_BCHW = torch.randn(1, CHANNELS, 4, 4)
-
-    def loss(along: float) -> torch.Tensor:
-        set_weights(layer, library.moved(library.start("joint"), np.array([along, 0.0, 0.0])))
-        value: torch.Tensor = layer(z_BCHW).square().mean()
-        return value
-
-    loss(0.0).backward()  # type: ignore[no-untyped-call]
-    g_K = library.gradient_along(layer)
-    assert g_K[0] == pytest.approx((loss(1e-2) - loss(-1e-2)).item() / 2e-2, rel=0.02, abs=1e-4)
+    one, other = library.rows(["up_CR", "shift_C"]), library.rows(["shift_C", "up_CR"])
+    np.testing.assert_allclose(one @ one.T, np.eye(3), atol=2e-3)
+    assert np.array_equal(one[:, -CHANNELS:], other[:, :CHANNELS])
 
 
 def damaged(change: str) -> bytes:
@@ -66,16 +50,24 @@ def damaged(change: str) -> bytes:
     match change:
         case "infinite":
             array = np.full((3, CHANNELS), np.inf, "<f2")
-
             content["directions"]["shift_C"]["float16"] = base64.b64encode(array.tobytes()).decode()
         case "other shape":
-            content["starts"]["polyp"]["shift_C"]["shape"] = [1, CHANNELS]
-        case "no clip":
-            content["clip"] = 0
-        case "stored identity":
-            content["starts"][IDENTITY] = content["starts"]["polyp"]
-        case "other counts":
+            content["joint"]["shift_C"]["shape"] = [1, CHANNELS]
+        case "shares above 1":
+            content["shares"][0] = 1.5
+        case "a negative share":
+            content["shares"][0] = -0.1
+        case "a share that is no number":
+            content["shares"][0] = None
+        case "fewer shares":
+            content["shares"].pop()
+        case "a joint layer that is frozen SAM":
+            for value in content["joint"].values():
+                value["float16"] = base64.b64encode(bytes(2 * int(np.prod(value["shape"])))).decode()
+        case "other weights":
             del content["directions"]["shift_C"]
+        case "a weight twice":
+            content["shared"]["shift_C"] = content["joint"]["shift_C"]
         case "no JSON":
             return b"\x00"
         case "a list":
@@ -85,7 +77,19 @@ def damaged(change: str) -> bytes:
 
 @pytest.mark.parametrize(
     "change",
-    ["infinite", "other shape", "no clip", "stored identity", "other counts", "no JSON", "a list"],
+    [
+        "infinite",
+        "other shape",
+        "shares above 1",
+        "a negative share",
+        "a share that is no number",
+        "fewer shares",
+        "a joint layer that is frozen SAM",
+        "other weights",
+        "a weight twice",
+        "no JSON",
+        "a list",
+    ],
 )
 def test_a_file_that_is_no_library_is_refused(change: str) -> None:
     with pytest.raises(BankError, match="not the file of a layer library"):
@@ -99,11 +103,11 @@ def test_a_library_for_another_form_does_not_fit() -> None:
 
 
 def test_all_holders_start_from_the_librarys_identity_so_that_their_layers_can_be_averaged() -> None:
-    table = tiny_table(privacy={"method": "subspace", "library": random_library("low_rank")})
+    table = tiny_table(privacy={"method": "public_start", "library": random_library("low_rank")})
     table |= {"alignment": {"form": "low_rank"}, "alignments": {"histology": {"form": "scale_shift"}}}
     scenario = Scenario.model_validate(table)
     first = weights_of(first_layer(scenario, "polyp", CHANNELS, None, LIBRARIES.here))
-    for name, value in a_library().start(IDENTITY).items():
+    for name, value in a_library().starts()[IDENTITY].items():
         assert np.array_equal(first[name], value)
     other = first_layer(scenario, "histology", CHANNELS, None, LIBRARIES.here)
     assert weights_of(other).keys() == {"scale_C", "shift_C"}
@@ -112,11 +116,11 @@ def test_all_holders_start_from_the_librarys_identity_so_that_their_layers_can_b
 def test_a_scenario_names_a_library_only_where_its_training_needs_one() -> None:
     assert library_named(Scenario.model_validate(tiny_table())) == ""
     scenario = Scenario.model_validate(
-        tiny_table(privacy={"method": "subspace"}, alignment={"form": "low_rank", "rank": 3})
+        tiny_table(privacy={"method": "public_start"}, alignment={"form": "low_rank", "rank": 3})
     )
     with pytest.raises(ScenarioError, match="casam scenarios library"):
         library_named(scenario)
-    assert PrivacySpec(method="subspace", library="a" * 64).library == "a" * 64
+    assert PrivacySpec(method="public_start", library="a" * 64).library == "a" * 64
 
 
 def test_shipped_libraries_are_what_their_names_say_and_do_not_travel(tmp_path: Path) -> None:
@@ -126,12 +130,15 @@ def test_shipped_libraries_are_what_their_names_say_and_do_not_travel(tmp_path: 
         library = LIBRARIES.get(digest)
         assert (library.about["form"], library.about["rank"]) == (form, rank)
         assert library.fits(build_layer(form_spec(form, {"rank": rank}), 256, 0))
-        assert library.flat_directions @ library.flat_directions.T == pytest.approx(np.eye(16), abs=0.01)
-        spec = PrivacySpec(method="subspace").completed(BackboneSpec(name=backbone), LowRankSpec(rank=rank))
+        rows_KD = library.rows(sorted(library.joint))
+        assert rows_KD @ rows_KD.T == pytest.approx(np.eye(len(rows_KD)), abs=0.01)
+        spec = PrivacySpec(method="public_start").completed(
+            BackboneSpec(name=backbone), LowRankSpec(rank=rank)
+        )
         assert spec.library == digest
 
 
 def test_a_scenario_of_the_default_backbone_and_form_names_the_shipped_library() -> None:
-    table = tiny_table(privacy={"method": "subspace"})
+    table = tiny_table(privacy={"method": "public_start"})
     scenario = Scenario.model_validate(table | {"backbone": {"name": "lite_medsam"}})
     assert library_named(scenario) in SHIPPED_LIBRARIES.values()

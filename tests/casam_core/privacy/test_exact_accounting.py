@@ -12,16 +12,13 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from casam_core.privacy.accounting import (
     LATTICE,
     Mechanism,
     calibrate,
-    choice_epsilon,
     epsilon_of,
-    gaussian_delta,
     gaussian_epsilon,
 )
 from casam_core.privacy.discrete_gaussian import SIGMA
@@ -102,39 +99,3 @@ def test_discrete_noise_is_as_near_to_rounded_gaussian_noise_as_the_proof_says(s
 def test_no_sum_has_more_numbers_than_the_accountant_assumes() -> None:
     with pytest.raises(ValueError, match="at most 4194304 numbers"):
         PrivateSum(1.0, 1.0).release([], WIDEST + 1, NoiseSource.seeded(0))
-
-
-# --- Choices -----------------------------------------------------------------------------------------
-
-
-def worst_choice(epsilon: float, tilt: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two neighbours' probabilities of two answers whose log ratios are `tilt` and `tilt - epsilon`."""
-    q = (1 - math.exp(tilt - epsilon)) / (math.exp(tilt) - math.exp(tilt - epsilon))
-    return np.array([math.exp(tilt) * q, 1 - math.exp(tilt) * q]), np.array([q, 1 - q])
-
-
-@given(noises, noises, st.floats(0.02, 0.98), st.sampled_from([0.05, 0.3, 1.0, 2.0]))
-@settings(max_examples=200, deadline=None)
-def test_a_choice_beside_a_gaussian_never_costs_more_than_counted(
-    chosen: float, gaussian: float, tilt: float, at: float
-) -> None:
-    """The true delta of a choice of bounded range and a Gaussian together, for every tilt of the range."""
-    width = choice_epsilon(chosen)
-    p, q = worst_choice(width, tilt * width)
-    # Given the choice, the Gaussian must make up for the rest of the ratio.
-    true = sum(
-        p_i * gaussian_delta(at - math.log(p_i / q_i), 1 / gaussian) for p_i, q_i in zip(p, q, strict=True)
-    )
-    counted = gaussian_delta(at, math.hypot(1 / chosen, 1 / gaussian))
-    assert true <= counted + 1e-12
-
-
-@given(noises)
-def test_a_choice_for_a_replaced_unit_is_counted_too(noise: float) -> None:
-    """Twice the range of the ratios is covered by twice the Gaussian's shift."""
-    assert 2 * choice_epsilon(noise) <= choice_epsilon(noise / 2) * (1 + 1e-12)
-
-
-def test_a_choice_is_cheaper_than_pure_privacy_of_the_same_epsilon() -> None:
-    assert choice_epsilon(2.0) == pytest.approx(0.80, abs=0.01)
-    assert epsilon_of([Mechanism(2.0)], 0.1) < 0.80

@@ -26,7 +26,6 @@ from casam_core.bank.bank import Bank
 from casam_core.config.scenario import BackboneSpec, Scenario
 from casam_core.errors import CasamError
 from casam_core.model.backbones.window import PIXELS
-from casam_core.privacy.accounting import choice_epsilon
 from casam_core.privacy.discrete_gaussian import SIGMA
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import Units
@@ -159,14 +158,11 @@ class Seen:
 
     totals: every sum just before its noise, with the square of the largest norm that one unit may have, and
         the value of one step.
-    noisy: the same after the noise. votes: the sums of votes before every choice, the largest vote, and prior
-        and epsilon of the choice. choices: what was chosen.
+    noisy: the same after the noise.
     left: every answer, by its place in the run. counts: what it declares.
     """
 
     totals: dict[Place, tuple[NDArray[np.int64], int, float]] = field(default_factory=dict)
-    votes: dict[Place, tuple[NDArray[np.int64], int, list[float]]] = field(default_factory=dict)
-    choices: dict[Place, int] = field(default_factory=dict)
     noisy: dict[Place, NDArray[np.int64]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     spends: list[tuple[Any, ...]] = field(default_factory=list)
@@ -189,18 +185,6 @@ class Tape(NoiseSource):
             noisy_D = self.played.noisy.get(place, noisy_D)
         self.seen.totals[place], self.seen.noisy[place] = (total_D.copy(), largest, grid), noisy_D
         return noisy_D
-
-    def chosen(
-        self, total_J: NDArray[np.int64], largest: int, prior_J: NDArray[np.float64], epsilon: float
-    ) -> int:
-        place = (*self.place, self.sums)
-        self.sums += 1
-        number = super().chosen(total_J, largest, prior_J, epsilon)
-        if self.played is not None:
-            number = self.played.choices.get(place, number)
-        self.seen.votes[place] = (total_J.copy(), largest, [*prior_J.tolist(), epsilon])
-        self.seen.choices[place] = number
-        return number
 
 
 class Observed(Institution):
@@ -342,7 +326,7 @@ def differences(one: Seen, other: Seen, changed: set[str], replaced: bool) -> li
         found.append(f"without noise, {', '.join(names)} differ")
     if one.spends != other.spends:
         found.append("the ledgers differ")
-    if one.totals.keys() != other.totals.keys() or one.votes.keys() != other.votes.keys():
+    if one.totals.keys() != other.totals.keys():
         found.append("noise is added in other places")
     paid = {kind: (split, noise) for kind, _, split, _, noise, _, _ in one.spends}
     touched = parts_of(one, changed) | parts_of(other, changed)
@@ -358,20 +342,6 @@ def differences(one: Seen, other: Seen, changed: set[str], replaced: bool) -> li
             found.append(f"{place}: a unit of another split moved the sum")
         if moved > (4 if replaced else 1) * largest:
             found.append(f"{place}: one unit moved the sum by {(moved / largest) ** 0.5:.2f} x its norm")
-    return found + wrong_choices(one, other, touched, replaced)
-
-
-def wrong_choices(one: Seen, other: Seen, touched: set[str], replaced: bool) -> list[str]:
-    """The same for choices: a unit moves each sum of votes by at most the largest vote."""
-    found = []
-    paid = {choice_epsilon(noise) for kind, _, _, _, noise, _, _ in one.spends if kind in ("start", "end")}
-    for place in one.votes.keys() & other.votes.keys():
-        (before_J, largest, how), (after_J, same, same_how) = one.votes[place], other.votes[place]
-        if (largest, how) != (same, same_how) or how[-1] not in paid:
-            found.append(f"{place}: the choice is not the one that was paid for")
-        moved = int(np.abs(before_J - after_J).max())
-        if moved > (2 if replaced else 1) * largest or (moved and "train" not in touched):
-            found.append(f"{place}: one unit moved the votes by {moved / largest:.2f} x the largest vote")
     return found
 
 

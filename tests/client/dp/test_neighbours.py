@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from casam_core.config.policy import BudgetPolicy
 from casam_core.model.backbones.mask_decoder import decode_prompts
 from casam_core.model.forms import FORMS
-from casam_core.privacy.private_choice import STEPS
 from casam_core.privacy.private_sum import PrivateSum
+from casam_core.privacy.public_descent import PublicDescent
 from casam_core.privacy.units import units_of
 from casam_core.seeding import Draws
 from client.data.dataset import Sample
@@ -77,13 +77,14 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def subspace(form: str) -> dict[str, Any]:
-    """Settings of a run that trains along the directions of a library."""
+def public_start(form: str) -> dict[str, Any]:
+    """Settings of a run whose private training starts from a library."""
     privacy = {
-        "method": "subspace",
+        "method": "public_start",
         "library": random_library(form),
-        "descent_steps": 2,
+        "steps": 2,
         "noise_multiplier": 1.0,
+        "clip": 1e-5,
     }
     return {"alignment": {"form": form}, "privacy": privacy}
 
@@ -105,7 +106,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, int, int]:
         },
         "privacy": {"steps": 2, "sampling_rate": draw(st.sampled_from([0.3, 1.0])), "noise_multiplier": 1.0},
         "alignment": {"form": draw(st.sampled_from(PRIVATE_FORMS))},
-        **draw(st.sampled_from([{}, {}, subspace("low_rank"), subspace("scale_shift")])),
+        **draw(st.sampled_from([{}, {}, public_start("low_rank"), public_start("scale_shift")])),
         "router": {"kind": draw(st.sampled_from(ROUTERS)), "folds": 2},
         "evaluation": {"max_instances": 2, "prompts": draw(st.sampled_from(PROMPTS))},
     }
@@ -250,29 +251,36 @@ def test_a_clip_that_is_twice_too_long_is_found(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("form", ["low_rank", "scale_shift"])
-def test_training_in_a_subspace_moves_sums_and_votes_by_what_is_paid_for(form: str, tmp_path: Path) -> None:
+def test_training_from_a_public_start_moves_sums_by_what_is_paid_for(form: str, tmp_path: Path) -> None:
     case = a_site()
-    case = replace(case, settings={**case.settings, **subspace(form)})
+    case = replace(case, settings={**case.settings, **public_start(form)})
     numbers = [n for n, name in enumerate(case.dataset.units) if part_of(name) == "train"][:2]
     for n in numbers:
         assert compared(case, n, 20_001 + n, tmp_path / str(n)) == []
     seen = run(case, tmp_path / "seen")
-    assert [kind for kind, *_ in seen.spends if kind in ("start", "align", "end")] == [
-        "start",
-        "align",
-        "end",
-    ]
-    assert len(seen.votes) == 2
+    assert [kind for kind, _, split, *_ in seen.spends if split == "train"] == ["align", "router", "scores"]
+    assert len([place for place in seen.totals if place[0] == "align"]) == 2
 
 
-def test_votes_without_a_limit_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "casam_core.privacy.private_choice.votes_of",
-        lambda row_J: np.nan_to_num(1e4 * row_J * STEPS).astype(np.int64),
-    )
+def test_a_filter_that_looks_at_the_gradients_before_their_noise_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, clean = PrivateSum.release, []
+
+    def release(self: PrivateSum, rows: Any, width: int, noise: Any) -> NDArray[np.float64]:
+        kept = list(rows)
+        clean.append(np.sum(kept, axis=0) if kept else np.zeros(width))
+        return honest(self, kept, width, noise)
+
+    def step(self: PublicDescent, gradient_D: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved_D: NDArray[np.float64] = -clean[-1]
+        return moved_D
+
+    monkeypatch.setattr(PrivateSum, "release", release)
+    monkeypatch.setattr(PublicDescent, "step", step)
     case = a_site()
-    case = replace(case, settings={**case.settings, **subspace("scale_shift")})
-    assert finds("moved the votes", "train", case, tmp_path)
+    case = replace(case, settings={**case.settings, **public_start("scale_shift")})
+    assert finds("without noise, align 1 differ", "train", case, tmp_path)
 
 
 @pytest.mark.parametrize("router", ["gaussian", "vae"])

@@ -9,16 +9,22 @@ import pytest
 
 from casam_core.config.policy import Policy
 from casam_core.config.scenario import Scenario
-from casam_core.privacy.accounting import epsilon_of
+from casam_core.privacy.accounting import Mechanism, epsilon_of
 from client.dp.plan import ENOUGH_VARIANCE, HALF, LEAST_SHARE, MOST_SHARE, TaskPlan
 from tests.conftest import tiny_table
 
 
 def plan(
-    epsilon: float, units: int, noisy: tuple[str, ...] = ("adapter", "router"), **privacy: Any
+    epsilon: float,
+    units: int,
+    noisy: tuple[str, ...] = ("adapter", "router"),
+    rounds: int = 1,
+    **privacy: Any,
 ) -> TaskPlan:
     scenario = Scenario.model_validate(
-        tiny_table(privacy={"method": "subspace", "library": "0" * 64, **privacy})
+        tiny_table(
+            privacy={"method": "public_start", "library": "0" * 64, **privacy}, training={"rounds": rounds}
+        )
     )
     budget = {"epsilon": epsilon, "delta": 1e-3}
     parts = {part: {"noise": "dp"} for part in noisy}
@@ -33,7 +39,7 @@ def test_the_router_gets_the_noise_that_its_images_need_and_no_more_of_epsilon()
 
 
 def test_more_images_leave_more_to_the_layer() -> None:
-    plans = [plan(3.0, units, descent_steps=8) for units in (12, 24, 50, 100, 1000)]
+    plans = [plan(3.0, units) for units in (12, 24, 50, 100, 1000)]
     shares, noises = [found.router_share for found in plans], [found.layer_noise for found in plans]
     assert shares == sorted(shares, reverse=True)
     assert noises == sorted(noises, reverse=True)
@@ -44,13 +50,22 @@ def test_at_epsilon_1_with_24_images_the_router_takes_nine_tenths() -> None:
     assert plan(1.0, 24).router_share == MOST_SHARE
 
 
-@pytest.mark.parametrize("method", ["dp_sgd", "subspace"])
+@pytest.mark.parametrize("method", ["dp_sgd", "public_start"])
 def test_layer_and_router_together_use_the_budget_and_do_not_pass_it(method: str) -> None:
     for epsilon in (0.5, 1.0, 3.0, 8.0):
         for units in (24, 100):
             found = plan(epsilon, units, method=method)
-            both = [*(cost for _, cost in found.layer_costs), *found.router_mechanisms]
+            both = [*found.layer_costs, *found.router_mechanisms]
             assert 0.98 * epsilon < epsilon_of(both, 1e-3) <= epsilon
+
+
+def test_all_rounds_and_the_router_together_use_the_budget_and_a_spent_part_leaves_fewer_rounds() -> None:
+    found = plan(3.0, 24, rounds=3)
+    together = [*found.layer_costs, *found.router_mechanisms]
+    assert len(found.layer_costs) == 3
+    assert 0.98 * 3.0 < epsilon_of(together, 1e-3) <= 3.0
+    assert found.affordable_rounds([]) == 3
+    assert found.affordable_rounds([Mechanism(1.0)]) < 3
 
 
 def test_what_a_scenario_says_goes_before_the_plan() -> None:

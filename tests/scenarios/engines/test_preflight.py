@@ -95,7 +95,7 @@ def test_a_form_that_is_not_trained_with_noise_is_told_with_those_that_are() -> 
     assert "'low_rank_decoder' cannot be, so the layer will be refused: use one of low_rank" in advice
 
 
-@pytest.mark.parametrize("privacy", [{}, {"method": "subspace"}])
+@pytest.mark.parametrize("privacy", [{}, {"method": "public_start"}])
 def test_nothing_is_advised_where_it_would_not_help(privacy: dict[str, str]) -> None:
     assert preflight(private_scenario(20, **privacy), None).advice == ()
 

@@ -160,7 +160,7 @@ def test_the_privacy_study_compares_what_its_summary_answers() -> None:
         budgets = {site.policy.budget.epsilon for site in cell.scenario.institutions}
         way, _, epsilon = cell.labels["policy"].partition("-")
         assert budgets == ({float(epsilon)} if epsilon.isdecimal() else {None})
-        assert cell.scenario.privacy.method == ("subspace" if way == "public" else "dp_sgd")
+        assert cell.scenario.privacy.method == ("public_start" if way == "public" else "dp_sgd")
 
 
 def test_faults_are_casams_own(tmp_path: Path) -> None:

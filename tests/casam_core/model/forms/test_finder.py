@@ -28,7 +28,7 @@ from casam_core.model.frame import frame_of
 from casam_core.model.prompts import tight_boxes
 from casam_core.model.training import train_layer
 from casam_core.model.validation import BestEpoch, Validated
-from casam_core.privacy.dp_training import PrivateSteps
+from casam_core.privacy.layer_steps import PrivateSteps
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import units_of
 from casam_core.seeding import Draws
@@ -223,7 +223,7 @@ def test_a_form_that_changes_sam_has_no_finder(tiny: Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    "clash", [{"privacy": {"method": "subspace"}}, {"alignment": {"finder": True, "start": "library"}}]
+    "clash", [{"privacy": {"method": "public_start"}}, {"alignment": {"finder": True, "start": "library"}}]
 )
 def test_a_library_of_layers_is_refused_by_name(clash: dict[str, object]) -> None:
     table = {

@@ -331,7 +331,7 @@ def test_a_commands_two_outputs_become_json_lines_and_its_status_stays() -> None
 
 
 def test_a_signal_reaches_the_command_and_its_last_line_is_kept() -> None:
-    # Many short sleeps: Python would miss, until one long sleep ends, a signal that comes just before it begins.
+    # Short sleeps: a signal just before a long sleep would wait for its end.
     script = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (print('ends'), sys.exit(7)))\n"

@@ -18,7 +18,7 @@ from client.release.ledger import Ledger
 from client.site import Site
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.public import library_making
-from scenarios.engines.public.library_making import about_library, moved_borders, with_library
+from scenarios.engines.public.library_making import about_library, with_library
 from tests.conftest import tiny_table, with_policies
 
 PRIVATE = {
@@ -33,13 +33,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, form: str = "scale_shift") -> Scenari
     """A scenario with one private institution, whose library is made in few steps."""
     for name, value in {
         "JOINT_STEPS": 4,
-        "OWN_STEPS": 2,
-        "GRADIENTS": 1,
+        "GRADIENTS": 2,
+        "DIRECTIONS": 8,
         "IMAGES": 3,
         "RECOLOURED": 1,
     }.items():
         monkeypatch.setattr(library_making, name, value)
-    privacy = {"method": "subspace", "descent_steps": 2}
+    privacy = {"method": "public_start", "steps": 2}
     table = tiny_table(stream=["polyp"], alignment={"form": form}, privacy=privacy)
     return Scenario.model_validate(with_policies(table, north=PRIVATE))
 
@@ -61,7 +61,7 @@ def with_made(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"privacy": scenario.privacy.model_copy(update={"library": digest})})
 
 
-def test_a_missing_library_is_made_travels_and_pays_for_start_way_and_length(
+def test_a_missing_library_is_made_and_travels_and_training_with_it_is_paid_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario = with_library(quick(monkeypatch))
@@ -74,33 +74,26 @@ def test_a_missing_library_is_made_travels_and_pays_for_start_way_and_length(
     run_inprocess(scenario, tmp_path / "run", None)
     assert [p.stem for p in (tmp_path / "at the sites" / "libraries").iterdir()] == [digest]
     spends = Ledger(tmp_path / "run" / "institutions" / "north" / "private" / "ledger.jsonl").lines()
-    assert [s.kind for s in spends if s.split == "train"] == ["start", "align", "end", "router"]
+    assert [s.kind for s in spends if s.split == "train"] == ["align", "router"]
 
 
 @pytest.mark.parametrize("form", ["low_rank", "scale_shift"])
-def test_a_library_holds_a_start_for_every_public_task_and_directions_of_length_1(
+def test_a_library_holds_a_joint_layer_and_directions_that_gradients_share(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario = with_made(quick(monkeypatch, form))
     library = LIBRARIES.get(scenario.privacy.library or "", LIBRARIES.here)
-    assert {"identity", "joint", "smaller", "larger", "polyp", "polyp, recoloured"} <= set(library.names)
-    assert np.linalg.norm(library.flat_directions, axis=1) == pytest.approx(1, abs=0.01)
+    rows_KD = library.rows(sorted(library.joint))
+    assert rows_KD @ rows_KD.T == pytest.approx(np.eye(8), abs=0.01)
+    assert list(library.shares_K) == sorted(library.shares_K, reverse=True)
+    assert library.shares_K.sum() == pytest.approx(1 - library_making.MISSED, abs=1e-4)
     assert ("down_RC" in library.shared) == (form == "low_rank")
-    assert "polyp, recoloured" in about_library(scenario)["starts"]
+    assert about_library(scenario)["directions"] == "8"
 
 
 def test_a_form_that_no_library_can_hold_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ScenarioError, match=r"can hold low_rank or scale_shift, found 'residual'"):
         with_library(quick(monkeypatch, "residual"))
-
-
-def test_moved_borders_keep_the_number_of_structures_apart() -> None:
-    labels = np.zeros((40, 40), np.int32)
-    labels[5:15, 5:15], labels[5:15, 16:26] = 1, 2
-    smaller, larger = moved_borders(labels, False), moved_borders(labels, True)
-    for value in (1, 2):
-        assert 0 < (smaller == value).sum() < 100 < (larger == value).sum()
-    assert not ((labels == 2) & (larger == 1)).any()
 
 
 def test_a_private_and_an_open_holder_of_one_task_learn_one_layer(
