@@ -222,6 +222,18 @@ class PrivacySpec(Section):
         "noise, too. The layer gets what the budget still allows after that. Default: `plan` decides.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_what_is_gone(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        if table.get("method") == "subspace" or table.get("descent_steps") is not None:
+            raise ValueError(
+                'privacy.method "subspace" and privacy.descent_steps are gone; set privacy.method = '
+                '"public_start", which learns more at the same epsilon'
+            )
+        return {key: table[key] for key in table if key != "descent_steps"}
+
     def rate(self, units: int) -> float:
         """The sampling rate for so many images (or groups)."""
         return self.sampling_rate or max(LEAST_RATE, min(1.0, TAKING_PART / max(1, units)))
