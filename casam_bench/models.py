@@ -24,7 +24,7 @@ from casam_core.model.backbones.tiny import GEOMETRY as TINY
 from casam_core.model.backbones.window import PIXELS, Window
 from casam_core.model.compute import Compute, prepare_process
 from casam_core.model.examples import Examples
-from casam_core.model.forms import AlignmentLayer, build_layer, learning_rate_of
+from casam_core.model.forms import AlignmentLayer, Weights, build_layer, learning_rate_of, set_weights
 from casam_core.model.layer_library import LIBRARIES, LayerLibrary
 from casam_core.model.prompts import Prompts
 from casam_core.model.training import Steps, TrainingResult, train_layer
@@ -114,15 +114,18 @@ def learned(
     seed: int,
     rng: np.random.Generator,
     form: AlignmentSpec = DEFAULT_FORM,
+    start: Weights | None = None,
     steps: Steps | None = None,
 ) -> tuple[AlignmentLayer, TrainingResult]:
     """A new layer, trained by the product's own loop at the rate of its form, and its losses.
 
     Args:
-        seed: of the initial weights.
+        seed: of the initial weights, if there is no start.
         rng, steps: as of casam_core.model.training.train_layer.
     """
     layer, rate = build_layer(form, backbone.geometry.channels, seed), learning_rate_of(form)
+    if start is not None:
+        set_weights(layer, start)
     return layer, train_layer(layer, backbone, examples, spec, learning_rate=rate, rng=rng, steps=steps)
 
 

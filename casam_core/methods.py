@@ -23,7 +23,7 @@ from casam_core.config.scenario import Scenario
 from casam_core.errors import ScenarioError
 from casam_core.model.backbones import Backbone
 from casam_core.model.forms import AlignmentLayer, build_layer, changes_sam, form_spec, set_weights
-from casam_core.model.layer_library import IDENTITY, LIBRARIES, library_named
+from casam_core.model.layer_library import IDENTITY, JOINT, LIBRARIES, library_named
 from casam_core.model.training import Batch, decode_batch
 from casam_core.routing.decision import Route
 from casam_core.seeding import derive_seed
@@ -328,18 +328,20 @@ def first_layer(
 ) -> AlignmentLayer:
     """The initial layer, the same for all holders of `task`: its seed depends only on scenario and task.
 
-    If the scenario names a library of layers for this form, it is the library's identity, so that layers with
-    and without privacy can be averaged. libraries: a folder of libraries, besides those that casam ships.
+    If the scenario names a library of layers for this form, it is the library's joint layer where private
+    training starts from it, else the library's identity: all holders have one basis, so that their layers can
+    be averaged. libraries: a folder of libraries, besides those that casam ships.
 
     Raises:
         ScenarioError: see `build_layer`; the scenario needs a library and names none.
         BankError: the library is not here.
     """
-    start = SHARED if method_of(scenario.method).shared else task
-    seed = derive_seed(scenario.seed, "layer", start)
+    learned = SHARED if method_of(scenario.method).shared else task
+    seed = derive_seed(scenario.seed, "layer", learned)
     layer = build_layer(alignment_of(scenario, task), channels, seed, backbone)
     if digest := library_named(scenario):
         library = LIBRARIES.get(digest, libraries)
         if library.fits(layer):
-            set_weights(layer, library.starts()[IDENTITY])
+            start = JOINT if scenario.privacy.method == "public_start" else IDENTITY
+            set_weights(layer, library.starts()[start])
     return layer

@@ -72,9 +72,7 @@ class Shadows:
                 digest, units = library_named(scenario), self.units(images)
                 library = LIBRARIES.get(digest, LIBRARIES.here) if digest else None
                 plan = TaskPlan(scenario, self.policy, units.count)
-                steps = PrivateSteps(
-                    units, scenario.privacy, plan.layer_noise, noise, draws, library, fresh=round_ == 1
-                )
+                steps = PrivateSteps(units, scenario.privacy, plan.layer_noise, noise, draws, library)
             train_round(scenario, self.task, layer, self.backbone, examples, steps, rng, progress)
         return layer
 

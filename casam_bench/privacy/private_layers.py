@@ -25,9 +25,9 @@ from casam_core.config.scenario import InstitutionSpec, PrivacySpec, Scenario, T
 from casam_core.files import append_record, read_records, write_atomic
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
-from casam_core.model.forms import AlignmentLayer
+from casam_core.model.forms import AlignmentLayer, Weights
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.layer_library import LayerLibrary
+from casam_core.model.layer_library import JOINT, LayerLibrary
 from casam_core.model.training import OpenSteps, Steps, draw_instances
 from casam_core.model.validation import BestEpoch, iou_and_estimate, validator
 from casam_core.privacy.layer_steps import PrivateSteps
@@ -103,17 +103,20 @@ def private(spec: PrivacySpec, epsilon: float) -> Callable[[Task, int], Alignmen
         plan = TaskPlan(scenario, policy, len(train))
         noise = NoiseSource.seeded(seed, task.name, spec.method, str(epsilon))
         draws = Draws(seed, (task.name, spec.method))
-        library = task.library if spec.method == "public_start" else None
-        steps = PrivateSteps(single_images(len(train)), spec, plan.layer_noise, noise, draws, library)
-        return learn(task, train, steps, seed)
+        start = task.library.starts()[JOINT] if spec.method == "public_start" else None
+        steps = PrivateSteps(single_images(len(train)), spec, plan.layer_noise, noise, draws, task.library)
+        return learn(task, train, steps, seed, start)
 
     return learned
 
 
-def learn(task: Task, examples: Sequence[Example], steps: Steps, seed: int) -> AlignmentLayer:
+def learn(
+    task: Task, examples: Sequence[Example], steps: Steps, seed: int, start: Weights | None = None
+) -> AlignmentLayer:
     """A layer of the default form, trained as an institution does."""
     initial, rng = derive_seed(seed, "layer", task.name), numpy_generator(seed, "learn", task.name)
-    return models.learned(task.backbone, examples, SPEC, seed=initial, rng=rng, steps=steps)[0]
+    learned = models.learned(task.backbone, examples, SPEC, seed=initial, rng=rng, start=start, steps=steps)
+    return learned[0]
 
 
 WAYS: dict[str, Callable[[Task, int], AlignmentLayer]] = {"frozen": frozen, "open": opened}
@@ -165,7 +168,7 @@ class Cells:
 
 def held_out_library(around: Surroundings, backbone: Backbone) -> LayerLibrary:
     """A library that was made without the phantoms of HELD_OUT; kept in the folder of the benchmark."""
-    path = around.home / "held-out-library.json"
+    path = around.home / "library-without-held-out.json"
     if not path.is_file():
         write_atomic(path, around.engines.layer_library(backbone, HELD_OUT, around.say))
     return LayerLibrary.from_bytes(path.read_bytes())

@@ -193,6 +193,10 @@ class PrivacySpec(Section):
         '"library". Default: the library that casam ships for the backbone and form; if there is none, '
         "`casam run` makes one from phantoms.",
     )
+    descent_steps: None = Field(
+        None,
+        description="Of a method that is gone. It stays empty: a scenario's digest is over every key.",
+    )
     steps: int = Field(25, ge=1, description="Optimiser steps of a private round; it never stops early.")
     sampling_rate: float | None = Field(
         None,
@@ -205,8 +209,8 @@ class PrivacySpec(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Of dp_sgd. Default: three times the rate of the form, and less where a step is mostly "
-        "noise; with a sampling_rate, the rate of the form.",
+        description="Of dp_sgd alone. Default: three times the rate of the form, and less where a step is "
+        "mostly noise; with a sampling_rate, the rate of the form.",
     )
     noise_multiplier: float | None = Field(
         None,
@@ -229,10 +233,10 @@ class PrivacySpec(Section):
             return table
         if table.get("method") == "subspace" or table.get("descent_steps") is not None:
             raise ValueError(
-                'privacy.method "subspace" and privacy.descent_steps are gone; set privacy.method = '
-                '"public_start", which learns more at the same epsilon'
+                'privacy.method "subspace" and privacy.descent_steps are gone; leave descent_steps out and '
+                'set privacy.method = "public_start"'
             )
-        return {key: table[key] for key in table if key != "descent_steps"}
+        return table
 
     def rate(self, units: int) -> float:
         """The sampling rate for so many images (or groups)."""

@@ -88,6 +88,8 @@ class LayerLibrary:
         """Read a library. Raises BankError for bytes that are not one, or numbers that are out of range."""
         try:
             content = json.loads(data)
+            if "starts" in content:
+                raise ValueError("it is of an earlier version; make it again: casam scenarios library FILE")
             library = LayerLibrary(
                 shared=unpack(content["shared"]),
                 joint=unpack(content["joint"]),
@@ -114,6 +116,9 @@ class LayerLibrary:
             )
         if not (self.shares_K >= 0).all() or not 0 < self.shares_K.sum() < 1:
             raise ValueError("expected shares of at least 0, together between 0 and 1")
+        rows_KD = self.rows(sorted(free))
+        if not np.allclose(rows_KD @ rows_KD.T, np.eye(len(rows_KD)), atol=0.05):
+            raise ValueError("expected orthonormal directions")
         if not self.length > 0:
             raise ValueError("the joint layer is frozen SAM")
 

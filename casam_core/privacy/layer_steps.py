@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casam_core.model.forms import AlignmentLayer, set_weights
-from casam_core.model.layer_library import JOINT, LayerLibrary
+from casam_core.model.forms import AlignmentLayer
+from casam_core.model.layer_library import LayerLibrary
 from casam_core.model.training import (
     Learner,
     Step,
@@ -37,19 +37,17 @@ class PrivateSteps(PrivateRound):
     """The steps of one private round, for `train_layer`. Losses are not reported, because they have no noise.
 
     Args:
-        library: of method public_start; None for dp_sgd.
-        fresh: the round starts from new weights, so from the library's joint layer.
+        library: for method public_start.
     """
 
     library: LayerLibrary | None = None
-    fresh: bool = True
 
     def __call__(self, learner: Learner) -> Iterator[Step]:
         yield from take_private_steps(
             learner.layer,
             self,
             lambda step, unit: add_gradients(learner, self.draws, step, unit),
-            self.descent(learner.layer) if self.library else self.adam(learner),
+            self.adam(learner) if self.privacy.method == "dp_sgd" else self.descent(learner.layer),
         )
 
     def adam(self, learner: Learner) -> Move:
@@ -60,10 +58,8 @@ class PrivateSteps(PrivateRound):
         return adam(learner.layer, self.privacy.learning_rate or faster * learner.learning_rate)
 
     def descent(self, layer: AlignmentLayer) -> Move:
-        """From the library's joint layer, or from where the layer is; the shared weights stay."""
-        assert self.library is not None
-        if self.fresh:
-            set_weights(layer, self.library.starts()[JOINT])
+        """From where the layer is, first the library's joint layer; the weights that layers share stay."""
+        assert self.library is not None  # client.dp.noisy_layer refuses a round without one
         for name, parameter in layer.named_parameters():
             parameter.requires_grad_(name in self.library.joint)
         free, noise = trained(layer), self.noise_multiplier / self.expected

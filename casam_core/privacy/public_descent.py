@@ -3,11 +3,11 @@
 The gradients and their noise are those of DP-SGD (casam_core.privacy.dp_training), and so is their cost: what
 happens to a noisy sum afterwards is free. A public library of layers (casam_core.model.layer_library) gives
 
-    the start:  a round that starts from new weights starts from the layer of all public tasks,
+    the start:  the layer of all public tasks (casam_core.methods.first_layer),
     the filter: along each public direction, and everywhere else, a gradient keeps the share of its square
                 that is expected to be signal (Wiener 1949),
-    the length: all steps together go at most PATH times as far as the start is from frozen SAM, and less
-                where the filter keeps less.
+    the length: all steps of a round together go PATH times as far as the joint layer is from frozen SAM if
+                there is no noise, and less where the filter keeps less.
 
 A step follows a running mean of the noisy gradients, which has less noise than the newest one, and steps get
 shorter to the end.
@@ -59,7 +59,7 @@ class PublicDescent:
         return self.library.rows(self.names)
 
     @cached_property
-    def expected(self) -> NDArray[np.float64]:
+    def squares(self) -> NDArray[np.float64]:
         """The expected squares_D of a gradient: along each public direction, then along all others."""
         shares_K, width = self.library.shares_K, self.rows.shape[1]
         rest = (1 - shares_K.sum()) / width
@@ -69,8 +69,8 @@ class PublicDescent:
     @cached_property
     def length(self) -> float:
         """The length of all steps together."""
-        kept_D = signal_share(self.expected, self.noise * self.weights(self.steps)[1])
-        return PATH * self.library.length * float(np.average(kept_D, weights=self.expected))
+        kept_D = signal_share(self.squares, self.noise * self.weights(self.steps)[1])
+        return PATH * self.library.length * float(np.average(kept_D, weights=self.squares))
 
     def weights(self, count: int) -> tuple[float, float]:
         """The sum of the weights of so many gradients in the running mean, and how much of a gradient's noise
@@ -94,7 +94,7 @@ class PublicDescent:
         """The expected gradient behind a noisy one, both in units of `clip`."""
         along_K = self.rows @ noisy_D
         elsewhere_D = noisy_D - along_K @ self.rows
-        kept_D = signal_share(self.expected, noise)
+        kept_D = signal_share(self.squares, noise)
         found_D: NDArray[np.float64] = (kept_D[: len(along_K)] * along_K) @ self.rows
         found_D += kept_D[-1] * elsewhere_D
         return found_D

@@ -42,7 +42,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         )
     if form not in (able := private_forms()):
         raise RefusalError(Outcome.NOISE_NOT_POSSIBLE, f"form {form!r}: expected one of {', '.join(able)}")
-    units, fresh = institution.units(job.task, "train"), request.layer is None
+    units = institution.units(job.task, "train")
     library = fitting_library(institution, institution.layer(job.task, request.layer))
     plan = plan_of(institution, job.task)
 
@@ -50,7 +50,7 @@ def align_privately(institution: Institution, request: AlignRequest) -> AlignRep
         layer = institution.layer(job.task, request.layer)
         examples = institution.examples([job.task], "train", layer)
         draws = institution.private_draws(job, "align")
-        steps = PrivateSteps(units, scenario.privacy, plan.layer_noise, noise, draws, library, fresh)
+        steps = PrivateSteps(units, scenario.privacy, plan.layer_noise, noise, draws, library)
         report = reporter(institution.name, f"train {job.task} privately")
         rng = institution.draws(job, "align")
         train_round(scenario, job.task, layer, institution.backbone, examples, steps, rng, report)

@@ -87,7 +87,7 @@ def show_library(
     scenario: OfScenario,
     again: Again = False,
 ) -> None:
-    """Print the layer library of a scenario's private training; make it if it is missing (takes minutes).
+    """Print the layer library of a scenario's private training; make it if it is missing (a minute or two).
 
     For example: casam scenarios library FILE
 

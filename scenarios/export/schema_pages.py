@@ -149,7 +149,9 @@ def type_name(annotation: Any) -> str:
         return " or ".join(type_name(a) for a in arguments if a is not type(None))
     if origin is list:
         return f"list of {type_name(arguments[0])}"
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
+    return {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "none"}[
+        annotation
+    ]
 
 
 def default_of(field: FieldInfo) -> str:

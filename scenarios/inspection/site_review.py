@@ -46,7 +46,7 @@ from client.data.open import location_of, open_dataset
 from client.data.splits import kept_key, simulated_key
 from client.data.task_data import TaskData, divide, division_of, private_units
 from client.dp.plan import TaskPlan, evaluations, metrics_noise
-from client.node.approvals import approvals_in, read_sent
+from client.node.approvals import approvals_in
 from client.release.ledger import Ledger, of_images
 from scenarios.deploy.place import Place
 from scenarios.inspection.plain_page import Block, Page, Rows, as_markdown, plain
@@ -157,15 +157,15 @@ def frame_note(scenario: Scenario) -> list[Block]:
 
 
 def library_note(scenario: Scenario) -> list[Block]:
-    """Where the layers come from with which private training starts."""
+    """Where the layer comes from with which training starts."""
     digest = library_named(scenario)
     if not digest:
         return []
     ships = "which casam ships" if digest in SHIPPED_LIBRARIES.values() else "which casam does NOT ship"
     return [
-        f"Private training starts from the public library of layers {digest[:12]}, {ships}. The start and "
-        "the way from it are chosen with noise, so the library decides how well a layer learns, and not what "
-        "it tells."
+        f"Training starts from the public library of layers {digest[:12]}, {ships}. With privacy, every "
+        "gradient is clipped and gets its noise wherever it is taken, so the library decides how well a "
+        "layer learns, and not what it tells."
     ]
 
 
@@ -347,10 +347,9 @@ def changes(place: Place, scenario: Scenario) -> list[Block]:
     if not before:
         return ["No other scenario was approved here."]
     last = before[-1]
+    # As text: a scenario that was approved once may have a key that this version does not know any more.
     text = (place.home / "approved" / f"{last.digest}.json").read_text(encoding="utf-8")
-    old, new = (
-        dict(leaves(json.loads(scenario.canonical_json()))) for scenario in (read_sent(text), scenario)
-    )
+    old, new = (dict(leaves(json.loads(canonical))) for canonical in (text, scenario.canonical_json()))
     lines = [
         f"{plain(key)}: {shown(old.get(key))} -> {shown(new.get(key))}"
         for key in sorted(old.keys() | new.keys())

@@ -9,7 +9,7 @@ import pytest
 
 from casam_core.config.scenario import Scenario
 from casam_core.model.forms import AlignmentLayer, build_layer, form_spec, weights_of
-from casam_core.model.layer_library import LIBRARIES, library_named
+from casam_core.model.layer_library import IDENTITY, LIBRARIES, library_named
 from casam_core.model.validation import Validated, take_best
 from tests.banks import random_library, tiny_backbone
 from tests.client.test_institution import institution
@@ -18,7 +18,7 @@ from tests.conftest import tiny_table
 
 def test_the_start_with_the_best_validation_is_taken_and_of_equal_ones_the_first() -> None:
     library = LIBRARIES.get(random_library("scale_shift"), LIBRARIES.here)
-    starts = [library.start(name) for name in library.names]
+    starts = [*library.starts().values(), library.starts()[IDENTITY]]
     for iou, best in (([0.5, 0.7, 0.6], 1), ([0.5, 0.5, 0.4], 0)):
         layer, asked = build_layer(form_spec("scale_shift"), tiny_backbone().geometry.channels, 0), iter(iou)
 
@@ -34,9 +34,8 @@ def test_an_institution_has_the_starts_of_the_library_and_otherwise_its_first_la
     digest = random_library("low_rank")
     privacy, low_rank = {"library": digest}, {"form": "low_rank", "start": "library"}
     site = institution("north", tmp_path / "a", alignment=low_rank, privacy=privacy)
-    assert len(site.starts("polyp", site.layer("polyp", None))) == len(
-        LIBRARIES.get(digest, LIBRARIES.here).names
-    )
+    starts = LIBRARIES.get(digest, LIBRARIES.here).starts()
+    assert len(site.starts("polyp", site.layer("polyp", None))) == len(starts) == 2
     other = institution("north", tmp_path / "b")
     (start,) = other.starts("polyp", other.layer("polyp", None))
     for name, value in weights_of(other.layer("polyp", None)).items():

@@ -16,7 +16,7 @@ from casam_core.bank.entry_file import digest_of
 from casam_core.errors import CasamError
 from casam_core.protocol.audit import AuditLog, broken, read_log
 from casam_core.protocol.register import read_register
-from client.node.approvals import approvals_in
+from client.node.approvals import approvals_in, read_sent
 from client.release.ledger import Ledger
 from client.release.question import questions_log
 from client.secagg.remembered import sums_log
@@ -72,6 +72,18 @@ def test_an_interrupted_run_goes_on_in_this_version(version: Path, tmp_path: Pat
     assert len(learned) >= 2
     assert list(ends["learned"].items())[: len(learned)] == list(learned.items()), "entries never change"
     assert all(ends["kept"][name].startswith(data) for name, data in kept.items()), "logs only grow"
+
+
+@every_version
+def test_a_scenario_that_a_site_approved_has_the_same_digest_in_this_version(
+    version: Path, tmp_path: Path
+) -> None:
+    """Else sites would ask again, and a resumed run would not find the releases that it paid for."""
+    top = homes(version / "interrupted.zip", "private", tmp_path)
+    approved = list(top.glob("*/approved/*.json"))
+    assert approved
+    for path in approved:
+        assert read_sent(path.read_text(encoding="utf-8")).digest() == path.stem
 
 
 @every_version

@@ -38,7 +38,7 @@ DIRECTIONS, GRADIENTS = 64, 8
 """Directions; images of each task whose gradients give them."""
 MISSED = 0.25
 """The share of the square of a gradient's length that the directions miss for a task that is not among the
-public ones: 0.18 to 0.35 for phantoms that were left out (docs/first-signs.md)."""
+public ones: 0.18 to 0.35 for phantoms that were left out."""
 SPEC = TrainingSpec(epochs=10**6, batch_images=1, instances=4)
 
 Examples = list[Example]
@@ -108,10 +108,8 @@ def library_for(
             "one of them, or privacy.method dp_sgd"
         )
     recipe, tasks = Recipe(backbone, spec, say), public_tasks(backbone, without)
-    joint, fixed = (
-        recipe.joint([example for examples in tasks.values() for example in examples]),
-        FIXED[spec.form],
-    )
+    joint = recipe.joint([example for examples in tasks.values() for example in examples])
+    fixed = FIXED[spec.form]
     free = {name: value for name, value in joint.items() if name not in fixed}
     shared = {name: value for name, value in joint.items() if name in fixed}
     directions, shares_K = principal(gradients(recipe, tasks, shared, free), free)
@@ -122,7 +120,8 @@ def library_for(
         "rank": rank_of(spec) if spec.form == "low_rank" else 0,
         "images": {name: len(examples) for name, examples in tasks.items()},
     }
-    return LayerLibrary(shared, free, directions, shares_K, about).to_bytes()
+    library = LayerLibrary(shared=shared, joint=free, directions=directions, shares_K=shares_K, about=about)
+    return library.to_bytes()
 
 
 def gradients(
@@ -193,11 +192,13 @@ def about_library(scenario: Scenario) -> dict[str, str]:
 
 
 def difference_to_a_new_one(scenario: Scenario) -> float:
-    """How much of the directions of a library made on this machine lies outside those of the scenario's: 0
-    for equal bits, 1 if none is the same."""
+    """How far a library made on this machine is from the scenario's: 0 for equal bits. The larger of the
+    share of its directions outside the other's, and the distance of the joint layers in lengths of one."""
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     new = LayerLibrary.from_bytes(library_for(backbone, alignment_of(scenario)))
     old = LayerLibrary.from_bytes(LIBRARIES.data(library_named(scenario), LIBRARIES.here))
     names = sorted(old.joint)
-    inside = float(np.square(old.rows(names) @ new.rows(names).T).sum())
-    return max(0.0, 1 - inside / len(new.shares_K))
+    inside_K = np.square(old.rows(names) @ new.rows(names).T).sum(0)
+    outside = 1 - float(np.average(inside_K, weights=new.shares_K))
+    apart = np.concatenate([(new.joint[name] - old.joint[name]).ravel() for name in names])
+    return max(outside, float(np.linalg.norm(apart)) / old.length, 0.0)

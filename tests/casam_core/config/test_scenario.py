@@ -208,6 +208,13 @@ def test_the_old_name_of_the_fallback_is_accepted_and_named() -> None:
     assert '"floor"' not in scenario.canonical_json()
 
 
+def test_the_private_method_of_before_is_refused_with_the_one_that_took_its_place() -> None:
+    for old in ({"method": "subspace"}, {"descent_steps": 4}):
+        assert 'set privacy.method = "public_start"' in refusal_of(privacy=old)
+    resolved = {"method": "dp_sgd", "descent_steps": None}  # as earlier versions wrote every scenario
+    assert '"descent_steps":null' in Scenario.model_validate(table(privacy=resolved)).canonical_json()
+
+
 def test_a_missing_key_is_named() -> None:
     incomplete = table()
     del incomplete["stream"]

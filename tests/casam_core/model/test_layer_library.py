@@ -68,6 +68,12 @@ def damaged(change: str) -> bytes:
             del content["directions"]["shift_C"]
         case "a weight twice":
             content["shared"]["shift_C"] = content["joint"]["shift_C"]
+        case "long directions":
+            for name, value in content["directions"].items():
+                rows = 1000 * a_library().directions[name]
+                value["float16"] = base64.b64encode(rows.astype("<f2").tobytes()).decode()
+        case "of an earlier version":
+            content["starts"] = {}
         case "no JSON":
             return b"\x00"
         case "a list":
@@ -87,6 +93,8 @@ def damaged(change: str) -> bytes:
         "a joint layer that is frozen SAM",
         "other weights",
         "a weight twice",
+        "long directions",
+        "of an earlier version",
         "no JSON",
         "a list",
     ],
@@ -102,12 +110,12 @@ def test_a_library_for_another_form_does_not_fit() -> None:
     assert not a_library("low_rank").fits(build_layer(form_spec("low_rank", {"rank": 4}), CHANNELS, 0))
 
 
-def test_all_holders_start_from_the_librarys_identity_so_that_their_layers_can_be_averaged() -> None:
+def test_all_holders_start_from_the_librarys_joint_layer_so_that_their_layers_can_be_averaged() -> None:
     table = tiny_table(privacy={"method": "public_start", "library": random_library("low_rank")})
     table |= {"alignment": {"form": "low_rank"}, "alignments": {"histology": {"form": "scale_shift"}}}
     scenario = Scenario.model_validate(table)
     first = weights_of(first_layer(scenario, "polyp", CHANNELS, None, LIBRARIES.here))
-    for name, value in a_library().starts()[IDENTITY].items():
+    for name, value in a_library().starts()[JOINT].items():
         assert np.array_equal(first[name], value)
     other = first_layer(scenario, "histology", CHANNELS, None, LIBRARIES.here)
     assert weights_of(other).keys() == {"scale_C", "shift_C"}

@@ -77,12 +77,13 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def public_start(form: str) -> dict[str, Any]:
+def public_start(form: str, sampling_rate: float = 1.0) -> dict[str, Any]:
     """Settings of a run whose private training starts from a library."""
     privacy = {
         "method": "public_start",
         "library": random_library(form),
         "steps": 2,
+        "sampling_rate": sampling_rate,
         "noise_multiplier": 1.0,
         "clip": 1e-5,
     }
@@ -106,7 +107,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, int, int]:
         },
         "privacy": {"steps": 2, "sampling_rate": draw(st.sampled_from([0.3, 1.0])), "noise_multiplier": 1.0},
         "alignment": {"form": draw(st.sampled_from(PRIVATE_FORMS))},
-        **draw(st.sampled_from([{}, {}, public_start("low_rank"), public_start("scale_shift")])),
+        **draw(st.sampled_from([{}, {}, public_start("low_rank"), public_start("scale_shift", 0.3)])),
         "router": {"kind": draw(st.sampled_from(ROUTERS)), "folds": 2},
         "evaluation": {"max_instances": 2, "prompts": draw(st.sampled_from(PROMPTS))},
     }
