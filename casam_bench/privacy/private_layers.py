@@ -25,12 +25,13 @@ from casam_core.config.scenario import InstitutionSpec, PrivacySpec, Scenario, T
 from casam_core.files import append_record, read_records, write_atomic
 from casam_core.model.backbones import Backbone
 from casam_core.model.examples import Example
-from casam_core.model.forms import AlignmentLayer, Weights
+from casam_core.model.forms import AlignmentLayer, Weights, build_layer, set_weights
 from casam_core.model.forms.affine import IdentityLayer
-from casam_core.model.layer_library import JOINT, LayerLibrary
-from casam_core.model.training import OpenSteps, Steps, draw_instances
+from casam_core.model.layer_library import IDENTITY, JOINT, LayerLibrary
+from casam_core.model.training import Learner, OpenSteps, Steps, draw_instances
 from casam_core.model.validation import BestEpoch, iou_and_estimate, validator
-from casam_core.privacy.layer_steps import PrivateSteps
+from casam_core.privacy.dp_training import flat
+from casam_core.privacy.layer_steps import PrivateSteps, add_gradients
 from casam_core.privacy.noise import NoiseSource
 from casam_core.privacy.units import single_images
 from casam_core.seeding import Draws, derive_seed, numpy_generator
@@ -119,6 +120,25 @@ def learn(
     return learned[0]
 
 
+def share_along(task: Task, seed: int) -> float:
+    """How much of the square of the mean gradient lies along the library's directions, at frozen SAM."""
+    train, _ = task.parts(seed)
+    layer, names = (
+        build_layer(models.DEFAULT_FORM, task.backbone.geometry.channels, 0),
+        list(task.library.joint),
+    )
+    set_weights(layer, task.library.starts()[IDENTITY])
+    learner = Learner(layer, task.backbone, train, SPEC, 0.0, numpy_generator(seed, "share", task.name))
+    free, rows = dict(layer.named_parameters()), []
+    for unit in single_images(len(train)):
+        layer.zero_grad()
+        add_gradients(learner, Draws(seed, ("share", task.name)), 1, unit)
+        row_D = flat([part for name in names if (part := free[name].grad) is not None])
+        rows.append(row_D / np.linalg.norm(row_D))
+    mean_D = np.mean(rows, axis=0)
+    return float(np.linalg.norm(task.library.rows(names) @ mean_D) / np.linalg.norm(mean_D)) ** 2
+
+
 WAYS: dict[str, Callable[[Task, int], AlignmentLayer]] = {"frozen": frozen, "open": opened}
 
 
@@ -201,6 +221,8 @@ def run(around: Surroundings) -> Figures:
     backbone = around.lite_medsam(encoder="fast")
     cells = Cells(around.home / "private-layers.jsonl")
     tasks = [task for images in SIZES for task in tasks_of(around, backbone, images)]
+    for task in tasks:
+        around.say(f"{task.name}: {share_along(task, 0):.2f} of the mean gradient along public directions")
     for seed in range(SEEDS):
         for task in tasks:
             for way, make in ways().items():

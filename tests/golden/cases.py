@@ -18,6 +18,7 @@ from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
 from casam_core.protocol.audit import read_log
 from scenarios.engines.inprocess import GridOf, one_process, run_inprocess
+from tests.banks import random_library
 from tests.conftest import phantom, tiny_table, with_policies
 
 PRIVATE = {
@@ -38,6 +39,10 @@ def site(name: str, *tasks: str, images: int = 12, **more: Any) -> dict[str, Any
 CASES: dict[str, dict[str, Any]] = {
     "open": tiny_table(training={"epochs": 2, "batch_images": 4, "rounds": 2}),
     "dp": with_policies(tiny_table(privacy={"steps": 4}), north=PRIVATE),
+    "public": with_policies(
+        tiny_table(alignment={"form": "low_rank"}, privacy={"method": "public_start", "steps": 4}),
+        north=PRIVATE,
+    ),
     "secagg": tiny_table(
         stream=["polyp"], institutions=[site(name, "polyp", images=8, policy=SECRET) for name in "abc"]
     ),
@@ -66,7 +71,10 @@ DRAWN = ("train", "query.forget", "query.identify")
 
 def record(name: str, folder: Path, grid_of: GridOf = one_process) -> dict[str, Any]:
     """Run one case and note what must not change."""
-    run_inprocess(Scenario.model_validate(CASES[name]), folder, None, grid_of=grid_of)
+    table = CASES[name]
+    if name == "public":
+        table = table | {"privacy": table["privacy"] | {"library": random_library("low_rank")}}
+    run_inprocess(Scenario.model_validate(table), folder, None, grid_of=grid_of)
     summary = json.loads((folder / "summary.json").read_text())
     for held_back in summary["quarantine"]:
         del held_back["entry"]  # its hash covers the text of the scenario

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from casam_bench.privacy.private_layers import (
     iou_of,
     opened,
     private,
+    share_along,
     standings,
     table_of,
 )
@@ -43,6 +45,23 @@ def test_every_way_gives_a_layer_that_can_be_tested(task: Task, method: str) -> 
     noisy = private(PrivacySpec.model_validate({"method": method, "steps": 2}), 8.0)
     for make in (frozen, opened, noisy):
         assert 0 <= iou_of(task, make(task, 0), 0) <= 1
+
+
+def test_the_shares_along_all_directions_together_are_the_whole_gradient(task: Task) -> None:
+    joint = task.library.joint
+    width = sum(value.size for value in joint.values())
+
+    def share(first: int, last: int) -> float:
+        parts = np.split(np.eye(width)[first:last], np.cumsum([v.size for v in joint.values()])[:-1], axis=1)
+        directions = {
+            name: part.reshape(-1, *joint[name].shape) for name, part in zip(joint, parts, strict=True)
+        }
+        library = replace(task.library, directions=directions, shares_K=np.zeros(last - first))
+        return share_along(replace(task, library=library), 0)
+
+    half = width // 2
+    assert 0 < share(0, half) < 1
+    assert share(0, half) + share(half, width) == pytest.approx(1)
 
 
 def test_a_cell_is_measured_once(task: Task, tmp_path: Path) -> None:
