@@ -55,7 +55,7 @@ def test_a_way_may_start_from_the_best_layer_of_the_library(
     with torch.no_grad():
         moved.shift_C.fill_(0.5)  # type: ignore[union-attr, operator]
     starts = {"identity": weights_of(kept), "joint": weights_of(moved)}
-    library = SimpleNamespace(names=tuple(starts), start=starts.__getitem__)
+    library = SimpleNamespace(starts=lambda: starts)
     monkeypatch.setattr(layer_seconds, "shipped_library", lambda: library)
     way = form(LowRankSpec(start="library"))
     layer = way.build(tiny, 3)
