@@ -95,9 +95,20 @@ def test_a_form_that_is_not_trained_with_noise_is_told_with_those_that_are() -> 
     assert "'low_rank_decoder' cannot be, so the layer will be refused: use one of low_rank" in advice
 
 
-@pytest.mark.parametrize("privacy", [{}, {"method": "public_start"}])
-def test_nothing_is_advised_where_it_would_not_help(privacy: dict[str, str]) -> None:
-    assert preflight(private_scenario(20, **privacy), None).advice == ()
+def test_noise_on_few_images_is_told_with_the_method_that_keeps_more() -> None:
+    (advice,) = preflight(private_scenario(20), None).advice
+    assert advice.startswith("clinic learns polyp with noise from ")
+    assert 'privacy.method = "public_start"' in advice
+
+
+def test_a_method_is_not_advised_where_it_is_used_or_images_are_many_or_epsilon_is_small() -> None:
+    assert preflight(private_scenario(20, method="public_start"), None).advice == ()
+    assert preflight(private_scenario(90), None).advice == ()
+    (site,) = (few := private_scenario(20)).institutions
+    small = site.policy.budget.model_copy(update={"epsilon": 1.0})
+    policy = site.policy.model_copy(update={"budget": small})
+    tight = few.model_copy(update={"institutions": [site.model_copy(update={"policy": policy})]})
+    assert preflight(tight, None).advice == ()
 
 
 @pytest.mark.parametrize("form", ["decoder", "lora"])
