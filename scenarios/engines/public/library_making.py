@@ -192,13 +192,19 @@ def about_library(scenario: Scenario) -> dict[str, str]:
 
 
 def difference_to_a_new_one(scenario: Scenario) -> float:
-    """How far a library made on this machine is from the scenario's: 0 for equal bits. The larger of the
-    share of its directions outside the other's, and the distance of the joint layers in lengths of one."""
+    """How far a library made on this machine is from the scenario's: 0 for equal bits.
+
+    It is the share of public gradients along directions that the other one has not. Where both are made with
+    the same arithmetic, the distance of the joint layers counts, too, in lengths of one; with another one,
+    training ends elsewhere.
+    """
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     new = LayerLibrary.from_bytes(library_for(backbone, alignment_of(scenario)))
     old = LayerLibrary.from_bytes(LIBRARIES.data(library_named(scenario), LIBRARIES.here))
     names = sorted(old.joint)
     inside_K = np.square(old.rows(names) @ new.rows(names).T).sum(0)
     outside = 1 - float(np.average(inside_K, weights=new.shares_K))
+    if new.about["compute"] != old.about["compute"]:
+        return max(0.0, outside)
     apart = np.concatenate([(new.joint[name] - old.joint[name]).ravel() for name in names])
-    return max(outside, float(np.linalg.norm(apart)) / old.length, 0.0)
+    return max(0.0, outside, float(np.linalg.norm(apart)) / old.length)

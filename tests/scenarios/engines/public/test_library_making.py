@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from client.release.ledger import Ledger
 from client.site import Site
 from scenarios.engines.inprocess import run_inprocess
 from scenarios.engines.public import library_making
-from scenarios.engines.public.library_making import about_library, with_library
+from scenarios.engines.public.library_making import about_library, difference_to_a_new_one, with_library
 from tests.conftest import tiny_table, with_policies
 
 PRIVATE = {
@@ -89,6 +90,20 @@ def test_a_library_holds_a_joint_layer_and_directions_that_gradients_share(
     assert library.shares_K.sum() == pytest.approx(1 - library_making.MISSED, abs=1e-4)
     assert ("down_RC" in library.shared) == (form == "low_rank")
     assert about_library(scenario)["directions"] == "8"
+
+
+def test_a_library_made_again_is_the_same_and_another_joint_layer_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenario = with_made(quick(monkeypatch))
+    assert difference_to_a_new_one(scenario) == pytest.approx(0, abs=1e-3)
+    library = LIBRARIES.get(scenario.privacy.library or "", LIBRARIES.here)
+    other = replace(library, joint={name: -value for name, value in library.joint.items()})
+    digest = LIBRARIES.keep(other.to_bytes(), LIBRARIES.here)
+    privacy = scenario.privacy.model_copy(update={"library": digest})
+    assert difference_to_a_new_one(scenario.model_copy(update={"privacy": privacy})) == pytest.approx(
+        2, abs=0.01
+    )
 
 
 def test_a_form_that_no_library_can_hold_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
