@@ -238,6 +238,15 @@ class PrivacySpec(Section):
             )
         return table
 
+    @model_validator(mode="after")
+    def _has_a_rate_that_is_used(self) -> PrivacySpec:
+        if self.method == "public_start" and self.learning_rate is not None:
+            raise ValueError(
+                "privacy.learning_rate: expected none, because the library and the noise decide how long the "
+                'steps of public_start are; leave it out, or set privacy.method = "dp_sgd"'
+            )
+        return self
+
     def rate(self, units: int) -> float:
         """The sampling rate for so many images (or groups)."""
         return self.sampling_rate or max(LEAST_RATE, min(1.0, TAKING_PART / max(1, units)))

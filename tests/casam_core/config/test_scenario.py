@@ -215,6 +215,12 @@ def test_the_private_method_of_before_is_refused_with_the_one_that_took_its_plac
     assert '"descent_steps":null' in Scenario.model_validate(table(privacy=resolved)).canonical_json()
 
 
+def test_a_learning_rate_that_no_step_would_use_is_refused() -> None:
+    assert "privacy.learning_rate: expected none" in refusal_of(
+        privacy={"method": "public_start", "learning_rate": 0.01}
+    )
+
+
 def test_a_missing_key_is_named() -> None:
     incomplete = table()
     del incomplete["stream"]
