@@ -123,10 +123,8 @@ def learn(
 def share_along(task: Task, seed: int) -> float:
     """How much of the square of the mean gradient lies along the library's directions, at frozen SAM."""
     train, _ = task.parts(seed)
-    layer, names = (
-        build_layer(models.DEFAULT_FORM, task.backbone.geometry.channels, 0),
-        list(task.library.joint),
-    )
+    layer = build_layer(models.DEFAULT_FORM, task.backbone.geometry.channels, 0)
+    names = list(task.library.joint)
     set_weights(layer, task.library.starts()[IDENTITY])
     learner = Learner(layer, task.backbone, train, SPEC, 0.0, numpy_generator(seed, "share", task.name))
     free, rows = dict(layer.named_parameters()), []
@@ -134,7 +132,7 @@ def share_along(task: Task, seed: int) -> float:
         layer.zero_grad()
         add_gradients(learner, Draws(seed, ("share", task.name)), 1, unit)
         row_D = flat([part for name in names if (part := free[name].grad) is not None])
-        rows.append(row_D / np.linalg.norm(row_D))
+        rows.append(row_D / max(float(np.linalg.norm(row_D)), 1e-12))
     mean_D = np.mean(rows, axis=0)
     return float(np.linalg.norm(task.library.rows(names) @ mean_D) / np.linalg.norm(mean_D)) ** 2
 

@@ -76,8 +76,8 @@ def take_private_steps(model: nn.Module, how: PrivateRound, gradient: Gradient, 
         sampled = [unit for unit in units if how.noise.takes_part(step, unit.name, how.rate)]
         rows = (row_of(step, unit) for unit in sampled)
         noisy_D = total.release(rows, sum(p.numel() for p in parameters), how.noise)
-        model.zero_grad()
         move(noisy_D / how.expected)
+        model.zero_grad()  # nothing of the last unit stays
         yield Step(step, privacy.steps, taken=True, loss=None)
 
 
@@ -95,7 +95,6 @@ def adam(model: nn.Module, learning_rate: float) -> Move:
         for parameter, part in zip(parameters, parts_of(gradient_D, parameters), strict=True):
             parameter.grad = part
         optimiser.step()
-        optimiser.zero_grad()
 
     return move
 

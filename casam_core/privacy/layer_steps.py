@@ -64,11 +64,10 @@ class PrivateSteps(PrivateRound):
             parameter.requires_grad_(name in self.library.joint)
         free, noise = trained(layer), self.noise_multiplier / self.expected
         way = PublicDescent(self.library, list(free), self.privacy.clip, noise, self.privacy.steps)
+        parameters = list(free.values())
 
         def move(gradient_D: NDArray[np.float64]) -> None:
-            for parameter, part in zip(
-                free.values(), parts_of(way.step(gradient_D), list(free.values())), strict=True
-            ):
+            for parameter, part in zip(parameters, parts_of(way.step(gradient_D), parameters), strict=True):
                 parameter.data += part
 
         return move

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from casam_core.config.scenario import Scenario
+from casam_core.config.toml import read_scenario
 from casam_core.errors import RunError, RunInputError
 from casam_core.files import casam_home, write_new
 from casam_core.model.backbones import load_backbone
@@ -112,7 +113,7 @@ def resume_run(folder: Path, console: Console) -> Path:
     folder = folder.expanduser().resolve()
     try:
         start = Start(**json.loads((folder / "order.json").read_text()))
-        scenario = Scenario.model_validate_json((folder / "scenario.json").read_text())
+        scenario = read_scenario(folder / "scenario.json")
         check_engine(Engine(start.engine))
     except (OSError, ValueError, TypeError) as error:
         raise nothing_to_resume(folder) from error

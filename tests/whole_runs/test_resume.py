@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from casam_core.errors import RunError, ScenarioError
 from client.release.ledger import Ledger
 from scenarios.commands.cli import app
 from scenarios.engines.inprocess import run_inprocess
+from scenarios.engines.run import Start
 from tests.conftest import tiny_table, with_policies
 from tests.runs import FinishedRun, events, lines_in, private, result, summary_of
 
@@ -150,6 +153,16 @@ def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["run", "--resume", str(tmp_path)]).exception
     assert isinstance(found, RunError)
     assert "expected the folder of a run that `casam run` began" in str(found)
+
+
+def test_a_run_of_a_method_that_is_gone_is_refused_with_the_reason(tmp_path: Path) -> None:
+    start = Start("inprocess", "", "", "")
+    (tmp_path / "order.json").write_text(json.dumps(asdict(start)))
+    scenario = json.loads(Scenario.model_validate(tiny_table()).canonical_json())
+    scenario["privacy"]["method"] = "subspace"
+    (tmp_path / "scenario.json").write_text(json.dumps(scenario))
+    found = CliRunner().invoke(app, ["run", "--resume", str(tmp_path)]).exception
+    assert 'scenario.json: privacy: privacy.method "subspace"' in str(found)
 
 
 def casam(*arguments: str, cwd: Path) -> subprocess.Popen[str]:

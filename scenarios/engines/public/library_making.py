@@ -204,7 +204,7 @@ def difference_to_a_new_one(scenario: Scenario) -> float:
     names = sorted(old.joint)
     inside_K = np.square(old.rows(names) @ new.rows(names).T).sum(0)
     outside = 1 - float(np.average(inside_K, weights=new.shares_K))
-    if new.about["compute"] != old.about["compute"]:
+    if new.about["compute"] != old.about.get("compute"):
         return max(0.0, outside)
     apart = np.concatenate([(new.joint[name] - old.joint[name]).ravel() for name in names])
     return max(0.0, outside, float(np.linalg.norm(apart)) / old.length)
