@@ -93,7 +93,10 @@ class RunInputError(RunError):
 
 
 def optional_module(name: str, *, wanted: str, extra: str, error: type[CasamError]) -> Any:
-    """Import an optional module. Raises `error` with the command that installs it. wanted: what needs it."""
+    """Import an optional module. Raises `error` with the command that installs it.
+
+    wanted: what needs it. extra: of this package, such as "report", which has it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as fault:

@@ -60,7 +60,11 @@ class Cohort:
 def cohort_at(
     scenario: Scenario, stage: int, held: Mapping[str, Collection[str]], keeps: Collection[str]
 ) -> Cohort:
-    """The cohort of a stage, from 1. held: by institution, its tasks with training images."""
+    """The cohort of a stage, from 1.
+
+    held: by institution, its tasks with training images. keeps: the institutions that keep images of earlier
+    stages.
+    """
     stream = scenario.stream
     return Cohort(
         task=stream[stage - 1],

@@ -152,7 +152,10 @@ app = InstitutionApp()
 
 
 def identify(message: Message, context: Context) -> IdentifyReply:
-    """Say which institutions this node hosts; keep the scenario for the requests that follow."""
+    """Say which institutions this node hosts; keep the scenario for the requests that follow.
+
+    Raises RefusalError.
+    """
     request = asked(IdentifyRequest, message)
     if request.code != code_fingerprint():
         raise RefusalError(

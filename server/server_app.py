@@ -27,7 +27,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the scenario that the settings name; every failure makes the Flower run fail."""
+    """Run the scenario that the settings name. Raises RunError; every error makes the Flower run fail."""
     try:
         settings = context.run_config
         scenario = scenario_of(str(settings["scenario"]))
@@ -53,7 +53,10 @@ def scenario_of(setting: str) -> Scenario:
 
 
 def open_folder(settings: Mapping[str, str | int | float | bool], scenario: Scenario) -> RunFolder:
-    """The run folder `out`/`run`; without a run name, it is named after the scenario and the time."""
+    """The run folder `out`/`run`; without a run name, it is named after the scenario and the time.
+
+    Raises RunError.
+    """
     out = Path(str(settings["out"])).expanduser()
     if not out.is_absolute():
         raise RunError(

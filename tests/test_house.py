@@ -21,5 +21,9 @@ def test_no_function_has_more_than_fourteen_branches() -> None:
     assert [found for found in house.complexities() if found[0] > 15] == []
 
 
+def test_who_raises_an_error_says_so() -> None:
+    assert house.errors_without_a_word() == []
+
+
 def test_a_privacy_officer_reads_the_release_path_in_one_sitting() -> None:
     assert house.lines(house.sources(house.RELEASE_PATH)) <= 1150

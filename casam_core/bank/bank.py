@@ -124,7 +124,10 @@ class Bank:
         return self.add_bytes(entry.to_bytes())
 
     def add_bytes(self, data: bytes) -> str:
-        """Add an entry from the bytes of its file. Adding the same entry twice changes nothing."""
+        """Add an entry from the bytes of its file. Adding the same entry twice changes nothing.
+
+        Raises BankError if they are no entry, or if the task has another one.
+        """
         entry, digest = Entry.from_bytes(data), digest_of(data)
         if self._digests.get(entry.task) == digest:
             return digest

@@ -105,7 +105,10 @@ def packed(array: NDArray[Any], precision: str = "float32") -> dict[str, Any]:
 
 
 def unpacked(content: Mapping[str, Any], dimensions: int, precision: str = "float32") -> NDArray[np.float32]:
-    """The array again. Raises KeyError, TypeError or ValueError for another form or range."""
+    """The array again. Raises KeyError, TypeError or ValueError for another form or range.
+
+    dimensions: of the array. precision: in which its numbers are stored.
+    """
     shape = tuple(int(size) for size in content["shape"])
     raw = base64.b64decode(content[precision], validate=True)
     array = np.frombuffer(raw, {"float32": "<f4", "float16": "<f2"}[precision]).reshape(shape)

@@ -494,7 +494,7 @@ class Scenario(Section):
         return parse_scenario(dict(table), "scenario")
 
     def institution(self, name: str) -> InstitutionSpec:
-        """The institution called `name`; KeyError if there is none."""
+        """The institution called `name`. Raises KeyError."""
         for site in self.institutions:
             if site.name == name:
                 return site
@@ -549,7 +549,10 @@ class Scenario(Section):
 
 
 def copies_of(site: InstitutionSpec) -> list[InstitutionSpec]:
-    """The institutions that one table describes; numbers have leading zeros, so that names sort."""
+    """The institutions that one table describes; numbers have leading zeros, so that names sort.
+
+    Raises ValueError.
+    """
     if site.copies == 1:
         return [site]
     width = len(str(site.copies))

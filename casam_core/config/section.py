@@ -112,7 +112,7 @@ class ByName:
 
 
 def wrong(key: str, value: Any, fault: str) -> ValidationError:
-    """A ValidationError for one key."""
+    """A ValidationError for one key. fault: what was expected."""
     details: Any = {"type": "value_error", "loc": (key,), "input": value, "ctx": {"error": ValueError(fault)}}
     return ValidationError.from_exception_data("Section", [details])
 

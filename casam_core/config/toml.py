@@ -21,7 +21,10 @@ Table = dict[str, Any]
 
 
 def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
-    """The content of a TOML file, or of a JSON file that a run wrote. Raises `refuse`."""
+    """The content of a TOML file, or of a JSON file that a run wrote. Raises `refuse`.
+
+    what: names the file in messages.
+    """
     try:
         if path.suffix == ".json":
             return as_table(json.loads(path.read_text(encoding="utf-8")))
@@ -37,7 +40,8 @@ def read_table(path: Path, what: str, refuse: type[CasamError]) -> Table:
 
 def read_section(path: Path, section: type[S], what: str, refuse: type[CasamError]) -> S:
     """The file as a section, which is immutable: a site reads its files again for every message, and a
-    process parses equal texts once. Raises `refuse`, and ValidationError for a wrong key or value."""
+    process parses equal texts once. Raises `refuse`, and ValidationError for a wrong key or value. what:
+    names the file in messages."""
     try:
         found: S = _parsed(section, path.suffix, path.read_text(encoding="utf-8"))
         return found

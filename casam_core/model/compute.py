@@ -131,7 +131,10 @@ class Halved:
     names: list[str] = field(default_factory=list)
 
     def run(self, name: str, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> list[Result]:
-        """[work(items)], or the results of two halves. Raises RunError if there is no memory for a half."""
+        """[work(items)], or the results of two halves. Raises RunError if there is no memory for a half.
+
+        name: of the kind of work, which works in halves from then on.
+        """
 
         def in_parts() -> list[Result]:
             if name not in self.names:

@@ -115,7 +115,10 @@ def room_on(device: str) -> int:
 
 
 def holding(examples: Examples, compute: Compute, side: int, room: int) -> HeldExamples:
-    """As many of the first examples as fit into `room` bytes, on the device."""
+    """As many of the first examples as fit into `room` bytes, on the device.
+
+    side: of the frame, in pixels.
+    """
     kept: dict[int, Example] = {}
     enough = room_on(compute.device) // 2  # other processes may fill the device at the same time
     for i, example in enumerate(loaded(examples, side)):

@@ -214,7 +214,7 @@ def groups_of(layer: AlignmentLayer) -> list[dict[str, Any]]:
 def rates_of(optimiser: torch.optim.Optimizer, warmup: int, total: int) -> torch.optim.lr_scheduler.LambdaLR:
     """The rates of `groups_of` in a round of `total` steps.
 
-    All rise over the first steps; a finder's falls to zero over the last ones.
+    All rise over the first `warmup` steps; a finder's falls to zero over the last ones.
     """
 
     def rising(step: int) -> float:
@@ -319,7 +319,7 @@ def draw_instances(
 ) -> Drawn | None:
     """Draw up to `spec.instances` instances of one image, with prompts and targets.
 
-    None if no instance is visible at the resolution of the targets.
+    kind: "box" or "point". None if no instance is visible at the resolution of the targets.
     """
     labels_HW, geometry, official = example.labels_HW, backbone.geometry, spec.objective == "official"
     shown, moved = example.shown(side_of(backbone, spec)), backbone.compute.moved
@@ -358,7 +358,10 @@ def prompts_for(
     jitter: float,
     rng: np.random.Generator,
 ) -> Prompts:
-    """One prompt per chosen instance, in pixels of the image."""
+    """One prompt per chosen instance, in pixels of the image.
+
+    kind: "box" or "point". jitter: of the corners, as a share of the sides of the box.
+    """
     if kind == "point":
         return random_points(example.labels_HW, chosen, rng, places)
     if jitter:

@@ -58,7 +58,10 @@ class Mechanism:
 
 
 def round_mechanism(spec: PrivacySpec, noise_multiplier: float, units: int) -> Mechanism:
-    """The cost of one round of DP-SGD on so many units."""
+    """The cost of one round of DP-SGD on so many units.
+
+    noise_multiplier: standard deviation of the noise of a sum of gradients, in units of `clip`.
+    """
     return Mechanism(noise_multiplier, spec.rate(units), spec.steps)
 
 
@@ -146,7 +149,10 @@ def curve_replaced(noise_multiplier: float, sample_rate: float) -> NDArray[np.fl
 
 
 def divergences(noise_multiplier: float, sample_rate: float, orders: Sequence[float]) -> NDArray[np.float64]:
-    """The Rényi divergences of one step at `orders`."""
+    """The Rényi divergences of one step at `orders`.
+
+    sample_rate: the probability with which a unit is in the step.
+    """
     from opacus.accountants.analysis.rdp import compute_rdp
 
     found = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(orders))

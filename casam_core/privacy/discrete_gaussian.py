@@ -50,7 +50,10 @@ def discrete_gaussian(stream: Keystream, count: int, bits: int = SIGMA_BITS) -> 
 
 
 def proposals(stream: Keystream, count: int, bits: int) -> NDArray[np.int64]:
-    """The accepted ones of `count` proposals."""
+    """The accepted ones of `count` proposals.
+
+    bits: sigma = 2^bits.
+    """
     words = stream.words(count)
     v = np.zeros(count, np.int64)
     index = np.arange(count)

@@ -30,7 +30,8 @@ class Keystream:
 def masks(seed: bytes, modulus: int, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.int64]]:
     """Arrays of uniform numbers below `modulus`, a power of two; the same seed gives the same arrays.
 
-    It replaces Flower's generator for secure aggregation, which reduces every seed to 32 bits.
+    shapes: of the arrays. Raises ValueError for another modulus. It replaces Flower's generator for secure
+    aggregation, which reduces every seed to 32 bits.
     """
     if modulus & (modulus - 1) or modulus > 2**62:
         raise ValueError(f"expected a power of two up to 2^62, found {modulus}")

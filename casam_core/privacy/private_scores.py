@@ -55,7 +55,10 @@ def describe_scores(
 
 
 def scores_like(described: NDArray[np.float64], floor: float, count: int, seed: int) -> NDArray[np.float64]:
-    """Scores drawn from the described distribution; they replace the scores of the private images."""
+    """Scores drawn from the described distribution; they replace the scores of the private images.
+
+    floor: as in `describe_scores`. count: how many.
+    """
     mean, spread = described
     drawn: NDArray[np.float64] = np.sinh(mean + spread * np.random.default_rng(seed).standard_normal(count))
     return floor + drawn

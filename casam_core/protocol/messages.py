@@ -609,7 +609,7 @@ class TaskResults:
         return {task: self.read_one(task, payload.metrics) for task in tasks}
 
     def read_one(self, task: str, metrics: Mapping[str, Mapping[str, float]]) -> TaskResult:
-        """The result of one task, from its three groups."""
+        """The result of one task, from its three groups. Raises KeyError, TypeError or ValueError."""
         numbers = finite(metrics[f"score.{task}"])
         if missing := set(NOISY_FIGURES) - numbers.keys():
             raise KeyError(f"score.{task}: {min(missing)}")

@@ -112,7 +112,7 @@ def shares_needed(members: int, minimum: int) -> int:
 
 
 def share_of(kind: str, payload: Payload, images: int) -> NamedArrays:
-    """One member's share of the weighted mean, in the order of the arrays' names.
+    """One member's share of the weighted mean, in the order of the arrays' names. kind: of the open answer.
 
     Layers are averaged. Statistics and counts are added, so a share holds them divided by the images.
     """
@@ -316,7 +316,7 @@ LONGEST_SIGNATURE = 64
 def fault_in(step: str, protocol: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """What is wrong with the content of a reply; None if it has its form. May raise any exception.
 
-    The member's guard and the server check it. names: of the masked arrays.
+    The member's guard and the server check it. step: of the sum. names: of the masked arrays.
     """
     if set(protocol) != set(EXPECTED[step]):
         return f"expected {sorted(EXPECTED[step])}, found {len(protocol)} parts"

@@ -41,7 +41,10 @@ def fold_indices(count: int, folds: int) -> list[NDArray[np.int64]]:
 
 
 def fold_statistics(router: Router, f_NF: Tensor, spec: RouterSpec, seed: int) -> list[Arrays]:
-    """Sufficient statistics per fold, each of all images except those of the fold."""
+    """Sufficient statistics per fold, each of all images except those of the fold.
+
+    seed: divides the images.
+    """
     everything = np.arange(len(f_NF))
     return [
         router.sufficient_statistics(f_NF[np.setdiff1d(everything, held_out)], derive_seed(seed, "fold", k))

@@ -75,6 +75,7 @@ def find_pairs(
 ) -> list[Pair]:
     """The images of a folder with their masks, sorted by id. Raises DataError.
 
+    image_files, mask_files: the patterns, with {id} for what a pair has in common.
     suffixes: the file endings that the reader knows, in lower case. Hidden files are ignored.
     parts: only the images with these values of {id} are read, and belong to these parts.
     """
@@ -90,7 +91,10 @@ def pairs_among(
     suffixes: Collection[str],
     parts: Mapping[str, FilePart | None] | None = None,
 ) -> list[Pair]:
-    """The same for the paths `files` inside the folder `path`. One error lists all missing partners."""
+    """The same for the paths `files` inside the folder `path`.
+
+    Raises DataError; one error lists all missing partners.
+    """
     marks = [mark for mark in KEYS if f"{{{mark}}}" in image_files and f"{{{mark}}}" in mask_files]
     if not marks or "{class}" in image_files:
         raise DataError(

@@ -20,7 +20,7 @@ Meaning = Literal["instances", "classes", "colours"]
 
 
 def whole_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    """`values` as integers of 0 and above; DataError for fractions, NaN and negative labels."""
+    """`values` as integers of 0 and above. Raises DataError for fractions, NaN and negative labels."""
     if np.issubdtype(values.dtype, np.floating):
         if not np.isfinite(values).all() or (values != np.rint(values)).any():
             raise DataError(

@@ -27,7 +27,7 @@ def require_folder(path: Path, content: str) -> None:
 
 
 def files_by_stem(folder: Path, suffixes: frozenset[str], names: str) -> dict[str, Path]:
-    """Files of `folder` whose endings are in `suffixes`, by stem. Raises DataError."""
+    """Files of `folder` whose endings are in `suffixes`, by stem. Raises DataError. names: what they are."""
     if not is_folder(folder):
         raise DataError(
             f"{folder}: expected this folder beside its {'masks' if folder.name == 'images' else 'images'}/, "

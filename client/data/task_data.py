@@ -75,7 +75,10 @@ class TaskData:
     def encode(
         self, samples: tuple[Sample, ...], backbone: Backbone, progress: Callable[[int, int], None]
     ) -> None:
-        """Make sure that the store has the embeddings of all `samples`."""
+        """Make sure that the store has the embeddings of all `samples`.
+
+        progress: called with (done, total).
+        """
         if backbone.compute.together == 1:
             for done, sample in enumerate(samples, 1):
                 self.key(sample, backbone)
@@ -101,7 +104,7 @@ class TaskData:
         return self.embedding(sample, backbone)[1]
 
     def feature(self, sample: Sample, backbone: Backbone, kind: str) -> Tensor:
-        """f_F: the router's feature of one image."""
+        """f_F: the router's feature of one image. kind: casam_core.routing.features."""
         with contextlib.suppress(KeyError):
             return recent_feature(Stored(self.key(sample, backbone), self.store), kind)
         return pool(self.embedding(sample, backbone)[1], kind)

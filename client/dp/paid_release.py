@@ -40,6 +40,7 @@ def release_once(
 
     Args:
         kind: name of the release in the file name.
+        split: the part of the images that pays: train, val or test.
         request: everything that determines the answer; its digest identifies the stored release.
         mechanisms, units: by task whose images are used, the mechanisms by the name of their line in the
             ledger, and the protected units.

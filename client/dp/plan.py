@@ -123,7 +123,7 @@ class TaskPlan:
 
 @contextlib.contextmanager
 def named_refusal() -> Iterator[None]:
-    """Turn the error "no noise fits the budget" into the refusal budget-spent."""
+    """Turn the error "no noise fits the budget" into RefusalError (budget-spent)."""
     try:
         yield
     except ValueError as error:
@@ -149,7 +149,8 @@ def _router_noise(
 
 def description(spec: PrivacySpec, router: RouterSpec, noise: float, units: int) -> list[Mechanism]:
     """All mechanisms of one task's router: its statistics and, unless all tasks have one threshold, the
-    scores from which its threshold follows (client/dp/noisy_router.py)."""
+    scores from which its threshold follows (client/dp/noisy_router.py). noise: of the statistics, in units of
+    what one unit can change. units: how many the task has."""
     private = ROUTERS[router.kind].private
     assert private is not None
     scores = [] if router.constant is not None else [scores_mechanism(noise)]

@@ -32,7 +32,10 @@ def fetched(mirror: Path | None, names: Sequence[str]) -> list[bytes]:
 
 
 def awaited(file: Path, name: str, end: float) -> bytes:
-    """One file as soon as it is there. Raises BankError and OSError."""
+    """One file as soon as it is there. Raises BankError and OSError.
+
+    end: when to give up (time.monotonic).
+    """
     while not file.is_file() and time.monotonic() < end:
         time.sleep(MIRROR_PAUSE)
     if not file.is_file() or file.stat().st_size > LARGEST_ENTRY:

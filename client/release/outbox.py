@@ -49,6 +49,7 @@ def answer_for(
         speakers: the addressed institution; all that the node hosts for a request that addresses none
             (identify).
         sites: the sites whose audit logs record the release.
+        run: name of the run.
         log: local file for the reason of a failure.
         job: of the request; None if it names none.
     """
@@ -104,7 +105,10 @@ def leaving(records: RecordDict, place: str | None) -> RecordDict:
 
 
 def with_outcome(content: Payload, spent: Mapping[str, Scalar] = MappingProxyType({})) -> Payload:
-    """An answer with the settings that the outbox adds before the guard. spent: the account's settings."""
+    """An answer with the settings that the outbox adds before the guard. spent: the account's settings.
+
+    Raises NotAllowedError if the work wrote one of them itself.
+    """
     if odd := content.config.keys() & {*EPSILONS, AUDIT}:
         raise NotAllowedError(f"setting {min(odd)!r} is the outbox's own")
     # Rounded up, because epsilon is an upper limit.
@@ -148,7 +152,7 @@ def logged(
 ) -> str:
     """Write the release to the audit log; the line is on disk when this function returns.
 
-    records: those of the payload (placed).
+    records: those of the payload (placed). clause: the key of the policy that allowed it.
 
     Returns:
         The line's place in the log, `SEQUENCE:HEAD`.

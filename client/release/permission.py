@@ -82,7 +82,10 @@ def align(
 
 
 def keep_answer(institution: Institution, request: Question, tasks: Sequence[str], *, summed: bool) -> None:
-    """Write down the question, and that its answer leaves alone if it does. Raises RefusalError."""
+    """Write down the question, and that its answer leaves alone if it does. Raises RefusalError.
+
+    tasks: whose images make the answer. summed: whether it leaves in a secure sum.
+    """
     remember_question(institution, request)
     if not summed:
         remember_alone(institution, REPLY_TO[type(request)].kind, tasks)
@@ -173,6 +176,8 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
 
     The scores are those of the received bank: the institution's own entries, which were refused for release,
     appear only in its own pictures. Personal entries have one figure per task beside them.
+
+    Raises RefusalError.
     """
     policy = institution.site.policy
     check_question(institution, request)

@@ -320,6 +320,8 @@ def check_setup(member: SumMember, protocol: Protocol) -> None:
     """Before any key is made: may this question be summed, with these members and rules?
 
     The members are counted on the site's own register and on those who train in the stage by the scenario.
+
+    Raises RefusalError.
     """
     institution, request = member.institution, member.request
     check_allowed(institution, member.question)
@@ -346,6 +348,8 @@ def check_keys(member: SumMember, protocol: Protocol) -> None:
 
     Every member must be there: all of them have seen the same names, rules and question, or the signatures
     are over another sum.
+
+    Raises RefusalError.
     """
     present = sorted(int(key) for key in protocol if key not in (Key.STAGE, SIGNATURES))
     names = member.numbers
@@ -361,7 +365,10 @@ def check_keys(member: SumMember, protocol: Protocol) -> None:
 
 
 def check_shares(member: SumMember, protocol: Protocol) -> None:
-    """Before the masked arrays are sent: is a share of every other member there, and is it this question?"""
+    """Before the masked arrays are sent: is a share of every other member there, and is it this question?
+
+    Raises RefusalError.
+    """
     if sorted(protocol[Key.SOURCE_LIST]) != sorted(member.numbers.keys() - {member.own}):
         raise RefusalError(Outcome.SUM_BROKEN, "expected a share from every other member")
     if question_digest(member.request.asks) != member.request.question:
@@ -369,7 +376,7 @@ def check_shares(member: SumMember, protocol: Protocol) -> None:
 
 
 def check_survivors(member: SumMember, protocol: Protocol) -> None:
-    """Before the list of members in the sum is signed: are there enough of them?"""
+    """Before the list of members in the sum is signed: are there enough of them? Raises RefusalError."""
     present = set(protocol[Key.ACTIVE_NODE_ID_LIST])
     if not present <= member.numbers.keys() or member.own not in present:
         raise RefusalError(Outcome.SUM_BROKEN, "expected members, and this institution among them")
@@ -381,6 +388,8 @@ def check_agreement(member: SumMember, protocol: Protocol) -> None:
     """Before shares of secrets are revealed: did enough members sign the same list?
 
     With both kinds of shares of one member, the server could unmask this member alone.
+
+    Raises RefusalError.
     """
     survivors = member.about.get("survivors", [])
     present, gone = protocol[Key.ACTIVE_NODE_ID_LIST], protocol[Key.DEAD_NODE_ID_LIST]
@@ -419,7 +428,10 @@ def check_cohort(members: int, least: int) -> None:
 
 
 def check_rules(protocol: Protocol, members: int, least: int) -> None:
-    """Raise RefusalError (sum-not-possible) for parameters other than the fixed ones of secure sums."""
+    """Raise RefusalError (sum-not-possible) for parameters other than the fixed ones of secure sums.
+
+    members: how many. least: the smallest cohort that the policy accepts.
+    """
     rules = {
         Key.SAMPLE_NUMBER: members,
         Key.SHARE_NUMBER: members,

@@ -55,7 +55,7 @@ def trained_once(
 def name_of(institution: Institution, request: AlignRequest, corrects: bool, private: bool) -> str:
     """A file's name: a digest of everything that the answer depends on. Layers without noise share it.
 
-    corrects: whether the answer tells how far the decoder's estimates are off.
+    corrects: whether the answer tells how far the decoder's estimates are off. private: whether it has noise.
     """
     scenario, site = institution.scenario, institution.site
     decided = {"seed", "method", "compute", "alignment", "alignments", "training", "privacy"}

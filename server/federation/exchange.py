@@ -289,7 +289,7 @@ def read(
 def judge(
     to: str, payload: Payload, size: int, of: Callable[[Payload], T], check: Check
 ) -> tuple[str, T | None, str]:
-    """(outcome, reply if the outcome is ok, reason if it is rejected) of a payload."""
+    """(outcome, reply if the outcome is ok, reason if it is rejected) of a payload. size: its bytes."""
     outcome = payload.config["outcome"]
     if outcome != Outcome.OK:
         REFUSAL.check(payload)

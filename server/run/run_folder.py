@@ -109,7 +109,10 @@ def append_event(run: Path, event: str, **facts: Any) -> None:
 def arrival(
     institution: str, run: str, request: str, kind: str, job: Job, payload: Payload, size: int, time: str
 ) -> Release:
-    """A reply as a line of the server's audit log; its `clause` is the place in the institution's own log."""
+    """A reply as a line of the server's audit log; its `clause` is the place in the institution's own log.
+
+    request: the id of the message that it answers. size: in bytes. time: of its arrival.
+    """
     return Release(
         time=time,
         institution=institution,

@@ -75,7 +75,10 @@ def quiet_imports() -> Iterator[None]:
 def build_sam_heads(
     geometry: Geometry, *, mlp_dim: int, heads: int, mask_channels: int
 ) -> tuple[PromptEncoder, MaskDecoder]:
-    """segment-anything's prompt encoder and mask decoder for this geometry."""
+    """segment-anything's prompt encoder and mask decoder for this geometry.
+
+    mlp_dim, heads: of the two-way transformer. mask_channels: of the embedding of a mask prompt.
+    """
     prompt_encoder = PromptEncoder(
         embed_dim=geometry.channels,
         image_embedding_size=(geometry.cells, geometry.cells),

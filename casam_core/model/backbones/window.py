@@ -86,6 +86,8 @@ def windows_around(prompts: Prompts, cells: int, side: int, *, pooled: bool) -> 
     """A window for every prompt: its box and the margin, in whole blocks. side: of the frame, in pixels.
 
     A point does not say where its mask ends: its window is the whole frame.
+
+    cells: along a side of the embedding. pooled: whether the decoder sees means of the cells far away.
     """
     if prompts.boxes_N4 is None:
         return [whole(cells)] * len(prompts)

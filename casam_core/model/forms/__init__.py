@@ -119,7 +119,7 @@ def build_layer(
 ) -> AlignmentLayer:
     """A new layer. Raises ScenarioError for an unknown form, or one that has no finder.
 
-    seed: of the initial weights. backbone: needed by forms that change SAM itself.
+    channels: of an embedding. seed: of the initial weights. backbone: needed by forms that change SAM itself.
     """
     entry = form_entry(spec.form)
     if spec.finder and entry.changes_sam:

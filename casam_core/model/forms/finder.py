@@ -88,7 +88,8 @@ def targets_of(boxes_N4: NDArray[np.float32], cells: int, stride: float) -> tupl
     """(heat_HW, box_4HW) that the finder should give for the boxes of all instances, in pixels of the frame.
 
     heat_HW: 1 at the cell of a centre, a Gaussian of the box's size around it. box_4HW: way and size as in
-    `Finder.forward`, of the instance that is nearest by this measure.
+    `Finder.forward`, of the instance that is nearest by this measure. cells: along a side of the embedding.
+    stride: the side of a cell, in pixels of the frame.
     """
     x0_N, y0_N, x1_N, y1_N = torch.from_numpy(boxes_N4 / np.float32(stride)).T
     across = torch.arange(cells) + 0.5
@@ -119,7 +120,8 @@ def kinds_of(boxes_N4: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def finder_loss(out_NHW: Tensor, boxes_M4: NDArray[np.float32], stride: float) -> Tensor:
     """The sum over kinds of CenterNet's focal loss per instance, plus the mean error of way and log size near
-    the centres. boxes_M4: of all instances of an image, in pixels of the frame; at least one."""
+    the centres. boxes_M4: of all instances of an image, in pixels of the frame; at least one. stride: the
+    side of a cell, in the same pixels."""
     kind_M = kinds_of(boxes_M4)
     parts = zip(
         torch.split(out_NHW, NUMBERS), (boxes_M4[kind_M == kind] for kind in range(KINDS)), strict=True
@@ -157,7 +159,8 @@ def found(out_NHW: Tensor, stride: float, least: float, most: int) -> Centres:
     A box is the mean of what the cells around say of the same instance, weighted by their scores and by their
     boxes' IoU with the centre's own (box voting, Gidaris and Komodakis 2015).
 
-    least: the smallest score. most: how many boxes at most.
+    stride: the side of a cell, in pixels of the frame. least: the smallest score. most: how
+    many boxes at most.
     """
     parts = [centres_of(out_5HW, least) for out_5HW in torch.split(out_NHW.float(), NUMBERS)]
     boxes_N4, score_N = (torch.cat(part) for part in zip(*parts, strict=True))

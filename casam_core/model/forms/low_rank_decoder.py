@@ -58,7 +58,7 @@ def attention_shapes(channels: int) -> dict[str, tuple[int, int]]:
 
 def with_weights(module: Module, weights: Mapping[str, Tensor], prefix: str = "") -> Module:
     """A module that shares all of `module` but some weights. weights: by the name of their module; plain
-    tensors, so that gradients flow into what they were made of."""
+    tensors, so that gradients flow into what they were made of. prefix: of these names inside `module`."""
     own = copy.copy(module)
     own._modules = {
         name: child if child is None else with_weights(child, weights, f"{prefix}{name}/")

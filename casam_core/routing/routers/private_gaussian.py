@@ -114,7 +114,8 @@ def describe_privately(
 ) -> Arrays:
     """Noisy sufficient statistics {count, sum_F, outer_FF} of a Gaussian, at the cost of one mechanism.
 
-    f_NF: features of the images; a group counts as the mean of its images.
+    f_NF: features of the images; a group counts as the mean of its images. noise_multiplier: standard
+    deviation of the noise, in units of what one unit can change.
     """
     clip, V_FK = frame.clip, frame.directions_FK
     total = PrivateSum(math.sqrt(3) * clip, noise_multiplier)

@@ -60,7 +60,10 @@ class TaskVae(nn.Module):
         return reconstruction
 
     def score(self, f_BF: Tensor, beta: float, generator: torch.Generator | None) -> Tensor:
-        """score_B; the latent is drawn with `generator`; without one, it is the mean."""
+        """score_B; the latent is drawn with `generator`; without one, it is the mean.
+
+        beta: the weight of the Kullback-Leibler divergence.
+        """
         mu, logvar = self.encode(f_BF)
         latent = mu
         if generator is not None:

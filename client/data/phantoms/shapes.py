@@ -81,7 +81,10 @@ class Blob:
 def wobble(
     rng: np.random.Generator, amplitude: float, orders: Sequence[int] = (2, 3, 4, 5)
 ) -> tuple[tuple[int, float, float], ...]:
-    """Random harmonics for a Blob; higher orders are weaker, so outlines stay smooth."""
+    """Random harmonics for a Blob; higher orders are weaker, so outlines stay smooth.
+
+    amplitude: of the lowest order, as a share of the radius.
+    """
     return tuple(
         (order, float(amplitude * rng.uniform(0.4, 1.0) * 2 / order), float(rng.uniform(0, 2 * np.pi)))
         for order in orders
@@ -144,7 +147,10 @@ class Canvas:
             part_CHW += mask * texture_HW[where]
 
     def dots(self, points: Sequence[tuple[float, float]], radius: float, colour: Colour) -> None:
-        """Blend one soft round dot into every point (y, x); many at once cost as much as one."""
+        """Blend one soft round dot into every point (y, x); many at once cost as much as one.
+
+        radius: in the units of the points.
+        """
         drops = np.zeros((self.size, self.size), dtype=np.float32)
         for y, x in points:
             if 0 <= y < 1 and 0 <= x < 1:

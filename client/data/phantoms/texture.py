@@ -24,7 +24,10 @@ def _spline(lattice: Field, positions: Field, axis: int) -> Field:
 
 
 def smooth_noise(rng: np.random.Generator, size: int, scale: float, scale_x: float | None = None) -> Field:
-    """HW, mean 0, standard deviation about 1, features about `scale` wide (`scale_x` across columns)."""
+    """HW, mean 0, standard deviation about 1, features about `scale` wide (`scale_x` across columns).
+
+    size: of a side, in pixels. scale: in units of the side.
+    """
     cells = [max(1, round(1 / s)) for s in (scale, scale if scale_x is None else scale_x)]
     lattice = rng.standard_normal((cells[0] + 4, cells[1] + 4), dtype=np.float32)
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
@@ -33,7 +36,7 @@ def smooth_noise(rng: np.random.Generator, size: int, scale: float, scale_x: flo
 
 
 def fractal_noise(rng: np.random.Generator, size: int, scale: float, octaves: int = 3) -> Field:
-    """HW, standard deviation about 1: smooth noise plus ever finer, ever weaker copies."""
+    """HW, standard deviation about 1: smooth noise plus ever finer, ever weaker copies, `octaves` in all."""
     total = np.zeros((size, size), dtype=np.float32)
     for octave in range(octaves):
         total += smooth_noise(rng, size, scale / 2**octave) * 0.6**octave
@@ -58,7 +61,7 @@ def soften(canvas: Canvas, blur: float) -> None:
 
 
 def rician(rng: np.random.Generator, canvas: Canvas, sigma: float) -> None:
-    """Magnitude MR noise: never negative, and dark air is lifted."""
+    """Magnitude MR noise: never negative, and dark air is lifted. sigma: of gray values from 0 to 1."""
     shape = canvas.image_CHW.shape
     real, imaginary = (sigma * rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
     canvas.image_CHW = np.sqrt((canvas.image_CHW + real) ** 2 + imaginary**2)

@@ -48,7 +48,7 @@ class NiftiDataset(ScanDataset):
 
 
 def opened(path: Path) -> Any:
-    """The nibabel image; its voxels are not read yet."""
+    """The nibabel image; its voxels are not read yet. Raises ValueError and the errors of nibabel."""
     nibabel = medical_package("nibabel", reader="nifti")
     with reading(path, _CONTENT):
         image = nibabel.load(path)

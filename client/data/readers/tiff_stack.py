@@ -38,7 +38,7 @@ class TiffStackDataset(VolumeDataset):
         return 255 - image if inverted else image
 
     def mask(self, path: Path) -> NDArray[Any]:
-        """Pages of labels."""
+        """Pages of labels. Raises DataError."""
         values, inverted = _read(path, as_mask=True)
         if values.ndim != 3 or inverted:
             found = "an inverted gray scale (MinIsWhite)" if inverted else "colour"
