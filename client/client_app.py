@@ -47,6 +47,7 @@ from client.identity import identity_of
 from client.institution import Institution
 from client.node.approvals import digest_of_text
 from client.node.incidents import node_log
+from client.node.relay import Relay
 from client.node.worktime import Stopwatch, note
 from client.release import permission
 from client.release.approval import check_not_restored, require_approval
@@ -350,7 +351,8 @@ def institution_at(site: Site, scenario_json: str) -> Institution:
     The cache is large, because opening an institution again for every message costs more than its work.
     """
     scenario = site.localised(parsed(scenario_json))
-    return MADE_AS.get()(site, scenario, ready_backbone(scenario))
+    made_as = Relay if site.relay else MADE_AS.get()
+    return made_as(site, scenario, ready_backbone(scenario))
 
 
 def forget_institutions() -> None:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from casam_core.bank.bank import Bank, bank_digest
-from casam_core.bank.entry_file import Entry, digest_of
+from casam_core.bank.bank import Bank, updated_copy
 from casam_core.config.public_files import digest_of_file
 from casam_core.config.scenario import Scenario, TrainingSpec
 from casam_core.errors import BankError
-from casam_core.files import make_folder, remove_folder
+from casam_core.files import make_folder
 from casam_core.methods import Penalty, alignment_of, first_layer, method_of
 from casam_core.model.backbones import Backbone
 from casam_core.model.embeddings import EmbeddingStore
@@ -348,26 +347,8 @@ class Institution:
         return found
 
     def updated_bank(self, request: EvaluateRequest) -> Bank:
-        """This institution's copy of the bank with the new entries.
-
-        Raises RefusalError (bank-mismatch); the copy is then what it was.
-        """
-        folder = self.site.private / "bank"
-        bank = Bank.open(folder, create=True) if request.known else None
-        kept = {task: bank.digest_of(task) for task in bank.tasks[: request.known]} if bank else {}
-        new = {Entry.from_bytes(data).task: digest_of(data) for data in request.entries}
-        if len(kept | new) < len(kept) + len(request.entries) or bank_digest({**kept, **new}) != request.bank:
-            raise RefusalError(
-                Outcome.BANK_MISMATCH, f"keeps {tuple(kept)}, expected a bank of digest {request.bank}"
-            )
-        if bank is None:
-            remove_folder(folder)
-            bank = Bank.open(folder, create=True)
-        for task in bank.tasks[request.known :]:  # the server quarantined them after it had sent them
-            bank.remove(task)
-        for data in request.entries:
-            bank.add_bytes(data)
-        return bank
+        """This institution's copy of the bank with the new entries. Raises BankError."""
+        return updated_copy(self.site.private / "bank", request.known, request.entries, request.bank)
 
     def encoded(self, task: str, part: SplitPart) -> tuple[TaskData, tuple[Sample, ...]]:
         """The task's data and one of its splits; the embeddings of its images are in the store afterwards."""

@@ -49,6 +49,7 @@ class Site:
         checkpoint: file of the backbone's weights.
         device: overrides the scenario's compute.device.
         mirror: folder of entries, each in a file DIGEST.entry, that the site keeps in step by its own means.
+        relay: folder of questions to the institutions that this one stands for; None: it has its own images.
         overlays: pictures per task for the institution only.
         faults: what a simulated institution does wrong.
     """
@@ -73,17 +74,18 @@ class Site:
     checkpoint: str | None = None
     device: str | None = None
     mirror: Path | None = None
+    relay: Path | None = None
     overlays: int = 0
     faults: FaultSpec = field(default_factory=FaultSpec)
 
     def localised(self, scenario: Scenario) -> Scenario:
-        """The scenario with this site's own images, checkpoint and device.
+        """The scenario with this site's own images, checkpoint and device; a relay has no images of its own.
 
         Simulated sites share the scenario's list of institutions, which describes their images already: a
         list for each of 10,000 would be a hundred million places.
         """
         institutions = scenario.institutions
-        if not self.simulated:
+        if not self.simulated and self.relay is None:
             institutions = [
                 spec.model_copy(update={"data": self.tasks}) if spec.name == self.institution else spec
                 for spec in institutions
@@ -125,7 +127,7 @@ def hosted_sites(
     if "institution" in node:
         if node["institution"] not in [spec.name for spec in scenario.institutions]:
             return []
-        home, name = home_of(node), str(node["institution"])
+        home, name, described = home_of(node), str(node["institution"]), own_site_file(node)
         return [
             Site(
                 institution=name,
@@ -145,10 +147,11 @@ def hosted_sites(
                 scenario=digest,
                 simulated=False,
                 policy=own_policy(node),
-                tasks=own_site_file(node).described(scenario.institution(name).data),
+                tasks=described.described(scenario.institution(name).data),
                 checkpoint=_text(node.get("checkpoint")),
                 device=_text(node.get("device")),
                 mirror=_path(node.get("mirror")),
+                relay=_path(described.relay),
                 overlays=int(node.get("overlays", 0)),
             )
         ]

@@ -14,6 +14,7 @@ from casam_core.config.library import library_names, scenario_path
 from casam_core.config.scenario import Scenario
 from casam_core.config.toml import read_scenario
 from casam_core.errors import RunError, ScenarioError
+from server.members import serve_members
 from server.run.run_folder import RunFolder
 from server.stream import run_stream
 
@@ -27,7 +28,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the scenario that the settings name. Raises RunError; every error makes the Flower run fail."""
+    """Run the scenario that the settings name, or answer for its institutions as a relay.
+
+    Raises RunError; every error makes the Flower run fail.
+    """
     try:
         settings = context.run_config
         scenario = scenario_of(str(settings["scenario"]))
@@ -35,7 +39,11 @@ def main(grid: Grid, context: Context) -> None:
         folder = open_folder(settings, scenario)
         if not settings.get("run"):  # nobody else chose the name, so nobody else knows it
             print(f"casam | server | run folder: {folder.path}", flush=True)
-        run_stream(grid, scenario, folder, Path(register) if register else None)
+        keys = Path(register) if register else None
+        if box := str(settings.get("relay", "")):
+            serve_members(grid, scenario, folder, keys, Path(box).expanduser())
+        else:
+            run_stream(grid, scenario, folder, keys)
     except SystemExit as error:
         # Flower counts a SystemExit of the ServerApp as a completed run.
         raise RunError(f"the server was asked to exit ({error.code})") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from casam_core.bank.entry_file import Entry, Head, digest_of, head_in, read_entry
 from casam_core.errors import BankError
-from casam_core.files import keep_only, make_folder, write_atomic
+from casam_core.files import keep_only, make_folder, remove_folder, write_atomic
 
 SCHEMA = 1
 
@@ -175,3 +175,24 @@ class Bank:
         entries = [{"task": task, "sha256": digest} for task, digest in digests.items()]
         text = json.dumps({"schema": SCHEMA, "entries": entries}, indent=2)
         write_atomic(self.folder / "manifest.json", text.encode())
+
+
+def updated_copy(folder: Path, known: int, entries: Sequence[bytes], digest: str) -> Bank:
+    """The copy of a bank in `folder`, with its first `known` entries and new ones.
+
+    entries: files of entries. digest: that the copy then has. Raises BankError if it would have another one;
+    it is then what it was.
+    """
+    bank = Bank.open(folder, create=True) if known else None
+    kept = {task: bank.digest_of(task) for task in bank.tasks[:known]} if bank else {}
+    new = {Entry.from_bytes(data).task: digest_of(data) for data in entries}
+    if len(kept | new) < len(kept) + len(entries) or bank_digest({**kept, **new}) != digest:
+        raise BankError(f"{folder} keeps {tuple(kept)}, expected a bank of digest {digest}")
+    if bank is None:
+        remove_folder(folder)
+        bank = Bank.open(folder, create=True)
+    for task in bank.tasks[known:]:  # the server quarantined them after it had sent them
+        bank.remove(task)
+    for data in entries:
+        bank.add_bytes(data)
+    return bank

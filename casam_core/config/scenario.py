@@ -352,6 +352,12 @@ class Scenario(Section):
     seed: int = Field(0, ge=0, description="Seed of all random choices, except privacy noise of real sites.")
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order of learning.")
+    elsewhere: list[Name] = Field(
+        default_factory=list,
+        exclude_if=lambda tasks: not tasks,  # earlier scenarios keep their digest
+        description="Tasks of the stream that only institutions of another server hold: for the members of a "
+        "relay (docs/deployment.md).",
+    )
     unlearning: Literal["retrain", "drop"] = Field(
         "retrain",
         description="What to do with an entry when one of its holders leaves with on_leave = unlearn. "
@@ -468,7 +474,7 @@ class Scenario(Section):
         held = {task for site in self.institutions for task in site.data}
         times = Counter(self.stream)
         for task in self.stream:
-            if task not in held:
+            if task not in held and task not in self.elsewhere:
                 raise ValueError(
                     f"task {task!r} of the stream is held by no institution; held: {', '.join(sorted(held))}"
                 )
@@ -538,14 +544,22 @@ class Scenario(Section):
         sites = [
             site.model_copy(update={"policy": Policy(), "faults": FaultSpec()}) for site in self.institutions
         ]
-        return self.model_copy(
-            update={
-                "institutions": sites,
-                "deadlines": DeadlineSpec(),
-                "participation": ParticipationSpec(),
-                "admission": AdmissionSpec(),
-            }
-        ).digest()
+        return self.with_default_rules(sites).digest()
+
+    def common_digest(self) -> str:
+        """The digest of what a relay's members and the server above learn alike: of all but the institutions,
+        what is left out of learned_digest, and texts."""
+        texts: dict[str, Any] = {"name": "", "description": "", "elsewhere": []}
+        return self.with_default_rules([]).model_copy(update=texts).digest()
+
+    def with_default_rules(self, sites: list[InstitutionSpec]) -> Scenario:
+        """The scenario with other institutions, default deadlines, participation and admission."""
+        rules = {
+            "deadlines": DeadlineSpec(),
+            "participation": ParticipationSpec(),
+            "admission": AdmissionSpec(),
+        }
+        return self.model_copy(update={"institutions": sites, **rules})
 
 
 def copies_of(site: InstitutionSpec) -> list[InstitutionSpec]:

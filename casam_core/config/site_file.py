@@ -87,6 +87,11 @@ class SiteFile(Section):
     )
     rules: ApprovalRules = ApprovalRules()
     tasks: dict[Name, TaskDescription] = Field(default_factory=dict, description="By task, its images.")
+    relay: str | None = Field(
+        None,
+        description="In place of tasks: folder of questions to the institutions that this one stands for "
+        "(an absolute path; docs/deployment.md).",
+    )
 
     @model_validator(mode="after")
     def _writes_all_places_in_one_way(self) -> SiteFile:
@@ -101,8 +106,24 @@ class SiteFile(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_images_or_stands_for_others(self) -> SiteFile:
+        if self.relay is not None and self.tasks:
+            raise ValueError(
+                f"relay: expected no table [tasks.NAME] beside it, found {min(self.tasks)}; the institutions "
+                "behind a relay describe their images themselves"
+            )
+        if self.relay is not None and not Path(self.relay).is_absolute():
+            raise ValueError(f"relay: expected an absolute path, found {self.relay}")
+        return self
+
     def described(self, tasks: Iterable[str]) -> dict[str, TaskDescription]:
-        """The descriptions of `tasks`. Raises DataError for a task that this site does not describe."""
+        """The descriptions of `tasks`; none at a relay, whose members describe them.
+
+        Raises DataError for a task that this site does not describe.
+        """
+        if self.relay is not None:
+            return {}
         if missing := sorted(set(tasks) - self.tasks.keys()):
             raise DataError(
                 f"site file: expected [tasks.{missing[0]}], because the scenario names this task here, found "

@@ -40,6 +40,7 @@ class Outcome(StrEnum):
     UNKNOWN_INSTITUTION = "unknown-institution"  # this node does not host the institution
     BANK_MISMATCH = "bank-mismatch"  # its copy of the bank differs from the server's
     NOT_IN_MIRROR = "not-in-mirror"  # the site's mirror lacks an entry that the server named
+    MEMBERS_MISSING = "members-missing"  # a relay has no answer of all its members
     BAD_REQUEST = "bad-request"  # the request cannot be read, or an array in it does not have its form
     ROLLED_BACK = "rolled-back"  # its audit log is older than what the server saw of it
     REPEATED = "repeated"  # the request was answered before

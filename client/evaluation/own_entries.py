@@ -28,10 +28,12 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.payload import Job
 from casam_core.protocol.register import sign_as
+from casam_core.protocol.relayed import Deleted
 from client.dp.paid_release import forget_releases
 from client.evaluation.evaluator import MASKS, ROUTES, drop_kept_entries
 from client.evaluation.results import Results
 from client.institution import Institution
+from client.node.relay import Relay
 from client.simulation.kept_training import MERGED
 
 PERSONAL, SITE_BANK = "personal", "site-bank"
@@ -89,7 +91,7 @@ def own_entries(institution: Institution) -> Bank:
 def learn_alone(institution: Institution, job: Job) -> None:
     """Learn the job's task for this institution alone, without noise, unless its own bank has it already."""
     scenario, own = institution.scenario, own_entries(institution)
-    if job.task in own:
+    if job.task in own or job.task not in institution.site.tasks:  # a relay has no images of its own
         return
     learned: AlignReply | None = None
     for number in range(1, scenario.training.rounds + 1):
@@ -152,6 +154,8 @@ def forget(institution: Institution, request: ForgetRequest) -> ForgetReply:
     remaining entries with the next evaluation. Own entries are deleted too if the leaver contributed to them,
     and personal ones that began with a deleted entry.
     """
+    if isinstance(institution, Relay):
+        institution.ask_members(request, Deleted)
     private = institution.site.private
     for name in ("bank", SITE_BANK, "overlays"):
         remove_folder(private / name)

@@ -95,8 +95,8 @@ def approve(
 
 def check_number(site: SiteFile, tasks: Sequence[str], before: Sequence[Approval]) -> None:
     """Raise PolicyError if a task's images, under any name, are in `max_scenarios` approved scenarios."""
-    for task in tasks:
-        place = site.tasks[task].place
+    for task, described in site.described(tasks).items():
+        place = described.place
         same = {name for name, spec in site.tasks.items() if overlap(spec.place, place)}
         used = sum(not same.isdisjoint(approval.tasks) for approval in before)
         if used >= site.max_scenarios:

@@ -96,7 +96,8 @@ def check_node(node: NodeFile) -> None:
     check_key(node.key)
     check_signing_key(node)
     read_policy(node.policy)
-    if not read_site_file(node.site).tasks:
+    described = read_site_file(node.site)
+    if not described.tasks and described.relay is None:
         raise DeploymentError(
             f"site: expected a table [tasks.NAME] in {node.site}, found none; run `casam site init FOLDER`"
         )

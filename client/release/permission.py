@@ -45,6 +45,7 @@ from client.evaluation.own_entries import KnownEntries, learn_alone
 from client.evaluation.personal import tell_personal
 from client.institution import Institution
 from client.node.incidents import keep
+from client.node.relay import Relay
 from client.release.question import (
     REPLY_TO,
     check_entry,
@@ -188,6 +189,8 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
         if not policy.accept_entries:
             check_own(institution, entry)
         check_entry(institution, entry, request.job)
+    if isinstance(institution, Relay):
+        return scores_of_members(institution, request)
     bank = institution.updated_bank(request)
     released = KnownEntries(bank)
     try:
@@ -203,6 +206,15 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
     finally:
         # Afterwards, so that the work for the institution itself changes no figure of the answer.
         draw_overlays(institution, request.job, bank)
+
+
+def scores_of_members(relay: Relay, request: EvaluateRequest) -> EvaluateReply:
+    """A relay's members take the new entries; their scores leave if its own policy allows it, too."""
+    remember_question(relay, request)
+    reply = relay.ask_members(request, EvaluateReply)
+    if relay.site.policy.metrics == "never":
+        raise RefusalError(Outcome.METRICS_NOT_SHARED, "policy.metrics is never")
+    return reply if relay.site.policy.canaries else replace(reply, canary=None)
 
 
 def check_enough(institution: Institution, tasks: Iterable[str], part: SplitPart) -> None:

@@ -301,7 +301,8 @@ def share(member: SumMember) -> tuple[NamedArrays, int]:
     role = Role(institution, request.summed, request.job)
     if role.plays:
         answer = attacked(role, answer)
-    images = sum(institution.task(task).holding.train for task in member.tasks)
+    held = institution.holdings()
+    images = sum(held[task].train for task in member.tasks)
     if images > most_images:
         raise RefusalError(
             Outcome.OUT_OF_RANGE, f"{images} images, but the sum allows {most_images:g} at most"

@@ -78,7 +78,8 @@ def added_at(
     institution: Institution, kind: str, tasks: Sequence[str], members: Collection[str], number: str = ""
 ) -> Added:
     """A sum as a line of the memory. number: its id."""
-    datasets = tuple(sorted({institution.dataset(task) for task in tasks if task in institution.site.tasks}))
+    held = institution.holdings()
+    datasets = tuple(sorted({institution.dataset(task) for task in tasks if task in held}))
     return Added(now(), institution.site.run, number, kind, datasets, tuple(sorted(members)))
 
 

@@ -71,6 +71,13 @@ def run(
         Path | None,
         typer.Option(help="Run folder; the SuperLink's machine writes it. Default: runs/<scenario>-<time>."),
     ] = None,
+    relay: Annotated[
+        Path | None,
+        typer.Option(
+            help="A relay's folder of questions: answer them for the institutions of the scenario, until a "
+            "file `stop` lies there (docs/deployment.md)."
+        ),
+    ] = None,
     set_: OfKeys = None,
 ) -> None:
     """Run a scenario on the institutions that are connected to a SuperLink, and wait for its end.
@@ -90,8 +97,9 @@ def run(
     from scenarios.deploy.operator import run_remotely
     from scenarios.engines.run import show_results
 
-    run_remotely(resolved, folder, register, superlink, authority, screen)
-    show_results(folder, screen)
+    run_remotely(resolved, folder, register, superlink, authority, screen, relay)
+    if relay is None:
+        show_results(folder, screen)
 
 
 @deploy_app.command()

@@ -42,22 +42,34 @@ def remote_superlink(address: str, authority: Path) -> Iterator[SuperLink]:
 
 
 def run_remotely(
-    scenario: Scenario, folder: Path, register: Path, address: str, authority: Path, console: Console
+    scenario: Scenario,
+    folder: Path,
+    register: Path,
+    address: str,
+    authority: Path,
+    console: Console,
+    relay: Path | None = None,
 ) -> None:
     """Run the scenario on the nodes that are connected to the SuperLink. Raises RunError if it failed.
 
-    folder: the run folder. register: the register, beside the server's signing key. The SuperLink's processes
-    write and read them, on this machine or on a shared volume.
+    folder: the run folder. register: the register, beside the server's signing key. relay: a relay's folder
+    of questions, which the run then answers. The SuperLink's processes write and read all three, on this
+    machine or on a shared volume.
     """
     with terminable(), remote_superlink(address, authority) as link, live_view(console) as show:
         app = stage_app(ROOT, link.home / "app")
-        run = submit(link, app, app_settings(scenario, folder, register), show)
-    check_completed(run, folder, str(folder / "events.jsonl"))
+        run = submit(link, app, app_settings(scenario, folder, register, relay), show)
+    result = "relay.json" if relay else "summary.json"
+    check_completed(run, folder, str(folder / "events.jsonl"), result)
 
 
-def app_settings(scenario: Scenario, folder: Path, register: Path) -> dict[str, str | int | float | bool]:
+def app_settings(
+    scenario: Scenario, folder: Path, register: Path, relay: Path | None = None
+) -> dict[str, str | int | float | bool]:
     """Flower's run config. Its processes work in a folder of their own, so a relative path starts here."""
-    return settings_of(scenario, folder) | {"register": str(register.expanduser().absolute())}
+    files = {"register": register} | ({"relay": relay} if relay else {})
+    whole = {key: str(path.expanduser().absolute()) for key, path in files.items()}
+    return settings_of(scenario, folder) | whole
 
 
 def register(link: SuperLink, public_key: Path) -> int | None:

@@ -196,9 +196,12 @@ def settings_of(scenario: Scenario, folder: Path) -> dict[str, str | int | float
     return {"scenario": scenario.canonical_json(), "out": str(folder.parent), "run": folder.name}
 
 
-def check_completed(run: FlowerRun, folder: Path, details: str) -> None:
-    """Raise RunError with the reason if the run did not complete. details: the files that say more."""
-    if not run.ok or not (folder / "summary.json").exists():
+def check_completed(run: FlowerRun, folder: Path, details: str, result: str = "summary.json") -> None:
+    """Raise RunError with the reason if the run did not complete.
+
+    details: the files that say more. result: the file that a completed run has written.
+    """
+    if not run.ok or not (folder / result).exists():
         raise RunError(f"{why_failed(folder, run.status)}; details in {details}")
 
 

@@ -352,10 +352,11 @@ def check_alike(replies: Mapping[int, IdentifyReply]) -> None:
 
 
 def check_stream(scenario: Scenario, directory: Directory) -> None:
-    """Raise ScenarioError unless a connected institution holds every task of the stream."""
+    """Raise ScenarioError unless a connected institution holds every task of the stream, or another server's
+    institutions do."""
     held = {task for member in directory.members.values() for task in member.holdings}
     for task in scenario.stream:
-        if task not in held:
+        if task not in held and task not in scenario.elsewhere:
             raise ScenarioError(f"task {task!r} of the stream is held by no connected institution")
 
 

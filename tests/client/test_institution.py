@@ -15,11 +15,12 @@ from casam_core.bank.bank import Bank, bank_digest
 from casam_core.bank.entry_file import digest_of
 from casam_core.config.public_files import file_of
 from casam_core.config.scenario import Scenario
+from casam_core.errors import BankError
 from casam_core.model.forms import AlignmentLayer, weights_of
 from casam_core.model.validation import TESTED_INSTANCES, Validate, Validated, validator
 from casam_core.protocol.limits import AnswerError
 from casam_core.protocol.messages import AlignRequest, EvaluateRequest, allowed_in
-from casam_core.protocol.outcomes import Outcome, RefusalError
+from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
 from casam_core.protocol.payload import Job
 from casam_core.routing.public_frames import FRAMES
 from client.institution import Institution
@@ -121,9 +122,9 @@ def test_a_bank_that_arrives_damaged_changes_no_copy(tmp_path: Path) -> None:
     assert asked(0, polyp, tasks=["polyp"]).tasks == ("polyp",)
     before = files_of(tmp_path)
     for known, sent in ((1, [other]), (0, [polyp, other]), (1, [polyp, histology]), (2, [])):
-        with pytest.raises(RefusalError, match="expected a bank of digest") as refused:
+        with pytest.raises(BankError, match="expected a bank of digest") as refused:
             asked(known, *sent, tasks=["polyp", "histology"])
-        assert refused.value.outcome == Outcome.BANK_MISMATCH
+        assert outcome_of(refused.value) == Outcome.BANK_MISMATCH
         assert files_of(tmp_path) == before
     assert asked(1, histology, tasks=["polyp", "histology"]).tasks == ("polyp", "histology")
     assert asked(1, tasks=["polyp"]).tasks == ("polyp",)
