@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,11 +54,12 @@ def below(members: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def served(folder: Path, table: dict[str, Any]) -> Iterator[Path]:
-    """The members' server, in a thread of its own; the folder of its questions."""
+def served(folder: Path, table: dict[str, Any], name: str = "members") -> Iterator[Path]:
+    """The members' server, in a thread of its own; the folder of its questions. name: of its run folder."""
     scenario = Scenario.model_validate(table | {"deadlines": {"connect": 3.0}})
     settings: Settings = {"out": str(folder), "data-root": "", "ledger-dir": "", "checkpoint": ""}
-    run = RunFolder(folder / "members")
+    run = RunFolder(folder / name)
+    (folder / "box" / "stop").unlink(missing_ok=True)
     grid = InProcessGrid(len(scenario.institutions), settings)
     work = threading.Thread(target=serve_members, args=(grid, scenario, run, None, folder / "box"))
     work.start()
@@ -220,6 +222,34 @@ def test_a_member_that_refuses_stays_unasked_above_and_has_its_word_below(tmp_pa
         path.read_bytes() for path in run.rglob("*") if path.is_file() and "private" not in path.parts
     )
     assert b"west" not in text, "the server above knows no member"
+
+
+def test_the_members_server_may_be_started_again_during_a_run(
+    tmp_path: Path, finished_run: FinishedRun
+) -> None:
+    """It comes back with an empty folder, and is sent the whole bank again."""
+    ended = threading.Event()
+
+    def two_servers() -> None:
+        with served(tmp_path, below(sites(*MEMBERS)), "first"):
+            while not (tmp_path / "first" / "bank").exists():
+                time.sleep(0.01)
+        with served(tmp_path, below(sites(*MEMBERS)), "second"):
+            ended.wait()
+
+    operator = threading.Thread(target=two_servers)
+    operator.start()
+    try:
+        run = run_above(tmp_path, above(), tmp_path / "box")
+    finally:
+        ended.set()
+        operator.join()
+    assert_alike(run, finished_run(flat(sites(*MEMBERS))))
+    assert events(tmp_path / "first", "answer")
+    assert {event["kind"] for event in events(tmp_path / "second", "answer")} >= {
+        "train.align",
+        "evaluate.stage",
+    }
 
 
 NOISY = {

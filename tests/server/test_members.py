@@ -1,0 +1,211 @@
+"""The lower half of a relay answers for all its members together, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from casam_core.bank.bank import Bank, bank_digest
+from casam_core.bank.entry_file import digest_of
+from casam_core.config.policy import Policy
+from casam_core.protocol.messages import (
+    AlignReply,
+    AlignRequest,
+    CalibrateReply,
+    CalibrateRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    ForgetReply,
+    ForgetRequest,
+    Holding,
+    RouterReply,
+    RouterRequest,
+)
+from casam_core.protocol.payload import Job, Payload
+from casam_core.protocol.relayed import MembersReply, MembersRequest
+from casam_core.protocol.schema import Message
+from server.members import answered
+from tests.banks import tiny_entry
+from tests.runs import events
+from tests.server.scripted import Scripted, boosts, dies, refuses, says, scripted
+
+MEMBERS = {"east": ("histology",), "mid": ("histology", "cardiac_mr"), "west": ("histology",)}
+IMAGES = {"east": 12, "mid": 12, "west": 36}
+FITTED = {"router": {"kind": "gaussian"}}
+ALIGN, EVALUATE = AlignReply.kind, EvaluateReply.kind
+
+
+class Members(Scripted):
+    """Three scripted members, and one server of theirs for all questions of a test."""
+
+    def ask(self, kind: str, question: Message) -> Payload:
+        """What the relay answers above."""
+        if not hasattr(self, "met"):
+            self.met = self.federation()
+        return answered(self.met, kind, question.to_payload())
+
+    def word(self, kind: str, question: Message) -> str:
+        """The one word of an answer that is no result."""
+        answer = self.ask(kind, question)
+        assert answer.config.keys() == {"outcome"}
+        assert not answer.arrays
+        return str(answer.config["outcome"])
+
+    @property
+    def reason(self) -> str:
+        """What the relay's own events say about the last question without a result."""
+        return str(events(self.path, "not-relayed")[-1]["reason"])
+
+
+def members(path: Path, **changes: Any) -> Members:
+    """East, mid and west; the last has three times as many images."""
+    made = scripted(path, MEMBERS, elsewhere=["polyp"], **changes)
+    made.sites["west"].holds = {"histology": (36, 4, 18)}
+    return Members(made.path, made.scenario, made.sites, made.grid)
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Members:
+    return members(tmp_path)
+
+
+def job(stage: int = 2, task: str = "histology") -> Job:
+    return Job("north", stage, task)
+
+
+def test_the_members_images_are_counted_together(relay: Members) -> None:
+    answer = relay.ask(MembersReply.kind, MembersRequest(relay.scenario.common_digest(), "once"))
+    found = MembersReply.of(answer)
+    assert (found.members, found.backbone) == (3, "a" * 64)
+    assert found.holdings == {"histology": Holding(60, 12, 30), "cardiac_mr": Holding(12, 4, 6)}
+
+
+def test_a_layer_is_the_mean_weighted_by_images(relay: Members) -> None:
+    """Scripted institutions move every weight by 0.01, 0.02 and 0.03."""
+    reply = AlignReply.of(relay.ask(ALIGN, AlignRequest(job())))
+    assert reply.images == 60
+    moved = relay.ask(ALIGN, AlignRequest(job(), layer={k: np.zeros_like(v) for k, v in reply.layer.items()}))
+    expected = (12 * 0.01 + 12 * 0.02 + 36 * 0.03) / 60
+    for weights in AlignReply.of(moved).layer.values():
+        assert np.allclose(weights, expected)
+
+
+@pytest.mark.parametrize("behaviour", [refuses("adapter-not-shared"), dies, says(images=-1), boosts(100)])
+def test_a_round_without_one_of_the_members_is_none(relay: Members, behaviour: Any) -> None:
+    relay.sites["mid"].script[ALIGN] = [behaviour] * 3
+    assert relay.word(ALIGN, AlignRequest(job())) == "members-missing"
+    assert relay.reason == "RefusalError: mid: not trained"
+
+
+def test_a_holder_that_is_not_there_yet_is_missing(relay: Members) -> None:
+    relay.sites["east"].policy = Policy(joins_at=3)
+    assert relay.word(ALIGN, AlignRequest(job())) == "members-missing"
+    assert relay.reason == "RefusalError: east: not trained"
+
+
+def test_statistics_are_added_and_a_router_is_fitted_to_their_sum(relay: Members) -> None:
+    added = RouterReply.of(relay.ask(RouterReply.kind, RouterRequest(job(), alone=False)))
+    assert (added.images, float(added.router["count"][0])) == (60, 60.0)
+    whole = RouterReply.of(relay.ask(RouterReply.kind, RouterRequest(job(), alone=True)))
+    assert np.allclose(whole.router["mean_F"], added.router["sum_F"] / 60)
+    asked = [
+        RouterRequest.of(payload).alone for kind, payload in relay.sites["mid"].asked if "router" in kind
+    ]
+    assert asked == [False, False], "a member describes its images alone only if it is the only holder"
+
+
+def test_one_holder_among_the_members_describes_its_task_alone(relay: Members) -> None:
+    relay.scenario = relay.scenario.model_copy(update={"stream": ["polyp", "cardiac_mr"]})
+    relay.ask(RouterReply.kind, RouterRequest(job(task="cardiac_mr"), alone=True))
+    ((_, asked),) = [sent for sent in relay.sites["mid"].asked if sent[0] == RouterReply.kind]
+    assert RouterRequest.of(asked).alone
+
+
+def test_histograms_are_added_and_give_one_threshold(tmp_path: Path) -> None:
+    relay = members(tmp_path, **FITTED)
+    added = RouterReply.of(relay.ask(RouterReply.kind, RouterRequest(job(), alone=False)))
+    assert len(added.folds) == relay.scenario.router.folds
+    histogram = CalibrateReply.of(relay.ask(CalibrateReply.kind, CalibrateRequest(job(), list(added.folds))))
+    assert histogram.histogram.sum() == 60
+    alone = RouterReply.of(relay.ask(RouterReply.kind, RouterRequest(job(), alone=True)))
+    assert alone.threshold is not None
+
+
+def evaluation(known: int = 0) -> EvaluateRequest:
+    """Of stage 1, whose one entry is polyp's, in a bank without entries: its institution shares none."""
+    return EvaluateRequest(Job("north", 1), known, [], bank_digest({}))
+
+
+def test_scores_are_means_over_all_test_images(relay: Members) -> None:
+    for name, iou in (("east", 0.5), ("mid", 0.6), ("west", 0.9)):
+        relay.sites[name].iou = iou
+    results = EvaluateReply.of(relay.ask(EVALUATE, evaluation())).results
+    assert results["histology"].images == 30
+    assert results["histology"].iou == pytest.approx((6 * 0.5 + 6 * 0.6 + 18 * 0.9) / 30)
+    assert results["histology"].routes == {"identity": 30}
+    assert results["cardiac_mr"].iou == pytest.approx(0.6)
+    assert results["histology"].statistics is None
+
+
+def test_of_a_task_all_holders_are_in_the_mean_or_it_is_left_out(relay: Members) -> None:
+    relay.sites["east"].script[EVALUATE] = [refuses("metrics-not-shared")]
+    assert set(EvaluateReply.of(relay.ask(EVALUATE, evaluation())).results) == {"cardiac_mr"}
+
+
+def test_scores_that_nobody_tells_are_not_shared_and_those_that_fail_are_missing(relay: Members) -> None:
+    for outcome, word in (("metrics-not-shared", "metrics-not-shared"), ("failed", "members-missing")):
+        for site in relay.sites.values():
+            site.script[EVALUATE] = [refuses(outcome)]
+        assert relay.word(EVALUATE, evaluation()) == word
+
+
+def test_one_failing_canary_fails_for_all(relay: Members) -> None:
+    """All members hold images of an older task, histology; the candidate is polyp's entry."""
+    entries = [tiny_entry(task) for task in ("histology", "polyp")]
+    bank = bank_digest({entry.task: digest_of(entry.to_bytes()) for entry in entries})
+    request = EvaluateRequest(
+        Job("north", 2), 0, [e.to_bytes() for e in entries], bank, candidates=("polyp",)
+    )
+    assert EvaluateReply.of(relay.ask(EVALUATE, request)).canary is False
+    failed = {"canary": {"failed": 1}}
+    relay.sites["west"].script[EVALUATE] = [lambda said: replace(said, metrics={**said.metrics, **failed})]
+    again = replace(request, known=2, entries=[])
+    assert EvaluateReply.of(relay.ask(EVALUATE, again)).canary is True
+
+
+def test_members_are_sent_only_the_entries_that_they_lack(relay: Members) -> None:
+    """The relay keeps a copy of the bank; of what the server above took back, its members keep nothing."""
+    first, second, other = tiny_entry("histology"), tiny_entry("polyp"), tiny_entry("polyp", seed=1)
+    for known, sent in ((0, [first]), (1, [second]), (1, [other])):
+        tasks = ([first] if known else []) + sent
+        bank = bank_digest({entry.task: digest_of(entry.to_bytes()) for entry in tasks})
+        request = EvaluateRequest(Job("north", 2), known, [entry.to_bytes() for entry in sent], bank)
+        assert relay.ask(EVALUATE, request).config["outcome"] == "ok"
+    asked = [EvaluateRequest.of(sent) for kind, sent in relay.sites["west"].asked if kind == EVALUATE]
+    assert [(request.known, len(request.entries)) for request in asked] == [(0, 1), (1, 1), (1, 1)]
+    assert Bank.open(relay.path / "bank").digest_of("polyp") == digest_of(other.to_bytes())
+    assert relay.sites["west"].copy["polyp"] == digest_of(other.to_bytes())
+
+
+def test_a_bank_of_another_digest_is_refused_and_sent_again(relay: Members) -> None:
+    assert relay.word(EVALUATE, replace(evaluation(), bank="0" * 64)) == "bank-mismatch"
+
+
+def test_members_delete_and_sign_or_the_relay_does_not_say_so(relay: Members) -> None:
+    request = ForgetRequest(job(), "south", ("e" * 64,))
+    assert relay.ask(ForgetReply.kind, request).config["outcome"] == "ok"
+    assert Bank.open(relay.path / "bank", create=True).tasks == ()
+    relay.sites["west"].script[ForgetReply.kind] = [says(signature="0" * 128)]
+    assert relay.word(ForgetReply.kind, request) == "members-missing"
+
+
+def test_a_question_that_nobody_can_read_does_not_end_the_relay(relay: Members) -> None:
+    relay.ask(EVALUATE, evaluation())
+    for kind in (ALIGN, "train.unheard-of"):
+        answer = answered(relay.met, kind, Payload({"stage": "two"}))
+        assert answer.config == {"outcome": "failed"}
+    assert EvaluateReply.of(relay.ask(EVALUATE, evaluation())).results
