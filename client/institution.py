@@ -6,7 +6,7 @@ writes to `site.store` and `site.private` stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,6 +159,11 @@ class Institution:
     def holdings(self) -> dict[str, Holding]:
         """Image counts of every task held here. Raises DataError."""
         return {task: self.task(task).holding for task in self.site.tasks}
+
+    @property
+    def held(self) -> Collection[str]:
+        """The tasks of which there are images here."""
+        return self.site.tasks.keys()
 
     def task(self, task: str) -> TaskData:
         """This institution's images of `task`; the dataset is opened once."""

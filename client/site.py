@@ -127,7 +127,8 @@ def hosted_sites(
     if "institution" in node:
         if node["institution"] not in [spec.name for spec in scenario.institutions]:
             return []
-        home, name, described = home_of(node), str(node["institution"]), own_site_file(node)
+        home, name = home_of(node), str(node["institution"])
+        policy, described = own_policy(node), own_site_file(node)
         return [
             Site(
                 institution=name,
@@ -146,7 +147,7 @@ def hosted_sites(
                 run=run,
                 scenario=digest,
                 simulated=False,
-                policy=own_policy(node),
+                policy=policy,
                 tasks=described.described(scenario.institution(name).data),
                 checkpoint=_text(node.get("checkpoint")),
                 device=_text(node.get("device")),

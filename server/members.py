@@ -8,7 +8,7 @@ members or not at all: without one of them, a sum is about other images than the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from casam_core.bank.bank import Bank, updated_copy
 from casam_core.config.scenario import Scenario
-from casam_core.errors import RunError
+from casam_core.errors import RunError, ScenarioError
 from casam_core.files import remove_folder
 from casam_core.methods import method_of
 from casam_core.protocol.messages import (
@@ -37,12 +37,12 @@ from casam_core.protocol.messages import (
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError, outcome_of
 from casam_core.protocol.payload import Payload
-from casam_core.protocol.relayed import LOOK_SECONDS, STOP, Deleted, MembersReply, MembersRequest, PostBox
+from casam_core.protocol.relayed import LOOK_SECONDS, STOP, Asked, Deleted, MembersReply, PostBox
 from casam_core.protocol.schema import Message
 from casam_core.routing.decision import total
 from casam_core.routing.routers import build_router
 from casam_core.routing.threshold import histogram_threshold
-from server.aggregation import STRATEGIES, build_strategy, merge_layers
+from server.aggregation import build_strategy, merge_layers
 from server.defence.admission import first_layer
 from server.defence.rounds import admitted, fitted_all
 from server.evaluation import (
@@ -57,12 +57,15 @@ from server.evaluation import (
 from server.federation.exchange import results
 from server.federation.federation import Federation
 from server.federation.gathering import gather
-from server.learning import add_importance, images_in, mean_correction
+from server.learning import add_importance, check_strategy, images_in, mean_correction
 from server.run.run_folder import RunFolder
 from server.unlearning import purge
 
 R = TypeVar("R", RouterRequest, CalibrateRequest)
 A = TypeVar("A", bound=Message)
+
+AVERAGED = ("fedavg", "fedprox")
+"""Strategies that need no more than the mean of the layers, also where a relay is the only holder."""
 
 
 def serve_members(
@@ -74,62 +77,96 @@ def serve_members(
 ) -> None:
     """Answer the questions in `box` for the institutions of `scenario`, until a file `stop` lies there.
 
-    After each answer, relay.json in the run folder says what the members released, and to whom they are
-    hidden among how many (server.federation.counters).
+    After each answer, relay.json in the run folder says what the members released, and among how many they
+    hide (server.federation.counters).
 
     Args:
         register: the file with the members' keys; None for a simulation.
+
+    Raises:
+        ScenarioError: the scenario does not say that the server is a relay.
+        RunError: `stop` is there already.
     """
+    if not scenario.relayed:
+        raise ScenarioError(
+            "relayed: expected true, because members approve that sums go to another server, found false"
+        )
+    post = PostBox(box)
+    if post.stopped:
+        raise RunError(f"expected no file {box / STOP}, which ends a relay; delete it and start again")
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
-    federation, post = Federation(grid, scenario, folder, register), PostBox(box)
+    federation = Federation(grid, scenario, folder, register)
     folder.event("start", f"{scenario.name}: answers in {box} for its institutions")
+    folder.write_json("relay.json", federation.counters.as_dict())
     while not post.stopped:
-        for asked, kind, question in post.questions():
-            post.answer(asked, answered(federation, kind, question))
+        for asked in post.questions():
+            post.answer(asked, answered(federation, asked))
             folder.write_json("relay.json", federation.counters.as_dict())
         time.sleep(LOOK_SECONDS)
     folder.event("end", f"ended by {box / STOP}")
 
 
-def answered(federation: Federation, kind: str, question: Payload) -> Payload:
+def answered(federation: Federation, asked: Asked) -> Payload:
     """The members' answer to one question, or one word."""
     try:
-        answer = ANSWERS[kind](federation, question).to_payload()
+        if federation.scenario.common_digest() != asked.learned:
+            raise RefusalError(
+                Outcome.BAD_DATA,
+                "the scenario above is another one, beyond institutions, deadlines, participation, admission",
+            )
+        if not federation.members or asked.kind == MembersReply.kind:
+            find_members(federation)
+        answer = ANSWERS[asked.kind](federation, asked.question).to_payload()
         return replace(answer, config={**answer.config, "outcome": Outcome.OK.value})
     except Exception as error:  # a question that nobody can answer must not end the relay
-        word = Outcome.MEMBERS_MISSING if isinstance(error, RunError) else outcome_of(error)
+        word = word_for(error)
         said = f"{type(error).__name__}: {error}"
-        federation.folder.event("not-relayed", f"{kind}: {word}: {said}", kind=kind, reason=said)
+        federation.folder.event("not-relayed", f"{asked.kind}: {word}: {said}", kind=asked.kind, reason=said)
         return Payload({"outcome": word.value})
 
 
-def members(federation: Federation, question: Payload) -> MembersReply:
-    """Find the members again. Raises RefusalError (bad-data) if a relay cannot stand for them."""
-    scenario, request = federation.scenario, MembersRequest.of(question)
-    if scenario.common_digest() != request.learned:
+def word_for(error: Exception) -> Outcome:
+    """The word to answer in place of an error."""
+    if isinstance(error, RunError):  # a member is not there, or too few are
+        return Outcome.MEMBERS_MISSING
+    return Outcome.BAD_DATA if isinstance(error, ScenarioError) else outcome_of(error)
+
+
+def find_members(federation: Federation) -> None:
+    """Find all members again.
+
+    Raises RunError, and RefusalError (members-missing; bad-data if a relay cannot stand for them).
+    """
+    scenario = federation.scenario
+    if method_of(scenario.method).pools or scenario.training.strategy not in AVERAGED or scenario.own_streams:
         raise RefusalError(
             Outcome.BAD_DATA,
-            "the scenario above differs in more than institutions, deadlines, participation and admission",
-        )
-    if method_of(scenario.method).pools or not STRATEGIES[scenario.training.strategy].means:
-        raise RefusalError(
-            Outcome.BAD_DATA,
-            f"members are averaged, but method {scenario.method!r} with strategy "
-            f"{scenario.training.strategy!r} needs each of them; use fedavg or fedprox",
+            f"members are averaged in one order of tasks, found method {scenario.method!r}, strategy "
+            f"{scenario.training.strategy!r}, and {len(scenario.own_streams)} orders of their own; use "
+            f"{' or '.join(AVERAGED)}",
         )
     federation.discover()
     complete([site.name for site in scenario.institutions], federation.directory.members, "connected")
-    found = federation.members
-    for name, member in found.items():
-        if member.policy.on_leave == "unlearn" and member.policy.leaves_at is not None:
+    for name, member in federation.members.items():
+        policy = member.policy
+        if policy.on_leave == "unlearn" and policy.leaves_at is not None:
             raise RefusalError(
                 Outcome.BAD_DATA, f"{name} wants to be unlearned, which a relay cannot promise"
             )
+        if policy.metrics == "noisy":
+            raise RefusalError(
+                Outcome.BAD_DATA, f"{name} tells noisy metrics, whose counts of images no sum can have"
+            )
+
+
+def members(federation: Federation, question: Payload) -> MembersReply:
+    """All members together."""
+    directory = federation.directory
     holdings = {
         task: Holding(*(sum(counts) for counts in zip(*held_in(federation, task), strict=True)))
         for task in federation.tasks
     }
-    return MembersReply(len(found), federation.directory.backbone, holdings)
+    return MembersReply(len(directory.members), directory.backbone, directory.preprocessing, holdings)
 
 
 def held_in(federation: Federation, task: str) -> list[tuple[int, int, int]]:
@@ -139,11 +176,25 @@ def held_in(federation: Federation, task: str) -> list[tuple[int, int, int]]:
 
 
 def align(federation: Federation, question: Payload) -> AlignReply:
-    """One round of training: the mean of the members' layers, weighted by their images."""
+    """One round of training: the mean of the members' layers, weighted by their images.
+
+    Raises RefusalError (adapter-not-shared, members-missing) and ScenarioError.
+    """
     request, scenario = AlignRequest.of(question), federation.scenario
     job = request.job
+    if request.again and any(member.policy.leaves_at for member in federation.members.values()):
+        # Only the server above knows the stage in which the task is learned again.
+        raise RefusalError(
+            Outcome.MEMBERS_MISSING, "a member that leaves may have left when a task is learned again"
+        )
     trainers = method_of(scenario.method).trainers(federation.cohort(job.stage, job.stage))
-    complete(holders_of(federation, request.trains_on), trainers, "trained")
+    for name, member in federation.members.items():
+        held = tuple(task for task in request.trains_on if trains(member.holdings, task))
+        if held != trainers.get(name, ()):
+            raise RefusalError(
+                Outcome.MEMBERS_MISSING, f"{name}: trains on {trainers.get(name, ())}, expected {held}"
+            )
+    check_strategy(federation, job.task, trainers)
     own = (job.task,)
     requests = {
         name: replace(request, job=replace(job, institution=name), tasks=() if tasks == own else tasks)
@@ -151,30 +202,29 @@ def align(federation: Federation, question: Payload) -> AlignReply:
     }
     start = request.layer or first_layer(scenario, job.task)
     gathered = gather(federation, requests, AlignReply)
+    complete(requests, gathered.names, "trained", gathered.unwilling, Outcome.ADAPTER_NOT_SHARED)
     gathered = admitted(federation, bank_of(federation), job.stage, job.task, gathered, start)
-    complete(requests, gathered.names, "trained")
+    complete(requests, gathered.names, "admitted")
     replies = gathered.replies
     told = [reply.improved for reply in replies if reply.improved is not None]
-    mean = build_strategy(scenario.training.model_copy(update={"strategy": "fedavg"}), len(replies))
     return AlignReply(
-        merge_layers(mean, job.round, replies, start),
+        merge_layers(build_strategy(scenario.training, len(replies)), job.round, replies, start),
         sum(images_in(federation, trainers, gathered).values()),
         add_importance(None, replies),
-        any(told) if told else None,
+        any(reply.improved is not False for reply in replies) if told else None,
         mean_correction(replies),
     )
 
 
 def describe(federation: Federation, question: Payload) -> RouterReply:
     """The task's router of all members, finished or as sufficient statistics. Raises RefusalError."""
-    request = RouterRequest.of(question)
-    scenario, task = federation.scenario, request.job.task
-    names = holders_of(federation, [task])
-    single = replace(request, alone=request.alone and len(names) == 1)
-    replies = asked_all(federation, single, names, RouterReply)
-    if len(names) == 1:
+    request, spec = RouterRequest.of(question), federation.scenario.router
+    names = holders_of(federation, request.job.task)
+    asked = replace(request, alone=request.alone and len(names) == 1)
+    replies = asked_all(federation, asked, names, RouterReply)
+    if asked.alone:
         return replies[0]
-    router = build_router(scenario.router)
+    router = build_router(spec)
     folds = [router.merge(part) for part in zip(*(reply.folds for reply in replies), strict=True)]
     images = sum(reply.images for reply in replies)
     together = RouterReply(router.merge([reply.router for reply in replies]), images, folds=folds)
@@ -182,21 +232,25 @@ def describe(federation: Federation, question: Payload) -> RouterReply:
         return together
     states = fitted_all(router, [together])
     if states is None:
-        raise RefusalError(Outcome.MEMBERS_MISSING, f"{task}: no router fits the members' statistics")
+        raise RefusalError(Outcome.MEMBERS_MISSING, "no router fits the members' statistics")
     *of_folds, state = states
-    if scenario.router.constant is not None:
+    if spec.constant is not None:
         return RouterReply(state, images)
     scored = asked_all(federation, CalibrateRequest(request.job, of_folds), names, CalibrateReply)
-    counts = np.sum([reply.histogram for reply in scored], axis=0)
-    return RouterReply(state, images, histogram_threshold(counts, scenario.router))
+    return RouterReply(state, images, histogram_threshold(added(scored), spec))
 
 
 def calibrate(federation: Federation, question: Payload) -> CalibrateReply:
-    """The members' histograms of held-out scores, added up."""
+    """The members' histograms of held-out scores, added up. Raises RefusalError."""
     request = CalibrateRequest.of(question)
-    names = holders_of(federation, [request.job.task])
-    replies = asked_all(federation, request, names, CalibrateReply)
-    return CalibrateReply(np.sum([reply.histogram for reply in replies], axis=0))
+    names = holders_of(federation, request.job.task)
+    return CalibrateReply(added(asked_all(federation, request, names, CalibrateReply)))
+
+
+def added(scored: Sequence[CalibrateReply]) -> NDArray[np.int64]:
+    """The sum of histograms."""
+    counts: NDArray[np.int64] = np.sum([reply.histogram for reply in scored], axis=0)
+    return counts
 
 
 def evaluate(federation: Federation, question: Payload) -> EvaluateReply:
@@ -204,7 +258,8 @@ def evaluate(federation: Federation, question: Payload) -> EvaluateReply:
 
     Raises RefusalError (metrics-not-shared, members-missing) and BankError.
     """
-    request, stage = EvaluateRequest.of(question), EvaluateRequest.of(question).job.stage
+    request = EvaluateRequest.of(question)
+    stage = request.job.stage
     bank = bank_of(federation)
     withdraw(federation, bank, bank.tasks[request.known :])
     bank = updated_copy(bank.folder, request.known, request.entries, request.bank)
@@ -213,21 +268,31 @@ def evaluate(federation: Federation, question: Payload) -> EvaluateReply:
     names = [name for name in federation.present(stage) if not wanted.isdisjoint(held[name])]
     answers = all_answers(federation, stage, bank, request.candidates, names)
     replies = results(answers)
-    testers = {task: federation.testers(task) for task in federation.tasks}
-    by_task = {task: results_of(task, names, replies) for task, names in testers.items() if names}
-    told = {task: of_task for task, of_task in by_task.items() if len(of_task) == len(testers[task])}
+    told = scores_of_all(federation, replies)
     if not told:
-        silent = bool(answers) and all(
-            answer.outcome == Outcome.METRICS_NOT_SHARED for answer in answers.values()
-        )
+        silent = bool(answers) and all(answer.ok or answer.refused for answer in answers.values())
         word = Outcome.METRICS_NOT_SHARED if silent else Outcome.MEMBERS_MISSING
         raise RefusalError(word, f"stage {stage}: of no task all members told their scores")
-    verdicts = [reply.canary for reply in replies.values() if reply.canary is not None]
-    passes = [reply.decodes for reply in replies.values()]
+    return added_up(told, list(replies.values()))
+
+
+def scores_of_all(
+    federation: Federation, replies: Mapping[str, EvaluateReply]
+) -> dict[str, list[TaskResult]]:
+    """By task, the results of all members with test images; without tasks of which one is missing."""
+    testers = {task: federation.testers(task) for task in federation.tasks}
+    told = {task: results_of(task, names, replies) for task, names in testers.items()}
+    return {task: of_task for task, of_task in told.items() if of_task and len(of_task) == len(testers[task])}
+
+
+def added_up(told: Mapping[str, list[TaskResult]], replies: Sequence[EvaluateReply]) -> EvaluateReply:
+    """One reply for all members. told: by task, the results that count."""
+    verdicts = [reply.canary for reply in replies if reply.canary is not None]
+    passes = [reply.decodes for reply in replies]
     return EvaluateReply(
         {task: joined(of_task) for task, of_task in told.items()},
         None if None in passes else sum(count or 0 for count in passes),
-        {task: total(parts) for task in told if (parts := margins_in(replies.values(), task))},
+        {task: total(parts) for task in told if (parts := margins_in(replies, task))},
         any(verdicts) if verdicts else None,
     )
 
@@ -254,7 +319,7 @@ def forget(federation: Federation, question: Payload) -> Deleted:
     request = ForgetRequest.of(question)
     stage = request.job.stage
     signed = purge(federation, stage, request.leaver, request.entries)
-    complete(federation.members, signed, "deleted the entries")
+    complete([site.name for site in federation.scenario.institutions], signed, "deleted the entries")
     remove_folder(bank_of(federation).folder)
     return Deleted()
 
@@ -275,24 +340,38 @@ def bank_of(federation: Federation) -> Bank:
     return Bank.open(federation.folder.path / "bank", create=True)
 
 
-def holders_of(federation: Federation, tasks: Sequence[str]) -> list[str]:
-    """The members with training images of one of the tasks."""
-    return [
-        name
-        for name, member in federation.members.items()
-        if any(task in member.holdings and member.holdings[task].train > 0 for task in tasks)
-    ]
+def trains(holdings: Mapping[str, Holding], task: str) -> bool:
+    """Whether a member has training images of the task."""
+    return task in holdings and holdings[task].train > 0
+
+
+def holders_of(federation: Federation, task: str) -> list[str]:
+    """The members with training images of the task."""
+    return [name for name, member in federation.members.items() if trains(member.holdings, task)]
 
 
 def asked_all(federation: Federation, request: R, names: Sequence[str], reply: type[A]) -> tuple[A, ...]:
-    """The replies of all these members, a secure sum as one. Raises RefusalError (members-missing)."""
+    """The replies of all these members, a secure sum as one.
+
+    Raises RefusalError (router-not-shared, members-missing).
+    """
     requests = {name: replace(request, job=replace(request.job, institution=name)) for name in names}
     gathered = gather(federation, requests, reply)
-    complete(names, gathered.names, f"answered {reply.kind}")
+    complete(names, gathered.names, f"answered {reply.kind}", gathered.unwilling, Outcome.ROUTER_NOT_SHARED)
     return gathered.replies
 
 
-def complete(expected: Iterable[str], found: Collection[str], what: str) -> None:
-    """Raise RefusalError (members-missing) unless every expected member is there."""
-    if missing := sorted(set(expected) - set(found)):
-        raise RefusalError(Outcome.MEMBERS_MISSING, f"{', '.join(missing)}: not {what}")
+def complete(
+    expected: Iterable[str],
+    found: Collection[str],
+    what: str,
+    unwilling: Collection[str] = (),
+    refusal: Outcome = Outcome.MEMBERS_MISSING,
+) -> None:
+    """Raise RefusalError unless every expected member is there.
+
+    what: they did. unwilling: who refused. refusal: the word if all who are missing refused.
+    """
+    if missing := set(expected) - set(found):
+        word = refusal if missing <= set(unwilling) else Outcome.MEMBERS_MISSING
+        raise RefusalError(word, f"{', '.join(sorted(missing))}: not {what}")

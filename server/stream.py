@@ -12,6 +12,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from casam_core.config.scenario import Scenario
+from casam_core.errors import ScenarioError
 from casam_core.methods import alignment_of, check_streams
 from server.defence.quarantine import Quarantine
 from server.evaluation import StageScores
@@ -54,6 +55,11 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
         scenario=scenario.digest(),
     )
     check_streams(scenario)
+    if scenario.relayed:
+        raise ScenarioError(
+            "relayed: expected false, found true; the members of a relay are asked with `casam deploy run "
+            "... --relay FOLDER`"
+        )
     for task in scenario.stream:
         alignment_of(scenario, task)  # what does not go together is refused before anybody is asked
     federation = Federation(grid, scenario, folder, register)

@@ -352,11 +352,11 @@ class Scenario(Section):
     seed: int = Field(0, ge=0, description="Seed of all random choices, except privacy noise of real sites.")
     method: str = Field("casam", description="A name in casam_core.methods.METHODS.")
     stream: list[Name] = Field(min_length=1, description="Tasks in the order of learning.")
-    elsewhere: list[Name] = Field(
-        default_factory=list,
-        exclude_if=lambda tasks: not tasks,  # earlier scenarios keep their digest
-        description="Tasks of the stream that only institutions of another server hold: for the members of a "
-        "relay (docs/deployment.md).",
+    relayed: bool = Field(
+        False,
+        exclude_if=lambda relayed: not relayed,  # earlier scenarios keep their digest
+        description="The server is a relay: it answers another server with sums over its institutions, which "
+        "need not hold all tasks of the stream (docs/deployment.md).",
     )
     unlearning: Literal["retrain", "drop"] = Field(
         "retrain",
@@ -474,7 +474,7 @@ class Scenario(Section):
         held = {task for site in self.institutions for task in site.data}
         times = Counter(self.stream)
         for task in self.stream:
-            if task not in held and task not in self.elsewhere:
+            if task not in held and not self.relayed:
                 raise ValueError(
                     f"task {task!r} of the stream is held by no institution; held: {', '.join(sorted(held))}"
                 )
@@ -549,7 +549,7 @@ class Scenario(Section):
     def common_digest(self) -> str:
         """The digest of what a relay's members and the server above learn alike: of all but the institutions,
         what is left out of learned_digest, and texts."""
-        texts: dict[str, Any] = {"name": "", "description": "", "elsewhere": []}
+        texts: dict[str, Any] = {"name": "", "description": "", "relayed": False}
         return self.with_default_rules([]).model_copy(update=texts).digest()
 
     def with_default_rules(self, sites: list[InstitutionSpec]) -> Scenario:

@@ -8,8 +8,8 @@ their answers up: what comes here are sums and means over all members that hold 
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from casam_core.protocol.messages import (
     Holding,
     RouterReply,
     RouterRequest,
+    may_correct,
 )
 from casam_core.protocol.outcomes import Outcome, RefusalError
 from casam_core.protocol.payload import Job, Payload
@@ -33,6 +34,10 @@ from client.institution import Institution
 from client.site import Site
 
 R = TypeVar("R", bound=Message)
+
+PATIENCE = 0.9
+"""How long a relay waits for its members, as a share of the time that the server above waits for it: so its
+word arrives in time."""
 
 
 class Relay(Institution):
@@ -50,16 +55,18 @@ class Relay(Institution):
         if the members have other weights or learn another scenario; members-missing.
         """
         super().learn_public(files)
+        self.box.clear()
         policy = self.site.policy
         if policy.adds_noise or policy.metrics == "noisy":
             raise RefusalError(
                 Outcome.BAD_POLICY, "a relay adds no noise: its members do, each by a policy of its own"
             )
-        asked = MembersRequest(self.scenario.common_digest(), secrets.token_hex(16))
-        found, here = self.ask_members(asked, MembersReply), self.backbone.digest
-        if found.backbone != here:
+        found = self.ask_members(MembersRequest(), MembersReply)
+        here, there = self.backbone, (found.backbone, found.preprocessing)
+        if there != (here.digest, here.preprocessing):
             raise RefusalError(
-                Outcome.BAD_DATA, f"backbone: expected {here}, found {found.backbone} at members"
+                Outcome.BAD_DATA,
+                f"weights and preprocessing: expected {here.digest} and {here.preprocessing}, found {there}",
             )
         write_atomic(self.kept, json.dumps(dict(found.to_payload().config)).encode())
 
@@ -74,13 +81,20 @@ class Relay(Institution):
             raise RefusalError(Outcome.MEMBERS_MISSING, "the members are not found yet")
         return dict(MembersReply.of(Payload(json.loads(self.kept.read_bytes()))).holdings)
 
+    @property
+    def held(self) -> Collection[str]:
+        """The tasks of which a member has images."""
+        return self.holdings().keys()
+
     def dataset(self, task: str) -> str:
         """The relay itself: whoever its members are, sums with it are about the same images of a task."""
         return f"relay/{self.name}/{task}"
 
     def align(self, request: AlignRequest, others: Sequence[Institution] = ()) -> AlignReply:
-        """The mean of the members' layers, weighted by their images."""
-        return self.ask_members(request, AlignReply)
+        """The mean of the members' layers, weighted by their images, and what the relay's policy tells."""
+        reply = self.ask_members(request, AlignReply)
+        told = may_correct(self.scenario, request.job, self.site.policy)
+        return reply if told else replace(reply, correction=None)
 
     def fit_router(self, job: Job) -> RouterReply:
         """The router of all members' images together."""
@@ -99,17 +113,19 @@ class Relay(Institution):
 
         Raises RefusalError with the word of the lower half, or members-missing if it gives no answer in time.
         """
-        deadlines = self.scenario.deadlines
-        seconds = {"train": deadlines.train, "evaluate": deadlines.evaluate}
-        patience = seconds.get(reply.kind.partition(".")[0], deadlines.connect)
-        answer = self.box.ask(reply.kind, request.to_payload(), patience)
+        deadlines, kind = self.scenario.deadlines, reply.kind
+        seconds = deadlines.train if kind.startswith("train") else deadlines.evaluate
+        if kind == MembersReply.kind:
+            seconds = deadlines.connect
+        patience = PATIENCE * seconds
+        answer = self.box.ask(kind, request.to_payload(), self.scenario.common_digest(), patience)
         if answer is None:
             raise RefusalError(
                 Outcome.MEMBERS_MISSING,
-                f"{reply.kind}: no answer within {patience:g} s in {self.box.folder}; start the members' run "
+                f"{kind}: no answer within {patience:g} s in {self.box.folder}; start the members' run "
                 f"with `casam deploy run ... --relay {self.box.folder}`",
             )
         word = Outcome(str(answer.config["outcome"]))
         if word != Outcome.OK:
-            raise RefusalError(word, f"{reply.kind}: events.jsonl of the members' run says why")
+            raise RefusalError(word, f"{kind}: events.jsonl of the members' run says why")
         return reply.of(answer)

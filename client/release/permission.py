@@ -83,10 +83,7 @@ def align(
 
 
 def keep_answer(institution: Institution, request: Question, tasks: Sequence[str], *, summed: bool) -> None:
-    """Write down the question, and that its answer leaves alone if it does. Raises RefusalError.
-
-    tasks: whose images make the answer. summed: whether it leaves in a secure sum.
-    """
+    """Write down the question, and unless `summed` that its answer, of images of `tasks`, leaves alone."""
     remember_question(institution, request)
     if not summed:
         remember_alone(institution, REPLY_TO[type(request)].kind, tasks)
@@ -209,7 +206,7 @@ def evaluate(institution: Institution, request: EvaluateRequest) -> EvaluateRepl
 
 
 def scores_of_members(relay: Relay, request: EvaluateRequest) -> EvaluateReply:
-    """A relay's members take the new entries; their scores leave if its own policy allows it, too."""
+    """A relay's members take the entries; scores leave if its policy allows it, too. Raises RefusalError."""
     remember_question(relay, request)
     reply = relay.ask_members(request, EvaluateReply)
     if relay.site.policy.metrics == "never":

@@ -78,8 +78,7 @@ def added_at(
     institution: Institution, kind: str, tasks: Sequence[str], members: Collection[str], number: str = ""
 ) -> Added:
     """A sum as a line of the memory. number: its id."""
-    held = institution.holdings()
-    datasets = tuple(sorted({institution.dataset(task) for task in tasks if task in held}))
+    datasets = tuple(sorted({institution.dataset(task) for task in tasks if task in institution.held}))
     return Added(now(), institution.site.run, number, kind, datasets, tuple(sorted(members)))
 
 

@@ -87,6 +87,12 @@ def page_of(place: Place, scenario: Scenario) -> Page:
     ]
 
 
+RELAYED = (
+    "The server is a relay: it passes on means and sums over its institutions to another server, which asks "
+    "the questions. In a secure sum you hide among the institutions of this server, and nobody else counts."
+)
+
+
 def opened(place: Place, tasks: Sequence[str]) -> dict[str, TaskData]:
     """The site's data of these tasks; images are counted, not read."""
     found = {}
@@ -126,6 +132,7 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
         f"{', '.join(scenario.stream)}. Each task is trained in {scenario.training.rounds} rounds of "
         f"{passes(scenario.training)} over the images.",
         f"{len(others)} other institutions: {', '.join(others[:20])}{', ...' if others[20:] else ''}.",
+        *([RELAYED] if scenario.relayed else []),
         *frame_note(scenario),
         *library_note(scenario),
         *([] if own is None else [f"This site learns them in an order of its own: {', '.join(own)}."]),

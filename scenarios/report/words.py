@@ -79,6 +79,9 @@ OUTCOMES: dict[str, Meaning] = {
     Outcome.NOT_IN_MIRROR: Meaning(
         "not in its mirror", "The institution's mirror lacked a new entry, so the server sent the entries."
     ),
+    Outcome.MEMBERS_MISSING: Meaning(
+        "members missing", "A relay had no answer of all its members; events.jsonl of its own run says why."
+    ),
     Outcome.BAD_POLICY: Meaning(
         "policy unreadable", "The institution could not read its policy or its ledger and took no part."
     ),

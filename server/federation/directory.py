@@ -76,6 +76,7 @@ class Directory:
     members: dict[str, Member]
     backbone: str
     compute: str
+    preprocessing: str = ""
     unregistered: tuple[tuple[int, str], ...] = ()
     other_versions: tuple[tuple[int, str], ...] = ()
 
@@ -352,11 +353,11 @@ def check_alike(replies: Mapping[int, IdentifyReply]) -> None:
 
 
 def check_stream(scenario: Scenario, directory: Directory) -> None:
-    """Raise ScenarioError unless a connected institution holds every task of the stream, or another server's
-    institutions do."""
+    """Raise ScenarioError unless a connected institution holds every task of the stream; behind a relay none
+    need to."""
     held = {task for member in directory.members.values() for task in member.holdings}
     for task in scenario.stream:
-        if task not in held and task not in scenario.elsewhere:
+        if task not in held and not scenario.relayed:
             raise ScenarioError(f"task {task!r} of the stream is held by no connected institution")
 
 
@@ -383,4 +384,6 @@ def collect(replies: Mapping[int, IdentifyReply]) -> Directory:
         for name, holdings in reply.institutions.items()
     }
     first = next((reply for _, reply in sorted(replies.items()) if reply.institutions), None)
-    return Directory(members, first.backbone if first else "", first.compute if first else "")
+    if first is None:
+        return Directory(members, "", "")
+    return Directory(members, first.backbone, first.compute, first.preprocessing)

@@ -27,10 +27,12 @@ class Contribution(Generic[R]):
 
 @dataclass(frozen=True)
 class Gathered(Generic[R]):
-    """All replies. refused: there is no reply, and asking again would not change this."""
+    """All replies. refused: there is no reply, and asking again would not change this. unwilling: the
+    institutions that refused."""
 
     parts: tuple[Contribution[R], ...]
     refused: bool
+    unwilling: frozenset[str] = frozenset()
 
     @property
     def replies(self) -> tuple[R, ...]:
@@ -63,14 +65,25 @@ def gather(federation: Federation, requests: Mapping[str, Message], reply: type[
         total = secure_sum(federation, reply.kind, {name: requests[name].to_payload() for name in together})
     if total.payload is not None:
         parts.append(Contribution(total.members, reply.of(total.payload), summed=True))
-    gathered = Gathered(tuple(parts), refused=not parts and all_settled(answers) and total.refused)
-    for part in parts:
+    unwilling = {name for name, answer in answers.items() if answer.refused}
+    unwilling.update(together if total.payload is None and total.refused else ())
+    gathered = Gathered(
+        tuple(parts), not parts and all_settled(answers) and total.refused, frozenset(unwilling)
+    )
+    count_anonymity(federation, learned, requests, gathered)
+    return gathered
+
+
+def count_anonymity(
+    federation: Federation, learned: str, requests: Mapping[str, Message], gathered: Gathered[R]
+) -> None:
+    """Record among how many institutions each sender hides. learned: adapter or router."""
+    for part in gathered.parts:
         if part.summed:
             task = Job.of(requests[part.names[0]].to_payload()).task
-            federation.counters.added(learned, f"{reply.kind} {task}", part.names)
+            federation.counters.added(learned, f"{part.reply.kind} {task}", part.names)
         else:
             # Krum passes one holder's layer on as it is; the others of a mean hide in it.
             chosen = learned == "adapter" and federation.scenario.training.strategy == "krum"
             among = 1 if chosen else max(len(gathered.names) - 1, 1)
             federation.counters.hides(part.names[0], learned, 1, among)
-    return gathered

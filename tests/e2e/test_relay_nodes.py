@@ -31,10 +31,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CASAM = str(Path(sys.executable).parent / "casam")
 
 
-def table(*names: str) -> dict[str, Any]:
+def table(*names: str, **changes: Any) -> dict[str, Any]:
     """Institutions that hold histology, the one task."""
     data = {"histology": phantom("histology")}
-    return tiny_table(stream=["histology"], institutions=[{"name": name, "data": data} for name in names])
+    return tiny_table(
+        stream=["histology"], institutions=[{"name": name, "data": data} for name in names], **changes
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def test_a_run_through_a_relay_has_the_matrix_of_a_run_without(
     for name in ("below", "above"):
         (tmp_path / name).mkdir()
     with (
-        network(tmp_path / "below", table("east", "west"), {}) as members,
+        network(tmp_path / "below", table("east", "west", relayed=True), {}) as members,
         network(tmp_path / "above", table("north", "south"), {"north": f'relay = "{box}"\n'}) as server,
     ):
         relay = members.run(tmp_path / "members", "--relay", str(box))

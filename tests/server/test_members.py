@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from casam_core.bank.bank import Bank, bank_digest
 from casam_core.bank.entry_file import digest_of
+from casam_core.config.participation import DeadlineSpec, ParticipationSpec
 from casam_core.config.policy import Policy
+from casam_core.errors import RunError, ScenarioError
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -26,9 +29,12 @@ from casam_core.protocol.messages import (
     RouterRequest,
 )
 from casam_core.protocol.payload import Job, Payload
-from casam_core.protocol.relayed import MembersReply, MembersRequest
+from casam_core.protocol.relayed import Asked, MembersReply, MembersRequest
 from casam_core.protocol.schema import Message
-from server.members import answered
+from server.federation.federation import Federation
+from server.members import answered, serve_members
+from server.run.run_folder import RunFolder
+from server.stream import run_stream
 from tests.banks import tiny_entry
 from tests.runs import events
 from tests.server.scripted import Scripted, boosts, dies, refuses, says, scripted
@@ -44,9 +50,19 @@ class Members(Scripted):
 
     def ask(self, kind: str, question: Message) -> Payload:
         """What the relay answers above."""
+        return self.answer_to(kind, question.to_payload(), self.scenario.common_digest())
+
+    def answer_to(self, kind: str, question: Payload, learned: str) -> Payload:
+        """The same for a question of any content, from a relay with any scenario."""
         if not hasattr(self, "met"):
             self.met = self.federation()
-        return answered(self.met, kind, question.to_payload())
+        return answered(self.met, Asked(self.path, kind, learned, math.inf, question))
+
+    def restart(self) -> None:
+        """The relay's server comes back with an empty folder, and has met nobody yet."""
+        self.path = self.path.with_name("again")
+        self.write_register()
+        self.met = Federation(self.grid, self.scenario, RunFolder(self.path))
 
     def word(self, kind: str, question: Message) -> str:
         """The one word of an answer that is no result."""
@@ -63,7 +79,7 @@ class Members(Scripted):
 
 def members(path: Path, **changes: Any) -> Members:
     """East, mid and west; the last has three times as many images."""
-    made = scripted(path, MEMBERS, elsewhere=["polyp"], **changes)
+    made = scripted(path, MEMBERS, relayed=True, **changes)
     made.sites["west"].holds = {"histology": (36, 4, 18)}
     return Members(made.path, made.scenario, made.sites, made.grid)
 
@@ -78,7 +94,7 @@ def job(stage: int = 2, task: str = "histology") -> Job:
 
 
 def test_the_members_images_are_counted_together(relay: Members) -> None:
-    answer = relay.ask(MembersReply.kind, MembersRequest(relay.scenario.common_digest(), "once"))
+    answer = relay.ask(MembersReply.kind, MembersRequest())
     found = MembersReply.of(answer)
     assert (found.members, found.backbone) == (3, "a" * 64)
     assert found.holdings == {"histology": Holding(60, 12, 30), "cardiac_mr": Holding(12, 4, 6)}
@@ -94,17 +110,104 @@ def test_a_layer_is_the_mean_weighted_by_images(relay: Members) -> None:
         assert np.allclose(weights, expected)
 
 
-@pytest.mark.parametrize("behaviour", [refuses("adapter-not-shared"), dies, says(images=-1), boosts(100)])
-def test_a_round_without_one_of_the_members_is_none(relay: Members, behaviour: Any) -> None:
+@pytest.mark.parametrize(
+    ("behaviour", "word", "reason"),
+    [
+        (refuses("adapter-not-shared"), "adapter-not-shared", "mid: not trained"),
+        (refuses("failed"), "members-missing", "mid: not trained"),
+        (dies, "members-missing", "mid: not trained"),
+        (says(images=-1), "members-missing", "mid: not trained"),
+        (boosts(100), "members-missing", "mid: not admitted"),
+    ],
+)
+def test_a_round_without_one_of_the_members_is_none(
+    relay: Members, behaviour: Any, word: str, reason: str
+) -> None:
+    """A policy's refusal is one above, too, so that asking again is no use; all else is a missing answer."""
     relay.sites["mid"].script[ALIGN] = [behaviour] * 3
-    assert relay.word(ALIGN, AlignRequest(job())) == "members-missing"
-    assert relay.reason == "RefusalError: mid: not trained"
+    assert relay.word(ALIGN, AlignRequest(job())) == word
+    assert relay.reason == f"RefusalError: {reason}"
+
+
+def test_a_holder_that_says_nothing_of_frozen_sam_does_not_speak_against_the_layer(tmp_path: Path) -> None:
+    """With noise a member tells no such bit; the entry falls back only if all who tell it say so."""
+    relay = members(tmp_path, training={"rounds": 1, "fallback_to_identity": True})
+    for worse, expected in ((["east"], True), (["east", "mid", "west"], False)):
+        for name in worse:
+            relay.sites[name].script[ALIGN] = [says(improved=False)]
+        assert AlignReply.of(relay.ask(ALIGN, AlignRequest(job()))).improved is expected
+
+
+def test_who_leaves_is_not_asked_to_learn_a_task_again(relay: Members) -> None:
+    """Only the server above knows the stage in which that happens, so nobody could say if it has left."""
+    relay.sites["west"].policy = Policy(leaves_at=3)
+    assert relay.word(ALIGN, AlignRequest(job(), again=True)) == "members-missing"
+    assert ALIGN not in relay.sites["west"].kinds()
+
+
+def test_a_server_that_came_back_meets_its_members_before_it_answers(relay: Members) -> None:
+    """Else a sum over nobody would be complete, and a deletion by nobody signed."""
+    request = ForgetRequest(job(), "south", ("e" * 64,))
+    relay.ask(EVALUATE, evaluation())
+    relay.restart()
+    assert relay.ask(ForgetReply.kind, request).config["outcome"] == "ok"
+    assert all(site.kinds()[-1] == ForgetReply.kind for site in relay.sites.values())
+
+
+def test_a_relay_with_another_scenario_gets_no_answer(relay: Members) -> None:
+    other = relay.scenario.model_copy(update={"seed": 5}).common_digest()
+    assert relay.answer_to(ALIGN, AlignRequest(job()).to_payload(), other).config == {"outcome": "bad-data"}
+    assert relay.sites["west"].kinds() == []
+
+
+def test_what_both_scenarios_may_differ_in(relay: Members) -> None:
+    changes: dict[str, Any] = {
+        "name": "above", "description": "x", "relayed": False,
+        "institutions": relay.scenario.institutions[:1],
+        "deadlines": DeadlineSpec(train=5), "participation": ParticipationSpec(quorum=2),
+    }  # fmt: skip
+    same = relay.scenario.model_copy(update=changes)
+    assert same.common_digest() == relay.scenario.common_digest()
+    training = relay.scenario.training.model_copy(update={"epochs": 7})
+    assert same.model_copy(update={"training": training}).common_digest() != same.common_digest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy"),
+    [
+        ({"training": {"strategy": "fedadam"}}, {}),
+        ({"method": "joint"}, {}),
+        ({}, {"metrics": "noisy", "budget": {"epsilon_metrics": 1.0, "delta": 1e-3}}),
+        ({}, {"leaves_at": 2, "on_leave": "unlearn"}),
+    ],
+)
+def test_what_a_relay_cannot_promise_is_refused(
+    tmp_path: Path, changes: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    relay = members(tmp_path, **changes)
+    relay.sites["west"].policy = Policy.model_validate(policy)
+    assert relay.word(MembersReply.kind, MembersRequest()) == "bad-data"
+
+
+def test_a_scenario_must_say_that_its_server_is_a_relay_and_then_no_run_begins(relay: Members) -> None:
+    plain = relay.scenario.model_copy(update={"relayed": False})
+    with pytest.raises(ScenarioError, match="members approve that sums go to another server"):
+        serve_members(relay.grid, plain, RunFolder(relay.path / "a"), None, relay.path / "box")
+    with pytest.raises(ScenarioError, match="casam deploy run"):
+        run_stream(relay.grid, relay.scenario, RunFolder(relay.path / "b"))
+
+
+def test_a_file_stop_of_an_earlier_day_is_named(relay: Members) -> None:
+    (relay.path / "box").mkdir(parents=True)
+    (relay.path / "box" / "stop").touch()
+    with pytest.raises(RunError, match="delete it and start again"):
+        serve_members(relay.grid, relay.scenario, RunFolder(relay.path / "a"), None, relay.path / "box")
 
 
 def test_a_holder_that_is_not_there_yet_is_missing(relay: Members) -> None:
     relay.sites["east"].policy = Policy(joins_at=3)
     assert relay.word(ALIGN, AlignRequest(job())) == "members-missing"
-    assert relay.reason == "RefusalError: east: not trained"
+    assert relay.reason == "RefusalError: east: trains on (), expected ('histology',)"
 
 
 def test_statistics_are_added_and_a_router_is_fitted_to_their_sum(relay: Members) -> None:
@@ -191,7 +294,7 @@ def test_members_are_sent_only_the_entries_that_they_lack(relay: Members) -> Non
     assert relay.sites["west"].copy["polyp"] == digest_of(other.to_bytes())
 
 
-def test_a_bank_of_another_digest_is_refused_and_sent_again(relay: Members) -> None:
+def test_a_bank_of_another_digest_is_refused(relay: Members) -> None:
     assert relay.word(EVALUATE, replace(evaluation(), bank="0" * 64)) == "bank-mismatch"
 
 
@@ -204,8 +307,7 @@ def test_members_delete_and_sign_or_the_relay_does_not_say_so(relay: Members) ->
 
 
 def test_a_question_that_nobody_can_read_does_not_end_the_relay(relay: Members) -> None:
-    relay.ask(EVALUATE, evaluation())
     for kind in (ALIGN, "train.unheard-of"):
-        answer = answered(relay.met, kind, Payload({"stage": "two"}))
+        answer = relay.answer_to(kind, Payload({"stage": "two"}), relay.scenario.common_digest())
         assert answer.config == {"outcome": "failed"}
     assert EvaluateReply.of(relay.ask(EVALUATE, evaluation())).results

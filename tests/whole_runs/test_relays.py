@@ -50,7 +50,7 @@ def above(**changes: Any) -> dict[str, Any]:
 
 def below(members: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """The relay's own server knows its members."""
-    return tiny_table(institutions=members, elsewhere=["polyp"], **changes)
+    return tiny_table(institutions=members, relayed=True, **changes)
 
 
 @contextmanager
@@ -187,15 +187,25 @@ def test_fewer_leaves_than_a_policy_asks_for_do_not_answer_whatever_is_summed_ab
 OWN_SECRET = 'adapter.aggregation = "secagg"\nrouter.aggregation = "secagg"\n'
 
 
-def test_a_sum_of_sums(tmp_path: Path, finished_run: FinishedRun) -> None:
-    """The members hide in their relay's sum, and the relay's sum hides in that of the server above."""
-    members, others = sites("east", "mid", "west", **SECRET), sites("third", "fourth", images=8, **SECRET)
+@pytest.mark.parametrize("policy", [SECRET, {}])
+def test_a_sum_of_sums(tmp_path: Path, finished_run: FinishedRun, policy: dict[str, Any]) -> None:
+    """The members hide in their relay's sum, if they want to, and that hides in the sum above."""
+    members, others = sites("east", "mid", "west", **policy), sites("third", "fourth", images=8, **SECRET)
     with served(tmp_path, below(members)) as box:
         table = tiny_table(institutions=[*sites("north", **SECRET), *others, SOUTH])
         run = run_above(tmp_path, table, box, OWN_SECRET)
     direct = flat([*sites("east", "mid", "west"), *sites("third", "fourth", images=8)])
     assert_alike(run, finished_run(direct))
     assert summary_of(run)["privacy"]["north"]["anonymity"]["adapter"]["server"] == 3
+
+
+def test_a_relay_that_tells_no_scores_takes_entries_for_its_members_all_the_same(tmp_path: Path) -> None:
+    with served(tmp_path, below(sites(*MEMBERS))) as box:
+        run = run_above(tmp_path, above(), box, 'metrics = "never"\n')
+    assert Bank.open(run / "bank").tasks == ("polyp", "histology")
+    assert summary_of(run)["matrix"]["iou"][1][1] is None
+    for name in MEMBERS:
+        assert Bank.open(private(tmp_path / "members", name) / "bank").tasks == ("polyp", "histology")
 
 
 def test_the_bytes_at_the_server_above_do_not_grow_with_the_members(tmp_path: Path) -> None:
@@ -209,13 +219,13 @@ def test_the_bytes_at_the_server_above_do_not_grow_with_the_members(tmp_path: Pa
     assert traffic[0] == pytest.approx(traffic[1], rel=0.01)
 
 
-def test_a_member_that_refuses_stays_unasked_above_and_has_its_word_below(tmp_path: Path) -> None:
+def test_a_members_refusal_is_the_relays_and_its_name_stays_below(tmp_path: Path) -> None:
     members = [*sites("east"), *sites("west", adapter={"share": "never"})]
     with served(tmp_path, below(members)) as box:
-        run = run_above(tmp_path, above(participation={"missing": "skip"}), box)
+        run = run_above(tmp_path, above(), box)
     assert "histology" not in Bank.open(run / "bank").tasks
-    (lost,) = events(run, "no-result")
-    assert (lost["institution"], lost["outcome"]) == ("north", "members-missing")
+    (refusal,) = events(run, "refusal")
+    assert (refusal["institution"], refusal["outcome"]) == ("north", "adapter-not-shared")
     (refusal,) = events(tmp_path / "members", "refusal")
     assert (refusal["institution"], refusal["outcome"]) == ("west", "adapter-not-shared")
     text = b"".join(
@@ -259,6 +269,9 @@ NOISY = {
 }
 
 
+NOISY_SCORES = {"metrics": "noisy", "budget": {"epsilon_metrics": 8.0, "delta": 1e-2}}
+
+
 def test_members_with_noise_pay_their_own_ledgers(tmp_path: Path) -> None:
     run = relayed(tmp_path, sites(*MEMBERS, images=24, **NOISY), privacy={"steps": 2})
     assert "histology" in Bank.open(run / "bank").tasks
@@ -275,6 +288,8 @@ def test_an_entry_that_is_unlearned_above_is_deleted_at_every_member(tmp_path: P
         run = run_above(tmp_path, tiny_table(institutions=[*sites("north"), leaves]), box)
     receipt = json.loads((run / "receipts" / "south-stage-2.json").read_text())
     assert "north" in receipt["purged"]
+    told = [(event["institution"], event["kind"]) for event in events(tmp_path / "members", "answer")]
+    assert sorted(name for name, kind in told if kind == "query.forget") == list(MEMBERS)
     for name in MEMBERS:
         assert Bank.open(private(tmp_path / "members", name) / "bank").tasks == ("histology",)
     assert Bank.open(tmp_path / "members" / "bank").tasks == ("histology",)
@@ -283,8 +298,9 @@ def test_an_entry_that_is_unlearned_above_is_deleted_at_every_member(tmp_path: P
 @pytest.mark.parametrize(
     ("members", "changes", "policy", "outcome", "reason"),
     [
-        (sites(*MEMBERS), {"seed": 3}, "", "bad-data", "differs in more than institutions"),
+        (sites(*MEMBERS), {"seed": 3}, "", "bad-data", "the scenario above is another one"),
         (sites(*MEMBERS, leaves_at=2, on_leave="unlearn"), {}, "", "bad-data", "wants to be unlearned"),
+        (sites(*MEMBERS, images=24, **NOISY_SCORES), {}, "", "bad-data", "tells noisy metrics"),
         (sites(*MEMBERS), {}, 'adapter.noise = "dp"\nbudget.epsilon = 8.0\n', "bad-policy", ""),
         (
             [*sites("east"), {**sites("west")[0], "faults": {"gone_at": 0}}],
