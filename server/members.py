@@ -107,7 +107,7 @@ def serve_members(
 
 
 def answered(federation: Federation, asked: Asked) -> Payload:
-    """The members' answer to one question, or one word."""
+    """The members' answer to one question, or one word for whatever was raised."""
     try:
         if federation.scenario.common_digest() != asked.learned:
             raise RefusalError(

@@ -47,6 +47,7 @@ def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
 
     The state is on disk when a stage's task is learned, when canaries rejected its entries, and when all are
     evaluated: there an interrupted run resumes. An entry that an institution may have seen never changes.
+    Raises CasamError.
     """
     folder.write_json("scenario.json", scenario.model_dump(mode="json"))
     folder.event(
