@@ -18,7 +18,7 @@ from casam_core.errors import CasamError, DataError, ScenarioError
 from casam_core.methods import Cohort, alignment_of, check_streams, cohort_at, method_of
 from casam_core.model.backbones import load_backbone
 from casam_core.model.compute import resolve_compute
-from casam_core.model.forms import changes_sam, learning_rate_of, private_forms
+from casam_core.model.forms import changes_sam, learning_rate_of, private_forms, rank_of
 from casam_core.model.training import planned_steps
 from casam_core.routing.routers import build_router
 from client.data.open import open_dataset
@@ -29,9 +29,10 @@ from client.simulation.adversaries import attack_of
 from scenarios.inspection.survey import read_everything
 from server.aggregation import build_strategy
 
-FEW, ENOUGH = 50, 3.0
+FEW, ENOUGH, MUCH = 50, 3.0, 8.0
 """Private training images of a task below which the other method is advised, and the epsilon from which on
-(docs/first-signs.md: it is ahead with 24 images; at epsilon 1 it can end below frozen SAM)."""
+and below which (docs/first-signs.md: at 3 it is ahead with 24 images; at 1 it can end below frozen SAM, and
+at 8 it is ahead on some sets and behind on others)."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,18 @@ def other_training(scenario: Scenario, task: str, images: int, epsilon: float) -
         known = ", ".join(able)
         return f"the form {alignment.form!r} cannot be, so the layer will be refused: use one of {known}"
     other = privacy.model_copy(update={"method": "public_start"})
+    if privacy.method == other.method:
+        base = scenario.alignment
+        if (alignment.form, rank_of(alignment)) == (base.form, rank_of(base)):
+            return None
+        return (
+            f"the library of a public start is for the form {base.form!r} of `alignment`, so the layer will "
+            f'be refused: leave out alignments.{task}, or set privacy.method = "dp_sgd"'
+        )
     possible = other.completed(scenario.backbone, alignment).library is not None and not alignment.finder
-    if privacy.method == other.method or images >= FEW or epsilon < ENOUGH or not possible:
+    if images >= FEW or not ENOUGH <= epsilon < MUCH or not possible:
         return None
-    return f'privacy.method = "{other.method}" keeps more of so few (docs/privacy.md)'
+    return f'privacy.method = "{other.method}" mostly keeps more of so few (docs/privacy.md)'
 
 
 def steps_of(scenario: Scenario, name: str, images: int) -> int:

@@ -1,14 +1,17 @@
-"""A relay over real Flower: two SuperLinks with TLS, four nodes, and nothing but a folder between the two."""
+"""Relays and mirrors over real Flower: two SuperLinks with TLS, and nothing but a folder between the two."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -57,8 +60,16 @@ class Network:
 
 
 @contextmanager
-def network(folder: Path, content: dict[str, Any], sites: Mapping[str, str]) -> Iterator[Network]:
-    """A SuperLink, and a node for every institution. sites: other site files, by institution."""
+def network(
+    folder: Path,
+    content: dict[str, Any],
+    sites: Mapping[str, str] = MappingProxyType({}),
+    nodes: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Network]:
+    """A SuperLink, and a node for every institution.
+
+    sites: other site files, by institution. nodes: more lines of node files.
+    """
     scenario, tls = Scenario.model_validate(content), make_tls(folder / "operator")
     (folder / "server").mkdir()
     (folder / "scenario.toml").write_text(tomli_w.dumps(content))
@@ -67,28 +78,53 @@ def network(folder: Path, content: dict[str, Any], sites: Mapping[str, str]) -> 
     registered = make_register(keys, homes)
     app, pin = stage_app(ROOT, folder / "server" / "app"), bundle_hash(build_bundle(ROOT))
     with superlink(folder / "server", app, {"CASAM_TEST": str(os.getpid())}, tls) as link:
-        nodes = []
+        started = []
         for (name, home), port in zip(homes.items(), different_ports(len(homes)), strict=True):
             files = folder / "files" / name
             node = write_node(scenario, name, home, files, None, tls, link, pin, registered, port)
             if name in sites:
                 (home / "site.toml").write_text(sites[name])
+            with node.open("a") as file:
+                file.write(nodes.get(name, ""))
             register(link, files / "node.pub")
-            nodes.append(start_node(name, node, home, link))
-        wait_until_connected(link, nodes, print)
+            started.append(start_node(name, node, home, link))
+        wait_until_connected(link, started, print)
         yield Network(link, tls, folder / "scenario.toml", registered)
+
+
+@contextmanager
+def kept_in_step(mirror: Path, run: Path) -> Iterator[None]:
+    """A program that copies new entries to a site's mirror, as a site's own rsync would."""
+    ended = threading.Event()
+
+    def copy() -> None:
+        while not ended.wait(0.2):
+            for entry in (run / "bank" / "entries").glob("*.entry"):
+                if not (mirror / entry.name).exists():
+                    shutil.copy(entry, mirror / "half")
+                    (mirror / "half").rename(mirror / entry.name)
+
+    program = threading.Thread(target=copy)
+    program.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        program.join()
 
 
 def test_a_run_through_a_relay_has_the_matrix_of_a_run_without(
     tmp_path: Path, finished_run: FinishedRun
 ) -> None:
-    """The two networks share a folder of questions, and no port, key or name."""
-    box = tmp_path / "box"
-    for name in ("below", "above"):
+    """The two networks share a folder, and no port, key or name; south takes its entries from a mirror."""
+    box, mirror = tmp_path / "box", tmp_path / "mirror"
+    for name in ("below", "above", "mirror"):
         (tmp_path / name).mkdir()
+    sites, nodes = {"north": f'relay = "{box}"\n'}, {"south": f'mirror = "{mirror}"\n'}
     with (
-        network(tmp_path / "below", table("east", "west", relayed=True), {}) as members,
-        network(tmp_path / "above", table("north", "south"), {"north": f'relay = "{box}"\n'}) as server,
+        network(tmp_path / "below", table("east", "west", relayed=True)) as members,
+        network(tmp_path / "above", table("north", "south"), sites, nodes) as server,
+        kept_in_step(mirror, tmp_path / "run"),
     ):
         relay = members.run(tmp_path / "members", "--relay", str(box))
         run = server.run(tmp_path / "run")
@@ -105,3 +141,6 @@ def test_a_run_through_a_relay_has_the_matrix_of_a_run_without(
     for name, weights in whole["histology"].layer.items():
         assert np.allclose(entries["histology"].layer[name], weights, atol=1e-4), name
     assert events(tmp_path / "members", "not-relayed") == []
+    assert events(tmp_path / "run", "mirror-missed") == []
+    sent, (entry,) = events(tmp_path / "run", "traffic")[-1]["down"], mirror.iterdir()
+    assert sent["north"] - sent["south"] > 0.9 * entry.stat().st_size, "south was sent the entry's name"

@@ -96,19 +96,32 @@ def test_a_form_that_is_not_trained_with_noise_is_told_with_those_that_are() -> 
 
 
 def test_noise_on_few_images_is_told_with_the_method_that_keeps_more() -> None:
-    (advice,) = preflight(private_scenario(20), None).advice
+    (advice,) = preflight(at_epsilon(3, private_scenario(20)), None).advice
     assert advice.startswith("clinic learns polyp with noise from ")
     assert 'privacy.method = "public_start"' in advice
 
 
-def test_a_method_is_not_advised_where_it_is_used_or_images_are_many_or_epsilon_is_small() -> None:
-    assert preflight(private_scenario(20, method="public_start"), None).advice == ()
-    assert preflight(private_scenario(90), None).advice == ()
-    (site,) = (few := private_scenario(20)).institutions
-    small = site.policy.budget.model_copy(update={"epsilon": 1.0})
-    policy = site.policy.model_copy(update={"budget": small})
-    tight = few.model_copy(update={"institutions": [site.model_copy(update={"policy": policy})]})
-    assert preflight(tight, None).advice == ()
+def at_epsilon(epsilon: float, scenario: Scenario) -> Scenario:
+    """The scenario with another budget at its one institution."""
+    (site,) = scenario.institutions
+    budget = site.policy.budget.model_copy(update={"epsilon": epsilon})
+    policy = site.policy.model_copy(update={"budget": budget})
+    return scenario.model_copy(update={"institutions": [site.model_copy(update={"policy": policy})]})
+
+
+def test_a_method_is_not_advised_where_it_is_used_or_images_are_many_or_epsilon_is_another() -> None:
+    assert preflight(at_epsilon(3, private_scenario(20, method="public_start")), None).advice == ()
+    assert preflight(at_epsilon(3, private_scenario(90)), None).advice == ()
+    for epsilon in (1, 8):
+        assert preflight(at_epsilon(epsilon, private_scenario(20)), None).advice == ()
+
+
+def test_a_task_whose_form_the_public_library_is_not_for_is_told_before_the_run() -> None:
+    scenario = private_scenario(20, method="public_start")
+    (advice,) = preflight(
+        scenario.model_copy(update={"alignments": {"polyp": form_spec("scale_shift")}}), None
+    ).advice
+    assert "is for the form 'low_rank' of `alignment`, so the layer will be refused" in advice
 
 
 @pytest.mark.parametrize("form", ["decoder", "lora"])
