@@ -34,6 +34,7 @@ from casam_core.protocol.messages import (
     CalibrateReply,
     EvaluateReply,
     ForgetReply,
+    Holding,
     IdentifyReply,
     RouterReply,
     Sender,
@@ -108,6 +109,8 @@ def opened(place: Place, tasks: Sequence[str]) -> dict[str, TaskData]:
 def sender_of(place: Place, scenario: Scenario, tasks: Sequence[str]) -> Sender:
     """The site as the limits of messages need it."""
     holdings = {task: data.holding for task, data in opened(place, tasks).items()}
+    if place.site.relay is not None:  # its members' images are known only during a run
+        holdings = dict.fromkeys(tasks, Holding(1, 1, 1))
     backbone = load_backbone(scenario.backbone, resolve_compute(scenario.compute))
     job = Job(place.institution, 1, next(iter(tasks), scenario.stream[0]))
     return Sender(scenario, holdings, place.policy, backbone.geometry.channels, backbone, job)
@@ -120,7 +123,7 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
     state = "not approved" if given is None else f"approved on {given.time}"
     if given is not None and given.withdrawn:
         state = f"approval withdrawn on {given.withdrawn}"
-    tasks = [
+    counts = [
         f"{task}: {held.train} images for training, {held.val} for validation, {held.test} for testing"
         for task, held in sender.holdings.items()
     ]
@@ -137,7 +140,9 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
         *library_note(scenario),
         *([] if own is None else [f"This site learns them in an order of its own: {', '.join(own)}."]),
         "This site's part, by its own site file:",
-        tasks or ["no task"],
+        [f"a relay, which stands for its members: {', '.join(sender.holdings) or 'no task'}"]
+        if place.site.relay is not None
+        else counts or ["no task"],
     ]
 
 

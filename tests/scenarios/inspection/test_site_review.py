@@ -63,6 +63,23 @@ def test_an_order_of_its_own_is_told(tmp_path: Path, tiny_scenario: Scenario) ->
     assert "order of its own" not in as_markdown(page_of(place(tmp_path, tiny_scenario), tiny_scenario))
 
 
+def test_members_of_a_relay_read_that_sums_go_on_to_another_server(
+    tmp_path: Path, tiny_scenario: Scenario
+) -> None:
+    relayed = Scenario.model_validate(tiny_table(relayed=True))
+    assert "The server is a relay" in as_markdown(page_of(place(tmp_path, relayed), relayed))
+    assert "is a relay" not in as_markdown(page_of(place(tmp_path, tiny_scenario), tiny_scenario))
+
+
+def test_a_relay_itself_reads_a_page_without_images_of_its_own(
+    tmp_path: Path, tiny_scenario: Scenario
+) -> None:
+    relay = Place("north", SiteFile(relay="/srv/relay"), Policy(), tmp_path, None)
+    text = as_markdown(page_of(relay, tiny_scenario))
+    assert "images for training" not in text
+    assert "a relay, which stands for its members: polyp" in text
+
+
 def test_changes_since_the_last_approval(tmp_path: Path, tiny_scenario: Scenario) -> None:
     here = place(tmp_path, tiny_scenario)
     approve(tiny_scenario, "north", here.site, tmp_path, "person")
