@@ -29,6 +29,14 @@ def local(
             "Default: new homes in the run folder."
         ),
     ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="This institution is a relay, and FILE is the scenario of its members, who get a network of "
+            "their own. Repeatable.",
+        ),
+    ] = None,
     set_: OfKeys = None,
 ) -> None:
     """Rehearse a deployment on this machine: TLS, registered keys, pinned code, a process per institution.
@@ -38,16 +46,23 @@ def local(
     Exit status: 0 the run completed, 1 it failed, 2 bad input. All processes that it started are ended.
     """
     from casam_core.config.library import resolve_scenario
+    from casam_core.errors import ScenarioError
     from scenarios.engines.order import data_folder
 
     screen = console()
     resolved, root = resolve_scenario(scenario, set_ or []), data_folder(data_root)
-    say(screen, f"{resolved.name}: {len(resolved.institutions)} nodes on this machine; starts")
+    relays = {}
+    for name, found, file in (word.partition("=") for word in relay or []):
+        if not found:
+            raise ScenarioError(f"--relay: expected NAME=FILE, found {name!r}")
+        relays[name] = resolve_scenario(file, [])
+    number = sum(len(one.institutions) for one in (resolved, *relays.values()))
+    say(screen, f"{resolved.name}: {number} nodes on this machine; starts")
     with screen.status("loading the libraries"):
         from scenarios.deploy.local import DeployOrder, deploy_local
         from scenarios.engines.run import show_results
     with at_ctrl_c(lambda: "stopped; ends all nodes of this rehearsal"):
-        show_results(deploy_local(resolved, DeployOrder(root, out, sites), screen), screen)
+        show_results(deploy_local(resolved, DeployOrder(root, out, sites, relays), screen), screen)
 
 
 SuperLinkOption = Annotated[

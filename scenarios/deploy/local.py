@@ -6,9 +6,11 @@ institution, and the same checks of certificates and keys. Only the network is t
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
@@ -16,8 +18,10 @@ from rich.console import Console
 
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import read_site_file, simulated_task
+from casam_core.errors import RunError, RunInputError
 from casam_core.protocol.fingerprint import ROOT
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, new_signing_key, public_hex
+from casam_core.protocol.relayed import STOP
 from client.data.splits import simulated_key
 from client.node.approvals import approve
 from scenarios.deploy.certificates import (
@@ -31,9 +35,12 @@ from scenarios.deploy.certificates import (
 from scenarios.deploy.node_processes import Node, kept_alive, start_node, wait_until_connected
 from scenarios.deploy.operator import app_settings, register
 from scenarios.engines.bundle import build_bundle, bundle_hash, stage_app
-from scenarios.engines.flower import submit, terminable
+from scenarios.engines.flower import FlowerRun, submit, terminable
 from scenarios.engines.live import View, live_view, logged
-from scenarios.engines.run import check_completed, prepare
+from scenarios.engines.preflight import preflight
+from scenarios.engines.public.frame_making import with_frame
+from scenarios.engines.public.library_making import with_library
+from scenarios.engines.run import check_completed, prepare, with_absolute_checkpoint
 from scenarios.engines.superlink import SuperLink, Tls, free_port, superlink
 from scenarios.inspection.site_files import site_text
 
@@ -43,12 +50,24 @@ class DeployOrder:
     """The user's order.
 
     data_root: absolute. out: the run folder; by default runs/<scenario>-<time>. sites: a folder with one home
-    per institution, which later runs use again; by default the homes are inside the run folder.
+    per institution, which later runs use again; by default the homes are inside the run folder. relays: by
+    institution that is a relay, the scenario of its members.
     """
 
     data_root: Path | None = None
     out: Path | None = None
     sites: Path | None = None
+    relays: Mapping[str, Scenario] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A running SuperLink with a node per institution. app: the code. register: the institutions' keys."""
+
+    link: SuperLink
+    app: Path
+    register: Path
+    nodes: Sequence[Node]
 
 
 def deploy_local(scenario: Scenario, order: DeployOrder, console: Console) -> Path:
@@ -60,6 +79,12 @@ def deploy_local(scenario: Scenario, order: DeployOrder, console: Console) -> Pa
         CasamError: the run failed; no summary.json exists then.
     """
     data_root = order.data_root
+    if strangers := sorted(set(order.relays) - {site.name for site in scenario.institutions}):
+        raise RunInputError(
+            f"--relay: expected an institution of {scenario.name}, found {strangers[0]}; name the one that "
+            "stands for others"
+        )
+    relays = {name: prepared(members, data_root) for name, members in order.relays.items()}
     scenario, folder = prepare(scenario, data_root, order.out, console)
     homes = {
         site.name: order.sites.expanduser().resolve() / site.name
@@ -72,48 +97,105 @@ def deploy_local(scenario: Scenario, order: DeployOrder, console: Console) -> Pa
         logged(show, folder / "flower.log") as on_line,
         tempfile.TemporaryDirectory(prefix="casam-") as scratch,
     ):
-        run_deployed(scenario, folder, homes, data_root, Path(scratch), on_line)
+        place = Deployed(scenario, folder, homes, data_root, Path(scratch) / "run")
+        run_deployed(place, relays, on_line)
     return folder
 
 
-def run_deployed(
-    scenario: Scenario,
-    folder: Path,
-    homes: Mapping[str, Path],
-    data_root: Path | None,
-    scratch: Path,
-    on_line: View,
-) -> None:
+def prepared(members: Scenario, data_root: Path | None) -> Scenario:
+    """The scenario of a relay's members with its public files; reads all data. Raises CasamError."""
+    preflight(members, data_root)
+    return with_library(with_frame(with_absolute_checkpoint(members, data_root)))
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A scenario and its places. homes: by institution. scratch: a folder for keys and certificates, removed
+    after the run."""
+
+    scenario: Scenario
+    folder: Path
+    homes: Mapping[str, Path]
+    data_root: Path | None
+    scratch: Path
+
+    def behind(self, relay: str, members: Scenario) -> Deployed:
+        """The members of one of the institutions, which is a relay."""
+        folder = self.folder / "relays" / relay
+        homes = {site.name: folder / "institutions" / site.name / "private" for site in members.institutions}
+        return Deployed(members, folder, homes, self.data_root, self.scratch.with_name(f"relay-{relay}"))
+
+
+def run_deployed(here: Deployed, relays: Mapping[str, Scenario], on_line: View) -> None:
     """Start server and nodes, and run the scenario. Raises RunError.
 
-    homes: by institution, its home. scratch: a folder for keys and certificates, removed after the run.
+    relays: by institution that is a relay, the scenario of its members.
     """
-    tls = make_tls(scratch / "operator")
-    register_file = make_register(folder, homes)
-    home = scratch / "server"
+    boxes = {name: here.homes[name] / "relay" for name in relays}
+    with terminable(), contextlib.ExitStack() as stack:
+        for name, members in relays.items():
+            stack.enter_context(served_by_members(here.behind(name, members), boxes[name], on_line))
+        network = stack.enter_context(running_network(here, boxes, on_line))
+        settings = app_settings(here.scenario, here.folder, network.register)
+        run = submit(network.link, network.app, settings, on_line)
+        fallen = [node for node in network.nodes if node.process.poll() is not None]
+    logs = ", ".join(str(node.log) for node in fallen or network.nodes)
+    check_completed(run, here.folder, f"{here.folder / 'flower.log'} and in {logs}")
+
+
+@contextlib.contextmanager
+def running_network(here: Deployed, boxes: Mapping[str, Path], on_line: View) -> Iterator[Network]:
+    """A SuperLink with TLS and a node per institution. Raises RunError.
+
+    boxes: by institution that is a relay, the folder of its questions.
+    """
+    tls, home = make_tls(here.scratch / "operator"), here.scratch / "server"
+    register_file = make_register(here.folder, here.homes)
     home.mkdir()
     app = stage_app(ROOT, home / "app")
     pin = bundle_hash(build_bundle(ROOT))
-    with terminable(), superlink(home, app, {}, tls, scratch) as link:
+    with superlink(home, app, {}, tls, here.scratch) as link:
         node_files = {}
-        ports = different_ports(len(scenario.institutions))
-        for site, port in zip(scenario.institutions, ports, strict=True):
-            files = scratch / "institutions" / site.name
-            node_files[site.name] = write_node(
-                scenario, site.name, homes[site.name], files, data_root, tls, link, pin, register_file, port
-            )
+        ports = different_ports(len(here.scenario.institutions))
+        for site, port in zip(here.scenario.institutions, ports, strict=True):
+            name, files = site.name, here.scratch / "institutions" / site.name
+            node_files[name] = write_node(
+                here.scenario, name, here.homes[name], files, here.data_root, tls, link, pin, register_file,
+                port, boxes.get(name),
+            )  # fmt: skip
             register(link, files / "node.pub")
 
         def start(name: str) -> Node:
-            return start_node(name, node_files[name], homes[name], link)
+            return start_node(name, node_files[name], here.homes[name], link)
 
         nodes = [start(name) for name in node_files]
         wait_until_connected(link, nodes, on_line)
         with kept_alive(nodes, start, on_line):
-            run = submit(link, app, app_settings(scenario, folder, register_file), on_line)
-        fallen = [node for node in nodes if node.process.poll() is not None]
-    logs = ", ".join(str(node.log) for node in fallen or nodes)
-    check_completed(run, folder, f"{folder / 'flower.log'} and in {logs}")
+            yield Network(link, app, register_file, nodes)
+
+
+@contextlib.contextmanager
+def served_by_members(here: Deployed, box: Path, on_line: View) -> Iterator[None]:
+    """During the with-block, a network of their own answers a relay's questions for its members.
+
+    box: the folder of the questions. Raises RunError if the members' run failed.
+    """
+    box.mkdir(mode=0o700, parents=True)
+    ended: list[FlowerRun] = []
+    with running_network(here, {}, on_line) as network:
+        settings = app_settings(here.scenario, here.folder, network.register, box)
+        run = threading.Thread(
+            target=lambda: ended.append(submit(network.link, network.app, settings, on_line)), name="members"
+        )
+        run.start()
+        try:
+            yield
+        finally:
+            (box / STOP).touch()
+            run.join()
+    if not ended:
+        raise RunError(f"the members' run of {box} has no status; details in {here.folder}")
+    check_completed(ended[0], here.folder, str(here.folder / "events.jsonl"), "relay.json")
 
 
 def different_ports(count: int) -> list[int]:
@@ -157,11 +239,14 @@ def write_node(
     pin: str,
     register_file: Path,
     port: int,
+    relay: Path | None = None,
 ) -> Path:
     """Write an institution's files: its key, its node file, and from the scenario its policy and site file.
 
     The institution then approves the scenario, as its privacy officer would do with `casam site approve`. A
     new home gets the simulation's key for splits, so that the rehearsal shows the simulation's figures.
+
+    relay: the folder of the questions of an institution that stands for others.
 
     Returns the path of the node file.
     """
@@ -172,10 +257,10 @@ def write_node(
     write_public(files / "node.pub", public)
     policy = scenario.institution(name).policy.model_dump(mode="json", exclude_none=True)
     write_private(home / "policy.toml", tomli_w.dumps(policy).encode())
-    tasks = {
-        task: simulated_task(spec, scenario.seed) for task, spec in scenario.institution(name).data.items()
-    }
-    write_private(home / "site.toml", site_text(tasks).encode())
+    held = {} if relay else scenario.institution(name).data
+    tasks = {task: simulated_task(spec, scenario.seed) for task, spec in held.items()}
+    text = tomli_w.dumps({"relay": str(relay)}) if relay else site_text(tasks)
+    write_private(home / "site.toml", text.encode())
     if not (home / "split.key").exists():
         write_private(home / "split.key", simulated_key(scenario.seed, name))
     approve(scenario, name, read_site_file(home / "site.toml"), home, "person")

@@ -2,94 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
-import tomli_w
+from rich.console import Console
 
 from casam_core.bank.bank import Bank
 from casam_core.config.scenario import Scenario
-from scenarios.deploy.local import different_ports, make_register, make_tls, write_node
-from scenarios.deploy.node_processes import start_node, wait_until_connected
-from scenarios.deploy.operator import register
-from scenarios.engines.bundle import build_bundle, bundle_hash, stage_app
-from scenarios.engines.superlink import SuperLink, Tls, superlink
+from scenarios.deploy import local
 from tests.conftest import phantom, tiny_table
-from tests.house import ROOT
 from tests.runs import FinishedRun, events, summary_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-CASAM = str(Path(sys.executable).parent / "casam")
 
 
 def table(*names: str, **changes: Any) -> dict[str, Any]:
     """Institutions that hold histology, the one task."""
     data = {"histology": phantom("histology")}
-    return tiny_table(
-        stream=["histology"], institutions=[{"name": name, "data": data} for name in names], **changes
-    )
-
-
-@dataclass(frozen=True)
-class Network:
-    """A SuperLink with its nodes. file: the scenario. register: the keys of its institutions."""
-
-    link: SuperLink
-    tls: Tls
-    file: Path
-    register: Path
-
-    def run(self, out: Path, *options: str) -> subprocess.Popen[bytes]:
-        """Start `casam deploy run` with this network's scenario."""
-        server = ("--superlink", f"127.0.0.1:{self.link.port}", "--authority", self.tls.authority)
-        command = [CASAM, "deploy", "run", self.file, *server, "--register", self.register, "--out", out]
-        with out.with_suffix(".log").open("wb") as log:
-            return subprocess.Popen([*command, *options], stdout=log, stderr=log)
-
-
-@contextmanager
-def network(
-    folder: Path,
-    content: dict[str, Any],
-    sites: Mapping[str, str] = MappingProxyType({}),
-    nodes: Mapping[str, str] = MappingProxyType({}),
-) -> Iterator[Network]:
-    """A SuperLink, and a node for every institution.
-
-    sites: other site files, by institution. nodes: more lines of node files.
-    """
-    scenario, tls = Scenario.model_validate(content), make_tls(folder / "operator")
-    (folder / "server").mkdir()
-    (folder / "scenario.toml").write_text(tomli_w.dumps(content))
-    homes = {site.name: folder / site.name for site in scenario.institutions}
-    (keys := folder / "keys").mkdir()
-    registered = make_register(keys, homes)
-    app, pin = stage_app(ROOT, folder / "server" / "app"), bundle_hash(build_bundle(ROOT))
-    with superlink(folder / "server", app, {"CASAM_TEST": str(os.getpid())}, tls) as link:
-        started = []
-        for (name, home), port in zip(homes.items(), different_ports(len(homes)), strict=True):
-            files = folder / "files" / name
-            node = write_node(scenario, name, home, files, None, tls, link, pin, registered, port)
-            if name in sites:
-                (home / "site.toml").write_text(sites[name])
-            with node.open("a") as file:
-                file.write(nodes.get(name, ""))
-            register(link, files / "node.pub")
-            started.append(start_node(name, node, home, link))
-        wait_until_connected(link, started, print)
-        yield Network(link, tls, folder / "scenario.toml", registered)
+    sites = [{"name": name, "data": data} for name in names]
+    return tiny_table(stream=["histology"], institutions=sites, **changes)
 
 
 @contextmanager
@@ -114,33 +51,37 @@ def kept_in_step(mirror: Path, run: Path) -> Iterator[None]:
 
 
 def test_a_run_through_a_relay_has_the_matrix_of_a_run_without(
-    tmp_path: Path, finished_run: FinishedRun
+    tmp_path: Path, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two networks share a folder, and no port, key or name; south takes its entries from a mirror."""
-    box, mirror = tmp_path / "box", tmp_path / "mirror"
-    for name in ("below", "above", "mirror"):
-        (tmp_path / name).mkdir()
-    sites, nodes = {"north": f'relay = "{box}"\n'}, {"south": f'mirror = "{mirror}"\n'}
-    with (
-        network(tmp_path / "below", table("east", "west", relayed=True)) as members,
-        network(tmp_path / "above", table("north", "south"), sites, nodes) as server,
-        kept_in_step(mirror, tmp_path / "run"),
-    ):
-        relay = members.run(tmp_path / "members", "--relay", str(box))
-        run = server.run(tmp_path / "run")
-        assert run.wait() == 0, (tmp_path / "run.log").read_text()
-        (box / "stop").touch()
-        assert relay.wait() == 0, (tmp_path / "members.log").read_text()
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    mirror.mkdir()
+    honest = local.write_node
+
+    def written(scenario: Scenario, name: str, *rest: Any) -> Path:
+        file = honest(scenario, name, *rest)
+        if name == "south":
+            file.write_text(f'{file.read_text()}mirror = "{mirror}"\n')
+        return file
+
+    monkeypatch.setattr(local, "write_node", written)
+    members = Scenario.model_validate(table("east", "west", relayed=True))
+    order = local.DeployOrder(out=run, relays={"north": members})
+    with kept_in_step(mirror, run):
+        local.deploy_local(Scenario.model_validate(table("north", "south")), order, Console())
+
     direct = finished_run(table("east", "west", "south"))
-    found, expected = (
-        np.array(summary_of(path)["matrix"]["iou"], float) for path in (tmp_path / "run", direct)
-    )
+    found, expected = (np.array(summary_of(path)["matrix"]["iou"], float) for path in (run, direct))
     assert np.allclose(found, expected, atol=1e-3)
-    entries, whole = Bank.open(tmp_path / "run" / "bank"), Bank.open(direct / "bank")
+    entries, whole = Bank.open(run / "bank"), Bank.open(direct / "bank")
     assert entries["histology"].provenance.holders == ("north", "south")
     for name, weights in whole["histology"].layer.items():
         assert np.allclose(entries["histology"].layer[name], weights, atol=1e-4), name
-    assert events(tmp_path / "members", "not-relayed") == []
-    assert events(tmp_path / "run", "mirror-missed") == []
-    sent, (entry,) = events(tmp_path / "run", "traffic")[-1]["down"], mirror.iterdir()
+
+    below = run / "relays" / "north"
+    assert events(below, "not-relayed") == []
+    assert {event["institution"] for event in events(below, "answer")} == {"east", "west"}
+    assert not list((run / "institutions" / "north").rglob("*.question")), "no question is left"
+    assert events(run, "mirror-missed") == []
+    sent, (entry,) = events(run, "traffic")[-1]["down"], mirror.iterdir()
     assert sent["north"] - sent["south"] > 0.9 * entry.stat().st_size, "south was sent the entry's name"

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from casam_core.config.scenario import Scenario
+from casam_core.errors import CasamError
 from scenarios.deploy import local
+from tests.casam_command import Casam
+from tests.conftest import tiny_table
 
 
 def test_every_node_has_a_port_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,3 +19,17 @@ def test_every_node_has_a_port_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     drawn = iter([21000, 21000, 21001])
     monkeypatch.setattr(local, "free_port", lambda: next(drawn))
     assert sorted(local.different_ports(2)) == [21000, 21001]
+
+
+def test_a_relay_that_the_scenario_does_not_name_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    order = local.DeployOrder(
+        out=tmp_path / "run", relays={"nort": Scenario.model_validate(tiny_table(relayed=True))}
+    )
+    with pytest.raises(CasamError, match="expected an institution of tiny, found nort"):
+        local.deploy_local(Scenario.model_validate(tiny_table()), order, Console())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_relay_without_a_file_is_one_line(casam: Casam) -> None:
+    refused = casam("deploy", "local", "quickstart", "--relay", "north").refusal
+    assert "--relay: expected NAME=FILE, found 'north'" in refused
