@@ -16,8 +16,11 @@ from tests.disasters.planted import PLANTED
 from tests.disasters.playing import know, play
 from tests.disasters.shrink import shrink, story
 
-FAST, SEEDS = 50, 200
-"""A processor minute, a third of it in the fast tests. `python -m tests.disasters --seeds N` plays more."""
+FAST, SEEDS, TOGETHER = 50, 2000, 325
+"""Seven processor minutes, a fifth of one in the fast tests; the others in parts, for tests on several cores.
+`python -m tests.disasters --seeds N` plays more."""
+
+PARTS = [range(first, first + TOGETHER) for first in range(FAST, SEEDS, TOGETHER)]
 
 FOUND_BY = {
     "fsync left out": 0,
@@ -40,7 +43,9 @@ def test_one_seed_is_one_story() -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seeds", [range(FAST), pytest.param(range(FAST, SEEDS), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seeds", [range(FAST), *(pytest.param(part, marks=pytest.mark.slow) for part in PARTS)]
+)
 def test_no_seed_breaks_a_law(seeds: range) -> None:
     broken = {seed: played.broken for seed in seeds if (played := play(plan_of(seed))).broken}
     assert broken == {}
