@@ -92,12 +92,8 @@ def deploy_local(scenario: Scenario, order: DeployOrder, console: Console) -> Pa
         else folder / "institutions" / site.name / "private"
         for site in scenario.institutions
     }
-    with (
-        live_view(console) as show,
-        logged(show, folder / "flower.log") as on_line,
-        tempfile.TemporaryDirectory(prefix="casam-") as scratch,
-    ):
-        place = Deployed(scenario, folder, homes, data_root, Path(scratch) / "run")
+    place = Deployed(scenario, folder, homes, data_root)
+    with live_view(console) as show, logged(show, folder / "flower.log") as on_line:
         run_deployed(place, relays, on_line)
     return folder
 
@@ -110,20 +106,18 @@ def prepared(members: Scenario, data_root: Path | None) -> Scenario:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A scenario and its places. homes: by institution. scratch: a folder for keys and certificates, removed
-    after the run."""
+    """A scenario and its places. homes: by institution."""
 
     scenario: Scenario
     folder: Path
     homes: Mapping[str, Path]
     data_root: Path | None
-    scratch: Path
 
     def behind(self, relay: str, members: Scenario) -> Deployed:
         """The members of one of the institutions, which is a relay."""
         folder = self.folder / "relays" / relay
         homes = {site.name: folder / "institutions" / site.name / "private" for site in members.institutions}
-        return Deployed(members, folder, homes, self.data_root, self.scratch.with_name(f"relay-{relay}"))
+        return Deployed(members, folder, homes, self.data_root)
 
 
 def run_deployed(here: Deployed, relays: Mapping[str, Scenario], on_line: View) -> None:
@@ -147,31 +141,34 @@ def run_deployed(here: Deployed, relays: Mapping[str, Scenario], on_line: View) 
 def running_network(here: Deployed, boxes: Mapping[str, Path], on_line: View) -> Iterator[Network]:
     """A SuperLink with TLS and a node per institution. Raises RunError.
 
-    boxes: by institution that is a relay, the folder of its questions.
+    Keys and certificates are in a temporary folder, which is removed afterwards, also after a kill. boxes: by
+    institution that is a relay, the folder of its questions.
     """
-    tls, home = make_tls(here.scratch / "operator"), here.scratch / "server"
     register_file = make_register(here.folder, here.homes)
-    home.mkdir()
-    app = stage_app(ROOT, home / "app")
     pin = bundle_hash(build_bundle(ROOT))
-    with superlink(home, app, {}, tls, here.scratch) as link:
-        node_files = {}
-        ports = different_ports(len(here.scenario.institutions))
-        for site, port in zip(here.scenario.institutions, ports, strict=True):
-            name, files = site.name, here.scratch / "institutions" / site.name
-            node_files[name] = write_node(
-                here.scenario, name, here.homes[name], files, here.data_root, tls, link, pin, register_file,
-                port, boxes.get(name),
-            )  # fmt: skip
-            register(link, files / "node.pub")
+    with tempfile.TemporaryDirectory(prefix="casam-") as folder:
+        scratch = Path(folder)
+        tls, home = make_tls(scratch / "operator"), scratch / "server"
+        home.mkdir()
+        app = stage_app(ROOT, home / "app")
+        with superlink(home, app, {}, tls, scratch) as link:
+            node_files = {}
+            ports = different_ports(len(here.scenario.institutions))
+            for site, port in zip(here.scenario.institutions, ports, strict=True):
+                name, files = site.name, scratch / "institutions" / site.name
+                node_files[name] = write_node(
+                    here.scenario, name, here.homes[name], files, here.data_root, tls, link, pin,
+                    register_file, port, boxes.get(name),
+                )  # fmt: skip
+                register(link, files / "node.pub")
 
-        def start(name: str) -> Node:
-            return start_node(name, node_files[name], here.homes[name], link)
+            def start(name: str) -> Node:
+                return start_node(name, node_files[name], here.homes[name], link)
 
-        nodes = [start(name) for name in node_files]
-        wait_until_connected(link, nodes, on_line)
-        with kept_alive(nodes, start, on_line):
-            yield Network(link, app, register_file, nodes)
+            nodes = [start(name) for name in node_files]
+            wait_until_connected(link, nodes, on_line)
+            with kept_alive(nodes, start, on_line):
+                yield Network(link, app, register_file, nodes)
 
 
 @contextlib.contextmanager
