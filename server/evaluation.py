@@ -83,8 +83,7 @@ def evaluate(
         RunError: no institution could evaluate, and `participation.missing` is "stop".
     """
     scenario, members = federation.scenario, federation.members
-    wanted = tasks_wanted(scenario, stage, federation.tasks)
-    names = [name for name in federation.present(stage) if not wanted.isdisjoint(members[name].holdings)]
+    names = evaluated(federation, stage)
     if spare_noisy:
         names = [name for name in names if members[name].policy.metrics != "noisy"]
     answers = all_answers(federation, stage, bank, candidates, names)
@@ -95,6 +94,13 @@ def evaluate(
     if not replies and not all_settled(answers) and scenario.participation.missing == "stop":
         raise RunError(f"stage {stage}: no institution could evaluate; their own logs say why")
     return combine(replies, {task: federation.testers(task) for task in federation.tasks})
+
+
+def evaluated(federation: Federation, stage: int) -> list[str]:
+    """The institutions that are present in `stage` and hold a task that is evaluated after it."""
+    wanted = tasks_wanted(federation.scenario, stage, federation.tasks)
+    held = {name: member.holdings for name, member in federation.members.items()}
+    return [name for name in federation.present(stage) if not wanted.isdisjoint(held[name])]
 
 
 def all_answers(
@@ -186,7 +192,7 @@ def entries_for(federation: Federation, name: str, bank: Bank) -> tuple[str, ...
 def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collection[str]]) -> StageScores:
     """Merge the institutions' replies. holders: by task, the institutions that hold test images of it."""
     by_task = {task: results_of(task, names, replies) for task, names in holders.items()}
-    whole = {task: results for task, results in by_task.items() if len(results) == len(holders[task])}
+    whole = of_all(by_task, holders)
     return StageScores(
         figures={name: {task: weighted(whole.get(task, []), name) for task in by_task} for name in FIGURES},
         worst_iou={task: min((r.iou for r in whole.get(task, [])), default=None) for task in by_task},
@@ -203,6 +209,13 @@ def combine(replies: Mapping[str, EvaluateReply], holders: Mapping[str, Collecti
         canary={name: reply.canary for name, reply in replies.items()},
         personal=personal_in(replies),
     )
+
+
+def of_all(
+    by_task: Mapping[str, list[TaskResult]], holders: Mapping[str, Collection[str]]
+) -> dict[str, list[TaskResult]]:
+    """The tasks of which every holder told its result."""
+    return {task: results for task, results in by_task.items() if len(results) == len(holders[task])}
 
 
 def personal_in(replies: Mapping[str, EvaluateReply]) -> dict[str, dict[str, float]]:

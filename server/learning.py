@@ -187,9 +187,14 @@ def align_requests(
         pooled=method.pools,
         again=again,
     )
-    own = (job.task,)
+    return for_trainers(request, trainers)
+
+
+def for_trainers(asked: AlignRequest, trainers: Mapping[str, tuple[str, ...]]) -> dict[str, AlignRequest]:
+    """The request for each trainer. trainers: by institution, the tasks that it trains on."""
+    own = (asked.job.task,)
     return {
-        name: replace(request, job=replace(job, institution=name), tasks=() if tasks == own else tasks)
+        name: replace(asked, job=replace(asked.job, institution=name), tasks=() if tasks == own else tasks)
         for name, tasks in trainers.items()
     }
 
@@ -285,8 +290,13 @@ def learn_router(
     scored = gather(federation, held_out, CalibrateReply).replies
     if not scored:
         return without_router(federation, stage, task, "score its held-out images")
-    counts = np.sum([reply.histogram for reply in scored], axis=0)
-    return state, histogram_threshold(counts, scenario.router)
+    return state, histogram_threshold(added(scored), scenario.router)
+
+
+def added(scored: Sequence[CalibrateReply]) -> NDArray[np.int64]:
+    """The sum of the holders' histograms."""
+    counts: NDArray[np.int64] = np.sum([reply.histogram for reply in scored], axis=0)
+    return counts
 
 
 def without_router(federation: Federation, stage: int, task: str, missing: str) -> tuple[Arrays, None]:

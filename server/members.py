@@ -13,9 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from casam_core.bank.bank import Bank, updated_copy
 from casam_core.config.scenario import Scenario
@@ -49,15 +47,16 @@ from server.evaluation import (
     FIGURES,
     all_answers,
     count_routes,
+    evaluated,
+    of_all,
     results_of,
-    tasks_wanted,
     weighted,
     withdraw,
 )
 from server.federation.exchange import results
 from server.federation.federation import Federation
 from server.federation.gathering import gather
-from server.learning import add_importance, check_strategy, images_in, mean_correction
+from server.learning import add_importance, added, check_strategy, for_trainers, images_in, mean_correction
 from server.run.run_folder import RunFolder
 from server.unlearning import purge
 
@@ -69,11 +68,7 @@ AVERAGED = ("fedavg", "fedprox")
 
 
 def serve_members(
-    grid: Grid,
-    scenario: Scenario,
-    folder: RunFolder,
-    register: Path | None,
-    box: Path,
+    grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None, box: Path
 ) -> None:
     """Answer the questions in `box` for the institutions of `scenario`, until a file `stop` lies there.
 
@@ -85,25 +80,35 @@ def serve_members(
 
     Raises:
         ScenarioError: the scenario does not say that the server is a relay.
-        RunError: `stop` is there already.
+        RunError: `box` is no folder, or `stop` is there already. The last event states the reason.
     """
-    if not scenario.relayed:
-        raise ScenarioError(
-            "relayed: expected true, because members approve that sums go to another server, found false"
-        )
-    post = PostBox(box)
+    with folder.telling_failures():
+        if not scenario.relayed:
+            raise ScenarioError(
+                "relayed: expected true, because members approve that sums go to another server, found false"
+            )
+        post = post_in(box)
+        folder.write_json("scenario.json", scenario.model_dump(mode="json"))
+        federation = Federation(grid, scenario, folder, register)
+        folder.event("start", f"{scenario.name}: answers in {box} for its institutions")
+        folder.write_json("relay.json", federation.counters.as_dict())
+        while not post.stopped:
+            for asked in post.questions():
+                post.answer(asked, answered(federation, asked))
+                folder.write_json("relay.json", federation.counters.as_dict())
+            time.sleep(LOOK_SECONDS)
+        folder.event("end", f"ended by {box / STOP}")
+
+
+def post_in(box: Path) -> PostBox:
+    """The box in a folder. Raises RunError if it is none, or if `stop` is there already."""
+    try:
+        post = PostBox(box)
+    except OSError as error:
+        raise RunError(f"expected a folder of questions at {box}, found: {error.strerror}") from error
     if post.stopped:
         raise RunError(f"expected no file {box / STOP}, which ends a relay; delete it and start again")
-    folder.write_json("scenario.json", scenario.model_dump(mode="json"))
-    federation = Federation(grid, scenario, folder, register)
-    folder.event("start", f"{scenario.name}: answers in {box} for its institutions")
-    folder.write_json("relay.json", federation.counters.as_dict())
-    while not post.stopped:
-        for asked in post.questions():
-            post.answer(asked, answered(federation, asked))
-            folder.write_json("relay.json", federation.counters.as_dict())
-        time.sleep(LOOK_SECONDS)
-    folder.event("end", f"ended by {box / STOP}")
+    return post
 
 
 def answered(federation: Federation, asked: Asked) -> Payload:
@@ -133,10 +138,7 @@ def word_for(error: Exception) -> Outcome:
 
 
 def find_members(federation: Federation) -> None:
-    """Find all members again.
-
-    Raises RunError, and RefusalError (members-missing; bad-data if a relay cannot stand for them).
-    """
+    """Find all members again. Raises RunError, and RefusalError (members-missing, bad-data)."""
     scenario = federation.scenario
     if method_of(scenario.method).pools or scenario.training.strategy not in AVERAGED or scenario.own_streams:
         raise RefusalError(
@@ -161,18 +163,13 @@ def find_members(federation: Federation) -> None:
 
 def members(federation: Federation, question: Payload) -> MembersReply:
     """All members together."""
-    directory = federation.directory
-    holdings = {
-        task: Holding(*(sum(counts) for counts in zip(*held_in(federation, task), strict=True)))
-        for task in federation.tasks
+    directory, known = federation.directory, federation.members.values()
+    held = {task: [m.holdings[task] for m in known if task in m.holdings] for task in federation.tasks}
+    together = {
+        task: Holding(*(sum(getattr(one, part) for one in of_task) for part in ("train", "val", "test")))
+        for task, of_task in held.items()
     }
-    return MembersReply(len(directory.members), directory.backbone, directory.preprocessing, holdings)
-
-
-def held_in(federation: Federation, task: str) -> list[tuple[int, int, int]]:
-    """(training, validation, test) images of each member that holds the task."""
-    held = (member.holdings[task] for member in federation.members.values() if task in member.holdings)
-    return [(holding.train, holding.val, holding.test) for holding in held]
+    return MembersReply(len(directory.members), directory.backbone, directory.preprocessing, together)
 
 
 def align(federation: Federation, question: Payload) -> AlignReply:
@@ -184,22 +181,17 @@ def align(federation: Federation, question: Payload) -> AlignReply:
     job = request.job
     if request.again and any(member.policy.leaves_at for member in federation.members.values()):
         # Only the server above knows the stage in which the task is learned again.
-        raise RefusalError(
-            Outcome.MEMBERS_MISSING, "a member that leaves may have left when a task is learned again"
-        )
+        raise RefusalError(Outcome.MEMBERS_MISSING, "learned again: a member that leaves may have left")
     trainers = method_of(scenario.method).trainers(federation.cohort(job.stage, job.stage))
-    for name, member in federation.members.items():
-        held = tuple(task for task in request.trains_on if trains(member.holdings, task))
+    holders = {task: federation.holders(task, "train") for task in request.trains_on}
+    for name in federation.members:
+        held = tuple(task for task in request.trains_on if name in holders[task])
         if held != trainers.get(name, ()):
             raise RefusalError(
                 Outcome.MEMBERS_MISSING, f"{name}: trains on {trainers.get(name, ())}, expected {held}"
             )
     check_strategy(federation, job.task, trainers)
-    own = (job.task,)
-    requests = {
-        name: replace(request, job=replace(job, institution=name), tasks=() if tasks == own else tasks)
-        for name, tasks in trainers.items()
-    }
+    requests = for_trainers(request, trainers)
     start = request.layer or first_layer(scenario, job.task)
     gathered = gather(federation, requests, AlignReply)
     complete(requests, gathered.names, "trained", gathered.unwilling, Outcome.ADAPTER_NOT_SHARED)
@@ -219,7 +211,7 @@ def align(federation: Federation, question: Payload) -> AlignReply:
 def describe(federation: Federation, question: Payload) -> RouterReply:
     """The task's router of all members, finished or as sufficient statistics. Raises RefusalError."""
     request, spec = RouterRequest.of(question), federation.scenario.router
-    names = holders_of(federation, request.job.task)
+    names = federation.holders(request.job.task, "train")
     asked = replace(request, alone=request.alone and len(names) == 1)
     replies = asked_all(federation, asked, names, RouterReply)
     if asked.alone:
@@ -243,14 +235,8 @@ def describe(federation: Federation, question: Payload) -> RouterReply:
 def calibrate(federation: Federation, question: Payload) -> CalibrateReply:
     """The members' histograms of held-out scores, added up. Raises RefusalError."""
     request = CalibrateRequest.of(question)
-    names = holders_of(federation, request.job.task)
+    names = federation.holders(request.job.task, "train")
     return CalibrateReply(added(asked_all(federation, request, names, CalibrateReply)))
-
-
-def added(scored: Sequence[CalibrateReply]) -> NDArray[np.int64]:
-    """The sum of histograms."""
-    counts: NDArray[np.int64] = np.sum([reply.histogram for reply in scored], axis=0)
-    return counts
 
 
 def evaluate(federation: Federation, question: Payload) -> EvaluateReply:
@@ -263,26 +249,15 @@ def evaluate(federation: Federation, question: Payload) -> EvaluateReply:
     bank = bank_of(federation)
     withdraw(federation, bank, bank.tasks[request.known :])
     bank = updated_copy(bank.folder, request.known, request.entries, request.bank)
-    wanted = tasks_wanted(federation.scenario, stage, federation.tasks)
-    held = {name: member.holdings for name, member in federation.members.items()}
-    names = [name for name in federation.present(stage) if not wanted.isdisjoint(held[name])]
-    answers = all_answers(federation, stage, bank, request.candidates, names)
+    answers = all_answers(federation, stage, bank, request.candidates, evaluated(federation, stage))
     replies = results(answers)
-    told = scores_of_all(federation, replies)
+    testers = {task: names for task in federation.tasks if (names := federation.testers(task))}
+    told = of_all({task: results_of(task, names, replies) for task, names in testers.items()}, testers)
     if not told:
         silent = bool(answers) and all(answer.ok or answer.refused for answer in answers.values())
         word = Outcome.METRICS_NOT_SHARED if silent else Outcome.MEMBERS_MISSING
         raise RefusalError(word, f"stage {stage}: of no task all members told their scores")
     return added_up(told, list(replies.values()))
-
-
-def scores_of_all(
-    federation: Federation, replies: Mapping[str, EvaluateReply]
-) -> dict[str, list[TaskResult]]:
-    """By task, the results of all members with test images; without tasks of which one is missing."""
-    testers = {task: federation.testers(task) for task in federation.tasks}
-    told = {task: results_of(task, names, replies) for task, names in testers.items()}
-    return {task: of_task for task, of_task in told.items() if of_task and len(of_task) == len(testers[task])}
 
 
 def added_up(told: Mapping[str, list[TaskResult]], replies: Sequence[EvaluateReply]) -> EvaluateReply:
@@ -292,14 +267,13 @@ def added_up(told: Mapping[str, list[TaskResult]], replies: Sequence[EvaluateRep
     return EvaluateReply(
         {task: joined(of_task) for task, of_task in told.items()},
         None if None in passes else sum(count or 0 for count in passes),
-        {task: total(parts) for task in told if (parts := margins_in(replies, task))},
+        {
+            task: total(parts)
+            for task in told
+            if (parts := [reply.margins[task] for reply in replies if task in reply.margins])
+        },
         any(verdicts) if verdicts else None,
     )
-
-
-def margins_in(replies: Iterable[EvaluateReply], task: str) -> list[NDArray[np.int64]]:
-    """The histograms of one task."""
-    return [reply.margins[task] for reply in replies if task in reply.margins]
 
 
 def joined(of_task: Sequence[TaskResult]) -> TaskResult:
@@ -338,16 +312,6 @@ ANSWERS: dict[str, Callable[[Federation, Payload], Message]] = {
 def bank_of(federation: Federation) -> Bank:
     """The relay's copy of the bank, from which its members are sent entries."""
     return Bank.open(federation.folder.path / "bank", create=True)
-
-
-def trains(holdings: Mapping[str, Holding], task: str) -> bool:
-    """Whether a member has training images of the task."""
-    return task in holdings and holdings[task].train > 0
-
-
-def holders_of(federation: Federation, task: str) -> list[str]:
-    """The members with training images of the task."""
-    return [name for name, member in federation.members.items() if trains(member.holdings, task)]
 
 
 def asked_all(federation: Federation, request: R, names: Sequence[str], reply: type[A]) -> tuple[A, ...]:

@@ -6,7 +6,6 @@ evaluates all institutions.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -34,12 +33,8 @@ def run_stream(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path
     Raises:
         CasamError: a RunError or ScenarioError. Files on disk stay intact; the last event states the reason.
     """
-    try:
+    with folder.telling_failures():
         run_stages(grid, scenario, folder, register)
-    except Exception as error:
-        with contextlib.suppress(OSError):  # for example a full disk
-            folder.event("failed", f"failed: {error}", error=type(error).__name__, reason=str(error))
-        raise
 
 
 def run_stages(grid: Grid, scenario: Scenario, folder: RunFolder, register: Path | None) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from casam_core.config.scenario import Scenario
 from casam_core.config.site_file import read_site_file, simulated_task
-from casam_core.errors import RunError, RunInputError
+from casam_core.errors import RunError, RunInputError, ScenarioError
 from casam_core.protocol.fingerprint import ROOT
 from casam_core.protocol.register import REGISTER, SIGNING_KEY, Keys, Register, new_signing_key, public_hex
 from casam_core.protocol.relayed import STOP
@@ -84,40 +84,52 @@ def deploy_local(scenario: Scenario, order: DeployOrder, console: Console) -> Pa
             f"--relay: expected an institution of {scenario.name}, found {strangers[0]}; name the one that "
             "stands for others"
         )
-    relays = {name: prepared(members, data_root) for name, members in order.relays.items()}
+    relays = {name: prepared(scenario, members, data_root) for name, members in order.relays.items()}
     scenario, folder = prepare(scenario, data_root, order.out, console)
-    homes = {
-        site.name: order.sites.expanduser().resolve() / site.name
-        if order.sites
-        else folder / "institutions" / site.name / "private"
-        for site in scenario.institutions
-    }
-    place = Deployed(scenario, folder, homes, data_root)
+    sites = order.sites.expanduser().resolve() if order.sites else None
+    place = Deployed(scenario, folder, data_root, sites)
     with live_view(console) as show, logged(show, folder / "flower.log") as on_line:
         run_deployed(place, relays, on_line)
     return folder
 
 
-def prepared(members: Scenario, data_root: Path | None) -> Scenario:
+def prepared(above: Scenario, members: Scenario, data_root: Path | None) -> Scenario:
     """The scenario of a relay's members with its public files; reads all data. Raises CasamError."""
+    if not members.relayed:
+        raise ScenarioError(f"--relay: expected relayed = true in {members.name}, which its members approve")
+    if members.common_digest() != above.common_digest():
+        raise ScenarioError(
+            f"--relay: expected {members.name} and {above.name} to differ in institutions, deadlines, "
+            "participation and admission only; compare their other keys"
+        )
+    members = with_absolute_checkpoint(members, data_root)
     preflight(members, data_root)
-    return with_library(with_frame(with_absolute_checkpoint(members, data_root)))
+    return with_library(with_frame(members))
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A scenario and its places. homes: by institution."""
+    """A scenario and its places. folder: of the run. sites: of the homes; by default in that of the run."""
 
     scenario: Scenario
     folder: Path
-    homes: Mapping[str, Path]
     data_root: Path | None
+    sites: Path | None
+
+    @property
+    def homes(self) -> dict[str, Path]:
+        """By institution, its home."""
+        return {
+            site.name: self.sites / site.name
+            if self.sites
+            else self.folder / "institutions" / site.name / "private"
+            for site in self.scenario.institutions
+        }
 
     def behind(self, relay: str, members: Scenario) -> Deployed:
         """The members of one of the institutions, which is a relay."""
-        folder = self.folder / "relays" / relay
-        homes = {site.name: folder / "institutions" / site.name / "private" for site in members.institutions}
-        return Deployed(members, folder, homes, self.data_root)
+        sites = self.sites / relay / "members" if self.sites else None
+        return Deployed(members, self.folder / "relays" / relay, self.data_root, sites)
 
 
 def run_deployed(here: Deployed, relays: Mapping[str, Scenario], on_line: View) -> None:
@@ -125,10 +137,11 @@ def run_deployed(here: Deployed, relays: Mapping[str, Scenario], on_line: View) 
 
     relays: by institution that is a relay, the scenario of its members.
     """
-    boxes = {name: here.homes[name] / "relay" for name in relays}
+    groups = {name: here.behind(name, members) for name, members in relays.items()}
+    boxes = {name: group.folder / "questions" for name, group in groups.items()}
     with terminable(), contextlib.ExitStack() as stack:
-        for name, members in relays.items():
-            stack.enter_context(served_by_members(here.behind(name, members), boxes[name], on_line))
+        for name, group in groups.items():
+            stack.enter_context(served_by_members(group, boxes[name], on_line))
         network = stack.enter_context(running_network(here, boxes, on_line))
         settings = app_settings(here.scenario, here.folder, network.register)
         run = submit(network.link, network.app, settings, on_line)

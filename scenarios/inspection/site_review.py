@@ -94,6 +94,11 @@ RELAYED = (
 )
 
 
+UNCOUNTED = (
+    "How many images they have is known during a run; the bits below are those of one image in each part."
+)
+
+
 def opened(place: Place, tasks: Sequence[str]) -> dict[str, TaskData]:
     """The site's data of these tasks; images are counted, not read."""
     found = {}
@@ -123,10 +128,13 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
     state = "not approved" if given is None else f"approved on {given.time}"
     if given is not None and given.withdrawn:
         state = f"approval withdrawn on {given.withdrawn}"
-    counts = [
+    part = [
         f"{task}: {held.train} images for training, {held.val} for validation, {held.test} for testing"
         for task, held in sender.holdings.items()
     ]
+    if place.site.relay is not None:
+        held = ", ".join(sender.holdings) or "no task"
+        part = [f"a relay, which stands for its members: {held}. {UNCOUNTED}"]
     others = [spec.name for spec in scenario.institutions if spec.name != place.institution]
     own = scenario.institution(place.institution).stream
     return [
@@ -140,9 +148,7 @@ def about(place: Place, scenario: Scenario, sender: Sender) -> list[Block]:
         *library_note(scenario),
         *([] if own is None else [f"This site learns them in an order of its own: {', '.join(own)}."]),
         "This site's part, by its own site file:",
-        [f"a relay, which stands for its members: {', '.join(sender.holdings) or 'no task'}"]
-        if place.site.relay is not None
-        else counts or ["no task"],
+        part or ["no task"],
     ]
 
 

@@ -112,11 +112,14 @@ class Federation:
 
     def testers(self, task: str) -> list[str]:
         """Institutions with images of `task` to evaluate on, absent ones too, in the scenario's order."""
-        split = self.scenario.evaluation.split
+        return self.holders(task, self.scenario.evaluation.split)
+
+    def holders(self, task: str, part: str) -> list[str]:
+        """The same for another part of the split: train, val or test."""
         return [
             name
             for name, member in self.members.items()
-            if task in member.holdings and getattr(member.holdings[task], split) > 0
+            if task in member.holdings and getattr(member.holdings[task], part) > 0
         ]
 
     def cohort(self, stage: int, now: int) -> Cohort:

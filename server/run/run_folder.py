@@ -15,9 +15,10 @@ institutions/<name>/private/   written by the institutions of a simulation; the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ class RunFolder:
         append_event(self.path, event, **facts)
         if line is not None:
             print(f"casam | server | {plain(line, LONGEST_LINE)}", flush=True)
+
+    @contextlib.contextmanager
+    def telling_failures(self) -> Iterator[None]:
+        """During the with-block, an error becomes the last event, with its reason; it is raised again."""
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(OSError):  # for example a full disk
+                self.event("failed", f"failed: {error}", error=type(error).__name__, reason=str(error))
+            raise
 
     def sync_events(self) -> None:
         """On return, all events so far are on disk."""

@@ -82,6 +82,7 @@ def test_a_run_through_a_relay_has_the_matrix_of_a_run_without(
     assert events(below, "not-relayed") == []
     assert {event["institution"] for event in events(below, "answer")} == {"east", "west"}
     assert not list((run / "institutions" / "north").rglob("*.question")), "no question is left"
+    assert not list(run.rglob("*.question"))
     assert events(run, "mirror-missed") == []
     sent, (entry,) = events(run, "traffic")[-1]["down"], mirror.iterdir()
     assert sent["north"] - sent["south"] > 0.9 * entry.stat().st_size, "south was sent the entry's name"

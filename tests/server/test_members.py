@@ -14,7 +14,7 @@ from casam_core.bank.bank import Bank, bank_digest
 from casam_core.bank.entry_file import digest_of
 from casam_core.config.participation import DeadlineSpec, ParticipationSpec
 from casam_core.config.policy import Policy
-from casam_core.errors import RunError, ScenarioError
+from casam_core.errors import CasamError, RunError, ScenarioError
 from casam_core.protocol.messages import (
     AlignReply,
     AlignRequest,
@@ -195,6 +195,21 @@ def test_a_scenario_must_say_that_its_server_is_a_relay_and_then_no_run_begins(r
         serve_members(relay.grid, plain, RunFolder(relay.path / "a"), None, relay.path / "box")
     with pytest.raises(ScenarioError, match="casam deploy run"):
         run_stream(relay.grid, relay.scenario, RunFolder(relay.path / "b"))
+
+
+def test_a_relay_that_cannot_begin_leaves_its_reason_in_the_run_folder(relay: Members) -> None:
+    """There `casam deploy run` finds it; Flower itself says only that the run failed."""
+    relay.path.mkdir(exist_ok=True)
+    (relay.path / "box").write_text("no folder")
+    for name, scenario, reason in (
+        ("a", relay.scenario, "expected a folder of questions"),
+        ("b", relay.scenario.model_copy(update={"relayed": False}), "relayed: expected true"),
+    ):
+        folder = RunFolder(relay.path / name)
+        with pytest.raises(CasamError, match=reason):
+            serve_members(relay.grid, scenario, folder, None, relay.path / "box")
+        (failed,) = events(folder.path, "failed")
+        assert reason in failed["reason"]
 
 
 def test_a_file_stop_of_an_earlier_day_is_named(relay: Members) -> None:
